@@ -1,0 +1,96 @@
+"""The parent's end of one engine process: spawn it, write and read messages, see it end.
+
+Knows nothing of requests or restarts; `engine/client.py` decides what a message or a death means.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from engine.messages import HEADER, FromEngine, ToEngine, frame, frame_size, read_from_engine
+
+EXIT_GRACE = 5.0  # seconds from the closed socket to a kill
+_READ_LIMIT = 1024 * 1024  # bytes buffered before the socket is left to fill
+
+
+class Child:
+    """A running engine process, made by `spawn`."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._process, self._reader, self._writer = process, reader, writer
+
+    @classmethod
+    async def spawn(cls, command: Sequence[str]) -> "Child":
+        """Start `command` with the number of its socket as last argument. Raises `OSError` if that is impossible."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with theirs:  # ours must be the only copy on this side, or the child's death would not be seen
+                descriptor = theirs.fileno()
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    str(descriptor),
+                    pass_fds=(descriptor,),
+                    env=_environment(),
+                    stdin=asyncio.subprocess.DEVNULL,
+                )
+            reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_READ_LIMIT)
+        except BaseException:
+            ours.close()  # a child that did start ends when it reads this
+            raise
+        return cls(process, reader, writer)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def send(self, message: ToEngine) -> None:
+        """Queue a message. One for a child that is gone is dropped: its death is seen by whoever reads.
+
+        Raises:
+            FrameError: the message is too large.
+        """
+        data = frame(message)
+        if not self._writer.is_closing():
+            self._writer.write(data)
+
+    async def messages(self) -> AsyncIterator[FromEngine]:
+        """What the child says, until it closes the socket. Raises `FrameError` if it does not make sense."""
+        # A death in the middle of a frame is no different from one between two frames.
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                size = frame_size(HEADER.unpack(await self._reader.readexactly(HEADER.size))[0])
+                yield read_from_engine(await self._reader.readexactly(size))
+
+    def kill(self) -> None:
+        """End the process at once."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def close(self) -> int:
+        """Close the socket, wait for the process, kill it if that takes too long; returns its exit status."""
+        self._writer.transport.abort()
+        try:
+            return await asyncio.wait_for(self._process.wait(), EXIT_GRACE)
+        except TimeoutError:
+            self.kill()
+            return await self._process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """The child's environment: ours, with what must be set before torch is imported."""
+    environment = dict(os.environ)
+    # An OpenMP thread that waits spins; with a busy neighbour that costs two thirds of the throughput.
+    environment.setdefault("GOMP_SPINCOUNT", "2000")
+    # The child must run the code that the parent runs, wherever the command was started.
+    paths = [str(Path(__file__).resolve().parent.parent), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return environment

@@ -1,0 +1,237 @@
+"""The HTTP process's view of the engine: keeps an engine process alive and turns its messages into streams.
+
+Knows nothing of models, scheduling or HTTP. Whatever happens to the child, every running request ends: with its last
+event, or with an exception.
+"""
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Literal
+
+from engine.child import Child
+from engine.messages import Abort, Failed, FrameError, FromEngine, Ready, Rejected, Report, Start, Stop, Submit
+from engine.types import EngineInfo, EngineSettings, Request, StepReport, TokenEvent
+from model.errors import EngineDown, GenerationFailed, InvalidRequest, MoedialError
+
+log = logging.getLogger(__name__)
+
+State = Literal["loading", "ready", "restarting", "failed", "stopped"]
+Stream = asyncio.Queue[TokenEvent | MoedialError]
+
+COMMAND = (sys.executable, "-m", "engine.process")
+FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds before a restart; who served for the longest starts over at the first
+
+_WHY_DOWN: dict[State, str] = {
+    "loading": "the model is still loading",
+    "restarting": "the engine is restarting",
+    "failed": "the model could not be loaded",
+    "stopped": "the engine is stopped",
+}
+
+
+class EngineClient:
+    """One engine process and the requests that run in it. Use from one event loop only.
+
+    `on_report` sees every step's report before its events are delivered. `command` starts the child; the number of a
+    file descriptor is appended to it. `failure` says why the last load failed, `restarts` counts new processes.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        on_report: Callable[[StepReport], None] | None = None,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        self.settings, self.on_report = settings, on_report
+        self.state: State = "stopped"
+        self.info: EngineInfo | None = None  # of the last process that loaded, kept while the next one does
+        self.failure: str | None = None
+        self.restarts = 0
+        self._command = tuple(command)
+        self._child: Child | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._ready_at: float | None = None
+        self._stopping = asyncio.Event()
+        self._changed = asyncio.Event()
+        # None: the reader has left, but the engine has not confirmed the end; the id is still taken.
+        self._streams: dict[str, Stream | None] = {}
+
+    @property
+    def pid(self) -> int | None:
+        """The engine process, if there is one."""
+        return self._child.pid if self._child else None
+
+    async def start(self) -> None:
+        """Begin to load and return at once; `ready` waits. A client starts only once."""
+        if self._supervisor is not None:
+            raise RuntimeError("an engine client starts only once")
+        self._change("loading")
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine supervisor")
+
+    async def ready(self, timeout: float | None = None) -> EngineInfo:
+        """Wait until requests can be served.
+
+        Raises:
+            EngineDown: that is not so after `timeout` seconds, or never will be.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while self.state in ("loading", "restarting"):
+                    await self._changed.wait()
+        except TimeoutError:
+            raise EngineDown(f"the engine was not ready within {timeout} seconds") from None
+        if self.state != "ready" or self.info is None:
+            raise self._down()
+        return self.info
+
+    async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
+        """Run a request and yield its events, the last one with `finish`. Closing the generator early aborts it.
+
+        Raises:
+            EngineDown: the engine takes no work now.
+            InvalidRequest: it can never be served, or its id is taken.
+            GenerationFailed: the engine process ended while the request ran.
+        """
+        if self.state != "ready" or self._child is None:
+            raise self._down()
+        if request.id in self._streams:
+            raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
+        try:
+            self._child.send(Submit((request,)))
+        except FrameError as error:
+            raise InvalidRequest(f"the request is too large: {error}") from error
+        stream: Stream = asyncio.Queue()
+        self._streams[request.id] = stream
+        try:
+            while True:
+                item = await stream.get()
+                if isinstance(item, MoedialError):
+                    raise item
+                yield item
+                if item.finish is not None:
+                    return
+        finally:
+            if self._streams.get(request.id) is stream:
+                self._leave(request.id)
+
+    async def stop(self, timeout: float = 10.0) -> None:
+        """Take no more requests, let the running ones end for up to `timeout` seconds, then kill the process.
+
+        A second call does not wait: it kills.
+        """
+        serving = self.state == "ready"
+        self._stopping.set()
+        self._change("stopped")
+        if self._supervisor is None:
+            return
+        if self._child is not None:
+            if serving:
+                self._child.send(Stop())
+            else:
+                self._child.kill()
+        await asyncio.wait({self._supervisor}, timeout=timeout)
+        if self._child is not None:
+            self._child.kill()
+        await asyncio.wait({self._supervisor})
+
+    async def _supervise(self) -> None:
+        """Run one process after the other, until told to stop or a load fails for good."""
+        delay = FIRST_DELAY
+        try:
+            while not self._stopping.is_set():
+                served = await self._run_child()
+                if self.state in ("failed", "stopped"):
+                    return
+                delay = FIRST_DELAY if served >= LONGEST_DELAY else delay
+                log.error("the engine process ended; the next one starts in %.1f s", delay)
+                if not await self._stopped_within(delay):
+                    self.restarts += 1
+                delay = min(2 * delay, LONGEST_DELAY)
+        except Exception:
+            log.exception("the engine supervisor failed")
+            self._lose("failed")
+
+    async def _run_child(self) -> float:
+        """One process from start to end; returns for how many seconds it could serve."""
+        self._ready_at = None
+        try:
+            child = await Child.spawn(self._command)
+        except OSError:
+            log.exception("the engine process could not be started")
+            self._lose("restarting")
+            return 0.0
+        self._child = child
+        try:
+            child.send(Start(self.settings))
+            if self._stopping.is_set():
+                child.kill()
+            async for message in child.messages():
+                self._receive(message)
+        except FrameError as error:
+            log.error("the engine process sent nonsense: %s", error)
+        finally:
+            served = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
+            # What loaded once may load again: only a first load can fail for good.
+            self._lose("failed" if self.failure is not None and self.info is None else "restarting")
+            log.info("engine process %d ended with status %d", child.pid, await child.close())
+            self._child = None
+        return served
+
+    def _receive(self, message: FromEngine) -> None:
+        match message:
+            case Ready(info):
+                self.info, self.failure, self._ready_at = info, None, time.monotonic()
+                self._change("ready")
+            case Failed(reason):
+                self.failure = reason
+            case Rejected(request_id, reason, param, code):
+                self._deliver(request_id, InvalidRequest(reason, param, code), last=True)
+            case Report(report):
+                self._observe(report)
+                for event in report.events:
+                    self._deliver(event.request_id, event, last=event.finish is not None)
+
+    def _observe(self, report: StepReport) -> None:
+        if self.on_report is None:
+            return
+        try:
+            self.on_report(report)
+        except Exception:
+            log.exception("the report hook failed")  # statistics must not stop answers
+
+    def _deliver(self, request_id: str, item: TokenEvent | MoedialError, *, last: bool) -> None:
+        stream = self._streams.pop(request_id, None) if last else self._streams.get(request_id)
+        if stream is not None:
+            stream.put_nowait(item)
+
+    def _leave(self, request_id: str) -> None:
+        self._streams[request_id] = None
+        if self._child is not None:
+            self._child.send(Abort((request_id,)))
+
+    def _lose(self, state: State) -> None:
+        """There is no engine now: every running request ends."""
+        self._change(state)
+        why = "the engine was stopped" if self.state == "stopped" else "the engine process ended"
+        for request_id in list(self._streams):
+            self._deliver(request_id, GenerationFailed(f"{why} while the request was running"), last=True)
+
+    def _change(self, state: State) -> None:
+        self.state = "stopped" if self._stopping.is_set() else state
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._stopping.wait()
+        except TimeoutError:
+            return False
+
+    def _down(self) -> EngineDown:
+        reason = _WHY_DOWN.get(self.state, "the engine is not running")
+        return EngineDown(f"{reason}: {self.failure}" if self.state == "failed" and self.failure else reason)

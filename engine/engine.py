@@ -1,0 +1,104 @@
+"""The engine: a scheduler and a runner, one step at a time. `step` reads like the definition of continuous batching.
+
+Synchronous, knows no process and no socket: tests and benchmarks use it directly. A fault of the runner ends the
+requests of that step and nothing else.
+"""
+
+import logging
+import time
+
+from engine.plan import NO_WORK, Plan, Runner, Sampled, Work, sample_count
+from engine.scheduler import Scheduler
+from engine.types import Request, StepReport, StepStats, TokenEvent
+from model.errors import EngineDown
+
+log = logging.getLogger(__name__)
+
+Outcome = tuple[list[TokenEvent], Work]
+
+
+class Engine:
+    """Runs requests to their end. Not thread-safe: one loop calls everything."""
+
+    def __init__(self, runner: Runner, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self._runner = runner
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do or report anything."""
+        return self.scheduler.has_work
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            InvalidRequest: it could never be served.
+        """
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its blocks are free on return and its last event is in the next step's report."""
+        self.scheduler.abort(request_id)
+
+    def step(self) -> StepReport:
+        """Schedule, run, commit.
+
+        Raises:
+            EngineDown: the runner has lost its device; only a new process can help. Nothing else is raised.
+        """
+        started = time.perf_counter()
+        plan: Plan = ()
+        try:
+            plan = self.scheduler.schedule()
+            read = sum(max(0, min(chunk.length, chunk.sequence.prompt_length - chunk.start)) for chunk in plan)
+            events, work = self._run(plan)
+            if not plan and not events and self.has_work:
+                raise RuntimeError("there is work, but nothing could be scheduled")
+        except EngineDown:
+            raise
+        except Exception:
+            # Nobody may wait for ever, and a broken bookkeeping cannot be trusted with anyone's blocks.
+            log.exception("the scheduler failed; every request ends and the cache is emptied")
+            events, work, read = self.scheduler.reset("the engine failed and had to start afresh"), NO_WORK, 0
+        return StepReport(tuple(events), self._stats(plan, events, work, read, time.perf_counter() - started))
+
+    def _run(self, plan: Plan) -> Outcome:
+        sampled: tuple[Sampled, ...] = ()
+        work = NO_WORK
+        if plan:
+            try:
+                result = self._runner.run(plan)
+                sampled, work = result.sampled, result.work
+                if len(sampled) != sample_count(plan):
+                    raise ValueError(
+                        f"the plan samples {sample_count(plan)} tokens, the runner returned {len(sampled)}"
+                    )
+            except EngineDown:
+                raise
+            except Exception as error:
+                log.exception("a step of %d sequences failed", len(plan))
+                # The class name tells an operator what to look for; the text of a foreign exception may tell too much.
+                message = f"the model failed while computing this request ({type(error).__name__})"
+                return self.scheduler.fail(plan, message), NO_WORK
+        return self.scheduler.commit(plan, sampled), work
+
+    def _stats(self, plan: Plan, events: list[TokenEvent], work: Work, read: int, seconds: float) -> StepStats:
+        scheduler = self.scheduler
+        return StepStats(
+            seconds=seconds,
+            prompt_tokens=read,
+            generated_tokens=sum(event.token is not None for event in events),
+            routed_pairs=work.routed_pairs,
+            trained_pairs=work.trained_pairs,
+            distinct_experts=work.distinct_experts,
+            mixed=len({chunk.sequence.request.budget for chunk in plan}) > 1,
+            load_imbalance=work.load_imbalance,
+            preemptions=scheduler.counts.preemptions,
+            prefix_queries=scheduler.counts.prefix_queries,
+            prefix_hits=scheduler.counts.prefix_hits,
+            running=scheduler.running,
+            waiting=scheduler.waiting,
+            blocks_used=scheduler.blocks.used,
+            blocks_total=scheduler.blocks.total,
+        )

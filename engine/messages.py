@@ -1,0 +1,113 @@
+"""The wire between the HTTP process and the engine process: tagged msgpack messages in frames of bounded size.
+
+A frame is a 4-byte little-endian length and that many bytes. Both ends are ours, yet what arrives is decoded into the
+declared types or refused: nothing that arrives can name code to run.
+"""
+
+import struct
+from typing import TypeVar
+
+import msgspec
+
+from engine.types import EngineInfo, EngineSettings, Request, StepReport
+
+MAX_FRAME = 64 * 1024 * 1024  # bytes; a request with a prompt of ten million tokens still fits
+HEADER = struct.Struct("<I")
+
+
+class Start(msgspec.Struct, frozen=True, tag="start"):
+    """First message to the child: what to load."""
+
+    settings: EngineSettings
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """Queue these requests, in this order."""
+
+    requests: tuple[Request, ...]
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """End these requests; unknown ids are ignored."""
+
+    ids: tuple[str, ...]
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Finish what was submitted, then exit."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The model is loaded; requests may follow."""
+
+    info: EngineInfo
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The model cannot be loaded, for a reason that another try would not change."""
+
+    message: str
+
+
+class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
+    """One request was refused; the fields are those of `InvalidRequest`."""
+
+    request_id: str
+    message: str
+    param: str | None
+    code: str
+
+
+class Report(msgspec.Struct, frozen=True, tag="report"):
+    """What one step did."""
+
+    report: StepReport
+
+
+ToEngine = Start | Submit | Abort | Stop
+FromEngine = Ready | Failed | Rejected | Report
+Message = TypeVar("Message")
+
+_TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_FROM_ENGINE: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+
+
+class FrameError(Exception):
+    """The other end sent something that is no message, or more than a frame may hold."""
+
+
+def frame(message: ToEngine | FromEngine) -> bytes:
+    """One message as bytes.
+
+    Raises:
+        FrameError: it is larger than `MAX_FRAME`, or holds an integer of more than 64 bits.
+    """
+    try:
+        payload = msgspec.msgpack.encode(message)
+    except OverflowError as error:
+        raise FrameError("a message holds an integer of more than 64 bits") from error
+    return HEADER.pack(frame_size(len(payload))) + payload
+
+
+def frame_size(size: int) -> int:
+    """The size itself, if a frame may be so large; `FrameError` otherwise."""
+    if size > MAX_FRAME:
+        raise FrameError(f"a frame of {size} bytes; the limit is {MAX_FRAME}")
+    return size
+
+
+def read_to_engine(payload: bytes) -> ToEngine:
+    """Decode what the HTTP process sent; `FrameError` if it is no such message."""
+    return _decode(_TO_ENGINE, payload)
+
+
+def read_from_engine(payload: bytes) -> FromEngine:
+    """Decode what the engine process sent; `FrameError` if it is no such message."""
+    return _decode(_FROM_ENGINE, payload)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[Message], payload: bytes) -> Message:
+    try:
+        return decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"a frame that is no message: {error}") from error

@@ -1,0 +1,282 @@
+"""Continuous batching: which tokens of which sequences the next step computes, and what its results mean.
+
+First come, first served. Running sequences are kept in order of arrival, so decodes come before the one prompt that may
+be partly read, and the youngest is the one to give way when memory runs out. No tensors, no processes.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from engine.blocks import BlockManager
+from engine.plan import Chunk, Plan, Sampled, sample_count
+from engine.sequence import Sequence
+from engine.types import Finish, Logprob, Request, TokenEvent
+from model.errors import InvalidRequest
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened while one plan was made; the meanings are those of `StepStats`."""
+
+    preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+
+class Scheduler:
+    """Plans steps over at most `max_running` sequences and `max_step_tokens` tokens a step.
+
+    With `chunked=False` (mixtures that mix tokens) a prompt is read whole and a preempted sequence is recomputed just
+    as it was first computed: the prompt in one chunk, then token by token. Such a prompt may exceed `max_step_tokens`,
+    as the only prompt of its step.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        max_running: int,
+        max_step_tokens: int,
+        max_model_len: int,
+        chunked: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not 1 <= max_running <= max_step_tokens:
+            raise ValueError(
+                f"max_step_tokens ({max_step_tokens}) must be at least max_running ({max_running}), 1 or more"
+            )
+        if blocks.prefix_cache and not chunked:
+            raise ValueError("a model that must read prompts whole cannot use a prefix cache")
+        self.blocks = blocks
+        self.max_running, self.max_step_tokens, self.max_model_len = max_running, max_step_tokens, max_model_len
+        self.counts = Counts()  # of the last plan
+        self._chunked, self._clock = chunked, clock
+        self._waiting: OrderedDict[str, Sequence] = OrderedDict()
+        self._running: OrderedDict[str, Sequence] = OrderedDict()
+        self._planned: set[str] = set()  # in the plan that is not committed yet
+        self._doomed: set[str] = set()  # of these, aborted: they end with the commit
+        self._events: list[TokenEvent] = []  # ends that no commit has reported yet
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold blocks."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences in the queue, preempted ones included."""
+        return len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or report anything."""
+        return bool(self._running or self._waiting or self._events)
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            InvalidRequest: it is empty, its id is taken, or it could never fit in the context or the cache.
+        """
+        length, new = len(request.prompt), request.sampling.max_tokens
+        if request.id in self._running or request.id in self._waiting:
+            raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
+        if length < 1:
+            raise InvalidRequest("the prompt must have at least one token", "prompt")
+        if new < 1:
+            raise InvalidRequest(f"max_tokens must be at least 1, got {new}", "max_tokens")
+        cache = self.blocks.total * self.blocks.block_size + 1  # the last token is returned, never computed
+        limits = (self.max_model_len, "the context of this model"), (cache, "the key-value cache of this server")
+        for limit, owner in limits:
+            if length + new > limit:
+                raise InvalidRequest(
+                    f"the prompt has {length} tokens and max_tokens is {new}, together {length + new};"
+                    f" {owner} has room for {limit}",
+                    "max_tokens",
+                    "context_length_exceeded",
+                )
+        self._waiting[request.id] = Sequence(request, self._clock())
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its last event comes with the next commit. An unknown id is ignored: it may just have ended.
+
+        Blocks are free on return, unless a step is running on them: then they are with its commit.
+        """
+        if request_id in self._planned:
+            self._doomed.add(request_id)
+        elif sequence := self._running.get(request_id) or self._waiting.get(request_id):
+            self._finish(sequence, "abort")
+
+    def schedule(self) -> Plan:
+        """Choose the next step's chunks and hold blocks for them. Every plan must be committed or failed.
+
+        Raises:
+            RuntimeError: the last plan is still open.
+        """
+        if self._planned:
+            raise RuntimeError("the last plan is neither committed nor failed")
+        self.counts = Counts()
+        plan: list[Chunk] = []
+        budget = self.max_step_tokens
+        for sequence in list(self._running.values()):
+            if sequence.id in self._running and (chunk := self._continue(sequence, budget)):
+                plan.append(chunk)
+                budget -= chunk.length
+        plan += self._admit(budget)
+        self._planned = {chunk.sequence.id for chunk in plan}
+        return tuple(plan)
+
+    def commit(self, plan: Plan, sampled: Seq[Sampled]) -> list[TokenEvent]:
+        """Take in a step's results, one `Sampled` per sampling chunk in plan order; returns all events since the last.
+
+        Raises:
+            ValueError: the number of results is wrong; nothing has changed.
+        """
+        if len(sampled) != sample_count(plan):
+            raise ValueError(f"the plan samples {sample_count(plan)} tokens, got {len(sampled)}")
+        results = iter(sampled)
+        for chunk in plan:
+            self._advance(chunk, next(results) if chunk.samples else None)
+        return self._close()
+
+    def fail(self, plan: Plan, message: str) -> list[TokenEvent]:
+        """End every sequence of an open plan with an error; whatever they computed is forgotten."""
+        for chunk in plan:
+            doomed = chunk.sequence.id in self._doomed
+            self._finish(chunk.sequence, "abort" if doomed else "error", error=None if doomed else message)
+        return self._close()
+
+    def reset(self, message: str) -> list[TokenEvent]:
+        """End everything with an error and start afresh: the way out of a fault in the scheduler itself."""
+        self.blocks.clear()
+        for sequence in [*self._running.values(), *self._waiting.values()]:
+            self._finish(sequence, "error", error=message)
+        return self._close()
+
+    def check(self) -> None:
+        """Verify the block manager's invariants and our own, between steps.
+
+        Raises:
+            RuntimeError: one does not hold.
+        """
+        self.blocks.check()
+        if not self.blocks.holders <= self._running.keys():
+            raise RuntimeError("scheduler: blocks are held by a sequence that does not run")
+        arrivals = [sequence.arrived_at for sequence in [*self._running.values(), *self._waiting.values()]]
+        if arrivals != sorted(arrivals):
+            raise RuntimeError("scheduler: the order of arrival is broken")
+        if any(sequence.pending > 1 for sequence in list(self._running.values())[:-1]) and self._chunked:
+            raise RuntimeError("scheduler: a prompt partly read is not the youngest")
+
+    def _continue(self, sequence: Sequence, budget: int) -> Chunk | None:
+        """The next chunk of a running sequence; a decode takes its block from the youngest sequence if need be."""
+        length = min(self._next_length(sequence), budget)
+        if self._chunked and sequence.pending > 1:
+            # A prompt partly read is the youngest of all. It takes what is free, and waits rather than lose its work.
+            length = min(length, self.blocks.room(sequence))
+        if length < 1:
+            return None
+        while not self.blocks.reserve(sequence, sequence.computed + length):
+            youngest = next(reversed(self._running.values()))
+            self._preempt(youngest)
+            if youngest is sequence:
+                return None
+        return Chunk(sequence, sequence.computed, length)
+
+    def _admit(self, budget: int) -> list[Chunk]:
+        """Start waiting sequences while the step and the cache have room; none in a step that had to preempt."""
+        chunks: list[Chunk] = []
+        while budget > 0 and self._waiting and len(self._running) < self.max_running and not self.counts.preemptions:
+            sequence = next(iter(self._waiting.values()))
+            if not self._chunked and sequence.prompt_length > budget and chunks:
+                break
+            # One spare block per running sequence, so that the next decodes do not evict the newcomer at once.
+            if not self.blocks.admit(sequence, spare=len(self._running)):
+                break
+            chunks.append(self._start(sequence, budget))
+            budget -= chunks[-1].length
+        return chunks
+
+    def _start(self, sequence: Sequence, budget: int) -> Chunk:
+        """Move an admitted sequence from the queue to the running ones and plan its first chunk."""
+        del self._waiting[sequence.id]
+        self._running[sequence.id] = sequence
+        if sequence.admitted_at is None:
+            sequence.admitted_at = self._clock()
+            sequence.cached_tokens = sequence.computed
+        if self.blocks.prefix_cache:
+            self.counts.prefix_queries += len(sequence.tokens)
+            self.counts.prefix_hits += sequence.computed
+        length = self._next_length(sequence)
+        if self._chunked:
+            length = min(length, budget)
+        if not self.blocks.reserve(sequence, sequence.computed + length):
+            raise RuntimeError("an admitted sequence does not fit")
+        return Chunk(sequence, sequence.computed, length)
+
+    def _next_length(self, sequence: Sequence) -> int:
+        if self._chunked:
+            return sequence.pending
+        return sequence.prompt_length if sequence.computed == 0 else 1
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.blocks.release(sequence)
+        sequence.preemptions += 1
+        self.counts.preemptions += 1
+        del self._running[sequence.id]
+        self._waiting[sequence.id] = sequence
+        self._waiting.move_to_end(sequence.id, last=False)
+
+    def _advance(self, chunk: Chunk, result: Sampled | None) -> None:
+        """Take in one chunk's result. Nothing computed by a sequence that failed is offered to others."""
+        sequence = chunk.sequence
+        sequence.computed = chunk.start + chunk.length
+        if sequence.id in self._doomed:
+            self._finish(sequence, "abort")
+        elif result is None:
+            self.blocks.commit(sequence)
+        elif result.error is not None:
+            self._finish(sequence, "error", error=result.error)
+        else:
+            self.blocks.commit(sequence)
+            self._append(sequence, result)
+
+    def _append(self, sequence: Sequence, result: Sampled) -> None:
+        if sequence.first_token_at is None:
+            sequence.first_token_at = self._clock()
+        sequence.tokens.append(result.token)
+        if finish := self._finish_reason(sequence, result.token):
+            self._finish(sequence, finish, token=result.token, logprob=result.logprob)
+        else:
+            self._events.append(TokenEvent(sequence.id, result.token, result.logprob))
+
+    def _finish_reason(self, sequence: Sequence, token: int) -> Finish | None:
+        sampling = sequence.request.sampling
+        if token in sampling.stop_token_ids:
+            return "stop"
+        if sequence.output_count >= sampling.max_tokens or len(sequence.tokens) >= self.max_model_len:
+            return "length"
+        return None
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        finish: Finish,
+        *,
+        token: int | None = None,
+        logprob: Logprob | None = None,
+        error: str | None = None,
+    ) -> None:
+        self.blocks.release(sequence, forget=finish == "error")
+        self._running.pop(sequence.id, None)
+        self._waiting.pop(sequence.id, None)
+        stats = sequence.stats(self._clock())
+        self._events.append(TokenEvent(sequence.id, token, logprob, finish, error, stats))
+
+    def _close(self) -> list[TokenEvent]:
+        self._planned.clear()
+        self._doomed.clear()
+        events, self._events = self._events, []
+        return events

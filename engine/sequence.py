@@ -1,0 +1,69 @@
+"""One request on its way through the engine: its tokens, how many of them are computed, and the blocks that hold them.
+
+A sequence has no phases: `pending` is 1 while it decodes and more while it prefills or recomputes.
+It refuses to know who schedules it, how blocks are shared, and what a tensor is.
+"""
+
+from engine.types import Request, RequestStats
+
+
+class Sequence:
+    """A running or waiting request. The scheduler moves it; the block manager fills `blocks` and `hashes`.
+
+    Invariants: `computed < len(tokens)`; `blocks` covers at least `computed` tokens;
+    `hashes[i]` names the first i + 1 full blocks of `tokens`, which only ever grow.
+    """
+
+    __slots__ = (
+        "admitted_at",
+        "arrived_at",
+        "blocks",
+        "cached_tokens",
+        "computed",
+        "first_token_at",
+        "hashes",
+        "preemptions",
+        "prompt_length",
+        "request",
+        "tokens",
+    )
+
+    def __init__(self, request: Request, arrived_at: float) -> None:
+        self.request = request
+        self.tokens = list(request.prompt)
+        self.prompt_length = len(request.prompt)
+        self.computed = 0  # tokens whose keys and values are in the cache
+        self.blocks: list[int] = []
+        self.hashes: list[bytes] = []
+        self.cached_tokens = 0  # prompt tokens found in the prefix cache when the request was first admitted
+        self.preemptions = 0
+        self.arrived_at = arrived_at
+        self.admitted_at: float | None = None
+        self.first_token_at: float | None = None
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.request.id
+
+    @property
+    def pending(self) -> int:
+        """Tokens that must still be computed before the next one can be sampled."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def output_count(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - self.prompt_length
+
+    def stats(self, now: float) -> RequestStats:
+        """Where the time went, if the request ends at `now` (seconds on the clock that stamped the arrival)."""
+        admitted = now if self.admitted_at is None else self.admitted_at
+        first = now if self.first_token_at is None else self.first_token_at
+        return RequestStats(
+            queue_s=admitted - self.arrived_at,
+            prefill_s=first - admitted,
+            decode_s=now - first,
+            cached_tokens=self.cached_tokens,
+            preemptions=self.preemptions,
+        )

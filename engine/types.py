@@ -1,0 +1,134 @@
+"""Everything that crosses the border between the HTTP process and the engine process: plain frozen values.
+
+No torch, no sockets, no behaviour. msgspec encodes these dataclasses as they are.
+Durations are measured inside one process and travel as seconds; no clock reading crosses the border.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from model.budget import ExpertBudget, ExpertRange
+
+Finish = Literal["stop", "length", "error", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to pick tokens. Every default means "off", except that `seed` is always set (the caller draws one)."""
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0  # the first three follow OpenAI: they count generated tokens only
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0  # follows transformers: divides, and counts prompt tokens too
+    min_tokens: int = 0  # stop tokens are masked until so many tokens have been generated
+    stop_token_ids: tuple[int, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None  # None: off; 0: the chosen token's; n: also the n best alternatives
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence to continue. `id` is unique among running requests; `prompt` has at least one token."""
+
+    id: str
+    prompt: tuple[int, ...]
+    budget: ExpertBudget
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Natural-log probability of the chosen token under the unmodified model, and of the best alternatives."""
+
+    value: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStats:
+    """Where one finished request's time went, in seconds, on the engine's own clock."""
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+    cached_tokens: int
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One new token, or the end of a request, or both. A stop token is reported with finish="stop"."""
+
+    request_id: str
+    token: int | None
+    logprob: Logprob | None = None
+    finish: Finish | None = None
+    error: str | None = None  # with finish="error": a sentence for the caller
+    stats: RequestStats | None = None  # with every finish
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What one engine step did, and the state it left. Counts are of this step; gauges are after it."""
+
+    seconds: float
+    prompt_tokens: int
+    generated_tokens: int
+    routed_pairs: int  # sum over tokens and MoE layers of the counts that ran
+    trained_pairs: int  # what the same tokens would have cost at the trained count
+    distinct_experts: int  # experts (∞-MoE: blocks or units) touched, summed over layers
+    mixed: bool  # more than one budget in the batch
+    load_imbalance: float  # busiest expert's pairs over the mean of all experts, mean over layers; 0 without experts
+    preemptions: int
+    prefix_queries: int  # prompt tokens looked up in the prefix cache
+    prefix_hits: int  # of these, found
+    running: int
+    waiting: int
+    blocks_used: int
+    blocks_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One message from the engine: the events of one step in order, and its statistics."""
+
+    events: tuple[TokenEvent, ...]
+    stats: StepStats
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the engine process says of itself once the model is loaded."""
+
+    family: str
+    dtype: str
+    parameters: int
+    vocabulary: int
+    max_model_len: int
+    experts: ExpertRange
+    experts_total: int  # per MoE layer; for ∞-MoE the blocks (or units) of the wide FFN
+    shared_experts: int
+    kv_blocks: int
+    block_size: int
+    load_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How to run an engine. Plain data, so that it can be handed to a child process."""
+
+    model: str  # a folder that exists
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int = 0  # 0: one per core
+    block_size: int = 16
+    kv_cache_bytes: int = 0  # 0: kv_cache_fraction of the memory that is free after loading
+    kv_cache_fraction: float = 0.3
+    max_model_len: int = 0  # 0: what the checkpoint says
+    max_running: int = 64
+    max_step_tokens: int = 512
+    prefix_cache: bool = True

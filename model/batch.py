@@ -1,0 +1,40 @@
+"""One step's input to the decoder: new tokens of many sequences side by side, and where their keys and values live.
+
+Shape suffixes used throughout `model/`: T tokens, B sequences, D width, H heads, G kv heads, C head width, F expert
+width, E experts (or blocks), K count, R routed pairs, S context slots, Z expert-space width, L MoE layers, V vocabulary,
+P pages. This file knows no requests, no scheduling and no mixture.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One sequence's rows in the batch: `rows` new tokens from row `first`, after `context - rows` cached ones."""
+
+    first: int
+    rows: int
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Where keys and values of this step live in the paged cache."""
+
+    slots_T: Tensor  # int64: the cache slot of each new token
+    tables_BP: Tensor  # int64: block ids of each sequence, padded with 0
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """T new tokens. `k_max` is the largest count in `experts_LT`, kept on the host so that nothing waits for it."""
+
+    ids_T: Tensor  # int64
+    positions_T: Tensor  # int64, absolute
+    seeds_T: Tensor  # int64, each token's request seed
+    experts_LT: Tensor  # int64, the allowed count per MoE layer and token
+    k_max: int
+    rows_B: Tensor  # int64: the rows whose logits are wanted

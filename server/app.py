@@ -1,0 +1,79 @@
+"""Puts the pieces together: one FastAPI app over one engine. Everything it needs is handed to it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+
+from server import errors
+from server.middleware import Auth, Limits, RequestId
+from server.routes import generate, models, probes, tokens
+from server.seams import ChatTemplate, Engine, Tokenizer
+from server.service import Service
+from server.settings import Settings
+
+log = structlog.get_logger("server")
+STOP_SECONDS = 5.0
+OnBoot = Callable[[Service, Exception | None], None]
+
+
+def create_app(
+    settings: Settings,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    chat: ChatTemplate | None,
+    card: Mapping[str, Any],
+    on_boot: OnBoot | None = None,
+) -> FastAPI:
+    """The app. HTTP answers at once; the model loads beside it, and `on_boot` hears how that ended."""
+    service = Service(settings, engine, tokenizer, chat, card)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        boot = asyncio.create_task(_boot(service, on_boot))
+        try:
+            yield
+        finally:
+            boot.cancel()
+            await asyncio.gather(boot, return_exceptions=True)
+            await engine.stop(STOP_SECONDS)
+
+    app = FastAPI(title="moedial", version=probes.installed_version(), lifespan=lifespan, redirect_slashes=False)
+    app.state.service = service
+    errors.install(app)
+    _add_middleware(app, service)
+    for part in (generate, models, probes, tokens):
+        app.include_router(part.router)
+    return app
+
+
+async def _boot(service: Service, on_boot: OnBoot | None) -> None:
+    failure: Exception | None = None
+    try:
+        await service.boot()
+    except Exception as error:
+        failure = error
+        log.error("the model could not be loaded", reason=str(error) or type(error).__name__)
+    if on_boot is not None:
+        on_boot(service, failure)
+
+
+def _add_middleware(app: FastAPI, service: Service) -> None:
+    """The last one added is the outermost."""
+    settings = service.settings
+
+    def refused(path: str) -> None:
+        if path in generate.PATHS:
+            service.metrics.inc("requests_rejected", "invalid_api_key")
+
+    app.add_middleware(
+        Limits,
+        max_fields=settings.max_header_fields,
+        max_bytes=settings.max_body_bytes,
+        timeout=settings.body_timeout,
+    )
+    app.add_middleware(Auth, keys=[key.get_secret_value() for key in settings.api_keys], on_refused=refused)
+    app.add_middleware(RequestId)

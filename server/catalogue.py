@@ -1,0 +1,93 @@
+"""What is served: the model's name, its aliases with their expert counts, and its card.
+
+Known once the engine has loaded. It serves nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.types import EngineInfo
+from model.errors import InvalidRequest
+from server.errors import ModelNotFound
+from server.experts import Ask, aliases_for
+from server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    name: str
+    info: EngineInfo
+    default_count: int
+    aliases: Mapping[str, int]  # full names, NAME@word
+    quality: tuple[Any, ...]
+    created: int
+
+    @classmethod
+    def build(cls, settings: Settings, info: EngineInfo, card: Mapping[str, Any], created: int) -> "Catalogue":
+        """Raises InvalidRequest where the operator's counts do not fit the model that was loaded."""
+        default = settings.default_num_experts or info.experts.trained
+        if info.experts.layers:
+            info.experts.budget(default, "default_num_experts")
+        words = aliases_for(settings.aliases, info.experts)
+        aliases = {f"{settings.name}@{word}": count for word, count in words.items()}
+        return cls(settings.name, info, default, aliases, tuple(card.get("quality") or ()), created)
+
+    @property
+    def counts(self) -> frozenset[int]:
+        """The closed set of counts that metrics may carry as a label."""
+        return frozenset((*self.aliases.values(), self.default_count))
+
+    def asks_of_model(self, model: str | None) -> list[Ask]:
+        """What the `model` field asks: nothing, or an alias's count."""
+        if model is None or model == self.name:
+            return []
+        if model not in self.aliases:
+            raise ModelNotFound(f"the model {model!r:.128} does not exist; this server has {self.name!r}", "model")
+        return [Ask(f"the model alias {model!r}", "num_experts", self.aliases[model])]
+
+    def cards(self) -> Iterator[dict[str, Any]]:
+        yield self._card(self.name, self.default_count, None)
+        for alias, count in self.aliases.items():
+            yield self._card(alias, count, self.name)
+
+    def card(self, model: str) -> dict[str, Any]:
+        for card in self.cards():
+            if card["id"] == model:
+                return card
+        raise ModelNotFound(f"the model {model!r:.128} does not exist; this server has {self.name!r}", "model")
+
+    def check_tokens(self, ids: Mapping[str, list[int]]) -> None:
+        """Refuse token ids that the embedding does not have; keys are field names."""
+        for field, values in ids.items():
+            for value in values:
+                if not 0 <= value < self.info.vocabulary:
+                    limit = self.info.vocabulary - 1
+                    raise InvalidRequest(f"{field}: token id {value!r:.64} is not between 0 and {limit}", field)
+
+    def _card(self, id: str, default: int, parent: str | None) -> dict[str, Any]:
+        return {
+            "id": id,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "moedial",
+            "root": self.name,
+            "parent": parent,
+            "max_model_len": self.info.max_model_len,
+            "meta": {"moe": self._moe(default)},
+        }
+
+    def _moe(self, default: int) -> dict[str, Any]:
+        experts = self.info.experts
+        return {
+            "family": self.info.family,
+            "num_experts_total": self.info.experts_total,
+            "trained": experts.trained,
+            "default": default,
+            "min": experts.minimum,
+            "max": experts.maximum,
+            "layers": experts.layers,
+            "shared_experts": self.info.shared_experts,
+            "normaliser": "trained",  # the family's own rule; others are not supported yet
+            "quality": list(self.quality),
+        }

@@ -1,0 +1,72 @@
+"""The `moedial` command. Options of `serve` derive from the settings class; none is typed twice.
+
+It parses and prints; the work is elsewhere. A new sub-command is one function with `@app.command()`.
+"""
+
+import inspect
+import sys
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from model.errors import MoedialError
+from server.settings import PREFIX, Settings, default_of, flag_of, group_of
+
+app = typer.Typer(name="moedial", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def moedial() -> None:
+    """Serve mixture-of-experts models; every request chooses its expert count."""
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    """A setting as a typer option. Its text goes to pydantic unparsed, so flag and variable are read alike."""
+    flag, switch = flag_of(name), isinstance(field.default, bool)
+    default = default_of(field)
+    option = typer.Option(
+        *([f"{flag}/--no-{flag[2:]}"] if switch else [flag]),
+        help=f"{field.description} [{PREFIX}{name.upper()}{default and '; default ' + default}]",
+        show_default=False,
+        rich_help_panel=group_of(field),
+        metavar=None if switch else name.rpartition("_")[2].upper(),
+    )
+    kind = bool | None if switch else str | None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+def serve(**flags: Any) -> None:
+    """Serve one model over HTTP."""
+    from server.serve import run  # late: --help and version need no server
+
+    run(Settings(**{name: value for name, value in flags.items() if value is not None}))
+
+
+_parameters = [_parameter(name, field) for name, field in Settings.model_fields.items()]
+serve.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defined]
+serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _parameters}
+app.command()(serve)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from server.routes.probes import installed_version
+
+    print(installed_version())
+
+
+def main() -> None:
+    """The console entry. One clear line and a non-zero code for what a person can mend."""
+    try:
+        app()
+    except ValidationError as error:
+        for fault in error.errors():
+            name = str(fault["loc"][0])
+            print(f"moedial: {flag_of(name)} ({PREFIX}{name.upper()}): {fault['msg']}", file=sys.stderr)
+        sys.exit(2)
+    except MoedialError as error:
+        print(f"moedial: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,123 @@
+"""How many experts a request may use: four ways to ask, one answer or one refusal. Pure functions.
+
+It knows the wire (`num_experts`, `experts`, aliases, `X-Num-Experts`), not what a count costs.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from model.budget import ExpertBudget, ExpertRange
+from model.errors import InvalidRequest
+
+FIELD = "num_experts"
+HEADER = "X-Num-Experts"
+RIGHT = (FIELD, "experts")
+LATER = ("prefill", "decode", "threshold", "normaliser", "repair", "profile", "mask", "contrast", "auto")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One way in which a request asked: where, and what, unchecked."""
+
+    where: str  # for messages
+    param: str
+    value: Any
+
+
+def aliases_for(extra: Mapping[str, int], experts: ExpertRange) -> dict[str, int]:
+    """Alias words and their counts: k1, k2, k4 …, the trained and the largest count, and the operator's own words."""
+    if not experts.layers:
+        return {}
+    powers = {1 << bit for bit in range(experts.maximum.bit_length())}
+    counts = sorted(c for c in powers | {experts.trained, experts.maximum} if experts.minimum <= c <= experts.maximum)
+    for count in extra.values():
+        experts.budget(count, "aliases")
+    return {f"k{count}": count for count in counts} | dict(extra)
+
+
+def asks_of_body(body: Mapping[str, Any]) -> list[Ask]:
+    """What the body asks, at its top level and in a literal `extra_body` object that a client forgot to merge."""
+    asks = []
+    nested = body.get("extra_body")
+    for where, part in (("the body", body), ("extra_body", nested if isinstance(nested, Mapping) else {})):
+        refuse_misspelt(part)
+        if part.get(FIELD) is not None:
+            asks.append(Ask(f"{FIELD} in {where}", FIELD, part[FIELD]))
+        if (count := _count_of_experts(part.get("experts"))) is not None:
+            asks.append(Ask(f"experts.count in {where}", "experts", count))
+    return asks
+
+
+def _count_of_experts(experts: Any) -> Any:
+    if experts is None:
+        return None
+    if not isinstance(experts, Mapping):
+        raise InvalidRequest(f'experts must be an object such as {{"count": 4}}, got {experts!r:.64}', "experts")
+    for key, value in experts.items():
+        if key != "count" and value is not None:
+            state = "is not supported yet" if key in LATER else "is unknown"
+            raise InvalidRequest(f"experts.{key:.64} {state}; supported: count", "experts", "unsupported_parameter")
+    return experts.get("count")
+
+
+def refuse_misspelt(keys: Iterable[str]) -> None:
+    """A misspelt expert field must not be ignored: the caller would pay for, and read, the wrong answer."""
+    for key in keys:
+        if key not in RIGHT and _looks_like_experts(key):
+            raise InvalidRequest(f"unknown field {key!r:.64}: did you mean {FIELD}?", key[:64], "unknown_parameter")
+
+
+def _looks_like_experts(key: str) -> bool:
+    plain = re.sub(r"[^a-z]", "", key[:64].lower())
+    return (
+        "expert" in plain or plain.startswith("moe") or bool(difflib.get_close_matches(plain, ["numexperts"], 1, 0.8))
+    )
+
+
+def ask_of_header(values: Iterable[str]) -> list[Ask]:
+    """The header is text, so digits are the one accepted form."""
+    return [
+        Ask(f"the header {HEADER}", FIELD, int(value) if re.fullmatch(r"[0-9]{1,18}", value) else value)
+        for value in values
+    ]
+
+
+def resolve(experts: ExpertRange, default: int, asks: Iterable[Ask]) -> ExpertBudget:
+    """The budget of a request. Never clamps: what cannot be done is refused.
+
+    Raises:
+        InvalidRequest: a count that is no integer or out of range, or two ways that disagree.
+    """
+    asks = list(asks)
+    budgets = [_budget(experts, ask) for ask in asks]
+    for ask, budget in zip(asks[1:], budgets[1:], strict=True):
+        if budget != budgets[0]:
+            first = asks[0]
+            raise InvalidRequest(
+                f"{first.where} says {first.value!r:.64} and {ask.where} says {ask.value!r:.64}; they must agree", FIELD
+            )
+    return budgets[0] if budgets else ExpertBudget((default,) * experts.layers)
+
+
+def _budget(experts: ExpertRange, ask: Ask) -> ExpertBudget:
+    value, param = ask.value, ask.param
+    if isinstance(value, list) and param == "experts":
+        for count in value:
+            _check_type(experts, ask, count)
+        return experts.budget(value, param)
+    _check_type(experts, ask, value)
+    return experts.budget(value, param)
+
+
+def _check_type(experts: ExpertRange, ask: Ask, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        allowed = f"between {experts.minimum} and {experts.maximum}"
+        raise InvalidRequest(f"{ask.where} must be an integer {allowed}, got {value!r:.64}", ask.param, "invalid_type")
+
+
+def reported(budget: ExpertBudget) -> int | float:
+    """The count as it is echoed: an integer unless layers differ."""
+    return int(budget.mean) if budget.mean == int(budget.mean) else round(budget.mean, 4)

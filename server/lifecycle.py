@@ -1,0 +1,98 @@
+"""The life of one sequence as metrics see it: arrival, first token, tokens, and exactly one end.
+
+All times are of this process's monotonic clock, except the engine's own durations. It knows no text.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from engine.types import RequestStats
+from model.budget import ExpertBudget
+from model.errors import MoedialError
+from server.errors import QueueTimeout, code_of
+from server.metrics import Metrics
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    metrics: Metrics
+    budget: ExpertBudget
+    prompt_tokens: int
+    arrived: float
+    started: float | None = None  # when it got its place in the batch
+    first: float | None = None
+    last: float = 0.0
+    tokens: int = 0
+    stats: RequestStats | None = None
+    outcome: str | None = None
+    label: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.label = self.metrics.label(self.budget)
+        self.metrics.observe("request_num_experts", self.budget.mean)
+
+    def token(self) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now
+            self.metrics.observe("time_to_first_token_seconds", now - self.arrived, self.label)
+            self.metrics.inc("prompt_tokens", self.label, by=self.prompt_tokens)
+        else:
+            self.metrics.observe("inter_token_latency_seconds", now - self.last, self.label)
+        self.last = now
+        self.tokens += 1
+        self.metrics.inc("generation_tokens", self.label)
+
+    def succeed(self, reason: str) -> None:
+        if self._end(reason):
+            self.metrics.inc("request_success", reason, self.label)
+            self._observe_times()
+
+    def fail(self, error: Exception) -> None:
+        kind = code_of(error) if isinstance(error, MoedialError) else "internal_error"
+        if not self._end(kind):
+            return
+        if isinstance(error, QueueTimeout):
+            self.metrics.inc("requests_rejected", kind)  # it never ran
+        else:
+            self.metrics.inc("requests_failed", kind)
+
+    def abort(self) -> None:
+        if self._end("aborted"):
+            self.metrics.inc("requests_aborted")
+
+    def _end(self, outcome: str) -> bool:
+        """The first end counts; a second one is not an end."""
+        if self.outcome is not None:
+            return False
+        self.outcome = outcome
+        return True
+
+    @property
+    def queue_s(self) -> float:
+        waited = (self.started or self.arrived) - self.arrived
+        return waited + (self.stats.queue_s if self.stats else 0.0)
+
+    @property
+    def prefill_s(self) -> float:
+        """Without the engine's own figure (a stop string ended the sequence here), what this process saw."""
+        if self.stats is not None:
+            return self.stats.prefill_s
+        return self.first - self.started if self.first and self.started else 0.0
+
+    @property
+    def decode_s(self) -> float:
+        if self.stats is not None:
+            return self.stats.decode_s
+        return self.last - self.first if self.first else 0.0
+
+    def _observe_times(self) -> None:
+        m, label = self.metrics, self.label
+        m.observe("e2e_request_latency_seconds", time.monotonic() - self.arrived, label)
+        m.observe("request_queue_time_seconds", self.queue_s, label)
+        m.observe("request_prefill_time_seconds", self.prefill_s)
+        m.observe("request_decode_time_seconds", self.decode_s)
+        m.observe("request_inference_time_seconds", self.prefill_s + self.decode_s)
+        if self.tokens > 1 and self.first is not None:
+            per_token = (self.last - self.first) / (self.tokens - 1)
+            m.observe("request_time_per_output_token_seconds", per_token, label)

@@ -1,0 +1,112 @@
+"""Reading a body and holding it to the limits that an operator can set. Every refusal names field, value and limit.
+
+It knows shapes and sizes, not what a field means to the engine.
+"""
+
+from typing import Any
+
+from fastapi import Request
+from pydantic_core import from_json
+
+from model.errors import InvalidRequest
+from server.schemas import ChatBody, CompletionBody, GenerationBody
+from server.settings import Settings
+
+
+async def read_json(request: Request, settings: Settings) -> dict[str, Any]:
+    """The body as an object, refused where it is no JSON, too deep, or something else."""
+    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if content_type != "application/json" and not content_type.endswith("+json"):
+        raise InvalidRequest(f"the content type must be application/json, got {content_type!r:.64}", "content-type")
+    try:
+        body = from_json(await request.body(), allow_inf_nan=True)
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error!s:.200}", None, "invalid_json") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"the body must be a JSON object, got {type(body).__name__}", None, "invalid_json")
+    _check_depth(body, settings.max_json_depth)
+    return body
+
+
+def _check_depth(body: Any, limit: int) -> None:
+    level = [body]
+    for _ in range(limit):
+        children = (child for node in level for child in (node.values() if isinstance(node, dict) else node))
+        level = [child for child in children if isinstance(child, (dict, list))]
+        if not level:
+            return
+    raise InvalidRequest(f"the body is nested deeper than {limit} levels", None, "invalid_json")
+
+
+def check_limits(body: GenerationBody, settings: Settings) -> None:
+    _at_most("n", body.n, settings.max_n)
+    _at_most("stop", len(body.stop), settings.max_stop, "strings")
+    _at_most("logit_bias", len(body.logit_bias), settings.max_logit_bias, "entries")
+    _at_most("logprobs" if isinstance(body, CompletionBody) else "top_logprobs", _wanted(body), settings.max_logprobs)
+    for i, text in enumerate(body.stop):
+        _at_most(f"stop[{i}]", len(text), settings.max_stop_length, "characters")
+        if not text:
+            raise InvalidRequest(f"stop[{i}] is an empty string", f"stop[{i}]")
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options is only allowed with stream: true", "stream_options")
+
+
+def _wanted(body: GenerationBody) -> int:
+    if isinstance(body, ChatBody) and body.top_logprobs and not body.logprobs:
+        raise InvalidRequest(f"top_logprobs is {body.top_logprobs}, which needs logprobs: true", "top_logprobs")
+    if isinstance(body, CompletionBody) and body.echo and body.logprobs is not None:
+        raise InvalidRequest("echo together with logprobs is not supported yet", "echo", "unsupported_parameter")
+    return body.alternatives or 0
+
+
+def _at_most(field: str, value: int, limit: int, unit: str = "") -> None:
+    if value > limit:
+        raise InvalidRequest(f"{field} must be at most {limit}{unit and ' ' + unit}, got {value}", field)
+
+
+def prompts_of(value: Any, limit: int) -> list[str | list[int]]:
+    """The four shapes of `prompt` as one: a list of texts or of token-id lists."""
+    prompts = [value] if isinstance(value, str) or _are_ids(value) else value
+    if not isinstance(prompts, list) or not prompts:
+        raise InvalidRequest(
+            f"prompt must be a string, a list of strings, token ids or a list of token-id lists, got {value!r:.64}",
+            "prompt",
+            "invalid_type",
+        )
+    _at_most("prompt", len(prompts), limit, "prompts")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) and not _are_ids(prompt):
+            raise InvalidRequest(
+                f"prompt[{i}] must be a string or a list of token ids, got {prompt!r:.64}", "prompt", "invalid_type"
+            )
+    return prompts
+
+
+def _are_ids(value: Any) -> bool:
+    """A non-empty list of real integers: JSON's true is not a token."""
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def biases_of(body: GenerationBody) -> dict[int, float]:
+    biases = {}
+    for key, value in body.logit_bias.items():
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
+            raise InvalidRequest(f"logit_bias: {key!r:.64} is not a token id", "logit_bias")
+        biases[int(key)] = value
+    return biases
+
+
+def room_for(asked: int | None, default: int | None, prompt: int, context: int) -> int:
+    """How many tokens may be generated; `default` None means the rest of the context.
+
+    Raises:
+        InvalidRequest: prompt and answer do not fit the context; names both numbers.
+    """
+    room = context - prompt
+    if room < 1 or (asked or 0) > room:
+        wanted = f"{prompt} prompt tokens + {asked or 1} new tokens"
+        field = "prompt" if room < 1 else "max_tokens"
+        raise InvalidRequest(
+            f"{wanted} exceed this model's context of {context} tokens", field, "context_length_exceeded"
+        )
+    return asked or (room if default is None else min(default, room))

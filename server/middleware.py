@@ -1,0 +1,106 @@
+"""Three small pure-ASGI middlewares: request id, keys, and limits on headers and body.
+
+Never BaseHTTPMiddleware: it costs three quarters of the streaming rate. They know bytes and headers, not JSON.
+"""
+
+import asyncio
+import hmac
+import re
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import BodyTimeout, TooLarge, TooManyHeaders, Unauthorized, error_response
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/version"})
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestId:
+    """Takes a caller's well-formed x-request-id or draws one, and echoes it. Ill-formed ones could forge log lines."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+class Auth:
+    """Denies every path but the open ones without a known bearer key, when there are keys."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], on_refused: Callable[[str], None]) -> None:
+        self.app, self.on_refused = app, on_refused
+        self.keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        guarded = scope["type"] == "http" and self.keys and scope["path"] not in OPEN_PATHS
+        if not guarded or self._known(Headers(scope=scope)):
+            return await self.app(scope, receive, send)
+        self.on_refused(scope["path"])
+        await error_response(Unauthorized("a valid key is needed: Authorization: Bearer KEY"))(scope, receive, send)
+
+    def _known(self, headers: Headers) -> bool:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = key.strip().encode("latin-1")
+        # every key is compared, each in constant time, so that time tells nothing about any of them
+        matches = [hmac.compare_digest(given, known) for known in self.keys]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+class Limits:
+    """Bounds the header fields, and the body's bytes and time as it arrives. The route sees the refusal as it reads."""
+
+    def __init__(self, app: ASGIApp, max_fields: int, max_bytes: int, timeout: float) -> None:
+        self.app, self.max_fields, self.max_bytes, self.timeout = app, max_fields, max_bytes, timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        if (fields := len(scope["headers"])) > self.max_fields:
+            error = TooManyHeaders(f"{fields} header fields; the limit is {self.max_fields}")
+            return await error_response(error)(scope, receive, send)
+        await self.app(scope, _BoundedBody(self, scope, receive), send)
+
+
+class _BoundedBody:
+    """`receive` that counts. After the body it passes messages through, so that disconnects are still seen."""
+
+    def __init__(self, limits: Limits, scope: Scope, receive: Receive) -> None:
+        self.limits, self.receive = limits, receive
+        self.deadline = time.monotonic() + limits.timeout
+        declared = Headers(scope=scope).get("content-length", "")
+        self.declared = int(declared) if declared.isdecimal() else 0
+        self.seen, self.complete = 0, False
+
+    async def __call__(self) -> Message:
+        if self.complete:
+            return await self.receive()
+        if self.declared > self.limits.max_bytes:
+            raise TooLarge(f"the body has {self.declared} bytes; the limit is {self.limits.max_bytes}")
+        message = await self._next()
+        self.seen += len(message.get("body", b""))
+        self.complete = message["type"] != "http.request" or not message.get("more_body", False)
+        if self.seen > self.limits.max_bytes:
+            raise TooLarge(f"the body has more than {self.limits.max_bytes} bytes, which is the limit")
+        return message
+
+    async def _next(self) -> Message:
+        try:
+            return await asyncio.wait_for(self.receive(), max(0.0, self.deadline - time.monotonic()))
+        except TimeoutError:
+            raise BodyTimeout(f"the body did not arrive within {self.limits.timeout:g} s") from None

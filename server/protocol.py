@@ -1,0 +1,63 @@
+"""uvicorn's h11 protocol with a deadline for request headers, which uvicorn itself does not have.
+
+It knows one connection and no request.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+ANSWER = (
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n\r\n"
+    b'{"error":{"message":"the request headers did not arrive in time","type":"invalid_request_error",'
+    b'"param":null,"code":"header_timeout"}}'
+)
+
+
+def with_header_deadline(seconds: float) -> type[asyncio.Protocol]:
+    """A protocol class whose connections are closed when a request's headers take longer than `seconds`."""
+
+    class DeadlineProtocol(H11Protocol):
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._wait_for_headers()
+
+        def data_received(self, data: bytes) -> None:
+            if not self._busy():
+                self._wait_for_headers()
+            super().data_received(data)
+            if self._busy():
+                self._stop_waiting()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        def _busy(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
+        def _wait_for_headers(self) -> None:
+            if self._deadline is None:
+                self._deadline = self.loop.call_later(seconds, self._give_up)
+
+        def _stop_waiting(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _give_up(self) -> None:
+            self._deadline = None
+            if not self._busy() and not self.transport.is_closing():
+                self.transport.write(ANSWER)
+                self.transport.close()
+
+        def on_response_complete(self, *args: Any) -> None:
+            # a pipelined next request may already be half here: its time starts now
+            super().on_response_complete(*args)
+            if not self._busy() and self.conn.trailing_data[0]:
+                self._wait_for_headers()
+
+    return DeadlineProtocol

@@ -1,0 +1,51 @@
+"""POST /v1/completions and /v1/chat/completions: open the call, or count its refusal; then answer it."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.calls import Call, open_chat, open_completion
+from server.errors import ClientGone, code_of
+from server.schemas import ChatBody, CompletionBody, GenerationBody
+from server.service import Service
+from server.stream import answer
+from server.wire.chat import ChatFormat
+from server.wire.completions import CompletionFormat
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+PATHS = (COMPLETIONS, CHAT)
+router = APIRouter(tags=["generate"])
+
+
+def _documented(kind: type[GenerationBody]) -> dict[str, Any]:
+    """The body is read by hand, bounded as it arrives, so OpenAPI has to be told of it."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+@router.post(COMPLETIONS, openapi_extra=_documented(CompletionBody))
+async def completions(request: Request) -> Response:
+    """Continue one or more prompts."""
+    service: Service = request.app.state.service
+    call = await _opened(service, request, open_completion)
+    return await answer(service, request, call, CompletionFormat(call, service.tokenizer))
+
+
+@router.post(CHAT, openapi_extra=_documented(ChatBody))
+async def chat_completions(request: Request) -> Response:
+    """Answer a conversation, written out by the checkpoint's own chat template."""
+    service: Service = request.app.state.service
+    call = await _opened(service, request, open_chat)
+    return await answer(service, request, call, ChatFormat(call, service.tokenizer))
+
+
+async def _opened(service: Service, request: Request, open: Callable[[Service, Request], Awaitable[Call]]) -> Call:
+    """A request that never becomes a call is counted here, once."""
+    try:
+        return await open(service, request)
+    except Exception as error:
+        service.metrics.inc("requests_rejected", "client_gone" if isinstance(error, ClientGone) else code_of(error))
+        raise

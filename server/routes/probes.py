@@ -1,0 +1,43 @@
+"""What machines ask: /health (alive), /ready (takes work), /version, /metrics. Open without a key."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from server.service import Service
+
+router = APIRouter(tags=["probes"])
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """This process is alive. Whether it can answer is /ready's business."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+async def ready(request: Request) -> dict[str, str]:
+    """503 while the model loads, while the engine is down and while the server drains."""
+    service: Service = request.app.state.service
+    service.check_ready()
+    return {"status": "ready"}
+
+
+@router.get("/version")
+async def version_() -> dict[str, str]:
+    return {"version": installed_version()}
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    service: Service = request.app.state.service
+    return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def installed_version() -> str:
+    try:
+        return version("moedial")
+    except PackageNotFoundError:
+        return "0+unknown"

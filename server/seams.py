@@ -1,0 +1,59 @@
+"""What the server needs from its neighbours, as protocols: the engine, the tokenizer and the chat template.
+
+It names no implementation; tests put fakes here.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Literal, Protocol
+
+from engine.types import EngineInfo, Request, StepReport, TokenEvent
+
+EngineState = Literal["loading", "ready", "restarting", "failed", "stopped"]
+
+
+class Engine(Protocol):
+    """The engine as seen from the HTTP process. `info` is known once the model has been loaded for the first time."""
+
+    on_report: Callable[[StepReport], None]
+
+    @property
+    def info(self) -> EngineInfo | None: ...
+
+    @property
+    def state(self) -> EngineState: ...
+
+    async def start(self) -> None: ...
+
+    async def ready(self, timeout: float) -> None: ...
+
+    async def stop(self, timeout: float) -> None: ...
+
+    def generate(self, request: Request) -> AsyncIterator[TokenEvent]:
+        """An async generator; closing it early aborts the request."""
+
+
+class IncrementalDecoder(Protocol):
+    """Turns ids into text one at a time, holding back bytes that are not yet a whole character."""
+
+    def push(self, id: int) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class Tokenizer(Protocol):
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_chat(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def token_bytes(self, id: int) -> bytes: ...
+
+    def stream(self) -> IncrementalDecoder: ...
+
+
+class ChatTemplate(Protocol):
+    def render(self, messages: list[dict[str, Any]]) -> str: ...

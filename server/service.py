@@ -1,0 +1,99 @@
+"""What one server process holds: the engine, the tokenizer, the queue, the metrics, and whether it takes work.
+
+It knows no route and no body.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from engine.types import StepReport
+from model.errors import CheckpointError, EngineDown, InvalidRequest
+from server.admission import Admission
+from server.catalogue import Catalogue
+from server.metrics import Metrics
+from server.seams import ChatTemplate, Engine, Tokenizer
+from server.settings import Settings
+
+
+class Service:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        chat: ChatTemplate | None,
+        card: Mapping[str, Any],
+    ) -> None:
+        self.settings, self.engine, self.tokenizer, self.chat, self.card = settings, engine, tokenizer, chat, card
+        self.admission = Admission(settings.max_running, settings.queue_size, settings.max_queued_tokens)
+        self.metrics = Metrics(settings.name)
+        self.loaded: Catalogue | None = None
+        self.drain_started: float | None = None
+        self.seen_fields: set[str] = set()  # unknown body fields that have been logged
+        self._watch()
+        engine.on_report = self._on_report
+
+    async def boot(self) -> None:
+        """Start the engine and wait until the model has been loaded.
+
+        Raises:
+            CheckpointError: the model cannot be loaded, or the operator's counts do not fit it.
+        """
+        await self.engine.start()
+        await self.engine.ready(self.settings.load_timeout)
+        if self.engine.info is None:
+            raise EngineDown("the engine is ready but says nothing of its model")
+        try:
+            self.loaded = Catalogue.build(self.settings, self.engine.info, self.card, int(time.time()))
+        except InvalidRequest as error:
+            raise CheckpointError(error.message) from None
+        self.metrics.know_counts(self.loaded.counts)
+        self.metrics.watch("default_num_experts", lambda: self.loaded.default_count if self.loaded else 0)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        if self.loaded is None:
+            raise EngineDown("the model is still being loaded; try again later")
+        return self.loaded
+
+    def check_ready(self) -> Catalogue:
+        """Raises EngineDown with the reason when no work can be taken."""
+        catalogue = self.catalogue
+        if self.draining:
+            raise EngineDown("the server is shutting down; try another one")
+        if self.engine.state != "ready":
+            raise EngineDown(f"the engine is {self.engine.state}; try again later")
+        return catalogue
+
+    @property
+    def draining(self) -> bool:
+        return self.drain_started is not None
+
+    def drain(self) -> None:
+        """Take no more work. Only sets a flag, so a signal handler may call it."""
+        if self.drain_started is None:
+            self.drain_started = time.monotonic()
+
+    @property
+    def drained(self) -> bool:
+        if self.drain_started is None:
+            return False
+        return self.admission.held == 0 or time.monotonic() - self.drain_started > self.settings.drain_seconds
+
+    def _on_report(self, report: StepReport) -> None:
+        self.metrics.on_report(report)
+
+    def _watch(self) -> None:
+        watch = self.metrics.watch
+        watch("engine_up", lambda: float(self.engine.state == "ready"))
+        watch("num_requests_running", lambda: self._gauge("running"))
+        watch("num_requests_waiting", lambda: self.admission.waiting + self._gauge("waiting"))
+        watch("kv_cache_usage_perc", lambda: self._gauge("blocks_used") / max(1.0, self._gauge("blocks_total")))
+        watch("step_unique_experts", lambda: self._gauge("distinct_experts"))
+        watch("expert_load_imbalance", lambda: self._gauge("load_imbalance"))
+
+    def _gauge(self, name: str) -> float:
+        """The last step's figure; nothing is running in an engine that is down."""
+        last = self.metrics.last if self.engine.state == "ready" else None
+        return float(getattr(last, name)) if last is not None else 0.0

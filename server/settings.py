@@ -1,0 +1,132 @@
+"""Every option of the server, once. Flags (`server/cli.py`), `MOEDIAL_*` variables and the docs table derive from here.
+
+It reads no file and knows nothing of HTTP.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from engine.types import EngineSettings
+
+PREFIX = "MOEDIAL_"
+
+
+def _words(value: Any) -> Any:
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+def _counts(value: Any) -> Any:
+    """`fast=2,strong=8` as a mapping; pydantic then checks the counts."""
+    if not isinstance(value, str):
+        return value
+    pairs = [word.partition("=") for word in _words(value)]
+    if broken := [name for name, equals, _ in pairs if not equals or not name]:
+        raise ValueError(f"expected name=count pairs such as fast=2,strong=8; {broken[0]!r} has no count")
+    return {name.strip(): count.strip() for name, _, count in pairs}
+
+
+def _option(default: Any, group: str, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
+
+
+class Settings(BaseSettings):
+    """How to serve one model. A flag wins over an environment variable, which wins over the default."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+
+    model: str = _option("infinity", "Model", "A folder, the name of a bundled model, or a Hugging Face hub id")
+    served_name: str = _option("", "Model", "The model's name on the wire; by default the last part of --model")
+    default_num_experts: int = _option(0, "Model", "Experts per token when a request does not say; 0: as trained", ge=0)
+    aliases: Annotated[dict[str, int], NoDecode, BeforeValidator(_counts)] = _option(
+        {}, "Model", "Further aliases NAME@word, as fast=2,strong=8; NAME@k1, @k2, @k4 … always exist"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = _option("auto", "Model", "Number format; auto: the checkpoint's")
+    max_model_len: int = _option(0, "Model", "Longest prompt plus answer, in tokens; 0: what the checkpoint says", ge=0)
+
+    threads: int = _option(0, "Engine", "Compute threads; 0: one per core", ge=0, le=1024)
+    block_size: int = _option(16, "Engine", "Tokens per KV cache block", ge=1, le=1024)
+    kv_cache_bytes: int = _option(0, "Engine", "Size of the KV cache; 0: a fraction of the free memory", ge=0)
+    kv_cache_fraction: float = _option(0.3, "Engine", "Share of the free memory for the KV cache", gt=0, lt=1)
+    max_running: int = _option(64, "Engine", "Sequences in one batch", ge=1, le=4096)
+    max_step_tokens: int = _option(512, "Engine", "Tokens in one engine step", ge=1, le=1_000_000)
+    prefix_cache: bool = _option(True, "Engine", "Reuse KV blocks of equal prompts with equal expert counts")
+    load_timeout: float = _option(600.0, "Engine", "Seconds that loading the model may take", gt=0)
+
+    host: str = _option("127.0.0.1", "HTTP", "Address to listen on")
+    port: int = _option(8000, "HTTP", "Port to listen on; 0: any free one", ge=0, le=65535)
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_words)] = _option(
+        (), "HTTP", "Accepted bearer keys, comma-separated; none: no authentication. Prefer the variable to the flag"
+    )
+    drain_seconds: float = _option(30.0, "HTTP", "How long running requests may finish after SIGTERM", ge=0)
+    log_level: Literal["debug", "info", "warning", "error"] = _option("info", "HTTP", "Least severe log line written")
+
+    queue_size: int = _option(256, "Limits", "Sequences that may wait beside the running ones; beyond: 503", ge=0)
+    max_queued_tokens: int = _option(1_048_576, "Limits", "Prompt tokens held by all unfinished requests", ge=1)
+    queue_timeout: float = _option(30.0, "Limits", "Seconds a sequence may wait for its turn", gt=0)
+    total_timeout: float = _option(600.0, "Limits", "Seconds from arrival to the last token", gt=0)
+    heartbeat: float = _option(15.0, "Limits", "Seconds of silence before a stream sends an SSE comment", gt=0)
+    max_body_bytes: int = _option(8 << 20, "Limits", "Bytes of one request body", ge=1)
+    body_timeout: float = _option(30.0, "Limits", "Seconds for a request body to arrive", gt=0)
+    header_timeout: float = _option(10.0, "Limits", "Seconds for request headers to arrive", gt=0)
+    max_header_bytes: int = _option(64 << 10, "Limits", "Bytes of request line and headers", ge=1024)
+    max_header_fields: int = _option(100, "Limits", "Header fields of one request", ge=1)
+    max_json_depth: int = _option(64, "Limits", "Nesting of a request body", ge=2, le=150)
+    max_prompts: int = _option(64, "Limits", "Prompts of one request", ge=1)
+    max_n: int = _option(8, "Limits", "Answers per prompt (n)", ge=1)
+    max_stop: int = _option(4, "Limits", "Stop strings of one request", ge=0)
+    max_stop_length: int = _option(256, "Limits", "Characters of one stop string", ge=1)
+    max_logprobs: int = _option(20, "Limits", "Alternatives listed per token (logprobs, top_logprobs)", ge=0)
+    max_logit_bias: int = _option(1024, "Limits", "Entries of logit_bias", ge=0)
+
+    @property
+    def name(self) -> str:
+        """The model's name on the wire. A folder's path never leaves the machine, only its last part."""
+        if self.served_name:
+            return self.served_name
+        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+
+    def engine_settings(self, folder: Path) -> EngineSettings:
+        return EngineSettings(
+            model=str(folder),
+            dtype=self.dtype,
+            threads=self.threads,
+            block_size=self.block_size,
+            kv_cache_bytes=self.kv_cache_bytes,
+            kv_cache_fraction=self.kv_cache_fraction,
+            max_model_len=self.max_model_len,
+            max_running=self.max_running,
+            max_step_tokens=self.max_step_tokens,
+            prefix_cache=self.prefix_cache,
+        )
+
+
+def group_of(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    return str(extra["group"]) if isinstance(extra, dict) else ""
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def default_of(field: FieldInfo) -> str:
+    """The default as a person would type it; empty when it is "nothing"."""
+    if isinstance(field.default, bool):
+        return "on" if field.default else "off"
+    return f"{field.default}" if field.default not in ("", (), {}) else ""
+
+
+def _rows() -> Iterator[str]:
+    for name, field in Settings.model_fields.items():
+        default = f"`{default_of(field)}`" if default_of(field) else ""
+        yield f"| `{flag_of(name)}` | `{PREFIX}{name.upper()}` | {default} | {field.description} |"
+
+
+def settings_table() -> str:
+    """All options as a markdown table, for the docs."""
+    return "\n".join(["| flag | variable | default | meaning |", "|---|---|---|---|", *_rows()]) + "\n"

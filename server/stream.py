@@ -1,0 +1,158 @@
+"""Sends a call's answer: as server-sent events, or whole. Both stop at once when the caller has gone.
+
+It knows frames and connections, not what is in a chunk.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import orjson
+import structlog
+from fastapi import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from model.errors import MoedialError
+from server.calls import Call
+from server.errors import ClientGone, error_body
+from server.service import Service
+from server.transcript import Delta
+from server.wire.answers import Format
+
+log = structlog.get_logger("server")
+T = TypeVar("T")
+DONE = b"data: [DONE]\n\n"
+WAITING = b": waiting\n\n"
+GRACE = 5.0  # seconds beyond the total timeout for a slow reader to take the last events
+
+
+def frame(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`, cancelled as soon as the caller disconnects.
+
+    Raises:
+        ClientGone: the caller has gone.
+    """
+    task, watcher = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone("the caller has closed the connection")
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def answer(service: Service, request: Request, call: Call, format: Format) -> Response:
+    """The response to an accepted call. What fails before the first event is still an HTTP error."""
+    headers = {"x-num-experts": f"{call.num_experts:g}"}
+    call.generation.start()
+    try:
+        if not call.body.stream:
+            return await _whole(request, call, format, headers)
+        first = await unless_gone(request.receive, call.generation.next(service.settings.heartbeat))
+    except BaseException:
+        await _close(request, call)
+        raise
+    return EventStream(_events(service, call, format, first), service, request, call, headers)
+
+
+async def _whole(request: Request, call: Call, format: Format, headers: dict[str, str]) -> Response:
+    deltas = await unless_gone(request.receive, _collect(call))
+    await _close(request, call)
+    return Response(orjson.dumps(format.body(deltas)), 200, headers, "application/json")
+
+
+async def _collect(call: Call) -> list[Delta]:
+    deltas: list[Delta] = []
+    while not call.generation.finished:
+        if (delta := await call.generation.next()) is not None:
+            deltas.append(delta)
+    return deltas
+
+
+async def _events(service: Service, call: Call, format: Format, first: Delta | None) -> AsyncGenerator[bytes, None]:
+    for chunk in format.opening():
+        yield frame(chunk)
+    delta = first
+    try:
+        while True:
+            if delta is None:
+                yield WAITING
+            else:
+                for chunk in format.chunks(delta):
+                    yield frame(chunk)
+            if call.generation.finished:
+                break
+            delta = await call.generation.next(service.settings.heartbeat)
+    except MoedialError as error:
+        # the status line has gone out, so this event is the only way to say it; a silent end would read as success
+        yield b"event: error\n" + frame(error_body(error))
+        return
+    if call.body.stream_options is not None and call.body.stream_options.include_usage:
+        yield frame(format.usage())
+    yield DONE
+
+
+class EventStream(Response):
+    """Starlette's StreamingResponse, but it always closes what it streams, and bounds the time of a slow reader."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        service: Service,
+        request: Request,
+        call: Call,
+        headers: dict[str, str],
+    ) -> None:
+        super().__init__(None, 200, {**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self.events, self.request, self.call = events, request, call
+        self.limit = service.settings.total_timeout + GRACE
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self.limit):
+                await unless_gone(receive, self._send(send))
+        except (ClientGone, TimeoutError):
+            pass  # nobody reads any more; the sequences are aborted below
+        finally:
+            await _close(self.request, self.call)
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async with aclosing(self.events) as events:
+            async for event in events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _close(request: Request, call: Call) -> None:
+    """End the call and write its one log line: figures, never text."""
+    await call.generation.close()
+    lives = [sequence.life for sequence in call.generation.sequences]
+    log.info(
+        "call",
+        request_id=request.scope["state"].get("request_id"),
+        id=call.id,
+        model=call.model,
+        num_experts=call.num_experts,
+        prompt_tokens=sum(map(len, call.prompts)),
+        completion_tokens=sum(life.tokens for life in lives),
+        outcomes=[life.outcome for life in lives],
+        seconds=round(max([life.last for life in lives] + [call.arrived]) - call.arrived, 4),
+    )

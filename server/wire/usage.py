@@ -1,0 +1,52 @@
+"""The figures that end an answer: `usage` and `metrics`, from the lives of a call's sequences.
+
+It knows numbers, not text.
+"""
+
+from typing import Any
+
+from server.calls import Call
+from server.lifecycle import Lifecycle
+
+
+def usage_of(call: Call) -> dict[str, Any]:
+    """A prompt counts once however many answers it has, as OpenAI counts."""
+    lives = [sequence.life for sequence in call.generation.sequences]
+    prompt = sum(map(len, call.prompts))
+    completion = sum(life.tokens for life in lives)
+    cached = sum(life.stats.cached_tokens for life in lives[:: call.body.n] if life.stats is not None)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "num_experts": call.num_experts,
+    }
+
+
+def metrics_of(call: Call) -> dict[str, Any]:
+    """vLLM's names. Milliseconds; null where nothing was measured."""
+    lives = [sequence.life for sequence in call.generation.sequences if sequence.life.first is not None]
+    return {**_times(lives), "num_experts": call.num_experts}
+
+
+def _times(lives: list[Lifecycle]) -> dict[str, float | None]:
+    if not lives:
+        names = ("time_to_first_token_ms", "queue_time_ms", "generation_time_ms", "mean_itl_ms", "tokens_per_second")
+        return dict.fromkeys(names)
+    first = min(life.first or 0.0 for life in lives)
+    arrived, last = lives[0].arrived, max(life.last for life in lives)
+    gaps = sum(life.last - (life.first or 0.0) for life in lives)
+    steps = sum(life.tokens - 1 for life in lives)
+    tokens = sum(life.tokens for life in lives)
+    return {
+        "time_to_first_token_ms": _ms(first - arrived),
+        "queue_time_ms": _ms(max(life.queue_s for life in lives)),
+        "generation_time_ms": _ms(last - first),
+        "mean_itl_ms": _ms(gaps / steps) if steps else None,
+        "tokens_per_second": round(tokens / (last - arrived), 2) if last > arrived else None,
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

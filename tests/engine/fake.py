@@ -1,0 +1,117 @@
+"""A model without tensors, for tests of everything around the model. `python -m tests.engine.fake FD` serves it.
+
+Its keys and values are digests written into real block slots and read back through the block table, so a block that is
+shared, evicted or overwritten wrongly changes the text.
+"""
+
+import sys
+import time
+from hashlib import blake2b
+
+from engine.blocks import BlockManager
+from engine.engine import Engine
+from engine.plan import Chunk, Plan, Sampled, StepResult, Work
+from engine.process import main
+from engine.scheduler import Scheduler
+from engine.types import EngineInfo, EngineSettings, Request, Sampling
+from model.budget import ExpertBudget, ExpertRange
+from model.errors import CheckpointError, EngineDown
+
+VOCABULARY = 1000
+CRASH, POISON, LOST = 1001, 1002, 1003  # prompt tokens: the runner raises, reports a bad sample, loses its device
+
+
+def request(id: str, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 4, **options: object) -> Request:
+    budget = ExpertBudget(options.pop("budget", (2, 2)))  # type: ignore[arg-type]
+    seed = options.pop("seed", 0)
+    return Request(id, prompt, budget, Sampling(max_tokens=max_tokens, seed=seed, **options))  # type: ignore[arg-type]
+
+
+def digest(*parts: object) -> bytes:
+    return blake2b(repr(parts).encode(), digest_size=8).digest()
+
+
+def token_of(state: bytes) -> int:
+    return int.from_bytes(state, "little") % VOCABULARY
+
+
+class FakeRunner:
+    """`noisy`: the text depends on the seed. `mixing`: a token's state depends on the chunk that it was computed in."""
+
+    def __init__(self, block_size: int, *, noisy: bool = False, mixing: bool = False, step_s: float = 0.0) -> None:
+        self._slots: dict[tuple[int, int], bytes] = {}
+        self._block_size, self._noisy, self._mixing, self._step_s = block_size, noisy, mixing, step_s
+
+    def run(self, plan: Plan) -> StepResult:
+        time.sleep(self._step_s)
+        sampled = [self._sample(chunk, self._compute(chunk)) for chunk in plan]
+        pairs = sum(chunk.length * sum(chunk.sequence.request.budget.per_layer) for chunk in plan)
+        return StepResult(tuple(result for result in sampled if result), Work(pairs, 2 * pairs, 1, 1.0))
+
+    def reference(self, request: Request) -> list[int]:
+        """The text of a request that runs alone, without cache or interruption."""
+        tokens, state = list(request.prompt), b""
+        for token in tokens:
+            state = self._state(request, state, token, request.prompt)
+        while len(tokens) < len(request.prompt) + request.sampling.max_tokens:
+            tokens.append(token_of(state))
+            if tokens[-1] in request.sampling.stop_token_ids:
+                break
+            state = self._state(request, state, tokens[-1], tokens[-1:])
+        return tokens[len(request.prompt) :]
+
+    def _compute(self, chunk: Chunk) -> bytes:
+        sequence = chunk.sequence
+        tokens = sequence.tokens[chunk.start : chunk.start + chunk.length]
+        if CRASH in tokens:
+            raise ZeroDivisionError("secret: /internal/path")
+        if LOST in tokens:
+            raise EngineDown("the device is lost")
+        state = self._slots[self._slot(chunk, chunk.start - 1)] if chunk.start else b""
+        for position, token in enumerate(tokens, chunk.start):
+            state = self._state(sequence.request, state, token, tokens)
+            self._slots[self._slot(chunk, position)] = state
+        return state
+
+    def _slot(self, chunk: Chunk, position: int) -> tuple[int, int]:
+        return chunk.sequence.blocks[position // self._block_size], position % self._block_size
+
+    def _state(self, request: Request, state: bytes, token: int, chunk: object) -> bytes:
+        seed = request.sampling.seed if self._noisy else None
+        return digest(state, token, request.budget, seed, tuple(chunk) if self._mixing else None)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _sample(chunk: Chunk, state: bytes) -> Sampled | None:
+        if not chunk.samples:
+            return None
+        error = "the logits are not finite" if POISON in chunk.sequence.tokens else None
+        return Sampled(token_of(state), error=error)
+
+
+def build_fake(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
+    """`settings.model` chooses the behaviour: "fake", "slow" (10 ms a step), "broken", "hanging" (while it loads)."""
+    if settings.model == "broken":
+        raise CheckpointError("model.safetensors: truncated")
+    if settings.model == "hanging":
+        time.sleep(60)
+    blocks = BlockManager(32, settings.block_size, prefix_cache=settings.prefix_cache)
+    scheduler = Scheduler(blocks, settings.max_running, settings.max_step_tokens, max_model_len=400)
+    runner = FakeRunner(settings.block_size, step_s=0.01 if settings.model == "slow" else 0.0)
+    info = EngineInfo(
+        family="fake",
+        dtype="float32",
+        parameters=0,
+        vocabulary=VOCABULARY,
+        max_model_len=400,
+        experts=ExpertRange(layers=2, trained=2, minimum=1, maximum=8),
+        experts_total=8,
+        shared_experts=0,
+        kv_blocks=32,
+        block_size=settings.block_size,
+        load_seconds=0.0,
+    )
+    return Engine(runner, scheduler), info
+
+
+if __name__ == "__main__":
+    sys.exit(main(builder=build_fake))

@@ -1,0 +1,229 @@
+"""Block accounting and prefix sharing: nothing leaks, nothing is freed twice, only equal prefixes are shared."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from engine.blocks import BlockManager
+from engine.sequence import Sequence
+from tests.engine.fake import request
+
+SIZE = 4
+
+
+def computed(blocks: BlockManager, id: str, prompt: tuple[int, ...], **options: object) -> Sequence:
+    """A sequence whose whole prompt has been computed and committed."""
+    sequence = Sequence(request(id, prompt, **options), 0.0)
+    assert blocks.admit(sequence)
+    assert blocks.reserve(sequence, len(prompt))
+    sequence.computed = len(prompt)
+    blocks.commit(sequence)
+    return sequence
+
+
+def cached(blocks: BlockManager, prompt: tuple[int, ...], **options: object) -> int:
+    """How many tokens of this prompt are found."""
+    sequence = Sequence(request("probe", prompt, **options), 0.0)
+    assert blocks.admit(sequence)
+    found = sequence.computed
+    blocks.release(sequence)
+    return found
+
+
+PROMPT = tuple(range(10))
+
+
+def test_same_prompt_and_budget_share_full_blocks() -> None:
+    blocks = BlockManager(8, SIZE)
+    first = computed(blocks, "a", PROMPT)
+    second = computed(blocks, "b", PROMPT)
+    assert second.blocks[:2] == first.blocks[:2]
+    assert second.blocks[2] != first.blocks[2]
+    assert blocks.used == 4
+    blocks.check()
+
+
+def test_whole_prompt_is_never_found() -> None:
+    blocks = BlockManager(8, SIZE)
+    computed(blocks, "a", PROMPT[:8])
+    assert cached(blocks, PROMPT[:8]) == 4
+    assert cached(blocks, PROMPT[:9]) == 8
+
+
+def test_budgets_never_share() -> None:
+    blocks = BlockManager(8, SIZE)
+    computed(blocks, "a", PROMPT, budget=(2, 2))
+    assert cached(blocks, PROMPT, budget=(2, 3)) == 0
+    assert cached(blocks, PROMPT, budget=(2, 2, 2)) == 0
+    assert cached(blocks, PROMPT, budget=(2, 2)) == 8
+
+
+@pytest.mark.parametrize(("noisy", "found"), [(True, 0), (False, 8)])
+def test_seeds_share_only_without_noise(noisy: bool, found: int) -> None:
+    blocks = BlockManager(8, SIZE, noisy=noisy)
+    computed(blocks, "a", PROMPT, seed=1)
+    assert cached(blocks, PROMPT, seed=2) == found
+    assert cached(blocks, PROMPT, seed=1) == 8
+
+
+def test_same_tokens_after_another_prefix_are_not_shared() -> None:
+    blocks = BlockManager(8, SIZE)
+    computed(blocks, "a", (0, 1, 2, 3, 4, 5, 6, 7, 8))
+    assert cached(blocks, (9, 1, 2, 3, 4, 5, 6, 7, 8)) == 0
+
+
+def test_nothing_is_found_before_it_is_computed() -> None:
+    blocks = BlockManager(8, SIZE)
+    sequence = Sequence(request("a", PROMPT), 0.0)
+    assert blocks.admit(sequence)
+    assert blocks.reserve(sequence, 10)
+    assert cached(blocks, PROMPT) == 0
+    sequence.computed = 5
+    blocks.commit(sequence)
+    assert cached(blocks, PROMPT) == 4
+
+
+def test_switched_off_cache_shares_nothing() -> None:
+    blocks = BlockManager(8, SIZE, prefix_cache=False)
+    computed(blocks, "a", PROMPT)
+    assert cached(blocks, PROMPT) == 0
+
+
+def test_freed_blocks_are_found_until_evicted_oldest_first() -> None:
+    blocks = BlockManager(4, SIZE)
+    blocks.release(computed(blocks, "a", (1, 1, 1, 1, 0)))
+    blocks.release(computed(blocks, "b", (2, 2, 2, 2, 0)))
+    assert blocks.used == 0
+    assert cached(blocks, (1, 1, 1, 1, 0)) == 4  # a use: now b is the oldest
+    blocks.release(computed(blocks, "c", (3,) * 12))  # three blocks: two empty ones, and b's
+    assert cached(blocks, (1, 1, 1, 1, 0)) == 4
+    assert cached(blocks, (2, 2, 2, 2, 0)) == 0
+    blocks.check()
+
+
+def test_end_of_a_prefix_is_evicted_before_its_beginning() -> None:
+    blocks = BlockManager(3, SIZE)
+    blocks.release(computed(blocks, "a", PROMPT))
+    blocks.release(computed(blocks, "b", (7,) * 8))
+    assert cached(blocks, PROMPT) == 4
+
+
+def test_failed_sequence_leaves_nothing_behind() -> None:
+    blocks = BlockManager(8, SIZE)
+    first = computed(blocks, "a", PROMPT)
+    blocks.release(computed(blocks, "b", PROMPT), forget=True)
+    assert cached(blocks, PROMPT) == 0
+    blocks.check()
+    blocks.release(first)
+    blocks.check()
+    assert blocks.used == 0
+
+
+def test_admission_counts_idle_hits_once() -> None:
+    """Blocks that are found but free are no longer free once they are used."""
+    blocks = BlockManager(3, SIZE)
+    blocks.release(computed(blocks, "a", PROMPT))
+    holder = computed(blocks, "b", (5,))
+    sequence = Sequence(request("c", PROMPT), 0.0)
+    assert not blocks.admit(sequence)
+    blocks.release(holder)
+    assert not blocks.admit(sequence, spare=1)
+    assert blocks.admit(sequence)
+    assert blocks.reserve(sequence, 10)
+    blocks.check()
+
+
+def test_reserve_takes_all_or_nothing() -> None:
+    blocks = BlockManager(2, SIZE)
+    sequence = Sequence(request("a", PROMPT), 0.0)
+    assert not blocks.reserve(sequence, 9)
+    assert blocks.used == 0
+    assert blocks.reserve(sequence, 8)
+    assert blocks.room(sequence) == 8
+
+
+def test_check_sees_damage() -> None:
+    blocks = BlockManager(4, SIZE)
+    sequence = computed(blocks, "a", PROMPT)
+    sequence.blocks.append(sequence.blocks[0])
+    with pytest.raises(RuntimeError, match="holds a block twice"):
+        blocks.check()
+    sequence.blocks.pop()
+    sequence.blocks.pop()
+    sequence.computed = 8
+    with pytest.raises(RuntimeError, match="reference counts"):
+        blocks.check()
+
+
+def test_hash_key_differs_between_managers() -> None:
+    """A key per process: hashes that one server leaks say nothing about another's."""
+    one, two = (computed(BlockManager(8, SIZE), "a", PROMPT).hashes for _ in range(2))
+    assert one and one != two
+
+
+class Blocks(RuleBasedStateMachine):
+    """Any order of calls keeps the invariants, and a found prefix is always one that was computed with this budget."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = BlockManager(6, 2, noisy=True)
+        self.held: list[Sequence] = []
+        self.content: dict[int, tuple[object, ...]] = {}
+        self.count = 0
+
+    @rule(length=st.integers(1, 8), base=st.integers(0, 1), count=st.integers(1, 2), seed=st.integers(0, 1))
+    def admit(self, length: int, base: int, count: int, seed: int) -> None:
+        self.count += 1
+        prompt = tuple(range(base, base + length))
+        sequence = Sequence(request(str(self.count), prompt, budget=(count,), seed=seed), 0.0)
+        if not self.blocks.admit(sequence):
+            return
+        self.held.append(sequence)
+        assert sequence.computed < length
+        for index, block in enumerate(sequence.blocks):
+            assert self.content[block] == self.expected(sequence, index)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), more=st.integers(1, 4))
+    def compute(self, data: st.DataObject, more: int) -> None:
+        sequence = data.draw(st.sampled_from(self.held))
+        target = min(len(sequence.tokens), sequence.computed + more)
+        before = list(sequence.blocks)
+        if not self.blocks.reserve(sequence, target):
+            assert sequence.blocks == before
+            return
+        for position in range(sequence.computed, target):
+            block = sequence.blocks[position // 2]
+            assert sum(block in other.blocks for other in self.held) == 1, "a shared block is written"
+            self.content[block] = self.expected(sequence, position // 2)
+        sequence.computed = target
+        self.blocks.commit(sequence)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), forget=st.booleans())
+    def release(self, data: st.DataObject, forget: bool) -> None:
+        sequence = data.draw(st.sampled_from(self.held))
+        self.held.remove(sequence)
+        self.blocks.release(sequence, forget=forget)
+        assert not sequence.blocks
+
+    @rule()
+    def clear(self) -> None:
+        self.blocks.clear()
+        self.held.clear()
+        assert self.blocks.used == 0
+
+    @invariant()
+    def sound(self) -> None:
+        self.blocks.check()
+        assert self.blocks.used == len({block for sequence in self.held for block in sequence.blocks})
+
+    @staticmethod
+    def expected(sequence: Sequence, index: int) -> tuple[object, ...]:
+        request = sequence.request
+        return tuple(sequence.tokens[: (index + 1) * 2]), request.budget, request.sampling.seed
+
+
+TestBlocks = Blocks.TestCase
+TestBlocks.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -1,0 +1,244 @@
+"""The client against a real child process: streams, aborts, deaths, restarts, stops. Nothing may hang."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+
+from engine.client import EngineClient
+from engine.types import EngineSettings, StepReport
+from model.errors import EngineDown, GenerationFailed, InvalidRequest
+from tests.engine.fake import CRASH, LOST, FakeRunner, request
+
+FAKE = (sys.executable, "-m", "tests.engine.fake")
+LONG = 350
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(bounded())
+
+
+@asynccontextmanager
+async def serving(
+    model: str = "fake", on_report: Callable[[StepReport], None] | None = None
+) -> AsyncIterator[EngineClient]:
+    settings = EngineSettings(model, max_running=8, max_step_tokens=64)
+    client = EngineClient(settings, command=FAKE, on_report=on_report)
+    await client.start()
+    try:
+        await client.ready(10)
+        yield client
+    finally:
+        await client.stop(5)
+        assert client.pid is None
+        assert not client._streams or client.state == "stopped"
+
+
+async def text(client: EngineClient, id: str, max_tokens: int = 4, prompt: tuple[int, ...] = (1, 2, 3)) -> list[int]:
+    events = [event async for event in client.generate(request(id, prompt, max_tokens))]
+    assert [event.finish for event in events[:-1]] == [None] * (len(events) - 1)
+    assert events[-1].finish == "length"
+    return [event.token for event in events if event.token is not None]
+
+
+def test_generate_many_at_once() -> None:
+    reports: list[StepReport] = []
+
+    async def test() -> None:
+        async with serving(on_report=reports.append) as client:
+            assert (client.state, client.restarts) == ("ready", 0)
+            assert client.info
+            assert client.info.family == "fake"
+            prompts = [(index, 1, 2) for index in range(20)]
+            texts = await asyncio.gather(*(text(client, f"r{p[0]}", 9, p) for p in prompts))
+            runner = FakeRunner(16)
+            assert texts == [runner.reference(request("x", prompt, 9)) for prompt in prompts]
+            assert client._streams == {}
+
+    run(test)
+    assert sum(report.stats.generated_tokens for report in reports) == 180
+
+
+def test_refused_request_raises() -> None:
+    async def test() -> None:
+        async with serving() as client:
+            with pytest.raises(InvalidRequest) as caught:
+                await text(client, "a", max_tokens=1000)
+            assert (caught.value.param, caught.value.code) == ("max_tokens", "context_length_exceeded")
+            with pytest.raises(InvalidRequest, match="64 bits"):
+                await anext(client.generate(request("a", seed=2**64)))
+            assert len(await text(client, "a")) == 4
+
+    run(test)
+
+
+def test_closing_the_stream_frees_blocks_within_a_step() -> None:
+    reports: list[StepReport] = []
+
+    async def test() -> None:
+        async with serving("slow", reports.append) as client:
+            async with aclosing(client.generate(request("a", max_tokens=LONG))) as stream:
+                assert (await anext(stream)).token is not None
+                with pytest.raises(InvalidRequest, match="already running"):
+                    await anext(client.generate(request("a")))
+            seen = len(reports)
+            with pytest.raises(InvalidRequest, match="already running"):
+                await anext(client.generate(request("a")))  # until the engine has confirmed the end
+            while not any(event.finish for event in reports[-1].events):
+                await asyncio.sleep(0.005)
+            assert len(reports) - seen <= 2  # the step that was running, and the next
+            assert reports[-1].events[-1].finish == "abort"
+            assert reports[-1].stats.blocks_used == 0
+            assert len(await text(client, "a")) == 4
+
+    run(test)
+
+
+def test_cancelled_reader_aborts() -> None:
+    reports: list[StepReport] = []
+
+    async def test() -> None:
+        async with serving("slow", reports.append) as client:
+            tasks = [asyncio.create_task(text(client, f"r{i}", LONG)) for i in range(30)]
+            await asyncio.sleep(0.1)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            while client._streams:
+                await asyncio.sleep(0.005)
+            ends = [event.finish for report in reports for event in report.events if event.finish]
+            assert ends == ["abort"] * 30
+            assert reports[-1].stats.blocks_used == reports[-1].stats.running == reports[-1].stats.waiting == 0
+
+    run(test)
+
+
+def test_runner_fault_reaches_its_reader_only() -> None:
+    async def test() -> None:
+        async with serving() as client:
+            [event] = [event async for event in client.generate(request("a", (CRASH,)))]
+            assert event.finish == "error"
+            assert "ZeroDivisionError" in (event.error or "")
+            assert len(await text(client, "b")) == 4
+            assert client.restarts == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize(("death", "count"), [("kill", 12), ("lost device", 5)])  # of 12, some still wait
+def test_death_fails_the_running_and_serves_again(death: str, count: int) -> None:
+    async def test() -> None:
+        async with serving("slow") as client:
+            assert client.pid
+            tasks = [asyncio.create_task(text(client, f"r{i}", LONG)) for i in range(count)]
+            await asyncio.sleep(0.1)
+            if death == "kill":
+                os.kill(client.pid, signal.SIGKILL)
+            else:
+                tasks.append(asyncio.create_task(text(client, "bad", 4, (LOST,))))
+            started = time.monotonic()
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                assert isinstance(result, GenerationFailed)
+            assert time.monotonic() - started < 1
+            assert client.state == "restarting"
+            with pytest.raises(EngineDown, match="restarting"):
+                await text(client, "x")
+            await client.ready(10)
+            assert client.restarts == 1
+            assert len(await text(client, "r0")) == 4
+
+    run(test)
+
+
+def test_failed_load_is_permanent_and_says_why() -> None:
+    async def test() -> None:
+        client = EngineClient(EngineSettings("broken"), command=FAKE)
+        await client.start()
+        with pytest.raises(EngineDown, match="truncated"):
+            await client.ready(10)
+        assert client.state == "failed"
+        with pytest.raises(EngineDown, match="truncated"):
+            await text(client, "a")
+        await client.stop()
+        assert (client.state, client.restarts) == ("stopped", 0)
+
+    run(test)
+
+
+def test_child_that_cannot_run_is_tried_again() -> None:
+    async def test() -> None:
+        for command in (("/nonexistent",), (sys.executable, "-c", "raise SystemExit(3)")):
+            client = EngineClient(EngineSettings("fake"), command=command)
+            await client.start()
+            with pytest.raises(EngineDown, match="not ready within"):
+                await client.ready(0.4)
+            assert client.state == "restarting"
+            started = time.monotonic()
+            await client.stop()
+            assert time.monotonic() - started < 0.2  # stop does not wait for the back-off
+
+    run(test)
+
+
+def test_requests_before_ready_are_refused_and_a_hanging_load_is_killed() -> None:
+    async def test() -> None:
+        client = EngineClient(EngineSettings("hanging"), command=FAKE)
+        await client.start()
+        assert client.state == "loading"
+        with pytest.raises(EngineDown, match="loading"):
+            await text(client, "a")
+        await asyncio.sleep(0.3)
+        await client.stop(5)
+        assert (client.state, client.pid) == ("stopped", None)
+
+    run(test)
+
+
+def test_stop_lets_the_running_finish() -> None:
+    async def test() -> None:
+        async with serving("slow") as client:
+            task = asyncio.create_task(text(client, "a", 20))
+            await asyncio.sleep(0.05)
+            stop = asyncio.create_task(client.stop(10))
+            await asyncio.sleep(0)
+            with pytest.raises(EngineDown, match="stopped"):
+                await text(client, "b")
+            assert len(await task) == 20
+            await stop
+
+    run(test)
+
+
+def test_stop_kills_after_its_timeout_and_a_second_stop_at_once() -> None:
+    async def test() -> None:
+        for timeouts in ((0.2,), (60, 60)):
+            async with serving("slow") as client:
+                task = asyncio.create_task(text(client, "a", LONG))
+                await asyncio.sleep(0.05)
+                started = time.monotonic()
+                await asyncio.gather(*(client.stop(timeout) for timeout in timeouts))
+                assert time.monotonic() - started < 1
+                with pytest.raises(GenerationFailed, match="stopped"):
+                    await task
+
+    run(test)
+
+
+def test_broken_report_hook_does_not_stop_answers() -> None:
+    def broken(_: StepReport) -> None:
+        raise RuntimeError("metrics")
+
+    async def test() -> None:
+        async with serving(on_report=broken) as client:
+            assert len(await text(client, "a")) == 4
+
+    run(test)

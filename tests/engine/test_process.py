@@ -1,0 +1,216 @@
+"""The engine process, run inside the test on one end of a socket pair, and once for real."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from engine.engine import Engine
+from engine.messages import (
+    HEADER,
+    Abort,
+    Failed,
+    FrameError,
+    FromEngine,
+    Ready,
+    Rejected,
+    Report,
+    Start,
+    Stop,
+    Submit,
+    ToEngine,
+    frame,
+    read_from_engine,
+)
+from engine.process import Connection, serve
+from engine.types import EngineSettings
+from model.errors import EngineDown
+from tests.engine.fake import LOST, build_fake, request
+
+SETTINGS = EngineSettings("fake", max_running=4, max_step_tokens=64)
+
+
+class Parent:
+    """The other end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        sock.settimeout(10)
+
+    def send(self, *messages: ToEngine) -> None:
+        self.sock.sendall(b"".join(map(frame, messages)))
+
+    def receive(self) -> FromEngine:
+        (size,) = HEADER.unpack(self._exactly(HEADER.size))
+        return read_from_engine(self._exactly(size))
+
+    def until_end(self, count: int) -> dict[str, str | None]:
+        """How each of `count` requests ended."""
+        ends: dict[str, str | None] = {}
+        while len(ends) < count:
+            message = self.receive()
+            assert isinstance(message, Report)
+            ends |= {event.request_id: event.finish for event in message.report.events if event.finish}
+        return ends
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = self.sock.recv(size - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return data
+
+
+class Serving:
+    """`serve` in a thread: its engine, the parent's end, and how it ended."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        self.parent, self.child = Parent(ours), theirs
+        self.engine: Engine = build_fake(SETTINGS)[0]
+        self.error: Exception | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            with self.child:
+                serve(Connection(self.child), self.engine)
+        except Exception as error:
+            self.error = error
+
+    def join(self) -> Exception | None:
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        return self.error
+
+
+def test_requests_in_events_out_and_stop_waits_for_the_running() -> None:
+    serving = Serving()
+    serving.parent.send(Submit((request("a", max_tokens=50), request("b"))), Stop())
+    assert serving.parent.until_end(2) == {"a": "length", "b": "length"}
+    assert serving.join() is None
+
+
+def test_refusal_names_the_field() -> None:
+    serving = Serving()
+    serving.parent.send(Submit((request("a", max_tokens=10_000),)))
+    message = serving.parent.receive()
+    assert isinstance(message, Rejected)
+    assert (message.request_id, message.param, message.code) == ("a", "max_tokens", "context_length_exceeded")
+    assert "10000" in message.message
+    serving.parent.sock.close()
+    assert isinstance(serving.join(), EOFError)
+
+
+def test_abort() -> None:
+    serving = Serving()
+    serving.parent.send(Submit((request("a", max_tokens=390), request("b", max_tokens=9))), Abort(("a", "nobody")))
+    assert serving.parent.until_end(2) == {"a": "abort", "b": "length"}
+    assert serving.engine.scheduler.blocks.used == 0
+
+
+def test_frames_may_arrive_in_pieces() -> None:
+    serving = Serving()
+    for byte in frame(Submit((request("a", max_tokens=1),))):
+        serving.parent.sock.sendall(bytes((byte,)))
+        time.sleep(0.0001)
+    assert serving.parent.until_end(1) == {"a": "length"}
+
+
+@pytest.mark.parametrize("garbage", [HEADER.pack(2**31), HEADER.pack(1) + b"\xc1", frame(Start(SETTINGS))])
+def test_nonsense_ends_the_process(garbage: bytes) -> None:
+    serving = Serving()
+    serving.parent.sock.sendall(garbage)
+    assert isinstance(serving.join(), FrameError)
+
+
+def test_lost_device_ends_the_process() -> None:
+    serving = Serving()
+    serving.parent.send(Submit((request("a", (LOST,)),)))
+    assert isinstance(serving.join(), EngineDown)
+
+
+def test_idle_engine_sleeps() -> None:
+    serving = Serving()
+    before = time.thread_time(), time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - before[1] < 0.1
+    serving.parent.send(Stop())
+    assert serving.join() is None
+
+
+@contextmanager
+def child(module: str = "tests.engine.fake") -> Iterator[tuple[subprocess.Popen[bytes], Parent]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        number = theirs.fileno()
+        process = subprocess.Popen([sys.executable, "-m", module, str(number)], pass_fds=(number,))
+        theirs.close()
+        try:
+            yield process, Parent(ours)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_real_process_ignores_signals_serves_and_ends_with_its_parent() -> None:
+    with child() as (process, parent):
+        parent.send(Start(SETTINGS))
+        assert isinstance(parent.receive(), Ready)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        parent.send(Submit((request("a"),)))
+        assert parent.until_end(1) == {"a": "length"}
+        parent.sock.close()
+        assert process.wait(10) == 0
+
+
+def test_failed_load_is_told() -> None:
+    with child() as (process, parent):
+        parent.send(Start(EngineSettings("broken")))
+        assert parent.receive() == Failed("CheckpointError: model.safetensors: truncated")
+        assert process.wait(10) == 0
+
+
+def test_killed_parent_takes_the_child_along() -> None:
+    """Even one that is busy and does not look at its socket."""
+    code = (
+        "import socket, subprocess, sys, time\n"
+        "from engine.messages import Start, frame\n"
+        "from engine.types import EngineSettings\n"
+        "ours, theirs = socket.socketpair()\n"
+        "ours.sendall(frame(Start(EngineSettings('hanging'))))\n"
+        "n = str(theirs.fileno())\n"
+        "p = subprocess.Popen([sys.executable, '-m', 'tests.engine.fake', n], pass_fds=(theirs.fileno(),))\n"
+        "time.sleep(0.7)\n"
+        "print(p.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert parent.stdout
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while alive(pid):
+        assert time.monotonic() < deadline, "the child outlived its parent"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rsplit(")", 1)[1].split()[0] != "Z"

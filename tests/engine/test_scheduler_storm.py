@@ -1,0 +1,156 @@
+"""Any order of arrivals, steps, aborts and faults: everyone ends once, with the right text, and nothing leaks."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engine.blocks import BlockManager
+from engine.plan import Plan
+from engine.scheduler import Scheduler
+from engine.types import Request, TokenEvent
+from model.errors import InvalidRequest
+from tests.engine.fake import FakeRunner, request
+
+SIZE = 2
+
+
+class Storm(RuleBasedStateMachine):
+    """Drives a small scheduler and judges it from outside, by plans and events only."""
+
+    @initialize(
+        chunked=st.booleans(),
+        blocks=st.integers(2, 12),
+        running=st.integers(1, 4),
+        more=st.integers(0, 6),
+        noisy=st.booleans(),
+    )
+    def build(self, chunked: bool, blocks: int, running: int, more: int, noisy: bool) -> None:
+        self.chunked = chunked
+        manager = BlockManager(blocks, SIZE, prefix_cache=chunked, noisy=noisy)
+        self.scheduler = Scheduler(manager, running, running + more, max_model_len=20, chunked=chunked)
+        self.runner = FakeRunner(SIZE, noisy=noisy, mixing=not chunked)
+        self.requests: dict[str, Request] = {}
+        self.texts: dict[str, list[int]] = {}
+        self.aborted: set[str] = set()
+        self.failed: set[str] = set()
+        self.ended: dict[str, str] = {}
+        self.decoding: set[str] = set()
+
+    @rule(
+        length=st.integers(1, 12),
+        base=st.integers(0, 1),
+        new=st.integers(1, 10),
+        budget=st.integers(1, 2),
+        seed=st.integers(0, 1),
+        stops=st.booleans(),
+    )
+    def add(self, length: int, base: int, new: int, budget: int, seed: int, stops: bool) -> None:
+        each = request(f"r{len(self.requests)}", tuple(range(base, base + length)), new, budget=(budget,), seed=seed)
+        if stops:
+            stop = self.runner.reference(each)[new // 2]
+            each = request(each.id, each.prompt, new, budget=(budget,), seed=seed, stop_token_ids=(stop,))
+        capacity = min(20, self.scheduler.blocks.total * SIZE + 1)
+        try:
+            self.scheduler.add(each)
+        except InvalidRequest:
+            assert length + new > capacity
+            return
+        assert length + new <= capacity
+        self.requests[each.id], self.texts[each.id] = each, []
+
+    @rule()
+    def step(self) -> None:
+        plan = self.plan()
+        self.commit(plan)
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.requests)))
+        self.scheduler.abort(id)
+        self.aborted.add(id)
+        assert id not in self.scheduler.blocks.holders
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def abort_in_flight(self, data: st.DataObject) -> None:
+        plan = self.plan()
+        id = data.draw(st.sampled_from(sorted(self.requests)))
+        self.scheduler.abort(id)
+        self.aborted.add(id)
+        self.commit(plan)
+        assert id not in self.scheduler.blocks.holders
+
+    @rule()
+    def fail(self) -> None:
+        plan = self.plan()
+        self.failed |= {chunk.sequence.id for chunk in plan}
+        self.take(self.scheduler.fail(plan, "broken"))
+
+    def plan(self) -> Plan:
+        """A new plan, checked against the rules that every plan keeps."""
+        had_work = self.scheduler.running + self.scheduler.waiting
+        plan = self.scheduler.schedule()
+        assert plan or not had_work, "there is work, but nothing is planned"
+        ids = [chunk.sequence.id for chunk in plan]
+        assert len(set(ids)) == len(ids)
+        assert len(ids) <= self.scheduler.max_running
+        for chunk in plan:
+            assert 1 <= chunk.length <= chunk.sequence.pending
+            assert chunk.start == chunk.sequence.computed
+            assert len(chunk.sequence.blocks) * SIZE >= chunk.start + chunk.length
+        reading = [chunk for chunk in plan if chunk.start < chunk.sequence.prompt_length]
+        if self.chunked or len(reading) > 1:
+            assert sum(chunk.length for chunk in plan) <= self.scheduler.max_step_tokens
+        if not self.chunked:
+            assert all((chunk.start, chunk.length) == (0, chunk.sequence.prompt_length) for chunk in reading)
+        preempted = set(list(self.scheduler._waiting)[: self.scheduler.counts.preemptions])
+        assert self.decoding - preempted <= set(ids), "a running decode got no token"
+        return plan
+
+    def commit(self, plan: Plan) -> None:
+        self.take(self.scheduler.commit(plan, self.runner.run(plan).sampled if plan else ()))
+
+    def take(self, events: list[TokenEvent]) -> None:
+        for event in events:
+            assert event.request_id not in self.ended, "an event after the end"
+            if event.token is not None:
+                self.texts[event.request_id].append(event.token)
+            if event.finish:
+                assert event.stats is not None
+                self.ended[event.request_id] = event.finish
+        self.scheduler.check()
+        self.decoding = {s.id for s in self.scheduler._running.values() if s.pending == 1}
+
+    @invariant()
+    def texts_are_right(self) -> None:
+        for id, finish in getattr(self, "ended", {}).items():
+            expected = self.runner.reference(self.requests[id])
+            text = self.texts[id]
+            if finish in ("stop", "length"):
+                assert text == expected
+            else:
+                assert id in (self.aborted if finish == "abort" else self.failed)
+                assert text == expected[: len(text)]
+
+    @invariant()
+    def decodes_are_alive(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.decoding &= set(self.scheduler._running)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        limit = 50 * len(self.requests) + 10
+        while self.scheduler.has_work:
+            self.step()
+            limit -= 1
+            assert limit > 0, "the queue never drains"
+        self.texts_are_right()
+        assert set(self.ended) == set(self.requests), "somebody never ended"
+        assert self.scheduler.blocks.used == 0
+        self.scheduler.check()
+
+
+TestStorm = Storm.TestCase
+TestStorm.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)

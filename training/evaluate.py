@@ -1,0 +1,23 @@
+"""Held-out loss of a decoder at a fixed expert count. It knows windows of tokens, not files."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.attend import WholeAttend
+from model.decoder import Decoder
+from training.step import make_batch
+
+COUNTS = (1, 2, 4, 8)
+
+
+@torch.inference_mode()
+def held_out_loss(model: Decoder, window_BS: Tensor, count: int, rows: int = 8, seed: int = 0) -> float:
+    """Mean next-token cross-entropy in nats over windows [B, S] at one count in every layer; noise keyed by `seed`."""
+    counts, total = [count] * len(model.config.mixtures), 0.0
+    for start in range(0, len(window_BS), rows):
+        part_BS = window_BS[start : start + rows]
+        ids_BS, target_BS = part_BS[:, :-1], part_BS[:, 1:]
+        logits_TV = model(make_batch(ids_BS, counts, seed + start), WholeAttend(ids_BS.shape[1]))
+        total += float(F.cross_entropy(logits_TV.float(), target_BS.flatten(), reduction="sum"))
+    return total / window_BS[:, 1:].numel()

@@ -1,0 +1,62 @@
+"""Optimisers for small mixtures: Muon for matrices (stacked experts included), AdamW for the rest.
+
+Muon: momentum orthogonalised by a Newton–Schulz iteration (Jordan et al. 2024), scaled as there by sqrt(max(1, rows/cols)).
+torch's own Muon takes 2-D parameters only; stacked experts [E, F, D] are E matrices. It knows no model, only names.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrix to each [..., M, N], roughly: singular values end in about 0.7 to 1.2."""
+    a, b, c = _COEFFICIENTS
+    x = matrix.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrix.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, with decoupled weight decay."""
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+
+    def _update(self, parameter: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"]
+        momentum.lerp_(grad, 1 - group["momentum"])
+        update = orthogonalise(grad.lerp(momentum, group["momentum"]))
+        scale = max(1.0, parameter.shape[-2] / parameter.shape[-1]) ** 0.5
+        parameter.mul_(1 - group["lr"] * group["decay"])
+        parameter.add_(update, alpha=-group["lr"] * scale)
+
+
+def build_optimisers(model: nn.Module, muon_lr: float, adam_lr: float, decay: float) -> list[torch.optim.Optimizer]:
+    """Muon on every hidden matrix; AdamW on embeddings, head, norms and everything that routes."""
+    named = dict(model.named_parameters())
+    routing = ("embed", "head", "norm", "router", "scores")
+    matrices = [p for n, p in named.items() if p.ndim >= 2 and not any(word in n for word in routing)]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in named.values() if id(p) not in chosen]
+    adam = torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    return [Muon(matrices, lr=muon_lr, decay=decay), adam]

@@ -1,0 +1,74 @@
+"""One training step's pieces: initial weights, a batch with a random expert count per layer, and the loss.
+
+K is drawn per layer and step, uniformly (M-MoE, 2509.26520), so that one model serves every count.
+It knows the decoder, not files, schedules or progress bars.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.attend import WholeAttend
+from model.batch import Batch
+from model.config import DecoderConfig, Infinity
+from model.decoder import Decoder
+
+
+@torch.no_grad()
+def initialise(model: Decoder, seed: int) -> None:
+    """Normal weights of std 1/sqrt(fan-in), residual outputs scaled down by depth, spread of the draws at 1."""
+    torch.manual_seed(seed)
+    depth = 1 / math.sqrt(2 * len(model.layers))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            continue
+        std = 0.02 if "embed" in name else parameter.shape[-1] ** -0.5
+        if name.endswith(("out.weight", "down", "down.weight")):
+            std *= depth
+        nn.init.normal_(parameter, std=std)
+        if name.endswith("ffn.router") and isinstance(model.config.mixtures[0], Infinity):
+            parameter[parameter.shape[0] // 2 :] = 0.0  # exp(0) = 1: noise as large as the spread of the means
+
+
+class Balance:
+    """Observer that gathers the Switch balance loss E · Σ f_i P_i of softmax routers (2101.03961, eq. 4)."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+
+    def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
+        if scores_TE is not None:
+            self.losses.append(len(load_E) * (load_E / pairs * scores_TE.mean(0)).sum())
+
+    def mean(self) -> Tensor | float:
+        return torch.stack(self.losses).mean() if self.losses else 0.0
+
+
+def make_batch(ids_BS: Tensor, counts: list[int], seed: int) -> Batch:
+    """Whole sequences side by side; layer l uses counts[l] for every token. Each row has a seed of its own."""
+    rows, length = ids_BS.shape
+    tokens = rows * length
+    counts_L1 = torch.tensor(counts)[:, None]
+    return Batch(
+        ids_T=ids_BS.flatten(),
+        positions_T=torch.arange(length).repeat(rows),
+        seeds_T=(torch.arange(rows) + seed * 65536).repeat_interleave(length),
+        experts_LT=counts_L1.expand(-1, tokens),
+        k_max=max(counts),
+        rows_B=torch.arange(tokens),
+    )
+
+
+def draw_counts(config: DecoderConfig, largest: int, generator: torch.Generator) -> list[int]:
+    """One count per MoE layer, uniform on 1..largest."""
+    return torch.randint(1, largest + 1, (len(config.mixtures),), generator=generator).tolist()
+
+
+def next_token_loss(model: Decoder, window_BS: Tensor, counts: list[int], seed: int, balance: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats of the next token over windows [B, S + 1], plus the weighted balance loss."""
+    ids_BS, target_BS = window_BS[:, :-1], window_BS[:, 1:]
+    observer = Balance()
+    logits_TV = model(make_batch(ids_BS, counts, seed), WholeAttend(ids_BS.shape[1]), observer)
+    return F.cross_entropy(logits_TV.float(), target_BS.flatten()) + balance * observer.mean()

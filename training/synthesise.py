@@ -1,0 +1,299 @@
+"""Samples children's stories from a small Llama-layout model, many rows in lockstep, into one plain text file.
+
+Everything from the weight file to the finished stories lives here, tuned for a CPU with bfloat16 arithmetic.
+It refuses to know what the stories are for: who trains on them, with which tokeniser, or how they are split.
+"""
+
+import argparse
+import itertools
+import lzma
+import math
+import multiprocessing
+import re
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+BOS = 1
+SEPARATOR = "<|endoftext|>"
+CHECKPOINT_NAME = "llama2.data"
+WINDOW = 192  # positions attended to; on real stories as good as rebuilding a 256 context from its last 128
+BLOCK = 32  # consecutive positions of a key channel that lie together: one cache line
+NOISE_ENTRIES = 1 << 25
+STORY_CHARACTERS = range(200, 4001)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    width: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    context: int
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class Sampling:
+    model: Path
+    vocabulary_text: Path
+    rows: int
+    temperature: float
+    seed: int
+
+
+def read_tensors(blob: bytes) -> tuple[ModelShape, dict[str, Tensor], int]:
+    """The float32 tensors in file order, and the offset at which the tokeniser begins."""
+    shape = ModelShape(*struct.unpack_from("<7i", blob))
+    if shape.vocabulary <= 0 or shape.kv_heads != shape.heads:
+        raise ValueError("only checkpoints with a shared classifier and one key head per query head are read")
+    L, D, H = shape.layers, shape.width, shape.hidden
+    sizes = {"embedding": (shape.vocabulary, D), "attention_norm": (L, D)}
+    sizes |= {"wq": (L, D, D), "wk": (L, D, D), "wv": (L, D, D), "wo": (L, D, D), "ffn_norm": (L, D)}
+    sizes |= {"w1": (L, H, D), "w2": (L, D, H), "w3": (L, H, D), "final_norm": (D,)}
+    offset, tensors = struct.calcsize("<7i"), {}
+    for name, size in sizes.items():
+        tensors[name] = torch.from_numpy(np.frombuffer(blob, "<f4", math.prod(size), offset).reshape(size).copy())
+        offset += tensors[name].nbytes
+    return shape, tensors, offset + shape.context * shape.head_width * 4  # rotary tables, not needed
+
+
+def read_tokens(blob: bytes, offset: int, count: int) -> tuple[list[bytes], list[float]]:
+    """Each token's bytes, and how eagerly it is merged."""
+    offset, pieces, scores = offset + 4, [], []  # past the longest piece's length
+    for _ in range(count):
+        score, length = struct.unpack_from("<fi", blob, offset)
+        piece = blob[offset + 8 : offset + 8 + length]
+        pieces.append(bytes.fromhex(piece[3:5].decode()) if re.fullmatch(rb"<0x[0-9A-F]{2}>", piece) else piece)
+        scores.append(score)
+        offset += 8 + length
+    return pieces, scores
+
+
+def encode_word(word: str, ids: dict[bytes, int], scores: list[float]) -> list[int]:
+    """Merges the best-scored neighbouring pair until none is left; unknown characters fall back to bytes."""
+    parts = [p for c in word for p in ([c.encode()] if c.encode() in ids else [bytes([b]) for b in c.encode()])]
+    while True:
+        pairs = [(scores[ids[a + b]], -i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in ids]
+        if not pairs:
+            return [ids[part] for part in parts]
+        at = -max(pairs)[1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+
+
+def used_vocabulary(text: str, pieces: list[bytes], scores: list[float]) -> list[int]:
+    """The ids that occur in the text, with BOS first; a story is encoded as if a space came before it."""
+    ids = {piece: i for i, piece in reversed(list(enumerate(pieces)))}
+    ids |= {piece: i for i, piece in enumerate(pieces) if i > 258 and len(piece) == 1}  # text before raw bytes
+    words = {w for story in text.split(SEPARATOR) for w in re.findall(r" +[^ ]*", " " + story.strip())}
+    return [BOS, *sorted({i for word in words for i in encode_word(word, ids, scores)} - {BOS})]
+
+
+def halves_first(weight_LDD: Tensor, shape: ModelShape) -> Tensor:
+    """Reorders each head's rows so that rotary pairs (2i, 2i+1) lie half a head apart, where vectors can reach them."""
+    rows = weight_LDD.view(shape.layers, shape.heads, shape.head_width // 2, 2, shape.width)
+    return rows.transpose(2, 3).reshape(weight_LDD.shape)
+
+
+def held(weight_LXX: Tensor) -> nn.ParameterList:
+    """Per-layer weights become separate parameters, so that the compiler may pack each for its own product."""
+    return nn.ParameterList(nn.Parameter(w.bfloat16().contiguous(), requires_grad=False) for w in weight_LXX)
+
+
+def rotate(x_BHC: Tensor, cos_C: Tensor, sin_C: Tensor) -> Tensor:
+    even, odd = x_BHC.float().chunk(2, -1)
+    return torch.cat([even * cos_C - odd * sin_C, odd * cos_C + even * sin_C], -1)
+
+
+def normalise(x_BD: Tensor) -> Tensor:
+    """RMS norm without its gain, which the following weight has absorbed."""
+    return (x_BD * torch.rsqrt(x_BD.square().mean(-1, keepdim=True) + 1e-5)).bfloat16()
+
+
+def attend(q_BHC: Tensor, k_BHC: Tensor, v_BHC: Tensor, mask_T: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention to the past and to the token itself, as sums that fuse: one query per head is bound by memory."""
+    keys_BHNCS, values_BHCT = past
+    past_BHT = (keys_BHNCS.float() * q_BHC[:, :, None, :, None]).sum(3).flatten(2) + mask_T
+    itself_BH1 = (q_BHC * k_BHC.float()).sum(-1, keepdim=True)
+    weights = torch.cat([past_BHT, itself_BH1], -1).softmax(-1)
+    mixed_BHC = (weights[:, :, None, :-1] * values_BHCT.float()).sum(3)
+    return mixed_BHC + weights[..., -1:] * v_BHC.float()
+
+
+class Storyteller(nn.Module):
+    """The network over the cut vocabulary; `kept_V` maps its ids to the checkpoint's."""
+
+    def __init__(self, shape: ModelShape, t: dict[str, Tensor], kept_V: list[int]) -> None:
+        super().__init__()
+        self.shape = shape
+        wq_LDD = halves_first(t["wq"], shape) * shape.head_width**-0.5
+        qkv_LXD = torch.cat([wq_LDD, halves_first(t["wk"], shape), t["wv"]], 1)
+        self.qkv, self.out = held(qkv_LXD * t["attention_norm"][:, None]), held(t["wo"])
+        self.gate_up, self.down = held(torch.cat([t["w1"], t["w3"]], 1) * t["ffn_norm"][:, None]), held(t["w2"])
+        embedding_VD = t["embedding"][kept_V]
+        self.ends = held(torch.stack([embedding_VD, embedding_VD * t["final_norm"]]))
+
+    def feed_forward(self, x_BD: Tensor, layer: int) -> Tensor:
+        gate, up = F.linear(normalise(x_BD), self.gate_up[layer]).float().chunk(2, -1)
+        return x_BD + F.linear((F.silu(gate) * up).bfloat16(), self.down[layer])
+
+    def forward(self, ids_B: Tensor, turn_2C: Tensor, mask_T: Tensor, past: list) -> tuple[Tensor, list]:
+        """Logits, and each layer's key and value; the caller stores them, lest the compiler copy the past."""
+        x_BD, fresh = F.embedding(ids_B, self.ends[0]).float(), []
+        for layer in range(self.shape.layers):
+            qkv = F.linear(normalise(x_BD), self.qkv[layer])
+            q_BHC, k_BHC, v_BHC = qkv.view(len(ids_B), 3, self.shape.heads, -1).unbind(1)
+            q_BHC, k_BHC = rotate(q_BHC, *turn_2C), rotate(k_BHC, *turn_2C).bfloat16()
+            mixed_BHC = attend(q_BHC, k_BHC, v_BHC, mask_T, past[layer])
+            x_BD = self.feed_forward(x_BD + F.linear(mixed_BHC.flatten(1).bfloat16(), self.out[layer]), layer)
+            fresh.append((k_BHC, v_BHC))
+        return F.linear(normalise(x_BD), self.ends[1]), fresh
+
+
+class Sampler:
+    """Rows of endless text: each goes on with its next story when one ends, all at the same position."""
+
+    def __init__(self, model: Storyteller, sampling: Sampling) -> None:
+        self.shape, self.rows = model.shape, sampling.rows
+        self.generator = torch.Generator().manual_seed(sampling.seed)
+        # Scaling the noise instead of the logits saves a pass; a table saves two logarithms per candidate.
+        uniform = torch.rand(NOISE_ENTRIES, generator=self.generator).clamp_(1e-12, 1 - 6e-8)
+        self.noise = uniform.log_().neg_().log_().mul_(-sampling.temperature)
+        # A layer's last keys and values, in N blocks or whole, so that the sum over each reads memory in order.
+        B, H, C, N = self.rows, self.shape.heads, self.shape.head_width, WINDOW // BLOCK
+        zeros = partial(torch.zeros, dtype=torch.bfloat16)
+        self.past = [(zeros(B, H, N, C, BLOCK), zeros(B, H, C, WINDOW)) for _ in model.qkv]
+        self.compiled = torch.compile(model, dynamic=False, options={"freezing": True})
+
+    def turn(self, at: int) -> Tensor:
+        """The rotation of a position, which grows without end: only differences of positions matter."""
+        pair_C = torch.arange(0, self.shape.head_width, 2, dtype=torch.float64)
+        angle_C = at * 10000.0 ** -(pair_C / self.shape.head_width)
+        return torch.stack([angle_C.cos(), angle_C.sin()]).float()
+
+    def pick(self, logits_BV: Tensor) -> Tensor:
+        span = logits_BV.numel()
+        start = int(torch.randint(NOISE_ENTRIES - span, (), generator=self.generator))
+        return (logits_BV + self.noise[start : start + span].view_as(logits_BV)).argmax(-1)
+
+    def step(self, ids_B: Tensor, at: int) -> Tensor:
+        mask_T = torch.where(torch.arange(WINDOW) < at, 0.0, -torch.inf)
+        logits_BV, fresh = self.compiled(ids_B, self.turn(at), mask_T, self.past)
+        slot = at % WINDOW
+        for (keys_BHNCS, values_BHCT), (k_BHC, v_BHC) in zip(self.past, fresh, strict=True):
+            keys_BHNCS[:, :, slot // BLOCK, :, slot % BLOCK] = k_BHC
+            values_BHCT[..., slot] = v_BHC
+        return self.pick(logits_BV)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Newly sampled ids as [rows, positions], forever; the first is preceded by BOS in every row."""
+        ids_B = torch.zeros(self.rows, dtype=torch.long)  # BOS is id 0 of the cut vocabulary
+        for start in itertools.count(step=BLOCK):
+            yield torch.stack([ids_B := self.step(ids_B, at) for at in range(start, start + BLOCK)], 1)
+
+
+def cut(blocks: Iterator[Tensor], pieces_V: list[bytes], rows: int) -> Iterator[tuple[int, list[str]]]:
+    """Cuts each row's stream at BOS, block by block: how many tokens were sampled, and which stories they ended."""
+    unfinished = [b""] * rows
+    for block_BT in blocks:
+        ended = []
+        for row, ids in enumerate(block_BT.tolist()):
+            stream = unfinished[row] + b"".join([pieces_V[i] for i in ids])
+            *complete, unfinished[row] = stream.split(pieces_V[0])
+            ended += [story.decode(errors="replace").strip() for story in complete]
+        yield block_BT.numel(), ended
+
+
+class Shelf:
+    """The output file, which takes each acceptable story once and counts what it already holds."""
+
+    def __init__(self, out: Path) -> None:
+        before = out.read_text(encoding="utf-8").split(f"\n{SEPARATOR}\n")[:-1] if out.exists() else []
+        self.seen = set(map(hash, before))
+        self.file = out.open("ab")
+        self.size, self.rejected = self.file.tell(), 0
+
+    def accepts(self, story: str) -> bool:
+        plain = story.replace("\n", "").isprintable() and "\N{REPLACEMENT CHARACTER}" not in story
+        return plain and SEPARATOR not in story and hash(story) not in self.seen and len(story) in STORY_CHARACTERS
+
+    def add(self, stories: list[str]) -> None:
+        for story in stories:
+            if self.accepts(story):
+                self.seen.add(hash(story))
+                self.size += self.file.write(f"{story}\n{SEPARATOR}\n".encode())
+            else:
+                self.rejected += 1
+        self.file.flush()
+
+
+def load(model: Path, vocabulary_text: Path) -> tuple[Storyteller, list[bytes]]:
+    blob = (model / CHECKPOINT_NAME if model.is_dir() else model).read_bytes()
+    shape, tensors, offset = read_tensors(blob)
+    pieces, scores = read_tokens(blob, offset, shape.vocabulary)
+    text = vocabulary_text.read_bytes()
+    text = lzma.decompress(text) if vocabulary_text.suffix == ".xz" else text
+    kept_V = used_vocabulary(text.decode(), pieces, scores)
+    return Storyteller(shape, tensors, kept_V), [pieces[i] for i in kept_V]
+
+
+@torch.no_grad()
+def sample_forever(sampling: Sampling, queue: multiprocessing.Queue) -> None:
+    """One process per thread: threads of one process wait for each other, ruinously so on a busy machine."""
+    torch.set_num_threads(1)
+    model, pieces_V = load(sampling.model, sampling.vocabulary_text)
+    for counted_stories in cut(Sampler(model, sampling).blocks(), pieces_V, sampling.rows):
+        queue.put(counted_stories)
+
+
+def fill(shelf: Shelf, queue: multiprocessing.Queue, target: int) -> None:
+    sampled, began = 0, time.monotonic()
+    with tqdm(total=target, initial=shelf.size, unit="B", unit_scale=True, mininterval=5) as bar:
+        while shelf.size < target:
+            count, stories = queue.get(timeout=600)  # samplers that died must not be waited for
+            shelf.add(stories)
+            sampled += count
+            rate = int(sampled / (time.monotonic() - began))
+            bar.set_postfix(stories=len(shelf.seen), rejected=shelf.rejected, tokens_s=rate, refresh=False)
+            bar.update(shelf.size - bar.n)
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help=f"{CHECKPOINT_NAME}, or its folder")
+    parser.add_argument("--out", type=Path, required=True, help="appended to, if it exists")
+    parser.add_argument("--megabytes", type=float, default=48)
+    parser.add_argument("--rows", type=int, default=256, help="stories written at once by each thread")
+    parser.add_argument("--temperature", type=float, default=0.9)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--vocabulary-text", type=Path, required=True, help="real stories, whose tokens are kept")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given, context = read_arguments(), multiprocessing.get_context("spawn")
+    shelf, queue = Shelf(given.out), context.Queue(maxsize=64)
+    seed = given.seed * 1_000_003 + len(shelf.seen) * given.threads  # what an earlier run wrote is not repeated
+    for worker in range(given.threads):
+        sampling = Sampling(given.model, given.vocabulary_text, given.rows, given.temperature, seed + worker)
+        context.Process(target=sample_forever, args=(sampling, queue), daemon=True).start()
+    fill(shelf, queue, int(given.megabytes * 1e6))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""The training loop: tokens in, a decoder out. Resumes, shows the loss per K, and plots it at the end.
+
+Run `python -m training.train --recipe infinity --tokens FOLDER --heldout FILE --out runs/infinity`.
+It writes training state and an exported checkpoint; what a checkpoint looks like is `weights/`' business.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+from model.config import DecoderConfig
+from model.decoder import Decoder, parameter_count
+from model.families import infinity_moe, olmoe
+from model.mixture.topk import TopKMixture
+from training.corpus import documents, encode
+from training.evaluate import COUNTS, held_out_loss
+from training.optimiser import build_optimisers
+from training.plot import plot_losses
+from training.recipe import RECIPES, Recipe
+from training.step import draw_counts, initialise, next_token_loss
+
+FAMILIES = {"infinity_moe": infinity_moe.decoder_config, "olmoe": olmoe.decoder_config}
+
+
+def compile_parts(model: Decoder) -> None:
+    """Fuse what has static shapes. The routing itself is ragged and stays eager."""
+    for layer in model.layers:
+        layer.attention.compile(dynamic=False)
+        layer.attention_norm.compile(dynamic=False)
+        layer.ffn_norm.compile(dynamic=False)
+        if isinstance(layer.ffn, TopKMixture):
+            layer.ffn.dense = torch.compile(layer.ffn.dense, dynamic=False)
+            layer.ffn.execute = layer.ffn.run_dense
+        else:
+            layer.ffn.execute = torch.compile(layer.ffn.run_masked, dynamic=False)
+
+
+class Windows:
+    """Every window of `length` + 1 tokens once per epoch, in an order that depends on the seed alone."""
+
+    def __init__(self, tokens: np.ndarray, length: int, seed: int) -> None:
+        self.tokens, self.length, self.seed = tokens, length, seed
+        self.count = (len(tokens) - 1) // length
+
+    def __call__(self, step: int, rows: int) -> Tensor:
+        """[rows, length + 1] token ids for a step; the same after a restart."""
+        ids = [self._index(step * rows + row) for row in range(rows)]
+        windows = [self.tokens[i * self.length : (i + 1) * self.length + 1] for i in ids]
+        return torch.from_numpy(np.stack(windows).astype(np.int64))
+
+    def _index(self, n: int) -> int:
+        epoch, place = divmod(n, self.count)
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.count)
+        return int(self._order[place])
+
+
+class Trainer:
+    """Holds a model, its optimisers and the step it is at."""
+
+    def __init__(self, recipe: Recipe, config: DecoderConfig, tokens: np.ndarray, out: Path) -> None:
+        self.recipe, self.out = recipe, out
+        self.windows = Windows(tokens, recipe.length, recipe.seed)
+        self.model = Decoder(config)
+        initialise(self.model, recipe.seed)
+        self.optimisers = build_optimisers(self.model, recipe.muon_lr, recipe.adam_lr, recipe.decay)
+        self.base_lrs = [o.param_groups[0]["lr"] for o in self.optimisers]
+        self.step = 0
+
+    def train_step(self) -> float:
+        """One optimiser step over `recipe.rows` windows in micro-batches; returns the mean loss in nats."""
+        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
+        window_BS = self.windows(self.step, self.recipe.rows)
+        micro = self.recipe.micro_rows
+        total = 0.0
+        for start in range(0, self.recipe.rows, micro):
+            counts = draw_counts(self.model.config, self.recipe.largest_count, generator)
+            noise_seed = int(torch.randint(1 << 40, (1,), generator=generator))
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = next_token_loss(
+                    self.model, window_BS[start : start + micro], counts, noise_seed, self.recipe.balance
+                )
+            (loss * (micro / self.recipe.rows)).backward()
+            total += float(loss.detach()) * micro / self.recipe.rows
+        self._update()
+        return total
+
+    def _update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser, base in zip(self.optimisers, self.base_lrs, strict=True):
+            optimiser.param_groups[0]["lr"] = base * self.recipe.schedule(self.step)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def save(self) -> None:
+        """Write weights and optimiser state; safetensors only, replaced atomically."""
+        state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        for optimiser in self.optimisers:
+            for parameter, values in optimiser.state.items():
+                state |= {f"state.{names[id(parameter)]}.{key}": value for key, value in values.items()}
+        fresh = self.out / "state.new"
+        save_file({k: v.detach().contiguous() for k, v in state.items()}, fresh, metadata={"step": str(self.step)})
+        fresh.replace(self.out / "state.safetensors")
+        (self.out / "step.json").write_text(json.dumps({"step": self.step}))
+
+    def resume(self) -> None:
+        """Continue from a saved state, if there is one."""
+        path = self.out / "state.safetensors"
+        if not path.exists():
+            return
+        state = load_file(path)
+        self.model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+        for optimiser in self.optimisers:
+            for parameter in optimiser.param_groups[0]["params"]:
+                name = next(n for n, p in self.model.named_parameters() if p is parameter)
+                prefix = f"state.{name}."
+                optimiser.state[parameter] = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+        self.step = json.loads((self.out / "step.json").read_text())["step"]
+
+
+def run(trainer: Trainer, heldout: Tensor, minutes: float) -> list[dict[str, float]]:
+    """Train to the end of the schedule (or for so many minutes); returns the log, one row per evaluation."""
+    recipe, log_path, log = trainer.recipe, trainer.out / "log.json", []
+    if log_path.exists():
+        log = json.loads(log_path.read_text())
+    deadline, saved, mean = time.monotonic() + minutes * 60, time.monotonic(), None
+    bar = tqdm(total=recipe.steps, initial=trainer.step, unit="step", mininterval=5)
+    while trainer.step < recipe.steps and time.monotonic() < deadline:
+        loss = trainer.train_step()
+        mean = loss if mean is None else 0.95 * mean + 0.05 * loss
+        bar.update()
+        bar.set_postfix(loss=f"{mean:.3f}")
+        if trainer.step % recipe.evaluate_every == 0 or trainer.step == recipe.steps:
+            losses = {f"K={k}": held_out_loss(trainer.model, heldout, k) for k in COUNTS}
+            log.append({"step": trainer.step, "train": mean, **losses})
+            log_path.write_text(json.dumps(log, indent=1))
+            bar.write(f"step {trainer.step}: " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+        if time.monotonic() - saved > 300:
+            trainer.save()
+            saved = time.monotonic()
+    bar.close()
+    trainer.save()
+    return log
+
+
+def main(
+    recipe: Annotated[str, typer.Option(help="infinity or topk")],
+    tokens: Annotated[Path, typer.Option(help="folder with tokenizer.json and tokens.npy (training.corpus)")],
+    heldout: Annotated[Path, typer.Option(help="held-out text, documents separated by <|endoftext|>")],
+    out: Annotated[Path, typer.Option(help="where state, log, plot and checkpoint go")],
+    steps: Annotated[int, typer.Option(help="0: as the recipe says")] = 0,
+    minutes: Annotated[float, typer.Option(help="stop, resumable, after so many minutes")] = 1e9,
+    field: Annotated[list[str], typer.Option(help="override of one config field, name=json")] = [],  # noqa: B006
+) -> None:
+    """Train one recipe, resuming if OUT holds a state."""
+    chosen = RECIPES[recipe].override(steps, field)
+    out.mkdir(parents=True, exist_ok=True)
+    decoder_config = FAMILIES[chosen.config["model_type"]](chosen.config)
+    trainer = Trainer(chosen, decoder_config, np.load(tokens / "tokens.npy", mmap_mode="r"), out)
+    trainer.resume()
+    compile_parts(trainer.model)
+    print(f"{parameter_count(trainer.model) / 1e6:.2f} M parameters, {chosen.tokens / 1e6:.1f} M tokens to train on")
+    log = run(trainer, held_out_windows(tokens, heldout, chosen.length), minutes)
+    plot_losses(log, out / "loss.png", title=recipe)
+    (out / "config.json").write_text(json.dumps(chosen.config, indent=2) + "\n")
+
+
+def held_out_windows(folder: Path, text: Path, length: int, rows: int = 32) -> Tensor:
+    """The first `rows` windows of the held-out text, for the progress log only."""
+    stories = [story for _, story in zip(range(rows * 4), documents(text), strict=False)]
+    ids = encode(Tokenizer.from_file(str(folder / "tokenizer.json")), stories)
+    return torch.from_numpy(ids[: rows * (length + 1)].astype(np.int64)).unflatten(0, (-1, length + 1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

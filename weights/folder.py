@@ -1,0 +1,71 @@
+"""Where a model lives: a folder, the name of a bundled model, or a hub id. And the card that lies beside its weights.
+
+Torch-free, so that the HTTP process may use it. It does not read weights.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from model.errors import CheckpointError
+
+BUNDLED = Path(__file__).parent / "bundled"
+DEFAULT = "infinity-stories"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_WANTED = ["*.json", "*.safetensors", "*.jinja"]
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that ship with moedial."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
+
+
+def resolve_model(name: str) -> Path:
+    """The folder of a model, given as a bundled name, a path, or a hub id `owner/name`.
+
+    A hub id is looked up in the local cache first when `HF_HUB_OFFLINE` is set, and when the hub cannot be reached.
+
+    Raises:
+        CheckpointError: says what was tried.
+    """
+    if name in bundled_models():
+        return BUNDLED / name
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir():
+        return folder
+    if _HUB_ID.fullmatch(name) and not name.startswith(("./", "../", "~")):
+        return _download(name)
+    raise CheckpointError(
+        f"model {name!r} is neither a bundled model ({', '.join(bundled_models()) or 'none'}), nor a folder, nor a hub id"
+    )
+
+
+def _download(name: str) -> Path:
+    """The hub's snapshot of a model: safetensors and JSON only, never code or pickles."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(f"{name!r} looks like a hub id; install huggingface-hub to load from a hub") from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=_WANTED))
+    except Exception as first:
+        try:
+            return Path(snapshot_download(name, allow_patterns=_WANTED, local_files_only=True))
+        except Exception:
+            raise CheckpointError(f"{name!r} is not a folder here, and the hub has no answer: {first}") from None
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The measured quality of a checkpoint (`card.json`), or an empty card."""
+    path = folder / "card.json"
+    if not path.exists():
+        return {}
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(card, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return card

@@ -1,0 +1,34 @@
+"""Export: a decoder's parameters back to a checkpoint's tensors, through the rules that load it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.decoder import Decoder
+from weights.files import SINGLE
+from weights.names import hugging_face
+
+
+def tensors(model: Decoder) -> dict[str, Tensor]:
+    """Every tensor under its published name; where a parameter has two layouts, the per-expert one."""
+    parts: dict[str, Tensor] = {}
+    done: set[str] = set()
+    for rule in hugging_face(model.config):
+        if rule.target not in done:
+            done.add(rule.target)
+            parameter = model.get_parameter(rule.target).detach()
+            parts |= {piece.source: parameter[piece.index].contiguous() for piece in rule.pieces()}
+    return parts
+
+
+def save_model(model: Decoder, raw: Mapping[str, Any], folder: Path, dtype: torch.dtype) -> None:
+    """Write config.json and model.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(dict(raw), indent=2) + "\n")
+    converted = {name: tensor.to(dtype).clone() for name, tensor in tensors(model).items()}
+    save_file(converted, folder / SINGLE, metadata={"format": "pt"})
