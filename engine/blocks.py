@@ -72,6 +72,7 @@ class BlockManager:
         for block in hits:
             self._cached.pop(block, None)
             self._hold(sequence, block)
+        sequence.offered = len(hits)
         sequence.computed = len(hits) * self.block_size
         return True
 
@@ -89,10 +90,15 @@ class BlockManager:
         if not self.prefix_cache:
             return
         full = sequence.computed // self.block_size
-        for block, digest in zip(sequence.blocks, self._chain(sequence, full)[:full], strict=False):
+        if full == sequence.offered:
+            return
+        hashes = self._chain(sequence, full)
+        for index in range(sequence.offered, full):
+            block, digest = sequence.blocks[index], hashes[index]
             if self._hash_of[block] is None and digest not in self._block_of:
                 self._hash_of[block] = digest
                 self._block_of[digest] = block
+        sequence.offered = full
 
     def release(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Give all blocks back. With `forget` (the sequence failed) nobody will find their contents again."""
@@ -101,15 +107,13 @@ class BlockManager:
             if forget:
                 self._forget(block)
             self._drop(block)
-        sequence.blocks.clear()
-        sequence.computed = 0
         self._holders.pop(sequence.id, None)
+        _empty(sequence)
 
     def clear(self) -> None:
         """Take all blocks from everyone and forget all contents: a fresh start after a fault."""
         for sequence in self._holders.values():
-            sequence.blocks.clear()
-            sequence.computed = 0
+            _empty(sequence)
         self._holders.clear()
         self._block_of.clear()
         self._cached.clear()
@@ -191,6 +195,11 @@ class BlockManager:
         digest, self._hash_of[block] = self._hash_of[block], None
         if digest is not None:
             del self._block_of[digest]
+
+
+def _empty(sequence: Sequence) -> None:
+    sequence.blocks.clear()
+    sequence.computed = sequence.offered = 0
 
 
 def _require(condition: bool, message: str) -> None:

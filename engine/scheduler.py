@@ -186,9 +186,9 @@ class Scheduler:
         return Chunk(sequence, sequence.computed, length)
 
     def _admit(self, budget: int) -> list[Chunk]:
-        """Start waiting sequences while the step and the cache have room; none in a step that had to preempt."""
+        """Start waiting sequences while the step and the cache have room."""
         chunks: list[Chunk] = []
-        while budget > 0 and self._waiting and len(self._running) < self.max_running and not self.counts.preemptions:
+        while budget > 0 and self._waiting and len(self._running) < self.max_running:
             sequence = next(iter(self._waiting.values()))
             if not self._chunked and sequence.prompt_length > budget and chunks:
                 break

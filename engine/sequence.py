@@ -8,7 +8,7 @@ from engine.types import Request, RequestStats
 
 
 class Sequence:
-    """A running or waiting request. The scheduler moves it; the block manager fills `blocks` and `hashes`.
+    """A running or waiting request. The scheduler moves it; the block manager fills `blocks`, `hashes` and `offered`.
 
     Invariants: `computed < len(tokens)`; `blocks` covers at least `computed` tokens;
     `hashes[i]` names the first i + 1 full blocks of `tokens`, which only ever grow.
@@ -22,6 +22,7 @@ class Sequence:
         "computed",
         "first_token_at",
         "hashes",
+        "offered",
         "preemptions",
         "prompt_length",
         "request",
@@ -35,6 +36,7 @@ class Sequence:
         self.computed = 0  # tokens whose keys and values are in the cache
         self.blocks: list[int] = []
         self.hashes: list[bytes] = []
+        self.offered = 0  # full blocks that have been offered to the prefix cache
         self.cached_tokens = 0  # prompt tokens found in the prefix cache when the request was first admitted
         self.preemptions = 0
         self.arrived_at = arrived_at

@@ -53,13 +53,18 @@ class PagedAttend:
             self._prepare_singles()
 
     def _prepare_singles(self) -> None:
-        """Spans of one row attend together, padded to the longest context among them."""
+        """Spans of one row attend together, padded to the longest context among them.
+
+        The padding is a sequence's own first slot: masking does not hide a NaN that a stranger left in another.
+        """
         spans = [self.pages.spans[i] for i in self.singles]
         longest = max(span.context for span in spans)
         self.rows_b = torch.tensor([span.first for span in spans])
-        self.slots_bS = self.slots_BS[self.singles, :longest]
-        context_b = torch.tensor([span.context for span in spans])
-        self.mask_b11S = (torch.arange(longest) < context_b[:, None])[:, None, None]
+        context_b1 = torch.tensor([[span.context] for span in spans])
+        mask_bS = torch.arange(longest) < context_b1
+        slots_bS = self.slots_BS[self.singles, :longest]
+        self.slots_bS = torch.where(mask_bS, slots_bS, slots_bS[:, :1])
+        self.mask_b11S = mask_bS[:, None, None]
 
     def __call__(self, layer: int, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor) -> Tensor:
         cache_2SGC = self.cache.layers[layer]

@@ -1,14 +1,36 @@
 """The shape of a decoder and of its mixtures, as frozen values. Families build these from a checkpoint's config.json.
 
-Nothing here knows tensor names, files or requests.
+A value that no decoder can have is a ValueError. Nothing here knows tensor names, files or requests.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from model.budget import ExpertRange
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+SigmaLink = Literal["exp", "softplus"]
+Draws = Literal["independent", "antithetic"]
+Norm = Literal["layer", "rms"]
+Positions = Literal["rotary", "learned"]
+QKNorm = Literal["none", "full"]
+
+
+def _one_of(name: str, value: object, kind: object) -> None:
+    if value not in get_args(kind):
+        raise ValueError(f"{name} {value!r:.40} is not known, only {', '.join(get_args(kind))}")
+
+
+def _sizes(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r:.40}")
+
+
+def _counts(trained: int, maximum: int) -> None:
+    _sizes(trained=trained, maximum=maximum)
+    if trained > maximum:
+        raise ValueError(f"the trained expert count {trained} is more than the largest, {maximum}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +42,10 @@ class Dense:
     gated: bool = True
     bias: bool = False
 
+    def __post_init__(self) -> None:
+        _sizes(width=self.width)
+        _one_of("activation", self.activation, Activation)
+
 
 @dataclass(frozen=True, slots=True)
 class TopK:
@@ -30,6 +56,11 @@ class TopK:
     trained: int
     normalise: bool  # divide the K kept probabilities by their sum
     activation: Activation = "silu"
+
+    def __post_init__(self) -> None:
+        _sizes(experts=self.experts, width=self.width)
+        _counts(self.trained, self.experts)
+        _one_of("activation", self.activation, Activation)
 
     @property
     def maximum(self) -> int:
@@ -50,9 +81,20 @@ class Infinity:
     maximum: int  # the largest K served: the paper sets none, a server must
     block: int = 1  # neighbouring units that share one score; 1 is the paper
     activation: Activation = "gelu"
-    sigma_link: Literal["exp", "softplus"] = "exp"
+    sigma_link: SigmaLink = "exp"
     sigma_min: float = 0.0  # added to the linked value
-    draws: Literal["independent", "antithetic"] = "independent"
+    draws: Draws = "independent"
+
+    def __post_init__(self) -> None:
+        _sizes(units=self.units, space=self.space, block=self.block)
+        _counts(self.trained, self.maximum)
+        _one_of("activation", self.activation, Activation)
+        _one_of("sigma_link", self.sigma_link, SigmaLink)
+        _one_of("draws", self.draws, Draws)
+        if self.units % self.block:
+            raise ValueError(f"{self.units} units cannot be cut into blocks of {self.block}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"the kept share must be above 0 and at most 1, got {self.share!r:.40}")
 
     @property
     def blocks(self) -> int:
@@ -78,14 +120,25 @@ class DecoderConfig:
     head_width: int
     context: int
     layers: tuple[FeedForward, ...]
-    norm: Literal["layer", "rms"] = "rms"
+    norm: Norm = "rms"
     norm_eps: float = 1e-5
-    positions: Literal["rotary", "learned"] = "rotary"
+    positions: Positions = "rotary"
     rope_theta: float = 10000.0
-    qk_norm: Literal["none", "full"] = "none"  # "full": over all heads at once, as OLMoE
+    qk_norm: QKNorm = "none"  # "full": over all heads at once, as OLMoE
     clip_qkv: float | None = None
     attention_bias: bool = False
     tied: bool = False
+
+    def __post_init__(self) -> None:
+        _sizes(vocabulary=self.vocabulary, width=self.width, context=self.context, layers=len(self.layers))
+        _sizes(heads=self.heads, kv_heads=self.kv_heads, head_width=self.head_width)
+        _one_of("norm", self.norm, Norm)
+        _one_of("positions", self.positions, Positions)
+        _one_of("qk_norm", self.qk_norm, QKNorm)
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key-value heads")
+        if self.positions == "rotary" and self.head_width % 2:
+            raise ValueError(f"rotary positions need an even head width, got {self.head_width}")
 
     @property
     def mixtures(self) -> tuple[TopK | Infinity, ...]:

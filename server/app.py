@@ -1,7 +1,7 @@
 """Puts the pieces together: one FastAPI app over one engine. Everything it needs is handed to it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,23 +17,17 @@ from server.settings import Settings
 
 log = structlog.get_logger("server")
 STOP_SECONDS = 5.0
-OnBoot = Callable[[Service, Exception | None], None]
 
 
 def create_app(
-    settings: Settings,
-    engine: Engine,
-    tokenizer: Tokenizer,
-    chat: ChatTemplate | None,
-    card: Mapping[str, Any],
-    on_boot: OnBoot | None = None,
+    settings: Settings, engine: Engine, tokenizer: Tokenizer, chat: ChatTemplate | None, card: Mapping[str, Any]
 ) -> FastAPI:
-    """The app. HTTP answers at once; the model loads beside it, and `on_boot` hears how that ended."""
+    """The app. HTTP answers at once; the model loads beside it, and `Service` says how that ended."""
     service = Service(settings, engine, tokenizer, chat, card)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        boot = asyncio.create_task(_boot(service, on_boot))
+        boot = asyncio.create_task(_boot(service))
         try:
             yield
         finally:
@@ -50,15 +44,12 @@ def create_app(
     return app
 
 
-async def _boot(service: Service, on_boot: OnBoot | None) -> None:
-    failure: Exception | None = None
+async def _boot(service: Service) -> None:
     try:
         await service.boot()
     except Exception as error:
-        failure = error
+        service.boot_error = error
         log.error("the model could not be loaded", reason=str(error) or type(error).__name__)
-    if on_boot is not None:
-        on_boot(service, failure)
 
 
 def _add_middleware(app: FastAPI, service: Service) -> None:

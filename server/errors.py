@@ -128,7 +128,9 @@ async def _on_known(request: Request, error: Exception) -> Response:
 
 async def _on_unforeseen(request: Request, error: Exception) -> Response:
     log.error("internal error", exc_info=error, **_who(request))
-    return error_response(error)
+    response = error_response(error)
+    response.headers["x-request-id"] = _who(request)["request_id"] or ""  # this handler is outside our middlewares
+    return response
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

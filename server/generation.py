@@ -5,8 +5,7 @@ Every sequence ends once; leaving early aborts what still runs. It knows neither
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import structlog
@@ -99,7 +98,8 @@ class Generation:
 
     async def _pump(self, sequence: Sequence) -> None:
         sequence.life.started = time.monotonic()
-        async with _closing(self._engine.generate(sequence.request)) as events:
+        # closing the generator is what aborts the request in the engine; leaving the loop alone would not
+        async with aclosing(self._engine.generate(sequence.request)) as events:
             async for event in events:
                 delta = _advance(sequence, event)
                 if delta.text or delta.logprobs or delta.finish:
@@ -120,13 +120,3 @@ def _advance(sequence: Sequence, event: TokenEvent) -> Delta:
         life.stats = event.stats
         life.succeed(delta.finish)
     return delta
-
-
-@asynccontextmanager
-async def _closing(events: AsyncIterator[TokenEvent]) -> AsyncIterator[AsyncIterator[TokenEvent]]:
-    """Closing the generator is what aborts the request in the engine; leaving the loop alone would not."""
-    try:
-        yield events
-    finally:
-        if isinstance(events, AsyncGenerator):
-            await events.aclose()

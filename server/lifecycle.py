@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from engine.types import RequestStats
 from model.budget import ExpertBudget
-from model.errors import MoedialError
-from server.errors import QueueTimeout, code_of
+from model.errors import EngineBusy, EngineDown, InvalidRequest, MoedialError
+from server.errors import code_of
 from server.metrics import Metrics
 
 
@@ -52,7 +52,7 @@ class Lifecycle:
         kind = code_of(error) if isinstance(error, MoedialError) else "internal_error"
         if not self._end(kind):
             return
-        if isinstance(error, QueueTimeout):
+        if isinstance(error, (EngineBusy, EngineDown, InvalidRequest)):
             self.metrics.inc("requests_rejected", kind)  # it never ran
         else:
             self.metrics.inc("requests_failed", kind)

@@ -7,8 +7,10 @@ from typing import Any
 
 from fastapi import Request
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
 from model.errors import InvalidRequest
+from server.errors import ClientGone
 from server.schemas import ChatBody, CompletionBody, GenerationBody
 from server.settings import Settings
 
@@ -20,6 +22,8 @@ async def read_json(request: Request, settings: Settings) -> dict[str, Any]:
         raise InvalidRequest(f"the content type must be application/json, got {content_type!r:.64}", "content-type")
     try:
         body = from_json(await request.body(), allow_inf_nan=True)
+    except ClientDisconnect:
+        raise ClientGone("the caller closed the connection before the body had arrived") from None
     except ValueError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error!s:.200}", None, "invalid_json") from None
     if not isinstance(body, dict):

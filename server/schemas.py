@@ -29,7 +29,7 @@ class GenerationBody(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
-    # fields that exist in OpenAI's or vLLM's API, are not supported yet, and must not be ignored; the values ask nothing
+    # fields of OpenAI's or vLLM's API that must not be ignored while they are not supported; the values ask nothing
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "best_of": (1,),
         "prompt_logprobs": (),

@@ -3,7 +3,7 @@
 It names no implementation; tests put fakes here.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Literal, Protocol
 
 from engine.types import EngineInfo, Request, StepReport, TokenEvent
@@ -14,7 +14,7 @@ EngineState = Literal["loading", "ready", "restarting", "failed", "stopped"]
 class Engine(Protocol):
     """The engine as seen from the HTTP process. `info` is known once the model has been loaded for the first time."""
 
-    on_report: Callable[[StepReport], None]
+    on_report: Callable[[StepReport], None] | None
 
     @property
     def info(self) -> EngineInfo | None: ...
@@ -24,12 +24,13 @@ class Engine(Protocol):
 
     async def start(self) -> None: ...
 
-    async def ready(self, timeout: float) -> None: ...
+    async def ready(self, timeout: float) -> EngineInfo:
+        """Raises EngineDown when the model is not loaded in time, or never will be."""
 
     async def stop(self, timeout: float) -> None: ...
 
-    def generate(self, request: Request) -> AsyncIterator[TokenEvent]:
-        """An async generator; closing it early aborts the request."""
+    def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
+        """Closing the generator early aborts the request."""
 
 
 class IncrementalDecoder(Protocol):

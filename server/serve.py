@@ -10,9 +10,6 @@ from types import FrameType
 import orjson
 import uvicorn
 from fastapi import FastAPI
-from weights.chat import ChatTemplate
-from weights.folder import read_card, resolve_model
-from weights.tokenizer import Tokenizer
 
 from engine.client import EngineClient
 from model.errors import CheckpointError, MoedialError
@@ -21,16 +18,24 @@ from server.app import create_app
 from server.protocol import with_header_deadline
 from server.service import Service
 from server.settings import Settings
+from weights.chat import ChatTemplate
+from weights.folder import read_card, resolve_model
+from weights.tokenizer import Tokenizer
 
 CUT_SECONDS = 2  # after draining, for the last bytes to be read
 
 
-class DrainingServer(uvicorn.Server):
-    """uvicorn closes its listeners at the first signal; this keeps answering (/ready: 503) until requests are done."""
+class ModelServer(uvicorn.Server):
+    """uvicorn that says when the model is ready, gives up when it cannot be loaded, and drains before it closes.
+
+    Plain uvicorn closes its listeners at the first signal; this one answers (/ready: 503) until the rest is done.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
+        self.began = time.monotonic()
+        self.announced = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.service.draining:
@@ -38,9 +43,16 @@ class DrainingServer(uvicorn.Server):
         self.service.drain()
 
     async def on_tick(self, counter: int) -> bool:
-        if self.service.drained:
+        if self.service.loaded is not None and not self.announced:
+            self.announced = True
+            print(ready_text(self.service, self._port(), time.monotonic() - self.began), flush=True)
+        if self.service.drained or self.service.boot_error is not None:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    def _port(self) -> int:
+        """The port that was really bound, which --port 0 leaves open."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
 
 
 def run(settings: Settings) -> None:
@@ -50,24 +62,17 @@ def run(settings: Settings) -> None:
         CheckpointError: the model cannot be loaded; nothing is served.
     """
     logs.configure(settings.log_level)
-    started = time.monotonic()
     folder = resolve_model(settings.model)
     engine = EngineClient(settings.engine_settings(folder))
-    failures: list[Exception] = []
-
-    def on_boot(service: Service, failure: Exception | None) -> None:
-        if failure is None:
-            print(ready_text(service, server_port(server) or settings.port, time.monotonic() - started), flush=True)
-        else:
-            failures.append(failure)
-            server.should_exit = True
-
-    tokenizer, chat = Tokenizer.load(folder), ChatTemplate.load(folder)
-    app = create_app(settings, engine, tokenizer, chat, read_card(folder), on_boot)
-    server = DrainingServer(config_of(settings, app), app.state.service)
-    server.run()
-    if failures:
-        raise failures[0] if isinstance(failures[0], MoedialError) else CheckpointError(repr(failures[0]))
+    app = create_app(settings, engine, Tokenizer.load(folder), ChatTemplate.load(folder), read_card(folder))
+    service: Service = app.state.service
+    ModelServer(config_of(settings, app), service).run()
+    if (failure := service.boot_error) is not None:
+        raise (
+            failure
+            if isinstance(failure, MoedialError)
+            else CheckpointError(f"the model cannot be loaded: {failure!r}")
+        )
 
 
 def config_of(settings: Settings, app: FastAPI) -> uvicorn.Config:
@@ -103,9 +108,3 @@ def ready_text(service: Service, port: int, seconds: float) -> str:
 def _body(count: int) -> str:
     body = {"prompt": "Once upon a time", "max_tokens": 64, "num_experts": count}
     return orjson.dumps(body).decode()
-
-
-def server_port(server: uvicorn.Server) -> int | None:
-    """The port that was really bound, which --port 0 leaves open."""
-    sockets = [socket for listener in getattr(server, "servers", []) for socket in listener.sockets]
-    return int(sockets[0].getsockname()[1]) if sockets else None

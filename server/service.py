@@ -29,6 +29,7 @@ class Service:
         self.admission = Admission(settings.max_running, settings.queue_size, settings.max_queued_tokens)
         self.metrics = Metrics(settings.name)
         self.loaded: Catalogue | None = None
+        self.boot_error: Exception | None = None  # why the model was not loaded
         self.drain_started: float | None = None
         self.seen_fields: set[str] = set()  # unknown body fields that have been logged
         self._watch()

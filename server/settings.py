@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.types import EngineSettings
+from weights.folder import DEFAULT
 
 PREFIX = "MOEDIAL_"
 
@@ -39,7 +40,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
-    model: str = _option("infinity", "Model", "A folder, the name of a bundled model, or a Hugging Face hub id")
+    model: str = _option(DEFAULT, "Model", "A folder, the name of a bundled model, or a Hugging Face hub id")
     served_name: str = _option("", "Model", "The model's name on the wire; by default the last part of --model")
     default_num_experts: int = _option(0, "Model", "Experts per token when a request does not say; 0: as trained", ge=0)
     aliases: Annotated[dict[str, int], NoDecode, BeforeValidator(_counts)] = _option(

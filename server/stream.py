@@ -4,7 +4,7 @@ It knows frames and connections, not what is in a chunk.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from model.errors import MoedialError
 from server.calls import Call
 from server.errors import ClientGone, error_body
+from server.seams import Tokenizer
 from server.service import Service
 from server.transcript import Delta
 from server.wire.answers import Format
@@ -55,11 +56,14 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def answer(service: Service, request: Request, call: Call, format: Format) -> Response:
+async def answer(
+    service: Service, request: Request, call: Call, write: Callable[[Call, Tokenizer], Format]
+) -> Response:
     """The response to an accepted call. What fails before the first event is still an HTTP error."""
     headers = {"x-num-experts": f"{call.num_experts:g}"}
-    call.generation.start()
     try:
+        format = write(call, service.tokenizer)
+        call.generation.start()
         if not call.body.stream:
             return await _whole(request, call, format, headers)
         first = await unless_gone(request.receive, call.generation.next(service.settings.heartbeat))

@@ -8,8 +8,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -97,3 +99,17 @@ def prepare(text: Path, folder: Path, vocabulary: int, seed: int) -> int:
     tokens = encode(tokenizer, map(maker, stories))
     np.save(folder / "tokens.npy", tokens)
     return len(tokens)
+
+
+def main(
+    text: Annotated[Path, typer.Option(help="training text, documents separated by <|endoftext|>")],
+    out: Annotated[Path, typer.Option(help="where tokenizer.json and tokens.npy go")],
+    vocabulary: int = 4096,
+    seed: int = 1,
+) -> None:
+    """Tokenise a training text."""
+    print(f"{prepare(text, out, vocabulary, seed) / 1e6:.2f} M tokens")
+
+
+if __name__ == "__main__":
+    typer.run(main)

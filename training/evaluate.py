@@ -21,3 +21,17 @@ def held_out_loss(model: Decoder, window_BS: Tensor, count: int, rows: int = 8, 
         logits_TV = model(make_batch(ids_BS, counts, seed + start), WholeAttend(ids_BS.shape[1]))
         total += float(F.cross_entropy(logits_TV.float(), target_BS.flatten(), reduction="sum"))
     return total / window_BS[:, 1:].numel()
+
+
+@torch.inference_mode()
+def agreement(model: Decoder, window_BS: Tensor, count: int, reference: int, rows: int = 8) -> float:
+    """Share of positions whose most likely token at `count` is that at the `reference` count."""
+    layers, same = len(model.config.mixtures), 0
+    for start in range(0, len(window_BS), rows):
+        ids_BS = window_BS[start : start + rows, :-1]
+        best = [
+            model(make_batch(ids_BS, [k] * layers, start), WholeAttend(ids_BS.shape[1])).argmax(-1)
+            for k in (count, reference)
+        ]
+        same += int((best[0] == best[1]).sum())
+    return same / window_BS[:, 1:].numel()

@@ -59,7 +59,7 @@ class Recipe:
     """One training run. `largest_count`: K is uniform on 1..largest_count, anew for each layer and micro-batch."""
 
     config: Mapping[str, Any]
-    steps: int = 1500
+    steps: int = 900
     rows: int = 16
     micro_rows: int = 8
     length: int = 512
@@ -83,10 +83,12 @@ class Recipe:
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-    def override(self, steps: int, fields: Sequence[str]) -> "Recipe":
-        """This recipe with another length (0: its own) and changed config fields, given as `name=json`."""
+    def override(self, steps: int = 0, rows: int = 0, fields: Sequence[str] = ()) -> "Recipe":
+        """This recipe with other sizes (0: its own) and changed config fields, given as `name=json`."""
         changes = {name: json.loads(value) for name, value in (field.split("=", 1) for field in fields)}
-        return dataclasses.replace(self, steps=steps or self.steps, config={**self.config, **changes})
+        return dataclasses.replace(
+            self, steps=steps or self.steps, rows=rows or self.rows, config={**self.config, **changes}
+        )
 
 
 RECIPES = {"infinity": Recipe(INFINITY), "topk": Recipe(TOPK, balance=0.01)}

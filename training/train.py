@@ -160,11 +160,12 @@ def main(
     heldout: Annotated[Path, typer.Option(help="held-out text, documents separated by <|endoftext|>")],
     out: Annotated[Path, typer.Option(help="where state, log, plot and checkpoint go")],
     steps: Annotated[int, typer.Option(help="0: as the recipe says")] = 0,
+    rows: Annotated[int, typer.Option(help="windows per step; 0: as the recipe says")] = 0,
     minutes: Annotated[float, typer.Option(help="stop, resumable, after so many minutes")] = 1e9,
     field: Annotated[list[str], typer.Option(help="override of one config field, name=json")] = [],  # noqa: B006
 ) -> None:
     """Train one recipe, resuming if OUT holds a state."""
-    chosen = RECIPES[recipe].override(steps, field)
+    chosen = RECIPES[recipe].override(steps, rows, field)
     out.mkdir(parents=True, exist_ok=True)
     decoder_config = FAMILIES[chosen.config["model_type"]](chosen.config)
     trainer = Trainer(chosen, decoder_config, np.load(tokens / "tokens.npy", mmap_mode="r"), out)

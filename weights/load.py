@@ -35,17 +35,14 @@ def read_config(folder: Path) -> tuple[DecoderConfig, dict[str, Any]]:
     name = raw.get("model_type")
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_]{1,64}", name):
         raise CheckpointError(f"config.json: model_type is {name!r:.80}, not the name of a family")
-    try:
-        family = importlib.import_module(f"model.families.{name}")
-    except ModuleNotFoundError:
-        raise CheckpointError(
-            f"config.json: family {name!r} is not supported; known: {', '.join(families())}"
-        ) from None
+    if name not in families():
+        raise CheckpointError(f"config.json: family {name!r} is not supported; known: {', '.join(families())}")
+    family = importlib.import_module(f"model.families.{name}")
     try:
         return family.decoder_config(raw), raw
     except KeyError as error:
         raise CheckpointError(f"config.json: field {error.args[0]!r} is missing for {name}") from None
-    except (ValueError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"config.json: {error}") from None
 
 

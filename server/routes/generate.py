@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.calls import Call, open_chat, open_completion
-from server.errors import ClientGone, code_of
+from server.errors import code_of
 from server.schemas import ChatBody, CompletionBody, GenerationBody
 from server.service import Service
 from server.stream import answer
@@ -31,7 +31,7 @@ async def completions(request: Request) -> Response:
     """Continue one or more prompts."""
     service: Service = request.app.state.service
     call = await _opened(service, request, open_completion)
-    return await answer(service, request, call, CompletionFormat(call, service.tokenizer))
+    return await answer(service, request, call, CompletionFormat)
 
 
 @router.post(CHAT, openapi_extra=_documented(ChatBody))
@@ -39,7 +39,7 @@ async def chat_completions(request: Request) -> Response:
     """Answer a conversation, written out by the checkpoint's own chat template."""
     service: Service = request.app.state.service
     call = await _opened(service, request, open_chat)
-    return await answer(service, request, call, ChatFormat(call, service.tokenizer))
+    return await answer(service, request, call, ChatFormat)
 
 
 async def _opened(service: Service, request: Request, open: Callable[[Service, Request], Awaitable[Call]]) -> Call:
@@ -47,5 +47,5 @@ async def _opened(service: Service, request: Request, open: Callable[[Service, R
     try:
         return await open(service, request)
     except Exception as error:
-        service.metrics.inc("requests_rejected", "client_gone" if isinstance(error, ClientGone) else code_of(error))
+        service.metrics.inc("requests_rejected", code_of(error))
         raise

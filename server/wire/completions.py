@@ -15,15 +15,13 @@ class CompletionFormat:
     def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
         assert isinstance(call.body, CompletionBody)
         self.call, self.tokenizer, self.choices = call, tokenizer, call.body.n * len(call.prompts)
-        self.echoes = [self._echo(prompt, call.body) for prompt in call.prompts]
+        self.echoes = self._echoes(call.body.prompt) if call.body.echo else [""] * len(call.prompts)
 
-    def _echo(self, prompt: tuple[int, ...], body: CompletionBody) -> str:
+    def _echoes(self, prompt: Any) -> list[str]:
         """A text is echoed as it was typed, ids as they decode."""
-        if not body.echo:
-            return ""
-        typed = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        text = typed[self.call.prompts.index(prompt)] if isinstance(typed[0], str) else None
-        return text if isinstance(text, str) else self.tokenizer.decode(prompt)
+        typed = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+        pairs = zip(typed, self.call.prompts, strict=True)
+        return [text if isinstance(text, str) else self.tokenizer.decode(ids) for text, ids in pairs]
 
     def opening(self) -> Iterator[dict[str, Any]]:
         for index in range(self.choices):
@@ -56,12 +54,11 @@ class CompletionFormat:
         }
 
     def _choice(self, delta: Delta) -> dict[str, Any]:
-        wanted = self.call.body.alternatives is not None and (delta.logprobs or delta.finish is None)
         offset = len(self.echoes[delta.index // self.call.body.n])
         return {
             "index": delta.index,
             "text": delta.text,
-            "logprobs": self._logprobs(delta.logprobs, offset) if wanted and delta.logprobs else None,
+            "logprobs": self._logprobs(delta.logprobs, offset) if delta.logprobs else None,
             "finish_reason": delta.finish,
         }
 

@@ -7,6 +7,7 @@ shared, evicted or overwritten wrongly changes the text.
 import sys
 import time
 from hashlib import blake2b
+from typing import Any
 
 from engine.blocks import BlockManager
 from engine.engine import Engine
@@ -21,10 +22,10 @@ VOCABULARY = 1000
 CRASH, POISON, LOST = 1001, 1002, 1003  # prompt tokens: the runner raises, reports a bad sample, loses its device
 
 
-def request(id: str, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 4, **options: object) -> Request:
-    budget = ExpertBudget(options.pop("budget", (2, 2)))  # type: ignore[arg-type]
+def request(id: str, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 4, **options: Any) -> Request:
+    budget = ExpertBudget(options.pop("budget", (2, 2)))
     seed = options.pop("seed", 0)
-    return Request(id, prompt, budget, Sampling(max_tokens=max_tokens, seed=seed, **options))  # type: ignore[arg-type]
+    return Request(id, prompt, budget, Sampling(max_tokens=max_tokens, seed=seed, **options))
 
 
 def digest(*parts: object) -> bytes:

@@ -1,5 +1,7 @@
 """Block accounting and prefix sharing: nothing leaks, nothing is freed twice, only equal prefixes are shared."""
 
+from typing import Any
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from tests.engine.fake import request
 SIZE = 4
 
 
-def computed(blocks: BlockManager, id: str, prompt: tuple[int, ...], **options: object) -> Sequence:
+def computed(blocks: BlockManager, id: str, prompt: tuple[int, ...], **options: Any) -> Sequence:
     """A sequence whose whole prompt has been computed and committed."""
     sequence = Sequence(request(id, prompt, **options), 0.0)
     assert blocks.admit(sequence)
@@ -22,7 +24,7 @@ def computed(blocks: BlockManager, id: str, prompt: tuple[int, ...], **options: 
     return sequence
 
 
-def cached(blocks: BlockManager, prompt: tuple[int, ...], **options: object) -> int:
+def cached(blocks: BlockManager, prompt: tuple[int, ...], **options: Any) -> int:
     """How many tokens of this prompt are found."""
     sequence = Sequence(request("probe", prompt, **options), 0.0)
     assert blocks.admit(sequence)

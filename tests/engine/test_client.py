@@ -174,17 +174,35 @@ def test_failed_load_is_permanent_and_says_why() -> None:
     run(test)
 
 
-def test_child_that_cannot_run_is_tried_again() -> None:
+@pytest.mark.parametrize("command", [("/nonexistent",), (sys.executable, "-c", "raise SystemExit(3)")])
+def test_child_that_cannot_run_is_tried_again_with_back_off(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.client.FIRST_DELAY", 0.01)
+
     async def test() -> None:
-        for command in (("/nonexistent",), (sys.executable, "-c", "raise SystemExit(3)")):
-            client = EngineClient(EngineSettings("fake"), command=command)
-            await client.start()
-            with pytest.raises(EngineDown, match="not ready within"):
-                await client.ready(0.4)
-            assert client.state == "restarting"
-            started = time.monotonic()
-            await client.stop()
-            assert time.monotonic() - started < 0.2  # stop does not wait for the back-off
+        client = EngineClient(EngineSettings("fake"), command=command)
+        await client.start()
+        with pytest.raises(EngineDown, match="not ready within"):
+            await client.ready(0.5)
+        assert client.state == "restarting"
+        assert 1 <= client.restarts <= 6  # 10 ms, 20 ms, 40 ms, ...
+        await client.stop()
+
+    run(test)
+
+
+def test_stop_does_not_wait_for_the_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.client.FIRST_DELAY", 10.0)
+
+    async def test() -> None:
+        client = EngineClient(EngineSettings("fake"), command=("/nonexistent",))
+        await client.start()
+        while client.state != "restarting":
+            await asyncio.sleep(0.01)
+        started = time.monotonic()
+        await client.stop()
+        assert time.monotonic() - started < 1
 
     run(test)
 

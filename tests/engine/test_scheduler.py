@@ -173,6 +173,7 @@ def test_youngest_is_preempted_and_resumes_with_the_same_text() -> None:
     events = finish(scheduler, runner)
     for each in requests:
         assert text(events[each.id]) == runner.reference(each)
+        assert events[each.id][-1].stats.cached_tokens == 0  # type: ignore[union-attr]  # its own blocks do not count
     preemptions = {name: events[name][-1].stats.preemptions for name in "abc"}  # type: ignore[union-attr]
     assert preemptions["a"] == 0
     assert preemptions["c"] > 0
@@ -237,21 +238,23 @@ def test_abort_in_flight_ends_with_the_commit(length: int) -> None:
     events = scheduler.commit(plan, runner.run(plan).sampled)
     assert [event.finish for event in events if event.request_id == "a"] == ["abort"]
     scheduler.check()
-    finish(scheduler, runner)
+    scheduler.add(request("a"))  # the id is free again, and nothing of its past remains
+    assert finish(scheduler, runner)["a"][-1].finish == "length"
     assert scheduler.blocks.used == 0
 
 
 def test_sampled_error_ends_one_request_and_its_blocks_are_forgotten() -> None:
     scheduler, runner = make(), FakeRunner(SIZE)
-    prompt = (*range(8), POISON)
-    scheduler.add(request("bad", prompt))
+    scheduler.add(
+        request("bad", (*range(20), POISON))
+    )  # read in two chunks: the first is offered to others for a while
     scheduler.add(request("good", (5, 6)))
     events = finish(scheduler, runner)
     assert events["bad"][-1].error == "the logits are not finite"
     assert (len(events["bad"]), events["bad"][-1].finish) == (1, "error")
     assert text(events["good"]) == runner.reference(request("x", (5, 6)))
-    scheduler.add(request("again", (*range(8), 1)))
-    assert shape(scheduler.schedule()) == [("again", 0, 9)]
+    scheduler.add(request("again", tuple(range(10))))
+    assert shape(scheduler.schedule()) == [("again", 0, 10)]
 
 
 def test_failed_plan_leaves_the_queue_alone() -> None:

@@ -1,0 +1,133 @@
+"""Tiny random decoders, and what drives them without an engine: whole sequences, or chunks over a paged cache."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.attend import PagedAttend, PagedCache, WholeAttend
+from model.batch import Batch, Pages, Span
+from model.config import DecoderConfig, FeedForward, Infinity, TopK
+from model.decoder import Decoder
+from model.mixture.seam import Observer, Use
+
+VOCABULARY = 61
+
+
+def infinity(**changes: Any) -> Infinity:
+    fields: dict[str, Any] = {"units": 48, "space": 6, "share": 0.25, "trained": 2, "maximum": 8, "block": 4}
+    return Infinity(**fields | changes)
+
+
+def topk(**changes: Any) -> TopK:
+    fields: dict[str, Any] = {"experts": 6, "width": 12, "trained": 2, "normalise": False}
+    return TopK(**fields | changes)
+
+
+def llama_like(*layers: FeedForward, **changes: Any) -> DecoderConfig:
+    """RMS norms, rotary positions, grouped-query attention, an untied head."""
+    fields: dict[str, Any] = {
+        "vocabulary": VOCABULARY,
+        "width": 24,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_width": 6,
+        "context": 64,
+        "layers": layers,
+    }
+    return DecoderConfig(**fields | changes)
+
+
+def gpt2_like(*layers: FeedForward, **changes: Any) -> DecoderConfig:
+    """Layer norms, learned positions, biases, a tied head."""
+    fields: dict[str, Any] = {"norm": "layer", "positions": "learned", "attention_bias": True, "tied": True}
+    return llama_like(*layers, **fields | {"kv_heads": 4} | changes)
+
+
+@torch.no_grad()
+def randomise(module: torch.nn.Module, seed: int = 0) -> None:
+    """Matrices keep the size of what they multiply, norms are near one, biases are small: logits are about 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        values = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            parameter.copy_(values * (0.3 if "embed" in name else parameter.shape[-1] ** -0.5))
+        else:
+            parameter.copy_(values * 0.1 + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+
+
+def decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
+    """A random float32 decoder, ready to serve."""
+    model = Decoder(config)
+    randomise(model, seed)
+    return model.eval().requires_grad_(False)
+
+
+def use(counts: Sequence[int], seed: int = 5, layer: int = 0, observer: Observer | None = None) -> Use:
+    """One sequence's tokens at positions 0, 1, 2, … of one request."""
+    tokens = len(counts)
+    return Use(layer, torch.tensor(counts), max(counts), torch.full((tokens,), seed), torch.arange(tokens), observer)
+
+
+def whole_logits(model: Decoder, ids: Sequence[int], counts: Sequence[int], seed: int = 0) -> Tensor:
+    """Logits [T, V] of one sequence computed in one go; `counts` per MoE layer."""
+    return model(whole_batch(ids, counts, seed), WholeAttend(len(ids)))
+
+
+def whole_batch(ids: Sequence[int], counts: Sequence[int], seed: int = 0) -> Batch:
+    """One sequence from its first token, with logits for every token."""
+    tokens = len(ids)
+    return Batch(
+        ids_T=torch.tensor(ids),
+        positions_T=torch.arange(tokens),
+        seeds_T=torch.full((tokens,), seed),
+        experts_LT=torch.tensor(counts, dtype=torch.int64)[:, None].expand(-1, tokens),
+        k_max=max(counts, default=0),
+        rows_B=torch.arange(tokens),
+    )
+
+
+class PagedRun:
+    """Several sequences computed chunk by chunk over one paged cache whose blocks are handed out in random order."""
+
+    def __init__(self, model: Decoder, rows: list[list[int]], counts: list[list[int]], block_size: int = 4) -> None:
+        self.model, self.rows, self.counts, self.size = model, rows, counts, block_size
+        config, needed = model.config, [-(-len(row) // block_size) for row in rows]
+        shape = (sum(needed) + 1, block_size, config.kv_heads, config.head_width)
+        self.cache = PagedCache(len(config.layers), *shape, torch.float32)
+        for layer in self.cache.layers:
+            layer.fill_(9.0)  # what an earlier sequence left behind
+        free = random.Random(1).sample(range(shape[0]), shape[0])
+        self.blocks = [[free.pop() for _ in range(count)] for count in needed]
+        self.done = [0] * len(rows)
+
+    def step(self, lengths: dict[int, int]) -> dict[int, Tensor]:
+        """Compute so many further tokens of each named sequence; logits [length, V] for each."""
+        spans, parts, first = [], [], 0
+        for row, length in lengths.items():
+            parts.append((row, torch.arange(self.done[row], self.done[row] + length)))
+            self.done[row] += length
+            spans.append(Span(first, length, self.done[row]))
+            first += length
+        logits = self.model(self._batch(parts), PagedAttend(self.cache, self._pages(parts, tuple(spans))))
+        return {row: part for (row, _), part in zip(parts, logits.split(list(lengths.values())), strict=True)}
+
+    def _batch(self, parts: list[tuple[int, Tensor]]) -> Batch:
+        counts = [torch.tensor(self.counts[row])[:, None].expand(-1, len(at)) for row, at in parts]
+        tokens = sum(len(at) for _, at in parts)
+        return Batch(
+            ids_T=torch.cat([torch.tensor(self.rows[row])[at] for row, at in parts]),
+            positions_T=torch.cat([at for _, at in parts]),
+            seeds_T=torch.cat([torch.full((len(at),), row) for row, at in parts]),
+            experts_LT=torch.cat(counts, dim=1).long(),
+            k_max=max((max(self.counts[row], default=0) for row, _ in parts), default=0),
+            rows_B=torch.arange(tokens),
+        )
+
+    def _pages(self, parts: list[tuple[int, Tensor]], spans: tuple[Span, ...]) -> Pages:
+        longest = max(len(self.blocks[row]) for row, _ in parts)
+        tables = [(self.blocks[row] + [0] * longest)[:longest] for row, _ in parts]
+        slots = [torch.tensor(self.blocks[row])[at // self.size] * self.size + at % self.size for row, at in parts]
+        return Pages(torch.cat(slots), torch.tensor(tables), spans)

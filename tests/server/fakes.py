@@ -1,0 +1,168 @@
+"""A byte tokenizer, a chat template and an engine that do what a test tells them. No model, no process."""
+
+import asyncio
+import codecs
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
+
+from engine.types import EngineInfo, Finish, Logprob, Request, RequestStats, StepReport, StepStats, TokenEvent
+from model.budget import ExpertRange
+from model.errors import EngineDown, InvalidRequest
+from server.seams import EngineState
+
+EOS = 256
+STATS = RequestStats(queue_s=0.001, prefill_s=0.002, decode_s=0.003, cached_tokens=0, preemptions=0)
+INFO = EngineInfo(
+    family="infinity_moe",
+    dtype="float32",
+    parameters=1000,
+    vocabulary=257,
+    max_model_len=256,
+    experts=ExpertRange(layers=3, trained=4, minimum=1, maximum=8),
+    experts_total=16,
+    shared_experts=0,
+    kv_blocks=100,
+    block_size=16,
+    load_seconds=0.1,
+)
+
+
+class FakeDecoder:
+    def __init__(self) -> None:
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id: int) -> str:
+        return self.decoder.decode(bytes([id])) if id < 256 else ""
+
+    def flush(self) -> str:
+        return self.decoder.decode(b"", final=True)
+
+
+class FakeTokenizer:
+    """One token is one byte, so that characters and stop strings are always split."""
+
+    eos_ids = (EOS,)
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_chat(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(id for id in ids if id < 256).decode(errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        return bytes([id]) if id < 256 else b""
+
+    def stream(self) -> FakeDecoder:
+        return FakeDecoder()
+
+
+class FakeChat:
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        if len(messages) > 20:
+            raise InvalidRequest("the chat template takes at most 20 messages", "messages")
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>"
+
+
+Script = Callable[[Request], Sequence[int]]
+
+
+def says(text: str) -> Script:
+    """An engine that says `text` and then its end-of-text token."""
+    return lambda _: [*text.encode(), EOS]
+
+
+class FakeEngine:
+    """Follows `script` per request; waits for `gate` before each token; raises or ends as told."""
+
+    def __init__(self, script: Script | None = None) -> None:
+        self.script = script or says("hello world")
+        self.info: EngineInfo | None = INFO
+        self.state: EngineState = "loading"
+        self.on_report: Callable[[StepReport], None] | None = None
+        self.gate: asyncio.Event | None = None  # None: open
+        self.fail_at: dict[str, tuple[int, Exception | str]] = {}  # by id suffix: after so many tokens
+        self.load_error: Exception | None = None
+        self.seen: list[Request] = []
+        self.running: set[str] = set()
+        self.aborted: list[str] = []
+
+    async def start(self) -> None:
+        pass
+
+    async def ready(self, timeout: float) -> EngineInfo:
+        if self.load_error is not None:
+            self.state = "failed"
+            raise self.load_error
+        self.state = "ready"
+        assert self.info is not None
+        return self.info
+
+    async def stop(self, timeout: float) -> None:
+        self.state = "stopped"
+
+    async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
+        if self.state != "ready":
+            raise EngineDown(f"the engine is {self.state}")
+        self.seen.append(request)
+        self.running.add(request.id)
+        finished = False
+        try:
+            async for event in self._events(request):
+                finished = event.finish is not None
+                yield event
+        finally:
+            self.running.discard(request.id)
+            if not finished:
+                self.aborted.append(request.id)
+
+    async def _events(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
+        sampling, tokens = request.sampling, list(self.script(request))
+        failure = next((f for suffix, f in self.fail_at.items() if request.id.endswith(suffix)), None)
+        for i, token in enumerate(tokens[: sampling.max_tokens]):
+            if failure is not None and failure[0] == i:
+                if isinstance(failure[1], Exception):
+                    raise failure[1]
+                yield TokenEvent(request.id, None, finish="error", error=failure[1], stats=STATS)
+                return
+            await (self.gate.wait() if self.gate else asyncio.sleep(0))
+            finish: Finish | None = "stop" if token in sampling.stop_token_ids else None
+            if finish is None and i + 1 == min(sampling.max_tokens, len(tokens)):
+                finish = "length"
+            self.report(request)
+            yield TokenEvent(request.id, token, _logprob(request, token), finish, stats=STATS if finish else None)
+            if finish:
+                return
+
+    def report(self, request: Request) -> None:
+        if self.on_report is not None:
+            self.on_report(StepReport((), step_stats(sum(request.budget.per_layer))))
+
+
+def _logprob(request: Request, token: int) -> Logprob | None:
+    wanted = request.sampling.logprobs
+    if wanted is None:
+        return None
+    return Logprob(-0.5, tuple((65 + i, -1.0 - i if i else float("-inf")) for i in range(wanted)))
+
+
+def step_stats(pairs: int) -> StepStats:
+    return StepStats(
+        seconds=0.001,
+        prompt_tokens=0,
+        generated_tokens=1,
+        routed_pairs=pairs,
+        trained_pairs=12,
+        distinct_experts=5,
+        mixed=False,
+        load_imbalance=1.5,
+        preemptions=0,
+        prefix_queries=10,
+        prefix_hits=4,
+        running=1,
+        waiting=0,
+        blocks_used=25,
+        blocks_total=100,
+    )

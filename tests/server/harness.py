@@ -1,0 +1,80 @@
+"""A server to test: in memory with Starlette's client, or with uvicorn on a loopback port in a thread."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from server.app import create_app
+from server.protocol import with_header_deadline
+from server.service import Service
+from server.settings import Settings
+from tests.server.fakes import FakeChat, FakeEngine, FakeTokenizer
+
+CARD = {"quality": [{"num_experts": 1, "perplexity": 9.0}, {"num_experts": 8, "perplexity": 7.5}]}
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+def app_of(engine: FakeEngine, chat: FakeChat | None = None, **settings: Any) -> FastAPI:
+    options = Settings(model="tiny", **settings)
+    return create_app(options, engine, FakeTokenizer(), chat, CARD)
+
+
+@contextlib.contextmanager
+def in_memory(engine: FakeEngine | None = None, with_chat: bool = True, **settings: Any) -> Iterator[TestClient]:
+    app = app_of(engine or FakeEngine(), FakeChat() if with_chat else None, **settings)
+    with TestClient(app) as client:
+        eventually(lambda: service_of(client).loaded is not None)
+        yield client
+
+
+def service_of(client: TestClient) -> Service:
+    service = client.app.state.service  # type: ignore[attr-defined]
+    assert isinstance(service, Service)
+    return service
+
+
+def eventually(check: Any, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def on_loopback(engine: FakeEngine, **settings: Any) -> Iterator[tuple[str, Service]]:
+    """Yields the base address and the service behind it."""
+    app = app_of(engine, FakeChat(), **settings)
+    protocol = with_header_deadline(app.state.service.settings.header_timeout)
+    config = uvicorn.Config(app, http=protocol, loop="uvloop", log_config=None, access_log=False, lifespan="on")
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            eventually(lambda: server.started and app.state.service.loaded is not None)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", app.state.service
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def value(service: Service, name: str, **labels: str) -> float:
+    """The sum of a series over every label that is not given."""
+    total = 0.0
+    for family in service.metrics.registry.collect():
+        for sample in family.samples:
+            if sample.name == f"moedial:{name}" and labels.items() <= sample.labels.items():
+                total += sample.value
+    return total
+
+
+def frames(text: str) -> list[str]:
+    return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]

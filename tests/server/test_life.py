@@ -1,0 +1,347 @@
+"""The life of requests: overload, disconnects, failures, time limits, draining; each ends once and is counted once."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from starlette.testclient import TestClient
+
+from model.errors import EngineDown, GenerationFailed, InvalidRequest
+from server.service import Service
+from tests.server.fakes import FakeEngine, says
+from tests.server.harness import (
+    CHAT,
+    COMPLETIONS,
+    app_of,
+    eventually,
+    frames,
+    in_memory,
+    on_loopback,
+    service_of,
+    value,
+)
+
+ENDS = ("request_success_total", "requests_failed_total", "requests_aborted_total", "requests_rejected_total")
+
+
+def ended(service: Service) -> float:
+    return sum(value(service, name) for name in ENDS)
+
+
+def idle(engine: FakeEngine, service: Service) -> bool:
+    admission = service.admission
+    return not engine.running and (admission.held, admission.tokens, admission.waiting) == (0, 0, 0)
+
+
+def gated() -> FakeEngine:
+    """An engine that waits for its gate before every token."""
+    engine = FakeEngine(says("x" * 200))
+    engine.gate = asyncio.Event()
+    return engine
+
+
+@contextlib.contextmanager
+def in_background(count: int, url: str, body: dict[str, Any]) -> Iterator[list[httpx.Response]]:
+    """Sends `count` requests at once; the answers are there after the block."""
+    answers: list[httpx.Response] = []
+    send = lambda: answers.append(httpx.post(url, json=body, timeout=20))  # noqa: E731
+    threads = [threading.Thread(target=send) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    yield answers
+    for thread in threads:
+        thread.join(20)
+
+
+def test_overload_is_a_503_at_once_and_the_others_are_served() -> None:
+    engine = gated()
+    with on_loopback(engine, max_running=1, queue_size=2) as (url, service):
+        with in_background(3, url + COMPLETIONS, {"prompt": "hi"}) as answers:
+            eventually(lambda: service.admission.held == 3)
+            began = time.monotonic()
+            for body in ({"prompt": "hi"}, {"prompt": "hi", "stream": True}, {"prompt": ["a", "b"]}):
+                over = httpx.post(url + COMPLETIONS, json=body)
+                assert over.status_code == 503 and int(over.headers["retry-after"]) >= 1
+                assert over.json()["error"]["code"] == "queue_full" and "x-should-retry" not in over.headers
+            assert time.monotonic() - began < 1.0
+            assert value(service, "num_requests_waiting") >= 1
+            too_many = httpx.post(url + COMPLETIONS, json={"prompt": "hi", "n": 4})
+            assert too_many.status_code == 400 and too_many.json()["error"]["param"] == "n"
+            assert engine.gate is not None
+            engine.gate.set()
+        assert [answer.status_code for answer in answers] == [200] * 3
+        eventually(lambda: idle(engine, service))
+        assert value(service, "requests_rejected_total", reason="queue_full") == 3
+        assert ended(service) == 7
+
+
+def test_held_prompt_tokens_are_bounded() -> None:
+    with in_memory(max_queued_tokens=100) as client:
+        too_much = client.post(COMPLETIONS, json={"prompt": "x" * 30, "n": 4})
+        assert too_much.status_code == 400 and "120" in too_much.json()["error"]["message"]
+        assert client.post(COMPLETIONS, json={"prompt": "x" * 25, "n": 4}).status_code == 200
+        assert service_of(client).admission.tokens == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_disconnect_aborts_the_sequence(stream: bool) -> None:
+    engine = gated()
+    with on_loopback(engine) as (url, service):
+        for _ in range(10):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(url + COMPLETIONS, json={"prompt": "hi", "n": 2, "stream": stream}, timeout=0.03)
+        eventually(lambda: idle(engine, service) and value(service, "requests_aborted_total") == 20)
+        assert ended(service) == 20
+
+
+def test_a_disconnect_in_the_middle_of_a_stream_aborts_the_sequence() -> None:
+    engine = FakeEngine(says("x" * 200))
+    with on_loopback(engine) as (url, service):
+        for _ in range(10):
+            engine.gate = None
+            body = {"prompt": "hi", "stream": True, "max_tokens": 200}
+            with httpx.stream("POST", url + COMPLETIONS, json=body) as response:
+                next(response.iter_lines())
+                engine.gate = asyncio.Event()
+        eventually(lambda: idle(engine, service))
+        assert value(service, "requests_aborted_total") + value(service, "request_success_total") == 10
+        assert value(service, "requests_aborted_total") == len(engine.aborted) > 0
+
+
+def test_leaving_while_in_the_queue_gives_the_place_back() -> None:
+    engine = gated()
+    with on_loopback(engine, max_running=1, queue_size=3) as (url, service):
+        with in_background(1, url + COMPLETIONS, {"prompt": "hi"}) as answers:
+            eventually(lambda: engine.running)
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(url + COMPLETIONS, json={"prompt": "hi", "n": 3}, timeout=0.1)
+            eventually(lambda: service.admission.held == 1)
+            assert engine.gate is not None
+            engine.gate.set()
+        assert answers[0].status_code == 200
+        eventually(lambda: idle(engine, service))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_failure_before_the_first_token_is_an_http_error(stream: bool) -> None:
+    engine = FakeEngine()
+    body = {"prompt": "hi", "stream": stream}
+    with in_memory(engine) as client:
+        for error, status, retry in (
+            (GenerationFailed("the engine process ended"), 500, False),
+            (EngineDown("the engine is restarting"), 503, True),
+            (InvalidRequest("larger than the KV cache", "prompt"), 400, False),
+            (ValueError("a bug"), 500, False),
+            ("the logits are not finite", 500, False),
+        ):
+            engine.fail_at = {"-0": (0, error)}
+            response = client.post(COMPLETIONS, json=body)
+            assert response.status_code == status, response.text
+            assert ("x-should-retry" not in response.headers) == retry
+            assert "a bug" not in response.text
+        service = service_of(client)
+        assert value(service, "requests_failed_total") == 3 and value(service, "requests_rejected_total") == 2
+        assert ended(service) == 5 and idle(engine, service)
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_a_failure_in_the_middle_of_a_stream_is_an_error_event(path: str) -> None:
+    engine = FakeEngine()
+    engine.fail_at = {"-0": (3, "the logits are not finite")}
+    body = {"prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    with in_memory(engine) as client:
+        text = client.post(path, json=body).text
+        assert "event: error\ndata: " in text and "[DONE]" not in text
+        assert json.loads(frames(text)[-1])["error"]["message"] == "the logits are not finite"
+        assert value(service_of(client), "requests_failed_total", type="generation_failed") == 1
+
+
+def test_openai_sees_an_error_in_the_middle_of_a_stream() -> None:
+    engine = FakeEngine()
+    engine.fail_at = {"-0": (3, "the logits are not finite")}
+    with on_loopback(engine) as (url, _):
+        api = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        with pytest.raises(openai.APIError, match="not finite"):
+            list(api.completions.create(model="tiny", prompt="hi", stream=True))
+
+
+def test_one_failure_of_several_ends_the_call_and_aborts_the_rest() -> None:
+    engine = gated()
+    engine.fail_at = {"-1": (0, "broken")}
+    with in_memory(engine) as client:
+        assert client.post(COMPLETIONS, json={"prompt": "hi", "n": 3}).status_code == 500
+        service = service_of(client)
+        assert value(service, "requests_failed_total") == 1 and value(service, "requests_aborted_total") == 2
+        assert idle(engine, service)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_time_limits(stream: bool) -> None:
+    engine = gated()
+    body = {"prompt": "hi", "stream": stream}
+    with in_memory(engine, total_timeout=0.05) as client:
+        late = client.post(COMPLETIONS, json=body)
+        assert late.status_code == 504 and "0.05 s" in late.text
+        assert value(service_of(client), "requests_failed_total", type="timeout") == 1
+        assert idle(engine, service_of(client))
+    with in_memory(gated(), max_running=1, queue_timeout=0.05, total_timeout=0.5) as client:
+        late = client.post(COMPLETIONS, json={"prompt": "hi", "n": 3})  # the third waits for a place
+        assert late.status_code == 503 and late.json()["error"]["code"] == "queue_timeout"
+        service = service_of(client)
+        assert value(service, "requests_rejected_total", reason="queue_timeout") == 1
+        assert value(service, "requests_aborted_total") == 2 and ended(service) == 3
+
+
+def test_a_waiting_stream_sends_comments() -> None:
+    engine = gated()
+    with on_loopback(engine, heartbeat=0.05) as (url, _):
+        body = {"prompt": "hi", "stream": True}
+        with httpx.stream("POST", url + COMPLETIONS, json=body) as response:
+            lines = response.iter_lines()
+            assert [line for line, _ in zip(lines, range(4), strict=False)] == [": waiting", "", ": waiting", ""]
+            assert engine.gate is not None
+            engine.gate.set()
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+
+
+def test_a_stop_string_ends_the_sequence_in_the_engine_too() -> None:
+    engine = FakeEngine(says("abc-STOP-and much more"))
+    with in_memory(engine) as client:
+        answer = client.post(COMPLETIONS, json={"prompt": "hi", "stop": "-STOP-", "max_tokens": 50}).json()
+        assert (answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]) == ("abc", "stop")
+        service = service_of(client)
+        assert len(engine.aborted) == 1 and value(service, "requests_aborted_total") == 0
+        assert value(service, "request_success_total", finished_reason="stop") == 1
+        assert value(service, "request_queue_time_seconds_count") == 1
+
+
+def test_not_ready_while_loading_draining_or_down() -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+        service = service_of(client)
+        assert client.get("/ready").status_code == 200 and value(service, "engine_up") == 1
+        engine.state = "restarting"
+        assert client.get("/ready").status_code == 503 and value(service, "engine_up") == 0
+        assert value(service, "num_requests_running") == 0
+        down = client.post(COMPLETIONS, json={"prompt": "hi"})
+        assert down.status_code == 503 and "restarting" in down.text and down.headers["retry-after"]
+        assert client.get("/v1/models").status_code == 200
+        engine.state = "ready"
+        assert client.post(COMPLETIONS, json={"prompt": "hi"}).status_code == 200
+        service.drain()
+        assert service.drained and client.get("/ready").status_code == 503
+        assert client.post(COMPLETIONS, json={"prompt": "hi"}).status_code == 503
+        assert client.get("/health").status_code == 200
+        assert value(service, "requests_rejected_total", reason="engine_down") == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"default_num_experts": 9}, {"aliases": {"fast": 9}}])
+def test_a_model_that_cannot_be_served_is_never_ready(options: dict[str, Any]) -> None:
+    engine = FakeEngine()
+    engine.load_error = None if options else EngineDown("the model could not be loaded: config.json is missing")
+    with TestClient(app_of(engine, **options)) as client:
+        service = service_of(client)
+        eventually(lambda: service.boot_error is not None)
+        assert ("between 1 and 8" if options else "config.json") in str(service.boot_error)
+        assert client.get("/ready").status_code == client.get("/v1/models").status_code == 503
+        assert client.post(COMPLETIONS, json={"prompt": "hi"}).status_code == 503
+
+
+def test_counters_reconcile_with_what_was_sent() -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+        usage = []
+        for i in range(1, 9):
+            body = {"prompt": "x" * i, "num_experts": i, "max_tokens": 4 if i % 2 else 50}
+            usage.append(client.post(COMPLETIONS, json=body).json()["usage"])
+        client.post(COMPLETIONS, json={"prompt": "hi", "num_experts": 99})
+        client.post(COMPLETIONS, json={"prompt": "hi", "model": "other"})
+        client.post(CHAT, content=b"{", headers={"content-type": "application/json"})
+        client.post(CHAT, json={"messages": [{"role": "user", "content": "hi"}], "stream": True, "n": 2})
+        service = service_of(client)
+    success = {reason: value(service, "request_success_total", finished_reason=reason) for reason in ("stop", "length")}
+    assert success == {"stop": 6, "length": 4} and ended(service) == 13
+    for reason in ("invalid_value", "model_not_found", "invalid_json"):
+        assert value(service, "requests_rejected_total", reason=reason) == 1
+    generated = sum(u["completion_tokens"] for u in usage) + 24
+    assert value(service, "generation_tokens_total") == generated
+    assert value(service, "prompt_tokens_total") == sum(u["prompt_tokens"] for u in usage) + 2 * len(
+        engine.seen[-1].prompt
+    )
+    for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time", "request_decode_time"):
+        assert value(service, f"{name}_seconds_count") == 10
+    assert value(service, "inter_token_latency_seconds_count") == generated - 10
+    assert value(service, "request_num_experts_count") == 10
+    labels = {k: value(service, "request_success_total", num_experts=k) for k in ("1", "2", "4", "8", "other")}
+    assert labels == {"1": 1, "2": 1, "4": 3, "8": 1, "other": 4}
+
+
+def test_step_reports_feed_the_engine_series() -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+        client.post(COMPLETIONS, json={"prompt": "hi", "num_experts": 1})
+        service = service_of(client)
+        steps = 12
+        assert value(service, "routed_pairs_total") == 3 * steps
+        assert value(service, "routed_pairs_saved_total") == 9 * steps
+        assert value(service, "prefix_cache_hits_total") == 4 * steps
+        assert value(service, "kv_cache_usage_perc") == 0.25 and value(service, "step_unique_experts") == 5
+        assert value(service, "default_num_experts") == 4
+        text = client.get("/metrics").text
+    assert (
+        'moedial:request_success_total{engine="0",finished_reason="stop",model_name="tiny",num_experts="1"} 1.0' in text
+    )
+    assert "_created" not in text
+
+
+def send_slowly(url: str, data: bytes) -> bytes:
+    """Send and wait for whatever comes until the other side closes."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(data)
+        answer = b""
+        while part := connection.recv(4096):
+            answer += part
+        return answer
+
+
+def test_half_sent_requests_are_ended() -> None:
+    with on_loopback(FakeEngine(), header_timeout=0.1, body_timeout=0.1, max_body_bytes=1000) as (url, service):
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        assert send_slowly(url, b"").startswith(b"HTTP/1.1 408")
+        assert send_slowly(url, head).startswith(b"HTTP/1.1 408")
+        assert send_slowly(url, head + b"content-length: 100\r\n\r\n{").startswith(b"HTTP/1.1 408")
+        assert send_slowly(url, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\nGET /he").endswith(b'"header_timeout"}}')
+        endless = head + b"transfer-encoding: chunked\r\n\r\n" + b"100\r\n" + b"x" * 256 + b"\r\n"
+        assert send_slowly(url, endless + b"400\r\n" + b"x" * 1024 + b"\r\n").startswith(b"HTTP/1.1 413")
+        assert value(service, "requests_rejected_total", reason="body_timeout") == 1
+
+
+def test_a_caller_who_leaves_while_sending_is_no_error() -> None:
+    with on_loopback(FakeEngine()) as (url, service):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            connection.sendall(head + b"content-length: 100\r\n\r\n{")
+        eventually(lambda: value(service, "requests_rejected_total") == 1)
+        assert value(service, "requests_rejected_total", reason="client_gone") == 1
+
+
+def test_a_running_stream_outlives_the_header_deadline() -> None:
+    engine = gated()
+    with (
+        on_loopback(engine, header_timeout=0.05) as (url, _),
+        in_background(1, url + COMPLETIONS, {"prompt": "hi"}) as got,
+    ):
+        time.sleep(0.2)
+        assert engine.gate is not None
+        engine.gate.set()
+    assert got[0].status_code == 200

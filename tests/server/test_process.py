@@ -1,0 +1,134 @@
+"""Settings, the command, logs and signals: what an operator sees."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from server.cli import app
+from server.logs import configure
+from server.metrics import SERIES, metrics_table
+from server.settings import Settings, settings_table
+from tests.server.harness import eventually
+
+SERVE = textwrap.dedent("""
+    import asyncio, sys
+    import server.serve as serve
+    from server.settings import Settings
+    from server.app import create_app
+    from tests.server.fakes import FakeEngine, FakeTokenizer, says
+    from tests.server.harness import CARD
+
+    class Pause:  # the first token comes at once, then nothing for a while
+        waits = 0
+        async def wait(self):
+            self.waits += 1
+            await asyncio.sleep(float(sys.argv[2]) if self.waits == 2 else 0)
+
+    engine = FakeEngine(says("x" * 200))
+    engine.gate = Pause()
+    settings = Settings(model="tiny", port=0, drain_seconds=float(sys.argv[1]))
+    app = create_app(settings, engine, FakeTokenizer(), None, CARD)
+    serve.ModelServer(serve.config_of(settings, app), app.state.service).run()
+""")
+
+
+def test_flag_beats_variable_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOEDIAL_PORT", "9001")
+    monkeypatch.setenv("MOEDIAL_ALIASES", "fast=2, strong=8")
+    monkeypatch.setenv("MOEDIAL_API_KEYS", "one,two")
+    settings = Settings()
+    assert settings.port == 9001 and Settings(port=9002).port == 9002 and settings.max_n == 8
+    assert settings.aliases == {"fast": 2, "strong": 8}
+    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"] and "one" not in repr(settings)
+
+
+def test_every_option_is_a_flag_with_its_variable_and_a_row_in_the_docs() -> None:
+    shown = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"}).output
+    for name in Settings.model_fields:
+        flag, variable = "--" + name.replace("_", "-"), "MOEDIAL_" + name.upper()
+        assert f"`{flag}` | `{variable}`" in settings_table()
+        assert flag in shown and variable in shown
+    assert all(f"moedial:{series.name}" in metrics_table() for series in SERIES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["serve", "--model", "nowhere-at-all"], 1, "nowhere-at-all"),
+        (["serve", "--port", "x"], 2, "--port (MOEDIAL_PORT)"),
+        (["serve", "--aliases", "fast"], 2, "--aliases"),
+        (["version"], 0, ""),
+    ],
+)
+def test_the_command_ends_with_one_clear_line(arguments: list[str], code: int, words: str) -> None:
+    command = [sys.executable, "-c", "from server.cli import main; main()", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert ended.returncode == code, ended.stderr
+    assert words in ended.stderr and "Traceback" not in ended.stderr
+    assert len(ended.stderr.splitlines()) == (1 if code else 0)
+
+
+def test_the_server_never_imports_torch() -> None:
+    code = "import sys, server.serve, server.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
+
+
+def test_log_lines_cannot_be_forged(capsys: pytest.CaptureFixture[str]) -> None:
+    before = logging.getLogger().handlers[:]
+    try:
+        configure("info")
+        logging.getLogger("server").warning('a\n{"level":"error"} \ud800 %s', "b\nc")
+    finally:
+        logging.getLogger().handlers[:] = before
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("{") and "\\n" in lines[0]
+
+
+def started(drain: float, pause: float) -> tuple[subprocess.Popen[str], str]:
+    process = subprocess.Popen([sys.executable, "-c", SERVE, str(drain), str(pause)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert "s: tiny (infinity_moe, 1 to 8 experts per token)" in line
+    commands = [process.stdout.readline() for _ in range(2)]
+    assert '"num_experts":1' in commands[0] and '"num_experts":8' in commands[1]
+    return process, commands[0].split("curl ")[1].split("/v1/")[0]
+
+
+def test_sigterm_drains_and_exits_with_zero() -> None:
+    process, url = started(drain=10, pause=1)
+    try:
+        body = {"prompt": "hi", "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=10) as response:
+            os.kill(process.pid, signal.SIGTERM)
+            eventually(lambda: httpx.get(f"{url}/ready").status_code == 503)
+            assert httpx.post(f"{url}/v1/completions", json=body).status_code == 503
+            assert [line for line in response.iter_lines() if line][-1] == "data: [DONE]"
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    process, url = started(drain=60, pause=30)
+    try:
+        body = {"prompt": "hi", "stream": True}
+        with (
+            pytest.raises(httpx.HTTPError),
+            httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=10) as response,
+        ):
+            os.kill(process.pid, signal.SIGTERM)
+            eventually(lambda: httpx.get(f"{url}/ready").status_code == 503)
+            os.kill(process.pid, signal.SIGTERM)
+            began = time.monotonic()
+            assert process.wait(5) == 0 and time.monotonic() - began < 3
+            list(response.iter_lines())
+    finally:
+        process.kill()

@@ -1,0 +1,117 @@
+"""From a finished run to a checkpoint that ships: weights in bfloat16, tokenizer, chat template, card with measured losses.
+
+Run `python -m training.export --recipe infinity --run runs/infinity --tokens FOLDER --heldout FILE --to weights/bundled/NAME`.
+The losses on the card are those of the exported weights, not of the training state.
+"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from model.decoder import Decoder, parameter_count
+from training.card import write_card
+from training.corpus import ASSISTANT, END, USER, documents, encode
+from training.evaluate import COUNTS, agreement, held_out_loss
+from training.recipe import RECIPES
+from training.train import FAMILIES
+from weights.load import load_model
+from weights.save import save_model
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'assistant' %}" + ASSISTANT + "{{ message.content }}"
+    "{% else %}" + USER + "{{ message.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
+)
+
+
+def export_weights(run: Path, folder: Path) -> None:
+    """The run's weights as a checkpoint with its config."""
+    raw = json.loads((run / "config.json").read_text())
+    model = Decoder(FAMILIES[raw["model_type"]](raw))
+    state = load_file(run / "state.safetensors")
+    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    save_model(model, raw, folder, torch.bfloat16)
+
+
+def export_tokenizer(tokens: Path, folder: Path) -> None:
+    """tokenizer.json, and the little that Hugging Face readers need beside it."""
+    shutil.copy(tokens / "tokenizer.json", folder / "tokenizer.json")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}, indent=2) + "\n")
+    generation = {"bos_token_id": 0, "eos_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def windows(tokenizer: Tokenizer, text: Path, length: int, limit: int) -> tuple[Tensor, float]:
+    """Held-out windows [B, S + 1] (all, or the first `limit`), and the bytes of text per token."""
+    stories = list(documents(text))
+    ids = encode(tokenizer, stories)
+    rows = (len(ids) - 1) // length
+    starts = np.arange(min(rows, limit or rows)) * length
+    stacked = np.stack([ids[start : start + length + 1] for start in starts]).astype(np.int64)
+    return torch.from_numpy(stacked), sum(len(s.encode()) for s in stories) / len(ids)
+
+
+def measure(model: Decoder, window_BS: Tensor, bytes_per_token: float) -> list[dict[str, Any]]:
+    """One row per expert count: loss, perplexity, bits per byte, agreement with the trained count's best token."""
+    trained = model.config.experts.trained
+    losses = {k: held_out_loss(model, window_BS, k) for k in sorted({*COUNTS, trained})}
+    best = losses[trained]
+    return [
+        {
+            "num_experts": k,
+            "loss": round(loss, 4),
+            "perplexity": round(math.exp(loss), 4),
+            "bits_per_byte": round(loss / math.log(2) / bytes_per_token, 4),
+            "agreement": round(agreement(model, window_BS[:64], k, trained), 4),
+            "relative_quality": round(math.exp(best - loss), 4),
+        }
+        for k, loss in losses.items()
+    ]
+
+
+def main(
+    recipe: Annotated[str, typer.Option()],
+    run: Annotated[Path, typer.Option(help="the finished run's folder")],
+    tokens: Annotated[Path, typer.Option(help="folder with tokenizer.json")],
+    heldout: Annotated[Path, typer.Option(help="held-out text")],
+    to: Annotated[Path, typer.Option(help="the checkpoint's folder")],
+    limit: Annotated[int, typer.Option(help="held-out windows to use; 0: all")] = 0,
+) -> None:
+    """Export, measure, write the card."""
+    export_weights(run, to)
+    export_tokenizer(tokens, to)
+    model, raw = load_model(to, "float32")
+    window_BS, bytes_per_token = windows(Tokenizer.from_file(str(to / "tokenizer.json")), heldout, 512, limit)
+    quality = measure(model, window_BS, bytes_per_token)
+    log = json.loads((run / "log.json").read_text())
+    chosen = RECIPES[recipe].override(log[-1]["step"])
+    facts = {
+        "name": to.name,
+        "family": raw["model_type"],
+        "parameters": parameter_count(model),
+        "seed": chosen.seed,
+        "steps": chosen.steps,
+        "training_tokens": chosen.tokens,
+        "held_out_tokens": window_BS[:, 1:].numel(),
+        "bytes_per_token": round(bytes_per_token, 3),
+        "quality": quality,
+    }
+    (to / "card.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_card(to, facts, raw, chosen)
+    for row in quality:
+        print(row)
+
+
+if __name__ == "__main__":
+    typer.run(main)
