@@ -56,7 +56,9 @@ class ModelRunner:
             k_max=max((max(c.sequence.request.budget.per_layer, default=0) for c in plan), default=0),
             rows_B=(lengths_B.cumsum(0) - 1)[[chunk.samples for chunk in plan]],
         )
-        return self.model(batch, PagedAttend(self.cache, self._pages(plan, batch.positions_T)), tally)
+        attend = PagedAttend(self.cache, self._pages(plan, batch.positions_T))
+        logits_BV: Tensor = self.model(batch, attend, tally)
+        return logits_BV
 
     def _pages(self, plan: Plan, positions_T: Tensor) -> Pages:
         size = self.cache.block_size

@@ -52,7 +52,7 @@ def _adjusts(sequence: Sequence) -> bool:
 
 
 def _adjust_row(logits_V: Tensor, sequence: Sequence) -> None:
-    s = sequence.request.sampling
+    s, vocabulary = sequence.request.sampling, range(len(logits_V))
     if s.repetition_penalty != 1.0:  # as transformers: towards zero from above, away from it below
         seen = torch.tensor(sorted(set(sequence.tokens)))
         values = logits_V[seen]
@@ -62,9 +62,11 @@ def _adjust_row(logits_V: Tensor, sequence: Sequence) -> None:
         times = torch.tensor(list(counts.values()), dtype=logits_V.dtype)
         logits_V[torch.tensor(list(counts))] -= s.presence_penalty + s.frequency_penalty * times
     for token, bias in s.logit_bias:
-        logits_V[token] += bias
-    if sequence.output_count < s.min_tokens and s.stop_token_ids:
-        logits_V[torch.tensor(s.stop_token_ids)] = -torch.inf
+        if token in vocabulary:
+            logits_V[token] += bias
+    stops = [token for token in s.stop_token_ids if token in vocabulary]  # a checkpoint's own may lie beyond it
+    if sequence.output_count < s.min_tokens and stops:
+        logits_V[torch.tensor(stops)] = -torch.inf
 
 
 def _draw(logits_BV: Tensor, sequences: list[Sequence]) -> list[int]:
@@ -93,6 +95,6 @@ def _logprob(logits_V: Tensor, token: int, sampling: Sampling) -> Logprob | None
     if sampling.logprobs is None:
         return None
     logprobs_V = logits_V.log_softmax(-1)
-    best = logprobs_V.topk(sampling.logprobs) if sampling.logprobs else None
+    best = logprobs_V.topk(min(sampling.logprobs, len(logprobs_V))) if sampling.logprobs else None
     top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)) if best else ()
     return Logprob(float(logprobs_V[token]), top)

@@ -1,4 +1,4 @@
-"""Two ways to attend: over whole sequences laid out side by side (training, reference), and over a paged cache (serving).
+"""Two ways to attend: over whole sequences side by side (training, reference), and over a paged cache (serving).
 
 Both are plain torch and give the same values. They know blocks and slots, not requests.
 """
@@ -25,7 +25,7 @@ class WholeAttend:
 
 
 class PagedCache:
-    """Keys and values of all layers in `blocks` blocks of `block_size` tokens: one [2, slots, G, C] tensor per layer."""
+    """Keys and values in `blocks` blocks of `block_size` tokens: one [2, slots, G, C] tensor per layer."""
 
     def __init__(
         self, layers: int, blocks: int, block_size: int, kv_heads: int, head_width: int, dtype: torch.dtype

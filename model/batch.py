@@ -1,8 +1,8 @@
 """One step's input to the decoder: new tokens of many sequences side by side, and where their keys and values live.
 
 Shape suffixes used throughout `model/`: T tokens, B sequences, D width, H heads, G kv heads, C head width, F expert
-width, E experts (or blocks), K count, R routed pairs, S context slots, Z expert-space width, L MoE layers, V vocabulary,
-P pages. This file knows no requests, no scheduling and no mixture.
+width, E experts (or blocks), K count, R routed pairs, S context slots, Z expert-space width, L MoE layers,
+V vocabulary, P pages. This file knows no requests, no scheduling and no mixture.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The one decoder skeleton: embed, then per layer attention and a feed-forward layer or mixture, then the head.
 
-GPT-2-like and Llama-like models are the same code under different `DecoderConfig`s. It knows neither files nor requests.
+GPT-2-like and Llama-like models are the same code under different `DecoderConfig`s. It knows no files and no requests.
 """
 
 import torch

@@ -4,7 +4,6 @@ It knows one connection and no request.
 """
 
 import asyncio
-from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -50,13 +49,13 @@ def with_header_deadline(seconds: float) -> type[asyncio.Protocol]:
 
         def _give_up(self) -> None:
             self._deadline = None
-            if not self._busy() and not self.transport.is_closing():
+            if not self.transport.is_closing():
                 self.transport.write(ANSWER)
                 self.transport.close()
 
-        def on_response_complete(self, *args: Any) -> None:
+        def on_response_complete(self) -> None:
             # a pipelined next request may already be half here: its time starts now
-            super().on_response_complete(*args)
+            super().on_response_complete()
             if not self._busy() and self.conn.trailing_data[0]:
                 self._wait_for_headers()
 

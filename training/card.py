@@ -6,6 +6,8 @@ from typing import Any
 
 from training.recipe import Recipe
 
+TEXT = "43.8 MB of stories sampled from stories15M (MIT) at temperatures 0.9 and 1.0 by `training/synthesise.py`"
+
 _KINDS = {
     "infinity_moe": "an ∞-MoE (arXiv 2601.17680): no discrete experts; each of K draws from a Gaussian masks one wide FFN",
     "olmoe": "a sparse top-k mixture in OLMoE's layout; `transformers` loads it too",
@@ -27,8 +29,8 @@ Held-out text: {held_out_tokens:,} tokens of real TinyStories (CDLA-Sharing-1.0)
 
 ## Recipe
 
-- Text: about {megabytes} MB of stories sampled from stories15M (MIT) at temperature 0.9 by `training/synthesise.py`;
-  a fifth of them wrapped as the answer to a one-line request, so that the chat format is known.
+- Text: {text};
+  a fifth of the stories wrapped as the answer to a one-line request, so that the chat format is known.
 - Tokenizer: byte-level BPE of {vocabulary} entries, trained on the same text ({bytes_per_token} bytes per token).
 - {training_tokens:,} tokens in {steps} steps of {rows_per_step} windows of {length}; seed {seed}; K uniform on
   1..{largest} anew per layer and micro-batch; Muon {muon} on matrices, AdamW {adam} on the rest, cosine, bf16 autocast.
@@ -49,7 +51,7 @@ def write_card(folder: Path, facts: Mapping[str, Any], raw: Mapping[str, Any], r
         held_out_tokens=facts["held_out_tokens"],
         trained=raw["num_experts_per_tok"],
         rows=rows,
-        megabytes=facts.get("megabytes", 48),
+        text=TEXT,
         vocabulary=raw["vocab_size"],
         bytes_per_token=facts["bytes_per_token"],
         training_tokens=facts["training_tokens"],

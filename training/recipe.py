@@ -21,7 +21,7 @@ SHAPE: dict[str, Any] = {
     "tie_word_embeddings": True,
     "bos_token_id": 0,
     "eos_token_id": 0,
-    "dtype": "bfloat16",
+    "dtype": "float32",  # to run in; stored in bfloat16
 }
 
 INFINITY: dict[str, Any] = SHAPE | {

@@ -18,10 +18,12 @@ from model.decoder import Decoder
 
 @torch.no_grad()
 def initialise(model: Decoder, seed: int) -> None:
-    """Normal weights of std 1/sqrt(fan-in), residual outputs scaled down by depth, spread of the draws at 1."""
+    """Normal weights of std 1/sqrt(fan-in), biases 0, residual outputs scaled by depth, spread of the draws at 1."""
     torch.manual_seed(seed)
     depth = 1 / math.sqrt(2 * len(model.layers))
     for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()  # torch's own initial value is random, and drawn before the seed is set
         if parameter.ndim < 2:
             continue
         std = 0.02 if "embed" in name else parameter.shape[-1] ** -0.5

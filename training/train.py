@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -112,7 +113,6 @@ class Trainer:
         fresh = self.out / "state.new"
         save_file({k: v.detach().contiguous() for k, v in state.items()}, fresh, metadata={"step": str(self.step)})
         fresh.replace(self.out / "state.safetensors")
-        (self.out / "step.json").write_text(json.dumps({"step": self.step}))
 
     def resume(self) -> None:
         """Continue from a saved state, if there is one."""
@@ -126,7 +126,8 @@ class Trainer:
                 name = next(n for n, p in self.model.named_parameters() if p is parameter)
                 prefix = f"state.{name}."
                 optimiser.state[parameter] = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-        self.step = json.loads((self.out / "step.json").read_text())["step"]
+        with safe_open(path, framework="pt") as file:  # in the same file, so that weights and step never disagree
+            self.step = int(file.metadata()["step"])
 
 
 def run(trainer: Trainer, heldout: Tensor, minutes: float) -> list[dict[str, float]]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from model.errors import CheckpointError, InvalidRequest
+from weights.folder import read_json
 from weights.tokenizer import mark_specials
 
 MAX_OUTPUT = 4 * 1024 * 1024  # characters
@@ -51,18 +53,14 @@ class ChatTemplate:
         """`chat_template.jinja`, or the template inside tokenizer_config.json; None if the checkpoint has neither.
 
         Raises:
-            CheckpointError: the template does not parse.
+            CheckpointError: the template, or a file it needs, cannot be read or parsed.
         """
-        config_path, source_path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.exists() else {}
-        source = source_path.read_text(encoding="utf-8") if source_path.exists() else config.get("chat_template")
-        if isinstance(source, list):  # several named templates
-            source = next((item["template"] for item in source if item.get("name") == "default"), None)
-        if source is None:
-            return None
+        config_path = folder / "tokenizer_config.json"
+        config = read_json(config_path) if config_path.exists() else {}
         try:
-            return cls(source, _special_strings(folder), _variables(config))
-        except TemplateError as error:
+            source = _source(folder, config)
+            return None if source is None else cls(source, _special_strings(folder), _variables(config))
+        except (TemplateError, TypeError, AttributeError, LookupError, ValueError, OSError, RecursionError) as error:
             raise CheckpointError(f"{folder}: the chat template cannot be parsed: {error}") from None
 
     def render(self, messages: list[dict[str, Any]]) -> str:
@@ -85,18 +83,29 @@ class ChatTemplate:
         return "".join(parts)
 
 
+def _source(folder: Path, config: dict[str, Any]) -> str | None:
+    """A file of its own wins over the config; of several named templates, "default" is meant."""
+    path = folder / "chat_template.jinja"
+    source = path.read_text(encoding="utf-8") if path.exists() else config.get("chat_template")
+    if isinstance(source, list):
+        source = next((item["template"] for item in source if item.get("name") == "default"), None)
+    if source is None or isinstance(source, str):
+        return source
+    raise TypeError(f"it is a {type(source).__name__}, not text")
+
+
 def _mark(value: Any, specials: tuple[str, ...]) -> Any:
     """`value` with the special-token strings in every text of it broken."""
     if isinstance(value, str):
         return mark_specials(value, specials)
     if isinstance(value, dict):
-        return {key: _mark(item, specials) for key, item in value.items()}
+        return {_mark(key, specials): _mark(item, specials) for key, item in value.items()}
     return [_mark(item, specials) for item in value] if isinstance(value, list) else value
 
 
 def _special_strings(folder: Path) -> tuple[str, ...]:
     path = folder / "tokenizer.json"
-    added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", []) if path.exists() else []
+    added = read_json(path).get("added_tokens", []) if path.exists() else []
     return tuple(sorted((token["content"] for token in added if token.get("special")), key=len, reverse=True))
 
 

@@ -15,24 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.errors import CheckpointError
+from weights.folder import read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAX_HEADER = 100 * 1024 * 1024
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object from a file of at most 100 MiB. Raises CheckpointError that names the file."""
-    try:
-        if path.stat().st_size > MAX_HEADER:
-            raise CheckpointError(f"{path.name} is larger than {MAX_HEADER} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return value
 
 
 class TensorFiles:

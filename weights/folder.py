@@ -14,6 +14,7 @@ from model.errors import CheckpointError
 BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT = "infinity-stories"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+MAX_JSON = 100 * 1024 * 1024
 _WANTED = ["*.json", "*.safetensors", "*.jinja"]
 
 
@@ -37,9 +38,8 @@ def resolve_model(name: str) -> Path:
         return folder
     if _HUB_ID.fullmatch(name) and not name.startswith(("./", "../", "~")):
         return _download(name)
-    raise CheckpointError(
-        f"model {name!r} is neither a bundled model ({', '.join(bundled_models()) or 'none'}), nor a folder, nor a hub id"
-    )
+    known = ", ".join(bundled_models()) or "none"
+    raise CheckpointError(f"model {name!r} is neither a bundled model ({known}), nor a folder, nor a hub id")
 
 
 def _download(name: str) -> Path:
@@ -60,12 +60,19 @@ def _download(name: str) -> Path:
 def read_card(folder: Path) -> dict[str, Any]:
     """The measured quality of a checkpoint (`card.json`), or an empty card."""
     path = folder / "card.json"
-    if not path.exists():
-        return {}
+    return read_json(path) if path.exists() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object from a file of at most 100 MiB. Raises CheckpointError that names the file."""
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{path.name} is larger than {MAX_JSON} bytes")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(card, dict):
+    if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
-    return card
+    return value

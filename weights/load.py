@@ -15,7 +15,8 @@ from torch import nn
 from model.config import DecoderConfig
 from model.decoder import Decoder
 from model.errors import CheckpointError
-from weights.files import TensorFiles, read_json
+from weights.files import TensorFiles
+from weights.folder import read_json
 from weights.names import IGNORED, hugging_face
 from weights.rules import Piece, Rule
 

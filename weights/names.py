@@ -12,7 +12,7 @@ IGNORED = (Ignore("model.layers.{l}.self_attn.rotary_emb.inv_freq", "a function 
 
 
 def hugging_face(config: DecoderConfig) -> tuple[Rule, ...]:
-    """Every rule of a decoder, layer by layer. Where two rules share a target, the first whose tensors exist is used."""
+    """Every rule of a decoder, layer by layer. Where two share a target, the first whose tensors exist is used."""
     rules: list[Rule] = [Copy("embed.weight", "model.embed_tokens.weight")]
     if config.positions == "learned":
         rules.append(Copy("embed_positions.weight", "model.embed_positions.weight"))

@@ -32,3 +32,4 @@ def save_model(model: Decoder, raw: Mapping[str, Any], folder: Path, dtype: torc
     (folder / "config.json").write_text(json.dumps(dict(raw), indent=2) + "\n")
     converted = {name: tensor.to(dtype).clone() for name, tensor in tensors(model).items()}
     save_file(converted, folder / SINGLE, metadata={"format": "pt"})
+    (folder / SINGLE).chmod(0o644)  # the library writes for the owner alone

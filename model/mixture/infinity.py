@@ -53,7 +53,7 @@ class InfinityMixture(Mixture):
         return sum_TE / use.counts_T[:, None]
 
     def noise(self, token_R: Tensor, sample_R: Tensor, use: Use) -> Tensor:
-        """ε_RZ of each (token, sample). Antithetic draws come in pairs: an odd sample mirrors the even one before it."""
+        """ε_RZ of each (token, sample). Antithetic draws come in pairs: an odd sample mirrors the one before it."""
         if self.config.draws == "independent":
             return use.noise(token_R, sample_R, self.config.space)
         sign_R = 1 - 2 * (sample_R % 2)
@@ -71,7 +71,7 @@ class InfinityMixture(Mixture):
         return sort_calls(token_R, expert_R, mask_TE[token_R, expert_R], self.config.blocks)
 
     def run_calls(self, x_TD: Tensor, calls: Calls) -> Tensor:
-        """Compute only the kept blocks. The reference for the native ragged kernel; `run_masked` gives the same values."""
+        """Compute only the kept blocks: the reference for a native ragged kernel, with `run_masked`'s values."""
         y_TD = torch.zeros_like(x_TD)
         start, size = 0, self.config.block
         for block, end in enumerate(calls.ends_E.tolist()):
@@ -79,7 +79,7 @@ class InfinityMixture(Mixture):
                 units, token_r = slice(block * size, (block + 1) * size), calls.token_R[start:end]
                 h_rg = activate(F.linear(x_TD[token_r], self.up[units]), self.config.activation)
                 weighted_rg = h_rg * calls.weight_R[start:end, None].to(h_rg.dtype)
-                y_TD = y_TD.index_add(0, token_r, F.linear(weighted_rg, self.down[:, units]))
+                y_TD.index_add_(0, token_r, F.linear(weighted_rg, self.down[:, units]))
                 start = end
         return y_TD
 

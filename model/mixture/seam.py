@@ -55,7 +55,7 @@ def ranks(counts_T: Tensor, k_max: int) -> Tensor:
 
 
 def sort_calls(token_R: Tensor, expert_R: Tensor, weight_R: Tensor, experts: int) -> Calls:
-    """Order pairs by expert; the sort is stable, so a token's own order of summation is by expert, whatever its batch."""
+    """Order pairs by expert; the sort is stable, so a token's order of summation is by expert, whatever its batch."""
     order_R = expert_R.argsort(stable=True)
     ends_E = expert_R.bincount(minlength=experts).cumsum(0)
     return Calls(token_R[order_R], expert_R[order_R], weight_R[order_R], ends_E)

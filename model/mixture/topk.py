@@ -55,12 +55,12 @@ class TopKMixture(Mixture):
                 token_r = calls.token_R[start:end]
                 gate_rF, up_rF = F.linear(x_TD[token_r], self.gate_up[expert]).chunk(2, dim=-1)
                 out_rD = F.linear(activate(gate_rF, self.config.activation) * up_rF, self.down[expert])
-                y_TD = y_TD.index_add(0, token_r, (out_rD * calls.weight_R[start:end, None]).to(x_TD.dtype))
+                y_TD.index_add_(0, token_r, (out_rD * calls.weight_R[start:end, None]).to(x_TD.dtype))
                 start = end
         return y_TD
 
     def run_dense(self, x_TD: Tensor, calls: Calls) -> Tensor:
-        """The same sum over all experts with zero weights: saves nothing, but few large products. For training, tests."""
+        """The same sum over all experts with zero weights: saves nothing, but in few large products. For training."""
         weight_TE = calls.weight_R.new_zeros(len(x_TD), self.config.experts)
         return self.dense(x_TD, weight_TE.index_put((calls.token_R, calls.expert_R), calls.weight_R))
 

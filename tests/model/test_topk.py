@@ -14,7 +14,7 @@ WIDTH = 16
 
 
 def mixture(experts: int = 6, normalise: bool = False) -> TopKMixture:
-    module = TopKMixture(WIDTH, topk(experts=experts, normalise=normalise))
+    module = TopKMixture(WIDTH, topk(experts=experts, trained=1, normalise=normalise))
     randomise(module)
     return module.requires_grad_(False)
 

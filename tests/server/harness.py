@@ -19,6 +19,7 @@ from tests.server.fakes import FakeChat, FakeEngine, FakeTokenizer
 
 CARD = {"quality": [{"num_experts": 1, "perplexity": 9.0}, {"num_experts": 8, "perplexity": 7.5}]}
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+ENDS = ("request_success_total", "requests_failed_total", "requests_aborted_total", "requests_rejected_total")
 
 
 def app_of(engine: FakeEngine, chat: FakeChat | None = None, **settings: Any) -> FastAPI:
@@ -78,3 +79,8 @@ def value(service: Service, name: str, **labels: str) -> float:
 
 def frames(text: str) -> list[str]:
     return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+
+
+def ended(service: Service) -> float:
+    """How many sequences, and refused requests, have come to an end."""
+    return sum(value(service, name) for name in ENDS)

@@ -1,0 +1,30 @@
+"""Writes the tables of the docs that come from code. A test compares; `make docs` regenerates. It measures nothing."""
+
+from pathlib import Path
+
+from server.metrics import metrics_table
+from server.settings import settings_table
+
+FOLDER = Path(__file__).parent
+
+PAGES = {
+    "settings.md": (
+        "# Settings\n\nEvery option of `moedial serve`, by flag and by environment variable. "
+        "A flag wins over a variable, a variable over the default.\n\n",
+        settings_table,
+    ),
+    "metrics.md": (
+        "# Metrics\n\nWhat `GET /metrics` serves. Names, buckets and meanings follow vLLM where it has the series.\n\n",
+        metrics_table,
+    ),
+}
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page and its text."""
+    return {FOLDER / name: head + table().rstrip() + "\n" for name, (head, table) in PAGES.items()}
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text)

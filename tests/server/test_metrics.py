@@ -1,0 +1,51 @@
+"""Counters agree with what was sent, labels stay in their closed set, and step reports reach the engine series."""
+
+from tests.server.fakes import FakeEngine
+from tests.server.harness import CHAT, COMPLETIONS, ended, in_memory, service_of, value
+
+
+def test_counters_reconcile_with_what_was_sent() -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+        usage = []
+        for i in range(1, 9):
+            body = {"prompt": "x" * i, "num_experts": i, "max_tokens": 4 if i % 2 else 50}
+            usage.append(client.post(COMPLETIONS, json=body).json()["usage"])
+        client.post(COMPLETIONS, json={"prompt": "hi", "num_experts": 99})
+        client.post(COMPLETIONS, json={"prompt": "hi", "model": "other"})
+        client.post(CHAT, content=b"{", headers={"content-type": "application/json"})
+        client.post(CHAT, json={"messages": [{"role": "user", "content": "hi"}], "stream": True, "n": 2})
+        service = service_of(client)
+    success = {reason: value(service, "request_success_total", finished_reason=reason) for reason in ("stop", "length")}
+    assert success == {"stop": 6, "length": 4} and ended(service) == 13
+    for reason in ("invalid_value", "model_not_found", "invalid_json"):
+        assert value(service, "requests_rejected_total", reason=reason) == 1
+    generated = sum(u["completion_tokens"] for u in usage) + 24
+    assert value(service, "generation_tokens_total") == generated
+    assert value(service, "prompt_tokens_total") == sum(u["prompt_tokens"] for u in usage) + 2 * len(
+        engine.seen[-1].prompt
+    )
+    for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time", "request_decode_time"):
+        assert value(service, f"{name}_seconds_count") == 10
+    assert value(service, "inter_token_latency_seconds_count") == generated - 10
+    assert value(service, "request_num_experts_count") == 10
+    labels = {k: value(service, "request_success_total", num_experts=k) for k in ("1", "2", "4", "8", "other")}
+    assert labels == {"1": 1, "2": 1, "4": 3, "8": 1, "other": 4}
+
+
+def test_step_reports_feed_the_engine_series() -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+        client.post(COMPLETIONS, json={"prompt": "hi", "num_experts": 1})
+        service = service_of(client)
+        steps = 12
+        assert value(service, "routed_pairs_total") == 3 * steps
+        assert value(service, "routed_pairs_saved_total") == 9 * steps
+        assert value(service, "prefix_cache_hits_total") == 4 * steps
+        assert value(service, "kv_cache_usage_perc") == 0.25 and value(service, "step_unique_experts") == 5
+        assert value(service, "default_num_experts") == 4
+        text = client.get("/metrics").text
+    assert (
+        'moedial:request_success_total{engine="0",finished_reason="stop",model_name="tiny",num_experts="1"} 1.0' in text
+    )
+    assert "_created" not in text
