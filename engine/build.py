@@ -1,7 +1,6 @@
 """From settings to a running engine: load the model, size the cache, put scheduler and runner together."""
 
 import time
-from pathlib import Path
 
 import psutil
 import torch
