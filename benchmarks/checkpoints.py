@@ -1,4 +1,4 @@
-"""Random checkpoints of published shapes, for speed only: their text means nothing. Written once per run, in bfloat16."""
+"""Random checkpoints of published shapes, for speed only: their text means nothing. Written once a run, in bfloat16."""
 
 import json
 from pathlib import Path

@@ -3,8 +3,8 @@
 Measures: `batch` prompts of 128 random tokens are prefilled (until each has its first new token), then decoded greedily
 to 64 new tokens. Ours is the whole engine (scheduler, paged cache, sampler) without HTTP, prefix cache off; theirs is a
 plain loop over `OlmoeForCausalLM` with its dynamic cache and `grouped_mm` experts. Both run in this process, in turn,
-with the same threads; figures are medians over `--repeats`. The ceiling of decode at batch 1 is memory: the weights that
-one token touches over the bandwidth printed first. Run it on an idle machine.
+with the same threads; figures are medians over `--repeats`. The ceiling of decode at batch 1 is memory: the weights
+that one token touches over the bandwidth printed first. Run it on an idle machine.
 """
 
 import gc

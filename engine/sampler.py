@@ -70,7 +70,10 @@ def _adjust_row(logits_V: Tensor, sequence: Sequence) -> None:
 
 
 def _draw(logits_BV: Tensor, sequences: list[Sequence]) -> list[int]:
-    """Inverse-CDF sampling over tokens in falling order of probability, cut by top-k, top-p and min-p."""
+    """Inverse-CDF sampling over tokens in falling order of probability.
+
+    Cut by top-k first, then by top-p of what is left, as transformers and vLLM do; min-p is against the best token.
+    """
     settings = [sequence.request.sampling for sequence in sequences]
     temperature_B1 = torch.tensor([[s.temperature] for s in settings], dtype=torch.float64)
     top_k_B1 = torch.tensor([[s.top_k or logits_BV.shape[-1]] for s in settings])
@@ -78,10 +81,11 @@ def _draw(logits_BV: Tensor, sequences: list[Sequence]) -> list[int]:
     min_p_B1 = torch.tensor([[s.min_p] for s in settings], dtype=torch.float64)
     sorted_BV, token_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
     # Subtracting the best first keeps tiny temperatures finite.
-    probs_BV = ((sorted_BV.double() - sorted_BV[:, :1].double()) / temperature_B1).softmax(-1)
+    scaled_BV = (sorted_BV.double() - sorted_BV[:, :1].double()) / temperature_B1
+    rank_V = torch.arange(scaled_BV.shape[-1])
+    probs_BV = scaled_BV.masked_fill(rank_V >= top_k_B1, -torch.inf).softmax(-1)
     before_BV = probs_BV.cumsum(-1) - probs_BV
-    rank_V = torch.arange(probs_BV.shape[-1])
-    kept_BV = (rank_V < top_k_B1) & ((before_BV < top_p_B1) | (rank_V == 0)) & (probs_BV >= min_p_B1 * probs_BV[:, :1])
+    kept_BV = (probs_BV > 0) & ((before_BV < top_p_B1) | (rank_V == 0)) & (probs_BV >= min_p_B1 * probs_BV[:, :1])
     cumulative_BV = (probs_BV * kept_BV).cumsum(-1)
     u_B1 = torch.tensor([[uniform(s.seed, len(q.tokens))] for s, q in zip(settings, sequences, strict=True)])
     choice_B1 = torch.searchsorted(cumulative_BV, u_B1.double() * cumulative_BV[:, -1:], right=True)

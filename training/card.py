@@ -9,7 +9,7 @@ from training.recipe import Recipe
 TEXT = "43.8 MB of stories sampled from stories15M (MIT) at temperatures 0.9 and 1.0 by `training/synthesise.py`"
 
 _KINDS = {
-    "infinity_moe": "an ∞-MoE (arXiv 2601.17680): no discrete experts; each of K draws from a Gaussian masks one wide FFN",
+    "infinity_moe": "an ∞-MoE (arXiv 2601.17680): each of K draws from a Gaussian masks one wide layer",
     "olmoe": "a sparse top-k mixture in OLMoE's layout; `transformers` loads it too",
 }
 
@@ -41,7 +41,8 @@ Held-out text: {held_out_tokens:,} tokens of real TinyStories (CDLA-Sharing-1.0)
 def write_card(folder: Path, facts: Mapping[str, Any], raw: Mapping[str, Any], recipe: Recipe) -> None:
     """Write README.md from the facts in card.json, the config and the recipe."""
     rows = "\n".join(
-        f"| {q['num_experts']} | {q['loss']:.4f} | {q['perplexity']:.3f} | {q['bits_per_byte']:.4f} | {q['agreement']:.1%} |"
+        f"| {q['num_experts']} | {q['loss']:.4f} | {q['perplexity']:.3f} | {q['bits_per_byte']:.4f} "
+        f"| {q['agreement']:.1%} |"
         for q in facts["quality"]
     )
     text = _TEXT.format(

@@ -1,4 +1,4 @@
-"""From plain text to training tokens: a byte-level BPE of our own, a share of stories turned into chats, one flat array.
+"""From plain text to training tokens: a byte-level BPE of our own, some stories turned into chats, one flat array.
 
 Documents are separated by a line `<|endoftext|>`. It knows tokenizers and numpy, not models.
 """

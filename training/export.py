@@ -1,6 +1,6 @@
-"""From a finished run to a checkpoint that ships: weights in bfloat16, tokenizer, chat template, card with measured losses.
+"""From a finished run to a checkpoint that ships: bfloat16 weights, tokenizer, chat template, measured card.
 
-Run `python -m training.export --recipe infinity --run runs/infinity --tokens FOLDER --heldout FILE --to weights/bundled/NAME`.
+Run `python -m training.export --help`; `docs/training.md` has the whole command.
 The losses on the card are those of the exported weights, not of the training state.
 """
 

@@ -1,6 +1,6 @@
 """Optimisers for small mixtures: Muon for matrices (stacked experts included), AdamW for the rest.
 
-Muon: momentum orthogonalised by a Newton–Schulz iteration (Jordan et al. 2024), scaled as there by sqrt(max(1, rows/cols)).
+Muon: momentum orthogonalised by a Newton–Schulz iteration (Jordan et al. 2024), scaled by sqrt(max(1, rows/cols)).
 torch's own Muon takes 2-D parameters only; stacked experts [E, F, D] are E matrices. It knows no model, only names.
 """
 

@@ -98,7 +98,7 @@ def fill(model: nn.Module, rules: tuple[Rule, ...], files: TensorFiles) -> None:
                 faults.append(f"{piece.source} has shape {tuple(tensor.shape)}, not {tuple(part.shape)}")
                 continue
             part.copy_(tensor)
-    faults += [f"extra {name}" for name in sorted(files.files.keys() - used) if not _ignored(name)]
+    faults += [f"extra {name}" for name in sorted(files.files.keys() - used) if not _ignored(name, plan)]
     if faults:
         more = f"; and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise CheckpointError("the tensors do not fit the config: " + "; ".join(faults[:20]) + more)
@@ -117,7 +117,9 @@ def _choose(model: nn.Module, rules: tuple[Rule, ...], names: Mapping[str, str])
     return plan
 
 
-def _ignored(name: str) -> bool:
-    """Whether a rule says that nobody needs this tensor."""
+def _ignored(name: str, plan: Mapping[str, object]) -> bool:
+    """Whether a rule says that nobody needs this tensor: a tied head that is stored all the same, for one."""
+    if name == "lm_head.weight":
+        return "head.weight" not in plan
     patterns = (re.escape(rule.source).replace(r"\{l\}", r"\d+") for rule in IGNORED)
     return any(re.fullmatch(pattern, name) for pattern in patterns)

@@ -5,28 +5,6 @@ from typing import Any
 
 from model.config import DecoderConfig, Infinity
 
-REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
-    "norm",
-    "positions",
-    "intermediate_size",
-    "gate_dim",
-    "kept_share",
-    "mask_block",
-    "activation",
-    "sigma_link",
-    "sigma_min",
-    "draws",
-    "num_experts_per_tok",
-    "max_experts_per_tok",
-    "tie_word_embeddings",
-)
-
 
 def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     """Read config.json. Raises KeyError for a missing field: nothing is assumed."""

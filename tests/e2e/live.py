@@ -1,4 +1,4 @@
-"""A real `moedial serve` process on a free loopback port, as a context manager. It knows the command line, not the tests."""
+"""A real `moedial serve` process on a free loopback port, as a context manager. It knows no test."""
 
 import os
 import re

@@ -111,7 +111,8 @@ def test_disconnect_frees_blocks(live: Live) -> None:
     aborted = live.metric("requests_aborted_total")
     body = {"model": DEFAULT, "prompt": PROMPT, "max_tokens": 400, "stream": True, "ignore_eos": True}
     with httpx.stream("POST", f"{live.url}/v1/completions", json=body, timeout=60) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: a collected iterator would close the connection
+        next(lines)
         assert live.metric("kv_cache_usage_perc") > 0
     assert live.settles("num_requests_running", 0) and live.settles("kv_cache_usage_perc", 0)
     assert live.metric("requests_aborted_total") == aborted + 1

@@ -88,8 +88,8 @@ def test_the_temperature_comes_before_the_cuts() -> None:
 
 
 def allowed(logits: list[float], s: Sampling) -> set[int]:
-    """The definition: a token stays if each rule, looking at the whole distribution, lets it."""
-    order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+    """The definition: the `top_k` best; of these, renormalised, those that top-p and min-p both let stay."""
+    order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))[: s.top_k or None]
     best = logits[order[0]]
     exps = [math.exp((logits[token] - best) / s.temperature) for token in order]
     probabilities = [value / sum(exps) for value in exps]
@@ -97,7 +97,7 @@ def allowed(logits: list[float], s: Sampling) -> set[int]:
     for rank, token in enumerate(order):
         before = sum(probabilities[:rank])
         fits = before < s.top_p + 1e-9 and probabilities[rank] >= s.min_p * probabilities[0] - 1e-9
-        if rank == 0 or ((not s.top_k or rank < s.top_k) and fits):
+        if rank == 0 or fits:
             kept.add(token)
     return kept
 

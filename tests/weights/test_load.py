@@ -47,6 +47,13 @@ def test_a_tied_model_is_loaded_once(tmp_path: Path) -> None:
     assert not hasattr(load_model(tmp_path)[0], "head")
 
 
+def test_a_tied_head_that_is_stored_all_the_same_is_no_fault(tmp_path: Path) -> None:
+    write(tmp_path, OLMOE | {"tie_word_embeddings": True})
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(state | {"lm_head.weight": state["model.embed_tokens.weight"].clone()}, tmp_path / "model.safetensors")
+    assert not hasattr(load_model(tmp_path)[0], "head")
+
+
 def damaged(folder: Path, change: Any) -> str:
     """What is said of an OLMoE checkpoint whose tensors were changed."""
     write(folder, OLMOE)
