@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from tests.e2e.live import Live, serving
@@ -150,6 +151,42 @@ def test_models_carry_quality_per_count(live: Live) -> None:
     assert {row["num_experts"] for row in moe["quality"]} >= {1, 2, 4, 8}
     ids = [model.id for model in live.client.models.list()]
     assert ids[0] == DEFAULT and f"{DEFAULT}@k2" in ids
+
+
+def engine_of(live: Live) -> psutil.Process:
+    """The engine process, the server's only child."""
+    (child,) = psutil.Process(live.process.pid).children()
+    return child
+
+
+def test_the_engine_may_die_and_the_server_goes_on() -> None:
+    body = {"model": DEFAULT, "prompt": PROMPT, "max_tokens": 400, "stream": True, "ignore_eos": True}
+    with serving("--threads", "1") as server:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            engine_of(server).kill()
+            rest = list(lines)
+        assert any('"error"' in line for line in rest), "the stream ends with an error event, not in silence"
+        assert httpx.get(f"{server.url}/ready").status_code == 503 and httpx.get(f"{server.url}/health").is_success
+        assert server.settles("engine_up", 1, seconds=60)
+        assert complete(server).choices[0].text
+        assert server.metric("requests_failed_total") == 1
+
+
+def test_a_second_signal_stops_at_once_and_leaves_no_engine() -> None:
+    with serving("--threads", "1") as server:
+        child = engine_of(server)
+        body = {"model": DEFAULT, "prompt": PROMPT, "max_tokens": 400, "stream": True, "ignore_eos": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            server.process.wait(10)
+        child.wait(10)
+        assert not child.is_running()
 
 
 def test_every_bundled_model_answers_and_drains() -> None:
