@@ -25,7 +25,7 @@ import torch
 import typer
 
 from benchmarks.checkpoints import OLMOE_900M, write_random
-from engine.build import assemble
+from engine.build import assemble, keep_freed_memory
 from engine.engine import Engine
 from engine.types import EngineSettings, Request, Sampling
 from model.decoder import parameter_count
@@ -182,6 +182,7 @@ def main(
 ) -> None:
     """Print a table for people and one JSON line for machines."""
     torch.set_num_threads(threads or os.cpu_count() or 1)
+    keep_freed_memory()  # for both systems alike
     version = transformers_version()
     speeds: list[Speed] = []
     read = bandwidth()

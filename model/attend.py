@@ -71,24 +71,34 @@ class PagedAttend:
         cache_2SGC[0, self.pages.slots_T], cache_2SGC[1, self.pages.slots_T] = k_TGC, v_TGC
         out_THC = torch.empty_like(q_THC)
         if self.singles:
-            k_bSGC, v_bSGC = cache_2SGC[0][self.slots_bS], cache_2SGC[1][self.slots_bS]
             q_bH1C = q_THC[self.rows_b].unsqueeze(2)
+            k_bSGC, v_bSGC = (_read(cache_SGC, self.slots_bS) for cache_SGC in cache_2SGC)
             out_THC[self.rows_b] = _attend(q_bH1C, k_bSGC, v_bSGC, self.mask_b11S).squeeze(2)
         for i in self.chunks:
             span = self.pages.spans[i]
             rows = slice(span.first, span.first + span.rows)
-            out_THC[rows] = self._chunk(q_THC[rows], cache_2SGC[:, self.slots_BS[i, : span.context]], span)
+            k_SGC, v_SGC = (_read(cache_SGC, self.slots_BS[i, : span.context]) for cache_SGC in cache_2SGC)
+            out_THC[rows] = self._chunk(q_THC[rows], k_SGC, v_SGC, span)
         return out_THC
 
-    def _chunk(self, q_RHC: Tensor, kv_2SGC: Tensor, span: Span) -> Tensor:
+    def _chunk(self, q_RHC: Tensor, k_SGC: Tensor, v_SGC: Tensor, span: Span) -> Tensor:
         """Several new tokens of one sequence: row r sees the context up to and including itself."""
         seen_R = torch.arange(span.context - span.rows, span.context)
         mask_RS = torch.arange(span.context)[None] <= seen_R[:, None]
         q_1HRC = q_RHC.transpose(0, 1)[None]
-        return _attend(q_1HRC, kv_2SGC[0][None], kv_2SGC[1][None], mask_RS)[0].transpose(0, 1)
+        return _attend(q_1HRC, k_SGC[None], v_SGC[None], mask_RS)[0].transpose(0, 1)
+
+
+def _read(cache_SGC: Tensor, slots: Tensor) -> Tensor:
+    """The slots' keys or values, [..., G, C]. Looked up as whole rows: plain indexing takes many times as long."""
+    return F.embedding(slots, cache_SGC.flatten(1)).unflatten(-1, cache_SGC.shape[1:])
 
 
 def _attend(q_BHRC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, mask: Tensor) -> Tensor:
-    """Scaled dot-product attention with grouped heads; returns [B, H, R, C]."""
-    k, v = k_BSGC.transpose(1, 2), v_BSGC.transpose(1, 2)
-    return F.scaled_dot_product_attention(q_BHRC, k, v, attn_mask=mask, enable_gqa=q_BHRC.shape[1] != k.shape[1])
+    """Scaled dot-product attention with grouped heads; returns [B, H, R, C].
+
+    In float32 whatever the model's dtype: for single queries torch's bfloat16 path takes four times as long.
+    """
+    k, v = k_BSGC.float().transpose(1, 2), v_BSGC.float().transpose(1, 2)
+    grouped = q_BHRC.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q_BHRC.float(), k, v, attn_mask=mask, enable_gqa=grouped).to(q_BHRC.dtype)
