@@ -83,6 +83,7 @@ class FakeEngine:
         self.state: EngineState = "loading"
         self.on_report: Callable[[StepReport], None] | None = None
         self.gate: asyncio.Event | None = None  # None: open
+        self.free = 0  # tokens of each request that need no gate
         self.fail_at: dict[str, tuple[int, Exception | str]] = {}  # by id suffix: after so many tokens
         self.load_error: Exception | None = None
         self.seen: list[Request] = []
@@ -127,7 +128,7 @@ class FakeEngine:
                     raise failure[1]
                 yield TokenEvent(request.id, None, finish="error", error=failure[1], stats=STATS)
                 return
-            await (self.gate.wait() if self.gate else asyncio.sleep(0))
+            await (self.gate.wait() if self.gate and i >= self.free else asyncio.sleep(0))
             finish: Finish | None = "stop" if token in sampling.stop_token_ids else None
             if finish is None and i + 1 == min(sampling.max_tokens, len(tokens)):
                 finish = "length"
