@@ -1,10 +1,14 @@
-"""Random checkpoints of published shapes, for speed only: their text means nothing. Written once a run, in bfloat16."""
+"""Random checkpoints of published shapes, for speed only: their text means nothing. Written once a run, in bfloat16,
+with a tokenizer that gives every byte an id and fills the rest with pairs, because peers want one. It measures
+nothing."""
 
 import json
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from model.decoder import Decoder
 from training.step import initialise
@@ -31,6 +35,18 @@ OLMOE_900M: dict[str, Any] = {
     "dtype": "bfloat16",
 }
 
+MIXTRAL_500M: dict[str, Any] = OLMOE_900M | {
+    "intermediate_size": 2048,
+    "num_key_value_heads": 4,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+}
+"""The shape of Mixtral (few wide experts, two of them used, their weights normalised, grouped keys) with the norms of
+OLMoE on queries and keys, so that the `olmoe` family runs it."""
+
+CHECKPOINTS = {"olmoe-0.9b-random": OLMOE_900M, "mixtral-0.5b-random": MIXTRAL_500M}
+
 
 def write_random(raw: dict[str, Any], folder: Path, seed: int = 0) -> None:
     """A checkpoint with random weights of the given config."""
@@ -40,3 +56,16 @@ def write_random(raw: dict[str, Any], folder: Path, seed: int = 0) -> None:
     model = Decoder(config).to(torch.bfloat16)
     initialise(model, seed)
     save_model(model, raw, folder, torch.bfloat16)
+    write_tokenizer(raw["vocab_size"], folder)
+
+
+def write_tokenizer(vocabulary: int, folder: Path) -> None:
+    """Byte-level BPE: 256 bytes, then merges of two of them in order until the vocabulary is full."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = list(islice(product(alphabet, repeat=2), vocabulary - len(alphabet)))
+    words = alphabet + [first + second for first, second in merges]
+    tokenizer = Tokenizer(models.BPE(vocab={word: id for id, word in enumerate(words)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))

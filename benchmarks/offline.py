@@ -1,38 +1,47 @@
-"""How fast are prefill and decode, by batch and expert count, and how does `transformers` do on the same checkpoint?
+"""How fast are prefill and decode, by batch and expert count, on our engine and on its peers?
 
-Measures: `batch` prompts of 128 random tokens are prefilled (until each has its first new token), then decoded greedily
-to 64 new tokens. Ours is the whole engine (scheduler, paged cache, sampler) without HTTP, prefix cache off; theirs is a
-plain loop over `OlmoeForCausalLM` with its dynamic cache and `grouped_mm` experts. Both run in this process, in turn,
-with the same threads; figures are medians over `--repeats`. The ceiling of decode at batch 1 is memory: the weights
-that one token touches over the bandwidth printed first. Run it on an idle machine.
+Measures: `batch` prompts of 128 random tokens are prefilled (until each has its first new token), then decoded
+greedily to 64 new tokens; same checkpoint, prompts, lengths and number of threads for every system, as far as it lets
+itself be told (`benchmarks/systems/` says where not). moedial and transformers run in this process, vLLM and
+llama.cpp in their own; in each repeat every system takes its turn with all batches, so that a slow spell of the
+machine hits all of them. Figures are medians over `--repeats`; ratios are taken between systems that store weights
+alike. The ceiling of decode at batch 1 is memory: the weights that one token touches over the bandwidth measured
+first. Run it on an idle machine.
 """
 
 import gc
 import json
 import os
-import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the server sets it for its engine
 
-import torch
 import typer
 
-from benchmarks.checkpoints import OLMOE_900M, write_random
-from engine.build import assemble, keep_freed_memory
-from engine.engine import Engine
-from engine.types import EngineSettings, Request, Sampling
-from model.decoder import parameter_count
-from weights.folder import bundled_models, resolve_model
-from weights.load import load_model
+from benchmarks.checkpoints import CHECKPOINTS, write_random
+from benchmarks.machine import facts, introduce, use_threads
+from benchmarks.systems.hugging_face import Transformers
+from benchmarks.systems.llamacpp import LlamaCpp
+from benchmarks.systems.ours import OurEngine
+from benchmarks.systems.system import PeerFailed, Rates, Session, System
+from benchmarks.systems.vllm_cpu import Vllm
+from benchmarks.tables import grid, table
+from benchmarks.touched import BYTES, step_weights
+from engine.build import keep_freed_memory
+from weights.folder import bundled_models, read_json, resolve_model
+from weights.load import read_config
 
-PROMPT, OUTPUT = 128, 64
+PEERS: dict[str, list[System]] = {
+    "transformers": [Transformers()],
+    "llamacpp": [LlamaCpp("bf16"), LlamaCpp("q8_0")],
+    "vllm": [Vllm()],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,165 +50,166 @@ class Speed:
 
     model: str
     system: str
+    weights: str
+    ours: bool
     batch: int
     num_experts: int
     prefill: float
     decode: float
+    touched: float | None
 
 
-Run = Callable[[int, int], tuple[float, float]]  # (batch, count) -> seconds of prefill and of decode
+def checkpoints(names: Sequence[str], scratch: Path) -> Iterator[tuple[str, Path]]:
+    """Bundled models and folders as they are; random ones are written first."""
+    for name in names:
+        if name in CHECKPOINTS:
+            write_random(CHECKPOINTS[name], scratch / name)
+            yield name, scratch / name
+        else:
+            yield Path(name).name, resolve_model(name)
 
 
-def prompts(batch: int, vocabulary: int) -> list[list[int]]:
-    """Different random prompts; the same for every system."""
-    generator = torch.Generator().manual_seed(7)
-    return torch.randint(3, vocabulary, (batch, PROMPT), generator=generator).tolist()
+def able(systems: Sequence[System], folder: Path) -> list[System]:
+    """Those that can run this checkpoint; the others say why not."""
+    config = read_json(folder / "config.json")
+    reasons = {system.name: system.refuses(config) for system in systems}
+    for name, reason in reasons.items():
+        if reason:
+            print(f"{name} is skipped: {reason}", flush=True)
+    return [system for system in systems if not reasons[system.name]]
 
 
-def ours(folder: Path, dtype: Any) -> tuple[Run, int]:
-    """A runner of whole generations on our engine, and the model's parameter count."""
-    model, _ = load_model(folder, dtype)
-    settings = EngineSettings(
-        model=str(folder), max_step_tokens=32 * PROMPT, max_model_len=256, kv_cache_bytes=1 << 30, prefix_cache=False
-    )
-    engine, _ = assemble(model, settings)
-
-    def run(batch: int, count: int) -> tuple[float, float]:
-        budget = model.config.experts.budget(count)
-        for number, prompt in enumerate(prompts(batch, model.config.vocabulary)):
-            engine.add(Request(str(number), tuple(prompt), budget, Sampling(OUTPUT, seed=number, temperature=0.0)))
-        return timed(engine, batch)
-
-    return run, parameter_count(model)
+def opened(systems: Sequence[System], folder: Path, count: int, stack: ExitStack) -> dict[System, Session]:
+    """All of them loaded at one count, until the stack closes."""
+    sessions = {}
+    for system in systems:
+        try:
+            sessions[system] = stack.enter_context(system.open(folder, count))
+        except PeerFailed as error:
+            print(f"{system.name} is skipped at K = {count}: {error}", flush=True)
+    return sessions
 
 
-def timed(engine: Engine, batch: int) -> tuple[float, float]:
-    """Seconds until every request has its first token, and from there to the end."""
-    started, first, seen = time.perf_counter(), 0.0, set()
-    while engine.has_work:
-        seen |= {event.request_id for event in engine.step().events}
-        if not first and len(seen) == batch:
-            first = time.perf_counter()
-    return first - started, time.perf_counter() - first
-
-
-def theirs(folder: Path, count: int) -> Run:
-    """The same on transformers, reloaded with another expert count, which is the only way it has."""
-    from transformers import OlmoeForCausalLM
-
-    model = OlmoeForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16, num_experts_per_tok=count, experts_implementation="grouped_mm"
-    ).eval()
-
-    @torch.inference_mode()
-    def run(batch: int, _: int) -> tuple[float, float]:
-        ids = torch.tensor(prompts(batch, model.config.vocab_size))
-        started = time.perf_counter()
-        out = model(ids, use_cache=True, logits_to_keep=1)
-        token = out.logits[:, -1].argmax(-1, keepdim=True)
-        first = time.perf_counter()
-        for _ in range(OUTPUT - 1):
-            out = model(token, past_key_values=out.past_key_values, use_cache=True)
-            token = out.logits[:, -1].argmax(-1, keepdim=True)
-        return first - started, time.perf_counter() - first
-
-    return run
-
-
-def measure(name: str, runs: dict[str, Run], batch: int, count: int, repeats: int) -> list[Speed]:
-    """Median speeds of several systems, interleaved."""
-    times: dict[str, list[tuple[float, float]]] = {system: [] for system in runs}
+def repeated(
+    sessions: dict[System, Session], batches: Sequence[int], repeats: int
+) -> dict[tuple[System, int], list[Rates]]:
+    """Every system in turn, `repeats` times."""
+    rates: dict[tuple[System, int], list[Rates]] = {}
     for _ in range(repeats):
-        for system, run in runs.items():
-            times[system].append(run(batch, count))
-    return [
-        Speed(
-            name,
-            system,
-            batch,
-            count,
-            batch * PROMPT / statistics.median(prefill for prefill, _ in rows),
-            batch * (OUTPUT - 1) / statistics.median(decode for _, decode in rows),
-        )
-        for system, rows in times.items()
-    ]
+        for system, session in list(sessions.items()):
+            try:
+                for batch, rate in session.run(batches).items():
+                    rates.setdefault((system, batch), []).append(rate)
+            except PeerFailed as error:
+                print(f"{system.name} is out: {error}", flush=True)
+                del sessions[system]
+    return rates
 
 
-def bandwidth() -> float:
-    """GB/s of reading one large array with all threads; the best of seven."""
-    x = torch.ones(1 << 28, dtype=torch.float32)
-    times = []
-    for _ in range(7):
-        started = time.perf_counter()
-        x.sum()
-        times.append(time.perf_counter() - started)
-    return x.nbytes / min(times) / 1e9
+def speed(model: str, system: System, batch: int, count: int, rates: Sequence[Rates]) -> Speed:
+    """The medians of one configuration."""
+    return Speed(
+        model,
+        system.name,
+        system.weights,
+        isinstance(system, OurEngine),
+        batch,
+        count,
+        median(rate.prefill for rate in rates),
+        median(rate.decode for rate in rates),
+        rates[0].touched,
+    )
+
+
+def bench(
+    name: str, folder: Path, systems: Sequence[System], batches: Sequence[int], counts: Sequence[int], repeats: int
+) -> list[Speed]:
+    """All batches and counts of one checkpoint."""
+    speeds = []
+    for count in counts:
+        with ExitStack() as stack:
+            rates = repeated(opened(systems, folder, count, stack), batches, repeats)
+        gc.collect()
+        speeds += [speed(name, system, batch, count, rows) for (system, batch), rows in rates.items()]
+        for row in speeds[-len(rates) :]:
+            show(row)
+    return speeds
 
 
 def show(speed: Speed) -> None:
+    """One line as it comes, so that a long run can be watched."""
     print(
-        f"{speed.model:28} {speed.system:14} batch {speed.batch:3}  K {speed.num_experts:2}  "
+        f"{speed.model:20} {speed.system:16} batch {speed.batch:3}  K {speed.num_experts:2}  "
         f"prefill {speed.prefill:8.0f}  decode {speed.decode:8.1f} tok/s",
         flush=True,
     )
 
 
-def bench_model(
-    name: str, folder: Path, dtype: str, batches: list[int], counts: list[int], repeats: int, peer: bool
-) -> list[Speed]:
-    """All batches and counts of one checkpoint."""
-    run, parameters = ours(folder, dtype)
-    print(f"\n{name}: {parameters / 1e6:.1f} M parameters, {dtype}")
-    run(1, counts[0])  # warm up
-    speeds = []
-    for count in counts:
-        runs = {"moedial": run} | ({"transformers": theirs(folder, count)} if peer else {})
-        for batch in batches:
-            speeds += measure(name, runs, batch, count, repeats)
-            for speed in speeds[-len(runs) :]:
-                show(speed)
-        del runs
-        gc.collect()
-    return speeds
+def ceilings(folder: Path, speeds: Sequence[Speed], read: float) -> str:
+    """What memory allows at batch 1, and the share of it that each system reaches."""
+    config, _ = read_config(folder)
+    rows = []
+    for one in (row for row in speeds if row.batch == 1):
+        touched = next(
+            (row.touched for row in speeds if row.batch == 1 and row.num_experts == one.num_experts and row.ours), None
+        )
+        gigabytes = step_weights(config, touched, one.num_experts) * BYTES[one.weights] / 1e9
+        ceiling = read / gigabytes
+        rows.append(
+            [one.system, str(one.num_experts), f"{gigabytes:.3f}", f"{ceiling:,.0f}", f"{one.decode / ceiling:.0%}"]
+        )
+    return grid(["batch 1", "K", "GB a token", "ceiling, tok/s", "reached"], rows)
 
 
-def transformers_version() -> str | None:
-    """The peer's version, or None where it is not installed."""
-    try:
-        import transformers
-    except ImportError:
-        return None
-    return str(transformers.__version__)
+def report(name: str, folder: Path, speeds: Sequence[Speed], read: float) -> None:
+    """The tables of one checkpoint."""
+    rows = [asdict(row) for row in speeds]
+    for figure in ("decode", "prefill"):
+        print(f"\n**{name}, {figure}, tokens/s**\n\n{table(rows, figure)}")
+    print(f"\n{ceilings(folder, speeds, read)}\n", flush=True)
+
+
+def chosen(peers: str, quantize: Sequence[str]) -> list[System]:
+    """Ours in bf16, ours quantised, then the peers asked for."""
+    names = [name for name in peers.split(",") if name]
+    return [OurEngine(), *map(OurEngine, quantize), *(system for name in names for system in PEERS[name])]
 
 
 def main(
+    model: Annotated[
+        list[str] | None, typer.Option(help="bundled, random or a folder; default: all of the former")
+    ] = None,
     batch: Annotated[list[int], typer.Option()] = [1, 4, 16, 32],  # noqa: B006
     count: Annotated[list[int], typer.Option(help="expert counts")] = [1, 2, 4, 8],  # noqa: B006
     repeats: int = 3,
     threads: int = 0,
-    bundled: Annotated[bool, typer.Option(help="also the bundled models")] = True,
+    peers: Annotated[str, typer.Option(help="names with commas; those not installed are skipped")] = ",".join(PEERS),
+    quantize: Annotated[list[str], typer.Option(help="also ours with this setting, where there is one")] = ["int8"],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
 ) -> None:
-    """Print a table for people and one JSON line for machines."""
-    torch.set_num_threads(threads or os.cpu_count() or 1)
-    keep_freed_memory()  # for both systems alike
-    version = transformers_version()
-    speeds: list[Speed] = []
-    read = bandwidth()
-    print(f"{torch.get_num_threads()} threads, memory read {read:.1f} GB/s, torch {torch.__version__}")
-    print(f"transformers {version}" if version else "transformers is not installed: its rows are skipped")
-    for name in bundled_models() if bundled else []:
-        folder = resolve_model(name)
-        peer = bool(version) and json.loads((folder / "config.json").read_text())["model_type"] == "olmoe"
-        speeds += bench_model(name, folder, "bfloat16", batch, count, repeats, peer)
+    """Print tables for people and one JSON line for machines."""
+    use_threads(threads)
+    keep_freed_memory()  # for both systems in this process alike
+    systems, values, speeds = chosen(peers, quantize), facts(), []
+    introduce(values)
     with tempfile.TemporaryDirectory() as scratch:
-        write_random(OLMOE_900M, Path(scratch))
-        speeds += bench_model("olmoe-0.9b-random", Path(scratch), "bfloat16", batch, count, repeats, bool(version))
-    facts = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    line = json.dumps(facts | {"memory_gb_s": read, "torch": torch.__version__, "rows": [asdict(s) for s in speeds]})
+        for name, folder in checkpoints(model or [*bundled_models(), *CHECKPOINTS], Path(scratch)):
+            print(f"\n{name}", flush=True)
+            new = bench(name, folder, able(systems, folder), batch, count, repeats)
+            report(name, folder, new, values["memory_gb_s"])
+            speeds += new
+    line = json.dumps(values | versions(systems, speeds) | {"rows": [asdict(row) for row in speeds]})
     print(line)
     if out is not None:
         out.write_text(line + "\n")
+
+
+def versions(systems: Sequence[System], speeds: Sequence[Speed]) -> dict[str, Any]:
+    """Of the systems that ran."""
+    ran = {row.system for row in speeds}
+    found = {system.name: system.version() for system in systems if system.name in ran}
+    print(*(f"{name}: {version}" for name, version in found.items()), sep="\n")
+    return {"versions": found}
 
 
 if __name__ == "__main__":

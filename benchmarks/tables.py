@@ -1,24 +1,63 @@
-"""The JSON line of `benchmarks.offline` as markdown tables for the docs: `python -m benchmarks.tables FILE`."""
+"""Benchmark figures as markdown tables that also read well in a terminal. `python -m benchmarks.tables FILE` prints the
+JSON line of `benchmarks.offline` for the docs. It measures nothing and knows no system by name."""
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
+Key = tuple[int, int]  # batch, count
 
 
-def table(rows: Iterable[Row], figure: str) -> str:
-    """One figure (`prefill` or `decode`) of one model: a line per batch and system, a column per count."""
-    rows = list(rows)
-    counts = sorted({row["num_experts"] for row in rows})
-    lines = ["| batch | system | " + " | ".join(f"K = {k}" for k in counts) + " |", "|---" * (2 + len(counts)) + "|"]
-    for batch, system in dict.fromkeys((row["batch"], row["system"]) for row in sorted(rows, key=lambda r: r["batch"])):
-        speeds = {row["num_experts"]: row[figure] for row in rows if (row["batch"], row["system"]) == (batch, system)}
-        cells = (f"{speeds[k]:,.0f}" if k in speeds else "–" for k in counts)
-        lines.append(f"| {batch} | {system} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Padded columns, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(_line(cells, widths) for cells in (head, rule, *rows))
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [
+        cells[0].ljust(widths[0]),
+        *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)),
+    ]
+    return "| " + " | ".join(padded) + " |"
+
+
+def speeds(rows: Sequence[Row], figure: str) -> dict[str, dict[Key, float]]:
+    """One figure by system, then by batch and count."""
+    result: dict[str, dict[Key, float]] = {}
+    for row in rows:
+        result.setdefault(row["system"], {})[row["batch"], row["num_experts"]] = row[figure]
+    return result
+
+
+def rivals(rows: Sequence[Row]) -> dict[str, str]:
+    """Each peer and which of ours it is held against: the one that stores weights alike, else our first."""
+    mine = {row["weights"]: row["system"] for row in rows if row["ours"]}
+    first = next(iter(mine.values()))
+    return {row["system"]: mine.get(row["weights"], first) for row in rows if not row["ours"]}
+
+
+def table(rows: Sequence[Row], figure: str) -> str:
+    """One figure (`prefill` or `decode`) of one model: a line per batch and count, a column per system, and ours over
+    each peer's."""
+    by_system, against = speeds(rows, figure), rivals(rows)
+    keys = sorted({key for cells in by_system.values() for key in cells})
+    head = ["batch, K", *by_system, *(f"{ours} / {peer}" for peer, ours in against.items())]
+    return grid(head, [[f"{key[0]}, {key[1]}", *_cells(by_system, against, key)] for key in keys])
+
+
+def _cells(by_system: Mapping[str, Mapping[Key, float]], against: Mapping[str, str], key: Key) -> list[str]:
+    found = [cells.get(key) for cells in by_system.values()]
+    ratios = [_ratio(by_system[ours].get(key), by_system[peer].get(key)) for peer, ours in against.items()]
+    return ["–" if speed is None else f"{speed:,.0f}" for speed in found] + ratios
+
+
+def _ratio(ours: float | None, theirs: float | None) -> str:
+    return f"{ours / theirs:.2f}" if ours and theirs else "–"
 
 
 def page(result: Mapping[str, Any]) -> str:

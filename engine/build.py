@@ -1,13 +1,19 @@
 """From settings to a running engine: load the model, size the cache, put scheduler and runner together."""
 
 import ctypes
+import logging
+import os
 import platform
 import time
+from dataclasses import replace
+from typing import Any
 
 import psutil
 import torch
 
 from engine.blocks import BlockManager
+from engine.calibrate import measure
+from engine.cost import Pool, StepCost
 from engine.engine import Engine
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
@@ -16,8 +22,12 @@ from model.attend import PagedCache
 from model.config import DecoderConfig, Infinity, TopK
 from model.decoder import Decoder, parameter_count
 from model.errors import CheckpointError
+from model.kernels.library import load
+from model.native.decoder import NativeDecoder, refusal
 from weights.folder import resolve_model
 from weights.load import load_model
+
+log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 KEPT_BYTES = 1 << 30
@@ -31,11 +41,46 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     """
     started = time.perf_counter()
     keep_freed_memory()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    model, raw = load_model(resolve_model(settings.model), settings.dtype)
+    torch.set_num_threads(settings.threads or available_cores())
+    loaded, raw = load_model(resolve_model(settings.model), settings.dtype)
+    parameters = parameter_count(loaded)
+    model, reason = prepare(loaded, settings)
     engine, blocks = assemble(model, settings)
-    return engine, describe(model, raw["model_type"], settings, blocks, time.perf_counter() - started)
+    info = EngineInfo(
+        family=raw["model_type"],
+        parameters=parameters,
+        kv_blocks=blocks,
+        kernels_reason=reason,
+        load_seconds=time.perf_counter() - started,
+        **describe(model, settings),
+    )
+    if not settings.step_ms:
+        return engine, info
+    engine.scheduler.cost = measure(engine.runner, info, pools(model.config), settings.max_step_tokens)
+    return engine, replace(info, step_cost=engine.scheduler.cost)
+
+
+def prepare(model: Decoder, settings: EngineSettings) -> tuple[Decoder | NativeDecoder, str]:
+    """The decoder in the form that runs best here, and why if that is torch. A native one takes the weights over.
+
+    Raises:
+        CheckpointError: int8 is asked for, which only the native kernels have.
+    """
+    kernels = load()
+    reason = kernels.reason or refusal(model.config, settings.block_size)
+    if reason is None:
+        torch.ops.moedial.set_threads(torch.get_num_threads())
+        length = model_length(model.config, settings)
+        return NativeDecoder(model, length, settings.quantize, settings.quantize_layers == "experts"), ""
+    if settings.quantize != "none":
+        raise CheckpointError(f"quantize {settings.quantize} needs the native kernels: {reason}")
+    log.warning("plain torch runs this model, several times slower than the native kernels: %s", reason)
+    return model, reason
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:
@@ -47,11 +92,12 @@ def keep_freed_memory() -> None:
             libc.mallopt(parameter, KEPT_BYTES)
 
 
-def assemble(model: Decoder, settings: EngineSettings) -> tuple[Engine, int]:
-    """An engine around a loaded model, and the number of its cache blocks."""
-    config, dtype = model.config, next(model.parameters()).dtype
-    blocks = cache_blocks(config, settings, dtype)
-    cache = PagedCache(len(config.layers), blocks, settings.block_size, config.kv_heads, config.head_width, dtype)
+def assemble(
+    model: Decoder | NativeDecoder, settings: EngineSettings, cost: StepCost | None = None
+) -> tuple[Engine, int]:
+    """An engine around a loaded model, and the number of its cache blocks. Without a `cost`, tokens bound its steps."""
+    config = model.config
+    blocks = cache_blocks(config, settings, model.dtype)
     manager = BlockManager(
         blocks, settings.block_size, prefix_cache=settings.prefix_cache and model.token_local, noisy=config.draws_noise
     )
@@ -61,8 +107,10 @@ def assemble(model: Decoder, settings: EngineSettings) -> tuple[Engine, int]:
         max_step_tokens=settings.max_step_tokens,
         max_model_len=model_length(config, settings),
         chunked=model.token_local,
+        cost=cost,
+        step_seconds=settings.step_ms / 1000,
     )
-    return Engine(ModelRunner(model, cache), scheduler), blocks
+    return Engine(ModelRunner(model, model.cache(blocks, settings.block_size)), scheduler), blocks
 
 
 def model_length(config: DecoderConfig, settings: EngineSettings) -> int:
@@ -89,21 +137,29 @@ def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.d
     return min(allowed // per_block, whole * settings.max_running)
 
 
-def describe(model: Decoder, family: str, settings: EngineSettings, blocks: int, seconds: float) -> EngineInfo:
-    """What the engine says of itself."""
+def pools(config: DecoderConfig) -> tuple[Pool, ...]:
+    """What a token chooses from, per MoE layer."""
+    return tuple(
+        Pool(kind.blocks, kind.kept) if isinstance(kind, Infinity) else Pool(kind.experts) for kind in config.mixtures
+    )
+
+
+def describe(model: Decoder | NativeDecoder, settings: EngineSettings) -> dict[str, Any]:
+    """What the engine says of the model that it runs."""
     config = model.config
     kind = config.mixtures[0] if config.mixtures else None
     total = kind.blocks if isinstance(kind, Infinity) else kind.experts if isinstance(kind, TopK) else 0
-    return EngineInfo(
-        family=family,
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        parameters=parameter_count(model),
-        vocabulary=config.vocabulary,
-        max_model_len=model_length(config, settings),
-        experts=config.experts,
-        experts_total=total,
-        shared_experts=0,
-        kv_blocks=blocks,
-        block_size=settings.block_size,
-        load_seconds=seconds,
-    )
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "vocabulary": config.vocabulary,
+        "max_model_len": model_length(config, settings),
+        "experts": config.experts,
+        "experts_total": total,
+        "shared_experts": 0,
+        "block_size": settings.block_size,
+        "kernels": load().name if isinstance(model, NativeDecoder) else "torch",
+        "quantize": settings.quantize
+        if settings.quantize == "none"
+        else f"{settings.quantize} {settings.quantize_layers}",
+        "step_cost": None,
+    }

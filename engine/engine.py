@@ -25,6 +25,11 @@ class Engine:
         self._runner = runner
 
     @property
+    def runner(self) -> Runner:
+        """What computes the plans."""
+        return self._runner
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` would do or report anything."""
         return self.scheduler.has_work
@@ -87,6 +92,7 @@ class Engine:
         scheduler = self.scheduler
         return StepStats(
             seconds=seconds,
+            estimated_s=scheduler.counts.estimated_s,
             prompt_tokens=read,
             generated_tokens=sum(event.token is not None for event in events),
             routed_pairs=work.routed_pairs,

@@ -1,13 +1,18 @@
 """Runs a plan on a decoder: builds the batch, calls the model, samples. The only place where plans become tensors."""
 
+from itertools import groupby
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from engine.plan import Chunk, Plan, StepResult, Work
+from engine.batching import batch_of, pages_of
+from engine.plan import Plan, StepResult, Work
 from engine.sampler import sample
-from model.attend import PagedAttend, PagedCache
-from model.batch import Batch, Pages, Span
+from model.attend import PagedCache
 from model.decoder import Decoder
+from model.native.cache import NativeCache
+from model.native.decoder import NativeDecoder
 
 
 class Tally:
@@ -23,17 +28,18 @@ class Tally:
 
     def work(self, trained_pairs: int) -> Work:
         """The sums over all mixtures seen so far."""
-        if not self._loads:
-            return Work(0, 0, 0, 0.0)
-        distinct = sum(int(load.count_nonzero()) for load in self._loads)
-        uneven = [float(load.max() / load.float().mean().clamp(min=1e-9)) for load in self._loads]
-        return Work(self.pairs, trained_pairs, distinct, sum(uneven) / len(uneven))
+        distinct, uneven = 0, 0.0
+        for _, layers in groupby(self._loads, key=len):  # layers with equally many experts at once
+            load_LE = torch.stack(list(layers)).numpy()
+            distinct += int(np.count_nonzero(load_LE))
+            uneven += float((load_LE.max(1) / load_LE.mean(1).clip(min=1e-9)).sum())
+        return Work(self.pairs, trained_pairs, distinct, uneven / max(1, len(self._loads)))
 
 
 class ModelRunner:
-    """A decoder and its paged cache."""
+    """A decoder, native or on torch, and the paged cache that it made."""
 
-    def __init__(self, model: Decoder, cache: PagedCache) -> None:
+    def __init__(self, model: Decoder | NativeDecoder, cache: PagedCache | NativeCache) -> None:
         self.model, self.cache = model, cache
 
     @torch.inference_mode()
@@ -47,38 +53,6 @@ class ModelRunner:
 
     def forward(self, plan: Plan, tally: Tally) -> Tensor:
         """Logits [B, V] of the chunks that sample, in plan order."""
-        lengths_B = torch.tensor([chunk.length for chunk in plan])
-        batch = Batch(
-            ids_T=torch.tensor([t for c in plan for t in c.sequence.tokens[c.start : c.start + c.length]]),
-            positions_T=torch.cat([torch.arange(c.start, c.start + c.length) for c in plan]),
-            seeds_T=torch.tensor([c.sequence.request.sampling.seed for c in plan]).repeat_interleave(lengths_B),
-            experts_LT=_counts(plan).repeat_interleave(lengths_B, dim=1),
-            k_max=max((max(c.sequence.request.budget.per_layer, default=0) for c in plan), default=0),
-            rows_B=(lengths_B.cumsum(0) - 1)[[chunk.samples for chunk in plan]],
-        )
-        attend = PagedAttend(self.cache, self._pages(plan, batch.positions_T))
-        logits_BV: Tensor = self.model(batch, attend, tally)
+        # The cache is of the decoder's own kind, which no type can say here.
+        logits_BV: Tensor = self.model(batch_of(plan), self.cache.attend(pages_of(plan, self.cache.block_size)), tally)  # type: ignore[arg-type]
         return logits_BV
-
-    def _pages(self, plan: Plan, positions_T: Tensor) -> Pages:
-        size = self.cache.block_size
-        longest = max(-(-(c.start + c.length) // size) for c in plan)
-        tables = [(c.sequence.blocks[:longest] + [0] * longest)[:longest] for c in plan]
-        lengths_B = torch.tensor([chunk.length for chunk in plan])
-        tables_BP = torch.tensor(tables)
-        row_T = torch.arange(len(plan)).repeat_interleave(lengths_B)
-        slots_T = tables_BP[row_T, positions_T // size] * size + positions_T % size
-        return Pages(slots_T, tables_BP, tuple(_spans(plan)))
-
-
-def _counts(plan: Plan) -> Tensor:
-    """The allowed count per MoE layer and sequence, [L, B]."""
-    return torch.tensor([chunk.sequence.request.budget.per_layer for chunk in plan]).T
-
-
-def _spans(plan: tuple[Chunk, ...]) -> list[Span]:
-    spans, first = [], 0
-    for chunk in plan:
-        spans.append(Span(first, chunk.length, chunk.start + chunk.length))
-        first += chunk.length
-    return spans

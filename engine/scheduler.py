@@ -4,6 +4,7 @@ First come, first served. Running sequences are kept in order of arrival, so dec
 be partly read, and the youngest is the one to give way when memory runs out. No tensors, no processes.
 """
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from engine.blocks import BlockManager
+from engine.cost import FREE, Allowance, StepCost
 from engine.plan import Chunk, Plan, Sampled, sample_count
 from engine.sequence import Sequence
 from engine.types import Finish, Logprob, Request, TokenEvent
@@ -21,6 +23,7 @@ from model.errors import InvalidRequest
 class Counts:
     """What happened while one plan was made; the meanings are those of `StepStats`."""
 
+    estimated_s: float = 0.0
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
@@ -29,9 +32,13 @@ class Counts:
 class Scheduler:
     """Plans steps over at most `max_running` sequences and `max_step_tokens` tokens a step.
 
+    With a `cost` and `step_seconds`, a step that decodes somebody reads only so much of prompts that its estimated time
+    stays within `step_seconds`, but `min_chunk` tokens at least: a prompt is cut by its cost, so that one with many
+    experts gets the shorter chunk. `cost` may be set between steps.
+
     With `chunked=False` (mixtures that mix tokens) a prompt is read whole and a preempted sequence is recomputed just
     as it was first computed: the prompt in one chunk, then token by token. Such a prompt may exceed `max_step_tokens`,
-    as the only prompt of its step.
+    as the only prompt of its step, and it is never cut by cost.
     """
 
     def __init__(
@@ -42,6 +49,10 @@ class Scheduler:
         max_model_len: int,
         chunked: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        cost: StepCost | None = None,
+        step_seconds: float = 0.0,
+        min_chunk: int = 16,
     ) -> None:
         if not 1 <= max_running <= max_step_tokens:
             raise ValueError(
@@ -49,10 +60,14 @@ class Scheduler:
             )
         if blocks.prefix_cache and not chunked:
             raise ValueError("a model that must read prompts whole cannot use a prefix cache")
+        if min_chunk < 1:
+            raise ValueError(f"min_chunk must be at least 1, or prompts would never be read; got {min_chunk}")
         self.blocks = blocks
         self.max_running, self.max_step_tokens, self.max_model_len = max_running, max_step_tokens, max_model_len
+        self.cost = cost
         self.counts = Counts()  # of the last plan
         self._chunked, self._clock = chunked, clock
+        self._step_seconds, self._min_chunk = step_seconds if step_seconds and chunked else math.inf, min_chunk
         self._waiting: OrderedDict[str, Sequence] = OrderedDict()
         self._running: OrderedDict[str, Sequence] = OrderedDict()
         self._planned: set[str] = set()  # in the plan that is not committed yet
@@ -119,12 +134,12 @@ class Scheduler:
             raise RuntimeError("the last plan is neither committed nor failed")
         self.counts = Counts()
         plan: list[Chunk] = []
-        budget = self.max_step_tokens
+        allowance = Allowance(self.cost or FREE, self.max_step_tokens, self._step_seconds, self._min_chunk)
         for sequence in list(self._running.values()):
-            if sequence.id in self._running and (chunk := self._continue(sequence, budget)):
+            if sequence.id in self._running and (chunk := self._continue(sequence, allowance)):
                 plan.append(chunk)
-                budget -= chunk.length
-        plan += self._admit(budget)
+        self._admit(plan, allowance)
+        self.counts.estimated_s = allowance.load.seconds if plan else 0.0
         self._planned = {chunk.sequence.id for chunk in plan}
         return tuple(plan)
 
@@ -170,12 +185,14 @@ class Scheduler:
         if any(sequence.pending > 1 for sequence in list(self._running.values())[:-1]) and self._chunked:
             raise RuntimeError("scheduler: a prompt partly read is not the youngest")
 
-    def _continue(self, sequence: Sequence, budget: int) -> Chunk | None:
+    def _continue(self, sequence: Sequence, allowance: Allowance) -> Chunk | None:
         """The next chunk of a running sequence; a decode takes its block from the youngest sequence if need be."""
-        length = min(self._next_length(sequence), budget)
-        if self._chunked and sequence.pending > 1:
+        counts = sequence.request.budget.per_layer
+        wanted = self._next_length(sequence)
+        length = min(wanted, allowance.tokens)
+        if wanted > 1:
             # A prompt partly read is the youngest of all. It takes what is free, and waits rather than lose its work.
-            length = min(length, self.blocks.room(sequence))
+            length = min(length, allowance.room(counts), self.blocks.room(sequence))
         if length < 1:
             return None
         while not self.blocks.reserve(sequence, sequence.computed + length):
@@ -183,23 +200,28 @@ class Scheduler:
             self._preempt(youngest)
             if youngest is sequence:
                 return None
+        allowance.take(counts, length, prompt=wanted > 1)
         return Chunk(sequence, sequence.computed, length)
 
-    def _admit(self, budget: int) -> list[Chunk]:
+    def _admit(self, plan: list[Chunk], allowance: Allowance) -> None:
         """Start waiting sequences while the step and the cache have room."""
-        chunks: list[Chunk] = []
-        while budget > 0 and self._waiting and len(self._running) < self.max_running:
+        while self._waiting and len(self._running) < self.max_running and not self._cut(plan):
             sequence = next(iter(self._waiting.values()))
-            if not self._chunked and sequence.prompt_length > budget and chunks:
+            counts = sequence.request.budget.per_layer
+            room = allowance.room(counts)
+            if room < 1 or (not self._chunked and sequence.prompt_length > room and allowance.reads):
                 break
             # One spare block per running sequence, so that the next decodes do not evict the newcomer at once.
             if not self.blocks.admit(sequence, spare=len(self._running)):
                 break
-            chunks.append(self._start(sequence, budget))
-            budget -= chunks[-1].length
-        return chunks
+            plan.append(self._start(sequence, room))
+            allowance.take(counts, plan[-1].length, prompt=True)
 
-    def _start(self, sequence: Sequence, budget: int) -> Chunk:
+    def _cut(self, plan: list[Chunk]) -> bool:
+        """Whether the plan ends with a prompt partly read: nobody may come after it."""
+        return self._chunked and bool(plan) and not plan[-1].samples
+
+    def _start(self, sequence: Sequence, room: int) -> Chunk:
         """Move an admitted sequence from the queue to the running ones and plan its first chunk."""
         del self._waiting[sequence.id]
         self._running[sequence.id] = sequence
@@ -211,7 +233,7 @@ class Scheduler:
             self.counts.prefix_hits += sequence.computed
         length = self._next_length(sequence)
         if self._chunked:
-            length = min(length, budget)
+            length = min(length, room)
         if not self.blocks.reserve(sequence, sequence.computed + length):
             raise RuntimeError("an admitted sequence does not fit")
         return Chunk(sequence, sequence.computed, length)

@@ -26,6 +26,7 @@ class Sequence:
         "preemptions",
         "prompt_length",
         "request",
+        "sampler_state",
         "tokens",
     )
 
@@ -42,6 +43,7 @@ class Sequence:
         self.arrived_at = arrived_at
         self.admitted_at: float | None = None
         self.first_token_at: float | None = None
+        self.sampler_state: object = None  # the sampler's own, a function of the request and `tokens`
 
     @property
     def id(self) -> str:

@@ -7,6 +7,7 @@ Durations are measured inside one process and travel as seconds; no clock readin
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.cost import StepCost
 from model.budget import ExpertBudget, ExpertRange
 
 Finish = Literal["stop", "length", "error", "abort"]
@@ -77,6 +78,7 @@ class StepStats:
     """What one engine step did, and the state it left. Counts are of this step; gauges are after it."""
 
     seconds: float
+    estimated_s: float  # what the scheduler expected; 0 without a cost
     prompt_tokens: int
     generated_tokens: int
     routed_pairs: int  # sum over tokens and MoE layers of the counts that ran
@@ -116,6 +118,10 @@ class EngineInfo:
     kv_blocks: int
     block_size: int
     load_seconds: float
+    kernels: str  # the instruction set of the native kernels, or "torch"
+    kernels_reason: str  # why there are none; empty with native kernels
+    quantize: str  # of the weights: "none", "int8" or "int8-weights", with what it covers
+    step_cost: StepCost | None  # as measured at start; None where steps are not budgeted by time
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,8 @@ class EngineSettings:
 
     model: str  # a folder that exists
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantize: Literal["none", "int8", "int8-weights"] = "none"  # int8: activations too, row by row
+    quantize_layers: Literal["experts", "all"] = "experts"  # all: every matrix but the routers
     threads: int = 0  # 0: one per core
     block_size: int = 16
     kv_cache_bytes: int = 0  # 0: kv_cache_fraction of the memory that is free after loading
@@ -131,4 +139,5 @@ class EngineSettings:
     max_model_len: int = 0  # 0: what the checkpoint says
     max_running: int = 64
     max_step_tokens: int = 512
+    step_ms: int = 50  # 0: steps are bounded by tokens alone
     prefix_cache: bool = True

@@ -34,6 +34,10 @@ class PagedCache:
         shape = (2, blocks * block_size, kv_heads, head_width)
         self.layers = [torch.zeros(shape, dtype=dtype) for _ in range(layers)]
 
+    def attend(self, pages: Pages) -> "PagedAttend":
+        """Attention over this cache for one step."""
+        return PagedAttend(self, pages)
+
     @staticmethod
     def bytes_per_block(layers: int, block_size: int, kv_heads: int, head_width: int, dtype: torch.dtype) -> int:
         """Memory of one block over all layers."""
@@ -47,6 +51,9 @@ class PagedAttend:
         self.cache, self.pages = cache, pages
         offset = torch.arange(cache.block_size)
         self.slots_BS = (pages.tables_BP[:, :, None] * cache.block_size + offset).flatten(1)
+        self.slots_T = torch.cat(
+            [self.slots_BS[i, span.context - span.rows : span.context] for i, span in enumerate(pages.spans)]
+        )
         self.singles = [i for i, span in enumerate(pages.spans) if span.rows == 1]
         self.chunks = [i for i, span in enumerate(pages.spans) if span.rows > 1]
         if self.singles:
@@ -68,7 +75,7 @@ class PagedAttend:
 
     def __call__(self, layer: int, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor) -> Tensor:
         cache_2SGC = self.cache.layers[layer]
-        cache_2SGC[0, self.pages.slots_T], cache_2SGC[1, self.pages.slots_T] = k_TGC, v_TGC
+        cache_2SGC[0, self.slots_T], cache_2SGC[1, self.slots_T] = k_TGC, v_TGC
         out_THC = torch.empty_like(q_THC)
         if self.singles:
             q_bH1C = q_THC[self.rows_b].unsqueeze(2)

@@ -23,7 +23,6 @@ class Span:
 class Pages:
     """Where keys and values of this step live in the paged cache."""
 
-    slots_T: Tensor  # int64: the cache slot of each new token
     tables_BP: Tensor  # int64: block ids of each sequence, padded with 0
     spans: tuple[Span, ...]
 
@@ -37,4 +36,5 @@ class Batch:
     seeds_T: Tensor  # int64, each token's request seed
     experts_LT: Tensor  # int64, the allowed count per MoE layer and token
     k_max: int
+    pairs_L: tuple[int, ...]  # the sums of `experts_LT`, on the host too
     rows_B: Tensor  # int64: the rows whose logits are wanted

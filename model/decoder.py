@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.attend import PagedCache
 from model.batch import Batch
 from model.config import DecoderConfig, Dense, FeedForward, Infinity
 from model.layers import Attend, DenseFFN, SelfAttention, norm_layer, rotary_tables
@@ -58,6 +59,16 @@ class Decoder(nn.Module):
     def token_local(self) -> bool:
         """Whether every mixture treats each token by itself (so that chunked prefill and prefix reuse are exact)."""
         return all(m.token_local for m in self.modules() if isinstance(m, Mixture))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.embed.weight.dtype
+
+    def cache(self, blocks: int, block_size: int) -> PagedCache:
+        """A paged cache for this decoder."""
+        c = self.config
+        return PagedCache(len(c.layers), blocks, block_size, c.kv_heads, c.head_width, self.dtype)
 
     def forward(self, batch: Batch, attend: Attend, observer: Observer | None = None) -> Tensor:
         """Logits of the wanted rows, [B, V], in the model's dtype."""

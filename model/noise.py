@@ -44,7 +44,7 @@ def uniform(seed: int, position: int) -> float:
 
 
 @cache
-def _normal_table() -> Tensor:
+def normal_table() -> Tensor:
     """Standard normal quantiles at the mid-points of 65,536 equal shares, float32; variance 0.99998."""
     mid = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     return torch.special.ndtri(mid).float()
@@ -60,4 +60,4 @@ def normal(seed_R: Tensor, layer: int, position_R: Tensor, sample_R: Tensor, wid
     counter_RG = sample_R[:, None] * groups + torch.arange(1, groups + 1, device=seed_R.device)
     bits_RG = mix(key_R[:, None] + counter_RG * _signed(_GOLDEN))
     index_RG4 = torch.stack([(bits_RG >> shift) & 0xFFFF for shift in (0, 16, 32, 48)], dim=-1)
-    return _normal_table().to(seed_R.device)[index_RG4.flatten(1)[:, :width]]
+    return normal_table().to(seed_R.device)[index_RG4.flatten(1)[:, :width]]

@@ -74,8 +74,14 @@ class Catalogue:
             "root": self.name,
             "parent": parent,
             "max_model_len": self.info.max_model_len,
-            "meta": {"moe": self._moe(default)},
+            "meta": {"moe": self._moe(default), "execution": self._execution()},
         }
+
+    def _execution(self) -> dict[str, Any]:
+        """What runs the model on this machine."""
+        info = self.info
+        reason = {"reason": info.kernels_reason} if info.kernels_reason else {}
+        return {"kernels": info.kernels, "dtype": info.dtype, "quantize": info.quantize} | reason
 
     def _moe(self, default: int) -> dict[str, Any]:
         experts = self.info.experts

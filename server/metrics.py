@@ -29,6 +29,7 @@ WHOLE = (
 )
 # fmt: on
 EXPERTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
+RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10)
 K = ("num_experts",)
 
 
@@ -53,6 +54,7 @@ SERIES = (
     Series(Histogram, "request_decode_time_seconds", "First to last token", (), WHOLE),
     Series(Histogram, "request_inference_time_seconds", "Prefill and decode", (), WHOLE),
     Series(Histogram, "request_num_experts", "Expert count of an admitted sequence, mean over layers", (), EXPERTS),
+    Series(Histogram, "step_time_over_estimate", "Time of an engine step over what was expected of it", (), RATIO),
     Series(Counter, "prompt_tokens", "Prompt tokens of sequences that got a first token", K),
     Series(Counter, "generation_tokens", "Tokens generated", K),
     Series(Counter, "request_success", "Sequences finished", ("finished_reason", *K)),
@@ -130,6 +132,8 @@ class Metrics:
             ("step_mixed", int(stats.mixed)),
         ):
             self.inc(name, by=amount)
+        if stats.estimated_s > 0:
+            self.observe("step_time_over_estimate", stats.seconds / stats.estimated_s)
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)

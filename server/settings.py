@@ -49,12 +49,27 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = _option("auto", "Model", "Number format; auto: the checkpoint's")
     max_model_len: int = _option(0, "Model", "Longest prompt plus answer, in tokens; 0: what the checkpoint says", ge=0)
 
+    quantize: Literal["none", "int8", "int8-weights"] = _option(
+        "none", "Model", "Keep weights in 8 bits; int8 multiplies in 8 bits too. Needs the native kernels"
+    )
+    quantize_layers: Literal["experts", "all"] = _option(
+        "experts", "Model", "What --quantize covers; all: every matrix but the routers"
+    )
+
     threads: int = _option(0, "Engine", "Compute threads; 0: one per core", ge=0, le=1024)
     block_size: int = _option(16, "Engine", "Tokens per KV cache block", ge=1, le=1024)
     kv_cache_bytes: int = _option(0, "Engine", "Size of the KV cache; 0: a fraction of the free memory", ge=0)
     kv_cache_fraction: float = _option(0.3, "Engine", "Share of the free memory for the KV cache", gt=0, lt=1)
     max_running: int = _option(64, "Engine", "Sequences in one batch", ge=1, le=4096)
     max_step_tokens: int = _option(512, "Engine", "Tokens in one engine step", ge=1, le=1_000_000)
+    step_ms: int = _option(
+        50,
+        "Engine",
+        "Milliseconds a step may take, by estimate, while it both reads prompts and generates; 0: no such limit. "
+        "At 50 a stream beside long prompts still gets 20 tokens a second, faster than people read",
+        ge=0,
+        le=60_000,
+    )
     prefix_cache: bool = _option(True, "Engine", "Reuse KV blocks of equal prompts with equal expert counts")
     load_timeout: float = _option(600.0, "Engine", "Seconds that loading the model may take", gt=0)
 
@@ -95,6 +110,8 @@ class Settings(BaseSettings):
         return EngineSettings(
             model=str(folder),
             dtype=self.dtype,
+            quantize=self.quantize,
+            quantize_layers=self.quantize_layers,
             threads=self.threads,
             block_size=self.block_size,
             kv_cache_bytes=self.kv_cache_bytes,
@@ -102,6 +119,7 @@ class Settings(BaseSettings):
             max_model_len=self.max_model_len,
             max_running=self.max_running,
             max_step_tokens=self.max_step_tokens,
+            step_ms=self.step_ms,
             prefix_cache=self.prefix_cache,
         )
 

@@ -59,6 +59,7 @@ def make_batch(ids_BS: Tensor, counts: list[int], seed: int) -> Batch:
         seeds_T=(torch.arange(rows) + seed * 65536).repeat_interleave(length),
         experts_LT=counts_L1.expand(-1, tokens),
         k_max=max(counts),
+        pairs_L=tuple(tokens * count for count in counts),
         rows_B=torch.arange(tokens),
     )
 

@@ -99,6 +99,9 @@ def build_fake(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     scheduler = Scheduler(blocks, settings.max_running, settings.max_step_tokens, max_model_len=400)
     runner = FakeRunner(settings.block_size, step_s=0.01 if settings.model == "slow" else 0.0)
     info = EngineInfo(
+        kernels="torch",
+        kernels_reason="off",
+        quantize="none",
         family="fake",
         dtype="float32",
         parameters=0,
@@ -110,6 +113,7 @@ def build_fake(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
         kv_blocks=32,
         block_size=settings.block_size,
         load_seconds=0.0,
+        step_cost=None,
     )
     return Engine(runner, scheduler), info
 

@@ -5,13 +5,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.blocks import BlockManager
-from engine.plan import Plan
+from engine.cost import Pool, StepCost
+from engine.plan import Chunk, Plan
 from engine.scheduler import Scheduler
 from engine.types import Request, TokenEvent
 from model.errors import InvalidRequest
+from tests.engine.costs import seconds
 from tests.engine.fake import FakeRunner, request
 
 SIZE = 2
+COST = StepCost(fixed=1.0, per_token=0.2, per_pair=0.4, per_expert=0.1, pools=(Pool(8),))
 
 
 class Storm(RuleBasedStateMachine):
@@ -23,11 +26,18 @@ class Storm(RuleBasedStateMachine):
         running=st.integers(1, 4),
         more=st.integers(0, 6),
         noisy=st.booleans(),
+        seconds_a_step=st.sampled_from([0.0, 0.001, 4.0, 9.0]),
+        least=st.integers(1, 4),
     )
-    def build(self, chunked: bool, blocks: int, running: int, more: int, noisy: bool) -> None:
-        self.chunked = chunked
+    def build(
+        self, chunked: bool, blocks: int, running: int, more: int, noisy: bool, seconds_a_step: float, least: int
+    ) -> None:
+        self.chunked, self.least = chunked, least
+        self.target = seconds_a_step if chunked else 0.0
         manager = BlockManager(blocks, SIZE, prefix_cache=chunked, noisy=noisy)
-        self.scheduler = Scheduler(manager, running, running + more, max_model_len=20, chunked=chunked)
+        self.scheduler = Scheduler(
+            manager, running, running + more, 20, chunked, cost=COST, step_seconds=seconds_a_step, min_chunk=least
+        )
         self.runner = FakeRunner(SIZE, noisy=noisy, mixing=not chunked)
         self.requests: dict[str, Request] = {}
         self.texts: dict[str, list[int]] = {}
@@ -106,7 +116,15 @@ class Storm(RuleBasedStateMachine):
             assert all((chunk.start, chunk.length) == (0, chunk.sequence.prompt_length) for chunk in reading)
         preempted = set(list(self.scheduler._waiting)[: self.scheduler.counts.preemptions])
         assert self.decoding - preempted <= set(ids), "a running decode got no token"
+        self.judge_time(plan, self.decoding - preempted)
         return plan
+
+    def judge_time(self, plan: Plan, decoding: set[str]) -> None:
+        decodes = [chunk for chunk in plan if chunk.sequence.id in decoding]
+        if decodes and self.target:
+            first = [chunk for chunk in plan if chunk.sequence.id not in decoding][:1]
+            least = [Chunk(chunk.sequence, chunk.start, min(chunk.length, self.least)) for chunk in first]
+            assert seconds(COST, plan) <= max(self.target, seconds(COST, [*decodes, *least])) + 1e-9
 
     def commit(self, plan: Plan) -> None:
         self.take(self.scheduler.commit(plan, self.runner.run(plan).sampled if plan else ()))

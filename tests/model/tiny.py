@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.attend import PagedAttend, PagedCache, WholeAttend
+from model.attend import PagedCache, WholeAttend
 from model.batch import Batch, Pages, Span
 from model.config import DecoderConfig, FeedForward, Infinity, TopK
 from model.decoder import Decoder
@@ -85,6 +85,7 @@ def whole_batch(ids: Sequence[int], counts: Sequence[int], seed: int = 0) -> Bat
         seeds_T=torch.full((tokens,), seed),
         experts_LT=torch.tensor(counts, dtype=torch.int64)[:, None].expand(-1, tokens),
         k_max=max(counts, default=0),
+        pairs_L=tuple(tokens * count for count in counts),
         rows_B=torch.arange(tokens),
     )
 
@@ -111,7 +112,7 @@ class PagedRun:
             self.done[row] += length
             spans.append(Span(first, length, self.done[row]))
             first += length
-        logits = self.model(self._batch(parts), PagedAttend(self.cache, self._pages(parts, tuple(spans))))
+        logits = self.model(self._batch(parts), self.cache.attend(self._pages(parts, tuple(spans))))
         return {row: part for (row, _), part in zip(parts, logits.split(list(lengths.values())), strict=True)}
 
     def _batch(self, parts: list[tuple[int, Tensor]]) -> Batch:
@@ -123,11 +124,11 @@ class PagedRun:
             seeds_T=torch.cat([torch.full((len(at),), row) for row, at in parts]),
             experts_LT=torch.cat(counts, dim=1).long(),
             k_max=max((max(self.counts[row], default=0) for row, _ in parts), default=0),
+            pairs_L=tuple(torch.cat(counts, dim=1).sum(1).tolist()),
             rows_B=torch.arange(tokens),
         )
 
     def _pages(self, parts: list[tuple[int, Tensor]], spans: tuple[Span, ...]) -> Pages:
         longest = max(len(self.blocks[row]) for row, _ in parts)
         tables = [(self.blocks[row] + [0] * longest)[:longest] for row, _ in parts]
-        slots = [torch.tensor(self.blocks[row])[at // self.size] * self.size + at % self.size for row, at in parts]
-        return Pages(torch.cat(slots), torch.tensor(tables), spans)
+        return Pages(torch.tensor(tables), spans)

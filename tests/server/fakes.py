@@ -13,6 +13,9 @@ from server.seams import EngineState
 EOS = 256
 STATS = RequestStats(queue_s=0.001, prefill_s=0.002, decode_s=0.003, cached_tokens=0, preemptions=0)
 INFO = EngineInfo(
+    kernels="torch",
+    kernels_reason="off",
+    quantize="none",
     family="infinity_moe",
     dtype="float32",
     parameters=1000,
@@ -24,6 +27,7 @@ INFO = EngineInfo(
     kv_blocks=100,
     block_size=16,
     load_seconds=0.1,
+    step_cost=None,
 )
 
 
@@ -152,6 +156,7 @@ def _logprob(request: Request, token: int) -> Logprob | None:
 def step_stats(pairs: int) -> StepStats:
     return StepStats(
         seconds=0.001,
+        estimated_s=0.002,
         prompt_tokens=0,
         generated_tokens=1,
         routed_pairs=pairs,

@@ -1,0 +1,97 @@
+"""Requests that arrive together on our engine, in this process or in one of its own, and when each of their tokens
+came. It knows no table and no peer."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the server sets it for its engine
+
+import torch
+
+from benchmarks.systems.ours import requests, settings
+from benchmarks.workload import prompts
+from engine.build import assemble, keep_freed_memory
+from engine.engine import Engine
+from model.budget import ExpertRange
+from weights.load import load_model
+
+Times = dict[int, list[float]]  # request number -> seconds after the common start, one per token
+STEP_TOKENS = 512  # the engine's default: what a server would run
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An engine as a server would run it, without HTTP and prefix cache."""
+
+    engine: Engine
+    experts: ExpertRange
+    vocabulary: int
+
+    @staticmethod
+    def load(folder: Path) -> "Loaded":
+        keep_freed_memory()
+        model, _ = load_model(folder, "bfloat16")
+        engine, _ = assemble(model, settings(folder, max_step_tokens=STEP_TOKENS))
+        return Loaded(engine, model.config.experts, model.config.vocabulary)
+
+    def serve(self, counts: dict[int, int], total: int, start: float) -> Times:
+        """Run request n of `total` at counts[n], in order of n; the clock starts at `start` (time.monotonic)."""
+        tokens = prompts(total, self.vocabulary)
+        for number, count in sorted(counts.items()):
+            (request,) = requests([tokens[number]], self.experts.budget(count), f"{number}-")
+            self.engine.add(request)
+        times: Times = {number: [] for number in counts}
+        time.sleep(max(0.0, start - time.monotonic()))
+        while self.engine.has_work:
+            events = self.engine.step().events
+            now = time.monotonic() - start
+            for event in events:
+                times[int(event.request_id.partition("-")[0])].append(now)
+        return times
+
+
+class Worker:
+    """The same in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=work, args=(folder, theirs), daemon=True)
+        self._process.start()
+
+    def begin(self, counts: dict[int, int], total: int, threads: int, start: float) -> None:
+        """Have it serve with so many threads, from `start` on."""
+        self._pipe.send((counts, total, threads, start))
+
+    def end(self) -> Times:
+        """What it measured. Raises EOFError when the process has died."""
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def work(folder: Path, pipe: Connection) -> None:
+    """Serve what comes through the pipe until it closes."""
+    loaded = Loaded.load(folder)
+    while True:
+        try:
+            counts, total, threads, start = pipe.recv()
+        except EOFError:
+            return
+        torch.set_num_threads(threads)
+        pipe.send(loaded.serve(counts, total, start))
+
+
+def side_by_side(workers: Sequence[Worker], shares: Sequence[dict[int, int]], total: int, threads: int) -> Times:
+    """Each worker serves its share, all from one moment on."""
+    start = time.monotonic() + 0.1
+    for worker, share in zip(workers, shares, strict=True):
+        worker.begin(share, total, threads, start)
+    return {number: times for worker in workers for number, times in worker.end().items()}

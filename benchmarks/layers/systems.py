@@ -1,0 +1,92 @@
+"""Ways to compute one mixture layer, built around weights that all of them share where they can: our torch path, our
+native one, transformers' block, and for ∞-MoE the dense layer of the same width. They measure nothing."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.layers.native import native_layer
+from benchmarks.layers.shapes import Parameters, Shape
+from benchmarks.machine import packed_linear
+from model.activation import activate
+from model.config import Infinity, TopK
+from model.mixture.infinity import InfinityMixture
+from model.mixture.seam import Mixture, Use
+from model.mixture.topk import TopKMixture
+
+Layer = Callable[[Tensor, Use], Tensor]
+PACKED_ROWS = 16  # the height that packed weights are laid out for
+
+
+def torch_mixture(shape: Shape, weights: Parameters) -> Mixture:
+    """Our mixture in plain torch, whatever kernels there are."""
+    with torch.device("meta"):
+        infinite = isinstance(shape.kind, Infinity)
+        mixture = (InfinityMixture if infinite else TopKMixture)(shape.width, shape.kind)
+    mixture.load_state_dict(weights, assign=True)
+    mixture.execute = mixture.run_masked if infinite else mixture.run_ragged
+    return mixture.requires_grad_(False)
+
+
+def transformers_layer(shape: Shape, weights: Parameters, implementation: str) -> Layer:
+    """transformers' OLMoE block with one of its experts implementations; its count is set before each call."""
+    from transformers import OlmoeConfig
+    from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
+
+    kind = shape.kind
+    config = OlmoeConfig(
+        hidden_size=shape.width,
+        intermediate_size=kind.width,
+        num_experts=kind.experts,
+        num_experts_per_tok=kind.trained,
+        norm_topk_prob=kind.normalise,
+    )
+    config._experts_implementation = implementation
+    with torch.device("meta"):
+        block = OlmoeSparseMoeBlock(config)
+    names = {"router": "gate.weight", "gate_up": "experts.gate_up_proj", "down": "experts.down_proj"}
+    block.load_state_dict({names[name]: tensor for name, tensor in weights.items()}, assign=True)
+    block.requires_grad_(False).eval()
+
+    def run(x_TD: Tensor, use: Use) -> Tensor:
+        block.gate.top_k = use.k_max
+        return block(x_TD[None])[0]
+
+    return run
+
+
+def dense_layer(shape: Shape, weights: Parameters, packed: bool) -> Layer:
+    """The feed-forward layer of the same width without a mixture: all units, for every token."""
+    matrices = weights["up"], weights["down"]
+    if packed:
+        up, down = (packed_linear(matrix, PACKED_ROWS) for matrix in matrices)
+    else:
+        up, down = ((lambda x, matrix=matrix: F.linear(x, matrix)) for matrix in matrices)
+    return lambda x_TD, use: down(activate(up(x_TD), shape.kind.activation))
+
+
+Build = Callable[[Shape, Parameters], Layer | None]
+
+
+def builders(shape: Shape) -> dict[str, Build]:
+    """Every way to compute this shape, by name."""
+    ours: dict[str, Build] = {
+        "ours, native": lambda shape, weights: native_layer(shape.kind, weights),
+        "ours, torch": torch_mixture,
+    }
+    if isinstance(shape.kind, TopK) and find_spec("transformers"):
+        kinds = ("grouped_mm", "eager")
+        return ours | {f"transformers, {k}": lambda s, w, k=k: transformers_layer(s, w, k) for k in kinds}
+    if isinstance(shape.kind, Infinity):
+        kinds = (("packed", True), ("unpacked", False))
+        return ours | {f"dense, {name}": lambda s, w, p=p: dense_layer(s, w, p) for name, p in kinds}
+    return ours
+
+
+def build(shape: Shape, copies: list[Parameters]) -> dict[str, list[Layer]]:
+    """Every way that exists, once per copy of the weights."""
+    made = {name: [builder(shape, weights) for weights in copies] for name, builder in builders(shape).items()}
+    return {name: layers for name, layers in made.items() if None not in layers}

@@ -1,0 +1,127 @@
+"""What does one batch of mixed expert counts give over the ways there were before? `make bench-mixed`.
+
+Measures: 16 requests arrive at once (128 random tokens in, 64 out, greedy), half of them content with K = 2, half
+wanting K = 8. (mixed) one engine, each request at its own count, in one batch; (all at 8) the same engine, everybody
+at the larger count, as a server with one count per load must; (two engines) a process per class, sharing the cores,
+with one thread each and with all threads each. For comparison (all at 2), the floor. Throughput is new tokens over
+the time until the last one; latencies are means over a class: time to first token, and time per token after it. The
+ceiling of `mixed` over `all at 8` is what the bytes and products of the smaller count save; of `two engines` over
+`mixed`, nothing. Engines as the server runs them (512 tokens a step), no HTTP, no prefix cache; medians over
+`--repeats`, arms in turn.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import mean, median
+from time import monotonic
+from typing import Annotated
+
+import typer
+
+from benchmarks.arrivals import Loaded, Times, Worker, side_by_side
+from benchmarks.checkpoints import CHECKPOINTS, write_random
+from benchmarks.machine import facts, introduce, use_threads
+from benchmarks.tables import grid
+from benchmarks.workload import OUTPUT
+
+Figures = dict[str, float]
+Arm = Callable[[], Times]
+
+
+def classes(total: int, large: int, small: int) -> dict[int, int]:
+    """Each request's own count; the classes take turns in the queue."""
+    return {number: large if number % 2 == 0 else small for number in range(total)}
+
+
+def figures(times: Times, wishes: dict[int, int]) -> Figures:
+    """Throughput in tokens per second, and per class the two latencies in milliseconds."""
+    if any(len(moments) != OUTPUT for moments in times.values()):
+        raise RuntimeError("a request did not get all its tokens")
+    result = {"tok/s": sum(map(len, times.values())) / max(moments[-1] for moments in times.values())}
+    for count in sorted(set(wishes.values()), reverse=True):
+        mine = [times[number] for number, wish in wishes.items() if wish == count]
+        result[f"first token, K={count} class, ms"] = 1e3 * mean(moments[0] for moments in mine)
+        result[f"per token, K={count} class, ms"] = 1e3 * mean((m[-1] - m[0]) / (OUTPUT - 1) for m in mine)
+    return result
+
+
+def arms(loaded: Loaded, workers: list[Worker], wishes: dict[int, int], threads: int) -> dict[str, Arm]:
+    """Every way to serve the same wishes."""
+    total, large, small = len(wishes), max(wishes.values()), min(wishes.values())
+    shares = [{n: k for n, k in wishes.items() if k == count} for count in (large, small)]
+
+    def alone(counts: dict[int, int]) -> Arm:
+        return lambda: loaded.serve(counts, total, monotonic())
+
+    def apart(each: int) -> Arm:
+        return lambda: side_by_side(workers, shares, total, each)
+
+    return {
+        "mixed": alone(wishes),
+        f"all at {large}": alone(dict.fromkeys(wishes, large)),
+        f"all at {small}": alone(dict.fromkeys(wishes, small)),
+    } | {f"two engines, {each} thread{'s' * (each > 1)} each": apart(each) for each in sorted({1, threads})}
+
+
+def measure(all_arms: dict[str, Arm], wishes: dict[int, int], repeats: int) -> dict[str, Figures]:
+    """Medians of each figure; arms in turn, after one round that is not counted."""
+    rounds: dict[str, list[Figures]] = {name: [] for name in all_arms}
+    for _ in range(repeats + 1):
+        for name, arm in all_arms.items():
+            rounds[name].append(figures(arm(), wishes))
+    return {name: {key: median(row[key] for row in rows[1:]) for key in rows[0]} for name, rows in rounds.items()}
+
+
+def verdict(results: dict[str, Figures]) -> dict[str, float | str]:
+    """The mixed batch against everybody at the larger count, and against the better pair of engines."""
+    speed = {name: row["tok/s"] for name, row in results.items()}
+    pair = max((name for name in speed if name.startswith("two engines")), key=speed.__getitem__)
+    one = next(name for name in speed if name.startswith("all at"))  # the larger count comes first
+    return {
+        f"mixed / {one}": speed["mixed"] / speed[one],
+        "better pair": pair,
+        "mixed / better pair": speed["mixed"] / speed[pair],
+    }
+
+
+def main(
+    model: Annotated[str, typer.Option(help=f"a folder, or one of {', '.join(CHECKPOINTS)}")] = "olmoe-0.9b-random",
+    batch: Annotated[int, typer.Option(help="requests, half of each class")] = 16,
+    large: int = 8,
+    small: int = 2,
+    repeats: int = 3,
+    threads: int = 0,
+    out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
+) -> None:
+    """Print a table for people and one JSON line for machines."""
+    use_threads(threads)
+    values = facts()
+    introduce(values)
+    wishes = classes(batch, large, small)
+    with ExitStack() as stack:
+        folder = Path(model)
+        if model in CHECKPOINTS:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / model
+            write_random(CHECKPOINTS[model], folder)
+        workers = [Worker(folder) for _ in range(2)]
+        for worker in workers:
+            stack.callback(worker.close)
+        results = measure(arms(Loaded.load(folder), workers, wishes, values["threads"]), wishes, repeats)
+    columns = list(results["mixed"])
+    print(f"\n{model}: {batch} requests, half of them at K = {large}, half at K = {small}\n")
+    print(grid(["", *columns], [[name, *(f"{row[key]:,.1f}" for key in columns)] for name, row in results.items()]))
+    found = verdict(results)
+    print(
+        *(f"{name}: {value if isinstance(value, str) else f'{value:.2f}'}" for name, value in found.items()), sep="\n"
+    )
+    line = json.dumps(values | {"model": model, "batch": batch, "arms": results} | found)
+    print(line)
+    if out is not None:
+        out.write_text(line + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,103 @@
+"""Our engine as one of the systems: scheduler, paged cache and sampler without HTTP, prefix cache off. The expert
+count is each request's own, so one loaded model serves every session. It knows no peer."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.systems.system import Rates, Weights
+from benchmarks.workload import LARGEST_BATCH, OUTPUT, PROMPT, prompts
+from engine.build import assemble
+from engine.engine import Engine
+from engine.types import EngineSettings, Request, Sampling
+from model.budget import ExpertBudget
+from model.config import DecoderConfig
+from weights.load import load_model
+
+
+class OurEngine:
+    """moedial in bfloat16, or with `quantize` as its engine names it."""
+
+    def __init__(self, quantize: str = "") -> None:
+        self.name = f"moedial {quantize}".strip()
+        self.weights: Weights = "8 bit" if quantize else "bf16"
+        self._quantize = quantize
+        self._loaded: tuple[Path, Engine, DecoderConfig] | None = None
+
+    def version(self) -> str:
+        return version("moedial")
+
+    def refuses(self, config: dict[str, Any]) -> str | None:
+        if self._quantize and "quantize" not in {field.name for field in fields(EngineSettings)}:
+            return "this engine has no setting `quantize`"
+        return None
+
+    @contextmanager
+    def open(self, folder: Path, count: int) -> Iterator["OurSession"]:
+        """Load, unless it is loaded already, and run once."""
+        if self._loaded is None or self._loaded[0] != folder:
+            self._loaded = None  # before the next is there
+            self._loaded = (folder, *self._load(folder))
+        session = OurSession(*self._loaded[1:], count)
+        session.run([1])
+        yield session
+
+    def _load(self, folder: Path) -> tuple[Engine, DecoderConfig]:
+        model, _ = load_model(folder, "bfloat16")
+        return assemble(model, settings(folder, self._quantize))[0], model.config
+
+
+def settings(folder: Path, quantize: str = "", max_step_tokens: int = LARGEST_BATCH * PROMPT) -> EngineSettings:
+    """An engine for this workload: a whole batch of prompts fits one step, and nothing is remembered."""
+    return EngineSettings(
+        model=str(folder),
+        max_step_tokens=max_step_tokens,
+        max_model_len=PROMPT + OUTPUT,
+        kv_cache_bytes=1 << 30,
+        prefix_cache=False,
+        **({"quantize": quantize} if quantize else {}),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OurSession:
+    """An engine at one count."""
+
+    engine: Engine
+    config: DecoderConfig
+    count: int
+
+    def run(self, batches: Sequence[int]) -> dict[int, Rates]:
+        return {batch: self._run(batch) for batch in batches}
+
+    def _run(self, batch: int) -> Rates:
+        for request in requests(prompts(batch, self.config.vocabulary), self.config.experts.budget(self.count)):
+            self.engine.add(request)
+        return timed(self.engine, batch)
+
+
+def requests(tokens: Sequence[Sequence[int]], budget: ExpertBudget, name: str = "") -> list[Request]:
+    """Greedy requests for OUTPUT tokens each."""
+    return [
+        Request(f"{name}{number}", tuple(prompt), budget, Sampling(OUTPUT, seed=number, temperature=0.0))
+        for number, prompt in enumerate(tokens)
+    ]
+
+
+def timed(engine: Engine, batch: int) -> Rates:
+    """Run until nothing is left. Prefill ends when every request has its first token; decoding is what follows."""
+    started, first, seen, touched = time.perf_counter(), 0.0, set(), []
+    while engine.has_work:
+        report = engine.step()
+        if first:
+            touched.append(report.stats.distinct_experts)
+        seen |= {event.request_id for event in report.events}
+        if not first and len(seen) == batch:
+            first = time.perf_counter()
+    ended = time.perf_counter()
+    return Rates(batch * PROMPT / (first - started), batch * (OUTPUT - 1) / (ended - first), mean(touched))

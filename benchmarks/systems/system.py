@@ -1,0 +1,50 @@
+"""What `benchmarks.offline` asks of a system that runs a checkpoint: us or a peer. It knows none of them."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Weights = Literal["bf16", "8 bit"]
+
+
+class PeerFailed(RuntimeError):
+    """A peer could not run this; the benchmark goes on without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """One measured run of a batch, tokens per second. `touched`: experts (∞-MoE: blocks) read per decode step, summed
+    over the layers, where a system can tell."""
+
+    prefill: float
+    decode: float
+    touched: float | None = None
+
+
+class Session(Protocol):
+    """One checkpoint, loaded, at one expert count."""
+
+    def run(self, batches: Sequence[int]) -> dict[int, Rates]:
+        """Prefill and decode each batch once. Raises PeerFailed."""
+        ...
+
+
+class System(Protocol):
+    """A system and how it stores weights; ratios are taken between systems that store them alike."""
+
+    name: str
+    weights: Weights
+
+    def version(self) -> str:
+        """What is measured, for the record."""
+        ...
+
+    def refuses(self, config: dict[str, Any]) -> str | None:
+        """Why it cannot run a checkpoint of this config.json here; None if it can."""
+        ...
+
+    def open(self, folder: Path, count: int) -> AbstractContextManager[Session]:
+        """Load and warm up. Raises PeerFailed."""
+        ...

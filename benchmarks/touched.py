@@ -1,0 +1,33 @@
+"""How many weights one decoding step must read, which bounds how fast memory lets it be. It measures nothing."""
+
+import math
+
+import torch
+
+from model.config import DecoderConfig, Infinity, TopK
+from model.decoder import Decoder
+
+EXPERT_PARTS = ("ffn.gate_up", "ffn.up", "ffn.down")
+BYTES = {"bf16": 2, "8 bit": 1}  # per weight; scales are left out
+
+
+def expert_weights(config: DecoderConfig) -> int:
+    """Weights of one expert (∞-MoE: of one block)."""
+    kind = config.mixtures[0]
+    return 2 * config.width * kind.block if isinstance(kind, Infinity) else 3 * config.width * kind.width
+
+
+def shared_weights(config: DecoderConfig) -> int:
+    """Weights that every step reads: all but the experts' and the embedding (a tied one is the head, and is read)."""
+    with torch.device("meta"):
+        model = Decoder(config)
+    left_out = () if config.tied else ("embed.weight",)
+    named = model.named_parameters()
+    return sum(p.numel() for name, p in named if name not in left_out and not name.endswith(EXPERT_PARTS))
+
+
+def step_weights(config: DecoderConfig, touched: float | None, count: int) -> float:
+    """Weights of one step that touches so many experts over all layers; None: one token's, by its count."""
+    if touched is None:
+        touched = sum(count if isinstance(kind, TopK) else math.nan for kind in config.mixtures)
+    return shared_weights(config) + touched * expert_weights(config)

@@ -1,0 +1,134 @@
+"""What a step costs, estimated from its work: seconds = fixed + α·tokens + β·routed pairs + γ·distinct experts.
+
+It sees expert counts and numbers of tokens, no sequences, no blocks and no clock; `engine/calibrate.py` measures the
+constants. Standard library only: `StepCost` crosses to the HTTP process.
+"""
+
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass
+
+Counts = tuple[int, ...]  # one expert count per MoE layer, as in `ExpertBudget`
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The experts of one MoE layer; for ∞-MoE its blocks, of which each draw touches `kept`."""
+
+    experts: int
+    kept: int = 0  # 0: each pair touches one expert, and those of one token differ
+
+    def missed(self, count: int) -> float:
+        """The probability that a token with this count leaves a given expert untouched, were routing uniform."""
+        if self.kept:
+            return max(0.0, 1 - self.kept / self.experts) ** count
+        return max(0.0, 1 - count / self.experts)
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """The constants of one model on one machine, none below 0, in seconds; and what its tokens choose from."""
+
+    fixed: float
+    per_token: float
+    per_pair: float
+    per_expert: float
+    pools: tuple[Pool, ...]  # one per MoE layer
+
+    def seconds(self, tokens: float, pairs: float, distinct: float) -> float:
+        """The estimate for a step; `pairs` and `distinct` experts are sums over the MoE layers."""
+        return self.fixed + self.per_token * tokens + self.per_pair * pairs + self.per_expert * distinct
+
+
+FREE = StepCost(0.0, 0.0, 0.0, 0.0, ())
+
+
+class Load:
+    """The work of one step while it is planned.
+
+    A layer is expected to touch E · (1 - Π missed) distinct experts, as if routing were uniform. Real routers have
+    favourites and touch fewer, so that the estimate errs towards shorter steps.
+    """
+
+    def __init__(self, cost: StepCost) -> None:
+        self._cost = cost
+        self._experts = sum(pool.experts for pool in cost.pools)
+        self._tokens: Counter[Counts] = Counter()
+
+    def add(self, counts: Counts, tokens: int) -> None:
+        """Put in tokens that may use these counts."""
+        self._tokens[counts] += tokens
+
+    @property
+    def tokens(self) -> int:
+        return self._tokens.total()
+
+    @property
+    def pairs(self) -> int:
+        return sum(tokens * sum(counts) for counts, tokens in self._tokens.items())
+
+    @property
+    def distinct(self) -> float:
+        """Experts that the step is expected to touch, summed over the MoE layers."""
+        return self._experts - sum(self._untouched())
+
+    @property
+    def seconds(self) -> float:
+        """The estimate for what is in."""
+        return self._cost.seconds(self.tokens, self.pairs, self.distinct)
+
+    def fits(self, counts: Counts, seconds: float, most: int) -> int:
+        """How many of `most` more tokens with these counts a step of `seconds` has room for.
+
+        Found by bisection, since the estimate only grows with the tokens.
+        """
+        tokens, pairs, experts, each = self.tokens, self.pairs, self._experts, sum(counts)
+        untouched, missed = self._untouched(), self._missed(counts)
+
+        def after(more: int) -> float:
+            left = sum(there * miss**more for there, miss in zip(untouched, missed, strict=True))
+            return self._cost.seconds(tokens + more, pairs + more * each, experts - left)
+
+        return bisect_right(range(1, most + 1), seconds, key=after)
+
+    def _untouched(self) -> list[float]:
+        """Expected experts, per MoE layer, that no token of the step uses."""
+        untouched = [float(pool.experts) for pool in self._cost.pools]
+        for counts, tokens in self._tokens.items():
+            untouched = [there * miss**tokens for there, miss in zip(untouched, self._missed(counts), strict=True)]
+        return untouched
+
+    def _missed(self, counts: Counts) -> list[float]:
+        # Not strict: a cost without pools does not count distinct experts.
+        return [pool.missed(count) for pool, count in zip(self._cost.pools, counts, strict=False)]
+
+
+class Allowance:
+    """What one step may still take: tokens always; seconds too, as soon as it decodes somebody.
+
+    No chunk is shorter than `min_chunk` for lack of seconds. The first prompt of a step gets that much whatever it
+    costs, so that reading never stops; a further prompt waits.
+    """
+
+    def __init__(self, cost: StepCost, tokens: int, seconds: float, min_chunk: int) -> None:
+        self.load = Load(cost)
+        self.tokens = tokens  # left
+        self.reads = False  # a prompt is in
+        self._decodes = False
+        self._seconds, self._min_chunk = seconds, min_chunk
+
+    def room(self, counts: Counts) -> int:
+        """The longest chunk of a prompt with these counts that the step still takes."""
+        if not self._decodes:
+            return self.tokens
+        least = min(self._min_chunk, self.tokens)
+        fit = self.load.fits(counts, self._seconds, self.tokens)
+        if fit >= least:
+            return fit
+        return 0 if self.reads else least
+
+    def take(self, counts: Counts, tokens: int, *, prompt: bool) -> None:
+        """Put in a chunk of a prompt, or the one token of a sequence that decodes."""
+        self.reads, self._decodes = self.reads or prompt, self._decodes or not prompt
+        self.tokens -= tokens
+        self.load.add(counts, tokens)

@@ -1,0 +1,94 @@
+"""What settings do to logits before a token is chosen: penalties, biases, and no end before the minimum length.
+
+Only the tokens that a setting touches are read and written. They are kept with their sequence and grow with it, so a
+step costs no walk over what has been generated. It knows sequences and logits, not how a token is chosen.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.sequence import Sequence
+from engine.types import Sampling
+
+ID, FACTOR, SHIFT = range(3)
+
+
+def adjusted(logits_BV: Tensor, sequences: list[Sequence]) -> Tensor:
+    """The float32 logits as the settings want them: a copy, or the same tensor where nobody asks for anything."""
+    parts = [(i, _table(s, logits_BV.shape[1])) for i, s in enumerate(sequences) if _adjusts(s)]
+    if not parts:
+        return logits_BV
+    row_N = np.repeat([row for row, _ in parts], [table.shape[1] for _, table in parts])
+    id_N, factor_N, shift_N = np.concatenate([table for _, table in parts], axis=1)
+    copy_BV = logits_BV.clone()
+    where = row_N, id_N.astype(np.int64)
+    old_N = copy_BV.numpy()[where].astype(np.float64)
+    with np.errstate(over="ignore"):  # a logit may become infinite here: the best, then, or out of the question
+        # As transformers: towards zero from above, away from it below.
+        copy_BV.numpy()[where] = np.where(old_N > 0, old_N / factor_N, old_N * factor_N) + shift_N
+    return copy_BV
+
+
+def _adjusts(sequence: Sequence) -> bool:
+    s = sequence.request.sampling
+    return bool(_penalises(s) or s.logit_bias or sequence.output_count < s.min_tokens)
+
+
+def _penalises(s: Sampling) -> bool:
+    return bool(s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0)
+
+
+def _table(sequence: Sequence, vocabulary: int) -> NDArray[np.float64]:
+    if not isinstance(sequence.sampler_state, Touched):
+        sequence.sampler_state = Touched(sequence, vocabulary)
+    return sequence.sampler_state.table(sequence)
+
+
+class Touched:
+    """The tokens of one sequence whose logits change: columns of id, factor and shift, [3, N].
+
+    Stop tokens come first, so that the minimum length can mask them; ids beyond the vocabulary are left out, as a
+    checkpoint's own stop tokens may lie there. It follows from the sequence's tokens alone.
+    """
+
+    __slots__ = ("_columns", "_generated", "_read", "_slots", "_stops")
+
+    def __init__(self, sequence: Sequence, vocabulary: int) -> None:
+        s = sequence.request.sampling
+        seen = set(sequence.request.prompt) if s.repetition_penalty != 1.0 else set()
+        ids = dict.fromkeys([*s.stop_token_ids, *(token for token, _ in s.logit_bias), *sorted(seen)])
+        known = [token for token in ids if 0 <= token < vocabulary]
+        self._stops = len(set(s.stop_token_ids).intersection(known))
+        self._slots = {token: slot for slot, token in enumerate(known)}
+        self._columns = np.array(
+            [known, [s.repetition_penalty if t in seen else 1.0 for t in known], [0.0] * len(known)]
+        )
+        for token, bias in s.logit_bias:
+            if token in self._slots:
+                self._columns[SHIFT, self._slots[token]] += bias
+        self._generated: set[int] = set()
+        self._read = sequence.prompt_length
+
+    def table(self, sequence: Sequence) -> NDArray[np.float64]:
+        """The columns as they are after all of the sequence's tokens."""
+        s = sequence.request.sampling
+        if _penalises(s):
+            for position in range(self._read, len(sequence.tokens)):
+                self._count(sequence.tokens[position], s)
+            self._read = len(sequence.tokens)
+        table = self._columns[:, : len(self._slots)]
+        if sequence.output_count < s.min_tokens:
+            table = table.copy()
+            table[SHIFT, : self._stops] = -np.inf
+        return table
+
+    def _count(self, token: int, s: Sampling) -> None:
+        """One more token has been generated."""
+        slot = self._slots.setdefault(token, len(self._slots))
+        if slot == self._columns.shape[1]:
+            self._columns = np.concatenate([self._columns, np.zeros((3, slot + 64))], axis=1)
+        first = token not in self._generated
+        self._generated.add(token)
+        self._columns[ID, slot], self._columns[FACTOR, slot] = token, s.repetition_penalty
+        self._columns[SHIFT, slot] -= s.frequency_penalty + s.presence_penalty * first

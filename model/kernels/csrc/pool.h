@@ -1,0 +1,24 @@
+// A small thread pool: tiles are handed out one by one from an atomic counter, so a slow or busy core costs one tile.
+// Waiting threads look for work for some microseconds and then sleep: nobody spins beside a busy neighbour.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+
+namespace moedial {
+
+using Tile = void (*)(void* context, int64_t index);
+
+void set_threads(int64_t count);  // the caller included
+int64_t threads();
+void run_tiles(int64_t count, Tile tile, void* context);
+
+// Calls f(i) for every i below count, each once, on any thread; returns when all are done.
+template <class F>
+void parallel(int64_t count, F&& f) {
+    using G = std::remove_reference_t<F>;
+    if (count == 1) return f(int64_t{0});
+    run_tiles(count, [](void* g, int64_t i) { (*static_cast<G*>(g))(i); }, (void*)std::addressof(f));
+}
+
+}  // namespace moedial

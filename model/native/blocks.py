@@ -1,0 +1,210 @@
+"""The blocks of a decoder layer on native kernels: packed weights, and one op for each x += f(norm(x)).
+
+Each is made from the plain-torch module that defines it, whose values it computes. No requests, no files here.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.batch import Batch
+from model.config import Activation, Infinity, TopK
+from model.kernels.pack import Kind, Packed, interleave, kind_for, pack
+from model.layers import DenseFFN, RMSNorm, SelfAttention
+from model.mixture.infinity import InfinityMixture
+from model.mixture.seam import Observer
+from model.mixture.topk import TopKMixture
+from model.native.cache import NativePages
+from model.noise import normal_table
+
+Quantize = Literal["none", "int8", "int8-weights"]
+ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in csrc/kernels.h
+GROUPED_UNITS = 64  # a mixture whose blocks are narrower is run in groups of so many units
+ops = torch.ops.moedial
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How the weights are kept: the model's own values, int8 experts, or int8 everywhere but in routers."""
+
+    base: Kind
+    quantize: Quantize = "none"
+    experts_only: bool = True
+
+    @property
+    def experts(self) -> Kind:
+        return self.base if self.quantize == "none" else self.quantize
+
+    @property
+    def linears(self) -> Kind:
+        return self.base if self.experts_only else self.experts
+
+
+def precision_for(dtype: torch.dtype, quantize: Quantize = "none", experts_only: bool = True) -> Precision:
+    """The precision of a model that is loaded in `dtype`."""
+    return Precision(kind_for(dtype), quantize, experts_only)
+
+
+def norm_args(norm: nn.Module) -> tuple[Tensor, Tensor | None, float]:
+    """Weight, bias and epsilon in float32."""
+    weight, bias = norm.weight, getattr(norm, "bias", None)
+    return _float(weight), None if bias is None else _float(bias), float(norm.eps)  # type: ignore[arg-type]
+
+
+def _float(weight: object) -> Tensor:
+    assert isinstance(weight, Tensor)
+    return weight.detach().float().contiguous()
+
+
+def _words(packed: Packed) -> tuple[Tensor, Tensor | None]:
+    return packed.words, packed.side
+
+
+class NativeBlock(Protocol):
+    """x += f(norm(x)), in place, for the rows of a step."""
+
+    def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None: ...
+
+
+class NativeAttention:
+    """Norm, queries, keys and values, rotary positions, cache, attention and output projection in one op."""
+
+    def __init__(
+        self, layer: int, norm: nn.Module, module: SelfAttention, rotary: Tensor | None, precision: Precision
+    ) -> None:
+        config = module.config
+        norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+        self.layer = layer
+        self.args = (
+            *norm_args(norm),
+            *_words(pack(module.qkv.weight, precision.linears)),
+            None if module.qkv.bias is None else _float(module.qkv.bias),
+            *(None if n is None else _float(n.weight) for n in norms),
+            False,
+            config.clip_qkv or 0.0,
+            rotary,
+            *_words(pack(module.out.weight, precision.linears)),
+            None if module.out.bias is None else _float(module.out.bias),
+            config.heads,
+            config.head_width**-0.5,
+            0,
+            0.0,
+            None,
+        )
+
+    def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None:
+        cache = pages.cache
+        ops.attention_block(
+            x_TD, cache.layers[self.layer], pages.spans_B3, pages.tables_BP, cache.block_size, *self.args
+        )
+
+
+class NativeTopK:
+    """Norm, router, ragged experts and their weighted sum in one op."""
+
+    def __init__(self, mixture: int, norm: nn.Module, module: TopKMixture, precision: Precision) -> None:
+        config: TopK = module.config
+        self.mixture = mixture
+        self.args = (
+            *norm_args(norm),
+            *_words(pack(module.router, precision.base)),
+            *_words(pack(interleave(module.gate_up), precision.experts)),
+            *_words(pack(module.down, precision.experts)),
+            config.experts,
+            config.width,
+            ACTIVATIONS[config.activation],
+            config.normalise,
+        )
+
+    def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None:
+        load_E = ops.topk_block(x_TD, batch.experts_LT[self.mixture], batch.k_max, *self.args)
+        if observer is not None:
+            observer.routed(self.mixture, batch.pairs_L[self.mixture], load_E, None)
+
+
+class NativeInfinity:
+    """Norm, draws, masks and the kept blocks of the wide layer in one op."""
+
+    def __init__(self, mixture: int, norm: nn.Module, module: InfinityMixture, precision: Precision) -> None:
+        config: Infinity = module.config
+        units = config.block if config.block % 16 == 0 else grouped_units(config)
+        up, down = blocks_of(module, units)
+        self.mixture = mixture
+        self.args = (
+            *norm_args(norm),
+            *_words(pack(module.router, precision.base)),
+            pack(module.scores, "float").words,  # which blocks win is decided in float32
+            config.space,
+            *_words(pack(up, precision.experts)),
+            *_words(pack(down, precision.experts)),
+            config.units,
+            units,
+            config.blocks,
+            config.kept,
+            ACTIVATIONS[config.activation],
+            normal_table(),
+            mixture,
+            config.sigma_link == "exp",
+            config.sigma_min,
+            config.draws == "antithetic",
+        )
+
+    def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None:
+        counts_T = batch.experts_LT[self.mixture]
+        load_E = ops.infinity_block(x_TD, counts_T, batch.seeds_T, batch.positions_T, batch.k_max, *self.args)
+        if observer is not None:
+            observer.routed(self.mixture, batch.pairs_L[self.mixture], load_E, None)
+
+
+def grouped_units(config: Infinity) -> int:
+    """The narrowest multiple of 16 and of the block that is not under `GROUPED_UNITS`."""
+    units = config.block
+    while units % 16 or units < GROUPED_UNITS:
+        units += config.block
+    return units
+
+
+def blocks_of(module: InfinityMixture, units: int) -> tuple[Tensor, Tensor]:
+    """Up [B, units, D] and down [B, D, units] of each run of `units` units, the last padded with zeros."""
+    pad = -module.config.units % units
+    up = nn.functional.pad(module.up, (0, 0, 0, pad)).unflatten(0, (-1, units))
+    down = nn.functional.pad(module.down, (0, pad)).unflatten(1, (-1, units)).transpose(0, 1)
+    return up, down
+
+
+class NativeFFN:
+    """Norm and a dense feed-forward layer in one op: a single expert that every token uses."""
+
+    def __init__(self, norm: nn.Module, module: DenseFFN, precision: Precision) -> None:
+        config = module.config
+        up: Tensor = interleave(module.up.weight) if config.gated else module.up.weight
+        up_bias: Tensor | None = module.up.bias
+        if up_bias is not None:
+            up_bias = interleave(up_bias[:, None])[:, 0] if config.gated else up_bias
+            up_bias = nn.functional.pad(_float(up_bias), (0, -len(up_bias) % 16))
+        down_bias = module.down.bias
+        self.args = (
+            *norm_args(norm),
+            *_words(pack(up, precision.linears)),
+            up_bias,
+            *_words(pack(module.down.weight, precision.linears)),
+            None if down_bias is None else _float(down_bias),
+            config.width,
+            config.gated,
+            ACTIVATIONS[config.activation],
+        )
+
+    def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None:
+        ops.ffn_block(x_TD, *self.args)
+
+
+def feed_forward_block(norm: nn.Module, module: nn.Module, mixture: int, precision: Precision) -> NativeBlock:
+    """The native form of one layer's feed-forward part; `mixture` is its number among the MoE layers."""
+    if isinstance(module, TopKMixture):
+        return NativeTopK(mixture, norm, module, precision)
+    if isinstance(module, InfinityMixture):
+        return NativeInfinity(mixture, norm, module, precision)
+    assert isinstance(module, DenseFFN) and isinstance(norm, RMSNorm | nn.LayerNorm)
+    return NativeFFN(norm, module, precision)

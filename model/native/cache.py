@@ -1,0 +1,35 @@
+"""The paged cache as the native kernels read it: tiles of 16 slots, keys in columns, one tensor per layer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.batch import Pages
+
+TILE = 16
+
+
+class NativeCache:
+    """Keys and values in `blocks` blocks of `block_size` tokens, a multiple of 16. Same bytes as the torch cache."""
+
+    def __init__(
+        self, layers: int, blocks: int, block_size: int, kv_heads: int, head_width: int, dtype: torch.dtype
+    ) -> None:
+        self.block_size = block_size
+        shape = (2, blocks * block_size, kv_heads, head_width)
+        self.layers = [torch.zeros(shape, dtype=dtype) for _ in range(layers)]
+
+    def attend(self, pages: Pages) -> "NativePages":
+        """What a step hands to each attention block."""
+        spans = [(span.first, span.rows, span.context) for span in pages.spans]
+        return NativePages(self, torch.tensor(spans), pages.tables_BP)
+
+
+@dataclass(frozen=True, slots=True)
+class NativePages:
+    """One step's sequences: (first row, rows, context) of each, and their block tables."""
+
+    cache: NativeCache
+    spans_B3: Tensor  # int64
+    tables_BP: Tensor  # int64

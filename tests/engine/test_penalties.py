@@ -1,0 +1,105 @@
+"""Adjustments: by hand, against their definition, and kept with a sequence without a walk over what it has said."""
+
+import gc
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.penalties import Touched, adjusted
+from engine.sampler import sample
+from engine.sequence import Sequence
+from tests.engine.draws import LOGITS, best, frequencies, sequence
+from tests.engine.test_sampler import OPTIONS, TOKENS
+
+
+def test_penalties_by_hand() -> None:
+    # 5 generated twice, 0 once; 5 has 3.0, 0 has 2.0, 2 has 1.0
+    output = (5, 5, 0)
+    assert best(LOGITS, output=output, presence_penalty=0.9) == 5  # 2.1 against 1.1 and 1.0
+    assert best(LOGITS, output=output, presence_penalty=2.1) == 2  # 0.9 against −0.1 and 1.0
+    assert best(LOGITS, output=output, frequency_penalty=0.7) == 5  # 1.6 against 1.3
+    assert best(LOGITS, output=output, frequency_penalty=1.1) == 2  # 0.8 against 0.9 and 1.0
+    assert best(LOGITS, output=output, presence_penalty=0.3, frequency_penalty=0.9) == 2  # 0.9 against 0.8 and 1.0
+    assert best(LOGITS, prompt=(7,), output=output, repetition_penalty=3.1) == 2  # 0.97 against 0.65 and 1.0
+    assert best([-1.0, -1.5, -9.0], prompt=(0,), repetition_penalty=2.0) == 1  # −1 doubled is −2
+
+
+def test_negative_penalties_reward() -> None:
+    assert best(LOGITS, output=(0,), presence_penalty=-1.1) == 0
+
+
+def test_presence_and_frequency_count_the_output_only_and_repetition_the_prompt_too() -> None:
+    prompt = (5, 5)
+    assert best(LOGITS, prompt=prompt, presence_penalty=2.0, frequency_penalty=2.0) == 5
+    assert best(LOGITS, prompt=prompt, repetition_penalty=2.0) == 0
+
+
+def test_stop_tokens_are_masked_until_the_minimum_length() -> None:
+    options: dict[str, Any] = {"min_tokens": 2, "stop_token_ids": (5, 0)}
+    assert best(LOGITS, **options) == 2
+    assert best(LOGITS, output=(1,), **options) == 2
+    assert best(LOGITS, output=(1, 1), **options) == 5
+    assert 5 not in frequencies(LOGITS, 500, **options)
+    assert best(LOGITS, stop_token_ids=(5,)) == 5
+
+
+def test_a_bias_adds_up_with_the_minimum_length() -> None:
+    assert best(LOGITS, logit_bias=((3, 4.5),)) == 3
+    assert best(LOGITS, logit_bias=((5, -100.0), (0, -100.0))) == 2
+    assert best(LOGITS, logit_bias=((5, 100.0),), min_tokens=1, stop_token_ids=(5,)) == 0
+
+
+def test_ids_beyond_the_vocabulary_are_ignored() -> None:
+    """Stop ids come from checkpoints too; one that no token has cannot be generated, and must not end a step."""
+    assert best(LOGITS, logit_bias=((8, 9.0), (-1, 9.0)), min_tokens=1, stop_token_ids=(8, 5, -2)) == 0
+
+
+def defined(logits: list[float], s: Sequence) -> list[float]:
+    """The definition, token by token."""
+    asked, counts = s.request.sampling, Counter(s.tokens[s.prompt_length :])
+    for token in set(s.tokens):
+        logits[token] *= asked.repetition_penalty if logits[token] < 0 else 1 / asked.repetition_penalty
+    for token, count in counts.items():
+        logits[token] -= asked.presence_penalty + asked.frequency_penalty * count
+    for token, bias in asked.logit_bias:
+        if 0 <= token < len(logits):
+            logits[token] += bias
+    masked = {token for token in asked.stop_token_ids if s.output_count < asked.min_tokens}
+    return [float("-inf") if token in masked else value for token, value in enumerate(logits)]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(OPTIONS, min_size=1, max_size=4), st.lists(st.integers(0, TOKENS - 1), max_size=90), st.booleans())
+def test_every_step_is_as_defined(options: list[dict[str, Any]], said: list[int], seen: bool) -> None:
+    """Whether the sampler has followed a sequence token by token or sees it for the first time."""
+    sequences = [sequence(**row) for row in options]
+    rows = torch.randn(len(sequences), TOKENS, generator=torch.Generator().manual_seed(len(said)))
+    for token in said:
+        for s in sequences:
+            s.tokens.append(token)
+        if seen:
+            adjusted(rows, sequences)
+    expected = [defined(row.tolist(), s) for row, s in zip(rows, sequences, strict=True)]
+    torch.testing.assert_close(adjusted(rows, sequences), torch.tensor(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_kept_goes_with_its_sequence() -> None:
+    gc.collect()
+    before = sum(isinstance(item, Touched) for item in gc.get_objects())
+    sequences = [sequence(output=(1, 2), presence_penalty=1.0) for _ in range(5)]
+    sample(torch.zeros(5, 8), sequences)
+    assert sum(isinstance(item, Touched) for item in gc.get_objects()) == before + 5
+    del sequences
+    gc.collect()
+    assert sum(isinstance(item, Touched) for item in gc.get_objects()) == before
+
+
+@pytest.mark.parametrize("options", [{}, {"min_tokens": 1}, {"stop_token_ids": (3,)}])
+def test_who_asks_for_nothing_pays_nothing(options: dict[str, Any]) -> None:
+    rows, plain = torch.zeros(1, 8), sequence(output=(1,), **options)
+    assert adjusted(rows, [plain]) is rows
+    assert plain.sampler_state is None
