@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve test lint docs bench-offline clean
+.PHONY: serve test lint docs bench-peers bench-offline bench-mixed bench-layer clean
 
 serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
@@ -21,8 +21,17 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev  ## regenerate the tables that tests compare
 	$(BIN)/python -m docs.generate
 
-bench-offline: $(VENV)/.dev
+bench-peers: $(VENV)/.dev  ## install llama.cpp and vLLM under .peers/, for bench-offline
+	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+bench-offline: $(VENV)/.dev  ## prefill and decode by batch and count, beside the peers that are installed
 	$(BIN)/python -m benchmarks.offline $(ARGS)
+
+bench-mixed: $(VENV)/.dev  ## counts mixed in one batch, against one count for all and an engine per count
+	$(BIN)/python -m benchmarks.mixed $(ARGS)
+
+bench-layer: $(VENV)/.dev  ## one mixture layer, against memory bandwidth and matrix peak
+	$(BIN)/python -m benchmarks.layer $(ARGS)
 
 # torch first and alone, so that no other package can ask for a different build of it.
 $(VENV)/.run: pyproject.toml constraints.txt

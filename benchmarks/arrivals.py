@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.systems.ours import requests, settings
 from benchmarks.workload import prompts
-from engine.build import assemble, keep_freed_memory
+from engine.build import assemble, keep_freed_memory, prepare
 from engine.engine import Engine
 from model.budget import ExpertRange
 from weights.load import load_model
@@ -26,17 +26,19 @@ STEP_TOKENS = 512  # the engine's default: what a server would run
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An engine as a server would run it, without HTTP and prefix cache."""
+    """An engine without HTTP and prefix cache, its steps bounded by tokens."""
 
     engine: Engine
     experts: ExpertRange
     vocabulary: int
 
     @staticmethod
-    def load(folder: Path) -> "Loaded":
+    def load(folder: Path, threads: int) -> "Loaded":
         keep_freed_memory()
+        torch.set_num_threads(threads)
         model, _ = load_model(folder, "bfloat16")
-        engine, _ = assemble(model, settings(folder, max_step_tokens=STEP_TOKENS))
+        chosen = settings(folder, STEP_TOKENS)
+        engine, _ = assemble(prepare(model, chosen)[0], chosen)
         return Loaded(engine, model.config.experts, model.config.vocabulary)
 
     def serve(self, counts: dict[int, int], total: int, start: float) -> Times:
@@ -56,17 +58,19 @@ class Loaded:
 
 
 class Worker:
-    """The same in a process of its own."""
+    """The same in a process of its own; ready when made."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: int) -> None:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(folder, theirs), daemon=True)
+        self._process = context.Process(target=work, args=(folder, threads, theirs), daemon=True)
         self._process.start()
+        theirs.close()
+        self._pipe.recv()
 
-    def begin(self, counts: dict[int, int], total: int, threads: int, start: float) -> None:
-        """Have it serve with so many threads, from `start` on."""
-        self._pipe.send((counts, total, threads, start))
+    def begin(self, counts: dict[int, int], total: int, start: float) -> None:
+        """Have it serve from `start` on."""
+        self._pipe.send((counts, total, start))
 
     def end(self) -> Times:
         """What it measured. Raises EOFError when the process has died."""
@@ -77,21 +81,21 @@ class Worker:
         self._process.join()
 
 
-def work(folder: Path, pipe: Connection) -> None:
-    """Serve what comes through the pipe until it closes."""
-    loaded = Loaded.load(folder)
+def work(folder: Path, threads: int, pipe: Connection) -> None:
+    """Say when it is loaded, then serve what comes through the pipe until it closes."""
+    loaded = Loaded.load(folder, threads)
+    pipe.send(None)
     while True:
         try:
-            counts, total, threads, start = pipe.recv()
+            counts, total, start = pipe.recv()
         except EOFError:
             return
-        torch.set_num_threads(threads)
         pipe.send(loaded.serve(counts, total, start))
 
 
-def side_by_side(workers: Sequence[Worker], shares: Sequence[dict[int, int]], total: int, threads: int) -> Times:
+def side_by_side(workers: Sequence[Worker], shares: Sequence[dict[int, int]], total: int) -> Times:
     """Each worker serves its share, all from one moment on."""
     start = time.monotonic() + 0.1
     for worker, share in zip(workers, shares, strict=True):
-        worker.begin(share, total, threads, start)
+        worker.begin(share, total, start)
     return {number: times for worker in workers for number, times in worker.end().items()}

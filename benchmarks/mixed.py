@@ -6,8 +6,8 @@ at the larger count, as a server with one count per load must; (two engines) a p
 with one thread each and with all threads each. For comparison (all at 2), the floor. Throughput is new tokens over
 the time until the last one; latencies are means over a class: time to first token, and time per token after it. The
 ceiling of `mixed` over `all at 8` is what the bytes and products of the smaller count save; of `two engines` over
-`mixed`, nothing. Engines as the server runs them (512 tokens a step), no HTTP, no prefix cache; medians over
-`--repeats`, arms in turn.
+`mixed`, nothing. Engines take at most 512 tokens a step; no HTTP, no prefix cache; medians over `--repeats`, arms
+in turn.
 """
 
 import json
@@ -48,22 +48,22 @@ def figures(times: Times, wishes: dict[int, int]) -> Figures:
     return result
 
 
-def arms(loaded: Loaded, workers: list[Worker], wishes: dict[int, int], threads: int) -> dict[str, Arm]:
-    """Every way to serve the same wishes."""
+def arms(loaded: Loaded, pairs: dict[int, list[Worker]], wishes: dict[int, int]) -> dict[str, Arm]:
+    """Every way to serve the same wishes; `pairs` of workers by the threads that each has."""
     total, large, small = len(wishes), max(wishes.values()), min(wishes.values())
     shares = [{n: k for n, k in wishes.items() if k == count} for count in (large, small)]
 
     def alone(counts: dict[int, int]) -> Arm:
         return lambda: loaded.serve(counts, total, monotonic())
 
-    def apart(each: int) -> Arm:
-        return lambda: side_by_side(workers, shares, total, each)
+    def apart(workers: list[Worker]) -> Arm:
+        return lambda: side_by_side(workers, shares, total)
 
     return {
         "mixed": alone(wishes),
         f"all at {large}": alone(dict.fromkeys(wishes, large)),
         f"all at {small}": alone(dict.fromkeys(wishes, small)),
-    } | {f"two engines, {each} thread{'s' * (each > 1)} each": apart(each) for each in sorted({1, threads})}
+    } | {f"two engines, {each} thread{'s' * (each > 1)} each": apart(pair) for each, pair in pairs.items()}
 
 
 def measure(all_arms: dict[str, Arm], wishes: dict[int, int], repeats: int) -> dict[str, Figures]:
@@ -106,10 +106,11 @@ def main(
         if model in CHECKPOINTS:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / model
             write_random(CHECKPOINTS[model], folder)
-        workers = [Worker(folder) for _ in range(2)]
-        for worker in workers:
+        all_threads = values["threads"]
+        pairs = {each: [Worker(folder, each) for _ in range(2)] for each in sorted({1, all_threads})}
+        for worker in (worker for pair in pairs.values() for worker in pair):
             stack.callback(worker.close)
-        results = measure(arms(Loaded.load(folder), workers, wishes, values["threads"]), wishes, repeats)
+        results = measure(arms(Loaded.load(folder, all_threads), pairs, wishes), wishes, repeats)
     columns = list(results["mixed"])
     print(f"\n{model}: {batch} requests, half of them at K = {large}, half at K = {small}\n")
     print(grid(["", *columns], [[name, *(f"{row[key]:,.1f}" for key in columns)] for name, row in results.items()]))

@@ -32,7 +32,7 @@ from benchmarks.systems.ours import OurEngine
 from benchmarks.systems.system import PeerFailed, Rates, Session, System
 from benchmarks.systems.vllm_cpu import Vllm
 from benchmarks.tables import grid, table
-from benchmarks.touched import BYTES, step_weights
+from benchmarks.touched import step_bytes
 from engine.build import keep_freed_memory
 from weights.folder import bundled_models, read_json, resolve_model
 from weights.load import read_config
@@ -153,7 +153,7 @@ def ceilings(folder: Path, speeds: Sequence[Speed], read: float) -> str:
         touched = next(
             (row.touched for row in speeds if row.batch == 1 and row.num_experts == one.num_experts and row.ours), None
         )
-        gigabytes = step_weights(config, touched, one.num_experts) * BYTES[one.weights] / 1e9
+        gigabytes = step_bytes(config, one.weights, touched, one.num_experts) / 1e9
         ceiling = read / gigabytes
         rows.append(
             [one.system, str(one.num_experts), f"{gigabytes:.3f}", f"{ceiling:,.0f}", f"{one.decode / ceiling:.0%}"]
@@ -169,10 +169,10 @@ def report(name: str, folder: Path, speeds: Sequence[Speed], read: float) -> Non
     print(f"\n{ceilings(folder, speeds, read)}\n", flush=True)
 
 
-def chosen(peers: str, quantize: Sequence[str]) -> list[System]:
+def chosen(peers: str, quantize: str) -> list[System]:
     """Ours in bf16, ours quantised, then the peers asked for."""
-    names = [name for name in peers.split(",") if name]
-    return [OurEngine(), *map(OurEngine, quantize), *(system for name in names for system in PEERS[name])]
+    ours = [OurEngine(), *(OurEngine(kind) for kind in quantize.split(",") if kind)]
+    return [*ours, *(system for name in peers.split(",") if name for system in PEERS[name])]
 
 
 def main(
@@ -184,7 +184,7 @@ def main(
     repeats: int = 3,
     threads: int = 0,
     peers: Annotated[str, typer.Option(help="names with commas; those not installed are skipped")] = ",".join(PEERS),
-    quantize: Annotated[list[str], typer.Option(help="also ours with this setting, where there is one")] = ["int8"],  # noqa: B006
+    quantize: Annotated[str, typer.Option(help="ours quantised, too: experts only, or all:")] = "int8,all:int8",
     out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
 ) -> None:
     """Print tables for people and one JSON line for machines."""

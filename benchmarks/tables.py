@@ -13,7 +13,7 @@ Key = tuple[int, int]  # batch, count
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Padded columns, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    widths = [max(3, *map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(_line(cells, widths) for cells in (head, rule, *rows))
 

@@ -8,7 +8,7 @@ from model.config import DecoderConfig, Infinity, TopK
 from model.decoder import Decoder
 
 EXPERT_PARTS = ("ffn.gate_up", "ffn.up", "ffn.down")
-BYTES = {"bf16": 2, "8 bit": 1}  # per weight; scales are left out
+BYTES = {"bf16": (2, 2), "8 bit": (1, 1), "8 bit experts": (2, 1)}  # per shared and per expert weight, without scales
 
 
 def expert_weights(config: DecoderConfig) -> int:
@@ -26,8 +26,9 @@ def shared_weights(config: DecoderConfig) -> int:
     return sum(p.numel() for name, p in named if name not in left_out and not name.endswith(EXPERT_PARTS))
 
 
-def step_weights(config: DecoderConfig, touched: float | None, count: int) -> float:
-    """Weights of one step that touches so many experts over all layers; None: one token's, by its count."""
+def step_bytes(config: DecoderConfig, weights: str, touched: float | None, count: int) -> float:
+    """Bytes of one step that touches so many experts over all layers; None: one token's, by its count."""
     if touched is None:
         touched = sum(count if isinstance(kind, TopK) else math.nan for kind in config.mixtures)
-    return shared_weights(config) + touched * expert_weights(config)
+    shared, expert = BYTES[weights]
+    return shared * shared_weights(config) + expert * touched * expert_weights(config)

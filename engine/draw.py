@@ -105,8 +105,8 @@ def _among_the_best(logits_RV: Tensor, asked_R: NDArray[np.void]) -> Ints:
 
 
 def _masses(logits_RV: Tensor, asked_R: NDArray[np.void]) -> Floats:
-    """The weight of the whole vocabulary, as a multiple of the best token's, for rows that keep a share of it; NaN where
-    the share is of the tokens that are ranked anyhow."""
+    """The weight of the whole vocabulary, as a multiple of the best token's, for rows that keep a share of it. NaN
+    where the share is one of the tokens that are ranked anyhow."""
     mass_R = np.full(len(asked_R), np.nan)
     rows = np.flatnonzero((asked_R["top_p"] < 1) & (asked_R["top_k"] == logits_RV.shape[1]))
     if len(rows) and logits_RV.shape[1] > SHORT:

@@ -26,26 +26,18 @@ def logprobs(
 
 
 def _best(logprob_LV: NDArray[np.float32], wanted: list[int]) -> list[tuple[tuple[int, float], ...]]:
-    """The best tokens of each row with their values. Every token at least as good as a row's last is sorted: a
-    partition alone would break ties by what the other rows want."""
+    """The best tokens of each row with their values. Whatever equals the last of them is sorted too: a partition alone
+    would choose among equals by what the other rows want."""
     rows, width = logprob_LV.shape
     wanted_L = np.minimum(wanted, width)
-    if not wanted_L.any():
+    most = wanted_L.max()
+    if most == 0:
         return [()] * rows
-    found = np.flatnonzero(logprob_LV >= _least(logprob_LV, wanted_L)[:, None])
+    least_L1 = np.partition(logprob_LV, width - most, axis=-1)[:, width - most, None]
+    found = np.flatnonzero(logprob_LV >= least_L1)
     row_N, value_N = found // width, logprob_LV.ravel()[found]
     order_N = np.lexsort((-value_N, row_N))  # stable, so equals stay in the order of their ids
     token, value = (found[order_N] % width).tolist(), value_N[order_N].tolist()
     start_L = np.searchsorted(row_N, np.arange(rows))
     spans = zip(start_L.tolist(), (start_L + wanted_L).tolist(), strict=True)
     return [tuple(zip(token[start:end], value[start:end], strict=True)) for start, end in spans]
-
-
-def _least(logprob_LV: NDArray[np.float32], wanted_L: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The value of the last token that each row wants; infinity where it wants none."""
-    rows, width = logprob_LV.shape
-    most = wanted_L.max()
-    top = np.partition(logprob_LV, width - most, axis=-1)[:, width - most :]
-    top = np.append(np.sort(top, axis=-1), np.full((rows, 1), np.inf, np.float32), axis=-1)
-    least: NDArray[np.float32] = top[np.arange(rows), most - wanted_L]
-    return least

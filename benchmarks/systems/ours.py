@@ -4,7 +4,7 @@ count is each request's own, so one loaded model serves every session. It knows 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -12,30 +12,31 @@ from typing import Any
 
 from benchmarks.systems.system import Rates, Weights
 from benchmarks.workload import LARGEST_BATCH, OUTPUT, PROMPT, prompts
-from engine.build import assemble
+from engine.build import assemble, prepare
 from engine.engine import Engine
 from engine.types import EngineSettings, Request, Sampling
 from model.budget import ExpertBudget
 from model.config import DecoderConfig
+from model.kernels.library import load
 from weights.load import load_model
 
 
 class OurEngine:
-    """moedial in bfloat16, or with `quantize` as its engine names it."""
+    """moedial in bfloat16, or with `quantize` as its engine names it: its experts, or after "all:" every matrix."""
 
-    def __init__(self, quantize: str = "") -> None:
-        self.name = f"moedial {quantize}".strip()
-        self.weights: Weights = "8 bit" if quantize else "bf16"
-        self._quantize = quantize
+    def __init__(self, quantize: str = "none") -> None:
+        everywhere, _, kind = quantize.rpartition(":")
+        self.name = "moedial" if quantize == "none" else f"moedial {quantize}"
+        self.weights: Weights = "bf16" if quantize == "none" else "8 bit" if everywhere else "8 bit experts"
+        self._quantize = {"quantize": kind, "quantize_layers": everywhere or "experts"}
         self._loaded: tuple[Path, Engine, DecoderConfig] | None = None
 
     def version(self) -> str:
-        return version("moedial")
+        kernels = load()
+        return f"{version('moedial')}, {kernels.name}{kernels.reason and f' ({kernels.reason})'}"
 
     def refuses(self, config: dict[str, Any]) -> str | None:
-        if self._quantize and "quantize" not in {field.name for field in fields(EngineSettings)}:
-            return "this engine has no setting `quantize`"
-        return None
+        return None if self.weights == "bf16" or load().native else load().reason
 
     @contextmanager
     def open(self, folder: Path, count: int) -> Iterator["OurSession"]:
@@ -49,18 +50,20 @@ class OurEngine:
 
     def _load(self, folder: Path) -> tuple[Engine, DecoderConfig]:
         model, _ = load_model(folder, "bfloat16")
-        return assemble(model, settings(folder, self._quantize))[0], model.config
+        chosen = settings(folder, **self._quantize)
+        return assemble(prepare(model, chosen)[0], chosen)[0], model.config
 
 
-def settings(folder: Path, quantize: str = "", max_step_tokens: int = LARGEST_BATCH * PROMPT) -> EngineSettings:
-    """An engine for this workload: a whole batch of prompts fits one step, and nothing is remembered."""
+def settings(folder: Path, max_step_tokens: int = LARGEST_BATCH * PROMPT, **quantize: Any) -> EngineSettings:
+    """An engine for this workload: nothing is remembered, and unless told otherwise a whole batch of prompts fits one
+    step (steps are bounded by tokens, not by time)."""
     return EngineSettings(
         model=str(folder),
         max_step_tokens=max_step_tokens,
         max_model_len=PROMPT + OUTPUT,
         kv_cache_bytes=1 << 30,
         prefix_cache=False,
-        **({"quantize": quantize} if quantize else {}),
+        **quantize,
     )
 
 

@@ -3,6 +3,8 @@
 Each is made from the plain-torch module that defines it, whose values it computes. No requests, no files here.
 """
 
+import statistics
+import time
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from model.batch import Batch
 from model.config import Activation, Infinity, TopK
-from model.kernels.pack import Kind, Packed, interleave, kind_for, pack
+from model.kernels.pack import INPUTS, OUTPUTS, Kind, Packed, interleave, kind_for, pack
 from model.layers import DenseFFN, RMSNorm, SelfAttention
 from model.mixture.infinity import InfinityMixture
 from model.mixture.seam import Observer
@@ -22,6 +24,7 @@ from model.noise import normal_table
 Quantize = Literal["none", "int8", "int8-weights"]
 ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in csrc/kernels.h
 GROUPED_UNITS = 64  # a mixture whose blocks are narrower is run in groups of so many units
+EVERY = 1 << 40  # more units than there are
 ops = torch.ops.moedial
 
 
@@ -131,7 +134,9 @@ class NativeInfinity:
         config: Infinity = module.config
         units = config.block if config.block % 16 == 0 else grouped_units(config)
         up, down = blocks_of(module, units)
-        self.mixture = mixture
+        narrow = units != config.block and precision.experts == precision.base and module.up.shape[1] % OUTPUTS == 0
+        rows = unit_rows(module) if narrow else (None, None)
+        self.mixture, self.width, self.share = mixture, module.up.shape[1], config.block
         self.args = (
             *norm_args(norm),
             *_words(pack(module.router, precision.base)),
@@ -149,13 +154,39 @@ class NativeInfinity:
             config.sigma_link == "exp",
             config.sigma_min,
             config.draws == "antithetic",
+            *rows,
         )
+        self.few = self._crossover() if rows[0] is not None else 0
 
     def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None:
         counts_T = batch.experts_LT[self.mixture]
-        load_E = ops.infinity_block(x_TD, counts_T, batch.seeds_T, batch.positions_T, batch.k_max, *self.args)
+        load_E = self._run(x_TD, counts_T, batch.seeds_T, batch.positions_T, batch.k_max, self.few)
         if observer is not None:
             observer.routed(self.mixture, batch.pairs_L[self.mixture], load_E, None)
+
+
+    def _run(self, x_TD: Tensor, counts_T: Tensor, seeds_T: Tensor, positions_T: Tensor, k_max: int, few: int) -> Tensor:
+        load_E: Tensor = ops.infinity_block(x_TD, counts_T, seeds_T, positions_T, k_max, *self.args, few)
+        return load_E
+
+    def _crossover(self) -> int:
+        """How many kept units cost as much one by one as all units in one pass. Both give the same bits."""
+        one, x_TD = torch.ones(1, dtype=torch.int64), torch.ones(1, self.width)
+
+        def seconds(few: int) -> float:
+            started = time.perf_counter()
+            self._run(x_TD.clone(), one, one, one, 1, few)
+            return time.perf_counter() - started
+
+        kept = int(self._run(x_TD.clone(), one, one, one, 1, 0).sum()) * self.share
+        pass_s, rows_s = (statistics.median(seconds(few) for _ in range(5)) for few in (0, EVERY))
+        return int(kept * pass_s / rows_s)
+
+
+def unit_rows(module: InfinityMixture) -> tuple[Tensor, Tensor]:
+    """Up [F, D'] and down [F, D], unit by unit, D' padded to what the kernels read."""
+    width = module.up.shape[1]
+    return nn.functional.pad(module.up, (0, -width % INPUTS)).contiguous(), module.down.T.contiguous()
 
 
 def grouped_units(config: Infinity) -> int:

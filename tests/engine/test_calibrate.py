@@ -137,7 +137,7 @@ def test_the_real_runner_is_measured_and_nothing_is_left_behind() -> None:
     model = decoder(llama_like(topk(), infinity(), context=64))
     settings = EngineSettings("", block_size=4, kv_cache_bytes=1 << 20)
     engine, blocks = assemble(model, settings)
-    info = describe(model, "tiny", settings, blocks, 0.0)
+    info = replace(INFO, kv_blocks=blocks, **describe(model, settings))
     cost = measure(engine.runner, info, pools(model.config), 512)
     assert min(values(cost)) >= 0 and cost.seconds(1, 2, 2) > 0
     assert cost.pools == (Pool(6), Pool(12, kept=3))

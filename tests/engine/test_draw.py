@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from engine import draw, sampler
 from engine.types import Sampling
-from tests.engine.draws import LOGITS, best, frequencies, one, softmax
+from tests.engine.draws import LOGITS, best, frequencies, one, sequence, softmax
 
 FOUR = [math.log(p) for p in (0.5, 0.3, 0.15, 0.05)]
 
@@ -41,8 +42,22 @@ def test_many_tokens_come_as_often_as_they_should(width: int, cut: bool, top_k: 
     assert all(probs[token] > 0 for token in found)
 
 
-@pytest.mark.parametrize("temperature", [1e-300, 1e-9, 1e-6])
+@pytest.mark.parametrize("width", [4096, 50_003])
+def test_the_bits_that_tokens_are_drawn_from_are_a_rows_own(width: int) -> None:
+    """Torch splits one long sum among its threads and many not, which rounds differently, though too rarely
+    to show in tokens."""
+    rows = torch.randn(33, width, generator=torch.Generator().manual_seed(2)) * 3
+    temperatures = np.linspace(0.3, 3, 33)
+    together = draw._probabilities(rows, temperatures)
+    for i in (0, 7, 32):
+        alone = draw._probabilities(rows[i, None], temperatures[i, None])
+        assert torch.equal(alone[0], together[i])
+        assert torch.equal(draw._block_sums(alone)[0], draw._block_sums(together)[i])
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-9, 1e-6])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.filterwarnings("error")
 def test_the_smallest_temperature_is_greedy_and_finite(temperature: float, top_p: float) -> None:
     assert frequencies(LOGITS, 100, temperature=temperature, top_p=top_p) == {5: 100}
 
@@ -147,6 +162,15 @@ def test_what_has_no_weight_is_never_drawn(
     monkeypatch.setattr(draw, "BLOCK", 3)
     masked = {"min_tokens": 1, "stop_token_ids": (0, 1, 2, 3, 8, 9)}
     assert one([5.0, 5, 5, 5, 1, 2, 1, -900, 5, 5], **masked, **options).token in {4, 5, 6}
+
+
+def test_what_rounding_leaves_of_the_last_block_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum of a block in float32 may exceed that of its tokens in float64."""
+    monkeypatch.setattr(sampler, "uniform", lambda seed, position: 1 - 2.0**-53)
+    rows = torch.randn(100, draw.BLOCK + 100, generator=torch.Generator().manual_seed(4))
+    rows[:, draw.BLOCK + 60 :] = -900
+    tokens = [sampled.token for sampled in sampler.sample(rows, [sequence() for _ in rows])]
+    assert all(token == draw.BLOCK + 59 for token in tokens)
 
 
 def test_when_adjustments_overflow_the_best_token_is_taken() -> None:

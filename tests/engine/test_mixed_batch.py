@@ -114,6 +114,8 @@ def random_request(rng: random.Random, id: int, layers: int) -> Request:
         seed=rng.choice([1, 2, -3, 2**62]),
         temperature=rng.choice([0.0, 0.0, 0.9, 1.3]),
         top_k=rng.choice([0, 20]),
+        frequency_penalty=rng.choice([0.0, 0.4]),
+        repetition_penalty=rng.choice([1.0, 1.2]),
         stop_token_ids=(rng.randrange(VOCABULARY),),
     )
     return Request(str(id), tuple(prompt), ExpertBudget(budget), sampling)

@@ -47,9 +47,10 @@ def test_stop_tokens_are_masked_until_the_minimum_length() -> None:
     assert best(LOGITS, stop_token_ids=(5,)) == 5
 
 
-def test_a_bias_adds_up_with_the_minimum_length() -> None:
+def test_biases_add_up_and_yield_to_the_minimum_length() -> None:
     assert best(LOGITS, logit_bias=((3, 4.5),)) == 3
     assert best(LOGITS, logit_bias=((5, -100.0), (0, -100.0))) == 2
+    assert best(LOGITS, logit_bias=((3, 2.5), (3, 2.0))) == 3
     assert best(LOGITS, logit_bias=((5, 100.0),), min_tokens=1, stop_token_ids=(5,)) == 0
 
 
@@ -89,13 +90,13 @@ def test_every_step_is_as_defined(options: list[dict[str, Any]], said: list[int]
 
 def test_what_is_kept_goes_with_its_sequence() -> None:
     gc.collect()
-    before = sum(isinstance(item, Touched) for item in gc.get_objects())
+    before = sum(type(item) is Touched for item in gc.get_objects())
     sequences = [sequence(output=(1, 2), presence_penalty=1.0) for _ in range(5)]
     sample(torch.zeros(5, 8), sequences)
-    assert sum(isinstance(item, Touched) for item in gc.get_objects()) == before + 5
+    assert sum(type(item) is Touched for item in gc.get_objects()) == before + 5
     del sequences
     gc.collect()
-    assert sum(isinstance(item, Touched) for item in gc.get_objects()) == before
+    assert sum(type(item) is Touched for item in gc.get_objects()) == before
 
 
 @pytest.mark.parametrize("options", [{}, {"min_tokens": 1}, {"stop_token_ids": (3,)}])

@@ -74,18 +74,30 @@ struct Attender {
         return ((block * pages.block_size + key % pages.block_size) / TILE * cache.kv_heads + t.group) * cache.tile_words();
     }
 
+    // A tile is short and its neighbour far away: the processor would not see it coming.
+    void fetch(const int32_t* tile) const {
+        for (int64_t i = 0; i < cache.tile_words(); i += 16) __builtin_prefetch(tile + i);
+    }
+
     // One round: keys [from, from + 64) for all queries of the task; `last` is one past the last key that any sees.
     template <class K>
     void round(const Task& t, int64_t queries, int64_t from, int64_t last, const int32_t* const* rows, Running& run) const {
-        alignas(64) float scores[QUERIES * KEYS] = {};
+        alignas(64) float scores[QUERIES * KEYS];
         alignas(64) int32_t probs[QUERIES * KEYS];
         const int32_t* prob_rows[QUERIES];
+        int32_t *score_rows[QUERIES], *out_rows[QUERIES];
+        for (int64_t r = 0; r < queries; r++) {
+            score_rows[r] = (int32_t*)scores + r * KEYS;
+            out_rows[r] = (int32_t*)run.out + r * cache.head_width;
+        }
         const int64_t group = cache.group(), tiles = ceil_div(std::min(last - from, KEYS), TILE);
         int64_t at[KEYS / TILE];
+        if (tiles < KEYS / TILE) std::memset(scores, 0, queries * KEYS * 4);
+        for (int64_t i = 0; i < tiles; i++) at[i] = tile_at(t, from + i * TILE);
         for (int64_t i = 0; i < tiles; i++) {
-            at[i] = tile_at(t, from + i * TILE);
+            fetch(cache.values + at[i]);
             chunk<K>(rows, queries, 0, cache.keys + at[i], TILE, cache.head_width / group, TILE,
-                     (int32_t*)scores + i * TILE, KEYS, false);
+                     score_rows, i * TILE, false);
         }
         for (int64_t r = 0; r < queries; r++) {
             soften(t, r, from, scores + r * KEYS, run);
@@ -95,27 +107,26 @@ struct Attender {
                 for (int64_t i = 0; i < KEYS; i += 2 * LANES)
                     store_bf16((uint16_t*)prob_rows[r] + i, load(scores + r * KEYS + i), load(scores + r * KEYS + i + LANES));
         }
+        for (int64_t key = from + KEYS; key < std::min(last, from + 2 * KEYS); key += TILE) fetch(cache.keys + tile_at(t, key));
         for (int64_t i = 0; i < tiles; i++)
             for (int64_t c = 0; c < cache.head_width; c += PANEL)
                 chunk<K>(prob_rows, queries, i * TILE / group, cache.values + at[i] + c, std::min(PANEL, cache.head_width - c),
-                         TILE / group, cache.head_width, (int32_t*)run.out + c, cache.head_width, true);
+                         TILE / group, cache.head_width, out_rows, c, true);
     }
 
     // Scores of one query become weights relative to the running maximum; what was summed before is scaled to it.
     void soften(const Task& t, int64_t r, int64_t from, float* s, Running& run) const {
         const int64_t here = position(t, r), first = a.window ? here - a.window + 1 : 0;
-        float most = -INFINITY;
+        const vi highest = splat(int32_t(std::min(here - from, KEYS))), lowest = splat(int32_t(std::max(first - from, int64_t{-1})));
+        vf best = splat(-INFINITY);
         for (int64_t j = 0; j < KEYS; j += LANES) {
             vf v = load(s + j) * a.scale;
             if (a.softcap) v = tanh(v * (1.0f / a.softcap)) * a.softcap;
-            store(s + j, v);
+            const vi key = iota() + int32_t(j);
+            v = select((key <= highest) & (key >= lowest), v, splat(-INFINITY));
+            store(s + j, v), best = max(best, v);
         }
-        for (int64_t j = 0; j < KEYS; j++) {
-            if (from + j > here || from + j < first) s[j] = -INFINITY;
-            // Not a number stays one.
-            most = s[j] <= most ? most : s[j];
-        }
-        const float before = run.most[r], now = before >= most ? before : most;
+        const float most = largest(best), before = run.most[r], now = before >= most ? before : most;
         if (now == -INFINITY) {
             std::memset(s, 0, KEYS * 4);
             return;

@@ -51,7 +51,8 @@ Tensor infinity_block_op(Tensor x, const Tensor& counts, const Tensor& seeds, co
                          const Tensor& norm_weight, Maybe norm_bias, double eps, const Tensor& router, Maybe router_side,
                          const Tensor& scores, int64_t space, const Tensor& up, Maybe up_side, const Tensor& down, Maybe down_side,
                          int64_t units, int64_t block_units, int64_t scored, int64_t kept, int64_t activation,
-                         const Tensor& quantiles, int64_t layer, bool exponential, double sigma_min, bool antithetic) {
+                         const Tensor& quantiles, int64_t layer, bool exponential, double sigma_min, bool antithetic,
+                         Maybe up_rows, Maybe down_rows, int64_t few) {
     float* in = floats(x, "x");
     const int64_t width = x.size(1);
     TORCH_CHECK(scored > 0 && units % scored == 0 && block_units > 0 && block_units % 16 == 0 && block_units % (units / scored) == 0,
@@ -65,6 +66,14 @@ Tensor infinity_block_op(Tensor x, const Tensor& counts, const Tensor& seeds, co
     b.blocks = experts_of(up, up_side, down, down_side, (units + block_units - 1) / block_units, block_units, width, false, activation);
     b.draws = {data<const float>(quantiles, "quantiles"), layer, space, exponential, antithetic, float(sigma_min)};
     b.scored = scored, b.share = units / scored, b.kept = kept;
+    if (up_rows && down_rows) {
+        TORCH_CHECK(b.blocks.up.kind <= BFLOAT && b.blocks.up.kind == b.blocks.down.kind, "int8 units have no rows of their own");
+        TORCH_CHECK(width % 16 == 0, "unit rows need a width that is a multiple of 16, got ", width);
+        for (const Tensor& rows : {*up_rows, *down_rows})
+            TORCH_CHECK(rows.is_contiguous() && rows.scalar_type() == up.scalar_type(), "unit rows must be like the panels");
+        TORCH_CHECK(up_rows->numel() == units * b.blocks.up.k && down_rows->numel() == units * width, "unit rows: shapes do not fit");
+        b.rows = {(const int32_t*)up_rows->data_ptr(), (const char*)down_rows->data_ptr(), few};
+    }
     Tokens t = tokens_of(counts, k_max);
     TORCH_CHECK(t.count == x.size(0) && seeds.numel() == t.count && positions.numel() == t.count, "counts do not fit");
     t.seeds = data<const int64_t>(seeds, "seeds"), t.positions = data<const int64_t>(positions, "positions");

@@ -32,7 +32,10 @@ inline void gated(const Experts& e, const Matrix& m, const int32_t* words, int64
 inline void weigh(const Calls& calls, int64_t pair, int64_t token, int64_t unit, int64_t count, float* h) {
     if (calls.mask) {
         const float* mask = calls.mask + token * calls.stride;
-        for (int64_t i = 0; i < count; i++) h[i] *= mask[std::min((unit + i) / calls.share, calls.stride - 1)];
+        int64_t i = 0;
+        if (calls.share == 1)
+            for (; i + LANES <= count && unit + i + LANES <= calls.stride; i += LANES) store(h + i, load(h + i) * load(mask + unit + i));
+        for (; i < count; i++) h[i] *= mask[std::min((unit + i) / calls.share, calls.stride - 1)];
     } else if (calls.weight) {
         for (int64_t i = 0; i < count; i += LANES) store(h + i, load(h + i) * calls.weight[pair]);
     }
@@ -76,7 +79,7 @@ inline void up_tile(const Inputs& x, const Calls& calls, const Experts& e, const
         const int64_t now = std::min(BLOCK, w.rows - r), pair = w.first + r;
         const auto token = [&](int64_t j) { return calls.token ? calls.token[pair + j] : pair + j; };
         for (int64_t j = 0; j < now; j++) b.rows[j] = x.row(token(j));
-        product(b.rows, now, slice, b.words);
+        product(b.rows, now, slice, b.own, 0, false);
         for (int64_t j = 0; j < now; j++) {
             const float scale = x.scale ? x.scale[token(j)] : 1.0f;
             gated(e, m, b.words + j * PANEL, slice.first, slice.outputs, scale, bias, h);
@@ -86,21 +89,32 @@ inline void up_tile(const Inputs& x, const Calls& calls, const Experts& e, const
     }
 }
 
-// y[:, slice] += Σ over this expert's rows of down · h.
+// y[:, slice] += Σ over this expert's rows of down · h. Unscaled sums go straight onto y.
 inline void down_tile(const Hidden& hidden, const Calls& calls, const Matrix& m, const Work& w, const Slice& slice, float* y,
                       int64_t width) {
     Block& b = block();
+    const bool straight = m.kind == FLOAT || m.kind == BFLOAT;
     for (int64_t r = 0; r < w.rows; r += BLOCK) {
         const int64_t now = std::min(BLOCK, w.rows - r), pair = w.first + r;
-        for (int64_t j = 0; j < now; j++) b.rows[j] = hidden.in.row(pair + j);
-        product(b.rows, now, {&m, slice.first, slice.outputs}, b.words);
+        for (int64_t j = 0; j < now; j++) {
+            b.rows[j] = hidden.in.row(pair + j);
+            b.sums[j] = (int32_t*)(y + (calls.token ? calls.token[pair + j] : pair + j) * width + slice.first);
+        }
+        product(b.rows, now, {&m, slice.first, slice.outputs}, straight ? b.sums : b.own, 0, straight);
+        if (straight) continue;
         for (int64_t j = 0; j < now; j++) {
             const float scale = hidden.in.scale ? hidden.in.scale[pair + j] : 1.0f;
-            float* out = y + (calls.token ? calls.token[pair + j] : pair + j) * width + slice.first;
+            float* out = (float*)b.sums[j];
             for (int64_t i = 0; i < slice.outputs; i += LANES)
-                store(out + i, load(out + i) + finish(m, b.words + j * PANEL + i, slice.first + i, scale));
+                store(out + i, load(out + i) + finish(m, b.own[j] + i, slice.first + i, scale));
         }
     }
+}
+
+// Ask for the next expert's part of a column early: it is short, and the processor would not see it coming.
+inline void fetch(const Matrix& m, const Slice& s) {
+    const int64_t p = s.first / PANEL, bytes = std::min<int64_t>(m.outputs(p) * m.groups() * m.word_bytes(), 8192);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(m.panel(p) + i);
 }
 
 inline Hidden hidden_rows(const Experts& e, int64_t pairs) {
@@ -124,12 +138,14 @@ inline void run_experts(const Inputs& x, int64_t rows, int64_t width, const Call
             for (int64_t r = first; r < last; r++) encode(hidden.floats + r * e.down.k, e.down.k, hidden.in, r, e.down.k);
         });
     float* sums = scratch().take<float>(rows * padded);
-    const Slices slices(e.down);
+    const Slices slices(e.down, 1);  // a column is summed by one thread
     parallel(slices.count(), [&](int64_t i) {
         const Slice slice = slices.at(i);
         for (int64_t r = 0; r < rows; r++) std::memset(sums + r * padded + slice.first, 0, slice.outputs * 4);
-        for (int64_t p = 0; p < pieces; p++)
+        for (int64_t p = 0; p < pieces; p++) {
+            if (p + 1 < pieces) fetch(e.down.at(work[p + 1].expert), slice);
             down_tile(hidden, calls, e.down.at(work[p].expert), work[p], slice, sums, padded);
+        }
         const int64_t last = std::min(slice.first + slice.outputs, width);
         for (int64_t r = 0; r < rows; r++)
             for (int64_t c = slice.first; c < last; c++) {

@@ -1,6 +1,8 @@
 // Products with packed matrices: accumulator tiles, one panel of up to 64 outputs at a time.
 // Every output is one chain of sums over the inputs in order, so a row's bits do not depend on the rows beside it.
 #pragma once
+#include <algorithm>
+
 #include "kernels.h"
 #include "vec.h"
 
@@ -21,27 +23,24 @@ struct Quantum {
     static vi dot(vi acc, vi a, vi b) { return dot_bytes(acc, a, b); }
 };
 
-// c[r][v] (+)= Σ_g a[r][g] · b[v][g] for R rows and V vectors of outputs; a row of b is `step` words.
+// c[r][v] (+)= Σ_g a[r][g] · w[g][v] for R rows and V vectors of outputs; a row of w is `step` words.
 template <class K, int R, int V>
-inline void tile(const int32_t* const* a, int64_t from, const int32_t* const* b, int64_t groups, int64_t step, int32_t* c,
-                 int64_t stride, bool add) {
+inline void tile(const int32_t* const* a, int64_t from, const int32_t* w, int64_t groups, int64_t step, int32_t* const* c,
+                 int64_t to, bool add) {
     vi acc[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) acc[r][v] = add ? load(c + r * stride + v * LANES) : splat(0);
+        for (int v = 0; v < V; v++) acc[r][v] = add ? load(c[r] + to + v * LANES) : splat(0);
     const int32_t* x[R];
-    const int32_t* w[V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) x[r] = a[r] + from;
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) w[v] = b[v];
-    for (int64_t g = 0; g < groups; g++) {
+    for (int64_t g = 0; g < groups; g++, w += step) {
         vi y[V];
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) {
-            y[v] = load(w[v] + g * step);
-            __builtin_prefetch(w[v] + (g + AHEAD) * step);
+            y[v] = load(w + v * LANES);
+            if (v * LANES % 16 == 0) __builtin_prefetch(w + AHEAD * step + v * LANES);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
@@ -53,35 +52,31 @@ inline void tile(const int32_t* const* a, int64_t from, const int32_t* const* b,
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) store(c + r * stride + v * LANES, acc[r][v]);
+        for (int v = 0; v < V; v++) store(c[r] + to + v * LANES, acc[r][v]);
 }
 
 template <class K, int V, int R = ROWS>
-inline void tile_rows(int rows, const int32_t* const* a, int64_t from, const int32_t* const* b, int64_t groups,
-                      int64_t step, int32_t* c, int64_t stride, bool add) {
-    if (rows == R) return tile<K, R, V>(a, from, b, groups, step, c, stride, add);
-    if constexpr (R > 1) tile_rows<K, V, R - 1>(rows, a, from, b, groups, step, c, stride, add);
+inline void tile_rows(int rows, const int32_t* const* a, int64_t from, const int32_t* w, int64_t groups, int64_t step,
+                      int32_t* const* c, int64_t to, bool add) {
+    if (rows == R) return tile<K, R, V>(a, from, w, groups, step, c, to, add);
+    if constexpr (R > 1) tile_rows<K, V, R - 1>(rows, a, from, w, groups, step, c, to, add);
 }
 
 template <class K, int V = VECTORS>
-inline void tile_any(int rows, int vectors, const int32_t* const* a, int64_t from, const int32_t* const* b, int64_t groups,
-                     int64_t step, int32_t* c, int64_t stride, bool add) {
-    if (vectors == V) return tile_rows<K, V>(rows, a, from, b, groups, step, c, stride, add);
-    if constexpr (V > 1) tile_any<K, V - 1>(rows, vectors, a, from, b, groups, step, c, stride, add);
+inline void tile_any(int rows, int vectors, const int32_t* const* a, int64_t from, const int32_t* w, int64_t groups,
+                     int64_t step, int32_t* const* c, int64_t to, bool add) {
+    if (vectors == V) return tile_rows<K, V>(rows, a, from, w, groups, step, c, to, add);
+    if constexpr (V > 1) tile_any<K, V - 1>(rows, vectors, a, from, w, groups, step, c, to, add);
 }
 
-// All rows against one chunk of a panel.
+// All rows against one chunk of a panel; row r's sums lie at c[r] + to.
 template <class K>
 inline void chunk(const int32_t* const* a, int64_t rows, int64_t from, const int32_t* w, int64_t outputs, int64_t groups,
-                  int64_t step, int32_t* c, int64_t stride, bool add) {
-    const int32_t* b[VECTORS];
+                  int64_t step, int32_t* const* c, int64_t to, bool add) {
     for (int64_t n = 0; n < outputs; n += VECTORS * LANES) {
         const int vectors = int(outputs - n < VECTORS * LANES ? (outputs - n) / LANES : VECTORS);
-        for (int v = 0; v < vectors; v++) b[v] = w + n + v * LANES;
-        for (int64_t r = 0; r < rows; r += ROWS) {
-            const int now = int(rows - r < ROWS ? rows - r : ROWS);
-            tile_any<K>(now, vectors, a + r, from, b, groups, step, c + r * stride + n, stride, add);
-        }
+        for (int64_t r = 0; r < rows; r += ROWS)
+            tile_any<K>(int(std::min<int64_t>(rows - r, ROWS)), vectors, a + r, from, w + n, groups, step, c + r, to + n, add);
     }
 }
 
@@ -105,25 +100,24 @@ struct Slice {
     int64_t first, outputs;
 };
 
-// c [rows][64] = the words of Σ_k for at most BLOCK rows: floats, or int32 for QUANTUM.
-inline void product(const int32_t* const* a, int64_t rows, const Slice& s, int32_t* c) {
+// The words of Σ_k for at most BLOCK rows, floats (int32 for QUANTUM), row r at c[r] + to; with `add`, onto what is there.
+inline void product(const int32_t* const* a, int64_t rows, const Slice& s, int32_t* const* c, int64_t to, bool add) {
     const Matrix& m = *s.matrix;
     const int64_t p = s.first / PANEL, step = m.outputs(p), inside = s.first - p * PANEL, groups = m.groups();
     alignas(64) static thread_local int32_t wide[CHUNK * PANEL];
     // Few rows pass once over all inputs; many pass over chunks that stay in the cache. The sums are the same.
     const int64_t most = rows <= ROWS && m.kind != BYTES ? groups : CHUNK;
-    for (int64_t from = 0; from < groups; from += most) {
-        const int64_t now = groups - from < most ? groups - from : most;
+    for (int64_t from = 0; from < groups; from += most, add = true) {
+        const int64_t now = std::min(groups - from, most);
         const char* data = m.panel(p) + from * step * m.word_bytes();
         const int32_t* words = (const int32_t*)data + inside;
         switch (m.kind) {
-            case FLOAT: chunk<Float>(a, rows, from, words, s.outputs, now, step, c, PANEL, from > 0); break;
-            case BFLOAT: chunk<Bfloat>(a, rows, from, words, s.outputs, now, step, c, PANEL, from > 0); break;
-            case QUANTUM: chunk<Quantum>(a, rows, from, words, s.outputs, now, step, c, PANEL, from > 0); break;
+            case FLOAT: chunk<Float>(a, rows, from, words, s.outputs, now, step, c, to, add); break;
+            case BFLOAT: chunk<Bfloat>(a, rows, from, words, s.outputs, now, step, c, to, add); break;
+            case QUANTUM: chunk<Quantum>(a, rows, from, words, s.outputs, now, step, c, to, add); break;
             case BYTES:
                 widen((const int8_t*)data, now * step, wide);
-                __builtin_prefetch(data + now * step * 2);
-                chunk<Bfloat>(a, rows, from, wide + inside, s.outputs, now, step, c, PANEL, from > 0);
+                chunk<Bfloat>(a, rows, from, wide + inside, s.outputs, now, step, c, to, add);
                 break;
         }
     }

@@ -2,6 +2,7 @@
 // (arXiv 2601.17680, eq. 5 and 6). The numbers drawn are those of model/noise.py.
 #pragma once
 #include "topk.h"
+#include "units.h"
 
 namespace moedial {
 
@@ -96,34 +97,50 @@ void masks(const float* scores, int64_t stride, const Tokens& t, int64_t scored,
     });
 }
 
-// Pairs (token, group of units) in which some score is kept, sorted by group.
+// Pairs (token, group of units) in which some score is kept, sorted by group; `load` counts each score's tokens.
 inline Calls mask_calls(const float* mask, const Tokens& t, const Infinity& layer, int64_t* load) {
-    const int64_t per = layer.blocks.units / layer.share, groups = ceil_div(layer.scored, per);
-    const auto weight = [&](int64_t i, int64_t g) {  // of a group of one score its value; of several whether any is kept
-        float some = 0;
-        for (int64_t b = g * per; b < std::min((g + 1) * per, layer.scored); b++) some = mask[i * layer.scored + b] != 0 ? mask[i * layer.scored + b] : some;
-        return some;
-    };
+    const int64_t scored = layer.scored, per = layer.blocks.units / layer.share, groups = ceil_div(scored, per);
+    int32_t* kept = scratch().take<int32_t>(t.count * scored);  // each token's scores, rising
+    int64_t* count = scratch().take<int64_t>(t.count);
+    parallel_rows(t.count, 16, [&](int64_t from, int64_t until) {
+        for (int64_t i = from; i < until; i++) {
+            int64_t n = 0;
+            for (int64_t b = 0; b < scored; b++) kept[i * scored + n] = int32_t(b), n += mask[i * scored + b] != 0;
+            count[i] = n;
+        }
+    });
     int64_t* ends = scratch().take<int64_t>(groups);
     std::memset(ends, 0, groups * 8);
-    std::memset(load, 0, layer.scored * 8);
-    for (int64_t i = 0; i < t.count; i++) {
-        for (int64_t b = 0; b < layer.scored; b++) load[b] += mask[i * layer.scored + b] != 0;
-        for (int64_t g = 0; g < groups; g++) ends[g] += weight(i, g) != 0;
-    }
+    std::memset(load, 0, scored * 8);
+    const auto each = [&](auto&& f) {  // f(token, group, score), once for each group of a token
+        for (int64_t i = 0; i < t.count; i++)
+            for (int64_t n = 0, last = -1; n < count[i]; n++)
+                if (const int64_t b = kept[i * scored + n], g = b / per; g != last) f(i, last = g, b);
+    };
+    for (int64_t i = 0; i < t.count; i++)
+        for (int64_t n = 0; n < count[i]; n++) load[kept[i * scored + n]]++;
+    each([&](int64_t, int64_t g, int64_t) { ends[g]++; });
     int64_t pairs = 0;
     for (int64_t g = 0; g < groups; g++) {
         const int64_t size = ends[g];
         ends[g] = pairs, pairs += size;
     }
     int32_t* token = scratch().take<int32_t>(pairs);
-    float* weights = scratch().take<float>(pairs);
-    for (int64_t i = 0; i < t.count; i++)
-        for (int64_t g = 0; g < groups; g++)
-            if (const float w = weight(i, g); w != 0) token[ends[g]] = int32_t(i), weights[ends[g]++] = w;
-    Calls calls{token, weights, ends, groups};
-    if (per > 1) calls.mask = mask, calls.stride = layer.scored, calls.share = layer.share;
+    float* weight = scratch().take<float>(pairs);
+    each([&](int64_t i, int64_t g, int64_t b) { token[ends[g]] = int32_t(i), weight[ends[g]++] = mask[i * scored + b]; });
+    Calls calls{token, weight, ends, groups};
+    if (per > 1) calls.mask = mask, calls.stride = scored, calls.share = layer.share;
     return calls;
+}
+
+// Counts each score's tokens; whether so few units are kept that reading their rows alone is faster.
+inline bool few_units(const float* mask, const Tokens& t, const Infinity& layer, int64_t* load) {
+    const int64_t scored = layer.scored;
+    if (t.count * layer.kept * layer.share > layer.rows.most) return false;  // a token keeps this many at least
+    std::memset(load, 0, scored * 8);
+    int64_t units = 0;
+    for (int64_t i = 0; i < t.count * scored; i++) load[i % scored] += mask[i] != 0, units += mask[i] != 0;
+    return units * layer.share <= layer.rows.most;
 }
 
 // x += mean over the draws of the masked feed-forward layer of norm(x); returns ΣK and each score's tokens.
@@ -140,9 +157,13 @@ int64_t infinity_block(float* x, int64_t width, const Infinity& layer, const Tok
     linear_rows(rows, draws, {layer.scores}, false, layer.scores.n, layer.scores.n, scores);
     float* mask = scratch().take<float>(t.count * layer.scored);
     masks(scores, layer.scores.n, t, layer.scored, layer.kept, mask);
-    const Calls calls = mask_calls(mask, t, layer, load);
     const bool same = inputs_match(layer.router, layer.blocks.up);
     const Inputs up = same ? in : encode_rows(h, t.count, width, width, {}, layer.blocks.up);
+    if (layer.rows.most && few_units(mask, t, layer, load)) {
+        run_units(layer.rows, up, t.count, width, layer.blocks, mask, layer.scored, layer.share, x);
+        return draws;
+    }
+    const Calls calls = mask_calls(mask, t, layer, load);
     if (calls.ends[calls.experts - 1]) run_experts(up, t.count, width, calls, layer.blocks, true, x);
     return draws;
 }

@@ -117,12 +117,20 @@ struct Draws {
     float sigma_min = 0;
 };
 
+// Unit-major copies of both matrices, up [units, k] and down [units, width], in the kind of the panels.
+struct UnitRows {
+    const int32_t* up = nullptr;
+    const char* down = nullptr;
+    int64_t most = 0;  // they are read for up to so many kept units of all tokens
+};
+
 struct Infinity {
     Norm norm;
     Matrix router, scores;
     Experts blocks;                    // one "expert" per `blocks.units` units, a multiple of `share`
     Draws draws;
     int64_t scored = 0, share = 0, kept = 0;  // scores, units of each, scores kept by one draw
+    UnitRows rows;                     // where masks are narrower than the blocks
 };
 
 struct TopK {

@@ -11,6 +11,12 @@ namespace moedial {
 struct Block {
     alignas(64) int32_t words[BLOCK * PANEL];
     const int32_t* rows[BLOCK];
+    int32_t* sums[BLOCK];
+
+    Block() {
+        for (int64_t r = 0; r < BLOCK; r++) own[r] = words + r * PANEL;
+    }
+    int32_t* own[BLOCK];  // rows of `words`
 };
 
 inline Block& block() {
@@ -54,13 +60,13 @@ inline bool inputs_match(const Matrix& a, const Matrix& b) {
     return form(a.kind) == form(b.kind) && a.k == b.k;
 }
 
-// Slices of a matrix' outputs, narrow enough that every thread gets several.
+// Slices of a matrix' outputs, narrow where each has so few rows that the threads would not get several tasks.
 struct Slices {
     const Matrix& m;
     int64_t width;
 
-    explicit Slices(const Matrix& matrix) : m(matrix), width(PANEL) {
-        while (width > 16 && ceil_div(m.n, width) < 4 * threads()) width /= 2;
+    Slices(const Matrix& matrix, int64_t rows) : m(matrix), width(PANEL) {
+        while (width > 16 && ceil_div(m.n, width) * ceil_div(rows, BLOCK) < 4 * threads()) width /= 2;
     }
     int64_t count() const { return ceil_div(m.n, width); }
     Slice at(int64_t i) const { return {&m, i * width, std::min(width, m.n - i * width)}; }
@@ -69,7 +75,7 @@ struct Slices {
 // Calls f(row, first output, words) for each row and slice of m times the rows; words are unfinished sums.
 template <class F>
 inline void multiply(const Inputs& in, int64_t rows, const Matrix& m, F&& f) {
-    const Slices slices(m);
+    const Slices slices(m, rows);
     const int64_t parts = std::clamp<int64_t>(ceil_div(4 * threads(), slices.count()), 1, ceil_div(rows, BLOCK));
     const int64_t part = ceil_div(ceil_div(rows, parts), BLOCK) * BLOCK;
     parallel(slices.count() * parts, [&](int64_t i) {
@@ -79,7 +85,7 @@ inline void multiply(const Inputs& in, int64_t rows, const Matrix& m, F&& f) {
             Block& b = block();
             const int64_t now = std::min(BLOCK, last - r);
             for (int64_t j = 0; j < now; j++) b.rows[j] = in.row(r + j);
-            product(b.rows, now, slice, b.words);
+            product(b.rows, now, slice, b.own, 0, false);
             for (int64_t j = 0; j < now; j++) f(r + j, slice, b.words + j * PANEL);
         }
     });

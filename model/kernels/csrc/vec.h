@@ -48,10 +48,18 @@ inline vf fma(vf a, vf b, vf c) {
 inline vf select(vi mask, vf yes, vf no) { return mask ? yes : no; }
 inline vf max(vf a, vf b) { return select(a > b, a, b); }
 inline vf min(vf a, vf b) { return select(a < b, a, b); }
+inline vi iota() {
+    vi v;
+    for (int i = 0; i < LANES; i++) v[i] = i;
+    return v;
+}
 inline vf to_float(vi v) { return __builtin_convertvector(v, vf); }
 
-// Lane l of the result is a fixed tree over the lanes: the same sum whatever the caller.
+// A fixed tree over the lanes: the same sum whatever the caller.
 inline float sum(vf v) {
+#if LANES_512
+    return _mm512_reduce_add_ps((__m512)v);
+#endif
     float lane[LANES];
     store(lane, v);
     for (int width = LANES / 2; width; width /= 2)
@@ -60,6 +68,9 @@ inline float sum(vf v) {
 }
 
 inline float largest(vf v) {
+#if LANES_512
+    return _mm512_reduce_max_ps((__m512)v);
+#endif
     float lane[LANES];
     store(lane, v);
     float best = lane[0];
@@ -106,6 +117,18 @@ inline float from_bf16(uint16_t x) {
     std::memcpy(&f, &u, 4);
     return f;
 }
+
+// LANES bfloat16 as the lower or the upper half of a word each.
+inline vi low_half(const uint16_t* p) {
+#if LANES_512
+    return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+#else
+    vi v;
+    for (int i = 0; i < LANES; i++) v[i] = p[i];
+    return v;
+#endif
+}
+inline vi high_half(const uint16_t* p) { return low_half(p) << 16; }
 
 // Two vectors of floats, rounded to nearest even, as 2 * LANES bfloat16 in order.
 inline void store_bf16(uint16_t* out, vf low, vf high) {
