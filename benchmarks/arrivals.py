@@ -1,7 +1,9 @@
 """Requests that arrive together on our engine, in this process or in one of its own, and when each of their tokens
 came. It knows no table and no peer."""
 
+import ctypes
 import os
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from benchmarks.workload import prompts
 from engine.build import assemble, keep_freed_memory, prepare
 from engine.engine import Engine
 from model.budget import ExpertRange
+from model.kernels.library import load
 from weights.load import load_model
 
 Times = dict[int, list[float]]  # request number -> seconds after the common start, one per token
@@ -33,12 +36,12 @@ class Loaded:
     vocabulary: int
 
     @staticmethod
-    def load(folder: Path, threads: int) -> "Loaded":
-        keep_freed_memory()
-        torch.set_num_threads(threads)
+    def load(folder: Path) -> "Loaded":
         model, _ = load_model(folder, "bfloat16")
         chosen = settings(folder, STEP_TOKENS)
         engine, _ = assemble(prepare(model, chosen)[0], chosen)
+        give_back_freed_memory()
+        keep_freed_memory()
         return Loaded(engine, model.config.experts, model.config.vocabulary)
 
     def serve(self, counts: dict[int, int], total: int, start: float) -> Times:
@@ -57,20 +60,33 @@ class Loaded:
         return times
 
 
+def give_back_freed_memory() -> None:
+    """What packing the weights has left behind, which is more than they are: three engines have to fit."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def use_threads(threads: int) -> None:
+    """Torch's and the native kernels', now."""
+    torch.set_num_threads(threads)
+    if load().native:
+        torch.ops.moedial.set_threads(threads)
+
+
 class Worker:
     """The same in a process of its own; ready when made."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path) -> None:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(folder, threads, theirs), daemon=True)
+        self._process = context.Process(target=work, args=(folder, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        self._pipe.recv()
+        self.kernels: str = self._pipe.recv()
 
-    def begin(self, counts: dict[int, int], total: int, start: float) -> None:
-        """Have it serve from `start` on."""
-        self._pipe.send((counts, total, start))
+    def begin(self, counts: dict[int, int], total: int, threads: int, start: float) -> None:
+        """Have it serve with so many threads, from `start` on."""
+        self._pipe.send((counts, total, threads, start))
 
     def end(self) -> Times:
         """What it measured. Raises EOFError when the process has died."""
@@ -81,21 +97,22 @@ class Worker:
         self._process.join()
 
 
-def work(folder: Path, threads: int, pipe: Connection) -> None:
-    """Say when it is loaded, then serve what comes through the pipe until it closes."""
-    loaded = Loaded.load(folder, threads)
-    pipe.send(None)
+def work(folder: Path, pipe: Connection) -> None:
+    """Say on which kernels it runs when it is loaded, then serve what comes through the pipe until it closes."""
+    loaded = Loaded.load(folder)
+    pipe.send(load().name)
     while True:
         try:
-            counts, total, start = pipe.recv()
+            counts, total, threads, start = pipe.recv()
         except EOFError:
             return
+        use_threads(threads)
         pipe.send(loaded.serve(counts, total, start))
 
 
-def side_by_side(workers: Sequence[Worker], shares: Sequence[dict[int, int]], total: int) -> Times:
+def side_by_side(workers: Sequence[Worker], shares: Sequence[dict[int, int]], total: int, threads: int) -> Times:
     """Each worker serves its share, all from one moment on."""
     start = time.monotonic() + 0.1
     for worker, share in zip(workers, shares, strict=True):
-        worker.begin(share, total, start)
+        worker.begin(share, total, threads, start)
     return {number: times for worker in workers for number, times in worker.end().items()}

@@ -26,6 +26,7 @@ from benchmarks.checkpoints import CHECKPOINTS, write_random
 from benchmarks.machine import facts, introduce, use_threads
 from benchmarks.tables import grid
 from benchmarks.workload import OUTPUT
+from model.kernels.library import load
 
 Figures = dict[str, float]
 Arm = Callable[[], Times]
@@ -48,22 +49,29 @@ def figures(times: Times, wishes: dict[int, int]) -> Figures:
     return result
 
 
-def arms(loaded: Loaded, pairs: dict[int, list[Worker]], wishes: dict[int, int]) -> dict[str, Arm]:
-    """Every way to serve the same wishes; `pairs` of workers by the threads that each has."""
+def arms(loaded: Loaded, workers: list[Worker], wishes: dict[int, int], threads: int) -> dict[str, Arm]:
+    """Every way to serve the same wishes."""
     total, large, small = len(wishes), max(wishes.values()), min(wishes.values())
     shares = [{n: k for n, k in wishes.items() if k == count} for count in (large, small)]
 
     def alone(counts: dict[int, int]) -> Arm:
         return lambda: loaded.serve(counts, total, monotonic())
 
-    def apart(workers: list[Worker]) -> Arm:
-        return lambda: side_by_side(workers, shares, total)
+    def apart(each: int) -> Arm:
+        return lambda: side_by_side(workers, shares, total, each)
 
     return {
         "mixed": alone(wishes),
         f"all at {large}": alone(dict.fromkeys(wishes, large)),
         f"all at {small}": alone(dict.fromkeys(wishes, small)),
-    } | {f"two engines, {each} thread{'s' * (each > 1)} each": apart(pair) for each, pair in pairs.items()}
+    } | {f"two engines, {each} thread{'s' * (each > 1)} each": apart(each) for each in sorted({1, threads})}
+
+
+def same_kernels(workers: list[Worker]) -> str:
+    """What every engine runs on; comparing different ones would say nothing."""
+    (kernels,) = {load().name, *(worker.kernels for worker in workers)}
+    print(f"kernels: {kernels}", flush=True)
+    return kernels
 
 
 def measure(all_arms: dict[str, Arm], wishes: dict[int, int], repeats: int) -> dict[str, Figures]:
@@ -106,11 +114,11 @@ def main(
         if model in CHECKPOINTS:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / model
             write_random(CHECKPOINTS[model], folder)
-        all_threads = values["threads"]
-        pairs = {each: [Worker(folder, each) for _ in range(2)] for each in sorted({1, all_threads})}
-        for worker in (worker for pair in pairs.values() for worker in pair):
+        workers = [Worker(folder) for _ in range(2)]
+        for worker in workers:
             stack.callback(worker.close)
-        results = measure(arms(Loaded.load(folder, all_threads), pairs, wishes), wishes, repeats)
+        values["kernels"] = same_kernels(workers)
+        results = measure(arms(Loaded.load(folder), workers, wishes, values["threads"]), wishes, repeats)
     columns = list(results["mixed"])
     print(f"\n{model}: {batch} requests, half of them at K = {large}, half at K = {small}\n")
     print(grid(["", *columns], [[name, *(f"{row[key]:,.1f}" for key in columns)] for name, row in results.items()]))

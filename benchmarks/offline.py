@@ -41,7 +41,9 @@ PEERS: dict[str, list[System]] = {
     "transformers": [Transformers()],
     "llamacpp": [LlamaCpp("bf16"), LlamaCpp("q8_0")],
     "vllm": [Vllm()],
+    "vllm-compiled": [Vllm(eager=False)],
 }
+DEFAULT = "transformers,llamacpp,vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ def main(
     count: Annotated[list[int], typer.Option(help="expert counts")] = [1, 2, 4, 8],  # noqa: B006
     repeats: int = 3,
     threads: int = 0,
-    peers: Annotated[str, typer.Option(help="names with commas; those not installed are skipped")] = ",".join(PEERS),
+    peers: Annotated[str, typer.Option(help=f"of {', '.join(PEERS)}; those not installed are skipped")] = DEFAULT,
     quantize: Annotated[str, typer.Option(help="ours quantised, too: experts only, or all:")] = "int8,all:int8",
     out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
 ) -> None:

@@ -161,6 +161,8 @@ def main(
         "llamacpp": (LLAMACPP, llamacpp_steps(LLAMACPP, jobs or os.cpu_count() or 1)),
         "vllm": (VLLM, vllm_steps(VLLM)),
     }
+    for name in (name for name in only.split(",") if installed(peers[name][0])):
+        print(f"{name} is installed: {installed(peers[name][0])}")
     missing = {name: peers[name] for name in only.split(",") if not installed(peers[name][0])}
     for name, (folder, steps) in missing.items():
         print(f"{name} goes to {folder.relative_to(ROOT)}:", *(f"  {step.says}" for step in steps), sep="\n")

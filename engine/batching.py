@@ -1,54 +1,106 @@
 """From a plan to the decoder's input: one step's tokens, counts and pages as tensors.
 
-A handful of array operations whatever the batch; Python touches a sequence once a step, never a token. It runs nothing.
+While the same sequences decode, most of it is what it was a step ago and is kept: Python touches a sequence once a
+step, never a token. It runs nothing.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from engine.plan import Plan
-from model.batch import Batch, Pages, Span
+from engine.plan import Chunk, Plan
+from engine.sequence import Sequence
+from model.batch import Batch, Pages
 
 Ints = NDArray[np.int64]
+Shape = list[tuple[Sequence, int, int]]  # of each chunk: its sequence, its length, how often that was preempted
 
 
-def batch_of(plan: Plan) -> Batch:
-    """The new tokens of every chunk, in plan order."""
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What a step shares with the next of the same shape."""
+
+    length_B: Ints
+    first_B: Ints
+    seeds_T: Tensor
+    counts_LT: Tensor
+    k_max: int
+    pairs_L: tuple[int, ...]
+
+
+class Batching:
+    """Makes the input of one step after the other for a cache with blocks of `block_size` tokens."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._shape: Shape = []
+        self._fixed: Fixed | None = None
+        self._used_B = _ints([])  # blocks of each sequence in the tables below
+        self._tables_BP = torch.zeros(0, 0, dtype=torch.int64)
+
+    def step(self, plan: Plan) -> tuple[Batch, Pages]:
+        """The new tokens of every chunk, in plan order, and where their keys and values live."""
+        shape = [(c.sequence, c.length, c.sequence.preemptions) for c in plan]
+        if shape != self._shape or self._fixed is None:
+            self._shape, self._fixed, self._used_B = shape, _fixed(plan), _ints([])
+        fixed = self._fixed
+        start_B = _ints([c.start for c in plan])
+        positions_T = start_B if len(fixed.seeds_T) == len(plan) else _positions(start_B, fixed)
+        batch = Batch(
+            ids_T=torch.from_numpy(_tokens(plan)),
+            positions_T=torch.from_numpy(positions_T),
+            seeds_T=fixed.seeds_T,
+            experts_LT=fixed.counts_LT,
+            k_max=fixed.k_max,
+            pairs_L=fixed.pairs_L,
+            rows_B=torch.from_numpy((fixed.first_B + fixed.length_B - 1)[[c.samples for c in plan]]),
+        )
+        return batch, self._pages(plan, fixed, start_B + fixed.length_B)
+
+    def _pages(self, plan: Plan, fixed: Fixed, end_B: Ints) -> Pages:
+        used_B = -(-end_B // self._block_size)
+        if not np.array_equal(used_B, self._used_B):
+            self._used_B, self._tables_BP = used_B, _tables(plan, used_B.tolist())
+        spans_B3 = torch.from_numpy(np.stack([fixed.first_B, fixed.length_B, end_B], axis=1))
+        return Pages(self._tables_BP, spans_B3)
+
+
+def _fixed(plan: Plan) -> Fixed:
     requests = [chunk.sequence.request for chunk in plan]
-    start_B, length_B = _ints([chunk.start for chunk in plan]), _ints([chunk.length for chunk in plan])
-    first_B = length_B.cumsum() - length_B
+    length_B = _ints([chunk.length for chunk in plan])
     counts_BL = _ints([request.budget.per_layer for request in requests])
-    counts_LT = np.ascontiguousarray(counts_BL.T.repeat(length_B, axis=1))
-    samples_B = np.array([chunk.samples for chunk in plan])
-    return Batch(
-        ids_T=torch.from_numpy(_tokens(plan)),
-        positions_T=torch.from_numpy(np.arange(length_B.sum()) + (start_B - first_B).repeat(length_B)),
-        seeds_T=torch.from_numpy(_ints([request.sampling.seed for request in requests]).repeat(length_B)),
-        experts_LT=torch.from_numpy(counts_LT),
-        k_max=int(counts_BL.max(initial=0)),
-        pairs_L=tuple((counts_BL * length_B[:, None]).sum(0).tolist()),
-        rows_B=torch.from_numpy((first_B + length_B - 1)[samples_B]),
+    return Fixed(
+        length_B,
+        length_B.cumsum() - length_B,
+        torch.from_numpy(_ints([request.sampling.seed for request in requests]).repeat(length_B)),
+        torch.from_numpy(np.ascontiguousarray(counts_BL.T.repeat(length_B, axis=1))),
+        int(counts_BL.max(initial=0)),
+        tuple((counts_BL * length_B[:, None]).sum(0).tolist()),
     )
 
 
-def pages_of(plan: Plan, block_size: int) -> Pages:
-    """Where the chunks' keys and values live; tables are padded with block 0."""
-    ends = [chunk.start + chunk.length for chunk in plan]
-    tables_BP = np.zeros((len(plan), -(-max(ends) // block_size)), dtype=np.int64)
-    spans, first = [], 0
-    for table_P, chunk, end in zip(tables_BP, plan, ends, strict=True):
-        used = -(-end // block_size)
-        table_P[:used] = chunk.sequence.blocks[:used]
-        spans.append(Span(first, chunk.length, end))
-        first += chunk.length
-    return Pages(torch.from_numpy(tables_BP), tuple(spans))
+def _positions(start_B: Ints, fixed: Fixed) -> Ints:
+    positions_T: Ints = np.arange(len(fixed.seeds_T)) + (start_B - fixed.first_B).repeat(fixed.length_B)
+    return positions_T
 
 
 def _tokens(plan: Plan) -> Ints:
-    if all(chunk.length == 1 for chunk in plan):
-        return _ints([chunk.sequence.tokens[chunk.start] for chunk in plan])
-    return np.concatenate([_ints(c.sequence.tokens[c.start : c.start + c.length]) for c in plan])
+    return _ints([token for chunk in plan for token in _chunk_tokens(chunk)])
+
+
+def _chunk_tokens(chunk: Chunk) -> list[int]:
+    return chunk.sequence.tokens[chunk.start : chunk.start + chunk.length]
+
+
+def _tables(plan: Plan, used: list[int]) -> Tensor:
+    """Block ids [B, P], padded with block 0."""
+    tables_BP = np.zeros((len(plan), max(used)), dtype=np.int64)
+    for table_P, chunk, count in zip(tables_BP, plan, used, strict=True):
+        table_P[:count] = chunk.sequence.blocks[:count]
+    return torch.from_numpy(tables_BP)
 
 
 def _ints(values: object) -> Ints:

@@ -69,9 +69,11 @@ def prepare(model: Decoder, settings: EngineSettings) -> tuple[Decoder | NativeD
     kernels = load()
     reason = kernels.reason or refusal(model.config, settings.block_size)
     if reason is None:
-        torch.ops.moedial.set_threads(torch.get_num_threads())
         length = model_length(model.config, settings)
-        return NativeDecoder(model, length, settings.quantize, settings.quantize_layers == "experts"), ""
+        native = NativeDecoder(model, length, settings.quantize, settings.quantize_layers == "experts")
+        torch.ops.moedial.set_threads(torch.get_num_threads())
+        torch.set_num_threads(1)  # what is left to torch is small, and a second pool's waiting threads would be in the way
+        return native, ""
     if settings.quantize != "none":
         raise CheckpointError(f"quantize {settings.quantize} needs the native kernels: {reason}")
     log.warning("plain torch runs this model, several times slower than the native kernels: %s", reason)

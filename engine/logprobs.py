@@ -10,6 +10,8 @@ from torch import Tensor
 
 from engine.types import Logprob
 
+BLOCK = 256  # neighbours at most, of which the best is looked at first
+
 
 def logprobs(
     logits_BV: Tensor, token_B: NDArray[np.int64], wanted_B: list[int | None], finite_B: NDArray[np.bool_]
@@ -18,26 +20,37 @@ def logprobs(
     rows = [row for row, wanted in enumerate(wanted_B) if wanted is not None and finite_B[row]]
     found: list[Logprob | None] = [None] * len(wanted_B)
     if rows:
-        logprob_LV = logits_BV[torch.tensor(rows)].log_softmax(-1).numpy()
-        chosen = logprob_LV[np.arange(len(rows)), token_B[rows]].tolist()
+        logits_LV = logits_BV if len(rows) == len(logits_BV) else logits_BV.index_select(0, torch.tensor(rows))
+        logprob_LV = logits_LV.log_softmax(-1)
+        chosen = logprob_LV.numpy()[np.arange(len(rows)), token_B[rows]].tolist()
         for row, value, top in zip(rows, chosen, _best(logprob_LV, [wanted_B[row] or 0 for row in rows]), strict=True):
             found[row] = Logprob(value, top)
     return found
 
 
-def _best(logprob_LV: NDArray[np.float32], wanted: list[int]) -> list[tuple[tuple[int, float], ...]]:
-    """The best tokens of each row with their values. Whatever equals the last of them is sorted too: a partition alone
-    would choose among equals by what the other rows want."""
+def _best(logprob_LV: Tensor, wanted: list[int]) -> list[tuple[tuple[int, float], ...]]:
+    """The best tokens of each row with their values. All that reach a bound are sorted, ties and all: choosing so many
+    of them would break the ties by what other rows want."""
     rows, width = logprob_LV.shape
     wanted_L = np.minimum(wanted, width)
-    most = wanted_L.max()
-    if most == 0:
+    if not wanted_L.any():
         return [()] * rows
-    least_L1 = np.partition(logprob_LV, width - most, axis=-1)[:, width - most, None]
-    found = np.flatnonzero(logprob_LV >= least_L1)
-    row_N, value_N = found // width, logprob_LV.ravel()[found]
+    values_LV: NDArray[np.float32] = logprob_LV.numpy()
+    found = np.flatnonzero(values_LV >= _bound(logprob_LV, int(wanted_L.max()))[:, None])
+    row_N, value_N = found // width, values_LV.ravel()[found]
     order_N = np.lexsort((-value_N, row_N))  # stable, so equals stay in the order of their ids
     token, value = (found[order_N] % width).tolist(), value_N[order_N].tolist()
     start_L = np.searchsorted(row_N, np.arange(rows))
     spans = zip(start_L.tolist(), (start_L + wanted_L).tolist(), strict=True)
     return [tuple(zip(token[start:end], value[start:end], strict=True)) for start, end in spans]
+
+
+def _bound(logprob_LV: Tensor, most: int) -> NDArray[np.float32]:
+    """A value per row that `most` of its tokens reach and few others do: so many blocks of neighbours have a best one
+    that does. Reading the vocabulary once for these is far cheaper than a partition of it."""
+    rows, width = logprob_LV.shape
+    block = min(max(width // (8 * most), 1), BLOCK)
+    count = width // block
+    peak_LN = logprob_LV[:, : count * block].view(rows, count, block).amax(-1).numpy()
+    bound_L: NDArray[np.float32] = np.partition(peak_LN, count - most, axis=-1)[:, count - most]
+    return bound_L

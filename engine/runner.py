@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batching import batch_of, pages_of
+from engine.batching import Batching
 from engine.plan import Plan, StepResult, Work
 from engine.sampler import sample
 from model.attend import PagedCache
@@ -41,6 +41,7 @@ class ModelRunner:
 
     def __init__(self, model: Decoder | NativeDecoder, cache: PagedCache | NativeCache) -> None:
         self.model, self.cache = model, cache
+        self._batching = Batching(cache.block_size)
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> StepResult:
@@ -53,6 +54,7 @@ class ModelRunner:
 
     def forward(self, plan: Plan, tally: Tally) -> Tensor:
         """Logits [B, V] of the chunks that sample, in plan order."""
+        batch, pages = self._batching.step(plan)
         # The cache is of the decoder's own kind, which no type can say here.
-        logits_BV: Tensor = self.model(batch_of(plan), self.cache.attend(pages_of(plan, self.cache.block_size)), tally)  # type: ignore[arg-type]
+        logits_BV: Tensor = self.model(batch, self.cache.attend(pages), tally)  # type: ignore[arg-type]
         return logits_BV

@@ -48,14 +48,14 @@ class PagedAttend:
     """Attention of one step: new keys and values are written to their slots, then each span attends over its pages."""
 
     def __init__(self, cache: PagedCache, pages: Pages) -> None:
-        self.cache, self.pages = cache, pages
+        self.cache, self.pages, self.spans = cache, pages, pages.spans
         offset = torch.arange(cache.block_size)
         self.slots_BS = (pages.tables_BP[:, :, None] * cache.block_size + offset).flatten(1)
         self.slots_T = torch.cat(
-            [self.slots_BS[i, span.context - span.rows : span.context] for i, span in enumerate(pages.spans)]
+            [self.slots_BS[i, span.context - span.rows : span.context] for i, span in enumerate(self.spans)]
         )
-        self.singles = [i for i, span in enumerate(pages.spans) if span.rows == 1]
-        self.chunks = [i for i, span in enumerate(pages.spans) if span.rows > 1]
+        self.singles = [i for i, span in enumerate(self.spans) if span.rows == 1]
+        self.chunks = [i for i, span in enumerate(self.spans) if span.rows > 1]
         if self.singles:
             self._prepare_singles()
 
@@ -64,7 +64,7 @@ class PagedAttend:
 
         The padding is a sequence's own first slot: masking does not hide a NaN that a stranger left in another.
         """
-        spans = [self.pages.spans[i] for i in self.singles]
+        spans = [self.spans[i] for i in self.singles]
         longest = max(span.context for span in spans)
         self.rows_b = torch.tensor([span.first for span in spans])
         context_b1 = torch.tensor([[span.context] for span in spans])
@@ -82,7 +82,7 @@ class PagedAttend:
             k_bSGC, v_bSGC = (_read(cache_SGC, self.slots_bS) for cache_SGC in cache_2SGC)
             out_THC[self.rows_b] = _attend(q_bH1C, k_bSGC, v_bSGC, self.mask_b11S).squeeze(2)
         for i in self.chunks:
-            span = self.pages.spans[i]
+            span = self.spans[i]
             rows = slice(span.first, span.first + span.rows)
             k_SGC, v_SGC = (_read(cache_SGC, self.slots_BS[i, : span.context]) for cache_SGC in cache_2SGC)
             out_THC[rows] = self._chunk(q_THC[rows], k_SGC, v_SGC, span)

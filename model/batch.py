@@ -24,7 +24,12 @@ class Pages:
     """Where keys and values of this step live in the paged cache."""
 
     tables_BP: Tensor  # int64: block ids of each sequence, padded with 0
-    spans: tuple[Span, ...]
+    spans_B3: Tensor  # int64: of each sequence its first row, new tokens, and cached and new tokens together
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The same, as values."""
+        return tuple(Span(*span) for span in self.spans_B3.tolist())
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ OLMoE with as many key-value heads as heads only, so one with fewer is handed ov
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,10 @@ def mixtral_name(name: str) -> str | None:
     return name.replace(".mlp.", ".block_sparse_moe.")
 
 
-def as_mixtral(folder: Path, config: dict[str, Any]) -> Path:
-    """A sibling folder with the same weights in Mixtral's layout."""
+def as_mixtral(folder: Path, config: dict[str, Any], target: Path) -> Path:
+    """The same weights in Mixtral's layout, in another folder."""
     from safetensors.torch import load_file, save_file
 
-    target = folder.with_name(folder.name + "-mixtral")
-    target.mkdir(exist_ok=True)
     for file in folder.glob("tokenizer*.json"):
         (target / file.name).write_text(file.read_text())
     changed = {
@@ -46,10 +45,16 @@ def as_mixtral(folder: Path, config: dict[str, Any]) -> Path:
 
 
 def main(source: Path, folder: Path, out: Path) -> None:
-    """Hand the folder to the converter."""
+    """Hand the folder, or what llama.cpp can read of it, to the converter."""
     config = json.loads((folder / "config.json").read_text())
-    if config["model_type"] == "olmoe" and config["num_key_value_heads"] != config["num_attention_heads"]:
-        folder = as_mixtral(folder, config)
+    with tempfile.TemporaryDirectory(dir=out.parent) as other:
+        if config["model_type"] == "olmoe" and config["num_key_value_heads"] != config["num_attention_heads"]:
+            folder = as_mixtral(folder, config, Path(other))
+        convert(source, folder, out)
+
+
+def convert(source: Path, folder: Path, out: Path) -> None:
+    """llama.cpp's converter, told which pre-tokenizer it has."""
     sys.path[:0] = [str(source), str(source / "gguf-py")]
     import convert_hf_to_gguf
     from conversion.base import TextModel

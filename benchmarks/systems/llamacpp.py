@@ -9,9 +9,11 @@ us.
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,16 +52,22 @@ class LlamaCpp:
         yield LlamaCppSession(file if self._kind == "bf16" else as_q8(file), count)
 
 
+@cache
+def scratch() -> "tempfile.TemporaryDirectory[str]":
+    """Where the files of this run lie; gone with the process."""
+    return tempfile.TemporaryDirectory()
+
+
 def as_bf16(folder: Path) -> Path:
-    """The checkpoint as a GGUF file beside its folder, made once."""
-    file = folder.with_name(folder.name + ".bf16.gguf")
+    """The checkpoint as a GGUF file, made once a run."""
+    file = Path(scratch().name) / f"{str(folder.resolve()).replace('/', '-')}.bf16.gguf"
     if not file.exists():
         call([python(LLAMACPP), CONVERTER, llamacpp_source(LLAMACPP), folder, file])
     return file
 
 
 def as_q8(file: Path) -> Path:
-    """The same in blocks of 32 eight-bit weights, made once."""
+    """The same in blocks of 32 eight-bit weights, made once a run."""
     target = file.with_name(file.name.replace(".bf16.", ".q8_0."))
     if not target.exists():
         call([BINARIES / "llama-quantize", file, target, "q8_0", str(torch.get_num_threads())])

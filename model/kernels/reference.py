@@ -1,7 +1,7 @@
 """What each native op computes, in plain torch and float64: the definition that tests hold the kernels to.
 
-Inputs are rounded where the kernels round them, and in the same way (`encode`). What is left between the two is the order
-of float32 sums, and now and then a number so close to a tie that it is rounded to the other side. No speed is sought here.
+Inputs are rounded where the kernels round them, and in the same way (`encode`). What is left between the two is the
+order of float32 sums, and now and then a number so close to a tie that it is rounded to the other side.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from model.mixture.infinity import InfinityMixture, keep_top
 from model.mixture.seam import Calls, Use, ranks
 from model.mixture.topk import TopKMixture
 
-ROUND, PART = 64, 1024  # keys after which attention's running maximum is renewed, and begun anew: for bfloat16's rounding
+ROUND, PART = 128, 1024  # keys after which the running maximum of csrc/attend.h is renewed, and is begun anew
 
 
 def encode(x_RK: Tensor, kind: Kind) -> Tensor:
@@ -191,7 +191,7 @@ class Slots:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """The rules of attention. `window` 0: everything before; `softcap` 0: none; `sinks` [H] are scores without values."""
+    """`window` 0: everything before; `softcap` 0: none; `sinks` [H] are scores without values."""
 
     scale: float
     window: int = 0
@@ -269,9 +269,7 @@ class AttentionBlock:
         return rotate(x_THC, cos_TC[:, None], sin_TC[:, None])
 
 
-def attention_block(
-    x_TD: Tensor, cache: Slots, spans_B3: Tensor, tables_BP: Tensor, block: AttentionBlock
-) -> Tensor:
+def attention_block(x_TD: Tensor, cache: Slots, spans_B3: Tensor, tables_BP: Tensor, block: AttentionBlock) -> Tensor:
     """x + attention(norm(x)); new keys and values are written to the cache."""
     kv_heads, head = cache.k_SGC.shape[1:]
     flat_TX = block.qkv(block.norm(x_TD)).float()

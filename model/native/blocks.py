@@ -164,8 +164,9 @@ class NativeInfinity:
         if observer is not None:
             observer.routed(self.mixture, batch.pairs_L[self.mixture], load_E, None)
 
-
-    def _run(self, x_TD: Tensor, counts_T: Tensor, seeds_T: Tensor, positions_T: Tensor, k_max: int, few: int) -> Tensor:
+    def _run(
+        self, x_TD: Tensor, counts_T: Tensor, seeds_T: Tensor, positions_T: Tensor, k_max: int, few: int
+    ) -> Tensor:
         load_E: Tensor = ops.infinity_block(x_TD, counts_T, seeds_T, positions_T, k_max, *self.args, few)
         return load_E
 

@@ -1,5 +1,6 @@
 """The paged cache as the native kernels read it: tiles of 16 slots, keys in columns, one tensor per layer."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +19,12 @@ class NativeCache:
     ) -> None:
         self.block_size = block_size
         shape = (2, blocks * block_size, kv_heads, head_width)
-        self.layers = [torch.zeros(shape, dtype=dtype) for _ in range(layers)]
+        size = math.prod(shape) * dtype.itemsize
+        self.layers = [torch.ops.moedial.allocate(size).view(dtype).view(shape) for _ in range(layers)]  # zeros
 
     def attend(self, pages: Pages) -> "NativePages":
         """What a step hands to each attention block."""
-        spans = [(span.first, span.rows, span.context) for span in pages.spans]
-        return NativePages(self, torch.tensor(spans), pages.tables_BP)
+        return NativePages(self, pages.spans_B3, pages.tables_BP)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ def test_random_checkpoint_serves_and_has_a_tokenizer(folder: Path) -> None:
 def test_mixed_requests_all_end_and_are_timed(folder: Path) -> None:
     wishes = classes(4, 8, 2)
     assert wishes == {0: 8, 1: 2, 2: 8, 3: 2}
-    times = Loaded.load(folder, 1).serve(wishes, 4, 0.0)
+    times = Loaded.load(folder).serve(wishes, 4, 0.0)
     assert all(len(moments) == OUTPUT and moments == sorted(moments) for moments in times.values())
     assert len(figures(times, wishes)) == 5
 

@@ -27,6 +27,7 @@ class Bench:
 
     def __init__(self, cost: StepCost, noise: float = 0.0) -> None:
         self.cost, self.now, self.noise = cost, 0.0, noise
+        self.stalls: dict[int, float] = {}  # seconds that the step of this number takes longer
         self.plans: list[Plan] = []
         self._rng = np.random.default_rng(0)
 
@@ -38,6 +39,7 @@ class Bench:
         tokens, pairs, expected = work_of(self.cost.pools, plan)
         distinct = round(expected)
         self.now += self.cost.seconds(tokens, pairs, distinct) * (1 + self.noise * self._rng.standard_normal())
+        self.now += self.stalls.get(len(self.plans), 0.0)
         return StepResult(tuple(Sampled(0) for chunk in plan if chunk.samples), Work(pairs, pairs, distinct, 1.0))
 
     def measure(self, info: EngineInfo = INFO, max_step_tokens: int = 512) -> StepCost:
@@ -95,6 +97,13 @@ def test_measuring_finds_the_constants_of_the_runner() -> None:
     assert values(Bench(COST, noise=0.01).measure()) == pytest.approx(values(COST), rel=0.3)
 
 
+def test_a_slow_first_step_and_a_stall_in_any_round_do_not_count() -> None:
+    bench = Bench(COST)
+    bench.stalls = {1: 5.0, 4: 0.1, 20: 0.1, 28: 0.1}
+    assert values(bench.measure()) == pytest.approx(values(COST), rel=1e-6)
+    assert bench.shapes() == list(SHAPES)
+
+
 def test_plans_are_whole_sequences_on_blocks_of_their_own() -> None:
     bench = Bench(COST)
     bench.measure()
@@ -146,6 +155,19 @@ def test_the_real_runner_is_measured_and_nothing_is_left_behind() -> None:
     assert (manager.used, engine.scheduler.has_work) == (0, False)
     engine.add(request("a", tuple(range(40)), max_tokens=1))
     assert engine.step().stats.prefix_hits == 0
+
+
+def test_an_assembled_engine_plans_by_the_cost_that_it_is_given() -> None:
+    model = decoder(llama_like(topk(), topk(), context=64))
+    settings = EngineSettings("", block_size=4, kv_cache_bytes=1 << 20, step_ms=20)
+    lengths = []
+    for cost in (None, StepCost(0.0, 1e-3, 0.0, 0.0, (Pool(6), Pool(6)))):
+        engine, _ = assemble(model, settings, cost)
+        engine.add(request("a"))
+        engine.step()
+        engine.add(request("b", tuple(range(5, 55))))
+        lengths.append(engine.step().stats.prompt_tokens)
+    assert lengths == [50, 19]
 
 
 def test_a_real_server_measures_and_a_limit_of_zero_does_not(tmp_path: Path) -> None:

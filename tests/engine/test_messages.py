@@ -1,5 +1,7 @@
 """The wire: every message survives it, and what is not a message is refused."""
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
@@ -23,6 +25,7 @@ from engine.messages import (
     read_to_engine,
 )
 from engine.types import EngineSettings, Logprob, RequestStats, StepReport, StepStats, TokenEvent
+from tests.engine.costs import COST
 from tests.engine.fake import build_fake, request
 
 SETTINGS = EngineSettings("fake")
@@ -46,6 +49,7 @@ def test_messages_to_the_engine_survive(message: ToEngine) -> None:
     "message",
     [
         Ready(build_fake(SETTINGS)[1]),
+        Ready(replace(build_fake(SETTINGS)[1], step_cost=COST)),
         Failed("no"),
         Rejected("a", "too long", None, "x"),
         Report(StepReport((EVENT, TokenEvent("b", None, finish="abort")), STATS)),

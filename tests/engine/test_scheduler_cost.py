@@ -21,9 +21,9 @@ WEAK, STRONG = (1,) * LAYERS, (8,) * LAYERS
 LEAST_SECONDS = COST.seconds(LEAST, LEAST * sum(STRONG), 16 * LAYERS) - COST.fixed  # a least chunk's, at most
 
 
-def make(cost: StepCost | None = COST, target: float = TARGET, chunked: bool = True) -> Scheduler:
+def make(cost: StepCost | None = COST, target: float = TARGET, chunked: bool = True, least: int = LEAST) -> Scheduler:
     manager = BlockManager(1000, SIZE, prefix_cache=chunked)
-    return Scheduler(manager, 16, 512, 2000, chunked, cost=cost, step_seconds=target, min_chunk=LEAST)
+    return Scheduler(manager, 16, 512, 2000, chunked, cost=cost, step_seconds=target, min_chunk=least)
 
 
 def asks(id: str, length: int, budget: tuple[int, ...], max_tokens: int = 20) -> Request:
@@ -125,16 +125,18 @@ def test_a_prompt_is_read_on_even_when_the_decodes_alone_take_too_long() -> None
 
 def test_nobody_overtakes_a_prompt_that_was_cut() -> None:
     """Not even one that is cheap enough for what the cut left over."""
-    scheduler = make(StepCost(0.0, 0.0, 1.0, 0.0, COST.pools), target=20 * sum(STRONG) - 1)
-    simulation = beside_a_neighbour(scheduler, asks("long", 600, STRONG), asks("short", 2, (1, 0)))
+    pairs = 2 + 20 * sum(STRONG) + 15
+    scheduler = make(StepCost(0.0, 0.0, 1.0, 0.0, COST.pools), target=pairs, least=4)
+    simulation = beside_a_neighbour(scheduler, asks("long", 600, STRONG), asks("short", 5, WEAK))
     simulation.step()
-    assert simulation.plans[-1] == {"neighbour": 1, "long": 19}
+    simulation.step()
+    assert simulation.plans[1:] == [{"neighbour": 1, "long": 20}] * 2
 
 
-def test_a_prompt_that_cannot_be_cut_is_read_whole() -> None:
-    simulation = beside_a_neighbour(make(chunked=False), asks("long", 300, STRONG))
+def test_prompts_that_cannot_be_cut_are_read_whole() -> None:
+    simulation = beside_a_neighbour(make(chunked=False), asks("long", 300, STRONG), asks("next", 200, WEAK))
     simulation.step()
-    assert simulation.plans[-1] == {"neighbour": 1, "long": 300}
+    assert simulation.plans[-1] == {"neighbour": 1, "long": 300, "next": 200}
 
 
 def test_the_estimate_reaches_the_report() -> None:

@@ -131,4 +131,4 @@ class PagedRun:
     def _pages(self, parts: list[tuple[int, Tensor]], spans: tuple[Span, ...]) -> Pages:
         longest = max(len(self.blocks[row]) for row, _ in parts)
         tables = [(self.blocks[row] + [0] * longest)[:longest] for row, _ in parts]
-        return Pages(torch.tensor(tables), spans)
+        return Pages(torch.tensor(tables), torch.tensor([(s.first, s.rows, s.context) for s in spans]))

@@ -1,5 +1,7 @@
 """Counters agree with what was sent, labels stay in their closed set, and step reports reach the engine series."""
 
+import pytest
+
 from tests.server.fakes import FakeEngine
 from tests.server.harness import CHAT, COMPLETIONS, ended, in_memory, service_of, value
 
@@ -44,6 +46,8 @@ def test_step_reports_feed_the_engine_series() -> None:
         assert value(service, "prefix_cache_hits_total") == 4 * steps
         assert value(service, "kv_cache_usage_perc") == 0.25 and value(service, "step_unique_experts") == 5
         assert value(service, "default_num_experts") == 4
+        assert value(service, "step_time_over_estimate_count") == steps
+        assert value(service, "step_time_over_estimate_sum") == pytest.approx(steps / 2)
         text = client.get("/metrics").text
     assert (
         'moedial:request_success_total{engine="0",finished_reason="stop",model_name="tiny",num_experts="1"} 1.0' in text

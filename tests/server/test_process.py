@@ -7,6 +7,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -43,11 +46,29 @@ SERVE = textwrap.dedent("""
 def test_flag_beats_variable_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOEDIAL_PORT", "9001")
     monkeypatch.setenv("MOEDIAL_ALIASES", "fast=2, strong=8")
-    monkeypatch.setenv("MOEDIAL_API_KEYS", "one,two")
+    monkeypatch.setenv("MOEDIAL_API_KEYS", "sk-one,sk-two")
     settings = Settings()
     assert settings.port == 9001 and Settings(port=9002).port == 9002 and settings.max_n == 8
     assert settings.aliases == {"fast": 2, "strong": 8}
-    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"] and "one" not in repr(settings)
+    assert [key.get_secret_value() for key in settings.api_keys] == ["sk-one", "sk-two"] and "sk-" not in repr(settings)
+
+
+def test_the_engine_gets_every_option_of_its_own() -> None:
+    options: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "quantize": "int8",
+        "quantize_layers": "all",
+        "threads": 3,
+        "block_size": 8,
+        "kv_cache_bytes": 4096,
+        "kv_cache_fraction": 0.5,
+        "max_model_len": 100,
+        "max_running": 5,
+        "max_step_tokens": 77,
+        "step_ms": 9,
+        "prefix_cache": False,
+    }
+    assert asdict(Settings(**options).engine_settings(Path("folder"))) == {"model": "folder", **options}
 
 
 def test_every_option_is_a_flag_with_its_variable_and_a_row_in_the_docs() -> None:

@@ -1,4 +1,4 @@
-// Attention over a paged cache. Scores are taken 64 keys at a time from the sequence's first position on, in parts of
+// Attention over a paged cache. Scores are taken 128 keys at a time from the sequence's first position on, in parts of
 // fixed length whose results are merged in order: a query's arithmetic depends on its own position alone, not on the
 // chunk that it came in or on who else is decoding.
 #pragma once
@@ -9,7 +9,7 @@
 namespace moedial {
 
 constexpr int64_t TILE = 16;      // slots of one cache tile
-constexpr int64_t KEYS = 64;      // keys of one round
+constexpr int64_t KEYS = 128;     // keys of one round
 constexpr int64_t PART = 1024;    // keys of one part
 constexpr int64_t QUERIES = 32;   // (row, head) pairs that share the keys of one round
 
@@ -58,6 +58,31 @@ struct Running {
     float* out;  // [queries, head_width]
 };
 
+// The cache tiles of one round, as the words of a product.
+struct Tiles {
+    const int32_t* tile[KEYS / TILE];
+};
+
+struct KeyWords {  // outputs are keys from `first` on
+    const Tiles& tiles;
+    int64_t first;
+    const int32_t* at(int64_t g, int v) const {
+        const int64_t key = first + v * LANES;
+        return tiles.tile[key / TILE] + g * TILE + key % TILE;
+    }
+    void soon(int64_t, int) const {}
+};
+
+struct ValueWords {  // inputs are keys, 1 << shift groups to a tile
+    const Tiles& tiles;
+    int64_t column, step;
+    int shift;
+    const int32_t* at(int64_t g, int v) const {
+        return tiles.tile[g >> shift] + (g & ((1 << shift) - 1)) * step + column + v * LANES;
+    }
+    void soon(int64_t, int) const {}
+};
+
 struct Attender {
     const Inputs& q;  // row = token * heads + head, [C]
     const Cache& cache;
@@ -79,39 +104,46 @@ struct Attender {
         for (int64_t i = 0; i < cache.tile_words(); i += 16) __builtin_prefetch(tile + i);
     }
 
-    // One round: keys [from, from + 64) for all queries of the task; `last` is one past the last key that any sees.
+    // One round: keys [from, from + KEYS) for all queries of the task; `last` is one past the last key that any sees.
     template <class K>
     void round(const Task& t, int64_t queries, int64_t from, int64_t last, const int32_t* const* rows, Running& run) const {
         alignas(64) float scores[QUERIES * KEYS];
         alignas(64) int32_t probs[QUERIES * KEYS];
         const int32_t* prob_rows[QUERIES];
         int32_t *score_rows[QUERIES], *out_rows[QUERIES];
+        const int64_t group = cache.group(), count = ceil_div(std::min(last - from, KEYS), TILE);
         for (int64_t r = 0; r < queries; r++) {
             score_rows[r] = (int32_t*)scores + r * KEYS;
             out_rows[r] = (int32_t*)run.out + r * cache.head_width;
+            prob_rows[r] = probs + r * KEYS / group;
         }
-        const int64_t group = cache.group(), tiles = ceil_div(std::min(last - from, KEYS), TILE);
-        int64_t at[KEYS / TILE];
-        if (tiles < KEYS / TILE) std::memset(scores, 0, queries * KEYS * 4);
-        for (int64_t i = 0; i < tiles; i++) at[i] = tile_at(t, from + i * TILE);
-        for (int64_t i = 0; i < tiles; i++) {
-            fetch(cache.values + at[i]);
-            chunk<K>(rows, queries, 0, cache.keys + at[i], TILE, cache.head_width / group, TILE,
-                     score_rows, i * TILE, false);
+        Tiles keys{}, values{};
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t at = tile_at(t, from + i * TILE);
+            keys.tile[i] = cache.keys + at, values.tile[i] = cache.values + at;
+            fetch(values.tile[i]);
+        }
+        // Scores: tiles side by side as the columns of one product.
+        if (count < KEYS / TILE) std::memset(scores, 0, queries * KEYS * 4);
+        for (int64_t n = 0; n < count * TILE; n += VECTORS * LANES) {
+            const int vectors = int(std::min<int64_t>((count * TILE - n) / LANES, VECTORS));
+            tiles<K>(vectors, rows, queries, 0, cache.head_width / group, KeyWords{keys, n}, score_rows, n, false);
         }
         for (int64_t r = 0; r < queries; r++) {
-            soften(t, r, from, scores + r * KEYS, run);
-            prob_rows[r] = probs + r * KEYS / group;
-            if (group == 1) std::memcpy((void*)prob_rows[r], scores + r * KEYS, KEYS * 4);
+            float* s = scores + r * KEYS;
+            soften(t, r, from, s, run);
+            if (group == 1) std::memcpy(probs + r * KEYS, s, KEYS * 4);
             else
                 for (int64_t i = 0; i < KEYS; i += 2 * LANES)
-                    store_bf16((uint16_t*)prob_rows[r] + i, load(scores + r * KEYS + i), load(scores + r * KEYS + i + LANES));
+                    store_bf16((uint16_t*)prob_rows[r] + i, load(s + i), load(s + i + LANES));
         }
         for (int64_t key = from + KEYS; key < std::min(last, from + 2 * KEYS); key += TILE) fetch(cache.keys + tile_at(t, key));
-        for (int64_t i = 0; i < tiles; i++)
-            for (int64_t c = 0; c < cache.head_width; c += PANEL)
-                chunk<K>(prob_rows, queries, i * TILE / group, cache.values + at[i] + c, std::min(PANEL, cache.head_width - c),
-                         TILE / group, cache.head_width, out_rows, c, true);
+        // Weighted values: tiles one after the other as the inputs of one product.
+        for (int64_t c = 0; c < cache.head_width; c += VECTORS * LANES) {
+            const int vectors = int(std::min<int64_t>((cache.head_width - c) / LANES, VECTORS));
+            const ValueWords words{values, c, cache.head_width, group == 1 ? 4 : 3};
+            tiles<K>(vectors, prob_rows, queries, 0, count * TILE / group, words, out_rows, c, true);
+        }
     }
 
     // Scores of one query become weights relative to the running maximum; what was summed before is scaled to it.

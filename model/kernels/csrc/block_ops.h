@@ -5,6 +5,7 @@ void attention_block_op(Tensor x, Tensor cache, const Tensor& spans, const Tenso
                         Maybe q_norm, Maybe k_norm, bool norm_per_head, double clip, Maybe rotary, const Tensor& out,
                         Maybe out_side, Maybe out_bias, int64_t heads, double scale, int64_t window, double softcap, Maybe sinks) {
     float* in = floats(x, "x");
+    TORCH_CHECK(cache.dim() == 4, "the cache must have 4 dimensions, got ", cache.dim());
     const int64_t rows = x.size(0), width = x.size(1), kv_heads = cache.size(2), head = cache.size(3);
     int64_t blocks;
     const Cache c = cache_of(cache, kv_heads, head, block_size, blocks);
@@ -55,7 +56,7 @@ Tensor infinity_block_op(Tensor x, const Tensor& counts, const Tensor& seeds, co
                          Maybe up_rows, Maybe down_rows, int64_t few) {
     float* in = floats(x, "x");
     const int64_t width = x.size(1);
-    TORCH_CHECK(scored > 0 && units % scored == 0 && block_units > 0 && block_units % 16 == 0 && block_units % (units / scored) == 0,
+    TORCH_CHECK(scored > 0 && units > 0 && units % scored == 0 && block_units > 0 && block_units % 16 == 0 && block_units % (units / scored) == 0,
                 "scores of ", units, " / ", scored, " units do not fit blocks of ", block_units);
     TORCH_CHECK(1 <= kept && kept <= scored && quantiles.numel() == 65536, "infinity: shapes do not fit");
     Infinity b;

@@ -14,8 +14,10 @@ inline void prepare_row(float* qkv, int64_t position, const AttentionBlock& b, i
         for (int64_t i = 0; i < keys; i += k) norm_row(qkv + queries + i, k, b.key_norm, qkv + queries + i);
     }
     if (b.clip)
-        for (int64_t i = 0; i < queries + 2 * keys; i += LANES)
-            store(qkv + i, max(min(load(qkv + i), splat(b.clip)), splat(-b.clip)));
+        for (int64_t i = 0; i < queries + 2 * keys; i += LANES) {
+            const vf v = load(qkv + i);  // NaN stays NaN
+            store(qkv + i, select(v == v, max(min(v, splat(b.clip)), splat(-b.clip)), v));
+        }
     if (b.rotary)
         for (int64_t i = 0; i < queries + keys; i += head)
             rotate_row(qkv + i, head / 2, b.rotary + position * head, b.rotary + position * head + head / 2);

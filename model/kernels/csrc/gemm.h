@@ -23,10 +23,20 @@ struct Quantum {
     static vi dot(vi acc, vi a, vi b) { return dot_bytes(acc, a, b); }
 };
 
-// c[r][v] (+)= Σ_g a[r][g] · w[g][v] for R rows and V vectors of outputs; a row of w is `step` words.
-template <class K, int R, int V>
-inline void tile(const int32_t* const* a, int64_t from, const int32_t* w, int64_t groups, int64_t step, int32_t* const* c,
-                 int64_t to, bool add) {
+// Where a tile finds its words: vector v of group g at `at(g, v)`; `soon` is asked for some groups ahead.
+struct Panel {
+    const int32_t* w;
+    int64_t step;
+    const int32_t* at(int64_t g, int v) const { return w + g * step + v * LANES; }
+    void soon(int64_t g, int v) const {
+        if (v * LANES % 16 == 0) __builtin_prefetch(w + (g + AHEAD) * step + v * LANES);
+    }
+};
+
+// c[r][v] (+)= Σ_g a[r][g] · w[g][v] for R rows and V vectors of outputs; row r's sums lie at c[r] + to.
+template <class K, int R, int V, class Words>
+inline void tile(const int32_t* const* a, int64_t from, int64_t groups, const Words& words, int32_t* const* c, int64_t to,
+                 bool add) {
     vi acc[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -35,12 +45,12 @@ inline void tile(const int32_t* const* a, int64_t from, const int32_t* w, int64_
     const int32_t* x[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) x[r] = a[r] + from;
-    for (int64_t g = 0; g < groups; g++, w += step) {
+    for (int64_t g = 0; g < groups; g++) {
         vi y[V];
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) {
-            y[v] = load(w + v * LANES);
-            if (v * LANES % 16 == 0) __builtin_prefetch(w + AHEAD * step + v * LANES);
+            y[v] = load(words.at(g, v));
+            words.soon(g, v);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
@@ -55,28 +65,32 @@ inline void tile(const int32_t* const* a, int64_t from, const int32_t* w, int64_
         for (int v = 0; v < V; v++) store(c[r] + to + v * LANES, acc[r][v]);
 }
 
-template <class K, int V, int R = ROWS>
-inline void tile_rows(int rows, const int32_t* const* a, int64_t from, const int32_t* w, int64_t groups, int64_t step,
+template <class K, int V, int R = ROWS, class Words>
+inline void tile_rows(int rows, const int32_t* const* a, int64_t from, int64_t groups, const Words& words,
                       int32_t* const* c, int64_t to, bool add) {
-    if (rows == R) return tile<K, R, V>(a, from, w, groups, step, c, to, add);
-    if constexpr (R > 1) tile_rows<K, V, R - 1>(rows, a, from, w, groups, step, c, to, add);
+    if (rows == R) return tile<K, R, V>(a, from, groups, words, c, to, add);
+    if constexpr (R > 1) tile_rows<K, V, R - 1>(rows, a, from, groups, words, c, to, add);
 }
 
-template <class K, int V = VECTORS>
-inline void tile_any(int rows, int vectors, const int32_t* const* a, int64_t from, const int32_t* w, int64_t groups,
-                     int64_t step, int32_t* const* c, int64_t to, bool add) {
-    if (vectors == V) return tile_rows<K, V>(rows, a, from, w, groups, step, c, to, add);
-    if constexpr (V > 1) tile_any<K, V - 1>(rows, vectors, a, from, w, groups, step, c, to, add);
+// All rows against the same `vectors` vectors of outputs.
+template <class K, int V = VECTORS, class Words>
+inline void tiles(int vectors, const int32_t* const* a, int64_t rows, int64_t from, int64_t groups, const Words& words,
+                  int32_t* const* c, int64_t to, bool add) {
+    if (vectors == V) {
+        for (int64_t r = 0; r < rows; r += ROWS)
+            tile_rows<K, V>(int(std::min<int64_t>(rows - r, ROWS)), a + r, from, groups, words, c + r, to, add);
+        return;
+    }
+    if constexpr (V > 1) tiles<K, V - 1>(vectors, a, rows, from, groups, words, c, to, add);
 }
 
-// All rows against one chunk of a panel; row r's sums lie at c[r] + to.
+// All rows against one chunk of a panel.
 template <class K>
 inline void chunk(const int32_t* const* a, int64_t rows, int64_t from, const int32_t* w, int64_t outputs, int64_t groups,
                   int64_t step, int32_t* const* c, int64_t to, bool add) {
     for (int64_t n = 0; n < outputs; n += VECTORS * LANES) {
-        const int vectors = int(outputs - n < VECTORS * LANES ? (outputs - n) / LANES : VECTORS);
-        for (int64_t r = 0; r < rows; r += ROWS)
-            tile_any<K>(int(std::min<int64_t>(rows - r, ROWS)), vectors, a + r, from, w + n, groups, step, c + r, to + n, add);
+        const int vectors = int(std::min<int64_t>((outputs - n) / LANES, VECTORS));
+        tiles<K>(vectors, a, rows, from, groups, Panel{w + n, step}, c, to + n, add);
     }
 }
 

@@ -60,6 +60,7 @@ int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multipl
 
 // A packed matrix [n, k] (times `count`): words by dtype, and for int8 scales and offsets, int32 [2, count * n].
 Matrix matrix(const Tensor& words, Maybe side, int64_t n, int64_t k, int64_t count = 1) {
+    TORCH_CHECK(n > 0 && k > 0, "a matrix must have outputs and inputs, got [", n, ", ", k, "]");
     Matrix m;
     m.n = up_to(n, 16), m.k = up_to(k, 4);
     switch (words.scalar_type()) {
@@ -145,7 +146,7 @@ Pages pages_of(const Tensor& spans, const Tensor& tables, int64_t rows, int64_t 
 }
 
 Attention attention_of(int64_t heads, int64_t kv_heads, double scale, int64_t window, double softcap, Maybe sinks) {
-    TORCH_CHECK(kv_heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= 32, heads, " heads cannot share ", kv_heads,
+    TORCH_CHECK(kv_heads > 0 && heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= 32, heads, " heads cannot share ", kv_heads,
                 " key-value heads (at most 32 each)");
     Attention a;
     a.heads = heads, a.scale = float(scale), a.window = window, a.softcap = float(softcap);
@@ -199,10 +200,10 @@ std::tuple<Tensor, Tensor, Tensor> route_op(const Tensor& logits, const Tensor& 
 }
 
 void write_cache_op(const Tensor& k, const Tensor& v, Tensor cache, const Tensor& spans, const Tensor& tables, int64_t block_size) {
+    const float *keys = floats(k, "k", 3), *values = floats(v, "v", 3);
     int64_t blocks;
     const Cache c = cache_of(cache, k.size(1), k.size(2), block_size, blocks);
     const Pages p = pages_of(spans, tables, k.size(0), block_size, blocks);
-    const float *keys = floats(k, "k", 3), *values = floats(v, "v", 3);
     TORCH_CHECK(k.sizes() == v.sizes(), "k and v must have one shape");
     Op op;
     write_cache(keys, values, c.kv_heads * c.head_width, c, p);
@@ -211,6 +212,7 @@ void write_cache_op(const Tensor& k, const Tensor& v, Tensor cache, const Tensor
 Tensor attend_op(const Tensor& q, const Tensor& cache, const Tensor& spans, const Tensor& tables, int64_t block_size,
                  double scale, int64_t window, double softcap, Maybe sinks) {
     const float* in = floats(q, "q", 3);
+    TORCH_CHECK(cache.dim() == 4, "the cache must have 4 dimensions, got ", cache.dim());
     int64_t blocks;
     const Cache c = cache_of(cache, cache.size(2), q.size(2), block_size, blocks);
     const Pages p = pages_of(spans, tables, q.size(0), block_size, blocks);
