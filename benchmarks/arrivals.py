@@ -1,9 +1,7 @@
 """Requests that arrive together on our engine, in this process or in one of its own, and when each of their tokens
 came. It knows no table and no peer."""
 
-import ctypes
 import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the server sets it for its
 
 import torch
 
+from benchmarks.machine import give_back_freed_memory
 from benchmarks.systems.ours import requests, settings
 from benchmarks.workload import prompts
 from engine.build import assemble, keep_freed_memory, prepare
@@ -58,12 +57,6 @@ class Loaded:
             for event in events:
                 times[int(event.request_id.partition("-")[0])].append(now)
         return times
-
-
-def give_back_freed_memory() -> None:
-    """What packing the weights has left behind, which is more than they are: three engines have to fit."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def use_threads(threads: int) -> None:

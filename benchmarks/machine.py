@@ -1,6 +1,7 @@
 """What this machine is and what it can do at best: memory reads and bf16 matrix products, measured in the same run as
 the speeds they are the ceilings of. It knows no model and no peer."""
 
+import ctypes
 import os
 import platform
 import time
@@ -81,3 +82,9 @@ def introduce(values: dict[str, Any]) -> None:
 def use_threads(threads: int) -> None:
     """All cores by default."""
     torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
+def give_back_freed_memory() -> None:
+    """What loading has left behind, which may be more than the model is: several have to fit beside each other."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -168,7 +168,8 @@ def report(name: str, folder: Path, speeds: Sequence[Speed], read: float) -> Non
     rows = [asdict(row) for row in speeds]
     for figure in ("decode", "prefill"):
         print(f"\n**{name}, {figure}, tokens/s**\n\n{table(rows, figure)}")
-    print(f"\n{ceilings(folder, speeds, read)}\n", flush=True)
+    if any(row.batch == 1 for row in speeds):
+        print(f"\n{ceilings(folder, speeds, read)}\n", flush=True)
 
 
 def chosen(peers: str, quantize: str) -> list[System]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.machine import give_back_freed_memory
 from benchmarks.systems.system import Rates, Weights
 from benchmarks.workload import LARGEST_BATCH, OUTPUT, PROMPT, prompts
 from engine.build import assemble, prepare
@@ -51,7 +52,9 @@ class OurEngine:
     def _load(self, folder: Path) -> tuple[Engine, DecoderConfig]:
         model, _ = load_model(folder, "bfloat16")
         chosen = settings(folder, **self._quantize)
-        return assemble(prepare(model, chosen)[0], chosen)[0], model.config
+        engine, _ = assemble(prepare(model, chosen)[0], chosen)
+        give_back_freed_memory()
+        return engine, model.config
 
 
 def settings(folder: Path, max_step_tokens: int = LARGEST_BATCH * PROMPT, **quantize: Any) -> EngineSettings:

@@ -104,6 +104,13 @@ struct Attender {
         for (int64_t i = 0; i < cache.tile_words(); i += 16) __builtin_prefetch(tile + i);
     }
 
+    // Ask for the first keys of a task to come.
+    void expect(const Task& t) const {
+        const int64_t last = position(t, t.rows * heads_per_group() - 1) + 1;
+        const int64_t first = a.window ? std::max<int64_t>(0, position(t, 0) - a.window + 1) / KEYS * KEYS : 0;
+        for (int64_t key = first; key < std::min(last, first + KEYS); key += TILE) fetch(cache.keys + tile_at(t, key));
+    }
+
     // One round: keys [from, from + KEYS) for all queries of the task; `last` is one past the last key that any sees.
     template <class K>
     void round(const Task& t, int64_t queries, int64_t from, int64_t last, const int32_t* const* rows, Running& run) const {
@@ -255,7 +262,7 @@ void attend(const float* q, int64_t stride, const Cache& cache, const Pages& pag
         runs[i].out = outs + i * room;
         attender.part(tasks[i / parts], i % parts * PART, (i % parts + 1) * PART, runs[i]);
     });
-    parallel(count, [&](int64_t i) {
+    const auto run = [&](int64_t i) {
         static thread_local std::vector<float> local;
         local.resize(2 * room);
         const int64_t queries = tasks[i].rows * attender.heads_per_group();
@@ -268,6 +275,14 @@ void attend(const float* q, int64_t stride, const Cache& cache, const Pages& pag
             absorb(sums, split ? runs[i * parts + n] : next, queries, head);
         }
         divide(attender, tasks[i], sums, out);
+    };
+    // Several tasks in a row to one thread, which then knows what it will read next.
+    const int64_t row = count >= 16 * threads() ? 4 : 1;
+    parallel_rows(count, row, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; i++) {
+            if (i + 1 < last) attender.expect(tasks[i + 1]);
+            run(i);
+        }
     });
 }
 

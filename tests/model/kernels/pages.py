@@ -44,10 +44,15 @@ class Layout:
         """Every sequence at once."""
         return [[(s, 0, length) for s, length in enumerate(self.lengths)]]
 
-    def singles(self) -> list[Step]:
-        """Token by token, all sequences together until each ends."""
-        longest = max(self.lengths)
-        return [[(s, t, t + 1) for s, length in enumerate(self.lengths) if t < length] for t in range(longest)]
+    def singles(self, most: int = 200) -> list[Step]:
+        """Token by token, all sequences together until each ends; of longer ones only the last `most` tokens."""
+        first = [(s, 0, length - most) for s, length in enumerate(self.lengths) if length > most]
+        starts = [max(0, length - most) for length in self.lengths]
+        steps = [
+            [(s, start + t, start + t + 1) for s, start in enumerate(starts) if start + t < self.lengths[s]]
+            for t in range(min(most, max(self.lengths)))
+        ]
+        return [first, *steps] if first else steps
 
     def chunks(self, make: Make, largest: int) -> list[Step]:
         """Some sequences in each step, in any order, with chunks of random sizes: often one token."""
