@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve test lint docs bench-peers bench-offline bench-mixed bench-layer clean
+.PHONY: serve test lint docs bench-peers bench-offline bench-mixed bench-layer bench-quantised clean
 
 serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
@@ -33,11 +33,15 @@ bench-mixed: $(VENV)/.dev  ## counts mixed in one batch, against one count for a
 bench-layer: $(VENV)/.dev  ## one mixture layer, against memory bandwidth and matrix peak
 	$(BIN)/python -m benchmarks.layer $(ARGS)
 
+bench-quantised: $(VENV)/.dev  ## what int8 costs in quality; needs ARGS=--text=FILE
+	$(BIN)/python -m benchmarks.quantised $(ARGS)
+
 # torch first and alone, so that no other package can ask for a different build of it.
-$(VENV)/.run: pyproject.toml constraints.txt
+$(VENV)/.run: pyproject.toml constraints.txt $(wildcard model/kernels/csrc/*) model/kernels/build.py
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e .
+	$(BIN)/python -m model.kernels.build
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
@@ -45,4 +49,4 @@ $(VENV)/.dev: $(VENV)/.run
 	touch $@
 
 clean:
-	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) model/kernels/built *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

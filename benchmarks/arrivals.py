@@ -61,7 +61,7 @@ class Loaded:
 
 def use_threads(threads: int) -> None:
     """Torch's and the native kernels', now."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1 if load().native else threads)  # as the server does
     if load().native:
         torch.ops.moedial.set_threads(threads)
 

@@ -45,6 +45,9 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     loaded, raw = load_model(resolve_model(settings.model), settings.dtype)
     parameters = parameter_count(loaded)
     model, reason = prepare(loaded, settings)
+    if isinstance(model, NativeDecoder):
+        torch.set_num_threads(1)  # what is left to torch is small, and a second pool's threads would be in the way
+    give_back_freed_memory()
     engine, blocks = assemble(model, settings)
     info = EngineInfo(
         family=raw["model_type"],
@@ -60,6 +63,12 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     return engine, replace(info, step_cost=engine.scheduler.cost)
 
 
+def give_back_freed_memory() -> None:
+    """Once, after loading: the weights as they were read are not needed again."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def prepare(model: Decoder, settings: EngineSettings) -> tuple[Decoder | NativeDecoder, str]:
     """The decoder in the form that runs best here, and why if that is torch. A native one takes the weights over.
 
@@ -72,7 +81,6 @@ def prepare(model: Decoder, settings: EngineSettings) -> tuple[Decoder | NativeD
         length = model_length(model.config, settings)
         native = NativeDecoder(model, length, settings.quantize, settings.quantize_layers == "experts")
         torch.ops.moedial.set_threads(torch.get_num_threads())
-        torch.set_num_threads(1)  # what is left to torch is small, and a second pool's waiting threads would be in the way
         return native, ""
     if settings.quantize != "none":
         raise CheckpointError(f"quantize {settings.quantize} needs the native kernels: {reason}")

@@ -67,7 +67,7 @@ def _by_probability(logits_RV: Tensor, asked_R: NDArray[np.void]) -> Ints:
 
 def _probabilities(logits_RV: Tensor, temperature_R: Floats) -> Tensor:
     """Softmax at each row's temperature. Subtracting the best first keeps tiny temperatures finite."""
-    divisor_R1 = torch.from_numpy(temperature_R.clip(COLDEST)).float()[:, None]
+    divisor_R1 = torch.from_numpy(np.maximum(temperature_R, COLDEST)).float()[:, None]
     return (logits_RV - logits_RV.amax(-1, keepdim=True)).div_(divisor_R1).softmax(-1)
 
 
@@ -123,7 +123,7 @@ def _ranked(
     Weights are relative to the best token's; `mass_R` is their sum over the vocabulary, for rows without a top-k.
     """
     best_RC = _best(values_RV, count)
-    weight_RC = np.exp((best_RC - best_RC[:, :1]) / asked_R["temperature"].clip(COLDEST)[:, None])
+    weight_RC = np.exp((best_RC - best_RC[:, :1]) / np.maximum(asked_R["temperature"], COLDEST)[:, None])
     cum_RC = weight_RC.cumsum(-1)
     kept_R = _kept(weight_RC, cum_RC, asked_R, mass_R)
     rows_R, top_k_R = np.arange(len(best_RC)), asked_R["top_k"]

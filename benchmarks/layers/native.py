@@ -2,13 +2,36 @@
 
 from collections.abc import Callable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from model.batch import Batch
 from model.config import Infinity, TopK
+from model.kernels.library import load
+from model.mixture.infinity import InfinityMixture
 from model.mixture.seam import Use
+from model.mixture.topk import TopKMixture
+from model.native.blocks import feed_forward_block, precision_for
 
 
 def native_layer(config: TopK | Infinity, parameters: dict[str, Tensor]) -> Callable[[Tensor, Use], Tensor] | None:
     """x_TD, use ↦ y_TD with the router included, around `parameters` (named as in the mixture's module, bf16), laid out
-    for the kernel here and not in the call; None where there is no kernel for this config or machine."""
-    return None
+    for the kernel here and not in the call; None where there is no kernel for this machine.
+
+    The op adds to its input, in float32: the time includes the conversion of the rows and taking the input off again.
+    """
+    if not load().native:
+        return None
+    width = parameters["router"].shape[1]
+    with torch.device("meta"):
+        module = (InfinityMixture if isinstance(config, Infinity) else TopKMixture)(width, config)
+    module.load_state_dict(parameters, assign=True)
+    block = feed_forward_block(nn.Identity(), module, 0, precision_for(torch.bfloat16))
+
+    def run(x_TD: Tensor, use: Use) -> Tensor:
+        y_TD, counts_T = x_TD.float(), use.counts_T
+        batch = Batch(counts_T, use.positions_T, use.seeds_T, counts_T[None], use.k_max, (0,), counts_T)
+        block(y_TD, batch, None, None)
+        return y_TD.sub_(x_TD)
+
+    return run

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
+
 from benchmarks.machine import give_back_freed_memory
 from benchmarks.systems.system import Rates, Weights
 from benchmarks.workload import LARGEST_BATCH, OUTPUT, PROMPT, prompts
@@ -84,7 +86,12 @@ class OurSession:
     def _run(self, batch: int) -> Rates:
         for request in requests(prompts(batch, self.config.vocabulary), self.config.experts.budget(self.count)):
             self.engine.add(request)
-        return timed(self.engine, batch)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as the server does beside native kernels, whose threads are their own
+        try:
+            return timed(self.engine, batch)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def requests(tokens: Sequence[Sequence[int]], budget: ExpertBudget, name: str = "") -> list[Request]:

@@ -50,8 +50,10 @@ def precision_for(dtype: torch.dtype, quantize: Quantize = "none", experts_only:
     return Precision(kind_for(dtype), quantize, experts_only)
 
 
-def norm_args(norm: nn.Module) -> tuple[Tensor, Tensor | None, float]:
-    """Weight, bias and epsilon in float32."""
+def norm_args(norm: nn.Module) -> tuple[Tensor | None, Tensor | None, float]:
+    """Weight, bias and epsilon in float32; without a weight for the identity."""
+    if isinstance(norm, nn.Identity):
+        return None, None, 0.0
     weight, bias = norm.weight, getattr(norm, "bias", None)
     return _float(weight), None if bias is None else _float(bias), float(norm.eps)  # type: ignore[arg-type]
 
@@ -114,7 +116,7 @@ class NativeTopK:
             *norm_args(norm),
             *_words(pack(module.router, precision.base)),
             *_words(pack(interleave(module.gate_up), precision.experts)),
-            *_words(pack(module.down, precision.experts)),
+            *_words(pack(padded(module.down), precision.experts)),
             config.experts,
             config.width,
             ACTIVATIONS[config.activation],
@@ -184,6 +186,11 @@ class NativeInfinity:
         return int(kept * pass_s / rows_s)
 
 
+def padded(down: Tensor) -> Tensor:
+    """Down [..., D, F] with as many units as the panels of up have outputs: a multiple of 16."""
+    return nn.functional.pad(down, (0, -down.shape[-1] % OUTPUTS))
+
+
 def unit_rows(module: InfinityMixture) -> tuple[Tensor, Tensor]:
     """Up [F, D'] and down [F, D], unit by unit, D' padded to what the kernels read."""
     width = module.up.shape[1]
@@ -221,7 +228,7 @@ class NativeFFN:
             *norm_args(norm),
             *_words(pack(up, precision.linears)),
             up_bias,
-            *_words(pack(module.down.weight, precision.linears)),
+            *_words(pack(padded(module.down.weight), precision.linears)),
             None if down_bias is None else _float(down_bias),
             config.width,
             config.gated,

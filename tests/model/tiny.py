@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.attend import PagedCache, WholeAttend
+from model.attend import WholeAttend
 from model.batch import Batch, Pages, Span
 from model.config import DecoderConfig, FeedForward, Infinity, TopK
 from model.decoder import Decoder
 from model.mixture.seam import Observer, Use
+from model.native.decoder import NativeDecoder
 
 VOCABULARY = 61
 
@@ -90,17 +91,33 @@ def whole_batch(ids: Sequence[int], counts: Sequence[int], seed: int = 0) -> Bat
     )
 
 
-class PagedRun:
-    """Several sequences computed chunk by chunk over one paged cache whose blocks are handed out in random order."""
+def per_token(counts: list[int] | Tensor, tokens: int) -> Tensor:
+    """Counts [L, T]."""
+    counts = torch.as_tensor(counts, dtype=torch.int64)
+    return counts if counts.ndim == 2 else counts[:, None].repeat(1, tokens)
 
-    def __init__(self, model: Decoder, rows: list[list[int]], counts: list[list[int]], block_size: int = 4) -> None:
-        self.model, self.rows, self.counts, self.size = model, rows, counts, block_size
-        config, needed = model.config, [-(-len(row) // block_size) for row in rows]
-        shape = (sum(needed) + 1, block_size, config.kv_heads, config.head_width)
-        self.cache = PagedCache(len(config.layers), *shape, torch.float32)
+
+class PagedRun:
+    """Several sequences computed chunk by chunk over one paged cache whose blocks are handed out in random order.
+
+    `counts` of each sequence: one per MoE layer, or of every layer one per token.
+    """
+
+    def __init__(
+        self,
+        model: Decoder | NativeDecoder,
+        rows: list[list[int]],
+        counts: list[list[int]] | list[Tensor],
+        block_size: int = 4,
+    ) -> None:
+        self.model, self.rows, self.size = model, rows, block_size
+        self.counts = [per_token(count, len(row)) for count, row in zip(counts, rows, strict=True)]
+        needed = [-(-len(row) // block_size) for row in rows]
+        blocks = sum(needed) + 1
+        self.cache = model.cache(blocks, block_size)
         for layer in self.cache.layers:
             layer.fill_(9.0)  # what an earlier sequence left behind
-        free = random.Random(1).sample(range(shape[0]), shape[0])
+        free = random.Random(1).sample(range(blocks), blocks)
         self.blocks = [[free.pop() for _ in range(count)] for count in needed]
         self.done = [0] * len(rows)
 
@@ -116,15 +133,15 @@ class PagedRun:
         return {row: part for (row, _), part in zip(parts, logits.split(list(lengths.values())), strict=True)}
 
     def _batch(self, parts: list[tuple[int, Tensor]]) -> Batch:
-        counts = [torch.tensor(self.counts[row])[:, None].expand(-1, len(at)) for row, at in parts]
+        counts_LT = torch.cat([self.counts[row][:, at] for row, at in parts], dim=1)
         tokens = sum(len(at) for _, at in parts)
         return Batch(
             ids_T=torch.cat([torch.tensor(self.rows[row])[at] for row, at in parts]),
             positions_T=torch.cat([at for _, at in parts]),
             seeds_T=torch.cat([torch.full((len(at),), row) for row, at in parts]),
-            experts_LT=torch.cat(counts, dim=1).long(),
-            k_max=max((max(self.counts[row], default=0) for row, _ in parts), default=0),
-            pairs_L=tuple(torch.cat(counts, dim=1).sum(1).tolist()),
+            experts_LT=counts_LT,
+            k_max=int(counts_LT.amax()) if counts_LT.numel() else 0,
+            pairs_L=tuple(counts_LT.sum(1).tolist()),
             rows_B=torch.arange(tokens),
         )
 

@@ -1,7 +1,7 @@
 // The ops of whole blocks of a decoder layer; included by ops.cpp, whose checks they share. All change x in place.
 
 void attention_block_op(Tensor x, Tensor cache, const Tensor& spans, const Tensor& tables, int64_t block_size,
-                        const Tensor& norm_weight, Maybe norm_bias, double eps, const Tensor& qkv, Maybe qkv_side, Maybe qkv_bias,
+                        Maybe norm_weight, Maybe norm_bias, double eps, const Tensor& qkv, Maybe qkv_side, Maybe qkv_bias,
                         Maybe q_norm, Maybe k_norm, bool norm_per_head, double clip, Maybe rotary, const Tensor& out,
                         Maybe out_side, Maybe out_bias, int64_t heads, double scale, int64_t window, double softcap, Maybe sinks) {
     float* in = floats(x, "x");
@@ -29,7 +29,7 @@ void attention_block_op(Tensor x, Tensor cache, const Tensor& spans, const Tenso
     if (rows) attention_block(in, width, b, c, p);
 }
 
-Tensor topk_block_op(Tensor x, const Tensor& counts, int64_t k_max, const Tensor& norm_weight, Maybe norm_bias, double eps,
+Tensor topk_block_op(Tensor x, const Tensor& counts, int64_t k_max, Maybe norm_weight, Maybe norm_bias, double eps,
                      const Tensor& router, Maybe router_side, const Tensor& up, Maybe up_side, const Tensor& down,
                      Maybe down_side, int64_t experts, int64_t units, int64_t activation, bool normalise) {
     float* in = floats(x, "x");
@@ -49,7 +49,7 @@ Tensor topk_block_op(Tensor x, const Tensor& counts, int64_t k_max, const Tensor
 }
 
 Tensor infinity_block_op(Tensor x, const Tensor& counts, const Tensor& seeds, const Tensor& positions, int64_t k_max,
-                         const Tensor& norm_weight, Maybe norm_bias, double eps, const Tensor& router, Maybe router_side,
+                         Maybe norm_weight, Maybe norm_bias, double eps, const Tensor& router, Maybe router_side,
                          const Tensor& scores, int64_t space, const Tensor& up, Maybe up_side, const Tensor& down, Maybe down_side,
                          int64_t units, int64_t block_units, int64_t scored, int64_t kept, int64_t activation,
                          const Tensor& quantiles, int64_t layer, bool exponential, double sigma_min, bool antithetic,
@@ -85,7 +85,7 @@ Tensor infinity_block_op(Tensor x, const Tensor& counts, const Tensor& seeds, co
     return load;
 }
 
-void ffn_block_op(Tensor x, const Tensor& norm_weight, Maybe norm_bias, double eps, const Tensor& up, Maybe up_side,
+void ffn_block_op(Tensor x, Maybe norm_weight, Maybe norm_bias, double eps, const Tensor& up, Maybe up_side,
                   Maybe up_bias, const Tensor& down, Maybe down_side, Maybe down_bias, int64_t units, bool gated,
                   int64_t activation) {
     float* in = floats(x, "x");

@@ -204,6 +204,11 @@ def experts_case(make: Make, chosen_TE: Tensor, width: int, units: int, kind: Ki
     return ExpertsCase(make.normal(rows, width), chosen_TE, 0.1 + make.normal(rows, count).abs(), layer)
 
 
+def chosen(make: Make, rows: int, experts: int, share: float = 0.4) -> Tensor:
+    """Each row's experts, at random: some rows may have none, and so may some experts."""
+    return torch.rand(rows, experts, generator=make.generator) < share
+
+
 @dataclass
 class FFNCase:
     """x += feed-forward(norm(x))."""

@@ -37,8 +37,8 @@ class Layout:
             spans.append((first, until - start, until))
             rows += range(self.starts[s] + start, self.starts[s] + until)
             first += until - start
-        shapes = ((-1,), (-1, 3), (len(step), width))
-        return tuple(torch.tensor(v, dtype=torch.int64).view(shape) for v, shape in zip((rows, spans, tables), shapes))
+        rows_T, spans_B3, tables_BP = (torch.tensor(values, dtype=torch.int64) for values in (rows, spans, tables))
+        return rows_T, spans_B3.view(-1, 3), tables_BP.view(len(step), width)
 
     def whole(self) -> list[Step]:
         """Every sequence at once."""

@@ -8,16 +8,11 @@ from torch import Tensor
 
 from model.config import Activation
 from model.kernels.pack import Kind
-from tests.model.kernels.cases import KINDS, NORMS, ExpertsCase, Make, check, experts_case, ffn_case, ops
+from tests.model.kernels.cases import KINDS, NORMS, ExpertsCase, Make, check, chosen, experts_case, ffn_case, ops
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_activation = pytest.mark.parametrize("activation", get_args(Activation))
 WIDTHS = [(8, 16), (24, 12), (40, 33), (70, 64), (130, 100), (64, 1)]  # model width and expert width
-
-
-def chosen(make: Make, rows: int, experts: int, share: float = 0.4) -> Tensor:
-    """Each row's experts, at random: some rows may have none, and so may some experts."""
-    return torch.rand(rows, experts, generator=make.generator) < share
 
 
 @each_kind

@@ -8,7 +8,7 @@ from model.kernels.reference import part_gates
 from tests.model.kernels.cases import KINDS, NORMS, Make, check, linear_case, ops
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-# Outputs and inputs: padded to 16 and 4; panels of 64 with and without a tail of 16, 32 or 48; several passes of groups.
+# Outputs and inputs: padded to 16 and 4; panels of 64 with and without a tail of 16, 32 or 48; many groups.
 SHAPES = [(1, 1), (5, 7), (16, 4), (33, 18), (64, 64), (80, 30), (100, 129), (113, 52), (192, 24), (40, 1100)]
 
 
