@@ -155,7 +155,7 @@ def random_request(rng: random.Random, id: int, served: Served) -> Request:
     return Request(str(id), tuple(prompt), ExpertBudget(budget), sampling)
 
 
-def storm(served: Served, seed: int, requests: int = 26) -> tuple[Bench, list[Request]]:
+def storm(served: Served, seed: int, requests: int) -> tuple[Bench, list[Request]]:
     """Requests join at random moments; every sixth or so leaves before its end."""
     rng = random.Random(seed)
     crowd = bench(served, blocks=served.few * 3 // 2, step_tokens=11, running=6)
