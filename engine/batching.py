@@ -25,6 +25,7 @@ class Fixed:
 
     length_B: Ints
     first_B: Ints
+    last_B: Tensor
     seeds_T: Tensor
     counts_LT: Tensor
     k_max: int
@@ -47,7 +48,7 @@ class Batching:
         if shape != self._shape or self._fixed is None:
             self._shape, self._fixed, self._used_B = shape, _fixed(plan), _ints([])
         fixed = self._fixed
-        start_B = _ints([c.start for c in plan])
+        start_B, samples = _ints([c.start for c in plan]), [c.samples for c in plan]
         positions_T = start_B if len(fixed.seeds_T) == len(plan) else _positions(start_B, fixed)
         batch = Batch(
             ids_T=torch.from_numpy(_tokens(plan)),
@@ -56,7 +57,7 @@ class Batching:
             experts_LT=fixed.counts_LT,
             k_max=fixed.k_max,
             pairs_L=fixed.pairs_L,
-            rows_B=torch.from_numpy((fixed.first_B + fixed.length_B - 1)[[c.samples for c in plan]]),
+            rows_B=fixed.last_B if all(samples) else fixed.last_B[samples],
         )
         return batch, self._pages(plan, fixed, start_B + fixed.length_B)
 
@@ -75,6 +76,7 @@ def _fixed(plan: Plan) -> Fixed:
     return Fixed(
         length_B,
         length_B.cumsum() - length_B,
+        torch.from_numpy(length_B.cumsum() - 1),
         torch.from_numpy(_ints([request.sampling.seed for request in requests]).repeat(length_B)),
         torch.from_numpy(np.ascontiguousarray(counts_BL.T.repeat(length_B, axis=1))),
         int(counts_BL.max(initial=0)),

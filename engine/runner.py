@@ -1,7 +1,5 @@
 """Runs a plan on a decoder: builds the batch, calls the model, samples. The only place where plans become tensors."""
 
-from itertools import groupby
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +9,7 @@ from engine.plan import Plan, StepResult, Work
 from engine.sampler import sample
 from model.attend import PagedCache
 from model.decoder import Decoder
+from model.kernels.library import load
 from model.native.cache import NativeCache
 from model.native.decoder import NativeDecoder
 
@@ -28,12 +27,14 @@ class Tally:
 
     def work(self, trained_pairs: int) -> Work:
         """The sums over all mixtures seen so far."""
-        distinct, uneven = 0, 0.0
-        for _, layers in groupby(self._loads, key=len):  # layers with equally many experts at once
-            load_LE = torch.stack(list(layers)).numpy()
-            distinct += int(np.count_nonzero(load_LE))
-            uneven += float((load_LE.max(1) / load_LE.mean(1).clip(min=1e-9)).sum())
+        distinct, uneven = torch.ops.moedial.spread(self._loads) if load().native else _spread(self._loads)
         return Work(self.pairs, trained_pairs, distinct, uneven / max(1, len(self._loads)))
+
+
+def _spread(loads: list[Tensor]) -> tuple[int, float]:
+    """Experts that have any tokens, and the sum over the mixtures of the busiest's share over the mean."""
+    arrays = [load.numpy() for load in loads]
+    return sum(int(np.count_nonzero(a)) for a in arrays), sum(float(a.max() / a.mean()) for a in arrays if a.any())
 
 
 class ModelRunner:

@@ -81,7 +81,7 @@ class NativeAttention:
     ) -> None:
         config = module.config
         norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
-        self.layer = layer
+        self.layer, self.op = layer, ops.attention_block.default  # resolved once: a look-up takes as long as a small op
         self.args = (
             *norm_args(norm),
             *_words(pack(module.qkv.weight, precision.linears)),
@@ -101,9 +101,7 @@ class NativeAttention:
 
     def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None:
         cache = pages.cache
-        ops.attention_block(
-            x_TD, cache.layers[self.layer], pages.spans_B3, pages.tables_BP, cache.block_size, *self.args
-        )
+        self.op(x_TD, cache.layers[self.layer], pages.spans_B3, pages.tables_BP, cache.block_size, *self.args)
 
 
 class NativeTopK:
@@ -111,7 +109,7 @@ class NativeTopK:
 
     def __init__(self, mixture: int, norm: nn.Module, module: TopKMixture, precision: Precision) -> None:
         config: TopK = module.config
-        self.mixture = mixture
+        self.mixture, self.op = mixture, ops.topk_block.default
         self.args = (
             *norm_args(norm),
             *_words(pack(module.router, precision.base)),
@@ -124,7 +122,7 @@ class NativeTopK:
         )
 
     def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None:
-        load_E = ops.topk_block(x_TD, batch.experts_LT[self.mixture], batch.k_max, *self.args)
+        load_E = self.op(x_TD, batch.experts_LT[self.mixture], batch.k_max, *self.args)
         if observer is not None:
             observer.routed(self.mixture, batch.pairs_L[self.mixture], load_E, None)
 
@@ -138,6 +136,7 @@ class NativeInfinity:
         up, down = blocks_of(module, units)
         narrow = units != config.block and precision.experts == precision.base and module.up.shape[1] % OUTPUTS == 0
         rows = unit_rows(module) if narrow else (None, None)
+        self.op = ops.infinity_block.default
         self.mixture, self.width, self.share = mixture, module.up.shape[1], config.block
         self.args = (
             *norm_args(norm),
@@ -169,7 +168,7 @@ class NativeInfinity:
     def _run(
         self, x_TD: Tensor, counts_T: Tensor, seeds_T: Tensor, positions_T: Tensor, k_max: int, few: int
     ) -> Tensor:
-        load_E: Tensor = ops.infinity_block(x_TD, counts_T, seeds_T, positions_T, k_max, *self.args, few)
+        load_E: Tensor = self.op(x_TD, counts_T, seeds_T, positions_T, k_max, *self.args, few)
         return load_E
 
     def _crossover(self) -> int:
@@ -224,6 +223,7 @@ class NativeFFN:
             up_bias = interleave(up_bias[:, None])[:, 0] if config.gated else up_bias
             up_bias = nn.functional.pad(_float(up_bias), (0, -len(up_bias) % 16))
         down_bias = module.down.bias
+        self.op = ops.ffn_block.default
         self.args = (
             *norm_args(norm),
             *_words(pack(up, precision.linears)),
@@ -236,7 +236,7 @@ class NativeFFN:
         )
 
     def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None:
-        ops.ffn_block(x_TD, *self.args)
+        self.op(x_TD, *self.args)
 
 
 def feed_forward_block(norm: nn.Module, module: nn.Module, mixture: int, precision: Precision) -> NativeBlock:

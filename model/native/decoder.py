@@ -71,8 +71,10 @@ class NativeDecoder:
         for block in self.blocks:
             block(x_TD, batch, pages, observer)
         head = self.head
+        if len(batch.rows_B) < len(x_TD):
+            x_TD = x_TD[batch.rows_B]
         logits_BV: Tensor = torch.ops.moedial.linear(
-            x_TD[batch.rows_B], *self.norm, head.words, head.side, self.config.vocabulary, None
+            x_TD, *self.norm, head.words, head.side, self.config.vocabulary, None
         )
         return logits_BV
 

@@ -26,11 +26,12 @@ from tests.model.tiny import VOCABULARY, decoder
 
 @dataclass(frozen=True)
 class Served:
-    """A model, on plain torch or on native kernels. `few` blocks are hardly more than one sequence needs."""
+    """A model, on plain torch or on native kernels. `few` blocks of the cache are what one sequence needs."""
 
     config: DecoderConfig
     block: int
     few: int
+    requests: int  # so many make a storm
     native: bool = False
     dtype: torch.dtype = torch.float32
     quantize: Literal["none", "int8", "int8-weights"] = "none"
@@ -158,7 +159,7 @@ def random_request(rng: random.Random, id: int, served: Served) -> Request:
 def storm(served: Served, seed: int, requests: int) -> tuple[Bench, list[Request]]:
     """Requests join at random moments; every sixth or so leaves before its end."""
     rng = random.Random(seed)
-    crowd = bench(served, blocks=served.few * 3 // 2, step_tokens=11, running=6)
+    crowd = bench(served, blocks=served.few + (1 if served.native else 5), step_tokens=11, running=6)
     todo = [random_request(rng, id, served) for id in range(requests)]
     waiting = list(todo)
     while waiting or crowd.engine.has_work:

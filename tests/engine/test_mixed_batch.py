@@ -5,6 +5,7 @@ prompts are cut into chunks, memory runs out, prefixes are found again.
 """
 
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -29,8 +30,11 @@ def layouts(context: int, head_width: int, block: int) -> dict[str, DecoderConfi
     }
 
 
-TORCH = {name: Served(config, block=4, few=10) for name, config in layouts(40, 6, 4).items()}
-NATIVE = {f"native-{name}": Served(config, 16, 5, native=True) for name, config in layouts(80, 16, 16).items()}
+TORCH = {name: Served(config, block=4, few=10, requests=26) for name, config in layouts(40, 6, 4).items()}
+NATIVE = {
+    f"native-{name}": Served(config, block=16, few=5, requests=60, native=True)
+    for name, config in layouts(80, 16, 16).items()
+}
 PRECISIONS = [
     (torch.bfloat16, "none"),
     (torch.float32, "int8"),
@@ -39,7 +43,7 @@ PRECISIONS = [
 ]
 LAYOUTS = TORCH | NATIVE
 ROUNDED = {
-    f"{name}-{str(dtype).removeprefix('torch.')}-{quantize}": Served(served.config, 16, 5, True, dtype, quantize)
+    f"{name}-{str(dtype).removeprefix('torch.')}-{quantize}": replace(served, dtype=dtype, quantize=quantize)
     for (name, served), (dtype, quantize) in product(NATIVE.items(), PRECISIONS)
 }
 
@@ -56,7 +60,7 @@ def only(*names: str) -> pytest.MarkDecorator:
 
 
 def check_storm(served: Served, seed: int) -> None:
-    crowd, requests = storm(served, seed, requests=60 if served.native else 26)
+    crowd, requests = storm(served, seed, served.requests)
     for request in requests:
         assert_as_alone(served, crowd, alone(served, request), request.id)
     assert crowd.ends.keys() == {request.id for request in requests}

@@ -247,6 +247,19 @@ Tensor masks_op(const Tensor& scores, const Tensor& counts, int64_t k_max, int64
     return mask;
 }
 
+// Over all mixtures' tokens per expert: experts that have any, and the sum of the busiest's share over the mean.
+std::tuple<int64_t, double> spread_op(const std::vector<Tensor>& loads) {
+    int64_t distinct = 0;
+    double uneven = 0;
+    for (const Tensor& t : loads) {
+        const int64_t* load = data<const int64_t>(t, "load");
+        int64_t most = 0, total = 0;
+        for (int64_t e = 0; e < t.numel(); e++) distinct += load[e] > 0, total += load[e], most = std::max(most, load[e]);
+        if (total) uneven += double(most) * double(t.numel()) / double(total);
+    }
+    return {distinct, uneven};
+}
+
 // Memory that lives as long as a model: in huge pages where the system gives them, so that few look-ups are missed.
 Tensor allocate_op(int64_t bytes) {
     constexpr int64_t HUGE = 2 << 20;
@@ -274,6 +287,7 @@ TORCH_LIBRARY(moedial, m) {
     m.def("topk_block(Tensor(a!) x, Tensor counts, int k_max, Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor router, Tensor? router_side, Tensor up, Tensor? up_side, Tensor down, Tensor? down_side, int experts, int units, int activation, bool normalise) -> Tensor");
     m.def("infinity_block(Tensor(a!) x, Tensor counts, Tensor seeds, Tensor positions, int k_max, Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor router, Tensor? router_side, Tensor scores, int space, Tensor up, Tensor? up_side, Tensor down, Tensor? down_side, int units, int block_units, int scored, int kept, int activation, Tensor quantiles, int layer, bool exponential, float sigma_min, bool antithetic, Tensor? up_rows, Tensor? down_rows, int few) -> Tensor");
     m.def("ffn_block(Tensor(a!) x, Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor up, Tensor? up_side, Tensor? up_bias, Tensor down, Tensor? down_side, Tensor? down_bias, int units, bool gated, int activation) -> ()");
+    m.def("spread(Tensor[] loads) -> (int, float)", &spread_op);
     m.def("allocate(int bytes) -> Tensor", &allocate_op);
     m.def("set_threads(int count) -> ()", [](int64_t count) {
         TORCH_CHECK(1 <= count && count <= 1024, "threads must be between 1 and 1024, got ", count);
