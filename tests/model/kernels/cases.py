@@ -1,7 +1,7 @@
 """Random input for each op that works row by row, how to run it on any of its rows, and what must come out."""
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 
 import torch
@@ -139,11 +139,6 @@ def norm_args(norm: Norm) -> tuple[Any, ...]:
     return norm.weight, norm.bias, norm.eps
 
 
-def present(norm: Norm, width: int) -> Norm:
-    """The blocks always have a norm."""
-    return norm if norm.weight is not None else replace(norm, weight=torch.ones(width))
-
-
 @dataclass
 class LinearCase:
     """y = W norm(x) + bias."""
@@ -234,6 +229,4 @@ class FFNCase:
 def ffn_case(
     make: Make, rows: int, width: int, units: int, kind: Kind, norm: str = "rms", **rest: Any
 ) -> FFNCase:  # fmt: skip
-    return FFNCase(
-        make.normal(rows, width), present(make.norm(norm, width), width), make.experts(1, width, units, kind, **rest)
-    )
+    return FFNCase(make.normal(rows, width), make.norm(norm, width), make.experts(1, width, units, kind, **rest))

@@ -14,7 +14,7 @@ from model.mixture.infinity import InfinityMixture
 from model.mixture.seam import Use, ranks
 from model.native.blocks import blocks_of, unit_rows
 from model.noise import normal_table
-from tests.model.kernels.cases import Layer, Make, norm_args, ops, present
+from tests.model.kernels.cases import Layer, Make, norm_args, ops
 from tests.model.tiny import randomise
 
 
@@ -164,7 +164,7 @@ def topk_case(
     """The router keeps the model's own kind where experts are int8."""
     router = pack(make.weight(experts, width) * 2, "bfloat16" if kind != "float" else kind)
     normalise = rest.pop("normalise", False)
-    layer, norms = make.experts(experts, width, units, kind, **rest), present(make.norm(norm, width), width)
+    layer, norms = make.experts(experts, width, units, kind, **rest), make.norm(norm, width)
     return TopKCase(make.normal(rows, width), make.whole(1, experts, rows), norms, router, layer, normalise)
 
 
@@ -213,7 +213,7 @@ def infinity_case(
     up, down = (part.detach() for part in blocks_of(module, run))
     layer = Layer(pack(up, kind), pack(down, kind), len(up), run, False, config.activation)
     router = pack(module.router.detach(), "bfloat16" if kind != "float" else kind)
-    scores, norms = pack(module.scores.detach(), "float"), present(make.norm(norm, width), width)
+    scores, norms = pack(module.scores.detach(), "float"), make.norm(norm, width)
     x_TD, use = make.normal(rows, width), random_use(make, rows, config.maximum)
     narrow = kind in ("float", "bfloat16") and width % 16 == 0
     of_units = tuple(part.detach().to(DTYPE[kind]) for part in unit_rows(module)) if narrow else (None, None)

@@ -12,7 +12,7 @@ from model.kernels import reference
 from model.kernels.pack import Kind, Packed, pack
 from model.kernels.reference import Attention, AttentionBlock, Slots, Weight
 from model.native.decoder import rotary_table
-from tests.model.kernels.cases import Make, norm_args, ops, present
+from tests.model.kernels.cases import Make, norm_args, ops
 
 Step = list[tuple[int, int, int]]  # of each sequence in the step: its number, and the positions from and until
 
@@ -177,7 +177,7 @@ def attention_case(
         norms = [1 + make.normal(size, scale=0.1) for size in sizes]
     rotary = rotary_table(c, max(lengths)) if c.positions == "rotary" else None
     block = AttentionBlock(
-        present(make.norm(c.norm, c.width), c.width),
+        make.norm(c.norm, c.width),
         *(Weight.of(packed, 1, bias) for packed, bias in zip((qkv, out), biases, strict=True)),
         c.heads,
         rules_of(make, c.heads, c.head_width, **rest),

@@ -1,0 +1,215 @@
+"""Random shapes for every native op, and wrong arguments: `make fuzz`. pytest does not collect it: it takes minutes.
+
+Values are compared loosely (a choice near a tie may fall to the other side), bits between batches exactly. Under the
+checks of a sanitized build a read or write out of range ends the process; the seed printed last says where.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import typer
+from torch import Tensor
+
+from model.kernels.library import load
+from model.kernels.pack import Kind
+from tests.model.kernels import cases, mixture_cases, pages
+from tests.model.kernels.arguments import OPS, arguments, run
+from tests.model.kernels.cases import KINDS, NORMS, Case, Make, ops
+from tests.model.tiny import gpt2_like, infinity, llama_like
+
+AWKWARD = (1, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 80, 95, 96, 97, 127, 128, 129)
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+
+
+def size(make: Make, most: int) -> int:
+    """Mostly at the edges of tiles and panels."""
+    return make.rng.choice([n for n in AWKWARD if n <= most] + [make.rng.randint(1, most)] * 3)
+
+
+def rows(make: Make) -> int:
+    """Now and then more than one piece of work takes."""
+    return make.rng.choice([size(make, 40)] * 8 + [size(make, 130), make.rng.randint(700, 900)])
+
+
+def layer(make: Make) -> dict[str, Any]:
+    return {"activation": make.rng.choice(ACTIVATIONS), "gated": make.rng.random() < 0.5}
+
+
+def linear(make: Make, kind: Kind) -> Case:
+    norm, bias = make.rng.choice(NORMS), make.rng.random() < 0.5
+    return cases.linear_case(make, rows(make), size(make, 200), size(make, 300), kind, norm, bias)
+
+
+def experts(make: Make, kind: Kind) -> Case:
+    chosen_TE = cases.chosen(make, rows(make), size(make, 12), make.rng.random())
+    return cases.experts_case(make, chosen_TE, size(make, 130), size(make, 130), kind, **layer(make))
+
+
+def ffn(make: Make, kind: Kind) -> Case:
+    norm, bias = make.rng.choice(NORMS), make.rng.random() < 0.5
+    return cases.ffn_case(make, rows(make), size(make, 130), size(make, 200), kind, norm, bias=bias, **layer(make))
+
+
+def route(make: Make, kind: Kind) -> Case:
+    return mixture_cases.route_case(make, rows(make), size(make, 130), *(make.rng.random() < 0.5 for _ in range(2)))
+
+
+def random_infinity(make: Make) -> Any:
+    block = make.rng.choice([1, 1, 2, 3, 5, 8, 16, 32, 48, 64])
+    return infinity(
+        units=block * size(make, max(1, 300 // block)),
+        block=block,
+        space=size(make, 40),
+        share=make.rng.choice([0.01, 0.1, 0.25, 0.6, 1.0]),
+        activation=make.rng.choice(ACTIVATIONS),
+        draws=make.rng.choice(["independent", "antithetic"]),
+        sigma_link=make.rng.choice(["exp", "softplus"]),
+    )
+
+
+def draw(make: Make, kind: Kind) -> Case:
+    return mixture_cases.draw_case(make, rows(make), random_infinity(make))
+
+
+def masks(make: Make, kind: Kind) -> Case:
+    scores = size(make, 130)
+    return mixture_cases.masks_case(make, rows(make), scores, make.rng.randint(1, scores), make.rng.random() < 0.5)
+
+
+def topk(make: Make, kind: Kind) -> Case:
+    shape, norm = (rows(make), size(make, 130), size(make, 100), size(make, 33)), make.rng.choice(NORMS)
+    rest = {"activation": make.rng.choice(ACTIVATIONS), "normalise": make.rng.random() < 0.5}
+    return mixture_cases.topk_case(make, *shape, kind, norm, **rest)
+
+
+def infinity_layer(make: Make, kind: Kind) -> Case:
+    config = random_infinity(make)
+    run = next(n for n in range(config.block, 10_000, config.block) if n % 16 == 0)
+    run *= make.rng.choice([1, 1, 2])
+    width = make.rng.choice([size(make, 130), 16 * size(make, 8)])
+    case = mixture_cases.infinity_case(make, min(rows(make), 200), width, config, run, kind, make.rng.choice(NORMS))
+    case.few = make.rng.choice([0, make.rng.randint(0, 2000), 1 << 40])
+    return case
+
+
+def lengths(make: Make) -> list[int]:
+    return make.rng.choice([[size(make, 129) for _ in range(make.rng.randint(1, 5))]] * 30 + [[1, 1030, 3], [2100]])
+
+
+def rules(make: Make) -> dict[str, Any]:
+    window, softcap = make.rng.choice([0, 0, 1, 7, 64, 130]), make.rng.choice([0.0, 0.0, 2.0])
+    return {"window": window, "softcap": softcap, "sinks": make.rng.random() < 0.3, "block_size": 16 * size(make, 4)}
+
+
+def attend(make: Make, kind: Kind) -> pages.AttendCase:
+    kv_heads, per, head = size(make, 4), make.rng.choice([1, 2, 3, 7, 16, 32]), 16 * size(make, 9)
+    dtype = make.rng.choice([torch.float32, torch.bfloat16])
+    return pages.attend_case(make, lengths(make), kv_heads * per, kv_heads, head, dtype, **rules(make))
+
+
+def attention(make: Make, kind: Kind) -> pages.AttentionCase:
+    kv_heads, like = size(make, 3), make.rng.choice([gpt2_like, llama_like])
+    config = like(
+        infinity(),
+        width=size(make, 80),
+        kv_heads=kv_heads,
+        heads=kv_heads * make.rng.choice([1, 2, 5]),
+        head_width=16 * size(make, 4),
+        qk_norm=make.rng.choice(["none", "full"]),
+        clip_qkv=make.rng.choice([None, 0.7]),
+    )
+    return pages.attention_case(make, lengths(make), config, kind, make.rng.random() < 0.5, **rules(make))
+
+
+ROWS = [linear, experts, ffn, route, draw, masks, topk, infinity_layer]
+PAGED = [attend, attention]
+
+
+def near(got: Tensor, want: Tensor) -> None:
+    """Most rows are close; some may have met a tie."""
+    assert got.shape == want.shape and got.isfinite().all()
+    if not want.numel():
+        return
+    size = want.double().square().mean().sqrt().clamp(min=1e-6)
+    error_R = ((got.double() - want).abs() / size).flatten(1).amax(1)
+    assert int((error_R > 5e-2).sum()) <= 2 + len(want) // 4, f"errors: {error_R.sort().values}"
+
+
+def by_rows(make: Make, case: Case) -> None:
+    full = case.run(torch.arange(case.rows))
+    near(full, case.expected())
+    some = make.whole(0, case.rows - 1, make.rng.randint(1, 7))
+    ops.set_threads(make.rng.randint(1, 3))
+    assert torch.equal(case.run(some), full[some]), "a row depends on its batch"
+
+
+def by_chunks(make: Make, case: pages.AttendCase | pages.AttentionCase) -> None:
+    whole = case.run(case.layout.whole())
+    near(whole, case.expected())
+    ops.set_threads(make.rng.randint(1, 3))
+    assert torch.equal(case.run(case.layout.chunks(make, 60)), whole), "a row depends on its chunk"
+
+
+def wrong_value(make: Make, value: Any) -> Any:
+    """Something else than what was there: cut, turned, of another kind, or other numbers."""
+    if not isinstance(value, Tensor):
+        return make.rng.choice([0, 1, -1, 2, 3, 16, 17, 24, 1000, -(2**31), 2**31])
+    changes: list[Callable[[Tensor], Any]] = [
+        lambda t: t[:0],
+        lambda t: t[:-1].contiguous(),
+        lambda t: t[..., :-1].contiguous(),
+        lambda t: torch.cat([t, t]),
+        lambda t: t.mT if t.ndim > 1 else t[::2],
+        lambda t: t.flatten(),
+        lambda t: t[None],
+        lambda t: t.to(make.rng.choice([torch.float32, torch.bfloat16, torch.int8, torch.uint8, torch.int64, torch.int32])),
+        lambda t: make.whole(-3, 40, *t.shape).to(t.dtype),
+        lambda t: None,
+    ]  # fmt: skip
+    return make.rng.choice(changes)(value)
+
+
+def refused_or_run(make: Make, kind: Kind) -> None:
+    """One or two wrong arguments: an error, or a result that nobody looks at. Never a crash."""
+    op = make.rng.choice(OPS)
+    given = arguments(op, kind)
+    for name in make.rng.sample(list(given), make.rng.randint(1, 2)):
+        given[name] = wrong_value(make, given[name])
+    try:
+        run(op, given)
+    except (RuntimeError, IndexError, TypeError, ValueError, MemoryError):
+        return
+
+
+def one(seed: int) -> str:
+    """Run the case of a seed and name it."""
+    make = Make(seed)
+    kind: Kind = make.rng.choice(KINDS)
+    ops.set_threads(make.rng.randint(1, 3))
+    made = make.rng.choice([*ROWS, *PAGED, refused_or_run])
+    print(f"\rseed {seed}: {made.__name__}, {kind}".ljust(50), end="", file=sys.stderr, flush=True)
+    if made in ROWS:
+        by_rows(make, made(make, kind))
+    elif made in PAGED:
+        by_chunks(make, made(make, kind))
+    else:
+        made(make, kind)
+    return made.__name__
+
+
+def main(count: int = 10_000, seed: int = 0) -> None:
+    """Run `count` cases from `seed` on."""
+    kernels = load()
+    if not kernels.native:
+        raise SystemExit(f"no native kernels: {kernels.reason}")
+    seen: dict[str, int] = {}
+    for number in range(seed, seed + count):
+        name = one(number)
+        seen[name] = seen.get(name, 0) + 1
+    print(f"\n{count} cases on {kernels.name}: {', '.join(f'{n} {name}' for name, n in sorted(seen.items()))}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
