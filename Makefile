@@ -4,13 +4,26 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: serve test lint docs bench-peers bench-offline bench-mixed bench-layer bench-quantised clean
+# Sanitized kernels are libraries of their own; the checks' run-time must be there before Python is.
+SANITIZED := MOEDIAL_KERNELS_SANITIZE=1
+PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) \
+	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
+
+.PHONY: serve test test-sanitized fuzz lint docs bench-peers bench-offline bench-mixed bench-layer bench-quantised clean
 
 serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
 
 test: lint  ## everything that CI runs
 	$(BIN)/python -m pytest
+
+test-sanitized: $(VENV)/.dev  ## the kernels' tests under address and undefined-behaviour checks
+	$(SANITIZED) $(BIN)/python -m model.kernels.build
+	$(SANITIZED) $(PRELOADED) $(BIN)/python -m pytest --timeout=0 tests/model/kernels
+
+fuzz: $(VENV)/.dev  ## random shapes for every kernel, under the same checks; ARGS="--count N --seed S"
+	$(SANITIZED) $(BIN)/python -m model.kernels.build
+	$(SANITIZED) $(PRELOADED) $(BIN)/python -m tests.fuzz_kernels $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

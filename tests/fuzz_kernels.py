@@ -20,6 +20,7 @@ from tests.model.kernels.cases import KINDS, NORMS, Case, Make, ops
 from tests.model.tiny import gpt2_like, infinity, llama_like
 
 AWKWARD = (1, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 80, 95, 96, 97, 127, 128, 129)
+DTYPES = (torch.float32, torch.bfloat16, torch.int8, torch.uint8, torch.int32, torch.int64)
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 
@@ -164,10 +165,10 @@ def wrong_value(make: Make, value: Any) -> Any:
         lambda t: t.mT if t.ndim > 1 else t[::2],
         lambda t: t.flatten(),
         lambda t: t[None],
-        lambda t: t.to(make.rng.choice([torch.float32, torch.bfloat16, torch.int8, torch.uint8, torch.int64, torch.int32])),
+        lambda t: t.to(make.rng.choice(DTYPES)),
         lambda t: make.whole(-3, 40, *t.shape).to(t.dtype),
         lambda t: None,
-    ]  # fmt: skip
+    ]
     return make.rng.choice(changes)(value)
 
 

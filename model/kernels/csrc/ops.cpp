@@ -10,6 +10,9 @@
 #include "kernels.h"
 #include "pool.h"
 #include "scratch.h"
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace moedial {
 
@@ -270,7 +273,16 @@ Tensor allocate_op(int64_t bytes) {
 #ifdef MADV_HUGEPAGE
     madvise(start, size, MADV_HUGEPAGE);
 #endif
-    return at::from_blob(start, {bytes}, [=](void*) { munmap(raw, size + HUGE); }, at::TensorOptions(at::kByte));
+    const auto free = [=](void*) {
+#ifdef __SANITIZE_ADDRESS__
+        ASAN_UNPOISON_MEMORY_REGION(start, size);
+#endif
+        munmap(raw, size + HUGE);
+    };
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_POISON_MEMORY_REGION(start + bytes, size - bytes);  // so that an overrun is seen
+#endif
+    return at::from_blob(start, {bytes}, free, at::TensorOptions(at::kByte));
 }
 
 #include "block_ops.h"
