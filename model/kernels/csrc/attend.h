@@ -246,7 +246,7 @@ void attend(const float* q, int64_t stride, const Cache& cache, const Pages& pag
     parallel_rows(pages.rows, 16, [&](int64_t first, int64_t last) {
         for (int64_t t = first; t < last; t++)
             for (int64_t h = 0; h < a.heads; h++) encode(q + t * stride + h * head, head, in, t * a.heads + h, head);
-    });
+    }, 4 * pages.rows * a.heads * head);
     Task* tasks = scratch().take<Task>((pages.rows / most + pages.count) * cache.kv_heads);
     const int64_t count = list_tasks(pages, cache.kv_heads, most, tasks);
     int64_t longest = 0;
@@ -283,7 +283,7 @@ void attend(const float* q, int64_t stride, const Cache& cache, const Pages& pag
             if (i + 1 < last) attender.expect(tasks[i + 1]);
             run(i);
         }
-    });
+    }, 2 * pages.rows * a.heads * head * longest);
 }
 
 }  // namespace moedial

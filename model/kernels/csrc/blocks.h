@@ -35,7 +35,7 @@ void attention_block(float* x, int64_t width, const AttentionBlock& b, const Cac
     }
     parallel_rows(pages.rows, 16, [&](int64_t first, int64_t last) {
         for (int64_t r = first; r < last; r++) prepare_row(qkv + r * stride, position[r], b, cache.kv_heads, head);
-    });
+    }, 4 * pages.rows * stride);
     const float* keys = qkv + queries;
     write_cache(keys, keys + cache.kv_heads * head, stride, cache, pages);
     float* out = scratch().take<float>(pages.rows * queries);

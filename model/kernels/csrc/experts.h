@@ -132,11 +132,11 @@ inline void run_experts(const Inputs& x, int64_t rows, int64_t width, const Call
     const int64_t pieces = list_work(calls, 8 * BLOCK, work), panels = e.up.panels();
     parallel(pieces * panels, [&](int64_t i) {
         up_tile(x, calls, e, work[i / panels], i % panels, up_bias, hidden);
-    });
+    }, pairs * e.up.n * e.up.k);
     if (hidden.floats)
         parallel_rows(pairs, 32, [&](int64_t first, int64_t last) {
             for (int64_t r = first; r < last; r++) encode(hidden.floats + r * e.down.k, e.down.k, hidden.in, r, e.down.k);
-        });
+        }, 4 * pairs * e.down.k);
     float* sums = scratch().take<float>(rows * padded);
     const Slices slices(e.down, 1);  // a column is summed by one thread
     parallel(slices.count(), [&](int64_t i) {
@@ -152,7 +152,7 @@ inline void run_experts(const Inputs& x, int64_t rows, int64_t width, const Call
                 const float value = sums[r * padded + c] + (down_bias ? down_bias[c] : 0.0f);
                 y[r * width + c] = add ? y[r * width + c] + value : value;
             }
-    });
+    }, pairs * e.down.n * e.down.k);
 }
 
 }  // namespace moedial

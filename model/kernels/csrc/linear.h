@@ -26,10 +26,10 @@ inline Block& block() {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Calls f(first, last) for parts of `count` rows; few rows stay on the calling thread.
+// Calls f(first, last) for parts of `count` rows; little work stays on the calling thread.
 template <class F>
-inline void parallel_rows(int64_t count, int64_t part, F&& f) {
-    parallel(ceil_div(count, part), [&](int64_t i) { f(i * part, std::min(count, (i + 1) * part)); });
+inline void parallel_rows(int64_t count, int64_t part, F&& f, int64_t work = SMALL) {
+    parallel(ceil_div(count, part), [&](int64_t i) { f(i * part, std::min(count, (i + 1) * part)); }, work);
 }
 
 inline Inputs inputs(Kind kind, int64_t rows, int64_t stored) {
@@ -50,7 +50,7 @@ inline Inputs encode_rows(const float* x, int64_t rows, int64_t width, int64_t s
             if (y) norm_row(x + r * stride, width, norm, y + r * width);
             encode(y ? y + r * width : x + r * stride, width, in, r, m.k);
         }
-    });
+    }, 4 * rows * width);
     return in;
 }
 
@@ -88,7 +88,7 @@ inline void multiply(const Inputs& in, int64_t rows, const Matrix& m, F&& f) {
             product(b.rows, now, slice, b.own, 0, false);
             for (int64_t j = 0; j < now; j++) f(r + j, slice, b.words + j * PANEL);
         }
-    });
+    }, rows * m.n * m.k);
 }
 
 // y (+)= W x + bias; y has `stride` floats per row and room for W's stored outputs or exactly `n` of them.

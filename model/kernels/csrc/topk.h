@@ -67,7 +67,7 @@ void route(const float* logits, int64_t stride, const Tokens& t, int64_t experts
             for (int64_t k = 0; k < t.counts[i]; k++) total += w[k];
             for (int64_t k = 0; k < t.counts[i]; k++) w[k] /= total;
         }
-    });
+    }, t.count * t.k_max * experts);
     sort_pairs(chosen, share, t, experts, {token, weight, ends});
 }
 

@@ -195,6 +195,14 @@ def test_infinity_blocks_of_more_rows_than_one_piece_of_work_takes() -> None:
     check(infinity_case(Make(6), 801, 8, infinity(units=32, block=16, share=1.0), 16, "float"))
 
 
+def test_how_uneven_the_loads_are() -> None:
+    """Experts that have any tokens; the sum over the mixtures of the busiest's share over the mean."""
+    loads = [torch.tensor(load) for load in ([0, 3, 1], [5], [0, 0, 0, 0], [2, 2, 2, 0])]
+    distinct, uneven = ops.spread(loads)
+    assert distinct == 2 + 1 + 0 + 3 and uneven == pytest.approx(3 / (4 / 3) + 1 + 0 + 2 / (6 / 4))
+    assert ops.spread([]) == (0, 0.0)
+
+
 def blocks(kind: Kind) -> list[TopKCase | InfinityCase]:
     return [topk_case(Make(3), 25, 40, 33, 6, kind, normalise=True), infinity_case(Make(3), 25, 40, *RUNS[3], kind)]
 

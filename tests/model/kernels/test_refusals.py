@@ -177,6 +177,7 @@ OTHERS: list[tuple[Callable[[], str], str]] = [
     (lambda: rows_of_units("float", 12), "unit rows need a width that is a multiple of 16, got 12"),
     (lambda: raised(ops.set_threads, 0), "threads must be between 1 and 1024, got 0"),
     (lambda: raised(ops.set_threads, 1025), "threads must be between 1 and 1024, got 1025"),
+    (lambda: raised(lambda _: ops.spread([torch.zeros(3)]), 0), "load has the wrong dtype, Float"),
     (lambda: raised(ops.allocate, 1 << 60), "out of memory: 1152921504606846976 bytes"),
 ]
 
