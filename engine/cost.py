@@ -7,6 +7,7 @@ constants. Standard library only: `StepCost` crosses to the HTTP process.
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 Counts = tuple[int, ...]  # one expert count per MoE layer, as in `ExpertBudget`
 
@@ -75,7 +76,7 @@ class Load:
     @property
     def seconds(self) -> float:
         """The estimate for what is in."""
-        return self._cost.seconds(self.tokens, self.pairs, self.distinct)
+        return _seconds(self._cost, tuple(self._tokens.items()))
 
     def fits(self, counts: Counts, seconds: float, most: int) -> int:
         """How many of `most` more tokens with these counts a step of `seconds` has room for.
@@ -101,6 +102,15 @@ class Load:
     def _missed(self, counts: Counts) -> list[float]:
         # Not strict: a cost without pools does not count distinct experts.
         return [pool.missed(count) for pool, count in zip(self._cost.pools, counts, strict=False)]
+
+
+@lru_cache(64)
+def _seconds(cost: StepCost, tokens: tuple[tuple[Counts, int], ...]) -> float:
+    """Kept, since a step of many decodes is like the one before."""
+    load = Load(cost)
+    for counts, here in tokens:
+        load.add(counts, here)
+    return cost.seconds(load.tokens, load.pairs, load.distinct)
 
 
 class Allowance:

@@ -43,6 +43,7 @@ class ModelRunner:
     def __init__(self, model: Decoder | NativeDecoder, cache: PagedCache | NativeCache) -> None:
         self.model, self.cache = model, cache
         self._batching = Batching(cache.block_size)
+        self._trained_pairs = model.config.experts.trained * len(model.config.mixtures)  # of a token
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> StepResult:
@@ -50,8 +51,7 @@ class ModelRunner:
         tally = Tally()
         logits_BV = self.forward(plan, tally)
         sampled = sample(logits_BV, [chunk.sequence for chunk in plan if chunk.samples]) if len(logits_BV) else ()
-        trained = self.model.config.experts.trained * len(self.model.config.mixtures)
-        return StepResult(sampled, tally.work(sum(chunk.length for chunk in plan) * trained))
+        return StepResult(sampled, tally.work(sum(chunk.length for chunk in plan) * self._trained_pairs))
 
     def forward(self, plan: Plan, tally: Tally) -> Tensor:
         """Logits [B, V] of the chunks that sample, in plan order."""

@@ -14,6 +14,7 @@ from engine.logprobs import logprobs
 from engine.penalties import adjusted
 from engine.plan import Sampled
 from engine.sequence import Sequence
+from model.kernels.library import load
 from model.noise import uniform
 
 NOT_FINITE = "the model produced logits that are not finite for this request"
@@ -21,6 +22,9 @@ NOT_FINITE = "the model produced logits that are not finite for this request"
 
 def sample(logits_BV: Tensor, sequences: list[Sequence]) -> tuple[Sampled, ...]:
     """The next token of each sequence and the log-probabilities it asked for; the logits are left as they are."""
+    if load().native and logits_BV.dtype == torch.float32 and all(sequence.plain for sequence in sequences):
+        best: list[int] = torch.ops.moedial.best(logits_BV).tolist()
+        return tuple(Sampled(0, error=NOT_FINITE) if token < 0 else Sampled(token) for token in best)
     raw_BV = logits_BV.float().contiguous()
     finite_B: NDArray[np.bool_] = torch.isfinite(raw_BV.sum(-1)).numpy()
     token_B = _choose(adjusted(raw_BV, sequences), finite_B, sequences)

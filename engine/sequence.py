@@ -23,6 +23,7 @@ class Sequence:
         "first_token_at",
         "hashes",
         "offered",
+        "plain",
         "preemptions",
         "prompt_length",
         "request",
@@ -34,6 +35,7 @@ class Sequence:
         self.request = request
         self.tokens = list(request.prompt)
         self.prompt_length = len(request.prompt)
+        self.plain = request.sampling.plain
         self.computed = 0  # tokens whose keys and values are in the cache
         self.blocks: list[int] = []
         self.hashes: list[bytes] = []

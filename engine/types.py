@@ -7,6 +7,8 @@ Durations are measured inside one process and travel as seconds; no clock readin
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from engine.cost import StepCost
 from model.budget import ExpertBudget, ExpertRange
 
@@ -30,6 +32,12 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None  # None: off; 0: the chosen token's; n: also the n best alternatives
+
+    @property
+    def plain(self) -> bool:
+        """Whether the model's best token is what is wanted, and nothing about it."""
+        changed = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0 or self.logit_bias
+        return self.temperature == 0 and self.logprobs is None and not self.min_tokens and not changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +69,7 @@ class RequestStats:
     preemptions: int
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(msgspec.Struct, frozen=True):
     """One new token, or the end of a request, or both. A stop token is reported with finish="stop"."""
 
     request_id: str

@@ -43,6 +43,10 @@ def linear(make: Make, kind: Kind) -> Case:
     return cases.linear_case(make, rows(make), size(make, 200), size(make, 300), kind, norm, bias)
 
 
+def best(make: Make, kind: Kind) -> Case:
+    return cases.best_case(make, rows(make), size(make, 300))
+
+
 def experts(make: Make, kind: Kind) -> Case:
     chosen_TE = cases.chosen(make, rows(make), size(make, 12), make.rng.random())
     return cases.experts_case(make, chosen_TE, size(make, 130), size(make, 130), kind, **layer(make))
@@ -124,7 +128,7 @@ def attention(make: Make, kind: Kind) -> pages.AttentionCase:
     return pages.attention_case(make, lengths(make), config, kind, make.rng.random() < 0.5, **rules(make))
 
 
-ROWS = [linear, experts, ffn, route, draw, masks, topk, infinity_layer]
+ROWS = [best, linear, experts, ffn, route, draw, masks, topk, infinity_layer]
 PAGED = [attend, attention]
 
 

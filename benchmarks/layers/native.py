@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from model.batch import Batch
 from model.config import Infinity, TopK
 from model.kernels.library import load
 from model.mixture.infinity import InfinityMixture
@@ -27,11 +26,12 @@ def native_layer(config: TopK | Infinity, parameters: dict[str, Tensor]) -> Call
         module = (InfinityMixture if isinstance(config, Infinity) else TopKMixture)(width, config)
     module.load_state_dict(parameters, assign=True)
     block = feed_forward_block(nn.Identity(), module, 0, precision_for(torch.bfloat16))
+    op = getattr(torch.ops.moedial, f"{block.kind}_block").default
 
     def run(x_TD: Tensor, use: Use) -> Tensor:
-        y_TD, counts_T = x_TD.float(), use.counts_T
-        batch = Batch(counts_T, use.positions_T, use.seeds_T, counts_T[None], use.k_max, (0,), counts_T)
-        block(y_TD, batch, None, None)
+        y_TD = x_TD.float()
+        noise = (use.seeds_T, use.positions_T) if isinstance(config, Infinity) else ()
+        op(y_TD, use.counts_T, *noise, use.k_max, *block.args)
         return y_TD.sub_(x_TD)
 
     return run

@@ -21,6 +21,11 @@ def _linear(x: Tensor, *rest: object) -> Tensor:
     return x.new_empty(x.shape[0], _whole(rest[5]))
 
 
+@_fake("best")
+def _best(logits: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)
+
+
 @_fake("experts")
 def _experts(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)

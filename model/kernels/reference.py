@@ -73,6 +73,13 @@ def linear(x_TD: Tensor, norm: Norm, weight: Weight) -> Tensor:
     return weight(norm(x_TD))
 
 
+def best(logits_BV: Tensor) -> Tensor:
+    """The lowest index of each row's highest value; -1 where one is not finite."""
+    finite_B = logits_BV.isfinite().all(-1)
+    lowest_B = (logits_BV == logits_BV.amax(-1, keepdim=True)).long().argmax(-1)
+    return lowest_B.where(finite_B, -1)
+
+
 @dataclass(frozen=True, slots=True)
 class Experts:
     """Feed-forward experts: up [E, F, D], or gated [E, 2F, D] in the order of `pack.interleave`; down [E, D, F]."""

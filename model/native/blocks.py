@@ -1,4 +1,4 @@
-"""The blocks of a decoder layer on native kernels: packed weights, and one op for each x += f(norm(x)).
+"""The blocks of a decoder layer on native kernels: packed weights, in the order in which the kernels take them.
 
 Each is made from the plain-torch module that defines it, whose values it computes. No requests, no files here.
 """
@@ -6,19 +6,16 @@ Each is made from the plain-torch module that defines it, whose values it comput
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from model.batch import Batch
 from model.config import Activation, Infinity, TopK
 from model.kernels.pack import INPUTS, OUTPUTS, Kind, Packed, interleave, kind_for, pack
 from model.layers import DenseFFN, RMSNorm, SelfAttention
 from model.mixture.infinity import InfinityMixture
-from model.mixture.seam import Observer
 from model.mixture.topk import TopKMixture
-from model.native.cache import NativePages
 from model.noise import normal_table
 
 Quantize = Literal["none", "int8", "int8-weights"]
@@ -67,122 +64,99 @@ def _words(packed: Packed) -> tuple[Tensor, Tensor | None]:
     return packed.words, packed.side
 
 
-class NativeBlock(Protocol):
-    """x += f(norm(x)), in place, for the rows of a step."""
+@dataclass(frozen=True, slots=True)
+class Block:
+    """x += f(norm(x)): a method of `Program` (csrc/program.h) and its arguments. The op of that name, `_block` behind,
+    takes them after a step's rows."""
 
-    def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None: ...
-
-
-class NativeAttention:
-    """Norm, queries, keys and values, rotary positions, cache, attention and output projection in one op."""
-
-    def __init__(
-        self, layer: int, norm: nn.Module, module: SelfAttention, rotary: Tensor | None, precision: Precision
-    ) -> None:
-        config = module.config
-        norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
-        self.layer, self.op = layer, ops.attention_block.default  # resolved once: a look-up takes as long as a small op
-        self.args = (
-            *norm_args(norm),
-            *_words(pack(module.qkv.weight, precision.linears)),
-            None if module.qkv.bias is None else _float(module.qkv.bias),
-            *(None if n is None else _float(n.weight) for n in norms),
-            False,
-            config.clip_qkv or 0.0,
-            rotary,
-            *_words(pack(module.out.weight, precision.linears)),
-            None if module.out.bias is None else _float(module.out.bias),
-            config.heads,
-            config.head_width**-0.5,
-            0,
-            0.0,
-            None,
-        )
-
-    def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None:
-        cache = pages.cache
-        self.op(x_TD, cache.layers[self.layer], pages.spans_B3, pages.tables_BP, cache.block_size, *self.args)
+    kind: Literal["attention", "topk", "infinity", "ffn"]
+    args: tuple[object, ...]
 
 
-class NativeTopK:
-    """Norm, router, ragged experts and their weighted sum in one op."""
+def attention_block(norm: nn.Module, module: SelfAttention, rotary: Tensor | None, precision: Precision) -> Block:
+    """Norm, queries, keys and values, rotary positions, cache, attention and output projection."""
+    config = module.config
+    norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+    args = (
+        *norm_args(norm),
+        *_words(pack(module.qkv.weight, precision.linears)),
+        None if module.qkv.bias is None else _float(module.qkv.bias),
+        *(None if n is None else _float(n.weight) for n in norms),
+        False,
+        config.clip_qkv or 0.0,
+        rotary,
+        *_words(pack(module.out.weight, precision.linears)),
+        None if module.out.bias is None else _float(module.out.bias),
+        config.heads,
+        config.head_width**-0.5,
+        0,
+        0.0,
+        None,
+    )
+    return Block("attention", args)
 
-    def __init__(self, mixture: int, norm: nn.Module, module: TopKMixture, precision: Precision) -> None:
-        config: TopK = module.config
-        self.mixture, self.op = mixture, ops.topk_block.default
-        self.args = (
-            *norm_args(norm),
-            *_words(pack(module.router, precision.base)),
-            *_words(pack(interleave(module.gate_up), precision.experts)),
-            *_words(pack(padded(module.down), precision.experts)),
-            config.experts,
-            config.width,
-            ACTIVATIONS[config.activation],
-            config.normalise,
-        )
 
-    def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None:
-        load_E = self.op(x_TD, batch.experts_LT[self.mixture], batch.k_max, *self.args)
-        if observer is not None:
-            observer.routed(self.mixture, batch.pairs_L[self.mixture], load_E, None)
+def topk_block(norm: nn.Module, module: TopKMixture, precision: Precision) -> Block:
+    """Norm, router, ragged experts and their weighted sum."""
+    config: TopK = module.config
+    args = (
+        *norm_args(norm),
+        *_words(pack(module.router, precision.base)),
+        *_words(pack(interleave(module.gate_up), precision.experts)),
+        *_words(pack(padded(module.down), precision.experts)),
+        config.experts,
+        config.width,
+        ACTIVATIONS[config.activation],
+        config.normalise,
+    )
+    return Block("topk", args)
 
 
-class NativeInfinity:
-    """Norm, draws, masks and the kept blocks of the wide layer in one op."""
+def infinity_block(mixture: int, norm: nn.Module, module: InfinityMixture, precision: Precision) -> Block:
+    """Norm, draws, masks and the kept blocks of the wide layer."""
+    config: Infinity = module.config
+    width = module.up.shape[1]
+    units = config.block if config.block % 16 == 0 else grouped_units(config)
+    up, down = blocks_of(module, units)
+    narrow = units != config.block and precision.experts == precision.base and width % OUTPUTS == 0
+    args = (
+        *norm_args(norm),
+        *_words(pack(module.router, precision.base)),
+        pack(module.scores, "float").words,  # which blocks win is decided in float32
+        config.space,
+        *_words(pack(up, precision.experts)),
+        *_words(pack(down, precision.experts)),
+        config.units,
+        units,
+        config.blocks,
+        config.kept,
+        ACTIVATIONS[config.activation],
+        normal_table(),
+        mixture,
+        config.sigma_link == "exp",
+        config.sigma_min,
+        config.draws == "antithetic",
+        *(unit_rows(module) if narrow else (None, None)),
+    )
+    return Block("infinity", (*args, crossover(args, width, config.block) if narrow else 0))
 
-    def __init__(self, mixture: int, norm: nn.Module, module: InfinityMixture, precision: Precision) -> None:
-        config: Infinity = module.config
-        units = config.block if config.block % 16 == 0 else grouped_units(config)
-        up, down = blocks_of(module, units)
-        narrow = units != config.block and precision.experts == precision.base and module.up.shape[1] % OUTPUTS == 0
-        rows = unit_rows(module) if narrow else (None, None)
-        self.op = ops.infinity_block.default
-        self.mixture, self.width, self.share = mixture, module.up.shape[1], config.block
-        self.args = (
-            *norm_args(norm),
-            *_words(pack(module.router, precision.base)),
-            pack(module.scores, "float").words,  # which blocks win is decided in float32
-            config.space,
-            *_words(pack(up, precision.experts)),
-            *_words(pack(down, precision.experts)),
-            config.units,
-            units,
-            config.blocks,
-            config.kept,
-            ACTIVATIONS[config.activation],
-            normal_table(),
-            mixture,
-            config.sigma_link == "exp",
-            config.sigma_min,
-            config.draws == "antithetic",
-            *rows,
-        )
-        self.few = self._crossover() if rows[0] is not None else 0
 
-    def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None:
-        counts_T = batch.experts_LT[self.mixture]
-        load_E = self._run(x_TD, counts_T, batch.seeds_T, batch.positions_T, batch.k_max, self.few)
-        if observer is not None:
-            observer.routed(self.mixture, batch.pairs_L[self.mixture], load_E, None)
+def crossover(args: tuple[object, ...], width: int, share: int) -> int:
+    """How many kept units cost as much one by one as all units in one pass. Both give the same bits."""
+    one, x_TD = torch.ones(1, dtype=torch.int64), torch.ones(1, width)
 
-    def _run(
-        self, x_TD: Tensor, counts_T: Tensor, seeds_T: Tensor, positions_T: Tensor, k_max: int, few: int
-    ) -> Tensor:
-        load_E: Tensor = self.op(x_TD, counts_T, seeds_T, positions_T, k_max, *self.args, few)
+    def run(few: int) -> Tensor:
+        load_E: Tensor = ops.infinity_block(x_TD.clone(), one, one, one, 1, *args, few)
         return load_E
 
-    def _crossover(self) -> int:
-        """How many kept units cost as much one by one as all units in one pass. Both give the same bits."""
-        one, x_TD = torch.ones(1, dtype=torch.int64), torch.ones(1, self.width)
+    def seconds(few: int) -> float:
+        started = time.perf_counter()
+        run(few)
+        return time.perf_counter() - started
 
-        def seconds(few: int) -> float:
-            started = time.perf_counter()
-            self._run(x_TD.clone(), one, one, one, 1, few)
-            return time.perf_counter() - started
-
-        kept = int(self._run(x_TD.clone(), one, one, one, 1, 0).sum()) * self.share
-        pass_s, rows_s = (statistics.median(seconds(few) for _ in range(5)) for few in (0, EVERY))
-        return int(kept * pass_s / rows_s)
+    kept = int(run(0).sum()) * share
+    pass_s, rows_s = (statistics.median(seconds(few) for _ in range(5)) for few in (0, EVERY))
+    return int(kept * pass_s / rows_s)
 
 
 def padded(down: Tensor) -> Tensor:
@@ -212,38 +186,33 @@ def blocks_of(module: InfinityMixture, units: int) -> tuple[Tensor, Tensor]:
     return up, down
 
 
-class NativeFFN:
-    """Norm and a dense feed-forward layer in one op: a single expert that every token uses."""
-
-    def __init__(self, norm: nn.Module, module: DenseFFN, precision: Precision) -> None:
-        config = module.config
-        up: Tensor = interleave(module.up.weight) if config.gated else module.up.weight
-        up_bias: Tensor | None = module.up.bias
-        if up_bias is not None:
-            up_bias = interleave(up_bias[:, None])[:, 0] if config.gated else up_bias
-            up_bias = nn.functional.pad(_float(up_bias), (0, -len(up_bias) % 16))
-        down_bias = module.down.bias
-        self.op = ops.ffn_block.default
-        self.args = (
-            *norm_args(norm),
-            *_words(pack(up, precision.linears)),
-            up_bias,
-            *_words(pack(padded(module.down.weight), precision.linears)),
-            None if down_bias is None else _float(down_bias),
-            config.width,
-            config.gated,
-            ACTIVATIONS[config.activation],
-        )
-
-    def __call__(self, x_TD: Tensor, batch: Batch, pages: NativePages, observer: Observer | None) -> None:
-        self.op(x_TD, *self.args)
+def ffn_block(norm: nn.Module, module: DenseFFN, precision: Precision) -> Block:
+    """Norm and a dense feed-forward layer: a single expert that every token uses."""
+    config = module.config
+    up: Tensor = interleave(module.up.weight) if config.gated else module.up.weight
+    up_bias: Tensor | None = module.up.bias
+    if up_bias is not None:
+        up_bias = interleave(up_bias[:, None])[:, 0] if config.gated else up_bias
+        up_bias = nn.functional.pad(_float(up_bias), (0, -len(up_bias) % 16))
+    down_bias = module.down.bias
+    args = (
+        *norm_args(norm),
+        *_words(pack(up, precision.linears)),
+        up_bias,
+        *_words(pack(padded(module.down.weight), precision.linears)),
+        None if down_bias is None else _float(down_bias),
+        config.width,
+        config.gated,
+        ACTIVATIONS[config.activation],
+    )
+    return Block("ffn", args)
 
 
-def feed_forward_block(norm: nn.Module, module: nn.Module, mixture: int, precision: Precision) -> NativeBlock:
+def feed_forward_block(norm: nn.Module, module: nn.Module, mixture: int, precision: Precision) -> Block:
     """The native form of one layer's feed-forward part; `mixture` is its number among the MoE layers."""
     if isinstance(module, TopKMixture):
-        return NativeTopK(mixture, norm, module, precision)
+        return topk_block(norm, module, precision)
     if isinstance(module, InfinityMixture):
-        return NativeInfinity(mixture, norm, module, precision)
+        return infinity_block(mixture, norm, module, precision)
     assert isinstance(module, DenseFFN) and isinstance(norm, RMSNorm | nn.LayerNorm)
-    return NativeFFN(norm, module, precision)
+    return ffn_block(norm, module, precision)

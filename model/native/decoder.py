@@ -6,15 +6,14 @@ over layer by layer, so that memory holds one layer twice at most. It knows no r
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.batch import Batch
-from model.config import DecoderConfig
+from model.config import DecoderConfig, Infinity
 from model.decoder import Decoder, Layer, parameter_count
 from model.kernels.pack import pack
 from model.layers import rotary_tables
 from model.mixture.seam import Mixture, Observer
-from model.native.blocks import NativeAttention, NativeBlock, Quantize, feed_forward_block, norm_args, precision_for
+from model.native.blocks import Quantize, attention_block, feed_forward_block, norm_args, precision_for
 from model.native.cache import TILE, NativeCache, NativePages
 
 MOST_SHARERS = 32  # query heads of one key-value head that the attention kernel takes
@@ -32,30 +31,30 @@ def refusal(config: DecoderConfig, block_size: int) -> str | None:
 
 
 class NativeDecoder:
-    """Packed weights and the ops that run them. `length` bounds the positions served."""
+    """Packed weights and the program that runs them. `length` bounds the positions served."""
 
     def __init__(self, model: Decoder, length: int, quantize: Quantize = "none", experts_only: bool = True) -> None:
         config = model.config
         self.config, self.dtype, self.token_local = config, model.embed.weight.dtype, model.token_local
         self.parameters = parameter_count(model)
-        precision = precision_for(self.dtype, quantize, experts_only)
-        head = model.embed if config.tied else model.head
-        self.head = pack(head.weight, precision.linears)
-        self.norm = norm_args(model.norm)
-        self.embed = model.embed.weight
-        self.embed_positions = model.embed_positions.weight if config.positions == "learned" else None
+        self.precision = precision = precision_for(self.dtype, quantize, experts_only)
+        self._loads = [m.blocks if isinstance(m, Infinity) else m.experts for m in config.mixtures]
+        head, tied = pack((model.embed if config.tied else model.head).weight, precision.linears), model.embed.weight
+        places = model.embed_positions.weight if config.positions == "learned" else None
+        self._program = torch.classes.moedial.Program(config.width, tied.detach(), places)
+        self._program.head(*norm_args(model.norm), head.words, head.side, config.vocabulary, None)
         rotary = rotary_table(config, length) if config.positions == "rotary" else None
-        self.blocks: list[NativeBlock] = []
         mixtures = 0
         while len(model.layers):
             layer = model.layers[0]
             assert isinstance(layer, Layer)
-            self.blocks.append(
-                NativeAttention(len(self.blocks) // 2, layer.attention_norm, layer.attention, rotary, precision)
-            )
-            self.blocks.append(feed_forward_block(layer.ffn_norm, layer.ffn, mixtures, precision))
+            attention = attention_block(layer.attention_norm, layer.attention, rotary, precision)
+            self._program.attention(config.kv_heads, config.head_width, *attention.args)
+            rest = feed_forward_block(layer.ffn_norm, layer.ffn, mixtures, precision)
+            getattr(self._program, rest.kind)(*rest.args)
             mixtures += isinstance(layer.ffn, Mixture)
             del model.layers[0], layer
+        self._run = self._program.run
 
     def cache(self, blocks: int, block_size: int) -> NativeCache:
         """The cache that this decoder reads and writes."""
@@ -65,18 +64,24 @@ class NativeDecoder:
     @torch.inference_mode()
     def __call__(self, batch: Batch, pages: NativePages, observer: Observer | None = None) -> Tensor:
         """Logits of the wanted rows, [B, V], float32."""
-        x_TD = F.embedding(batch.ids_T, self.embed).float()
-        if self.embed_positions is not None:
-            x_TD += F.embedding(batch.positions_T, self.embed_positions)
-        for block in self.blocks:
-            block(x_TD, batch, pages, observer)
-        head = self.head
-        if len(batch.rows_B) < len(x_TD):
-            x_TD = x_TD[batch.rows_B]
-        logits_BV: Tensor = torch.ops.moedial.linear(
-            x_TD, *self.norm, head.words, head.side, self.config.vocabulary, None
+        cache = pages.cache
+        logits_BV, load_N = self._run(
+            batch.ids_T,
+            batch.positions_T,
+            batch.seeds_T,
+            batch.experts_LT,
+            batch.k_max,
+            batch.rows_B,
+            cache.layers,
+            pages.spans_B3,
+            pages.tables_BP,
+            cache.block_size,
         )
-        return logits_BV
+        if observer is not None:
+            for mixture, (pairs, load_E) in enumerate(zip(batch.pairs_L, load_N.split(self._loads), strict=True)):
+                observer.routed(mixture, pairs, load_E, None)
+        result: Tensor = logits_BV
+        return result
 
 
 def rotary_table(config: DecoderConfig, length: int) -> Tensor:

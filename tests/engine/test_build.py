@@ -1,7 +1,6 @@
 """How a loaded model is put to work: native kernels where they can, plain torch with a reason where not."""
 
 import pytest
-import torch
 
 from engine import build
 from engine.build import assemble, describe, prepare
@@ -62,4 +61,4 @@ def test_what_is_quantised_is_said() -> None:
     settings = EngineSettings(model="", quantize="int8", quantize_layers="all")
     model, _ = prepare(wide(16), settings)
     assert describe(model, settings)["quantize"] == "int8 all"
-    assert isinstance(model, NativeDecoder) and model.head.words.dtype == torch.int8
+    assert isinstance(model, NativeDecoder) and model.precision.linears == "int8"

@@ -129,9 +129,11 @@ inline void run_experts(const Inputs& x, int64_t rows, int64_t width, const Call
     const int64_t pairs = calls.ends[calls.experts - 1], padded = e.down.n;
     const Hidden hidden = hidden_rows(e, pairs);
     Work* work = scratch().take<Work>(calls.experts + ceil_div(pairs, BLOCK));
-    const int64_t pieces = list_work(calls, 8 * BLOCK, work), panels = e.up.panels();
-    parallel(pieces * panels, [&](int64_t i) {
-        up_tile(x, calls, e, work[i / panels], i % panels, up_bias, hidden);
+    const int64_t pieces = list_work(calls, 8 * BLOCK, work), panels = e.up.panels(), mean = ceil_div(pairs, pieces);
+    const int64_t run = std::min(run_length(pieces * panels, mean), panels), runs = ceil_div(panels, run);
+    parallel(pieces * runs, [&](int64_t i) {
+        const int64_t end = std::min(panels, (i % runs + 1) * run);
+        for (int64_t p = i % runs * run; p < end; p++) up_tile(x, calls, e, work[i / runs], p, up_bias, hidden);
     }, pairs * e.up.n * e.up.k);
     if (hidden.floats)
         parallel_rows(pairs, 32, [&](int64_t first, int64_t last) {
@@ -139,16 +141,18 @@ inline void run_experts(const Inputs& x, int64_t rows, int64_t width, const Call
         }, 4 * pairs * e.down.k);
     float* sums = scratch().take<float>(rows * padded);
     const Slices slices(e.down, 1);  // a column is summed by one thread
-    parallel(slices.count(), [&](int64_t i) {
-        const Slice slice = slices.at(i);
-        for (int64_t r = 0; r < rows; r++) std::memset(sums + r * padded + slice.first, 0, slice.outputs * 4);
+    const int64_t together = run_length(slices.count(), mean);
+    parallel(ceil_div(slices.count(), together), [&](int64_t i) {
+        const int64_t from = i * together, end = std::min(slices.count(), from + together), first = slices.at(from).first;
+        const int64_t last = std::min(end * slices.width, padded);
+        for (int64_t r = 0; r < rows; r++) std::memset(sums + r * padded + first, 0, (last - first) * 4);
         for (int64_t p = 0; p < pieces; p++) {
-            if (p + 1 < pieces) fetch(e.down.at(work[p + 1].expert), slice);
-            down_tile(hidden, calls, e.down.at(work[p].expert), work[p], slice, sums, padded);
+            if (p + 1 < pieces) fetch(e.down.at(work[p + 1].expert), slices.at(from));
+            for (int64_t s = from; s < end; s++)
+                down_tile(hidden, calls, e.down.at(work[p].expert), work[p], slices.at(s), sums, padded);
         }
-        const int64_t last = std::min(slice.first + slice.outputs, width);
         for (int64_t r = 0; r < rows; r++)
-            for (int64_t c = slice.first; c < last; c++) {
+            for (int64_t c = first; c < std::min(last, width); c++) {
                 const float value = sums[r * padded + c] + (down_bias ? down_bias[c] : 0.0f);
                 y[r * width + c] = add ? y[r * width + c] + value : value;
             }

@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 
 #include "blocks.h"
@@ -15,6 +16,28 @@ void norm(const float* x, int64_t rows, int64_t width, const Norm& n, float* y) 
     parallel_rows(rows, 16, [&](int64_t first, int64_t last) {
         for (int64_t r = first; r < last; r++) norm_row(x + r * width, width, n, y + r * width);
     });
+}
+
+void embed(const int64_t* ids, const int64_t* positions, int64_t rows, int64_t width, const Table& words, const Table& places,
+           float* x) {
+    const auto add = [&](const Table& table, int64_t at, float* y) {
+        const float* floats = (const float*)table.data + at * width;
+        const uint16_t* halves = (const uint16_t*)table.data + at * width;
+        for (int64_t i = 0; i < width; i++) y[i] += table.kind == FLOAT ? floats[i] : from_bf16(halves[i]);
+    };
+    parallel_rows(rows, 16, [&](int64_t first, int64_t last) {
+        std::memset(x + first * width, 0, (last - first) * width * 4);
+        for (int64_t r = first; r < last; r++) {
+            add(words, ids[r], x + r * width);
+            if (places.data) add(places, positions[r], x + r * width);
+        }
+    }, 4 * rows * width);
+}
+
+void best(const float* x, int64_t rows, int64_t width, int64_t* y) {
+    parallel_rows(rows, 1, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++) y[r] = best_of(x + r * width, width);
+    }, rows * width);
 }
 
 void linear(const float* x, int64_t rows, int64_t width, const Norm& n, const Linear& layer, bool add, int64_t out, float* y) {

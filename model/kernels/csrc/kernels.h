@@ -65,6 +65,12 @@ struct Experts {
     Activation activation = SILU;
 };
 
+struct Table {  // [count, width], not packed
+    Kind kind = FLOAT;
+    const char* data = nullptr;
+    int64_t count = 0;
+};
+
 struct Linear {
     Matrix weight;
     const float* bias = nullptr;
@@ -107,6 +113,7 @@ struct AttentionBlock {
     bool norm_per_head = false;
     float clip = 0;                    // 0: none
     const float* rotary = nullptr;     // [positions, 2, C / 2]: cosines, then sines
+    int64_t positions = 0, kv_heads = 0, head_width = 0;
     Attention attention;
 };
 
@@ -154,6 +161,12 @@ const char* instruction_set();
 
 // y [rows, width] = norm(x).
 void norm(const float* x, int64_t rows, int64_t width, const Norm&, float* y);
+
+// x [rows, width] = embeddings of ids, and of positions where there are any. `Table`: rows of float32 or bfloat16.
+void embed(const int64_t* ids, const int64_t* positions, int64_t rows, int64_t width, const Table& words, const Table& places, float* x);
+
+// The index of each row's highest value, of equals the lowest; -1 where one is not finite.
+void best(const float* x, int64_t rows, int64_t width, int64_t* y);
 
 // y [rows, n] (+)= W norm(x) + bias.
 void linear(const float* x, int64_t rows, int64_t width, const Norm&, const Linear&, bool add, int64_t n, float* y);

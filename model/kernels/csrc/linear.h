@@ -72,21 +72,29 @@ struct Slices {
     Slice at(int64_t i) const { return {&m, i * width, std::min(width, m.n - i * width)}; }
 };
 
+// How many neighbouring panels one task takes. A long run is read fastest, but each thread needs several tasks; where rows
+// are many, the panels' arithmetic hides where they lie.
+inline int64_t run_length(int64_t panels, int64_t rows) {
+    return rows > ROWS ? 1 : std::clamp<int64_t>(panels / (4 * threads()), 1, 8);
+}
+
 // Calls f(row, first output, words) for each row and slice of m times the rows; words are unfinished sums.
 template <class F>
 inline void multiply(const Inputs& in, int64_t rows, const Matrix& m, F&& f) {
     const Slices slices(m, rows);
     const int64_t parts = std::clamp<int64_t>(ceil_div(4 * threads(), slices.count()), 1, ceil_div(rows, BLOCK));
-    const int64_t part = ceil_div(ceil_div(rows, parts), BLOCK) * BLOCK;
-    parallel(slices.count() * parts, [&](int64_t i) {
-        const Slice slice = slices.at(i / parts);
-        const int64_t last = std::min(rows, (i % parts + 1) * part);
-        for (int64_t r = i % parts * part; r < last; r += BLOCK) {
-            Block& b = block();
-            const int64_t now = std::min(BLOCK, last - r);
-            for (int64_t j = 0; j < now; j++) b.rows[j] = in.row(r + j);
-            product(b.rows, now, slice, b.own, 0, false);
-            for (int64_t j = 0; j < now; j++) f(r + j, slice, b.words + j * PANEL);
+    const int64_t part = ceil_div(ceil_div(rows, parts), BLOCK) * BLOCK, run = run_length(slices.count() * parts, rows);
+    parallel(ceil_div(slices.count(), run) * parts, [&](int64_t i) {
+        const int64_t end = std::min(slices.count(), (i / parts + 1) * run), last = std::min(rows, (i % parts + 1) * part);
+        for (int64_t s = i / parts * run; s < end; s++) {
+            const Slice slice = slices.at(s);
+            for (int64_t r = i % parts * part; r < last; r += BLOCK) {
+                Block& b = block();
+                const int64_t now = std::min(BLOCK, last - r);
+                for (int64_t j = 0; j < now; j++) b.rows[j] = in.row(r + j);
+                product(b.rows, now, slice, b.own, 0, false);
+                for (int64_t j = 0; j < now; j++) f(r + j, slice, b.words + j * PANEL);
+            }
         }
     }, rows * m.n * m.k);
 }

@@ -2,10 +2,13 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
 #include <sys/mman.h>
+#include <torch/custom_class.h>
 #include <torch/library.h>
 
 #include <mutex>
+#include <variant>
 
 #include "kernels.h"
 #include "pool.h"
@@ -250,6 +253,17 @@ Tensor masks_op(const Tensor& scores, const Tensor& counts, int64_t k_max, int64
     return mask;
 }
 
+// The highest logit's index in each row, of equals the lowest; -1 where a row has one that is not finite.
+Tensor best_op(const Tensor& logits) {
+    const float* in = floats(logits, "logits");
+    const int64_t rows = logits.size(0), width = logits.size(1);
+    TORCH_CHECK(width > 0, "there must be logits to choose from");
+    Tensor y = at::empty({rows}, at::kLong);
+    Op op;
+    best(in, rows, width, y.data_ptr<int64_t>());
+    return y;
+}
+
 // Over all mixtures' tokens per expert: experts that have any, and the sum of the busiest's share over the mean.
 std::tuple<int64_t, double> spread_op(const std::vector<Tensor>& loads) {
     int64_t distinct = 0;
@@ -286,6 +300,7 @@ Tensor allocate_op(int64_t bytes) {
 }
 
 #include "block_ops.h"
+#include "program.h"
 
 TORCH_LIBRARY(moedial, m) {
     m.def("linear(Tensor x, Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor words, Tensor? side, int n, Tensor? bias) -> Tensor");
@@ -306,21 +321,24 @@ TORCH_LIBRARY(moedial, m) {
         Op op;
         set_threads(count);
     });
+    m.def("best(Tensor logits) -> Tensor");
+    define_program(m);
     m.def("instruction_set() -> str", [] { return std::string(instruction_set()); });
 }
 
 TORCH_LIBRARY_IMPL(moedial, CPU, m) {
     m.impl("linear", &linear_op);
+    m.impl("best", &best_op);
     m.impl("experts", &experts_op);
     m.impl("route", &route_op);
     m.impl("write_cache", &write_cache_op);
     m.impl("attend", &attend_op);
     m.impl("draw", &draw_op);
     m.impl("masks", &masks_op);
-    m.impl("attention_block", &attention_block_op);
-    m.impl("topk_block", &topk_block_op);
-    m.impl("infinity_block", &infinity_block_op);
-    m.impl("ffn_block", &ffn_block_op);
+    m.impl("attention_block", attention_op(&bind_attention));
+    m.impl("topk_block", topk_op(&bind_topk));
+    m.impl("infinity_block", infinity_op(&bind_infinity));
+    m.impl("ffn_block", ffn_op(&bind_ffn));
 }
 
 }  // namespace moedial

@@ -32,6 +32,22 @@ inline void norm_row(const float* x, int64_t width, const Norm& norm, float* y) 
         y[i] = (x[i] - mean) * inverse * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
 }
 
+// The index of the highest value, of equals the lowest; -1 if one is not finite.
+inline int64_t best_of(const float* x, int64_t width) {
+    const int64_t whole = width - width % LANES;
+    vf most = splat(x[0]), wrong{};
+    for (int64_t i = 0; i < whole; i += LANES) {
+        const vf v = load(x + i);
+        most = max(most, v), wrong += v - v;
+    }
+    float top = largest(most), bad = sum(wrong);
+    for (int64_t i = whole; i < width; i++) top = std::fmax(top, x[i]), bad += x[i] - x[i];
+    if (bad != 0) return -1;
+    int64_t at = 0;
+    while (x[at] != top) at++;
+    return at;
+}
+
 inline vf tanh(vf x) {
     const vf e = exp(min(max(x, splat(-9.0f)), splat(9.0f)) * 2.0f);
     return select(x == x, (e - 1.0f) / (e + 1.0f), x);

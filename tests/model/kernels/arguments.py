@@ -7,13 +7,13 @@ from unittest.mock import patch
 import torch
 
 from model.kernels.pack import Kind
-from tests.model.kernels.cases import Make, chosen, experts_case, ffn_case, linear_case
+from tests.model.kernels.cases import Make, best_case, chosen, experts_case, ffn_case, linear_case
 from tests.model.kernels.mixture_cases import draw_case, infinity_case, masks_case, route_case, topk_case
 from tests.model.kernels.pages import attend_case, attention_case
 from tests.model.tiny import infinity, llama_like
 
 OPS = (
-    *("linear", "experts", "route", "write_cache", "attend", "draw", "masks"),
+    *("best", "linear", "experts", "route", "write_cache", "attend", "draw", "masks"),
     *("attention_block", "topk_block", "infinity_block", "ffn_block"),
 )
 Arguments = dict[str, Any]
@@ -50,6 +50,7 @@ def recorded(kind: Kind) -> dict[str, Arguments]:
     for one in patches:
         one.start()
     try:
+        best_case(make, 5, 20).run(rows)
         linear_case(make, 5, 20, 16, kind, "layer", True).run(rows)
         experts_case(make, chosen(make, 5, 3, 0.7), 16, 20, kind).run(rows)
         ffn_case(make, 5, 16, 20, kind, "layer", bias=True).run(rows)

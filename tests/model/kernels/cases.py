@@ -169,6 +169,26 @@ def linear_case(
 
 
 @dataclass
+class BestCase:
+    """The index of the highest value of each row; many are equal."""
+
+    x_TD: Tensor
+
+    def __post_init__(self) -> None:
+        self.rows, self.rounded = len(self.x_TD), False
+
+    def run(self, rows_r: Tensor) -> Tensor:
+        return ops.best(self.x_TD[rows_r])[:, None]
+
+    def expected(self) -> Tensor:
+        return reference.best(self.x_TD)[:, None]
+
+
+def best_case(make: Make, rows: int, width: int) -> BestCase:
+    return BestCase((make.normal(rows, width) * 3).round())
+
+
+@dataclass
 class ExpertsCase:
     """Σ weight · expert(x) for a given choice; a row may choose nothing."""
 

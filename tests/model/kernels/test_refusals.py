@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from model.kernels.build import SOURCES
 from model.kernels.pack import Kind
 from tests.model.kernels.arguments import OPS, arguments, run
+from tests.model.kernels.program import MADE, PROGRAM_REFUSALS, made, refused
 
 ops = torch.ops.moedial
 
@@ -57,6 +59,7 @@ def strided(tensor: Tensor) -> Tensor:
 
 REFUSALS = [
     # What every op asks of tensors.
+    Refusal("best", "logits", lambda x: x[:, :0].contiguous(), "there must be logits to choose from"),
     Refusal("linear", "x", lambda x: x[0], "x must have 2 dimensions, got 1"),
     Refusal("linear", "x", strided, "x must be contiguous"),
     Refusal("linear", "x", Tensor.double, "x has the wrong dtype, Double"),
@@ -180,6 +183,10 @@ OTHERS: list[tuple[Callable[[], str], str]] = [
     (lambda: raised(lambda _: ops.spread([torch.zeros(3)]), 0), "load has the wrong dtype, Float"),
     (lambda: raised(ops.allocate, 1 << 60), "out of memory: 1152921504606846976 bytes"),
 ]
+
+
+OTHERS += [(partial(refused, argument, change), says) for argument, change, says in PROGRAM_REFUSALS]
+OTHERS += [(partial(made, argument, change), says) for argument, change, says in MADE]
 
 
 def raised(op: Callable[[int], Any], value: int) -> str:
