@@ -4,6 +4,8 @@ While the same sequences decode, most of it is what it was a step ago and is kep
 Python touches a sequence once a step, never a token. It runs nothing.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -43,7 +45,7 @@ class Batching:
         pages_of = [start // self._block_size for start in starts]
         if pages_of != self._pages_of:
             self._pages_of = pages_of
-            self._pages = Pages(_tables(plan, self._block_size), self._pages.spans_B3)
+            self._pages = replace(self._pages, tables_BP=_tables(plan, self._block_size))
         return self._batch, self._pages
 
     def _begin(self, plan: Plan, shape: Shape) -> tuple[Batch, Pages]:
@@ -64,7 +66,8 @@ class Batching:
             pairs_L=tuple((counts_BL * length_B[:, None]).sum(0).tolist()),
             rows_B=torch.from_numpy((first_B + length_B - 1)[[chunk.samples for chunk in plan]]),
         )
-        self._pages = Pages(_tables(plan, self._block_size), torch.from_numpy(spans_B3))
+        slots_B = torch.from_numpy(_ints([chunk.sequence.slot for chunk in plan]))
+        self._pages = Pages(_tables(plan, self._block_size), torch.from_numpy(spans_B3), slots_B)
         return self._batch, self._pages
 
 

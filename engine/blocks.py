@@ -30,6 +30,7 @@ class BlockManager:
         self.prefix_cache, self._noisy = prefix_cache, noisy
         self._key = secrets.token_bytes(32)
         self._holders: dict[str, Sequence] = {}
+        self._slots: list[int] = []  # free among those ever handed out: 0, 1, 2, …
         self._references = [0] * total
         self._hash_of: list[bytes | None] = [None] * total
         self._block_of: dict[bytes, int] = {}
@@ -107,7 +108,8 @@ class BlockManager:
             if forget:
                 self._forget(block)
             self._drop(block)
-        self._holders.pop(sequence.id, None)
+        if self._holders.pop(sequence.id, None):
+            self._slots.append(sequence.slot)
         _empty(sequence)
 
     def clear(self) -> None:
@@ -115,6 +117,7 @@ class BlockManager:
         for sequence in self._holders.values():
             _empty(sequence)
         self._holders.clear()
+        self._slots.clear()
         self._block_of.clear()
         self._cached.clear()
         self._references = [0] * self.total
@@ -133,6 +136,8 @@ class BlockManager:
             _require(sequence.computed <= len(sequence.blocks) * self.block_size, f"{sequence.id} computed too much")
             for block in sequence.blocks:
                 held[block] += 1
+        slots = [*self._slots, *(sequence.slot for sequence in self._holders.values())]
+        _require(sorted(slots) == list(range(len(slots))), "a slot is lost or held twice")
         free = [*self._empty, *self._cached]
         _require(held == self._references, "reference counts differ from holders")
         _require(len(set(free)) == len(free), "a block is free twice")
@@ -178,7 +183,9 @@ class BlockManager:
         return block
 
     def _hold(self, sequence: Sequence, block: int) -> None:
-        self._holders[sequence.id] = sequence
+        if sequence.id not in self._holders:
+            self._holders[sequence.id] = sequence
+            sequence.slot = self._slots.pop() if self._slots else len(self._holders) - 1
         self._references[block] += 1
         sequence.blocks.append(block)
 
@@ -199,6 +206,7 @@ class BlockManager:
 
 def _empty(sequence: Sequence) -> None:
     sequence.blocks.clear()
+    sequence.slot = -1
     sequence.computed = sequence.offered = 0
 
 

@@ -12,13 +12,13 @@ import psutil
 import torch
 
 from engine.blocks import BlockManager
-from engine.calibrate import measure
+from engine.calibrate import MOST_ROWS, measure
 from engine.cost import Pool, StepCost
 from engine.engine import Engine
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
 from engine.types import EngineInfo, EngineSettings
-from model.attend import PagedCache
+from model.attend import bytes_per_block, bytes_per_sequence
 from model.config import DecoderConfig, Infinity, TopK
 from model.decoder import Decoder, parameter_count
 from model.errors import CheckpointError
@@ -109,7 +109,10 @@ def assemble(
     config = model.config
     blocks = cache_blocks(config, settings, model.dtype)
     manager = BlockManager(
-        blocks, settings.block_size, prefix_cache=settings.prefix_cache and model.token_local, noisy=config.draws_noise
+        blocks,
+        settings.block_size,
+        prefix_cache=settings.prefix_cache and model.token_local and model.reusable,
+        noisy=config.draws_noise,
     )
     scheduler = Scheduler(
         manager,
@@ -120,7 +123,9 @@ def assemble(
         cost=cost,
         step_seconds=settings.step_ms / 1000,
     )
-    return Engine(ModelRunner(model, model.cache(blocks, settings.block_size)), scheduler), blocks
+    return Engine(
+        ModelRunner(model, model.cache(blocks, settings.block_size, max(settings.max_running, MOST_ROWS))), scheduler
+    ), blocks
 
 
 def model_length(config: DecoderConfig, settings: EngineSettings) -> int:
@@ -134,10 +139,10 @@ def model_length(config: DecoderConfig, settings: EngineSettings) -> int:
 
 def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype) -> int:
     """How many blocks the memory setting allows, but no more than `max_running` whole contexts can use."""
-    per_block = PagedCache.bytes_per_block(
-        len(config.layers), settings.block_size, config.kv_heads, config.head_width, dtype
-    )
+    memory = [shape.memory for shape in config.mixers]
+    per_block = max(1, bytes_per_block(memory, settings.block_size, dtype))
     allowed = settings.kv_cache_bytes or int(psutil.virtual_memory().available * settings.kv_cache_fraction)
+    allowed -= bytes_per_sequence(memory) * settings.max_running
     whole = -(-model_length(config, settings) // settings.block_size)
     if allowed // per_block < whole:
         raise CheckpointError(
@@ -165,7 +170,7 @@ def describe(model: Decoder | NativeDecoder, settings: EngineSettings) -> dict[s
         "max_model_len": model_length(config, settings),
         "experts": config.experts,
         "experts_total": total,
-        "shared_experts": 0,
+        "shared_experts": int(isinstance(kind, TopK) and kind.shared is not None),
         "block_size": settings.block_size,
         "kernels": load().name if isinstance(model, NativeDecoder) else "torch",
         "quantize": settings.quantize

@@ -24,6 +24,7 @@ from model.budget import ExpertBudget, ExpertRange
 log = logging.getLogger(__name__)
 
 SHAPES = ((1, 1), (4, 1), (16, 1), (1, 64), (1, 256))  # sequences, and how many tokens of each
+MOST_ROWS = max(rows for rows, _ in SHAPES)
 ROUNDS = 3
 LIMIT = 1.0  # seconds
 
@@ -131,6 +132,6 @@ def _plan(rows: int, length: int, budget: ExpertBudget, info: EngineInfo) -> Pla
     for row in range(rows):
         prompt = tuple(rng.randrange(info.vocabulary) for _ in range(length))
         sequence = Sequence(Request(f"calibration-{row}", prompt, budget, Sampling(max_tokens=1, seed=row)), 0.0)
-        sequence.blocks = list(range(row * blocks, (row + 1) * blocks))
+        sequence.blocks, sequence.slot = list(range(row * blocks, (row + 1) * blocks)), row
         chunks.append(Chunk(sequence, 0, length))
     return tuple(chunks)

@@ -28,6 +28,7 @@ class Sequence:
         "prompt_length",
         "request",
         "sampler_state",
+        "slot",
         "tokens",
     )
 
@@ -38,6 +39,7 @@ class Sequence:
         self.plain = request.sampling.plain
         self.computed = 0  # tokens whose keys and values are in the cache
         self.blocks: list[int] = []
+        self.slot = -1  # the place of its states while it holds blocks
         self.hashes: list[bytes] = []
         self.offered = 0  # full blocks that have been offered to the prefix cache
         self.cached_tokens = 0  # prompt tokens found in the prefix cache when the request was first admitted

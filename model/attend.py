@@ -1,8 +1,10 @@
-"""Two ways to attend: over whole sequences side by side (training, reference), and over a paged cache (serving).
+"""Two ways to see the past: whole sequences side by side (training, reference), and a paged cache (serving).
 
-Both are plain torch and give the same values. They know blocks and slots, not requests.
+Both are plain torch and give the same values. They know blocks and slots, not requests. A cache is a group per layer:
+pages for attention, a state per running sequence for recurrent layers.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.batch import Pages, Span
+from model.mixers import shapes
+from model.mixers.seam import Rule
+
+Memory = shapes.Pages | shapes.State
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,34 +24,59 @@ class WholeAttend:
 
     length: int
 
-    def __call__(self, layer: int, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(0, (-1, self.length)).transpose(1, 2) for t in (q_THC, k_TGC, v_TGC))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    def __call__(self, layer: int, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, rule: Rule) -> Tensor:
+        values = k_TGC[..., :v_TGV] if isinstance(v_TGV, int) else v_TGV
+        q, k, v = (t.unflatten(0, (-1, self.length)).transpose(1, 2) for t in (q_THC, k_TGC, values))
+        if rule.window or rule.chunk or rule.sinks_H is not None:
+            position_S = torch.arange(self.length, device=q.device)
+            out = _attend(q, k, v, seen(position_S[:, None], position_S[None], rule), rule)
+        else:
+            grouped = q.shape[1] != k.shape[1]
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=rule.scale, enable_gqa=grouped)
         return out.transpose(1, 2).flatten(0, 1)
+
+    def states(self, layer: int, rows: int, size: int) -> Iterator[tuple[slice, Tensor, bool]]:
+        """A fresh state for each sequence."""
+        for first in range(0, rows, self.length):
+            yield slice(first, first + self.length), torch.zeros(size), True
 
 
 class PagedCache:
-    """Keys and values in `blocks` blocks of `block_size` tokens: one [2, slots, G, C] tensor per layer."""
+    """`blocks` blocks of `block_size` tokens, and `slots` states: one tensor per layer, by its kind of memory.
+
+    Pages: [2, tokens, G, C] for keys and values, or [1, tokens, G, C] where values are part of the keys. States:
+    float32 [slots, size].
+    """
 
     def __init__(
-        self, layers: int, blocks: int, block_size: int, kv_heads: int, head_width: int, dtype: torch.dtype
+        self, memory: Sequence[Memory], blocks: int, block_size: int, dtype: torch.dtype, slots: int = 0
     ) -> None:
         self.block_size = block_size
-        shape = (2, blocks * block_size, kv_heads, head_width)
-        self.layers = [torch.zeros(shape, dtype=dtype) for _ in range(layers)]
+        self.layers = [
+            torch.zeros(slots, kind.size)
+            if isinstance(kind, shapes.State)
+            else torch.zeros(1 + kind.values, blocks * block_size, kind.heads, kind.key_width, dtype=dtype)
+            for kind in memory
+        ]
 
     def attend(self, pages: Pages) -> "PagedAttend":
         """Attention over this cache for one step."""
         return PagedAttend(self, pages)
 
-    @staticmethod
-    def bytes_per_block(layers: int, block_size: int, kv_heads: int, head_width: int, dtype: torch.dtype) -> int:
-        """Memory of one block over all layers."""
-        return layers * 2 * block_size * kv_heads * head_width * dtype.itemsize
+
+def bytes_per_block(memory: Sequence[Memory], block_size: int, dtype: torch.dtype) -> int:
+    """Memory of one block over all layers."""
+    pages = [kind for kind in memory if isinstance(kind, shapes.Pages)]
+    return sum((1 + kind.values) * kind.heads * kind.key_width for kind in pages) * block_size * dtype.itemsize
+
+
+def bytes_per_sequence(memory: Sequence[Memory]) -> int:
+    """Memory of one running sequence's states over all layers."""
+    return sum(kind.size for kind in memory if isinstance(kind, shapes.State)) * torch.float32.itemsize
 
 
 class PagedAttend:
-    """Attention of one step: new keys and values are written to their slots, then each span attends over its pages."""
+    """One step: new keys and values are written to their slots, then each span attends over its pages."""
 
     def __init__(self, cache: PagedCache, pages: Pages) -> None:
         self.cache, self.pages, self.spans = cache, pages, pages.spans
@@ -67,45 +98,76 @@ class PagedAttend:
         spans = [self.spans[i] for i in self.singles]
         longest = max(span.context for span in spans)
         self.rows_b = torch.tensor([span.first for span in spans])
-        context_b1 = torch.tensor([[span.context] for span in spans])
-        mask_bS = torch.arange(longest) < context_b1
+        self.context_b1 = torch.tensor([[span.context] for span in spans])
+        self.position_S = torch.arange(longest)
         slots_bS = self.slots_BS[self.singles, :longest]
-        self.slots_bS = torch.where(mask_bS, slots_bS, slots_bS[:, :1])
-        self.mask_b11S = mask_bS[:, None, None]
+        self.slots_bS = torch.where(self.position_S < self.context_b1, slots_bS, slots_bS[:, :1])
 
-    def __call__(self, layer: int, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor) -> Tensor:
-        cache_2SGC = self.cache.layers[layer]
-        cache_2SGC[0, self.slots_T], cache_2SGC[1, self.slots_T] = k_TGC, v_TGC
-        out_THC = torch.empty_like(q_THC)
+    def __call__(self, layer: int, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, rule: Rule) -> Tensor:
+        cache_PSGC = self.cache.layers[layer]
+        cache_PSGC[0, self.slots_T] = k_TGC
+        if isinstance(v_TGV, Tensor):
+            cache_PSGC[1, self.slots_T] = v_TGV
+        width = v_TGV if isinstance(v_TGV, int) else v_TGV.shape[-1]
+        out_THV = q_THC.new_empty(*q_THC.shape[:2], width)
         if self.singles:
             q_bH1C = q_THC[self.rows_b].unsqueeze(2)
-            k_bSGC, v_bSGC = (_read(cache_SGC, self.slots_bS) for cache_SGC in cache_2SGC)
-            out_THC[self.rows_b] = _attend(q_bH1C, k_bSGC, v_bSGC, self.mask_b11S).squeeze(2)
+            k_bSGC, v_bSGV = _read(cache_PSGC, self.slots_bS, width)
+            mask_b11S = seen(self.context_b1 - 1, self.position_S, rule)[:, None, None]
+            out_THV[self.rows_b] = _attend(q_bH1C, k_bSGC.transpose(1, 2), v_bSGV.transpose(1, 2), mask_b11S, rule)[
+                :, :, 0
+            ]
         for i in self.chunks:
             span = self.spans[i]
             rows = slice(span.first, span.first + span.rows)
-            k_SGC, v_SGC = (_read(cache_SGC, self.slots_BS[i, : span.context]) for cache_SGC in cache_2SGC)
-            out_THC[rows] = self._chunk(q_THC[rows], k_SGC, v_SGC, span)
-        return out_THC
+            k_SGC, v_SGV = _read(cache_PSGC, self.slots_BS[i, : span.context], width)
+            out_THV[rows] = _chunk(q_THC[rows], k_SGC, v_SGV, span, rule)
+        return out_THV
 
-    def _chunk(self, q_RHC: Tensor, k_SGC: Tensor, v_SGC: Tensor, span: Span) -> Tensor:
-        """Several new tokens of one sequence: row r sees the context up to and including itself."""
-        seen_R = torch.arange(span.context - span.rows, span.context)
-        mask_RS = torch.arange(span.context)[None] <= seen_R[:, None]
-        q_1HRC = q_RHC.transpose(0, 1)[None]
-        return _attend(q_1HRC, k_SGC[None], v_SGC[None], mask_RS)[0].transpose(0, 1)
-
-
-def _read(cache_SGC: Tensor, slots: Tensor) -> Tensor:
-    """The slots' keys or values, [..., G, C]. Looked up as whole rows: plain indexing takes many times as long."""
-    return F.embedding(slots, cache_SGC.flatten(1)).unflatten(-1, cache_SGC.shape[1:])
+    def states(self, layer: int, rows: int, size: int) -> Iterator[tuple[slice, Tensor, bool]]:
+        """Each sequence's rows, its state, written in place, and whether it starts with this step."""
+        assert self.pages.slots_B is not None
+        for span, slot in zip(self.spans, self.pages.slots_B.tolist(), strict=True):
+            yield slice(span.first, span.first + span.rows), self.cache.layers[layer][slot], span.context == span.rows
 
 
-def _attend(q_BHRC: Tensor, k_BSGC: Tensor, v_BSGC: Tensor, mask: Tensor) -> Tensor:
-    """Scaled dot-product attention with grouped heads; returns [B, H, R, C].
+def seen(query: Tensor, key: Tensor, rule: Rule) -> Tensor:
+    """Whether the token at position `query` sees the one at `key`; both broadcast."""
+    mask = key <= query
+    if rule.window:
+        mask = mask & (key > query - rule.window)
+    if rule.chunk:
+        mask = mask & (key // rule.chunk == query // rule.chunk)
+    return mask
+
+
+def _chunk(q_RHC: Tensor, k_SGC: Tensor, v_SGV: Tensor, span: Span, rule: Rule) -> Tensor:
+    """Several new tokens of one sequence: row r sees the context up to and including itself."""
+    query_R1 = torch.arange(span.context - span.rows, span.context)[:, None]
+    mask_RS = seen(query_R1, torch.arange(span.context), rule)
+    q, k, v = (t.transpose(0, 1)[None] for t in (q_RHC, k_SGC, v_SGV))
+    return _attend(q, k, v, mask_RS, rule)[0].transpose(0, 1)
+
+
+def _read(cache_PSGC: Tensor, slots: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The slots' keys [..., G, C] and values. Looked up as whole rows: plain indexing takes many times as long."""
+    k, *v = (F.embedding(slots, part.flatten(1)).unflatten(-1, part.shape[1:]) for part in cache_PSGC)
+    return k, v[0] if v else k[..., :width]
+
+
+def _attend(q_BHRC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, mask: Tensor, rule: Rule) -> Tensor:
+    """Scaled dot-product attention with grouped heads; returns [B, H, R, V].
 
     In float32 whatever the model's dtype: for single queries torch's bfloat16 path takes four times as long.
     """
-    k, v = k_BSGC.float().transpose(1, 2), v_BSGC.float().transpose(1, 2)
-    grouped = q_BHRC.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q_BHRC.float(), k, v, attn_mask=mask, enable_gqa=grouped).to(q_BHRC.dtype)
+    q, k, v = q_BHRC.float(), k_BGSC.float(), v_BGSV.float()
+    grouped = q.shape[1] != k.shape[1]
+    if rule.sinks_H is None:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=rule.scale, enable_gqa=grouped)
+        return out.to(q_BHRC.dtype)
+    if grouped:
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    logits = (q @ k.transpose(-1, -2) * rule.scale).masked_fill(~mask, -torch.inf)
+    sink = rule.sinks_H.float()[None, :, None, None].expand(*logits.shape[:-1], 1)
+    weight = torch.cat([logits, sink], dim=-1).softmax(-1)[..., :-1]
+    return (weight @ v).to(q_BHRC.dtype)

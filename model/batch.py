@@ -25,6 +25,7 @@ class Pages:
 
     tables_BP: Tensor  # int64: block ids of each sequence, padded with 0
     spans_B3: Tensor  # int64: of each sequence its first row, new tokens, and cached and new tokens together
+    slots_B: Tensor | None = None  # int64: of each sequence the place of its states; needed by recurrent layers alone
 
     @property
     def spans(self) -> tuple[Span, ...]:

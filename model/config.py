@@ -1,36 +1,23 @@
 """The shape of a decoder and of its mixtures, as frozen values. Families build these from a checkpoint's config.json.
 
-A value that no decoder can have is a ValueError. Nothing here knows tensor names, files or requests.
+A value that no decoder can have is a ValueError. Nothing here knows tensor names, files or requests; what lets tokens
+see each other is `model/mixers/shapes.py`'s.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from model.budget import ExpertRange
+from model.checks import counts, one_of, sizes
+from model.mixers.shapes import Mixer
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"]
+Score = Literal["softmax", "sigmoid", "sparse_mixer"]
+GroupScore = Literal["max", "top2"]
 SigmaLink = Literal["exp", "softplus"]
 Draws = Literal["independent", "antithetic"]
 Norm = Literal["layer", "rms"]
 Positions = Literal["rotary", "learned"]
-QKNorm = Literal["none", "full"]
-
-
-def _one_of(name: str, value: object, kind: object) -> None:
-    if value not in get_args(kind):
-        raise ValueError(f"{name} {value!r:.40} is not known, only {', '.join(get_args(kind))}")
-
-
-def _sizes(**values: object) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r:.40}")
-
-
-def _counts(trained: int, maximum: int) -> None:
-    _sizes(trained=trained, maximum=maximum)
-    if trained > maximum:
-        raise ValueError(f"the trained expert count {trained} is more than the largest, {maximum}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,28 +30,69 @@ class Dense:
     bias: bool = False
 
     def __post_init__(self) -> None:
-        _sizes(width=self.width)
-        _one_of("activation", self.activation, Activation)
+        sizes(width=self.width)
+        one_of("activation", self.activation, Activation)
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """How router logits become a choice and its weights.
+
+    "softmax" or "sigmoid" over all experts (Shazeer et al. 2017; DeepSeek-V3, arXiv 2412.19437 eq. 15), or
+    Phi-3.5-MoE's sparse mixer, which gives each kept expert its share among those close to it.
+    """
+
+    score: Score = "softmax"
+    normalise: bool = False  # divide the K kept weights by their sum
+    scale: float = 1.0  # what the weights are multiplied by in the end
+    logit_bias: bool = False
+    selection_bias: bool = False  # added to the scores for choosing, not for weighing
+    groups: int = 1  # of neighbouring experts
+    kept_groups: int = 1  # a token chooses inside its best groups
+    group_score: GroupScore = "max"  # of a group: its best score, or the sum of its two best
+    weigh_input: bool = False  # the weight multiplies an expert's input, not its output (Llama 4)
+    jitter: float = 0.01  # sparse mixer: how far below the best an expert may lie, relatively, to share with it
+    least_sum: float = 0.0  # added to, or with `clamp_sum` the least of, the sum that normalises
+    clamp_sum: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("score", self.score, Score)
+        one_of("group_score", self.group_score, GroupScore)
+        sizes(groups=self.groups, kept_groups=self.kept_groups)
+        if self.kept_groups > self.groups:
+            raise ValueError(f"{self.kept_groups} groups cannot be kept of {self.groups}")
 
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """Sparse mixture: softmax over `experts` router logits, the K best run (Shazeer et al. 2017; OLMoE, Mixtral)."""
+    """Sparse mixture: a token runs the K of its `experts` that its router scores best.
+
+    `shared` runs for every token and is no part of K. `fixed`: only the trained count is defined for this router.
+    """
 
     experts: int
     width: int
     trained: int
-    normalise: bool  # divide the K kept probabilities by their sum
+    router: Router = Router()
     activation: Activation = "silu"
+    bias: bool = False
+    interleaved: bool = False  # gate and up rows alternate
+    shared: Dense | None = None
+    shared_gate: bool = False  # the shared part times the sigmoid of its own logit
+    fixed: bool = False
 
     def __post_init__(self) -> None:
-        _sizes(experts=self.experts, width=self.width)
-        _counts(self.trained, self.experts)
-        _one_of("activation", self.activation, Activation)
+        sizes(experts=self.experts, width=self.width)
+        if self.experts % self.router.groups:
+            raise ValueError(f"{self.experts} experts cannot be cut into {self.router.groups} groups")
+        counts(self.trained, self.maximum)
+        one_of("activation", self.activation, Activation)
 
     @property
     def maximum(self) -> int:
-        return self.experts
+        if self.router.score == "sparse_mixer":
+            return 2  # what it is defined for
+        return self.experts // self.router.groups * self.router.kept_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +112,14 @@ class Infinity:
     sigma_link: SigmaLink = "exp"
     sigma_min: float = 0.0  # added to the linked value
     draws: Draws = "independent"
+    fixed = False
 
     def __post_init__(self) -> None:
-        _sizes(units=self.units, space=self.space, block=self.block)
-        _counts(self.trained, self.maximum)
-        _one_of("activation", self.activation, Activation)
-        _one_of("sigma_link", self.sigma_link, SigmaLink)
-        _one_of("draws", self.draws, Draws)
+        sizes(units=self.units, space=self.space, block=self.block)
+        counts(self.trained, self.maximum)
+        one_of("activation", self.activation, Activation)
+        one_of("sigma_link", self.sigma_link, SigmaLink)
+        one_of("draws", self.draws, Draws)
         if self.units % self.block:
             raise ValueError(f"{self.units} units cannot be cut into blocks of {self.block}")
         if not 0 < self.share <= 1:
@@ -111,34 +140,34 @@ FeedForward = Dense | TopK | Infinity
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """One decoder-only transformer, GPT-2-like or Llama-like. Widths are in elements, `context` in tokens."""
+    """One decoder-only transformer of pre-norm layers. Widths are in elements, `context` in tokens.
+
+    `mixers` and `layers` are what each layer's two halves are: what lets tokens see each other, and the feed-forward
+    part.
+    """
 
     vocabulary: int
     width: int
-    heads: int
-    kv_heads: int
-    head_width: int
     context: int
+    mixers: tuple[Mixer, ...]
     layers: tuple[FeedForward, ...]
     norm: Norm = "rms"
     norm_eps: float = 1e-5
+    norm_offset: float = 0.0  # added to the weights of RMS norms: 1 where they are stored around zero
     positions: Positions = "rotary"
-    rope_theta: float = 10000.0
-    qk_norm: QKNorm = "none"  # "full": over all heads at once, as OLMoE
-    clip_qkv: float | None = None
-    attention_bias: bool = False
     tied: bool = False
+    head_bias: bool = False
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0  # what each half of a layer is multiplied by before it is added
+    logit_scale: float = 1.0
+    extrapolates: bool = False  # other counts than the trained one are allowed even where a router is not made for them
 
     def __post_init__(self) -> None:
-        _sizes(vocabulary=self.vocabulary, width=self.width, context=self.context, layers=len(self.layers))
-        _sizes(heads=self.heads, kv_heads=self.kv_heads, head_width=self.head_width)
-        _one_of("norm", self.norm, Norm)
-        _one_of("positions", self.positions, Positions)
-        _one_of("qk_norm", self.qk_norm, QKNorm)
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key-value heads")
-        if self.positions == "rotary" and self.head_width % 2:
-            raise ValueError(f"rotary positions need an even head width, got {self.head_width}")
+        sizes(vocabulary=self.vocabulary, width=self.width, context=self.context, layers=len(self.layers))
+        one_of("norm", self.norm, Norm)
+        one_of("positions", self.positions, Positions)
+        if len(self.mixers) != len(self.layers):
+            raise ValueError(f"{len(self.mixers)} mixers do not fit {len(self.layers)} layers")
 
     @property
     def mixtures(self) -> tuple[TopK | Infinity, ...]:
@@ -151,7 +180,10 @@ class DecoderConfig:
         kinds = self.mixtures
         if not kinds:
             return ExpertRange(0, 0, 0, 0)
-        return ExpertRange(len(kinds), kinds[0].trained, 1, min(kind.maximum for kind in kinds))
+        trained, most = kinds[0].trained, min(kind.maximum for kind in kinds)
+        if any(kind.fixed for kind in kinds) and not self.extrapolates:
+            return ExpertRange(len(kinds), trained, trained, trained)
+        return ExpertRange(len(kinds), trained, 1, most)
 
     @property
     def draws_noise(self) -> bool:

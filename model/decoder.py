@@ -1,6 +1,6 @@
-"""The one decoder skeleton: embed, then per layer attention and a feed-forward layer or mixture, then the head.
+"""The one decoder skeleton: embed, then per layer a mixer and a feed-forward layer or mixture, then the head.
 
-GPT-2-like and Llama-like models are the same code under different `DecoderConfig`s. It knows no files and no requests.
+Every family is the same code under a `DecoderConfig` of its own. It knows no files and no requests.
 """
 
 import torch
@@ -10,7 +10,13 @@ from torch.nn import functional as F
 from model.attend import PagedCache
 from model.batch import Batch
 from model.config import DecoderConfig, Dense, FeedForward, Infinity
-from model.layers import Attend, DenseFFN, SelfAttention, norm_layer, rotary_tables
+from model.layers import DenseFFN, norm_layer
+from model.mixers.attention import SelfAttention
+from model.mixers.delta import GatedDelta
+from model.mixers.latent import LatentAttention
+from model.mixers.rope import rotary_tables
+from model.mixers.seam import Attend, MixerModule, Place
+from model.mixers.shapes import Attention, Delta, Latent, Mixer
 from model.mixture.infinity import InfinityMixture
 from model.mixture.seam import Mixture, Observer, Use
 from model.mixture.topk import TopKMixture
@@ -23,22 +29,28 @@ def feed_forward(width: int, config: FeedForward) -> nn.Module:
     return InfinityMixture(width, config) if isinstance(config, Infinity) else TopKMixture(width, config)
 
 
+def mixer(shape: Mixer, config: DecoderConfig) -> MixerModule:
+    """The module for the shape of one layer's mixer."""
+    if isinstance(shape, Attention):
+        return SelfAttention(shape, config)
+    return LatentAttention(shape, config) if isinstance(shape, Latent) else GatedDelta(shape, config)
+
+
 class Layer(nn.Module):
     """Pre-norm residual block."""
 
-    def __init__(self, config: DecoderConfig, ffn: FeedForward) -> None:
+    def __init__(self, config: DecoderConfig, shape: Mixer, ffn: FeedForward) -> None:
         super().__init__()
-        self.attention_norm = norm_layer(config)
-        self.attention = SelfAttention(config)
+        self.mixer_norm = norm_layer(config)
+        self.mixer = mixer(shape, config)
         self.ffn_norm = norm_layer(config)
         self.ffn = feed_forward(config.width, ffn)
+        self.scale = config.residual_scale
 
-    def forward(
-        self, x_TD: Tensor, rotary: tuple[Tensor, Tensor] | None, layer: int, attend: Attend, use: Use | None
-    ) -> Tensor:
-        x_TD = x_TD + self.attention(self.attention_norm(x_TD), rotary, layer, attend)
+    def forward(self, x_TD: Tensor, place: Place, use: Use | None) -> Tensor:
+        x_TD = x_TD + self.scale * self.mixer(self.mixer_norm(x_TD), place)
         h_TD = self.ffn_norm(x_TD)
-        return x_TD + (self.ffn(h_TD) if use is None else self.ffn(h_TD, use))
+        return x_TD + self.scale * (self.ffn(h_TD) if use is None else self.ffn(h_TD, use))
 
 
 class Decoder(nn.Module):
@@ -50,10 +62,13 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(config.vocabulary, config.width)
         if config.positions == "learned":
             self.embed_positions = nn.Embedding(config.context, config.width)
-        self.layers = nn.ModuleList(Layer(config, ffn) for ffn in config.layers)
+        self.layers = nn.ModuleList(
+            Layer(config, shape, ffn) for shape, ffn in zip(config.mixers, config.layers, strict=True)
+        )
         self.norm = norm_layer(config)
         if not config.tied:
-            self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+            self.head = nn.Linear(config.width, config.vocabulary, bias=config.head_bias)
+        self._ropes = {s.rope for s in config.mixers if not isinstance(s, Delta) and s.rope is not None}
 
     @property
     def token_local(self) -> bool:
@@ -61,14 +76,19 @@ class Decoder(nn.Module):
         return all(m.token_local for m in self.modules() if isinstance(m, Mixture))
 
     @property
+    def reusable(self) -> bool:
+        """Whether what is kept of a prefix can serve another sequence: not a recurrent state, which has moved on."""
+        return all(m.reusable for m in self.modules() if isinstance(m, MixerModule))
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self.embed.weight.dtype
 
-    def cache(self, blocks: int, block_size: int) -> PagedCache:
-        """A paged cache for this decoder."""
-        c = self.config
-        return PagedCache(len(c.layers), blocks, block_size, c.kv_heads, c.head_width, self.dtype)
+    def cache(self, blocks: int, block_size: int, slots: int = 0) -> PagedCache:
+        """A paged cache for this decoder, with states for `slots` sequences."""
+        memory = [shape.memory for shape in self.config.mixers]
+        return PagedCache(memory, blocks, block_size, self.dtype, slots)
 
     def forward(self, batch: Batch, attend: Attend, observer: Observer | None = None) -> Tensor:
         """Logits of the wanted rows, [B, V], in the model's dtype."""
@@ -77,23 +97,24 @@ class Decoder(nn.Module):
     def hidden(self, batch: Batch, attend: Attend, observer: Observer | None = None) -> Tensor:
         """Final normed hidden states of all T tokens, [T, D]."""
         x_TD = self.embed(batch.ids_T)
-        rotary = None
+        if self.config.embed_scale != 1:
+            x_TD = x_TD * self.config.embed_scale
         if self.config.positions == "learned":
             x_TD = x_TD + self.embed_positions(batch.positions_T)
-        else:
-            rotary = rotary_tables(batch.positions_T, self.config.head_width, self.config.rope_theta)
+        tables = {rope: rotary_tables(batch.positions_T, rope) for rope in self._ropes}
         mixtures = 0
         for index, layer in enumerate(self.layers):
             use = None
             if isinstance(layer.ffn, Mixture):
                 use = _use(batch, mixtures, observer)
                 mixtures += 1
-            x_TD = layer(x_TD, rotary, index, attend, use)
+            x_TD = layer(x_TD, Place(index, batch.positions_T, tables, attend), use)
         return self.norm(x_TD)
 
     def logits(self, x_BD: Tensor) -> Tensor:
         """[B, V] for final hidden states."""
-        return F.linear(x_BD, self.embed.weight) if self.config.tied else self.head(x_BD)
+        logits_BV = F.linear(x_BD, self.embed.weight) if self.config.tied else self.head(x_BD)
+        return logits_BV if self.config.logit_scale == 1 else logits_BV * self.config.logit_scale
 
 
 def _use(batch: Batch, layer: int, observer: Observer | None) -> Use:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.kernels.library import load
 from model.kernels.pack import Kind
+from model.native.blocks import ACTIVATIONS
 from tests.model.kernels import cases, mixture_cases, pages
 from tests.model.kernels.arguments import OPS, arguments, run
 from tests.model.kernels.cases import KINDS, NORMS, Case, Make, ops
@@ -21,7 +22,6 @@ from tests.model.tiny import gpt2_like, infinity, llama_like
 
 AWKWARD = (1, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 80, 95, 96, 97, 127, 128, 129)
 DTYPES = (torch.float32, torch.bfloat16, torch.int8, torch.uint8, torch.int32, torch.int64)
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 
 def size(make: Make, most: int) -> int:
@@ -35,7 +35,7 @@ def rows(make: Make) -> int:
 
 
 def layer(make: Make) -> dict[str, Any]:
-    return {"activation": make.rng.choice(ACTIVATIONS), "gated": make.rng.random() < 0.5}
+    return {"activation": make.rng.choice([*ACTIVATIONS]), "gated": make.rng.random() < 0.5}
 
 
 def linear(make: Make, kind: Kind) -> Case:
@@ -68,7 +68,7 @@ def random_infinity(make: Make) -> Any:
         block=block,
         space=size(make, 40),
         share=make.rng.choice([0.01, 0.1, 0.25, 0.6, 1.0]),
-        activation=make.rng.choice(ACTIVATIONS),
+        activation=make.rng.choice([*ACTIVATIONS]),
         draws=make.rng.choice(["independent", "antithetic"]),
         sigma_link=make.rng.choice(["exp", "softplus"]),
     )
@@ -85,7 +85,7 @@ def masks(make: Make, kind: Kind) -> Case:
 
 def topk(make: Make, kind: Kind) -> Case:
     shape, norm = (rows(make), size(make, 130), size(make, 100), size(make, 33)), make.rng.choice(NORMS)
-    rest = {"activation": make.rng.choice(ACTIVATIONS), "normalise": make.rng.random() < 0.5}
+    rest = {"activation": make.rng.choice([*ACTIVATIONS]), "normalise": make.rng.random() < 0.5}
     return mixture_cases.topk_case(make, *shape, kind, norm, **rest)
 
 
@@ -123,7 +123,7 @@ def attention(make: Make, kind: Kind) -> pages.AttentionCase:
         heads=kv_heads * make.rng.choice([1, 2, 5]),
         head_width=16 * size(make, 4),
         qk_norm=make.rng.choice(["none", "full"]),
-        clip_qkv=make.rng.choice([None, 0.7]),
+        clip=make.rng.choice([None, 0.7]),
     )
     return pages.attention_case(make, lengths(make), config, kind, make.rng.random() < 0.5, **rules(make))
 

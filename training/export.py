@@ -22,8 +22,7 @@ from training.card import write_card
 from training.corpus import ASSISTANT, END, USER, documents, encode
 from training.evaluate import COUNTS, agreement, held_out_loss
 from training.recipe import RECIPES
-from training.train import FAMILIES
-from weights.load import load_model
+from weights.load import decoder_config, load_model
 from weights.save import save_model
 
 TEMPLATE = (
@@ -37,7 +36,7 @@ TEMPLATE = (
 def export_weights(run: Path, folder: Path) -> None:
     """The run's weights as a checkpoint with its config."""
     raw = json.loads((run / "config.json").read_text())
-    model = Decoder(FAMILIES[raw["model_type"]](raw))
+    model = Decoder(decoder_config(raw))
     state = load_file(run / "state.safetensors")
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     save_model(model, raw, folder, torch.bfloat16)

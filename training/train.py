@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from model.config import DecoderConfig
 from model.decoder import Decoder, parameter_count
-from model.families import infinity_moe, olmoe
 from model.mixture.topk import TopKMixture
 from training.corpus import documents, encode
 from training.evaluate import COUNTS, held_out_loss
@@ -28,15 +27,14 @@ from training.optimiser import build_optimisers
 from training.plot import plot_losses
 from training.recipe import RECIPES, Recipe
 from training.step import draw_counts, initialise, next_token_loss
-
-FAMILIES = {"infinity_moe": infinity_moe.decoder_config, "olmoe": olmoe.decoder_config}
+from weights.load import decoder_config
 
 
 def compile_parts(model: Decoder) -> None:
     """Fuse what has static shapes. The routing itself is ragged and stays eager."""
     for layer in model.layers:
-        layer.attention.compile(dynamic=False)
-        layer.attention_norm.compile(dynamic=False)
+        layer.mixer.compile(dynamic=False)
+        layer.mixer_norm.compile(dynamic=False)
         layer.ffn_norm.compile(dynamic=False)
         if isinstance(layer.ffn, TopKMixture):
             layer.ffn.dense = torch.compile(layer.ffn.dense, dynamic=False)
@@ -168,8 +166,7 @@ def main(
     """Train one recipe, resuming if OUT holds a state."""
     chosen = RECIPES[recipe].override(steps, rows, field)
     out.mkdir(parents=True, exist_ok=True)
-    decoder_config = FAMILIES[chosen.config["model_type"]](chosen.config)
-    trainer = Trainer(chosen, decoder_config, np.load(tokens / "tokens.npy", mmap_mode="r"), out)
+    trainer = Trainer(chosen, decoder_config(chosen.config), np.load(tokens / "tokens.npy", mmap_mode="r"), out)
     trainer.resume()
     compile_parts(trainer.model)
     print(f"{parameter_count(trainer.model) / 1e6:.2f} M parameters, {chosen.tokens / 1e6:.1f} M tokens to train on")

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.config import DecoderConfig
 from model.decoder import Decoder
 from model.errors import CheckpointError
+from model.reading import Fields
 from weights.files import TensorFiles
 from weights.folder import read_json
-from weights.names import IGNORED, hugging_face
+from weights.names import IGNORED, rules_for
 from weights.rules import Piece, Rule
 
 DType = Literal["auto", "float32", "bfloat16"]
@@ -28,9 +29,18 @@ def read_config(folder: Path) -> tuple[DecoderConfig, dict[str, Any]]:
     """The decoder's shape and the raw config.json.
 
     Raises:
-        CheckpointError: unknown family, remote code asked for, a field that is missing or cannot be served.
+        CheckpointError: see `decoder_config`.
     """
     raw = read_json(folder / "config.json")
+    return decoder_config(raw), raw
+
+
+def decoder_config(raw: Mapping[str, Any]) -> DecoderConfig:
+    """The decoder that a config.json describes.
+
+    Raises:
+        CheckpointError: unknown family, remote code asked for, a field that is missing, unknown or cannot be served.
+    """
     if "auto_map" in raw:
         raise CheckpointError("config.json asks for remote code (auto_map); moedial runs none")
     name = raw.get("model_type")
@@ -40,7 +50,8 @@ def read_config(folder: Path) -> tuple[DecoderConfig, dict[str, Any]]:
         raise CheckpointError(f"config.json: family {name!r} is not supported; known: {', '.join(families())}")
     family = importlib.import_module(f"model.families.{name}")
     try:
-        return family.decoder_config(raw), raw
+        config: DecoderConfig = family.decoder_config(Fields(raw))
+        return config
     except KeyError as error:
         raise CheckpointError(f"config.json: field {error.args[0]!r} is missing for {name}") from None
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
@@ -66,7 +77,7 @@ def load_model(folder: Path, dtype: DType = "auto") -> tuple[Decoder, dict[str, 
         model = Decoder(config).to(chosen)
     model.to_empty(device="cpu")
     with TensorFiles(folder) as files, torch.no_grad():
-        fill(model, hugging_face(config), files)
+        fill(model, rules_for(raw["model_type"], config), files)
     return model.eval().requires_grad_(False), raw
 
 
@@ -93,15 +104,26 @@ def fill(model: nn.Module, rules: tuple[Rule, ...], files: TensorFiles) -> None:
                 faults.append(f"missing {piece.source}")
                 continue
             used.add(piece.source)
-            tensor, part = files.read(piece.source), parameter[piece.index]
-            if tensor.shape != part.shape:
-                faults.append(f"{piece.source} has shape {tuple(tensor.shape)}, not {tuple(part.shape)}")
-                continue
-            part.copy_(tensor)
+            fault = _put(files.read(piece.source), piece, parameter)
+            faults += [fault] if fault else []
     faults += [f"extra {name}" for name in sorted(files.files.keys() - used) if not _ignored(name, plan)]
     if faults:
         more = f"; and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise CheckpointError("the tensors do not fit the config: " + "; ".join(faults[:20]) + more)
+
+
+def _put(tensor: Tensor, piece: Piece, parameter: Tensor) -> str:
+    """Copy one tensor into its part; what is wrong with it, if anything is."""
+    part = parameter[piece.index]
+    try:
+        taken = piece.taken(tensor)
+    except ValueError as error:
+        return str(error)
+    if taken.shape != part.shape:
+        wanted = tuple(part.transpose(-1, -2).shape if piece.transposed else part.shape)
+        return f"{piece.source} has shape {tuple(tensor.shape)}, not {wanted}"
+    part.copy_(taken)
+    return ""
 
 
 def _choose(model: nn.Module, rules: tuple[Rule, ...], names: Mapping[str, str]) -> dict[str, tuple[Piece, ...]]:

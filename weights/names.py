@@ -1,80 +1,151 @@
-"""The tensor names that most families share: Hugging Face's Llama-like layout, with the mixtures' own tensors.
+"""The tensor names that most families share: Hugging Face's Llama-like layout, with the parts that some of them add.
 
-A family needs a table of its own only where it departs from this one. It opens no files.
+A family with other words for the same things says so in its `NAMES`; one whose tensors are laid out otherwise has a
+table of its own in `weights/families/`. It opens no files.
 """
 
-from collections.abc import Callable
+import importlib
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
 
 from model.config import DecoderConfig, Dense, FeedForward, Infinity, TopK
-from weights.rules import Copy, Fuse, Ignore, Rule, Stack
+from model.mixers.shapes import Attention, Latent, Mixer
+from weights.rules import Copy, Fuse, Ignore, Rule, Stack, renamed
 
 IGNORED = (Ignore("model.layers.{l}.self_attn.rotary_emb.inv_freq", "a function of the config"),)
 
 
-def hugging_face(config: DecoderConfig) -> tuple[Rule, ...]:
-    """Every rule of a decoder, layer by layer. Where two share a target, the first whose tensors exist is used."""
-    rules: list[Rule] = [Copy("embed.weight", "model.embed_tokens.weight")]
+def rules_for(family: str, config: DecoderConfig) -> tuple[Rule, ...]:
+    """Every rule of a family's decoder. Where several share a target, the first whose tensors exist is used."""
+    own = f"weights.families.{family}"
+    if importlib.util.find_spec(own):
+        rules: tuple[Rule, ...] = importlib.import_module(own).rules(config)
+        return rules
+    names: Mapping[str, str] = getattr(importlib.import_module(f"model.families.{family}"), "NAMES", {})
+    return hugging_face(config, names)
+
+
+def hugging_face(config: DecoderConfig, names: Mapping[str, str] | None = None) -> tuple[Rule, ...]:
+    """The shared layout, with whole words of it replaced by `names`; the shared names are understood as well."""
+    shared = tuple(_decoder(config))
+    if not names:
+        return shared
+    patterns = [(re.compile(rf"(?<!\w){re.escape(old)}(?!\w)"), new) for old, new in names.items()]
+
+    def name(source: str) -> str:
+        for pattern, new in patterns:
+            source = pattern.sub(new, source)
+        return source
+
+    return tuple(each for rule in shared for each in (renamed(rule, name), rule))
+
+
+def _decoder(config: DecoderConfig) -> Iterator[Rule]:
+    yield Copy("embed.weight", "model.embed_tokens.weight")
     if config.positions == "learned":
-        rules.append(Copy("embed_positions.weight", "model.embed_positions.weight"))
-    for number, ffn in enumerate(config.layers):
+        yield Copy("embed_positions.weight", "model.embed_positions.weight")
+    for number, (shape, ffn) in enumerate(zip(config.mixers, config.layers, strict=True)):
         ours, theirs = f"layers.{number}.", f"model.layers.{number}."
-        rules += _attention(config, ours, theirs)
-        rules += _norm(config, ours + "attention_norm", theirs + "input_layernorm")
-        rules += _norm(config, ours + "ffn_norm", theirs + "post_attention_layernorm")
-        rules += _feed_forward(config.width, ffn)(ours + "ffn.", theirs + "mlp.")
-    rules += _norm(config, "norm", "model.norm")
+        yield from mixer(shape, ours + "mixer.", theirs)
+        yield from norm(config, ours + "mixer_norm", theirs + "input_layernorm")
+        yield from norm(config, ours + "ffn_norm", theirs + "post_attention_layernorm")
+        yield from feed_forward(config.width, ffn, ours + "ffn.", theirs + "mlp.")
+    yield from norm(config, "norm", "model.norm")
     if not config.tied:
-        rules.append(Copy("head.weight", "lm_head.weight"))
-    return tuple(rules)
+        yield Copy("head.weight", "lm_head.weight")
+        if config.head_bias:
+            yield Copy("head.bias", "lm_head.bias")
 
 
-def _norm(config: DecoderConfig, ours: str, theirs: str) -> list[Rule]:
-    parts = ["weight"] if config.norm == "rms" else ["weight", "bias"]
-    return [Copy(f"{ours}.{part}", f"{theirs}.{part}") for part in parts]
+def norm(config: DecoderConfig, ours: str, theirs: str) -> Iterator[Rule]:
+    """A norm around a layer's half."""
+    for part in ["weight"] if config.norm == "rms" else ["weight", "bias"]:
+        yield Copy(f"{ours}.{part}", f"{theirs}.{part}")
 
 
-def _attention(config: DecoderConfig, ours: str, theirs: str) -> list[Rule]:
-    ours, theirs = ours + "attention.", theirs + "self_attn."
-    query, group = config.heads * config.head_width, config.kv_heads * config.head_width
-    rules: list[Rule] = []
-    for part in ["weight", "bias"] if config.attention_bias else ["weight"]:
-        sources = tuple(f"{theirs}{name}_proj.{part}" for name in "qkv")
-        rules.append(Fuse(f"{ours}qkv.{part}", sources, (query, group, group)))
-        rules.append(Copy(f"{ours}out.{part}", f"{theirs}o_proj.{part}"))
-    if config.qk_norm == "full":
-        rules += [Copy(f"{ours}{name}_norm.weight", f"{theirs}{name}_norm.weight") for name in "qk"]
-    return rules
+def mixer(shape: Mixer, ours: str, theirs: str) -> Iterator[Rule]:
+    """The part of a layer that lets tokens see each other; `theirs` is the layer."""
+    if isinstance(shape, Attention):
+        return _attention(shape, ours, theirs + "self_attn.")
+    return _latent(shape, ours, theirs + "self_attn.") if isinstance(shape, Latent) else _delta(ours, theirs)
 
 
-def _feed_forward(width: int, ffn: FeedForward) -> Callable[[str, str], list[Rule]]:
-    """The rules of one layer's feed-forward part, by kind."""
+def _attention(shape: Attention, ours: str, theirs: str) -> Iterator[Rule]:
+    query, group = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    sizes = (query * 2 if shape.gated else query, group, group)
+    for part in ["weight", "bias"] if shape.bias else ["weight"]:
+        yield Fuse(f"{ours}qkv.{part}", tuple(f"{theirs}{name}_proj.{part}" for name in "qkv"), sizes)
+    for part in ["weight", "bias"] if shape.out_bias else ["weight"]:
+        yield Copy(f"{ours}out.{part}", f"{theirs}o_proj.{part}")
+    if shape.qk_norm in ("full", "head"):
+        yield from (Copy(f"{ours}{name}_norm.weight", f"{theirs}{name}_norm.weight") for name in "qk")
+    if shape.sinks:
+        yield Copy(ours + "sinks", theirs + "sinks")
+
+
+def _latent(shape: Latent, ours: str, theirs: str) -> Iterator[Rule]:
+    names = {"query": "q_proj"}
+    if shape.query_rank is not None:
+        names = {"query_down": "q_a_proj", "query_norm": "q_a_layernorm", "query": "q_b_proj"}
+    names |= {"down": "kv_a_proj_with_mqa", "norm": "kv_a_layernorm", "up": "kv_b_proj", "out": "o_proj"}
+    for our, their in names.items():
+        yield Copy(f"{ours}{our}.weight", f"{theirs}{their}.weight")
+        if shape.bias and our in ("query_down", "down", "out"):
+            yield Copy(f"{ours}{our}.bias", f"{theirs}{their}.bias")
+
+
+def _delta(ours: str, theirs: str) -> Iterator[Rule]:
+    names = {
+        "project.weight": "in_proj_qkvz.weight",
+        "rates.weight": "in_proj_ba.weight",
+        "out.weight": "out_proj.weight",
+    }
+    names |= {
+        "convolution": "conv1d.weight",
+        "step_bias": "dt_bias",
+        "log_decay": "A_log",
+        "norm.weight": "norm.weight",
+    }
+    yield from (Copy(ours + our, f"{theirs}linear_attn.{their}") for our, their in names.items())
+
+
+def feed_forward(width: int, ffn: FeedForward, ours: str, theirs: str) -> Iterator[Rule]:
+    """One layer's feed-forward part, by kind."""
     if isinstance(ffn, Dense):
-        return lambda ours, theirs: _dense(ffn, ours, theirs)
-    if isinstance(ffn, Infinity):
-        names = {"router": "router", "scores": "mask_scores", "up": "up_proj", "down": "down_proj"}
-        return lambda ours, theirs: [Copy(ours + a, f"{theirs}{b}.weight") for a, b in names.items()]
-    return lambda ours, theirs: _topk(width, ffn, ours, theirs)
+        return dense(ffn, ours, theirs)
+    return _infinity(ours, theirs) if isinstance(ffn, Infinity) else _topk(width, ffn, ours, theirs)
 
 
-def _topk(width: int, ffn: TopK, ours: str, theirs: str) -> list[Rule]:
-    expert = theirs + "experts.{e}."
-    halves = (expert + "gate_proj.weight", expert + "up_proj.weight")
-    return [
-        Copy(ours + "router", theirs + "gate.weight"),
-        Stack(ours + "gate_up", halves, (ffn.width, ffn.width), ffn.experts),
-        Copy(ours + "gate_up", theirs + "experts.gate_up_proj"),
-        Stack(ours + "down", (expert + "down_proj.weight",), (width,), ffn.experts),
-        Copy(ours + "down", theirs + "experts.down_proj"),
-    ]
-
-
-def _dense(ffn: Dense, ours: str, theirs: str) -> list[Rule]:
-    rules: list[Rule] = []
+def dense(ffn: Dense, ours: str, theirs: str) -> Iterator[Rule]:
+    """An ordinary feed-forward layer."""
     for part in ["weight", "bias"] if ffn.bias else ["weight"]:
         if ffn.gated:
             halves = (f"{theirs}gate_proj.{part}", f"{theirs}up_proj.{part}")
-            rules.append(Fuse(f"{ours}up.{part}", halves, (ffn.width, ffn.width)))
+            yield Fuse(f"{ours}up.{part}", halves, (ffn.width, ffn.width))
         else:
-            rules.append(Copy(f"{ours}up.{part}", f"{theirs}up_proj.{part}"))
-        rules.append(Copy(f"{ours}down.{part}", f"{theirs}down_proj.{part}"))
-    return rules
+            yield Copy(f"{ours}up.{part}", f"{theirs}up_proj.{part}")
+        yield Copy(f"{ours}down.{part}", f"{theirs}down_proj.{part}")
+
+
+def _infinity(ours: str, theirs: str) -> Iterator[Rule]:
+    names = {"router": "router", "scores": "mask_scores", "up": "up_proj", "down": "down_proj"}
+    yield from (Copy(ours + our, f"{theirs}{their}.weight") for our, their in names.items())
+
+
+def _topk(width: int, ffn: TopK, ours: str, theirs: str) -> Iterator[Rule]:
+    yield Copy(ours + "router", theirs + "gate.weight")
+    if ffn.router.logit_bias:
+        yield Copy(ours + "router_bias", theirs + "gate.bias")
+    if ffn.router.selection_bias:
+        yield Copy(ours + "selection_bias", theirs + "gate.e_score_correction_bias")
+    expert = theirs + "experts.{e}."
+    halves = (expert + "gate_proj.weight", expert + "up_proj.weight")
+    yield Stack(ours + "gate_up", halves, (ffn.width, ffn.width), ffn.experts)
+    yield Copy(ours + "gate_up", theirs + "experts.gate_up_proj")
+    yield Stack(ours + "down", (expert + "down_proj.weight",), (width,), ffn.experts)
+    yield Copy(ours + "down", theirs + "experts.down_proj")
+    if ffn.shared is not None:
+        yield from dense(ffn.shared, ours + "shared.", theirs + "shared_experts.")
+    if ffn.shared_gate:
+        yield Copy(ours + "shared_gate.weight", theirs + "shared_expert_gate.weight")

@@ -4,18 +4,36 @@ A rule names one parameter and the pieces of it: which tensor goes to which part
 export copies parts out to tensors; neither knows any name. No files are opened here.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 Index = tuple[int | slice, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Tensor `source` is `parameter[index]`."""
+    """Tensor `source` is `parameter[index]`, in a file with its last two dimensions turned, or in another shape."""
 
     source: str
     index: Index = ()
+    transposed: bool = False
+    stored: tuple[int, ...] | None = None
+
+    def taken(self, tensor: Tensor) -> Tensor:
+        """The stored tensor as the parameter has it. Raises ValueError where it cannot be."""
+        if self.stored is not None and tuple(tensor.shape) != self.stored:
+            raise ValueError(f"{self.source} has shape {tuple(tensor.shape)}, not {self.stored}")
+        if self.transposed:
+            return tensor.transpose(-1, -2)
+        return tensor if self.stored is None else tensor.flatten()
+
+    def given(self, part: Tensor) -> Tensor:
+        """The parameter's part as it is stored."""
+        if self.transposed:
+            part = part.transpose(-1, -2)
+        return part.contiguous() if self.stored is None else part.reshape(self.stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +42,11 @@ class Copy:
 
     target: str
     source: str
+    transposed: bool = False
+    stored: tuple[int, ...] | None = None
 
     def pieces(self) -> tuple[Piece, ...]:
-        return (Piece(self.source),)
+        return (Piece(self.source, (), self.transposed, self.stored),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +87,13 @@ class Ignore:
 
 
 Rule = Copy | Fuse | Stack
+
+
+def renamed(rule: Rule, name: Callable[[str], str]) -> Rule:
+    """The same rule for tensors whose names are `name` of its own."""
+    if isinstance(rule, Copy):
+        return replace(rule, source=name(rule.source))
+    return replace(rule, sources=tuple(name(source) for source in rule.sources))
 
 
 def _rows(sizes: tuple[int, ...]) -> Iterator[slice]:

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from model.decoder import Decoder
 from weights.files import SINGLE
-from weights.names import hugging_face
+from weights.names import rules_for
 
 
-def tensors(model: Decoder) -> dict[str, Tensor]:
+def tensors(model: Decoder, family: str) -> dict[str, Tensor]:
     """Every tensor under its published name; where a parameter has two layouts, the per-expert one."""
     parts: dict[str, Tensor] = {}
     done: set[str] = set()
-    for rule in hugging_face(model.config):
+    for rule in rules_for(family, model.config):
         if rule.target not in done:
             done.add(rule.target)
             parameter = model.get_parameter(rule.target).detach()
-            parts |= {piece.source: parameter[piece.index].contiguous() for piece in rule.pieces()}
+            parts |= {piece.source: piece.given(parameter[piece.index]) for piece in rule.pieces()}
     return parts
 
 
@@ -30,6 +30,6 @@ def save_model(model: Decoder, raw: Mapping[str, Any], folder: Path, dtype: torc
     """Write config.json and model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dict(raw), indent=2) + "\n")
-    converted = {name: tensor.to(dtype).clone() for name, tensor in tensors(model).items()}
+    converted = {name: tensor.to(dtype).clone() for name, tensor in tensors(model, raw["model_type"]).items()}
     save_file(converted, folder / SINGLE, metadata={"format": "pt"})
     (folder / SINGLE).chmod(0o644)  # the library writes for the owner alone

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.config import Infinity, TopK
+from model.config import Infinity, Router, TopK
 from model.mixture.seam import Mixture, Use
 
 Parameters = dict[str, Tensor]
@@ -39,8 +39,8 @@ class Shape:
 
 
 SHAPES = (
-    Shape("olmoe", 1024, TopK(experts=64, width=512, trained=8, normalise=False)),
-    Shape("mixtral", 1024, TopK(experts=8, width=2048, trained=2, normalise=True)),
+    Shape("olmoe", 1024, TopK(experts=64, width=512, trained=8, router=Router())),
+    Shape("mixtral", 1024, TopK(experts=8, width=2048, trained=2, router=Router(normalise=True))),
     Shape("infinity", 768, Infinity(units=12288, space=64, share=0.25, trained=2, maximum=LARGEST_COUNT, block=64)),
 )
 

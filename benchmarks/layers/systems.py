@@ -42,7 +42,7 @@ def transformers_layer(shape: Shape, weights: Parameters, implementation: str) -
         intermediate_size=kind.width,
         num_experts=kind.experts,
         num_experts_per_tok=kind.trained,
-        norm_topk_prob=kind.normalise,
+        norm_topk_prob=kind.router.normalise,
     )
     config._experts_implementation = implementation
     with torch.device("meta"):

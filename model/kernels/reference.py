@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.activation import activate
-from model.config import Activation, Infinity, TopK
+from model.config import Activation, Infinity, Router, TopK
 from model.kernels.pack import HALF, Kind, Packed, unpack
-from model.layers import rotate
+from model.mixers.rope import rotate
+from model.mixers.shapes import Rope
 from model.mixture.infinity import InfinityMixture, keep_top
 from model.mixture.seam import Calls, Use, ranks
 from model.mixture.topk import TopKMixture
@@ -124,9 +125,9 @@ def experts(x_TD: Tensor, calls: Calls, layer: Experts) -> Tensor:
 
 def route(logits_TE: Tensor, counts_T: Tensor, normalise: bool) -> Calls:
     """Softmax and each token's best experts, as the mixture itself chooses them."""
-    module = TopKMixture(1, TopK(experts=logits_TE.shape[1], width=1, trained=1, normalise=normalise))
+    module = TopKMixture(1, TopK(experts=logits_TE.shape[1], width=1, trained=1, router=Router(normalise=normalise)))
     nothing_T, k_max = torch.zeros_like(counts_T), int(counts_T.amax()) if len(counts_T) else 0
-    return module.route(logits_TE.double().softmax(-1), Use(0, counts_T, k_max, nothing_T, nothing_T))
+    return module.route(logits_TE.double(), Use(0, counts_T, k_max, nothing_T, nothing_T))
 
 
 def topk_block(
@@ -273,7 +274,7 @@ class AttentionBlock:
         if self.rotary is None:
             return x_THC
         cos_TC, sin_TC = (half.repeat(1, 2) for half in self.rotary[positions_T].unbind(1))
-        return rotate(x_THC, cos_TC[:, None], sin_TC[:, None])
+        return rotate(x_THC, (cos_TC[:, None], sin_TC[:, None]), Rope(x_THC.shape[-1]))
 
 
 def attention_block(x_TD: Tensor, cache: Slots, spans_B3: Tensor, tables_BP: Tensor, block: AttentionBlock) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from model.config import Activation, Infinity, TopK
 from model.kernels.pack import INPUTS, OUTPUTS, Kind, Packed, interleave, kind_for, pack
-from model.layers import DenseFFN, RMSNorm, SelfAttention
+from model.layers import DenseFFN, RMSNorm
+from model.mixers.attention import SelfAttention
 from model.mixture.infinity import InfinityMixture
 from model.mixture.topk import TopKMixture
 from model.noise import normal_table
@@ -51,8 +52,13 @@ def norm_args(norm: nn.Module) -> tuple[Tensor | None, Tensor | None, float]:
     """Weight, bias and epsilon in float32; without a weight for the identity."""
     if isinstance(norm, nn.Identity):
         return None, None, 0.0
-    weight, bias = norm.weight, getattr(norm, "bias", None)
-    return _float(weight), None if bias is None else _float(bias), float(norm.eps)  # type: ignore[arg-type]
+    bias = getattr(norm, "bias", None)
+    return _weight(norm), None if bias is None else _float(bias), float(norm.eps)  # type: ignore[arg-type]
+
+
+def _weight(norm: nn.Module) -> Tensor:
+    """A norm's weights as they multiply."""
+    return _float(norm.weight) + getattr(norm, "offset", 0.0)
 
 
 def _float(weight: object) -> Tensor:
@@ -75,23 +81,23 @@ class Block:
 
 def attention_block(norm: nn.Module, module: SelfAttention, rotary: Tensor | None, precision: Precision) -> Block:
     """Norm, queries, keys and values, rotary positions, cache, attention and output projection."""
-    config = module.config
+    shape, rule = module.shape, module.rule
     norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
     args = (
         *norm_args(norm),
         *_words(pack(module.qkv.weight, precision.linears)),
         None if module.qkv.bias is None else _float(module.qkv.bias),
-        *(None if n is None else _float(n.weight) for n in norms),
-        False,
-        config.clip_qkv or 0.0,
+        *(None if n is None else _weight(n) for n in norms),
+        shape.qk_norm == "head",
+        shape.clip or 0.0,
         rotary,
         *_words(pack(module.out.weight, precision.linears)),
         None if module.out.bias is None else _float(module.out.bias),
-        config.heads,
-        config.head_width**-0.5,
-        0,
+        shape.heads,
+        rule.scale,
+        rule.window,
         0.0,
-        None,
+        None if rule.sinks_H is None else _float(rule.sinks_H),
     )
     return Block("attention", args)
 
@@ -107,7 +113,7 @@ def topk_block(norm: nn.Module, module: TopKMixture, precision: Precision) -> Bl
         config.experts,
         config.width,
         ACTIVATIONS[config.activation],
-        config.normalise,
+        config.router.normalise,
     )
     return Block("topk", args)
 

@@ -14,7 +14,7 @@ from benchmarks.systems.ours import OurEngine
 from benchmarks.tables import grid, rivals, table
 from benchmarks.touched import expert_weights, shared_weights, step_bytes
 from benchmarks.workload import OUTPUT
-from model.config import Infinity, TopK
+from model.config import Infinity, Router, TopK
 from model.decoder import Decoder, parameter_count
 from weights.load import read_config
 from weights.tokenizer import Tokenizer
@@ -104,7 +104,7 @@ def test_figures_of_known_times() -> None:
     assert found["per token, K=2 class, ms"] == pytest.approx(2000)
 
 
-TOPK = Shape("topk", 64, TopK(experts=8, width=32, trained=2, normalise=True))
+TOPK = Shape("topk", 64, TopK(experts=8, width=32, trained=2, router=Router(normalise=True)))
 INFINITE = Shape("infinity", 64, Infinity(units=256, space=16, share=0.25, trained=2, maximum=8, block=32))
 
 

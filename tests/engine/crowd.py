@@ -16,7 +16,7 @@ from engine.engine import Engine
 from engine.plan import Plan
 from engine.runner import ModelRunner, Tally
 from engine.types import EngineSettings, Finish, Request, Sampling, StepStats
-from model.attend import PagedCache
+from model.attend import bytes_per_block
 from model.budget import ExpertBudget
 from model.config import DecoderConfig
 from model.decoder import Decoder
@@ -119,9 +119,7 @@ def bench(
 ) -> Bench:
     """`model`: another than the one that is served to all."""
     model, config = model or served.model(), served.config
-    per_block = PagedCache.bytes_per_block(
-        len(config.layers), served.block, config.kv_heads, config.head_width, model.dtype
-    )
+    per_block = bytes_per_block([shape.memory for shape in config.mixers], served.block, model.dtype)
     settings = served.settings(
         kv_cache_bytes=blocks * per_block, max_running=running, max_step_tokens=step_tokens, prefix_cache=cache
     )

@@ -29,7 +29,7 @@ LAYOUTS: dict[str, DecoderConfig] = {
     "llama-dense": llama_like(Dense(20, "silu"), Dense(20, "silu")),
     "llama-topk": llama_like(topk(), topk(normalise=True)),
     "llama-infinity": llama_like(infinity(), infinity(draws="antithetic")),
-    "olmoe": llama_like(topk(), topk(), qk_norm="full", clip_qkv=0.8, kv_heads=4),
+    "olmoe": llama_like(topk(), topk(), qk_norm="full", clip=0.8, kv_heads=4),
     "one-group": llama_like(topk(), infinity(), kv_heads=1, qk_norm="full"),
 }
 

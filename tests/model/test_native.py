@@ -36,7 +36,7 @@ LAYOUTS: dict[str, DecoderConfig] = {
     "llama-topk-tied": llama(topk(width=32, experts=20), topk(), tied=True),
     "gpt2-topk": gpt2(topk(width=40, activation="gelu"), topk(normalise=True)),
     "gpt2-untied": gpt2(topk(), topk(), tied=False),
-    "olmoe": llama(topk(), topk(), qk_norm="full", clip_qkv=0.8, kv_heads=4),
+    "olmoe": llama(topk(), topk(), qk_norm="full", clip=0.8, kv_heads=4),
     "dense": llama(GATED, Dense(33, "relu", bias=True)),
     "gpt2-dense": gpt2(PLAIN, Dense(48, "gelu", gated=False)),
     "blocks-of-64": llama(wide(64), wide(64, draws="antithetic")),

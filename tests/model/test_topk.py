@@ -51,7 +51,7 @@ def routings(draw: st.DrawFn) -> tuple[Tensor, list[int], bool]:
 @given(routings())
 def test_each_token_gets_its_best_experts_ties_to_the_lower_index(case: tuple[Tensor, list[int], bool]) -> None:
     probs_TE, counts, normalise = case
-    calls = mixture(probs_TE.shape[1], normalise).route(probs_TE, use(counts))
+    calls = mixture(probs_TE.shape[1], normalise).route(probs_TE.log(), use(counts))
     found = chosen(calls, len(counts))
     for token, count in enumerate(counts):
         expected = by_hand(probs_TE[token].tolist(), count, normalise)
@@ -69,7 +69,7 @@ def test_ragged_equals_dense(data: st.DataObject) -> None:
     counts = [data.draw(st.integers(1, experts)) for _ in range(count)]
     module = mixture(experts, data.draw(st.booleans()))
     x_TD = tokens(count)
-    calls = module.route((x_TD @ module.router.T).softmax(-1), use(counts))
+    calls = module.route(x_TD @ module.router.T, use(counts))
     torch.testing.assert_close(module.run_ragged(x_TD, calls), module.run_dense(x_TD, calls), atol=1e-5, rtol=1e-5)
 
 
@@ -90,14 +90,16 @@ def test_equal_logits_go_to_the_lower_index_and_a_count_is_a_prefix_of_the_next(
     module = mixture(experts=20)
     probs_TE = torch.full((3, 20), 0.05)
     for count in range(1, 21):
-        assert [sorted(e) for e in chosen(module.route(probs_TE, use([count] * 3)), 3)] == [list(range(count))] * 3
+        assert [sorted(e) for e in chosen(module.route(probs_TE.log(), use([count] * 3)), 3)] == [
+            list(range(count))
+        ] * 3
 
 
 def test_a_counts_choice_is_a_prefix_of_the_next() -> None:
     module, x_TD = mixture(experts=12), tokens(40)
     probs_TE = (x_TD @ module.router.T).softmax(-1)
     for count in range(1, 12):
-        fewer, more = (chosen(module.route(probs_TE, use([k] * 40)), 40) for k in (count, count + 1))
+        fewer, more = (chosen(module.route(probs_TE.log(), use([k] * 40)), 40) for k in (count, count + 1))
         for small, large in zip(fewer, more, strict=True):
             assert small.items() <= large.items()
 
@@ -115,12 +117,12 @@ def test_work_is_the_sum_of_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     module, counts, seen, rows = mixture(), [1, 6, 1, 1, 2, 1, 1], Seen(), []
     linear = torch.nn.functional.linear
 
-    def counting(x: Tensor, weight: Tensor) -> Tensor:
+    def counting(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         rows.append(len(x))
-        return linear(x, weight)
+        return linear(x, weight, bias)
 
     x_TD = tokens(7)
-    calls = module.route((x_TD @ module.router.T).softmax(-1), use(counts))
+    calls = module.route(x_TD @ module.router.T, use(counts))
     monkeypatch.setattr("model.mixture.topk.F.linear", counting)
     module.run_ragged(x_TD, calls)
     assert sum(rows) == 2 * sum(counts)  # gate-and-up, then down, for each pair
@@ -140,5 +142,5 @@ def test_mixed_counts_equal_each_token_alone(normalise: bool) -> None:
 def test_weights_are_bit_equal_whatever_the_largest_count_in_the_batch() -> None:
     module, x_TD = mixture(experts=12, normalise=True), tokens(6)
     probs_TE = (x_TD @ module.router.T).softmax(-1)
-    small = chosen(module.route(probs_TE, use([3] * 6)), 6)
-    assert chosen(module.route(probs_TE, use([3] * 5 + [12])), 6)[:5] == small[:5]
+    small = chosen(module.route(probs_TE.log(), use([3] * 6)), 6)
+    assert chosen(module.route(probs_TE.log(), use([3] * 5 + [12])), 6)[:5] == small[:5]

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from model.attend import WholeAttend
 from model.batch import Batch, Pages, Span
-from model.config import DecoderConfig, FeedForward, Infinity, TopK
+from model.config import DecoderConfig, FeedForward, Infinity, Router, TopK
 from model.decoder import Decoder
+from model.mixers.shapes import Attention, Rope
 from model.mixture.seam import Observer, Use
 from model.native.decoder import NativeDecoder
 
@@ -23,27 +24,27 @@ def infinity(**changes: Any) -> Infinity:
 
 
 def topk(**changes: Any) -> TopK:
-    fields: dict[str, Any] = {"experts": 6, "width": 12, "trained": 2, "normalise": False}
+    """`normalise` is short for a router that does."""
+    router = Router(normalise=changes.pop("normalise", False))
+    fields: dict[str, Any] = {"experts": 6, "width": 12, "trained": 2, "router": router}
     return TopK(**fields | changes)
 
 
 def llama_like(*layers: FeedForward, **changes: Any) -> DecoderConfig:
-    """RMS norms, rotary positions, grouped-query attention, an untied head."""
-    fields: dict[str, Any] = {
-        "vocabulary": VOCABULARY,
-        "width": 24,
-        "heads": 4,
-        "kv_heads": 2,
-        "head_width": 6,
-        "context": 64,
-        "layers": layers,
-    }
-    return DecoderConfig(**fields | changes)
+    """RMS norms, rotary positions, grouped-query attention, an untied head. `changes` are of the decoder or, by the
+    names of `Attention`, of every layer's attention."""
+    shape: dict[str, Any] = {"heads": 4, "kv_heads": 2, "head_width": 6}
+    shape |= {name: changes.pop(name) for name in [*changes] if name in Attention.__dataclass_fields__}
+    shape["out_bias"] = shape.get("bias", False)
+    if changes.get("positions", "rotary") == "rotary":
+        shape.setdefault("rope", Rope(shape["head_width"]))
+    fields: dict[str, Any] = {"vocabulary": VOCABULARY, "width": 24, "context": 64, "layers": layers}
+    return DecoderConfig(**fields | {"mixers": (Attention(**shape),) * len(layers)} | changes)
 
 
 def gpt2_like(*layers: FeedForward, **changes: Any) -> DecoderConfig:
     """Layer norms, learned positions, biases, a tied head."""
-    fields: dict[str, Any] = {"norm": "layer", "positions": "learned", "attention_bias": True, "tied": True}
+    fields: dict[str, Any] = {"norm": "layer", "positions": "learned", "bias": True, "tied": True}
     return llama_like(*layers, **fields | {"kv_heads": 4} | changes)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from model.families import infinity_moe, olmoe
 from tests.model.tiny import decoder, gpt2_like, infinity, llama_like, topk
 from tests.weights.checkpoints import INFINITY, OLMOE
 from training.corpus import ASSISTANT, CHAT_SHARE, END, USER, ChatMaker, documents, prepare
@@ -18,13 +17,14 @@ from training.optimiser import Muon, build_optimisers, orthogonalise
 from training.recipe import RECIPES, Recipe
 from training.step import draw_counts, next_token_loss
 from training.train import Trainer, Windows
+from weights.load import decoder_config
 
 RECIPE: dict[str, Any] = {"steps": 6, "rows": 4, "micro_rows": 2, "length": 8, "warmup": 2, "largest_count": 3}
 TOKENS = np.random.default_rng(1).integers(0, 37, 400).astype(np.uint16)
 
 
 def trainer(raw: dict[str, Any], out: Path) -> Trainer:
-    config = infinity_moe.decoder_config(raw) if raw is INFINITY else olmoe.decoder_config(raw)
+    config = decoder_config(raw)
     return Trainer(Recipe(raw, balance=0.01, **RECIPE), config, TOKENS, out)
 
 
@@ -83,8 +83,7 @@ def test_counts_are_uniform_up_to_the_largest_and_differ_between_layers() -> Non
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_recipe_draws_more_than_its_model_can_run(name: str) -> None:
     recipe = RECIPES[name]
-    read = {"infinity_moe": infinity_moe.decoder_config, "olmoe": olmoe.decoder_config}[recipe.config["model_type"]]
-    config = read(recipe.config)
+    config = decoder_config(recipe.config)
     assert recipe.largest_count <= config.experts.maximum
     assert recipe.length <= config.context
     assert recipe.rows % recipe.micro_rows == 0
@@ -124,7 +123,7 @@ def test_muon_takes_the_hidden_matrices_and_adam_everything_else() -> None:
     first, rest = ({names[id(p)] for p in o.param_groups[0]["params"]} for o in (muon, adam))
     assert isinstance(muon, Muon) and first.isdisjoint(rest) and first | rest == set(names.values())
     kinds = {name.split(".", 2)[-1] for name in first}
-    assert kinds == {"attention.qkv.weight", "attention.out.weight", "ffn.gate_up", "ffn.down", "ffn.up"}
+    assert kinds == {"mixer.qkv.weight", "mixer.out.weight", "ffn.gate_up", "ffn.down", "ffn.up"}
 
 
 def test_the_loss_is_the_cross_entropy_of_the_next_token() -> None:

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from model.decoder import Decoder
-from model.families import infinity_moe, olmoe
 from tests.model.tiny import randomise
+from weights.load import decoder_config
 from weights.save import save_model
-
-FAMILIES = {"infinity_moe": infinity_moe.decoder_config, "olmoe": olmoe.decoder_config}
 
 INFINITY: dict[str, Any] = {
     "model_type": "infinity_moe",
@@ -61,7 +59,7 @@ OLMOE: dict[str, Any] = {
 
 def random_decoder(raw: Mapping[str, Any], seed: int = 0) -> Decoder:
     """A decoder with random weights, of the shape that config.json describes."""
-    model = Decoder(FAMILIES[raw["model_type"]](raw))
+    model = Decoder(decoder_config(raw))
     randomise(model, seed)
     return model.eval().requires_grad_(False)
 

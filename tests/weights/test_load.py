@@ -31,7 +31,7 @@ def test_what_is_saved_loads_bit_for_bit_and_saves_again(raw: dict[str, Any], tm
 @BOTH
 def test_every_parameter_is_saved_under_a_name_of_its_own(raw: dict[str, Any], tmp_path: Path) -> None:
     model = write(tmp_path, raw)
-    assert sum(part.numel() for part in tensors(model).values()) == sum(p.numel() for p in model.parameters())
+    assert sum(part.numel() for part in tensors(model, raw["model_type"]).values()) == sum(p.numel() for p in model.parameters())
 
 
 def test_the_run_time_dtype() -> None:
@@ -110,7 +110,7 @@ BAD_CONFIGS: dict[str, tuple[object, str]] = {
     "family of another type": (OLMOE | {"model_type": ["olmoe"]}, "model_type"),
     "missing size": (without(OLMOE, "hidden_size"), "'hidden_size' is missing"),
     "missing choice": (without(INFINITY, "sigma_link"), "'sigma_link' is missing"),
-    "scaled rotary": (OLMOE | {"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn'"),
+    "unknown rotary": (OLMOE | {"rope_parameters": {"rope_type": "spiral"}}, "rope_type 'spiral' is not known"),
     "rotary of another type": (OLMOE | {"rope_parameters": [1]}, "config.json"),
     "size of another type": (OLMOE | {"num_hidden_layers": "2"}, "config.json"),
     "width of another type": (OLMOE | {"intermediate_size": "12"}, "width must be a whole number"),
@@ -122,7 +122,9 @@ BAD_CONFIGS: dict[str, tuple[object, str]] = {
     "unknown draws": (INFINITY | {"draws": "sobol"}, "draws"),
     "unknown norm": (INFINITY | {"norm": "batch"}, "norm"),
     "unknown positions": (INFINITY | {"positions": "alibi"}, "positions"),
-    "unknown query norm": (INFINITY | {"qk_norm": "head"}, "qk_norm"),
+    "unknown query norm": (INFINITY | {"qk_norm": "tail"}, "qk_norm"),
+    "unknown field": (OLMOE | {"logits_warp": 3, "sparkle": False}, "may change what it computes: logits_warp"),
+    "unknown part of rotary": (OLMOE | {"rope_parameters": {"rope_type": "linear", "twist": 2}}, "'twist'"),
     "blocks do not divide": (INFINITY | {"mask_block": 5}, "24 units cannot be cut into blocks of 5"),
     "share above one": (INFINITY | {"kept_share": 1.5}, "kept share"),
     "trained above all": (OLMOE | {"num_experts_per_tok": 6}, "trained expert count 6"),
@@ -157,6 +159,6 @@ def test_the_families_are_the_files() -> None:
 
 
 def test_what_a_config_adds_is_kept(tmp_path: Path) -> None:
-    write(tmp_path, OLMOE | {"note": "kept"})
-    assert json.loads((tmp_path / "config.json").read_text())["note"] == "kept"
-    assert load_model(tmp_path)[1]["note"] == "kept"
+    write(tmp_path, OLMOE | {"_name_or_path": "kept"})
+    assert json.loads((tmp_path / "config.json").read_text())["_name_or_path"] == "kept"
+    assert load_model(tmp_path)[1]["_name_or_path"] == "kept"

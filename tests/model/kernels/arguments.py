@@ -72,7 +72,7 @@ def recorded(kind: Kind) -> dict[str, Arguments]:
     return recorder.seen
 
 
-LAYER = llama_like(infinity(), head_width=16, qk_norm="full", attention_bias=True)
+LAYER = llama_like(infinity(), head_width=16, qk_norm="full", bias=True)
 
 
 def arguments(op: str, kind: Kind = "float") -> Arguments:

@@ -11,6 +11,7 @@ from model.config import DecoderConfig
 from model.kernels import reference
 from model.kernels.pack import Kind, Packed, pack
 from model.kernels.reference import Attention, AttentionBlock, Slots, Weight
+from model.mixers import shapes
 from model.native.decoder import rotary_table
 from tests.model.kernels.cases import Make, norm_args, ops
 
@@ -167,28 +168,29 @@ def attention_case(
     make: Make, lengths: Sequence[int], config: DecoderConfig, kind: Kind, norm_per_head: bool = False, **rest: Any
 ) -> AttentionCase:
     """`rest`: block_size, window, softcap, sinks. The cache is bfloat16 unless the weights are float32."""
-    c, layout = config, Layout(make, lengths, rest.get("block_size", 16))
-    queries, keys = c.heads * c.head_width, c.kv_heads * c.head_width
+    c, shape, layout = config, config.mixers[0], Layout(make, lengths, rest.get("block_size", 16))
+    assert isinstance(shape, shapes.Attention)
+    queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     qkv, out = pack(make.weight(queries + 2 * keys, c.width), kind), pack(make.weight(c.width, queries), kind)
-    biases = [make.normal(n) if c.attention_bias else None for n in (queries + 2 * keys, c.width)]
+    biases = [make.normal(n) if shape.bias else None for n in (queries + 2 * keys, c.width)]
     norms = [None, None]
-    if c.qk_norm == "full":
-        sizes = (c.head_width,) * 2 if norm_per_head else (queries, keys)
+    if shape.qk_norm == "full":
+        sizes = (shape.head_width,) * 2 if norm_per_head else (queries, keys)
         norms = [1 + make.normal(size, scale=0.1) for size in sizes]
-    rotary = rotary_table(c, max(lengths)) if c.positions == "rotary" else None
+    rotary = None if shape.rope is None else rotary_table(shape.rope, max(lengths))
     block = AttentionBlock(
         make.norm(c.norm, c.width),
         *(Weight.of(packed, 1, bias) for packed, bias in zip((qkv, out), biases, strict=True)),
-        c.heads,
-        rules_of(make, c.heads, c.head_width, **rest),
+        shape.heads,
+        rules_of(make, shape.heads, shape.head_width, **rest),
         *norms,
         norm_per_head,
-        c.clip_qkv or 0.0,
+        shape.clip or 0.0,
         rotary,
     )
     dtype = torch.float32 if kind == "float" else torch.bfloat16
-    shape = (2, layout.blocks * layout.block_size, c.kv_heads, c.head_width)
-    return AttentionCase(layout, make.normal(sum(lengths), c.width), block, qkv, out, shape, dtype)
+    size = (2, layout.blocks * layout.block_size, shape.kv_heads, shape.head_width)
+    return AttentionCase(layout, make.normal(sum(lengths), c.width), block, qkv, out, size, dtype)
 
 
 def with_rows(case: AttentionCase, rows_TD: Tensor) -> AttentionCase:

@@ -150,9 +150,9 @@ def test_no_rows() -> None:
 LAYERS: dict[str, tuple[DecoderConfig, dict[str, Any]]] = {
     "llama": (llama_like(infinity(), head_width=16), {}),
     "gpt2": (gpt2_like(infinity(), head_width=16, width=40), {}),
-    "olmoe": (llama_like(infinity(), head_width=16, qk_norm="full", clip_qkv=0.8), {}),
+    "olmoe": (llama_like(infinity(), head_width=16, qk_norm="full", clip=0.8), {}),
     "qwen3": (llama_like(infinity(), head_width=32, qk_norm="full", width=33), {"norm_per_head": True}),
-    "gpt-oss": (llama_like(infinity(), head_width=16, attention_bias=True), {"window": 20, "sinks": True}),
+    "gpt-oss": (llama_like(infinity(), head_width=16, bias=True), {"window": 20, "sinks": True}),
     "gemma": (llama_like(infinity(), head_width=48, heads=3, kv_heads=1), {"softcap": 2.0, "block_size": 32}),
 }
 

@@ -1,17 +1,16 @@
 """Ragged experts and the dense layer, which is one expert that every row uses."""
 
-from typing import get_args
-
 import pytest
 import torch
 from torch import Tensor
 
 from model.config import Activation
 from model.kernels.pack import Kind
+from model.native.blocks import ACTIVATIONS
 from tests.model.kernels.cases import KINDS, NORMS, ExpertsCase, Make, check, chosen, experts_case, ffn_case, ops
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_activation = pytest.mark.parametrize("activation", get_args(Activation))
+each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 WIDTHS = [(8, 16), (24, 12), (40, 33), (70, 64), (130, 100), (64, 1)]  # model width and expert width
 
 

@@ -1,6 +1,6 @@
 """Routing, draws and masks, and the blocks of both mixtures that are made of them."""
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from model.config import Activation, Infinity
 from model.kernels.pack import Kind
 from model.mixture.infinity import keep_top
+from model.native.blocks import ACTIVATIONS
 from model.noise import normal
 from tests.model.kernels.cases import KINDS, NORMS, Case, Make, check, ops
 from tests.model.kernels.mixture_cases import (
@@ -140,7 +141,7 @@ def test_topk_blocks_norm_first_and_tell_their_loads(kind: Kind, norm: str) -> N
 
 
 @each_kind
-@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_topk_blocks_activate(kind: Kind, activation: Activation) -> None:
     check(topk_case(Make(7), 8, 20, 32, 4, kind, activation=activation))
 
