@@ -41,6 +41,17 @@ class Fields(Mapping[str, Any]):
         """These change nothing here, whatever they are: the family has seen to it."""
         self._read.update(keys)
 
+    def either(self, *keys: str, default: Any = None) -> Any:
+        """The value of a field that goes by several names.
+
+        Raises:
+            ValueError: two of them disagree.
+        """
+        given = {key: self[key] for key in keys if self.get(key) is not None}
+        if len(set(given.values())) > 1:
+            raise ValueError(f"{' and '.join(given)} disagree: {', '.join(map(repr, given.values()))}")
+        return next(iter(given.values()), default)
+
     def expect(self, key: str, *values: object) -> None:
         """The key is absent, null, or one of the values that this family can serve.
 
@@ -142,3 +153,9 @@ def decoder(
     }
     fields.check()
     return DecoderConfig(**shape | changes)
+
+
+def sparse_layers(fields: Fields) -> list[bool]:
+    """Which layers are mixtures, in Qwen's words: every `decoder_sparse_step`-th, but those of `mlp_only_layers`."""
+    step, plain = fields.get("decoder_sparse_step", 1), fields.get("mlp_only_layers") or []
+    return [layer not in plain and step > 0 and (layer + 1) % step == 0 for layer in range(fields["num_hidden_layers"])]

@@ -115,7 +115,7 @@ class PagedRun:
         self.counts = [per_token(count, len(row)) for count, row in zip(counts, rows, strict=True)]
         needed = [-(-len(row) // block_size) for row in rows]
         blocks = sum(needed) + 1
-        self.cache = model.cache(blocks, block_size)
+        self.cache = model.cache(blocks, block_size, slots=len(rows))
         for layer in self.cache.layers:
             layer.fill_(9.0)  # what an earlier sequence left behind
         free = random.Random(1).sample(range(blocks), blocks)
@@ -149,4 +149,5 @@ class PagedRun:
     def _pages(self, parts: list[tuple[int, Tensor]], spans: tuple[Span, ...]) -> Pages:
         longest = max(len(self.blocks[row]) for row, _ in parts)
         tables = [(self.blocks[row] + [0] * longest)[:longest] for row, _ in parts]
-        return Pages(torch.tensor(tables), torch.tensor([(s.first, s.rows, s.context) for s in spans]))
+        spans_B3 = torch.tensor([(s.first, s.rows, s.context) for s in spans])
+        return Pages(torch.tensor(tables), spans_B3, torch.tensor([row for row, _ in parts]))

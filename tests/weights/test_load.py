@@ -31,7 +31,9 @@ def test_what_is_saved_loads_bit_for_bit_and_saves_again(raw: dict[str, Any], tm
 @BOTH
 def test_every_parameter_is_saved_under_a_name_of_its_own(raw: dict[str, Any], tmp_path: Path) -> None:
     model = write(tmp_path, raw)
-    assert sum(part.numel() for part in tensors(model, raw["model_type"]).values()) == sum(p.numel() for p in model.parameters())
+    assert sum(part.numel() for part in tensors(model, raw["model_type"]).values()) == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_the_run_time_dtype() -> None:

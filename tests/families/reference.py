@@ -1,0 +1,90 @@
+"""Tiny random models of `transformers`, one per example of a family, and their logits at any expert count."""
+
+import importlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tests.model.tiny import randomise
+from weights.load import families
+
+BASE: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "intermediate_size": 24,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+COUNTS = ("top_k", "num_experts_per_tok", "topk", "num_experts_per_token")  # what routers call K
+BIASES = ("e_score_correction_bias",)  # buffers that a trained checkpoint fills
+PROMPT = [5, 1, 30, 8, 8, 2, 36, 0, 17, 11, 60, 59, 3, 3, 44, 21, 9]
+STEPS = 16
+
+
+def examples() -> Iterator[tuple[str, int]]:
+    """Every family that transformers knows, and the numbers of its examples."""
+    for family in families():
+        for number in range(len(example_list(family))):
+            yield family, number
+
+
+def example_list(family: str) -> tuple[dict[str, Any], ...]:
+    """The family's tiny configs: at least two, that differ in what matters."""
+    given: tuple[dict[str, Any], ...] = getattr(importlib.import_module(f"model.families.{family}"), "EXAMPLES", ())
+    return given
+
+
+def build(family: str, number: int) -> PreTrainedModel:
+    """A random float32 model of the family's example."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **BASE | example_list(family)[number])
+    config._experts_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
+    randomise(model)
+    generator = torch.Generator().manual_seed(1)
+    for name, buffer in model.named_buffers():
+        if name.endswith(BIASES):
+            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
+    model.tie_weights()
+    return model
+
+
+def save(model: PreTrainedModel, folder: Path) -> None:
+    """As a checkpoint of several small files."""
+    model.save_pretrained(folder, max_shard_size="20KB")
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, ids: list[int], count: int | None) -> Tensor:
+    """[T, V] of one sequence at an expert count."""
+    if count is not None:
+        set_count(model, count)
+    found: Tensor = model(torch.tensor([ids]), use_cache=False).logits[0]
+    return found
+
+
+def set_count(model: PreTrainedModel, count: int) -> None:
+    """Have every router choose so many experts."""
+    for holder in [model.config, *model.modules()]:
+        for name in COUNTS:
+            if isinstance(getattr(holder, name, None), int):
+                setattr(holder, name, count)
+
+
+@cache
+def continued(family: str, number: int, count: int | None) -> tuple[list[int], Tensor]:
+    """The prompt and sixteen greedy tokens, and the logits that chose them."""
+    model, ids = build(family, number), list(PROMPT)
+    for _ in range(STEPS):
+        ids.append(int(logits(model, ids, count)[-1].argmax()))
+    return ids, logits(model, ids[:-1], count)
