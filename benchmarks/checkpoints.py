@@ -45,6 +45,34 @@ MIXTRAL_500M: dict[str, Any] = OLMOE_900M | {
 """The shape of Mixtral (few wide experts, two of them used, their weights normalised, grouped keys) with the norms of
 OLMoE on queries and keys, so that the `olmoe` family runs it."""
 
+QWEN3_900M: dict[str, Any] = OLMOE_900M | {
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "moe_intermediate_size": 512,
+    "norm_topk_prob": True,
+}
+DEEPSEEK_900M: dict[str, Any] = {name: value for name, value in OLMOE_900M.items() if name != "num_experts"} | {
+    "model_type": "deepseek_v3",
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "intermediate_size": 4096,
+    "moe_intermediate_size": 512,
+    "n_routed_experts": 64,
+    "n_shared_experts": 1,
+    "n_group": 8,
+    "topk_group": 4,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 384,
+    "kv_lora_rank": 256,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 64,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+}
+LOADED = {"olmoe-0.9b": OLMOE_900M, "qwen3-moe-0.9b": QWEN3_900M, "deepseek-v3-0.9b": DEEPSEEK_900M}
+
 CHECKPOINTS = {"olmoe-0.9b-random": OLMOE_900M, "mixtral-0.5b-random": MIXTRAL_500M}
 
 

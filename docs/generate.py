@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from docs import families
 from server.metrics import metrics_table
 from server.settings import settings_table
 
@@ -20,9 +21,15 @@ PAGES = {
 }
 
 
+README = FOLDER.parent / "README.md"
+BEGIN, END = "<!-- families: written by `make docs` -->\n", "<!-- end of families -->"
+
+
 def pages() -> dict[Path, str]:
-    """Every generated page and its text."""
-    return {FOLDER / name: head + table().rstrip() + "\n" for name, (head, table) in PAGES.items()}
+    """Every generated page and its text; of the README, the table of families is."""
+    written = {FOLDER / name: head + table().rstrip() + "\n" for name, (head, table) in PAGES.items()}
+    before, _, rest = README.read_text().partition(BEGIN)
+    return written | {README: before + BEGIN + families.table() + END + rest.partition(END)[2]}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from engine.blocks import BlockManager
 from engine.calibrate import MOST_ROWS, measure
 from engine.cost import Pool, StepCost
 from engine.engine import Engine
+from engine.progress import Progress
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
 from engine.types import EngineInfo, EngineSettings
@@ -42,7 +43,9 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     started = time.perf_counter()
     keep_freed_memory()
     torch.set_num_threads(settings.threads or available_cores())
-    loaded, raw = load_model(resolve_model(settings.model), settings.dtype)
+    with Progress() as progress:
+        loaded, raw = load_model(resolve_model(settings.model), settings.dtype, progress)
+    loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
     parameters = parameter_count(loaded)
     model, reason = prepare(loaded, settings)
     if isinstance(model, NativeDecoder):

@@ -32,7 +32,7 @@ from engine.messages import (
     read_to_engine,
 )
 from engine.types import EngineInfo, EngineSettings, Request
-from model.errors import EngineDown, InvalidRequest
+from model.errors import CheckpointError, EngineDown, InvalidRequest
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +148,9 @@ def _load(connection: Connection, builder: Builder | None) -> Engine | None:
         raise FrameError("the first message must be a start, alone")
     try:
         engine, info = (builder or _default_builder())(messages[0].settings)
+    except CheckpointError as error:
+        connection.send(Failed(str(error)))  # whoever asked says it; a traceback would only hide it
+        return None
     except Exception as error:
         log.exception("loading failed")
         connection.send(Failed(f"{type(error).__name__}: {error}"))

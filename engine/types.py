@@ -137,6 +137,7 @@ class EngineSettings:
 
     model: str  # a folder that exists
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    allow_extrapolated_experts: bool = False  # counts that a family's router was not made for
     quantize: Literal["none", "int8", "int8-weights"] = "none"  # int8: activations too, row by row
     quantize_layers: Literal["experts", "all"] = "experts"  # all: every matrix but the routers
     threads: int = 0  # 0: one per core

@@ -47,6 +47,12 @@ class ExpertRange:
         for value in per_layer:
             if isinstance(value, bool) or not isinstance(value, int):
                 raise InvalidRequest(f"{param} must be an integer, got {value!r:.64}", param, "invalid_type")
+            if value != self.trained and self.minimum == self.maximum:
+                raise InvalidRequest(
+                    f"{param} can only be {self.trained}, the trained count: this model's router is made for no other;"
+                    f" got {value!r:.64} (an operator may allow it with --allow-extrapolated-experts)",
+                    param,
+                )
             if not self.minimum <= value <= self.maximum:
                 raise InvalidRequest(
                     f"{param} must be between {self.minimum} and {self.maximum} for this model, got {value!r:.64}",

@@ -85,6 +85,8 @@ class TopK:
         sizes(experts=self.experts, width=self.width)
         if self.experts % self.router.groups:
             raise ValueError(f"{self.experts} experts cannot be cut into {self.router.groups} groups")
+        if self.router.group_score == "top2" and self.router.groups > 1 and self.router.groups * 2 > self.experts:
+            raise ValueError(f"{self.router.groups} groups of {self.experts} experts have no two best")
         counts(self.trained, self.maximum)
         one_of("activation", self.activation, Activation)
 

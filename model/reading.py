@@ -3,7 +3,7 @@
 A key that nobody reads and that is not known to be harmless may change the mathematics: it is an error that names it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from model.config import DecoderConfig, Dense, FeedForward
@@ -119,6 +119,33 @@ def attention(fields: Fields, positions: Rope | None, **changes: Any) -> Attenti
         "rope": positions,
     }
     return Attention(**shape | changes)
+
+
+def windows(fields: Fields, window: int | None, slides: Callable[[int], bool]) -> list[int]:
+    """How far back each layer sees, 0 for all: as `layer_types` says, or else, where there is a window, as `slides`.
+
+    Raises:
+        ValueError: layers of other kinds, or layers that slide without a window.
+    """
+    count, (full, sliding) = fields["num_hidden_layers"], ("full_attention", "sliding_attention")
+    usual = [sliding if window and slides(layer) else full for layer in range(count)]
+    kinds = layer_kinds(fields, usual, full, sliding)
+    if sliding in kinds and not window:
+        raise ValueError("layer_types has layers that slide, but there is no sliding_window")
+    return [window or 0 if kind == sliding else 0 for kind in kinds]
+
+
+def layer_kinds(fields: Fields, usual: Sequence[str], *known: str) -> list[str]:
+    """What `layer_types` says of each layer, or else `usual`.
+
+    Raises:
+        ValueError: a kind that is not known, or too few of them.
+    """
+    count = fields["num_hidden_layers"]
+    kinds = list(fields.get("layer_types") or usual)[:count]
+    if len(kinds) != count or not set(kinds) <= set(known):
+        raise ValueError(f"layer_types must say {' or '.join(known)} of each of the {count} layers")
+    return kinds
 
 
 def dense(fields: Fields, width: int, *, bias: bool = False) -> Dense:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -20,10 +21,15 @@ STOP_SECONDS = 5.0
 
 
 def create_app(
-    settings: Settings, engine: Engine, tokenizer: Tokenizer, chat: ChatTemplate | None, card: Mapping[str, Any]
+    settings: Settings,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    chat: ChatTemplate | None,
+    card: Mapping[str, Any],
+    sampling_defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> FastAPI:
     """The app. HTTP answers at once; the model loads beside it, and `Service` says how that ended."""
-    service = Service(settings, engine, tokenizer, chat, card)
+    service = Service(settings, engine, tokenizer, chat, card, sampling_defaults)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -88,7 +88,10 @@ async def render(service: Service, body: Any) -> str:
     """The chat template's text. A template is code from a checkpoint, so it runs off the event loop."""
     if service.chat is None:
         raise InvalidRequest("this model has no chat template; use /v1/completions", "messages", "no_chat_template")
-    return await asyncio.to_thread(service.chat.render, [message.plain() for message in body.messages])
+    messages = [message.plain() for message in body.messages]
+    return await asyncio.to_thread(
+        service.chat.render, messages, None, body.add_generation_prompt, body.chat_template_kwargs
+    )
 
 
 async def _encode(encode: Callable[[str], list[int]], text: str) -> list[int]:
@@ -100,7 +103,7 @@ def _check(service: Service, http: HttpRequest, kind: Any, raw: Mapping[str, Any
     service.check_ready()
     refuse_misspelt(raw)
     refuse_unsupported(kind, raw)
-    body = validate(kind, raw)
+    body = validate(kind, raw, service.sampling_defaults)
     budget = _ask(service, http, raw, body.model)
     check_limits(body, service.settings)
     _note_unknown(service, unknown_fields(kind, raw))

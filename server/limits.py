@@ -3,6 +3,7 @@
 It knows shapes and sizes, not what a field means to the engine.
 """
 
+from math import isfinite
 from typing import Any
 
 from fastapi import Request
@@ -11,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from model.errors import InvalidRequest
 from server.errors import ClientGone
-from server.schemas import ChatBody, CompletionBody, GenerationBody
+from server.schemas import ChatBody, CompletionBody, GenerationBody, TemplateBody
 from server.settings import Settings
 
 
@@ -51,8 +52,21 @@ def check_limits(body: GenerationBody, settings: Settings) -> None:
         _at_most(f"stop[{i}]", len(text), settings.max_stop_length, "characters")
         if not text:
             raise InvalidRequest(f"stop[{i}] is an empty string", f"stop[{i}]")
+    if isinstance(body, TemplateBody):
+        check_template(body, settings)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options is only allowed with stream: true", "stream_options")
+
+
+def check_template(body: TemplateBody, settings: Settings) -> None:
+    field, allowed = "chat_template_kwargs", settings.chat_template_kwargs
+    for name, value in body.chat_template_kwargs.items():
+        if name not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise InvalidRequest(f"{field}: {name!r:.64} is not allowed; the operator allows {known}", field)
+        if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not isfinite(value)):
+            kinds = "a text, a number, true, false or null"
+            raise InvalidRequest(f"{field}: {name} must be {kinds}, got {value!r:.64}", field)
 
 
 def _wanted(body: GenerationBody) -> int:

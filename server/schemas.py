@@ -4,6 +4,7 @@ Limits that an operator can set are in `server/limits.py`; the expert fields are
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -112,7 +113,14 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class ChatBody(GenerationBody):
+class TemplateBody(BaseModel):
+    """What a request may ask of the chat template; its variables only by names that the operator allows."""
+
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+class ChatBody(GenerationBody, TemplateBody):
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **GenerationBody.unsupported,
         "tools": ([],),
@@ -123,7 +131,6 @@ class ChatBody(GenerationBody):
         "audio": (),
         "prediction": (),
         "chat_template": (),
-        "chat_template_kwargs": ({},),
         "continue_final_message": (),
         "echo": (),
     }
@@ -142,7 +149,7 @@ class ChatBody(GenerationBody):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class TokenizeBody(BaseModel):
+class TokenizeBody(TemplateBody):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     prompt: str | None = None
@@ -155,10 +162,10 @@ class DetokenizeBody(BaseModel):
     tokens: list[int] = Field(max_length=1_000_000)
 
 
-def validate(kind: type[Body], raw: Mapping[str, Any]) -> Body:
+def validate(kind: type[Body], raw: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Body:
     """The typed body, or one refusal that names field, value and what is wrong with it."""
     try:
-        return kind.model_validate({key: value for key, value in raw.items() if value is not None})
+        return kind.model_validate({**defaults, **{key: value for key, value in raw.items() if value is not None}})
     except ValidationError as error:
         raise _refusal(error) from None
 

@@ -3,7 +3,7 @@
 It names no implementation; tests put fakes here.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from engine.types import EngineInfo, Request, StepReport, TokenEvent
@@ -57,4 +57,10 @@ class Tokenizer(Protocol):
 
 
 class ChatTemplate(Protocol):
-    def render(self, messages: list[dict[str, Any]]) -> str: ...
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str: ...

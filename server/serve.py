@@ -5,23 +5,29 @@ It knows processes and signals, not requests.
 
 import shlex
 import time
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import orjson
+import structlog
 import uvicorn
 from fastapi import FastAPI
 
 from engine.client import EngineClient
-from model.errors import CheckpointError, MoedialError
+from model.errors import CheckpointError, InvalidRequest, MoedialError
 from server import logs
 from server.app import create_app
 from server.protocol import with_header_deadline
+from server.schemas import GenerationBody, validate
 from server.service import Service
 from server.settings import Settings
 from weights.chat import ChatTemplate
 from weights.folder import read_card, resolve_model
+from weights.generation import sampling_defaults
 from weights.tokenizer import Tokenizer
 
+log = structlog.get_logger("server")
 CUT_SECONDS = 2  # after draining, for the last bytes to be read
 
 
@@ -64,7 +70,9 @@ def run(settings: Settings) -> None:
     logs.configure(settings.log_level)
     folder = resolve_model(settings.model)
     engine = EngineClient(settings.engine_settings(folder))
-    app = create_app(settings, engine, Tokenizer.load(folder), ChatTemplate.load(folder), read_card(folder))
+    tokenizer = Tokenizer.load(folder, settings.generation_config == "auto")
+    defaults = defaults_of(settings, folder)
+    app = create_app(settings, engine, tokenizer, ChatTemplate.load(folder), read_card(folder), defaults)
     service: Service = app.state.service
     ModelServer(config_of(settings, app), service).run()
     if (failure := service.boot_error) is not None:
@@ -73,6 +81,23 @@ def run(settings: Settings) -> None:
             if isinstance(failure, MoedialError)
             else CheckpointError(f"the model cannot be loaded: {failure!r}")
         )
+
+
+def defaults_of(settings: Settings, folder: Path) -> dict[str, Any]:
+    """The checkpoint's own sampling values, held to the ranges that requests are held to.
+
+    Raises:
+        CheckpointError: names the value that is out of its range.
+    """
+    defaults = sampling_defaults(folder) if settings.generation_config == "auto" else {}
+    try:
+        validate(GenerationBody, defaults)
+    except InvalidRequest as error:
+        reason = f"{error.message}; --generation-config none ignores the file"
+        raise CheckpointError(f"{folder / 'generation_config.json'}: {reason}") from None
+    if defaults:
+        log.info("sampling defaults of the checkpoint", **defaults)
+    return defaults
 
 
 def config_of(settings: Settings, app: FastAPI) -> uvicorn.Config:

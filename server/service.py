@@ -24,8 +24,10 @@ class Service:
         tokenizer: Tokenizer,
         chat: ChatTemplate | None,
         card: Mapping[str, Any],
+        sampling_defaults: Mapping[str, Any],
     ) -> None:
         self.settings, self.engine, self.tokenizer, self.chat, self.card = settings, engine, tokenizer, chat, card
+        self.sampling_defaults = sampling_defaults  # by request field, where a request is silent
         self.admission = Admission(settings.max_running, settings.queue_size, settings.max_queued_tokens)
         self.metrics = Metrics(settings.name)
         self.loaded: Catalogue | None = None

@@ -15,6 +15,7 @@ from engine.types import EngineSettings
 from weights.folder import DEFAULT
 
 PREFIX = "MOEDIAL_"
+TEMPLATE_OWN = ("messages", "tools", "documents", "add_generation_prompt")  # no request sets these by name
 
 
 def _words(value: Any) -> Any:
@@ -29,6 +30,13 @@ def _counts(value: Any) -> Any:
     if broken := [name for name, equals, _ in pairs if not equals or not name]:
         raise ValueError(f"expected name=count pairs such as fast=2,strong=8; {broken[0]!r} has no count")
     return {name.strip(): count.strip() for name, _, count in pairs}
+
+
+def _free_names(value: Any) -> Any:
+    names = _words(value)
+    if taken := [name for name in names if name in TEMPLATE_OWN]:
+        raise ValueError(f"{taken[0]} is set by the server itself")
+    return names
 
 
 def _option(default: Any, group: str, description: str, **limits: Any) -> Any:
@@ -47,6 +55,20 @@ class Settings(BaseSettings):
         {}, "Model", "Further aliases NAME@word, as fast=2,strong=8; NAME@k1, @k2, @k4 … always exist"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = _option("auto", "Model", "Number format; auto: the checkpoint's")
+    allow_extrapolated_experts: bool = _option(
+        False, "Model", "Allow other counts than the trained one where a family's router is not made for them"
+    )
+    generation_config: Literal["auto", "none"] = _option(
+        "auto",
+        "Model",
+        "auto: where a request is silent, generation_config.json says temperature, top_p, top_k, min_p and "
+        "repetition_penalty, and which tokens end an answer; none: it is not read",
+    )
+    chat_template_kwargs: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_free_names)] = _option(
+        (),
+        "Model",
+        "What a request's chat_template_kwargs may set, comma-separated, as enable_thinking; empty: none",
+    )
     max_model_len: int = _option(0, "Model", "Longest prompt plus answer, in tokens; 0: what the checkpoint says", ge=0)
 
     quantize: Literal["none", "int8", "int8-weights"] = _option(
@@ -110,6 +132,7 @@ class Settings(BaseSettings):
         return EngineSettings(
             model=str(folder),
             dtype=self.dtype,
+            allow_extrapolated_experts=self.allow_extrapolated_experts,
             quantize=self.quantize,
             quantize_layers=self.quantize_layers,
             threads=self.threads,

@@ -1,116 +1,143 @@
-"""The checkpoint's chat template, rendered in jinja2's immutable sandbox with bounded output.
+"""The checkpoint's chat template, rendered in a sandbox (`weights/sandbox.py`) with bounded output.
 
 Templates come from the checkpoint only, never from a client. Torch-free. It knows no tokens beyond special strings.
 """
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jinja2 import Template, TemplateError
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from model.errors import CheckpointError, InvalidRequest
 from weights.folder import read_json
-from weights.tokenizer import mark_specials
+from weights.marks import mark_specials
+from weights.sandbox import environment, literals
+from weights.tokenizer import token_text
 
 MAX_OUTPUT = 4 * 1024 * 1024  # characters
 MAX_PIECES = 1_000_000
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Also refuses the operators that build huge values from small ones."""
-
-    intercepted_binops = frozenset(["%", "*", "**"])
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if not isinstance(left, int | float) or not isinstance(right, int | float) or operator == "**":
-            raise SecurityError(f"operator {operator} is allowed on numbers only, ** not at all")
-        return super().call_binop(context, operator, left, right)
-
-
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _environment() -> _Sandbox:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _raise
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-    return environment
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_TRUSTED = ("system", "assistant")  # roles that an application and its model speak in
+_FAULTS = (TemplateError, TypeError, AttributeError, ValueError, ArithmeticError, LookupError, RecursionError)
 
 
 class ChatTemplate:
-    """One checkpoint's template."""
+    """One checkpoint's template, and the one it has for requests with tools.
 
-    def __init__(self, source: str, special_strings: tuple[str, ...], variables: dict[str, Any]) -> None:
-        self._template: Template = _environment().from_string(source)
+    What clients send cannot become a special token. Tokens that the template writes but that are not special
+    (DeepSeek's role tokens, Qwen's `<think>`) are kept from users' and tools' messages; an assistant's own words and
+    a system prompt may hold them, as models are trained on that.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        special_strings: tuple[str, ...],
+        variables: dict[str, Any],
+        other_tokens: tuple[str, ...] = (),
+        with_tools: str | None = None,
+    ) -> None:
+        sources = [source, source if with_tools is None else with_tools]
+        self._plain, self._with_tools = (environment().from_string(text) for text in sources)
+        written = "\0".join(map(literals, sources))
         self._specials, self._variables = special_strings, variables
+        self._controls = (*special_strings, *(t for t in other_tokens if t in written and not t.isspace()))
 
     @classmethod
     def load(cls, folder: Path) -> "ChatTemplate | None":
-        """`chat_template.jinja`, or the template inside tokenizer_config.json; None if the checkpoint has neither.
+        """The checkpoint's template; None if it has none, or several and none of them the default.
 
         Raises:
             CheckpointError: the template, or a file it needs, cannot be read or parsed.
         """
-        config_path = folder / "tokenizer_config.json"
-        config = read_json(config_path) if config_path.exists() else {}
+        config = _json(folder / "tokenizer_config.json")
         try:
-            source = _source(folder, config)
-            return None if source is None else cls(source, _special_strings(folder), _variables(config))
-        except (TemplateError, TypeError, AttributeError, LookupError, ValueError, OSError, RecursionError) as error:
+            sources = _sources(folder, config)
+            if "default" not in sources:
+                return None
+            variables = _variables(_json(folder / "special_tokens_map.json") | config)
+            added = _json(folder / "tokenizer.json").get("added_tokens", [])
+            specials, others = (_texts(added, special) for special in (True, False))
+            return cls(sources["default"], specials, variables, others, sources.get("tool_use"))
+        except (*_FAULTS, OSError, SyntaxError) as error:  # jinja2 compiles a stray break to Python's
             raise CheckpointError(f"{folder}: the chat template cannot be parsed: {error}") from None
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
-        """The prompt text for `messages`, ready for `Tokenizer.encode_chat`.
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt text for `messages`, ready for `Tokenizer.encode_chat`. `tools` are JSON schemas.
 
         Raises:
             InvalidRequest: the template refuses these messages, or grows beyond its bound.
         """
-        safe = _mark(messages, self._specials)
-        parts: list[str] = []
-        size = 0
+        given = self._variables | _mark(dict(variables or {}), self._controls)
+        given |= {"messages": [self._message(message) for message in messages], "documents": None}
+        given |= {"tools": _mark(tools, self._specials), "add_generation_prompt": add_generation_prompt}
         try:
-            for part in self._template.generate(messages=safe, add_generation_prompt=True, **self._variables):
-                parts.append(part)
-                size += len(part)
-                if size > MAX_OUTPUT or len(parts) > MAX_PIECES:
-                    raise InvalidRequest(f"messages render to more than {MAX_OUTPUT} characters", "messages")
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise InvalidRequest(f"the chat template refuses these messages: {error}", "messages") from None
-        return "".join(parts)
+            return _bounded(self._plain if tools is None else self._with_tools, given)
+        except _FAULTS as error:
+            raise InvalidRequest(f"the chat template refuses these messages: {error!s:.300}", "messages") from None
+
+    def _message(self, message: dict[str, Any]) -> Any:
+        """transformers, too, leaves out what is null: many templates would write it as None."""
+        tokens = self._specials if message.get("role") in _TRUSTED else self._controls
+        return _mark({key: value for key, value in message.items() if value is not None}, tokens)
 
 
-def _source(folder: Path, config: dict[str, Any]) -> str | None:
-    """A file of its own wins over the config; of several named templates, "default" is meant."""
-    path = folder / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.exists() else config.get("chat_template")
-    if isinstance(source, list):
-        source = next((item["template"] for item in source if item.get("name") == "default"), None)
-    if source is None or isinstance(source, str):
-        return source
-    raise TypeError(f"it is a {type(source).__name__}, not text")
+def _bounded(template: Template, variables: dict[str, Any]) -> str:
+    parts: list[str] = []
+    size = 0
+    for part in template.generate(variables):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_OUTPUT or len(parts) > MAX_PIECES:
+            raise InvalidRequest(f"messages render to more than {MAX_OUTPUT} characters", "messages")
+    return "".join(parts)
 
 
-def _mark(value: Any, specials: tuple[str, ...]) -> Any:
-    """`value` with the special-token strings in every text of it broken."""
+def _sources(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Templates by name. A file of its own wins over chat_template.json, which wins over tokenizer_config.json."""
+    own = folder / "chat_template.jinja"
+    files = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    files |= {"default": own} if own.exists() else {}
+    legacy = _json(folder / "chat_template.json").get("chat_template")
+    named = {} if own.exists() else _by_name(config.get("chat_template") if legacy is None else legacy)
+    return named | {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+
+
+def _by_name(value: Any) -> dict[str, str]:
+    if isinstance(value, list):
+        value = {item["name"]: item["template"] for item in value}
+    sources = value if isinstance(value, dict) else {} if value is None else {"default": value}
+    for source in sources.values():
+        if not isinstance(source, str):
+            raise TypeError(f"it is a {type(source).__name__}, not text")
+    return sources
+
+
+def _mark(value: Any, tokens: tuple[str, ...]) -> Any:
+    """`value` with these token strings in every text of it broken."""
     if isinstance(value, str):
-        return mark_specials(value, specials)
+        return mark_specials(value, tokens)
     if isinstance(value, dict):
-        return {_mark(key, specials): _mark(item, specials) for key, item in value.items()}
-    return [_mark(item, specials) for item in value] if isinstance(value, list) else value
+        return {_mark(key, tokens): _mark(item, tokens) for key, item in value.items()}
+    return [_mark(item, tokens) for item in value] if isinstance(value, list) else value
 
 
-def _special_strings(folder: Path) -> tuple[str, ...]:
-    path = folder / "tokenizer.json"
-    added = read_json(path).get("added_tokens", []) if path.exists() else []
-    return tuple(sorted((token["content"] for token in added if token.get("special")), key=len, reverse=True))
+def _texts(added: list[dict[str, Any]], special: bool) -> tuple[str, ...]:
+    return tuple(token["content"] for token in added if bool(token.get("special")) == special)
 
 
 def _variables(config: dict[str, Any]) -> dict[str, Any]:
     """bos_token, eos_token and the like, as strings."""
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    values = {name: config.get(name) for name in names}
-    return {name: value["content"] if isinstance(value, dict) else value for name, value in values.items() if value}
+    texts = {name: token_text(config.get(name)) for name in _NAMED}
+    return {name: text for name, text in texts.items() if text}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}

@@ -5,12 +5,16 @@ The only place that opens weight files. Everything that a damaged or hostile fol
 """
 
 import json
+import math
+import os
 import struct
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -19,16 +23,45 @@ from weights.folder import read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAX_HEADER = 100 * 1024 * 1024
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where one tensor lies: in which file, from which byte, and as what."""
+
+    file: str
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class TensorFiles:
-    """All tensors of a folder, lazily. Use as a context manager."""
+    """All tensors of a folder, lazily. Use as a context manager.
+
+    Bytes are read where they are wanted, not mapped: pages of a map would count as memory on top of the model.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._stack = ExitStack()
-        self._handles: dict[str, Any] = {}
-        self.files: dict[str, str] = {}  # tensor name -> file name
+        self._open_files: dict[str, BinaryIO] = {}
+        self.stored: dict[str, Stored] = {}
 
     def __enter__(self) -> Self:
         try:
@@ -47,10 +80,25 @@ class TensorFiles:
 
     def read(self, name: str) -> Tensor:
         """One tensor, as stored."""
-        try:
-            return self._handles[self.files[name]].get_tensor(name)  # type: ignore[no-any-return]
-        except SafetensorError as error:
-            raise CheckpointError(f"{self.files[name]}: tensor {name!r} cannot be read: {error}") from None
+        tensor = torch.empty(self.stored[name].shape, dtype=self.stored[name].dtype)
+        self.read_into(name, tensor)
+        return tensor
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        """The bytes of one tensor into a contiguous one of its dtype and shape.
+
+        Raises:
+            CheckpointError: the file ends before the tensor does.
+        """
+        stored = self.stored[name]
+        data: Any = target.view(-1).view(torch.uint8).numpy() if target.numel() else b""
+        wanted = memoryview(data)
+        file, done = self._open_files[stored.file], 0
+        while done < len(wanted):
+            count = os.preadv(file.fileno(), [wanted[done:]], stored.start + done)
+            if count <= 0:
+                raise CheckpointError(f"{stored.file}: tensor {name!r} cannot be read: the file ends before it does")
+            done += count
 
     def _file_names(self) -> list[str]:
         if (self.folder / INDEX).exists():
@@ -75,27 +123,39 @@ class TensorFiles:
         return name
 
     def _open(self, name: str) -> None:
-        check_header(self.folder / name)
+        start, header = read_header(self.folder / name)
         try:
-            handle = self._stack.enter_context(safe_open(self.folder / name, framework="pt"))
+            with safe_open(self.folder / name, framework="pt"):
+                pass  # the library checks offsets and sizes
+            self._open_files[name] = self._stack.enter_context((self.folder / name).open("rb", buffering=0))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{name} is damaged: {error}") from None
-        self._handles[name] = handle
-        for tensor in handle.keys():  # noqa: SIM118  a safetensors handle is not a mapping
-            if tensor in self.files:
-                raise CheckpointError(f"tensor {tensor!r} is in both {self.files[tensor]} and {name}")
-            self.files[tensor] = name
+        for tensor, entry in header.items():
+            if tensor in self.stored:
+                raise CheckpointError(f"tensor {tensor!r} is in both {self.stored[tensor].file} and {name}")
+            if entry["dtype"] not in DTYPES:
+                raise CheckpointError(f"{name}: tensor {tensor!r} has dtype {entry['dtype']}, which is not supported")
+            first = start + entry["data_offsets"][0]
+            self.stored[tensor] = Stored(name, first, DTYPES[entry["dtype"]], tuple(entry["shape"]))
 
     def _check_index(self) -> None:
         if not (self.folder / INDEX).exists():
             return
-        wrong = [tensor for tensor, file in self._weight_map().items() if self.files.get(tensor) != file]
+        wrong = [
+            tensor
+            for tensor, file in self._weight_map().items()
+            if tensor not in self.stored or self.stored[tensor].file != file
+        ]
         if wrong:
             raise CheckpointError(f"{INDEX}: {len(wrong)} tensors are not where it says, first {wrong[0]!r}")
 
 
-def check_header(path: Path) -> None:
-    """What the safetensors library lets through: a header larger than the file or the limit, and repeated names."""
+def read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Where the tensors' bytes begin, and the entry of each tensor.
+
+    Raises:
+        CheckpointError: what the safetensors library lets through, too: a header larger than the limit, repeated names.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -104,11 +164,14 @@ def check_header(path: Path) -> None:
                 raise CheckpointError(
                     f"{path.name}: header of {size} bytes does not fit a file of {path.stat().st_size}"
                 )
-            json.loads(file.read(size), object_pairs_hook=lambda pairs: _unique(path, pairs))
+            header = json.loads(file.read(size), object_pairs_hook=lambda pairs: _unique(path, pairs))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: header cannot be read: {error}") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path.name}: the header must be a JSON object")
+    return 8 + size, {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 
 def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ Peak memory is the model in its run-time dtype plus one tensor. It knows folders
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -16,13 +17,19 @@ from model.config import DecoderConfig
 from model.decoder import Decoder
 from model.errors import CheckpointError
 from model.reading import Fields
+from weights.dequantise import Tensors
 from weights.files import TensorFiles
 from weights.folder import read_json
-from weights.names import IGNORED, rules_for
-from weights.rules import Piece, Rule
+from weights.names import IGNORED, ignored, rules_for
+from weights.rules import Ignore, Piece, Rule
 
 DType = Literal["auto", "float32", "bfloat16"]
+Progress = Callable[[int, int], None]
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def nobody(done: int, total: int) -> None:
+    """Progress that is not shown."""
 
 
 def read_config(folder: Path) -> tuple[DecoderConfig, dict[str, Any]]:
@@ -42,7 +49,10 @@ def decoder_config(raw: Mapping[str, Any]) -> DecoderConfig:
         CheckpointError: unknown family, remote code asked for, a field that is missing, unknown or cannot be served.
     """
     if "auto_map" in raw:
-        raise CheckpointError("config.json asks for remote code (auto_map); moedial runs none")
+        raise CheckpointError(
+            "config.json asks for remote code (auto_map); moedial runs none. If you trust that its own code for this"
+            " model_type is what you want, take auto_map out of the file"
+        )
     name = raw.get("model_type")
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_]{1,64}", name):
         raise CheckpointError(f"config.json: model_type is {name!r:.80}, not the name of a family")
@@ -65,20 +75,45 @@ def families() -> list[str]:
     return sorted(p.stem for root in model.families.__path__ for p in Path(root).glob("*.py") if p.stem != "__init__")
 
 
-def load_model(folder: Path, dtype: DType = "auto") -> tuple[Decoder, dict[str, Any]]:
+def load_model(folder: Path, dtype: DType = "auto", progress: Progress = nobody) -> tuple[Decoder, dict[str, Any]]:
     """A decoder with the folder's weights, in eval mode, and the raw config.
 
     Args:
         dtype: the run-time dtype; "auto" is the checkpoint's own (float16 becomes bfloat16).
+        progress: is told the bytes read so far, and of all tensors.
+
+    Raises:
+        CheckpointError: it is damaged, does not fit its config, or does not fit the memory.
     """
     config, raw = read_config(folder)
-    chosen = run_dtype(raw, dtype)
-    with torch.device("meta"):
-        model = Decoder(config).to(chosen)
-    model.to_empty(device="cpu")
+    model = empty_model(config, run_dtype(raw, dtype))
+    check_memory(model)
     with TensorFiles(folder) as files, torch.no_grad():
-        fill(model, rules_for(raw["model_type"], config), files)
+        model.to_empty(device="cpu")
+        tensors = Tensors(files, raw.get("quantization_config"))
+        fill(model, rules_for(raw["model_type"], config), tensors, progress, ignored(raw))
     return model.eval().requires_grad_(False), raw
+
+
+def empty_model(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
+    """The decoder without memory. What decides between experts by tiny differences stays float32."""
+    with torch.device("meta"):
+        model = Decoder(config).to(dtype)
+        for name, parameter in model.named_parameters():
+            if name.endswith("selection_bias"):
+                parameter.data = parameter.data.float()
+    return model
+
+
+def check_memory(model: nn.Module) -> None:
+    """Raise CheckpointError, with the shortfall, where the weights are larger than the memory that is free."""
+    needed = sum(p.numel() * p.dtype.itemsize for p in model.parameters())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise CheckpointError(
+            f"the weights need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB of memory are free:"
+            f" {(needed - free) / 1e9:.2f} GB too little"
+        )
 
 
 def run_dtype(raw: Mapping[str, Any], dtype: DType) -> torch.dtype:
@@ -89,44 +124,50 @@ def run_dtype(raw: Mapping[str, Any], dtype: DType) -> torch.dtype:
     return torch.bfloat16 if stored is torch.float16 else stored
 
 
-def fill(model: nn.Module, rules: tuple[Rule, ...], files: TensorFiles) -> None:
+def fill(
+    model: nn.Module,
+    rules: tuple[Rule, ...],
+    files: Tensors,
+    progress: Progress = nobody,
+    unneeded: tuple[Ignore, ...] = IGNORED,
+) -> None:
     """Pull every parameter through its rule.
 
     Raises:
-        CheckpointError: names every missing, extra and misshapen tensor at once.
+        CheckpointError: names every missing, extra, misshapen or broken tensor at once.
     """
-    plan, faults = _choose(model, rules, files.files), []
-    used: set[str] = set()
+    plan = _choose(model, rules, files.stored)
+    used = {piece.source for pieces in plan.values() for piece in pieces}
+    faults = [f"missing {name}" for name in sorted(used - files.stored.keys())]
+    faults += [f"extra {name}" for name in sorted(files.stored.keys() - used) if not _ignored(name, plan, unneeded)]
+    done, total = 0, sum(files.stored[name].bytes for name in used & files.stored.keys())
     for target, pieces in plan.items():
         parameter = model.get_parameter(target)
         for piece in pieces:
-            if piece.source not in files.files:
-                faults.append(f"missing {piece.source}")
-                continue
-            used.add(piece.source)
-            fault = _put(files.read(piece.source), piece, parameter)
-            faults += [fault] if fault else []
-    faults += [f"extra {name}" for name in sorted(files.files.keys() - used) if not _ignored(name, plan)]
+            if piece.source in files.stored:
+                faults += _put(files, piece, parameter)
+                done += files.stored[piece.source].bytes
+                progress(done, total)
     if faults:
         more = f"; and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise CheckpointError("the tensors do not fit the config: " + "; ".join(faults[:20]) + more)
 
 
-def _put(tensor: Tensor, piece: Piece, parameter: Tensor) -> str:
+def _put(files: Tensors, piece: Piece, parameter: Tensor) -> list[str]:
     """Copy one tensor into its part; what is wrong with it, if anything is."""
-    part = parameter[piece.index]
-    try:
-        taken = piece.taken(tensor)
-    except ValueError as error:
-        return str(error)
-    if taken.shape != part.shape:
-        wanted = tuple(part.transpose(-1, -2).shape if piece.transposed else part.shape)
-        return f"{piece.source} has shape {tuple(tensor.shape)}, not {wanted}"
-    part.copy_(taken)
-    return ""
+    stored, part = files.stored[piece.source], parameter[piece.index]
+    if (fault := piece.misfit(stored.shape, part.shape)) is not None:
+        return [fault]
+    if stored.dtype == part.dtype and part.is_contiguous() and not piece.transposed:
+        files.read_into(piece.source, part)
+    else:
+        part.copy_(piece.taken(files.read(piece.source)))
+    # The least and the greatest of a tensor are NaN where one of its values is: one pass at the speed of memory.
+    bounds = torch.stack(torch.aminmax(part)) if part.numel() else torch.zeros(1)
+    return [] if bounds.isfinite().all() else [f"{piece.source} has values that are not finite"]
 
 
-def _choose(model: nn.Module, rules: tuple[Rule, ...], names: Mapping[str, str]) -> dict[str, tuple[Piece, ...]]:
+def _choose(model: nn.Module, rules: tuple[Rule, ...], names: Mapping[str, object]) -> dict[str, tuple[Piece, ...]]:
     """One rule per parameter: the first whose first tensor exists, else the first, so that its absence is named."""
     plan: dict[str, tuple[Piece, ...]] = {}
     for rule in rules:
@@ -139,9 +180,9 @@ def _choose(model: nn.Module, rules: tuple[Rule, ...], names: Mapping[str, str])
     return plan
 
 
-def _ignored(name: str, plan: Mapping[str, object]) -> bool:
+def _ignored(name: str, plan: Mapping[str, object], unneeded: tuple[Ignore, ...]) -> bool:
     """Whether a rule says that nobody needs this tensor: a tied head that is stored all the same, for one."""
     if name == "lm_head.weight":
         return "head.weight" not in plan
-    patterns = (re.escape(rule.source).replace(r"\{l\}", r"\d+") for rule in IGNORED)
+    patterns = (re.escape(rule.source).replace(r"\{l\}", r"\d+").replace(r"\{any\}", ".+") for rule in unneeded)
     return any(re.fullmatch(pattern, name) for pattern in patterns)

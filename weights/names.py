@@ -8,12 +8,34 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 from model.config import DecoderConfig, Dense, FeedForward, Infinity, TopK
 from model.mixers.shapes import Attention, Latent, Mixer
 from weights.rules import Copy, Fuse, Ignore, Rule, Stack, renamed
 
-IGNORED = (Ignore("model.layers.{l}.self_attn.rotary_emb.inv_freq", "a function of the config"),)
+IGNORED = (
+    Ignore("model.layers.{l}.self_attn.rotary_emb.inv_freq", "a function of the config"),
+    *(
+        Ignore(f"{prefix}h.{{l}}.attn.{mask}", "GPT-2's causal mask, or the value of what it hides")
+        for prefix in ("", "transformer.")
+        for mask in ("bias", "masked_bias")
+    ),
+    Ignore("mtp.{any}", "layers that guess further tokens ahead, beside the decoder (Qwen3-Next)"),
+    Ignore("model.mtp_{any}", "the same (ERNIE 4.5)"),
+    *(Ignore(part + ".{any}", "what sees pictures (Llama 4)") for part in ("vision_model", "multi_modal_projector")),
+)
+
+
+def ignored(raw: Mapping[str, Any]) -> tuple[Ignore, ...]:
+    """What a checkpoint of this config.json may carry and nobody needs: also the layers beyond the last, which guess
+    further tokens ahead (DeepSeek-V3, arXiv 2412.19437 §2.2)."""
+    more = raw.get("num_nextn_predict_layers")
+    if not isinstance(more, int) or not 0 < more < 100:
+        return IGNORED
+    beyond = (f"model.layers.{raw['num_hidden_layers'] + number}.{{any}}" for number in range(more))
+    return (*IGNORED, *(Ignore(source, "guesses further tokens") for source in beyond))
 
 
 def rules_for(family: str, config: DecoderConfig) -> tuple[Rule, ...]:
@@ -39,6 +61,17 @@ def hugging_face(config: DecoderConfig, names: Mapping[str, str] | None = None) 
         return source
 
     return tuple(each for rule in shared for each in (renamed(rule, name), rule))
+
+
+def turned_experts(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The same rules for experts that are stored in one piece, [E, in, out]."""
+    found: list[Rule] = []
+    for rule in rules:
+        if not rule.target.endswith((".ffn.gate_up", ".ffn.down")):
+            found.append(rule)
+        elif isinstance(rule, Copy):
+            found.append(replace(rule, transposed=True))
+    return tuple(found)
 
 
 def _decoder(config: DecoderConfig) -> Iterator[Rule]:
@@ -145,6 +178,9 @@ def _topk(width: int, ffn: TopK, ours: str, theirs: str) -> Iterator[Rule]:
     yield Copy(ours + "gate_up", theirs + "experts.gate_up_proj")
     yield Stack(ours + "down", (expert + "down_proj.weight",), (width,), ffn.experts)
     yield Copy(ours + "down", theirs + "experts.down_proj")
+    if ffn.bias:
+        yield Copy(ours + "gate_up_bias", theirs + "experts.gate_up_proj_bias")
+        yield Copy(ours + "down_bias", theirs + "experts.down_proj_bias")
     if ffn.shared is not None:
         yield from dense(ffn.shared, ours + "shared.", theirs + "shared_experts.")
     if ffn.shared_gate:

@@ -7,6 +7,7 @@ export copies parts out to tensors; neither knows any name. No files are opened 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 Index = tuple[int | slice, ...]
@@ -21,10 +22,15 @@ class Piece:
     transposed: bool = False
     stored: tuple[int, ...] | None = None
 
+    def misfit(self, stored: tuple[int, ...], part: torch.Size) -> str | None:
+        """What is wrong with a stored tensor's shape for the parameter's part, or None."""
+        wanted = tuple(part) if self.stored is None else self.stored
+        if self.transposed:
+            wanted = (*wanted[:-2], wanted[-1], wanted[-2])
+        return None if stored == wanted else f"{self.source} has shape {stored}, not {wanted}"
+
     def taken(self, tensor: Tensor) -> Tensor:
-        """The stored tensor as the parameter has it. Raises ValueError where it cannot be."""
-        if self.stored is not None and tuple(tensor.shape) != self.stored:
-            raise ValueError(f"{self.source} has shape {tuple(tensor.shape)}, not {self.stored}")
+        """The stored tensor as the parameter has it."""
         if self.transposed:
             return tensor.transpose(-1, -2)
         return tensor if self.stored is None else tensor.flatten()

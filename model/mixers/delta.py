@@ -44,8 +44,8 @@ class GatedDelta(MixerModule):
                 state.zero_()
             convolved_TC = self._convolve(mixed_TC[rows], past_CK)
             y_THV[rows] = self._recur(convolved_TC, beta_TH[rows], decay_TH[rows], memory_HKV)
-        normed_THV = self.norm(y_THV).to(x_TD.dtype)
-        return self.out((normed_THV * F.silu(gate_THV.float()).to(x_TD.dtype)).flatten(1))
+        gated_THV = self.norm(y_THV) * F.silu(gate_THV.float())
+        return self.out(gated_THV.to(x_TD.dtype).flatten(1))
 
     def _split(self, all_TX: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, keys and values side by side [T, C], and the output gates [T, H, V]."""

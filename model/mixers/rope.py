@@ -82,10 +82,12 @@ def _frequencies(positions_T: Tensor, rope: Rope) -> Tensor:
 
 
 def _dynamic(positions_T: Tensor, exponent_w: Tensor, rope: Rope) -> Tensor:
-    """NTK-aware: beyond the original context, the base grows with the length."""
-    length_T1 = (positions_T + 1).clamp(min=rope.original)[:, None].float()
+    """NTK-aware: beyond the original context, the base grows with the length. By logarithms in float64, since a power's
+    last bit depends on its place in the tensor."""
+    length_T1 = (positions_T + 1).clamp(min=rope.original)[:, None].double()
     grown_T1 = rope.factor * length_T1 / rope.original - (rope.factor - 1)
-    return 1.0 / (rope.theta * grown_T1 ** (rope.width / (rope.width - 2))) ** exponent_w
+    base_T1 = math.log(rope.theta) + grown_T1.log() * (rope.width / (rope.width - 2))
+    return (-base_T1 * exponent_w).exp().float()
 
 
 def _yarn(plain_w: Tensor, rope: Rope) -> Tensor:

@@ -20,6 +20,8 @@ def choose(logits_TE: Tensor, allowed_TK: Tensor, router: Router, bias_E: Tensor
     most = allowed_TK.shape[1]
     scores_TE = scores(logits_TE, router)
     ranked_TE = scores_TE if bias_E is None else scores_TE + bias_E
+    if router.score == "sigmoid" and bias_E is None and router.groups == 1:
+        ranked_TE = logits_TE  # the same order, but large ones do not become equal
     if router.groups > 1:
         ranked_TE = _inside_groups(ranked_TE, router)
     expert_TK = ranked_TE.sort(dim=-1, descending=True, stable=True).indices[:, :most]

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 
 from model.errors import InvalidRequest
 from server.calls import render
-from server.limits import read_json
+from server.limits import check_template, read_json
 from server.schemas import DetokenizeBody, TokenizeBody, validate
 from server.service import Service
 
@@ -24,6 +24,7 @@ async def tokenize(request: Request) -> dict[str, Any]:
     if body.prompt is not None:
         ids = await asyncio.to_thread(service.tokenizer.encode, body.prompt)
     else:
+        check_template(body, service.settings)
         ids = await asyncio.to_thread(service.tokenizer.encode_chat, await render(service, body))
     return {"count": len(ids), "max_model_len": service.catalogue.info.max_model_len, "tokens": ids}
 

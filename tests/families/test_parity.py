@@ -19,6 +19,7 @@ from weights.save import tensors
 
 EXAMPLES = list(reference.examples())
 LOOSE: dict[str, float] = {}  # families whose logits may differ by more than 1e-4, each with its reason
+PICTURES = ("vision_model.", "multi_modal_projector.")  # nobody can send any
 each = pytest.mark.parametrize(
     ("family", "number"), EXAMPLES, ids=[f"{family}-{number}" for family, number in EXAMPLES]
 )
@@ -26,7 +27,7 @@ each = pytest.mark.parametrize(
 
 def loaded(family: str, number: int, folder: Path) -> Decoder:
     """Ours, from transformers' files; every count that is defined at all is allowed."""
-    reference.save(reference.build(family, number), folder)
+    reference.save(reference.build(family, number), folder, family)
     model, _ = load_model(folder)
     model.config = replace(model.config, extrapolates=True)
     return model
@@ -82,6 +83,7 @@ def test_counts_matter(family: str, number: int, tmp_path: Path) -> None:
 def test_what_was_loaded_comes_back_bit_for_bit(family: str, number: int, tmp_path: Path) -> None:
     model = loaded(family, number, tmp_path)
     written = {name: tensor for file in tmp_path.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    written = {name: tensor for name, tensor in written.items() if not name.startswith(PICTURES)}
     ours = tensors(model, family)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1 and ours.keys() == written.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in written.items())

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from model.batch import Batch, Pages
-from model.config import DecoderConfig, Dense, FeedForward, Infinity
+from model.config import DecoderConfig, Dense, FeedForward, Infinity, Router
 from model.decoder import Decoder
 from model.kernels.library import load
+from model.mixers.shapes import Attention, Latent, Rope
 from model.native.blocks import Quantize
 from model.native.decoder import NativeDecoder, refusal
 from tests.model.tiny import VOCABULARY, PagedRun, decoder, gpt2_like, infinity, llama_like, topk
@@ -31,6 +32,9 @@ def wide(block: int, units: int = 192, **changes: object) -> Infinity:
     return infinity(block=block, units=units, **changes)
 
 
+SIGMOID = Router("sigmoid")
+LATENT = Latent(4, None, 8, 8, Rope(8), 8)
+WINDOW = Attention(4, 4, 32, Rope(32), window=5)
 LAYOUTS: dict[str, DecoderConfig] = {
     "llama-topk": llama(topk(), topk(normalise=True)),
     "llama-topk-tied": llama(topk(width=32, experts=20), topk(), tied=True),
@@ -47,6 +51,11 @@ LAYOUTS: dict[str, DecoderConfig] = {
     "eights": llama(wide(8), wide(8, sigma_link="softplus", draws="antithetic")),
     "units-of-width-32": llama(wide(1), wide(8, activation="relu"), width=32),
     "all-kinds": gpt2(PLAIN, topk(), infinity(), GATED),
+    "qwen3": llama(topk(normalise=True), topk(), qk_norm="head", scale=0.3),
+    "windows": llama(topk(), topk(), mixers=(WINDOW, Attention(4, 2, 16, Rope(16, 500.0)))),
+    "sinks": llama(topk(), topk(), sinks=True, window=3, bias=True),
+    "zero-centred": llama(topk(), topk(), qk_norm="head", norm_offset=1.0, scale=0.05),
+    "yarn": llama(topk(), topk(), rope=Rope(16, scaling="yarn", factor=4.0, original=16)),
     "one-group": llama(topk(), infinity(), kv_heads=1, qk_norm="full"),
 }
 each_layout = pytest.mark.parametrize("name", LAYOUTS)
@@ -166,6 +175,16 @@ def test_the_model_is_taken_over(name: str) -> None:
         (llama(topk(), heads=32, kv_heads=1), 64, None),
         (llama_like(topk()), 16, "the head width 6 is not a multiple of 16"),
         (llama(topk(), heads=66, kv_heads=2), 16, "33 query heads share one key-value head, more than 32"),
+        (llama(topk(), topk(), mixers=(WINDOW, LATENT)), 16, "layers of the kind Latent"),
+        (llama(topk(), rope=Rope(8)), 16, "rotary positions of neighbouring pairs or of parts of a head"),
+        (llama(topk(), chunk=4), 16, "attention in chunks, with a gate, with a temperature, or with unit queries"),
+        (
+            llama(topk(router=Router("sigmoid"))),
+            16,
+            "a router other than softmax, or experts with biases or a shared part",
+        ),
+        (llama(Dense(8, "swiglu_clamped")), 16, "this activation"),
+        (llama(topk(), logit_scale=2.0), 16, "a bias of the head, or embeddings, residuals or logits that are scaled"),
         (llama(topk()), 24, "the block size 24 is not a multiple of 16"),
     ],
 )

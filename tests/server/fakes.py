@@ -2,7 +2,7 @@
 
 import asyncio
 import codecs
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from engine.types import EngineInfo, Finish, Logprob, Request, RequestStats, StepReport, StepStats, TokenEvent
@@ -64,10 +64,18 @@ class FakeTokenizer:
 
 
 class FakeChat:
-    def render(self, messages: list[dict[str, Any]]) -> str:
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         if len(messages) > 20:
             raise InvalidRequest("the chat template takes at most 20 messages", "messages")
-        return "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>"
+        head = "".join(f"<{name}={value}>" for name, value in (variables or {}).items())
+        text = "".join(f"<{m['role']}>{m['content']}" for m in messages)
+        return head + text + ("<assistant>" if add_generation_prompt else "")
 
 
 Script = Callable[[Request], Sequence[int]]

@@ -56,6 +56,7 @@ def test_flag_beats_variable_beats_default(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_engine_gets_every_option_of_its_own() -> None:
     options: dict[str, Any] = {
         "dtype": "bfloat16",
+        "allow_extrapolated_experts": True,
         "quantize": "int8",
         "quantize_layers": "all",
         "threads": 3,

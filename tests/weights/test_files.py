@@ -20,7 +20,7 @@ ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 
 def said(folder: Path) -> str:
     with pytest.raises(CheckpointError) as caught, TensorFiles(folder) as files:
-        for name in files.files:
+        for name in files.stored:
             files.read(name)
     return str(caught.value)
 
@@ -35,7 +35,7 @@ def shards(folder: Path, weight_map: dict[str, Any], **files: dict[str, float]) 
 def test_two_shards_are_one_set_of_tensors(tmp_path: Path) -> None:
     shards(tmp_path, {"x": "a.safetensors", "y": "b.safetensors"}, a={"x": 1.0}, b={"y": 2.0})
     with TensorFiles(tmp_path) as files:
-        assert files.files == {"x": "a.safetensors", "y": "b.safetensors"}
+        assert {name: each.file for name, each in files.stored.items()} == {"x": "a.safetensors", "y": "b.safetensors"}
         assert files.read("y").item() == 2.0
 
 
@@ -82,7 +82,7 @@ def test_one_changed_byte_is_read_or_refused_but_never_worse(data: st.DataObject
     (folder / "model.safetensors").write_bytes(content)
     try:
         with TensorFiles(folder) as files:
-            for name in files.files:
+            for name in files.stored:
                 files.read(name)
     except CheckpointError as error:
         assert "model.safetensors" in str(error)
@@ -135,6 +135,6 @@ def test_tensors_are_read_as_they_are_stored(tmp_path: Path) -> None:
     stored = {"a": torch.randn(3, 4).bfloat16(), "b": torch.arange(5)}
     save_file(stored, tmp_path / "model.safetensors")
     with TensorFiles(tmp_path) as files:
-        read = {name: files.read(name).clone() for name in files.files}
+        read = {name: files.read(name).clone() for name in files.stored}
     assert all(torch.equal(read[name], value) and read[name].dtype == value.dtype for name, value in stored.items())
     assert load_file(tmp_path / "model.safetensors").keys() == read.keys()

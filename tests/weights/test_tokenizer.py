@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from model.errors import CheckpointError
 from tests.weights.words import ASSISTANT, END, SPECIALS, USER, write_tokenizer
-from weights.tokenizer import Tokenizer, mark_specials, read_eos_ids
+from weights.generation import read_eos_ids
+from weights.marks import mark_specials
+from weights.tokenizer import Tokenizer
 
 texts = st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=40)
 awkward = st.lists(st.one_of(texts, st.sampled_from([*SPECIALS, "<|", "|>", "<|user", "assistant|>", "<<|user|>"])))
@@ -96,12 +98,20 @@ def test_bytes_of_special_and_unused_ids(tokenizer: Tokenizer) -> None:
     assert tokenizer.token_bytes(tokenizer.vocabulary + 5) == b""
 
 
+def test_end_ids_of_all_files_end_a_generation(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, eos_token={"content": USER})
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 0]}))
+    assert Tokenizer.load(tmp_path).eos_ids == (5, 0, 1)
+    assert Tokenizer.load(tmp_path, generation_config=False).eos_ids == (0, 1)
+
+
 def test_end_ids(tmp_path: Path) -> None:
     assert read_eos_ids(tmp_path) == ()
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 3}))
     assert read_eos_ids(tmp_path) == (3,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 5]}))
     assert read_eos_ids(tmp_path) == (4, 5)
+    assert read_eos_ids(tmp_path, generation_config=False) == (3,)
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "{}", "[1]"])
@@ -112,7 +122,7 @@ def test_a_damaged_tokenizer_is_one_clear_error(text: str | None, tmp_path: Path
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("config", ["{", "[1]", '{"eos_token_id": "x"}'])
+@pytest.mark.parametrize("config", ["{", "[1]", '{"eos_token_id": "x"}', '{"eos_token_id": [true]}'])
 def test_damaged_end_ids_are_one_clear_error(config: str, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "generation_config.json").write_text(config)

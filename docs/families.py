@@ -1,0 +1,55 @@
+"""The table of supported families, from the files in model/families: what each is, its counts, and what runs it."""
+
+import importlib
+from typing import Any
+
+from model.config import DecoderConfig, TopK
+from model.mixers.shapes import Delta
+from model.native.decoder import refusal
+from weights.load import decoder_config, families
+
+# A config of real proportions; a family's example says what is its own.
+SIZES: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "intermediate_size": 128,
+}
+TINY = ("hidden_size", "n_embd", "n_head")  # of the examples; the kernels want head widths that are multiples of 16
+
+
+def table() -> str:
+    """One line per family."""
+    head = ["| `model_type` | | expert counts | runs on | prefix cache |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *(_line(name) for name in families())]) + "\n"
+
+
+def _line(name: str) -> str:
+    module = importlib.import_module(f"model.families.{name}")
+    says = (module.__doc__ or "").strip().splitlines()[0].partition(":")[0].partition(" (")[0].partition(",")[0]
+    if not getattr(module, "EXAMPLES", ()):
+        return f"| `{name}` | {says} | as the checkpoint says | kernels | yes |"
+    config = decoder_config(_large(module.EXAMPLES[0]) | {"model_type": name})
+    reason = refusal(config, 16)
+    recurrent = any(isinstance(shape, Delta) for shape in config.mixers)
+    cells = (f"`{name}`", says, _counts(config), "torch" if reason else "kernels", "no" if recurrent else "yes")
+    return f"| {' | '.join(cells)} |"
+
+
+def _large(example: dict[str, Any]) -> dict[str, Any]:
+    given = {key: 64 if key == "head_dim" else value for key, value in example.items() if key not in TINY}
+    if "text_config" in given:
+        return given | {"text_config": _large(given["text_config"])}
+    return SIZES | given
+
+
+def _counts(config: DecoderConfig) -> str:
+    if not config.mixtures:
+        return "none: dense"
+    if any(kind.fixed for kind in config.mixtures):
+        return "as trained; others by `--allow-extrapolated-experts`"
+    routers = [kind.router for kind in config.mixtures if isinstance(kind, TopK)]
+    return "1 to all of the kept groups" if any(router.groups > 1 for router in routers) else "1 to all"

@@ -1,0 +1,44 @@
+"""How far loading has come: a bar by bytes in a terminal, a line now and then in a log. It knows no tensors."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
+from rich.progress import Progress as Bar
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 5.0  # seconds between lines
+
+
+class Progress:
+    """Called with the bytes done and all bytes. Use as a context manager."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = ("loading weights", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        self._bar = Bar(*columns, console=console, transient=True) if sys.stderr.isatty() else None
+        self._task = self._bar.add_task("", total=None) if self._bar else None
+        self._said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total)
+        elif time.monotonic() - self._said > INTERVAL:
+            self._said = time.monotonic()
+            log.info("loading weights: %.2f of %.2f GB", done / 1e9, total / 1e9)

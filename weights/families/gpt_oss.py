@@ -1,0 +1,11 @@
+"""gpt-oss' tensors: experts in one piece, stored [E, in, out]. It knows no config.json."""
+
+from model.config import DecoderConfig
+from model.families.gpt_oss import NAMES
+from weights.names import hugging_face, turned_experts
+from weights.rules import Rule
+
+
+def rules(config: DecoderConfig) -> tuple[Rule, ...]:
+    """Every rule of the decoder."""
+    return turned_experts(hugging_face(config, NAMES))

@@ -1,0 +1,85 @@
+"""What each id adds to a text, in bytes, and the text of a sequence that grows id by id. It encodes nothing.
+
+The `tokenizers` library decodes whole sequences; its own stream stalls, fails, or takes quadratic time where a model
+writes bytes that are no text. Here a broken byte becomes U+FFFD and leaves its neighbours alone.
+"""
+
+import codecs
+import re
+
+from tokenizers import Tokenizer as Backend
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_BEFORE = "x"  # any text: what a decoder does to the first token alone it does not do after this one
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte, inverted."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_ALPHABET = byte_alphabet()
+
+
+class Spelling:
+    """The bytes of one tokenizer's ids; special tokens show nothing."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        decoder = backend.decoder
+        kinds = decoder.__getstate__() if decoder is not None else b""
+        self._byte_level, self._byte_fallback = b'"ByteLevel"' in kinds, b'"ByteFallback"' in kinds
+        added = backend.get_added_tokens_decoder()
+        self._hidden = {id for id, token in added.items() if token.special}
+        self._later: dict[int, bytes] = {}
+
+    def shows(self, id: int) -> bool:
+        """Whether this id is text at all: neither special nor unused."""
+        return id not in self._hidden and self._backend.id_to_token(id) is not None
+
+    def first(self, id: int) -> bytes:
+        """The bytes of an id that begins a text: some decoders take a space away there."""
+        return self._piece(id, "")
+
+    def later(self, id: int) -> bytes:
+        """The bytes of an id that follows others."""
+        if id not in self._later:
+            self._later[id] = self._piece(id, _BEFORE)
+        return self._later[id]
+
+    def _piece(self, id: int, before: str) -> bytes:
+        token = self._backend.id_to_token(id)
+        if token is None or not self.shows(id):
+            return b""
+        if self._byte_level:
+            known = all(character in _ALPHABET for character in token)
+            return bytes(_ALPHABET[character] for character in token) if known else token.encode()
+        text = self._decode([before, token])[len(before) :] if before else self._decode([token])
+        if self._byte_fallback and _BYTE.fullmatch(token):
+            return bytes([int(token[3:5], 16)]) if text else b""
+        return text.encode()
+
+    def _decode(self, tokens: list[str]) -> str:
+        decoder = self._backend.decoder
+        return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
+
+
+class IncrementalDecoder:
+    """Text of one growing id sequence; a character comes out only once all its bytes are there."""
+
+    def __init__(self, spelling: Spelling) -> None:
+        self._spelling, self._begun = spelling, False
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id: int) -> str:
+        """The text that this id completes, "" if none."""
+        if not self._begun:
+            self._begun = self._spelling.shows(id)
+            return self._utf8.decode(self._spelling.first(id))
+        return self._utf8.decode(self._spelling.later(id))
+
+    def flush(self) -> str:
+        """What a sequence that ends in the middle of a character still shows: a replacement character."""
+        return self._utf8.decode(b"", final=True)
