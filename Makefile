@@ -9,7 +9,7 @@ SANITIZED := MOEDIAL_KERNELS_SANITIZE=1
 PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) \
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
-.PHONY: serve test test-sanitized fuzz test-vocabularies lint docs bench-peers bench-offline bench-mixed bench-layer bench-loading bench-quantised clean
+.PHONY: serve test test-sanitized fuzz test-vocabularies lint docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised clean
 
 serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
@@ -54,6 +54,9 @@ bench-mixed: $(VENV)/.dev  ## counts mixed in one batch, against one count for a
 
 bench-layer: $(VENV)/.dev  ## one mixture layer, against memory bandwidth and matrix peak
 	$(BIN)/python -m benchmarks.layer $(ARGS)
+
+bench-dial: $(VENV)/.dev  ## the time of a step at every count, against its bytes
+	$(BIN)/python -m benchmarks.dial $(ARGS)
 
 bench-loading: $(VENV)/.dev  ## how long checkpoints take to load, and their memory
 	$(BIN)/python -m benchmarks.loading $(ARGS)

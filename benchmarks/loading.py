@@ -7,7 +7,6 @@ memory is too small for that.
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -49,9 +48,15 @@ def measure(kind: str, folder: Path) -> dict[str, float]:
     """In this process: seconds, and the peak of memory in bytes above what was held before."""
     import weights.load  # noqa: F401 - imports are not part of either
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     seconds = (load if kind == "load" else read_bytes)(folder)
-    return {"seconds": seconds, "bytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024.0}
+    return {"seconds": seconds, "bytes": float(peak() - before)}
+
+
+def peak() -> int:
+    """The most memory that this process has held, in bytes. (The system's `ru_maxrss` begins with the parent's.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
 def apart(kind: str, folder: Path) -> dict[str, float]:

@@ -36,6 +36,11 @@ def mixer(shape: Mixer, config: DecoderConfig) -> MixerModule:
     return LatentAttention(shape, config) if isinstance(shape, Latent) else GatedDelta(shape, config)
 
 
+def embedding(count: int, width: int) -> nn.Embedding:
+    """Without torch's initial values: drawing them for a model without memory imports much, and takes a second."""
+    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
+
+
 class Layer(nn.Module):
     """Pre-norm residual block."""
 
@@ -59,9 +64,9 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocabulary, config.width)
+        self.embed = embedding(config.vocabulary, config.width)
         if config.positions == "learned":
-            self.embed_positions = nn.Embedding(config.context, config.width)
+            self.embed_positions = embedding(config.context, config.width)
         self.layers = nn.ModuleList(
             Layer(config, shape, ffn) for shape, ffn in zip(config.mixers, config.layers, strict=True)
         )

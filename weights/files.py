@@ -125,7 +125,7 @@ class TensorFiles:
     def _open(self, name: str) -> None:
         start, header = read_header(self.folder / name)
         try:
-            with safe_open(self.folder / name, framework="pt"):
+            with safe_open(self.folder / name, framework="np"):
                 pass  # the library checks offsets and sizes
             self._open_files[name] = self._stack.enter_context((self.folder / name).open("rb", buffering=0))
         except (SafetensorError, OSError) as error:

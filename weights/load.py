@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from model.reading import Fields
 from weights.dequantise import Tensors
 from weights.files import TensorFiles
 from weights.folder import read_json
+from weights.memory import check_memory, take_memory
 from weights.names import IGNORED, ignored, rules_for
 from weights.rules import Ignore, Piece, Rule
 
@@ -89,7 +89,7 @@ def load_model(folder: Path, dtype: DType = "auto", progress: Progress = nobody)
     model = empty_model(config, run_dtype(raw, dtype))
     check_memory(model)
     with TensorFiles(folder) as files, torch.no_grad():
-        model.to_empty(device="cpu")
+        take_memory(model)
         tensors = Tensors(files, raw.get("quantization_config"))
         fill(model, rules_for(raw["model_type"], config), tensors, progress, ignored(raw))
     return model.eval().requires_grad_(False), raw
@@ -103,17 +103,6 @@ def empty_model(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
             if name.endswith("selection_bias"):
                 parameter.data = parameter.data.float()
     return model
-
-
-def check_memory(model: nn.Module) -> None:
-    """Raise CheckpointError, with the shortfall, where the weights are larger than the memory that is free."""
-    needed = sum(p.numel() * p.dtype.itemsize for p in model.parameters())
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise CheckpointError(
-            f"the weights need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB of memory are free:"
-            f" {(needed - free) / 1e9:.2f} GB too little"
-        )
 
 
 def run_dtype(raw: Mapping[str, Any], dtype: DType) -> torch.dtype:

@@ -1,0 +1,28 @@
+"""Memory for a model's weights, and whether there is enough. It knows parameters as so many bytes, no files."""
+
+import psutil
+import torch
+from torch import nn
+
+from model.errors import CheckpointError
+
+
+def check_memory(model: nn.Module) -> None:
+    """Raise CheckpointError, with the shortfall, where the weights are larger than the memory that is free."""
+    needed = sum(p.numel() * p.dtype.itemsize for p in model.parameters())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise CheckpointError(
+            f"the weights need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB of memory are free:"
+            f" {(needed - free) / 1e9:.2f} GB too little"
+        )
+
+
+def take_memory(model: nn.Module) -> None:
+    """Give the parameters of a model on the meta device memory, with anybody's values. (`to_empty` of torch does that
+    too, but what it imports takes as long as reading half a gigabyte.)"""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(
+                module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=False)
+            )
