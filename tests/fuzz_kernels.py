@@ -15,7 +15,7 @@ from torch import Tensor
 from model.kernels.library import load
 from model.kernels.pack import Kind
 from model.native.blocks import ACTIVATIONS
-from tests.model.kernels import cases, mixture_cases, pages
+from tests.model.kernels import cases, mixture_cases, pages, program
 from tests.model.kernels.arguments import OPS, arguments, run
 from tests.model.kernels.cases import KINDS, NORMS, Case, Make, ops
 from tests.model.tiny import gpt2_like, infinity, llama_like
@@ -180,10 +180,23 @@ def refused_or_run(make: Make, kind: Kind) -> None:
     """One or two wrong arguments: an error, or a result that nobody looks at. Never a crash."""
     op = make.rng.choice(OPS)
     given = arguments(op, kind)
-    for name in make.rng.sample(list(given), make.rng.randint(1, 2)):
+    spoiled(make, given, lambda: run(op, given))
+
+
+def program_refused_or_run(make: Make, kind: Kind) -> None:
+    """The same for a step of a whole decoder."""
+    given = program.step()
+    given["caches"] = [cache.clone() for cache in given["caches"]]
+    spoiled(make, given, lambda: program.run(given))
+
+
+def spoiled(make: Make, given: dict[str, Any], call: Callable[[], object]) -> None:
+    """Run with one or two arguments changed; any error that Python can catch will do."""
+    names = [name for name, value in given.items() if not isinstance(value, list)]
+    for name in make.rng.sample(names, min(len(names), make.rng.randint(1, 2))):
         given[name] = wrong_value(make, given[name])
     try:
-        run(op, given)
+        call()
     except (RuntimeError, IndexError, TypeError, ValueError, MemoryError):
         return
 
@@ -193,7 +206,7 @@ def one(seed: int) -> str:
     make = Make(seed)
     kind: Kind = make.rng.choice(KINDS)
     ops.set_threads(make.rng.randint(1, 3))
-    made = make.rng.choice([*ROWS, *PAGED, refused_or_run])
+    made = make.rng.choice([*ROWS, *PAGED, refused_or_run, program_refused_or_run])
     print(f"\rseed {seed}: {made.__name__}, {kind}".ljust(50), end="", file=sys.stderr, flush=True)
     if made in ROWS:
         by_rows(make, made(make, kind))
