@@ -26,13 +26,13 @@ class InfinityMixture(Mixture):
         self.scores = nn.Parameter(torch.empty(config.blocks, config.space))
         self.up = nn.Parameter(torch.empty(config.units, width))
         self.down = nn.Parameter(torch.empty(width, config.units))
-        self.execute: Callable[[Tensor, Tensor], Tensor] = self.run_masked
+        self.execute: Callable[[Tensor, Tensor], Tensor] | None = None  # another way than `run_masked`
 
     def forward(self, x_TD: Tensor, use: Use) -> Tensor:
         mask_TE = self.masks(x_TD, use)
         if use.observer is not None:
             use.observer.routed(use.layer, int(use.counts_T.sum()), (mask_TE != 0).sum(0), None)
-        return self.execute(x_TD, mask_TE)
+        return (self.execute or self.run_masked)(x_TD, mask_TE)
 
     def gaussian(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of p(z | x), each [T, Z], float32 (eq. 5)."""

@@ -39,7 +39,7 @@ class TopKMixture(Mixture):
             self.shared = DenseFFN(width, config.shared)
         if config.shared_gate:
             self.shared_gate = nn.Linear(width, 1, bias=False)
-        self.execute: Callable[[Tensor, Calls], Tensor] = self.run_ragged
+        self.execute: Callable[[Tensor, Calls], Tensor] | None = None  # another way than `run_ragged`
 
     def forward(self, x_TD: Tensor, use: Use) -> Tensor:
         logits_TE = self.logits(x_TD)
@@ -47,7 +47,7 @@ class TopKMixture(Mixture):
         if use.observer is not None:
             probs_TE = scores(logits_TE, self.config.router)
             use.observer.routed(use.layer, len(calls.token_R), calls.load_E, probs_TE)
-        y_TD = self.execute(x_TD, calls)
+        y_TD = (self.execute or self.run_ragged)(x_TD, calls)
         return y_TD if self.config.shared is None else y_TD + self.always(x_TD)
 
     def logits(self, x_TD: Tensor) -> Tensor:

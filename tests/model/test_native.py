@@ -2,6 +2,7 @@
 
 import copy
 import random
+import weakref
 
 import pytest
 import torch
@@ -163,7 +164,9 @@ def test_only_the_wanted_rows_get_logits() -> None:
 def test_the_model_is_taken_over(name: str) -> None:
     model = decoder(LAYOUTS[name])
     parameters = sum(p.numel() for p in model.parameters())
+    layers = [weakref.ref(layer) for layer in model.layers]
     made = NativeDecoder(model, LENGTH)
+    assert not any(layer() for layer in layers)  # each is given back as soon as the next is taken
     assert made.parameters == parameters and len(model.layers) == 0
     assert made.config == LAYOUTS[name] and made.dtype == torch.float32 and made.token_local
 
