@@ -127,7 +127,7 @@ def assemble(
         step_seconds=settings.step_ms / 1000,
     )
     return Engine(
-        ModelRunner(model, model.cache(blocks, settings.block_size, max(settings.max_running, MOST_ROWS))), scheduler
+        ModelRunner(model, model.cache(blocks, settings.block_size, state_slots(settings))), scheduler
     ), blocks
 
 
@@ -140,12 +140,17 @@ def model_length(config: DecoderConfig, settings: EngineSettings) -> int:
     return settings.max_model_len or config.context
 
 
+def state_slots(settings: EngineSettings) -> int:
+    """Sequences that have states at once: those that run, or the rows of a calibration's plan."""
+    return max(settings.max_running, MOST_ROWS)
+
+
 def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype) -> int:
     """How many blocks the memory setting allows, but no more than `max_running` whole contexts can use."""
     memory = [shape.memory for shape in config.mixers]
     per_block = max(1, bytes_per_block(memory, settings.block_size, dtype))
     allowed = settings.kv_cache_bytes or int(psutil.virtual_memory().available * settings.kv_cache_fraction)
-    allowed -= bytes_per_sequence(memory) * settings.max_running
+    allowed -= bytes_per_sequence(memory) * state_slots(settings)
     whole = -(-model_length(config, settings) // settings.block_size)
     if allowed // per_block < whole:
         raise CheckpointError(

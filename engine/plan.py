@@ -37,6 +37,16 @@ def sample_count(plan: Plan) -> int:
     return sum(chunk.samples for chunk in plan)
 
 
+@dataclass(slots=True)
+class Counts:
+    """What happened while one plan was made; the meanings are those of `StepStats`."""
+
+    estimated_s: float = 0.0
+    preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+
 class Sampled(msgspec.Struct, frozen=True):
     """The next token of one chunk, or (with `error`, a sentence for the caller) why there is none."""
 

@@ -9,24 +9,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 from engine.blocks import BlockManager
 from engine.cost import FREE, Allowance, StepCost
-from engine.plan import Chunk, Plan, Sampled, sample_count
+from engine.plan import Chunk, Counts, Plan, Sampled, sample_count
 from engine.sequence import Sequence
 from engine.types import Finish, Logprob, Request, TokenEvent
 from model.errors import InvalidRequest
-
-
-@dataclass(slots=True)
-class Counts:
-    """What happened while one plan was made; the meanings are those of `StepStats`."""
-
-    estimated_s: float = 0.0
-    preemptions: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
 
 
 class Scheduler:

@@ -86,7 +86,7 @@ def rope(fields: Fields, width: int, *, interleaved: bool = False, theta: float 
         ValueError: a kind or a parameter of scaling that is not known.
     """
     given = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-    fields.knows("rope_scaling", "rope_parameters", "rope_interleave")
+    fields.knows("rope_scaling", "rope_parameters")
     base, turned = fields.get("rope_theta"), fields.get("partial_rotary_factor")
     original, largest = fields.get("original_max_position_embeddings"), fields.get("max_position_embeddings")
     kind: Any = given.pop("rope_type", given.pop("type", None)) or "default"

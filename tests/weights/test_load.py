@@ -126,6 +126,10 @@ BAD_CONFIGS: dict[str, tuple[object, str]] = {
     "unknown positions": (INFINITY | {"positions": "alibi"}, "positions"),
     "unknown query norm": (INFINITY | {"qk_norm": "tail"}, "qk_norm"),
     "unknown field": (OLMOE | {"logits_warp": 3, "sparkle": False}, "may change what it computes: logits_warp"),
+    "rotary pairs that no code reads": (
+        OLMOE | {"rope_interleave": True},
+        "may change what it computes: rope_interleave",
+    ),
     "unknown part of rotary": (OLMOE | {"rope_parameters": {"rope_type": "linear", "twist": 2}}, "'twist'"),
     "blocks do not divide": (INFINITY | {"mask_block": 5}, "24 units cannot be cut into blocks of 5"),
     "share above one": (INFINITY | {"kept_share": 1.5}, "kept share"),
