@@ -48,7 +48,7 @@ class ChatMaker:
     """Turns some stories into one-turn chats: the question asks for words that the story really uses."""
 
     def __init__(self, texts: Iterable[str], seed: int) -> None:
-        counts = Counter(word for text in texts for word in set(_WORD.findall(text)))
+        counts = Counter(word for text in texts for word in sorted(set(_WORD.findall(text))))
         self.common = {word for word, _ in counts.most_common(250)}
         self.known = {word for word, count in counts.items() if count >= 20}
         self.random = random.Random(seed)
