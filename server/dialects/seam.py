@@ -1,0 +1,77 @@
+"""The seam between a model's own way of writing calls and thoughts, and the wire: what every dialect can do.
+
+A dialect is text in, pieces out. It knows no HTTP, no tokenizer and no request beyond its tools.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """One function that the model may call; `parameters` is a JSON schema of its arguments, an object."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Text of the answer itself."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """Text that the family marks as thinking."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallStart:
+    """Call number `index` of this answer begins; calls are numbered from 0 and do not overlap."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallArguments:
+    """More of the JSON text of the arguments of call `index`."""
+
+    index: int
+    text: str
+
+
+Piece = Content | Reasoning | CallStart | CallArguments
+
+
+class Reader(Protocol):
+    """Turns one answer's text, as it grows, into pieces. What the pieces join to never depends on how it was split."""
+
+    def push(self, text: str) -> list[Piece]: ...
+
+    def flush(self) -> list[Piece]:
+        """What is held back, now that the answer has ended. Text that turned out to be no call is content."""
+
+
+class Dialect(Protocol):
+    """One way of writing. Made for a checkpoint, so that it knows which of its marks are special tokens."""
+
+    name: str
+    marks: tuple[str, ...]  # special tokens whose text the reader must see
+    ends: tuple[str, ...]  # special tokens that end an answer, beside the checkpoint's own
+
+    def reader(self, prompt: str, tools: Sequence[Tool]) -> Reader:
+        """For one answer. `prompt` is the rendered template: its end may have opened a thought. Without tools,
+        nothing is read as a call."""
+
+    def calls(self, prompt: str, tools: Sequence[Tool], parallel: bool) -> str:
+        """A Lark grammar (llguidance's) of answers that call: thoughts where the family has them, then one call of
+        one of `tools`, or with `parallel` one or more."""
+
+    def answers(self, prompt: str, rules: str) -> str:
+        """A Lark grammar of answers whose content is `answer`, which `rules` defines; thoughts may come before."""
