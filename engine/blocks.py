@@ -8,7 +8,7 @@ It refuses to know what a block contains, and when sequences run.
 import secrets
 from array import array
 from collections import OrderedDict
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from hashlib import blake2b
 
 import msgspec
@@ -76,6 +76,14 @@ class BlockManager:
         sequence.offered = len(hits)
         sequence.computed = len(hits) * self.block_size
         return True
+
+    def soon(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:
+        """Whether the first block that this sequence would have to compute is just being computed by another."""
+        coming = {digest for other in running if other.pending > 1 for digest in other.hashes[other.offered :]}
+        if not coming:
+            return False
+        known = len(self._lookup(sequence))
+        return known < self._shareable(sequence) and sequence.hashes[known] in coming
 
     def reserve(self, sequence: Sequence, tokens: int) -> bool:
         """Extend a sequence's blocks to cover its first `tokens` tokens: all of them, or (False) none."""
@@ -150,16 +158,20 @@ class BlockManager:
         _require(all(self._hash_of[block] is not None for block in self._cached), "a cached block has no hash")
 
     def _lookup(self, sequence: Sequence) -> list[int]:
-        if not self.prefix_cache:
-            return []
         hits: list[int] = []
-        limit = (len(sequence.tokens) - 1) // self.block_size
+        limit = self._shareable(sequence)
         for digest in self._chain(sequence, limit)[:limit]:
             block = self._block_of.get(digest)
             if block is None:
                 break
             hits.append(block)
         return hits
+
+    def _shareable(self, sequence: Sequence) -> int:
+        """How many full blocks of a sequence others may have computed: all that leave a token to compute. None where
+        the prompt is to be scored, which needs the logits of every token."""
+        scores = sequence.request.sampling.prompt_logprobs is not None
+        return 0 if scores or not self.prefix_cache else (len(sequence.tokens) - 1) // self.block_size
 
     def _chain(self, sequence: Sequence, full: int) -> list[bytes]:
         """The hashes of at least the first `full` blocks, kept on the sequence: tokens only ever grow."""
@@ -172,7 +184,7 @@ class BlockManager:
 
     def _root(self, request: Request) -> bytes:
         # The whole budget is encoded, so a field added to it later is part of the key without a change here.
-        content = msgspec.msgpack.encode((request.budget, request.sampling.seed if self._noisy else None))
+        content = msgspec.msgpack.encode((request.budget, request.noise if self._noisy else None))
         return blake2b(content, digest_size=16, key=self._key, person=b"root").digest()
 
     def _take(self) -> int:

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,18 +16,21 @@ from engine.blocks import BlockManager
 from engine.calibrate import MOST_ROWS, measure
 from engine.cost import Pool, StepCost
 from engine.engine import Engine
+from engine.grammar import Grammars
 from engine.progress import Progress
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
+from engine.speculation import Speculator, speculator_of
 from engine.types import EngineInfo, EngineSettings
 from model.attend import bytes_per_block, bytes_per_sequence
 from model.config import DecoderConfig, Infinity, TopK
 from model.decoder import Decoder, parameter_count
-from model.errors import CheckpointError
+from model.errors import CheckpointError, InvalidRequest
 from model.kernels.library import load
 from model.native.decoder import NativeDecoder, refusal
 from weights.folder import resolve_model
 from weights.load import load_model
+from weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +47,16 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     started = time.perf_counter()
     keep_freed_memory()
     torch.set_num_threads(settings.threads or available_cores())
+    folder = resolve_model(settings.model)
     with Progress() as progress:
-        loaded, raw = load_model(resolve_model(settings.model), settings.dtype, progress)
+        loaded, raw = load_model(folder, settings.dtype, progress)
     loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
     parameters = parameter_count(loaded)
     model, reason = prepare(loaded, settings)
     if isinstance(model, NativeDecoder):
         torch.set_num_threads(1)  # what is left to torch is small, and a second pool's threads would be in the way
     give_back_freed_memory()
-    engine, blocks = assemble(model, settings)
+    engine, blocks = assemble(model, settings, grammars=grammars_for(folder, model.config))
     info = EngineInfo(
         family=raw["model_type"],
         parameters=parameters,
@@ -64,6 +69,13 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
         return engine, info
     engine.scheduler.cost = measure(engine.runner, info, pools(model.config), settings.max_step_tokens)
     return engine, replace(info, step_cost=engine.scheduler.cost)
+
+
+def grammars_for(folder: Path, config: DecoderConfig) -> Grammars | None:
+    """What compiles grammars for a checkpoint's vocabulary; None where it has no tokenizer, or no end of a text."""
+    path = folder / "tokenizer.json"
+    ends = Tokenizer.load(folder).eos_ids if path.exists() else ()
+    return Grammars(str(path), config.vocabulary, ends) if ends else None
 
 
 def give_back_freed_memory() -> None:
@@ -106,7 +118,10 @@ def keep_freed_memory() -> None:
 
 
 def assemble(
-    model: Decoder | NativeDecoder, settings: EngineSettings, cost: StepCost | None = None
+    model: Decoder | NativeDecoder,
+    settings: EngineSettings,
+    cost: StepCost | None = None,
+    grammars: Grammars | None = None,
 ) -> tuple[Engine, int]:
     """An engine around a loaded model, and the number of its cache blocks. Without a `cost`, tokens bound its steps."""
     config = model.config
@@ -125,10 +140,23 @@ def assemble(
         chunked=model.token_local,
         cost=cost,
         step_seconds=settings.step_ms / 1000,
+        speculator=speculator_for(model, settings),
     )
-    return Engine(
-        ModelRunner(model, model.cache(blocks, settings.block_size, state_slots(settings))), scheduler
-    ), blocks
+    runner = ModelRunner(model, model.cache(blocks, settings.block_size, state_slots(settings)))
+    runner.draft_experts = scheduler.speculator.experts if scheduler.speculator else 0
+    return Engine(runner, scheduler, grammars), blocks
+
+
+def speculator_for(model: Decoder | NativeDecoder, settings: EngineSettings) -> Speculator | None:
+    """Who guesses, if anybody does. Raises CheckpointError where guesses cannot be checked, or not exactly."""
+    try:
+        speculator = speculator_of(settings.speculate)
+    except InvalidRequest as error:
+        raise CheckpointError(error.message) from None
+    if speculator is not None and not (model.token_local and model.reusable):
+        why = "this model keeps states, or mixes tokens, so that guesses cannot be undone"
+        raise CheckpointError(f"speculate {settings.speculate}: {why}")
+    return speculator
 
 
 def model_length(config: DecoderConfig, settings: EngineSettings) -> int:

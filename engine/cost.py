@@ -6,6 +6,7 @@ constants. Standard library only: `StepCost` crosses to the HTTP process.
 
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -83,14 +84,22 @@ class Load:
 
         Found by bisection, since the estimate only grows with the tokens.
         """
+        return bisect_right(range(1, most + 1), seconds, key=self.after(counts))
+
+    def after(self, counts: Counts) -> Callable[[int], float]:
+        """The estimate with so many more tokens with these counts."""
         tokens, pairs, experts, each = self.tokens, self.pairs, self._experts, sum(counts)
         untouched, missed = self._untouched(), self._missed(counts)
 
-        def after(more: int) -> float:
+        def seconds(more: int) -> float:
             left = sum(there * miss**more for there, miss in zip(untouched, missed, strict=True))
             return self._cost.seconds(tokens + more, pairs + more * each, experts - left)
 
-        return bisect_right(range(1, most + 1), seconds, key=after)
+        return seconds
+
+    def alone(self, counts: Counts) -> float:
+        """The estimate for a step of one token with these counts and nothing else."""
+        return _seconds(self._cost, ((counts, 1),))
 
     def _untouched(self) -> list[float]:
         """Expected experts, per MoE layer, that no token of the step uses."""

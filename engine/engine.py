@@ -7,22 +7,24 @@ requests of that step and nothing else.
 import logging
 import time
 
-from engine.plan import NO_WORK, Plan, Runner, Sampled, Work, sample_count
+from engine.grammar import Grammars, Matcher
+from engine.plan import NO_WORK, Plan, Runner, StepResult, Work, sample_count
 from engine.scheduler import Scheduler
 from engine.types import Request, StepReport, StepStats, TokenEvent
-from model.errors import EngineDown
+from model.errors import EngineDown, InvalidRequest
 
 log = logging.getLogger(__name__)
 
 Outcome = tuple[list[TokenEvent], Work]
+NOTHING = StepResult((), NO_WORK)
 
 
 class Engine:
     """Runs requests to their end. Not thread-safe: one loop calls everything."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler) -> None:
+    def __init__(self, runner: Runner, scheduler: Scheduler, grammars: Grammars | None = None) -> None:
         self.scheduler = scheduler
-        self._runner = runner
+        self._runner, self._grammars = runner, grammars
 
     @property
     def runner(self) -> Runner:
@@ -34,13 +36,25 @@ class Engine:
         """Whether `step` would do or report anything."""
         return self.scheduler.has_work
 
-    def add(self, request: Request) -> None:
-        """Queue a request.
+    def add(self, request: Request, matcher: Matcher | None = None) -> None:
+        """Queue a request. `matcher` is of its grammar, which is compiled now where none is given.
 
         Raises:
             InvalidRequest: it could never be served.
         """
-        self.scheduler.add(request)
+        if request.sampling.grammar and matcher is None:
+            matcher = self.compiler().compile(request.sampling.grammar)
+        self.scheduler.add(request, matcher)
+
+    def compiler(self) -> Grammars:
+        """What compiles grammars for this model.
+
+        Raises:
+            InvalidRequest: it has no vocabulary to compile for.
+        """
+        if self._grammars is None:
+            raise InvalidRequest("this engine has no tokenizer, which grammars need", "grammar")
+        return self._grammars
 
     def abort(self, request_id: str) -> None:
         """End a request; its blocks are free on return and its last event is in the next step's report."""
@@ -69,15 +83,13 @@ class Engine:
         return StepReport(tuple(events), self._stats(plan, events, work, read, time.perf_counter() - started))
 
     def _run(self, plan: Plan) -> Outcome:
-        sampled: tuple[Sampled, ...] = ()
-        work = NO_WORK
+        result = NOTHING
         if plan:
             try:
                 result = self._runner.run(plan)
-                sampled, work = result.sampled, result.work
-                if len(sampled) != sample_count(plan):
+                if len(result.sampled) != sample_count(plan):
                     raise ValueError(
-                        f"the plan samples {sample_count(plan)} tokens, the runner returned {len(sampled)}"
+                        f"the plan samples {sample_count(plan)} tokens, the runner returned {len(result.sampled)}"
                     )
             except EngineDown:
                 raise
@@ -86,7 +98,7 @@ class Engine:
                 # The class name tells an operator what to look for; the text of a foreign exception may tell too much.
                 message = f"the model failed while computing this request ({type(error).__name__})"
                 return self.scheduler.fail(plan, message), NO_WORK
-        return self.scheduler.commit(plan, sampled), work
+        return self.scheduler.commit(plan, result.sampled, result.scores), result.work
 
     def _stats(self, plan: Plan, events: list[TokenEvent], work: Work, read: int, seconds: float) -> StepStats:
         scheduler = self.scheduler
@@ -103,6 +115,8 @@ class Engine:
             preemptions=scheduler.counts.preemptions,
             prefix_queries=scheduler.counts.prefix_queries,
             prefix_hits=scheduler.counts.prefix_hits,
+            drafted=scheduler.counts.drafted,
+            accepted=scheduler.counts.accepted,
             running=scheduler.running,
             waiting=scheduler.waiting,
             blocks_used=scheduler.blocks.used,

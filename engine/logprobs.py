@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.types import Logprob
 
+GROUP = 1 << 24  # logits that are scored at a time, so that intermediates stay below some 200 MB
 BLOCK = 256  # neighbours at most, of which the best is looked at first
 
 
@@ -26,6 +27,17 @@ def logprobs(
         for row, value, top in zip(rows, chosen, _best(logprob_LV, [wanted_B[row] or 0 for row in rows]), strict=True):
             found[row] = Logprob(value, top)
     return found
+
+
+def scores(logits_SV: Tensor, tokens: list[int], wanted: int | None) -> tuple[Logprob, ...] | None:
+    """Of each row the log-probability of its token, and the `wanted` best; None where a row is not finite."""
+    found: list[Logprob] = []
+    size = max(1, GROUP // logits_SV.shape[1])
+    for first in range(0, len(tokens), size):
+        rows_RV, chosen = logits_SV[first : first + size].float(), np.array(tokens[first : first + size])
+        finite_R: NDArray[np.bool_] = torch.isfinite(rows_RV.sum(-1)).numpy()
+        found += [each for each in logprobs(rows_RV, chosen, [wanted or 0] * len(chosen), finite_R) if each]
+    return tuple(found) if len(found) == len(tokens) else None
 
 
 def _best(logprob_LV: Tensor, wanted: list[int]) -> list[tuple[tuple[int, float], ...]]:

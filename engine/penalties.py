@@ -32,11 +32,7 @@ def adjusted(logits_BV: Tensor, sequences: list[Sequence]) -> Tensor:
 
 def _adjusts(sequence: Sequence) -> bool:
     s = sequence.request.sampling
-    return bool(_penalises(s) or s.logit_bias or sequence.output_count < s.min_tokens)
-
-
-def _penalises(s: Sampling) -> bool:
-    return bool(s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0)
+    return bool(s.penalises or s.logit_bias or sequence.output_count < s.min_tokens)
 
 
 def _table(sequence: Sequence, vocabulary: int) -> NDArray[np.float64]:
@@ -73,7 +69,7 @@ class Touched:
     def table(self, sequence: Sequence) -> NDArray[np.float64]:
         """The columns as they are after all of the sequence's tokens."""
         s = sequence.request.sampling
-        if _penalises(s):
+        if s.penalises:
             for position in range(self._read, len(sequence.tokens)):
                 self._count(sequence.tokens[position], s)
             self._read = len(sequence.tokens)

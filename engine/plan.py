@@ -12,28 +12,60 @@ import msgspec
 from engine.sequence import Sequence
 from engine.types import Logprob
 
+NONE = range(0)
+NOT_FINITE = "the model produced logits that are not finite for this request"
+
 
 class Chunk(msgspec.Struct, frozen=True):
-    """Tokens `start` to `start + length` of one sequence; blocks for all of them are already held."""
+    """Tokens `start` to `start + length` of one sequence and guesses at those that follow; blocks for all are held.
+
+    `drafts` are such guesses; `ahead` says how many the runner makes itself, before it checks them.
+    """
 
     sequence: Sequence
     start: int
     length: int
+    drafts: tuple[int, ...] = ()
+    ahead: int = 0
 
     @property
-    def samples(self) -> bool:
-        """Whether this chunk reaches the last token, so that the next one is sampled from its logits.
+    def ends(self) -> bool:
+        """Whether this chunk reaches the last token.
 
         True or false until the plan is committed; the commit itself may append the new token.
         """
         return self.start + self.length == len(self.sequence.tokens)
+
+    @property
+    def samples(self) -> bool:
+        """Whether the next token is sampled from its logits; true or false as `ends`."""
+        return self.ends and self.sequence.request.sampling.max_tokens > 0
+
+    @property
+    def scored(self) -> range:
+        """The prompt tokens whose log-probabilities are wanted and follow from this chunk."""
+        sequence = self.sequence
+        if sequence.request.sampling.prompt_logprobs is None:
+            return NONE
+        end = min(self.start + self.length + 1, sequence.prompt_length)
+        return range(max(self.start, len(sequence.scores)) + 1, end)
+
+    @property
+    def rows(self) -> int:
+        """How many of its tokens' logits are wanted."""
+        return self.samples * (1 + len(self.drafts)) + len(self.scored)
+
+    @property
+    def tokens(self) -> list[int]:
+        """What is computed."""
+        return [*self.sequence.tokens[self.start : self.start + self.length], *self.drafts]
 
 
 Plan = tuple[Chunk, ...]
 
 
 def sample_count(plan: Plan) -> int:
-    """How many tokens a plan samples."""
+    """How many chunks of a plan sample."""
     return sum(chunk.samples for chunk in plan)
 
 
@@ -45,14 +77,20 @@ class Counts:
     preemptions: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Sampled(msgspec.Struct, frozen=True):
-    """The next token of one chunk, or (with `error`, a sentence for the caller) why there is none."""
+    """The next token of one chunk, or (with `error`, a sentence for the caller) why there is none.
+
+    `more`: further tokens, where guesses were right: each is what would have been sampled after the one before.
+    """
 
     token: int
     logprob: Logprob | None = None
     error: str | None = None
+    more: tuple["Sampled", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +108,14 @@ NO_WORK = Work(routed_pairs=0, trained_pairs=0, distinct_experts=0, load_imbalan
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One `Sampled` for each chunk with `.samples`, in plan order, and the work it took."""
+    """One `Sampled` for each chunk with `.samples`, in plan order, and the work it took.
+
+    `scores`: for each chunk with `.scored`, in plan order, those log-probabilities; None where one is not finite.
+    """
 
     sampled: tuple[Sampled, ...]
     work: Work
+    scores: tuple[tuple[Logprob, ...] | None, ...] = ()
 
 
 class Runner(Protocol):

@@ -11,9 +11,12 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from engine.engine import Engine
+from engine.grammar import Job
 from engine.messages import (
     HEADER,
     Abort,
@@ -48,20 +51,31 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._buffer = bytearray()
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        self._woken.setblocking(False)
+
+    def wake(self) -> None:
+        """Let a waiting `receive` return; any thread may call it."""
+        with suppress(BlockingIOError):  # full of wakes: it will wake
+            self._waker.send(b"!")
 
     def send(self, message: FromEngine) -> None:
         """Write one message, waiting as long as the parent takes to read. Raises `OSError` when the parent is gone."""
         self._socket.sendall(frame(message))
 
-    def receive(self, *, wait: bool) -> list[ToEngine]:
-        """All messages that have arrived; with `wait`, sleeps until there is something to read.
+    def receive(self, *, wait: bool, most: float | None = None) -> list[ToEngine]:
+        """All messages that have arrived; with `wait`, sleeps until there is something to read, `wake` is called, or
+        `most` seconds have passed.
 
         Raises:
             EOFError: the parent has closed its end.
             FrameError: what arrived is no message.
         """
         if wait:
-            select.select([self._socket], [], [])
+            select.select([self._socket, self._woken], [], [], most)
+        with suppress(BlockingIOError):
+            self._woken.recv(_READ_SIZE)
         try:
             while data := self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT):
                 self._buffer += data
@@ -108,36 +122,75 @@ def main(arguments: Sequence[str] | None = None, builder: Builder | None = None)
 def serve(connection: Connection, engine: Engine) -> None:
     """Run requests until a `Stop` has come and everything submitted has ended."""
     stopping = False
+    intake = Intake(connection, engine)
     while True:
-        for message in connection.receive(wait=not engine.has_work and not stopping):
-            stopping = _obey(message, connection, engine) or stopping
+        for message in connection.receive(
+            wait=not engine.has_work and (bool(intake.jobs) or not stopping), most=intake.patience
+        ):
+            stopping = _obey(message, intake) or stopping
+        intake.admit()
         if engine.has_work:
             connection.send(Report(engine.step()))
-        elif stopping:
+        elif stopping and not intake.jobs:
             return
 
 
-def _obey(message: ToEngine, connection: Connection, engine: Engine) -> bool:
+class Intake:
+    """Hands requests to the engine: at once, or, where a grammar must be compiled first, when that is done."""
+
+    def __init__(self, connection: Connection, engine: Engine) -> None:
+        self.connection, self.engine = connection, engine
+        self.jobs: dict[str, tuple[Request, Job]] = {}
+
+    def submit(self, request: Request) -> None:
+        with self._refusing(request):
+            if request.sampling.grammar:
+                job = self.engine.compiler().start(request.sampling.grammar, self.connection.wake)
+                self.jobs[request.id] = request, job
+            else:
+                self.engine.add(request)
+
+    def abort(self, request_id: str) -> None:
+        if self.jobs.pop(request_id, None) is None:
+            self.engine.abort(request_id)
+        else:
+            self.connection.send(Rejected(request_id, "aborted before it began", None, "aborted"))
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds until a grammar has taken too long; None without one."""
+        deadlines = [job.deadline for _, job in self.jobs.values()]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def admit(self) -> None:
+        """Pass on what has been compiled, or has taken too long."""
+        for request, job in [each for each in self.jobs.values() if each[1].done]:
+            del self.jobs[request.id]
+            with self._refusing(request):
+                self.engine.add(request, job.result())
+
+    @contextmanager
+    def _refusing(self, request: Request) -> Iterator[None]:
+        try:
+            yield
+        except InvalidRequest as error:
+            self.connection.send(Rejected(request.id, error.message, error.param, error.code))
+
+
+def _obey(message: ToEngine, intake: Intake) -> bool:
     """Carry out one message; true if it asks to stop."""
     match message:
         case Submit(requests):
             for request in requests:
-                _submit(request, connection, engine)
+                intake.submit(request)
         case Abort(ids):
             for request_id in ids:
-                engine.abort(request_id)
+                intake.abort(request_id)
         case Stop():
             return True
         case Start():
             raise FrameError("a second start message")
     return False
-
-
-def _submit(request: Request, connection: Connection, engine: Engine) -> None:
-    try:
-        engine.add(request)
-    except InvalidRequest as error:
-        connection.send(Rejected(request.id, error.message, error.param, error.code))
 
 
 def _load(connection: Connection, builder: Builder | None) -> Engine | None:

@@ -1,12 +1,19 @@
 """Runs a plan on a decoder: builds the batch, calls the model, samples. The only place where plans become tensors."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from engine.batching import Batching
-from engine.plan import Plan, StepResult, Work
+from engine.logprobs import scores
+from engine.plan import Chunk, Plan, StepResult, Work
 from engine.sampler import sample
+from engine.sequence import Sequence
+from engine.speculation import fewer
+from engine.types import Logprob
 from model.attend import PagedCache
 from model.decoder import Decoder
 from model.kernels.library import load
@@ -42,20 +49,73 @@ class ModelRunner:
 
     def __init__(self, model: Decoder | NativeDecoder, cache: PagedCache | NativeCache) -> None:
         self.model, self.cache = model, cache
-        self._batching = Batching(cache.block_size)
+        self._batching, self._guessing = Batching(cache.block_size), Batching(cache.block_size)
+        self.draft_experts = 0  # how many experts guess, where chunks ask for guesses
         self._trained_pairs = model.config.experts.trained * len(model.config.mixtures)  # of a token
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> StepResult:
-        """Compute every chunk; sample for those that reach their last token."""
+        """Compute every chunk; sample for those that reach their last token, score the prompts that ask for it."""
         tally = Tally()
-        logits_BV = self.forward(plan, tally)
-        sampled = sample(logits_BV, [chunk.sequence for chunk in plan if chunk.samples]) if len(logits_BV) else ()
-        return StepResult(sampled, tally.work(sum(chunk.length for chunk in plan) * self._trained_pairs))
+        if any(chunk.ahead for chunk in plan):
+            plan = self._guess(plan, tally)
+        logits_RV = self.forward(plan, tally)
+        scoring = [chunk for chunk in plan if chunk.scored]
+        rows = len(logits_RV) - sum(len(chunk.scored) for chunk in scoring)
+        sampling = [chunk for chunk in plan if chunk.samples]
+        drafts = [chunk.drafts for chunk in sampling]
+        sampled = sample(logits_RV[:rows], [chunk.sequence for chunk in sampling], drafts) if rows else ()
+        tokens = sum(chunk.length + len(chunk.drafts) for chunk in plan)
+        return StepResult(sampled, tally.work(tokens * self._trained_pairs), _scores(logits_RV[rows:], scoring))
 
     def forward(self, plan: Plan, tally: Tally) -> Tensor:
-        """Logits [B, V] of the chunks that sample, in plan order."""
-        batch, pages = self._batching.step(plan)
+        """Logits [R, V] of the rows that chunks want, in plan order: rows to sample from, then those to score with."""
+        return self._forward(self._batching, plan, tally)
+
+    def _forward(self, batching: Batching, plan: Plan, tally: Tally) -> Tensor:
+        batch, pages = batching.step(plan)
         # The cache is of the decoder's own kind, which no type can say here.
-        logits_BV: Tensor = self.model(batch, self.cache.attend(pages), tally)  # type: ignore[arg-type]
-        return logits_BV
+        logits_RV: Tensor = self.model(batch, self.cache.attend(pages), tally)  # type: ignore[arg-type]
+        return logits_RV
+
+    def _guess(self, plan: Plan, tally: Tally) -> Plan:
+        """The same plan with guesses that the model made with fewer experts, token by token.
+
+        Their keys and values lie where the plan's own will be: checking the guesses writes over them.
+        """
+        shadows = {chunk.sequence.id: _shadow(chunk, self.draft_experts) for chunk in plan if chunk.ahead}
+        for done in range(max(chunk.ahead for chunk in plan)):
+            going = [(chunk, shadows[chunk.sequence.id]) for chunk in plan if chunk.ahead > done]
+            step = tuple(Chunk(shadow, chunk.start + done, 1) for chunk, shadow in going)
+            results = sample(self._forward(self._guessing, step, tally), [shadow for _, shadow in going])
+            for (_, shadow), result in zip(going, results, strict=True):
+                shadow.tokens.append(result.token)
+        return tuple(
+            structs.replace(chunk, drafts=tuple(shadows[chunk.sequence.id].tokens[-chunk.ahead :]))
+            if chunk.ahead
+            else chunk
+            for chunk in plan
+        )
+
+
+def _shadow(chunk: Chunk, experts: int) -> Sequence:
+    """A sequence like the chunk's, with fewer experts, which may go ahead."""
+    own = chunk.sequence
+    counts = fewer(own.request.budget.per_layer, experts)
+    sampling = replace(own.request.sampling, logprobs=None)
+    request = replace(own.request, budget=replace(own.request.budget, per_layer=counts), sampling=sampling)
+    shadow = Sequence(request, own.arrived_at)
+    shadow.tokens, shadow.blocks, shadow.slot = list(own.tokens), own.blocks, own.slot
+    return shadow
+
+
+def _scores(logits_NV: Tensor, chunks: list[Chunk]) -> tuple[tuple[Logprob, ...] | None, ...]:
+    """The log-probabilities of prompt tokens: of each chunk those that follow from it."""
+    found: list[tuple[Logprob, ...] | None] = []
+    first = 0
+    for chunk in chunks:
+        tokens = [chunk.sequence.tokens[position] for position in chunk.scored]
+        rows_SV = logits_NV[first : first + len(tokens)]
+        found.append(scores(rows_SV, tokens, chunk.sequence.request.sampling.prompt_logprobs))
+        first += len(tokens)
+    return tuple(found)

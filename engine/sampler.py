@@ -9,33 +9,58 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.constraints import constrained
 from engine.draw import ASKED, draw
 from engine.logprobs import logprobs
 from engine.penalties import adjusted
-from engine.plan import Sampled
+from engine.plan import NOT_FINITE, Sampled
 from engine.sequence import Sequence
 from model.kernels.library import load
 from model.noise import uniform
 
-NOT_FINITE = "the model produced logits that are not finite for this request"
+Drafts = list[tuple[int, ...]]
 
 
-def sample(logits_BV: Tensor, sequences: list[Sequence]) -> tuple[Sampled, ...]:
-    """The next token of each sequence and the log-probabilities it asked for; the logits are left as they are."""
+def sample(logits_RV: Tensor, sequences: list[Sequence], drafts: Drafts | None = None) -> tuple[Sampled, ...]:
+    """The next token of each sequence and the log-probabilities it asked for; the logits are left as they are.
+
+    A sequence with guesses has a row for its next token and one more after each guess. Guesses stand as long as each is
+    the token that was sampled before it; then they are `more`.
+    """
+    if drafts is None or not any(drafts):
+        return _rows(logits_RV, sequences, None)
+    places = [(s, guess[:ahead]) for s, guess in zip(sequences, drafts, strict=True) for ahead in range(len(guess) + 1)]
+    results = iter(_rows(logits_RV, [sequence for sequence, _ in places], [before for _, before in places]))
+    return tuple(_accepted([next(results) for _ in range(len(guess) + 1)], guess) for guess in drafts)
+
+
+def _accepted(results: list[Sampled], guesses: tuple[int, ...]) -> Sampled:
+    right = 0
+    while right < len(guesses) and results[right].error is None and results[right].token == guesses[right]:
+        right += 1
+    return Sampled(results[0].token, results[0].logprob, results[0].error, tuple(results[1 : right + 1]))
+
+
+def _rows(logits_BV: Tensor, sequences: list[Sequence], before_B: Drafts | None) -> tuple[Sampled, ...]:
+    """One result per row. `before_B`: the guesses that a row comes after."""
     if load().native and logits_BV.dtype == torch.float32 and all(sequence.plain for sequence in sequences):
         best: list[int] = torch.ops.moedial.best(logits_BV).tolist()
         return tuple(Sampled(0, error=NOT_FINITE) if token < 0 else Sampled(token) for token in best)
     raw_BV = logits_BV.float().contiguous()
     finite_B: NDArray[np.bool_] = torch.isfinite(raw_BV.sum(-1)).numpy()
-    token_B = _choose(adjusted(raw_BV, sequences), finite_B, sequences)
+    ahead_B = None if before_B is None else [len(before) for before in before_B]
+    constrained_BV, faults = constrained(adjusted(raw_BV, sequences), raw_BV, sequences, before_B)
+    token_B = _choose(constrained_BV, finite_B, sequences, ahead_B)
     found = logprobs(raw_BV, token_B, [s.request.sampling.logprobs for s in sequences], finite_B)
     return tuple(
-        Sampled(token, logprob) if ok else Sampled(0, error=NOT_FINITE)
-        for token, logprob, ok in zip(token_B.tolist(), found, finite_B.tolist(), strict=True)
+        Sampled(token, logprob) if ok and row not in faults else Sampled(0, error=faults.get(row, NOT_FINITE))
+        for row, (token, logprob, ok) in enumerate(zip(token_B.tolist(), found, finite_B.tolist(), strict=True))
     )
 
 
-def _choose(logits_BV: Tensor, finite_B: NDArray[np.bool_], sequences: list[Sequence]) -> NDArray[np.int64]:
+def _choose(
+    logits_BV: Tensor, finite_B: NDArray[np.bool_], sequences: list[Sequence], ahead_B: list[int] | None
+) -> NDArray[np.int64]:
     """The best token of each row (of equals the lowest), or a drawn one where a temperature asks for it."""
     values_BV: NDArray[np.float32] = logits_BV.numpy()
     token_B: NDArray[np.int64] = values_BV.argmax(-1)  # numpy's runs at the speed of memory, torch's ten times slower
@@ -44,17 +69,24 @@ def _choose(logits_BV: Tensor, finite_B: NDArray[np.bool_], sequences: list[Sequ
         # A best value that adjustments made infinite leaves nothing to draw from.
         best_B = values_BV[np.arange(len(token_B)), token_B]
         rows_R = np.flatnonzero(hot_B & finite_B & np.isfinite(best_B))
-        token_B[rows_R] = draw(logits_BV, rows_R, _asked([sequences[row] for row in rows_R], values_BV.shape[1]))
+        places = [(sequences[row], ahead_B[row] if ahead_B else 0) for row in rows_R]
+        token_B[rows_R] = draw(logits_BV, rows_R, _asked(places, values_BV.shape[1]))
     return token_B
 
 
-def _asked(sequences: list[Sequence], vocabulary: int) -> NDArray[np.void]:
-    """What each row wants of its draw, and its random number."""
-    settings = [sequence.request.sampling for sequence in sequences]
+def _asked(places: list[tuple[Sequence, int]], vocabulary: int) -> NDArray[np.void]:
+    """What each row wants of its draw, and its random number; a row may be some tokens ahead of its sequence."""
     return np.array(
         [
-            (s.temperature, min(s.top_k or vocabulary, vocabulary), s.top_p, s.min_p, uniform(s.seed, len(q.tokens)))
-            for s, q in zip(settings, sequences, strict=True)
+            (
+                s.temperature,
+                min(s.top_k or vocabulary, vocabulary),
+                s.top_p,
+                s.min_p,
+                uniform(s.seed, len(sequence.tokens) + ahead),
+            )
+            for sequence, ahead in places
+            for s in (sequence.request.sampling,)
         ],
         ASKED,
     )

@@ -12,10 +12,14 @@ from collections.abc import Sequence as Seq
 
 from engine.blocks import BlockManager
 from engine.cost import FREE, Allowance, StepCost
-from engine.plan import Chunk, Counts, Plan, Sampled, sample_count
+from engine.grammar import Matcher
+from engine.plan import NOT_FINITE, Chunk, Counts, Plan, Sampled, sample_count
 from engine.sequence import Sequence
+from engine.speculation import Speculator
 from engine.types import Finish, Logprob, Request, TokenEvent
 from model.errors import InvalidRequest
+
+Scores = tuple[Logprob, ...] | None
 
 
 class Scheduler:
@@ -28,6 +32,9 @@ class Scheduler:
     With `chunked=False` (mixtures that mix tokens) a prompt is read whole and a preempted sequence is recomputed just
     as it was first computed: the prompt in one chunk, then token by token. Such a prompt may exceed `max_step_tokens`,
     as the only prompt of its step, and it is never cut by cost.
+
+    A `speculator` guesses at what sequences that decode will say next. Its guesses take tokens of a step and blocks
+    that are free, and nothing from anybody.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class Scheduler:
         cost: StepCost | None = None,
         step_seconds: float = 0.0,
         min_chunk: int = 16,
+        speculator: Speculator | None = None,
     ) -> None:
         if not 1 <= max_running <= max_step_tokens:
             raise ValueError(
@@ -49,11 +57,13 @@ class Scheduler:
             )
         if blocks.prefix_cache and not chunked:
             raise ValueError("a model that must read prompts whole cannot use a prefix cache")
+        if speculator is not None and not chunked:
+            raise ValueError("a model that mixes tokens cannot check guesses")
         if min_chunk < 1:
             raise ValueError(f"min_chunk must be at least 1, or prompts would never be read; got {min_chunk}")
         self.blocks = blocks
         self.max_running, self.max_step_tokens, self.max_model_len = max_running, max_step_tokens, max_model_len
-        self.cost = cost
+        self.cost, self.speculator = cost, speculator
         self.counts = Counts()  # of the last plan
         self._chunked, self._clock = chunked, clock
         self._step_seconds, self._min_chunk = step_seconds if step_seconds and chunked else math.inf, min_chunk
@@ -78,8 +88,8 @@ class Scheduler:
         """Whether a step would do or report anything."""
         return bool(self._running or self._waiting or self._events)
 
-    def add(self, request: Request) -> None:
-        """Queue a request.
+    def add(self, request: Request, matcher: Matcher | None = None) -> None:
+        """Queue a request; `matcher` follows its grammar.
 
         Raises:
             InvalidRequest: it is empty, its id is taken, or it could never fit in the context or the cache.
@@ -89,7 +99,7 @@ class Scheduler:
             raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
         if length < 1:
             raise InvalidRequest("the prompt must have at least one token", "prompt")
-        if new < 1:
+        if new < 1 and (new < 0 or request.sampling.prompt_logprobs is None):
             raise InvalidRequest(f"max_tokens must be at least 1, got {new}", "max_tokens")
         cache = self.blocks.total * self.blocks.block_size + 1  # the last token is returned, never computed
         limits = (self.max_model_len, "the context of this model"), (cache, "the key-value cache of this server")
@@ -101,7 +111,7 @@ class Scheduler:
                     "max_tokens",
                     "context_length_exceeded",
                 )
-        self._waiting[request.id] = Sequence(request, self._clock())
+        self._waiting[request.id] = Sequence(request, self._clock(), matcher)
 
     def abort(self, request_id: str) -> None:
         """End a request; its last event comes with the next commit. An unknown id is ignored: it may just have ended.
@@ -129,20 +139,26 @@ class Scheduler:
                 plan.append(chunk)
         self._admit(plan, allowance)
         self.counts.estimated_s = allowance.load.seconds if plan else 0.0
+        if self.speculator is not None and plan:
+            self.speculator.value = self.counts.estimated_s / max(1, sample_count(tuple(plan)))
         self._planned = {chunk.sequence.id for chunk in plan}
         return tuple(plan)
 
-    def commit(self, plan: Plan, sampled: Seq[Sampled]) -> list[TokenEvent]:
-        """Take in a step's results, one `Sampled` per sampling chunk in plan order; returns all events since the last.
+    def commit(self, plan: Plan, sampled: Seq[Sampled], scores: Seq[Scores] = ()) -> list[TokenEvent]:
+        """Take in a step's results, one `Sampled` per sampling chunk and `scores` of those that score, in plan order;
+        returns all events since the last.
 
         Raises:
             ValueError: the number of results is wrong; nothing has changed.
         """
         if len(sampled) != sample_count(plan):
             raise ValueError(f"the plan samples {sample_count(plan)} tokens, got {len(sampled)}")
-        results = iter(sampled)
+        if len(scores) != (scoring := sum(bool(chunk.scored) for chunk in plan)):
+            raise ValueError(f"the plan scores {scoring} chunks, got {len(scores)}")
+        results, scored = iter(sampled), iter(scores)
         for chunk in plan:
-            self._advance(chunk, next(results) if chunk.samples else None)
+            found = next(scored) if chunk.scored else ()
+            self._advance(chunk, next(results) if chunk.samples else None, found)
         return self._close()
 
     def fail(self, plan: Plan, message: str) -> list[TokenEvent]:
@@ -190,7 +206,21 @@ class Scheduler:
             if youngest is sequence:
                 return None
         allowance.take(counts, length, prompt=wanted > 1)
+        if self.speculator is not None and wanted == 1:
+            return self._guess(self.speculator, sequence, allowance)
         return Chunk(sequence, sequence.computed, length)
+
+    def _guess(self, speculator: Speculator, sequence: Sequence, allowance: Allowance) -> Chunk:
+        """The chunk of a sequence that decodes, with guesses as far as tokens, blocks and its own end allow."""
+        left = sequence.request.sampling.max_tokens - sequence.output_count - 1
+        most = min(left, allowance.tokens, self.blocks.room(sequence) - 1)
+        drafts = speculator.propose(sequence, most, allowance)
+        ahead = 0 if drafts else speculator.ahead(sequence, most, allowance)
+        count = len(drafts) + ahead
+        if count:
+            self.blocks.reserve(sequence, sequence.computed + 1 + count)
+            allowance.take(sequence.request.budget.per_layer, count, prompt=False)
+        return Chunk(sequence, sequence.computed, 1, drafts, ahead)
 
     def _admit(self, plan: list[Chunk], allowance: Allowance) -> None:
         """Start waiting sequences while the step and the cache have room."""
@@ -200,6 +230,8 @@ class Scheduler:
             room = allowance.room(counts)
             if room < 1 or (not self._chunked and sequence.prompt_length > room and allowance.reads):
                 break
+            if self.blocks.soon(sequence, self._running.values()):
+                break  # somebody is reading the same prompt: a step or two later it need not be read again
             # One spare block per running sequence, so that the next decodes do not evict the newcomer at once.
             if not self.blocks.admit(sequence, spare=len(self._running)):
                 break
@@ -208,7 +240,7 @@ class Scheduler:
 
     def _cut(self, plan: list[Chunk]) -> bool:
         """Whether the plan ends with a prompt partly read: nobody may come after it."""
-        return self._chunked and bool(plan) and not plan[-1].samples
+        return self._chunked and bool(plan) and not plan[-1].ends
 
     def _start(self, sequence: Sequence, room: int) -> Chunk:
         """Move an admitted sequence from the queue to the running ones and plan its first chunk."""
@@ -240,28 +272,59 @@ class Scheduler:
         self._waiting[sequence.id] = sequence
         self._waiting.move_to_end(sequence.id, last=False)
 
-    def _advance(self, chunk: Chunk, result: Sampled | None) -> None:
-        """Take in one chunk's result. Nothing computed by a sequence that failed is offered to others."""
-        sequence = chunk.sequence
+    def _advance(self, chunk: Chunk, result: Sampled | None, scores: Scores) -> None:
+        """Take in one chunk's results. Nothing computed by a sequence that failed is offered to others."""
+        sequence, ends = chunk.sequence, chunk.ends
         sequence.computed = chunk.start + chunk.length
         if sequence.id in self._doomed:
             self._finish(sequence, "abort")
-        elif result is None:
-            self.blocks.commit(sequence)
-        elif result.error is not None:
+        elif scores is None:
+            self._finish(sequence, "error", error=NOT_FINITE)
+        elif result is not None and result.error is not None:
             self._finish(sequence, "error", error=result.error)
         else:
-            self.blocks.commit(sequence)
-            self._append(sequence, result)
+            sequence.scores += scores
+            if result is not None:
+                self._append(chunk, (result, *result.more))
+            else:
+                self.blocks.commit(sequence)
+                if ends:
+                    self._finish(sequence, "length")  # only the prompt was to be scored
 
-    def _append(self, sequence: Sequence, result: Sampled) -> None:
-        if sequence.first_token_at is None:
-            sequence.first_token_at = self._clock()
-        sequence.tokens.append(result.token)
-        if finish := self._finish_reason(sequence, result.token):
-            self._finish(sequence, finish, token=result.token, logprob=result.logprob)
-        else:
-            self._events.append(TokenEvent(sequence.id, result.token, result.logprob))
+    def _append(self, chunk: Chunk, results: tuple[Sampled, ...]) -> None:
+        """Add what was sampled: the next token, and those after it that guesses were right about."""
+        sequence = chunk.sequence
+        kept, finish = self._extend(sequence, results)
+        sequence.computed += len(kept) - 1
+        if drafted := len(chunk.drafts) + chunk.ahead:
+            self._learn(sequence, drafted, len(kept) - 1)
+        self.blocks.commit(sequence)
+        if finish is not None:
+            last = kept.pop()
+        for result in kept:
+            self._events.append(TokenEvent(sequence.id, result.token, result.logprob, prompt_logprobs=_told(sequence)))
+            sequence.first_token_at = sequence.first_token_at or self._clock()
+        if finish is not None:
+            self._finish(sequence, finish, token=last.token, logprob=last.logprob, error=last.error)
+
+    def _extend(self, sequence: Sequence, results: tuple[Sampled, ...]) -> tuple[list[Sampled], Finish | None]:
+        """The results up to the one that ends the sequence, if one does, and how it ends."""
+        for count, result in enumerate(results, 1):
+            if result.error is not None:
+                return list(results[:count]), "error"
+            sequence.tokens.append(result.token)
+            if sequence.matcher is not None:
+                sequence.matcher.advance((result.token,))
+            if finish := self._finish_reason(sequence, result.token):
+                return list(results[:count]), finish
+        return list(results), None
+
+    def _learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        for counts in (self.counts, sequence):
+            counts.drafted += drafted
+            counts.accepted += accepted
+        if self.speculator is not None:
+            self.speculator.learn(sequence, drafted, accepted)
 
     def _finish_reason(self, sequence: Sequence, token: int) -> Finish | None:
         sampling = sequence.request.sampling
@@ -283,11 +346,21 @@ class Scheduler:
         self.blocks.release(sequence, forget=finish == "error")
         self._running.pop(sequence.id, None)
         self._waiting.pop(sequence.id, None)
+        if token is not None and error is None:
+            sequence.first_token_at = sequence.first_token_at or self._clock()
         stats = sequence.stats(self._clock())
-        self._events.append(TokenEvent(sequence.id, token, logprob, finish, error, stats))
+        self._events.append(TokenEvent(sequence.id, token, logprob, finish, error, stats, _told(sequence)))
 
     def _close(self) -> list[TokenEvent]:
         self._planned.clear()
         self._doomed.clear()
         events, self._events = self._events, []
         return events
+
+
+def _told(sequence: Sequence) -> tuple[Logprob, ...] | None:
+    """The prompt's log-probabilities, for the first event of a sequence that asked for them."""
+    if sequence.request.sampling.prompt_logprobs is None or sequence.told:
+        return None
+    sequence.told = True
+    return tuple(sequence.scores)

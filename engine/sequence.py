@@ -4,7 +4,8 @@ A sequence has no phases: `pending` is 1 while it decodes and more while it pref
 It refuses to know who schedules it, how blocks are shared, and what a tensor is.
 """
 
-from engine.types import Request, RequestStats
+from engine.grammar import Matcher
+from engine.types import Logprob, Request, RequestStats
 
 
 class Sequence:
@@ -15,25 +16,32 @@ class Sequence:
     """
 
     __slots__ = (
+        "accepted",
         "admitted_at",
         "arrived_at",
         "blocks",
         "cached_tokens",
         "computed",
+        "drafted",
         "first_token_at",
+        "guesses",
         "hashes",
+        "matcher",
         "offered",
         "plain",
         "preemptions",
         "prompt_length",
         "request",
         "sampler_state",
+        "scores",
         "slot",
         "tokens",
+        "told",
     )
 
-    def __init__(self, request: Request, arrived_at: float) -> None:
+    def __init__(self, request: Request, arrived_at: float, matcher: Matcher | None = None) -> None:
         self.request = request
+        self.matcher = matcher  # of the request's grammar, as far as `tokens` have come
         self.tokens = list(request.prompt)
         self.prompt_length = len(request.prompt)
         self.plain = request.sampling.plain
@@ -48,6 +56,10 @@ class Sequence:
         self.admitted_at: float | None = None
         self.first_token_at: float | None = None
         self.sampler_state: object = None  # the sampler's own, a function of the request and `tokens`
+        self.scores: list[Logprob] = []  # of the prompt's tokens from the second on, as far as they are known
+        self.told = False  # whether an event has carried them
+        self.guesses: object = None  # the speculator's own
+        self.drafted = self.accepted = 0  # guesses made for it, and those that were right
 
     @property
     def id(self) -> str:
@@ -74,4 +86,6 @@ class Sequence:
             decode_s=now - first,
             cached_tokens=self.cached_tokens,
             preemptions=self.preemptions,
+            drafted=self.drafted,
+            accepted=self.accepted,
         )

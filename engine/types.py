@@ -32,22 +32,39 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None  # None: off; 0: the chosen token's; n: also the n best alternatives
+    prompt_logprobs: int | None = None  # the same of the prompt's own tokens; only then may max_tokens be 0
+    grammar: str = ""  # what the answer must match, in llguidance's Lark or JSON; "": anything
 
     @property
     def plain(self) -> bool:
         """Whether the model's best token is what is wanted, and nothing about it."""
-        changed = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0 or self.logit_bias
+        changed = self.penalises or self.logit_bias or self.grammar
         return self.temperature == 0 and self.logprobs is None and not self.min_tokens and not changed
+
+    @property
+    def penalises(self) -> bool:
+        """Whether what has been generated changes the logits of what comes next."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence to continue. `id` is unique among running requests; `prompt` has at least one token."""
+    """One sequence to continue. `id` is unique among running requests; `prompt` has at least one token.
+
+    `noise_seed` keys the noise of families that draw some (None: the sampling's seed): several answers to one prompt
+    share it, and with it the prompt's keys and values.
+    """
 
     id: str
     prompt: tuple[int, ...]
     budget: ExpertBudget
     sampling: Sampling
+    noise_seed: int | None = None
+
+    @property
+    def noise(self) -> int:
+        """The seed of the family's noise."""
+        return self.sampling.seed if self.noise_seed is None else self.noise_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +84,16 @@ class RequestStats:
     decode_s: float
     cached_tokens: int
     preemptions: int
+    drafted: int = 0  # tokens guessed by speculation
+    accepted: int = 0  # of these, right
 
 
 class TokenEvent(msgspec.Struct, frozen=True):
-    """One new token, or the end of a request, or both. A stop token is reported with finish="stop"."""
+    """One new token, or the end of a request, or both. A stop token is reported with finish="stop".
+
+    A request that asked for its prompt's log-probabilities has those of every prompt token but the first with its
+    first event.
+    """
 
     request_id: str
     token: int | None
@@ -78,6 +101,7 @@ class TokenEvent(msgspec.Struct, frozen=True):
     finish: Finish | None = None
     error: str | None = None  # with finish="error": a sentence for the caller
     stats: RequestStats | None = None  # with every finish
+    prompt_logprobs: tuple[Logprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +120,8 @@ class StepStats:
     preemptions: int
     prefix_queries: int  # prompt tokens looked up in the prefix cache
     prefix_hits: int  # of these, found
+    drafted: int  # tokens that speculation guessed
+    accepted: int  # of these, right
     running: int
     waiting: int
     blocks_used: int
@@ -149,3 +175,4 @@ class EngineSettings:
     max_step_tokens: int = 512
     step_ms: int = 50  # 0: steps are bounded by tokens alone
     prefix_cache: bool = True
+    speculate: str = "off"  # "ngram", or "experts=K": who guesses tokens ahead (engine/speculation.py)

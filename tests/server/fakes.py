@@ -175,6 +175,8 @@ def step_stats(pairs: int) -> StepStats:
         preemptions=0,
         prefix_queries=10,
         prefix_hits=4,
+        drafted=2,
+        accepted=1,
         running=1,
         waiting=0,
         blocks_used=25,

@@ -1,0 +1,139 @@
+"""Guesses at the next tokens of a sequence, checked all at once in one step: speculation without a second model.
+
+Where what was written last has been written before in the prompt or the answer, what followed then is guessed
+(n-gram look-up; "prompt lookup decoding"). Or the model itself guesses with fewer experts. Either way a guess only
+stands if it is the very token that would have been sampled: answers are the same, token for token, at any
+temperature, because a token depends on its logits, the seed and the position alone.
+
+It knows tokens and times, no model.
+"""
+
+from dataclasses import dataclass, field
+
+from engine.cost import Allowance
+from engine.sequence import Sequence
+from model.errors import InvalidRequest
+
+LONGEST = 8  # guesses at a time
+GRAMS = (4, 3, 2)  # tokens that must have been written before, longest first
+PRIOR = 0.6  # of a guess being right, before anything is known of a sequence
+LEARN, FORGET = 0.15, 0.01  # weight of one more guess; of the prior, per step without a guess
+WORTH = 0.35  # without a cost model: the least chance of being right
+
+
+@dataclass(slots=True)
+class Guesses:
+    """What is known of one sequence: where each run of tokens was followed by what, and how good guesses were."""
+
+    rate: float = PRIOR
+    read: int = 0  # tokens that are in the index
+    after: dict[tuple[int, ...], int] = field(default_factory=dict)  # a run, and the position that followed it last
+
+
+class Speculator:
+    """Decides how many tokens to guess for a sequence, so that the expected gain pays for checking them.
+
+    `experts`: 0 for n-gram look-up, else how many experts the model guesses with. Guessing stops for a sequence where
+    it does not pay, and is tried again now and then: what was learnt is slowly forgotten.
+    """
+
+    def __init__(self, experts: int = 0, longest: int = LONGEST) -> None:
+        self.experts, self._longest = experts, longest
+        self.value = 0.0  # estimated seconds of the last step per token it sampled: what one more token is worth
+
+    def propose(self, sequence: Sequence, most: int, allowance: Allowance) -> tuple[int, ...]:
+        """Up to `most` tokens that may follow. Call it for sequences that decode, at most once a step."""
+        if most < 1 or not _predictable(sequence):
+            return ()
+        known = _known(sequence)
+        if sequence.matcher is not None and (forced := sequence.matcher.forced()):
+            return tuple(forced[:most])
+        if self.experts:
+            return ()
+        found = _look_up(sequence, known, min(most, self._longest))
+        return found[: self._worthwhile(sequence, known, len(found), allowance, 0.0)]
+
+    def ahead(self, sequence: Sequence, most: int, allowance: Allowance) -> int:
+        """How many tokens the model shall guess itself, with fewer experts."""
+        if not self.experts or most < 1 or not _predictable(sequence) or sequence.matcher is not None:
+            return 0
+        draft = allowance.load.alone(fewer(sequence.request.budget.per_layer, self.experts))
+        return self._worthwhile(sequence, _known(sequence), min(most, self._longest), allowance, draft)
+
+    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        """Take in how many of so many guesses were right."""
+        known = _known(sequence)
+        for _ in range(accepted):
+            known.rate += LEARN * (1 - known.rate)
+        if accepted < drafted:
+            known.rate -= LEARN * known.rate
+
+    def _worthwhile(self, sequence: Sequence, known: Guesses, most: int, allowance: Allowance, each: float) -> int:
+        """How many of `most` guesses pay for themselves: the n-th is right with the rate's n-th power.
+
+        The step is taken to hold the sequence's own token already; `each` guess costs so much before it is checked.
+        """
+        after = allowance.load.after(sequence.request.budget.per_layer)
+        count, chance, before = 0, known.rate, after(0)
+        while count < most:
+            spent = after(count + 1) - before + each
+            if not (chance * self.value > spent if self.value else chance > WORTH):
+                break
+            count, chance, before = count + 1, chance * known.rate, after(count + 1)
+        if not count:
+            known.rate += FORGET * (PRIOR - known.rate)
+        return count
+
+
+def _known(sequence: Sequence) -> Guesses:
+    if not isinstance(sequence.guesses, Guesses):
+        sequence.guesses = Guesses()
+    return sequence.guesses
+
+
+def _predictable(sequence: Sequence) -> bool:
+    """Whether the logits after a guess are those that would be sampled from: penalties count what came before."""
+    sampling = sequence.request.sampling
+    return not sampling.penalises and sequence.output_count >= sampling.min_tokens
+
+
+def _look_up(sequence: Sequence, known: Guesses, most: int) -> tuple[int, ...]:
+    """What followed the last time that the text ended as it does now."""
+    tokens, after = sequence.tokens, known.after
+    for end in range(max(known.read, 1), len(tokens)):  # the last token is followed by nothing yet
+        for gram in GRAMS:
+            if end >= gram:
+                after[tuple(tokens[end - gram : end])] = end
+    known.read = len(tokens)
+    for gram in GRAMS:
+        at = after.get(tuple(tokens[-gram:])) if len(tokens) >= gram else None
+        if at is not None:
+            return _continued(tokens, at, most)
+    return ()
+
+
+def _continued(tokens: list[int], at: int, most: int) -> tuple[int, ...]:
+    """Tokens from `at`; what repeats itself up to the end goes on repeating."""
+    period = len(tokens) - at
+    return tuple(tokens[at + i % period] for i in range(most))
+
+
+def fewer(counts: tuple[int, ...], experts: int) -> tuple[int, ...]:
+    """The counts that guesses are made with."""
+    return tuple(min(experts, count) for count in counts)
+
+
+def speculator_of(setting: str) -> Speculator | None:
+    """From "off", "ngram" or "experts=K".
+
+    Raises:
+        InvalidRequest: it is none of these.
+    """
+    if setting == "off":
+        return None
+    if setting == "ngram":
+        return Speculator()
+    word, _, count = setting.partition("=")
+    if word != "experts" or not count.isdecimal() or int(count) < 1:
+        raise InvalidRequest(f"speculate must be off, ngram or experts=K, got {setting!r:.64}", "speculate")
+    return Speculator(int(count))
