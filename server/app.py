@@ -9,7 +9,9 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 
-from server import errors
+from server import contract, errors
+from server.dialects.seam import Dialect
+from server.forms import PLAIN
 from server.middleware import Auth, Limits, RequestId
 from server.routes import generate, models, probes, tokens
 from server.seams import ChatTemplate, Engine, Tokenizer
@@ -27,9 +29,10 @@ def create_app(
     chat: ChatTemplate | None,
     card: Mapping[str, Any],
     sampling_defaults: Mapping[str, Any] = MappingProxyType({}),
+    dialect: Dialect = PLAIN,
 ) -> FastAPI:
     """The app. HTTP answers at once; the model loads beside it, and `Service` says how that ended."""
-    service = Service(settings, engine, tokenizer, chat, card, sampling_defaults)
+    service = Service(settings, engine, tokenizer, chat, card, sampling_defaults, dialect)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -44,6 +47,7 @@ def create_app(
     app = FastAPI(title="moedial", version=probes.installed_version(), lifespan=lifespan, redirect_slashes=False)
     app.state.service = service
     errors.install(app)
+    contract.install(app)
     _add_middleware(app, service)
     for part in (generate, models, probes, tokens):
         app.include_router(part.router)

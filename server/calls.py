@@ -4,30 +4,29 @@ It knows fields and limits; it does not run anything and formats no answer.
 """
 
 import asyncio
-import secrets
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from fastapi import Request as HttpRequest
 
-from engine.types import Request, Sampling
 from model.budget import ExpertBudget
 from model.errors import InvalidRequest
 from server.admission import Reservation
-from server.experts import HEADER, ask_of_header, asks_of_body, refuse_misspelt, reported, resolve
-from server.generation import Generation, Sequence, Timeouts
-from server.lifecycle import Lifecycle
-from server.limits import biases_of, check_limits, prompts_of, read_json, room_for
-from server.schemas import ChatBody, CompletionBody, GenerationBody, refuse_unsupported, unknown_fields, validate
+from server.bodies.base import GenerationBody, refuse_unsupported, unknown_fields, validate
+from server.bodies.chat import ChatBody, Message, TemplateBody, Tool
+from server.bodies.completions import CompletionBody
+from server.experts import HEADER, ask_of_header, asks_of_body, merged, refuse_misspelt, reported, resolve
+from server.forms import Form, form_of_chat, form_of_completion, offered
+from server.generation import Generation, Timeouts
+from server.limits import check_limits, prompts_of, read_json
+from server.sequences import sequences_of
 from server.service import Service
-from server.transcript import Transcript
 
 log = structlog.get_logger("server")
-COMPLETION_TOKENS = 16  # OpenAI's default for completions
 INLINE = 4096  # characters that are tokenised on the event loop; longer texts go to a thread
 LOGGED_FIELDS = 256  # unknown fields that are logged, each once
 
@@ -42,6 +41,7 @@ class Call:
     arrived: float
     body: GenerationBody
     budget: ExpertBudget
+    form: Form
     prompts: tuple[tuple[int, ...], ...]
     generation: Generation
 
@@ -50,10 +50,7 @@ class Call:
         return reported(self.budget)
 
 
-def _ask(service: Service, http: HttpRequest, raw: Mapping[str, Any], model: str | None) -> ExpertBudget:
-    catalogue = service.check_ready()
-    asks = [*asks_of_body(raw), *catalogue.asks_of_model(model), *ask_of_header(http.headers.getlist(HEADER))]
-    return resolve(catalogue.info.experts, catalogue.default_count, asks)
+Prepared = tuple[Form, list[list[int]]]
 
 
 async def open_completion(service: Service, http: HttpRequest) -> Call:
@@ -61,50 +58,69 @@ async def open_completion(service: Service, http: HttpRequest) -> Call:
     raw = await read_json(http, service.settings)
     body, budget = _check(service, http, CompletionBody, raw)
     prompts = prompts_of(body.prompt, service.settings.max_prompts)
-    reservation = service.admission.reserve(body.n * len(prompts))
+    form = form_of_completion(body, service.settings.max_grammar_bytes)
+    reservation = service.admission.reserve(body.answers * len(prompts))
 
-    async def tokenise() -> list[list[int]]:
-        return [
+    async def prepare() -> Prepared:
+        return form, [
             await _encode(service.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt for prompt in prompts
         ]
 
-    return await _open(service, body, budget, reservation, tokenise, arrived)
+    return await _open(service, "cmpl-", body, budget, reservation, prepare, arrived)
 
 
 async def open_chat(service: Service, http: HttpRequest) -> Call:
     arrived = time.monotonic()
-    raw = await read_json(http, service.settings)
+    return await open_conversation(service, http, await read_json(http, service.settings), arrived)
+
+
+async def open_conversation(service: Service, http: HttpRequest, raw: Mapping[str, Any], arrived: float) -> Call:
+    """A call from the raw body of a chat."""
     body, budget = _check(service, http, ChatBody, raw)
-    reservation = service.admission.reserve(body.n)
+    offered(body)
+    reservation = service.admission.reserve(body.answers)
 
-    async def tokenise() -> list[list[int]]:
-        text = await render(service, body)
-        return [await _encode(service.tokenizer.encode_chat, text)]
+    async def prepare() -> Prepared:
+        tools = None if body.tool_choice == "none" else body.tools
+        variables = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
+        text = await render(service, body, body.messages, tools, variables)
+        form = form_of_chat(body, service.dialect, text, service.settings.max_grammar_bytes)
+        return form, [await _encode(service.tokenizer.encode_chat, text)]
 
-    return await _open(service, body, budget, reservation, tokenise, arrived)
+    return await _open(service, "chatcmpl-", body, budget, reservation, prepare, arrived)
 
 
-async def render(service: Service, body: Any) -> str:
+async def render(
+    service: Service,
+    body: TemplateBody,
+    messages: list[Message],
+    tools: list[Tool] | None,
+    variables: Mapping[str, Any],
+) -> str:
     """The chat template's text. A template is code from a checkpoint, so it runs off the event loop."""
     if service.chat is None:
         raise InvalidRequest("this model has no chat template; use /v1/completions", "messages", "no_chat_template")
-    messages = [message.plain() for message in body.messages]
-    return await asyncio.to_thread(
-        service.chat.render, messages, None, body.add_generation_prompt, body.chat_template_kwargs
-    )
+    if tools and not service.chat.knows_tools:
+        raise InvalidRequest("this model's chat template knows no tools", "tools", "unsupported_parameter")
+    said, functions = [message.plain() for message in messages], [tool.plain() for tool in tools or ()] or None
+    set_by_name = body.chat_template_kwargs | dict(variables)
+    return await asyncio.to_thread(service.chat.render, said, functions, body.add_generation_prompt, set_by_name)
 
 
 async def _encode(encode: Callable[[str], list[int]], text: str) -> list[int]:
     return encode(text) if len(text) <= INLINE else await asyncio.to_thread(encode, text)
 
 
-def _check(service: Service, http: HttpRequest, kind: Any, raw: Mapping[str, Any]) -> tuple[Any, ExpertBudget]:
+def _check(service: Service, http: HttpRequest, kind: Any, given: Mapping[str, Any]) -> tuple[Any, ExpertBudget]:
     """Everything that can be refused without tokenising."""
-    service.check_ready()
+    catalogue = service.check_ready()
+    asks = asks_of_body(given)
+    raw = merged(given)
     refuse_misspelt(raw)
     refuse_unsupported(kind, raw)
     body = validate(kind, raw, service.sampling_defaults)
-    budget = _ask(service, http, raw, body.model)
+    asks += [*catalogue.asks_of_model(body.model), *ask_of_header(http.headers.getlist(HEADER))]
+    budget = resolve(catalogue.info.experts, catalogue.default_count, asks)
     check_limits(body, service.settings)
     _note_unknown(service, unknown_fields(kind, raw))
     return body, budget
@@ -121,81 +137,24 @@ def _note_unknown(service: Service, fields: list[str]) -> None:
 
 async def _open(
     service: Service,
+    kind: str,
     body: GenerationBody,
     budget: ExpertBudget,
     reservation: Reservation,
-    tokenise: Callable[[], Any],
+    prepare: Callable[[], Awaitable[Prepared]],
     arrived: float,
 ) -> Call:
     """Tokenise and build the sequences. The slots are held already, and given back if anything is refused."""
+    call_id = kind + uuid.uuid4().hex
     try:
-        prompts = tuple(tuple(prompt) for prompt in await tokenise())
-        _check_tokens(service, body, prompts)
-        samplings = [_sampling(service, body, len(prompt)) for prompt in prompts]
-        reservation.add_tokens(body.n * sum(map(len, prompts)))
-        call_id = ("chatcmpl-" if isinstance(body, ChatBody) else "cmpl-") + uuid.uuid4().hex
-        sequences = tuple(
-            _sequence(service, body, f"{call_id}-{i * body.n + j}", prompts[i], budget, samplings[i], j, arrived, i)
-            for i in range(len(prompts))
-            for j in range(body.n)
-        )
+        form, tokens = await prepare()
+        prompts = tuple(map(tuple, tokens))
+        sequences = sequences_of(service, body, form, prompts, budget, call_id, arrived)
+        reservation.add_tokens(body.answers * sum(map(len, prompts)))
     except BaseException:
         reservation.release()
         raise
     timeouts = Timeouts(service.settings.queue_timeout, service.settings.total_timeout)
-    generation = Generation(service.engine, service.admission, reservation, sequences, timeouts)
+    generation = Generation(service.engine, service.admission, reservation, sequences, timeouts, form.field)
     model = body.model or service.settings.name
-    return Call(call_id, model, int(time.time()), arrived, body, budget, prompts, generation)
-
-
-def _check_tokens(service: Service, body: GenerationBody, prompts: tuple[tuple[int, ...], ...]) -> None:
-    if not all(prompts):
-        raise InvalidRequest("prompt: at least one token is needed, got an empty prompt", "prompt")
-    given = body.prompt if isinstance(body, CompletionBody) and isinstance(body.prompt, list) else []
-    ids = [id for prompt in prompts for id in prompt] if any(not isinstance(item, str) for item in given) else []
-    service.catalogue.check_tokens(
-        {"prompt": ids, "stop_token_ids": body.stop_token_ids, "logit_bias": list(biases_of(body))}
-    )
-
-
-def _sampling(service: Service, body: GenerationBody, prompt: int) -> Sampling:
-    default = COMPLETION_TOKENS if isinstance(body, CompletionBody) else None
-    max_tokens = room_for(body.answer_limit, default, prompt, service.catalogue.info.max_model_len)
-    if body.min_tokens > max_tokens:
-        raise InvalidRequest(
-            f"min_tokens must be at most max_tokens = {max_tokens}, got {body.min_tokens}", "min_tokens"
-        )
-    ends = () if body.ignore_eos else service.tokenizer.eos_ids
-    return Sampling(
-        max_tokens=max_tokens,
-        seed=secrets.randbits(63) if body.seed is None else body.seed,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=max(0, body.top_k),
-        min_p=body.min_p,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        repetition_penalty=body.repetition_penalty,
-        min_tokens=body.min_tokens,
-        stop_token_ids=tuple(dict.fromkeys((*ends, *body.stop_token_ids))),
-        logit_bias=tuple(biases_of(body).items()),
-        logprobs=body.alternatives,
-    )
-
-
-def _sequence(
-    service: Service,
-    body: GenerationBody,
-    id: str,
-    prompt: tuple[int, ...],
-    budget: ExpertBudget,
-    sampling: Sampling,
-    answer: int,
-    arrived: float,
-    prompt_index: int,
-) -> Sequence:
-    """Answer j of a prompt uses seed + j: alone or in a list, a prompt gets the same answers."""
-    seeded = replace(sampling, seed=(sampling.seed + answer) & (2**63 - 1))
-    transcript = Transcript(prompt_index * body.n + answer, service.tokenizer, body.stop)
-    life = Lifecycle(service.metrics, budget, len(prompt), arrived)
-    return Sequence(Request(id, prompt, budget, seeded), transcript, life)
+    return Call(call_id, model, int(time.time()), arrived, body, budget, form, prompts, generation)

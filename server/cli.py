@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from model.errors import MoedialError
 from server.settings import PREFIX, Settings, default_of, flag_of, group_of
+from terminal.cli import bench, chat  # their options only; httpx and the rest are loaded when they run
 
 app = typer.Typer(name="moedial", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -48,6 +49,8 @@ _parameters = [_parameter(name, field) for name, field in Settings.model_fields.
 serve.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defined]
 serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _parameters}
 app.command()(serve)
+app.command("chat")(chat)
+app.add_typer(bench)
 
 
 @app.command()

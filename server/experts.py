@@ -51,6 +51,21 @@ def asks_of_body(body: Mapping[str, Any]) -> list[Ask]:
     return asks
 
 
+def merged(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body with the fields of a literal `extra_body` object where they belong.
+
+    Raises:
+        InvalidRequest: a field is in both, with different values; the count of experts is `resolve`'s business.
+    """
+    nested = body.get("extra_body")
+    if not isinstance(nested, Mapping):
+        return dict(body)
+    for field, value in nested.items():
+        if field not in RIGHT and body.get(field, value) != value:
+            raise InvalidRequest(f"{field:.64} is in the body and, with another value, in extra_body", field[:64])
+    return {**nested, **{field: value for field, value in body.items() if field != "extra_body"}}
+
+
 def _count_of_experts(experts: Any) -> Any:
     if experts is None:
         return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from engine.types import Request, TokenEvent
-from model.errors import GenerationFailed, MoedialError
+from model.errors import GenerationFailed, InvalidRequest, MoedialError
 from server.admission import Admission, Reservation
 from server.errors import GenerationTimeout
 from server.lifecycle import Lifecycle
@@ -45,8 +45,9 @@ class Generation:
         reservation: Reservation,
         sequences: tuple[Sequence, ...],
         timeouts: Timeouts,
+        grammar_field: str = "",
     ) -> None:
-        self.sequences = sequences
+        self.sequences, self._grammar_field = sequences, grammar_field
         self._engine, self._admission, self._reservation, self._timeouts = engine, admission, reservation, timeouts
         self._deltas: asyncio.Queue[Delta | MoedialError] = asyncio.Queue(AHEAD * len(sequences))
         self._open = len(sequences)
@@ -88,6 +89,10 @@ class Generation:
             return
         except TimeoutError:
             error: MoedialError = GenerationTimeout(f"not finished within {self._timeouts.total:g} s")
+        except InvalidRequest as raised:
+            error = raised
+            if raised.param == "grammar":  # the engine does not know what the caller calls it
+                error = InvalidRequest(raised.message, self._grammar_field, raised.code)
         except MoedialError as raised:
             error = raised
         except Exception as raised:
@@ -102,7 +107,7 @@ class Generation:
         async with aclosing(self._engine.generate(sequence.request)) as events:
             async for event in events:
                 delta = _advance(sequence, event)
-                if delta.text or delta.logprobs or delta.finish:
+                if not delta.empty:
                     await self._deltas.put(delta)
                 if delta.finish:
                     return

@@ -11,8 +11,10 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from model.errors import InvalidRequest
+from server.bodies.base import GenerationBody
+from server.bodies.chat import ChatBody, TemplateBody
+from server.bodies.completions import CompletionBody
 from server.errors import ClientGone
-from server.schemas import ChatBody, CompletionBody, GenerationBody, TemplateBody
 from server.settings import Settings
 
 
@@ -45,6 +47,10 @@ def _check_depth(body: Any, limit: int) -> None:
 
 def check_limits(body: GenerationBody, settings: Settings) -> None:
     _at_most("n", body.n, settings.max_n)
+    if isinstance(body, CompletionBody):
+        _check_completion(body, settings)
+    elif body.answer_limit == 0:
+        raise InvalidRequest("max_tokens must be at least 1, got 0", "max_tokens")
     _at_most("stop", len(body.stop), settings.max_stop, "strings")
     _at_most("logit_bias", len(body.logit_bias), settings.max_logit_bias, "entries")
     _at_most("logprobs" if isinstance(body, CompletionBody) else "top_logprobs", _wanted(body), settings.max_logprobs)
@@ -52,10 +58,23 @@ def check_limits(body: GenerationBody, settings: Settings) -> None:
         _at_most(f"stop[{i}]", len(text), settings.max_stop_length, "characters")
         if not text:
             raise InvalidRequest(f"stop[{i}] is an empty string", f"stop[{i}]")
-    if isinstance(body, TemplateBody):
+    if isinstance(body, ChatBody):
+        _at_most("tools", len(body.tools or ()), settings.max_tools)
         check_template(body, settings)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options is only allowed with stream: true", "stream_options")
+
+
+def _check_completion(body: CompletionBody, settings: Settings) -> None:
+    _at_most("best_of", body.answers, settings.max_n)
+    if body.answers < body.n:
+        raise InvalidRequest(f"best_of must be at least n = {body.n}, got {body.best_of}", "best_of")
+    if body.answers > body.n and body.stream:
+        raise InvalidRequest(
+            f"best_of = {body.best_of} cannot be streamed: which answers are best is known last", "best_of"
+        )
+    if body.max_tokens == 0 and not (body.echo and body.logprobs is not None):
+        raise InvalidRequest("max_tokens can only be 0 with echo and logprobs, to score a prompt", "max_tokens")
 
 
 def check_template(body: TemplateBody, settings: Settings) -> None:
@@ -72,8 +91,6 @@ def check_template(body: TemplateBody, settings: Settings) -> None:
 def _wanted(body: GenerationBody) -> int:
     if isinstance(body, ChatBody) and body.top_logprobs and not body.logprobs:
         raise InvalidRequest(f"top_logprobs is {body.top_logprobs}, which needs logprobs: true", "top_logprobs")
-    if isinstance(body, CompletionBody) and body.echo and body.logprobs is not None:
-        raise InvalidRequest("echo together with logprobs is not supported yet", "echo", "unsupported_parameter")
     return body.alternatives or 0
 
 
@@ -121,10 +138,13 @@ def room_for(asked: int | None, default: int | None, prompt: int, context: int) 
         InvalidRequest: prompt and answer do not fit the context; names both numbers.
     """
     room = context - prompt
-    if room < 1 or (asked or 0) > room:
-        wanted = f"{prompt} prompt tokens + {asked or 1} new tokens"
+    least = 1 if asked is None else asked
+    if least > room:
+        wanted = f"{prompt} prompt tokens + {least} new tokens"
         field = "prompt" if room < 1 else "max_tokens"
         raise InvalidRequest(
             f"{wanted} exceed this model's context of {context} tokens", field, "context_length_exceeded"
         )
-    return asked or (room if default is None else min(default, room))
+    if asked is not None:
+        return asked
+    return room if default is None else min(default, room)

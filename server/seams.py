@@ -45,7 +45,16 @@ class Tokenizer(Protocol):
     @property
     def eos_ids(self) -> tuple[int, ...]: ...
 
-    def encode(self, text: str) -> list[int]: ...
+    @property
+    def specials(self) -> Mapping[str, int]:
+        """The special tokens, which a text does not show, and their ids."""
+
+    @property
+    def named(self) -> Mapping[str, str]:
+        """The special tokens that have a part: bos_token, eos_token, pad_token, unk_token."""
+
+    def encode(self, text: str, framed: bool = True) -> list[int]:
+        """`framed`: with what the checkpoint puts around a prompt."""
 
     def encode_chat(self, text: str) -> list[int]: ...
 
@@ -53,10 +62,14 @@ class Tokenizer(Protocol):
 
     def token_bytes(self, id: int) -> bytes: ...
 
-    def stream(self) -> IncrementalDecoder: ...
+    def stream(self, shown: Sequence[str] = ()) -> IncrementalDecoder:
+        """`shown`: special tokens whose text is wanted."""
 
 
 class ChatTemplate(Protocol):
+    knows_tools: bool  # whether it writes them at all
+    source: str
+
     def render(
         self,
         messages: list[dict[str, Any]],

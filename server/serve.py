@@ -18,8 +18,10 @@ from engine.client import EngineClient
 from model.errors import CheckpointError, InvalidRequest, MoedialError
 from server import logs
 from server.app import create_app
+from server.bodies.base import GenerationBody, validate
+from server.dialects.detect import by_name, detect
+from server.dialects.seam import Dialect
 from server.protocol import with_header_deadline
-from server.schemas import GenerationBody, validate
 from server.service import Service
 from server.settings import Settings
 from weights.chat import ChatTemplate
@@ -72,7 +74,9 @@ def run(settings: Settings) -> None:
     engine = EngineClient(settings.engine_settings(folder))
     tokenizer = Tokenizer.load(folder, settings.generation_config == "auto")
     defaults = defaults_of(settings, folder)
-    app = create_app(settings, engine, tokenizer, ChatTemplate.load(folder), read_card(folder), defaults)
+    chat = ChatTemplate.load(folder)
+    dialect = dialect_of(settings, chat, tokenizer)
+    app = create_app(settings, engine, tokenizer, chat, read_card(folder), defaults, dialect)
     service: Service = app.state.service
     ModelServer(config_of(settings, app), service).run()
     if (failure := service.boot_error) is not None:
@@ -81,6 +85,13 @@ def run(settings: Settings) -> None:
             if isinstance(failure, MoedialError)
             else CheckpointError(f"the model cannot be loaded: {failure!r}")
         )
+
+
+def dialect_of(settings: Settings, chat: ChatTemplate | None, tokenizer: Tokenizer) -> Dialect:
+    """How the model writes calls and thoughts: as the operator says, or as its chat template does."""
+    if settings.dialect != "auto":
+        return by_name(settings.dialect, tokenizer.specials)
+    return detect(chat.source if chat else None, tokenizer.specials)
 
 
 def defaults_of(settings: Settings, folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from engine.types import StepReport
 from model.errors import CheckpointError, EngineDown, InvalidRequest
 from server.admission import Admission
 from server.catalogue import Catalogue
+from server.dialects.seam import Dialect
 from server.metrics import Metrics
 from server.seams import ChatTemplate, Engine, Tokenizer
 from server.settings import Settings
@@ -25,8 +26,10 @@ class Service:
         chat: ChatTemplate | None,
         card: Mapping[str, Any],
         sampling_defaults: Mapping[str, Any],
+        dialect: Dialect,
     ) -> None:
         self.settings, self.engine, self.tokenizer, self.chat, self.card = settings, engine, tokenizer, chat, card
+        self.dialect = dialect  # how the model writes calls and thoughts
         self.sampling_defaults = sampling_defaults  # by request field, where a request is silent
         self.admission = Admission(settings.max_running, settings.queue_size, settings.max_queued_tokens)
         self.metrics = Metrics(settings.name)
@@ -53,6 +56,18 @@ class Service:
             raise CheckpointError(error.message) from None
         self.metrics.know_counts(self.loaded.counts)
         self.metrics.watch("default_num_experts", lambda: self.loaded.default_count if self.loaded else 0)
+
+    @property
+    def tokenizer_info(self) -> dict[str, Any]:
+        """The names that lm-evaluation-harness and vLLM use; a checkpoint without such a token has null."""
+        named = self.tokenizer.named
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **{name: named.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
+            "chat_template": None if self.chat is None else self.chat.source,
+            "model_max_length": self.catalogue.info.max_model_len,
+            "vocab_size": self.catalogue.info.vocabulary,
+        }
 
     @property
     def catalogue(self) -> Catalogue:

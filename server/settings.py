@@ -69,6 +69,11 @@ class Settings(BaseSettings):
         "Model",
         "What a request's chat_template_kwargs may set, comma-separated, as enable_thinking; empty: none",
     )
+    dialect: Literal["auto", "plain", "hermes", "mistral", "llama", "deepseek", "harmony"] = _option(
+        "auto",
+        "Model",
+        "How the model writes calls of tools and thoughts; auto: as its chat template does",
+    )
     max_model_len: int = _option(0, "Model", "Longest prompt plus answer, in tokens; 0: what the checkpoint says", ge=0)
 
     quantize: Literal["none", "int8", "int8-weights"] = _option(
@@ -91,6 +96,13 @@ class Settings(BaseSettings):
         "At 50 a stream beside long prompts still gets 20 tokens a second, faster than people read",
         ge=0,
         le=60_000,
+    )
+    speculate: str = _option(
+        "off",
+        "Engine",
+        "Guess tokens ahead and check them in one step, with the same answers: ngram (what followed before), or "
+        "experts=K (the model itself with K experts); off",
+        pattern=r"^(off|ngram|experts=[1-9][0-9]{0,3})$",
     )
     prefix_cache: bool = _option(True, "Engine", "Reuse KV blocks of equal prompts with equal expert counts")
     load_timeout: float = _option(600.0, "Engine", "Seconds that loading the model may take", gt=0)
@@ -116,9 +128,11 @@ class Settings(BaseSettings):
     max_json_depth: int = _option(64, "Limits", "Nesting of a request body", ge=2, le=150)
     max_prompts: int = _option(64, "Limits", "Prompts of one request", ge=1)
     max_n: int = _option(8, "Limits", "Answers per prompt (n)", ge=1)
-    max_stop: int = _option(4, "Limits", "Stop strings of one request", ge=0)
+    max_stop: int = _option(16, "Limits", "Stop strings of one request", ge=0)
     max_stop_length: int = _option(256, "Limits", "Characters of one stop string", ge=1)
     max_logprobs: int = _option(20, "Limits", "Alternatives listed per token (logprobs, top_logprobs)", ge=0)
+    max_tools: int = _option(128, "Limits", "Tools of one request", ge=0)
+    max_grammar_bytes: int = _option(64 << 10, "Limits", "Bytes of a schema, regex or grammar", ge=1)
     max_logit_bias: int = _option(1024, "Limits", "Entries of logit_bias", ge=0)
 
     @property
@@ -144,6 +158,7 @@ class Settings(BaseSettings):
             max_step_tokens=self.max_step_tokens,
             step_ms=self.step_ms,
             prefix_cache=self.prefix_cache,
+            speculate=self.speculate,
         )
 
 

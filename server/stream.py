@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from model.errors import MoedialError
 from server.calls import Call
-from server.errors import ClientGone, error_body
+from server.errors import ClientGone
 from server.seams import Tokenizer
 from server.service import Service
 from server.transcript import Delta
@@ -24,13 +24,8 @@ from server.wire.answers import Format
 
 log = structlog.get_logger("server")
 T = TypeVar("T")
-DONE = b"data: [DONE]\n\n"
 WAITING = b": waiting\n\n"
 GRACE = 5.0  # seconds beyond the total timeout for a slow reader to take the last events
-
-
-def frame(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(chunk) + b"\n\n"
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -89,7 +84,7 @@ async def _collect(call: Call) -> list[Delta]:
 
 async def _events(service: Service, call: Call, format: Format, first: Delta | None) -> AsyncGenerator[bytes, None]:
     for chunk in format.opening():
-        yield frame(chunk)
+        yield format.frame(chunk)
     delta = first
     try:
         while True:
@@ -97,17 +92,16 @@ async def _events(service: Service, call: Call, format: Format, first: Delta | N
                 yield WAITING
             else:
                 for chunk in format.chunks(delta):
-                    yield frame(chunk)
+                    yield format.frame(chunk)
             if call.generation.finished:
                 break
             delta = await call.generation.next(service.settings.heartbeat)
     except MoedialError as error:
-        # the status line has gone out, so this event is the only way to say it; a silent end would read as success
-        yield b"event: error\n" + frame(error_body(error))
+        yield format.failure(error)  # a silent end would read as success
         return
-    if call.body.stream_options is not None and call.body.stream_options.include_usage:
-        yield frame(format.usage())
-    yield DONE
+    for chunk in format.closing():
+        yield format.frame(chunk)
+    yield format.done
 
 
 class EventStream(Response):

@@ -1,6 +1,6 @@
-"""From one sequence's token events to text that may be shown: whole characters, and never a part of a stop string.
+"""From one sequence's token events to what may be shown: whole characters, never a part of a stop string, in pieces.
 
-It knows no HTTP and no JSON.
+It knows no HTTP and no JSON; what is a call or a thought, the dialect's reader says.
 """
 
 from collections import deque
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.types import TokenEvent
-from server.seams import Tokenizer
+from engine.types import Logprob, TokenEvent
+from server.dialects.seam import CallStart, Content, Piece, Reader, Reasoning
+from server.seams import IncrementalDecoder
 
-WireFinish = Literal["stop", "length"]
+WireFinish = Literal["stop", "length", "tool_calls"]
 LOWEST = -9999.0  # JSON has no -Infinity; this is what other servers send
 
 
@@ -27,12 +28,26 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one event adds to choice `index`; with `finish` it is the last one."""
+    """What one event adds to choice `index`; with `finish` it is the last one.
+
+    `prompt`: log-probabilities of the prompt's tokens but the first, with the first delta of who asked for them.
+    """
 
     index: int
-    text: str
+    pieces: tuple[Piece, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: WireFinish | None = None
+    prompt: tuple[Logprob, ...] | None = None
+
+    @property
+    def text(self) -> str:
+        """The content alone."""
+        return "".join(piece.text for piece in self.pieces if isinstance(piece, Content))
+
+    @property
+    def empty(self) -> bool:
+        """Whether nobody needs to hear of it."""
+        return not (self.pieces or self.logprobs or self.finish or self.prompt is not None)
 
 
 class StopMatcher:
@@ -73,13 +88,23 @@ class StopMatcher:
 
 
 class Transcript:
-    """The answer of one sequence as it grows."""
+    """The answer of one sequence as it grows. `ends_shown`: whether a stop token gets a log-probability, too."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+    def __init__(
+        self,
+        index: int,
+        decoder: IncrementalDecoder,
+        stops: Sequence[str],
+        reader: Reader | None = None,
+        ends_shown: bool = False,
+    ) -> None:
         self.index = index
         self.finish: WireFinish | None = None
-        self._decoder = tokenizer.stream()
+        self.total = 0.0  # log-probability of all tokens so far, where it is asked for
+        self._decoder, self._reader, self._ends_shown = decoder, reader, ends_shown
         self._matcher = StopMatcher(stops)
+        self.reasoning = 0  # tokens that added to a thought
+        self._calls = False
         self._decoded = 0  # characters that came out of the decoder
         self._shown = 0  # characters that were released
         self._held: deque[TokenLogprob] = deque()
@@ -87,26 +112,41 @@ class Transcript:
     def push(self, event: TokenEvent) -> Delta:
         """Add one event. A stop token ends the text and is not part of it."""
         text = ""
-        if event.token is not None and event.finish != "stop":
-            if event.logprob is not None:
-                value = max(event.logprob.value, LOWEST)
-                top = tuple((id, max(v, LOWEST)) for id, v in event.logprob.top)
-                self._held.append(TokenLogprob(event.token, value, top, self._decoded))
-            text = self._decoder.push(event.token)
+        ends = event.finish == "stop"
+        if event.token is not None:
+            if event.logprob is not None and (self._ends_shown or not ends):
+                self._hold(event.token, event.logprob)
+            text = "" if ends else self._decoder.push(event.token)
         if event.finish is not None:
             text += self._decoder.flush()
         self._decoded += len(text)
         return self._release(text, event)
 
+    def _hold(self, token: int, logprob: Logprob) -> None:
+        entry = entry_of(token, logprob, self._decoded)
+        self._held.append(entry)
+        self.total += entry.value
+
     def _release(self, text: str, event: TokenEvent) -> Delta:
         shown = self._matcher.push(text)
+        finish: WireFinish | None = None
         if self._matcher.matched:
-            self.finish = "stop"
+            finish = "stop"
         elif event.finish is not None:
             shown += self._matcher.flush()
-            self.finish = "stop" if event.finish == "stop" else "length"
+            finish = "stop" if event.finish == "stop" else "length"
         self._shown += len(shown)
-        return Delta(self.index, shown, self._entries(), self.finish)
+        pieces = self._read(shown, last=finish is not None)
+        self.finish = "tool_calls" if finish == "stop" and self._calls else finish
+        return Delta(self.index, pieces, self._entries(), self.finish, event.prompt_logprobs)
+
+    def _read(self, shown: str, last: bool) -> tuple[Piece, ...]:
+        if self._reader is None:
+            return (Content(shown),) if shown else ()
+        pieces = (self._reader.push(shown) if shown else []) + (self._reader.flush() if last else [])
+        self._calls = self._calls or any(isinstance(piece, CallStart) for piece in pieces)
+        self.reasoning += any(isinstance(piece, Reasoning) for piece in pieces)
+        return tuple(pieces)
 
     def _entries(self) -> tuple[TokenLogprob, ...]:
         """Log-probabilities leave with their text: a held one would leak what is held."""
@@ -115,3 +155,9 @@ class Transcript:
         while self._held and (everything or self._held[0].offset < self._shown):
             entries.append(self._held.popleft())
         return tuple(entries)
+
+
+def entry_of(token: int, logprob: Logprob, offset: int) -> TokenLogprob:
+    """As it is written: JSON has no infinity."""
+    top = tuple((id, max(value, LOWEST)) for id, value in logprob.top)
+    return TokenLogprob(token, max(logprob.value, LOWEST), top, offset)

@@ -12,7 +12,7 @@ from jinja2 import Template, TemplateError
 from model.errors import CheckpointError, InvalidRequest
 from weights.folder import read_json
 from weights.marks import mark_specials
-from weights.sandbox import environment, literals
+from weights.sandbox import environment, literals, read_names
 from weights.tokenizer import token_text
 
 MAX_OUTPUT = 4 * 1024 * 1024  # characters
@@ -41,6 +41,8 @@ class ChatTemplate:
         sources = [source, source if with_tools is None else with_tools]
         self._plain, self._with_tools = (environment().from_string(text) for text in sources)
         written = "\0".join(map(literals, sources))
+        self.source = source if with_tools is None else with_tools  # as it is for requests with tools
+        self.knows_tools = "tools" in read_names(self.source)
         self._specials, self._variables = special_strings, variables
         self._controls = (*special_strings, *(t for t in other_tokens if t in written and not t.isspace()))
 

@@ -7,7 +7,7 @@ import json
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -79,3 +79,12 @@ def literals(source: str) -> str:
     texts = [node.data for node in tree.find_all(nodes.TemplateData)]
     texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
     return "\0".join(texts)
+
+
+def read_names(source: str) -> frozenset[str]:
+    """The variables that a template reads from its caller.
+
+    Raises:
+        TemplateError: it cannot be parsed.
+    """
+    return frozenset(meta.find_undeclared_variables(environment().parse(source)))

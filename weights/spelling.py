@@ -6,6 +6,8 @@ writes bytes that are no text. Here a broken byte becomes U+FFFD and leaves its 
 
 import codecs
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from tokenizers import Tokenizer as Backend
 
@@ -69,12 +71,14 @@ class Spelling:
 class IncrementalDecoder:
     """Text of one growing id sequence; a character comes out only once all its bytes are there."""
 
-    def __init__(self, spelling: Spelling) -> None:
-        self._spelling, self._begun = spelling, False
+    def __init__(self, spelling: Spelling, shown: Mapping[int, str] = MappingProxyType({})) -> None:
+        self._spelling, self._shown, self._begun = spelling, shown, False
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id: int) -> str:
         """The text that this id completes, "" if none."""
+        if id in self._shown:
+            return self._utf8.decode(self._shown[id].encode())
         if not self._begun:
             self._begun = self._spelling.shows(id)
             return self._utf8.decode(self._spelling.first(id))

@@ -5,9 +5,10 @@ It does not know templates, requests or stop strings.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
@@ -19,15 +20,23 @@ from weights.generation import read_eos_ids
 from weights.marks import MARK, mark_specials
 from weights.spelling import IncrementalDecoder, Spelling
 
+NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
+
 
 class Tokenizer:
-    """One checkpoint's tokenizer. `eos_ids` end a generation.
+    """One checkpoint's tokenizer. `eos_ids` end a generation; `named` are the special tokens by their part.
 
     `backend` is the checkpoint's own; in `typed`, marks vanish from a text after special tokens have been looked for.
     """
 
-    def __init__(self, backend: Backend, typed: Backend, eos_ids: tuple[int, ...]) -> None:
-        self._backend, self._typed, self.eos_ids = backend, typed, eos_ids
+    def __init__(
+        self,
+        backend: Backend,
+        typed: Backend,
+        eos_ids: tuple[int, ...],
+        named: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._backend, self._typed, self.eos_ids, self.named = backend, typed, eos_ids, named
         self._spelling = Spelling(backend)
 
     @classmethod
@@ -48,7 +57,10 @@ class Tokenizer:
             raise CheckpointError(f"{path} cannot be read: {error}") from None
         own = backend.token_to_id(token_text(config.get("eos_token")) or "")
         ends = (*read_eos_ids(folder, generation_config), *([] if own is None else [own]))
-        return cls(backend, typed, tuple(dict.fromkeys(ends)))
+        named = {name: text for name in NAMED if (text := token_text(config.get(name))) is not None}
+        if ends and (text := backend.id_to_token(ends[0])) is not None:
+            named.setdefault("eos_token", text)
+        return cls(backend, typed, tuple(dict.fromkeys(ends)), named)
 
     @property
     def vocabulary(self) -> int:
@@ -56,15 +68,16 @@ class Tokenizer:
         return int(self._backend.get_vocab_size())
 
     @cached_property
-    def specials(self) -> tuple[str, ...]:
-        """The special-token strings, longest first."""
-        added = self._backend.get_added_tokens_decoder().values()
-        return tuple(sorted((token.content for token in added if token.special), key=len, reverse=True))
+    def specials(self) -> Mapping[str, int]:
+        """The special-token strings and their ids."""
+        added = self._backend.get_added_tokens_decoder().items()
+        return {token.content: id for id, token in added if token.special}
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a prompt, with what the checkpoint puts around it; special-token strings are plain text."""
-        marked = mark_specials(text, self.specials)
-        return list((self._backend if marked == text else self._typed).encode(marked).ids)
+    def encode(self, text: str, framed: bool = True) -> list[int]:
+        """Ids of a prompt, `framed` by what the checkpoint puts around it; special-token strings are plain text."""
+        marked = mark_specials(text, tuple(self.specials))
+        backend = self._backend if marked == text else self._typed
+        return list(backend.encode(marked, add_special_tokens=framed).ids)
 
     def encode_chat(self, text: str) -> list[int]:
         """Ids of a rendered template: its special tokens are special, those marked in user text are plain."""
@@ -75,9 +88,11 @@ class Tokenizer:
         """Text without special tokens; incomplete bytes become U+FFFD."""
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
 
-    def stream(self) -> IncrementalDecoder:
-        """A decoder for one growing sequence."""
-        return IncrementalDecoder(self._spelling)
+    def stream(self, shown: Sequence[str] = ()) -> IncrementalDecoder:
+        """A decoder for one growing sequence; of special tokens it shows those named."""
+        return IncrementalDecoder(
+            self._spelling, {self.specials[text]: text for text in shown if text in self.specials}
+        )
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes one id stands for; empty for an id that the tokenizer does not use."""

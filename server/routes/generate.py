@@ -1,14 +1,12 @@
 """POST /v1/completions and /v1/chat/completions: open the call, or count its refusal; then answer it."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.calls import Call, open_chat, open_completion
 from server.errors import code_of
-from server.schemas import ChatBody, CompletionBody, GenerationBody
 from server.service import Service
 from server.stream import answer
 from server.wire.chat import ChatFormat
@@ -19,14 +17,7 @@ PATHS = (COMPLETIONS, CHAT)
 router = APIRouter(tags=["generate"])
 
 
-def _documented(kind: type[GenerationBody]) -> dict[str, Any]:
-    """The body is read by hand, bounded as it arrives, so OpenAPI has to be told of it."""
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-@router.post(COMPLETIONS, openapi_extra=_documented(CompletionBody))
+@router.post(COMPLETIONS)
 async def completions(request: Request) -> Response:
     """Continue one or more prompts."""
     service: Service = request.app.state.service
@@ -34,7 +25,7 @@ async def completions(request: Request) -> Response:
     return await answer(service, request, call, CompletionFormat)
 
 
-@router.post(CHAT, openapi_extra=_documented(ChatBody))
+@router.post(CHAT)
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation, written out by the checkpoint's own chat template."""
     service: Service = request.app.state.service

@@ -3,23 +3,47 @@
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import orjson
+
+from server.dialects.seam import CallArguments, CallStart, Content, Piece, Reasoning
+from server.errors import error_body
 from server.transcript import Delta
 
 
 class Format(Protocol):
     """Writes one call's answer, whole or in chunks. Chunks and bodies are plain dicts."""
 
+    done: bytes  # what ends a stream that ended well
+
     def opening(self) -> Iterable[dict[str, Any]]:
         """Chunks that come before any text."""
 
     def chunks(self, delta: Delta) -> Iterable[dict[str, Any]]:
-        """What one delta becomes; the finish reason is a chunk of its own."""
+        """What one delta becomes."""
 
-    def usage(self) -> dict[str, Any]:
-        """The chunk with empty `choices` that a caller can ask for."""
+    def closing(self) -> Iterable[dict[str, Any]]:
+        """Chunks after the last delta: the usage, where it was asked for."""
+
+    def frame(self, chunk: dict[str, Any]) -> bytes:
+        """A chunk as a server-sent event."""
+
+    def failure(self, error: Exception) -> bytes:
+        """The event that ends a stream which failed; the status line has gone out."""
 
     def body(self, deltas: list[Delta]) -> dict[str, Any]:
         """The whole answer at once."""
+
+
+class DataFormat:
+    """Server-sent events as completions and chat write them: data alone, and a last word."""
+
+    done = b"data: [DONE]\n\n"
+
+    def frame(self, chunk: dict[str, Any]) -> bytes:
+        return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+    def failure(self, error: Exception) -> bytes:
+        return b"event: error\n" + self.frame(error_body(error))
 
 
 def token_text(data: bytes) -> str:
@@ -33,6 +57,28 @@ def token_text(data: bytes) -> str:
 def joined(deltas: Iterable[Delta], index: int) -> Delta:
     """All deltas of one choice as one."""
     own = [delta for delta in deltas if delta.index == index]
+    pieces = tuple(piece for delta in own for piece in delta.pieces)
     logprobs = tuple(entry for delta in own for entry in delta.logprobs)
     finish = next((delta.finish for delta in own if delta.finish), None)
-    return Delta(index, "".join(delta.text for delta in own), logprobs, finish)
+    prompt = next((delta.prompt for delta in own if delta.prompt is not None), None)
+    return Delta(index, pieces, logprobs, finish, prompt)
+
+
+def reasoning_of(pieces: Iterable[Piece]) -> str:
+    return "".join(piece.text for piece in pieces if isinstance(piece, Reasoning))
+
+
+def content_of(pieces: Iterable[Piece]) -> str:
+    return "".join(piece.text for piece in pieces if isinstance(piece, Content))
+
+
+def calls_of(pieces: Iterable[Piece]) -> list[tuple[str, str]]:
+    """Name and arguments of every call, in order."""
+    names: dict[int, str] = {}
+    arguments: dict[int, str] = {}
+    for piece in pieces:
+        if isinstance(piece, CallStart):
+            names[piece.index] = piece.name
+        elif isinstance(piece, CallArguments):
+            arguments[piece.index] = arguments.get(piece.index, "") + piece.text
+    return [(name, arguments.get(index, "")) for index, name in names.items()]

@@ -4,15 +4,17 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from server.calls import Call
+from server.dialects.seam import CallArguments, CallStart, Content, Piece, Reasoning
 from server.seams import Tokenizer
 from server.transcript import Delta, TokenLogprob
-from server.wire.answers import joined, token_text
-from server.wire.usage import metrics_of, usage_of
+from server.wire.answers import DataFormat, calls_of, content_of, joined, reasoning_of, token_text
+from server.wire.usage import metrics_of, usage_of, usage_wanted
 
 
-class ChatFormat:
+class ChatFormat(DataFormat):
     def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
         self.call, self.tokenizer = call, tokenizer
+        self._head = {"id": call.id, "object": "chat.completion.chunk", "created": call.created, "model": call.model}
 
     def opening(self) -> Iterator[dict[str, Any]]:
         """The role comes once and first: repeated in later deltas it corrupts LangChain's messages."""
@@ -20,36 +22,72 @@ class ChatFormat:
             yield self._chunk(index, {"role": "assistant", "content": ""})
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        if delta.text or delta.logprobs:
-            yield self._chunk(delta.index, {"content": delta.text}, self._logprobs(delta.logprobs))
+        """A chunk per piece, the log-probabilities with the first; the finish reason is a chunk of its own."""
+        logprobs = self._logprobs(delta.logprobs)
+        said = [self._said(delta.index, piece) for piece in delta.pieces] or (
+            [{"content": ""}] if delta.logprobs else []
+        )
+        for part in said:
+            yield self._chunk(delta.index, part, logprobs)
+            logprobs = None
         if delta.finish:
             yield self._chunk(delta.index, {}, None, delta.finish)
 
-    def usage(self) -> dict[str, Any]:
-        chunk = self._object("chat.completion.chunk", [])
-        return chunk | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
+    def closing(self) -> Iterator[dict[str, Any]]:
+        if usage_wanted(self.call):
+            yield {**self._head, "choices": [], "usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
     def body(self, deltas: list[Delta]) -> dict[str, Any]:
         choices = [self._choice(joined(deltas, index)) for index in range(self.call.body.n)]
-        answer = self._object("chat.completion", choices)
+        answer = {**self._head, "object": "chat.completion", "choices": choices}
         return answer | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
-    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        call = self.call
-        return {"id": call.id, "object": kind, "created": call.created, "model": call.model, "choices": choices}
+    def _said(self, choice: int, piece: Piece) -> dict[str, Any]:
+        match piece:
+            case Content(text):
+                return {"content": text}
+            case Reasoning(text):
+                return {"reasoning_content": text}
+            case CallStart(index, name):
+                function = {"name": name, "arguments": ""}
+                return {
+                    "tool_calls": [
+                        {"index": index, "id": self._id(choice, index), "type": "function"} | {"function": function}
+                    ]
+                }
+            case CallArguments(index, text):
+                return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+    def _id(self, choice: int, index: int) -> str:
+        """The same in a stream and in a whole answer; unique, as the call's own id is."""
+        return f"call_{self.call.id.rpartition('-')[2]}{choice:x}{index:03x}"
 
     def _chunk(
         self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return self._object("chat.completion.chunk", [choice])
+        return {**self._head, "choices": [choice]}
 
     def _choice(self, answer: Delta) -> dict[str, Any]:
+        calls = [self._call(answer.index, place, *call) for place, call in enumerate(calls_of(answer.pieces))]
+        content = content_of(answer.pieces)
+        message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+        if reasoning := reasoning_of(answer.pieces):
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = calls
         return {
             "index": answer.index,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(answer.logprobs),
             "finish_reason": answer.finish,
+        }
+
+    def _call(self, choice: int, index: int, name: str, arguments: str) -> dict[str, Any]:
+        return {
+            "id": self._id(choice, index),
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
         }
 
     def _logprobs(self, entries: Iterable[TokenLogprob]) -> dict[str, Any] | None:

@@ -14,14 +14,22 @@ def usage_of(call: Call) -> dict[str, Any]:
     lives = [sequence.life for sequence in call.generation.sequences]
     prompt = sum(map(len, call.prompts))
     completion = sum(life.tokens for life in lives)
-    cached = sum(life.stats.cached_tokens for life in lives[:: call.body.n] if life.stats is not None)
+    cached = sum(life.stats.cached_tokens for life in lives[:: call.body.answers] if life.stats is not None)
+    thought = sum(sequence.transcript.reasoning for sequence in call.generation.sequences)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": thought},
         "num_experts": call.num_experts,
     }
+
+
+def usage_wanted(call: Call) -> bool:
+    """Whether a stream ends with the usage."""
+    options = call.body.stream_options
+    return options is not None and options.include_usage
 
 
 def metrics_of(call: Call) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from model.errors import EngineDown, InvalidRequest
 from server.seams import EngineState
 
 EOS = 256
+REFUSED = "/refused/"  # a grammar with this regex
 STATS = RequestStats(queue_s=0.001, prefill_s=0.002, decode_s=0.003, cached_tokens=0, preemptions=0)
 INFO = EngineInfo(
     kernels="torch",
@@ -46,8 +47,10 @@ class FakeTokenizer:
     """One token is one byte, so that characters and stop strings are always split."""
 
     eos_ids = (EOS,)
+    specials: Mapping[str, int] = {"<end>": EOS}
+    named: Mapping[str, str] = {"eos_token": "<end>"}
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, framed: bool = True) -> list[int]:
         return list(text.encode())
 
     def encode_chat(self, text: str) -> list[int]:
@@ -59,11 +62,14 @@ class FakeTokenizer:
     def token_bytes(self, id: int) -> bytes:
         return bytes([id]) if id < 256 else b""
 
-    def stream(self) -> FakeDecoder:
+    def stream(self, shown: Sequence[str] = ()) -> FakeDecoder:
         return FakeDecoder()
 
 
 class FakeChat:
+    knows_tools = True
+    source = "a fake"
+
     def render(
         self,
         messages: list[dict[str, Any]],
@@ -74,6 +80,7 @@ class FakeChat:
         if len(messages) > 20:
             raise InvalidRequest("the chat template takes at most 20 messages", "messages")
         head = "".join(f"<{name}={value}>" for name, value in (variables or {}).items())
+        head += f"<tools {' '.join(tool['function']['name'] for tool in tools)}>" if tools else ""
         text = "".join(f"<{m['role']}>{m['content']}" for m in messages)
         return head + text + ("<assistant>" if add_generation_prompt else "")
 
@@ -133,6 +140,11 @@ class FakeEngine:
 
     async def _events(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
         sampling, tokens = request.sampling, list(self.script(request))
+        if REFUSED in sampling.grammar:
+            raise InvalidRequest("the grammar or schema cannot be used: a reason", "grammar", "invalid_grammar")
+        if not sampling.max_tokens:
+            scores = _prompt_logprobs(request)
+            yield TokenEvent(request.id, None, finish="length", stats=STATS, prompt_logprobs=scores)
         failure = next((f for suffix, f in self.fail_at.items() if request.id.endswith(suffix)), None)
         for i, token in enumerate(tokens[: sampling.max_tokens]):
             if failure is not None and failure[0] == i:
@@ -145,13 +157,22 @@ class FakeEngine:
             if finish is None and i + 1 == min(sampling.max_tokens, len(tokens)):
                 finish = "length"
             self.report(request)
-            yield TokenEvent(request.id, token, _logprob(request, token), finish, stats=STATS if finish else None)
+            prompt = _prompt_logprobs(request) if i == 0 else None
+            logprob, stats = _logprob(request, token), STATS if finish else None
+            yield TokenEvent(request.id, token, logprob, finish, stats=stats, prompt_logprobs=prompt)
             if finish:
                 return
 
     def report(self, request: Request) -> None:
         if self.on_report is not None:
             self.on_report(StepReport((), step_stats(sum(request.budget.per_layer))))
+
+
+def _prompt_logprobs(request: Request) -> tuple[Logprob, ...] | None:
+    wanted = request.sampling.prompt_logprobs
+    if wanted is None:
+        return None
+    return tuple(Logprob(-0.25, ((token, -0.25),) * min(wanted, 1)) for token in request.prompt[1:])
 
 
 def _logprob(request: Request, token: int) -> Logprob | None:

@@ -68,6 +68,7 @@ def test_the_engine_gets_every_option_of_its_own() -> None:
         "max_step_tokens": 77,
         "step_ms": 9,
         "prefix_cache": False,
+        "speculate": "ngram",
     }
     assert asdict(Settings(**options).engine_settings(Path("folder"))) == {"model": "folder", **options}
 

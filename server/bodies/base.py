@@ -1,6 +1,7 @@
-"""The bodies of completions and chat: types and fixed ranges. Unknown keys pass; fields of later releases do not.
+"""What all bodies that generate have in common: types, ranges. Unknown keys pass, what cannot be done does not.
 
-Limits that an operator can set are in `server/limits.py`; the expert fields are in `server/experts.py`.
+Limits that an operator can set are in `server/limits.py`, the expert fields in `server/experts.py`, what an answer must
+match in `server/structured.py`.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from model.errors import InvalidRequest
 
 Body = TypeVar("Body", bound=BaseModel)
+COUNT: dict[str, Any] = {"type": "integer", "minimum": 1}
+EXPERTS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"count": {"anyOf": [COUNT, {"type": "array", "items": COUNT}]}},
+}
+BRANCHES = ("str", "bool", "system", "developer", "user", "assistant", "tool")
 NEUTRAL = (None, False, 0, "", "auto", "none")
 
 
@@ -25,6 +32,36 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class JsonSchema(BaseModel):
+    """OpenAI's wrapping of a schema; `strict` asks for nothing more, the schema always holds."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=True)
+
+    name: str = Field("answer", max_length=64)
+    description: str | None = None
+    schema_: dict[str, Any] | bool = Field(True, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's newer names; exactly one is given."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    json_: dict[str, Any] | bool | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
 class GenerationBody(BaseModel):
     """What completions and chat have in common. An explicit null means the default."""
 
@@ -32,16 +69,9 @@ class GenerationBody(BaseModel):
 
     # fields of OpenAI's or vLLM's API that must not be ignored while they are not supported; the values ask nothing
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "best_of": (1,),
         "prompt_logprobs": (),
         "use_beam_search": (),
-        "guided_json": (),
-        "guided_regex": (),
-        "guided_choice": (),
-        "guided_grammar": (),
-        "structured_outputs": (),
         "include_stop_str_in_output": (),
-        "response_format": ({"type": "text"},),
         "truncate_prompt_tokens": (),
         "prompt_embeds": (),
         "logits_processors": ([],),
@@ -50,9 +80,13 @@ class GenerationBody(BaseModel):
     }
 
     model: str | None = None
-    num_experts: Any = Field(None, json_schema_extra={"type": "integer", "minimum": 1})
-    experts: Any = Field(None, json_schema_extra={"type": "object"})
-    max_tokens: int | None = Field(None, ge=1)
+    num_experts: Any = Field(
+        None, description="Experts per token; /v1/models has the range", json_schema_extra=COUNT, examples=[2]
+    )
+    experts: Any = Field(
+        None, description="The same as an object; a count per MoE layer too", json_schema_extra=EXPERTS
+    )
+    max_tokens: int | None = Field(None, ge=0)
     n: int = Field(1, ge=1)
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -70,6 +104,12 @@ class GenerationBody(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | bool | str | None = Field(None, description="A JSON schema; vLLM's older name")
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = Field(None, description="Lark, or EBNF as llama.cpp writes it")
 
     @property
     def answer_limit(self) -> int | None:
@@ -80,86 +120,10 @@ class GenerationBody(BaseModel):
         """How many alternatives per token are listed; None: no log-probabilities at all."""
         raise NotImplementedError
 
-
-class CompletionBody(GenerationBody):
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**GenerationBody.unsupported, "suffix": ()}
-
-    prompt: Any = Field(..., json_schema_extra={"type": ["string", "array"]})
-    echo: bool = False
-    logprobs: int | None = Field(None, ge=0)
-
     @property
-    def alternatives(self) -> int | None:
-        return self.logprobs
-
-
-class TextPart(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """For the template: one string; "developer" is OpenAI's newer word for "system"."""
-        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
-class TemplateBody(BaseModel):
-    """What a request may ask of the chat template; its variables only by names that the operator allows."""
-
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] = {}
-
-
-class ChatBody(GenerationBody, TemplateBody):
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        **GenerationBody.unsupported,
-        "tools": ([],),
-        "functions": ([],),
-        "tool_choice": (),
-        "function_call": (),
-        "modalities": (["text"],),
-        "audio": (),
-        "prediction": (),
-        "chat_template": (),
-        "continue_final_message": (),
-        "echo": (),
-    }
-
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0)
-
-    @property
-    def answer_limit(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
-
-    @property
-    def alternatives(self) -> int | None:
-        return (self.top_logprobs or 0) if self.logprobs else None
-
-
-class TokenizeBody(TemplateBody):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    prompt: str | None = None
-    messages: list[Message] | None = None
-
-
-class DetokenizeBody(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    tokens: list[int] = Field(max_length=1_000_000)
+    def answers(self) -> int:
+        """How many answers to each prompt are generated."""
+        return self.n
 
 
 def validate(kind: type[Body], raw: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Body:
@@ -183,13 +147,14 @@ def unknown_fields(kind: type[GenerationBody], raw: Mapping[str, Any]) -> list[s
 
 def _refusal(error: ValidationError) -> InvalidRequest:
     first = error.errors(include_url=False, include_context=False)[0]
-    path = [str(part) for part in first["loc"] if not _names_a_type(part)]
+    begin, *rest = first["loc"]
+    path = [str(begin), *(str(part) for part in rest if not _names_a_branch(part))]
     field = path[0] + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in path[1:])
     got = "" if first["type"] == "missing" else f", got {first['input']!r:.64}"
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     return InvalidRequest(f"{field[:128]}: {first['msg'][:256]}{got}", field[:128], code)
 
 
-def _names_a_type(part: int | str) -> bool:
+def _names_a_branch(part: int | str) -> bool:
     """pydantic adds the branch of a union to the path; a caller did not write it."""
-    return part == "str" or (isinstance(part, str) and part.startswith("list["))
+    return part in BRANCHES or (isinstance(part, str) and (part.startswith("list[") or part[:1].isupper()))

@@ -1,0 +1,196 @@
+"""The body of /v1/chat/completions: messages, tools, and what the checkpoint's template may be told.
+
+It knows fields and their ranges; what a template makes of them is the checkpoint's business.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from server.bodies.base import GenerationBody
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: str
+    arguments: str = Field("{}", description="JSON, as a text")
+
+
+class ToolCall(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Said(BaseModel):
+    """What all messages have. `plain` is for the template: one text, and only what is there."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        said = {"role": self.spoken_by, "content": text_of(self.content)}
+        return said if self.name is None else said | {"name": self.name}
+
+    @property
+    def spoken_by(self) -> str:
+        raise NotImplementedError
+
+
+class SystemMessage(Said):
+    """OpenAI's "developer" is its newer word for the same."""
+
+    role: Literal["system", "developer"]
+
+    @property
+    def spoken_by(self) -> str:
+        return "system"
+
+
+class UserMessage(Said):
+    role: Literal["user"]
+
+    @property
+    def spoken_by(self) -> str:
+        return self.role
+
+
+class AssistantMessage(Said):
+    role: Literal["assistant"]
+    content: str | list[TextPart] | None = None  # type: ignore[assignment]
+    tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+
+    @property
+    def spoken_by(self) -> str:
+        return self.role
+
+    def plain(self) -> dict[str, Any]:
+        said = super().plain()
+        if self.reasoning_content:
+            said["reasoning_content"] = self.reasoning_content
+        if self.tool_calls:
+            said["tool_calls"] = [_plain_call(call) for call in self.tool_calls]
+        return said
+
+
+class ToolMessage(Said):
+    """What a called function said."""
+
+    role: Literal["tool"]
+    tool_call_id: str | None = None
+
+    @property
+    def spoken_by(self) -> str:
+        return self.role
+
+    def plain(self) -> dict[str, Any]:
+        return super().plain() | ({"tool_call_id": self.tool_call_id} if self.tool_call_id else {})
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+def text_of(content: str | list[TextPart] | None) -> str:
+    return content if isinstance(content, str) else "\n".join(part.text for part in content or ())
+
+
+def _plain_call(call: ToolCall) -> dict[str, Any]:
+    """transformers' templates take arguments as an object; what is no JSON is left as it is."""
+    try:
+        arguments = orjson.loads(call.function.arguments or "{}")
+    except orjson.JSONDecodeError:
+        arguments = call.function.arguments
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+class FunctionTool(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON schema of the arguments")
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["function"]
+    function: FunctionTool
+
+    def plain(self) -> dict[str, Any]:
+        """For the template."""
+        return {"type": "function", "function": self.function.model_dump(exclude_none=True, exclude={"strict"})}
+
+
+class ChosenFunction(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: str
+
+
+class ChosenTool(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+class TemplateBody(BaseModel):
+    """What a request may ask of the chat template; its variables only by names that the operator allows."""
+
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+def _no_tools(value: Any) -> Any:
+    return None if value == [] else value
+
+
+class ChatBody(GenerationBody, TemplateBody):
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **GenerationBody.unsupported,
+        "functions": ([],),
+        "function_call": (),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "chat_template": (),
+        "continue_final_message": (),
+        "echo": (),
+        "best_of": (1,),
+    }
+
+    messages: list[Message] = Field(min_length=1, examples=[[{"role": "user", "content": "Tell me a story."}]])
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0)
+    tools: Annotated[list[Tool] | None, BeforeValidator(_no_tools)] = None
+    tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool = True
+    reasoning_effort: str | None = Field(None, max_length=32, description="For templates that know it")
+
+    @property
+    def answer_limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None

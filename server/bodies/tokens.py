@@ -1,0 +1,22 @@
+"""The bodies of /tokenize and /detokenize."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.bodies.chat import Message, TemplateBody, Tool
+
+
+class TokenizeBody(TemplateBody):
+    """Exactly one of `prompt` and `messages`."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    prompt: str | None = Field(None, examples=["Once upon a time"])
+    messages: list[Message] | None = None
+    tools: list[Tool] | None = None
+    add_special_tokens: bool = Field(True, description="Whether a prompt gets what the checkpoint puts around it")
+
+
+class DetokenizeBody(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    tokens: list[int] = Field(max_length=1_000_000, examples=[[1, 2, 3]])

@@ -1,0 +1,105 @@
+"""From a body and its tokenised prompts to the sequences that the engine runs: settings, seeds, transcripts.
+
+It knows fields and limits; it runs nothing and writes no answer.
+"""
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+
+from engine.types import Request, Sampling
+from model.budget import ExpertBudget
+from model.errors import InvalidRequest
+from server.bodies.base import GenerationBody
+from server.bodies.completions import CompletionBody
+from server.forms import Form
+from server.generation import Sequence
+from server.lifecycle import Lifecycle
+from server.limits import biases_of, room_for
+from server.service import Service
+from server.transcript import Transcript
+
+COMPLETION_TOKENS = 16  # OpenAI's default for completions
+LARGEST_SEED = 2**63 - 1
+Prompts = tuple[tuple[int, ...], ...]
+
+
+def sequences_of(
+    service: Service, body: GenerationBody, form: Form, prompts: Prompts, budget: ExpertBudget, id: str, arrived: float
+) -> tuple[Sequence, ...]:
+    """`answers` sequences for every prompt, in the order of choices.
+
+    Raises:
+        InvalidRequest: a token that is none, or a prompt and answer that do not fit the context.
+    """
+    _check_tokens(service, body, prompts)
+    made = Builder(service, body, form, budget, id, arrived)
+    return tuple(sequence for index, prompt in enumerate(prompts) for sequence in made.sequences(index, prompt))
+
+
+class Builder:
+    """What the sequences of one call share."""
+
+    def __init__(
+        self, service: Service, body: GenerationBody, form: Form, budget: ExpertBudget, id: str, arrived: float
+    ) -> None:
+        self.service, self.body, self.form, self.budget, self.id = service, body, form, budget, id
+        self.arrived = arrived
+        self.seed = secrets.randbits(63) if body.seed is None else body.seed & LARGEST_SEED
+        self.scores = isinstance(body, CompletionBody) and body.echo and body.logprobs is not None
+
+    def sequences(self, index: int, prompt: tuple[int, ...]) -> Iterator[Sequence]:
+        """Answer j of a prompt is drawn with seed + j: alone or in a list, a prompt gets the same answers. The noise of
+        its model has the seed itself, so that the prompt is read once for all of them."""
+        sampling = self._sampling(len(prompt))
+        for answer in range(self.body.answers):
+            place = index * self.body.answers + answer
+            seeded = replace(sampling, seed=(self.seed + answer) & LARGEST_SEED)
+            request = Request(f"{self.id}-{place}", prompt, self.budget, seeded, self.seed)
+            decoder = self.service.tokenizer.stream(self.form.dialect.marks if self.form.reads else ())
+            transcript = Transcript(place, decoder, self.body.stop, self.form.reader(), ends_shown=self.scores)
+            yield Sequence(request, transcript, Lifecycle(self.service.metrics, self.budget, len(prompt), self.arrived))
+
+    def _sampling(self, prompt: int) -> Sampling:
+        body = self.body
+        default = COMPLETION_TOKENS if isinstance(body, CompletionBody) else None
+        max_tokens = room_for(body.answer_limit, default, prompt, self.service.catalogue.info.max_model_len)
+        if body.min_tokens > max_tokens:
+            raise InvalidRequest(
+                f"min_tokens must be at most max_tokens = {max_tokens}, got {body.min_tokens}", "min_tokens"
+            )
+        ranked = body.answers > body.n
+        return Sampling(
+            max_tokens=max_tokens,
+            seed=self.seed,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=max(0, body.top_k),
+            min_p=body.min_p,
+            presence_penalty=body.presence_penalty,
+            frequency_penalty=body.frequency_penalty,
+            repetition_penalty=body.repetition_penalty,
+            min_tokens=body.min_tokens,
+            stop_token_ids=self._ends(),
+            logit_bias=tuple(biases_of(body).items()),
+            logprobs=0 if ranked and body.alternatives is None else body.alternatives,
+            prompt_logprobs=body.alternatives if self.scores else None,
+            grammar=self.form.grammar,
+        )
+
+    def _ends(self) -> tuple[int, ...]:
+        """The tokens that end an answer: the checkpoint's, the dialect's and the caller's own."""
+        known = self.service.tokenizer.specials
+        own = [known[text] for text in self.form.dialect.ends if self.form.reads and text in known]
+        ends = () if self.body.ignore_eos else (*self.service.tokenizer.eos_ids, *own)
+        return tuple(dict.fromkeys((*ends, *self.body.stop_token_ids)))
+
+
+def _check_tokens(service: Service, body: GenerationBody, prompts: Prompts) -> None:
+    if not all(prompts):
+        raise InvalidRequest("prompt: at least one token is needed, got an empty prompt", "prompt")
+    given = body.prompt if isinstance(body, CompletionBody) and isinstance(body.prompt, list) else []
+    ids = [id for prompt in prompts for id in prompt] if any(not isinstance(item, str) for item in given) else []
+    service.catalogue.check_tokens(
+        {"prompt": ids, "stop_token_ids": body.stop_token_ids, "logit_bias": list(biases_of(body))}
+    )

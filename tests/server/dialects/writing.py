@@ -1,0 +1,153 @@
+"""What every family would write: one entry each, with its dialect, its calls and its thoughts. It checks nothing."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from server.dialects.detect import by_name
+from server.dialects.seam import CallArguments, CallStart, Content, Dialect, Piece, Reasoning, Tool
+
+SPECIALS = {
+    "mistral": ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]"),
+    "llama": ("<|python_tag|>", "<|eom_id|>", "<|eot_id|>"),
+    "harmony": ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"),
+}
+Call = tuple[str, str]  # name, the JSON text of the arguments
+TOOLS = (Tool("get_weather"), Tool("add"))
+WEATHER = ("get_weather", '{"city": "Köln", "say": "a \\"}{\\" b", "deep": {"x": [1, {"y": "<"}], "z": null}}')
+ADD = ("add", '{"a":1,"b": -2.5e3}')
+
+
+@dataclass(frozen=True)
+class Writing:
+    """`calls` writes calls, `content` an answer's text, `thought` a thought before either."""
+
+    id: str
+    dialect: Dialect
+    calls: Callable[[Sequence[Call]], str]
+    content: Callable[[str], str] = str
+    thought: Callable[[str], str] = "<think>\n{}\n</think>\n\n".format
+    opened: str = "<think>\n"  # a prompt's end that opens a thought
+    reopened: Callable[[str], str] = "{}\n</think>\n\n".format  # a thought that the prompt opened
+
+
+def specials(name: str, first: int = 300) -> dict[str, int]:
+    return {token: first + i for i, token in enumerate(SPECIALS.get(name, ()))}
+
+
+def _dialect(name: str) -> Dialect:
+    return by_name(name, specials(name))
+
+
+def _object(call: Call, key: str = "arguments") -> str:
+    return f'{{"name": {json.dumps(call[0])}, "{key}": {call[1]}}}'
+
+
+def _hermes(calls: Sequence[Call]) -> str:
+    return "\n".join(f"<tool_call>\n{_object(call)}\n</tool_call>" for call in calls)
+
+
+def _mistral_array(calls: Sequence[Call]) -> str:
+    return f"[TOOL_CALLS] [{', '.join(map(_object, calls))}]"
+
+
+def _mistral_named(calls: Sequence[Call]) -> str:
+    return "".join(f"[TOOL_CALLS]{name}[ARGS]{arguments}" for name, arguments in calls)
+
+
+def _mistral_ids(calls: Sequence[Call]) -> str:
+    return "".join(f"[TOOL_CALLS]{name}[CALL_ID]aB3456789[ARGS]{arguments}" for name, arguments in calls)
+
+
+def _llama(calls: Sequence[Call]) -> str:
+    return "; ".join(_object(call, "parameters") for call in calls)
+
+
+def _llama_tagged(calls: Sequence[Call]) -> str:
+    return "<|python_tag|>" + "\n".join(_object(call, "parameters") for call in calls)
+
+
+def _deepseek(bodies: Sequence[str]) -> str:
+    calls = "\n".join(f"<｜tool▁call▁begin｜>{body}<｜tool▁call▁end｜>" for body in bodies)
+    return f"<｜tool▁calls▁begin｜>{calls}<｜tool▁calls▁end｜>"
+
+
+def _deepseek_fenced(calls: Sequence[Call]) -> str:
+    return _deepseek([f"function<｜tool▁sep｜>{name}\n```json\n{arguments}\n```" for name, arguments in calls])
+
+
+def _deepseek_bare(calls: Sequence[Call]) -> str:
+    return _deepseek([f"{name}<｜tool▁sep｜>{arguments}" for name, arguments in calls])
+
+
+def _harmony(calls: Sequence[Call]) -> str:
+    return "<|call|><|start|>assistant".join(
+        f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}"
+        for name, arguments in calls
+    )
+
+
+def _harmony_role_first(calls: Sequence[Call]) -> str:
+    return "<|call|><|start|>assistant".join(
+        f" to=functions.{name}<|channel|>commentary json<|message|>{arguments}" for name, arguments in calls
+    )
+
+
+_BRACKETS = {"thought": "[THINK]{}[/THINK]".format, "opened": "[THINK]", "reopened": "{}[/THINK]".format}
+_HARMONY = {
+    "content": "<|channel|>final<|message|>{}".format,
+    "thought": "<|channel|>analysis<|message|>{}<|end|><|start|>assistant".format,
+    "opened": "<|start|>assistant<|channel|>analysis<|message|>",
+    "reopened": "{}<|end|><|start|>assistant".format,
+}
+WRITINGS = (
+    Writing("plain", _dialect("plain"), _hermes),
+    Writing("hermes", _dialect("hermes"), _hermes),
+    Writing("mistral-array", _dialect("mistral"), _mistral_array, **_BRACKETS),
+    Writing("mistral-named", _dialect("mistral"), _mistral_named, **_BRACKETS),
+    Writing("mistral-ids", _dialect("mistral"), _mistral_ids, **_BRACKETS),
+    Writing("llama", _dialect("llama"), _llama),
+    Writing("llama-tagged", _dialect("llama"), _llama_tagged),
+    Writing("deepseek-v3", _dialect("deepseek"), _deepseek_fenced),
+    Writing("deepseek-v3.1", _dialect("deepseek"), _deepseek_bare),
+    Writing("harmony", _dialect("harmony"), _harmony, **_HARMONY),
+    Writing("harmony-role", _dialect("harmony"), _harmony_role_first, **_HARMONY),
+)
+THINKING = WRITINGS[1:]
+MARKED = tuple(w for w in WRITINGS if not w.id.startswith(("harmony", "llama")))
+
+
+def read(dialect: Dialect, text: str, prompt: str = "", tools: Sequence[Tool] = TOOLS, size: int = 0) -> list[Piece]:
+    """The pieces of `text`, pushed whole or `size` characters at a time, with neighbours of one kind joined."""
+    step = size or max(1, len(text))
+    return read_parts(dialect, [text[at : at + step] for at in range(0, len(text), step)], prompt, tools)
+
+
+def read_parts(dialect: Dialect, parts: Sequence[str], prompt: str, tools: Sequence[Tool]) -> list[Piece]:
+    reader = dialect.reader(prompt, tools)
+    pieces = [piece for part in parts for piece in reader.push(part)]
+    return joined([*pieces, *reader.flush()])
+
+
+def joined(pieces: Sequence[Piece]) -> list[Piece]:
+    out: list[Piece] = []
+    for piece in pieces:
+        last = out[-1] if out else None
+        assert isinstance(piece, CallStart) or piece.text, "an empty piece"
+        if isinstance(piece, Content) and isinstance(last, Content):
+            out[-1] = Content(last.text + piece.text)
+        elif isinstance(piece, Reasoning) and isinstance(last, Reasoning):
+            out[-1] = Reasoning(last.text + piece.text)
+        elif isinstance(piece, CallArguments) and isinstance(last, CallArguments) and last.index == piece.index:
+            out[-1] = CallArguments(last.index, last.text + piece.text)
+        else:
+            out.append(piece)
+    return out
+
+
+def pieces_of(calls: Sequence[Call]) -> list[Piece]:
+    return [piece for i, (name, text) in enumerate(calls) for piece in (CallStart(i, name), CallArguments(i, text))]
+
+
+def shown(pieces: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in pieces if isinstance(piece, Content))
