@@ -25,9 +25,16 @@ from training.recipe import RECIPES
 from weights.load import decoder_config, load_model
 from weights.save import save_model
 
+# Calls are written as Hermes models write them. The models are not trained to call: where a call is forced, it is the
+# server's grammar that makes it well-formed.
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'assistant' %}" + ASSISTANT + "{{ message.content }}"
+    "{{ bos_token }}{% if tools %}" + USER + "Call a function by writing <tool_call>\n"
+    '{"name": ..., "arguments": {...}}\n</tool_call>. Functions:'
+    "{% for tool in tools %}{{ '\\n' ~ (tool | tojson) }}{% endfor %}{% endif %}"
+    "{% for message in messages %}{% if message.role == 'assistant' %}" + ASSISTANT + "{{ message.content }}"
+    '{% for call in message.tool_calls or [] %}<tool_call>\n{"name": {{ call.function.name | tojson }}, '
+    '"arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
+    "{% elif message.role == 'tool' %}" + USER + "<tool_response>\n{{ message.content }}\n</tool_response>"
     "{% else %}" + USER + "{{ message.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
 )
