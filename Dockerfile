@@ -12,6 +12,7 @@ COPY weights weights
 COPY engine engine
 COPY server server
 COPY training training
+COPY terminal terminal
 RUN /opt/venv/bin/pip install -c constraints.txt '.[hub]'
 # Native kernels for every instruction set of this kind of machine; which one runs is chosen when the server starts.
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && cd / && /opt/venv/bin/python -m model.kernels.build

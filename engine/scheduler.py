@@ -134,9 +134,9 @@ class Scheduler:
         self.counts = Counts()
         plan: list[Chunk] = []
         allowance = Allowance(self.cost or FREE, self.max_step_tokens, self._step_seconds, self._min_chunk)
-        for sequence in list(self._running.values()):
+        for place, sequence in enumerate(going := list(self._running.values()), 1):
             if sequence.id in self._running and (chunk := self._continue(sequence, allowance)):
-                plan.append(chunk)
+                plan.append(self._guess(chunk, allowance, len(going) - place))
         self._admit(plan, allowance)
         self.counts.estimated_s = allowance.load.seconds if plan else 0.0
         if self.speculator is not None and plan:
@@ -206,18 +206,20 @@ class Scheduler:
             if youngest is sequence:
                 return None
         allowance.take(counts, length, prompt=wanted > 1)
-        if self.speculator is not None and wanted == 1:
-            return self._guess(self.speculator, sequence, allowance)
         return Chunk(sequence, sequence.computed, length)
 
-    def _guess(self, speculator: Speculator, sequence: Sequence, allowance: Allowance) -> Chunk:
-        """The chunk of a sequence that decodes, with guesses as far as tokens, blocks and its own end allow."""
+    def _guess(self, chunk: Chunk, allowance: Allowance, others: int) -> Chunk:
+        """The chunk of a sequence that decodes, with guesses: as many as its own end allows, and as leave the `others`
+        of the step their token and a block each."""
+        sequence, speculator = chunk.sequence, self.speculator
+        if speculator is None or not chunk.samples or sequence.pending > 1:
+            return chunk
+        room = self.blocks.room(sequence) - 1 - others * self.blocks.block_size
         left = sequence.request.sampling.max_tokens - sequence.output_count - 1
-        most = min(left, allowance.tokens, self.blocks.room(sequence) - 1)
+        most = min(left, allowance.tokens - others, room)
         drafts = speculator.propose(sequence, most, allowance)
         ahead = 0 if drafts else speculator.ahead(sequence, most, allowance)
-        count = len(drafts) + ahead
-        if count:
+        if count := len(drafts) + ahead:
             self.blocks.reserve(sequence, sequence.computed + 1 + count)
             allowance.take(sequence.request.budget.per_layer, count, prompt=False)
         return Chunk(sequence, sequence.computed, 1, drafts, ahead)

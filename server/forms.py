@@ -49,7 +49,8 @@ def form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int) -> F
     if forced and constraint is not None:
         raise InvalidRequest(f"{constraint.field} cannot hold where tool_choice forces a call", constraint.field)
     if forced:
-        field, grammar = "tools", dialect.calls(prompt, _callable(body, tools), body.parallel_tool_calls)
+        several = body.parallel_tool_calls and not isinstance(body.tool_choice, ChosenTool)  # who names one gets one
+        field, grammar = "tools", dialect.calls(prompt, _callable(body, tools), several)
     elif constraint is not None and tools:
         field, grammar = constraint.field, _either(dialect, prompt, tools, constraint, body.parallel_tool_calls)
     elif constraint is not None:

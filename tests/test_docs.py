@@ -21,6 +21,6 @@ def test_links_lead_to_files(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
     for target in re.findall(
-        r"`((?:docs|tests|benchmarks|model|engine|server|weights|training)/[\w./-]*\w)`", path.read_text()
+        r"`((?:docs|tests|benchmarks|model|engine|server|weights|training|terminal)/[\w./-]*\w)`", path.read_text()
     ):
         assert (ROOT / target).exists(), f"{path.name} names {target}"

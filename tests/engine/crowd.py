@@ -4,7 +4,7 @@
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal
 
@@ -35,12 +35,13 @@ class Served:
     native: bool = False
     dtype: torch.dtype = torch.float32
     quantize: Literal["none", "int8", "int8-weights"] = "none"
+    speculate: str = "off"  # of crowds; what runs alone is never guessed at
 
     @property
     def length(self) -> int:
         return self.config.context
 
-    def settings(self, **changes: int | bool) -> EngineSettings:
+    def settings(self, **changes: int | bool | str) -> EngineSettings:
         fixed = {"quantize": self.quantize, "quantize_layers": "all"}
         return EngineSettings(model="", block_size=self.block, **fixed | changes)  # type: ignore[arg-type]
 
@@ -82,11 +83,13 @@ class Bench:
 
         def watched(plan: Plan, tally: Tally) -> Tensor:
             logits_BV = forward(plan, tally)
-            sampling = [chunk.sequence for chunk in plan if chunk.samples]
-            for sequence, row in zip(sampling, logits_BV, strict=True):
-                self.logits.setdefault(sequence.id, {})[len(sequence.tokens)] = row.clone()
-            self.computed.append(sum(c.length * sum(c.sequence.request.budget.per_layer) for c in plan))
-            self.chunks += len(plan) - len(sampling)
+            row = 0
+            for chunk in plan:
+                if chunk.samples:  # the rows after it depend on whether guesses are right
+                    self.logits.setdefault(chunk.sequence.id, {})[len(chunk.sequence.tokens)] = logits_BV[row].clone()
+                    row += 1 + len(chunk.drafts)
+            self.computed.append(sum(len(c.tokens) * sum(c.sequence.request.budget.per_layer) for c in plan))
+            self.chunks += sum(not chunk.ends for chunk in plan)
             return logits_BV
 
         runner.forward = watched  # type: ignore[method-assign]
@@ -121,7 +124,11 @@ def bench(
     model, config = model or served.model(), served.config
     per_block = bytes_per_block([shape.memory for shape in config.mixers], served.block, model.dtype)
     settings = served.settings(
-        kv_cache_bytes=blocks * per_block, max_running=running, max_step_tokens=step_tokens, prefix_cache=cache
+        kv_cache_bytes=blocks * per_block,
+        max_running=running,
+        max_step_tokens=step_tokens,
+        prefix_cache=cache,
+        speculate=served.speculate,
     )
     engine, total = assemble(model, settings)
     assert total == blocks
@@ -131,7 +138,7 @@ def bench(
 
 
 def alone(served: Served, request: Request, model: Decoder | NativeDecoder | None = None) -> Bench:
-    made = bench(served, cache=False, model=model)
+    made = bench(replace(served, speculate="off"), cache=False, model=model or served.model())
     made.engine.add(request)
     return made.finish()
 

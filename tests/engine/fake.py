@@ -14,7 +14,7 @@ from engine.engine import Engine
 from engine.plan import Chunk, Plan, Sampled, StepResult, Work
 from engine.process import main
 from engine.scheduler import Scheduler
-from engine.types import EngineInfo, EngineSettings, Request, Sampling
+from engine.types import EngineInfo, EngineSettings, Logprob, Request, Sampling
 from model.budget import ExpertBudget, ExpertRange
 from model.errors import CheckpointError, EngineDown
 
@@ -46,8 +46,9 @@ class FakeRunner:
     def run(self, plan: Plan) -> StepResult:
         time.sleep(self._step_s)
         sampled = [self._sample(chunk, self._compute(chunk)) for chunk in plan]
-        pairs = sum(chunk.length * sum(chunk.sequence.request.budget.per_layer) for chunk in plan)
-        return StepResult(tuple(result for result in sampled if result), Work(pairs, 2 * pairs, 1, 1.0))
+        scores = tuple(tuple(Logprob(-float(position)) for position in chunk.scored) for chunk in plan if chunk.scored)
+        pairs = sum(len(chunk.tokens) * sum(chunk.sequence.request.budget.per_layer) for chunk in plan)
+        return StepResult(tuple(result for result in sampled if result), Work(pairs, 2 * pairs, 1, 1.0), scores)
 
     def reference(self, request: Request) -> list[int]:
         """The text of a request that runs alone, without cache or interruption."""
@@ -61,32 +62,36 @@ class FakeRunner:
             state = self._state(request, state, tokens[-1], tokens[-1:])
         return tokens[len(request.prompt) :]
 
-    def _compute(self, chunk: Chunk) -> bytes:
-        sequence = chunk.sequence
-        tokens = sequence.tokens[chunk.start : chunk.start + chunk.length]
+    def _compute(self, chunk: Chunk) -> list[bytes]:
+        """The states after the chunk's last token and after each guess."""
+        sequence, tokens = chunk.sequence, chunk.tokens
         if CRASH in tokens:
             raise ZeroDivisionError("secret: /internal/path")
         if LOST in tokens:
             raise EngineDown("the device is lost")
         state = self._slots[self._slot(chunk, chunk.start - 1)] if chunk.start else b""
+        states = []
         for position, token in enumerate(tokens, chunk.start):
             state = self._state(sequence.request, state, token, tokens)
             self._slots[self._slot(chunk, position)] = state
-        return state
+            states.append(state)
+        return states[chunk.length - 1 :]
 
     def _slot(self, chunk: Chunk, position: int) -> tuple[int, int]:
         return chunk.sequence.blocks[position // self._block_size], position % self._block_size
 
     def _state(self, request: Request, state: bytes, token: int, chunk: object) -> bytes:
-        seed = request.sampling.seed if self._noisy else None
+        seed = request.noise if self._noisy else None
         return digest(state, token, request.budget, seed, tuple(chunk) if self._mixing else None)  # type: ignore[arg-type]
 
     @staticmethod
-    def _sample(chunk: Chunk, state: bytes) -> Sampled | None:
+    def _sample(chunk: Chunk, states: list[bytes]) -> Sampled | None:
         if not chunk.samples:
             return None
         error = "the logits are not finite" if POISON in chunk.sequence.tokens else None
-        return Sampled(token_of(state), error=error)
+        tokens = list(map(token_of, states))
+        right = next((i for i, guess in enumerate(chunk.drafts) if tokens[i] != guess), len(chunk.drafts))
+        return Sampled(tokens[0], error=error, more=tuple(map(Sampled, tokens[1 : right + 1])))
 
 
 def build_fake(settings: EngineSettings) -> tuple[Engine, EngineInfo]:

@@ -35,6 +35,7 @@ NATIVE = {
     f"native-{name}": Served(config, block=16, few=5, requests=60, native=True)
     for name, config in layouts(80, 16, 16).items()
 }
+GUESSED = ("topk", "both", *[name for name in NATIVE if name != "native-infinity-units"])
 PRECISIONS = [
     (torch.bfloat16, "none"),
     (torch.float32, "int8"),
@@ -82,6 +83,16 @@ def test_a_mixed_batch_gives_what_running_alone_gives(served: Served, seed: int)
 @each(ROUNDED)
 def test_so_it_does_with_weights_that_are_rounded(served: Served) -> None:
     check_storm(served, seed=2)
+
+
+@each({f"{name}-{who}": replace(LAYOUTS[name], speculate=who) for name in GUESSED for who in ("ngram", "experts=1")})
+def test_so_it_does_when_tokens_are_guessed(served: Served) -> None:
+    crowd, requests = storm(served, seed=4, requests=served.requests)
+    for request in requests:
+        assert_as_alone(served, crowd, alone(served, request), request.id)
+    drafted = sum(stats.drafted for stats in crowd.stats)
+    assert 0 < sum(stats.accepted for stats in crowd.stats) < drafted
+    assert crowd.engine.scheduler.blocks.used == 0
 
 
 @each(LAYOUTS)

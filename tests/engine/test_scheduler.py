@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine.blocks import BlockManager
+from engine.engine import NOTHING
 from engine.plan import Sampled
 from engine.scheduler import Scheduler
 from engine.types import TokenEvent
@@ -25,7 +26,8 @@ def shape(plan: object) -> list[tuple[str, int, int]]:
 
 def step(scheduler: Scheduler, runner: FakeRunner) -> list[TokenEvent]:
     plan = scheduler.schedule()
-    return scheduler.commit(plan, runner.run(plan).sampled if plan else ())
+    result = runner.run(plan) if plan else NOTHING
+    return scheduler.commit(plan, result.sampled, result.scores)
 
 
 def finish(scheduler: Scheduler, runner: FakeRunner, limit: int = 1000) -> dict[str, list[TokenEvent]]:

@@ -1,13 +1,17 @@
 """Any order of arrivals, steps, aborts and faults: everyone ends once, with the right text, and nothing leaks."""
 
+import random
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.blocks import BlockManager
-from engine.cost import Pool, StepCost
+from engine.cost import Allowance, Pool, StepCost
 from engine.plan import Chunk, Plan
 from engine.scheduler import Scheduler
+from engine.sequence import Sequence
+from engine.speculation import Speculator
 from engine.types import Request, TokenEvent
 from model.errors import InvalidRequest
 from tests.engine.costs import seconds
@@ -15,6 +19,18 @@ from tests.engine.fake import FakeRunner, request
 
 SIZE = 2
 COST = StepCost(fixed=1.0, per_token=0.2, per_pair=0.4, per_expert=0.1, pools=(Pool(8),))
+
+
+class Oracle(Speculator):
+    """Knows what will be said, and lies now and then."""
+
+    def __init__(self, runner: FakeRunner, truth: float) -> None:
+        super().__init__()
+        self.runner, self.truth, self.random = runner, truth, random.Random(0)
+
+    def propose(self, sequence: Sequence, most: int, allowance: Allowance) -> tuple[int, ...]:
+        told = self.runner.reference(sequence.request)[sequence.output_count :][: min(3, max(0, most))]
+        return tuple(token if self.random.random() < self.truth else token + 1 for token in told)
 
 
 class Storm(RuleBasedStateMachine):
@@ -26,19 +42,36 @@ class Storm(RuleBasedStateMachine):
         running=st.integers(1, 4),
         more=st.integers(0, 6),
         noisy=st.booleans(),
+        oracle=st.sampled_from([None, 1.0, 0.5]),
         seconds_a_step=st.sampled_from([0.0, 0.001, 4.0, 9.0]),
         least=st.integers(1, 4),
     )
     def build(
-        self, chunked: bool, blocks: int, running: int, more: int, noisy: bool, seconds_a_step: float, least: int
+        self,
+        chunked: bool,
+        blocks: int,
+        running: int,
+        more: int,
+        noisy: bool,
+        oracle: float | None,
+        seconds_a_step: float,
+        least: int,
     ) -> None:
         self.chunked, self.least = chunked, least
         self.target = seconds_a_step if chunked else 0.0
         manager = BlockManager(blocks, SIZE, prefix_cache=chunked, noisy=noisy)
-        self.scheduler = Scheduler(
-            manager, running, running + more, 20, chunked, cost=COST, step_seconds=seconds_a_step, min_chunk=least
-        )
         self.runner = FakeRunner(SIZE, noisy=noisy, mixing=not chunked)
+        self.scheduler = Scheduler(
+            manager,
+            running,
+            running + more,
+            20,
+            chunked,
+            cost=COST,
+            step_seconds=seconds_a_step,
+            min_chunk=least,
+            speculator=Oracle(self.runner, oracle) if oracle and chunked else None,
+        )
         self.requests: dict[str, Request] = {}
         self.texts: dict[str, list[int]] = {}
         self.aborted: set[str] = set()
@@ -108,10 +141,10 @@ class Storm(RuleBasedStateMachine):
         for chunk in plan:
             assert 1 <= chunk.length <= chunk.sequence.pending
             assert chunk.start == chunk.sequence.computed
-            assert len(chunk.sequence.blocks) * SIZE >= chunk.start + chunk.length
+            assert len(chunk.sequence.blocks) * SIZE >= chunk.start + len(chunk.tokens)
         reading = [chunk for chunk in plan if chunk.start < chunk.sequence.prompt_length]
         if self.chunked or len(reading) > 1:
-            assert sum(chunk.length for chunk in plan) <= self.scheduler.max_step_tokens
+            assert sum(len(chunk.tokens) for chunk in plan) <= self.scheduler.max_step_tokens
         if not self.chunked:
             assert all((chunk.start, chunk.length) == (0, chunk.sequence.prompt_length) for chunk in reading)
         preempted = set(list(self.scheduler._waiting)[: self.scheduler.counts.preemptions])

@@ -1,0 +1,76 @@
+"""What /v1/models says of a model: its name and the counts it takes. Servers that say less are read, too."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from terminal.errors import BadOption, Refused
+from terminal.safe import one_line
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """The counts that a model takes; `low` to `high`, both included."""
+
+    low: int
+    high: int
+    default: int
+    trained: int
+
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high}, default {self.default}, trained {self.trained}"
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    id: str
+    dense: bool  # known to have no experts
+    dial: Dial | None  # None: the server does not say
+
+    @property
+    def counts(self) -> str:
+        if self.dense:
+            return f"{self.id} has no experts to choose from"
+        return f"{self.id} takes {self.dial}" if self.dial else f"the server does not say which counts {self.id} takes"
+
+    def check(self, word: str) -> int:
+        """The count that was typed.
+
+        Raises:
+            BadOption: no integer, or out of the model's range; the message names the range.
+        """
+        digits = word.isascii() and word.isdecimal() and len(word) < 10
+        inside = digits and int(word) >= 1 and (self.dial is None or self.dial.low <= int(word) <= self.dial.high)
+        if self.dense or not inside:
+            raise BadOption(f"K cannot be {one_line(word)}: {self.counts}")
+        return int(word)
+
+
+def cards_of(body: Any) -> list[Card]:
+    """Raises Refused where the body is no list of models."""
+    try:
+        return [_card(model) for model in body["data"]]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise Refused("/v1/models did not answer with a list of models", "no models") from None
+
+
+def chosen(cards: list[Card], name: str) -> Card:
+    """The card of that name, or the first where no name was given.
+
+    Raises:
+        BadOption: no such model; the message names those that exist.
+    """
+    found = [card for card in cards if card.id == name or not name]
+    if not found:
+        names = ", ".join(card.id for card in cards[:12]) or "none"
+        raise BadOption(f"there is no model {one_line(name)}; this server has: {one_line(names)}")
+    return found[0]
+
+
+def _card(model: Mapping[str, Any]) -> Card:
+    moe = (model.get("meta") or {}).get("moe")
+    if not moe:
+        return Card(str(model["id"]), False, None)
+    if not moe.get("layers", 1):
+        return Card(str(model["id"]), True, None)
+    return Card(str(model["id"]), False, Dial(*(int(moe[name]) for name in ("min", "max", "default", "trained"))))
