@@ -19,7 +19,7 @@ from model.errors import EngineDown, GenerationFailed, InvalidRequest, MoedialEr
 log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "restarting", "failed", "stopped"]
-Stream = asyncio.Queue[TokenEvent | MoedialError]
+Sink = Callable[[TokenEvent | MoedialError], None]
 
 COMMAND = (sys.executable, "-m", "engine.process")
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds before a restart; who served for the longest starts over at the first
@@ -58,7 +58,7 @@ class EngineClient:
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         # None: the reader has left, but the engine has not confirmed the end; the id is still taken.
-        self._streams: dict[str, Stream | None] = {}
+        self._sinks: dict[str, Sink | None] = {}
 
     @property
     def pid(self) -> int | None:
@@ -88,6 +88,32 @@ class EngineClient:
             raise self._down()
         return self.info
 
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Run a request. `sink` gets its events, the last one with `finish`, or the error that ends it. It is called
+        between two turns of the event loop, so it must be quick and must not raise.
+
+        Raises:
+            EngineDown: the engine takes no work now.
+            InvalidRequest: it can never be served, or its id is taken.
+        """
+        if self.state != "ready" or self._child is None:
+            raise self._down()
+        if request.id in self._sinks:
+            raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
+        try:
+            self._child.send(Submit((request,)))
+        except FrameError as error:
+            raise InvalidRequest(f"the request is too large: {error}") from error
+        self._sinks[request.id] = sink
+
+    def abort(self, request_id: str) -> None:
+        """Nobody wants this request any more; its sink is not called again. One that has ended is left alone."""
+        if self._sinks.get(request_id) is None:
+            return
+        self._sinks[request_id] = None
+        if self._child is not None:
+            self._child.send(Abort((request_id,)))
+
     async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
         """Run a request and yield its events, the last one with `finish`. Closing the generator early aborts it.
 
@@ -96,27 +122,19 @@ class EngineClient:
             InvalidRequest: it can never be served, or its id is taken.
             GenerationFailed: the engine process ended while the request ran.
         """
-        if self.state != "ready" or self._child is None:
-            raise self._down()
-        if request.id in self._streams:
-            raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
+        events: asyncio.Queue[TokenEvent | MoedialError] = asyncio.Queue()
+        self.submit(request, events.put_nowait)
+        ended = False
         try:
-            self._child.send(Submit((request,)))
-        except FrameError as error:
-            raise InvalidRequest(f"the request is too large: {error}") from error
-        stream: Stream = asyncio.Queue()
-        self._streams[request.id] = stream
-        try:
-            while True:
-                item = await stream.get()
+            while not ended:
+                item = await events.get()
+                ended = isinstance(item, MoedialError) or item.finish is not None
                 if isinstance(item, MoedialError):
                     raise item
                 yield item
-                if item.finish is not None:
-                    return
         finally:
-            if self._streams.get(request.id) is stream:
-                self._leave(request.id)
+            if not ended:
+                self.abort(request.id)
 
     async def stop(self, timeout: float = 10.0) -> None:
         """Take no more requests, let the running ones end for up to `timeout` seconds, then kill the process.
@@ -204,20 +222,15 @@ class EngineClient:
             log.exception("the report hook failed")  # statistics must not stop answers
 
     def _deliver(self, request_id: str, item: TokenEvent | MoedialError, *, last: bool) -> None:
-        stream = self._streams.pop(request_id, None) if last else self._streams.get(request_id)
-        if stream is not None:
-            stream.put_nowait(item)
-
-    def _leave(self, request_id: str) -> None:
-        self._streams[request_id] = None
-        if self._child is not None:
-            self._child.send(Abort((request_id,)))
+        sink = self._sinks.pop(request_id, None) if last else self._sinks.get(request_id)
+        if sink is not None:
+            sink(item)
 
     def _lose(self, state: State) -> None:
         """There is no engine now: every running request ends."""
         self._change(state)
         why = "the engine was stopped" if self.state == "stopped" else "the engine process ended"
-        for request_id in list(self._streams):
+        for request_id in list(self._sinks):
             self._deliver(request_id, GenerationFailed(f"{why} while the request was running"), last=True)
 
     def _change(self, state: State) -> None:

@@ -52,11 +52,13 @@ class Connection:
         self._socket = sock
         self._buffer = bytearray()
         self._waker, self._woken = socket.socketpair()
+        self._wakes = False
         self._waker.setblocking(False)
         self._woken.setblocking(False)
 
     def wake(self) -> None:
         """Let a waiting `receive` return; any thread may call it."""
+        self._wakes = True
         with suppress(BlockingIOError):  # full of wakes: it will wake
             self._waker.send(b"!")
 
@@ -74,8 +76,10 @@ class Connection:
         """
         if wait:
             select.select([self._socket, self._woken], [], [], most)
-        with suppress(BlockingIOError):
-            self._woken.recv(_READ_SIZE)
+        if self._wakes:
+            self._wakes = False
+            with suppress(BlockingIOError):
+                self._woken.recv(_READ_SIZE)
         try:
             while data := self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT):
                 self._buffer += data

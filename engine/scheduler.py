@@ -139,8 +139,6 @@ class Scheduler:
                 plan.append(self._guess(chunk, allowance, len(going) - place))
         self._admit(plan, allowance)
         self.counts.estimated_s = allowance.load.seconds if plan else 0.0
-        if self.speculator is not None and plan:
-            self.speculator.value = self.counts.estimated_s / max(1, sample_count(tuple(plan)))
         self._planned = {chunk.sequence.id for chunk in plan}
         return tuple(plan)
 
@@ -159,6 +157,8 @@ class Scheduler:
         for chunk in plan:
             found = next(scored) if chunk.scored else ()
             self._advance(chunk, next(results) if chunk.samples else None, found)
+        if self.speculator is not None:
+            self.speculator.took(self.counts.estimated_s, len(sampled) + self.counts.accepted)
         return self._close()
 
     def fail(self, plan: Plan, message: str) -> list[TokenEvent]:

@@ -16,16 +16,23 @@ from model.errors import InvalidRequest
 
 LONGEST = 8  # guesses at a time
 GRAMS = (4, 3, 2)  # tokens that must have been written before, longest first
-PRIOR = 0.6  # of a guess being right, before anything is known of a sequence
-LEARN, FORGET = 0.15, 0.01  # weight of one more guess; of the prior, per step without a guess
+FORCED, MODEL = 0, 1  # the other sources of guesses: a grammar that leaves no choice, and the model with fewer experts
+PRIORS = {FORCED: 0.95, MODEL: 0.8, 4: 0.6, 3: 0.5, 2: 0.3}  # of a guess being right, before anything is known
+LEARN, FORGET = 0.15, 0.002  # weight of one more guess; of the prior, per step in which guessing did not pay
+SHARED = 0.02  # weight of one sequence's guess for what is expected of the next sequence
 WORTH = 0.35  # without a cost model: the least chance of being right
+SMOOTH = 0.1  # weight of the last step's time per token
 
 
 @dataclass(slots=True)
 class Guesses:
-    """What is known of one sequence: where each run of tokens was followed by what, and how good guesses were."""
+    """What is known of one sequence: what followed each run of tokens last, and how good guesses were by their source.
 
-    rate: float = PRIOR
+    A run of four tokens foretells more than one of two, so each length is a source of its own.
+    """
+
+    rates: dict[int, float]
+    source: int = FORCED  # of the last guesses
     read: int = 0  # tokens that are in the index
     after: dict[tuple[int, ...], int] = field(default_factory=dict)  # a run, and the position that followed it last
 
@@ -39,56 +46,63 @@ class Speculator:
 
     def __init__(self, experts: int = 0, longest: int = LONGEST) -> None:
         self.experts, self._longest = experts, longest
-        self.value = 0.0  # estimated seconds of the last step per token it sampled: what one more token is worth
+        self.value = 0.0  # estimated seconds per token of late: what one more token is worth
+        self._expected = dict(PRIORS)  # of a new sequence
 
     def propose(self, sequence: Sequence, most: int, allowance: Allowance) -> tuple[int, ...]:
         """Up to `most` tokens that may follow. Call it for sequences that decode, at most once a step."""
         if most < 1 or not _predictable(sequence):
             return ()
-        known = _known(sequence)
-        if sequence.matcher is not None and (forced := sequence.matcher.forced()):
-            return tuple(forced[:most])
-        if self.experts:
-            return ()
-        found = _look_up(sequence, known, min(most, self._longest))
-        return found[: self._worthwhile(sequence, known, len(found), allowance, 0.0)]
+        known = self._known(sequence)
+        found: tuple[int, ...] = ()
+        if sequence.matcher is not None:
+            found, known.source = tuple(sequence.matcher.forced()[:most]), FORCED
+        if not found and not self.experts:
+            found = _look_up(sequence, known, min(most, self._longest))
+        return found[: self._worthwhile(sequence, known, len(found), allowance, 0.0)] if found else ()
 
     def ahead(self, sequence: Sequence, most: int, allowance: Allowance) -> int:
         """How many tokens the model shall guess itself, with fewer experts."""
         if not self.experts or most < 1 or not _predictable(sequence) or sequence.matcher is not None:
             return 0
+        known = self._known(sequence)
+        known.source = MODEL
         draft = allowance.load.alone(fewer(sequence.request.budget.per_layer, self.experts))
-        return self._worthwhile(sequence, _known(sequence), min(most, self._longest), allowance, draft)
+        return self._worthwhile(sequence, known, min(most, self._longest), allowance, draft)
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         """Take in how many of so many guesses were right."""
-        known = _known(sequence)
-        for _ in range(accepted):
-            known.rate += LEARN * (1 - known.rate)
-        if accepted < drafted:
-            known.rate -= LEARN * known.rate
+        known = self._known(sequence)
+        for right in (*[1] * accepted, *[0] * (accepted < drafted)):
+            known.rates[known.source] += LEARN * (right - known.rates[known.source])
+            self._expected[known.source] += SHARED * (right - self._expected[known.source])
+
+    def took(self, seconds: float, tokens: int) -> None:
+        """Take in what a step was expected to take, and how many tokens came of it."""
+        if tokens:
+            self.value += (SMOOTH if self.value else 1.0) * (seconds / tokens - self.value)
 
     def _worthwhile(self, sequence: Sequence, known: Guesses, most: int, allowance: Allowance, each: float) -> int:
         """How many of `most` guesses pay for themselves: the n-th is right with the rate's n-th power.
 
         The step is taken to hold the sequence's own token already; `each` guess costs so much before it is checked.
         """
+        rate = known.rates[known.source]
         after = allowance.load.after(sequence.request.budget.per_layer)
-        count, chance, before = 0, known.rate, after(0)
+        count, chance, before = 0, rate, after(0)
         while count < most:
             spent = after(count + 1) - before + each
             if not (chance * self.value > spent if self.value else chance > WORTH):
                 break
-            count, chance, before = count + 1, chance * known.rate, after(count + 1)
+            count, chance, before = count + 1, chance * rate, after(count + 1)
         if not count:
-            known.rate += FORGET * (PRIOR - known.rate)
+            known.rates[known.source] += FORGET * (PRIORS[known.source] - rate)
         return count
 
-
-def _known(sequence: Sequence) -> Guesses:
-    if not isinstance(sequence.guesses, Guesses):
-        sequence.guesses = Guesses()
-    return sequence.guesses
+    def _known(self, sequence: Sequence) -> Guesses:
+        if not isinstance(sequence.guesses, Guesses):
+            sequence.guesses = Guesses(dict(self._expected))
+        return sequence.guesses
 
 
 def _predictable(sequence: Sequence) -> bool:
@@ -108,6 +122,7 @@ def _look_up(sequence: Sequence, known: Guesses, most: int) -> tuple[int, ...]:
     for gram in GRAMS:
         at = after.get(tuple(tokens[-gram:])) if len(tokens) >= gram else None
         if at is not None:
+            known.source = gram
             return _continued(tokens, at, most)
     return ()
 

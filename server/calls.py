@@ -74,8 +74,10 @@ async def open_chat(service: Service, http: HttpRequest) -> Call:
     return await open_conversation(service, http, await read_json(http, service.settings), arrived)
 
 
-async def open_conversation(service: Service, http: HttpRequest, raw: Mapping[str, Any], arrived: float) -> Call:
-    """A call from the raw body of a chat."""
+async def open_conversation(
+    service: Service, http: HttpRequest, raw: Mapping[str, Any], arrived: float, kind: str = "chatcmpl-"
+) -> Call:
+    """A call from the raw body of a chat; `kind` is what its id begins with."""
     body, budget = _check(service, http, ChatBody, raw)
     offered(body)
     reservation = service.admission.reserve(body.answers)
@@ -87,7 +89,7 @@ async def open_conversation(service: Service, http: HttpRequest, raw: Mapping[st
         form = form_of_chat(body, service.dialect, text, service.settings.max_grammar_bytes)
         return form, [await _encode(service.tokenizer.encode_chat, text)]
 
-    return await _open(service, "chatcmpl-", body, budget, reservation, prepare, arrived)
+    return await _open(service, kind, body, budget, reservation, prepare, arrived)
 
 
 async def render(

@@ -11,9 +11,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.bodies import answers
+from server.bodies import answers, response_object
 from server.bodies.chat import ChatBody
 from server.bodies.completions import CompletionBody
+from server.bodies.responses import ResponsesBody
 from server.bodies.tokens import DetokenizeBody, TokenizeBody
 
 REF = "#/components/schemas/{model}"
@@ -28,6 +29,7 @@ HEADER = {
 POSTS: dict[str, tuple[type[BaseModel], type[BaseModel], type[BaseModel] | None]] = {
     "/v1/completions": (CompletionBody, answers.Completion, answers.Completion),
     "/v1/chat/completions": (ChatBody, answers.ChatCompletion, answers.ChatChunk),
+    "/v1/responses": (ResponsesBody, response_object.ResponseObject, response_object.ResponseEvent),
     "/tokenize": (TokenizeBody, answers.Tokenized, None),
     "/detokenize": (DetokenizeBody, answers.Detokenized, None),
 }

@@ -28,6 +28,7 @@ class Form:
     grammar: str = ""
     field: str = ""
     reads: bool = False  # whether answers are more than their text
+    forced: bool = False  # whether answers are calls and nothing else: what is no call is a mark that was cut off
 
     def reader(self) -> Reader | None:
         return self.dialect.reader(self.prompt, self.tools) if self.reads else None
@@ -57,7 +58,7 @@ def form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int) -> F
         field, grammar = constraint.field, constraint.grammar(dialect.answers(prompt, constraint.rules))
     else:
         field, grammar = "", ""
-    return Form(dialect, tools, prompt, grammar, field, reads=True)
+    return Form(dialect, tools, prompt, grammar, field, reads=True, forced=forced)
 
 
 def offered(body: ChatBody) -> tuple[Tool, ...]:

@@ -5,7 +5,7 @@ Every sequence ends once; leaving early aborts what still runs. It knows neither
 
 import asyncio
 import time
-from contextlib import aclosing
+from collections import deque
 from dataclasses import dataclass
 
 import structlog
@@ -19,7 +19,6 @@ from server.seams import Engine
 from server.transcript import Delta, Transcript
 
 log = structlog.get_logger("server")
-AHEAD = 32  # deltas a slow reader may leave unread, per sequence, before its sequence waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,10 @@ class Timeouts:
 
 
 class Generation:
+    """Between the engine, which calls a sink for every event, and the one reader of the deltas there is no queue that
+    wakes a task for every token, and no timer that is made anew for each: at thousands of tokens per second these were
+    most of what HTTP cost."""
+
     def __init__(
         self,
         engine: Engine,
@@ -49,29 +52,35 @@ class Generation:
     ) -> None:
         self.sequences, self._grammar_field = sequences, grammar_field
         self._engine, self._admission, self._reservation, self._timeouts = engine, admission, reservation, timeouts
-        self._deltas: asyncio.Queue[Delta | MoedialError] = asyncio.Queue(AHEAD * len(sequences))
+        self._deltas: deque[Delta | MoedialError] = deque()  # as many as the answers have tokens, at the most
+        self._loop = asyncio.get_running_loop()
+        self._reader: asyncio.Future[None] | None = None  # waits for a delta
         self._open = len(sequences)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        deadline = asyncio.get_running_loop().time() + self._timeouts.total
+        deadline = self._loop.time() + self._timeouts.total
         self._tasks = [asyncio.create_task(self._run(sequence, deadline)) for sequence in self.sequences]
 
     @property
     def finished(self) -> bool:
         return self._open == 0
 
-    async def next(self, patience: float | None = None) -> Delta | None:
-        """The next delta, or None when nothing came for `patience` seconds. Raises what ended a sequence."""
-        try:
-            async with asyncio.timeout(patience):
-                item = await self._deltas.get()
-        except TimeoutError:
-            return None
-        if isinstance(item, MoedialError):
-            raise item
-        self._open -= item.finish is not None
-        return item
+    async def next(self, patience: float | None = None) -> list[Delta]:
+        """The deltas that have come since, or none when nothing came for `patience` seconds. Raises what ended a
+        sequence, after the deltas that came before it."""
+        if not self._deltas:
+            await self._wait(patience)
+        found: list[Delta] = []
+        while self._deltas and isinstance(self._deltas[0], Delta):
+            found.append(self._deltas[0])
+            self._deltas.popleft()
+        if not found and self._deltas:
+            error = self._deltas.popleft()
+            assert isinstance(error, MoedialError)
+            raise error
+        self._open -= sum(delta.finish is not None for delta in found)
+        return found
 
     async def close(self) -> None:
         """Abort what still runs and give the slots back. What must happen does so before the first await."""
@@ -82,10 +91,28 @@ class Generation:
         self._reservation.release()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def _wait(self, patience: float | None) -> None:
+        reader = self._reader = self._loop.create_future()
+        timer = None if patience is None else self._loop.call_later(patience, self._wake)
+        try:
+            await reader
+        finally:
+            self._reader = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _put(self, item: Delta | MoedialError) -> None:
+        self._deltas.append(item)
+        self._wake()
+
     async def _run(self, sequence: Sequence, deadline: float) -> None:
         try:
             async with asyncio.timeout_at(deadline), self._admission.turn(self._timeouts.queue):
-                await self._pump(sequence)
+                await self._generate(sequence)
             return
         except TimeoutError:
             error: MoedialError = GenerationTimeout(f"not finished within {self._timeouts.total:g} s")
@@ -99,19 +126,33 @@ class Generation:
             log.error("internal error", exc_info=raised)
             error = GenerationFailed("internal error")
         sequence.life.fail(error)
-        await self._deltas.put(error)
+        self._put(error)
 
-    async def _pump(self, sequence: Sequence) -> None:
+    async def _generate(self, sequence: Sequence) -> None:
+        """Until the sequence has ended here; whatever the engine still does of it is aborted."""
         sequence.life.started = time.monotonic()
-        # closing the generator is what aborts the request in the engine; leaving the loop alone would not
-        async with aclosing(self._engine.generate(sequence.request)) as events:
-            async for event in events:
-                delta = _advance(sequence, event)
-                if not delta.empty:
-                    await self._deltas.put(delta)
-                if delta.finish:
-                    return
-        raise GenerationFailed("the engine ended this request without a reason")
+        ended: asyncio.Future[None] = self._loop.create_future()
+
+        def take(item: TokenEvent | MoedialError) -> None:
+            if ended.done():
+                return
+            try:
+                if isinstance(item, Exception):
+                    raise item
+                delta = _advance(sequence, item)
+            except Exception as error:
+                ended.set_exception(error)
+                return
+            if not delta.empty:
+                self._put(delta)
+            if delta.finish:
+                ended.set_result(None)
+
+        self._engine.submit(sequence.request, take)
+        try:
+            await ended
+        finally:
+            self._engine.abort(sequence.request.id)
 
 
 def _advance(sequence: Sequence, event: TokenEvent) -> Delta:

@@ -3,10 +3,11 @@
 It names no implementation; tests put fakes here.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from engine.types import EngineInfo, Request, StepReport, TokenEvent
+from model.errors import MoedialError
 
 EngineState = Literal["loading", "ready", "restarting", "failed", "stopped"]
 
@@ -29,8 +30,11 @@ class Engine(Protocol):
 
     async def stop(self, timeout: float) -> None: ...
 
-    def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
-        """Closing the generator early aborts the request."""
+    def submit(self, request: Request, sink: Callable[[TokenEvent | MoedialError], None]) -> None:
+        """`sink` gets every event, the last with `finish`, or the error that ends the request; it must not raise."""
+
+    def abort(self, request_id: str) -> None:
+        """The sink is not called again."""
 
 
 class IncrementalDecoder(Protocol):

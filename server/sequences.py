@@ -57,7 +57,9 @@ class Builder:
             seeded = replace(sampling, seed=(self.seed + answer) & LARGEST_SEED)
             request = Request(f"{self.id}-{place}", prompt, self.budget, seeded, self.seed)
             decoder = self.service.tokenizer.stream(self.form.dialect.marks if self.form.reads else ())
-            transcript = Transcript(place, decoder, self.body.stop, self.form.reader(), ends_shown=self.scores)
+            transcript = Transcript(
+                place, decoder, self.body.stop, self.form.reader(), ends_shown=self.scores, calls_only=self.form.forced
+            )
             yield Sequence(request, transcript, Lifecycle(self.service.metrics, self.budget, len(prompt), self.arrived))
 
     def _sampling(self, prompt: int) -> Sampling:

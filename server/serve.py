@@ -89,9 +89,10 @@ def run(settings: Settings) -> None:
 
 def dialect_of(settings: Settings, chat: ChatTemplate | None, tokenizer: Tokenizer) -> Dialect:
     """How the model writes calls and thoughts: as the operator says, or as its chat template does."""
-    if settings.dialect != "auto":
-        return by_name(settings.dialect, tokenizer.specials)
-    return detect(chat.source if chat else None, tokenizer.specials)
+    template = chat.source if chat else None
+    if settings.dialect == "auto":
+        return detect(template, tokenizer.specials, tokenizer.added)
+    return by_name(settings.dialect, tokenizer.specials, tokenizer.added, template)
 
 
 def defaults_of(settings: Settings, folder: Path) -> dict[str, Any]:

@@ -77,31 +77,26 @@ async def _whole(request: Request, call: Call, format: Format, headers: dict[str
 async def _collect(call: Call) -> list[Delta]:
     deltas: list[Delta] = []
     while not call.generation.finished:
-        if (delta := await call.generation.next()) is not None:
-            deltas.append(delta)
+        deltas += await call.generation.next()
     return deltas
 
 
-async def _events(service: Service, call: Call, format: Format, first: Delta | None) -> AsyncGenerator[bytes, None]:
-    for chunk in format.opening():
-        yield format.frame(chunk)
-    delta = first
+async def _events(service: Service, call: Call, format: Format, first: list[Delta]) -> AsyncGenerator[bytes, None]:
+    """What is there at one time leaves in one piece."""
+    opening = b"".join(map(format.frame, format.opening()))
+    if opening:
+        yield opening
+    deltas = first
     try:
         while True:
-            if delta is None:
-                yield WAITING
-            else:
-                for chunk in format.chunks(delta):
-                    yield format.frame(chunk)
+            yield b"".join([format.frame(chunk) for delta in deltas for chunk in format.chunks(delta)]) or WAITING
             if call.generation.finished:
                 break
-            delta = await call.generation.next(service.settings.heartbeat)
+            deltas = await call.generation.next(service.settings.heartbeat)
     except MoedialError as error:
         yield format.failure(error)  # a silent end would read as success
         return
-    for chunk in format.closing():
-        yield format.frame(chunk)
-    yield format.done
+    yield b"".join(map(format.frame, format.closing())) + format.done
 
 
 class EventStream(Response):

@@ -88,7 +88,11 @@ class StopMatcher:
 
 
 class Transcript:
-    """The answer of one sequence as it grows. `ends_shown`: whether a stop token gets a log-probability, too."""
+    """The answer of one sequence as it grows.
+
+    `ends_shown`: whether a stop token gets a log-probability, too. `calls_only`: there is no content, only marks around
+    calls; one that is cut off is nothing to show.
+    """
 
     def __init__(
         self,
@@ -97,11 +101,12 @@ class Transcript:
         stops: Sequence[str],
         reader: Reader | None = None,
         ends_shown: bool = False,
+        calls_only: bool = False,
     ) -> None:
         self.index = index
         self.finish: WireFinish | None = None
         self.total = 0.0  # log-probability of all tokens so far, where it is asked for
-        self._decoder, self._reader, self._ends_shown = decoder, reader, ends_shown
+        self._decoder, self._reader, self._ends_shown, self._calls_only = decoder, reader, ends_shown, calls_only
         self._matcher = StopMatcher(stops)
         self.reasoning = 0  # tokens that added to a thought
         self._calls = False
@@ -146,7 +151,7 @@ class Transcript:
         pieces = (self._reader.push(shown) if shown else []) + (self._reader.flush() if last else [])
         self._calls = self._calls or any(isinstance(piece, CallStart) for piece in pieces)
         self.reasoning += any(isinstance(piece, Reasoning) for piece in pieces)
-        return tuple(pieces)
+        return tuple(piece for piece in pieces if not (self._calls_only and isinstance(piece, Content)))
 
     def _entries(self) -> tuple[TokenLogprob, ...]:
         """Log-probabilities leave with their text: a held one would leak what is held."""

@@ -70,8 +70,16 @@ class Tokenizer:
     @cached_property
     def specials(self) -> Mapping[str, int]:
         """The special-token strings and their ids."""
+        return self._added(special=True)
+
+    @cached_property
+    def added(self) -> Mapping[str, int]:
+        """The added tokens that are text all the same, as Qwen's `<think>`."""
+        return self._added(special=False)
+
+    def _added(self, special: bool) -> Mapping[str, int]:
         added = self._backend.get_added_tokens_decoder().items()
-        return {token.content: id for id, token in added if token.special}
+        return {token.content: id for id, token in added if token.special == special}
 
     def encode(self, text: str, framed: bool = True) -> list[int]:
         """Ids of a prompt, `framed` by what the checkpoint puts around it; special-token strings are plain text."""

@@ -62,8 +62,8 @@ class StructuredOutputs(BaseModel):
     json_object: bool | None = None
 
 
-class GenerationBody(BaseModel):
-    """What completions and chat have in common. An explicit null means the default."""
+class SampledBody(BaseModel):
+    """What every way of generating takes. An explicit null means the default."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -86,8 +86,6 @@ class GenerationBody(BaseModel):
     experts: Any = Field(
         None, description="The same as an object; a count per MoE layer too", json_schema_extra=EXPERTS
     )
-    max_tokens: int | None = Field(None, ge=0)
-    n: int = Field(1, ge=1)
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, le=2**31 - 1)
@@ -102,14 +100,21 @@ class GenerationBody(BaseModel):
     ignore_eos: bool = False
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = {}
     stream: bool = False
-    stream_options: StreamOptions | None = None
     user: str | None = None
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | bool | str | None = Field(None, description="A JSON schema; vLLM's older name")
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = Field(None, description="Lark, or EBNF as llama.cpp writes it")
+
+
+class GenerationBody(SampledBody):
+    """What completions and chat have in common beside it."""
+
+    max_tokens: int | None = Field(None, ge=0)
+    n: int = Field(1, ge=1)
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
 
     @property
     def answer_limit(self) -> int | None:
@@ -134,7 +139,7 @@ def validate(kind: type[Body], raw: Mapping[str, Any], defaults: Mapping[str, An
         raise _refusal(error) from None
 
 
-def refuse_unsupported(kind: type[GenerationBody], raw: Mapping[str, Any]) -> None:
+def refuse_unsupported(kind: type[SampledBody], raw: Mapping[str, Any]) -> None:
     for field, harmless in kind.unsupported.items():
         value = raw.get(field)
         if not any(type(value) is type(ok) and value == ok for ok in (*NEUTRAL, *harmless)):

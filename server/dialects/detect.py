@@ -34,7 +34,7 @@ def detect(template: str | None, specials: Mapping[str, int], added: Mapping[str
     `specials`: the special tokens and their ids; `added`: the other tokens that stand for a text as a whole.
     """
     family = _family(template or "") or _family("\0".join((*specials, *added)))
-    thinks = _pair(template or "", {**specials, **added}) is not None
+    thinks = _pair(template or "", specials) is not None
     return _make(family or ("hermes" if thinks else "plain"), template or "", specials, added, False)
 
 
@@ -55,8 +55,9 @@ def _family(text: str) -> str | None:
     return next((name for name, signs in _SIGNS.items() if any(sign in text for sign in signs)), None)
 
 
-def _pair(template: str, tokens: Mapping[str, int]) -> tuple[str, str] | None:
-    return next((pair for pair in _THOUGHTS if pair[0] in template or pair[0] in tokens), None)
+def _pair(template: str, specials: Mapping[str, int]) -> tuple[str, str] | None:
+    """Merely added tokens tell nothing: Qwen3's models that do not think have them too."""
+    return next((pair for pair in _THOUGHTS if pair[0] in template or pair[0] in specials), None)
 
 
 def _make(name: str, template: str, specials: Mapping[str, int], added: Mapping[str, int], thinks: bool) -> Dialect:
@@ -65,7 +66,7 @@ def _make(name: str, template: str, specials: Mapping[str, int], added: Mapping[
         return Plain(specials, added)
     if name == "harmony":
         return Harmony(specials, added)
-    pair = _pair(template, {**specials, **added})
+    pair = _pair(template, specials)
     opening, closing = pair or _THOUGHTS[0 if name == "mistral" else 1]
     thoughts = Thoughts(opening, closing, thinks or pair is not None, opening in specials)
     if name == "deepseek":

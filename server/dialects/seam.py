@@ -71,7 +71,7 @@ class Dialect(Protocol):
 
     def calls(self, prompt: str, tools: Sequence[Tool], parallel: bool) -> str:
         """A Lark grammar (llguidance's) of answers that call: thoughts where the family has them, then one call of
-        one of `tools`, or with `parallel` one or more."""
+        one of `tools`, or with `parallel` one or more. (Harmony's answers end with their first call: it stays one.)"""
 
     def answers(self, prompt: str, rules: str) -> str:
         """A Lark grammar of answers whose content is `answer`, which `rules` defines; thoughts may come before."""

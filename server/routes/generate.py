@@ -1,19 +1,23 @@
-"""POST /v1/completions and /v1/chat/completions: open the call, or count its refusal; then answer it."""
+"""POST /v1/completions, /v1/chat/completions and /v1/responses: open the call, or count its refusal; then answer it."""
 
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.calls import Call, open_chat, open_completion
+from server.calls import open_chat, open_completion
 from server.errors import code_of
+from server.responses import in_own_words, open_response
 from server.service import Service
 from server.stream import answer
 from server.wire.chat import ChatFormat
 from server.wire.completions import CompletionFormat
+from server.wire.responses import ResponsesFormat
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-PATHS = (COMPLETIONS, CHAT)
+Opened = TypeVar("Opened")
+COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+PATHS = (COMPLETIONS, CHAT, RESPONSES)
 router = APIRouter(tags=["generate"])
 
 
@@ -33,7 +37,16 @@ async def chat_completions(request: Request) -> Response:
     return await answer(service, request, call, ChatFormat)
 
 
-async def _opened(service: Service, request: Request, open: Callable[[Service, Request], Awaitable[Call]]) -> Call:
+@router.post(RESPONSES)
+async def responses(request: Request) -> Response:
+    """Answer a text or a conversation, in OpenAI's newer form. Nothing is stored: each request brings all of it."""
+    service: Service = request.app.state.service
+    call, body = await _opened(service, request, open_response)
+    with in_own_words():  # a schema that cannot be compiled is refused by the engine
+        return await answer(service, request, call, lambda call, tokenizer: ResponsesFormat(call, tokenizer, body))
+
+
+async def _opened(service: Service, request: Request, open: Callable[[Service, Request], Awaitable[Opened]]) -> Opened:
     """A request that never becomes a call is counted here, once."""
     try:
         return await open(service, request)

@@ -7,7 +7,8 @@ import orjson
 
 from server.dialects.seam import CallArguments, CallStart, Content, Piece, Reasoning
 from server.errors import error_body
-from server.transcript import Delta
+from server.seams import Tokenizer
+from server.transcript import Delta, TokenLogprob
 
 
 class Format(Protocol):
@@ -52,6 +53,17 @@ def token_text(data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def token_entry(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, Any]:
+    """A token, its log-probability and its alternatives, as chats and responses write them."""
+    best = [_entry(tokenizer, id, value) for id, value in entry.top]
+    return {**_entry(tokenizer, entry.token, entry.value), "top_logprobs": best}
+
+
+def _entry(tokenizer: Tokenizer, id: int, value: float) -> dict[str, Any]:
+    data = tokenizer.token_bytes(id)
+    return {"token": token_text(data), "logprob": value, "bytes": list(data)}
 
 
 def joined(deltas: Iterable[Delta], index: int) -> Delta:

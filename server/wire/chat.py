@@ -7,7 +7,7 @@ from server.calls import Call
 from server.dialects.seam import CallArguments, CallStart, Content, Piece, Reasoning
 from server.seams import Tokenizer
 from server.transcript import Delta, TokenLogprob
-from server.wire.answers import DataFormat, calls_of, content_of, joined, reasoning_of, token_text
+from server.wire.answers import DataFormat, calls_of, content_of, joined, reasoning_of, token_entry
 from server.wire.usage import metrics_of, usage_of, usage_wanted
 
 
@@ -93,15 +93,4 @@ class ChatFormat(DataFormat):
     def _logprobs(self, entries: Iterable[TokenLogprob]) -> dict[str, Any] | None:
         if self.call.body.alternatives is None:
             return None
-        content = [
-            {
-                **self._entry(entry.token, entry.value),
-                "top_logprobs": [self._entry(id, value) for id, value in entry.top],
-            }
-            for entry in entries
-        ]
-        return {"content": content, "refusal": None}
-
-    def _entry(self, id: int, value: float) -> dict[str, Any]:
-        data = self.tokenizer.token_bytes(id)
-        return {"token": token_text(data), "logprob": value, "bytes": list(data)}
+        return {"content": [token_entry(self.tokenizer, entry) for entry in entries], "refusal": None}

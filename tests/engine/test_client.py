@@ -40,7 +40,7 @@ async def serving(
     finally:
         await client.stop(5)
         assert client.pid is None
-        assert not client._streams or client.state == "stopped"
+        assert not client._sinks or client.state == "stopped"
 
 
 async def text(client: EngineClient, id: str, max_tokens: int = 4, prompt: tuple[int, ...] = (1, 2, 3)) -> list[int]:
@@ -62,7 +62,7 @@ def test_generate_many_at_once() -> None:
             texts = await asyncio.gather(*(text(client, f"r{p[0]}", 9, p) for p in prompts))
             runner = FakeRunner(16)
             assert texts == [runner.reference(request("x", prompt, 9)) for prompt in prompts]
-            assert client._streams == {}
+            assert client._sinks == {}
 
     run(test)
     assert sum(report.stats.generated_tokens for report in reports) == 180
@@ -113,7 +113,7 @@ def test_cancelled_reader_aborts() -> None:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            while client._streams:
+            while client._sinks:
                 await asyncio.sleep(0.005)
             ends = [event.finish for report in reports for event in report.events if event.finish]
             assert ends == ["abort"] * 30

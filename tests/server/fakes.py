@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.types import EngineInfo, Finish, Logprob, Request, RequestStats, StepReport, StepStats, TokenEvent
 from model.budget import ExpertRange
-from model.errors import EngineDown, InvalidRequest
+from model.errors import EngineDown, InvalidRequest, MoedialError
 from server.seams import EngineState
 
 EOS = 256
@@ -106,7 +106,7 @@ class FakeEngine:
         self.fail_at: dict[str, tuple[int, Exception | str]] = {}  # by id suffix: after so many tokens
         self.load_error: Exception | None = None
         self.seen: list[Request] = []
-        self.running: set[str] = set()
+        self.running: dict[str, asyncio.Future[None]] = {}
         self.aborted: list[str] = []
 
     async def start(self) -> None:
@@ -123,20 +123,26 @@ class FakeEngine:
     async def stop(self, timeout: float) -> None:
         self.state = "stopped"
 
-    async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
+    def submit(self, request: Request, sink: Callable[[TokenEvent | MoedialError], None]) -> None:
         if self.state != "ready":
             raise EngineDown(f"the engine is {self.state}")
         self.seen.append(request)
-        self.running.add(request.id)
-        finished = False
+        self.running[request.id] = asyncio.ensure_future(self._run(request, sink))
+
+    def abort(self, request_id: str) -> None:
+        if task := self.running.pop(request_id, None):
+            task.cancel()
+            self.aborted.append(request_id)
+
+    async def _run(self, request: Request, sink: Callable[[TokenEvent | MoedialError], None]) -> None:
         try:
             async for event in self._events(request):
-                finished = event.finish is not None
-                yield event
-        finally:
-            self.running.discard(request.id)
-            if not finished:
-                self.aborted.append(request.id)
+                if event.finish is not None:
+                    self.running.pop(request.id, None)
+                sink(event)
+        except Exception as error:
+            self.running.pop(request.id, None)
+            sink(error)  # type: ignore[arg-type]
 
     async def _events(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
         sampling, tokens = request.sampling, list(self.script(request))

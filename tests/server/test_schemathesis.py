@@ -19,7 +19,7 @@ from schemathesis.openapi.loaders import from_dict
 from tests.server.fakes import FakeEngine
 from tests.server.harness import app_of, on_loopback
 
-EXAMPLES = 100  # of each route, of what is allowed and of what is not
+EXAMPLES = 40  # of each route, of what is allowed and of what is not
 SECONDS = 10.0  # for one answer
 ERROR = {"message": str, "type": str, "param": str | None, "code": str | None}
 CONTRACT: dict[str, Any] = app_of(FakeEngine()).openapi()

@@ -53,6 +53,14 @@ def test_thoughts_are_forced_first_only_where_they_are_known() -> None:
     assert thinks(by_name("hermes", {})) and not thinks(by_name("hermes", {}, template=QWEN25))
 
 
+def test_added_tokens_tell_a_family_but_no_thoughts() -> None:
+    tokens = {"<tool_call>": 5, "</tool_call>": 6, "<think>": 7, "</think>": 8}
+    dialect = detect(None, {}, tokens)
+    assert dialect.name == "hermes" and dialect.marks == () and not thinks(dialect)
+    assert "<[5]>" in dialect.calls("", [Tool("t")], False)
+    assert "<[8]>" in dialect.calls("<think>\n", [Tool("t")], False)
+
+
 def test_thoughts_are_read_at_the_start_even_where_they_are_not_known() -> None:
     assert read(detect(QWEN25, {}), "<think>a</think>b") == [Reasoning("a"), Content("b")]
     assert read(detect(MISTRAL, {"[TOOL_CALLS]": 9}), "[THINK]a[/THINK]b") == [Reasoning("a"), Content("b")]

@@ -107,6 +107,17 @@ def test_a_model_may_open_again_what_the_prompt_opened(size: int) -> None:
     assert read(dialect("deepseek"), "<think>\nhm</think>Hi", "…<think>\n", size=size) == pieces
 
 
+@pytest.mark.parametrize("name", ["plain", "hermes", "llama"])
+def test_whitespace_waits_only_where_a_mark_may_follow(name: str) -> None:
+    reader = dialect(name).reader("", ())
+    assert reader.push("Hi\n") == [Content("Hi\n")]
+    assert reader.push("\n") == [Content("\n")]
+    reader = dialect("hermes").reader("", TOOLS)
+    assert reader.push("Hi\n") == [Content("Hi")]
+    assert reader.push(" ") == []
+    assert reader.push("x") == [Content("\n x")]
+
+
 @sizes
 def test_a_prompt_that_closed_the_thought(size: int) -> None:
     assert read(dialect("deepseek"), "Hi</think>", "…<think></think>", size=size) == [Content("Hi</think>")]
@@ -179,8 +190,9 @@ def test_harmony_preamble_and_final_are_two_lines(size: int) -> None:
 
 @sizes
 def test_harmony_without_tools_shows_a_call_as_written(size: int) -> None:
-    text = "<|channel|>commentary to=functions.add <|constrain|>json<|message|>{}"
-    assert read(dialect("harmony"), text, tools=(), size=size) == [Content(text)]
+    for channel in ("commentary", "analysis"):
+        text = f"<|channel|>{channel} to=functions.add <|constrain|>json<|message|>{{}}"
+        assert read(dialect("harmony"), text, tools=(), size=size) == [Content(text)]
 
 
 @sizes

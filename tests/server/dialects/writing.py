@@ -147,7 +147,3 @@ def joined(pieces: Sequence[Piece]) -> list[Piece]:
 
 def pieces_of(calls: Sequence[Call]) -> list[Piece]:
     return [piece for i, (name, text) in enumerate(calls) for piece in (CallStart(i, name), CallArguments(i, text))]
-
-
-def shown(pieces: Sequence[Piece]) -> str:
-    return "".join(piece.text for piece in pieces if isinstance(piece, Content))

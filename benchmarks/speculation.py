@@ -1,0 +1,214 @@
+"""Does guessing tokens ahead pay? `make bench-speculation`.
+
+Measures: the same loaded model in three engines that take turns: without guesses, with n-gram look-up, and guessing
+with one expert itself. Three kinds of text at each batch: stories (a story's beginning, 160 tokens, free), JSON
+(answers held to a schema of records) and code-like (answers held to a grammar of assignments and calls). Answers are
+greedy and the same in all three, which is checked; new tokens over the time of the whole run, medians of runs in
+turn, as a ratio to the engine without guesses. `right` is the share of guesses that stood. Ceiling: 1 + the guesses
+per step that stood, as if checking were free; it is not: a step with guesses computes as many tokens more. No HTTP,
+no prefix cache.
+
+With `--verify`: what a step costs that checks m guesses, over one that checks none, on a shape of
+`benchmarks.checkpoints`: below 1 + m, guessing can pay.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.checkpoints import CHECKPOINTS, write_random
+from benchmarks.machine import facts, introduce, use_threads
+from benchmarks.tables import grid
+from engine.build import assemble, describe, grammars_for, pools, prepare
+from engine.calibrate import measure
+from engine.engine import Engine
+from engine.plan import Chunk
+from engine.sequence import Sequence as Running
+from engine.types import EngineInfo, EngineSettings, Request, Sampling
+from server.structured import json_rule
+from weights.folder import BUNDLED
+from weights.load import load_model
+from weights.tokenizer import Tokenizer
+
+ARMS = ("off", "ngram", "experts=1")
+OUTPUT = 160
+OPENINGS = (
+    "Once upon a time, there was a little girl named Lily. She loved to play with her red ball.",
+    "One day, Tom and his dog went to the park. They saw a big tree and a small bird.",
+    "Tim had a toy car. The toy car was blue and very fast. Tim showed the toy car to his mom.",
+    "There was a cat who liked to sleep. The cat slept on the bed and on the chair.",
+)
+RECORD = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 1, "maximum": 99},
+        "friends": {"type": "array", "items": {"enum": ["Lily", "Tom", "Max"]}, "minItems": 1, "maxItems": 3},
+    },
+    "required": ["name", "age", "friends"],
+    "additionalProperties": False,
+}
+RECORDS = "start: " + json_rule({"type": "array", "items": RECORD, "minItems": 40})
+CODE = r"""start: line+
+line: name " = " expression "\n" | "print(" name ")\n" | "if " name " > " NUMBER ":\n    " name " = " expression "\n"
+expression: name | NUMBER | name " + " NUMBER | "len(" name ")"
+name: "cat_count" | "dog_count" | "ball_size" | "story_length"
+NUMBER: /[0-9]{1,3}/
+"""
+KINDS = {"stories": "", "JSON": RECORDS, "code-like": CODE}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Tokens per second, and of the guesses how many were made and stood."""
+
+    speed: float
+    drafted: int
+    accepted: int
+    texts: tuple[tuple[int, ...], ...]
+
+
+def run(engine: Engine, prompts: Sequence[Sequence[int]], grammar: str, count: int, ends: tuple[int, ...]) -> Run:
+    budget = engine.runner.model.config.experts.budget(count)  # type: ignore[attr-defined]
+    texts: dict[str, list[int]] = {str(number): [] for number in range(len(prompts))}
+    for number, prompt in enumerate(prompts):
+        stops = ends if grammar else ()
+        sampling = Sampling(OUTPUT, seed=number, temperature=0.0, grammar=grammar, stop_token_ids=stops)
+        engine.add(Request(str(number), tuple(prompt), budget, sampling))
+    drafted = accepted = 0
+    began = time.perf_counter()
+    while engine.has_work:
+        report = engine.step()
+        drafted, accepted = drafted + report.stats.drafted, accepted + report.stats.accepted
+        for event in report.events:
+            if event.error:
+                raise RuntimeError(event.error)
+            if event.token is not None:
+                texts[event.request_id].append(event.token)
+    seconds = time.perf_counter() - began
+    return Run(sum(map(len, texts.values())) / seconds, drafted, accepted, tuple(map(tuple, texts.values())))
+
+
+def engines(folder: Path, threads: int) -> tuple[dict[str, Engine], Tokenizer]:
+    """One model, an engine per way to guess, each with the cost of a step as measured at start."""
+    model, raw = load_model(folder, "auto")
+    fixed: dict[str, Any] = {"model": str(folder), "threads": threads, "kv_cache_bytes": 1 << 28, "prefix_cache": False}
+    native, reason = prepare(model, EngineSettings(**fixed))
+    made: dict[str, Engine] = {}
+    cost = None
+    for arm in ARMS:
+        settings = EngineSettings(**fixed, speculate=arm)
+        engine, blocks = assemble(native, settings, grammars=grammars_for(folder, native.config))
+        info = EngineInfo(
+            family=raw["model_type"],
+            parameters=0,
+            kv_blocks=blocks,
+            kernels_reason=reason,
+            load_seconds=0.0,
+            **describe(native, settings),
+        )
+        cost = cost or measure(engine.runner, info, pools(native.config), settings.max_step_tokens)
+        engine.scheduler.cost = cost
+        made[arm] = engine
+    return made, Tokenizer.load(folder)
+
+
+def measured(folder: Path, count: int, batches: list[int], repeats: int, threads: int) -> list[dict[str, Any]]:
+    made, tokenizer = engines(folder, threads)
+    count = count or made["off"].runner.model.config.experts.trained  # type: ignore[attr-defined]
+    rows = []
+    for kind, grammar in KINDS.items():
+        for batch in batches:
+            texts = [OPENINGS[i % len(OPENINGS)] + " And" * (i // len(OPENINGS)) for i in range(batch)]
+            prompts = [tokenizer.encode(text) for text in texts]
+            runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
+            for _ in range(repeats + 1):
+                for arm, engine in made.items():
+                    runs[arm].append(run(engine, prompts, grammar, count, tokenizer.eos_ids))
+            if len({each.texts for done in runs.values() for each in done}) != 1:
+                raise RuntimeError("guessing has changed an answer")
+            rows += [_row(kind, batch, arm, done[1:], runs["off"][1:]) for arm, done in runs.items()]
+    return rows
+
+
+def _row(kind: str, batch: int, arm: str, runs: list[Run], base: list[Run]) -> dict[str, Any]:
+    drafted, accepted = sum(each.drafted for each in runs), sum(each.accepted for each in runs)
+    tokens = sum(len(text) for each in runs for text in each.texts)
+    return {
+        "text": kind,
+        "batch": batch,
+        "guesses": arm,
+        "tokens_per_second": median(each.speed for each in runs),
+        "ratio": median(mine.speed / plain.speed for mine, plain in zip(runs, base, strict=True)),
+        "drafted_per_token": drafted / tokens,
+        "right": accepted / drafted if drafted else None,
+    }
+
+
+def verify(name: str, counts: list[int], threads: int, repeats: int = 9) -> list[dict[str, Any]]:
+    """A step of one sequence that checks m guesses, over one that checks none."""
+    with tempfile.TemporaryDirectory() as place:
+        write_random(CHECKPOINTS[name], Path(place))
+        model, _ = load_model(Path(place), "bfloat16")
+    settings = EngineSettings(model="", threads=threads, kv_cache_bytes=1 << 28)
+    engine, _ = assemble(prepare(model, settings)[0], settings)
+    rows = []
+    for count in counts:
+        budget = model.config.experts.budget(count)
+        sequence = Running(Request("a", tuple(range(3, 131)), budget, Sampling(99, seed=1, temperature=0.0)), 0.0)
+        sequence.blocks, sequence.slot = list(range(16)), 0
+        engine.runner.run((Chunk(sequence, 0, 128),))
+        times: dict[int, list[float]] = {guesses: [] for guesses in (0, 1, 2, 4, 8)}
+        for _ in range(repeats):
+            for guesses, found in times.items():
+                chunk = Chunk(sequence, 127, 1, tuple(range(500, 500 + 700 * guesses, 700)))
+                began = time.perf_counter()
+                engine.runner.run((chunk,))
+                found.append(time.perf_counter() - began)
+        plain = median(times[0])
+        rows += [{"num_experts": count, "guesses": m, "cost": median(found) / plain} for m, found in times.items()]
+    return rows
+
+
+def main(
+    models: Annotated[list[str], typer.Option("--model", help="bundled models")] = ["infinity-stories", "topk-stories"],  # noqa: B006
+    count: Annotated[int, typer.Option(help="expert count; 0: as trained")] = 0,
+    batches: Annotated[list[int], typer.Option("--batch")] = [1, 8],  # noqa: B006
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    threads: Annotated[int, typer.Option(help="0: all cores")] = 0,
+    shape: Annotated[str, typer.Option("--verify", help="a random checkpoint; empty: none")] = "olmoe-0.9b-random",
+) -> None:
+    """Print a table for people and one JSON line for machines."""
+    use_threads(threads)
+    machine, found = facts(), {}
+    introduce(machine)
+    for model in models:
+        rows = found[model] = measured(BUNDLED / model, count, batches, repeats, threads)
+        head = ["text, batch, guesses", "tok/s", "ratio", "guesses per token", "right"]
+        lines = [
+            [
+                f"{row['text']}, {row['batch']}, {row['guesses']}",
+                f"{row['tokens_per_second']:,.0f}",
+                f"{row['ratio']:.2f}",
+                f"{row['drafted_per_token']:.2f}",
+                "–" if row["right"] is None else f"{row['right']:.0%}",
+            ]
+            for row in rows
+        ]
+        print(f"\n**{model}**\n\n{grid(head, lines)}\n", flush=True)
+    if shape:
+        costs = found[shape] = verify(shape, [1, 2, 8], threads)
+        lines = [[f"{row['num_experts']}, {row['guesses']}", f"{row['cost']:.2f}"] for row in costs]
+        print(f"\n**{shape}: a step with m guesses over one without**\n\n{grid(['K, m', 'cost'], lines)}\n")
+    print(json.dumps({"benchmark": "speculation", "machine": machine, "models": found}))
+
+
+if __name__ == "__main__":
+    typer.run(main)

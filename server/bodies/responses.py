@@ -1,0 +1,256 @@
+"""The body of /v1/responses: what a client may send, and what of OpenAI's API is refused by name.
+
+It knows fields and their ranges; what they mean in a chat is `server/responses.py`'s business.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from model.errors import InvalidRequest
+from server.bodies.base import SampledBody, refuse_unsupported, validate
+from server.bodies.chat import Name, TemplateBody
+
+# OpenAI's own words for them, so that who moves from chat is told where to
+MOVED: Mapping[str, str] = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "functions": "tools",
+    "function_call": "tool_choice",
+    "logprobs": "include",
+}
+LOGPROBS = "message.output_text.logprobs"
+KINDS: Mapping[str, str] = {
+    "message": "InputMessage",
+    "function_call": "InputCall",
+    "function_call_output": "InputCallOutput",
+    "reasoning": "InputReasoning",
+}
+PARTS = ("input_text", "output_text", "reasoning_text")
+FUNCTION = ("function",)
+ECHOED = ("instructions", "metadata", "reasoning", "text", "tool_choice", "tools", "user")
+
+
+def _shape(value: Any) -> str:
+    return "List" if isinstance(value, list) else "Text"
+
+
+Entry = TypeVar("Entry")
+# told apart by a look, so that a refusal names the entry at fault and not the other shape
+TextOr = Annotated[Annotated[str, Tag("Text")] | Annotated[list[Entry], Tag("List")], Discriminator(_shape)]
+
+
+class Given(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class InputPart(Given):
+    """Text; `output_text` is what an answer of a previous turn has."""
+
+    type: Literal["input_text", "output_text"]
+    text: str
+
+
+class InputMessage(Given):
+    """With `type` or without it, with one text or parts of it."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: TextOr[InputPart]
+
+
+class InputCall(Given):
+    """A call that the model made in a previous turn."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str = Field(description="JSON, as a text")
+
+
+class InputCallOutput(Given):
+    """What the called function said."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: TextOr[InputPart]
+
+
+class ReasoningPart(Given):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class InputReasoning(Given):
+    """A thought of a previous turn. A summary is for people: the model is told the thought itself, or nothing."""
+
+    type: Literal["reasoning"]
+    content: list[ReasoningPart] | None = None
+    encrypted_content: None = Field(None, description="Only who wrote it can read it")
+
+
+def _kind(item: Any) -> str:
+    """The class of an item. What is no item is taken for a message, and refused as one."""
+    given = item.get("type", "message") if isinstance(item, Mapping) else getattr(item, "type", "message")
+    return KINDS.get(given, "InputMessage") if isinstance(given, str) else "InputMessage"
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("InputMessage")]
+    | Annotated[InputCall, Tag("InputCall")]
+    | Annotated[InputCallOutput, Tag("InputCallOutput")]
+    | Annotated[InputReasoning, Tag("InputReasoning")],
+    Discriminator(_kind),
+]
+
+
+class FlatTool(Given):
+    type: Literal["function"]
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON schema of the arguments")
+    strict: bool | None = None
+
+
+class FlatChoice(Given):
+    type: Literal["function"]
+    name: str
+
+
+class PlainFormat(Given):
+    type: Literal["text", "json_object"] = "text"
+
+
+class SchemaFormat(Given):
+    """`strict` asks for nothing more, the schema always holds."""
+
+    type: Literal["json_schema"]
+    name: str = Field(max_length=64)
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+def _format_kind(value: Any) -> str:
+    given = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return "SchemaFormat" if given == "json_schema" else "PlainFormat"
+
+
+class TextOptions(Given):
+    format: (
+        Annotated[
+            Annotated[PlainFormat, Tag("PlainFormat")] | Annotated[SchemaFormat, Tag("SchemaFormat")],
+            Discriminator(_format_kind),
+        ]
+        | None
+    ) = None
+    verbosity: Literal["medium"] | None = None
+
+
+class ReasoningOptions(Given):
+    """A summary is never written, so "auto" is all that may be asked of it."""
+
+    effort: Annotated[str | None, Field(max_length=32, description="For templates that know it")] = None
+    summary: Literal["auto"] | None = None
+    generate_summary: Literal["auto"] | None = None
+
+
+class ResponseStreamOptions(Given):
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponsesBody(SampledBody, TemplateBody):
+    """Nothing is stored: `store` is accepted, since clients send it, and the answer says that it is false."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **SampledBody.unsupported,
+        "previous_response_id": (),
+        "conversation": (),
+        "background": (),
+        "prompt": (),
+        "context_management": ([],),
+        "moderation": (),
+        "n": (1,),
+    }
+
+    input: TextOr[InputItem] = Field(examples=["Tell me a story."])
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
+    max_tool_calls: int | None = Field(None, ge=1, description="Of hosted tools, of which there are none")
+    include: list[
+        Literal[
+            "message.output_text.logprobs",
+            "reasoning.encrypted_content",
+            "message.input_image.image_url",
+            "file_search_call.results",
+            "web_search_call.results",
+            "web_search_call.action.sources",
+            "computer_call_output.output.image_url",
+            "code_interpreter_call.outputs",
+        ]
+    ] = Field([], description="Only the first adds something; of the others no answer has any")
+    top_logprobs: int | None = Field(None, ge=0)
+    text: TextOptions = TextOptions()
+    tools: list[FlatTool] = Field([])
+    tool_choice: Literal["auto", "none", "required"] | FlatChoice = "auto"
+    parallel_tool_calls: bool = True
+    reasoning: ReasoningOptions = ReasoningOptions()
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
+        {}, max_length=16, description="Comes back as it is"
+    )
+    store: bool = Field(False, description="Accepted; nothing is stored")
+    truncation: Literal["disabled"] = "disabled"
+    stream_options: ResponseStreamOptions | None = None
+
+
+def read_body(raw: Mapping[str, Any]) -> ResponsesBody:
+    """The typed body.
+
+    Raises:
+        InvalidRequest: a field has a bad value, belongs to a chat, or asks for what is not there.
+    """
+    for field, home in MOVED.items():
+        if raw.get(field) is not None and raw[field] is not False:
+            raise InvalidRequest(f"{field} is {home} in /v1/responses", field, "unsupported_parameter")
+    refuse_unsupported(ResponsesBody, raw)
+    _refuse_kinds(raw)
+    body = validate(ResponsesBody, raw)
+    _refuse_unwritable(raw)
+    return body
+
+
+def _refuse_kinds(raw: Mapping[str, Any]) -> None:
+    """Items, parts and tools of kinds that are not there: pictures, files, hosted tools, what would be stored."""
+    for i, item in enumerate(_list(raw.get("input"))):
+        _check_kind(item, f"input[{i}]", tuple(KINDS))
+        for field in ("content", "output") if isinstance(item, Mapping) else ():
+            for j, part in enumerate(_list(item.get(field))):
+                _check_kind(part, f"input[{i}].{field}[{j}]", PARTS)
+    for i, tool in enumerate(_list(raw.get("tools"))):
+        _check_kind(tool, f"tools[{i}]", FUNCTION)
+    _check_kind(raw.get("tool_choice"), "tool_choice", FUNCTION)
+
+
+def _refuse_unwritable(raw: Mapping[str, Any]) -> None:
+    """What is read as JSON may be none that can be written: integers beyond 64 bits."""
+    for field in ECHOED:
+        try:
+            orjson.dumps(raw.get(field))
+        except orjson.JSONEncodeError as error:
+            raise InvalidRequest(f"{field} cannot be repeated in the answer: {error!s:.200}", field) from None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _check_kind(value: Any, where: str, known: tuple[str, ...]) -> None:
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if isinstance(kind, str) and kind not in known:
+        message = f"{where}.type: {kind!r:.64} is not supported; supported: {', '.join(known)}"
+        raise InvalidRequest(message, f"{where}.type", "unsupported_parameter")
