@@ -153,6 +153,8 @@ def speculator_for(model: Decoder | NativeDecoder, settings: EngineSettings) -> 
         speculator = speculator_of(settings.speculate)
     except InvalidRequest as error:
         raise CheckpointError(error.message) from None
+    if settings.speculate == "grammar" and not isinstance(model, NativeDecoder):
+        return None  # the default asks for what is free and exact; torch's products may round a guess's row otherwise
     if speculator is not None and not (model.token_local and model.reusable):
         why = "this model keeps states, or mixes tokens, so that guesses cannot be undone"
         raise CheckpointError(f"speculate {settings.speculate}: {why}")

@@ -4,6 +4,7 @@ llguidance does the work, within limits of its own on size and time. It knows no
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -123,5 +124,5 @@ def refusal(reason: str) -> InvalidRequest:
 
 
 def _first_line(text: str) -> str:
-    """Without the library's dump of its state."""
-    return " ".join(text.partition("\n<state>")[0].split())[:300]
+    """Without the library's dump of its state, or of a grammar that the caller never saw."""
+    return " ".join(re.split(r"\n(?:<state>|\s*\d+ \|)", text)[0].split())[:300]

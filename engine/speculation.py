@@ -1,9 +1,9 @@
 """Guesses at the next tokens of a sequence, checked all at once in one step: speculation without a second model.
 
-Where what was written last has been written before in the prompt or the answer, what followed then is guessed
-(n-gram look-up; "prompt lookup decoding"). Or the model itself guesses with fewer experts. Either way a guess only
-stands if it is the very token that would have been sampled: answers are the same, token for token, at any
-temperature, because a token depends on its logits, the seed and the position alone.
+Where a grammar leaves no choice, that is the guess. Where what was written last has been written before in the prompt
+or the answer, what followed then is guessed (n-gram look-up; "prompt lookup decoding"). Or the model itself guesses
+with fewer experts. Either way a guess only stands if it is the very token that would have been sampled: answers are
+the same, token for token, at any temperature, because a token depends on its logits, the seed and the position alone.
 
 It knows tokens and times, no model.
 """
@@ -21,6 +21,7 @@ PRIORS = {FORCED: 0.95, MODEL: 0.8, 4: 0.6, 3: 0.5, 2: 0.3}  # of a guess being 
 LEARN, FORGET = 0.15, 0.002  # weight of one more guess; of the prior, per step in which guessing did not pay
 SHARED = 0.02  # weight of one sequence's guess for what is expected of the next sequence
 WORTH = 0.35  # without a cost model: the least chance of being right
+MARGIN = 1.5  # expected gain over expected cost: costs of larger steps are underestimated
 SMOOTH = 0.1  # weight of the last step's time per token
 
 
@@ -40,24 +41,25 @@ class Guesses:
 class Speculator:
     """Decides how many tokens to guess for a sequence, so that the expected gain pays for checking them.
 
-    `experts`: 0 for n-gram look-up, else how many experts the model guesses with. Guessing stops for a sequence where
-    it does not pay, and is tried again now and then: what was learnt is slowly forgotten.
+    Where a grammar leaves no choice, that is the guess. Else, with `looks_up`, n-grams are looked up, or with `experts`
+    the model guesses with so many. Guessing stops for a sequence where it does not pay, and is tried again now and
+    then: what was learnt is slowly forgotten.
     """
 
-    def __init__(self, experts: int = 0, longest: int = LONGEST) -> None:
-        self.experts, self._longest = experts, longest
+    def __init__(self, looks_up: bool = True, experts: int = 0, longest: int = LONGEST) -> None:
+        self.experts, self._looks_up, self._longest = experts, looks_up, longest
         self.value = 0.0  # estimated seconds per token of late: what one more token is worth
         self._expected = dict(PRIORS)  # of a new sequence
 
     def propose(self, sequence: Sequence, most: int, allowance: Allowance) -> tuple[int, ...]:
         """Up to `most` tokens that may follow. Call it for sequences that decode, at most once a step."""
-        if most < 1 or not _predictable(sequence):
+        if most < 1 or not (self._looks_up or sequence.matcher) or not _predictable(sequence):
             return ()
         known = self._known(sequence)
         found: tuple[int, ...] = ()
         if sequence.matcher is not None:
             found, known.source = tuple(sequence.matcher.forced()[:most]), FORCED
-        if not found and not self.experts:
+        if not found and self._looks_up:
             found = _look_up(sequence, known, min(most, self._longest))
         return found[: self._worthwhile(sequence, known, len(found), allowance, 0.0)] if found else ()
 
@@ -92,7 +94,7 @@ class Speculator:
         count, chance, before = 0, rate, after(0)
         while count < most:
             spent = after(count + 1) - before + each
-            if not (chance * self.value > spent if self.value else chance > WORTH):
+            if not (chance * self.value > MARGIN * spent if self.value else chance > WORTH):
                 break
             count, chance, before = count + 1, chance * rate, after(count + 1)
         if not count:
@@ -139,16 +141,16 @@ def fewer(counts: tuple[int, ...], experts: int) -> tuple[int, ...]:
 
 
 def speculator_of(setting: str) -> Speculator | None:
-    """From "off", "ngram" or "experts=K".
+    """From "off", "grammar", "ngram" or "experts=K".
 
     Raises:
         InvalidRequest: it is none of these.
     """
     if setting == "off":
         return None
-    if setting == "ngram":
-        return Speculator()
+    if setting in ("grammar", "ngram"):
+        return Speculator(looks_up=setting == "ngram")
     word, _, count = setting.partition("=")
     if word != "experts" or not count.isdecimal() or int(count) < 1:
-        raise InvalidRequest(f"speculate must be off, ngram or experts=K, got {setting!r:.64}", "speculate")
-    return Speculator(int(count))
+        raise InvalidRequest(f"speculate must be off, grammar, ngram or experts=K, got {setting!r:.64}", "speculate")
+    return Speculator(looks_up=False, experts=int(count))

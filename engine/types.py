@@ -175,4 +175,4 @@ class EngineSettings:
     max_step_tokens: int = 512
     step_ms: int = 50  # 0: steps are bounded by tokens alone
     prefix_cache: bool = True
-    speculate: str = "off"  # "ngram", or "experts=K": who guesses tokens ahead (engine/speculation.py)
+    speculate: str = "off"  # or "grammar", "ngram", "experts=K": who guesses tokens ahead (engine/speculation.py)

@@ -98,11 +98,11 @@ class Settings(BaseSettings):
         le=60_000,
     )
     speculate: str = _option(
-        "off",
+        "grammar",
         "Engine",
-        "Guess tokens ahead and check them in one step, with the same answers: ngram (what followed before), or "
-        "experts=K (the model itself with K experts); off",
-        pattern=r"^(off|ngram|experts=[1-9][0-9]{0,3})$",
+        "Guess tokens ahead and check them in one step, with the same answers: grammar (where a schema leaves no "
+        "choice), ngram (that, and what followed before), experts=K (that, and the model itself with K experts); off",
+        pattern=r"^(off|grammar|ngram|experts=[1-9][0-9]{0,3})$",
     )
     prefix_cache: bool = _option(True, "Engine", "Reuse KV blocks of equal prompts with equal expert counts")
     load_timeout: float = _option(600.0, "Engine", "Seconds that loading the model may take", gt=0)

@@ -162,4 +162,5 @@ def _refusal(error: ValidationError) -> InvalidRequest:
 
 def _names_a_branch(part: int | str) -> bool:
     """pydantic adds the branch of a union to the path; a caller did not write it."""
-    return part in BRANCHES or (isinstance(part, str) and (part.startswith("list[") or part[:1].isupper()))
+    named = isinstance(part, str) and (part.startswith(("list[", "literal[")) or part[:1].isupper())
+    return part in BRANCHES or named

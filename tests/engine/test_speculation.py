@@ -68,13 +68,13 @@ def test_guessing_stops_where_it_does_not_pay_and_is_tried_again() -> None:
     speculator.value = 1.0
     assert speculator.propose(of, 8, allowance(CHEAP))
     assert speculator.propose(of, 8, allowance(DEAR)) == ()
-    some = StepCost(fixed=1.0, per_token=0.25, per_pair=0.0, per_expert=0.0, pools=(Pool(8),))
+    some = StepCost(fixed=1.0, per_token=0.15, per_pair=0.0, per_expert=0.0, pools=(Pool(8),))
     steps = []
     for _ in range(2000):
         guesses = speculator.propose(of, 8, allowance(some))
         speculator.learn(of, len(guesses), 0)
         steps.append(len(guesses))
-    assert 0 < sum(steps[100:]) < 40, "wrong guesses are rarely repeated, but now and then"
+    assert 0 < sum(steps[100:]) < 150, "wrong guesses are rarely repeated, but now and then"
 
 
 def test_the_better_the_guesses_the_longer() -> None:
@@ -129,6 +129,7 @@ def test_nobody_loses_a_token_or_a_block_to_guesses() -> None:
 def test_settings() -> None:
     assert speculator_of("off") is None
     assert (speculator_of("ngram").experts, speculator_of("experts=2").experts) == (0, 2)  # type: ignore[union-attr]
+    assert speculator_of("grammar").propose(sequence(1, 2, 1, 2), 4, allowance()) == ()  # type: ignore[union-attr]
     for wrong in ("", "on", "experts", "experts=0", "experts=-1", "experts=x"):
-        with pytest.raises(InvalidRequest, match="off, ngram or experts=K"):
+        with pytest.raises(InvalidRequest, match="off, grammar, ngram or experts=K"):
             speculator_of(wrong)
