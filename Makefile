@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
+CLIENTS := .clients
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Sanitized kernels are libraries of their own; the checks' run-time must be there before Python is.
@@ -9,13 +10,17 @@ SANITIZED := MOEDIAL_KERNELS_SANITIZE=1
 PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) \
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
-.PHONY: serve test test-sanitized fuzz test-vocabularies lint docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised clean
+.PHONY: serve test test-clients test-sanitized fuzz test-vocabularies lint docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised clean
 
 serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
 
 test: lint  ## everything that CI runs
 	$(BIN)/python -m pytest
+
+# The clients have a venv without torch, which conftest.py above their folder loads: pytest looks no higher than it.
+test-clients: $(VENV)/.run $(CLIENTS)/.built  ## LangChain, LiteLLM and lm-evaluation-harness against a real server
+	$(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients --disable-warnings tests/clients
 
 test-sanitized: $(VENV)/.dev  ## the kernels' tests under address and undefined-behaviour checks
 	$(SANITIZED) $(BIN)/python -m model.kernels.build
@@ -74,6 +79,12 @@ $(VENV)/.run: pyproject.toml constraints.txt $(wildcard model/kernels/csrc/*) mo
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) -e '.[dev]'
+	touch $@
+
+$(CLIENTS)/.built: constraints-clients.txt
+	test -d $(CLIENTS) || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-clients.txt \
+		langchain-openai litellm 'lm-eval[api]' httpx pytest pytest-timeout
 	touch $@
 
 clean:
