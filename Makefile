@@ -10,7 +10,7 @@ SANITIZED := MOEDIAL_KERNELS_SANITIZE=1
 PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) \
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
-.PHONY: serve test test-clients test-sanitized fuzz test-vocabularies lint docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised clean
+.PHONY: serve test test-clients test-sanitized fuzz test-vocabularies lint docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-http bench-speculation clean
 
 serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
@@ -68,6 +68,12 @@ bench-loading: $(VENV)/.dev  ## how long checkpoints take to load, and their mem
 
 bench-quantised: $(VENV)/.dev  ## what int8 costs in quality; needs ARGS=--text=FILE
 	$(BIN)/python -m benchmarks.quantised $(ARGS)
+
+bench-http: $(VENV)/.dev  ## what HTTP costs, against the engine alone
+	$(BIN)/python -m benchmarks.http $(ARGS)
+
+bench-speculation: $(VENV)/.dev  ## whether guessing tokens ahead pays, on three kinds of text
+	$(BIN)/python -m benchmarks.speculation $(ARGS)
 
 # torch first and alone, so that no other package can ask for a different build of it.
 $(VENV)/.run: pyproject.toml constraints.txt $(wildcard model/kernels/csrc/*) model/kernels/build.py

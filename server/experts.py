@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from model.budget import ExpertBudget, ExpertRange
@@ -81,12 +82,13 @@ def _count_of_experts(experts: Any) -> Any:
 def refuse_misspelt(keys: Iterable[str]) -> None:
     """A misspelt expert field must not be ignored: the caller would pay for, and read, the wrong answer."""
     for key in keys:
-        if key not in RIGHT and _looks_like_experts(key):
+        if key not in RIGHT and _looks_like_experts(key[:64]):
             raise InvalidRequest(f"unknown field {key!r:.64}: did you mean {FIELD}?", key[:64], "unknown_parameter")
 
 
+@lru_cache(1024)
 def _looks_like_experts(key: str) -> bool:
-    plain = re.sub(r"[^a-z]", "", key[:64].lower())
+    plain = re.sub(r"[^a-z]", "", key.lower())
     return (
         "expert" in plain or plain.startswith("moe") or bool(difflib.get_close_matches(plain, ["numexperts"], 1, 0.8))
     )

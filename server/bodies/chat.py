@@ -36,12 +36,23 @@ class ToolCall(BaseModel):
     function: CalledFunction
 
 
+def _only_text(value: Any) -> Any:
+    """Say so, before pydantic complains of every branch that a part could have been."""
+    for part in value if isinstance(value, list) else ():
+        if isinstance(part, dict) and part.get("type", "text") != "text":
+            raise ValueError(f"only text parts are supported, got a part of type {part['type']!r:.32}")
+    return value
+
+
+Text = Annotated[str | list[TextPart], BeforeValidator(_only_text)]
+
+
 class Said(BaseModel):
     """What all messages have. `plain` is for the template: one text, and only what is there."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    content: str | list[TextPart]
+    content: Text
     name: str | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -73,7 +84,7 @@ class UserMessage(Said):
 
 class AssistantMessage(Said):
     role: Literal["assistant"]
-    content: str | list[TextPart] | None = None  # type: ignore[assignment]
+    content: Text | None = None  # type: ignore[assignment]
     tool_calls: list[ToolCall] | None = None
     reasoning_content: str | None = None
 

@@ -102,6 +102,7 @@ class FakeEngine:
         self.state: EngineState = "loading"
         self.on_report: Callable[[StepReport], None] | None = None
         self.gate: asyncio.Event | None = None  # None: open
+        self.likely: Callable[[Request], float] = lambda _: -0.5  # log-probability of every token of a request
         self.free = 0  # tokens of each request that need no gate
         self.fail_at: dict[str, tuple[int, Exception | str]] = {}  # by id suffix: after so many tokens
         self.load_error: Exception | None = None
@@ -164,7 +165,7 @@ class FakeEngine:
                 finish = "length"
             self.report(request)
             prompt = _prompt_logprobs(request) if i == 0 else None
-            logprob, stats = _logprob(request, token), STATS if finish else None
+            logprob, stats = _logprob(request, self.likely(request)), STATS if finish else None
             yield TokenEvent(request.id, token, logprob, finish, stats=stats, prompt_logprobs=prompt)
             if finish:
                 return
@@ -181,11 +182,11 @@ def _prompt_logprobs(request: Request) -> tuple[Logprob, ...] | None:
     return tuple(Logprob(-0.25, ((token, -0.25),) * min(wanted, 1)) for token in request.prompt[1:])
 
 
-def _logprob(request: Request, token: int) -> Logprob | None:
+def _logprob(request: Request, value: float) -> Logprob | None:
     wanted = request.sampling.logprobs
     if wanted is None:
         return None
-    return Logprob(-0.5, tuple((65 + i, -1.0 - i if i else float("-inf")) for i in range(wanted)))
+    return Logprob(value, tuple((65 + i, -1.0 - i if i else float("-inf")) for i in range(wanted)))
 
 
 def step_stats(pairs: int) -> StepStats:
