@@ -34,7 +34,10 @@ def bandwidth() -> float:
 
 
 def packed_linear(weight_FD: Tensor, rows: int) -> Linear:
-    """x ↦ x Wᵀ in bf16 with the weight laid out once for oneDNN, for products of about `rows` rows."""
+    """x ↦ x Wᵀ in bf16 with the weight laid out once for oneDNN, for products of about `rows` rows; plain where this
+    processor has no bf16 for it."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return lambda x: F.linear(x, weight_FD)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight_FD, rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 

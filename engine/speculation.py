@@ -20,7 +20,7 @@ FORCED, MODEL = 0, 1  # the other sources of guesses: a grammar that leaves no c
 PRIORS = {FORCED: 0.95, MODEL: 0.8, 4: 0.6, 3: 0.5, 2: 0.3}  # of a guess being right, before anything is known
 LEARN, FORGET = 0.15, 0.002  # weight of one more guess; of the prior, per step in which guessing did not pay
 SHARED = 0.02  # weight of one sequence's guess for what is expected of the next sequence
-WORTH = 0.35  # without a cost model: the least chance of being right
+WORTH = 0.2  # without a cost model: the least chance of being right
 MARGIN = 1.5  # expected gain over expected cost: costs of larger steps are underestimated
 SMOOTH = 0.1  # weight of the last step's time per token
 

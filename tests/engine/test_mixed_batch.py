@@ -90,8 +90,9 @@ def test_so_it_does_when_tokens_are_guessed(served: Served) -> None:
     crowd, requests = storm(served, seed=4, requests=served.requests)
     for request in requests:
         assert_as_alone(served, crowd, alone(served, request), request.id)
-    drafted = sum(stats.drafted for stats in crowd.stats)
-    assert 0 < sum(stats.accepted for stats in crowd.stats) < drafted
+    drafted, accepted = (sum(getattr(stats, name) for stats in crowd.stats) for name in ("drafted", "accepted"))
+    assert drafted > 20 and accepted < drafted
+    assert accepted > 0 or served.speculate == "ngram", "random models rarely repeat themselves"
     assert crowd.engine.scheduler.blocks.used == 0
 
 

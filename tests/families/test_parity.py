@@ -66,7 +66,8 @@ def test_pages_chunks_and_mixed_counts_equal_one_pass(family: str, number: int, 
     for row, ids in enumerate(rows):
         assert run.done[row] == len(ids)
         expected = whole_logits(model, ids, chosen[row], seed=row)
-        torch.testing.assert_close(torch.cat(parts[row]), expected, atol=2e-5, rtol=0)
+        # against the size of logits, which are up to 4 here: other processors sum in another order
+        torch.testing.assert_close(torch.cat(parts[row]), expected, atol=2e-5, rtol=1e-5)
 
 
 @each
