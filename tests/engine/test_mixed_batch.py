@@ -86,13 +86,13 @@ def test_so_it_does_with_weights_that_are_rounded(served: Served) -> None:
 
 
 @each({f"{name}-{who}": replace(LAYOUTS[name], speculate=who) for name in GUESSED for who in ("ngram", "experts=1")})
-def test_so_it_does_when_tokens_are_guessed(served: Served) -> None:
+def test_so_it_does_when_tokens_are_guessed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.speculation.WORTH", 0.0)  # whatever it is worth
     crowd, requests = storm(served, seed=4, requests=served.requests)
     for request in requests:
         assert_as_alone(served, crowd, alone(served, request), request.id)
     drafted, accepted = (sum(getattr(stats, name) for stats in crowd.stats) for name in ("drafted", "accepted"))
-    assert drafted > 20 and accepted < drafted
-    assert accepted > 0 or served.speculate == "ngram", "random models rarely repeat themselves"
+    assert drafted > 20 and 0 < accepted < drafted
     assert crowd.engine.scheduler.blocks.used == 0
 
 
