@@ -35,7 +35,6 @@ NATIVE = {
     f"native-{name}": Served(config, block=16, few=5, requests=60, native=True)
     for name, config in layouts(80, 16, 16).items()
 }
-GUESSED = ("topk", "both", *[name for name in NATIVE if name != "native-infinity-units"])
 PRECISIONS = [
     (torch.bfloat16, "none"),
     (torch.float32, "int8"),
@@ -43,6 +42,10 @@ PRECISIONS = [
     (torch.bfloat16, "int8-weights"),
 ]
 LAYOUTS = TORCH | NATIVE
+GUESSED = [
+    *(("experts=1", name) for name in LAYOUTS if not name.endswith("units")),
+    *(("ngram", name) for name in ("both", "native-topk", "native-infinity", "native-both")),
+]
 ROUNDED = {
     f"{name}-{str(dtype).removeprefix('torch.')}-{quantize}": replace(served, dtype=dtype, quantize=quantize)
     for (name, served), (dtype, quantize) in product(NATIVE.items(), PRECISIONS)
@@ -85,14 +88,15 @@ def test_so_it_does_with_weights_that_are_rounded(served: Served) -> None:
     check_storm(served, seed=2)
 
 
-@each({f"{name}-{who}": replace(LAYOUTS[name], speculate=who) for name in GUESSED for who in ("ngram", "experts=1")})
+@each({f"{name}-{who}": replace(LAYOUTS[name], speculate=who) for who, name in GUESSED})
 def test_so_it_does_when_tokens_are_guessed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.speculation.WORTH", 0.0)  # whatever it is worth
     crowd, requests = storm(served, seed=4, requests=served.requests)
     for request in requests:
         assert_as_alone(served, crowd, alone(served, request), request.id)
     drafted, accepted = (sum(getattr(stats, name) for stats in crowd.stats) for name in ("drafted", "accepted"))
-    assert drafted > 20 and 0 < accepted < drafted
+    assert drafted > 10 and accepted < drafted
+    assert accepted or served.length < 80, "a short random text hardly ever repeats itself"
     assert crowd.engine.scheduler.blocks.used == 0
 
 
