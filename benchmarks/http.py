@@ -1,24 +1,24 @@
 """What does HTTP cost? `make bench-http`.
 
-Measures: N streams at once (32 random tokens in, 128 out, greedy, the end of a text ignored) through `moedial serve`
+Measures: N streams at once (32 random tokens in, 96 out, greedy, the end of a text ignored) through `moedial serve`
 over loopback, every token an event of its own, and the same requests on an engine alone in this process; new tokens
 over the time from the first request to the last token, the median of runs that take turns. Ceiling: 1, the engine
-alone has both cores to itself, while the server's HTTP process and this client share them with its engine. The client
-reads sockets and looks for the end of each stream, no more; it takes its share of a core all the same, as a client on
-the same machine does. No prefix cache.
+alone has both cores to itself, while the server's HTTP process shares them with its engine. The client stands for one
+on another machine: it looks at its sockets every 10 ms, so that it takes next to nothing from either. No prefix
+cache.
 """
 
-import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Annotated, Any
 
 import psutil
@@ -33,9 +33,10 @@ from engine.engine import Engine
 from engine.types import EngineInfo, EngineSettings, Request, Sampling
 from weights.folder import BUNDLED, bundled_models
 
-PROMPT, OUTPUT = 32, 128
+PROMPT, OUTPUT = 32, 96
 END = b"data: [DONE]"
 MOST = 64
+GLANCE = 0.01  # seconds between two looks at the sockets
 COMMON: dict[str, Any] = {"prefix_cache": False, "max_running": MOST}
 
 
@@ -55,46 +56,45 @@ def alone(engine: Engine, info: EngineInfo, count: int, tokens: list[list[int]])
     return len(tokens) * OUTPUT / (time.perf_counter() - began)
 
 
-class Stream(asyncio.Protocol):
-    """One request; its answer is only counted."""
+class Stream:
+    """One request; its answer is only read, and its end kept."""
 
-    def __init__(self, body: bytes, ended: asyncio.Future[bytes]) -> None:
-        self.body, self.ended, self.tail = body, ended, b""
+    def __init__(self, port: int, body: bytes) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+        self.socket.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+        self.socket.setblocking(False)
+        self.tail = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(self.body)}\r\n"
-        transport.write(head.encode() + b"content-type: application/json\r\n\r\n" + self.body)  # type: ignore[attr-defined]
+    @property
+    def ended(self) -> bool:
+        return END in self.tail[-256:]
 
-    def data_received(self, data: bytes) -> None:
-        self.tail = self.tail[-2048:] + data
-        if END in self.tail[-256:] and not self.ended.done():
-            self.ended.set_result(self.tail)
+    def read(self) -> None:
+        with suppress(BlockingIOError):
+            while data := self.socket.recv(1 << 18):
+                self.tail = (self.tail + data)[-2048:]
+                if self.ended:
+                    return
+            raise ConnectionError(f"the stream ended early: {self.tail[-300:]!r}")
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.ended.done():
-            self.ended.set_exception(ConnectionError(f"the stream ended early: {self.tail[-300:]!r}"))
 
-
-async def through_http(port: int, count: int, tokens: list[list[int]]) -> float:
+def through_http(port: int, count: int, tokens: list[list[int]]) -> float:
     """Tokens per second of as many streams as there are prompts."""
-    loop = asyncio.get_running_loop()
-    fixed = {
-        "max_tokens": OUTPUT,
-        "temperature": 0,
-        "seed": 1,
-        "ignore_eos": True,
-        "num_experts": count,
-        "stream": True,
-    }
-    bodies = [json.dumps(fixed | {"prompt": prompt, "stream_options": {"include_usage": True}}) for prompt in tokens]
-    futures: list[asyncio.Future[bytes]] = [loop.create_future() for _ in bodies]
+    fixed = {"max_tokens": OUTPUT, "temperature": 0, "seed": 1, "ignore_eos": True, "num_experts": count}
+    fixed |= {"stream": True, "stream_options": {"include_usage": True}}
+    bodies = [json.dumps(fixed | {"prompt": prompt}).encode() for prompt in tokens]
     began = time.perf_counter()
-    for body, future in zip(bodies, futures, strict=True):
-        await loop.create_connection(lambda b=body, f=future: Stream(b.encode(), f), "127.0.0.1", port)  # type: ignore[misc]
-    tails = await asyncio.gather(*futures)
+    streams = [Stream(port, body) for body in bodies]
+    while going := [stream for stream in streams if not stream.ended]:
+        time.sleep(GLANCE)
+        for stream in going:
+            stream.read()
     seconds = time.perf_counter() - began
-    if not all(f'"completion_tokens":{OUTPUT}'.encode() in tail for tail in tails):
-        raise RuntimeError("a stream did not get all its tokens")
+    for stream in streams:
+        stream.socket.close()
+        if f'"completion_tokens":{OUTPUT}'.encode() not in stream.tail:
+            raise RuntimeError("a stream did not get all its tokens")
     return len(tokens) * OUTPUT / seconds
 
 
@@ -117,6 +117,16 @@ def busy(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
+def _round(
+    engine: Engine, info: EngineInfo, count: int, port: int, process: psutil.Process, tokens: list[list[int]]
+) -> tuple[float, float, float]:
+    """Engine, HTTP twice, engine, so that a drift of the machine hits both alike; and the HTTP process's seconds."""
+    first, spent = alone(engine, info, count, tokens), busy(process)
+    http = mean([through_http(port, count, tokens) for _ in range(2)])
+    spent = (busy(process) - spent) / (2 * len(tokens) * OUTPUT)
+    return mean([first, alone(engine, info, count, tokens)]), http, spent
+
+
 def measured(model: str, count: int, streams: list[int], repeats: int, threads: int) -> list[dict[str, Any]]:
     """A row per number of streams."""
     flags = ["--no-prefix-cache", "--max-running", str(MOST), "--threads", str(threads), "--log-level", "error"]
@@ -127,13 +137,9 @@ def measured(model: str, count: int, streams: list[int], repeats: int, threads: 
     with server(model, flags) as (port, process):
         for wanted in streams:
             tokens = prompts(wanted, info.vocabulary)
-            runs: list[tuple[float, float, float]] = []
-            for _ in range(repeats + 1):
-                own, spent = alone(engine, info, count, tokens), busy(process)
-                http = asyncio.run(through_http(port, count, tokens))
-                runs.append((own, http, (busy(process) - spent) / (wanted * OUTPUT)))
-            own, http, spent = (median(column) for column in zip(*runs[1:], strict=True))
-            ratio = median(http / own for own, http, _ in runs[1:])
+            runs = [_round(engine, info, count, port, process, tokens) for _ in range(repeats + 1)][1:]
+            own, http, spent = (median(column) for column in zip(*runs, strict=True))
+            ratio = median(http / own for own, http, _ in runs)
             rows.append(
                 {"streams": wanted, "engine": own, "http": http, "ratio": ratio, "http_cpu_us_per_token": spent * 1e6}
             )

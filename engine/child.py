@@ -64,11 +64,19 @@ class Child:
 
     async def messages(self) -> AsyncIterator[FromEngine]:
         """What the child says, until it closes the socket. Raises `FrameError` if it does not make sense."""
+        buffer = bytearray()
         # A death in the middle of a frame is no different from one between two frames.
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                size = frame_size(HEADER.unpack(await self._reader.readexactly(HEADER.size))[0])
-                yield read_from_engine(await self._reader.readexactly(size))
+        with suppress(ConnectionError):
+            while data := await self._reader.read(_READ_LIMIT):
+                buffer += data
+                start = 0
+                while len(buffer) - start >= HEADER.size:
+                    end = start + HEADER.size + frame_size(HEADER.unpack_from(buffer, start)[0])
+                    if len(buffer) < end:
+                        break
+                    yield read_from_engine(bytes(buffer[start + HEADER.size : end]))
+                    start = end
+                del buffer[:start]
 
     def kill(self) -> None:
         """End the process at once."""

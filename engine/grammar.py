@@ -4,8 +4,10 @@ llguidance does the work, within limits of its own on size and time. It knows no
 """
 
 import logging
+import math
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -19,7 +21,8 @@ from model.errors import InvalidRequest
 log = logging.getLogger(__name__)
 
 COMPILE_SECONDS = 1.0
-THREADS = 1  # compiling is rare and fast; what waits here is refused after its second, and costs no step any time
+KEPT = 32  # grammars
+THREADS = 1  # compiling is rare and fast, and what waits here costs no step any time
 LIMITS = LLParserLimits(max_grammar_size=200_000, max_lexer_states=50_000, verbose_errors=False)
 
 
@@ -68,49 +71,64 @@ class Grammars:
     def __init__(self, tokenizer: str, vocabulary: int, ends: Sequence[int]) -> None:
         self._path, self._vocabulary, self._ends = tokenizer, vocabulary, list(ends)
         self._tokenizer: LLTokenizer | None = None
+        self._known: OrderedDict[str, LLMatcher] = OrderedDict()  # as compiled, the least recently asked for first
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="grammar")
 
     def compile(self, grammar: str) -> Matcher:
-        """Now, on this thread.
+        """Now, on this thread; one that was asked for of late is copied.
 
         Raises:
             InvalidRequest: it is no grammar, or larger than the limits.
         """
         if self._tokenizer is None:
             self._tokenizer = LLTokenizer(self._path, n_vocab=self._vocabulary, eos_token=self._ends)
-        inner = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
-        if inner.is_error():
-            raise refusal(inner.get_error())
-        matcher = Matcher(inner, self._vocabulary, frozenset(self._ends))
+        if grammar not in self._known:
+            inner = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+            if inner.is_error():
+                raise refusal(inner.get_error())
+            self._known[grammar] = inner
+            if len(self._known) > KEPT:
+                self._known.popitem(last=False)
+        self._known.move_to_end(grammar)
+        matcher = Matcher(self._known[grammar].deep_copy(), self._vocabulary, frozenset(self._ends))
         if not matcher.masks().any():
             raise refusal("nothing can match it")
         return matcher
 
-    def start(self, grammar: str, then: Callable[[], None]) -> "Job":
-        """On the thread of this pool; `then` is called from there at the end."""
-        future = self._pool.submit(self.compile, grammar)
-        future.add_done_callback(lambda _: then())
-        return Job(future, time.monotonic() + COMPILE_SECONDS)
+    def start(self, grammar: str, wake: Callable[[], None]) -> "Job":
+        """On the thread of this pool; `wake` is called from there when it begins and when it ends."""
+        job = Job(wake)
+        job.future = self._pool.submit(job.run, self.compile, grammar)
+        job.future.add_done_callback(lambda _: wake())
+        return job
 
 
 class Job:
-    """A grammar that is being compiled, until its time is over."""
+    """A grammar that is being compiled, or waits for the thread; its time begins when the thread does."""
 
-    def __init__(self, future: Future[Matcher], deadline: float) -> None:
-        self._future, self.deadline = future, deadline
+    future: Future[Matcher]
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self.deadline = math.inf
+
+    def run(self, compile: Callable[[str], Matcher], grammar: str) -> Matcher:
+        """On the thread."""
+        self.deadline = time.monotonic() + COMPILE_SECONDS
+        self._wake()
+        return compile(grammar)
 
     @property
     def done(self) -> bool:
         """Whether `result` says something now."""
-        return self._future.done() or time.monotonic() > self.deadline
+        return self.future.done() or time.monotonic() > self.deadline
 
     def result(self) -> Matcher:
         """Raises InvalidRequest: it is no grammar, too large, or took too long."""
-        if not self._future.done():
-            self._future.cancel()
+        if not self.future.done():
             raise refusal(f"it was not compiled within {COMPILE_SECONDS:g} s")
         try:
-            return self._future.result()
+            return self.future.result()
         except InvalidRequest:
             raise
         except Exception as error:

@@ -6,6 +6,7 @@ socket while there is nothing to do, and ends when its parent does. What a model
 
 import ctypes
 import logging
+import math
 import os
 import select
 import signal
@@ -162,9 +163,9 @@ class Intake:
 
     @property
     def patience(self) -> float | None:
-        """Seconds until a grammar has taken too long; None without one."""
-        deadlines = [job.deadline for _, job in self.jobs.values()]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        """Seconds until a grammar has taken too long; None while none is being compiled."""
+        first = min((job.deadline for _, job in self.jobs.values()), default=math.inf)
+        return None if first == math.inf else max(0.0, first - time.monotonic())
 
     def admit(self) -> None:
         """Pass on what has been compiled, or has taken too long."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence as Seq
 from engine.blocks import BlockManager
 from engine.cost import FREE, Allowance, StepCost
 from engine.grammar import Matcher
+from engine.growth import extend, told
 from engine.plan import NOT_FINITE, Chunk, Counts, Plan, Sampled, sample_count
 from engine.sequence import Sequence
 from engine.speculation import Speculator
@@ -209,20 +210,17 @@ class Scheduler:
         return Chunk(sequence, sequence.computed, length)
 
     def _guess(self, chunk: Chunk, allowance: Allowance, others: int) -> Chunk:
-        """The chunk of a sequence that decodes, with guesses: as many as its own end allows, and as leave the `others`
-        of the step their token and a block each."""
-        sequence, speculator = chunk.sequence, self.speculator
-        if speculator is None or not chunk.samples or sequence.pending > 1:
+        """The chunk of a sequence that decodes, with guesses: as many as leave the `others` of the step their token and
+        a block each."""
+        sequence = chunk.sequence
+        if self.speculator is None or not chunk.samples or sequence.pending > 1:
             return chunk
         room = self.blocks.room(sequence) - 1 - others * self.blocks.block_size
-        left = sequence.request.sampling.max_tokens - sequence.output_count - 1
-        most = min(left, allowance.tokens - others, room)
-        drafts = speculator.propose(sequence, most, allowance)
-        ahead = 0 if drafts else speculator.ahead(sequence, most, allowance)
-        if count := len(drafts) + ahead:
+        guessed = self.speculator.guess(chunk, min(allowance.tokens - others, room), allowance)
+        if count := len(guessed.drafts) + guessed.ahead:
             self.blocks.reserve(sequence, sequence.computed + 1 + count)
             allowance.take(sequence.request.budget.per_layer, count, prompt=False)
-        return Chunk(sequence, sequence.computed, 1, drafts, ahead)
+        return guessed
 
     def _admit(self, plan: list[Chunk], allowance: Allowance) -> None:
         """Start waiting sequences while the step and the cache have room."""
@@ -296,45 +294,23 @@ class Scheduler:
     def _append(self, chunk: Chunk, results: tuple[Sampled, ...]) -> None:
         """Add what was sampled: the next token, and those after it that guesses were right about."""
         sequence = chunk.sequence
-        kept, finish = self._extend(sequence, results)
+        kept, finish = extend(sequence, results, self.max_model_len)
         sequence.computed += len(kept) - 1
-        if drafted := len(chunk.drafts) + chunk.ahead:
-            self._learn(sequence, drafted, len(kept) - 1)
+        self._learn(chunk, len(kept) - 1)
         self.blocks.commit(sequence)
         if finish is not None:
             last = kept.pop()
         for result in kept:
-            self._events.append(TokenEvent(sequence.id, result.token, result.logprob, prompt_logprobs=_told(sequence)))
+            self._events.append(TokenEvent(sequence.id, result.token, result.logprob, prompt_logprobs=told(sequence)))
             sequence.first_token_at = sequence.first_token_at or self._clock()
         if finish is not None:
             self._finish(sequence, finish, token=last.token, logprob=last.logprob, error=last.error)
 
-    def _extend(self, sequence: Sequence, results: tuple[Sampled, ...]) -> tuple[list[Sampled], Finish | None]:
-        """The results up to the one that ends the sequence, if one does, and how it ends."""
-        for count, result in enumerate(results, 1):
-            if result.error is not None:
-                return list(results[:count]), "error"
-            sequence.tokens.append(result.token)
-            if sequence.matcher is not None:
-                sequence.matcher.advance((result.token,))
-            if finish := self._finish_reason(sequence, result.token):
-                return list(results[:count]), finish
-        return list(results), None
-
-    def _learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
-        for counts in (self.counts, sequence):
-            counts.drafted += drafted
-            counts.accepted += accepted
-        if self.speculator is not None:
-            self.speculator.learn(sequence, drafted, accepted)
-
-    def _finish_reason(self, sequence: Sequence, token: int) -> Finish | None:
-        sampling = sequence.request.sampling
-        if token in sampling.stop_token_ids:
-            return "stop"
-        if sequence.output_count >= sampling.max_tokens or len(sequence.tokens) >= self.max_model_len:
-            return "length"
-        return None
+    def _learn(self, chunk: Chunk, accepted: int) -> None:
+        drafted = len(chunk.drafts) + chunk.ahead
+        if self.speculator is not None and drafted:
+            self.counts.drafted, self.counts.accepted = self.counts.drafted + drafted, self.counts.accepted + accepted
+            self.speculator.learn(chunk.sequence, drafted, accepted)
 
     def _finish(
         self,
@@ -351,18 +327,10 @@ class Scheduler:
         if token is not None and error is None:
             sequence.first_token_at = sequence.first_token_at or self._clock()
         stats = sequence.stats(self._clock())
-        self._events.append(TokenEvent(sequence.id, token, logprob, finish, error, stats, _told(sequence)))
+        self._events.append(TokenEvent(sequence.id, token, logprob, finish, error, stats, told(sequence)))
 
     def _close(self) -> list[TokenEvent]:
         self._planned.clear()
         self._doomed.clear()
         events, self._events = self._events, []
         return events
-
-
-def _told(sequence: Sequence) -> tuple[Logprob, ...] | None:
-    """The prompt's log-probabilities, for the first event of a sequence that asked for them."""
-    if sequence.request.sampling.prompt_logprobs is None or sequence.told:
-        return None
-    sequence.told = True
-    return tuple(sequence.scores)

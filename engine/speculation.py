@@ -11,6 +11,7 @@ It knows tokens and times, no model.
 from dataclasses import dataclass, field
 
 from engine.cost import Allowance
+from engine.plan import Chunk
 from engine.sequence import Sequence
 from model.errors import InvalidRequest
 
@@ -51,6 +52,14 @@ class Speculator:
         self.value = 0.0  # estimated seconds per token of late: what one more token is worth
         self._expected = dict(PRIORS)  # of a new sequence
 
+    def guess(self, chunk: Chunk, most: int, allowance: Allowance) -> Chunk:
+        """A decoding sequence's chunk with guesses, `most` at the most, and none beyond its last token."""
+        sequence = chunk.sequence
+        most = min(most, sequence.request.sampling.max_tokens - sequence.output_count - 1)
+        drafts = self.propose(sequence, most, allowance)
+        ahead = 0 if drafts else self.ahead(sequence, most, allowance)
+        return Chunk(sequence, chunk.start, chunk.length, drafts, ahead)
+
     def propose(self, sequence: Sequence, most: int, allowance: Allowance) -> tuple[int, ...]:
         """Up to `most` tokens that may follow. Call it for sequences that decode, at most once a step."""
         if most < 1 or not (self._looks_up or sequence.matcher) or not _predictable(sequence):
@@ -74,6 +83,7 @@ class Speculator:
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         """Take in how many of so many guesses were right."""
+        sequence.drafted, sequence.accepted = sequence.drafted + drafted, sequence.accepted + accepted
         known = self._known(sequence)
         for right in (*[1] * accepted, *[0] * (accepted < drafted)):
             known.rates[known.source] += LEARN * (right - known.rates[known.source])

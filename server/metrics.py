@@ -1,13 +1,18 @@
 """Every Prometheus series, as data, in one registry of our own. All live in the HTTP process.
 
-Fed by step reports and by `server/lifecycle.py`; nothing here decides when something is counted.
+Fed by step reports and by `server/lifecycle.py`; nothing here decides when something is counted. Counting happens for
+every token, on one thread, and is plain arithmetic; prometheus-client writes it down when it is scraped.
 """
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
 
 from engine.types import StepReport, StepStats
 from model.budget import ExpertBudget
@@ -37,7 +42,7 @@ K = ("num_experts",)
 class Series:
     """One series; `labels` come after `model_name` and `engine`, which all have."""
 
-    kind: type[Counter] | type[Gauge] | type[Histogram]
+    kind: Literal["counter", "gauge", "histogram"]
     name: str
     help: str
     labels: tuple[str, ...] = ()
@@ -45,74 +50,115 @@ class Series:
 
 
 SERIES = (
-    Series(Histogram, "time_to_first_token_seconds", "Arrival at HTTP to first token", K, FIRST),
-    Series(Histogram, "inter_token_latency_seconds", "Between two tokens of a sequence", K, TOKEN),
-    Series(Histogram, "request_time_per_output_token_seconds", "Mean of a sequence, first token apart", K, TOKEN),
-    Series(Histogram, "e2e_request_latency_seconds", "Arrival at HTTP to the end of a finished sequence", K, WHOLE),
-    Series(Histogram, "request_queue_time_seconds", "Waiting, at HTTP and in the engine", K, WHOLE),
-    Series(Histogram, "request_prefill_time_seconds", "First scheduled to first token", (), WHOLE),
-    Series(Histogram, "request_decode_time_seconds", "First to last token", (), WHOLE),
-    Series(Histogram, "request_inference_time_seconds", "Prefill and decode", (), WHOLE),
-    Series(Histogram, "request_num_experts", "Expert count of an admitted sequence, mean over layers", (), EXPERTS),
-    Series(Histogram, "step_time_over_estimate", "Time of an engine step over what was expected of it", (), RATIO),
-    Series(Counter, "prompt_tokens", "Prompt tokens of sequences that got a first token", K),
-    Series(Counter, "generation_tokens", "Tokens generated", K),
-    Series(Counter, "request_success", "Sequences finished", ("finished_reason", *K)),
-    Series(Counter, "requests_rejected", "Requests refused, before they ran", ("reason",)),
-    Series(Counter, "requests_failed", "Sequences that ended with an error", ("type",)),
-    Series(Counter, "requests_aborted", "Sequences given up, mostly because the caller had gone"),
-    Series(Counter, "request_unknown_fields", "Body fields that were accepted and ignored"),
-    Series(Counter, "num_preemptions", "Sequences set back for lack of KV blocks"),
-    Series(Counter, "prefix_cache_queries", "Prompt tokens looked up in the prefix cache"),
-    Series(Counter, "prefix_cache_hits", "Prompt tokens found in the prefix cache"),
-    Series(Counter, "spec_decode_num_draft_tokens", "Tokens guessed ahead"),
-    Series(Counter, "spec_decode_num_accepted_tokens", "Of these, right"),
-    Series(Counter, "routed_pairs", "(token, expert) computations done"),
-    Series(Counter, "routed_pairs_saved", "Computations saved against the trained count"),
-    Series(Counter, "step_mixed", "Engine steps that held more than one budget"),
-    Series(Gauge, "num_requests_running", "Sequences in the engine's batch"),
-    Series(Gauge, "num_requests_waiting", "Sequences waiting, at HTTP and in the engine"),
-    Series(Gauge, "kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1"),
-    Series(Gauge, "engine_up", "1 while the engine takes work"),
-    Series(Gauge, "default_num_experts", "Expert count of a request that asks for none"),
-    Series(Gauge, "step_unique_experts", "Distinct experts touched by the last step, summed over layers"),
-    Series(Gauge, "expert_load_imbalance", "Busiest expert's pairs over the mean, last step, mean over layers"),
+    Series("histogram", "time_to_first_token_seconds", "Arrival at HTTP to first token", K, FIRST),
+    Series("histogram", "inter_token_latency_seconds", "Between two tokens of a sequence", K, TOKEN),
+    Series("histogram", "request_time_per_output_token_seconds", "Mean of a sequence, first token apart", K, TOKEN),
+    Series("histogram", "e2e_request_latency_seconds", "Arrival at HTTP to the end of a finished sequence", K, WHOLE),
+    Series("histogram", "request_queue_time_seconds", "Waiting, at HTTP and in the engine", K, WHOLE),
+    Series("histogram", "request_prefill_time_seconds", "First scheduled to first token", (), WHOLE),
+    Series("histogram", "request_decode_time_seconds", "First to last token", (), WHOLE),
+    Series("histogram", "request_inference_time_seconds", "Prefill and decode", (), WHOLE),
+    Series("histogram", "request_num_experts", "Expert count of an admitted sequence, mean over layers", (), EXPERTS),
+    Series("histogram", "step_time_over_estimate", "Time of an engine step over what was expected of it", (), RATIO),
+    Series("counter", "prompt_tokens", "Prompt tokens of sequences that got a first token", K),
+    Series("counter", "generation_tokens", "Tokens generated", K),
+    Series("counter", "request_success", "Sequences finished", ("finished_reason", *K)),
+    Series("counter", "requests_rejected", "Requests refused, before they ran", ("reason",)),
+    Series("counter", "requests_failed", "Sequences that ended with an error", ("type",)),
+    Series("counter", "requests_aborted", "Sequences given up, mostly because the caller had gone"),
+    Series("counter", "request_unknown_fields", "Body fields that were accepted and ignored"),
+    Series("counter", "num_preemptions", "Sequences set back for lack of KV blocks"),
+    Series("counter", "prefix_cache_queries", "Prompt tokens looked up in the prefix cache"),
+    Series("counter", "prefix_cache_hits", "Prompt tokens found in the prefix cache"),
+    Series("counter", "spec_decode_num_draft_tokens", "Tokens guessed ahead"),
+    Series("counter", "spec_decode_num_accepted_tokens", "Of these, right"),
+    Series("counter", "routed_pairs", "(token, expert) computations done"),
+    Series("counter", "routed_pairs_saved", "Computations saved against the trained count"),
+    Series("counter", "step_mixed", "Engine steps that held more than one budget"),
+    Series("gauge", "num_requests_running", "Sequences in the engine's batch"),
+    Series("gauge", "num_requests_waiting", "Sequences waiting, at HTTP and in the engine"),
+    Series("gauge", "kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1"),
+    Series("gauge", "engine_up", "1 while the engine takes work"),
+    Series("gauge", "default_num_experts", "Expert count of a request that asks for none"),
+    Series("gauge", "step_unique_experts", "Distinct experts touched by the last step, summed over layers"),
+    Series("gauge", "expert_load_imbalance", "Busiest expert's pairs over the mean, last step, mean over layers"),
 )
 
 
+class Spread:
+    """One histogram's child: how many values fell into each bucket, the last one without a bound, and their sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Bounds as text, and how many values are at or below each."""
+        names = [floatToGoString(bound) for bound in (*self.bounds, float("inf"))]  # type: ignore[no-untyped-call]
+        return list(zip(names, map(float, accumulate(self.counts)), strict=True))
+
+
+Key = tuple[str, ...]  # a series' name and its own labels' values
+
+
 class Metrics:
-    """`inc`, `observe` and `watch` by name; children are created on first use and kept."""
+    """`inc`, `observe` and `watch` by name. It is its registry's one collector."""
 
     def __init__(self, model_name: str) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
-        self._own = (model_name, ENGINE)
-        self._families = {series.name: self._family(series) for series in SERIES}
-        self._children: dict[tuple[str, ...], Any] = {}
+        self._own = [model_name, ENGINE]
+        self._bounds = {series.name: series.buckets for series in SERIES}
+        self._counters: dict[Key, float] = {}
+        self._spreads: dict[Key, Spread] = {}
+        self._gauges: dict[Key, Callable[[], float]] = {}
         self._counts: frozenset[int] = frozenset()
         self.last: StepStats | None = None
-
-    def _family(self, series: Series) -> Counter | Gauge | Histogram:
-        labels = ("model_name", "engine", *series.labels)
-        if series.kind is Histogram:
-            return Histogram(PREFIX + series.name, series.help, labels, registry=self.registry, buckets=series.buckets)
-        return series.kind(PREFIX + series.name, series.help, labels, registry=self.registry)
-
-    def _child(self, *key: str) -> Any:
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = self._families[key[0]].labels(*self._own, *key[1:])
-        return child
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
 
     def inc(self, name: str, *labels: str, by: float = 1) -> None:
-        self._child(name, *labels).inc(by)
+        key = (name, *labels)
+        self._counters[key] = self._counters.get(key, 0.0) + by
 
     def observe(self, name: str, value: float, *labels: str) -> None:
-        self._child(name, *labels).observe(value)
+        key = (name, *labels)
+        spread = self._spreads.get(key)
+        if spread is None:
+            spread = self._spreads[key] = Spread(self._bounds[name])
+        spread.add(value)
 
     def watch(self, name: str, read: Callable[[], float]) -> None:
         """A gauge that is read when it is scraped."""
-        self._child(name).set_function(read)
+        self._gauges[name,] = read
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry: every series with what it has."""
+        for series in SERIES:
+            name, labels = PREFIX + series.name, ("model_name", "engine", *series.labels)
+            if series.kind == "counter":
+                counter = CounterMetricFamily(name, series.help, labels=labels)
+                for key in self._of(self._counters, series):
+                    counter.add_metric([*self._own, *key[1:]], self._counters[key])
+                yield counter
+            elif series.kind == "gauge":
+                gauge = GaugeMetricFamily(name, series.help, labels=labels)
+                for key in self._of(self._gauges, series):
+                    gauge.add_metric([*self._own, *key[1:]], self._gauges[key]())
+                yield gauge
+            else:
+                histogram = HistogramMetricFamily(name, series.help, labels=labels)
+                for key in self._of(self._spreads, series):
+                    spread = self._spreads[key]
+                    histogram.add_metric([*self._own, *key[1:]], spread.buckets(), spread.sum)
+                yield histogram
+
+    @staticmethod
+    def _of(store: Iterable[Key], series: Series) -> list[Key]:
+        return [key for key in store if key[0] == series.name]
 
     def know_counts(self, counts: Iterable[int]) -> None:
         self._counts = frozenset(counts)
@@ -147,7 +193,7 @@ def metrics_table() -> str:
     """All series as a markdown table, for the docs."""
     rows = ["| series | kind | labels | meaning |", "|---|---|---|---|"]
     for series in SERIES:
-        suffix = "_total" if series.kind is Counter else ""
+        suffix = "_total" if series.kind == "counter" else ""
         labels = ", ".join(f"`{label}`" for label in ("model_name", "engine", *series.labels))
-        rows.append(f"| `{PREFIX}{series.name}{suffix}` | {series.kind.__name__.lower()} | {labels} | {series.help} |")
+        rows.append(f"| `{PREFIX}{series.name}{suffix}` | {series.kind} | {labels} | {series.help} |")
     return "\n".join(rows) + "\n"

@@ -132,9 +132,15 @@ def test_a_job_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("engine.grammar.COMPILE_SECONDS", 0.05)
     slow = Grammars("", VOCABULARY, (END,))
     monkeypatch.setattr(slow, "compile", lambda _: time.sleep(0.5))
-    job = slow.start("start: /a/", lambda: None)
-    assert not job.done
-    time.sleep(0.06)
-    assert job.done
+    first, second = (slow.start("start: /a/", lambda: None) for _ in range(2))
+    assert not first.done
+    time.sleep(0.1)
+    assert first.done and not second.done, "who waits for the thread has all of its time left"
     with pytest.raises(InvalidRequest, match=r"not compiled within 0\.05 s"):
-        job.result()
+        first.result()
+
+
+def test_a_grammar_that_was_asked_for_of_late_is_copied_fresh() -> None:
+    GRAMMARS.compile(AGE).advance(TOKENIZER.encode("I am 1", framed=False))
+    anew = Grammars(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,)).compile(AGE)
+    assert np.array_equal(GRAMMARS.compile(AGE).masks(), anew.masks())

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from engine.engine import Engine
+from engine.grammar import Grammars, Matcher, refusal
 from engine.messages import (
     HEADER,
     Abort,
@@ -73,10 +74,11 @@ class Parent:
 class Serving:
     """`serve` in a thread: its engine, the parent's end, and how it ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, grammars: Grammars | None = None) -> None:
         ours, theirs = socket.socketpair()
         self.parent, self.child = Parent(ours), theirs
-        self.engine: Engine = build_fake(SETTINGS)[0]
+        made = build_fake(SETTINGS)[0]
+        self.engine: Engine = Engine(made.runner, made.scheduler, grammars)
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -117,6 +119,57 @@ def test_abort() -> None:
     serving.parent.send(Submit((request("a", max_tokens=390), request("b", max_tokens=9))), Abort(("a", "nobody")))
     assert serving.parent.until_end(2) == {"a": "abort", "b": "length"}
     assert serving.engine.scheduler.blocks.used == 0
+
+
+class SlowGrammars(Grammars):
+    """A grammar is the number of seconds that it takes, or "bad"."""
+
+    def __init__(self) -> None:
+        super().__init__("", 1000, (0,))
+
+    def compile(self, grammar: str) -> Matcher:
+        if grammar == "bad":
+            raise refusal("it is bad")
+        time.sleep(float(grammar))
+        return None  # type: ignore[return-value]  # the fake's runner asks no matcher
+
+
+def test_a_grammar_is_compiled_while_others_go_on() -> None:
+    serving = Serving(SlowGrammars())
+    serving.parent.send(Submit((request("slow", grammar="0.3"), request("quick", max_tokens=300))), Stop())
+    ends = serving.parent.until_end(2)
+    assert list(ends.items()) == [("quick", "length"), ("slow", "length")], "and a stop waits for it"
+    assert serving.join() is None
+
+
+def test_a_bad_grammar_and_one_that_takes_too_long_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.grammar.COMPILE_SECONDS", 0.1)
+    serving = Serving(SlowGrammars())
+    for grammar, words in (("bad", "it is bad"), ("0.5", "not compiled within")):
+        serving.parent.send(Submit((request("a", grammar=grammar),)))
+        message = serving.parent.receive()
+        assert isinstance(message, Rejected) and words in message.message
+        assert (message.request_id, message.code) == ("a", "invalid_grammar")
+    serving.parent.send(Submit((request("b"),)))
+    assert serving.parent.until_end(1) == {"b": "length"}
+
+
+def test_abort_while_a_grammar_is_compiled() -> None:
+    serving = Serving(SlowGrammars())
+    serving.parent.send(Submit((request("a", grammar="0.2"),)), Abort(("a",)), Submit((request("a", max_tokens=2),)))
+    message = serving.parent.receive()
+    assert isinstance(message, Rejected) and message.code == "aborted"
+    assert serving.parent.until_end(1) == {"a": "length"}
+    time.sleep(0.3)
+    serving.parent.send(Stop())
+    assert serving.join() is None, "what was compiled for nobody is forgotten"
+
+
+def test_a_grammar_needs_a_tokenizer() -> None:
+    serving = Serving()
+    serving.parent.send(Submit((request("a", grammar="start: /a/"),)))
+    message = serving.parent.receive()
+    assert isinstance(message, Rejected) and message.param == "grammar" and "no tokenizer" in message.message
 
 
 def test_frames_may_arrive_in_pieces() -> None:
