@@ -4,26 +4,22 @@ llguidance does the work, within limits of its own on size and time. It knows no
 """
 
 import logging
-import math
 import re
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
+from engine.judge import LIMITS, Judge
 from model.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
 
-COMPILE_SECONDS = 1.0
-KEPT = 32  # grammars
-THREADS = 1  # compiling is rare and fast, and what waits here costs no step any time
-LIMITS = LLParserLimits(max_grammar_size=200_000, max_lexer_states=50_000, verbose_errors=False)
+KEPT = 64  # grammars
 
 
 class Matcher:
@@ -66,74 +62,56 @@ class Matcher:
 
 
 class Grammars:
-    """Compiles grammars for one vocabulary. `tokenizer` is a tokenizer.json; it is read when the first one comes."""
+    """Compiles grammars for one vocabulary. `tokenizer` is a tokenizer.json; it is read when the first one comes.
+
+    A grammar is compiled here only after another process has done so in time (`engine/judge.py`). Those that were asked
+    for of late are remembered, good and bad.
+    """
 
     def __init__(self, tokenizer: str, vocabulary: int, ends: Sequence[int]) -> None:
         self._path, self._vocabulary, self._ends = tokenizer, vocabulary, list(ends)
+        self._judge = Judge(tokenizer, vocabulary, self._ends)
         self._tokenizer: LLTokenizer | None = None
-        self._known: OrderedDict[str, LLMatcher] = OrderedDict()  # as compiled, the least recently asked for first
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="grammar")
+        self._known: OrderedDict[str, LLMatcher | InvalidRequest] = OrderedDict()  # least recently asked for first
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
     def compile(self, grammar: str) -> Matcher:
-        """Now, on this thread; one that was asked for of late is copied.
+        """Now, on this thread, which is to be the only one that does.
 
         Raises:
-            InvalidRequest: it is no grammar, or larger than the limits.
+            InvalidRequest: it is no grammar, nothing matches it, or it costs more than the limits.
         """
-        if self._tokenizer is None:
-            self._tokenizer = LLTokenizer(self._path, n_vocab=self._vocabulary, eos_token=self._ends)
         if grammar not in self._known:
-            inner = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
-            if inner.is_error():
-                raise refusal(inner.get_error())
-            self._known[grammar] = inner
+            self._known[grammar] = self._compiled(grammar)
             if len(self._known) > KEPT:
                 self._known.popitem(last=False)
         self._known.move_to_end(grammar)
-        matcher = Matcher(self._known[grammar].deep_copy(), self._vocabulary, frozenset(self._ends))
-        if not matcher.masks().any():
-            raise refusal("nothing can match it")
-        return matcher
+        found = self._known[grammar]
+        if isinstance(found, InvalidRequest):
+            raise InvalidRequest(found.message, found.param, found.code)
+        return Matcher(found.deep_copy(), self._vocabulary, frozenset(self._ends))
 
-    def start(self, grammar: str, wake: Callable[[], None]) -> "Job":
-        """On the thread of this pool; `wake` is called from there when it begins and when it ends."""
-        job = Job(wake)
-        job.future = self._pool.submit(job.run, self.compile, grammar)
-        job.future.add_done_callback(lambda _: wake())
-        return job
+    def start(self, grammar: str, wake: Callable[[], None]) -> Future[Matcher]:
+        """On the thread of this pool; `wake` is called from there at the end."""
+        future = self._pool.submit(self.compile, grammar)
+        future.add_done_callback(lambda _: wake())
+        return future
 
-
-class Job:
-    """A grammar that is being compiled, or waits for the thread; its time begins when the thread does."""
-
-    future: Future[Matcher]
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
-        self.deadline = math.inf
-
-    def run(self, compile: Callable[[str], Matcher], grammar: str) -> Matcher:
-        """On the thread."""
-        self.deadline = time.monotonic() + COMPILE_SECONDS
-        self._wake()
-        return compile(grammar)
-
-    @property
-    def done(self) -> bool:
-        """Whether `result` says something now."""
-        return self.future.done() or time.monotonic() > self.deadline
-
-    def result(self) -> Matcher:
-        """Raises InvalidRequest: it is no grammar, too large, or took too long."""
-        if not self.future.done():
-            raise refusal(f"it was not compiled within {COMPILE_SECONDS:g} s")
+    def _compiled(self, grammar: str) -> LLMatcher | InvalidRequest:
+        if objection := self._judge.objection(grammar):
+            return refusal(objection)
         try:
-            return self.future.result()
-        except InvalidRequest:
-            raise
+            if self._tokenizer is None:
+                self._tokenizer = LLTokenizer(self._path, n_vocab=self._vocabulary, eos_token=self._ends)
+            inner = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
         except Exception as error:
             log.exception("a grammar failed to compile")
-            raise refusal(f"the grammar library failed ({type(error).__name__})") from None
+            return refusal(f"the grammar library failed ({type(error).__name__})")
+        first = Matcher(inner.deep_copy(), self._vocabulary, frozenset(self._ends))
+        possible = first.masks().any()
+        if inner.is_error() or first.error or not possible:
+            return refusal(inner.get_error() or first.error or "nothing can match it")
+        return inner
 
 
 def refusal(reason: str) -> InvalidRequest:

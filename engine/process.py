@@ -4,20 +4,18 @@ It loads the model that the first message names, then alternates between reading
 socket while there is nothing to do, and ends when its parent does. What a model is, `engine/build.py` knows.
 """
 
-import ctypes
 import logging
-import math
 import os
 import select
-import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
+from engine import parent
 from engine.engine import Engine
-from engine.grammar import Job
+from engine.grammar import Matcher
 from engine.messages import (
     HEADER,
     Abort,
@@ -42,7 +40,6 @@ log = logging.getLogger(__name__)
 
 Builder = Callable[[EngineSettings], tuple[Engine, EngineInfo]]
 
-_PR_SET_PDEATHSIG = 1
 _READ_SIZE = 256 * 1024
 
 
@@ -53,13 +50,11 @@ class Connection:
         self._socket = sock
         self._buffer = bytearray()
         self._waker, self._woken = socket.socketpair()
-        self._wakes = False
         self._waker.setblocking(False)
         self._woken.setblocking(False)
 
     def wake(self) -> None:
         """Let a waiting `receive` return; any thread may call it."""
-        self._wakes = True
         with suppress(BlockingIOError):  # full of wakes: it will wake
             self._waker.send(b"!")
 
@@ -67,20 +62,15 @@ class Connection:
         """Write one message, waiting as long as the parent takes to read. Raises `OSError` when the parent is gone."""
         self._socket.sendall(frame(message))
 
-    def receive(self, *, wait: bool, most: float | None = None) -> list[ToEngine]:
-        """All messages that have arrived; with `wait`, sleeps until there is something to read, `wake` is called, or
-        `most` seconds have passed.
+    def receive(self, *, wait: bool) -> list[ToEngine]:
+        """All messages that have arrived; with `wait`, sleeps until there is something to read or `wake` is called.
 
         Raises:
             EOFError: the parent has closed its end.
             FrameError: what arrived is no message.
         """
-        if wait:
-            select.select([self._socket, self._woken], [], [], most)
-        if self._wakes:
-            self._wakes = False
-            with suppress(BlockingIOError):
-                self._woken.recv(_READ_SIZE)
+        if wait and self._woken in select.select([self._socket, self._woken], [], [])[0]:
+            self._woken.recv(_READ_SIZE)
         try:
             while data := self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT):
                 self._buffer += data
@@ -106,7 +96,7 @@ def main(arguments: Sequence[str] | None = None, builder: Builder | None = None)
 
     `builder` replaces `engine.build.build_engine`, so that a test can run this very process around a fake model.
     """
-    _follow_parent()
+    parent.follow()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     descriptor = int((sys.argv[1:] if arguments is None else arguments)[0])
     os.set_inheritable(descriptor, False)
@@ -129,9 +119,7 @@ def serve(connection: Connection, engine: Engine) -> None:
     stopping = False
     intake = Intake(connection, engine)
     while True:
-        for message in connection.receive(
-            wait=not engine.has_work and (bool(intake.jobs) or not stopping), most=intake.patience
-        ):
+        for message in connection.receive(wait=not engine.has_work and (bool(intake.jobs) or not stopping)):
             stopping = _obey(message, intake) or stopping
         intake.admit()
         if engine.has_work:
@@ -145,7 +133,7 @@ class Intake:
 
     def __init__(self, connection: Connection, engine: Engine) -> None:
         self.connection, self.engine = connection, engine
-        self.jobs: dict[str, tuple[Request, Job]] = {}
+        self.jobs: dict[str, tuple[Request, Future[Matcher]]] = {}
 
     def submit(self, request: Request) -> None:
         with self._refusing(request):
@@ -156,20 +144,16 @@ class Intake:
                 self.engine.add(request)
 
     def abort(self, request_id: str) -> None:
-        if self.jobs.pop(request_id, None) is None:
+        _, job = self.jobs.pop(request_id, (None, None))
+        if job is None:
             self.engine.abort(request_id)
         else:
+            job.cancel()
             self.connection.send(Rejected(request_id, "aborted before it began", None, "aborted"))
 
-    @property
-    def patience(self) -> float | None:
-        """Seconds until a grammar has taken too long; None while none is being compiled."""
-        first = min((job.deadline for _, job in self.jobs.values()), default=math.inf)
-        return None if first == math.inf else max(0.0, first - time.monotonic())
-
     def admit(self) -> None:
-        """Pass on what has been compiled, or has taken too long."""
-        for request, job in [each for each in self.jobs.values() if each[1].done]:
+        """Pass on what has been compiled."""
+        for request, job in [each for each in self.jobs.values() if each[1].done()]:
             del self.jobs[request.id]
             with self._refusing(request):
                 self.engine.add(request, job.result())
@@ -222,16 +206,6 @@ def _default_builder() -> Builder:
     from engine.build import build_engine
 
     return build_engine
-
-
-def _follow_parent() -> None:
-    """Die with the parent, and leave it to the parent to decide what a signal to the whole group means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform != "linux":
-        return  # the closed socket ends us too, only later: between two steps
-    # Against a parent killed while we compute; one that died before this line has closed the socket as well.
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 if __name__ == "__main__":

@@ -301,8 +301,14 @@ class Scheduler:
         if finish is not None:
             last = kept.pop()
         for result in kept:
-            self._events.append(TokenEvent(sequence.id, result.token, result.logprob, prompt_logprobs=told(sequence)))
-            sequence.first_token_at = sequence.first_token_at or self._clock()
+            stats = None
+            if sequence.first_token_at is None:
+                sequence.first_token_at = self._clock()
+                stats = sequence.stats(sequence.first_token_at)
+            prompt = told(sequence)
+            self._events.append(
+                TokenEvent(sequence.id, result.token, result.logprob, stats=stats, prompt_logprobs=prompt)
+            )
         if finish is not None:
             self._finish(sequence, finish, token=last.token, logprob=last.logprob, error=last.error)
 

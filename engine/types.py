@@ -100,7 +100,7 @@ class TokenEvent(msgspec.Struct, frozen=True):
     logprob: Logprob | None = None
     finish: Finish | None = None
     error: str | None = None  # with finish="error": a sentence for the caller
-    stats: RequestStats | None = None  # with every finish
+    stats: RequestStats | None = None  # with the first event, as far as it goes, and with every finish
     prompt_logprobs: tuple[Logprob, ...] | None = None
 
 

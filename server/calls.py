@@ -58,10 +58,10 @@ async def open_completion(service: Service, http: HttpRequest) -> Call:
     raw = await read_json(http, service.settings)
     body, budget = _check(service, http, CompletionBody, raw)
     prompts = prompts_of(body.prompt, service.settings.max_prompts)
-    form = form_of_completion(body, service.settings.max_grammar_bytes)
     reservation = service.admission.reserve(body.answers * len(prompts))
 
     async def prepare() -> Prepared:
+        form = await _off_loop(body, form_of_completion, body, service.settings.max_grammar_bytes)
         return form, [
             await _encode(service.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt for prompt in prompts
         ]
@@ -86,7 +86,7 @@ async def open_conversation(
         tools = None if body.tool_choice == "none" else body.tools
         variables = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
         text = await render(service, body, body.messages, tools, variables)
-        form = form_of_chat(body, service.dialect, text, service.settings.max_grammar_bytes)
+        form = await _off_loop(body, form_of_chat, body, service.dialect, text, service.settings.max_grammar_bytes)
         return form, [await _encode(service.tokenizer.encode_chat, text)]
 
     return await _open(service, kind, body, budget, reservation, prepare, arrived)
@@ -107,6 +107,11 @@ async def render(
     said, functions = [message.plain() for message in messages], [tool.plain() for tool in tools or ()] or None
     set_by_name = body.chat_template_kwargs | dict(variables)
     return await asyncio.to_thread(service.chat.render, said, functions, body.add_generation_prompt, set_by_name)
+
+
+async def _off_loop(body: GenerationBody, make: Callable[..., Form], *args: Any) -> Form:
+    """Long grammars take a while to write."""
+    return await asyncio.to_thread(make, *args) if body.guided_grammar or body.structured_outputs else make(*args)
 
 
 async def _encode(encode: Callable[[str], list[int]], text: str) -> list[int]:

@@ -39,7 +39,8 @@ def form_of_completion(body: GenerationBody, limit: int) -> Form:
     constraint = constraint_of(body, limit)
     if constraint is None:
         return Form(PLAIN)
-    return Form(PLAIN, grammar=constraint.grammar(PLAIN.answers("", constraint.rules)), field=constraint.field)
+    grammar = constraint.grammar(PLAIN.answers("", constraint.rules))
+    return Form(PLAIN, grammar=_bounded(grammar, constraint.field, limit), field=constraint.field)
 
 
 def form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int) -> Form:
@@ -58,7 +59,14 @@ def form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int) -> F
         field, grammar = constraint.field, constraint.grammar(dialect.answers(prompt, constraint.rules))
     else:
         field, grammar = "", ""
-    return Form(dialect, tools, prompt, grammar, field, reads=True, forced=forced)
+    return Form(dialect, tools, prompt, _bounded(grammar, field, limit), field, reads=True, forced=forced)
+
+
+def _bounded(grammar: str, field: str, limit: int) -> str:
+    """A grammar that is written out may be longer than what it was written from, but not by much."""
+    if len(grammar) > 2 * limit:
+        raise InvalidRequest(f"{field} makes a grammar of {len(grammar)} bytes; at most {2 * limit}", field)
+    return grammar
 
 
 def offered(body: ChatBody) -> tuple[Tool, ...]:

@@ -159,10 +159,10 @@ def _advance(sequence: Sequence, event: TokenEvent) -> Delta:
     if event.finish in ("error", "abort"):
         raise GenerationFailed(event.error or "the engine gave this request up")
     life = sequence.life
+    life.stats = event.stats or life.stats
     if event.token is not None:
         life.token()
     delta = sequence.transcript.push(event)
     if delta.finish is not None:
-        life.stats = event.stats
         life.succeed(delta.finish)
     return delta

@@ -45,6 +45,8 @@ class Lifecycle:
 
     def succeed(self, reason: str) -> None:
         if self._end(reason):
+            if self.first is None:  # only its prompt was read
+                self.metrics.inc("prompt_tokens", self.label, by=self.prompt_tokens)
             self.metrics.inc("request_success", reason, self.label)
             self._observe_times()
 
@@ -82,7 +84,7 @@ class Lifecycle:
 
     @property
     def decode_s(self) -> float:
-        if self.stats is not None:
+        if self.stats is not None and self.stats.decode_s:
             return self.stats.decode_s
         return self.last - self.first if self.first else 0.0
 

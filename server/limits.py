@@ -14,6 +14,7 @@ from model.errors import InvalidRequest
 from server.bodies.base import GenerationBody
 from server.bodies.chat import ChatBody, TemplateBody
 from server.bodies.completions import CompletionBody
+from server.depth import check_depth
 from server.errors import ClientGone
 from server.settings import Settings
 
@@ -31,18 +32,8 @@ async def read_json(request: Request, settings: Settings) -> dict[str, Any]:
         raise InvalidRequest(f"the body is not valid JSON: {error!s:.200}", None, "invalid_json") from None
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body must be a JSON object, got {type(body).__name__}", None, "invalid_json")
-    _check_depth(body, settings.max_json_depth)
+    check_depth(body, settings.max_json_depth)
     return body
-
-
-def _check_depth(body: Any, limit: int) -> None:
-    level = [body]
-    for _ in range(limit):
-        children = (child for node in level for child in (node.values() if isinstance(node, dict) else node))
-        level = [child for child in children if isinstance(child, (dict, list))]
-        if not level:
-            return
-    raise InvalidRequest(f"the body is nested deeper than {limit} levels", None, "invalid_json")
 
 
 def check_limits(body: GenerationBody, settings: Settings) -> None:
@@ -73,8 +64,8 @@ def _check_completion(body: CompletionBody, settings: Settings) -> None:
         raise InvalidRequest(
             f"best_of = {body.best_of} cannot be streamed: which answers are best is known last", "best_of"
         )
-    if body.max_tokens == 0 and not (body.echo and body.logprobs is not None):
-        raise InvalidRequest("max_tokens can only be 0 with echo and logprobs, to score a prompt", "max_tokens")
+    if body.max_tokens == 0 and not body.echo:
+        raise InvalidRequest("max_tokens can only be 0 with echo: nothing else would come back", "max_tokens")
 
 
 def check_template(body: TemplateBody, settings: Settings) -> None:

@@ -66,8 +66,8 @@ class Tokenizer(Protocol):
 
     def token_bytes(self, id: int) -> bytes: ...
 
-    def stream(self, shown: Sequence[str] = ()) -> IncrementalDecoder:
-        """`shown`: special tokens whose text is wanted."""
+    def stream(self, shown: Sequence[str] = (), continues: bool = False) -> IncrementalDecoder:
+        """`shown`: special tokens whose text is wanted. `continues`: the text goes on from another."""
 
 
 class ChatTemplate(Protocol):

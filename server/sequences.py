@@ -20,6 +20,7 @@ from server.service import Service
 from server.transcript import Transcript
 
 COMPLETION_TOKENS = 16  # OpenAI's default for completions
+MOST_SCORES = 1_000_000  # log-probabilities of one prompt: they come from the engine in one message
 LARGEST_SEED = 2**63 - 1
 Prompts = tuple[tuple[int, ...], ...]
 
@@ -56,7 +57,8 @@ class Builder:
             place = index * self.body.answers + answer
             seeded = replace(sampling, seed=(self.seed + answer) & LARGEST_SEED)
             request = Request(f"{self.id}-{place}", prompt, self.budget, seeded, self.seed)
-            decoder = self.service.tokenizer.stream(self.form.dialect.marks if self.form.reads else ())
+            marks = self.form.dialect.marks if self.form.reads else ()
+            decoder = self.service.tokenizer.stream(marks, continues=not self.form.reads)
             transcript = Transcript(
                 place, decoder, self.body.stop, self.form.reader(), ends_shown=self.scores, calls_only=self.form.forced
             )
@@ -70,7 +72,13 @@ class Builder:
             raise InvalidRequest(
                 f"min_tokens must be at most max_tokens = {max_tokens}, got {body.min_tokens}", "min_tokens"
             )
-        ranked = body.answers > body.n
+        ranked, scored = body.answers > body.n, body.alternatives if self.scores else None
+        if scored is not None and (entries := prompt * (scored + 1)) > MOST_SCORES:
+            raise InvalidRequest(
+                f"logprobs: {prompt} prompt tokens with {scored} alternatives are {entries} entries;"
+                f" at most {MOST_SCORES}",
+                "logprobs",
+            )
         return Sampling(
             max_tokens=max_tokens,
             seed=self.seed,
@@ -85,7 +93,7 @@ class Builder:
             stop_token_ids=self._ends(),
             logit_bias=tuple(biases_of(body).items()),
             logprobs=0 if ranked and body.alternatives is None else body.alternatives,
-            prompt_logprobs=body.alternatives if self.scores else None,
+            prompt_logprobs=0 if max_tokens == 0 and scored is None else scored,
             grammar=self.form.grammar,
         )
 
@@ -93,7 +101,8 @@ class Builder:
         """The tokens that end an answer: the checkpoint's, the dialect's and the caller's own."""
         known = self.service.tokenizer.specials
         own = [known[text] for text in self.form.dialect.ends if self.form.reads and text in known]
-        ends = () if self.body.ignore_eos else (*self.service.tokenizer.eos_ids, *own)
+        endless = self.body.ignore_eos and not self.form.grammar  # a grammar that has come to its end wins
+        ends = () if endless else (*self.service.tokenizer.eos_ids, *own)
         return tuple(dict.fromkeys((*ends, *self.body.stop_token_ids)))
 
 

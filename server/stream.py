@@ -93,7 +93,9 @@ async def _events(service: Service, call: Call, format: Format, first: list[Delt
             if call.generation.finished:
                 break
             deltas = await call.generation.next(service.settings.heartbeat)
-    except MoedialError as error:
+    except Exception as error:
+        if not isinstance(error, MoedialError):
+            log.error("internal error", exc_info=error)
         yield format.failure(error)  # a silent end would read as success
         return
     yield b"".join(map(format.frame, format.closing())) + format.done

@@ -12,15 +12,18 @@ from llguidance import grammar_from, regex_to_lark
 
 from model.errors import InvalidRequest
 from server.bodies.base import GenerationBody
+from server.depth import check_depth
 
 # Without these, a grammar allows white space without end, and small models write just that.
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 OBJECT = {"type": "object"}
+DEPTH = 64  # of a schema that is given as a text
+ALL, ANSWERS, CALLS, OWN = "moe_all", "moe_answers", "moe_calls", "moe_own"  # grammars beside each other
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """`rules` is Lark that defines `answer`; `own` is a caller's whole grammar, to which it may refer as @own."""
+    """`rules` is Lark that defines `answer`; `own` is a caller's whole grammar, to which they refer."""
 
     field: str
     rules: str
@@ -32,10 +35,10 @@ class Constraint:
 
     def either(self, answers: str, calls: str) -> str:
         """What matches, or `calls`, which is Lark of its own."""
-        return self._together("start: @answers | @calls\n", answers=answers, calls=calls)
+        return self._together(f"start: @{ANSWERS} | @{CALLS}\n", **{ANSWERS: answers, CALLS: calls})
 
     def _together(self, start: str, **others: str) -> str:
-        parts = {"all": start} | others | ({"own": self.own} if self.own else {})
+        parts = {ALL: start} | others | ({OWN: self.own} if self.own else {})
         return json.dumps({"grammars": [{"name": name, "lark_grammar": text} for name, text in parts.items()]})
 
 
@@ -51,7 +54,7 @@ def constraint_of(body: GenerationBody, limit: int) -> Constraint | None:
     field, write, value = asked[0]
     if len(asked) > 1:
         raise InvalidRequest(f"{asked[1][0]} and {field} both say what the answer must match; give one", asked[1][0])
-    size = len(value if isinstance(value, str) else json.dumps(value))
+    size = len((value if isinstance(value, str) else json.dumps(value)).encode("utf-8", "replace"))
     if size > limit:
         raise InvalidRequest(f"{field} must be at most {limit} bytes, got {size}", field)
     return write(field, value)
@@ -104,7 +107,8 @@ def _schema(field: str, value: Any) -> Constraint:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+            check_depth(value, DEPTH)
+        except (ValueError, RecursionError):
             raise InvalidRequest(f"{field} is a text, but no JSON: {value!r:.64}", field) from None
     if not isinstance(value, dict | bool):
         raise InvalidRequest(f"{field} must be a JSON schema, got {value!r:.64}", field)
@@ -132,4 +136,6 @@ def _own(field: str, value: str) -> Constraint:
         lark = grammar_from("grammar", value)
     except ValueError as error:
         raise InvalidRequest(f"{field}: {error!s:.200}", field) from None
-    return Constraint(field, "answer: @own\n", lark)
+    if "@moe_" in lark:
+        raise InvalidRequest(f"{field}: @moe_… are names of the server's own", field)
+    return Constraint(field, f"answer: @{OWN}\n", lark)

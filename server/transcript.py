@@ -119,18 +119,15 @@ class Transcript:
         text = ""
         ends = event.finish == "stop"
         if event.token is not None:
-            if event.logprob is not None and (self._ends_shown or not ends):
-                self._hold(event.token, event.logprob)
+            if event.logprob is not None:
+                self.total += event.logprob.value
+                if self._ends_shown or not ends:
+                    self._held.append(entry_of(event.token, event.logprob, self._decoded))
             text = "" if ends else self._decoder.push(event.token)
         if event.finish is not None:
             text += self._decoder.flush()
         self._decoded += len(text)
         return self._release(text, event)
-
-    def _hold(self, token: int, logprob: Logprob) -> None:
-        entry = entry_of(token, logprob, self._decoded)
-        self._held.append(entry)
-        self.total += entry.value
 
     def _release(self, text: str, event: TokenEvent) -> Delta:
         shown = self._matcher.push(text)

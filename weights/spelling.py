@@ -71,8 +71,10 @@ class Spelling:
 class IncrementalDecoder:
     """Text of one growing id sequence; a character comes out only once all its bytes are there."""
 
-    def __init__(self, spelling: Spelling, shown: Mapping[int, str] = MappingProxyType({})) -> None:
-        self._spelling, self._shown, self._begun = spelling, shown, False
+    def __init__(
+        self, spelling: Spelling, shown: Mapping[int, str] = MappingProxyType({}), begun: bool = False
+    ) -> None:
+        self._spelling, self._shown, self._begun = spelling, shown, begun
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id: int) -> str:

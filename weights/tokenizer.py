@@ -96,11 +96,11 @@ class Tokenizer:
         """Text without special tokens; incomplete bytes become U+FFFD."""
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
 
-    def stream(self, shown: Sequence[str] = ()) -> IncrementalDecoder:
-        """A decoder for one growing sequence; of special tokens it shows those named."""
-        return IncrementalDecoder(
-            self._spelling, {self.specials[text]: text for text in shown if text in self.specials}
-        )
+    def stream(self, shown: Sequence[str] = (), continues: bool = False) -> IncrementalDecoder:
+        """A decoder for one growing sequence; of special tokens it shows those named. A text that `continues` another
+        keeps the space that some decoders take from the first token."""
+        known = {self.specials[text]: text for text in shown if text in self.specials}
+        return IncrementalDecoder(self._spelling, known, continues)
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes one id stands for; empty for an id that the tokenizer does not use."""

@@ -19,6 +19,7 @@ EXPERTS: dict[str, Any] = {
     "properties": {"count": {"anyOf": [COUNT, {"type": "array", "items": COUNT}]}},
 }
 BRANCHES = ("str", "bool", "system", "developer", "user", "assistant", "tool")
+ZERO_ASKS = ("prompt_logprobs",)  # fields in which 0 is not nothing
 NEUTRAL = (None, False, 0, "", "auto", "none")
 
 
@@ -142,7 +143,8 @@ def validate(kind: type[Body], raw: Mapping[str, Any], defaults: Mapping[str, An
 def refuse_unsupported(kind: type[SampledBody], raw: Mapping[str, Any]) -> None:
     for field, harmless in kind.unsupported.items():
         value = raw.get(field)
-        if not any(type(value) is type(ok) and value == ok for ok in (*NEUTRAL, *harmless)):
+        neutral = NEUTRAL if field not in ZERO_ASKS else (None, False)
+        if not any(type(value) is type(ok) and value == ok for ok in (*neutral, *harmless)):
             raise InvalidRequest(f"{field} is not supported yet", field, "unsupported_parameter")
 
 

@@ -66,9 +66,15 @@ def _entry(tokenizer: Tokenizer, id: int, value: float) -> dict[str, Any]:
     return {"token": token_text(data), "logprob": value, "bytes": list(data)}
 
 
-def joined(deltas: Iterable[Delta], index: int) -> Delta:
-    """All deltas of one choice as one."""
-    own = [delta for delta in deltas if delta.index == index]
+def joined(deltas: Iterable[Delta]) -> dict[int, Delta]:
+    """All deltas of each choice as one."""
+    by_index: dict[int, list[Delta]] = {}
+    for delta in deltas:
+        by_index.setdefault(delta.index, []).append(delta)
+    return {index: _one(index, own) for index, own in by_index.items()}
+
+
+def _one(index: int, own: list[Delta]) -> Delta:
     pieces = tuple(piece for delta in own for piece in delta.pieces)
     logprobs = tuple(entry for delta in own for entry in delta.logprobs)
     finish = next((delta.finish for delta in own if delta.finish), None)

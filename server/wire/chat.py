@@ -38,7 +38,8 @@ class ChatFormat(DataFormat):
             yield {**self._head, "choices": [], "usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
     def body(self, deltas: list[Delta]) -> dict[str, Any]:
-        choices = [self._choice(joined(deltas, index)) for index in range(self.call.body.n)]
+        answers = joined(deltas)
+        choices = [self._choice(answers[index]) for index in range(self.call.body.n)]
         answer = {**self._head, "object": "chat.completion", "choices": choices}
         return answer | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 

@@ -38,8 +38,8 @@ class CompletionFormat(DataFormat):
                 yield self._object([self._choice(Delta(index, (Content(echo),)))])
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        echo = self._echo(delta.index) if delta.prompt is not None else ""
-        if delta.pieces or delta.logprobs or delta.prompt is not None:
+        echo = self._echo(delta.index) if delta.prompt is not None and self.own.logprobs is not None else ""
+        if delta.pieces or delta.logprobs or echo:
             pieces = ((Content(echo),) if echo else ()) + delta.pieces
             yield self._object([self._choice(Delta(delta.index, pieces, delta.logprobs, None, delta.prompt))])
         if delta.finish:
@@ -50,7 +50,8 @@ class CompletionFormat(DataFormat):
             yield self._object([]) | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
     def body(self, deltas: list[Delta]) -> dict[str, Any]:
-        choices = [self._whole(joined(deltas, place), index) for index, place in enumerate(self._places())]
+        answers = joined(deltas)
+        choices = [self._whole(answers[place], index) for index, place in enumerate(self._places())]
         return self._object(choices) | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
     def _places(self) -> list[int]:

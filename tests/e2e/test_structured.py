@@ -175,6 +175,14 @@ def test_several_answers_read_their_prompt_once(live: Live) -> None:
     assert live.metric("prefix_cache_hits_total") - before == 3 * (len(prompt) // 16 * 16)
 
 
+def test_cached_tokens_are_told_however_an_answer_ends(live: Live) -> None:
+    body = {"prompt": [0, *range(300, 380)], "max_tokens": 30, "temperature": 0, "seed": 1}
+    post(live, "/v1/completions", **body)
+    for more in ({}, {"stop": ["a", "e", " "]}):
+        usage = post(live, "/v1/completions", **body | more)["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == 80
+
+
 def test_guesses_are_counted_and_change_nothing(live: Live) -> None:
     body = {"prompt": "The cat. The dog. The cat. The dog. The cat.", "max_tokens": 60, "seed": 5, "ignore_eos": True}
     body |= {"guided_regex": "( The (cat|dog)\\.){5} The end of this story is near", "ignore_eos": False}
@@ -189,5 +197,9 @@ def test_guesses_are_counted_and_change_nothing(live: Live) -> None:
 def test_a_bad_grammar_leaves_others_alone(live: Live) -> None:
     response = httpx.post(f"{live.url}/v1/completions", json={"prompt": "a", "guided_regex": "(?=a)"}, timeout=30)
     assert response.status_code == 400 and response.json()["error"]["param"] == "guided_regex"
+    done = post(live, "/v1/completions", prompt="a", guided_choice=["cat"], ignore_eos=True, max_tokens=12)["choices"][
+        0
+    ]
+    assert (done["text"], done["finish_reason"]) == ("cat", "stop"), "the end of a grammar wins over ignore_eos"
     cut = post(live, "/v1/completions", prompt="a", guided_regex="[ab]{100}", max_tokens=3)["choices"][0]
     assert cut["finish_reason"] == "length"

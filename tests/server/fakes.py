@@ -62,7 +62,7 @@ class FakeTokenizer:
     def token_bytes(self, id: int) -> bytes:
         return bytes([id]) if id < 256 else b""
 
-    def stream(self, shown: Sequence[str] = ()) -> FakeDecoder:
+    def stream(self, shown: Sequence[str] = (), continues: bool = False) -> FakeDecoder:
         return FakeDecoder()
 
 

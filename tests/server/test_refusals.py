@@ -71,7 +71,7 @@ def test_numbers_that_json_does_not_have(client: TestClient, text: str) -> None:
         ({"stop": [1]}, "stop[0]", "string"),
         ({"logprobs": 21}, "logprobs", "at most 20, got 21"),
         ({"logprobs": True}, "logprobs", "integer"),
-        ({"max_tokens": 0}, "max_tokens", "only be 0 with echo and logprobs"),
+        ({"max_tokens": 0}, "max_tokens", "only be 0 with echo"),
         ({"max_tokens": -1}, "max_tokens", "-1"),
         ({"logit_bias": {"a": 1}}, "logit_bias", "'a'"),
         ({"logit_bias": {"999": 1}}, "logit_bias", "999"),
@@ -90,6 +90,11 @@ def test_numbers_that_json_does_not_have(client: TestClient, text: str) -> None:
         ({"best_of": 1, "n": 2}, "best_of", "at least n = 2, got 1"),
         ({"best_of": 2, "stream": True}, "best_of", "streamed"),
         ({"prompt_logprobs": 1}, "prompt_logprobs", "not supported yet"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs", "not supported yet"),
+        ({"guided_json": "[" * 30000}, "guided_json", "no JSON"),
+        ({"guided_json": '{"items":' * 3000 + "{}" + "}" * 3000}, "guided_json", "no JSON"),
+        ({"guided_regex": "ü" * 40000}, "guided_regex", "at most 65536 bytes, got 80000"),
+        ({"guided_grammar": "start: @moe_all"}, "guided_grammar", "own"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "'xml'"),
         ({"guided_regex": ""}, "guided_regex", "empty"),
         ({"guided_regex": "refused"}, "guided_regex", "a reason"),
@@ -109,6 +114,8 @@ def test_bad_completions(client: TestClient, fields: dict[str, Any], param: str,
 
 
 TOOL = {"type": "function", "function": {"name": "f"}}
+WORDS = {"enum": ["x" * 1000] * 140}
+HUGE = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": WORDS}}}}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +132,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "tools[0].function.name"),
         ({"tools": [TOOL, TOOL]}, "tools"),
         ({"tools": [TOOL] * 129}, "tools"),
+        ({"tools": [HUGE], "tool_choice": "required"}, "tools"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": "required", "guided_regex": "a"}, "guided_regex"),

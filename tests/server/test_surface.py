@@ -15,7 +15,7 @@ from engine.types import Request
 from server.bodies import answers
 from server.dialects.detect import by_name
 from tests.server.fakes import EOS, FakeEngine, says
-from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, on_loopback, service_of
+from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, on_loopback, service_of, value
 
 USER: Any = [{"role": "user", "content": "hi"}]
 TOOL: Any = {
@@ -44,6 +44,17 @@ def test_echo_with_log_probabilities_is_aligned() -> None:
     (only,) = scored["choices"]
     assert only["text"] == "hé" and only["finish_reason"] == "length" and scored["usage"]["completion_tokens"] == 0
     assert {name: values[:3] for name, values in found.items()} == only["logprobs"]
+
+
+def test_an_echo_alone_generates_nothing() -> None:
+    with in_memory() as client:
+        body = {"prompt": "hé", "echo": True, "max_tokens": 0}
+        answer = client.post(COMPLETIONS, json=body).json()
+        chunks = [json.loads(f) for f in frames(client.post(COMPLETIONS, json=body | {"stream": True}).text)[:-1]]
+        service = service_of(client)
+    assert (answer["choices"][0]["text"], answer["choices"][0]["logprobs"]) == ("hé", None)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "hé"
+    assert value(service, "prompt_tokens_total") == 6 and value(service, "request_success_total") == 2
 
 
 def test_a_batch_of_prompts_is_scored_in_order() -> None:

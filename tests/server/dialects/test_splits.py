@@ -103,7 +103,7 @@ def test_every_character_that_is_shown_was_written_in_this_order(w: Writing, bit
     for piece in read(w.dialect, whole):
         if isinstance(piece, CallStart) or (isinstance(piece, CallArguments) and piece.text == "{}"):
             continue
-        for char in piece.text:
+        for char in piece.text.replace("\n", "") if w.id.startswith("harmony") else piece.text:
             found = whole.find(char, at)
             assert found != -1 or isinstance(piece, CallArguments)
             at = found + 1 if found != -1 else at

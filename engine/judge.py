@@ -1,0 +1,100 @@
+"""A process that says whether a grammar can be compiled, and is killed where it does not say so in time.
+
+The library bounds most of what a grammar may cost, but not all (whether a conjunction of patterns is empty may take it
+hours), and a thread cannot be stopped. `python -m engine.judge TOKENIZER VOCABULARY END…` answers on its standard
+output. It knows no requests.
+"""
+
+import resource
+import select
+import struct
+import subprocess
+import sys
+from typing import IO
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from engine import parent
+
+LIMITS = LLParserLimits(max_grammar_size=200_000, max_lexer_states=50_000, verbose_errors=False)
+SECONDS = 1.0  # for one grammar
+START_SECONDS = 60.0  # to begin, with the tokenizer
+MEMORY = 4 << 30  # bytes of address space
+SIZE = struct.Struct("<I")
+
+
+class Judge:
+    """The parent's end. Use from one thread only, which must live as long as the process does."""
+
+    def __init__(self, tokenizer: str, vocabulary: int, ends: list[int]) -> None:
+        self._command = [sys.executable, "-m", "engine.judge", tokenizer, str(vocabulary), *map(str, ends)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def objection(self, grammar: str) -> str:
+        """Why this grammar cannot be used; empty if it can."""
+        try:
+            process = self._process or self._start()
+            assert process.stdin is not None
+            text = grammar.encode("utf-8", "replace")
+            process.stdin.write(SIZE.pack(len(text)) + text)
+            process.stdin.flush()
+            answer = self._answer(process, SECONDS)
+        except (OSError, EOFError):
+            self._stop()
+            return "it needs too much memory"
+        if answer is None:
+            self._stop()
+            return f"it was not compiled within {SECONDS:g} s"
+        return answer
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        if self._answer(self._process, START_SECONDS) is None:
+            raise EOFError("it did not begin in time")
+        return self._process
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _answer(self, process: "subprocess.Popen[bytes]", seconds: float) -> str | None:
+        """None: not in time. Raises EOFError: the process has ended."""
+        assert process.stdout is not None
+        if not select.select([process.stdout], [], [], seconds)[0]:
+            return None
+        return _read(process.stdout)
+
+
+def _read(stream: IO[bytes]) -> str:
+    head = stream.read(SIZE.size)
+    if len(head) < SIZE.size:
+        raise EOFError
+    return stream.read(SIZE.unpack(head)[0]).decode()
+
+
+def _write(text: str) -> None:
+    data = text.encode()
+    sys.stdout.buffer.write(SIZE.pack(len(data)) + data)
+    sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    parent.follow()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    path, vocabulary, *ends = sys.argv[1:]
+    tokenizer = LLTokenizer(path, n_vocab=int(vocabulary), eos_token=[int(end) for end in ends])
+    _write("")
+    try:
+        while True:
+            matcher = LLMatcher(tokenizer, _read(sys.stdin.buffer), log_level=0, limits=LIMITS)
+            if not matcher.is_error():
+                matcher.compute_bitmask()
+            _write(matcher.get_error())
+    except EOFError:
+        return
+
+
+if __name__ == "__main__":
+    main()
