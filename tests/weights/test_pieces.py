@@ -69,6 +69,13 @@ def test_a_round_trip_keeps_the_text(kind: str, text: str, tmp_path: Path) -> No
     assert "".join(streamed(tokenizer, tokenizer.encode(text))) == text
 
 
+def test_a_text_that_goes_on_keeps_its_first_space(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(write_pieces(tmp_path, "prepend"))
+    ids = tokenizer.encode("a b")
+    begun = tokenizer.stream(continues=True)
+    assert "".join(begun.push(id) for id in ids) + begun.flush() == " a b"
+
+
 def test_a_broken_byte_leaves_its_neighbours_alone(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(write_pieces(tmp_path, "prepend"))
     ids = [3 + byte for byte in b"A\xffB\xf0\x9f\x98\x80"]
