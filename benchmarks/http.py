@@ -1,11 +1,12 @@
 """What does HTTP cost? `make bench-http`.
 
-Measures: N streams at once (32 random tokens in, 96 out, greedy, the end of a text ignored) through `moedial serve`
+Measures: N streams at once (32 random tokens in, 256 out, greedy, the end of a text ignored) through `moedial serve`
 over loopback, every token an event of its own, and the same requests on an engine alone in this process; new tokens
 over the time from the first request to the last token, the median of runs that take turns. Ceiling: 1, the engine
 alone has both cores to itself, while the server's HTTP process shares them with its engine. The client stands for one
-on another machine: it looks at its sockets every 10 ms, so that it takes next to nothing from either. No prefix
-cache.
+on another machine: it looks at its sockets every 10 ms, so that it takes next to nothing from either. Requests come
+one after the other, so that a batch fills and empties in steps: that is part of what is measured, and weighs less the
+longer the answers. No prefix cache.
 """
 
 import json
@@ -33,7 +34,7 @@ from engine.engine import Engine
 from engine.types import EngineInfo, EngineSettings, Request, Sampling
 from weights.folder import BUNDLED, bundled_models
 
-PROMPT, OUTPUT = 32, 96
+PROMPT, OUTPUT = 32, 256
 END = b"data: [DONE]"
 MOST = 64
 GLANCE = 0.01  # seconds between two looks at the sockets
