@@ -4,7 +4,9 @@ llguidance does the work, within limits of its own on size and time. It knows no
 """
 
 import logging
+import math
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,12 +16,13 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
-from engine.judge import LIMITS, Judge
+from engine.judge import LIMITS, Judge, Lapse
 from model.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
 
 KEPT = 64  # grammars
+RETRY_SECONDS = 30.0  # before one that took too long, perhaps beside other work, is tried again
 
 
 class Matcher:
@@ -72,7 +75,8 @@ class Grammars:
         self._path, self._vocabulary, self._ends = tokenizer, vocabulary, list(ends)
         self._judge = Judge(tokenizer, vocabulary, self._ends)
         self._tokenizer: LLTokenizer | None = None
-        self._known: OrderedDict[str, LLMatcher | InvalidRequest] = OrderedDict()  # least recently asked for first
+        # each with how long it holds; the least recently asked for first
+        self._known: OrderedDict[str, tuple[LLMatcher | InvalidRequest, float]] = OrderedDict()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
     def compile(self, grammar: str) -> Matcher:
@@ -81,12 +85,7 @@ class Grammars:
         Raises:
             InvalidRequest: it is no grammar, nothing matches it, or it costs more than the limits.
         """
-        if grammar not in self._known:
-            self._known[grammar] = self._compiled(grammar)
-            if len(self._known) > KEPT:
-                self._known.popitem(last=False)
-        self._known.move_to_end(grammar)
-        found = self._known[grammar]
+        found = self._recall(grammar)
         if isinstance(found, InvalidRequest):
             raise InvalidRequest(found.message, found.param, found.code)
         return Matcher(found.deep_copy(), self._vocabulary, frozenset(self._ends))
@@ -97,21 +96,35 @@ class Grammars:
         future.add_done_callback(lambda _: wake())
         return future
 
-    def _compiled(self, grammar: str) -> LLMatcher | InvalidRequest:
-        if objection := self._judge.objection(grammar):
-            return refusal(objection)
+    def _recall(self, grammar: str) -> LLMatcher | InvalidRequest:
+        found, until = self._known.pop(grammar, (None, 0.0))
+        if found is None or time.monotonic() > until:
+            try:
+                found, until = self._compiled(grammar)
+            except Exception as error:  # whatever it is, it is this grammar's fault and ends nothing else
+                log.exception("a grammar failed to compile")
+                found, until = refusal(f"the grammar library failed ({type(error).__name__})"), 0.0
+        self._known[grammar] = found, until
+        if len(self._known) > KEPT:
+            self._known.popitem(last=False)
+        return found
+
+    def _compiled(self, grammar: str) -> tuple[LLMatcher | InvalidRequest, float]:
+        """The compiled grammar or why there is none, and until when that holds."""
         try:
-            if self._tokenizer is None:
-                self._tokenizer = LLTokenizer(self._path, n_vocab=self._vocabulary, eos_token=self._ends)
-            inner = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
-        except Exception as error:
-            log.exception("a grammar failed to compile")
-            return refusal(f"the grammar library failed ({type(error).__name__})")
+            objection = self._judge.objection(grammar)
+        except Lapse as lapse:
+            return refusal(str(lapse)), time.monotonic() + RETRY_SECONDS
+        if objection:
+            return refusal(objection), math.inf
+        if self._tokenizer is None:
+            self._tokenizer = LLTokenizer(self._path, n_vocab=self._vocabulary, eos_token=self._ends)
+        inner = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
         first = Matcher(inner.deep_copy(), self._vocabulary, frozenset(self._ends))
         possible = first.masks().any()
         if inner.is_error() or first.error or not possible:
-            return refusal(inner.get_error() or first.error or "nothing can match it")
-        return inner
+            return refusal(inner.get_error() or first.error or "nothing can match it"), math.inf
+        return inner, math.inf
 
 
 def refusal(reason: str) -> InvalidRequest:

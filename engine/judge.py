@@ -23,6 +23,10 @@ MEMORY = 4 << 30  # bytes of address space
 SIZE = struct.Struct("<I")
 
 
+class Lapse(Exception):
+    """No verdict."""
+
+
 class Judge:
     """The parent's end. Use from one thread only, which must live as long as the process does."""
 
@@ -31,26 +35,30 @@ class Judge:
         self._process: subprocess.Popen[bytes] | None = None
 
     def objection(self, grammar: str) -> str:
-        """Why this grammar cannot be used; empty if it can."""
+        """What is wrong with this grammar; empty if nothing is.
+
+        Raises:
+            Lapse: there was no answer in time, or the process ended over it.
+        """
+        text = grammar.encode("utf-8", "replace")
         try:
             process = self._process or self._start()
             assert process.stdin is not None
-            text = grammar.encode("utf-8", "replace")
             process.stdin.write(SIZE.pack(len(text)) + text)
             process.stdin.flush()
             answer = self._answer(process, SECONDS)
-        except (OSError, EOFError):
+        except (OSError, EOFError) as error:
             self._stop()
-            return "it needs too much memory"
+            raise Lapse(str(error) or "compiling it failed, perhaps for lack of memory") from None
         if answer is None:
             self._stop()
-            return f"it was not compiled within {SECONDS:g} s"
+            raise Lapse(f"it was not compiled within {SECONDS:g} s")
         return answer
 
     def _start(self) -> "subprocess.Popen[bytes]":
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         if self._answer(self._process, START_SECONDS) is None:
-            raise EOFError("it did not begin in time")
+            raise EOFError("the compiler did not begin in time")
         return self._process
 
     def _stop(self) -> None:

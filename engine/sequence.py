@@ -16,13 +16,11 @@ class Sequence:
     """
 
     __slots__ = (
-        "accepted",
         "admitted_at",
         "arrived_at",
         "blocks",
         "cached_tokens",
         "computed",
-        "drafted",
         "first_token_at",
         "guesses",
         "hashes",
@@ -59,7 +57,6 @@ class Sequence:
         self.scores: list[Logprob] = []  # of the prompt's tokens from the second on, as far as they are known
         self.told = False  # whether an event has carried them
         self.guesses: object = None  # the speculator's own
-        self.drafted = self.accepted = 0  # guesses made for it, and those that were right
 
     @property
     def id(self) -> str:
@@ -86,6 +83,4 @@ class Sequence:
             decode_s=now - first,
             cached_tokens=self.cached_tokens,
             preemptions=self.preemptions,
-            drafted=self.drafted,
-            accepted=self.accepted,
         )

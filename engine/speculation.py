@@ -83,7 +83,6 @@ class Speculator:
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         """Take in how many of so many guesses were right."""
-        sequence.drafted, sequence.accepted = sequence.drafted + drafted, sequence.accepted + accepted
         known = self._known(sequence)
         for right in (*[1] * accepted, *[0] * (accepted < drafted)):
             known.rates[known.source] += LEARN * (right - known.rates[known.source])

@@ -84,8 +84,6 @@ class RequestStats:
     decode_s: float
     cached_tokens: int
     preemptions: int
-    drafted: int = 0  # tokens guessed by speculation
-    accepted: int = 0  # of these, right
 
 
 class TokenEvent(msgspec.Struct, frozen=True):

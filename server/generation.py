@@ -55,6 +55,8 @@ class Generation:
         self._deltas: deque[Delta | MoedialError] = deque()  # as many as the answers have tokens, at the most
         self._loop = asyncio.get_running_loop()
         self._reader: asyncio.Future[None] | None = None  # waits for a delta
+        self._timer: asyncio.TimerHandle | None = None  # of a reader's patience, which ends when it is due
+        self._due = 0.0
         self._open = len(sequences)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -89,17 +91,29 @@ class Generation:
         for sequence in self.sequences:
             sequence.life.abort()
         self._reservation.release()
+        if self._timer is not None:
+            self._timer.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _wait(self, patience: float | None) -> None:
         reader = self._reader = self._loop.create_future()
-        timer = None if patience is None else self._loop.call_later(patience, self._wake)
+        if patience is not None:
+            self._due = self._loop.time() + patience
+            self._timer = self._timer or self._loop.call_at(self._due, self._tick)
         try:
             await reader
         finally:
             self._reader = None
-            if timer is not None:
-                timer.cancel()
+
+    def _tick(self) -> None:
+        """One timer serves all waits: it goes off for the first and is set anew for the last."""
+        self._timer = None
+        if self._reader is None:
+            return
+        if self._loop.time() < self._due:
+            self._timer = self._loop.call_at(self._due, self._tick)
+        else:
+            self._wake()
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

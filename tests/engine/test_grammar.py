@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.constraints import constrained
 from engine.grammar import Grammars, Matcher
-from engine.judge import Judge
+from engine.judge import Judge, Lapse
 from engine.sampler import sample
 from engine.sequence import Sequence
 from engine.types import Request, Sampling
@@ -145,8 +145,32 @@ def test_what_needs_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert judge.objection("start: /a/") == ""
     assert judge._process is not None
     judge._process.kill()
-    assert "memory" in judge.objection("start: /a/"), "the process has died, as it does beyond its bound"
+    with pytest.raises(Lapse):  # it has died, as it does beyond its bound of memory
+        judge.objection("start: /a/")
     assert judge.objection("start: /a/") == ""
+
+
+def test_what_only_took_too_long_is_tried_again_and_no_fault_gets_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars = Grammars(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,))
+    faults: list[Exception] = [Lapse("busy"), ValueError("a bug")]
+    asked: list[str] = []
+
+    def objection(grammar: str) -> str:
+        asked.append(grammar)
+        if faults:
+            raise faults.pop(0)
+        return ""
+
+    monkeypatch.setattr(grammars._judge, "objection", objection)
+    monkeypatch.setattr("engine.grammar.RETRY_SECONDS", 0.1)
+    for words in ("busy", "busy"):
+        with pytest.raises(InvalidRequest, match=words):
+            grammars.compile(AGE)
+    assert len(asked) == 1, "for a while it is not tried again"
+    time.sleep(0.15)
+    with pytest.raises(InvalidRequest, match=r"failed \(ValueError\)"):
+        grammars.compile(AGE)
+    assert grammars.compile(AGE).masks().any()
 
 
 def test_a_grammar_that_was_asked_for_of_late_is_copied_fresh() -> None:
