@@ -12,6 +12,7 @@ from collections.abc import Sequence as Seq
 
 from engine.blocks import BlockManager
 from engine.cost import FREE, Allowance, StepCost
+from engine.fits import refuse_misfit
 from engine.grammar import Matcher
 from engine.growth import extend, told
 from engine.plan import NOT_FINITE, Chunk, Counts, Plan, Sampled, sample_count
@@ -95,23 +96,9 @@ class Scheduler:
         Raises:
             InvalidRequest: it is empty, its id is taken, or it could never fit in the context or the cache.
         """
-        length, new = len(request.prompt), request.sampling.max_tokens
         if request.id in self._running or request.id in self._waiting:
             raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
-        if length < 1:
-            raise InvalidRequest("the prompt must have at least one token", "prompt")
-        if new < 1 and (new < 0 or request.sampling.prompt_logprobs is None):
-            raise InvalidRequest(f"max_tokens must be at least 1, got {new}", "max_tokens")
-        cache = self.blocks.total * self.blocks.block_size + 1  # the last token is returned, never computed
-        limits = (self.max_model_len, "the context of this model"), (cache, "the key-value cache of this server")
-        for limit, owner in limits:
-            if length + new > limit:
-                raise InvalidRequest(
-                    f"the prompt has {length} tokens and max_tokens is {new}, together {length + new};"
-                    f" {owner} has room for {limit}",
-                    "max_tokens",
-                    "context_length_exceeded",
-                )
+        refuse_misfit(request, self.max_model_len, self.blocks.total * self.blocks.block_size)
         self._waiting[request.id] = Sequence(request, self._clock(), matcher)
 
     def abort(self, request_id: str) -> None:

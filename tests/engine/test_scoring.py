@@ -5,6 +5,7 @@ import torch
 
 from engine.types import Logprob, Request, Sampling, TokenEvent
 from model.budget import ExpertBudget
+from model.errors import InvalidRequest
 from tests.engine.crowd import Bench, Served, bench
 from tests.engine.fake import FakeRunner, request
 from tests.engine.test_mixed_batch import only
@@ -92,3 +93,16 @@ def test_a_prompt_of_any_length_is_scored(length: int) -> None:
     scheduler.add(request("a", tuple(range(length)), max_tokens=0, prompt_logprobs=1))
     (event,) = finish(scheduler, FakeRunner(4))["a"]
     assert len(event.prompt_logprobs or ()) == length - 1 and event.finish == "length" and event.stats is not None
+
+
+def test_a_scored_prompt_is_computed_to_its_end_and_needs_the_room() -> None:
+    scheduler = make(blocks=2)
+    scheduler.add(request("fits", tuple(range(8)), max_tokens=0, prompt_logprobs=0))
+    scheduler.add(request("too", tuple(range(8)), max_tokens=1))
+    for prompt, new in ((9, 0), (9, 1)):
+        with pytest.raises(InvalidRequest, match="cache of this server can compute 8"):
+            scheduler.add(request("not", tuple(range(prompt)), max_tokens=new, prompt_logprobs=0))
+    assert {name: events[-1].finish for name, events in finish(scheduler, FakeRunner(4)).items()} == {
+        "fits": "length",
+        "too": "length",
+    }
