@@ -12,14 +12,14 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Literal
 
 from engine.child import Child
-from engine.messages import Abort, Failed, FrameError, FromEngine, Ready, Rejected, Report, Start, Stop, Submit
-from engine.types import EngineInfo, EngineSettings, Request, StepReport, TokenEvent
+from engine.messages import Abort, Failed, FrameError, FromEngine, Ready, Rejected, Reports, Start, Stop, Submit
+from engine.types import Arrival, EngineInfo, EngineSettings, Request, StepReport, TokenEvent
 from model.errors import EngineDown, GenerationFailed, InvalidRequest, MoedialError
 
 log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "restarting", "failed", "stopped"]
-Sink = Callable[[TokenEvent | MoedialError], None]
+Sink = Callable[[Sequence[Arrival] | MoedialError], None]
 
 COMMAND = (sys.executable, "-m", "engine.process")
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds before a restart; who served for the longest starts over at the first
@@ -89,8 +89,8 @@ class EngineClient:
         return self.info
 
     def submit(self, request: Request, sink: Sink) -> None:
-        """Run a request. `sink` gets its events, the last one with `finish`, or the error that ends it. It is called
-        between two turns of the event loop, so it must be quick and must not raise.
+        """Run a request. `sink` gets its events, one or more at a time, the last one with `finish`, or the error that
+        ends it. It is called between two turns of the event loop, so it must be quick and must not raise.
 
         Raises:
             EngineDown: the engine takes no work now.
@@ -122,16 +122,18 @@ class EngineClient:
             InvalidRequest: it can never be served, or its id is taken.
             GenerationFailed: the engine process ended while the request ran.
         """
-        events: asyncio.Queue[TokenEvent | MoedialError] = asyncio.Queue()
-        self.submit(request, events.put_nowait)
+        arrivals: asyncio.Queue[Sequence[Arrival] | MoedialError] = asyncio.Queue()
+        self.submit(request, arrivals.put_nowait)
         ended = False
         try:
             while not ended:
-                item = await events.get()
-                ended = isinstance(item, MoedialError) or item.finish is not None
-                if isinstance(item, MoedialError):
-                    raise item
-                yield item
+                found = await arrivals.get()
+                if isinstance(found, MoedialError):
+                    ended = True
+                    raise found
+                for event, _ in found:
+                    ended = event.finish is not None
+                    yield event
         finally:
             if not ended:
                 self.abort(request.id)
@@ -208,10 +210,19 @@ class EngineClient:
                 self.failure = reason
             case Rejected(request_id, reason, param, code):
                 self._deliver(request_id, InvalidRequest(reason, param, code), last=True)
-            case Report(report):
-                self._observe(report)
-                for event in report.events:
-                    self._deliver(event.request_id, event, last=event.finish is not None)
+            case Reports(reports):
+                self._distribute(reports, time.monotonic())
+
+    def _distribute(self, reports: Sequence[StepReport], now: float) -> None:
+        """Every request gets what has come for it in one piece."""
+        arrivals: dict[str, list[Arrival]] = {}
+        for report in reports:
+            self._observe(report)
+            at = now - report.held_s
+            for event in report.events:
+                arrivals.setdefault(event.request_id, []).append(Arrival(event, at))
+        for request_id, found in arrivals.items():
+            self._deliver(request_id, found, last=found[-1].event.finish is not None)
 
     def _observe(self, report: StepReport) -> None:
         if self.on_report is None:
@@ -221,7 +232,7 @@ class EngineClient:
         except Exception:
             log.exception("the report hook failed")  # statistics must not stop answers
 
-    def _deliver(self, request_id: str, item: TokenEvent | MoedialError, *, last: bool) -> None:
+    def _deliver(self, request_id: str, item: Sequence[Arrival] | MoedialError, *, last: bool) -> None:
         sink = self._sinks.pop(request_id, None) if last else self._sinks.get(request_id)
         if sink is not None:
             sink(item)

@@ -58,14 +58,14 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
     code: str
 
 
-class Report(msgspec.Struct, frozen=True, tag="report"):
-    """What one step did."""
+class Reports(msgspec.Struct, frozen=True, tag="reports"):
+    """What one or more steps did, in order."""
 
-    report: StepReport
+    reports: tuple[StepReport, ...]
 
 
 ToEngine = Start | Submit | Abort | Stop
-FromEngine = Ready | Failed | Rejected | Report
+FromEngine = Ready | Failed | Rejected | Reports
 Message = TypeVar("Message")
 
 _TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

@@ -24,7 +24,6 @@ from engine.messages import (
     FromEngine,
     Ready,
     Rejected,
-    Report,
     Start,
     Stop,
     Submit,
@@ -33,6 +32,7 @@ from engine.messages import (
     frame_size,
     read_to_engine,
 )
+from engine.outbox import Outbox
 from engine.types import EngineInfo, EngineSettings, Request
 from model.errors import CheckpointError, EngineDown, InvalidRequest
 
@@ -103,9 +103,9 @@ def main(arguments: Sequence[str] | None = None, builder: Builder | None = None)
     with socket.socket(fileno=descriptor) as sock:
         connection = Connection(sock)
         try:
-            engine = _load(connection, builder)
-            if engine is not None:
-                serve(connection, engine)
+            if (loaded := _load(connection, builder)) is not None:
+                engine, settings = loaded
+                serve(connection, engine, settings.stream_interval_ms / 1000)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return 0  # without a parent there is nobody to serve
         except (EngineDown, FrameError) as error:
@@ -114,16 +114,17 @@ def main(arguments: Sequence[str] | None = None, builder: Builder | None = None)
     return 0
 
 
-def serve(connection: Connection, engine: Engine) -> None:
-    """Run requests until a `Stop` has come and everything submitted has ended."""
+def serve(connection: Connection, engine: Engine, interval: float = 0.0) -> None:
+    """Run requests until a `Stop` has come and everything submitted has ended. Without work nothing is held back."""
     stopping = False
-    intake = Intake(connection, engine)
+    intake, outbox = Intake(connection, engine), Outbox(connection.send, interval)
     while True:
         for message in connection.receive(wait=not engine.has_work and (bool(intake.jobs) or not stopping)):
+            outbox.flush()  # what it asks for may make the next step a long one
             stopping = _obey(message, intake) or stopping
         intake.admit()
         if engine.has_work:
-            connection.send(Report(engine.step()))
+            outbox.put(engine.step(), more=engine.has_work)
         elif stopping and not intake.jobs:
             return
 
@@ -182,14 +183,15 @@ def _obey(message: ToEngine, intake: Intake) -> bool:
     return False
 
 
-def _load(connection: Connection, builder: Builder | None) -> Engine | None:
+def _load(connection: Connection, builder: Builder | None) -> tuple[Engine, EngineSettings] | None:
     """Build the engine that the first message asks for, and tell the parent; None if that is impossible."""
     while not (messages := connection.receive(wait=True)):
         pass
     if len(messages) != 1 or not isinstance(messages[0], Start):
         raise FrameError("the first message must be a start, alone")
+    settings = messages[0].settings
     try:
-        engine, info = (builder or _default_builder())(messages[0].settings)
+        engine, info = (builder or _default_builder())(settings)
     except CheckpointError as error:
         connection.send(Failed(str(error)))  # whoever asked says it; a traceback would only hide it
         return None
@@ -198,7 +200,7 @@ def _load(connection: Connection, builder: Builder | None) -> Engine | None:
         connection.send(Failed(f"{type(error).__name__}: {error}"))
         return None
     connection.send(Ready(info))
-    return engine
+    return engine, settings
 
 
 def _default_builder() -> Builder:

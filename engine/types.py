@@ -5,7 +5,7 @@ Durations are measured inside one process and travel as seconds; no clock readin
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -102,6 +102,13 @@ class TokenEvent(msgspec.Struct, frozen=True):
     prompt_logprobs: tuple[Logprob, ...] | None = None
 
 
+class Arrival(NamedTuple):
+    """An event in the process that asked for it, and when it was made, by that process's monotonic clock."""
+
+    event: TokenEvent
+    at: float
+
+
 @dataclass(frozen=True, slots=True)
 class StepStats:
     """What one engine step did, and the state it left. Counts are of this step; gauges are after it."""
@@ -128,10 +135,14 @@ class StepStats:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One message from the engine: the events of one step in order, and its statistics."""
+    """What one step did: its events in order, and its statistics.
+
+    `held_s`: how long it waited in the engine process for the steps after it (engine/outbox.py).
+    """
 
     events: tuple[TokenEvent, ...]
     stats: StepStats
+    held_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,5 +183,6 @@ class EngineSettings:
     max_running: int = 64
     max_step_tokens: int = 512
     step_ms: int = 50  # 0: steps are bounded by tokens alone
+    stream_interval_ms: int = 20  # tokens made faster than this travel together; 0: every step reports at once
     prefix_cache: bool = True
     speculate: str = "off"  # or "grammar", "ngram", "experts=K": who guesses tokens ahead (engine/speculation.py)

@@ -6,11 +6,13 @@ Every sequence ends once; leaving early aborts what still runs. It knows neither
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 
 import structlog
 
-from engine.types import Request, TokenEvent
+from engine.types import Arrival, Request
 from model.errors import GenerationFailed, InvalidRequest, MoedialError
 from server.admission import Admission, Reservation
 from server.errors import GenerationTimeout
@@ -37,9 +39,12 @@ class Timeouts:
 
 
 class Generation:
-    """Between the engine, which calls a sink for every event, and the one reader of the deltas there is no queue that
-    wakes a task for every token, and no timer that is made anew for each: at thousands of tokens per second these were
-    most of what HTTP cost."""
+    """A token's way is short, for at thousands of tokens per second every task that it wakes and every timer is dear:
+    the engine calls a sink, and the sink hands the deltas to `direct`, where somebody writes them on the spot, or else
+    to the one reader that waits in `next`.
+
+    `direct` takes deltas in place of a waiting reader; false: not now. It never gets a sequence's last delta.
+    """
 
     def __init__(
         self,
@@ -52,11 +57,12 @@ class Generation:
     ) -> None:
         self.sequences, self._grammar_field = sequences, grammar_field
         self._engine, self._admission, self._reservation, self._timeouts = engine, admission, reservation, timeouts
+        self.direct: Callable[[list[Delta]], bool] | None = None
         self._deltas: deque[Delta | MoedialError] = deque()  # as many as the answers have tokens, at the most
         self._loop = asyncio.get_running_loop()
         self._reader: asyncio.Future[None] | None = None  # waits for a delta
         self._timer: asyncio.TimerHandle | None = None  # of a reader's patience, which ends when it is due
-        self._due = 0.0
+        self._patience, self._due = 0.0, 0.0
         self._open = len(sequences)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -98,7 +104,7 @@ class Generation:
     async def _wait(self, patience: float | None) -> None:
         reader = self._reader = self._loop.create_future()
         if patience is not None:
-            self._due = self._loop.time() + patience
+            self._patience, self._due = patience, self._loop.time() + patience
             self._timer = self._timer or self._loop.call_at(self._due, self._tick)
         try:
             await reader
@@ -119,9 +125,24 @@ class Generation:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    def _put(self, item: Delta | MoedialError) -> None:
-        self._deltas.append(item)
-        self._wake()
+    def _put(self, deltas: list[Delta]) -> None:
+        """Whatever is written directly comes after all that the reader took, as it waits for more."""
+        waiting = self._reader is not None and not self._reader.done()
+        if waiting and self.direct is not None and deltas[-1].finish is None and self._written(self.direct, deltas):
+            self._due = self._loop.time() + self._patience
+        else:
+            self._deltas += deltas
+            self._wake()
+
+    def _written(self, direct: Callable[[list[Delta]], bool], deltas: list[Delta]) -> bool:
+        """A fault in writing ends this answer, as it would in the reader, and not who brought the deltas."""
+        try:
+            return direct(deltas)
+        except Exception as error:
+            log.error("internal error", exc_info=error)
+            self._deltas.append(GenerationFailed("internal error"))
+            self._wake()
+            return True
 
     async def _run(self, sequence: Sequence, deadline: float) -> None:
         try:
@@ -140,27 +161,29 @@ class Generation:
             log.error("internal error", exc_info=raised)
             error = GenerationFailed("internal error")
         sequence.life.fail(error)
-        self._put(error)
+        self._deltas.append(error)
+        self._wake()
 
     async def _generate(self, sequence: Sequence) -> None:
         """Until the sequence has ended here; whatever the engine still does of it is aborted."""
         sequence.life.started = time.monotonic()
         ended: asyncio.Future[None] = self._loop.create_future()
 
-        def take(item: TokenEvent | MoedialError) -> None:
+        def take(found: Several[Arrival] | MoedialError) -> None:
             if ended.done():
                 return
+            deltas: list[Delta] = []
             try:
-                if isinstance(item, Exception):
-                    raise item
-                delta = _advance(sequence, item)
+                if isinstance(found, Exception):
+                    raise found
+                _advance(sequence, found, deltas)
             except Exception as error:
                 ended.set_exception(error)
+            if not deltas:
                 return
-            if not delta.empty:
-                self._put(delta)
-            if delta.finish:
+            if deltas[-1].finish:
                 ended.set_result(None)
+            self._put(deltas)
 
         self._engine.submit(sequence.request, take)
         try:
@@ -169,14 +192,18 @@ class Generation:
             self._engine.abort(sequence.request.id)
 
 
-def _advance(sequence: Sequence, event: TokenEvent) -> Delta:
-    if event.finish in ("error", "abort"):
-        raise GenerationFailed(event.error or "the engine gave this request up")
-    life = sequence.life
-    life.stats = event.stats or life.stats
-    if event.token is not None:
-        life.token()
-    delta = sequence.transcript.push(event)
-    if delta.finish is not None:
-        life.succeed(delta.finish)
-    return delta
+def _advance(sequence: Sequence, arrivals: Several[Arrival], deltas: list[Delta]) -> None:
+    """Add what is to be shown to `deltas`, so that what came before a failure is not lost with it."""
+    life, transcript = sequence.life, sequence.transcript
+    for event, at in arrivals:
+        if event.finish in ("error", "abort"):
+            raise GenerationFailed(event.error or "the engine gave this request up")
+        life.stats = event.stats or life.stats
+        if event.token is not None:
+            life.token(at)
+        delta = transcript.push(event)
+        if not delta.empty:
+            deltas.append(delta)
+        if delta.finish is not None:
+            life.succeed(delta.finish)
+            return

@@ -31,15 +31,15 @@ class Lifecycle:
         self.label = self.metrics.label(self.budget)
         self.metrics.observe("request_num_experts", self.budget.mean)
 
-    def token(self) -> None:
-        now = time.monotonic()
+    def token(self, at: float) -> None:
+        """One more token, made at this time."""
         if self.first is None:
-            self.first = now
-            self.metrics.observe("time_to_first_token_seconds", now - self.arrived, self.label)
+            self.first = at
+            self.metrics.observe("time_to_first_token_seconds", at - self.arrived, self.label)
             self.metrics.inc("prompt_tokens", self.label, by=self.prompt_tokens)
         else:
-            self.metrics.observe("inter_token_latency_seconds", now - self.last, self.label)
-        self.last = now
+            self.metrics.observe("inter_token_latency_seconds", at - self.last, self.label)
+        self.last = at
         self.tokens += 1
         self.metrics.inc("generation_tokens", self.label)
 

@@ -6,7 +6,7 @@ It names no implementation; tests put fakes here.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from engine.types import EngineInfo, Request, StepReport, TokenEvent
+from engine.types import Arrival, EngineInfo, Request, StepReport
 from model.errors import MoedialError
 
 EngineState = Literal["loading", "ready", "restarting", "failed", "stopped"]
@@ -30,8 +30,9 @@ class Engine(Protocol):
 
     async def stop(self, timeout: float) -> None: ...
 
-    def submit(self, request: Request, sink: Callable[[TokenEvent | MoedialError], None]) -> None:
-        """`sink` gets every event, the last with `finish`, or the error that ends the request; it must not raise."""
+    def submit(self, request: Request, sink: Callable[[Sequence[Arrival] | MoedialError], None]) -> None:
+        """`sink` gets every event, what comes together in one call, the last with `finish`; or the error that ends the
+        request. It must not raise."""
 
     def abort(self, request_id: str) -> None:
         """The sink is not called again."""

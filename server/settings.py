@@ -4,6 +4,7 @@ It reads no file and knows nothing of HTTP.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,6 +98,14 @@ class Settings(BaseSettings):
         ge=0,
         le=60_000,
     )
+    stream_interval_ms: int = _option(
+        20,
+        "Engine",
+        "Tokens made faster than this, in milliseconds, travel together (50 times a second), each a chunk of its own "
+        "still; a sequence's first and last are never held. 0: each leaves when it is made",
+        ge=0,
+        le=1000,
+    )
     speculate: str = _option(
         "grammar",
         "Engine",
@@ -135,7 +144,7 @@ class Settings(BaseSettings):
     max_grammar_bytes: int = _option(64 << 10, "Limits", "Bytes of a schema, regex or grammar", ge=1)
     max_logit_bias: int = _option(1024, "Limits", "Entries of logit_bias", ge=0)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The model's name on the wire. A folder's path never leaves the machine, only its last part."""
         if self.served_name:
@@ -157,6 +166,7 @@ class Settings(BaseSettings):
             max_running=self.max_running,
             max_step_tokens=self.max_step_tokens,
             step_ms=self.step_ms,
+            stream_interval_ms=self.stream_interval_ms,
             prefix_cache=self.prefix_cache,
             speculate=self.speculate,
         )

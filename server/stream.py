@@ -6,6 +6,7 @@ It knows frames and connections, not what is in a chunk.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -17,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from model.errors import MoedialError
 from server.calls import Call
 from server.errors import ClientGone
+from server.protocol import CHUNKS, Chunks
 from server.seams import Tokenizer
 from server.service import Service
 from server.transcript import Delta
@@ -65,7 +67,7 @@ async def answer(
     except BaseException:
         await _close(request, call)
         raise
-    return EventStream(_events(service, call, format, first), service, request, call, headers)
+    return EventStream(service, request, call, format, first, headers)
 
 
 async def _whole(request: Request, call: Call, format: Format, headers: dict[str, str]) -> Response:
@@ -89,7 +91,7 @@ async def _events(service: Service, call: Call, format: Format, first: list[Delt
     deltas = first
     try:
         while True:
-            yield b"".join([format.frame(chunk) for delta in deltas for chunk in format.chunks(delta)]) or WAITING
+            yield written(format, deltas) or WAITING
             if call.generation.finished:
                 break
             deltas = await call.generation.next(service.settings.heartbeat)
@@ -101,22 +103,29 @@ async def _events(service: Service, call: Call, format: Format, first: list[Delt
     yield b"".join(map(format.frame, format.closing())) + format.done
 
 
+def written(format: Format, deltas: list[Delta]) -> bytes:
+    return b"".join([format.frame(chunk) for delta in deltas for chunk in format.chunks(delta)])
+
+
 class EventStream(Response):
-    """Starlette's StreamingResponse, but it always closes what it streams, and bounds the time of a slow reader."""
+    """Starlette's StreamingResponse, but it always closes what it streams, bounds the time of a slow reader, and lets
+    the tokens of a lone sequence go straight to the connection (`server/protocol.py`), while that takes them."""
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        events: AsyncGenerator[bytes, None],
         service: Service,
         request: Request,
         call: Call,
+        format: Format,
+        first: list[Delta],
         headers: dict[str, str],
     ) -> None:
         super().__init__(None, 200, {**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self.events, self.request, self.call = events, request, call
+        self.events = _events(service, call, format, first)
+        self.request, self.call, self.format = request, call, format
         self.limit = service.settings.total_timeout + GRACE
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,10 +139,19 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        chunks: Chunks | None = self.request.scope["state"].get(CHUNKS)
+        if chunks is not None and len(self.call.generation.sequences) == 1:
+            self.call.generation.direct = partial(self._write, chunks)
         async with aclosing(self.events) as events:
             async for event in events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _write(self, chunks: Chunks, deltas: list[Delta]) -> bool:
+        if chunks.paused:
+            return False
+        chunks.write(written(self.format, deltas))
+        return True
 
 
 async def _close(request: Request, call: Call) -> None:

@@ -5,8 +5,9 @@ It knows no HTTP and no JSON; what is a call or a thought, the dialect's reader 
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from engine.types import Logprob, TokenEvent
 from server.dialects.seam import CallStart, Content, Piece, Reader, Reasoning
@@ -16,8 +17,7 @@ WireFinish = Literal["stop", "length", "tool_calls"]
 LOWEST = -9999.0  # JSON has no -Infinity; this is what other servers send
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
+class TokenLogprob(msgspec.Struct, frozen=True):
     """One shown token, its log-probability, the best alternatives, and where its text starts in the answer."""
 
     token: int
@@ -26,8 +26,7 @@ class TokenLogprob:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """What one event adds to choice `index`; with `finish` it is the last one.
 
     `prompt`: log-probabilities of the prompt's tokens but the first, with the first delta of who asked for them.
@@ -42,7 +41,7 @@ class Delta:
     @property
     def text(self) -> str:
         """The content alone."""
-        return "".join(piece.text for piece in self.pieces if isinstance(piece, Content))
+        return "".join([piece.text for piece in self.pieces if isinstance(piece, Content)])
 
     @property
     def empty(self) -> bool:
@@ -62,6 +61,8 @@ class StopMatcher:
         self._held = ""
 
     def push(self, text: str) -> str:
+        if not self.stops:
+            return text
         text = self._held + text
         found = [(text.find(stop), stop) for stop in self.stops if stop in text]
         if found:

@@ -36,6 +36,7 @@ class Spelling:
         added = backend.get_added_tokens_decoder()
         self._hidden = {id for id, token in added.items() if token.special}
         self._later: dict[int, bytes] = {}
+        self._whole: dict[int, str | None] = {}
 
     def shows(self, id: int) -> bool:
         """Whether this id is text at all: neither special nor unused."""
@@ -50,6 +51,15 @@ class Spelling:
         if id not in self._later:
             self._later[id] = self._piece(id, _BEFORE)
         return self._later[id]
+
+    def whole(self, id: int) -> str | None:
+        """The same as text; None if it is a part of a character."""
+        if id not in self._whole:
+            try:
+                self._whole[id] = self.later(id).decode()
+            except UnicodeDecodeError:
+                self._whole[id] = None
+        return self._whole[id]
 
     def _piece(self, id: int, before: str) -> bytes:
         token = self._backend.id_to_token(id)
@@ -84,7 +94,10 @@ class IncrementalDecoder:
         if not self._begun:
             self._begun = self._spelling.shows(id)
             return self._utf8.decode(self._spelling.first(id))
-        return self._utf8.decode(self._spelling.later(id))
+        text = self._spelling.whole(id)
+        if text is None or self._utf8.getstate()[0]:  # it ends or goes on with a character that is split
+            return self._utf8.decode(self._spelling.later(id))
+        return text
 
     def flush(self) -> str:
         """What a sequence that ends in the middle of a character still shows: a replacement character."""

@@ -6,10 +6,9 @@ from typing import Any
 from engine.types import Logprob
 from server.bodies.completions import CompletionBody
 from server.calls import Call
-from server.dialects.seam import Content
 from server.generation import Sequence
 from server.seams import Tokenizer
-from server.transcript import Delta, TokenLogprob, entry_of
+from server.transcript import Delta, TokenLogprob, WireFinish, entry_of
 from server.wire.answers import DataFormat, joined, token_text
 from server.wire.usage import metrics_of, usage_of, usage_wanted
 
@@ -35,15 +34,14 @@ class CompletionFormat(DataFormat):
         """What is echoed; where its log-probabilities are asked for, it comes with them and the first delta."""
         for index in range(self.own.n * len(self.call.prompts)):
             if (echo := self._echo(index)) and self.own.logprobs is None:
-                yield self._object([self._choice(Delta(index, (Content(echo),)))])
+                yield self._object([self._choice(Delta(index, ()), echo)])
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         echo = self._echo(delta.index) if delta.prompt is not None and self.own.logprobs is not None else ""
         if delta.pieces or delta.logprobs or echo:
-            pieces = ((Content(echo),) if echo else ()) + delta.pieces
-            yield self._object([self._choice(Delta(delta.index, pieces, delta.logprobs, None, delta.prompt))])
+            yield self._object([self._choice(delta, echo)])
         if delta.finish:
-            yield self._object([self._choice(Delta(delta.index, (), (), delta.finish))])
+            yield self._object([self._choice(Delta(delta.index, ()), finish=delta.finish)])
 
     def closing(self) -> Iterator[dict[str, Any]]:
         if usage_wanted(self.call):
@@ -64,11 +62,7 @@ class CompletionFormat(DataFormat):
         return [sequence.transcript.index for best in ranked for sequence in best[:n]]
 
     def _whole(self, answer: Delta, index: int) -> dict[str, Any]:
-        echo = self.echoes[answer.index // self.own.answers]
-        pieces = ((Content(echo),) if echo else ()) + answer.pieces
-        return self._choice(Delta(answer.index, pieces, answer.logprobs, answer.finish, answer.prompt)) | {
-            "index": index
-        }
+        return self._choice(answer, self._echo(answer.index), answer.finish) | {"index": index}
 
     def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "choices": choices}
@@ -76,11 +70,11 @@ class CompletionFormat(DataFormat):
     def _echo(self, index: int) -> str:
         return self.echoes[index // self.own.answers]
 
-    def _choice(self, delta: Delta) -> dict[str, Any]:
+    def _choice(self, delta: Delta, echo: str = "", finish: WireFinish | None = None) -> dict[str, Any]:
         logprobs = None
         if self.own.logprobs is not None and (delta.logprobs or delta.prompt is not None):
             logprobs = self._logprobs(delta)
-        return {"index": delta.index, "text": delta.text, "logprobs": logprobs, "finish_reason": delta.finish}
+        return {"index": delta.index, "text": echo + delta.text, "logprobs": logprobs, "finish_reason": finish}
 
     def _logprobs(self, delta: Delta) -> dict[str, Any]:
         entries = [*self._prompt(delta.index, delta.prompt), *self._shifted(delta)]

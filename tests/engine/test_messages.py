@@ -14,7 +14,7 @@ from engine.messages import (
     FromEngine,
     Ready,
     Rejected,
-    Report,
+    Reports,
     Start,
     Stop,
     Submit,
@@ -52,7 +52,7 @@ def test_messages_to_the_engine_survive(message: ToEngine) -> None:
         Ready(replace(build_fake(SETTINGS)[1], step_cost=COST)),
         Failed("no"),
         Rejected("a", "too long", None, "x"),
-        Report(StepReport((EVENT, TokenEvent("b", None, finish="abort")), STATS)),
+        Reports((StepReport((EVENT, TokenEvent("b", None, finish="abort")), STATS), StepReport((), STATS, 0.01))),
     ],
 )
 def test_messages_from_the_engine_survive(message: FromEngine) -> None:

@@ -22,7 +22,7 @@ from engine.messages import (
     FromEngine,
     Ready,
     Rejected,
-    Report,
+    Reports,
     Start,
     Stop,
     Submit,
@@ -57,8 +57,9 @@ class Parent:
         ends: dict[str, str | None] = {}
         while len(ends) < count:
             message = self.receive()
-            assert isinstance(message, Report)
-            ends |= {event.request_id: event.finish for event in message.report.events if event.finish}
+            assert isinstance(message, Reports)
+            events = [event for report in message.reports for event in report.events]
+            ends |= {event.request_id: event.finish for event in events if event.finish}
         return ends
 
     def _exactly(self, size: int) -> bytes:

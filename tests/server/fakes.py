@@ -2,10 +2,11 @@
 
 import asyncio
 import codecs
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
-from engine.types import EngineInfo, Finish, Logprob, Request, RequestStats, StepReport, StepStats, TokenEvent
+from engine.types import Arrival, EngineInfo, Finish, Logprob, Request, RequestStats, StepReport, StepStats, TokenEvent
 from model.budget import ExpertRange
 from model.errors import EngineDown, InvalidRequest, MoedialError
 from server.seams import EngineState
@@ -124,7 +125,7 @@ class FakeEngine:
     async def stop(self, timeout: float) -> None:
         self.state = "stopped"
 
-    def submit(self, request: Request, sink: Callable[[TokenEvent | MoedialError], None]) -> None:
+    def submit(self, request: Request, sink: Callable[[Sequence[Arrival] | MoedialError], None]) -> None:
         if self.state != "ready":
             raise EngineDown(f"the engine is {self.state}")
         self.seen.append(request)
@@ -135,12 +136,12 @@ class FakeEngine:
             task.cancel()
             self.aborted.append(request_id)
 
-    async def _run(self, request: Request, sink: Callable[[TokenEvent | MoedialError], None]) -> None:
+    async def _run(self, request: Request, sink: Callable[[Sequence[Arrival] | MoedialError], None]) -> None:
         try:
             async for event in self._events(request):
                 if event.finish is not None:
                     self.running.pop(request.id, None)
-                sink(event)
+                sink([Arrival(event, time.monotonic())])
         except Exception as error:
             self.running.pop(request.id, None)
             sink(error)  # type: ignore[arg-type]
