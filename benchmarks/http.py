@@ -4,14 +4,15 @@ Measures: N streams at once (32 random tokens in, 256 out, greedy, the end of a 
 over loopback, every token an event of its own, and the same requests on an engine alone in this process; new tokens
 over the time from the first request to the last token, the median of runs that take turns. Ceiling: 1, the engine
 alone has both cores to itself, while the server's HTTP process shares them with its engine. The client stands for one
-on another machine: it looks at its sockets every 10 ms, so that it takes next to nothing from either. Requests come
-one after the other, so that a batch fills and empties in steps: that is part of what is measured, and weighs less the
-longer the answers. No prefix cache.
+on another machine, so it must take next to nothing from either: it empties its sockets ten times a second and asks the
+kernel when the last bytes came. Requests come one after the other, so that a batch fills and empties in steps: that is
+part of what is measured, and weighs less the longer the answers. No prefix cache.
 """
 
 import json
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,9 @@ from weights.folder import BUNDLED, bundled_models
 PROMPT, OUTPUT = 32, 256
 END = b"data: [DONE]"
 MOST = 64
-GLANCE = 0.01  # seconds between two looks at the sockets
+GLANCE = 0.1  # seconds between two looks at the sockets; what comes meanwhile fits their buffers
+TIMESTAMPS = 35  # SO_TIMESTAMPNS of Linux: when what is read arrived, by the real-time clock
+TIMESPEC = struct.Struct("@ll")  # seconds and nanoseconds
 COMMON: dict[str, Any] = {"prefix_cache": False, "max_running": MOST}
 
 
@@ -58,14 +61,15 @@ def alone(engine: Engine, info: EngineInfo, count: int, tokens: list[list[int]])
 
 
 class Stream:
-    """One request; its answer is only read, and its end kept."""
+    """One request; its answer is only read, and its end kept, with when it came."""
 
     def __init__(self, port: int, body: bytes) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.SOL_SOCKET, TIMESTAMPS, 1)
         head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
         self.socket.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
         self.socket.setblocking(False)
-        self.tail = b""
+        self.tail, self.arrived = b"", 0.0
 
     @property
     def ended(self) -> bool:
@@ -73,8 +77,13 @@ class Stream:
 
     def read(self) -> None:
         with suppress(BlockingIOError):
-            while data := self.socket.recv(1 << 18):
+            while True:
+                data, extra, _, _ = self.socket.recvmsg(1 << 18, socket.CMSG_SPACE(TIMESPEC.size))
+                if not data:
+                    break
                 self.tail = (self.tail + data)[-2048:]
+                seconds, nanoseconds = TIMESPEC.unpack(extra[0][2])
+                self.arrived = seconds + nanoseconds / 1e9
                 if self.ended:
                     return
             raise ConnectionError(f"the stream ended early: {self.tail[-300:]!r}")
@@ -85,13 +94,13 @@ def through_http(port: int, count: int, tokens: list[list[int]]) -> float:
     fixed = {"max_tokens": OUTPUT, "temperature": 0, "seed": 1, "ignore_eos": True, "num_experts": count}
     fixed |= {"stream": True, "stream_options": {"include_usage": True}}
     bodies = [json.dumps(fixed | {"prompt": prompt}).encode() for prompt in tokens]
-    began = time.perf_counter()
+    began = time.time()
     streams = [Stream(port, body) for body in bodies]
     while going := [stream for stream in streams if not stream.ended]:
         time.sleep(GLANCE)
         for stream in going:
             stream.read()
-    seconds = time.perf_counter() - began
+    seconds = max(stream.arrived for stream in streams) - began
     for stream in streams:
         stream.socket.close()
         if f'"completion_tokens":{OUTPUT}'.encode() not in stream.tail:

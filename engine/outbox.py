@@ -6,7 +6,8 @@ of the time of a token. It knows reports and seconds, not sockets.
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from engine.messages import Reports
 from engine.types import StepReport

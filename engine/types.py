@@ -1,6 +1,6 @@
 """Everything that crosses the border between the HTTP process and the engine process: plain frozen values.
 
-No torch, no sockets, no behaviour. msgspec encodes these dataclasses as they are.
+No torch, no sockets, no behaviour. msgspec encodes them as they are, what every step sends without names.
 Durations are measured inside one process and travel as seconds; no clock reading crosses the border.
 """
 
@@ -67,16 +67,14 @@ class Request:
         return self.sampling.seed if self.noise_seed is None else self.noise_seed
 
 
-@dataclass(frozen=True, slots=True)
-class Logprob:
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
     """Natural-log probability of the chosen token under the unmodified model, and of the best alternatives."""
 
     value: float
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RequestStats:
+class RequestStats(msgspec.Struct, frozen=True, array_like=True):
     """Where one finished request's time went, in seconds, on the engine's own clock."""
 
     queue_s: float
@@ -86,7 +84,7 @@ class RequestStats:
     preemptions: int
 
 
-class TokenEvent(msgspec.Struct, frozen=True):
+class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     """One new token, or the end of a request, or both. A stop token is reported with finish="stop".
 
     A request that asked for its prompt's log-probabilities has those of every prompt token but the first with its
@@ -109,8 +107,7 @@ class Arrival(NamedTuple):
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class StepStats:
+class StepStats(msgspec.Struct, frozen=True, array_like=True):
     """What one engine step did, and the state it left. Counts are of this step; gauges are after it."""
 
     seconds: float
@@ -133,8 +130,7 @@ class StepStats:
     blocks_total: int
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
+class StepReport(msgspec.Struct, frozen=True, array_like=True):
     """What one step did: its events in order, and its statistics.
 
     `held_s`: how long it waited in the engine process for the steps after it (engine/outbox.py).

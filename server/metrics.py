@@ -112,7 +112,7 @@ class Metrics:
     def __init__(self, model_name: str) -> None:
         self._own = [model_name, ENGINE]
         self._bounds = {series.name: series.buckets for series in SERIES}
-        self._counters: dict[Key, float] = {}
+        self._counters: dict[Key, float] = {(s.name,): 0.0 for s in SERIES if s.kind == "counter" and not s.labels}
         self._spreads: dict[Key, Spread] = {}
         self._gauges: dict[Key, Callable[[], float]] = {}
         self._counts: frozenset[int] = frozenset()
@@ -181,7 +181,8 @@ class Metrics:
             ("routed_pairs_saved", max(0, stats.trained_pairs - stats.routed_pairs)),
             ("step_mixed", int(stats.mixed)),
         ):
-            self.inc(name, by=amount)
+            if amount:
+                self.inc(name, by=amount)
         if stats.estimated_s > 0:
             self.observe("step_time_over_estimate", stats.seconds / stats.estimated_s)
 

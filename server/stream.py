@@ -85,13 +85,12 @@ async def _collect(call: Call) -> list[Delta]:
 
 async def _events(service: Service, call: Call, format: Format, first: list[Delta]) -> AsyncGenerator[bytes, None]:
     """What is there at one time leaves in one piece."""
-    opening = b"".join(map(format.frame, format.opening()))
-    if opening:
+    if opening := format.begin():
         yield opening
     deltas = first
     try:
         while True:
-            yield written(format, deltas) or WAITING
+            yield format.write(deltas) or WAITING
             if call.generation.finished:
                 break
             deltas = await call.generation.next(service.settings.heartbeat)
@@ -100,11 +99,7 @@ async def _events(service: Service, call: Call, format: Format, first: list[Delt
             log.error("internal error", exc_info=error)
         yield format.failure(error)  # a silent end would read as success
         return
-    yield b"".join(map(format.frame, format.closing())) + format.done
-
-
-def written(format: Format, deltas: list[Delta]) -> bytes:
-    return b"".join([format.frame(chunk) for delta in deltas for chunk in format.chunks(delta)])
+    yield format.end()
 
 
 class EventStream(Response):
@@ -150,7 +145,7 @@ class EventStream(Response):
     def _write(self, chunks: Chunks, deltas: list[Delta]) -> bool:
         if chunks.paused:
             return False
-        chunks.write(written(self.format, deltas))
+        chunks.write(self.format.write(deltas))
         return True
 
 

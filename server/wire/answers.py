@@ -1,7 +1,8 @@
 """The seam between running a call and writing it: what every endpoint's format can do."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -11,40 +12,86 @@ from server.seams import Tokenizer
 from server.transcript import Delta, TokenLogprob
 
 
-class Format(Protocol):
-    """Writes one call's answer, whole or in chunks. Chunks and bodies are plain dicts."""
+class Format(ABC):
+    """Writes one call's answer, whole or as server-sent events. Chunks and bodies are plain dicts."""
 
-    done: bytes  # what ends a stream that ended well
-
+    @abstractmethod
     def opening(self) -> Iterable[dict[str, Any]]:
         """Chunks that come before any text."""
 
+    @abstractmethod
     def chunks(self, delta: Delta) -> Iterable[dict[str, Any]]:
         """What one delta becomes."""
 
+    @abstractmethod
     def closing(self) -> Iterable[dict[str, Any]]:
         """Chunks after the last delta: the usage, where it was asked for."""
 
+    @abstractmethod
     def frame(self, chunk: dict[str, Any]) -> bytes:
         """A chunk as a server-sent event."""
 
+    @abstractmethod
     def failure(self, error: Exception) -> bytes:
         """The event that ends a stream which failed; the status line has gone out."""
 
+    @abstractmethod
     def body(self, deltas: list[Delta]) -> dict[str, Any]:
         """The whole answer at once."""
 
+    def begin(self) -> bytes:
+        return b"".join(map(self.frame, self.opening()))
 
-class DataFormat:
-    """Server-sent events as completions and chat write them: data alone, and a last word."""
+    def write(self, deltas: Iterable[Delta]) -> bytes:
+        return b"".join([self.frame(chunk) for delta in deltas for chunk in self.chunks(delta)])
 
-    done = b"data: [DONE]\n\n"
+    def end(self) -> bytes:
+        """What ends a stream that ended well."""
+        return b"".join(map(self.frame, self.closing()))
+
+
+class DataFormat(Format):
+    """Server-sent events as completions and chat write them: data alone, and a last word.
+
+    Most deltas are a piece of text and nothing else. Their chunks differ in that text alone, so what is around it is
+    written once.
+    """
+
+    def __init__(self) -> None:
+        self._around: dict[int, tuple[bytes, bytes]] = {}
 
     def frame(self, chunk: dict[str, Any]) -> bytes:
         return b"data: " + orjson.dumps(chunk) + b"\n\n"
 
     def failure(self, error: Exception) -> bytes:
         return b"event: error\n" + self.frame(error_body(error))
+
+    def write(self, deltas: Iterable[Delta]) -> bytes:
+        return b"".join([self._written(delta) for delta in deltas])
+
+    def end(self) -> bytes:
+        return super().end() + b"data: [DONE]\n\n"
+
+    def _written(self, delta: Delta) -> bytes:
+        text = _lone_text(delta)
+        if text is None:
+            return super().write((delta,))
+        if delta.index not in self._around:
+            whole = super().write((Delta(delta.index, (Content(PLACE),)),))
+            before, _, after = whole.rpartition(orjson.dumps(PLACE))
+            self._around[delta.index] = before, after
+        return orjson.dumps(text).join(self._around[delta.index])
+
+
+PLACE = "text"  # whatever else a chunk says comes before it
+
+
+def _lone_text(delta: Delta) -> str | None:
+    """The text of a delta that is nothing else."""
+    if len(delta.pieces) != 1 or delta.logprobs or delta.finish or delta.prompt is not None:
+        return None
+    piece = delta.pieces[0]
+    return piece.text if isinstance(piece, Content) else None
 
 
 def token_text(data: bytes) -> str:

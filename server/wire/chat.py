@@ -13,6 +13,7 @@ from server.wire.usage import metrics_of, usage_of, usage_wanted
 
 class ChatFormat(DataFormat):
     def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
+        super().__init__()
         self.call, self.tokenizer = call, tokenizer
         self._head = {"id": call.id, "object": "chat.completion.chunk", "created": call.created, "model": call.model}
 

@@ -19,6 +19,7 @@ class CompletionFormat(DataFormat):
     """Sequences are numbered prompt by prompt; so are choices, unless `best_of` leaves some out."""
 
     def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
+        super().__init__()
         assert isinstance(call.body, CompletionBody)
         self.call, self.tokenizer, self.own = call, tokenizer, call.body
         self.echoes = self._echoes(call.body.prompt) if call.body.echo else [""] * len(call.prompts)

@@ -17,14 +17,12 @@ from server.errors import error_body
 from server.responses import own_words
 from server.seams import Tokenizer
 from server.transcript import Delta, TokenLogprob
-from server.wire.answers import token_entry
+from server.wire.answers import Format, token_entry
 from server.wire.items import Event, FunctionCall, Message, OutputItem, Status, Thought
 from server.wire.usage import metrics_of, usage_of
 
 
-class ResponsesFormat:
-    done = b""  # the last event says that it is the last
-
+class ResponsesFormat(Format):
     def __init__(self, call: Call, tokenizer: Tokenizer, body: ResponsesBody) -> None:
         self.call, self.tokenizer, self.body_asked = call, tokenizer, body
         self._key = call.id.partition("_")[2]

@@ -67,6 +67,7 @@ def test_the_engine_gets_every_option_of_its_own() -> None:
         "max_running": 5,
         "max_step_tokens": 77,
         "step_ms": 9,
+        "stream_interval_ms": 7,
         "prefix_cache": False,
         "speculate": "ngram",
     }
