@@ -19,14 +19,16 @@ class Outbox:
     A sequence's first event and its last are never held.
     """
 
-    def __init__(self, send: Callable[[Reports], None], interval: float) -> None:
-        self._send, self._interval = send, interval
+    def __init__(
+        self, send: Callable[[Reports], None], interval: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._send, self._interval, self._clock = send, interval, clock
         self._held: list[tuple[StepReport, float]] = []  # and when each was made
-        self._sent = 0.0
+        self._sent = float("-inf")
 
     def put(self, report: StepReport, more: bool) -> None:
         """`more`: whether another step comes after this one."""
-        now = time.monotonic()
+        now = self._clock()
         self._held.append((report, now))
         in_time = now + report.stats.seconds < self._sent + self._interval
         if not (more and in_time) or any(event.stats or event.finish for event in report.events):
@@ -34,7 +36,7 @@ class Outbox:
 
     def flush(self) -> None:
         """Send what is held."""
-        self._sent = time.monotonic()
+        self._sent = self._clock()
         if self._held:
             reports = tuple(replace(report, held_s=self._sent - made) for report, made in self._held)
             self._held.clear()

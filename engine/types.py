@@ -179,6 +179,6 @@ class EngineSettings:
     max_running: int = 64
     max_step_tokens: int = 512
     step_ms: int = 50  # 0: steps are bounded by tokens alone
-    stream_interval_ms: int = 20  # tokens made faster than this travel together; 0: every step reports at once
+    stream_interval_ms: int = 50  # tokens made faster than this travel together; 0: every step reports at once
     prefix_cache: bool = True
     speculate: str = "off"  # or "grammar", "ngram", "experts=K": who guesses tokens ahead (engine/speculation.py)

@@ -99,9 +99,9 @@ class Settings(BaseSettings):
         le=60_000,
     )
     stream_interval_ms: int = _option(
-        20,
+        50,
         "Engine",
-        "Tokens made faster than this, in milliseconds, travel together (50 times a second), each a chunk of its own "
+        "Tokens made faster than this, in milliseconds, travel together (20 times a second), each a chunk of its own "
         "still; a sequence's first and last are never held. 0: each leaves when it is made",
         ge=0,
         le=1000,

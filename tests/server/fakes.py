@@ -105,6 +105,7 @@ class FakeEngine:
         self.gate: asyncio.Event | None = None  # None: open
         self.likely: Callable[[Request], float] = lambda _: -0.5  # log-probability of every token of a request
         self.free = 0  # tokens of each request that need no gate
+        self.together = 1  # events that arrive at one time
         self.fail_at: dict[str, tuple[int, Exception | str]] = {}  # by id suffix: after so many tokens
         self.load_error: Exception | None = None
         self.seen: list[Request] = []
@@ -137,11 +138,15 @@ class FakeEngine:
             self.aborted.append(request_id)
 
     async def _run(self, request: Request, sink: Callable[[Sequence[Arrival] | MoedialError], None]) -> None:
+        arrivals: list[Arrival] = []
         try:
             async for event in self._events(request):
                 if event.finish is not None:
                     self.running.pop(request.id, None)
-                sink([Arrival(event, time.monotonic())])
+                arrivals.append(Arrival(event, time.monotonic()))
+                if len(arrivals) == self.together or event.finish is not None:
+                    sink(arrivals)
+                    arrivals = []
         except Exception as error:
             self.running.pop(request.id, None)
             sink(error)  # type: ignore[arg-type]

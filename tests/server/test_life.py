@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,7 +16,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from model.errors import EngineDown, GenerationFailed, InvalidRequest
+from server.protocol import Chunks
 from server.service import Service
+from server.transcript import Delta
+from server.wire.completions import CompletionFormat
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import (
     CHAT,
@@ -291,3 +295,88 @@ def test_a_running_stream_outlives_the_header_deadline() -> None:
         assert engine.gate is not None
         engine.gate.set()
     assert got[0].status_code == 200
+
+
+def test_tokens_go_straight_to_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what arrives is what ASGI's way makes of the same answer."""
+    written: list[bytes] = []
+    write = Chunks.write
+    monkeypatch.setattr(Chunks, "write", lambda self, data: (written.append(data), write(self, data))[1])
+    body = {"prompt": "hi", "stream": True, "stop": "x", "max_tokens": 40, "seed": 1}
+    with on_loopback(FakeEngine(says("straight to the wire"))) as (url, _):
+        direct = frames(httpx.post(url + COMPLETIONS, json=body).text)
+        count = len(written)
+        assert 5 < count < 21  # not before the headers, nor the last one
+        assert httpx.post(url + COMPLETIONS, json=body | {"n": 2}).status_code == 200
+        assert len(written) == count  # what several sequences say at one time leaves in one piece
+    with in_memory(FakeEngine(says("straight to the wire"))) as client:
+        layered = frames(client.post(COMPLETIONS, json=body).text)
+    said = [[json.loads(frame)["choices"] for frame in got[:-1]] for got in (direct, layered)]
+    assert said[0] == said[1] and direct[-1] == layered[-1] == "[DONE]"
+
+
+def test_an_http_1_0_caller_gets_no_chunks() -> None:
+    with on_loopback(FakeEngine(says("hello"))) as (url, _):
+        body = json.dumps({"prompt": "hi", "stream": True}).encode()
+        head = b"POST /v1/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        answer = send_slowly(url, head % len(body) + body)
+    lines = answer.partition(b"\r\n\r\n")[2].decode().splitlines()
+    assert all(line.startswith("data: ") or not line for line in lines) and lines[-2] == "data: [DONE]"
+
+
+def test_a_reader_who_is_slow_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection fills up; the tokens wait in the list and go on as it reads."""
+    full: list[bool] = []
+    paused = Chunks.paused.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Chunks, "paused", property(lambda self: (full.append(paused(self)), full[-1])[1]))
+    text = "".join(chr(97 + i % 26) for i in range(4_000))
+    engine = FakeEngine(says(text))
+    assert engine.info is not None
+    engine.info = replace(engine.info, max_model_len=5_000)
+    with on_loopback(engine, served_name="m" * 2000) as (url, service):  # which every chunk says
+        host, port = url.removeprefix("http://").split(":")
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect((host, int(port)))
+            body = json.dumps({"prompt": "hi", "stream": True, "max_tokens": len(text)}).encode()
+            head = (
+                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            )
+            slow.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+            eventually(lambda: value(service, "generation_tokens_total") == len(text), 30)
+            assert any(full)
+            slow.settimeout(10)
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            answer = b""
+            while part := slow.recv(1 << 16):
+                answer += part
+    events = [json.loads(frame) for frame in frames(unchunked(answer).decode())[:-1]]
+    assert "".join(event["choices"][0]["text"] for event in events) == text
+
+
+def unchunked(answer: bytes) -> bytes:
+    """The body of a chunked answer."""
+    rest, body = answer.partition(b"\r\n\r\n")[2], b""
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+    return body
+
+
+def test_a_fault_in_writing_ends_its_own_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = CompletionFormat.write
+
+    def broken(self: CompletionFormat, deltas: list[Delta]) -> bytes:
+        if any("!" in delta.text for delta in deltas):
+            raise RuntimeError("secret")
+        return write(self, deltas)
+
+    monkeypatch.setattr(CompletionFormat, "write", broken)
+    script = lambda request: [*(b"fine!" if request.prompt == tuple(b"bad") else b"fine."), 0]  # noqa: E731
+    engine = FakeEngine(script)
+    with on_loopback(engine) as (url, service):
+        bad = httpx.post(url + COMPLETIONS, json={"prompt": "bad", "stream": True}).text
+        good = httpx.post(url + COMPLETIONS, json={"prompt": "good", "stream": True}).text
+        assert "event: error" in bad and "secret" not in bad and "[DONE]" not in bad
+        assert good.endswith("data: [DONE]\n\n")
+        eventually(lambda: idle(engine, service))

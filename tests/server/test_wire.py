@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -10,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from tests.server.fakes import EOS, FakeEngine, says
+from server.bodies.chat import ChatBody
+from server.bodies.completions import CompletionBody
+from server.dialects.seam import Content
+from server.transcript import Delta
+from server.wire.answers import Format
+from server.wire.chat import ChatFormat
+from server.wire.completions import CompletionFormat
+from tests.server.fakes import EOS, FakeEngine, FakeTokenizer, says
 from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, on_loopback
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -97,15 +105,23 @@ TEXTS = st.text("ab€😀\n", min_size=1, max_size=12)
 
 
 @settings(max_examples=25, deadline=None)
-@given(text=TEXTS, stop=st.lists(st.text("ab€😀\n", min_size=1, max_size=3), max_size=2), chat=st.booleans())
-def test_streamed_and_plain_agree(client: TestClient, text: str, stop: list[str], chat: bool) -> None:
+@given(
+    text=TEXTS,
+    stop=st.lists(st.text("ab€😀\n", min_size=1, max_size=3), max_size=2),
+    chat=st.booleans(),
+    together=st.integers(1, 5),
+)
+def test_streamed_and_plain_agree(client: TestClient, text: str, stop: list[str], chat: bool, together: int) -> None:
+    """However many of the engine's events come at one time."""
     engine = client.app.state.service.engine  # type: ignore[attr-defined]
     engine.script = says(text)
     body: dict[str, Any] = {"messages": HELLO} if chat else {"prompt": "hi"}
     body |= {"stop": stop, "max_tokens": 40, "logprobs": True if chat else 1}
     path = CHAT if chat else COMPLETIONS
     plain = client.post(path, json=body).json()["choices"][0]
+    engine.together = together
     chunks = [json.loads(f) for f in frames(client.post(path, json=body | {"stream": True}).text)[:-1]]
+    engine.together = 1
     choices = [chunk["choices"][0] for chunk in chunks]
     if chat:
         assert "".join(c["delta"].get("content", "") for c in choices) == plain["message"]["content"]
@@ -198,3 +214,20 @@ def test_tokenize_and_back() -> None:
     assert ids == {"count": 3, "max_model_len": 256, "tokens": [104, 195, 169]} and text == {"prompt": "hé"}
     assert bytes(chat["tokens"]) == b"<user>hi<assistant>"
     assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "tokens"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.text(max_size=8)), max_size=6),
+    st.sampled_from(["tiny", '"text"', "{text}\\"]),
+)
+@pytest.mark.parametrize("logprobs", [False, True])
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_text_alone_is_written_as_every_chunk_is(
+    chat: bool, logprobs: bool, said: list[tuple[int, str]], model: str
+) -> None:
+    """The short way of the common case, beside the long one."""
+    body: Any = ChatBody(messages=HELLO, n=2, logprobs=logprobs) if chat else CompletionBody(prompt="hi", n=2)
+    call: Any = SimpleNamespace(id="an-id", created=7, model=model, body=body, prompts=((1,),))
+    format = (ChatFormat if chat else CompletionFormat)(call, FakeTokenizer())
+    deltas = [Delta(index, (Content(text),)) for index, text in said] + [Delta(1, (Content("end"),), finish="stop")]
+    assert format.write(deltas) == Format.write(format, deltas)
