@@ -6,9 +6,11 @@ over the time from the first request to the last token, the median of runs that 
 alone has both cores to itself, while the server's HTTP process shares them with its engine. The client stands for one
 on another machine, so it must take next to nothing from either: it empties its sockets ten times a second and asks the
 kernel when the last bytes came. Requests come one after the other, so that a batch fills and empties in steps: that is
-part of what is measured, and weighs less the longer the answers. No prefix cache.
+part of what is measured, and weighs less the longer the answers. No prefix cache. Where a process got its memory can
+make it faster or slower by some percent for all its life, so both are loaded several times.
 """
 
+import gc
 import json
 import signal
 import socket
@@ -19,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Annotated, Any
@@ -41,6 +44,9 @@ MOST = 64
 GLANCE = 0.1  # seconds between two looks at the sockets; what comes meanwhile fits their buffers
 TIMESTAMPS = 35  # SO_TIMESTAMPNS of Linux: when what is read arrived, by the real-time clock
 TIMESPEC = struct.Struct("@ll")  # seconds and nanoseconds
+Round = tuple[
+    float, float, float
+]  # tokens per second of the engine alone and through HTTP, and HTTP's seconds per token
 COMMON: dict[str, Any] = {"prefix_cache": False, "max_running": MOST}
 
 
@@ -129,7 +135,7 @@ def busy(process: psutil.Process) -> float:
 
 def _round(
     engine: Engine, info: EngineInfo, count: int, port: int, process: psutil.Process, tokens: list[list[int]]
-) -> tuple[float, float, float]:
+) -> Round:
     """Engine, HTTP twice, engine, so that a drift of the machine hits both alike; and the HTTP process's seconds."""
     first, spent = alone(engine, info, count, tokens), busy(process)
     http = mean([through_http(port, count, tokens) for _ in range(2)])
@@ -137,23 +143,33 @@ def _round(
     return mean([first, alone(engine, info, count, tokens)]), http, spent
 
 
-def measured(model: str, count: int, streams: list[int], repeats: int, threads: int) -> list[dict[str, Any]]:
+def measured(
+    model: str, count: int, streams: list[int], seconds: float, pairs: int, threads: int
+) -> list[dict[str, Any]]:
     """A row per number of streams."""
     flags = ["--no-prefix-cache", "--max-running", str(MOST), "--threads", str(threads), "--log-level", "error"]
     settings = EngineSettings(model=model, threads=threads, **COMMON)
-    engine, info = build_engine(settings)
-    count = count or info.experts.trained
-    rows = []
-    with server(model, flags) as (port, process):
-        for wanted in streams:
-            tokens = prompts(wanted, info.vocabulary)
-            runs = [_round(engine, info, count, port, process, tokens) for _ in range(repeats + 1)][1:]
-            own, http, spent = (median(column) for column in zip(*runs, strict=True))
-            ratio = median(http / own for own, http, _ in runs)
-            rows.append(
-                {"streams": wanted, "engine": own, "http": http, "ratio": ratio, "http_cpu_us_per_token": spent * 1e6}
-            )
-    return rows
+    runs: dict[int, list[Round]] = {wanted: [] for wanted in streams}
+    for _ in range(pairs):
+        engine, info = build_engine(settings)
+        with server(model, flags) as (port, process):
+            run = partial(_round, engine, info, count or info.experts.trained, port, process)
+            run(prompts(1, info.vocabulary))  # thrown away
+            for wanted in streams:
+                until = time.monotonic() + seconds / pairs
+                runs[wanted].append(run(prompts(wanted, info.vocabulary)))
+                while time.monotonic() < until:
+                    runs[wanted].append(run(prompts(wanted, info.vocabulary)))
+        del engine, run
+        gc.collect()
+    return [_row(wanted, runs[wanted]) for wanted in streams]
+
+
+def _row(streams: int, runs: list[Round]) -> dict[str, Any]:
+    own, http, spent = (median(column) for column in zip(*runs, strict=True))
+    ratio = median(http / own for own, http, _ in runs)
+    row = {"streams": streams, "rounds": len(runs), "engine": own, "http": http, "ratio": ratio}
+    return row | {"http_cpu_us_per_token": spent * 1e6}
 
 
 def main(
@@ -163,7 +179,8 @@ def main(
     ],
     count: Annotated[int, typer.Option(help="expert count; 0: as trained")] = 0,
     streams: Annotated[list[int], typer.Option("--streams")] = [1, 16, 64],  # noqa: B006
-    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    seconds: Annotated[float, typer.Option(help="for the rounds of a row, which swing by a tenth and more")] = 200,
+    pairs: Annotated[int, typer.Option(help="server and engine, loaded anew", min=1)] = 5,
     threads: Annotated[int, typer.Option(help="0: all cores")] = 0,
 ) -> None:
     """Print a table for people and one JSON line for machines."""
@@ -176,10 +193,12 @@ def main(
             if model not in bundled_models():
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 write_random(CHECKPOINTS[model], Path(folder))
-            rows = found[model] = measured(folder, count, streams, repeats, threads)
-        head = ["streams", "engine, tok/s", "HTTP, tok/s", "HTTP / engine", "HTTP process, µs per token"]
+            rows = found[model] = measured(folder, count, streams, seconds, pairs, threads)
+        head = ["streams", "rounds", "engine, tok/s", "HTTP, tok/s", "HTTP / engine", "HTTP process, µs per token"]
         keys = (("engine", ",.0f"), ("http", ",.0f"), ("ratio", ".3f"), ("http_cpu_us_per_token", ".0f"))
-        lines = [[str(row["streams"]), *(format(row[key], how) for key, how in keys)] for row in rows]
+        lines = [
+            [str(row["streams"]), str(row["rounds"]), *(format(row[key], how) for key, how in keys)] for row in rows
+        ]
         print(f"\n**{model}**\n\n{grid(head, lines)}\n", flush=True)
     print(json.dumps({"benchmark": "http", "machine": machine, "models": found}))
 
