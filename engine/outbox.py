@@ -31,7 +31,7 @@ class Outbox:
         now = self._clock()
         self._held.append((report, now))
         in_time = now + report.stats.seconds < self._sent + self._interval
-        if not (more and in_time) or any(event.stats or event.finish for event in report.events):
+        if not (more and in_time) or any([event.stats or event.finish for event in report.events]):
             self.flush()
 
     def flush(self) -> None:

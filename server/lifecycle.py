@@ -10,7 +10,7 @@ from engine.types import RequestStats
 from model.budget import ExpertBudget
 from model.errors import EngineBusy, EngineDown, InvalidRequest, MoedialError
 from server.errors import code_of
-from server.metrics import Metrics
+from server.metrics import Metrics, Spread
 
 
 @dataclass(slots=True)
@@ -26,9 +26,11 @@ class Lifecycle:
     stats: RequestStats | None = None
     outcome: str | None = None
     label: str = field(init=False)
+    _gaps: Spread = field(init=False)
 
     def __post_init__(self) -> None:
         self.label = self.metrics.label(self.budget)
+        self._gaps = self.metrics.spread("inter_token_latency_seconds", self.label)
         self.metrics.observe("request_num_experts", self.budget.mean)
 
     def token(self, at: float) -> None:
@@ -38,7 +40,7 @@ class Lifecycle:
             self.metrics.observe("time_to_first_token_seconds", at - self.arrived, self.label)
             self.metrics.inc("prompt_tokens", self.label, by=self.prompt_tokens)
         else:
-            self.metrics.observe("inter_token_latency_seconds", at - self.last, self.label)
+            self._gaps.add(at - self.last)
         self.last = at
         self.tokens += 1
         self.metrics.inc("generation_tokens", self.label)

@@ -125,11 +125,15 @@ class Metrics:
         self._counters[key] = self._counters.get(key, 0.0) + by
 
     def observe(self, name: str, value: float, *labels: str) -> None:
+        self.spread(name, *labels).add(value)
+
+    def spread(self, name: str, *labels: str) -> Spread:
+        """One histogram's child, for who adds to it often."""
         key = (name, *labels)
         spread = self._spreads.get(key)
         if spread is None:
             spread = self._spreads[key] = Spread(self._bounds[name])
-        spread.add(value)
+        return spread
 
     def watch(self, name: str, read: Callable[[], float]) -> None:
         """A gauge that is read when it is scraped."""

@@ -101,6 +101,7 @@ class _BoundedBody:
 
     async def _next(self) -> Message:
         try:
-            return await asyncio.wait_for(self.receive(), max(0.0, self.deadline - time.monotonic()))
+            async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
+                return await self.receive()
         except TimeoutError:
             raise BodyTimeout(f"the body did not arrive within {self.limits.timeout:g} s") from None

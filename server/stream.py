@@ -36,21 +36,25 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientGone: the caller has gone.
     """
-    task, watcher = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    task, gone = asyncio.current_task(), False
+    assert task is not None
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()  # it is waiting inside of `work`, or this would not run
+
+    watcher = asyncio.create_task(watch())
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone("the caller has closed the connection")
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if gone and not task.uncancel():
+            raise ClientGone("the caller has closed the connection") from None
+        raise
     finally:
-        task.cancel()
         watcher.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def answer(
