@@ -16,7 +16,8 @@ from engine.types import StepReport
 class Outbox:
     """Holds reports for at most `interval` seconds, as far as the last step tells how long the next one will take.
 
-    A sequence's first event and its last are never held.
+    A sequence's first event and its last are never held. (A caller's stop string ends an answer on the other side: the
+    engine knows nothing of it and goes on until it hears.)
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class Outbox:
     ) -> None:
         self._send, self._interval, self._clock = send, interval, clock
         self._held: list[tuple[StepReport, float]] = []  # and when each was made
-        self._sent = float("-inf")
+        self._sent = float("-inf")  # when nothing was held any more
 
     def put(self, report: StepReport, more: bool) -> None:
         """`more`: whether another step comes after this one."""

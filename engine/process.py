@@ -33,7 +33,7 @@ from engine.messages import (
     read_to_engine,
 )
 from engine.outbox import Outbox
-from engine.types import EngineInfo, EngineSettings, Request
+from engine.types import EngineInfo, EngineSettings, Request, StepReport
 from model.errors import CheckpointError, EngineDown, InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -126,11 +126,21 @@ def serve(connection: Connection, engine: Engine, interval: float = 0.0) -> None
         for message in connection.receive(wait=not engine.has_work and (bool(intake.jobs) or not stopping)):
             outbox.flush()  # what it asks for may make the next step a long one
             stopping = _obey(message, intake) or stopping
-        intake.admit()
+        if intake.admit():
+            outbox.flush()
         if engine.has_work:
-            outbox.put(engine.step(), more=engine.has_work)
+            outbox.put(_step(engine, outbox), more=engine.has_work)
         elif stopping and not intake.jobs:
             return
+
+
+def _step(engine: Engine, outbox: Outbox) -> StepReport:
+    """What was made before the device was lost is not lost with it."""
+    try:
+        return engine.step()
+    except EngineDown:
+        outbox.flush()
+        raise
 
 
 class Intake:
@@ -156,12 +166,14 @@ class Intake:
             job.cancel()
             self.connection.send(Rejected(request_id, "aborted before it began", None, "aborted"))
 
-    def admit(self) -> None:
-        """Pass on what has been compiled."""
-        for request, job in [each for each in self.jobs.values() if each[1].done()]:
+    def admit(self) -> bool:
+        """Pass on what has been compiled; whether there was anything."""
+        done = [each for each in self.jobs.values() if each[1].done()]
+        for request, job in done:
             del self.jobs[request.id]
             with self._refusing(request):
                 self.engine.add(request, job.result())
+        return bool(done)
 
     @contextmanager
     def _refusing(self, request: Request) -> Iterator[None]:

@@ -101,7 +101,8 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Arrival(NamedTuple):
-    """An event in the process that asked for it, and when it was made, by that process's monotonic clock."""
+    """An event on the other side of the border, and when it was made by that process's own clock, as near as it can
+    know: when it came, less the time that it was held."""
 
     event: TokenEvent
     at: float

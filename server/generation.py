@@ -5,9 +5,8 @@ Every sequence ends once; leaving early aborts what still runs. It knows neither
 
 import asyncio
 import time
-from collections import deque
+from collections import abc, deque
 from collections.abc import Callable
-from collections.abc import Sequence as Several
 from dataclasses import dataclass
 
 import structlog
@@ -92,6 +91,7 @@ class Generation:
 
     async def close(self) -> None:
         """Abort what still runs and give the slots back. What must happen does so before the first await."""
+        self.direct = None
         for task in self._tasks:
             task.cancel()
         for sequence in self.sequences:
@@ -169,7 +169,7 @@ class Generation:
         sequence.life.started = time.monotonic()
         ended: asyncio.Future[None] = self._loop.create_future()
 
-        def take(found: Several[Arrival] | MoedialError) -> None:
+        def take(found: abc.Sequence[Arrival] | MoedialError) -> None:
             if ended.done():
                 return
             deltas: list[Delta] = []
@@ -181,7 +181,7 @@ class Generation:
                 ended.set_exception(error)
             if not deltas:
                 return
-            if deltas[-1].finish:
+            if deltas[-1].finish and not ended.done():
                 ended.set_result(None)
             self._put(deltas)
 
@@ -192,7 +192,7 @@ class Generation:
             self._engine.abort(sequence.request.id)
 
 
-def _advance(sequence: Sequence, arrivals: Several[Arrival], deltas: list[Delta]) -> None:
+def _advance(sequence: Sequence, arrivals: abc.Sequence[Arrival], deltas: list[Delta]) -> None:
     """Add what is to be shown to `deltas`, so that what came before a failure is not lost with it."""
     life, transcript = sequence.life, sequence.transcript
     for event, at in arrivals:

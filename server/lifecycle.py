@@ -34,7 +34,8 @@ class Lifecycle:
         self.metrics.observe("request_num_experts", self.budget.mean)
 
     def token(self, at: float) -> None:
-        """One more token, made at this time."""
+        """One more token, made at this time; what came late before it does not make time run backwards."""
+        at = max(at, self.last)
         if self.first is None:
             self.first = at
             self.metrics.observe("time_to_first_token_seconds", at - self.arrived, self.label)

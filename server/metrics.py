@@ -51,7 +51,9 @@ class Series:
 
 SERIES = (
     Series("histogram", "time_to_first_token_seconds", "Arrival at HTTP to first token", K, FIRST),
-    Series("histogram", "inter_token_latency_seconds", "Between two tokens of a sequence", K, TOKEN),
+    Series(
+        "histogram", "inter_token_latency_seconds", "Between two tokens of a sequence, when they were made", K, TOKEN
+    ),
     Series("histogram", "request_time_per_output_token_seconds", "Mean of a sequence, first token apart", K, TOKEN),
     Series("histogram", "e2e_request_latency_seconds", "Arrival at HTTP to the end of a finished sequence", K, WHOLE),
     Series("histogram", "request_queue_time_seconds", "Waiting, at HTTP and in the engine", K, WHOLE),

@@ -14,7 +14,7 @@ ANSWER = (
     b'"param":null,"code":"header_timeout"}}'
 )
 
-CHUNKS = "chunks"  # of a request's state: a `Chunks` for an HTTP/1.1 response whose length is not known before
+CHUNKS = "chunks"  # of an HTTP/1.1 request's state: its `Chunks`, for a response without a content-length alone
 
 
 class Chunks:
@@ -30,7 +30,7 @@ class Chunks:
 
     def write(self, data: bytes) -> None:
         """Write a part, if there is anything in it and anyone to read it."""
-        if data and not self._transport.is_closing():
+        if data and not self._transport.is_closing():  # without data it would be the last part
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 

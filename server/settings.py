@@ -101,8 +101,9 @@ class Settings(BaseSettings):
     stream_interval_ms: int = _option(
         50,
         "Engine",
-        "Tokens made faster than this, in milliseconds, travel together (20 times a second), each a chunk of its own "
-        "still; a sequence's first and last are never held. 0: each leaves when it is made",
+        "Tokens made faster than this, in milliseconds, travel together, each a chunk of its own still; at 50 a stream "
+        "moves 20 times a second. A sequence's first and last are never held, but a stop string is noticed when it "
+        "arrives. 0: each leaves when it is made",
         ge=0,
         le=1000,
     )

@@ -41,8 +41,11 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
     async def watch() -> None:
         nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        except Exception as error:
+            log.error("internal error", exc_info=error)
         gone = True
         task.cancel()  # it is waiting inside of `work`, or this would not run
 
@@ -149,7 +152,7 @@ class EventStream(Response):
     def _write(self, chunks: Chunks, deltas: list[Delta]) -> bool:
         if chunks.paused:
             return False
-        chunks.write(self.format.write(deltas))
+        chunks.write(self.format.write(deltas) or WAITING)
         return True
 
 

@@ -83,7 +83,7 @@ class DataFormat(Format):
         return orjson.dumps(text).join(self._around[delta.index])
 
 
-PLACE = "text"  # whatever else a chunk says comes before it
+PLACE = "text"  # nothing that comes after it in a chunk is this in quotes
 
 
 def _lone_text(delta: Delta) -> str | None:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -31,7 +31,7 @@ from engine.messages import (
     read_from_engine,
 )
 from engine.process import Connection, serve
-from engine.types import EngineSettings
+from engine.types import EngineSettings, StepReport
 from model.errors import EngineDown
 from tests.engine.fake import LOST, build_fake, request
 
@@ -73,7 +73,7 @@ class Parent:
 
 
 class Serving:
-    """`serve` in a thread: its engine, the parent's end, and how it ended."""
+    """`serve` in a thread, which may hold reports for long: its engine, the parent's end, and how it ended."""
 
     def __init__(self, grammars: Grammars | None = None) -> None:
         ours, theirs = socket.socketpair()
@@ -87,7 +87,7 @@ class Serving:
     def _run(self) -> None:
         try:
             with self.child:
-                serve(Connection(self.child), self.engine)
+                serve(Connection(self.child), self.engine, interval=60.0)
         except Exception as error:
             self.error = error
 
@@ -189,6 +189,25 @@ def test_lost_device_ends_the_process() -> None:
     serving = Serving()
     serving.parent.send(Submit((request("a", (LOST,)),)))
     assert isinstance(serving.join(), EngineDown)
+
+
+def test_what_was_made_before_the_device_was_lost_is_told() -> None:
+    serving = Serving()
+    step, left = serving.engine.step, iter(range(5))
+
+    def lost() -> StepReport:
+        if next(left, None) is None:
+            raise EngineDown("the device is gone")
+        return step()
+
+    serving.engine.step = lost  # type: ignore[method-assign]
+    serving.parent.send(Submit((request("a", max_tokens=50),)))
+    assert isinstance(serving.join(), EngineDown)
+    reports: list[StepReport] = []
+    with suppress(EOFError):
+        while isinstance(message := serving.parent.receive(), Reports):
+            reports += message.reports
+    assert [len(report.events) for report in reports] == [1] * 5 and reports[1].held_s > 0
 
 
 def test_idle_engine_sleeps() -> None:

@@ -2,6 +2,9 @@
 
 import pytest
 
+from model.budget import ExpertBudget
+from server.lifecycle import Lifecycle
+from server.metrics import Metrics
 from tests.server.fakes import FakeEngine
 from tests.server.harness import CHAT, COMPLETIONS, ended, in_memory, service_of, value
 
@@ -53,3 +56,14 @@ def test_step_reports_feed_the_engine_series() -> None:
         'moedial:request_success_total{engine="0",finished_reason="stop",model_name="tiny",num_experts="1"} 1.0' in text
     )
     assert "_created" not in text
+
+
+def test_a_token_that_is_heard_of_late_does_not_make_time_run_backwards() -> None:
+    """What was held is stamped with when it was made, by a clock that wakes late."""
+    metrics = Metrics("tiny")
+    life = Lifecycle(metrics, ExpertBudget((2,)), prompt_tokens=3, arrived=0.5)
+    for at in (1.0, 1.5, 1.2, 1.6):
+        life.token(at)
+    gaps = metrics.spread("inter_token_latency_seconds", life.label)
+    assert gaps.sum == pytest.approx(0.6) and sum(gaps.counts) == 3
+    assert (life.first, life.last, life.tokens) == (1.0, 1.6, 4)
