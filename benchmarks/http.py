@@ -44,9 +44,7 @@ MOST = 64
 GLANCE = 0.1  # seconds between two looks at the sockets; what comes meanwhile fits their buffers
 TIMESTAMPS = 35  # SO_TIMESTAMPNS of Linux: when what is read arrived, by the real-time clock
 TIMESPEC = struct.Struct("@ll")  # seconds and nanoseconds
-Round = tuple[
-    float, float, float
-]  # tokens per second of the engine alone and through HTTP, and HTTP's seconds per token
+Round = tuple[float, float, float]  # tokens per second alone and through HTTP, and the HTTP process's seconds per token
 COMMON: dict[str, Any] = {"prefix_cache": False, "max_running": MOST}
 
 
@@ -156,10 +154,10 @@ def measured(
             run = partial(_round, engine, info, count or info.experts.trained, port, process)
             run(prompts(1, info.vocabulary))  # thrown away
             for wanted in streams:
-                until = time.monotonic() + seconds / pairs
-                runs[wanted].append(run(prompts(wanted, info.vocabulary)))
+                until, tokens = time.monotonic() + seconds / pairs, prompts(wanted, info.vocabulary)
+                runs[wanted].append(run(tokens))
                 while time.monotonic() < until:
-                    runs[wanted].append(run(prompts(wanted, info.vocabulary)))
+                    runs[wanted].append(run(tokens))
         del engine, run
         gc.collect()
     return [_row(wanted, runs[wanted]) for wanted in streams]

@@ -118,8 +118,8 @@ def main(arguments: Sequence[str] | None = None, builder: Builder | None = None)
     return 0
 
 
-def serve(connection: Connection, engine: Engine, interval: float = 0.0) -> None:
-    """Run requests until a `Stop` has come and everything submitted has ended. Without work nothing is held back."""
+def serve(connection: Connection, engine: Engine, interval: float) -> None:
+    """Run requests until a `Stop` has come and everything submitted has ended. `interval`: see `Outbox`, in seconds."""
     stopping = False
     intake, outbox = Intake(connection, engine), Outbox(connection.send, interval)
     while True:
