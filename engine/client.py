@@ -6,6 +6,7 @@ event, or with an exception.
 
 import asyncio
 import logging
+import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -23,6 +24,7 @@ Sink = Callable[[Sequence[Arrival] | MoedialError], None]
 
 COMMAND = (sys.executable, "-m", "engine.process")
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds before a restart; who served for the longest starts over at the first
+FIRST_LOADS = 3  # processes that may end while they load a model that has never been loaded
 
 _WHY_DOWN: dict[State, str] = {
     "loading": "the model is still loading",
@@ -51,6 +53,7 @@ class EngineClient:
         self.info: EngineInfo | None = None  # of the last process that loaded, kept while the next one does
         self.failure: str | None = None
         self.restarts = 0
+        self._lost_loads = 0
         self._command = tuple(command)
         self._child: Child | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -197,9 +200,21 @@ class EngineClient:
             served = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
             # What loaded once may load again: only a first load can fail for good.
             self._lose("failed" if self.failure is not None and self.info is None else "restarting")
-            log.info("engine process %d ended with status %d", child.pid, await child.close())
+            status = await child.close()
+            log.info("engine process %d ended with status %d", child.pid, status)
             self._child = None
+            self._count_lost_load(status)
         return served
+
+    def _count_lost_load(self, status: int) -> None:
+        """Give a model up when its first load has ended the process several times."""
+        if self.info is not None or self.state in ("failed", "stopped"):
+            return
+        self._lost_loads += 1
+        if self._lost_loads == FIRST_LOADS:
+            how = f"by signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"with status {status}"
+            self.failure = f"the engine process ended {FIRST_LOADS} times in a row while loading, the last time {how}"
+            self._lose("failed")
 
     def _receive(self, message: FromEngine) -> None:
         match message:

@@ -174,19 +174,36 @@ def test_failed_load_is_permanent_and_says_why() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("command", [("/nonexistent",), (sys.executable, "-c", "raise SystemExit(3)")])
-def test_child_that_cannot_run_is_tried_again_with_back_off(
-    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_child_that_cannot_be_started_is_tried_again_with_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.client.FIRST_DELAY", 0.01)
 
     async def test() -> None:
-        client = EngineClient(EngineSettings("fake"), command=command)
+        client = EngineClient(EngineSettings("fake"), command=("/nonexistent",))
         await client.start()
         with pytest.raises(EngineDown, match="not ready within"):
             await client.ready(0.5)
         assert client.state == "restarting"
         assert 1 <= client.restarts <= 6  # 10 ms, 20 ms, 40 ms, ...
+        await client.stop()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("death", "how"),
+    [("raise SystemExit(3)", "with status 3"), ("import os; os.kill(os.getpid(), 9)", r"by signal 9 \(Killed\)")],
+)
+def test_a_first_load_that_ends_the_process_three_times_fails(
+    death: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.client.FIRST_DELAY", 0.01)
+
+    async def test() -> None:
+        client = EngineClient(EngineSettings("fake"), command=(sys.executable, "-S", "-c", death))
+        await client.start()
+        with pytest.raises(EngineDown, match=f"could not be loaded: .* 3 times in a row .* {how}"):
+            await client.ready(20)
+        assert (client.state, client.restarts) == ("failed", 2)
         await client.stop()
 
     run(test)
