@@ -1,7 +1,8 @@
 """Paged KV memory as numbers: which block belongs to which sequence, and which full blocks can be shared as a prefix.
 
 A block's hash covers everything that its keys and values depend on: all tokens up to its end, the expert budget and,
-where the family draws noise, the seed. The hash is keyed with a random key per process, so nobody can aim a collision.
+where the family draws noise, the seed; and the request's salt, which keeps apart those who must not share. The hash is
+keyed with a random key per process, so nobody can aim a collision.
 It refuses to know what a block contains, and when sequences run.
 """
 
@@ -184,7 +185,7 @@ class BlockManager:
 
     def _root(self, request: Request) -> bytes:
         # The whole budget is encoded, so a field added to it later is part of the key without a change here.
-        content = msgspec.msgpack.encode((request.budget, request.noise if self._noisy else None))
+        content = msgspec.msgpack.encode((request.budget, request.noise if self._noisy else None, request.salt))
         return blake2b(content, digest_size=16, key=self._key, person=b"root").digest()
 
     def _take(self) -> int:

@@ -4,12 +4,11 @@ Knows nothing of requests or restarts; `engine/client.py` decides what a message
 """
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 
+from engine.environment import child_environment
 from engine.messages import HEADER, FromEngine, ToEngine, frame, frame_size, read_from_engine
 
 EXIT_GRACE = 5.0  # seconds from the closed socket to a kill
@@ -38,7 +37,7 @@ class Child:
                     *command,
                     str(descriptor),
                     pass_fds=(descriptor,),
-                    env=_environment(),
+                    env=child_environment(),
                     stdin=asyncio.subprocess.DEVNULL,
                 )
             reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_READ_LIMIT)
@@ -91,14 +90,3 @@ class Child:
         except TimeoutError:
             self.kill()
             return await self._process.wait()
-
-
-def _environment() -> dict[str, str]:
-    """The child's environment: ours, with what must be set before torch is imported."""
-    environment = dict(os.environ)
-    # An OpenMP thread that waits spins; with a busy neighbour that costs two thirds of the throughput.
-    environment.setdefault("GOMP_SPINCOUNT", "2000")
-    # The child must run the code that the parent runs, wherever the command was started.
-    paths = [str(Path(__file__).resolve().parent.parent), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    return environment

@@ -15,6 +15,7 @@ from typing import IO
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from engine import parent
+from engine.environment import child_environment
 
 LIMITS = LLParserLimits(max_grammar_size=200_000, max_lexer_states=50_000, verbose_errors=False)
 SECONDS = 1.0  # for one grammar
@@ -56,7 +57,8 @@ class Judge:
         return answer
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, env=child_environment())
         if self._answer(self._process, START_SECONDS) is None:
             raise EOFError("the compiler did not begin in time")
         return self._process

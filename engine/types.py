@@ -52,7 +52,7 @@ class Request:
     """One sequence to continue. `id` is unique among running requests; `prompt` has at least one token.
 
     `noise_seed` keys the noise of families that draw some (None: the sampling's seed): several answers to one prompt
-    share it, and with it the prompt's keys and values.
+    share it, and with it the prompt's keys and values. Only requests with equal `salt` share any.
     """
 
     id: str
@@ -60,6 +60,7 @@ class Request:
     budget: ExpertBudget
     sampling: Sampling
     noise_seed: int | None = None
+    salt: str = ""
 
     @property
     def noise(self) -> int:

@@ -24,8 +24,8 @@ CRASH, POISON, LOST = 1001, 1002, 1003  # prompt tokens: the runner raises, repo
 
 def request(id: str, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 4, **options: Any) -> Request:
     budget = ExpertBudget(options.pop("budget", (2, 2)))
-    seed = options.pop("seed", 0)
-    return Request(id, prompt, budget, Sampling(max_tokens=max_tokens, seed=seed, **options))
+    seed, salt = options.pop("seed", 0), options.pop("salt", "")
+    return Request(id, prompt, budget, Sampling(max_tokens=max_tokens, seed=seed, **options), salt=salt)
 
 
 def digest(*parts: object) -> bytes:

@@ -69,6 +69,16 @@ def test_seeds_share_only_without_noise(noisy: bool, found: int) -> None:
     assert cached(blocks, PROMPT, seed=1) == 8
 
 
+def test_salts_never_share() -> None:
+    blocks = BlockManager(8, SIZE)
+    first = computed(blocks, "a", PROMPT, salt="alice")
+    assert cached(blocks, PROMPT, salt="bob") == cached(blocks, PROMPT) == 0
+    assert cached(blocks, PROMPT, salt="alice") == 8
+    reading = Sequence(request("b", PROMPT, salt="bob"), 0.0)
+    first.computed = first.offered = 0
+    assert not blocks.soon(reading, [first]), "another salt's prompt is being read, which is nothing to wait for"
+
+
 def test_same_tokens_after_another_prefix_are_not_shared() -> None:
     blocks = BlockManager(8, SIZE)
     computed(blocks, "a", (0, 1, 2, 3, 4, 5, 6, 7, 8))

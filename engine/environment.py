@@ -1,0 +1,24 @@
+"""The environment that child processes get. It knows variables, not what the children do."""
+
+import os
+from pathlib import Path
+
+PREFIX = "MOEDIAL_"
+HANDED_ON = frozenset({"MOEDIAL_KERNELS", "MOEDIAL_KERNELS_SANITIZE"})  # all that code below the server reads
+
+
+def child_environment() -> dict[str, str]:
+    """Ours, with what must be set before torch is imported, and without the server's settings: API keys are among them,
+    and `/proc` shows the environment of a process as long as it runs."""
+    environment = {name: value for name, value in os.environ.items() if _handed_on(name)}
+    # An OpenMP thread that waits spins; with a busy neighbour that costs two thirds of the throughput.
+    environment.setdefault("GOMP_SPINCOUNT", "2000")
+    # The child must run the code that the parent runs, wherever the command was started.
+    paths = [str(Path(__file__).resolve().parent.parent), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return environment
+
+
+def _handed_on(name: str) -> bool:
+    """Settings are read in any case, so they are held back in any case."""
+    return name in HANDED_ON or not name.upper().startswith(PREFIX)
