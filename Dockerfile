@@ -24,7 +24,8 @@ USER moedial
 WORKDIR /home/moedial
 ENV PATH=/opt/venv/bin:$PATH MOEDIAL_HOST=0.0.0.0 MOEDIAL_PORT=8000
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
+# /health answers 503 until the model is loaded; large ones take minutes. With TLS or another port, give an own check.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=600s \
     CMD python -c "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=2)"
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["moedial"]

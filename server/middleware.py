@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import BodyTimeout, TooLarge, TooManyHeaders, Unauthorized, error_response
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/version"})
+OPEN_PATHS = frozenset({"/live", "/health", "/ready", "/metrics", "/version"})
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 

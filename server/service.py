@@ -77,9 +77,13 @@ class Service:
 
     def check_ready(self) -> Catalogue:
         """Raises EngineDown with the reason when no work can be taken."""
-        catalogue = self.catalogue
-        if self.draining:
+        if self.loaded is not None and self.draining:
             raise EngineDown("the server is shutting down; try another one")
+        return self.check_engine()
+
+    def check_engine(self) -> Catalogue:
+        """Raises EngineDown with the reason while the model is not loaded or the engine does not run."""
+        catalogue = self.catalogue
         if self.engine.state != "ready":
             raise EngineDown(f"the engine is {self.engine.state}; try again later")
         return catalogue

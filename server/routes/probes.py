@@ -1,4 +1,7 @@
-"""What machines ask: /health (alive), /ready (takes work), /version, /metrics. Open without a key."""
+"""What machines ask: /live (the process runs), /health (the model answers), /ready (takes work), /version, /metrics.
+
+Open without a key.
+"""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -11,9 +14,17 @@ from server.service import Service
 router = APIRouter(tags=["probes"])
 
 
+@router.get("/live")
+async def live() -> dict[str, str]:
+    """The HTTP process runs; always 200. For an orchestrator that restarts what does not answer."""
+    return {"status": "alive"}
+
+
 @router.get("/health")
-async def health() -> dict[str, str]:
-    """This process is alive. Whether it can answer is /ready's business."""
+async def health(request: Request) -> dict[str, str]:
+    """503 while the model loads and while the engine is down. Draining is still healthy."""
+    service: Service = request.app.state.service
+    service.check_engine()
     return {"status": "ok"}
 
 

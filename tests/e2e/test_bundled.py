@@ -168,7 +168,8 @@ def test_the_engine_may_die_and_the_server_goes_on() -> None:
             engine_of(server).kill()
             rest = list(lines)
         assert any('"error"' in line for line in rest), "the stream ends with an error event, not in silence"
-        assert httpx.get(f"{server.url}/ready").status_code == 503 and httpx.get(f"{server.url}/health").is_success
+        probes = [httpx.get(f"{server.url}/{path}").status_code for path in ("ready", "health", "live")]
+        assert probes == [503, 503, 200]
         assert server.settles("engine_up", 1, seconds=60)
         assert complete(server).choices[0].text
         assert server.metric("requests_failed_total") == 1

@@ -226,7 +226,8 @@ def test_not_ready_while_loading_draining_or_down() -> None:
         service = service_of(client)
         assert client.get("/ready").status_code == 200 and value(service, "engine_up") == 1
         engine.state = "restarting"
-        assert client.get("/ready").status_code == 503 and value(service, "engine_up") == 0
+        assert client.get("/ready").status_code == client.get("/health").status_code == 503
+        assert client.get("/live").status_code == 200 and value(service, "engine_up") == 0
         assert value(service, "num_requests_running") == 0
         down = client.post(COMPLETIONS, json={"prompt": "hi"})
         assert down.status_code == 503 and "restarting" in down.text and down.headers["retry-after"]
@@ -249,6 +250,7 @@ def test_a_model_that_cannot_be_served_is_never_ready(options: dict[str, Any]) -
         eventually(lambda: service.boot_error is not None)
         assert ("between 1 and 8" if options else "config.json") in str(service.boot_error)
         assert client.get("/ready").status_code == client.get("/v1/models").status_code == 503
+        assert client.get("/health").status_code == 503 and client.get("/live").status_code == 200
         assert client.post(COMPLETIONS, json={"prompt": "hi"}).status_code == 503
 
 
