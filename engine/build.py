@@ -2,14 +2,12 @@
 
 import ctypes
 import logging
-import os
 import platform
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from engine.blocks import BlockManager
@@ -28,6 +26,7 @@ from model.decoder import Decoder, parameter_count
 from model.errors import CheckpointError, InvalidRequest
 from model.kernels.library import load
 from model.native.decoder import NativeDecoder, refusal
+from model.resources import available_cores, available_memory
 from weights.folder import resolve_model
 from weights.load import load_model
 from weights.tokenizer import Tokenizer
@@ -46,7 +45,8 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     """
     started = time.perf_counter()
     keep_freed_memory()
-    torch.set_num_threads(settings.threads or available_cores())
+    log_resources()
+    torch.set_num_threads(settings.threads or available_cores().value)
     folder = resolve_model(settings.model)
     with Progress() as progress:
         loaded, raw = load_model(folder, settings.dtype, progress)
@@ -103,9 +103,10 @@ def prepare(model: Decoder, settings: EngineSettings) -> tuple[Decoder | NativeD
     return model, reason
 
 
-def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def log_resources() -> None:
+    """Say what there is to be shared out, and where the figures come from: in a container mostly its limits."""
+    cores, memory = available_cores(), available_memory()
+    log.info("%d cores (%s), %.2f GB of memory free (%s)", cores.value, cores.source, memory.value / 1e9, memory.source)
 
 
 def keep_freed_memory() -> None:
@@ -179,7 +180,7 @@ def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.d
     """How many blocks the memory setting allows, but no more than `max_running` whole contexts can use."""
     memory = [shape.memory for shape in config.mixers]
     per_block = max(1, bytes_per_block(memory, settings.block_size, dtype))
-    allowed = settings.kv_cache_bytes or int(psutil.virtual_memory().available * settings.kv_cache_fraction)
+    allowed = settings.kv_cache_bytes or int(available_memory().value * settings.kv_cache_fraction)
     allowed -= bytes_per_sequence(memory) * state_slots(settings)
     whole = -(-model_length(config, settings) // settings.block_size)
     if allowed // per_block < whole:

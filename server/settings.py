@@ -84,10 +84,14 @@ class Settings(BaseSettings):
         "experts", "Model", "What --quantize covers; all: every matrix but the routers"
     )
 
-    threads: int = _option(0, "Engine", "Compute threads; 0: one per core", ge=0, le=1024)
+    threads: int = _option(
+        0, "Engine", "Compute threads; 0: one per core that the container's quota leaves", ge=0, le=1024
+    )
     block_size: int = _option(16, "Engine", "Tokens per KV cache block", ge=1, le=1024)
     kv_cache_bytes: int = _option(0, "Engine", "Size of the KV cache; 0: a fraction of the free memory", ge=0)
-    kv_cache_fraction: float = _option(0.3, "Engine", "Share of the free memory for the KV cache", gt=0, lt=1)
+    kv_cache_fraction: float = _option(
+        0.3, "Engine", "Share of the free memory (of the container's limit) for the KV cache", gt=0, lt=1
+    )
     max_running: int = _option(64, "Engine", "Sequences in one batch", ge=1, le=4096)
     max_step_tokens: int = _option(512, "Engine", "Tokens in one engine step", ge=1, le=1_000_000)
     step_ms: int = _option(

@@ -1,16 +1,16 @@
 """Memory for a model's weights, and whether there is enough. It knows parameters as so many bytes, no files."""
 
-import psutil
 import torch
 from torch import nn
 
 from model.errors import CheckpointError
+from model.resources import available_memory
 
 
 def check_memory(model: nn.Module) -> None:
     """Raise CheckpointError, with the shortfall, where the weights are larger than the memory that is free."""
     needed = sum(p.numel() * p.dtype.itemsize for p in model.parameters())
-    free = psutil.virtual_memory().available
+    free = available_memory().value
     if needed > free:
         raise CheckpointError(
             f"the weights need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB of memory are free:"

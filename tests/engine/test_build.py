@@ -1,14 +1,17 @@
 """How a loaded model is put to work: native kernels where they can, plain torch with a reason where not."""
 
 import pytest
+import torch
 
 from engine import build
 from engine.build import assemble, describe, prepare
 from engine.types import EngineSettings
+from model.attend import bytes_per_block
 from model.decoder import Decoder
 from model.errors import CheckpointError
 from model.kernels.library import Kernels, load
 from model.native.decoder import NativeDecoder
+from model.resources import Amount
 from tests.model.tiny import decoder, llama_like, topk
 
 SETTINGS = EngineSettings(model="", kv_cache_bytes=1 << 20, max_running=2)
@@ -62,3 +65,18 @@ def test_what_is_quantised_is_said() -> None:
     model, _ = prepare(wide(16), settings)
     assert describe(model, settings)["quantize"] == "int8 all"
     assert isinstance(model, NativeDecoder) and model.precision.linears == "int8"
+
+
+def test_cache_and_threads_follow_the_container(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the host has: here a limit that leaves room for ten blocks of the fraction that the cache may have."""
+    config = wide(16).config
+    settings = EngineSettings(model="", kv_cache_fraction=0.5, max_running=64)
+    per_block = bytes_per_block([shape.memory for shape in config.mixers], settings.block_size, torch.float32)
+    monkeypatch.setattr(build, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
+    monkeypatch.setattr(build, "available_cores", lambda: Amount(3, "cpu.max"))
+    assert build.cache_blocks(config, settings, torch.float32) == 10
+    caplog.set_level("INFO")
+    build.log_resources()
+    assert "3 cores (cpu.max)" in caplog.text and "(memory.max)" in caplog.text
