@@ -28,7 +28,7 @@ from model.kernels.library import load
 from model.native.decoder import NativeDecoder, refusal
 from model.resources import available_cores, available_memory
 from weights.folder import resolve_model
-from weights.load import load_model
+from weights.load import load_model, read_config
 from weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     log_resources()
     torch.set_num_threads(settings.threads or available_cores().value)
     folder = resolve_model(settings.model)
-    with Progress() as progress:
+    check(read_config(folder)[0], settings)
+    with Progress(settings.terminal_columns) as progress:
         loaded, raw = load_model(folder, settings.dtype, progress)
     loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
     parameters = parameter_count(loaded)
@@ -69,6 +70,19 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
         return engine, info
     engine.scheduler.cost = measure(engine.runner, info, pools(model.config), settings.max_step_tokens)
     return engine, replace(info, step_cost=engine.scheduler.cost)
+
+
+def check(config: DecoderConfig, settings: EngineSettings) -> None:
+    """Refuse what does not fit the config, before the weights are read: a large model takes minutes."""
+    model_length(config, settings)
+    experts = replace(config, extrapolates=settings.allow_extrapolated_experts).experts
+    try:
+        for count in settings.aliases.values():
+            experts.budget(count, "aliases")
+        if settings.default_num_experts:
+            experts.budget(settings.default_num_experts, "default_num_experts")
+    except InvalidRequest as error:
+        raise CheckpointError(error.message) from None
 
 
 def grammars_for(folder: Path, config: DecoderConfig) -> Grammars | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
-from engine import parent
+from engine import logs, parent
 from engine.engine import Engine
 from engine.grammar import Matcher
 from engine.messages import (
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None, builder: Builder | None = None)
     `builder` replaces `engine.build.build_engine`, so that a test can run this very process around a fake model.
     """
     parent.follow()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure("info", "text")  # until the settings are here
     descriptor = int((sys.argv[1:] if arguments is None else arguments)[0])
     os.set_inheritable(descriptor, False)
     with socket.socket(fileno=descriptor) as sock:
@@ -206,6 +206,7 @@ def _load(connection: Connection, builder: Builder | None) -> tuple[Engine, Engi
     if len(messages) != 1 or not isinstance(messages[0], Start):
         raise FrameError("the first message must be a start, alone")
     settings = messages[0].settings
+    logs.configure(settings.log_level, settings.log_format)
     try:
         engine, info = (builder or _default_builder())(settings)
     except CheckpointError as error:

@@ -1,7 +1,6 @@
 """How far loading has come: a bar by bytes in a terminal, a line now and then in a log. It knows no tensors."""
 
 import logging
-import sys
 import time
 from types import TracebackType
 from typing import Self
@@ -16,12 +15,15 @@ INTERVAL = 5.0  # seconds between lines
 
 
 class Progress:
-    """Called with the bytes done and all bytes. Use as a context manager."""
+    """Called with the bytes done and all bytes. Use as a context manager.
 
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        columns = ("loading weights", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._bar = Bar(*columns, console=console, transient=True) if sys.stderr.isatty() else None
+    `columns`: of the terminal at the other end of the standard error stream, where that is a pipe; 0: there is none.
+    """
+
+    def __init__(self, columns: int = 0) -> None:
+        console = Console(stderr=True, force_terminal=True, width=columns) if columns else Console(stderr=True)
+        parts = ("loading weights", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        self._bar = Bar(*parts, console=console, transient=True) if console.is_terminal else None
         self._task = self._bar.add_task("", total=None) if self._bar else None
         self._said = time.monotonic()
 

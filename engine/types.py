@@ -4,12 +4,13 @@ No torch, no sockets, no behaviour. msgspec encodes them as they are, what every
 Durations are measured inside one process and travel as seconds; no clock reading crosses the border.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from engine.cost import StepCost
+from engine.logs import Level, LogFormat
 from model.budget import ExpertBudget, ExpertRange
 
 Finish = Literal["stop", "length", "error", "abort"]
@@ -184,3 +185,9 @@ class EngineSettings:
     stream_interval_ms: int = 50  # tokens made faster than this travel together; 0: every step reports at once
     prefix_cache: bool = True
     speculate: str = "off"  # or "grammar", "ngram", "experts=K": who guesses tokens ahead (engine/speculation.py)
+    # What the server would refuse after loading; it is compared with the config before the weights are read.
+    default_num_experts: int = 0  # 0: as trained
+    aliases: dict[str, int] = field(default_factory=dict)
+    log_level: Level = "info"
+    log_format: LogFormat = "text"
+    terminal_columns: int = 0  # of the terminal that shows the standard error stream; 0: none does

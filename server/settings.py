@@ -3,6 +3,7 @@
 It reads no file and knows nothing of HTTP.
 """
 
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BeforeValidator, Field, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from engine.logs import Level, LogFormat
 from engine.types import EngineSettings
 from weights.folder import DEFAULT
 
@@ -127,7 +129,10 @@ class Settings(BaseSettings):
         (), "HTTP", "Accepted bearer keys, comma-separated; none: no authentication. Prefer the variable to the flag"
     )
     drain_seconds: float = _option(30.0, "HTTP", "How long running requests may finish after SIGTERM", ge=0)
-    log_level: Literal["debug", "info", "warning", "error"] = _option("info", "HTTP", "Least severe log line written")
+    log_level: Level = _option("info", "HTTP", "Least severe log line written")
+    log_format: Literal["auto", "text", "json"] = _option(
+        "auto", "HTTP", "How log lines look; auto: text where the standard error stream is a terminal, else json"
+    )
 
     queue_size: int = _option(256, "Limits", "Sequences that may wait beside the running ones; beyond: 503", ge=0)
     max_queued_tokens: int = _option(1_048_576, "Limits", "Prompt tokens held by all unfinished requests", ge=1)
@@ -156,6 +161,22 @@ class Settings(BaseSettings):
             return self.served_name
         return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
 
+    @cached_property
+    def terminal_columns(self) -> int:
+        """The width of the terminal that shows the standard error stream; 0: it is none. As it was at first asking, for
+        the server then puts a pipe there (`server/stderr.py`)."""
+        try:
+            return os.get_terminal_size(2).columns or 80
+        except OSError:
+            return 0
+
+    @property
+    def line_format(self) -> LogFormat:
+        """The format of log lines, decided."""
+        if self.log_format == "auto":
+            return "text" if self.terminal_columns else "json"
+        return self.log_format
+
     def engine_settings(self, folder: Path) -> EngineSettings:
         return EngineSettings(
             model=str(folder),
@@ -174,6 +195,11 @@ class Settings(BaseSettings):
             stream_interval_ms=self.stream_interval_ms,
             prefix_cache=self.prefix_cache,
             speculate=self.speculate,
+            default_num_experts=self.default_num_experts,
+            aliases=dict(self.aliases),
+            log_level=self.log_level,
+            log_format=self.line_format,
+            terminal_columns=self.terminal_columns,
         )
 
 

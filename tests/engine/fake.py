@@ -4,6 +4,7 @@ Its keys and values are digests written into real block slots and read back thro
 shared, evicted or overwritten wrongly changes the text.
 """
 
+import logging
 import sys
 import time
 from hashlib import blake2b
@@ -18,6 +19,7 @@ from engine.types import EngineInfo, EngineSettings, Logprob, Request, Sampling
 from model.budget import ExpertBudget, ExpertRange
 from model.errors import CheckpointError, EngineDown
 
+log = logging.getLogger("tests.engine.fake")
 VOCABULARY = 1000
 CRASH, POISON, LOST = 1001, 1002, 1003  # prompt tokens: the runner raises, reports a bad sample, loses its device
 
@@ -95,11 +97,14 @@ class FakeRunner:
 
 
 def build_fake(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
-    """`settings.model` chooses the behaviour: "fake", "slow" (10 ms a step), "broken", "hanging" (while it loads)."""
+    """`settings.model` chooses the behaviour: "fake", "slow" (10 ms a step), "broken", "hanging" (while it loads),
+    "talking" (a log line)."""
     if settings.model == "broken":
         raise CheckpointError("model.safetensors: truncated")
     if settings.model == "hanging":
         time.sleep(60)
+    if settings.model == "talking":
+        log.info("loading the %s", "weights")
     blocks = BlockManager(32, settings.block_size, prefix_cache=settings.prefix_cache)
     scheduler = Scheduler(blocks, settings.max_running, settings.max_step_tokens, max_model_len=400)
     runner = FakeRunner(settings.block_size, step_s=0.01 if settings.model == "slow" else 0.0)

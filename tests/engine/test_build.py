@@ -1,10 +1,13 @@
 """How a loaded model is put to work: native kernels where they can, plain torch with a reason where not."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from engine import build
-from engine.build import assemble, describe, prepare
+from engine.build import assemble, build_engine, describe, prepare
 from engine.types import EngineSettings
 from model.attend import bytes_per_block
 from model.decoder import Decoder
@@ -13,6 +16,7 @@ from model.kernels.library import Kernels, load
 from model.native.decoder import NativeDecoder
 from model.resources import Amount
 from tests.model.tiny import decoder, llama_like, topk
+from tests.weights.checkpoints import OLMOE, write_config
 
 SETTINGS = EngineSettings(model="", kv_cache_bytes=1 << 20, max_running=2)
 
@@ -80,3 +84,21 @@ def test_cache_and_threads_follow_the_container(
     caplog.set_level("INFO")
     build.log_resources()
     assert "3 cores (cpu.max)" in caplog.text and "(memory.max)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"default_num_experts": 99}, "default_num_experts must be between 1 and 5 for this model, got 99"),
+        ({"aliases": {"fast": 1, "strong": 99}}, "aliases must be between 1 and 5 for this model, got 99"),
+        ({"max_model_len": 1_000_000}, "max_model_len 1000000 is more than the model's context"),
+    ],
+)
+def test_what_does_not_fit_the_config_is_refused_before_the_weights_are_read(
+    options: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "keep_freed_memory", lambda: None)
+    write_config(tmp_path, OLMOE)  # there are no weights
+    settings = EngineSettings(str(tmp_path), threads=torch.get_num_threads(), **options)
+    with pytest.raises(CheckpointError, match=words):
+        build_engine(settings)

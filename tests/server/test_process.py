@@ -70,8 +70,13 @@ def test_the_engine_gets_every_option_of_its_own() -> None:
         "stream_interval_ms": 7,
         "prefix_cache": False,
         "speculate": "ngram",
+        "default_num_experts": 2,
+        "aliases": {"fast": 1},
+        "log_level": "debug",
+        "log_format": "json",
     }
-    assert asdict(Settings(**options).engine_settings(Path("folder"))) == {"model": "folder", **options}
+    unasked = {"model": "folder", "terminal_columns": 0}
+    assert asdict(Settings(**options).engine_settings(Path("folder"))) == unasked | options
 
 
 def test_every_option_is_a_flag_with_its_variable_and_a_row_in_the_docs() -> None:
