@@ -1,8 +1,8 @@
 """Paged KV memory as numbers: which block belongs to which sequence, and which full blocks can be shared as a prefix.
 
 A block's hash covers everything that its keys and values depend on: all tokens up to its end, the expert budget and,
-where the family draws noise, the seed; and the request's salt, which keeps apart those who must not share. The hash is
-keyed with a random key per process, so nobody can aim a collision.
+where the family draws noise, the noise seed; and the request's salt, which keeps apart those who must not share. The
+hash is keyed with a random key per process, so nobody can aim a collision.
 It refuses to know what a block contains, and when sequences run.
 """
 
@@ -21,7 +21,7 @@ from engine.types import Request
 class BlockManager:
     """Hands out `total` blocks of `block_size` tokens. Every call leaves the invariants of `check` intact.
 
-    `noisy`: the family draws noise from the request's seed, so only equal seeds may share blocks.
+    `noisy`: the family draws noise, so only requests with equal noise seeds may share blocks.
     """
 
     def __init__(self, total: int, block_size: int, *, prefix_cache: bool = True, noisy: bool = False) -> None:

@@ -46,17 +46,20 @@ class Builder:
     ) -> None:
         self.service, self.body, self.form, self.budget, self.id = service, body, form, budget, id
         self.arrived = arrived
-        self.seed = secrets.randbits(63) if body.seed is None else body.seed & LARGEST_SEED
+        noise = service.settings.noise_seed if body.noise_seed is None else body.noise_seed
+        self.noise = noise & LARGEST_SEED
         self.scores = isinstance(body, CompletionBody) and body.echo and body.logprobs is not None
 
     def sequences(self, index: int, prompt: tuple[int, ...]) -> Iterator[Sequence]:
-        """Answer j of a prompt is drawn with seed + j: alone or in a list, a prompt gets the same answers. The noise of
-        its model has the seed itself, so that the prompt is read once for all of them."""
-        sampling = self._sampling(len(prompt))
+        """Answer j of a prompt is drawn with seed + j: alone or in a list, a prompt gets the same answers. Without a seed
+        every prompt draws one, so that equal prompts get different answers. The model's noise has a seed of its own, so
+        that a prompt is read once for all its answers, and for other requests."""
+        seed = secrets.randbits(63) if self.body.seed is None else self.body.seed
+        sampling = self._sampling(len(prompt), seed)
         for answer in range(self.body.answers):
             place = index * self.body.answers + answer
-            seeded = replace(sampling, seed=(self.seed + answer) & LARGEST_SEED)
-            request = Request(f"{self.id}-{place}", prompt, self.budget, seeded, self.seed)
+            seeded = replace(sampling, seed=(seed + answer) & LARGEST_SEED)
+            request = Request(f"{self.id}-{place}", prompt, self.budget, seeded, self.noise)
             marks = self.form.dialect.marks if self.form.reads else ()
             decoder = self.service.tokenizer.stream(marks, continues=not self.form.reads)
             transcript = Transcript(
@@ -64,7 +67,7 @@ class Builder:
             )
             yield Sequence(request, transcript, Lifecycle(self.service.metrics, self.budget, len(prompt), self.arrived))
 
-    def _sampling(self, prompt: int) -> Sampling:
+    def _sampling(self, prompt: int, seed: int) -> Sampling:
         body = self.body
         default = COMPLETION_TOKENS if isinstance(body, CompletionBody) else None
         max_tokens = room_for(body.answer_limit, default, prompt, self.service.catalogue.info.max_model_len)
@@ -81,7 +84,7 @@ class Builder:
             )
         return Sampling(
             max_tokens=max_tokens,
-            seed=self.seed,
+            seed=seed,
             temperature=body.temperature,
             top_p=body.top_p,
             top_k=max(0, body.top_k),

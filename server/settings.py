@@ -72,6 +72,14 @@ class Settings(BaseSettings):
         "Model",
         "What a request's chat_template_kwargs may set, comma-separated, as enable_thinking; empty: none",
     )
+    noise_seed: int = _option(
+        0,
+        "Model",
+        "Seed of the noise that an ∞-MoE draws, for requests without a noise_seed. One for all lets them share prompts "
+        "that begin alike; a fixed one gives the same answer after a restart and on every replica",
+        ge=0,
+        le=2**63 - 1,
+    )
     dialect: Literal["auto", "plain", "hermes", "mistral", "llama", "deepseek", "harmony"] = _option(
         "auto",
         "Model",

@@ -95,6 +95,9 @@ class SampledBody(BaseModel):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, gt=0, le=100)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    noise_seed: int | None = Field(
+        None, ge=-(2**63), le=2**63 - 1, description="Of the noise that an ∞-MoE draws; by default the server's"
+    )
     stop: Annotated[list[str], BeforeValidator(_as_list)] = []
     stop_token_ids: list[int] = Field([], max_length=1024)
     min_tokens: int = Field(0, ge=0)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 PROMPT = "Once upon a time, there was a little"
 QUESTION: Any = [{"role": "user", "content": "Tell me a story."}]
-SURE = {"temperature": 0, "seed": 1}  # a mixture that draws its experts needs a seed even then
+SURE = {"temperature": 0, "seed": 1}
 
 
 class Animal(StrEnum):

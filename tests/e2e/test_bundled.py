@@ -75,6 +75,20 @@ def test_sampling_repeats_with_its_seed(live: Live) -> None:
     assert len(texts) == 1 and len(others) > 1
 
 
+def test_without_a_seed_the_coldest_answer_repeats_and_prompts_are_shared(live: Live) -> None:
+    prompt = f"{PROMPT} girl who had a very big red ball and a very small blue kite. She"
+    first = complete(live, prompt=prompt, seed=None)
+    found = live.metric("prefix_cache_hits_total")
+    second = complete(live, prompt=prompt, seed=None)
+    assert second.choices[0].text == first.choices[0].text
+    assert live.metric("prefix_cache_hits_total") - found >= 16
+
+
+def test_equal_prompts_of_a_list_are_drawn_apart(live: Live) -> None:
+    answers = complete(live, prompt=[PROMPT] * 4, seed=None, temperature=1, max_tokens=16).choices
+    assert len({answer.text for answer in answers}) > 1
+
+
 def test_a_crowd_with_other_counts_changes_nothing(live: Live) -> None:
     alone = {k: complete(live, extra_body={"num_experts": k}, max_tokens=24).choices[0].text for k in (1, 2, 4, 8)}
     with ThreadPoolExecutor(4) as pool:

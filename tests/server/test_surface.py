@@ -76,7 +76,7 @@ def test_the_best_of_several_comes_first() -> None:
     assert all(choice["logprobs"] is None for choice in answer["choices"]), "nobody asked for them"
     assert answer["usage"]["completion_tokens"] == 4 + 5 + 5, "what was generated counts"
     assert sorted(request.sampling.seed for request in engine.seen) == [5, 6, 7]
-    assert {request.noise for request in engine.seen} == {5}, "the prompt is the same to all of them"
+    assert {request.noise for request in engine.seen} == {0}, "the prompt is the same to all of them"
 
 
 GRAMMARS: list[tuple[dict[str, Any], str]] = [
@@ -221,14 +221,38 @@ def test_completions_keep_to_the_contract() -> None:
         answers.Error.model_validate(client.post(COMPLETIONS, json={}).json(), strict=True)
 
 
-def test_seeds_of_several_answers_share_the_noise() -> None:
+def test_a_seed_counts_up_over_answers_and_is_not_the_noises() -> None:
     engine = FakeEngine()
     with in_memory(engine) as client:
         client.post(COMPLETIONS, json={"prompt": "hi", "n": 3, "seed": 9})
         client.post(COMPLETIONS, json={"prompt": "hi", "seed": -1})
     seen: list[Request] = engine.seen
-    assert [(r.sampling.seed, r.noise) for r in seen[:3]] == [(9, 9), (10, 9), (11, 9)]
-    assert seen[3].sampling.seed == seen[3].noise == 2**63 - 1
+    assert [(r.sampling.seed, r.noise) for r in seen] == [(9, 0), (10, 0), (11, 0), (2**63 - 1, 0)]
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT, "/v1/responses"])
+def test_the_noise_has_a_seed_of_the_server_or_of_the_request(path: str) -> None:
+    engine = FakeEngine()
+    body = {"prompt": "hi"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "hi"}]}
+    body = {"input": "hi"} if path == "/v1/responses" else body
+    with in_memory(engine, noise_seed=3) as client:
+        for given in (None, 7, -1):
+            assert client.post(path, json=body | {"noise_seed": given}).status_code == 200
+        refused = client.post(path, json=body | {"noise_seed": 2**63}).json()["error"]
+    assert [request.noise for request in engine.seen] == [3, 7, 2**63 - 1]
+    assert len({request.sampling.seed for request in engine.seen}) == 3
+    assert refused["param"] == "noise_seed" and str(2**63) in refused["message"]
+
+
+def test_without_a_seed_every_prompt_of_a_list_draws_its_own() -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+        client.post(COMPLETIONS, json={"prompt": ["hi"] * 4, "n": 2})
+        client.post(COMPLETIONS, json={"prompt": ["hi"] * 2, "seed": 5})
+    seeds = [r.sampling.seed for r in sorted(engine.seen[:8], key=lambda r: int(r.id.rpartition("-")[2]))]
+    assert len(set(seeds)) == 8
+    assert all((first + 1) % 2**63 == second for first, second in zip(seeds[::2], seeds[1::2], strict=True))
+    assert [r.sampling.seed for r in engine.seen[8:]] == [5, 5], "with a seed, a prompt's answer is its own in any list"
 
 
 def test_a_special_token_alone_is_looked_up_only_without_a_frame() -> None:
