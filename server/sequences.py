@@ -52,8 +52,8 @@ class Builder:
 
     def sequences(self, index: int, prompt: tuple[int, ...]) -> Iterator[Sequence]:
         """Answer j of a prompt is drawn with seed + j: alone or in a list, a prompt gets the same answers. Without a
-        seed every prompt draws one, so that equal prompts get different answers. The noise of the model has a seed of its
-        own, so that a prompt is read once for all its answers, and for other requests."""
+        seed every prompt draws one, so that equal prompts get different answers. The noise of the model has a seed of
+        its own, so that a prompt is read once for all its answers, and for other requests."""
         seed = secrets.randbits(63) if self.body.seed is None else self.body.seed
         sampling = self._sampling(len(prompt), seed)
         for answer in range(self.body.answers):
