@@ -47,11 +47,12 @@ class Batching:
         np.add(self._positions_T, 1, out=self._end_B)
         pages_of = [start // self._block_size for start in starts]
         if pages_of != self._pages_of:
-            self._pages_of = pages_of
             self._pages = replace(self._pages, tables_BP=_tables(plan, self._block_size))
+            self._pages_of = pages_of
         return self._batch, self._pages
 
     def _begin(self, plan: Plan, shape: Shape) -> tuple[Batch, Pages]:
+        self._batch = None  # if what follows fails, nothing is kept
         requests = [chunk.sequence.request for chunk in plan]
         start_B = _ints([chunk.start for chunk in plan])
         length_B = _ints([chunk.length + len(chunk.drafts) for chunk in plan])
@@ -61,7 +62,7 @@ class Batching:
         self._ids_T = _ints([token for chunk in plan for token in chunk.tokens])
         self._positions_T = np.arange(len(self._ids_T)) + (start_B - first_B).repeat(length_B)
         self._shape, self._end_B, self._pages_of = shape, spans_B3[:, 2], (start_B // self._block_size).tolist()
-        self._batch = Batch(
+        batch = Batch(
             ids_T=torch.from_numpy(self._ids_T),
             positions_T=torch.from_numpy(self._positions_T),
             seeds_T=torch.from_numpy(_ints([request.noise for request in requests]).repeat(length_B)),
@@ -72,7 +73,8 @@ class Batching:
         )
         slots_B = torch.from_numpy(_ints([chunk.sequence.slot for chunk in plan]))
         self._pages = Pages(_tables(plan, self._block_size), torch.from_numpy(spans_B3), slots_B)
-        return self._batch, self._pages
+        self._batch = batch
+        return batch, self._pages
 
 
 def _rows(plan: Plan, first_B: Ints) -> Ints:

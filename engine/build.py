@@ -159,7 +159,7 @@ def assemble(
     )
     runner = ModelRunner(model, model.cache(blocks, settings.block_size, state_slots(settings)))
     runner.draft_experts = scheduler.speculator.experts if scheduler.speculator else 0
-    return Engine(runner, scheduler, grammars), blocks
+    return Engine(runner, scheduler, grammars, repeatable=model.reusable), blocks
 
 
 def speculator_for(model: Decoder | NativeDecoder, settings: EngineSettings) -> Speculator | None:

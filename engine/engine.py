@@ -1,13 +1,14 @@
 """The engine: a scheduler and a runner, one step at a time. `step` reads like the definition of continuous batching.
 
 Synchronous, knows no process and no socket: tests and benchmarks use it directly. A fault of the runner ends the
-requests of that step and nothing else.
+requests that it comes from and nothing else.
 """
 
 import logging
 import time
 
 from engine.grammar import Grammars, Matcher
+from engine.isolation import Isolation
 from engine.plan import NO_WORK, Plan, Runner, StepResult, Work, sample_count
 from engine.scheduler import Scheduler
 from engine.types import Request, StepReport, StepStats, TokenEvent
@@ -20,11 +21,17 @@ NOTHING = StepResult((), NO_WORK)
 
 
 class Engine:
-    """Runs requests to their end. Not thread-safe: one loop calls everything."""
+    """Runs requests to their end. Not thread-safe: one loop calls everything.
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, grammars: Grammars | None = None) -> None:
+    `repeatable`: a plan whose run broke off may be run again (`engine/isolation.py`).
+    """
+
+    def __init__(
+        self, runner: Runner, scheduler: Scheduler, grammars: Grammars | None = None, *, repeatable: bool = True
+    ) -> None:
         self.scheduler = scheduler
-        self._runner, self._grammars = runner, grammars
+        self._runner, self._grammars, self._repeatable = runner, grammars, repeatable
+        self._retries = 0  # in this step
 
     @property
     def runner(self) -> Runner:
@@ -67,6 +74,7 @@ class Engine:
             EngineDown: the runner has lost its device; only a new process can help. Nothing else is raised.
         """
         started = time.perf_counter()
+        self._retries = 0
         plan: Plan = ()
         try:
             plan = self.scheduler.schedule()
@@ -83,22 +91,48 @@ class Engine:
         return StepReport(tuple(events), self._stats(plan, events, work, read, time.perf_counter() - started))
 
     def _run(self, plan: Plan) -> Outcome:
+        """Compute and commit a plan."""
+        if not self._repeatable and any(chunk.start < chunk.sequence.apart_until for chunk in plan):
+            return self._isolate(plan, None)
         result = NOTHING
         if plan:
             try:
-                result = self._runner.run(plan)
-                if len(result.sampled) != sample_count(plan):
-                    raise ValueError(
-                        f"the plan samples {sample_count(plan)} tokens, the runner returned {len(result.sampled)}"
-                    )
+                result = self._compute(plan)
             except EngineDown:
                 raise
             except Exception as error:
-                log.exception("a step of %d sequences failed", len(plan))
-                # The class name tells an operator what to look for; the text of a foreign exception may tell too much.
-                message = f"the model failed while computing this request ({type(error).__name__})"
-                return self.scheduler.fail(plan, message), NO_WORK
+                return self._isolate(plan, error)
         return self.scheduler.commit(plan, result.sampled, result.scores), result.work
+
+    def _isolate(self, plan: Plan, error: Exception | None) -> Outcome:
+        """Commit what can be computed of a plan that failed with `error`, or has sequences that may be at fault."""
+        isolation = Isolation(self._compute, self._repeatable)
+        if error is not None:
+            log.error("a step of %d sequences failed", len(plan), exc_info=error)
+            isolation.divide(plan, error)
+        else:
+            isolation.take_apart(plan)
+        self._retries = isolation.runs
+        if error is not None or isolation.failed or isolation.spoiled:
+            log.error(
+                "of %d sequences %d end, %d are computed again (%d more runs)",
+                len(plan),
+                len(isolation.failed),
+                len(isolation.spoiled),
+                isolation.runs,
+            )
+        for chunk, fault in isolation.failed:
+            # The class name tells an operator what to look for; the text of a foreign exception may tell too much.
+            self.scheduler.drop([chunk], f"the model failed while computing this request ({type(fault).__name__})")
+        good = tuple(isolation.good)
+        events = self.scheduler.commit(good, isolation.sampled, isolation.scores, isolation.spoiled)
+        return events, isolation.work
+
+    def _compute(self, plan: Plan) -> StepResult:
+        result = self._runner.run(plan)
+        if len(result.sampled) != sample_count(plan):
+            raise ValueError(f"the plan samples {sample_count(plan)} tokens, the runner returned {len(result.sampled)}")
+        return result
 
     def _stats(self, plan: Plan, events: list[TokenEvent], work: Work, read: int, seconds: float) -> StepStats:
         scheduler = self.scheduler
@@ -121,4 +155,5 @@ class Engine:
             waiting=scheduler.waiting,
             blocks_used=scheduler.blocks.used,
             blocks_total=scheduler.blocks.total,
+            retries=self._retries,
         )

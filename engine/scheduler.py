@@ -130,9 +130,11 @@ class Scheduler:
         self._planned = {chunk.sequence.id for chunk in plan}
         return tuple(plan)
 
-    def commit(self, plan: Plan, sampled: Seq[Sampled], scores: Seq[Scores] = ()) -> list[TokenEvent]:
+    def commit(
+        self, plan: Plan, sampled: Seq[Sampled], scores: Seq[Scores] = (), spoiled: Seq[Chunk] = ()
+    ) -> list[TokenEvent]:
         """Take in a step's results, one `Sampled` per sampling chunk and `scores` of those that score, in plan order;
-        returns all events since the last.
+        returns all events since the last. Sequences of `spoiled` chunks are computed again from their first token on.
 
         Raises:
             ValueError: the number of results is wrong; nothing has changed.
@@ -147,14 +149,20 @@ class Scheduler:
             self._advance(chunk, next(results) if chunk.samples else None, found)
         if self.speculator is not None:
             self.speculator.took(self.counts.estimated_s, len(sampled) + self.counts.accepted)
+        if spoiled:
+            self._set_back(spoiled)
         return self._close()
 
     def fail(self, plan: Plan, message: str) -> list[TokenEvent]:
         """End every sequence of an open plan with an error; whatever they computed is forgotten."""
-        for chunk in plan:
+        self.drop(plan, message)
+        return self._close()
+
+    def drop(self, chunks: Seq[Chunk], message: str) -> None:
+        """End these sequences of an open plan with an error; the rest of it is to be committed."""
+        for chunk in chunks:
             doomed = chunk.sequence.id in self._doomed
             self._finish(chunk.sequence, "abort" if doomed else "error", error=None if doomed else message)
-        return self._close()
 
     def reset(self, message: str) -> list[TokenEvent]:
         """End everything with an error and start afresh: the way out of a fault in the scheduler itself."""
@@ -258,6 +266,17 @@ class Scheduler:
         del self._running[sequence.id]
         self._waiting[sequence.id] = sequence
         self._waiting.move_to_end(sequence.id, last=False)
+
+    def _set_back(self, chunks: Seq[Chunk]) -> None:
+        """Preempt these and all that came after the first of them, so that the order stays."""
+        for chunk in chunks:
+            chunk.sequence.apart_until = max(chunk.sequence.apart_until, chunk.start + chunk.length)
+            if chunk.sequence.id in self._doomed:
+                self._finish(chunk.sequence, "abort")
+        names = {chunk.sequence.id for chunk in chunks}
+        first = next((place for place, name in enumerate(self._running) if name in names), len(self._running))
+        for sequence in reversed(list(self._running.values())[first:]):
+            self._preempt(sequence)
 
     def _advance(self, chunk: Chunk, result: Sampled | None, scores: Scores) -> None:
         """Take in one chunk's results. Nothing computed by a sequence that failed is offered to others."""

@@ -17,6 +17,7 @@ class Sequence:
 
     __slots__ = (
         "admitted_at",
+        "apart_until",
         "arrived_at",
         "blocks",
         "cached_tokens",
@@ -50,6 +51,7 @@ class Sequence:
         self.offered = 0  # full blocks that have been offered to the prefix cache
         self.cached_tokens = 0  # prompt tokens found in the prefix cache when the request was first admitted
         self.preemptions = 0
+        self.apart_until = 0  # up to here a step of it and others has failed, so that it is computed alone
         self.arrived_at = arrived_at
         self.admitted_at: float | None = None
         self.first_token_at: float | None = None

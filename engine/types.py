@@ -131,6 +131,7 @@ class StepStats(msgspec.Struct, frozen=True, array_like=True):
     waiting: int
     blocks_used: int
     blocks_total: int
+    retries: int = 0  # runs of parts of the step, after it had failed as a whole
 
 
 class StepReport(msgspec.Struct, frozen=True, array_like=True):

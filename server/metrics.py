@@ -77,6 +77,7 @@ SERIES = (
     Series("counter", "routed_pairs", "(token, expert) computations done"),
     Series("counter", "routed_pairs_saved", "Computations saved against the trained count"),
     Series("counter", "step_mixed", "Engine steps that held more than one budget"),
+    Series("counter", "step_retries", "Runs of parts of engine steps that had failed, to find the request at fault"),
     Series("gauge", "num_requests_running", "Sequences in the engine's batch"),
     Series("gauge", "num_requests_waiting", "Sequences waiting, at HTTP and in the engine"),
     Series("gauge", "kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1"),
@@ -186,6 +187,7 @@ class Metrics:
             ("routed_pairs", stats.routed_pairs),
             ("routed_pairs_saved", max(0, stats.trained_pairs - stats.routed_pairs)),
             ("step_mixed", int(stats.mixed)),
+            ("step_retries", stats.retries),
         ):
             if amount:
                 self.inc(name, by=amount)

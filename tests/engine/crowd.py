@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from engine.build import assemble, prepare
+from engine.calibrate import MOST_ROWS
 from engine.engine import Engine
 from engine.plan import Plan
 from engine.runner import ModelRunner, Tally
 from engine.types import EngineSettings, Finish, Request, Sampling, StepStats
-from model.attend import bytes_per_block
+from model.attend import bytes_per_block, bytes_per_sequence
 from model.budget import ExpertBudget
 from model.config import DecoderConfig
 from model.decoder import Decoder
@@ -122,9 +123,10 @@ def bench(
 ) -> Bench:
     """`model`: another than the one that is served to all."""
     model, config = model or served.model(), served.config
-    per_block = bytes_per_block([shape.memory for shape in config.mixers], served.block, model.dtype)
+    memory = [shape.memory for shape in config.mixers]
+    per_block = bytes_per_block(memory, served.block, model.dtype)
     settings = served.settings(
-        kv_cache_bytes=blocks * per_block,
+        kv_cache_bytes=blocks * per_block + bytes_per_sequence(memory) * max(running, MOST_ROWS),
         max_running=running,
         max_step_tokens=step_tokens,
         prefix_cache=cache,

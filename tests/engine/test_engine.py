@@ -53,19 +53,20 @@ def test_step_report_counts_the_step_and_the_state_after_it() -> None:
     assert first.seconds > 0
 
 
-def test_runner_fault_ends_its_plan_only() -> None:
+def test_runner_fault_ends_its_request_only() -> None:
     engine = make(running=2)
     engine.add(request("bad", (1, CRASH)))
     engine.add(request("mate", (1, 2)))
     engine.add(request("later", (3, 4)))
     reports, events = run(engine)
-    for name in ("bad", "mate"):
-        assert [event.finish for event in events[name]] == ["error"]
-        assert events[name][0].error == "the model failed while computing this request (ZeroDivisionError)"
-        assert events[name][0].stats
-    assert events["later"][-1].finish == "length"
-    assert reports[0].stats.running == 0
-    assert reports[0].stats.blocks_used == 0
+    assert [event.finish for event in events["bad"]] == ["error"]
+    assert events["bad"][0].error == "the model failed while computing this request (ZeroDivisionError)"
+    assert events["bad"][0].stats
+    for name in ("mate", "later"):
+        assert [event.token for event in events[name]] == FakeRunner(SIZE).reference(
+            request(name, (1, 2) if name == "mate" else (3, 4))
+        )
+    assert (reports[0].stats.running, reports[0].stats.retries) == (1, 2)
 
 
 def test_wrong_number_of_results_is_a_runner_fault() -> None:
