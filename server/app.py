@@ -1,7 +1,7 @@
 """Puts the pieces together: one FastAPI app over one engine. Everything it needs is handed to it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +12,8 @@ from fastapi import FastAPI
 from server import contract, errors
 from server.dialects.seam import Dialect
 from server.forms import PLAIN
-from server.middleware import Auth, Limits, RequestId
+from server.middleware import Auth, BodyBudget, Limits, RequestId, Reserve
+from server.protocol import ConnectionLimits, protocol_of
 from server.routes import generate, models, probes, tokens
 from server.seams import ChatTemplate, Engine, Tokenizer
 from server.service import Service
@@ -66,15 +67,33 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
     """The last one added is the outermost."""
     settings = service.settings
 
-    def refused(path: str) -> None:
-        if path in generate.PATHS:
-            service.metrics.inc("requests_rejected", "invalid_api_key")
+    def refused(reason: str) -> Callable[[str], None]:
+        def count(path: str) -> None:
+            if path in generate.PATHS:
+                service.metrics.inc("requests_rejected", reason)
 
+        return count
+
+    budget = BodyBudget(settings.max_inflight_body_bytes)
+    service.metrics.watch("http_body_bytes", lambda: budget.held)
     app.add_middleware(
         Limits,
         max_fields=settings.max_header_fields,
         max_bytes=settings.max_body_bytes,
         timeout=settings.body_timeout,
+        budget=budget,
     )
-    app.add_middleware(Auth, keys=[key.get_secret_value() for key in settings.api_keys], on_refused=refused)
+    keys = [key.get_secret_value() for key in settings.api_keys]
+    app.add_middleware(Auth, keys=keys, on_refused=refused("invalid_api_key"))
+    app.add_middleware(Reserve, on_refused=refused("too_many_connections"))
     app.add_middleware(RequestId)
+
+
+def protocol_for(service: Service) -> type[asyncio.Protocol]:
+    """The class of the app's connections, for uvicorn."""
+    settings = service.settings
+    return protocol_of(
+        ConnectionLimits(
+            settings.max_connections, settings.max_header_bytes, settings.header_timeout, service.on_connection_refused
+        )
+    )

@@ -34,6 +34,34 @@ class TooManyHeaders(MoedialError):
     """The request has more header fields than the limit."""
 
 
+class HeadersTooLarge(MoedialError):
+    """The request line and headers have more bytes than the limit."""
+
+
+class HeaderTimeout(MoedialError):
+    """The request headers did not arrive in time."""
+
+
+class BadHttp(MoedialError):
+    """What came is no HTTP/1.1 request, or an ambiguous one."""
+
+
+class TooManyConnections(MoedialError):
+    """The server has as many connections as it takes."""
+
+
+class BodiesFull(MoedialError):
+    """The bodies of all requests together have as many bytes as the server takes."""
+
+
+class HostNotAllowed(MoedialError):
+    """The request names a host that this server does not answer for."""
+
+
+class OriginNotAllowed(MoedialError):
+    """A web page of another site has sent the request."""
+
+
 class BodyTimeout(MoedialError):
     """The body did not arrive in time."""
 
@@ -67,6 +95,13 @@ TABLE: dict[type[Exception], Wire] = {
     Unauthorized: Wire(401, "authentication_error", "invalid_api_key", close=True),
     TooLarge: Wire(413, "invalid_request_error", "body_too_large", close=True),
     TooManyHeaders: Wire(431, "invalid_request_error", "too_many_headers", close=True),
+    HeadersTooLarge: Wire(431, "invalid_request_error", "headers_too_large", close=True),
+    HeaderTimeout: Wire(408, "invalid_request_error", "header_timeout", retry=True, close=True),
+    BadHttp: Wire(400, "invalid_request_error", "bad_http", close=True),
+    TooManyConnections: Wire(503, "overloaded_error", "too_many_connections", retry=True, close=True),
+    BodiesFull: Wire(503, "overloaded_error", "too_many_body_bytes", retry=True, close=True),
+    HostNotAllowed: Wire(403, "permission_error", "host_not_allowed", close=True),
+    OriginNotAllowed: Wire(403, "permission_error", "origin_not_allowed", close=True),
     BodyTimeout: Wire(408, "invalid_request_error", "body_timeout", retry=True, close=True),
     ClientGone: Wire(499, "client_closed_request", "client_gone"),
     QueueTimeout: Wire(503, "overloaded_error", "queue_timeout", retry=True),

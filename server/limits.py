@@ -25,7 +25,7 @@ async def read_json(request: Request, settings: Settings) -> dict[str, Any]:
     if content_type != "application/json" and not content_type.endswith("+json"):
         raise InvalidRequest(f"the content type must be application/json, got {content_type!r:.64}", "content-type")
     try:
-        body = from_json(await request.body(), allow_inf_nan=True)
+        body = from_json(await _bytes_of(request), allow_inf_nan=True)
     except ClientDisconnect:
         raise ClientGone("the caller closed the connection before the body had arrived") from None
     except ValueError as error:
@@ -33,6 +33,15 @@ async def read_json(request: Request, settings: Settings) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body must be a JSON object, got {type(body).__name__}", None, "invalid_json")
     check_depth(body, settings.max_json_depth)
+    return body
+
+
+async def _bytes_of(request: Request) -> bytearray:
+    """The whole body, which is kept nowhere else: Starlette's `request.body()` would keep it as long as the request,
+    and put it together from parts that leave holes in the heap."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
     return body
 
 

@@ -36,6 +36,7 @@ WHOLE = (
 EXPERTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
 RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10)
 K = ("num_experts",)
+NO_ROUTE = "none"  # route and method of what is refused before it is a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,9 @@ SERIES = (
     Series("counter", "generation_tokens", "Tokens generated", K),
     Series("counter", "request_success", "Sequences finished", ("finished_reason", *K)),
     Series("counter", "requests_rejected", "Requests refused, before they ran", ("reason",)),
+    Series(
+        "counter", "http_requests", "HTTP answers, by route template, when they began", ("route", "method", "status")
+    ),
     Series("counter", "requests_failed", "Sequences that ended with an error", ("type",)),
     Series("counter", "requests_aborted", "Sequences given up, mostly because the caller had gone"),
     Series("counter", "request_unknown_fields", "Body fields that were accepted and ignored"),
@@ -81,6 +85,7 @@ SERIES = (
     Series("gauge", "num_requests_running", "Sequences in the engine's batch"),
     Series("gauge", "num_requests_waiting", "Sequences waiting, at HTTP and in the engine"),
     Series("gauge", "kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1"),
+    Series("gauge", "http_body_bytes", "Bytes of request bodies held, beyond the first 64 KiB of each"),
     Series("gauge", "engine_up", "1 while the engine takes work"),
     Series("gauge", "default_num_experts", "Expert count of a request that asks for none"),
     Series("gauge", "step_unique_experts", "Distinct experts touched by the last step, summed over layers"),

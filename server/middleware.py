@@ -13,10 +13,22 @@ from collections.abc import Callable, Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import BodyTimeout, TooLarge, TooManyHeaders, Unauthorized, error_response
+from server.errors import (
+    BodiesFull,
+    BodyTimeout,
+    TooLarge,
+    TooManyConnections,
+    TooManyHeaders,
+    Unauthorized,
+    error_response,
+)
+from server.protocol import RESERVED
 
 OPEN_PATHS = frozenset({"/live", "/health", "/ready", "/metrics", "/version"})
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+UNCOUNTED = 64 << 10  # bytes of each body that are not in the budget: a few large ones never stop the short ones
 
 
 class RequestId:
@@ -38,6 +50,21 @@ class RequestId:
             await send(message)
 
         await self.app(scope, receive, send_with_id)
+
+
+class Reserve:
+    """Answers probes alone on the connections that are kept for them."""
+
+    def __init__(self, app: ASGIApp, on_refused: Callable[[str], None]) -> None:
+        self.app, self.on_refused = app, on_refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit = scope.get("state", {}).get(RESERVED)
+        if limit is None or scope["path"] in OPEN_PATHS:
+            return await self.app(scope, receive, send)
+        self.on_refused(scope["path"])
+        error = TooManyConnections(f"the server has {limit} connections, which is its limit; try again later")
+        await error_response(error)(scope, receive, send)
 
 
 class Auth:
@@ -62,11 +89,31 @@ class Auth:
         return scheme.lower() == "bearer" and any(matches)
 
 
+class BodyBudget:
+    """How many bytes the bodies of all unfinished requests have together, beyond the first few of each."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.held = limit, 0
+
+    def take(self, count: int) -> None:
+        """Raises BodiesFull when there is no room for `count` more."""
+        if self.held + count > self.limit:
+            raise BodiesFull(
+                f"the bodies of all requests together have more than {self.limit} bytes, which is the limit; "
+                "try again later"
+            )
+        self.held += count
+
+    def give_back(self, count: int) -> None:
+        self.held -= count
+
+
 class Limits:
     """Bounds the header fields, and the body's bytes and time as it arrives. The route sees the refusal as it reads."""
 
-    def __init__(self, app: ASGIApp, max_fields: int, max_bytes: int, timeout: float) -> None:
+    def __init__(self, app: ASGIApp, max_fields: int, max_bytes: int, timeout: float, budget: BodyBudget) -> None:
         self.app, self.max_fields, self.max_bytes, self.timeout = app, max_fields, max_bytes, timeout
+        self.budget = budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,7 +121,11 @@ class Limits:
         if (fields := len(scope["headers"])) > self.max_fields:
             error = TooManyHeaders(f"{fields} header fields; the limit is {self.max_fields}")
             return await error_response(error)(scope, receive, send)
-        await self.app(scope, _BoundedBody(self, scope, receive), send)
+        body = _BoundedBody(self, scope, receive)
+        try:
+            await self.app(scope, body, send)
+        finally:  # what was made of the body lives as long as its request
+            self.budget.give_back(body.held)
 
 
 class _BoundedBody:
@@ -85,7 +136,7 @@ class _BoundedBody:
         self.deadline = time.monotonic() + limits.timeout
         declared = Headers(scope=scope).get("content-length", "")
         self.declared = int(declared) if declared.isdecimal() else 0
-        self.seen, self.complete = 0, False
+        self.seen, self.held, self.complete = 0, 0, False
 
     async def __call__(self) -> Message:
         if self.complete:
@@ -97,7 +148,12 @@ class _BoundedBody:
         self.complete = message["type"] != "http.request" or not message.get("more_body", False)
         if self.seen > self.limits.max_bytes:
             raise TooLarge(f"the body has more than {self.limits.max_bytes} bytes, which is the limit")
+        self._hold(max(0, self.seen - UNCOUNTED))
         return message
+
+    def _hold(self, count: int) -> None:
+        self.limits.budget.take(count - self.held)
+        self.held = count
 
     async def _next(self) -> Message:
         try:

@@ -18,11 +18,10 @@ from fastapi import FastAPI
 from engine.client import EngineClient
 from model.errors import CheckpointError, InvalidRequest, MoedialError
 from server import logs
-from server.app import create_app
+from server.app import create_app, protocol_for
 from server.bodies.base import GenerationBody, validate
 from server.dialects.detect import by_name, detect
 from server.dialects.seam import Dialect
-from server.protocol import with_header_deadline
 from server.service import Service
 from server.settings import Settings
 from weights.chat import ChatTemplate
@@ -121,13 +120,12 @@ def config_of(settings: Settings, app: FastAPI) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=with_header_deadline(settings.header_timeout),
+        http=protocol_for(app.state.service),
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        h11_max_incomplete_event_size=settings.max_header_bytes,
         timeout_graceful_shutdown=CUT_SECONDS,
     )
 

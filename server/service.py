@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.types import StepReport
-from model.errors import CheckpointError, EngineDown, InvalidRequest
+from model.errors import CheckpointError, EngineDown, InvalidRequest, MoedialError
 from server.admission import Admission
 from server.catalogue import Catalogue
 from server.dialects.seam import Dialect
-from server.metrics import Metrics
+from server.errors import TooManyConnections, code_of, wire_of
+from server.metrics import NO_ROUTE, Metrics
 from server.seams import ChatTemplate, Engine, Tokenizer
 from server.settings import Settings
 
@@ -102,6 +103,12 @@ class Service:
         if self.drain_started is None:
             return False
         return self.admission.held == 0 or time.monotonic() - self.drain_started > self.settings.drain_seconds
+
+    def on_connection_refused(self, error: MoedialError) -> None:
+        """Count an answer that was given before there was a request with a path."""
+        self.metrics.inc("http_requests", NO_ROUTE, NO_ROUTE, str(wire_of(error).status))
+        if isinstance(error, TooManyConnections):
+            self.metrics.inc("requests_rejected", code_of(error))
 
     def _on_report(self, report: StepReport) -> None:
         self.metrics.on_report(report)

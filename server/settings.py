@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -148,6 +148,19 @@ class Settings(BaseSettings):
     total_timeout: float = _option(600.0, "Limits", "Seconds from arrival to the last token", gt=0)
     heartbeat: float = _option(15.0, "Limits", "Seconds of silence before a stream sends an SSE comment", gt=0)
     max_body_bytes: int = _option(8 << 20, "Limits", "Bytes of one request body", ge=1)
+    max_inflight_body_bytes: int = _option(
+        128 << 20,
+        "Limits",
+        "Bytes of the bodies of all unfinished requests together; beyond: 503. The first 64 KiB of each do not count, "
+        "so that short requests always find room",
+        ge=1,
+    )
+    max_connections: int = _option(
+        1024,
+        "Limits",
+        "Open connections; beyond, 503, and a few more that are kept for /live, /health and the like",
+        ge=1,
+    )
     body_timeout: float = _option(30.0, "Limits", "Seconds for a request body to arrive", gt=0)
     header_timeout: float = _option(10.0, "Limits", "Seconds for request headers to arrive", gt=0)
     max_header_bytes: int = _option(64 << 10, "Limits", "Bytes of request line and headers", ge=1024)
@@ -161,6 +174,13 @@ class Settings(BaseSettings):
     max_tools: int = _option(128, "Limits", "Tools of one request", ge=0)
     max_grammar_bytes: int = _option(64 << 10, "Limits", "Bytes of a schema, regex or grammar", ge=1)
     max_logit_bias: int = _option(1024, "Limits", "Entries of logit_bias", ge=0)
+
+    @field_validator("max_inflight_body_bytes")
+    @classmethod
+    def _holds_one_body(cls, value: int, info: ValidationInfo) -> int:
+        if value < (one := info.data.get("max_body_bytes", 0)):
+            raise ValueError(f"must be at least --max-body-bytes, {one}, got {value}")
+        return value
 
     @cached_property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from server.app import create_app
-from server.protocol import with_header_deadline
+from server.serve import config_of
 from server.service import Service
 from server.settings import Settings
 from tests.server.fakes import FakeChat, FakeEngine, FakeTokenizer
@@ -52,8 +52,7 @@ def eventually(check: Any, seconds: float = 5.0) -> None:
 def on_loopback(engine: FakeEngine, **settings: Any) -> Iterator[tuple[str, Service]]:
     """Yields the base address and the service behind it."""
     app = app_of(engine, FakeChat(), **settings)
-    protocol = with_header_deadline(app.state.service.settings.header_timeout)
-    config = uvicorn.Config(app, http=protocol, loop="uvloop", log_config=None, access_log=False, lifespan="on")
+    config = config_of(app.state.service.settings, app)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
