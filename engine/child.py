@@ -4,6 +4,7 @@ Knows nothing of requests or restarts; `engine/client.py` decides what a message
 """
 
 import asyncio
+import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -82,6 +83,11 @@ class Child:
         with suppress(ProcessLookupError):
             self._process.kill()
 
+    def cut(self) -> None:
+        """End the process at once and hear no more of it."""
+        self.kill()
+        self._writer.transport.abort()
+
     async def close(self) -> int:
         """Close the socket, wait for the process, kill it if that takes too long; returns its exit status."""
         self._writer.transport.abort()
@@ -90,3 +96,8 @@ class Child:
         except TimeoutError:
             self.kill()
             return await self._process.wait()
+
+
+def ending(status: int) -> str:
+    """How a process ended, in words."""
+    return f"by signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"with status {status}"

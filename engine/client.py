@@ -6,24 +6,39 @@ event, or with an exception.
 
 import asyncio
 import logging
-import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Literal
 
-from engine.child import Child
-from engine.messages import Abort, Failed, FrameError, FromEngine, Ready, Rejected, Reports, Start, Stop, Submit
+from engine.backoff import Backoff
+from engine.child import Child, ending
+from engine.messages import (
+    Abort,
+    Busy,
+    Failed,
+    FrameError,
+    FromEngine,
+    Ping,
+    Pong,
+    Ready,
+    Rejected,
+    Reports,
+    Start,
+    Stop,
+    Submit,
+)
+from engine.silence import Silence, too_long
+from engine.sinks import Sink, Sinks
 from engine.types import Arrival, EngineInfo, EngineSettings, Request, StepReport, TokenEvent
 from model.errors import EngineDown, GenerationFailed, InvalidRequest, MoedialError
 
 log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "restarting", "failed", "stopped"]
-Sink = Callable[[Sequence[Arrival] | MoedialError], None]
 
 COMMAND = (sys.executable, "-m", "engine.process")
-FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds before a restart; who served for the longest starts over at the first
+FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds before a restart of what did not serve well
 FIRST_LOADS = 3  # processes that may end while they load a model that has never been loaded
 
 _WHY_DOWN: dict[State, str] = {
@@ -39,6 +54,9 @@ class EngineClient:
 
     `on_report` sees every step's report before its events are delivered. `command` starts the child; the number of a
     file descriptor is appended to it. `failure` says why the last load failed, `restarts` counts new processes.
+
+    A process that says nothing for `hang_seconds` (0: no limit) and for 20 times what its step was expected to take, or
+    does not load within `load_timeout` seconds, is killed and the next one started.
     """
 
     def __init__(
@@ -47,6 +65,8 @@ class EngineClient:
         *,
         on_report: Callable[[StepReport], None] | None = None,
         command: Sequence[str] = COMMAND,
+        hang_seconds: float = 10.0,
+        load_timeout: float = 600.0,
     ) -> None:
         self.settings, self.on_report = settings, on_report
         self.state: State = "stopped"
@@ -54,19 +74,25 @@ class EngineClient:
         self.failure: str | None = None
         self.restarts = 0
         self._lost_loads = 0
-        self._command = tuple(command)
+        self._command, self._hang_seconds, self._load_timeout = tuple(command), hang_seconds, load_timeout
+        self._silence = Silence(0.0)
+        self._hung, self._answered = False, False  # of the process that runs
         self._child: Child | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._ready_at: float | None = None
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
-        # None: the reader has left, but the engine has not confirmed the end; the id is still taken.
-        self._sinks: dict[str, Sink | None] = {}
+        self._sinks = Sinks()
 
     @property
     def pid(self) -> int | None:
         """The engine process, if there is one."""
         return self._child.pid if self._child else None
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the engine process that serves last said anything; 0 where none does."""
+        return self._silence.since if self.state == "ready" else 0.0
 
     async def start(self) -> None:
         """Begin to load and return at once; `ready` waits. A client starts only once."""
@@ -163,31 +189,31 @@ class EngineClient:
 
     async def _supervise(self) -> None:
         """Run one process after the other, until told to stop or a load fails for good."""
-        delay = FIRST_DELAY
+        backoff = Backoff(FIRST_DELAY, LONGEST_DELAY)
         try:
             while not self._stopping.is_set():
                 served = await self._run_child()
                 if self.state in ("failed", "stopped"):
                     return
-                delay = FIRST_DELAY if served >= LONGEST_DELAY else delay
+                delay = backoff.delay(self._answered or served >= LONGEST_DELAY)
                 log.error("the engine process ended; the next one starts in %.1f s", delay)
                 if not await self._stopped_within(delay):
                     self.restarts += 1
-                delay = min(2 * delay, LONGEST_DELAY)
         except Exception:
             log.exception("the engine supervisor failed")
             self._lose("failed")
 
     async def _run_child(self) -> float:
         """One process from start to end; returns for how many seconds it could serve."""
-        self._ready_at = None
+        self._ready_at, self._hung, self._answered = None, False, False
         try:
             child = await Child.spawn(self._command)
         except OSError:
             log.exception("the engine process could not be started")
             self._lose("restarting")
             return 0.0
-        self._child = child
+        self._child, self._silence = child, Silence(self._load_timeout, asks=False)
+        watch = asyncio.create_task(self._watch(child), name="engine watch")
         try:
             child.send(Start(self.settings))
             if self._stopping.is_set():
@@ -197,14 +223,23 @@ class EngineClient:
         except FrameError as error:
             log.error("the engine process sent nonsense: %s", error)
         finally:
+            watch.cancel()
             served = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
             # What loaded once may load again: only a first load can fail for good.
             self._lose("failed" if self.failure is not None and self.info is None else "restarting")
             status = await child.close()
-            log.info("engine process %d ended with status %d", child.pid, status)
+            log.info("engine process %d ended %s", child.pid, ending(status))
             self._child = None
             self._count_lost_load(status)
         return served
+
+    async def _watch(self, child: Child) -> None:
+        """Ask a silent process for a sign of life, and cut off one that hangs."""
+        silence = await too_long(lambda: self._silence, lambda: child.send(Ping()))
+        doing = f"with {len(self._sinks)} requests" if self._ready_at else "while it loads the model"
+        log.error("engine process %d said nothing for %.1f s %s; it is killed", child.pid, silence.since, doing)
+        self._hung = True
+        child.cut()
 
     def _count_lost_load(self, status: int) -> None:
         """Give a model up when its first load has ended the process several times."""
@@ -212,32 +247,27 @@ class EngineClient:
             return
         self._lost_loads += 1
         if self._lost_loads == FIRST_LOADS:
-            how = f"by signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"with status {status}"
-            self.failure = f"the engine process ended {FIRST_LOADS} times in a row while loading, the last time {how}"
+            how = f"{FIRST_LOADS} times in a row while loading, the last time {ending(status)}"
+            self.failure = f"the engine process ended {how}"
             self._lose("failed")
 
     def _receive(self, message: FromEngine) -> None:
+        self._silence.heard(message.seconds if isinstance(message, Busy) else 0.0)
         match message:
             case Ready(info):
                 self.info, self.failure, self._ready_at = info, None, time.monotonic()
+                self._silence = Silence(self._hang_seconds)
                 self._change("ready")
             case Failed(reason):
                 self.failure = reason
             case Rejected(request_id, reason, param, code):
-                self._deliver(request_id, InvalidRequest(reason, param, code), last=True)
+                self._sinks.deliver(request_id, InvalidRequest(reason, param, code), last=True)
             case Reports(reports):
-                self._distribute(reports, time.monotonic())
-
-    def _distribute(self, reports: Sequence[StepReport], now: float) -> None:
-        """Every request gets what has come for it in one piece."""
-        arrivals: dict[str, list[Arrival]] = {}
-        for report in reports:
-            self._observe(report)
-            at = now - report.held_s
-            for event in report.events:
-                arrivals.setdefault(event.request_id, []).append(Arrival(event, at))
-        for request_id, found in arrivals.items():
-            self._deliver(request_id, found, last=found[-1].event.finish is not None)
+                for report in reports:
+                    self._observe(report)
+                self._answered = self._sinks.distribute(reports, time.monotonic()) or self._answered
+            case Pong() | Busy():
+                pass
 
     def _observe(self, report: StepReport) -> None:
         if self.on_report is None:
@@ -247,17 +277,12 @@ class EngineClient:
         except Exception:
             log.exception("the report hook failed")  # statistics must not stop answers
 
-    def _deliver(self, request_id: str, item: Sequence[Arrival] | MoedialError, *, last: bool) -> None:
-        sink = self._sinks.pop(request_id, None) if last else self._sinks.get(request_id)
-        if sink is not None:
-            sink(item)
-
     def _lose(self, state: State) -> None:
         """There is no engine now: every running request ends."""
         self._change(state)
-        why = "the engine was stopped" if self.state == "stopped" else "the engine process ended"
-        for request_id in list(self._sinks):
-            self._deliver(request_id, GenerationFailed(f"{why} while the request was running"), last=True)
+        ended = "the engine process hung and was ended" if self._hung else "the engine process ended"
+        why = "the engine was stopped" if self.state == "stopped" else ended
+        self._sinks.fail(lambda: GenerationFailed(f"{why} while the request was running"))
 
     def _change(self, state: State) -> None:
         self.state = "stopped" if self._stopping.is_set() else state

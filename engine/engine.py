@@ -6,9 +6,11 @@ requests that it comes from and nothing else.
 
 import logging
 import time
+from collections.abc import Callable
 
 from engine.grammar import Grammars, Matcher
 from engine.isolation import Isolation
+from engine.pace import LONG, Pace
 from engine.plan import NO_WORK, Plan, Runner, StepResult, Work, sample_count
 from engine.scheduler import Scheduler
 from engine.types import Request, StepReport, StepStats, TokenEvent
@@ -23,15 +25,18 @@ NOTHING = StepResult((), NO_WORK)
 class Engine:
     """Runs requests to their end. Not thread-safe: one loop calls everything.
 
-    `repeatable`: a plan whose run broke off may be run again (`engine/isolation.py`).
+    `repeatable`: a plan whose run broke off may be run again (`engine/isolation.py`). `announce` hears, before a long
+    step, how many seconds it may take.
     """
 
     def __init__(
         self, runner: Runner, scheduler: Scheduler, grammars: Grammars | None = None, *, repeatable: bool = True
     ) -> None:
         self.scheduler = scheduler
+        self.announce: Callable[[float], None] = lambda _: None
         self._runner, self._grammars, self._repeatable = runner, grammars, repeatable
         self._retries = 0  # in this step
+        self._pace = Pace()
 
     @property
     def runner(self) -> Runner:
@@ -129,7 +134,12 @@ class Engine:
         return events, isolation.work
 
     def _compute(self, plan: Plan) -> StepResult:
+        expected = self._pace.expect(plan, self.scheduler.counts.estimated_s)
+        if expected > LONG:
+            self.announce(expected)
+        started = time.perf_counter()
         result = self._runner.run(plan)
+        self._pace.took(time.perf_counter() - started)
         if len(result.sampled) != sample_count(plan):
             raise ValueError(f"the plan samples {sample_count(plan)} tokens, the runner returned {len(result.sampled)}")
         return result

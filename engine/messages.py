@@ -37,6 +37,10 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Finish what was submitted, then exit."""
 
 
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Say that you are alive."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The model is loaded; requests may follow."""
 
@@ -58,14 +62,24 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
     code: str
 
 
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """The answer to a ping, between two steps."""
+
+
+class Busy(msgspec.Struct, frozen=True, tag="busy"):
+    """A step begins that may take so long."""
+
+    seconds: float
+
+
 class Reports(msgspec.Struct, frozen=True, tag="reports"):
     """What one or more steps did, in order."""
 
     reports: tuple[StepReport, ...]
 
 
-ToEngine = Start | Submit | Abort | Stop
-FromEngine = Ready | Failed | Rejected | Reports
+ToEngine = Start | Submit | Abort | Stop | Ping
+FromEngine = Ready | Failed | Rejected | Pong | Busy | Reports
 Message = TypeVar("Message")
 
 _TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from engine import logs, parent
 from engine.engine import Engine
@@ -19,9 +20,12 @@ from engine.grammar import Matcher
 from engine.messages import (
     HEADER,
     Abort,
+    Busy,
     Failed,
     FrameError,
     FromEngine,
+    Ping,
+    Pong,
     Ready,
     Rejected,
     Start,
@@ -122,6 +126,7 @@ def serve(connection: Connection, engine: Engine, interval: float) -> None:
     """Run requests until a `Stop` has come and everything submitted has ended. `interval`: see `Outbox`, in seconds."""
     stopping = False
     intake, outbox = Intake(connection, engine), Outbox(connection.send, interval)
+    engine.announce = partial(_announce, connection, outbox)
     while True:
         for message in connection.receive(wait=not engine.has_work and (bool(intake.jobs) or not stopping)):
             outbox.flush()  # what it asks for may make the next step a long one
@@ -132,6 +137,13 @@ def serve(connection: Connection, engine: Engine, interval: float) -> None:
             outbox.put(_step(engine, outbox), more=engine.has_work)
         elif stopping and not intake.jobs:
             return
+
+
+def _announce(connection: Connection, outbox: Outbox, seconds: float) -> None:
+    """A long step begins: what was made before does not wait for its end."""
+    with suppress(OSError):  # a parent that is gone is seen by whoever reads
+        outbox.flush()
+        connection.send(Busy(seconds))
 
 
 def _step(engine: Engine, outbox: Outbox) -> StepReport:
@@ -192,6 +204,8 @@ def _obey(message: ToEngine, intake: Intake) -> bool:
         case Abort(ids):
             for request_id in ids:
                 intake.abort(request_id)
+        case Ping():
+            intake.connection.send(Pong())
         case Stop():
             return True
         case Start():

@@ -16,6 +16,7 @@ from prometheus_client.utils import floatToGoString
 
 from engine.types import StepReport, StepStats
 from model.budget import ExpertBudget
+from server.processes import process_rows
 
 PREFIX = "moedial:"
 ENGINE = "0"
@@ -87,6 +88,8 @@ SERIES = (
     Series("gauge", "kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1"),
     Series("gauge", "http_body_bytes", "Bytes of request bodies held, beyond the first 64 KiB of each"),
     Series("gauge", "engine_up", "1 while the engine takes work"),
+    Series("counter", "engine_restarts", "Engine processes started after one had ended or hung"),
+    Series("gauge", "engine_seconds_since_report", "Since the engine last said anything; idle, it is asked every 2 s"),
     Series("gauge", "default_num_experts", "Expert count of a request that asks for none"),
     Series("gauge", "step_unique_experts", "Distinct experts touched by the last step, summed over layers"),
     Series("gauge", "expert_load_imbalance", "Busiest expert's pairs over the mean, last step, mean over layers"),
@@ -122,7 +125,7 @@ class Metrics:
         self._bounds = {series.name: series.buckets for series in SERIES}
         self._counters: dict[Key, float] = {(s.name,): 0.0 for s in SERIES if s.kind == "counter" and not s.labels}
         self._spreads: dict[Key, Spread] = {}
-        self._gauges: dict[Key, Callable[[], float]] = {}
+        self._watched: dict[Key, Callable[[], float]] = {}
         self._counts: frozenset[int] = frozenset()
         self.last: StepStats | None = None
         self.registry = CollectorRegistry()
@@ -144,8 +147,8 @@ class Metrics:
         return spread
 
     def watch(self, name: str, read: Callable[[], float]) -> None:
-        """A gauge that is read when it is scraped."""
-        self._gauges[name,] = read
+        """A gauge or counter that is read when it is scraped."""
+        self._watched[name,] = read
 
     def collect(self) -> Iterator[Metric]:
         """For the registry: every series with what it has."""
@@ -154,12 +157,13 @@ class Metrics:
             if series.kind == "counter":
                 counter = CounterMetricFamily(name, series.help, labels=labels)
                 for key in self._of(self._counters, series):
-                    counter.add_metric([*self._own, *key[1:]], self._counters[key])
+                    value = self._watched[key]() if key in self._watched else self._counters[key]
+                    counter.add_metric([*self._own, *key[1:]], value)
                 yield counter
             elif series.kind == "gauge":
                 gauge = GaugeMetricFamily(name, series.help, labels=labels)
-                for key in self._of(self._gauges, series):
-                    gauge.add_metric([*self._own, *key[1:]], self._gauges[key]())
+                for key in self._of(self._watched, series):
+                    gauge.add_metric([*self._own, *key[1:]], self._watched[key]())
                 yield gauge
             else:
                 histogram = HistogramMetricFamily(name, series.help, labels=labels)
@@ -210,4 +214,4 @@ def metrics_table() -> str:
         suffix = "_total" if series.kind == "counter" else ""
         labels = ", ".join(f"`{label}`" for label in ("model_name", "engine", *series.labels))
         rows.append(f"| `{PREFIX}{series.name}{suffix}` | {series.kind} | {labels} | {series.help} |")
-    return "\n".join(rows) + "\n"
+    return "\n".join([*rows, *process_rows()]) + "\n"

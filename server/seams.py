@@ -13,9 +13,19 @@ EngineState = Literal["loading", "ready", "restarting", "failed", "stopped"]
 
 
 class Engine(Protocol):
-    """The engine as seen from the HTTP process. `info` is known once the model has been loaded for the first time."""
+    """The engine as seen from the HTTP process. `info` is known once the model has been loaded for the first time.
+
+    `restarts` counts processes after the first one, `silence` is the seconds since the one that serves said anything.
+    """
 
     on_report: Callable[[StepReport], None] | None
+    restarts: int
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def silence(self) -> float: ...
 
     @property
     def info(self) -> EngineInfo | None: ...

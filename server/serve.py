@@ -73,7 +73,9 @@ def run(settings: Settings) -> None:
     """
     logs.configure(settings.log_level)
     folder = resolve_model(settings.model)
-    engine = EngineClient(settings.engine_settings(folder))
+    engine = EngineClient(
+        settings.engine_settings(folder), hang_seconds=settings.hang_seconds, load_timeout=settings.load_timeout
+    )
     tokenizer = Tokenizer.load(folder, settings.generation_config == "auto")
     defaults = defaults_of(settings, folder)
     chat = ChatTemplate.load(folder)

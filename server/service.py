@@ -14,6 +14,7 @@ from server.catalogue import Catalogue
 from server.dialects.seam import Dialect
 from server.errors import TooManyConnections, code_of, wire_of
 from server.metrics import NO_ROUTE, Metrics
+from server.processes import watch_processes
 from server.seams import ChatTemplate, Engine, Tokenizer
 from server.settings import Settings
 
@@ -39,6 +40,7 @@ class Service:
         self.drain_started: float | None = None
         self.seen_fields: set[str] = set()  # unknown body fields that have been logged
         self._watch()
+        watch_processes(self.metrics.registry, lambda: engine.pid)
         engine.on_report = self._on_report
 
     async def boot(self) -> None:
@@ -116,6 +118,8 @@ class Service:
     def _watch(self) -> None:
         watch = self.metrics.watch
         watch("engine_up", lambda: float(self.engine.state == "ready"))
+        watch("engine_restarts", lambda: self.engine.restarts)
+        watch("engine_seconds_since_report", lambda: self.engine.silence)
         watch("num_requests_running", lambda: self._gauge("running"))
         watch("num_requests_waiting", lambda: self.admission.waiting + self._gauge("waiting"))
         watch("kv_cache_usage_perc", lambda: self._gauge("blocks_used") / max(1.0, self._gauge("blocks_total")))

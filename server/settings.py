@@ -130,6 +130,13 @@ class Settings(BaseSettings):
     )
     prefix_cache: bool = _option(True, "Engine", "Reuse KV blocks of equal prompts with equal expert counts")
     load_timeout: float = _option(600.0, "Engine", "Seconds that loading the model may take", gt=0)
+    hang_seconds: float = _option(
+        10.0,
+        "Engine",
+        "Seconds without a word from the engine, or 20 times what its step was expected to take if that is more, "
+        "before it is killed and started again; 0: never",
+        ge=0,
+    )
 
     host: str = _option("127.0.0.1", "HTTP", "Address to listen on")
     port: int = _option(8000, "HTTP", "Port to listen on; 0: any free one", ge=0, le=65535)

@@ -107,7 +107,7 @@ def build_fake(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
         log.info("loading the %s", "weights")
     blocks = BlockManager(32, settings.block_size, prefix_cache=settings.prefix_cache)
     scheduler = Scheduler(blocks, settings.max_running, settings.max_step_tokens, max_model_len=400)
-    runner = FakeRunner(settings.block_size, step_s=0.01 if settings.model == "slow" else 0.0)
+    runner = FakeRunner(settings.block_size, step_s={"slow": 0.01, "long": 1.2}.get(settings.model, 0.0))
     info = EngineInfo(
         kernels="torch",
         kernels_reason="off",

@@ -29,10 +29,10 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 @asynccontextmanager
 async def serving(
-    model: str = "fake", on_report: Callable[[StepReport], None] | None = None
+    model: str = "fake", on_report: Callable[[StepReport], None] | None = None, hang_seconds: float = 10.0
 ) -> AsyncIterator[EngineClient]:
     settings = EngineSettings(model, max_running=8, max_step_tokens=64)
-    client = EngineClient(settings, command=FAKE, on_report=on_report)
+    client = EngineClient(settings, command=FAKE, on_report=on_report, hang_seconds=hang_seconds)
     await client.start()
     try:
         await client.ready(10)
@@ -155,6 +155,89 @@ def test_death_fails_the_running_and_serves_again(death: str, count: int) -> Non
             await client.ready(10)
             assert client.restarts == 1
             assert len(await text(client, "r0")) == 4
+
+    run(test)
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_process_that_hangs_is_killed_and_the_next_one_serves(busy: bool) -> None:
+    async def test() -> None:
+        async with serving("slow", hang_seconds=0.5) as client:
+            assert client.pid
+            count = 5 if busy else 0
+            tasks = [asyncio.create_task(text(client, f"r{i}", LONG)) for i in range(count)]
+            await asyncio.sleep(0.3)
+            os.kill(client.pid, signal.SIGSTOP)
+            started = time.monotonic()
+            while client.state == "ready":
+                await asyncio.sleep(0.02)
+            assert time.monotonic() - started < 3
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                assert isinstance(result, GenerationFailed) and "hung" in str(result)
+            await client.ready(10)
+            assert client.restarts == 1
+            assert len(await text(client, "r0")) == 4
+
+    run(test)
+
+
+def test_a_process_that_hangs_while_it_loads_is_replaced() -> None:
+    async def test() -> None:
+        client = EngineClient(EngineSettings("hanging"), command=FAKE, load_timeout=0.3)
+        await client.start()
+        with pytest.raises(EngineDown, match="3 times in a row while loading"):
+            await client.ready(15)
+        assert client.restarts == 2
+        await client.stop()
+
+    run(test)
+
+
+def test_long_steps_silence_without_work_and_a_busy_loop_are_no_hang() -> None:
+    async def test() -> None:
+        async with serving("long", hang_seconds=1.0) as client:
+            pid = client.pid
+            await asyncio.sleep(1.5)
+            assert client.silence < 1.0, "it was asked for a sign of life"
+            assert len(await text(client, "a", 2)) == 2
+            time.sleep(1.5)  # as a machine that slept
+            assert len(await text(client, "b", 1)) == 1
+            assert (client.pid, client.restarts) == (pid, 0)
+
+    run(test)
+
+
+def test_a_process_that_answered_is_replaced_at_once_and_one_that_did_not_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.client.FIRST_DELAY", 60.0)
+
+    async def test() -> None:
+        async with serving() as client:
+            await text(client, "a")
+            assert client.pid
+            os.kill(client.pid, signal.SIGKILL)
+            while client.state == "ready":
+                await asyncio.sleep(0.01)
+            await client.ready(10)
+            os.kill(client.pid, signal.SIGKILL)
+            with pytest.raises(EngineDown):
+                while client.state == "ready":
+                    await asyncio.sleep(0.01)
+                await client.ready(0.5)
+
+    run(test)
+
+
+def test_a_reader_that_fails_ends_no_other() -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("a fault in a reader")
+
+    async def test() -> None:
+        async with serving("slow") as client:
+            client.submit(request("bad"), broken)
+            assert len(await text(client, "good")) == 4
+            assert client.restarts == 0
 
     run(test)
 

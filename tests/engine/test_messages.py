@@ -9,9 +9,12 @@ from engine import messages
 from engine.messages import (
     HEADER,
     Abort,
+    Busy,
     Failed,
     FrameError,
     FromEngine,
+    Ping,
+    Pong,
     Ready,
     Rejected,
     Reports,
@@ -40,7 +43,7 @@ def payload(message: ToEngine | FromEngine) -> bytes:
     return data[HEADER.size :]
 
 
-@pytest.mark.parametrize("message", [Start(SETTINGS), Submit((FULL, request("b"))), Abort(("a", "b")), Stop()])
+@pytest.mark.parametrize("message", [Start(SETTINGS), Submit((FULL, request("b"))), Abort(("a", "b")), Stop(), Ping()])
 def test_messages_to_the_engine_survive(message: ToEngine) -> None:
     assert read_to_engine(payload(message)) == message
 
@@ -52,6 +55,8 @@ def test_messages_to_the_engine_survive(message: ToEngine) -> None:
         Ready(replace(build_fake(SETTINGS)[1], step_cost=COST)),
         Failed("no"),
         Rejected("a", "too long", None, "x"),
+        Pong(),
+        Busy(2.5),
         Reports((StepReport((EVENT, TokenEvent("b", None, finish="abort")), STATS), StepReport((), STATS, 0.01))),
     ],
 )

@@ -17,9 +17,12 @@ from engine.grammar import Grammars, Matcher, refusal
 from engine.messages import (
     HEADER,
     Abort,
+    Busy,
     Failed,
     FrameError,
     FromEngine,
+    Ping,
+    Pong,
     Ready,
     Rejected,
     Reports,
@@ -30,6 +33,7 @@ from engine.messages import (
     frame,
     read_from_engine,
 )
+from engine.pace import FIRST
 from engine.process import Connection, serve
 from engine.types import EngineSettings, StepReport
 from model.errors import EngineDown
@@ -49,6 +53,12 @@ class Parent:
         self.sock.sendall(b"".join(map(frame, messages)))
 
     def receive(self) -> FromEngine:
+        """The next message that is not the announcement of a long step."""
+        while isinstance(message := self.receive_any(), Busy):
+            pass
+        return message
+
+    def receive_any(self) -> FromEngine:
         (size,) = HEADER.unpack(self._exactly(HEADER.size))
         return read_from_engine(self._exactly(size))
 
@@ -208,6 +218,32 @@ def test_what_was_made_before_the_device_was_lost_is_told() -> None:
         while isinstance(message := serving.parent.receive(), Reports):
             reports += message.reports
     assert [len(report.events) for report in reports] == [1] * 5 and reports[1].held_s > 0
+
+
+def test_a_ping_is_answered_between_steps_and_while_idle() -> None:
+    serving = Serving()
+    serving.parent.send(Ping())
+    assert serving.parent.receive() == Pong()
+    serving.parent.send(Submit((request("a", max_tokens=300),)), Ping())
+    while not isinstance(message := serving.parent.receive(), Pong):
+        assert isinstance(message, Reports)
+    assert serving.parent.until_end(1) == {"a": "length"}
+
+
+def test_a_long_step_is_announced_after_what_was_made_before() -> None:
+    serving = Serving()
+    serving.parent.send(Submit((request("a", max_tokens=4),)))
+    assert serving.parent.receive_any() == Busy(FIRST), "nothing is known of the first step"
+    assert isinstance(serving.parent.receive_any(), Reports)
+    run = serving.engine.runner.run
+    serving.engine.runner.run = lambda plan: time.sleep(0.3) or run(plan)  # type: ignore[method-assign, func-returns-value]
+    assert serving.parent.until_end(1)
+    serving.parent.send(Submit((request("b", max_tokens=3),)))
+    kinds = [type(message := serving.parent.receive_any())]
+    while not (isinstance(message, Reports) and any(event.finish for event in message.reports[-1].events)):
+        kinds.append(type(message := serving.parent.receive_any()))
+    assert kinds == [Busy, Reports] * 3
+    assert isinstance(message, Reports)
 
 
 def test_idle_engine_sleeps() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import codecs
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
@@ -101,6 +102,8 @@ class FakeEngine:
         self.script = script or says("hello world")
         self.info: EngineInfo | None = INFO
         self.state: EngineState = "loading"
+        self.restarts, self.silence = 0, 0.5
+        self.pid: int | None = os.getpid()
         self.on_report: Callable[[StepReport], None] | None = None
         self.gate: asyncio.Event | None = None  # None: open
         self.likely: Callable[[Request], float] = lambda _: -0.5  # log-probability of every token of a request

@@ -67,3 +67,18 @@ def test_a_token_that_is_heard_of_late_does_not_make_time_run_backwards() -> Non
     gaps = metrics.spread("inter_token_latency_seconds", life.label)
     assert gaps.sum == pytest.approx(0.5) and sum(gaps.counts) == 2
     assert (life.first, life.last, life.tokens) == (1.0, 1.5, 3)
+
+
+def test_the_engine_process_and_both_processes_use_are_exported() -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+        engine.restarts = 3
+        text = client.get("/metrics").text
+        service = service_of(client)
+        assert value(service, "engine_restarts_total") == 3
+        assert value(service, "engine_seconds_since_report") == 0.5
+        for tail in ("resident_memory_bytes", "cpu_seconds_total", "open_fds", "start_time_seconds"):
+            assert f"\nprocess_{tail} " in text and f"\nmoedial:engine_process_{tail} " in text
+        engine.pid = None
+        text = client.get("/metrics").text
+        assert "\nprocess_open_fds " in text and "engine_process" not in text, "there is none now"
