@@ -11,7 +11,8 @@ FOLDER = Path(__file__).parent
 PAGES = {
     "settings.md": (
         "# Settings\n\nEvery option of `moedial serve`, by flag and by environment variable. "
-        "A flag wins over a variable, a variable over the default.\n\n",
+        "A flag wins over a variable, a variable over the default. "
+        "Other variables that begin with `MOEDIAL_` are refused.\n\n",
         settings_table,
     ),
     "metrics.md": (

@@ -1,42 +1,65 @@
 """The bounded queue in front of the engine: a slot is taken before any work, and turns are given in order of arrival.
 
-Counts sequences (a request of n counts n) and prompt tokens. It knows neither requests nor the engine.
+Counts sequences (a request of n counts n), by owner too, and prompt tokens. It knows neither requests nor the engine.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from model.errors import EngineBusy, InvalidRequest
-from server.errors import QueueTimeout
+from server.errors import PlacesTaken, QueueTimeout
 
 
 class Admission:
-    """`running` sequences may be with the engine (and a few more, so that its batch refills without waiting for us)."""
+    """`running` sequences may be with the engine (and a few more, so that its batch refills without waiting for us).
 
-    def __init__(self, running: int, queue: int, max_tokens: int) -> None:
+    `shares`: of the sequences held at once, by owner; one at the least. An owner without a share may have all.
+    """
+
+    def __init__(self, running: int, queue: int, max_tokens: int, shares: Mapping[str, float]) -> None:
         self.capacity = running + queue
+        self._most = {owner: max(1, math.floor(share * self.capacity)) for owner, share in shares.items()}
+        self.held_by: Counter[str] = Counter()
         self.max_tokens = max_tokens
         self.held = 0
         self.waiting = 0
         self.tokens = 0
         self._turns = asyncio.Semaphore(min(self.capacity, running + 1 + running // 8))
 
-    def reserve(self, sequences: int) -> "Reservation":
+    def reserve(self, sequences: int, owner: str) -> "Reservation":
         """Take slots now or refuse now.
 
         Raises:
-            InvalidRequest: more than this server could ever hold.
+            InvalidRequest: more than this server, or this owner, could ever hold.
             EngineBusy: no room at this moment.
+            PlacesTaken: the owner's share is used up at this moment.
         """
         if sequences > self.capacity:
             raise InvalidRequest(
                 f"n x prompts = {sequences} sequences; this server holds at most {self.capacity} at once", "n"
             )
+        self._check_share(sequences, owner)
         if self.held + sequences > self.capacity:
             raise EngineBusy(f"the queue is full: {self.held} of {self.capacity} sequences are held")
         self.held += sequences
-        return Reservation(self, sequences)
+        self.held_by[owner] += sequences
+        return Reservation(self, sequences, owner)
+
+    def _check_share(self, sequences: int, owner: str) -> None:
+        if owner not in self._most:
+            return
+        most, held = self._most[owner], self.held_by[owner]
+        if sequences > most:
+            raise InvalidRequest(f"n x prompts = {sequences} sequences; this key may hold at most {most} at once", "n")
+        if held + sequences > most:
+            raise PlacesTaken(
+                f"this key holds {held} of at most {most} sequences at once, {sequences} more were asked; try again"
+                " later",
+                "places",
+            )
 
     @asynccontextmanager
     async def turn(self, timeout: float) -> AsyncIterator[None]:
@@ -58,8 +81,8 @@ class Admission:
 class Reservation:
     """Slots held by one request. Releasing twice is harmless."""
 
-    def __init__(self, admission: Admission, sequences: int) -> None:
-        self._admission, self._sequences, self._tokens = admission, sequences, 0
+    def __init__(self, admission: Admission, sequences: int, owner: str) -> None:
+        self._admission, self._sequences, self._owner, self._tokens = admission, sequences, owner, 0
 
     def add_tokens(self, count: int) -> None:
         held, limit = self._admission.tokens, self._admission.max_tokens
@@ -72,5 +95,6 @@ class Reservation:
 
     def release(self) -> None:
         self._admission.held -= self._sequences
+        self._admission.held_by[self._owner] -= self._sequences
         self._admission.tokens -= self._tokens
         self._sequences = self._tokens = 0

@@ -3,16 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import structlog
 from fastapi import FastAPI
+from starlette.types import Scope
 
+from model.errors import MoedialError
 from server import contract, errors
+from server.auth import Auth
 from server.dialects.seam import Dialect
+from server.errors import RateLimited, code_of
 from server.forms import PLAIN
-from server.middleware import Auth, BodyBudget, Limits, RequestId, Reserve
+from server.middleware import BodyBudget, Limits, RequestId, Reserve
 from server.protocol import ConnectionLimits, protocol_of
 from server.routes import generate, models, probes, tokens
 from server.seams import ChatTemplate, Engine, Tokenizer
@@ -83,8 +88,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         timeout=settings.body_timeout,
         budget=budget,
     )
-    keys = [key.get_secret_value() for key in settings.api_keys]
-    app.add_middleware(Auth, keys=keys, on_refused=refused("invalid_api_key"))
+    app.add_middleware(Auth, keys=service.keys, accounts=service.accounts, note=partial(_note_key, service))
     app.add_middleware(Reserve, on_refused=refused("too_many_connections"))
     app.add_middleware(RequestId)
 
@@ -97,3 +101,17 @@ def protocol_for(service: Service) -> type[asyncio.Protocol]:
             settings.max_connections, settings.max_header_bytes, settings.header_timeout, service.on_connection_refused
         )
     )
+
+
+def _note_key(service: Service, scope: Scope, error: MoedialError | None) -> None:
+    """Count a request that a key has made or been refused."""
+    state, metrics = scope["state"], service.metrics
+    key = state["key_name"]
+    if error is None:
+        return metrics.inc("key_requests", key)
+    named = {"key": key} if key else {}
+    log.info("refused", code=code_of(error), reason=str(error), request_id=state.get("request_id"), **named)
+    if isinstance(error, RateLimited):
+        metrics.inc("key_requests_limited", key, error.limit)
+    if scope["path"] in generate.PATHS:
+        metrics.inc("requests_rejected", code_of(error))

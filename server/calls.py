@@ -19,6 +19,7 @@ from server.admission import Reservation
 from server.bodies.base import GenerationBody, refuse_unsupported, unknown_fields, validate
 from server.bodies.chat import ChatBody, Message, TemplateBody, Tool
 from server.bodies.completions import CompletionBody
+from server.errors import key_name_of
 from server.experts import HEADER, ask_of_header, asks_of_body, merged, refuse_misspelt, reported, resolve
 from server.forms import Form, form_of_chat, form_of_completion, offered
 from server.generation import Generation, Timeouts
@@ -58,7 +59,7 @@ async def open_completion(service: Service, http: HttpRequest) -> Call:
     raw = await read_json(http, service.settings)
     body, budget = _check(service, http, CompletionBody, raw)
     prompts = prompts_of(body.prompt, service.settings.max_prompts)
-    reservation = service.admission.reserve(body.answers * len(prompts))
+    reservation = service.admission.reserve(body.answers * len(prompts), key_name_of(http))
 
     async def prepare() -> Prepared:
         form = await _off_loop(body, form_of_completion, body, service.settings.max_grammar_bytes)
@@ -66,7 +67,7 @@ async def open_completion(service: Service, http: HttpRequest) -> Call:
             await _encode(service.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt for prompt in prompts
         ]
 
-    return await _open(service, "cmpl-", body, budget, reservation, prepare, arrived)
+    return await _open(service, "cmpl-", key_name_of(http), body, budget, reservation, prepare, arrived)
 
 
 async def open_chat(service: Service, http: HttpRequest) -> Call:
@@ -80,7 +81,7 @@ async def open_conversation(
     """A call from the raw body of a chat; `kind` is what its id begins with."""
     body, budget = _check(service, http, ChatBody, raw)
     offered(body)
-    reservation = service.admission.reserve(body.answers)
+    reservation = service.admission.reserve(body.answers, key_name_of(http))
 
     async def prepare() -> Prepared:
         tools = None if body.tool_choice == "none" else body.tools
@@ -89,7 +90,7 @@ async def open_conversation(
         form = await _off_loop(body, form_of_chat, body, service.dialect, text, service.settings.max_grammar_bytes)
         return form, [await _encode(service.tokenizer.encode_chat, text)]
 
-    return await _open(service, kind, body, budget, reservation, prepare, arrived)
+    return await _open(service, kind, key_name_of(http), body, budget, reservation, prepare, arrived)
 
 
 async def render(
@@ -145,6 +146,7 @@ def _note_unknown(service: Service, fields: list[str]) -> None:
 async def _open(
     service: Service,
     kind: str,
+    key: str,
     body: GenerationBody,
     budget: ExpertBudget,
     reservation: Reservation,
@@ -156,8 +158,9 @@ async def _open(
     try:
         form, tokens = await prepare()
         prompts = tuple(map(tuple, tokens))
-        sequences = sequences_of(service, body, form, prompts, budget, call_id, arrived)
+        sequences = sequences_of(service, body, form, prompts, budget, call_id, arrived, key)
         reservation.add_tokens(body.answers * sum(map(len, prompts)))
+        service.charge(key, sum(map(len, prompts)))
     except BaseException:
         reservation.release()
         raise

@@ -4,6 +4,7 @@ It parses and prints; the work is elsewhere. A new sub-command is one function w
 """
 
 import inspect
+import os
 import sys
 from typing import Annotated, Any
 
@@ -11,8 +12,10 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from engine.environment import PREFIX
 from model.errors import MoedialError
-from server.settings import PREFIX, Settings, default_of, flag_of, group_of
+from server.settings import Settings, default_of, flag_of, group_of
+from server.variables import BadSetting, forget_keys
 from terminal.cli import bench, chat  # their options only; httpx and the rest are loaded when they run
 
 app = typer.Typer(name="moedial", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -42,7 +45,9 @@ def serve(**flags: Any) -> None:
     """Serve one model over HTTP."""
     from server.serve import run  # late: --help and version need no server
 
-    run(Settings(**{name: value for name, value in flags.items() if value is not None}))
+    settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+    forget_keys(os.environ)
+    run(settings)
 
 
 _parameters = [_parameter(name, field) for name, field in Settings.model_fields.items()]
@@ -69,6 +74,9 @@ def main() -> None:
         for fault in error.errors():
             name = str(fault["loc"][0])
             print(f"moedial: {flag_of(name)} ({PREFIX}{name.upper()}): {fault['msg']}", file=sys.stderr)
+        sys.exit(2)
+    except BadSetting as error:
+        print(f"moedial: {error}", file=sys.stderr)
         sys.exit(2)
     except MoedialError as error:
         print(f"moedial: {error}", file=sys.stderr)

@@ -87,7 +87,10 @@ def describe(app: FastAPI) -> dict[str, Any]:
     refs, schemas = models_json_schema(list(dict.fromkeys(models)), ref_template=REF)  # type: ignore[arg-type]
     whole["components"] = {
         "schemas": schemas["$defs"],
-        "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "Where --api-keys is set"}},
+        "securitySchemes": {
+            "key": {"type": "http", "scheme": "bearer", "description": "Where the server has keys"},
+            "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, elsewhere"},
+        },
     }
     for path, (body, answer, event) in POSTS.items():
         operation = whole["paths"][path]["post"]

@@ -26,6 +26,18 @@ class Unauthorized(MoedialError):
     """No key, or a wrong one."""
 
 
+class RateLimited(MoedialError):
+    """The key has used up what it may use. `limit` says of what; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, limit: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.limit, self.retry_after = limit, retry_after
+
+
+class PlacesTaken(RateLimited):
+    """The key holds its share of the places; the body has been read."""
+
+
 class TooLarge(MoedialError):
     """The body is larger than the limit."""
 
@@ -93,6 +105,8 @@ TABLE: dict[type[Exception], Wire] = {
     ModelNotFound: Wire(404, "invalid_request_error", "model_not_found"),
     InvalidRequest: Wire(400, "invalid_request_error", "invalid_value"),
     Unauthorized: Wire(401, "authentication_error", "invalid_api_key", close=True),
+    RateLimited: Wire(429, "rate_limit_error", "rate_limit_exceeded", retry=True, close=True),
+    PlacesTaken: Wire(429, "rate_limit_error", "rate_limit_exceeded", retry=True),
     TooLarge: Wire(413, "invalid_request_error", "body_too_large", close=True),
     TooManyHeaders: Wire(431, "invalid_request_error", "too_many_headers", close=True),
     HeadersTooLarge: Wire(431, "invalid_request_error", "headers_too_large", close=True),
@@ -186,7 +200,14 @@ async def _on_validation(request: Request, error: Exception) -> Response:
 
 def _who(request: Request) -> dict[str, Any]:
     route = request.scope.get("route")
-    return {"request_id": request.scope["state"].get("request_id"), "route": getattr(route, "path", "unknown")}
+    key = {"key": name} if (name := key_name_of(request)) else {}
+    request_id = request.scope["state"].get("request_id")
+    return {"request_id": request_id, "route": getattr(route, "path", "unknown"), **key}
+
+
+def key_name_of(request: Request) -> str:
+    """The name of the API key that the request came with; empty without keys."""
+    return str(request.scope["state"].get("key_name", ""))
 
 
 def install(app: FastAPI) -> None:

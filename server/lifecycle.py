@@ -11,6 +11,7 @@ from model.budget import ExpertBudget
 from model.errors import EngineBusy, EngineDown, InvalidRequest, MoedialError
 from server.errors import code_of
 from server.metrics import Metrics, Spread
+from server.quotas import Account
 
 
 @dataclass(slots=True)
@@ -19,6 +20,7 @@ class Lifecycle:
     budget: ExpertBudget
     prompt_tokens: int
     arrived: float
+    account: Account | None = None  # of the key that pays for it
     started: float | None = None  # when it got its place in the batch
     first: float | None = None
     last: float = 0.0
@@ -45,6 +47,8 @@ class Lifecycle:
         self.last = at
         self.tokens += 1
         self.metrics.inc("generation_tokens", self.label)
+        if self.account is not None:
+            self.account.spend_tokens(1)
 
     def succeed(self, reason: str) -> None:
         if self._end(reason):
@@ -71,6 +75,8 @@ class Lifecycle:
         if self.outcome is not None:
             return False
         self.outcome = outcome
+        if self.account is not None and self.tokens:
+            self.metrics.inc("key_tokens", self.account.name, "generation", by=self.tokens)
         return True
 
     @property

@@ -1,14 +1,13 @@
-"""Three small pure-ASGI middlewares: request id, keys, and limits on headers and body.
+"""Small pure-ASGI middlewares: request id, and limits on connections, headers and bodies. Keys are `server/auth.py`'s.
 
 Never BaseHTTPMiddleware: it costs three quarters of the streaming rate. They know bytes and headers, not JSON.
 """
 
 import asyncio
-import hmac
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,7 +18,6 @@ from server.errors import (
     TooLarge,
     TooManyConnections,
     TooManyHeaders,
-    Unauthorized,
     error_response,
 )
 from server.protocol import RESERVED
@@ -65,28 +63,6 @@ class Reserve:
         self.on_refused(scope["path"])
         error = TooManyConnections(f"the server has {limit} connections, which is its limit; try again later")
         await error_response(error)(scope, receive, send)
-
-
-class Auth:
-    """Denies every path but the open ones without a known bearer key, when there are keys."""
-
-    def __init__(self, app: ASGIApp, keys: Sequence[str], on_refused: Callable[[str], None]) -> None:
-        self.app, self.on_refused = app, on_refused
-        self.keys = [key.encode() for key in keys]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        guarded = scope["type"] == "http" and self.keys and scope["path"] not in OPEN_PATHS
-        if not guarded or self._known(Headers(scope=scope)):
-            return await self.app(scope, receive, send)
-        self.on_refused(scope["path"])
-        await error_response(Unauthorized("a valid key is needed: Authorization: Bearer KEY"))(scope, receive, send)
-
-    def _known(self, headers: Headers) -> bool:
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = key.strip().encode("latin-1")
-        # every key is compared, each in constant time, so that time tells nothing about any of them
-        matches = [hmac.compare_digest(given, known) for known in self.keys]
-        return scheme.lower() == "bearer" and any(matches)
 
 
 class BodyBudget:

@@ -26,7 +26,14 @@ Prompts = tuple[tuple[int, ...], ...]
 
 
 def sequences_of(
-    service: Service, body: GenerationBody, form: Form, prompts: Prompts, budget: ExpertBudget, id: str, arrived: float
+    service: Service,
+    body: GenerationBody,
+    form: Form,
+    prompts: Prompts,
+    budget: ExpertBudget,
+    id: str,
+    arrived: float,
+    key: str,
 ) -> tuple[Sequence, ...]:
     """`answers` sequences for every prompt, in the order of choices.
 
@@ -34,7 +41,7 @@ def sequences_of(
         InvalidRequest: a token that is none, or a prompt and answer that do not fit the context.
     """
     _check_tokens(service, body, prompts)
-    made = Builder(service, body, form, budget, id, arrived)
+    made = Builder(service, body, form, budget, id, arrived, key)
     return tuple(sequence for index, prompt in enumerate(prompts) for sequence in made.sequences(index, prompt))
 
 
@@ -42,10 +49,18 @@ class Builder:
     """What the sequences of one call share."""
 
     def __init__(
-        self, service: Service, body: GenerationBody, form: Form, budget: ExpertBudget, id: str, arrived: float
+        self,
+        service: Service,
+        body: GenerationBody,
+        form: Form,
+        budget: ExpertBudget,
+        id: str,
+        arrived: float,
+        key: str,
     ) -> None:
         self.service, self.body, self.form, self.budget, self.id = service, body, form, budget, id
         self.arrived = arrived
+        self.salt, self.account = service.salt_of(key), service.accounts.get(key)
         noise = service.settings.noise_seed if body.noise_seed is None else body.noise_seed
         self.noise = noise & LARGEST_SEED
         self.scores = isinstance(body, CompletionBody) and body.echo and body.logprobs is not None
@@ -59,13 +74,14 @@ class Builder:
         for answer in range(self.body.answers):
             place = index * self.body.answers + answer
             seeded = replace(sampling, seed=(seed + answer) & LARGEST_SEED)
-            request = Request(f"{self.id}-{place}", prompt, self.budget, seeded, self.noise)
+            request = Request(f"{self.id}-{place}", prompt, self.budget, seeded, self.noise, self.salt)
             marks = self.form.dialect.marks if self.form.reads else ()
             decoder = self.service.tokenizer.stream(marks, continues=not self.form.reads)
             transcript = Transcript(
                 place, decoder, self.body.stop, self.form.reader(), ends_shown=self.scores, calls_only=self.form.forced
             )
-            yield Sequence(request, transcript, Lifecycle(self.service.metrics, self.budget, len(prompt), self.arrived))
+            life = Lifecycle(self.service.metrics, self.budget, len(prompt), self.arrived, self.account)
+            yield Sequence(request, transcript, life)
 
     def _sampling(self, prompt: int, seed: int) -> Sampling:
         body = self.body

@@ -22,6 +22,7 @@ from server.app import create_app, protocol_for
 from server.bodies.base import GenerationBody, validate
 from server.dialects.detect import by_name, detect
 from server.dialects.seam import Dialect
+from server.keys import warn_if_open
 from server.service import Service
 from server.settings import Settings
 from weights.chat import ChatTemplate
@@ -82,6 +83,7 @@ def run(settings: Settings) -> None:
     dialect = dialect_of(settings, chat, tokenizer)
     app = create_app(settings, engine, tokenizer, chat, read_card(folder), defaults, dialect)
     service: Service = app.state.service
+    warn_if_open(settings.host, service.keys)
     ModelServer(config_of(settings, app), service).run()
     if (failure := service.boot_error) is not None:
         raise (
@@ -138,7 +140,7 @@ def ready_text(service: Service, port: int, seconds: float) -> str:
     experts = catalogue.info.experts
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1/completions"
-    key = ' -H "authorization: Bearer $KEY"' if settings.api_keys else ""
+    key = ' -H "authorization: Bearer $KEY"' if service.keys else ""
     counts = sorted({experts.minimum, min(8, experts.maximum)})
     commands = [f"  curl {url}{key} -H 'content-type: application/json' -d {shlex.quote(_body(n))}" for n in counts]
     what = f"{catalogue.name} ({catalogue.info.family}, {experts.minimum} to {experts.maximum} experts per token)"

@@ -13,8 +13,10 @@ from server.admission import Admission
 from server.catalogue import Catalogue
 from server.dialects.seam import Dialect
 from server.errors import TooManyConnections, code_of, wire_of
+from server.keys import read_keys
 from server.metrics import NO_ROUTE, Metrics
 from server.processes import watch_processes
+from server.quotas import Account
 from server.seams import ChatTemplate, Engine, Tokenizer
 from server.settings import Settings
 
@@ -33,8 +35,11 @@ class Service:
         self.settings, self.engine, self.tokenizer, self.chat, self.card = settings, engine, tokenizer, chat, card
         self.dialect = dialect  # how the model writes calls and thoughts
         self.sampling_defaults = sampling_defaults  # by request field, where a request is silent
-        self.admission = Admission(settings.max_running, settings.queue_size, settings.max_queued_tokens)
         self.metrics = Metrics(settings.name)
+        self.keys = read_keys(settings.api_keys, settings.api_keys_file)
+        self.accounts = {name: Account(name, limits) for name, limits in self.keys.limits.items()}
+        shares = {name: limits.share_of_places for name, limits in self.keys.limits.items() if limits.share_of_places}
+        self.admission = Admission(settings.max_running, settings.queue_size, settings.max_queued_tokens, shares)
         self.loaded: Catalogue | None = None
         self.boot_error: Exception | None = None  # why the model was not loaded
         self.drain_started: float | None = None
@@ -59,6 +64,17 @@ class Service:
             raise CheckpointError(error.message) from None
         self.metrics.know_counts(self.loaded.counts)
         self.metrics.watch("default_num_experts", lambda: self.loaded.default_count if self.loaded else 0)
+
+    def salt_of(self, key_name: str) -> str:
+        """What keeps the prefixes of a key's requests apart from others; empty: shared with all."""
+        sharing = self.settings.prefix_sharing
+        return key_name if sharing == "key" or (sharing == "auto" and len(self.keys) > 1) else ""
+
+    def charge(self, key_name: str, prompt_tokens: int) -> None:
+        """Count an accepted prompt to its key, if there are keys."""
+        if (account := self.accounts.get(key_name)) is not None:
+            account.spend_tokens(prompt_tokens)
+            self.metrics.inc("key_tokens", key_name, "prompt", by=prompt_tokens)
 
     @property
     def tokenizer_info(self) -> dict[str, Any]:

@@ -9,20 +9,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from engine.environment import PREFIX
 from engine.logs import Level, LogFormat
 from engine.types import EngineSettings
+from server.variables import refuse_unknown
 from weights.folder import DEFAULT
 
-PREFIX = "MOEDIAL_"
 TEMPLATE_OWN = ("messages", "tools", "documents", "add_generation_prompt")  # no request sets these by name
 
 
 def _words(value: Any) -> Any:
     return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+def _secrets(value: Any) -> Any:
+    """Empty keys stay, to be refused: what was meant to close a server must not open it."""
+    return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
 
 
 def _counts(value: Any) -> Any:
@@ -49,7 +55,13 @@ def _option(default: Any, group: str, description: str, **limits: Any) -> Any:
 class Settings(BaseSettings):
     """How to serve one model. A flag wins over an environment variable, which wins over the default."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # it may be a key
+    )
 
     model: str = _option(DEFAULT, "Model", "A folder, the name of a bundled model, or a Hugging Face hub id")
     served_name: str = _option("", "Model", "The model's name on the wire; by default the last part of --model")
@@ -129,6 +141,12 @@ class Settings(BaseSettings):
         pattern=r"^(off|grammar|ngram|experts=[1-9][0-9]{0,3})$",
     )
     prefix_cache: bool = _option(True, "Engine", "Reuse KV blocks of equal prompts with equal expert counts")
+    prefix_sharing: Literal["auto", "all", "key"] = _option(
+        "auto",
+        "Engine",
+        "Which requests reuse each other's prefixes: all, or those of one API key, so that no key can find out by "
+        "timing what another one asked; auto: key where there are several keys",
+    )
     load_timeout: float = _option(600.0, "Engine", "Seconds that loading the model may take", gt=0)
     hang_seconds: float = _option(
         10.0,
@@ -140,8 +158,11 @@ class Settings(BaseSettings):
 
     host: str = _option("127.0.0.1", "HTTP", "Address to listen on")
     port: int = _option(8000, "HTTP", "Port to listen on; 0: any free one", ge=0, le=65535)
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_words)] = _option(
-        (), "HTTP", "Accepted bearer keys, comma-separated; none: no authentication. Prefer the variable to the flag"
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_secrets)] = _option(
+        (), "HTTP", "Accepted API keys, comma-separated; none: no authentication. Prefer the file, or the variable"
+    )
+    api_keys_file: str = _option(
+        "", "HTTP", "A TOML file of accepted API keys with names and limits, as [alice] and key = …: docs/api.md"
     )
     drain_seconds: float = _option(30.0, "HTTP", "How long running requests may finish after SIGTERM", ge=0)
     log_level: Level = _option("info", "HTTP", "Least severe log line written")
@@ -188,6 +209,13 @@ class Settings(BaseSettings):
         if value < (one := info.data.get("max_body_bytes", 0)):
             raise ValueError(f"must be at least --max-body-bytes, {one}, got {value}")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_variables(cls, values: Any) -> Any:
+        """Raises BadSetting for a variable that is no setting, and for one of keys without a key."""
+        refuse_unknown(os.environ, cls.model_fields, ("api_keys", "api_keys_file"))
+        return values
 
     @cached_property
     def name(self) -> str:

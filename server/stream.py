@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from model.errors import MoedialError
 from server.calls import Call
-from server.errors import ClientGone
+from server.errors import ClientGone, key_name_of
 from server.protocol import CHUNKS, Chunks
 from server.seams import Tokenizer
 from server.service import Service
@@ -159,10 +159,12 @@ class EventStream(Response):
 async def _close(request: Request, call: Call) -> None:
     """End the call and write its one log line: figures, never text."""
     await call.generation.close()
+    key = {"key": name} if (name := key_name_of(request)) else {}
     lives = [sequence.life for sequence in call.generation.sequences]
     log.info(
         "call",
         request_id=request.scope["state"].get("request_id"),
+        **key,
         id=call.id,
         model=call.model,
         num_experts=call.num_experts,

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.calls import open_chat, open_completion
-from server.errors import code_of
+from server.errors import PlacesTaken, code_of, key_name_of
 from server.responses import in_own_words, open_response
 from server.service import Service
 from server.stream import answer
@@ -52,4 +52,6 @@ async def _opened(service: Service, request: Request, open: Callable[[Service, R
         return await open(service, request)
     except Exception as error:
         service.metrics.inc("requests_rejected", code_of(error))
+        if isinstance(error, PlacesTaken):
+            service.metrics.inc("key_requests_limited", key_name_of(request), error.limit)
         raise

@@ -257,7 +257,7 @@ def test_keys_guard_every_path_but_the_probes() -> None:
             {},
             {"authorization": "Bearer wrong"},
             {"authorization": "Basic other"},
-            {"x-api-key": "other"},
+            {"x-api-key": "wrong"},
         ):
             response = client.post(COMPLETIONS, json={"prompt": "hi"}, headers=headers)
             refused(response, 401, None)
