@@ -16,6 +16,7 @@ from engine.child import Child, ending
 from engine.messages import (
     Abort,
     Busy,
+    Events,
     Failed,
     FrameError,
     FromEngine,
@@ -24,6 +25,7 @@ from engine.messages import (
     Ready,
     Rejected,
     Reports,
+    Scores,
     Start,
     Stop,
     Submit,
@@ -266,6 +268,10 @@ class EngineClient:
                 for report in reports:
                     self._observe(report)
                 self._answered = self._sinks.distribute(reports, time.monotonic()) or self._answered
+            case Events():
+                self._answered = self._sinks.distribute((message,), time.monotonic()) or self._answered
+            case Scores(request_id, logprobs):
+                self._sinks.keep(request_id, logprobs)
             case Pong() | Busy():
                 pass
 

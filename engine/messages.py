@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from engine.types import EngineInfo, EngineSettings, Request, StepReport
+from engine.types import EngineInfo, EngineSettings, Logprob, Request, StepReport, TokenEvent
 
 MAX_FRAME = 64 * 1024 * 1024  # bytes; a request with a prompt of ten million tokens still fits
 HEADER = struct.Struct("<I")
@@ -78,8 +78,22 @@ class Reports(msgspec.Struct, frozen=True, tag="reports"):
     reports: tuple[StepReport, ...]
 
 
+class Events(msgspec.Struct, frozen=True, tag="events"):
+    """Events of a step whose report follows: they were too many for one frame."""
+
+    events: tuple[TokenEvent, ...]
+    held_s: float
+
+
+class Scores(msgspec.Struct, frozen=True, tag="scores"):
+    """The first of a prompt's log-probabilities; further ones follow, the last with the event that has them."""
+
+    request_id: str
+    logprobs: tuple[Logprob, ...]
+
+
 ToEngine = Start | Submit | Abort | Stop | Ping
-FromEngine = Ready | Failed | Rejected | Pong | Busy | Reports
+FromEngine = Ready | Failed | Rejected | Pong | Busy | Reports | Events | Scores
 Message = TypeVar("Message")
 
 _TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
@@ -96,10 +110,19 @@ def frame(message: ToEngine | FromEngine) -> bytes:
     Raises:
         FrameError: it is larger than `MAX_FRAME`, or holds an integer of more than 64 bits.
     """
+    return framed(payload_of(message))
+
+
+def payload_of(message: ToEngine | FromEngine) -> bytes:
+    """One message as bytes of any size; `FrameError` if it holds an integer of more than 64 bits."""
     try:
-        payload = msgspec.msgpack.encode(message)
+        return msgspec.msgpack.encode(message)
     except OverflowError as error:
         raise FrameError("a message holds an integer of more than 64 bits") from error
+
+
+def framed(payload: bytes) -> bytes:
+    """An encoded message with its length before it; `FrameError` if it is larger than `MAX_FRAME`."""
     return HEADER.pack(frame_size(len(payload))) + payload
 
 

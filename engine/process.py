@@ -28,6 +28,7 @@ from engine.messages import (
     Pong,
     Ready,
     Rejected,
+    Reports,
     Start,
     Stop,
     Submit,
@@ -37,6 +38,7 @@ from engine.messages import (
     read_to_engine,
 )
 from engine.outbox import Outbox
+from engine.packing import frames
 from engine.types import EngineInfo, EngineSettings, Request, StepReport
 from model.errors import CheckpointError, EngineDown, InvalidRequest
 
@@ -66,7 +68,11 @@ class Connection:
 
     def send(self, message: FromEngine) -> None:
         """Write one message, waiting as long as the parent takes to read. Raises `OSError` when the parent is gone."""
-        self._socket.sendall(frame(message))
+        self.write(frame(message))
+
+    def write(self, data: bytes) -> None:
+        """The same of a message that is a frame already."""
+        self._socket.sendall(data)
 
     def receive(self, *, wait: bool) -> list[ToEngine]:
         """All messages that have arrived; with `wait`, sleeps until there is something to read or `wake` is called.
@@ -125,7 +131,7 @@ def main(arguments: Sequence[str] | None = None, builder: Builder | None = None)
 def serve(connection: Connection, engine: Engine, interval: float) -> None:
     """Run requests until a `Stop` has come and everything submitted has ended. `interval`: see `Outbox`, in seconds."""
     stopping = False
-    intake, outbox = Intake(connection, engine), Outbox(connection.send, interval)
+    intake, outbox = Intake(connection, engine), Outbox(partial(_report, connection, engine), interval)
     engine.announce = partial(_announce, connection, outbox)
     while True:
         for message in connection.receive(wait=not engine.has_work and (bool(intake.jobs) or not stopping)):
@@ -137,6 +143,11 @@ def serve(connection: Connection, engine: Engine, interval: float) -> None:
             outbox.put(_step(engine, outbox), more=engine.has_work)
         elif stopping and not intake.jobs:
             return
+
+
+def _report(connection: Connection, engine: Engine, message: Reports) -> None:
+    for data in frames(message.reports, engine.abort):
+        connection.write(data)
 
 
 def _announce(connection: Connection, outbox: Outbox, seconds: float) -> None:

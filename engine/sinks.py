@@ -6,7 +6,10 @@ It knows reports and requests, no process.
 import logging
 from collections.abc import Callable, Sequence
 
-from engine.types import Arrival, StepReport
+from msgspec.structs import replace
+
+from engine.messages import Events
+from engine.types import Arrival, Logprob, StepReport, TokenEvent
 from model.errors import MoedialError
 
 log = logging.getLogger(__name__)
@@ -17,12 +20,23 @@ Sink = Callable[[Sequence[Arrival] | MoedialError], None]
 class Sinks(dict[str, Sink | None]):
     """By request id. None: the reader has left, but the engine has not confirmed the end; the id is still taken."""
 
-    def distribute(self, reports: Sequence[StepReport], now: float) -> bool:
+    def __init__(self) -> None:
+        super().__init__()
+        self._scores: dict[str, list[Logprob]] = {}  # of prompts, as far as they have come
+
+    def keep(self, request_id: str, scores: Sequence[Logprob]) -> None:
+        """Log-probabilities of a prompt that belong to an event yet to come."""
+        if self.get(request_id) is not None:
+            self._scores.setdefault(request_id, []).extend(scores)
+
+    def distribute(self, parts: Sequence[StepReport | Events], now: float) -> bool:
         """Every request gets what has come for it in one piece. Returns whether one was answered to its end."""
         arrivals: dict[str, list[Arrival]] = {}
-        for report in reports:
-            at = now - report.held_s
-            for event in report.events:
+        for part in parts:
+            at = now - part.held_s
+            for event in part.events:
+                if self._scores:
+                    event = self._completed(event)
                 arrivals.setdefault(event.request_id, []).append(Arrival(event, at))
         answered = False
         for request_id, found in arrivals.items():
@@ -33,6 +47,8 @@ class Sinks(dict[str, Sink | None]):
 
     def deliver(self, request_id: str, item: Sequence[Arrival] | MoedialError, *, last: bool) -> None:
         """Hand something to a request's sink, if it is still wanted."""
+        if last:
+            self._scores.pop(request_id, None)
         sink = self.pop(request_id, None) if last else self.get(request_id)
         if sink is None:
             return
@@ -45,3 +61,8 @@ class Sinks(dict[str, Sink | None]):
         """Every request ends with an error of its own."""
         for request_id in list(self):
             self.deliver(request_id, error(), last=True)
+
+    def _completed(self, event: TokenEvent) -> TokenEvent:
+        if event.prompt_logprobs is None or (kept := self._scores.pop(event.request_id, None)) is None:
+            return event
+        return replace(event, prompt_logprobs=(*kept, *event.prompt_logprobs))

@@ -81,6 +81,18 @@ def test_refused_request_raises() -> None:
     run(test)
 
 
+def test_a_request_larger_than_a_frame_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with serving() as client:
+            monkeypatch.setattr("engine.messages.MAX_FRAME", 500)
+            with pytest.raises(InvalidRequest, match="bytes; the limit is 500"):
+                await text(client, "a", prompt=(1,) * 500)
+            assert len(await text(client, "a")) == 4
+            assert client.restarts == 0
+
+    run(test)
+
+
 def test_closing_the_stream_frees_blocks_within_a_step() -> None:
     reports: list[StepReport] = []
 

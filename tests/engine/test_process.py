@@ -12,12 +12,14 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from engine import messages, packing
 from engine.engine import Engine
 from engine.grammar import Grammars, Matcher, refusal
 from engine.messages import (
     HEADER,
     Abort,
     Busy,
+    Events,
     Failed,
     FrameError,
     FromEngine,
@@ -26,6 +28,7 @@ from engine.messages import (
     Ready,
     Rejected,
     Reports,
+    Scores,
     Start,
     Stop,
     Submit,
@@ -193,6 +196,27 @@ def test_nonsense_ends_the_process(garbage: bytes) -> None:
     serving = Serving()
     serving.parent.sock.sendall(garbage)
     assert isinstance(serving.join(), FrameError)
+
+
+def test_a_report_larger_than_a_frame_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "MAX_FRAME", 2500)
+    monkeypatch.setattr(packing, "SOFT", 1000)
+    serving = Serving()
+    requests = [request("scored", (1,) * 300, prompt_logprobs=0), request("other", (2,) * 300, prompt_logprobs=0)]
+    for each in requests:  # one message would be too large
+        serving.parent.send(Submit((each,)))
+    serving.parent.send(Stop())
+    scores, ends = {"scored": 0, "other": 0}, 0
+    while ends < 2:
+        message = serving.parent.receive()
+        if isinstance(message, Scores):
+            scores[message.request_id] += len(message.logprobs)
+        parts = message.reports if isinstance(message, Reports) else [message] if isinstance(message, Events) else []
+        for event in [event for part in parts for event in part.events]:
+            scores[event.request_id] += len(event.prompt_logprobs or ())
+            ends += event.finish == "length"
+    assert scores == {"scored": 299, "other": 299}
+    assert serving.join() is None
 
 
 def test_lost_device_ends_the_process() -> None:
