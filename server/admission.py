@@ -16,13 +16,15 @@ from server.errors import PlacesTaken, QueueTimeout
 class Admission:
     """`running` sequences may be with the engine (and a few more, so that its batch refills without waiting for us).
 
-    `shares`: of the sequences held at once, by owner; one at the least. An owner without a share may have all.
+    `shares`: of the sequences and of the prompt tokens held at once, by owner; at least one. An owner without a share
+    may have all.
     """
 
     def __init__(self, running: int, queue: int, max_tokens: int, shares: Mapping[str, float]) -> None:
         self.capacity = running + queue
-        self._most = {owner: max(1, math.floor(share * self.capacity)) for owner, share in shares.items()}
+        self._shares = shares
         self.held_by: Counter[str] = Counter()
+        self.tokens_by: Counter[str] = Counter()
         self.max_tokens = max_tokens
         self.held = 0
         self.waiting = 0
@@ -41,23 +43,28 @@ class Admission:
             raise InvalidRequest(
                 f"n x prompts = {sequences} sequences; this server holds at most {self.capacity} at once", "n"
             )
-        self._check_share(sequences, owner)
+        self.check_share(owner, sequences, self.held_by[owner], self.capacity, "sequences", "n")
         if self.held + sequences > self.capacity:
             raise EngineBusy(f"the queue is full: {self.held} of {self.capacity} sequences are held")
         self.held += sequences
         self.held_by[owner] += sequences
         return Reservation(self, sequences, owner)
 
-    def _check_share(self, sequences: int, owner: str) -> None:
-        if owner not in self._most:
+    def check_share(self, owner: str, more: int, held: int, whole: int, unit: str, field: str) -> None:
+        """Hold an owner to its share of the `whole`.
+
+        Raises:
+            InvalidRequest: more than its share, whatever is free.
+            PlacesTaken: no room in its share at this moment.
+        """
+        if owner not in self._shares:
             return
-        most, held = self._most[owner], self.held_by[owner]
-        if sequences > most:
-            raise InvalidRequest(f"n x prompts = {sequences} sequences; this key may hold at most {most} at once", "n")
-        if held + sequences > most:
+        most = max(1, math.floor(self._shares[owner] * whole))
+        if more > most:
+            raise InvalidRequest(f"{field}: {more} {unit} in all; this key may hold at most {most} at once", field)
+        if held + more > most:
             raise PlacesTaken(
-                f"this key holds {held} of at most {most} sequences at once, {sequences} more were asked; try again"
-                " later",
+                f"this key holds {held} of at most {most} {unit} at once, {more} more were asked; try again later",
                 "places",
             )
 
@@ -88,13 +95,17 @@ class Reservation:
         held, limit = self._admission.tokens, self._admission.max_tokens
         if count > limit:
             raise InvalidRequest(f"prompt: {count} tokens in all; this server holds at most {limit} at once", "prompt")
+        admission, owner = self._admission, self._owner
+        admission.check_share(owner, count, admission.tokens_by[owner], limit, "prompt tokens", "prompt")
         if held + count > limit:
             raise EngineBusy(f"the queue is full: {held} of {limit} prompt tokens are held, {count} more were asked")
-        self._admission.tokens += count
+        admission.tokens += count
+        admission.tokens_by[owner] += count
         self._tokens += count
 
     def release(self) -> None:
         self._admission.held -= self._sequences
         self._admission.held_by[self._owner] -= self._sequences
         self._admission.tokens -= self._tokens
+        self._admission.tokens_by[self._owner] -= self._tokens
         self._sequences = self._tokens = 0

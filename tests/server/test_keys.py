@@ -179,6 +179,17 @@ def test_an_open_server_is_warned_of(host: str, loopback: bool) -> None:
     assert logs == []
 
 
+@pytest.mark.parametrize(("host", "keys", "warned"), [("0.0.0.0", "", 1), ("0.0.0.0", "k", 0), ("127.0.0.1", "", 0)])
+def test_the_server_warns_before_it_serves(host: str, keys: str, warned: int) -> None:
+    code = "import server.serve as s; s.ModelServer.run = lambda self: None; from server.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", "--host", host, "--log-format", "json"]
+    ended = subprocess.run(
+        [*command, *(["--api-keys", keys] if keys else [])], capture_output=True, text=True, timeout=60
+    )
+    lines = [line for line in ended.stderr.splitlines() if '"warning"' in line]
+    assert ended.returncode == 0 and len([line for line in lines if "no API keys" in line]) == warned, ended.stderr
+
+
 def test_the_command_refuses_with_one_line_and_forgets_its_keys() -> None:
     code = (
         "import os, sys, server.serve\n"
@@ -273,6 +284,17 @@ def test_requests_per_minute(tmp_path: Path) -> None:
         assert value(service, "requests_rejected_total", reason="rate_limit_exceeded") == 1
 
 
+def test_a_refusal_before_the_body_arrives_as_such(tmp_path: Path) -> None:
+    """A client that is still writing a large body reads the 429 or 401, not a broken connection."""
+    file = file_of(tmp_path, '[alice]\nkey = "a"\nrequests_per_minute = 1\n')
+    with on_loopback(FakeEngine(), api_keys_file=file) as (url, _), httpx.Client(base_url=url) as client:
+        assert client.post(COMPLETIONS, json=BODY, headers=bearer("a")).status_code == 200
+        for key, status in (("a", 429), ("wrong", 401)):
+            answer = client.post(COMPLETIONS, json=BODY | {"prompt": "x" * 7_000_000}, headers=bearer(key))
+            assert answer.status_code == status
+        assert client.get("/v1/models", headers=bearer("a")).status_code == 200
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_tokens_per_minute_count_prompts_and_answers(tmp_path: Path, stream: bool) -> None:
     text = '[alice]\nkey = "a"\ntokens_per_minute = 10\n'
@@ -293,27 +315,37 @@ def test_a_key_gets_its_share_of_the_places(tmp_path: Path) -> None:
     text = '[alice]\nkey = "a"\nshare_of_places = 0.25\n[bob]\nkey = "b"\n'
     engine = FakeEngine()
     engine.gate = asyncio.Event()
-    settings = {"api_keys_file": file_of(tmp_path, text), "max_running": 4, "queue_size": 4}
+    settings = {"api_keys_file": file_of(tmp_path, text), "max_running": 4, "queue_size": 4, "max_queued_tokens": 40}
     with in_memory(engine, **settings) as client, ThreadPoolExecutor(1) as threads:
         service = service_of(client)
 
-        def post(key: str, n: int) -> httpx.Response:
-            return client.post(COMPLETIONS, json=BODY | {"n": n}, headers=bearer(key))
+        def post(key: str, n: int, prompt: str = "hi") -> httpx.Response:
+            return client.post(COMPLETIONS, json=BODY | {"n": n, "prompt": prompt}, headers=bearer(key))
 
         never = post("a", 3)
         assert (
-            never.status_code == 400 and "3 sequences; this key may hold at most 2" in never.json()["error"]["message"]
+            never.status_code == 400
+            and "3 sequences in all; this key may hold at most 2" in never.json()["error"]["message"]
         )
+        long = post("a", 1, "x" * 11)
+        assert long.status_code == 400 and "11 prompt tokens in all; this key may hold at most 10" in long.text
+        running = threads.submit(post, "a", 1, "x" * 9)
+        eventually(lambda: service.admission.tokens_by["alice"] == 9)
+        more = post("a", 1)
+        assert more.status_code == 429 and "holds 9 of at most 10 prompt tokens" in more.text
+        client.portal.call(engine.gate.set)
+        assert running.result().status_code == 200
+        engine.gate.clear()
         running = threads.submit(post, "a", 2)
         eventually(lambda: service.admission.held_by["alice"] == 2)
         taken = post("a", 1)
         assert taken.status_code == 429 and taken.headers["retry-after"] == "1"
         error = taken.json()["error"]
         assert error["code"] == "rate_limit_exceeded" and "holds 2 of at most 2 sequences" in error["message"]
-        assert value(service, "key_requests_limited_total", key="alice", limit="places") == 1
+        assert value(service, "key_requests_limited_total", key="alice", limit="places") == 2
         client.portal.call(engine.gate.set)
         assert running.result().status_code == post("a", 2).status_code == post("b", 8).status_code == 200
-        assert service.admission.held_by.total() == 0
+        assert service.admission.held_by.total() == service.admission.tokens_by.total() == 0
 
 
 @pytest.mark.parametrize(
