@@ -1,0 +1,94 @@
+"""The least number of tokens that a text can have, known without tokenising it: a text that cannot fit need not be read.
+
+The bound holds for tokenizers that lose nothing of a text but white space; of others it says nothing. It encodes
+nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weights.marks import MARK
+from weights.spelling import byte_alphabet
+
+_LOSSLESS = ("ByteLevel", "Metaspace", "Digits", "UnicodeScripts", "Prepend")
+_BLANKS = ("Strip", "Whitespace", "WhitespaceSplit")
+# Bytes of a text that is not ASCII, to one byte of what a normalizer makes of it, at most. Composing joins 3 jamo into
+# one syllable, 9 bytes into 3; canonical equivalents are up to 3 times shorter, as Kelvin's sign, compatible ones 4
+# times, as mathematical letters. ASCII stays as long as it is.
+_SHRINK = {"NFD": 3, "NFC": 9, "NFKD": 4, "NFKC": 12, "Lowercase": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """`longest`: bytes that one token stands for, at most; 0 where that is not bounded. `shrink`: bytes of a text that
+    is not ASCII to one of its normalised form. `blanks`: white space may vanish."""
+
+    longest: int
+    shrink: int = 1
+    blanks: bool = False
+
+    def least_tokens(self, text: str) -> int:
+        """No fewer tokens than these come of `text`; 0 where nothing is known."""
+        if not self.longest:
+            return 0
+        kept = "".join(text.split()) if self.blanks else text
+        size = len(kept) if kept.isascii() else len(kept.encode("utf-8", "replace"))
+        marks = len(MARK.encode()) * kept.count(MARK)
+        return -(-(size - marks) // (self.longest * (1 if kept.isascii() else self.shrink)))
+
+
+def bound_of(data: Mapping[str, Any]) -> Bound:
+    """The bound that holds for a tokenizer.json."""
+    steps = [*_flat(data.get("normalizer")), *_flat(data.get("pre_tokenizer"))]
+    added, model = data.get("added_tokens") or [], data["model"]
+    byte_level = any(step["type"] == "ByteLevel" for step in steps)
+    if not (all(map(_bounded, steps)) and _covers_all(model, byte_level)):
+        return Bound(0)
+    shrink = 1
+    for step in steps:
+        shrink *= _SHRINK.get(step["type"], 1)
+    tokens = _tokens(model)
+    longest = max((len(token) if byte_level else len(token.encode()) for token in tokens), default=0)
+    longest = max([longest, *(len(token["content"].encode()) for token in added)])
+    blanks = any(step["type"] in _BLANKS for step in steps) or any(t.get("lstrip") or t.get("rstrip") for t in added)
+    return Bound(longest, shrink, blanks)
+
+
+def _flat(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """The single steps of a normalizer or pre-tokenizer."""
+    if part is None:
+        return
+    if part["type"] != "Sequence":
+        yield part
+        return
+    for inner in part.get("normalizers") or part.get("pretokenizers") or ():
+        yield from _flat(inner)
+
+
+def _bounded(step: Mapping[str, Any]) -> bool:
+    """Whether it loses nothing but white space, or shortens a text by a known factor."""
+    kind = step["type"]
+    if kind == "Replace":
+        pattern = step["pattern"].get("String")
+        return pattern is not None and len(step["content"].encode()) >= len(pattern.encode())
+    if kind in ("Split", "Punctuation"):
+        return step.get("behavior") != "Removed"
+    return kind in _LOSSLESS or kind in _BLANKS or kind in _SHRINK
+
+
+def _covers_all(model: Mapping[str, Any], byte_level: bool) -> bool:
+    """Whether every byte is a token of its own: elsewhere a run of unknown characters of any length may be one token,
+    or none."""
+    parts = ("continuing_subword_prefix", "end_of_word_suffix")
+    if model.get("type") not in ("BPE", "Unigram") or any(model.get(part) for part in parts):
+        return False
+    known = set(_tokens(model))
+    if byte_level:
+        return known.issuperset(byte_alphabet())
+    return bool(model.get("byte_fallback")) and known.issuperset(f"<0x{byte:02X}>" for byte in range(256))
+
+
+def _tokens(model: Mapping[str, Any]) -> list[str]:
+    vocab = model["vocab"]
+    return list(vocab) if isinstance(vocab, dict) else [entry[0] for entry in vocab]
