@@ -19,6 +19,7 @@ from server.admission import Reservation
 from server.bodies.base import GenerationBody, refuse_unsupported, unknown_fields, validate
 from server.bodies.chat import ChatBody, Message, TemplateBody, Tool
 from server.bodies.completions import CompletionBody
+from server.encoding import encode_all
 from server.errors import key_name_of
 from server.experts import HEADER, ask_of_header, asks_of_body, merged, refuse_misspelt, reported, resolve
 from server.forms import Form, form_of_chat, form_of_completion, offered
@@ -28,7 +29,6 @@ from server.sequences import sequences_of
 from server.service import Service
 
 log = structlog.get_logger("server")
-INLINE = 4096  # characters that are tokenised on the event loop; longer texts go to a thread
 LOGGED_FIELDS = 256  # unknown fields that are logged, each once
 
 
@@ -63,9 +63,9 @@ async def open_completion(service: Service, http: HttpRequest) -> Call:
 
     async def prepare() -> Prepared:
         form = await _off_loop(body, form_of_completion, body, service.settings.max_grammar_bytes)
-        return form, [
-            await _encode(service.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt for prompt in prompts
-        ]
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        encoded = iter(await encode_all(service, service.tokenizer.encode, texts, body.answer_limit))
+        return form, [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     return await _open(service, "cmpl-", key_name_of(http), body, budget, reservation, prepare, arrived)
 
@@ -86,37 +86,33 @@ async def open_conversation(
     async def prepare() -> Prepared:
         tools = None if body.tool_choice == "none" else body.tools
         variables = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
-        text = await render(service, body, body.messages, tools, variables)
+        text = await service.rendering.run(render, service, body, body.messages, tools, variables)
         form = await _off_loop(body, form_of_chat, body, service.dialect, text, service.settings.max_grammar_bytes)
-        return form, [await _encode(service.tokenizer.encode_chat, text)]
+        return form, await encode_all(service, service.tokenizer.encode_chat, [text], body.answer_limit)
 
     return await _open(service, kind, key_name_of(http), body, budget, reservation, prepare, arrived)
 
 
-async def render(
+def render(
     service: Service,
     body: TemplateBody,
     messages: list[Message],
     tools: list[Tool] | None,
     variables: Mapping[str, Any],
 ) -> str:
-    """The chat template's text. A template is code from a checkpoint, so it runs off the event loop."""
+    """The chat template's text. A template is code from a checkpoint, so it is to run off the event loop."""
     if service.chat is None:
         raise InvalidRequest("this model has no chat template; use /v1/completions", "messages", "no_chat_template")
     if tools and not service.chat.knows_tools:
         raise InvalidRequest("this model's chat template knows no tools", "tools", "unsupported_parameter")
     said, functions = [message.plain() for message in messages], [tool.plain() for tool in tools or ()] or None
     set_by_name = body.chat_template_kwargs | dict(variables)
-    return await asyncio.to_thread(service.chat.render, said, functions, body.add_generation_prompt, set_by_name)
+    return service.chat.render(said, functions, body.add_generation_prompt, set_by_name)
 
 
 async def _off_loop(body: GenerationBody, make: Callable[..., Form], *args: Any) -> Form:
     """Long grammars take a while to write."""
     return await asyncio.to_thread(make, *args) if body.guided_grammar or body.structured_outputs else make(*args)
-
-
-async def _encode(encode: Callable[[str], list[int]], text: str) -> list[int]:
-    return encode(text) if len(text) <= INLINE else await asyncio.to_thread(encode, text)
 
 
 def _check(service: Service, http: HttpRequest, kind: Any, given: Mapping[str, Any]) -> tuple[Any, ExpertBudget]:

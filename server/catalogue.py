@@ -59,11 +59,11 @@ class Catalogue:
 
     def check_tokens(self, ids: Mapping[str, list[int]]) -> None:
         """Refuse token ids that the embedding does not have; keys are field names."""
+        last = self.info.vocabulary - 1
         for field, values in ids.items():
-            for value in values:
-                if not 0 <= value < self.info.vocabulary:
-                    limit = self.info.vocabulary - 1
-                    raise InvalidRequest(f"{field}: token id {value!r:.64} is not between 0 and {limit}", field)
+            if values and not 0 <= min(values) <= max(values) <= last:
+                wrong = next(value for value in values if not 0 <= value <= last)
+                raise InvalidRequest(f"{field}: token id {wrong!r:.64} is not between 0 and {last}", field)
 
     def _card(self, id: str, default: int, parent: str | None) -> dict[str, Any]:
         return {

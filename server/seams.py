@@ -68,10 +68,13 @@ class Tokenizer(Protocol):
     def named(self) -> Mapping[str, str]:
         """The special tokens that have a part: bos_token, eos_token, pad_token, unk_token."""
 
-    def encode(self, text: str, framed: bool = True) -> list[int]:
-        """`framed`: with what the checkpoint puts around a prompt."""
+    def least_tokens(self, text: str) -> int:
+        """No fewer tokens than these come of a text; 0 where nothing is known."""
 
-    def encode_chat(self, text: str) -> list[int]: ...
+    def encode(self, text: str, framed: bool = True, most: int | None = None) -> list[int]:
+        """`framed`: with what the checkpoint puts around a prompt. Raises TooManyTokens beyond `most`."""
+
+    def encode_chat(self, text: str, most: int | None = None) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 

@@ -14,6 +14,7 @@ from server.catalogue import Catalogue
 from server.dialects.seam import Dialect
 from server.errors import TooManyConnections, code_of, wire_of
 from server.keys import read_keys
+from server.lanes import Lane
 from server.metrics import NO_ROUTE, Metrics
 from server.processes import watch_processes
 from server.quotas import Account
@@ -40,6 +41,10 @@ class Service:
         self.accounts = {name: Account(name, limits) for name, limits in self.keys.limits.items()}
         shares = {name: limits.share_of_places for name, limits in self.keys.limits.items() if limits.share_of_places}
         self.admission = Admission(settings.max_running, settings.queue_size, settings.max_queued_tokens, shares)
+        held = self.admission.capacity  # no more calls than these wait: none of them is refused here
+        self.encoding = Lane("tokenising prompts", 2, held)
+        self.rendering = Lane("chat templates", 2, held)
+        self.token_routes = Lane("/tokenize and /detokenize", 1, 16)
         self.loaded: Catalogue | None = None
         self.boot_error: Exception | None = None  # why the model was not loaded
         self.drain_started: float | None = None

@@ -1,4 +1,4 @@
-"""The least number of tokens that a text can have, known without tokenising it: a text that cannot fit need not be read.
+"""The least number of tokens that a text can have, known without tokenising it: what cannot fit need not be tokenised.
 
 The bound holds for tokenizers that lose nothing of a text but white space; of others it says nothing. It encodes
 nothing.
@@ -12,6 +12,7 @@ from weights.marks import MARK
 from weights.spelling import byte_alphabet
 
 _LOSSLESS = ("ByteLevel", "Metaspace", "Digits", "UnicodeScripts", "Prepend")
+_WHITE = tuple(character for character in map(chr, range(0x3001)) if character.isspace())
 _BLANKS = ("Strip", "Whitespace", "WhitespaceSplit")
 # Bytes of a text that is not ASCII, to one byte of what a normalizer makes of it, at most. Composing joins 3 jamo into
 # one syllable, 9 bytes into 3; canonical equivalents are up to 3 times shorter, as Kelvin's sign, compatible ones 4
@@ -32,10 +33,14 @@ class Bound:
         """No fewer tokens than these come of `text`; 0 where nothing is known."""
         if not self.longest:
             return 0
-        kept = "".join(text.split()) if self.blanks else text
-        size = len(kept) if kept.isascii() else len(kept.encode("utf-8", "replace"))
-        marks = len(MARK.encode()) * kept.count(MARK)
-        return -(-(size - marks) // (self.longest * (1 if kept.isascii() else self.shrink)))
+        plain = text.isascii()
+        size = len(text) if plain else len(text.encode("utf-8", "replace"))
+        lost = (MARK, *_WHITE) if self.blanks else (MARK,)
+        size -= sum(text.count(character) * len(character.encode()) for character in lost)
+        return -(-size // (self.longest * (1 if plain else self.shrink)))
+
+
+UNBOUNDED = Bound(0)
 
 
 def bound_of(data: Mapping[str, Any]) -> Bound:
@@ -44,7 +49,7 @@ def bound_of(data: Mapping[str, Any]) -> Bound:
     added, model = data.get("added_tokens") or [], data["model"]
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
     if not (all(map(_bounded, steps)) and _covers_all(model, byte_level)):
-        return Bound(0)
+        return UNBOUNDED
     shrink = 1
     for step in steps:
         shrink *= _SHRINK.get(step["type"], 1)

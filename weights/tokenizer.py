@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from model.errors import CheckpointError, InvalidRequest
 from weights.folder import read_json
 from weights.generation import read_eos_ids
-from weights.least import Bound, bound_of
+from weights.least import UNBOUNDED, Bound, bound_of
 from weights.marks import MARK, mark_specials
 from weights.spelling import IncrementalDecoder, Spelling
 
@@ -44,7 +44,7 @@ class Tokenizer:
         typed: Backend,
         eos_ids: tuple[int, ...],
         named: Mapping[str, str] = MappingProxyType({}),
-        bound: Bound = Bound(0),
+        bound: Bound = UNBOUNDED,
     ) -> None:
         self._backend, self._typed, self.eos_ids, self.named, self._bound = backend, typed, eos_ids, named, bound
         self._spelling = Spelling(backend)

@@ -4,6 +4,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.bodies.chat import Message, TemplateBody, Tool
 
+MOST_TOKENS = 1_000_000  # of one text
+
 
 class TokenizeBody(TemplateBody):
     """Exactly one of `prompt` and `messages`."""
@@ -19,4 +21,4 @@ class TokenizeBody(TemplateBody):
 class DetokenizeBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    tokens: list[int] = Field(max_length=1_000_000, examples=[[1, 2, 3]])
+    tokens: list[int] = Field(max_length=MOST_TOKENS, examples=[[1, 2, 3]])

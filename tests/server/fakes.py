@@ -11,6 +11,7 @@ from engine.types import Arrival, EngineInfo, Finish, Logprob, Request, RequestS
 from model.budget import ExpertRange
 from model.errors import EngineDown, InvalidRequest, MoedialError
 from server.seams import EngineState
+from weights.tokenizer import TooManyTokens
 
 EOS = 256
 REFUSED = "/refused/"  # a grammar with this regex
@@ -52,11 +53,16 @@ class FakeTokenizer:
     specials: Mapping[str, int] = {"<end>": EOS}
     named: Mapping[str, str] = {"eos_token": "<end>"}
 
-    def encode(self, text: str, framed: bool = True) -> list[int]:
+    def least_tokens(self, text: str) -> int:
+        return 0
+
+    def encode(self, text: str, framed: bool = True, most: int | None = None) -> list[int]:
+        if most is not None and len(text.encode()) > most:
+            raise TooManyTokens(len(text.encode()), most)
         return list(text.encode())
 
-    def encode_chat(self, text: str) -> list[int]:
-        return list(text.encode())
+    def encode_chat(self, text: str, most: int | None = None) -> list[int]:
+        return self.encode(text, most=most)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(id for id in ids if id < 256).decode(errors="replace")

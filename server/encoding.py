@@ -1,0 +1,51 @@
+"""Prompts to tokens: beside the event loop where they are long, and refused before that where they cannot fit.
+
+It knows texts and the context's length, no bodies.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from model.errors import InvalidRequest
+from server.limits import room_for
+from server.seams import Tokenizer
+from server.service import Service
+from weights.tokenizer import TooManyTokens
+
+INLINE = 4096  # characters of one call that are tokenised on the event loop
+
+
+class Encode(Protocol):
+    """A tokenizer's way of encoding: prompts, or rendered chats."""
+
+    def __call__(self, text: str, *, most: int | None = None) -> list[int]: ...
+
+
+async def encode_all(service: Service, encode: Encode, texts: Sequence[str], new_tokens: int | None) -> list[list[int]]:
+    """The ids of each text, of which `new_tokens` more have to fit the context.
+
+    Raises:
+        InvalidRequest: a text is longer than the context.
+        EngineBusy: too many long texts are waiting.
+    """
+    context = service.catalogue.info.max_model_len
+    if sum(map(len, texts)) <= INLINE:
+        return _encoded(service.tokenizer, encode, texts, context, new_tokens)
+    return await service.encoding.run(_encoded, service.tokenizer, encode, texts, context, new_tokens)
+
+
+def _encoded(
+    tokenizer: Tokenizer, encode: Encode, texts: Sequence[str], context: int, new_tokens: int | None
+) -> list[list[int]]:
+    for text in texts:
+        if (least := tokenizer.least_tokens(text)) > context:
+            raise InvalidRequest(
+                f"This model's maximum context length is {context} tokens; the prompt has at least {least}",
+                "prompt",
+                "context_length_exceeded",
+            )
+    try:
+        return [encode(text, most=context) for text in texts]
+    except TooManyTokens as error:
+        room_for(new_tokens, None, error.count, context)
+        raise
