@@ -1,7 +1,7 @@
 """Puts the pieces together: one FastAPI app over one engine. Everything it needs is handed to it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from types import MappingProxyType
@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
 from model.errors import MoedialError
@@ -17,15 +18,18 @@ from server.auth import Auth
 from server.dialects.seam import Dialect
 from server.errors import RateLimited, code_of
 from server.forms import PLAIN
-from server.middleware import BodyBudget, Limits, RequestId, Reserve
+from server.http_counts import HttpCounts
+from server.middleware import BodyBudget, HeadAsGet, Limits, RequestId, Reserve
 from server.protocol import ConnectionLimits, protocol_of
 from server.routes import generate, models, probes, tokens
 from server.seams import ChatTemplate, Engine, Tokenizer
 from server.service import Service
 from server.settings import Settings
+from server.sites import Sites, hosts_of
 
 log = structlog.get_logger("server")
 STOP_SECONDS = 5.0
+PARTS = (generate, models, probes, tokens)
 
 
 def create_app(
@@ -55,7 +59,7 @@ def create_app(
     errors.install(app)
     contract.install(app)
     _add_middleware(app, service)
-    for part in (generate, models, probes, tokens):
+    for part in PARTS:
         app.include_router(part.router)
     return app
 
@@ -72,12 +76,9 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
     """The last one added is the outermost."""
     settings = service.settings
 
-    def refused(reason: str) -> Callable[[str], None]:
-        def count(path: str) -> None:
-            if path in generate.PATHS:
-                service.metrics.inc("requests_rejected", reason)
-
-        return count
+    def count_refused(path: str, reason: str) -> None:
+        if path in generate.PATHS:
+            service.metrics.inc("requests_rejected", reason)
 
     budget = BodyBudget(settings.max_inflight_body_bytes)
     service.metrics.watch("http_body_bytes", lambda: budget.held)
@@ -89,7 +90,24 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         budget=budget,
     )
     app.add_middleware(Auth, keys=service.keys, accounts=service.accounts, note=partial(_note_key, service))
-    app.add_middleware(Reserve, on_refused=refused("too_many_connections"))
+    app.add_middleware(Reserve, on_refused=count_refused)
+    origins = settings.allow_origin
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            allow_private_network=True,
+            expose_headers=("x-request-id", "x-num-experts", "x-should-retry", "retry-after"),
+        )
+    hosts = hosts_of(settings.allowed_hosts, settings.host, bool(service.keys))
+    app.add_middleware(
+        Sites, hosts=hosts, origins=frozenset(origins), keys=bool(service.keys), on_refused=count_refused
+    )
+    app.add_middleware(HeadAsGet)
+    routes = [*app.routes, *(route for part in PARTS for route in part.router.routes)]
+    app.add_middleware(HttpCounts, routes=routes, count=partial(service.metrics.inc, "http_requests"))
     app.add_middleware(RequestId)
 
 

@@ -37,7 +37,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         rich_help_panel=group_of(field),
         metavar=None if switch else name.rpartition("_")[2].upper(),
     )
-    kind = bool | None if switch else str | None
+    kind = bool | None if switch else list[str] | None if isinstance(field.default, tuple) else str | None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 
 
@@ -45,9 +45,14 @@ def serve(**flags: Any) -> None:
     """Serve one model over HTTP."""
     from server.serve import run  # late: --help and version need no server
 
-    settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+    settings = Settings(**{name: _joined(value) for name, value in flags.items() if value not in (None, [])})
     forget_keys(os.environ)
     run(settings)
+
+
+def _joined(value: Any) -> Any:
+    """A flag that may be repeated, as if its words had been given at once."""
+    return ",".join(value) if isinstance(value, list) else value
 
 
 _parameters = [_parameter(name, field) for name, field in Settings.model_fields.items()]

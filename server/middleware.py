@@ -1,4 +1,4 @@
-"""Small pure-ASGI middlewares: request id, and limits on connections, headers and bodies. Keys are `server/auth.py`'s.
+"""Small pure-ASGI middlewares: request id, HEAD, and limits on connections, headers and bodies. Keys: `server/auth.py`.
 
 Never BaseHTTPMiddleware: it costs three quarters of the streaming rate. They know bytes and headers, not JSON.
 """
@@ -18,6 +18,7 @@ from server.errors import (
     TooLarge,
     TooManyConnections,
     TooManyHeaders,
+    code_of,
     error_response,
 )
 from server.protocol import RESERVED
@@ -50,18 +51,36 @@ class RequestId:
         await self.app(scope, receive, send_with_id)
 
 
+class HeadAsGet:
+    """Answers HEAD as GET without its body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self.app(scope, receive, send)
+
+        async def send_no_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_no_body)
+
+
 class Reserve:
     """Answers probes alone on the connections that are kept for them."""
 
-    def __init__(self, app: ASGIApp, on_refused: Callable[[str], None]) -> None:
+    def __init__(self, app: ASGIApp, on_refused: Callable[[str, str], None]) -> None:
         self.app, self.on_refused = app, on_refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = scope.get("state", {}).get(RESERVED)
         if limit is None or scope["path"] in OPEN_PATHS:
             return await self.app(scope, receive, send)
-        self.on_refused(scope["path"])
         error = TooManyConnections(f"the server has {limit} connections, which is its limit; try again later")
+        self.on_refused(scope["path"], code_of(error))
         await error_response(error)(scope, receive, send)
 
 

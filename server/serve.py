@@ -23,6 +23,7 @@ from server.bodies.base import GenerationBody, validate
 from server.dialects.detect import by_name, detect
 from server.dialects.seam import Dialect
 from server.keys import warn_if_open
+from server.listening import allow_open_files, check_certificate
 from server.service import Service
 from server.settings import Settings
 from weights.chat import ChatTemplate
@@ -71,8 +72,11 @@ def run(settings: Settings) -> None:
 
     Raises:
         CheckpointError: the model cannot be loaded; nothing is served.
+        BadCertificate: HTTPS cannot be served.
     """
     logs.configure(settings.log_level)
+    check_certificate(settings.ssl_certfile, settings.ssl_keyfile)
+    allow_open_files(settings.max_connections)
     folder = resolve_model(settings.model)
     engine = EngineClient(
         settings.engine_settings(folder), hang_seconds=settings.hang_seconds, load_timeout=settings.load_timeout
@@ -130,6 +134,9 @@ def config_of(settings: Settings, app: FastAPI) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]  # any number of seconds
+        ssl_certfile=settings.ssl_certfile or None,
+        ssl_keyfile=settings.ssl_keyfile or None,
         timeout_graceful_shutdown=CUT_SECONDS,
     )
 
@@ -139,7 +146,8 @@ def ready_text(service: Service, port: int, seconds: float) -> str:
     settings, catalogue = service.settings, service.catalogue
     experts = catalogue.info.experts
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1/completions"
+    scheme = "https" if settings.ssl_certfile else "http"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1/completions"
     key = ' -H "authorization: Bearer $KEY"' if service.keys else ""
     counts = sorted({experts.minimum, min(8, experts.maximum)})
     commands = [f"  curl {url}{key} -H 'content-type: application/json' -d {shlex.quote(_body(n))}" for n in counts]

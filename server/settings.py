@@ -4,12 +4,13 @@ It reads no file and knows nothing of HTTP.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -19,6 +20,7 @@ from engine.types import EngineSettings
 from server.variables import refuse_unknown
 from weights.folder import DEFAULT
 
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
 TEMPLATE_OWN = ("messages", "tools", "documents", "add_generation_prompt")  # no request sets these by name
 
 
@@ -46,6 +48,12 @@ def _free_names(value: Any) -> Any:
     if taken := [name for name in names if name in TEMPLATE_OWN]:
         raise ValueError(f"{taken[0]} is set by the server itself")
     return names
+
+
+def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
+    if wrong := [origin for origin in value if not ORIGIN.fullmatch(origin)]:
+        raise ValueError(f"an origin is scheme://host or scheme://host:port in small letters, got {wrong[0]!r}")
+    return value
 
 
 def _option(default: Any, group: str, description: str, **limits: Any) -> Any:
@@ -164,6 +172,20 @@ class Settings(BaseSettings):
     api_keys_file: str = _option(
         "", "HTTP", "A TOML file of accepted API keys with names and limits, as [alice] and key = …: docs/api.md"
     )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = _option(
+        (),
+        "HTTP",
+        "Names in Host headers that are answered beside local names and addresses, comma-separated, as llm.example.com "
+        "or *.example.com; *: any. Empty: any, but without keys and on a loopback address local ones only",
+    )
+    allow_origin: Annotated[tuple[str, ...], NoDecode, AfterValidator(_origins), BeforeValidator(_words)] = _option(
+        (),
+        "HTTP",
+        "Sites whose web pages may use this server (CORS), comma-separated, as https://chat.example.com; *: any",
+    )
+    keep_alive: float = _option(75.0, "HTTP", "Seconds that a connection stays open between requests", gt=0)
+    ssl_certfile: str = _option("", "HTTP", "Certificate chain in PEM, to serve HTTPS; its key may be in the same file")
+    ssl_keyfile: str = _option("", "HTTP", "Private key in PEM of --ssl-certfile, without a passphrase")
     drain_seconds: float = _option(30.0, "HTTP", "How long running requests may finish after SIGTERM", ge=0)
     log_level: Level = _option("info", "HTTP", "Least severe log line written")
     log_format: Literal["auto", "text", "json"] = _option(
@@ -202,6 +224,13 @@ class Settings(BaseSettings):
     max_tools: int = _option(128, "Limits", "Tools of one request", ge=0)
     max_grammar_bytes: int = _option(64 << 10, "Limits", "Bytes of a schema, regex or grammar", ge=1)
     max_logit_bias: int = _option(1024, "Limits", "Entries of logit_bias", ge=0)
+
+    @field_validator("ssl_keyfile")
+    @classmethod
+    def _belongs_to_a_certificate(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("ssl_certfile"):
+            raise ValueError("needs --ssl-certfile")
+        return value
 
     @field_validator("max_inflight_body_bytes")
     @classmethod

@@ -53,6 +53,14 @@ def test_flag_beats_variable_beats_default(monkeypatch: pytest.MonkeyPatch) -> N
     assert [key.get_secret_value() for key in settings.api_keys] == ["sk-one", "sk-two"] and "sk-" not in repr(settings)
 
 
+def test_a_list_may_be_given_as_words_or_by_repeating_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Settings] = []
+    monkeypatch.setattr("server.serve.run", given.append)
+    flags = ["--allow-origin", "https://a.example", "--allow-origin", "https://b.example,null", "--port", "1"]
+    assert CliRunner().invoke(app, ["serve", *flags]).exit_code == 0
+    assert given[0].allow_origin == ("https://a.example", "https://b.example", "null") and not given[0].allowed_hosts
+
+
 def test_the_engine_gets_every_option_of_its_own() -> None:
     options: dict[str, Any] = {
         "dtype": "bfloat16",
