@@ -16,6 +16,7 @@ from server.bodies.chat import ChatBody
 from server.bodies.completions import CompletionBody
 from server.bodies.responses import ResponsesBody
 from server.bodies.tokens import DetokenizeBody, TokenizeBody
+from server.middleware import OPEN_PATHS
 
 REF = "#/components/schemas/{model}"
 HEADER = {
@@ -92,6 +93,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
             "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, elsewhere"},
         },
     }
+    if app.state.service.keys:
+        _guard(whole)
     for path, (body, answer, event) in POSTS.items():
         operation = whole["paths"][path]["post"]
         operation["requestBody"] = {
@@ -106,6 +109,13 @@ def describe(app: FastAPI) -> dict[str, Any]:
     for path, answer in GETS.items():
         whole["paths"][path]["get"]["responses"] = _responses(refs, answer, None)
     return whole
+
+
+def _guard(whole: dict[str, Any]) -> None:
+    """Every operation needs one of the ways to send a key, but for the open ones."""
+    whole["security"] = [{"key": []}, {"x-api-key": []}]
+    for path in OPEN_PATHS:
+        whole["paths"][path]["get"]["security"] = []
 
 
 DESCRIPTION = """OpenAI's API over one mixture-of-experts model. Every request may say how many experts its tokens use:

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -33,6 +34,14 @@ def in_memory(engine: FakeEngine | None = None, with_chat: bool = True, **settin
     with TestClient(app) as client:
         eventually(lambda: service_of(client).loaded is not None)
         yield client
+
+
+def key_file(folder: Path, text: str, mode: int = 0o600) -> str:
+    """The path of a file of API keys."""
+    path = folder / "keys.toml"
+    path.write_text(text)
+    path.chmod(mode)
+    return str(path)
 
 
 def service_of(client: TestClient) -> Service:
