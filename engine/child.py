@@ -11,7 +11,9 @@ from contextlib import suppress
 
 from engine.environment import child_environment
 from engine.messages import HEADER, FromEngine, ToEngine, frame, frame_size, read_from_engine
+from engine.parent import DUMP_SIGNAL
 
+DUMP_SECONDS = 0.2  # for a process that hangs to say where
 EXIT_GRACE = 5.0  # seconds from the closed socket to a kill
 _READ_LIMIT = 1024 * 1024  # bytes buffered before the socket is left to fill
 
@@ -82,6 +84,12 @@ class Child:
         """End the process at once."""
         with suppress(ProcessLookupError):
             self._process.kill()
+
+    async def dump(self) -> None:
+        """Have the process write where each of its threads is, if it still can, to its standard error."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(DUMP_SIGNAL)
+        await asyncio.sleep(DUMP_SECONDS)
 
     def cut(self) -> None:
         """End the process at once and hear no more of it."""

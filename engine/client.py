@@ -241,6 +241,7 @@ class EngineClient:
         doing = f"with {len(self._sinks)} requests" if self._ready_at else "while it loads the model"
         log.error("engine process %d said nothing for %.1f s %s; it is killed", child.pid, silence.since, doing)
         self._hung = True
+        await child.dump()
         child.cut()
 
     def _count_lost_load(self, status: int) -> None:

@@ -7,6 +7,8 @@ import ctypes
 import signal
 import sys
 
+DUMP_SIGNAL = signal.SIGUSR1  # from the parent: write where each thread is
+
 _PR_SET_PDEATHSIG = 1
 
 

@@ -4,6 +4,7 @@ It loads the model that the first message names, then alternates between reading
 socket while there is nothing to do, and ends when its parent does. What a model is, `engine/build.py` knows.
 """
 
+import faulthandler
 import logging
 import os
 import select
@@ -111,6 +112,7 @@ def main(arguments: Sequence[str] | None = None, builder: Builder | None = None)
     `builder` replaces `engine.build.build_engine`, so that a test can run this very process around a fake model.
     """
     parent.follow()
+    _show_crashes()
     logs.configure("info", "text")  # until the settings are here
     descriptor = int((sys.argv[1:] if arguments is None else arguments)[0])
     os.set_inheritable(descriptor, False)
@@ -126,6 +128,13 @@ def main(arguments: Sequence[str] | None = None, builder: Builder | None = None)
             log.error("the engine process ends: %s", error)
             return 1
     return 0
+
+
+def _show_crashes() -> None:
+    """A crash writes where each thread is, and so does a process that hangs, when its parent asks before it kills."""
+    with suppress(OSError, RuntimeError, ValueError):  # without a standard error stream there is no place for it
+        faulthandler.enable()
+        faulthandler.register(parent.DUMP_SIGNAL, all_threads=True)
 
 
 def serve(connection: Connection, engine: Engine, interval: float) -> None:

@@ -23,7 +23,7 @@ class Silence:
         self.tick_s = min(TICK, limit / 4) if limit else TICK
         self._limit, self._asks = limit, asks
         self._ask = min(ASK, limit / 4) if limit else ASK
-        self._expected, self._asked = 0.0, False
+        self._expected, self._asked, self._fresh = 0.0, False, False
         self._heard = time.monotonic()
 
     @property
@@ -38,11 +38,14 @@ class Silence:
 
     def heard(self, expected: float = 0.0) -> None:
         """There was a word; the next one is `expected` after so many seconds, if that is long."""
-        self.seconds, self._expected, self._asked = 0.0, expected, False
+        self.seconds, self._expected, self._asked, self._fresh = 0.0, expected, False, True
         self._heard = time.monotonic()
 
     def tick(self, elapsed: float) -> bool:
-        """So much later there was no word; whether that is too long."""
+        """So much later there was no word; whether that is too long. Of a tick with a word in it nothing counts."""
+        if self._fresh:
+            self._fresh = False
+            return False
         self.seconds += min(elapsed, 2 * self.tick_s)
         return bool(self._limit) and self.seconds > self.longest
 

@@ -43,10 +43,12 @@ class FakeRunner:
 
     def __init__(self, block_size: int, *, noisy: bool = False, mixing: bool = False, step_s: float = 0.0) -> None:
         self._slots: dict[tuple[int, int], bytes] = {}
+        self._steps, self.stuck_at = 0, 0
         self._block_size, self._noisy, self._mixing, self._step_s = block_size, noisy, mixing, step_s
 
     def run(self, plan: Plan) -> StepResult:
-        time.sleep(self._step_s)
+        self._steps += 1
+        time.sleep(60.0 if self._steps == self.stuck_at else self._step_s)
         sampled = [self._sample(chunk, self._compute(chunk)) for chunk in plan]
         scores = tuple(tuple(Logprob(-float(position)) for position in chunk.scored) for chunk in plan if chunk.scored)
         pairs = sum(len(chunk.tokens) * sum(chunk.sequence.request.budget.per_layer) for chunk in plan)
@@ -108,6 +110,8 @@ def build_fake(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     blocks = BlockManager(32, settings.block_size, prefix_cache=settings.prefix_cache)
     scheduler = Scheduler(blocks, settings.max_running, settings.max_step_tokens, max_model_len=400)
     runner = FakeRunner(settings.block_size, step_s={"slow": 0.01, "long": 1.2}.get(settings.model, 0.0))
+    if settings.model == "stuck":
+        runner.stuck_at = 9
     info = EngineInfo(
         kernels="torch",
         kernels_reason="off",

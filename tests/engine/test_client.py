@@ -193,6 +193,17 @@ def test_a_process_that_hangs_is_killed_and_the_next_one_serves(busy: bool) -> N
     run(test)
 
 
+def test_a_process_that_hangs_says_where(capfd: pytest.CaptureFixture[str]) -> None:
+    async def test() -> None:
+        async with serving("stuck", hang_seconds=0.3) as client:
+            await text(client, "a", 2)
+            with pytest.raises(GenerationFailed, match="hung"):
+                await text(client, "b", LONG)
+
+    run(test)
+    assert "tests/engine/fake.py" in capfd.readouterr().err
+
+
 def test_a_process_that_hangs_while_it_loads_is_replaced() -> None:
     async def test() -> None:
         client = EngineClient(EngineSettings("hanging"), command=FAKE, load_timeout=0.3)
