@@ -15,6 +15,8 @@ import httpx
 import openai
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.freezes import watch_server
+
 READY_SECONDS = 120
 
 
@@ -47,12 +49,17 @@ class Live:
 
 @contextmanager
 def serving(*flags: str) -> Iterator[Live]:
-    """Start a server, wait for its ready line, stop it with SIGTERM."""
+    """Start a server, wait for its ready line, stop it with SIGTERM. A test fails when the server stood still beside it
+    or took too much memory (`tests/freezes.py`)."""
     moedial = str(Path(sys.executable).with_name("moedial"))
     command = [moedial, "serve", "--port", "0", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     try:
-        yield Live(_ready_url(process), process)
+        live = Live(_ready_url(process), process)
+        host, _, port = live.url.removeprefix("http://").rpartition(":")
+        with watch_server(host, int(port), process.pid) as watch:
+            yield live
+        watch.check()
     finally:
         process.send_signal(signal.SIGTERM)
         try:
