@@ -1,4 +1,5 @@
-"""The one exception tree of moedial. What each error means on the wire is `server/errors.py`'s business.
+"""The one exception tree of moedial, and how messages show a value. What each error means on the wire is
+`server/errors.py`'s business.
 
 MoedialError
 ├── InvalidRequest      a caller asked for something that cannot be done; names field, value and limit
@@ -7,6 +8,8 @@ MoedialError
 ├── EngineDown          the engine process is not running (loading, restarting or draining)
 └── GenerationFailed    one request failed while it ran; no other is touched
 """
+
+from collections.abc import Iterator, Mapping
 
 
 class MoedialError(Exception):
@@ -39,3 +42,35 @@ class EngineDown(MoedialError):
 
 class GenerationFailed(MoedialError):
     """One running request ended with an error."""
+
+
+def shown(value: object, width: int = 64) -> str:
+    """The first `width` characters of a value's repr, at a cost that does not grow with the value.
+
+    shown([1, 2, 3]) == "[1, 2, 3]"; of a text of eight megabytes no more than `width` characters are looked at.
+    """
+    return _head(value, width)[:width]
+
+
+def _head(value: object, width: int) -> str:
+    """At least `width` characters of the repr, where it has so many."""
+    if width <= 0:
+        return ""
+    if isinstance(value, str | bytes):
+        return repr(value[:width])
+    if isinstance(value, list | tuple):
+        opening, closing = "[]" if isinstance(value, list) else "()"
+        return _joined(opening, closing, (_head(item, width - 1) for item in value), width)
+    if isinstance(value, Mapping):
+        pairs = (f"{_head(key, width - 1)}: {_head(item, width - 4)}" for key, item in value.items())
+        return _joined("{", "}", pairs, width)
+    return repr(value)
+
+
+def _joined(opening: str, closing: str, parts: Iterator[str], width: int) -> str:
+    text, between = opening, ""
+    for part in parts:
+        if len(text) >= width:
+            break
+        text, between = text + between + part, ", "
+    return text + closing

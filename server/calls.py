@@ -8,7 +8,8 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import structlog
 from fastapi import Request as HttpRequest
@@ -16,15 +17,16 @@ from fastapi import Request as HttpRequest
 from model.budget import ExpertBudget
 from model.errors import InvalidRequest
 from server.admission import Reservation
-from server.bodies.base import GenerationBody, refuse_unsupported, unknown_fields, validate
+from server.bodies.base import GenerationBody, refuse_unsupported, validate
 from server.bodies.chat import ChatBody, Message, TemplateBody, Tool
 from server.bodies.completions import CompletionBody
+from server.bodies.unknown import unknown_fields, unknown_nested
 from server.encoding import encode_all
 from server.errors import key_name_of
 from server.experts import HEADER, ask_of_header, asks_of_body, merged, refuse_misspelt, reported, resolve
 from server.forms import Form, form_of_chat, form_of_completion, offered
 from server.generation import Generation, Timeouts
-from server.limits import check_limits, prompts_of, read_json
+from server.limits import check_limits, prompts_of, room_for
 from server.sequences import sequences_of
 from server.service import Service
 
@@ -52,13 +54,23 @@ class Call:
 
 
 Prepared = tuple[Form, list[list[int]]]
+Body = TypeVar("Body", bound=GenerationBody)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked(Generic[Body]):
+    """A body in which nothing is wrong that can be seen without tokenising."""
+
+    body: Body
+    budget: ExpertBudget
+    unknown: list[str]  # fields that nothing reads
 
 
 async def open_completion(service: Service, http: HttpRequest) -> Call:
     arrived = time.monotonic()
-    raw = await read_json(http, service.settings)
-    body, budget = _check(service, http, CompletionBody, raw)
-    prompts = prompts_of(body.prompt, service.settings.max_prompts)
+    checked, prompts = await service.bodies.read(http, partial(_check_completion, service, http))
+    body = checked.body
+    _note_unknown(service, checked.unknown)
     reservation = service.admission.reserve(body.answers * len(prompts), key_name_of(http))
 
     async def prepare() -> Prepared:
@@ -67,20 +79,21 @@ async def open_completion(service: Service, http: HttpRequest) -> Call:
         encoded = iter(await encode_all(service, service.tokenizer.encode, texts, body.answer_limit))
         return form, [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
-    return await _open(service, "cmpl-", key_name_of(http), body, budget, reservation, prepare, arrived)
+    return await _open(service, "cmpl-", key_name_of(http), checked, reservation, prepare, arrived)
 
 
 async def open_chat(service: Service, http: HttpRequest) -> Call:
     arrived = time.monotonic()
-    return await open_conversation(service, http, await read_json(http, service.settings), arrived)
+    checked = await service.bodies.read(http, partial(check_chat, service, http))
+    return await open_conversation(service, http, checked, arrived)
 
 
 async def open_conversation(
-    service: Service, http: HttpRequest, raw: Mapping[str, Any], arrived: float, kind: str = "chatcmpl-"
+    service: Service, http: HttpRequest, checked: Checked[ChatBody], arrived: float, kind: str = "chatcmpl-"
 ) -> Call:
-    """A call from the raw body of a chat; `kind` is what its id begins with."""
-    body, budget = _check(service, http, ChatBody, raw)
-    offered(body)
+    """A call from the body of a chat; `kind` is what its id begins with."""
+    body = checked.body
+    _note_unknown(service, checked.unknown)
     reservation = service.admission.reserve(body.answers, key_name_of(http))
 
     async def prepare() -> Prepared:
@@ -90,7 +103,7 @@ async def open_conversation(
         form = await _off_loop(body, form_of_chat, body, service.dialect, text, service.settings.max_grammar_bytes)
         return form, await encode_all(service, service.tokenizer.encode_chat, [text], body.answer_limit)
 
-    return await _open(service, kind, key_name_of(http), body, budget, reservation, prepare, arrived)
+    return await _open(service, kind, key_name_of(http), checked, reservation, prepare, arrived)
 
 
 def render(
@@ -115,19 +128,38 @@ async def _off_loop(body: GenerationBody, make: Callable[..., Form], *args: Any)
     return await asyncio.to_thread(make, *args) if body.guided_grammar or body.structured_outputs else make(*args)
 
 
-def _check(service: Service, http: HttpRequest, kind: Any, given: Mapping[str, Any]) -> tuple[Any, ExpertBudget]:
-    """Everything that can be refused without tokenising."""
+def check_chat(service: Service, http: HttpRequest, raw: Mapping[str, Any]) -> Checked[ChatBody]:
+    checked = _check(service, http, ChatBody, raw)
+    offered(checked.body)
+    return checked
+
+
+def _check_completion(
+    service: Service, http: HttpRequest, raw: Mapping[str, Any]
+) -> tuple[Checked[CompletionBody], list[str | list[int]]]:
+    """The checked body and its prompts. Lists of ids that do not fit the context are refused before they are read."""
+    checked, catalogue = _check(service, http, CompletionBody, raw), service.check_ready()
+    body, context = checked.body, catalogue.info.max_model_len
+    prompts = prompts_of(body.prompt, service.settings.max_prompts)
+    for prompt in prompts:
+        if isinstance(prompt, list):
+            room_for(body.answer_limit, None, len(prompt), context)
+            catalogue.check_tokens({"prompt": prompt})
+    return checked, prompts
+
+
+def _check(service: Service, http: HttpRequest, kind: type[Body], given: Mapping[str, Any]) -> Checked[Body]:
+    """Everything that can be refused without tokenising. It may run in a thread, so it changes nothing."""
     catalogue = service.check_ready()
     asks = asks_of_body(given)
     raw = merged(given)
     refuse_misspelt(raw)
     refuse_unsupported(kind, raw)
-    body = validate(kind, raw, service.sampling_defaults)
+    body = validate(kind, raw, service.sampling_defaults, service.settings)
     asks += [*catalogue.asks_of_model(body.model), *ask_of_header(http.headers.getlist(HEADER))]
     budget = resolve(catalogue.info.experts, catalogue.default_count, asks)
     check_limits(body, service.settings)
-    _note_unknown(service, unknown_fields(kind, raw))
-    return body, budget
+    return Checked(body, budget, unknown_fields(kind, raw) + unknown_nested(body, raw))
 
 
 def _note_unknown(service: Service, fields: list[str]) -> None:
@@ -143,14 +175,13 @@ async def _open(
     service: Service,
     kind: str,
     key: str,
-    body: GenerationBody,
-    budget: ExpertBudget,
+    checked: Checked[Any],
     reservation: Reservation,
     prepare: Callable[[], Awaitable[Prepared]],
     arrived: float,
 ) -> Call:
     """Tokenise and build the sequences. The slots are held already, and given back if anything is refused."""
-    call_id = kind + uuid.uuid4().hex
+    call_id, body, budget = kind + uuid.uuid4().hex, checked.body, checked.budget
     try:
         form, tokens = await prepare()
         prompts = tuple(map(tuple, tokens))

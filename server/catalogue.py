@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.types import EngineInfo
-from model.errors import InvalidRequest
+from model.errors import InvalidRequest, shown
 from server.errors import ModelNotFound
 from server.experts import Ask, aliases_for
 from server.settings import Settings
@@ -43,7 +43,7 @@ class Catalogue:
         if model is None or model == self.name:
             return []
         if model not in self.aliases:
-            raise ModelNotFound(f"the model {model!r:.128} does not exist; this server has {self.name!r}", "model")
+            raise ModelNotFound(f"the model {shown(model, 128)} does not exist; this server has {self.name!r}", "model")
         return [Ask(f"the model alias {model!r}", "num_experts", self.aliases[model])]
 
     def cards(self) -> Iterator[dict[str, Any]]:

@@ -1,16 +1,105 @@
-"""How deep JSON may be nested. It knows no field."""
+"""How deep JSON may be nested, how much of it there may be, and what that costs to find out. It knows no field.
 
+A body of eight megabytes can hold millions of objects: parsing them stops every other request, for the interpreter's
+lock is held. So what parsing would make is counted first, in slices between which others run.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
-from model.errors import InvalidRequest
+from pydantic_core import from_json
+
+SLICE = 1 << 16  # bytes that are counted at a time
+CONTAINERS = {dict, list}
 
 
-def check_depth(value: Any, limit: int) -> None:
-    """Raises InvalidRequest where lists and objects are nested deeper than `limit`."""
-    level = [value] if isinstance(value, dict | list) else []
+@dataclass(frozen=True, slots=True)
+class JsonLimits:
+    """`objects`: objects, lists and keys, which cost the most; `values`: entries of all lists and objects."""
+
+    depth: int
+    values: int
+    objects: int
+
+
+class JsonTooLarge(ValueError):
+    """JSON, but nested deeper or with more in it than the limits allow. Says which, as "at most 64 levels"."""
+
+
+def parse(data: bytes | bytearray, limits: JsonLimits) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        JsonTooLarge: it is beyond the limits.
+        ValueError: it is no JSON.
+    """
+    check_count(data, limits)
+    try:
+        value = from_json(data, allow_inf_nan=True)
+    except ValueError as error:
+        if "recursion limit" in str(error):
+            raise JsonTooLarge(f"at most {limits.depth} levels") from None
+        raise
+    if deeper(value, limits.depth):
+        raise JsonTooLarge(f"at most {limits.depth} levels")
+    return value
+
+
+def check_count(data: bytes | bytearray, limits: JsonLimits) -> None:
+    """Raises JsonTooLarge where parsing would make more than is allowed. Texts count only if all else is not enough."""
+    if data.count(b",") < limits.values and _objects(data) <= limits.objects:
+        return
+    unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")  # every quote left begins or ends a text
+    commas = objects = within = 0
+    for start in range(0, len(unescaped), SLICE):
+        parts = unescaped[start : start + SLICE].split(b'"')
+        outside = b"".join(parts[within::2])
+        within = (within + len(parts) - 1) % 2
+        commas += outside.count(b",")
+        objects += _objects(outside)
+        if commas >= limits.values:
+            raise JsonTooLarge(f"at most {limits.values} values")
+        if objects > limits.objects:
+            raise JsonTooLarge(f"at most {limits.objects} objects, lists and keys")
+
+
+def _objects(data: bytes | bytearray) -> int:
+    return data.count(b"{") + data.count(b"[") + data.count(b":")
+
+
+def deeper(value: Any, limit: int) -> bool:
+    """Whether lists and objects are nested deeper than `limit`."""
+    level = [value] if type(value) in CONTAINERS else []
     for _ in range(limit):
-        children = (child for node in level for child in (node.values() if isinstance(node, dict) else node))
-        level = [child for child in children if isinstance(child, dict | list)]
         if not level:
-            return
-    raise InvalidRequest(f"the body is nested deeper than {limit} levels", None, "invalid_json")
+            break
+        level = [child for node in level for child in _containers(node)]
+    return bool(level)
+
+
+def _containers(node: Any) -> list[Any]:
+    """The lists and objects in one. Most hold texts or numbers alone, which a set of types tells at once."""
+    children = node.values() if type(node) is dict else node
+    if CONTAINERS.isdisjoint(map(type, children)):
+        return []
+    return [child for child in children if type(child) in CONTAINERS]
+
+
+def least_bytes(value: Any, enough: int) -> int:
+    """A lower bound of the bytes of `json.dumps(value)`, exact but for escapes and long numbers. It stops counting
+    beyond `enough`, so that its cost does not grow with the value."""
+    size, waiting = 0, [value]
+    while waiting and size <= enough:
+        node = waiting.pop()
+        if isinstance(node, str):
+            size += 2 + len(node)
+        elif isinstance(node, dict | list):
+            size += max(2, 2 * len(node))  # brackets, and ", " between entries
+            if size > enough:
+                break
+            if isinstance(node, dict):
+                size += sum(map(len, node)) + 4 * len(node)
+            waiting += node.values() if isinstance(node, dict) else node
+        else:
+            size += 1
+    return size

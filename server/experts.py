@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from model.budget import ExpertBudget, ExpertRange
-from model.errors import InvalidRequest
+from model.errors import InvalidRequest, shown
 
 FIELD = "num_experts"
 HEADER = "X-Num-Experts"
@@ -71,7 +71,7 @@ def _count_of_experts(experts: Any) -> Any:
     if experts is None:
         return None
     if not isinstance(experts, Mapping):
-        raise InvalidRequest(f'experts must be an object such as {{"count": 4}}, got {experts!r:.64}', "experts")
+        raise InvalidRequest(f'experts must be an object such as {{"count": 4}}, got {shown(experts)}', "experts")
     for key, value in experts.items():
         if key != "count" and value is not None:
             state = "is not supported yet" if key in LATER else "is unknown"
@@ -83,7 +83,7 @@ def refuse_misspelt(keys: Iterable[str]) -> None:
     """A misspelt expert field must not be ignored: the caller would pay for, and read, the wrong answer."""
     for key in keys:
         if key not in RIGHT and _looks_like_experts(key[:64]):
-            raise InvalidRequest(f"unknown field {key!r:.64}: did you mean {FIELD}?", key[:64], "unknown_parameter")
+            raise InvalidRequest(f"unknown field {shown(key)}: did you mean {FIELD}?", key[:64], "unknown_parameter")
 
 
 @lru_cache(1024)
@@ -114,7 +114,8 @@ def resolve(experts: ExpertRange, default: int, asks: Iterable[Ask]) -> ExpertBu
         if budget != budgets[0]:
             first = asks[0]
             raise InvalidRequest(
-                f"{first.where} says {first.value!r:.64} and {ask.where} says {ask.value!r:.64}; they must agree", FIELD
+                f"{first.where} says {shown(first.value)} and {ask.where} says {shown(ask.value)}; they must agree",
+                FIELD,
             )
     return budgets[0] if budgets else ExpertBudget((default,) * experts.layers)
 
@@ -122,7 +123,7 @@ def resolve(experts: ExpertRange, default: int, asks: Iterable[Ask]) -> ExpertBu
 def _budget(experts: ExpertRange, ask: Ask) -> ExpertBudget:
     value, param = ask.value, ask.param
     if isinstance(value, list) and param == "experts":
-        for count in value:
+        for count in value[: experts.layers]:  # of a longer list, its length is what is wrong
             _check_type(experts, ask, count)
         return experts.budget(value, param)
     _check_type(experts, ask, value)
@@ -132,7 +133,7 @@ def _budget(experts: ExpertRange, ask: Ask) -> ExpertBudget:
 def _check_type(experts: ExpertRange, ask: Ask, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         allowed = f"between {experts.minimum} and {experts.maximum}"
-        raise InvalidRequest(f"{ask.where} must be an integer {allowed}, got {value!r:.64}", ask.param, "invalid_type")
+        raise InvalidRequest(f"{ask.where} must be an integer {allowed}, got {shown(value)}", ask.param, "invalid_type")
 
 
 def reported(budget: ExpertBudget) -> int | float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.errors import InvalidRequest
+from model.errors import InvalidRequest, shown
 from server.bodies.base import GenerationBody
 from server.bodies.chat import ChatBody, ChosenTool
 from server.dialects.plain import Plain
@@ -85,7 +85,8 @@ def offered(body: ChatBody) -> tuple[Tool, ...]:
     if isinstance(choice, ChosenTool) and choice.function.name not in names:
         known = ", ".join(names)
         raise InvalidRequest(
-            f"tool_choice names {choice.function.name!r:.128}, which is not among tools: {known:.256}", "tool_choice"
+            f"tool_choice names {shown(choice.function.name, 128)}, which is not among tools: {known:.256}",
+            "tool_choice",
         )
     return () if choice == "none" else tools
 

@@ -3,36 +3,68 @@
 It knows shapes and sizes, not what a field means to the engine.
 """
 
+from collections.abc import Callable
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
-from model.errors import InvalidRequest
+from model.errors import InvalidRequest, shown
 from server.bodies.base import GenerationBody
 from server.bodies.chat import ChatBody, TemplateBody
 from server.bodies.completions import CompletionBody
-from server.depth import check_depth
+from server.depth import JsonTooLarge, least_bytes, parse
 from server.errors import ClientGone
+from server.lanes import Lane
 from server.settings import Settings
 
+INLINE = 32 << 10  # bytes of a body that is read on the event loop; a larger one goes to a thread
+Checked = TypeVar("Checked")
 
-async def read_json(request: Request, settings: Settings) -> dict[str, Any]:
-    """The body as an object, refused where it is no JSON, too deep, or something else."""
+
+class BodyReader:
+    """Reads bodies: those that take a while in threads, a few at a time, so that the event loop gets its turns."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._lane = Lane("large bodies", 2, settings.max_connections)
+
+    async def read(self, request: Request, check: Callable[[dict[str, Any]], Checked]) -> Checked:
+        """What `check` makes of the body, which is an object. It may run in a thread."""
+        data = await _body_of(request)
+        if len(data) <= INLINE:
+            return check(object_in(data, self.settings))
+        return await self._lane.run(lambda: check(object_in(data, self.settings)))
+
+
+async def _body_of(request: Request) -> bytearray:
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type != "application/json" and not content_type.endswith("+json"):
         raise InvalidRequest(f"the content type must be application/json, got {content_type!r:.64}", "content-type")
     try:
-        body = from_json(await _bytes_of(request), allow_inf_nan=True)
+        return await _bytes_of(request)
     except ClientDisconnect:
         raise ClientGone("the caller closed the connection before the body had arrived") from None
+
+
+def object_in(data: bytes | bytearray, settings: Settings) -> dict[str, Any]:
+    """The body as an object, refused where it is no JSON, something else, too deep or too much."""
+    try:
+        body = parse(data, settings.json_limits)
+    except JsonTooLarge as error:
+        raise InvalidRequest(f"the body may have {error}, got more", None, "invalid_json") from None
     except ValueError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error!s:.200}", None, "invalid_json") from None
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body must be a JSON object, got {type(body).__name__}", None, "invalid_json")
-    check_depth(body, settings.max_json_depth)
+    nested = body.get("extra_body")
+    for where, part in (("the body", body), ("extra_body", nested if isinstance(nested, dict) else {})):
+        if (count := len(part)) > settings.max_body_fields:
+            raise InvalidRequest(
+                f"{where} may have at most {settings.max_body_fields} fields, got {count}",
+                None if part is body else where,
+            )
     return body
 
 
@@ -51,18 +83,34 @@ def check_limits(body: GenerationBody, settings: Settings) -> None:
         _check_completion(body, settings)
     elif body.answer_limit == 0:
         raise InvalidRequest("max_tokens must be at least 1, got 0", "max_tokens")
-    _at_most("stop", len(body.stop), settings.max_stop, "strings")
-    _at_most("logit_bias", len(body.logit_bias), settings.max_logit_bias, "entries")
     _at_most("logprobs" if isinstance(body, CompletionBody) else "top_logprobs", _wanted(body), settings.max_logprobs)
     for i, text in enumerate(body.stop):
         _at_most(f"stop[{i}]", len(text), settings.max_stop_length, "characters")
         if not text:
             raise InvalidRequest(f"stop[{i}] is an empty string", f"stop[{i}]")
     if isinstance(body, ChatBody):
-        _at_most("tools", len(body.tools or ()), settings.max_tools)
         check_template(body, settings)
+    _check_sizes(body, settings.max_grammar_bytes)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options is only allowed with stream: true", "stream_options")
+
+
+def _check_sizes(body: GenerationBody, limit: int) -> None:
+    """What a grammar is written from, before it is written out to be measured."""
+    new, format = body.structured_outputs, body.response_format
+    given = {
+        "guided_json": body.guided_json,
+        "guided_choice": body.guided_choice,
+        "structured_outputs": new and (new.json_ or new.choice),
+        "response_format": format and format.json_schema and format.json_schema.schema_,
+    }
+    for field, value in given.items():
+        if (size := least_bytes(value, limit)) > limit:
+            raise InvalidRequest(f"{field} must be at most {limit} bytes, got at least {size}", field)
+    if isinstance(body, ChatBody) and (any(given.values()) or body.tool_choice not in (None, "auto", "none")):
+        schemas = [tool.function.parameters for tool in body.tools or ()]
+        if (size := least_bytes(schemas, 2 * limit)) > 2 * limit:
+            raise InvalidRequest(f"tools make a grammar of at least {size} bytes; at most {2 * limit}", "tools")
 
 
 def _check_completion(body: CompletionBody, settings: Settings) -> None:
@@ -82,10 +130,10 @@ def check_template(body: TemplateBody, settings: Settings) -> None:
     for name, value in body.chat_template_kwargs.items():
         if name not in allowed:
             known = ", ".join(allowed) or "none"
-            raise InvalidRequest(f"{field}: {name!r:.64} is not allowed; the operator allows {known}", field)
+            raise InvalidRequest(f"{field}: {shown(name)} is not allowed; the operator allows {known}", field)
         if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not isfinite(value)):
             kinds = "a text, a number, true, false or null"
-            raise InvalidRequest(f"{field}: {name} must be {kinds}, got {value!r:.64}", field)
+            raise InvalidRequest(f"{field}: {name} must be {kinds}, got {shown(value)}", field)
 
 
 def _wanted(body: GenerationBody) -> int:
@@ -103,30 +151,27 @@ def prompts_of(value: Any, limit: int) -> list[str | list[int]]:
     """The four shapes of `prompt` as one: a list of texts or of token-id lists."""
     prompts = [value] if isinstance(value, str) or _are_ids(value) else value
     if not isinstance(prompts, list) or not prompts:
-        raise InvalidRequest(
-            f"prompt must be a string, a list of strings, token ids or a list of token-id lists, got {value!r:.64}",
-            "prompt",
-            "invalid_type",
-        )
+        shapes = "a string, a list of strings, token ids or a list of token-id lists"
+        raise InvalidRequest(f"prompt must be {shapes}, got {shown(value)}", "prompt", "invalid_type")
     _at_most("prompt", len(prompts), limit, "prompts")
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str) and not _are_ids(prompt):
             raise InvalidRequest(
-                f"prompt[{i}] must be a string or a list of token ids, got {prompt!r:.64}", "prompt", "invalid_type"
+                f"prompt[{i}] must be a string or a list of token ids, got {shown(prompt)}", "prompt", "invalid_type"
             )
     return prompts
 
 
 def _are_ids(value: Any) -> bool:
     """A non-empty list of real integers: JSON's true is not a token."""
-    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+    return isinstance(value, list) and set(map(type, value)) == {int}
 
 
 def biases_of(body: GenerationBody) -> dict[int, float]:
     biases = {}
     for key, value in body.logit_bias.items():
         if not (key.isascii() and key.isdecimal() and len(key) <= 10):
-            raise InvalidRequest(f"logit_bias: {key!r:.64} is not a token id", "logit_bias")
+            raise InvalidRequest(f"logit_bias: {shown(key)} is not a token id", "logit_bias")
         biases[int(key)] = value
     return biases
 

@@ -7,13 +7,15 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import Request as HttpRequest
 
 from model.errors import InvalidRequest
 from server.bodies.base import SampledBody
-from server.bodies.chat import TemplateBody
+from server.bodies.chat import ChatBody, TemplateBody
 from server.bodies.responses import (
     LOGPROBS,
     MOVED,
@@ -29,9 +31,9 @@ from server.bodies.responses import (
     SchemaFormat,
     read_body,
 )
-from server.calls import Call, open_conversation
+from server.bodies.unknown import unknown_nested
+from server.calls import Call, Checked, check_chat, open_conversation
 from server.experts import RIGHT, merged
-from server.limits import read_json
 from server.service import Service
 
 SHARED = SampledBody.model_fields.keys() | TemplateBody.model_fields.keys()
@@ -51,13 +53,21 @@ FIRST = re.compile(rf"({'|'.join(FIRST_WORDS)})(?=[\[.:]|$)")
 async def open_response(service: Service, http: HttpRequest) -> tuple[Call, ResponsesBody]:
     """The call, and the body as it was asked, which the answer repeats."""
     arrived = time.monotonic()
-    given = await read_json(http, service.settings)
+    checked, body = await service.bodies.read(http, partial(_check_response, service, http))
+    with in_own_words():
+        return await open_conversation(service, http, checked, arrived, "resp_"), body
+
+
+def _check_response(
+    service: Service, http: HttpRequest, given: Mapping[str, Any]
+) -> tuple[Checked[ChatBody], ResponsesBody]:
     service.check_ready()
     raw = merged(given)
-    body = read_body(raw)
+    body = read_body(raw, service.settings)
+    unknown = unknown_nested(body, raw)
     with in_own_words():
-        chat = chat_of(body, raw) | _unmerged(given)
-        return await open_conversation(service, http, chat, arrived, "resp_"), body
+        checked = check_chat(service, http, chat_of(body, raw) | _unmerged(given))
+    return replace(checked, unknown=checked.unknown + unknown), body
 
 
 def chat_of(body: ResponsesBody, raw: Mapping[str, Any]) -> dict[str, Any]:

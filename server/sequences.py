@@ -128,8 +128,4 @@ class Builder:
 def _check_tokens(service: Service, body: GenerationBody, prompts: Prompts) -> None:
     if not all(prompts):
         raise InvalidRequest("prompt: at least one token is needed, got an empty prompt", "prompt")
-    given = body.prompt if isinstance(body, CompletionBody) and isinstance(body.prompt, list) else []
-    ids = [id for prompt in prompts for id in prompt] if any(not isinstance(item, str) for item in given) else []
-    service.catalogue.check_tokens(
-        {"prompt": ids, "stop_token_ids": body.stop_token_ids, "logit_bias": list(biases_of(body))}
-    )
+    service.catalogue.check_tokens({"stop_token_ids": body.stop_token_ids, "logit_bias": list(biases_of(body))})

@@ -15,6 +15,7 @@ from server.dialects.seam import Dialect
 from server.errors import TooManyConnections, code_of, wire_of
 from server.keys import read_keys
 from server.lanes import Lane
+from server.limits import BodyReader
 from server.metrics import NO_ROUTE, Metrics
 from server.processes import watch_processes
 from server.quotas import Account
@@ -36,6 +37,7 @@ class Service:
         self.settings, self.engine, self.tokenizer, self.chat, self.card = settings, engine, tokenizer, chat, card
         self.dialect = dialect  # how the model writes calls and thoughts
         self.sampling_defaults = sampling_defaults  # by request field, where a request is silent
+        self.bodies = BodyReader(settings)
         self.metrics = Metrics(settings.name)
         self.keys = read_keys(settings.api_keys, settings.api_keys_file)
         self.accounts = {name: Account(name, limits) for name, limits in self.keys.limits.items()}

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engine.environment import PREFIX
 from engine.logs import Level, LogFormat
 from engine.types import EngineSettings
+from server.depth import JsonLimits
 from server.variables import refuse_unknown
 from weights.folder import DEFAULT
 
@@ -216,12 +217,22 @@ class Settings(BaseSettings):
     max_header_bytes: int = _option(64 << 10, "Limits", "Bytes of request line and headers", ge=1024)
     max_header_fields: int = _option(100, "Limits", "Header fields of one request", ge=1)
     max_json_depth: int = _option(64, "Limits", "Nesting of a request body", ge=2, le=150)
+    max_json_values: int = _option(
+        1 << 20, "Limits", "Values in a request body, or in a text that is parsed as JSON", ge=1024
+    )
+    max_json_objects: int = _option(
+        1 << 17, "Limits", "Objects, lists and keys in a request body, or in a text that is parsed as JSON", ge=256
+    )
+    max_body_fields: int = _option(256, "Limits", "Fields at the top level of a request body, known or not", ge=64)
+    max_messages: int = _option(4096, "Limits", "Messages of a chat, or items of a response's input", ge=1)
+    max_parts: int = _option(1024, "Limits", "Parts or tool calls of one message", ge=1)
     max_prompts: int = _option(64, "Limits", "Prompts of one request", ge=1)
     max_n: int = _option(8, "Limits", "Answers per prompt (n)", ge=1)
     max_stop: int = _option(16, "Limits", "Stop strings of one request", ge=0)
     max_stop_length: int = _option(256, "Limits", "Characters of one stop string", ge=1)
     max_logprobs: int = _option(20, "Limits", "Alternatives listed per token (logprobs, top_logprobs)", ge=0)
     max_tools: int = _option(128, "Limits", "Tools of one request", ge=0)
+    max_choices: int = _option(16_384, "Limits", "Texts of which guided_choice lets an answer be one", ge=1)
     max_grammar_bytes: int = _option(64 << 10, "Limits", "Bytes of a schema, regex or grammar", ge=1)
     max_logit_bias: int = _option(1024, "Limits", "Entries of logit_bias", ge=0)
 
@@ -268,6 +279,10 @@ class Settings(BaseSettings):
         if self.log_format == "auto":
             return "text" if self.terminal_columns else "json"
         return self.log_format
+
+    @cached_property
+    def json_limits(self) -> JsonLimits:
+        return JsonLimits(self.max_json_depth, self.max_json_values, self.max_json_objects)
 
     def engine_settings(self, folder: Path) -> EngineSettings:
         return EngineSettings(

@@ -10,14 +10,12 @@ from typing import Any
 
 from llguidance import grammar_from, regex_to_lark
 
-from model.errors import InvalidRequest
+from model.errors import InvalidRequest, shown
 from server.bodies.base import GenerationBody
-from server.depth import check_depth
 
 # Without these, a grammar allows white space without end, and small models write just that.
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 OBJECT = {"type": "object"}
-DEPTH = 64  # of a schema that is given as a text
 ALL, ANSWERS, CALLS, OWN = "moe_all", "moe_answers", "moe_calls", "moe_own"  # grammars beside each other
 
 
@@ -106,12 +104,11 @@ def json_rule(schema: Any) -> str:
 def _schema(field: str, value: Any) -> Constraint:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-            check_depth(value, DEPTH)
+            value = json.loads(value)  # its depth was seen to with the body's
         except (ValueError, RecursionError):
-            raise InvalidRequest(f"{field} is a text, but no JSON: {value!r:.64}", field) from None
+            raise InvalidRequest(f"{field} is a text, but no JSON: {shown(value)}", field) from None
     if not isinstance(value, dict | bool):
-        raise InvalidRequest(f"{field} must be a JSON schema, got {value!r:.64}", field)
+        raise InvalidRequest(f"{field} must be a JSON schema, got {shown(value)}", field)
     return Constraint(field, f"answer: {json_rule({} if value is True else value)}\n")
 
 
@@ -126,7 +123,7 @@ def _regex(field: str, value: str) -> Constraint:
 
 def _choice(field: str, value: list[str]) -> Constraint:
     if not value or not all(value):
-        raise InvalidRequest(f"{field} must be a list of texts that are not empty, got {value!r:.64}", field)
+        raise InvalidRequest(f"{field} must be a list of texts that are not empty, got {shown(value)}", field)
     return Constraint(field, "answer: " + " | ".join(map(json.dumps, value)) + "\n")
 
 

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from model.errors import InvalidRequest
+from model.errors import InvalidRequest, shown
+from server.bodies.bounds import BAD_JSON, KEYS, TOO_MANY, AtMost, JsonText
+from server.settings import Settings
 
 Body = TypeVar("Body", bound=BaseModel)
 COUNT: dict[str, Any] = {"type": "integer", "minimum": 1}
@@ -21,6 +23,15 @@ EXPERTS: dict[str, Any] = {
 BRANCHES = ("str", "bool", "system", "developer", "user", "assistant", "tool")
 ZERO_ASKS = ("prompt_logprobs",)  # fields in which 0 is not nothing
 NEUTRAL = (None, False, 0, "", "auto", "none")
+
+
+def _shape(value: Any) -> str:
+    return "List" if isinstance(value, list) else "Text"
+
+
+Entry = TypeVar("Entry")
+# told apart by a look, so that a refusal names the entry at fault and not the other shape
+TextOr = Annotated[Annotated[str, Tag("Text")] | Annotated[list[Entry], Tag("List")], Discriminator(_shape)]
 
 
 def _as_list(value: Any) -> Any:
@@ -40,7 +51,7 @@ class JsonSchema(BaseModel):
 
     name: str = Field("answer", max_length=64)
     description: str | None = None
-    schema_: dict[str, Any] | bool = Field(True, alias="schema")
+    schema_: Annotated[dict[str, Any] | bool, KEYS] = Field(True, alias="schema")
     strict: bool | None = None
 
 
@@ -51,14 +62,18 @@ class ResponseFormat(BaseModel):
     json_schema: JsonSchema | None = None
 
 
+SchemaOrText = Annotated[dict[str, Any] | bool | str, KEYS, JsonText]
+Choices = Annotated[list[str], AtMost("max_choices", "texts")]
+
+
 class StructuredOutputs(BaseModel):
     """vLLM's newer names; exactly one is given."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    json_: dict[str, Any] | bool | str | None = Field(None, alias="json")
+    json_: SchemaOrText | None = Field(None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Choices | None = None
     grammar: str | None = None
     json_object: bool | None = None
 
@@ -98,17 +113,17 @@ class SampledBody(BaseModel):
     noise_seed: int | None = Field(
         None, ge=-(2**63), le=2**63 - 1, description="Of the noise that an ∞-MoE draws; by default the server's"
     )
-    stop: Annotated[list[str], BeforeValidator(_as_list)] = []
-    stop_token_ids: list[int] = Field([], max_length=1024)
+    stop: Annotated[list[str], AtMost("max_stop", "strings"), BeforeValidator(_as_list)] = []
+    stop_token_ids: Annotated[list[int], AtMost(1024, "ids")] = Field([], max_length=1024)
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = {}
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], AtMost("max_logit_bias")] = {}
     stream: bool = False
     user: str | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: dict[str, Any] | bool | str | None = Field(None, description="A JSON schema; vLLM's older name")
+    guided_json: SchemaOrText | None = Field(None, description="A JSON schema; vLLM's older name")
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Choices | None = None
     guided_grammar: str | None = Field(None, description="Lark, or EBNF as llama.cpp writes it")
 
 
@@ -135,10 +150,17 @@ class GenerationBody(SampledBody):
         return self.n
 
 
-def validate(kind: type[Body], raw: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Body:
-    """The typed body, or one refusal that names field, value and what is wrong with it."""
+def validate(
+    kind: type[Body],
+    raw: Mapping[str, Any],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    settings: Settings | None = None,
+) -> Body:
+    """The typed body, or one refusal that names field, value and what is wrong with it. Without `settings`, the
+    defaults of their limits hold."""
+    given = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
     try:
-        return kind.model_validate({**defaults, **{key: value for key, value in raw.items() if value is not None}})
+        return kind.model_validate(given, context=settings)
     except ValidationError as error:
         raise _refusal(error) from None
 
@@ -151,16 +173,15 @@ def refuse_unsupported(kind: type[SampledBody], raw: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"{field} is not supported yet", field, "unsupported_parameter")
 
 
-def unknown_fields(kind: type[GenerationBody], raw: Mapping[str, Any]) -> list[str]:
-    return [key for key in raw if key not in kind.model_fields and key not in kind.unsupported and key != "extra_body"]
-
-
 def _refusal(error: ValidationError) -> InvalidRequest:
     first = error.errors(include_url=False, include_context=False)[0]
     begin, *rest = first["loc"]
     path = [str(begin), *(str(part) for part in rest if not _names_a_branch(part))]
     field = path[0] + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in path[1:])
-    got = "" if first["type"] == "missing" else f", got {first['input']!r:.64}"
+    if first["type"] in (TOO_MANY, BAD_JSON):
+        verb = "must be " if first["type"] == TOO_MANY else ""
+        return InvalidRequest(f"{field[:128]} {verb}{first['msg']}", field[:128])
+    got = "" if first["type"] == "missing" else f", got {shown(first['input'])}"
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     return InvalidRequest(f"{field[:128]}: {first['msg'][:256]}{got}", field[:128], code)
 

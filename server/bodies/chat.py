@@ -9,7 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from server.bodies.base import GenerationBody
+from model.errors import shown
+from server.bodies.base import GenerationBody, TextOr
+from server.bodies.bounds import AtMost, FreeObject, JsonText
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -25,7 +27,7 @@ class CalledFunction(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     name: str
-    arguments: str = Field("{}", description="JSON, as a text")
+    arguments: Annotated[str, JsonText] = Field("{}", description="JSON, as a text")
 
 
 class ToolCall(BaseModel):
@@ -40,11 +42,11 @@ def _only_text(value: Any) -> Any:
     """Say so, before pydantic complains of every branch that a part could have been."""
     for part in value if isinstance(value, list) else ():
         if isinstance(part, dict) and part.get("type", "text") != "text":
-            raise ValueError(f"only text parts are supported, got a part of type {part['type']!r:.32}")
+            raise ValueError(f"only text parts are supported, got a part of type {shown(part['type'], 32)}")
     return value
 
 
-Text = Annotated[str | list[TextPart], BeforeValidator(_only_text)]
+Text = Annotated[TextOr[TextPart], BeforeValidator(_only_text), AtMost("max_parts", "parts")]
 
 
 class Said(BaseModel):
@@ -85,7 +87,7 @@ class UserMessage(Said):
 class AssistantMessage(Said):
     role: Literal["assistant"]
     content: Text | None = None  # type: ignore[assignment]
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall] | None, AtMost("max_parts", "calls")] = None
     reasoning_content: str | None = None
 
     @property
@@ -116,6 +118,7 @@ class ToolMessage(Said):
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+Messages = Annotated[list[Message], AtMost("max_messages", "messages")]
 
 
 def text_of(content: str | list[TextPart] | None) -> str:
@@ -136,7 +139,7 @@ class FunctionTool(BaseModel):
 
     name: Name
     description: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description="A JSON schema of the arguments")
+    parameters: FreeObject | None = Field(None, description="A JSON schema of the arguments")
     strict: bool | None = None
 
 
@@ -149,6 +152,9 @@ class Tool(BaseModel):
     def plain(self) -> dict[str, Any]:
         """For the template."""
         return {"type": "function", "function": self.function.model_dump(exclude_none=True, exclude={"strict"})}
+
+
+Tools = Annotated[list[Tool], AtMost("max_tools", "tools")]
 
 
 class ChosenFunction(BaseModel):
@@ -168,7 +174,7 @@ class TemplateBody(BaseModel):
     """What a request may ask of the chat template; its variables only by names that the operator allows."""
 
     add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: Annotated[dict[str, Any], AtMost(64, "variables")] = {}
 
 
 def _no_tools(value: Any) -> Any:
@@ -189,11 +195,11 @@ class ChatBody(GenerationBody, TemplateBody):
         "best_of": (1,),
     }
 
-    messages: list[Message] = Field(min_length=1, examples=[[{"role": "user", "content": "Tell me a story."}]])
+    messages: Messages = Field(min_length=1, examples=[[{"role": "user", "content": "Tell me a story."}]])
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0)
-    tools: Annotated[list[Tool] | None, BeforeValidator(_no_tools)] = None
+    tools: Annotated[Tools | None, BeforeValidator(_no_tools)] = None
     tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool = True
     reasoning_effort: str | None = Field(None, max_length=32, description="For templates that know it")

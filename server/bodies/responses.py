@@ -4,14 +4,16 @@ It knows fields and their ranges; what they mean in a chat is `server/responses.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from model.errors import InvalidRequest
-from server.bodies.base import SampledBody, refuse_unsupported, validate
+from model.errors import InvalidRequest, shown
+from server.bodies.base import SampledBody, TextOr, refuse_unsupported, validate
+from server.bodies.bounds import AtMost, FreeObject, JsonText
 from server.bodies.chat import Name, TemplateBody
+from server.settings import Settings
 
 # OpenAI's own words for them, so that who moves from chat is told where to
 MOVED: Mapping[str, str] = {
@@ -36,13 +38,10 @@ FUNCTION = ("function",)
 ECHOED = ("instructions", "metadata", "reasoning", "text", "tool_choice", "tools", "user")
 
 
-def _shape(value: Any) -> str:
-    return "List" if isinstance(value, list) else "Text"
+PARTS_AT_MOST = AtMost("max_parts", "parts")
 
 
-Entry = TypeVar("Entry")
-# told apart by a look, so that a refusal names the entry at fault and not the other shape
-TextOr = Annotated[Annotated[str, Tag("Text")] | Annotated[list[Entry], Tag("List")], Discriminator(_shape)]
+ANSWERED = frozenset({"id", "status"})  # what an item of an answer has beside its content; it asks nothing
 
 
 class Given(BaseModel):
@@ -52,6 +51,8 @@ class Given(BaseModel):
 class InputPart(Given):
     """Text; `output_text` is what an answer of a previous turn has."""
 
+    carried: ClassVar[frozenset[str]] = frozenset({"annotations", "logprobs"})  # of an answer; they ask nothing
+
     type: Literal["input_text", "output_text"]
     text: str
 
@@ -59,26 +60,32 @@ class InputPart(Given):
 class InputMessage(Given):
     """With `type` or without it, with one text or parts of it."""
 
+    carried: ClassVar[frozenset[str]] = ANSWERED
+
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: TextOr[InputPart]
+    content: Annotated[TextOr[InputPart], PARTS_AT_MOST]
 
 
 class InputCall(Given):
     """A call that the model made in a previous turn."""
 
+    carried: ClassVar[frozenset[str]] = ANSWERED
+
     type: Literal["function_call"]
     call_id: str
     name: str
-    arguments: str = Field(description="JSON, as a text")
+    arguments: Annotated[str, JsonText] = Field(description="JSON, as a text")
 
 
 class InputCallOutput(Given):
     """What the called function said."""
 
+    carried: ClassVar[frozenset[str]] = ANSWERED
+
     type: Literal["function_call_output"]
     call_id: str
-    output: TextOr[InputPart]
+    output: Annotated[TextOr[InputPart], PARTS_AT_MOST]
 
 
 class ReasoningPart(Given):
@@ -89,8 +96,10 @@ class ReasoningPart(Given):
 class InputReasoning(Given):
     """A thought of a previous turn. A summary is for people: the model is told the thought itself, or nothing."""
 
+    carried: ClassVar[frozenset[str]] = ANSWERED | {"summary"}
+
     type: Literal["reasoning"]
-    content: list[ReasoningPart] | None = None
+    content: Annotated[list[ReasoningPart] | None, PARTS_AT_MOST] = None
     encrypted_content: None = Field(None, description="Only who wrote it can read it")
 
 
@@ -113,7 +122,7 @@ class FlatTool(Given):
     type: Literal["function"]
     name: Name
     description: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description="A JSON schema of the arguments")
+    parameters: FreeObject | None = Field(None, description="A JSON schema of the arguments")
     strict: bool | None = None
 
 
@@ -132,7 +141,7 @@ class SchemaFormat(Given):
     type: Literal["json_schema"]
     name: str = Field(max_length=64)
     description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: FreeObject = Field(alias="schema")
     strict: bool | None = None
 
 
@@ -178,37 +187,40 @@ class ResponsesBody(SampledBody, TemplateBody):
         "n": (1,),
     }
 
-    input: TextOr[InputItem] = Field(examples=["Tell me a story."])
+    input: Annotated[TextOr[InputItem], AtMost("max_messages", "items")] = Field(examples=["Tell me a story."])
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     max_tool_calls: int | None = Field(None, ge=1, description="Of hosted tools, of which there are none")
-    include: list[
-        Literal[
-            "message.output_text.logprobs",
-            "reasoning.encrypted_content",
-            "message.input_image.image_url",
-            "file_search_call.results",
-            "web_search_call.results",
-            "web_search_call.action.sources",
-            "computer_call_output.output.image_url",
-            "code_interpreter_call.outputs",
-        ]
+    include: Annotated[
+        list[
+            Literal[
+                "message.output_text.logprobs",
+                "reasoning.encrypted_content",
+                "message.input_image.image_url",
+                "file_search_call.results",
+                "web_search_call.results",
+                "web_search_call.action.sources",
+                "computer_call_output.output.image_url",
+                "code_interpreter_call.outputs",
+            ]
+        ],
+        AtMost(64, "names"),
     ] = Field([], description="Only the first adds something; of the others no answer has any")
     top_logprobs: int | None = Field(None, ge=0)
     text: TextOptions = TextOptions()
-    tools: list[FlatTool] = Field([])
+    tools: Annotated[list[FlatTool], AtMost("max_tools", "tools")] = Field([])
     tool_choice: Literal["auto", "none", "required"] | FlatChoice = "auto"
     parallel_tool_calls: bool = True
     reasoning: ReasoningOptions = ReasoningOptions()
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
-        {}, max_length=16, description="Comes back as it is"
-    )
+    metadata: Annotated[
+        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], AtMost(16)
+    ] = Field({}, max_length=16, description="Comes back as it is")
     store: bool = Field(False, description="Accepted; nothing is stored")
     truncation: Literal["disabled"] = "disabled"
     stream_options: ResponseStreamOptions | None = None
 
 
-def read_body(raw: Mapping[str, Any]) -> ResponsesBody:
+def read_body(raw: Mapping[str, Any], settings: Settings | None = None) -> ResponsesBody:
     """The typed body.
 
     Raises:
@@ -218,20 +230,21 @@ def read_body(raw: Mapping[str, Any]) -> ResponsesBody:
         if raw.get(field) is not None and raw[field] is not False:
             raise InvalidRequest(f"{field} is {home} in /v1/responses", field, "unsupported_parameter")
     refuse_unsupported(ResponsesBody, raw)
-    _refuse_kinds(raw)
-    body = validate(ResponsesBody, raw)
+    _refuse_kinds(raw, Settings.model_fields["max_messages"].default if settings is None else settings.max_messages)
+    body = validate(ResponsesBody, raw, settings=settings)
     _refuse_unwritable(raw)
     return body
 
 
-def _refuse_kinds(raw: Mapping[str, Any]) -> None:
-    """Items, parts and tools of kinds that are not there: pictures, files, hosted tools, what would be stored."""
-    for i, item in enumerate(_list(raw.get("input"))):
+def _refuse_kinds(raw: Mapping[str, Any], most: int) -> None:
+    """Items, parts and tools of kinds that are not there: pictures, files, hosted tools, what would be stored. Of
+    lists, only as much is looked at as can be valid."""
+    for i, item in enumerate(_list(raw.get("input"))[:most]):
         _check_kind(item, f"input[{i}]", tuple(KINDS))
         for field in ("content", "output") if isinstance(item, Mapping) else ():
-            for j, part in enumerate(_list(item.get(field))):
+            for j, part in enumerate(_list(item.get(field))[:most]):
                 _check_kind(part, f"input[{i}].{field}[{j}]", PARTS)
-    for i, tool in enumerate(_list(raw.get("tools"))):
+    for i, tool in enumerate(_list(raw.get("tools"))[:most]):
         _check_kind(tool, f"tools[{i}]", FUNCTION)
     _check_kind(raw.get("tool_choice"), "tool_choice", FUNCTION)
 
@@ -252,5 +265,5 @@ def _list(value: Any) -> list[Any]:
 def _check_kind(value: Any, where: str, known: tuple[str, ...]) -> None:
     kind = value.get("type") if isinstance(value, Mapping) else None
     if isinstance(kind, str) and kind not in known:
-        message = f"{where}.type: {kind!r:.64} is not supported; supported: {', '.join(known)}"
+        message = f"{where}.type: {shown(kind)} is not supported; supported: {', '.join(known)}"
         raise InvalidRequest(message, f"{where}.type", "unsupported_parameter")

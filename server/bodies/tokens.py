@@ -1,8 +1,11 @@
 """The bodies of /tokenize and /detokenize."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.bodies.chat import Message, TemplateBody, Tool
+from server.bodies.bounds import AtMost
+from server.bodies.chat import Messages, TemplateBody, Tools
 
 MOST_TOKENS = 1_000_000  # of one text
 
@@ -13,12 +16,12 @@ class TokenizeBody(TemplateBody):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     prompt: str | None = Field(None, examples=["Once upon a time"])
-    messages: list[Message] | None = None
-    tools: list[Tool] | None = None
+    messages: Messages | None = None
+    tools: Tools | None = None
     add_special_tokens: bool = Field(True, description="Whether a prompt gets what the checkpoint puts around it")
 
 
 class DetokenizeBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    tokens: list[int] = Field(max_length=MOST_TOKENS, examples=[[1, 2, 3]])
+    tokens: Annotated[list[int], AtMost(MOST_TOKENS, "ids")] = Field(max_length=MOST_TOKENS, examples=[[1, 2, 3]])

@@ -13,7 +13,7 @@ from model.errors import InvalidRequest
 from server.bodies.base import validate
 from server.bodies.tokens import MOST_TOKENS, DetokenizeBody, TokenizeBody
 from server.calls import render
-from server.limits import check_template, read_json
+from server.limits import check_template
 from server.service import Service
 from weights.tokenizer import TooManyTokens
 
@@ -24,7 +24,7 @@ router = APIRouter(tags=["tokens"])
 async def tokenize(request: Request) -> Response:
     """Ids of a `prompt`, or of `messages` as the chat template writes them."""
     service: Service = request.app.state.service
-    body = validate(TokenizeBody, await read_json(request, service.settings))
+    body = await service.bodies.read(request, lambda raw: validate(TokenizeBody, raw, settings=service.settings))
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("exactly one of prompt and messages must be given", "prompt")
     if body.messages is not None:
@@ -35,7 +35,7 @@ async def tokenize(request: Request) -> Response:
 @router.post("/detokenize")
 async def detokenize(request: Request) -> Response:
     service: Service = request.app.state.service
-    body = validate(DetokenizeBody, await read_json(request, service.settings))
+    body = await service.bodies.read(request, lambda raw: validate(DetokenizeBody, raw, settings=service.settings))
     return await service.token_routes.run(_detokenized, service, body)
 
 
