@@ -21,7 +21,7 @@ from server.forms import PLAIN
 from server.http_counts import HttpCounts
 from server.middleware import BodyBudget, HeadAsGet, Limits, RequestId, Reserve
 from server.protocol import ConnectionLimits, protocol_of
-from server.routes import generate, models, probes, tokens
+from server.routes import docs, generate, models, probes, tokens
 from server.seams import ChatTemplate, Engine, Tokenizer
 from server.service import Service
 from server.settings import Settings
@@ -29,7 +29,7 @@ from server.sites import Sites, hosts_of
 
 log = structlog.get_logger("server")
 STOP_SECONDS = 5.0
-PARTS = (generate, models, probes, tokens)
+PARTS = (docs, generate, models, probes, tokens)
 
 
 def create_app(
@@ -54,7 +54,14 @@ def create_app(
             await asyncio.gather(boot, return_exceptions=True)
             await engine.stop(STOP_SECONDS)
 
-    app = FastAPI(title="moedial", version=probes.installed_version(), lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="moedial",
+        version=probes.installed_version(),
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
+        redoc_url=None,
+    )
     app.state.service = service
     errors.install(app)
     contract.install(app)

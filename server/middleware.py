@@ -23,7 +23,8 @@ from server.errors import (
 )
 from server.protocol import RESERVED
 
-OPEN_PATHS = frozenset({"/live", "/health", "/ready", "/metrics", "/version"})
+PROBES = frozenset({"/live", "/health", "/ready", "/metrics", "/version"})
+OPEN_PATHS = PROBES | {"/docs"}  # without a key
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -77,7 +78,7 @@ class Reserve:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = scope.get("state", {}).get(RESERVED)
-        if limit is None or scope["path"] in OPEN_PATHS:
+        if limit is None or scope["path"] in PROBES:
             return await self.app(scope, receive, send)
         error = TooManyConnections(f"the server has {limit} connections, which is its limit; try again later")
         self.on_refused(scope["path"], code_of(error))
