@@ -26,7 +26,7 @@ from server.keys import warn_if_open
 from server.listening import allow_open_files, check_certificate
 from server.service import Service
 from server.settings import Settings
-from weights.chat import ChatTemplate
+from server.templates import Templates
 from weights.folder import read_card, resolve_model
 from weights.generation import sampling_defaults
 from weights.tokenizer import Tokenizer
@@ -83,7 +83,7 @@ def run(settings: Settings) -> None:
     )
     tokenizer = Tokenizer.load(folder, settings.generation_config == "auto")
     defaults = defaults_of(settings, folder)
-    chat = ChatTemplate.load(folder)
+    chat = Templates.load(folder)
     dialect = dialect_of(settings, chat, tokenizer)
     app = create_app(settings, engine, tokenizer, chat, read_card(folder), defaults, dialect)
     service: Service = app.state.service
@@ -97,7 +97,7 @@ def run(settings: Settings) -> None:
         )
 
 
-def dialect_of(settings: Settings, chat: ChatTemplate | None, tokenizer: Tokenizer) -> Dialect:
+def dialect_of(settings: Settings, chat: Templates | None, tokenizer: Tokenizer) -> Dialect:
     """How the model writes calls and thoughts: as the operator says, or as its chat template does."""
     template = chat.source if chat else None
     if settings.dialect == "auto":
