@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from model.errors import MoedialError
 from server import contract, errors
-from server.auth import Auth
+from server.auth import LEVEL_HEADERS, Auth
 from server.dialects.seam import Dialect
 from server.errors import RateLimited, code_of
 from server.forms import PLAIN
@@ -106,7 +106,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
             allow_methods=("GET", "HEAD", "POST"),
             allow_headers=("*",),
             allow_private_network=True,
-            expose_headers=("x-request-id", "x-num-experts", "x-should-retry", "retry-after"),
+            expose_headers=("x-request-id", "x-num-experts", "x-should-retry", "retry-after", *LEVEL_HEADERS),
         )
     hosts = hosts_of(settings.allowed_hosts, settings.host, bool(service.keys))
     app.add_middleware(

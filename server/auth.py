@@ -15,6 +15,8 @@ from server.middleware import OPEN_PATHS
 from server.quotas import Account
 
 SPACE = b" \t"  # all that may stand around a field's value and between a scheme and its credentials
+LEVELS = ("limit", "remaining", "reset")  # of each kind of limit, as headers of OpenAI's names
+LEVEL_HEADERS = tuple(f"x-ratelimit-{what}-{kind}" for what in LEVELS for kind in ("requests", "tokens"))
 Note = Callable[[Scope, MoedialError | None], None]
 
 
@@ -85,9 +87,9 @@ def _with_levels(account: Account, send: Send) -> Send:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for level in account.levels():
-                headers[f"x-ratelimit-limit-{level.kind}"] = str(level.limit)
-                headers[f"x-ratelimit-remaining-{level.kind}"] = str(level.remaining)
-                headers[f"x-ratelimit-reset-{level.kind}"] = f"{level.reset:.3f}s"
+                values = (str(level.limit), str(level.remaining), f"{level.reset:.3f}s")
+                for what, value in zip(LEVELS, values, strict=True):
+                    headers[f"x-ratelimit-{what}-{level.kind}"] = value
         await send(message)
 
     return send_with_levels

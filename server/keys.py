@@ -12,7 +12,6 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from server.quotas import KeyLimits
+from server.sites import is_loopback
 from server.variables import BadSetting, nearest
 
 log = structlog.get_logger("server")
@@ -85,14 +85,6 @@ def warn_if_open(host: str, keys: Keys) -> None:
             "set --api-keys-file or MOEDIAL_API_KEYS, or listen on 127.0.0.1",
             host=host,
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address to listen on."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 class _Entry(BaseModel):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from server.auth import credentials
+from server.auth import LEVEL_HEADERS, credentials
 from server.keys import read_keys
 from server.middleware import OPEN_PATHS
 from tests.server.fakes import FakeEngine, says
@@ -92,6 +93,9 @@ def test_requests_per_minute(tmp_path: Path) -> None:
         first, second, third = (client.post(COMPLETIONS, json=BODY, headers=bearer("a")) for _ in range(3))
         assert [answer.status_code for answer in (first, second, third)] == [200, 200, 429]
         assert [first.headers[f"x-ratelimit-{what}-requests"] for what in ("limit", "remaining")] == ["2", "1"]
+        told = {name for name in first.headers if name.startswith("x-ratelimit")}
+        assert told == {name for name in LEVEL_HEADERS if name.endswith("requests")}
+        assert re.fullmatch(r"\d+\.\d{3}s", first.headers["x-ratelimit-reset-requests"])
         error = third.json()["error"]
         assert (error["type"], error["code"], error["param"]) == ("rate_limit_error", "rate_limit_exceeded", None)
         assert "2 requests per minute" in error["message"] and 25 <= int(third.headers["retry-after"]) <= 30

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from server.keys import is_loopback, read_keys, warn_if_open
+from server.keys import read_keys, warn_if_open
 from server.settings import Settings
+from server.sites import is_loopback
 from server.variables import OTHERS, BadSetting
 from tests.server.harness import in_memory, key_file
 
