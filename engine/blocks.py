@@ -74,17 +74,30 @@ class BlockManager:
         for block in hits:
             self._cached.pop(block, None)
             self._hold(sequence, block)
+        self._chain(sequence, self._shareable(sequence))  # for `soon`: what it is going to compute
         sequence.offered = len(hits)
         sequence.computed = len(hits) * self.block_size
         return True
 
+    def looks_up(self, sequence: Sequence) -> bool:
+        """Whether a sequence may begin with blocks that others computed: not one whose prompt is to be scored."""
+        return self.prefix_cache and sequence.request.sampling.prompt_logprobs is None
+
+    def uncached(self, sequence: Sequence) -> int:
+        """How many tokens of a sequence without blocks are not in the prefix cache."""
+        return len(sequence.tokens) - len(self._lookup(sequence)) * self.block_size
+
     def soon(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:
         """Whether the first block that this sequence would have to compute is just being computed by another."""
-        coming = {digest for other in running if other.pending > 1 for digest in other.hashes[other.offered :]}
-        if not coming:
-            return False
         known = len(self._lookup(sequence))
-        return known < self._shareable(sequence) and sequence.hashes[known] in coming
+        if known >= self._shareable(sequence):
+            return False
+        digest = sequence.hashes[known]  # names all tokens before it too, so it is the other's at the same place
+        return any(
+            other.offered <= known < len(other.hashes) and other.hashes[known] == digest
+            for other in running
+            if other.pending > 1
+        )
 
     def reserve(self, sequence: Sequence, tokens: int) -> bool:
         """Extend a sequence's blocks to cover its first `tokens` tokens: all of them, or (False) none."""
@@ -159,10 +172,10 @@ class BlockManager:
         _require(all(self._hash_of[block] is not None for block in self._cached), "a cached block has no hash")
 
     def _lookup(self, sequence: Sequence) -> list[int]:
+        """Blocks with the beginning of a sequence. It is hashed as far as it is found, and one block further."""
         hits: list[int] = []
-        limit = self._shareable(sequence)
-        for digest in self._chain(sequence, limit)[:limit]:
-            block = self._block_of.get(digest)
+        for index in range(self._shareable(sequence)):
+            block = self._block_of.get(self._chain(sequence, index + 1)[index])
             if block is None:
                 break
             hits.append(block)
@@ -171,8 +184,7 @@ class BlockManager:
     def _shareable(self, sequence: Sequence) -> int:
         """How many full blocks of a sequence others may have computed: all that leave a token to compute. None where
         the prompt is to be scored, which needs the logits of every token."""
-        scores = sequence.request.sampling.prompt_logprobs is not None
-        return 0 if scores or not self.prefix_cache else (len(sequence.tokens) - 1) // self.block_size
+        return (len(sequence.tokens) - 1) // self.block_size if self.looks_up(sequence) else 0
 
     def _chain(self, sequence: Sequence, full: int) -> list[bytes]:
         """The hashes of at least the first `full` blocks, kept on the sequence: tokens only ever grow."""

@@ -4,13 +4,17 @@ It sees expert counts and numbers of tokens, no sequences, no blocks and no cloc
 constants. Standard library only: `StepCost` crosses to the HTTP process.
 """
 
+import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
 Counts = tuple[int, ...]  # one expert count per MoE layer, as in `ExpertBudget`
+LEAST_SHARE, MOST_SHARE = 0.25, 0.75  # of a step's time, for reading prompts
+SHARE_PER_SECOND = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,12 @@ class StepCost:
 
 
 FREE = StepCost(0.0, 0.0, 0.0, 0.0, ())
+
+
+def reading_share(age: float) -> float:
+    """The share of a step's time that is kept for prompts, where the oldest has waited `age` seconds: a quarter, then a
+    tenth more each second, up to three quarters. Decodes beside it take at most four times as long as alone."""
+    return min(MOST_SHARE, LEAST_SHARE + SHARE_PER_SECOND * age)
 
 
 class Load:
@@ -123,31 +133,54 @@ def _seconds(cost: StepCost, tokens: tuple[tuple[Counts, int], ...]) -> float:
 
 
 class Allowance:
-    """What one step may still take: tokens always; seconds too, as soon as it decodes somebody.
+    """What one step may still take: tokens always; seconds too, as soon as it decodes.
 
-    No chunk is shorter than `min_chunk` for lack of seconds. The first prompt of a step gets that much whatever it
-    costs, so that reading never stops; a further prompt waits.
+    Prompts get the seconds that decodes leave of the target, but never less than a share of the step: what decodes take
+    is then the rest. No chunk is shorter than `min_chunk` for lack of seconds, unless a prompt ends with it; the first
+    prompt gets that much whatever it costs, so that reading never stops.
     """
 
     def __init__(self, cost: StepCost, tokens: int, seconds: float, min_chunk: int) -> None:
         self.load = Load(cost)
         self.tokens = tokens  # left
         self.reads = False  # a prompt is in
-        self._decodes = False
+        self.decodes = False
         self._seconds, self._min_chunk = seconds, min_chunk
 
+    @property
+    def bounded(self) -> bool:
+        """Whether time bounds what is read."""
+        return self.decodes and self._seconds < math.inf
+
+    @property
+    def least(self) -> int:
+        """The shortest chunk that a prompt is cut to, if there are tokens for it."""
+        return min(self._min_chunk, self.tokens)
+
+    def open(self, share: float) -> None:
+        """Begin with prompts, which may have this share of the step's time."""
+        self._seconds = max(self._seconds, self.load.seconds / (1 - share))
+
+    def half(self) -> "Allowance":
+        """Half of what is left, of the same step: `take` from the whole."""
+        half = copy(self)
+        half.tokens = self.tokens // 2
+        half._seconds = (self.load.seconds + self._seconds) / 2
+        return half
+
+    def fit(self, counts: Counts) -> int:
+        """How many tokens of prompts with these counts the step still has room for."""
+        return self.load.fits(counts, self._seconds, self.tokens) if self.bounded else self.tokens
+
     def room(self, counts: Counts) -> int:
-        """The longest chunk of a prompt with these counts that the step still takes."""
-        if not self._decodes:
-            return self.tokens
-        least = min(self._min_chunk, self.tokens)
-        fit = self.load.fits(counts, self._seconds, self.tokens)
-        if fit >= least:
+        """The longest chunk that the step still takes of a prompt that must be cut; 0 where none is worth it."""
+        fit = self.fit(counts)
+        if fit >= self.least:
             return fit
-        return 0 if self.reads else least
+        return 0 if self.reads else self.least
 
     def take(self, counts: Counts, tokens: int, *, prompt: bool) -> None:
         """Put in a chunk of a prompt, or the one token of a sequence that decodes."""
-        self.reads, self._decodes = self.reads or prompt, self._decodes or not prompt
+        self.reads, self.decodes = self.reads or prompt, self.decodes or not prompt
         self.tokens -= tokens
         self.load.add(counts, tokens)

@@ -163,6 +163,7 @@ class Engine:
             accepted=scheduler.counts.accepted,
             running=scheduler.running,
             waiting=scheduler.waiting,
+            oldest_waiting_s=scheduler.oldest_waiting_s,
             blocks_used=scheduler.blocks.used,
             blocks_total=scheduler.blocks.total,
             retries=self._retries,

@@ -1,13 +1,14 @@
-"""What one step's results add to a sequence: tokens up to its end, and the reason of that end.
+"""What one step's results add to a sequence: tokens up to its end, the reason of that end, and what is told of them.
 
 It knows one sequence, no blocks and no other sequences.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from engine.plan import Sampled
 from engine.sequence import Sequence
-from engine.types import Finish, Logprob
+from engine.types import Finish, Logprob, TokenEvent
 
 
 def extend(sequence: Sequence, results: Seq[Sampled], longest: int) -> tuple[list[Sampled], Finish | None]:
@@ -35,7 +36,26 @@ def _finish(sequence: Sequence, token: int, longest: int) -> Finish | None:
     return None
 
 
-def told(sequence: Sequence) -> tuple[Logprob, ...] | None:
+def token_event(sequence: Sequence, result: Sampled, clock: Callable[[], float]) -> TokenEvent:
+    """The event of a token that does not end its sequence. The first says where the time went up to it."""
+    stats = None
+    if sequence.first_token_at is None:
+        sequence.first_token_at = clock()
+        stats = sequence.stats(sequence.first_token_at)
+    return TokenEvent(sequence.id, result.token, result.logprob, stats=stats, prompt_logprobs=_told(sequence))
+
+
+def end_event(
+    sequence: Sequence, finish: Finish, last: Sampled | None, error: str | None, clock: Callable[[], float]
+) -> TokenEvent:
+    """The event that ends a sequence, with its last token if it comes with one."""
+    token, logprob = (None, None) if last is None else (last.token, last.logprob)
+    if token is not None and error is None:
+        sequence.first_token_at = sequence.first_token_at or clock()
+    return TokenEvent(sequence.id, token, logprob, finish, error, sequence.stats(clock()), _told(sequence))
+
+
+def _told(sequence: Sequence) -> tuple[Logprob, ...] | None:
     """The prompt's log-probabilities, for the first event of a sequence that asked for them."""
     if sequence.request.sampling.prompt_logprobs is None or sequence.told:
         return None

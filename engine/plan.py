@@ -69,6 +69,14 @@ def sample_count(plan: Plan) -> int:
     return sum(chunk.samples for chunk in plan)
 
 
+def require_results(plan: Plan, sampled: int, scored: int) -> None:
+    """Raise ValueError where a plan's results are not as many as it asks for."""
+    if sampled != sample_count(plan):
+        raise ValueError(f"the plan samples {sample_count(plan)} tokens, got {sampled}")
+    if scored != (scoring := sum(bool(chunk.scored) for chunk in plan)):
+        raise ValueError(f"the plan scores {scoring} chunks, got {scored}")
+
+
 @dataclass(slots=True)
 class Counts:
     """What happened while one plan was made; the meanings are those of `StepStats`."""

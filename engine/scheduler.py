@@ -1,21 +1,22 @@
 """Continuous batching: which tokens of which sequences the next step computes, and what its results mean.
 
-First come, first served. Running sequences are kept in order of arrival, so decodes come before the one prompt that may
-be partly read, and the youngest is the one to give way when memory runs out. No tensors, no processes.
+Sequences that decode come first, then prompts, in order of arrival (`engine/prompts.py`); the youngest sequence is the
+one to give way when memory runs out. No tensors, no processes.
 """
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from engine.blocks import BlockManager
-from engine.cost import FREE, Allowance, StepCost
+from engine.cost import FREE, Allowance, StepCost, reading_share
 from engine.fits import refuse_misfit
 from engine.grammar import Matcher
-from engine.growth import extend, told
-from engine.plan import NOT_FINITE, Chunk, Counts, Plan, Sampled, sample_count
+from engine.growth import end_event, extend, token_event
+from engine.plan import NOT_FINITE, Chunk, Counts, Plan, Sampled, require_results
+from engine.prompts import Prompts
+from engine.queues import Queues
 from engine.sequence import Sequence
 from engine.speculation import Speculator
 from engine.types import Finish, Logprob, Request, TokenEvent
@@ -27,9 +28,10 @@ Scores = tuple[Logprob, ...] | None
 class Scheduler:
     """Plans steps over at most `max_running` sequences and `max_step_tokens` tokens a step.
 
-    With a `cost` and `step_seconds`, a step that decodes somebody reads only so much of prompts that its estimated time
-    stays within `step_seconds`, but `min_chunk` tokens at least: a prompt is cut by its cost, so that one with many
-    experts gets the shorter chunk. `cost` may be set between steps.
+    With a `cost` and `step_seconds`, a step that decodes reads only so much of prompts that its estimated time stays
+    within `step_seconds`, but `min_chunk` tokens at least, and a share of the step that grows with the age of the
+    oldest that waits: a prompt is cut by its cost, so that one with many experts gets the shorter chunk. `cost` may be
+    set between steps.
 
     With `chunked=False` (mixtures that mix tokens) a prompt is read whole and a preempted sequence is recomputed just
     as it was first computed: the prompt in one chunk, then token by token. Such a prompt may exceed `max_step_tokens`,
@@ -69,8 +71,9 @@ class Scheduler:
         self.counts = Counts()  # of the last plan
         self._chunked, self._clock = chunked, clock
         self._step_seconds, self._min_chunk = step_seconds if step_seconds and chunked else math.inf, min_chunk
-        self._waiting: OrderedDict[str, Sequence] = OrderedDict()
-        self._running: OrderedDict[str, Sequence] = OrderedDict()
+        self._queues = Queues()
+        self._waiting, self._running = self._queues.waiting, self._queues.running
+        self._prompts = Prompts(blocks, self._queues, max_running, chunked, clock)
         self._planned: set[str] = set()  # in the plan that is not committed yet
         self._doomed: set[str] = set()  # of these, aborted: they end with the commit
         self._events: list[TokenEvent] = []  # ends that no commit has reported yet
@@ -86,6 +89,13 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def oldest_waiting_s(self) -> float:
+        """How long the sequence that has waited longest has waited for its next token, in the queue or partly read; in
+        seconds, 0 where none waits."""
+        since = self._queues.waits_since
+        return 0.0 if since is None else self._clock() - since
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would do or report anything."""
         return bool(self._running or self._waiting or self._events)
@@ -99,7 +109,7 @@ class Scheduler:
         if request.id in self._running or request.id in self._waiting:
             raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
         refuse_misfit(request, self.max_model_len, self.blocks.total * self.blocks.block_size)
-        self._waiting[request.id] = Sequence(request, self._clock(), matcher)
+        self._queues.add(Sequence(request, self._clock(), matcher))
 
     def abort(self, request_id: str) -> None:
         """End a request; its last event comes with the next commit. An unknown id is ignored: it may just have ended.
@@ -120,15 +130,27 @@ class Scheduler:
         if self._planned:
             raise RuntimeError("the last plan is neither committed nor failed")
         self.counts = Counts()
-        plan: list[Chunk] = []
         allowance = Allowance(self.cost or FREE, self.max_step_tokens, self._step_seconds, self._min_chunk)
-        for place, sequence in enumerate(going := list(self._running.values()), 1):
-            if sequence.id in self._running and (chunk := self._continue(sequence, allowance)):
-                plan.append(self._guess(chunk, allowance, len(going) - place))
-        self._admit(plan, allowance)
+        plan = self._decodes(allowance)
+        if self._queues.partly or (self._waiting and not self._prompts.full):
+            if allowance.bounded:
+                allowance.open(reading_share(self.oldest_waiting_s))
+            plan += self._prompts.plan(allowance, self.counts)
         self.counts.estimated_s = allowance.load.seconds if plan else 0.0
         self._planned = {chunk.sequence.id for chunk in plan}
         return tuple(plan)
+
+    def _decodes(self, allowance: Allowance) -> list[Chunk]:
+        """The next tokens of all sequences that decode, in order of arrival."""
+        plan: list[Chunk] = []
+        if (partly := self._queues.partly) is not None:
+            self._make_room(partly)
+        going = list(self._running.values())
+        for place, sequence in enumerate(going, 1):
+            decodes = sequence is not partly and sequence.id in self._running
+            if decodes and (chunk := self._decode(sequence, allowance)):
+                plan.append(self._guess(chunk, allowance, len(going) - place))
+        return plan
 
     def commit(
         self, plan: Plan, sampled: Seq[Sampled], scores: Seq[Scores] = (), spoiled: Seq[Chunk] = ()
@@ -139,10 +161,7 @@ class Scheduler:
         Raises:
             ValueError: the number of results is wrong; nothing has changed.
         """
-        if len(sampled) != sample_count(plan):
-            raise ValueError(f"the plan samples {sample_count(plan)} tokens, got {len(sampled)}")
-        if len(scores) != (scoring := sum(bool(chunk.scored) for chunk in plan)):
-            raise ValueError(f"the plan scores {scoring} chunks, got {len(scores)}")
+        require_results(plan, len(sampled), len(scores))
         results, scored = iter(sampled), iter(scores)
         for chunk in plan:
             found = next(scored) if chunk.scored else ()
@@ -180,35 +199,29 @@ class Scheduler:
         self.blocks.check()
         if not self.blocks.holders <= self._running.keys():
             raise RuntimeError("scheduler: blocks are held by a sequence that does not run")
-        arrivals = [sequence.arrived_at for sequence in [*self._running.values(), *self._waiting.values()]]
-        if arrivals != sorted(arrivals):
-            raise RuntimeError("scheduler: the order of arrival is broken")
-        if any(sequence.pending > 1 for sequence in list(self._running.values())[:-1]) and self._chunked:
-            raise RuntimeError("scheduler: a prompt partly read is not the youngest")
+        self._queues.check(self._chunked)
 
-    def _continue(self, sequence: Sequence, allowance: Allowance) -> Chunk | None:
-        """The next chunk of a running sequence; a decode takes its block from the youngest sequence if need be."""
-        counts = sequence.request.budget.per_layer
-        wanted = self._next_length(sequence)
-        length = min(wanted, allowance.tokens)
-        if wanted > 1:
-            # A prompt partly read is the youngest of all. It takes what is free, and waits rather than lose its work.
-            length = min(length, allowance.room(counts), self.blocks.room(sequence))
-        if length < 1:
-            return None
-        while not self.blocks.reserve(sequence, sequence.computed + length):
-            youngest = next(reversed(self._running.values()))
+    def _decode(self, sequence: Sequence, allowance: Allowance) -> Chunk | None:
+        """The next token of a running sequence, which takes its block from the youngest sequence if need be."""
+        while not self.blocks.reserve(sequence, sequence.computed + 1):
+            youngest = self._queues.youngest
             self._preempt(youngest)
             if youngest is sequence:
                 return None
-        allowance.take(counts, length, prompt=wanted > 1)
-        return Chunk(sequence, sequence.computed, length)
+        allowance.take(sequence.request.budget.per_layer, 1, prompt=False)
+        return Chunk(sequence, sequence.computed, 1)
+
+    def _make_room(self, partly: Sequence) -> None:
+        """Have sequences that overtook a prompt partly read give way, where it cannot be read on for lack of blocks. It
+        takes nothing from older ones, and waits for them rather than lose its work."""
+        while self.blocks.room(partly) < 1 and (youngest := self._queues.youngest) is not partly:
+            self._preempt(youngest)
 
     def _guess(self, chunk: Chunk, allowance: Allowance, others: int) -> Chunk:
         """The chunk of a sequence that decodes, with guesses: as many as leave the `others` of the step their token and
         a block each."""
         sequence = chunk.sequence
-        if self.speculator is None or not chunk.samples or sequence.pending > 1:
+        if self.speculator is None or not chunk.samples:
             return chunk
         room = self.blocks.room(sequence) - 1 - others * self.blocks.block_size
         guessed = self.speculator.guess(chunk, min(allowance.tokens - others, room), allowance)
@@ -217,71 +230,28 @@ class Scheduler:
             allowance.take(sequence.request.budget.per_layer, count, prompt=False)
         return guessed
 
-    def _admit(self, plan: list[Chunk], allowance: Allowance) -> None:
-        """Start waiting sequences while the step and the cache have room."""
-        while self._waiting and len(self._running) < self.max_running and not self._cut(plan):
-            sequence = next(iter(self._waiting.values()))
-            counts = sequence.request.budget.per_layer
-            room = allowance.room(counts)
-            if room < 1 or (not self._chunked and sequence.prompt_length > room and allowance.reads):
-                break
-            if self.blocks.soon(sequence, self._running.values()):
-                break  # somebody is reading the same prompt: a step or two later it need not be read again
-            # One spare block per running sequence, so that the next decodes do not evict the newcomer at once.
-            if not self.blocks.admit(sequence, spare=len(self._running)):
-                break
-            plan.append(self._start(sequence, room))
-            allowance.take(counts, plan[-1].length, prompt=True)
-
-    def _cut(self, plan: list[Chunk]) -> bool:
-        """Whether the plan ends with a prompt partly read: nobody may come after it."""
-        return self._chunked and bool(plan) and not plan[-1].ends
-
-    def _start(self, sequence: Sequence, room: int) -> Chunk:
-        """Move an admitted sequence from the queue to the running ones and plan its first chunk."""
-        del self._waiting[sequence.id]
-        self._running[sequence.id] = sequence
-        if sequence.admitted_at is None:
-            sequence.admitted_at = self._clock()
-            sequence.cached_tokens = sequence.computed
-        if self.blocks.prefix_cache:
-            self.counts.prefix_queries += len(sequence.tokens)
-            self.counts.prefix_hits += sequence.computed
-        length = self._next_length(sequence)
-        if self._chunked:
-            length = min(length, room)
-        if not self.blocks.reserve(sequence, sequence.computed + length):
-            raise RuntimeError("an admitted sequence does not fit")
-        return Chunk(sequence, sequence.computed, length)
-
-    def _next_length(self, sequence: Sequence) -> int:
-        if self._chunked:
-            return sequence.pending
-        return sequence.prompt_length if sequence.computed == 0 else 1
-
     def _preempt(self, sequence: Sequence) -> None:
         self.blocks.release(sequence)
         sequence.preemptions += 1
         self.counts.preemptions += 1
-        del self._running[sequence.id]
-        self._waiting[sequence.id] = sequence
-        self._waiting.move_to_end(sequence.id, last=False)
+        self._queues.set_back(sequence, self._clock())
 
     def _set_back(self, chunks: Seq[Chunk]) -> None:
-        """Preempt these and all that came after the first of them, so that the order stays."""
+        """Preempt these, to be computed apart from others."""
         for chunk in chunks:
-            chunk.sequence.apart_until = max(chunk.sequence.apart_until, chunk.start + chunk.length)
-            if chunk.sequence.id in self._doomed:
-                self._finish(chunk.sequence, "abort")
-        names = {chunk.sequence.id for chunk in chunks}
-        first = next((place for place, name in enumerate(self._running) if name in names), len(self._running))
-        for sequence in reversed(list(self._running.values())[first:]):
-            self._preempt(sequence)
+            sequence = chunk.sequence
+            sequence.apart_until = max(sequence.apart_until, chunk.start + chunk.length)
+            if sequence.id in self._doomed:
+                self._finish(sequence, "abort")
+            elif sequence.id in self._running:
+                self._preempt(sequence)
 
     def _advance(self, chunk: Chunk, result: Sampled | None, scores: Scores) -> None:
         """Take in one chunk's results. Nothing computed by a sequence that failed is offered to others."""
         sequence, ends = chunk.sequence, chunk.ends
         sequence.computed = chunk.start + chunk.length
+        if self._chunked:
+            self._queues.note_read(sequence)
         if sequence.id in self._doomed:
             self._finish(sequence, "abort")
         elif scores is None:
@@ -306,17 +276,9 @@ class Scheduler:
         self.blocks.commit(sequence)
         if finish is not None:
             last = kept.pop()
-        for result in kept:
-            stats = None
-            if sequence.first_token_at is None:
-                sequence.first_token_at = self._clock()
-                stats = sequence.stats(sequence.first_token_at)
-            prompt = told(sequence)
-            self._events.append(
-                TokenEvent(sequence.id, result.token, result.logprob, stats=stats, prompt_logprobs=prompt)
-            )
+        self._events += [token_event(sequence, result, self._clock) for result in kept]
         if finish is not None:
-            self._finish(sequence, finish, token=last.token, logprob=last.logprob, error=last.error)
+            self._finish(sequence, finish, last, last.error)
 
     def _learn(self, chunk: Chunk, accepted: int) -> None:
         drafted = len(chunk.drafts) + chunk.ahead
@@ -325,21 +287,11 @@ class Scheduler:
             self.speculator.learn(chunk.sequence, drafted, accepted)
 
     def _finish(
-        self,
-        sequence: Sequence,
-        finish: Finish,
-        *,
-        token: int | None = None,
-        logprob: Logprob | None = None,
-        error: str | None = None,
+        self, sequence: Sequence, finish: Finish, last: Sampled | None = None, error: str | None = None
     ) -> None:
         self.blocks.release(sequence, forget=finish == "error")
-        self._running.pop(sequence.id, None)
-        self._waiting.pop(sequence.id, None)
-        if token is not None and error is None:
-            sequence.first_token_at = sequence.first_token_at or self._clock()
-        stats = sequence.stats(self._clock())
-        self._events.append(TokenEvent(sequence.id, token, logprob, finish, error, stats, told(sequence)))
+        self._queues.drop(sequence)
+        self._events.append(end_event(sequence, finish, last, error, self._clock))
 
     def _close(self) -> list[TokenEvent]:
         self._planned.clear()

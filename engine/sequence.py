@@ -26,6 +26,7 @@ class Sequence:
         "guesses",
         "hashes",
         "matcher",
+        "number",
         "offered",
         "plain",
         "preemptions",
@@ -36,6 +37,7 @@ class Sequence:
         "slot",
         "tokens",
         "told",
+        "waits_since",
     )
 
     def __init__(self, request: Request, arrived_at: float, matcher: Matcher | None = None) -> None:
@@ -53,6 +55,8 @@ class Sequence:
         self.preemptions = 0
         self.apart_until = 0  # up to here a step of it and others has failed, so that it is computed alone
         self.arrived_at = arrived_at
+        self.number = 0  # its place in the order of arrival
+        self.waits_since = arrived_at  # for its next token, while it waits or is partly read
         self.admitted_at: float | None = None
         self.first_token_at: float | None = None
         self.sampler_state: object = None  # the sampler's own, a function of the request and `tokens`

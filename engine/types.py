@@ -123,12 +123,13 @@ class StepStats(msgspec.Struct, frozen=True, array_like=True):
     mixed: bool  # more than one budget in the batch
     load_imbalance: float  # busiest expert's pairs over the mean of all experts, mean over layers; 0 without experts
     preemptions: int
-    prefix_queries: int  # prompt tokens looked up in the prefix cache
+    prefix_queries: int  # prompt tokens looked up in the prefix cache, each prompt once
     prefix_hits: int  # of these, found
     drafted: int  # tokens that speculation guessed
     accepted: int  # of these, right
     running: int
     waiting: int
+    oldest_waiting_s: float  # of the sequence that has waited longest for its next token; 0 where none waits
     blocks_used: int
     blocks_total: int
     retries: int = 0  # runs of parts of the step, after it had failed as a whole

@@ -98,6 +98,7 @@ SERIES = (
     Series("counter", "step_retries", "Runs of parts of engine steps that had failed, to find the request at fault"),
     Series("gauge", "num_requests_running", "Sequences in the engine's batch"),
     Series("gauge", "num_requests_waiting", "Sequences waiting, at HTTP and in the engine"),
+    Series("gauge", "oldest_waiting_seconds", "How long the sequence that waits longest has waited"),
     Series("gauge", "kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1"),
     Series("gauge", "http_body_bytes", "Bytes of request bodies held, beyond the first 64 KiB of each"),
     Series("gauge", "engine_up", "1 while the engine takes work"),

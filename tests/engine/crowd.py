@@ -78,6 +78,8 @@ class Bench:
     stats: list[StepStats] = field(default_factory=list)
     computed: list[int] = field(default_factory=list)  # Σ over tokens and layers of the counts, per step
     chunks: int = 0  # spans that did not reach their sequence's end
+    found: int = 0  # tokens of the prefix cache with which sequences began, or began again after a preemption
+    last: set[str] = field(default_factory=set)  # ids in the last plan
 
     def watch(self, runner: ModelRunner) -> None:
         forward = runner.forward
@@ -91,6 +93,8 @@ class Bench:
                     row += 1 + len(chunk.drafts)
             self.computed.append(sum(len(c.tokens) * sum(c.sequence.request.budget.per_layer) for c in plan))
             self.chunks += sum(not chunk.ends for chunk in plan)
+            self.found += sum(chunk.start for chunk in plan if chunk.sequence.id not in self.last)
+            self.last = {chunk.sequence.id for chunk in plan}
             return logits_BV
 
         runner.forward = watched  # type: ignore[method-assign]

@@ -70,7 +70,7 @@ def check_storm(served: Served, seed: int) -> None:
     assert crowd.ends.keys() == {request.id for request in requests}
     # The storm was one: else the equality above would say little.
     assert sum(stats.preemptions for stats in crowd.stats) > 2
-    assert sum(stats.prefix_hits for stats in crowd.stats) > 0
+    assert crowd.found > 0
     assert sum(stats.mixed for stats in crowd.stats) > 20
     assert crowd.chunks > 2
     assert Counter(crowd.ends.values())["abort"] >= 1

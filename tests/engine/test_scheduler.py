@@ -1,7 +1,5 @@
 """What a plan may contain, who waits for whom, and how requests end."""
 
-from dataclasses import replace
-
 import pytest
 
 from engine.blocks import BlockManager
@@ -81,6 +79,26 @@ def test_prefix_hits_are_counted_and_reported() -> None:
     scheduler.add(request("b", prompt))
     assert shape(scheduler.schedule()) == [("b", 8, 2)]
     assert (scheduler.counts.prefix_queries, scheduler.counts.prefix_hits) == (10, 8)
+
+
+def test_scored_and_preempted_prompts_are_not_queries() -> None:
+    """The first is not looked up, the second would find its own blocks."""
+    scheduler, runner = make(blocks=6), FakeRunner(SIZE)
+    scheduler.add(request("scored", tuple(range(9)), max_tokens=1, prompt_logprobs=0))
+    queries = [_counted(scheduler, runner)]
+    for index, name in enumerate("abc"):
+        scheduler.add(request(name, (index, 1, 2), max_tokens=14))
+    while scheduler.has_work:
+        queries.append(_counted(scheduler, runner))
+    assert sum(preempted for preempted, _, _ in queries) > 0
+    assert (sum(asked for _, asked, _ in queries), sum(found for _, _, found in queries)) == (9, 0)
+
+
+def _counted(scheduler: Scheduler, runner: FakeRunner) -> tuple[int, int, int]:
+    """One step; sequences set back in it, prompt tokens looked up and found."""
+    step(scheduler, runner)
+    counts = scheduler.counts
+    return counts.preemptions, counts.prefix_queries, counts.prefix_hits
 
 
 def test_cached_tokens_reach_the_stats() -> None:
@@ -318,12 +336,31 @@ def test_impossible_settings_are_refused() -> None:
 def test_check_sees_a_waiting_sequence_with_blocks() -> None:
     scheduler = make()
     scheduler.add(request("a"))
-    plan = scheduler.schedule()
-    sequence = plan[0].sequence
+    scheduler.schedule()
     scheduler._running.clear()
     with pytest.raises(RuntimeError, match="does not run"):
         scheduler.check()
-    scheduler._running["a"] = sequence
-    scheduler._waiting["b"] = type(sequence)(replace(sequence.request, id="b"), arrived_at=0.0)
+
+
+@pytest.mark.parametrize("queue", ["_waiting", "_running"])
+def test_check_sees_a_broken_order(queue: str) -> None:
+    scheduler, runner = make(running=2), FakeRunner(SIZE)
+    for name in "abcd":
+        scheduler.add(request(name))
+    step(scheduler, runner)
+    scheduler.check()
+    sequences = getattr(scheduler, queue)
+    sequences.move_to_end(next(iter(sequences)))
     with pytest.raises(RuntimeError, match="order of arrival"):
+        scheduler.check()
+
+
+def test_check_sees_a_second_prompt_partly_read() -> None:
+    scheduler, runner = make(tokens=8), FakeRunner(SIZE)
+    for length, name in ((3, "short"), (20, "long")):
+        scheduler.add(request(name, (1,) * length))
+    step(scheduler, runner)
+    scheduler.check()
+    scheduler._running["short"].computed = 0
+    with pytest.raises(RuntimeError, match="more than one prompt is partly read"):
         scheduler.check()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.blocks import BlockManager
-from engine.cost import Allowance, Pool, StepCost
+from engine.cost import Allowance, Pool, StepCost, reading_share
 from engine.plan import Chunk, Plan
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
@@ -58,6 +58,8 @@ class Storm(RuleBasedStateMachine):
         least: int,
     ) -> None:
         self.chunked, self.least = chunked, least
+        self.now, self.age = 0.0, 0.0  # of the scheduler's clock, and the most that a prompt can have waited
+        self.asked: dict[str, float] = {}
         self.target = seconds_a_step if chunked else 0.0
         manager = BlockManager(blocks, SIZE, prefix_cache=chunked, noisy=noisy)
         self.runner = FakeRunner(SIZE, noisy=noisy, mixing=not chunked)
@@ -67,6 +69,7 @@ class Storm(RuleBasedStateMachine):
             running + more,
             20,
             chunked,
+            lambda: self.now,
             cost=COST,
             step_seconds=seconds_a_step,
             min_chunk=least,
@@ -99,7 +102,7 @@ class Storm(RuleBasedStateMachine):
             assert length + new > capacity
             return
         assert length + new <= capacity
-        self.requests[each.id], self.texts[each.id] = each, []
+        self.requests[each.id], self.texts[each.id], self.asked[each.id] = each, [], self.now
 
     @rule()
     def step(self) -> None:
@@ -133,7 +136,9 @@ class Storm(RuleBasedStateMachine):
     def plan(self) -> Plan:
         """A new plan, checked against the rules that every plan keeps."""
         had_work = self.scheduler.running + self.scheduler.waiting
+        self.now += 0.3
         plan = self.scheduler.schedule()
+        self.age = max([self.now - self.asked[id] for id in self.asked.keys() - self.ended.keys()], default=0.0)
         assert plan or not had_work, "there is work, but nothing is planned"
         ids = [chunk.sequence.id for chunk in plan]
         assert len(set(ids)) == len(ids)
@@ -147,17 +152,20 @@ class Storm(RuleBasedStateMachine):
             assert sum(len(chunk.tokens) for chunk in plan) <= self.scheduler.max_step_tokens
         if not self.chunked:
             assert all((chunk.start, chunk.length) == (0, chunk.sequence.prompt_length) for chunk in reading)
-        preempted = set(list(self.scheduler._waiting)[: self.scheduler.counts.preemptions])
+        preempted = set(self.scheduler._waiting)
         assert self.decoding - preempted <= set(ids), "a running decode got no token"
         self.judge_time(plan, self.decoding - preempted)
         return plan
 
     def judge_time(self, plan: Plan, decoding: set[str]) -> None:
+        """Prompts stay in the time that is theirs, but for a least chunk of one of them: one that is cut comes last."""
         decodes = [chunk for chunk in plan if chunk.sequence.id in decoding]
         if decodes and self.target:
-            first = [chunk for chunk in plan if chunk.sequence.id not in decoding][:1]
-            least = [Chunk(chunk.sequence, chunk.start, min(chunk.length, self.least)) for chunk in first]
-            assert seconds(COST, plan) <= max(self.target, seconds(COST, [*decodes, *least])) + 1e-9
+            prompts = [chunk for chunk in plan if chunk.sequence.id not in decoding]
+            least = [Chunk(chunk.sequence, chunk.start, min(chunk.length, self.least)) for chunk in prompts[-1:]]
+            share = reading_share(self.age)
+            allowed = max(self.target, seconds(COST, decodes) / (1 - share))
+            assert seconds(COST, plan) <= max(allowed, seconds(COST, [*decodes, *least])) + 1e-9
 
     def commit(self, plan: Plan) -> None:
         self.take(self.scheduler.commit(plan, self.runner.run(plan).sampled if plan else ()))

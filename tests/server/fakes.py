@@ -222,6 +222,7 @@ def step_stats(pairs: int) -> StepStats:
         accepted=1,
         running=1,
         waiting=0,
+        oldest_waiting_s=0.5,
         blocks_used=25,
         blocks_total=100,
     )

@@ -1,0 +1,114 @@
+"""Which prompts a step reads, and how much of each: in order of arrival, and short ones beside one that is long.
+
+Decodes are planned before it, by `engine/scheduler.py`. It sees costs as an allowance, no seconds and no clock but to
+stamp what is admitted.
+"""
+
+from collections.abc import Callable
+
+from engine.blocks import BlockManager
+from engine.cost import Allowance
+from engine.plan import Chunk, Counts
+from engine.queues import Queues
+from engine.sequence import Sequence
+
+
+class Prompts:
+    """Starts waiting sequences while the step, the batch and the cache have room.
+
+    Prompts are read whole, in order, as long as they fit. The first that does not is cut, and is the one partly read
+    until it has been read to its end. It gets the least chunk at once and half of what is left at least; the other half
+    is for prompts that fit into it whole, so that a short one need not wait for a long one. They leave the blocks that
+    the long one still needs.
+
+    With `chunked=False` prompts are read whole, and one that is larger than the step is its only one.
+    """
+
+    def __init__(
+        self, blocks: BlockManager, queues: Queues, max_running: int, chunked: bool, clock: Callable[[], float]
+    ) -> None:
+        self._blocks, self._queues = blocks, queues
+        self._max_running, self._chunked, self._clock = max_running, chunked, clock
+
+    def plan(self, allowance: Allowance, counts: Counts) -> list[Chunk]:
+        """The step's chunks of prompts, with blocks held for them; `counts` takes in what was looked up."""
+        chunks: list[Chunk] = []
+        first = self._queues.partly or self._admit(chunks, allowance, counts)
+        if first is None:
+            return chunks
+        wanted, budget = min(first.pending, self._blocks.room(first)), first.request.budget.per_layer
+        if least := min(wanted, allowance.least):
+            allowance.take(budget, least, prompt=True)
+            self._overtake(chunks, allowance, counts, first)
+            more = min(wanted - least, allowance.fit(budget))
+            allowance.take(budget, more, prompt=True)
+            chunks.append(self._chunk(first, least + more))
+        return chunks
+
+    def _admit(self, chunks: list[Chunk], allowance: Allowance, counts: Counts) -> Sequence | None:
+        """Start sequences that can be read whole, and the first that must be cut, which is returned without a chunk."""
+        for sequence in self._queues.upcoming(self._max_running):
+            if allowance.tokens < 1 or self.full:
+                return None
+            budget = sequence.request.budget.per_layer
+            whole = self._length(sequence) <= allowance.fit(budget) or not (self._chunked or allowance.reads)
+            if not whole and not (self._chunked and allowance.room(budget)):
+                return None
+            if self._blocks.soon(sequence, self._queues.running.values()):
+                continue  # its prompt is being read for another: a step or two later it need not be read again
+            # One spare block per running sequence, so that the next decodes do not evict the newcomer at once.
+            if not self._blocks.admit(sequence, spare=len(self._queues.running)):
+                return None
+            self._start(sequence, counts)
+            if not whole:
+                return sequence
+            self._read(sequence, chunks, allowance)
+        return None
+
+    def _overtake(self, chunks: list[Chunk], allowance: Allowance, counts: Counts, first: Sequence) -> None:
+        """Start sequences that fit whole into half of what the step has left."""
+        half = allowance.half()
+        needed = self._blocks.blocks_for(len(first.tokens)) - len(first.blocks)
+        for sequence in self._queues.upcoming(self._max_running):
+            if self.full or half.tokens < 1:
+                return
+            if self._length(sequence) > half.fit(sequence.request.budget.per_layer):
+                continue
+            if self._blocks.soon(sequence, self._queues.running.values()):
+                continue
+            if not self._blocks.admit(sequence, spare=len(self._queues.running) + needed):
+                return
+            self._start(sequence, counts)
+            half.tokens -= self._read(sequence, chunks, allowance)
+
+    @property
+    def full(self) -> bool:
+        """Whether no more sequences may run."""
+        return len(self._queues.running) >= self._max_running
+
+    def _length(self, sequence: Sequence) -> int:
+        """The tokens of its first chunk, if a waiting sequence starts now and is not cut."""
+        return self._blocks.uncached(sequence) if self._chunked else sequence.prompt_length
+
+    def _start(self, sequence: Sequence, counts: Counts) -> None:
+        """Move an admitted sequence from the queue to the running ones."""
+        self._queues.start(sequence)
+        if sequence.admitted_at is not None:
+            return  # set back before: what it finds now are its own blocks
+        sequence.admitted_at = self._clock()
+        sequence.cached_tokens = sequence.computed
+        if self._blocks.looks_up(sequence):
+            counts.prefix_queries += sequence.prompt_length
+            counts.prefix_hits += sequence.computed
+
+    def _read(self, sequence: Sequence, chunks: list[Chunk], allowance: Allowance) -> int:
+        """Plan to read a sequence that has just started whole; the length of its chunk."""
+        length = sequence.pending if self._chunked else sequence.prompt_length
+        allowance.take(sequence.request.budget.per_layer, length, prompt=True)
+        chunks.append(self._chunk(sequence, length))
+        return length
+
+    def _chunk(self, sequence: Sequence, length: int) -> Chunk:
+        if not self._blocks.reserve(sequence, sequence.computed + length):
+            raise RuntimeError("an admitted sequence does not fit")
+        return Chunk(sequence, sequence.computed, length)
