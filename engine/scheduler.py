@@ -204,8 +204,7 @@ class Scheduler:
     def _decode(self, sequence: Sequence, allowance: Allowance) -> Chunk | None:
         """The next token of a running sequence, which takes its block from the youngest sequence if need be."""
         while not self.blocks.reserve(sequence, sequence.computed + 1):
-            youngest = self._queues.youngest
-            self._preempt(youngest)
+            self._preempt(youngest := self._queues.youngest)
             if youngest is sequence:
                 return None
         allowance.take(sequence.request.budget.per_layer, 1, prompt=False)
