@@ -16,7 +16,7 @@ from server.bodies.chat import ChatBody
 from server.bodies.completions import CompletionBody
 from server.bodies.responses import ResponsesBody
 from server.bodies.tokens import DetokenizeBody, TokenizeBody
-from server.middleware import OPEN_PATHS
+from server.middleware import PROBES
 
 REF = "#/components/schemas/{model}"
 HEADER = {
@@ -114,7 +114,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 def _guard(whole: dict[str, Any]) -> None:
     """Every operation needs one of the ways to send a key, but for the open ones."""
     whole["security"] = [{"key": []}, {"x-api-key": []}]
-    for path in OPEN_PATHS:
+    for path in PROBES:
         whole["paths"][path]["get"]["security"] = []
 
 

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from server.auth import LEVEL_HEADERS, credentials
 from server.keys import read_keys
-from server.middleware import OPEN_PATHS
+from server.middleware import PROBES
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import CHAT, COMPLETIONS, eventually, in_memory, key_file, on_loopback, service_of, value
 
@@ -231,9 +231,9 @@ def test_every_route_is_guarded_but_the_probes(two: str) -> None:
         described = client.get("/openapi.json", headers=bearer("sk-bob")).json()
         routes = [(way, path) for path, item in described["paths"].items() for way in item]
         denied = {path for way, path in routes if client.request(way, path).status_code == 401}
-        assert {path for _, path in routes} - denied == OPEN_PATHS
-        assert [client.get(path).status_code for path in ("/docs", "/redoc", "/openapi.json", "/")] == [401] * 4
+        assert {path for _, path in routes} - denied == PROBES
+        assert [client.get(path).status_code for path in ("/redoc", "/openapi.json", "/")] == [401] * 3
     assert described["security"] == [{"key": []}, {"x-api-key": []}]
-    assert {path for way, path in routes if described["paths"][path][way].get("security") == []} == OPEN_PATHS
+    assert {path for way, path in routes if described["paths"][path][way].get("security") == []} == PROBES
     with in_memory() as client:
         assert "security" not in client.get("/openapi.json").json()

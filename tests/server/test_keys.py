@@ -148,15 +148,12 @@ def test_an_open_server_is_warned_of(host: str, loopback: bool) -> None:
     assert logs == []
 
 
-@pytest.mark.parametrize(("host", "keys", "warned"), [("0.0.0.0", "", 1), ("0.0.0.0", "k", 0), ("127.0.0.1", "", 0)])
-def test_the_server_warns_before_it_serves(host: str, keys: str, warned: int) -> None:
+def test_the_server_warns_before_it_serves() -> None:
     code = "import server.serve as s; s.ModelServer.run = lambda self: None; from server.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--host", host, "--log-format", "json"]
-    ended = subprocess.run(
-        [*command, *(["--api-keys", keys] if keys else [])], capture_output=True, text=True, timeout=60
-    )
-    lines = [line for line in ended.stderr.splitlines() if '"warning"' in line]
-    assert ended.returncode == 0 and len([line for line in lines if "no API keys" in line]) == warned, ended.stderr
+    command = [sys.executable, "-c", code, "serve", "--host", "0.0.0.0", "--log-format", "json"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    lines = [line for line in ended.stderr.splitlines() if '"level":"warning"' in line and "no API keys" in line]
+    assert ended.returncode == 0 and len(lines) == 1, ended.stderr
 
 
 def test_the_command_refuses_with_one_line_and_forgets_its_keys() -> None:
