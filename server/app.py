@@ -81,12 +81,7 @@ async def _boot(service: Service) -> None:
 
 def _add_middleware(app: FastAPI, service: Service) -> None:
     """The last one added is the outermost."""
-    settings = service.settings
-
-    def count_refused(path: str, reason: str) -> None:
-        if path in generate.PATHS:
-            service.metrics.inc("requests_rejected", reason)
-
+    settings, note = service.settings, partial(_note_refused, service)
     budget = BodyBudget(settings.max_inflight_body_bytes)
     service.metrics.watch("http_body_bytes", lambda: budget.held)
     app.add_middleware(
@@ -97,7 +92,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         budget=budget,
     )
     app.add_middleware(Auth, keys=service.keys, accounts=service.accounts, note=partial(_note_key, service))
-    app.add_middleware(Reserve, on_refused=count_refused)
+    app.add_middleware(Reserve, note=note)
     origins = settings.allow_origin
     if origins:
         app.add_middleware(
@@ -109,9 +104,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
             expose_headers=("x-request-id", "x-num-experts", "x-should-retry", "retry-after", *LEVEL_HEADERS),
         )
     hosts = hosts_of(settings.allowed_hosts, settings.host, bool(service.keys))
-    app.add_middleware(
-        Sites, hosts=hosts, origins=frozenset(origins), keys=bool(service.keys), on_refused=count_refused
-    )
+    app.add_middleware(Sites, hosts=hosts, origins=frozenset(origins), keys=bool(service.keys), note=note)
     app.add_middleware(HeadAsGet)
     routes = [*app.routes, *(route for part in PARTS for route in part.router.routes)]
     app.add_middleware(HttpCounts, routes=routes, count=partial(service.metrics.inc, "http_requests"))
@@ -130,13 +123,18 @@ def protocol_for(service: Service) -> type[asyncio.Protocol]:
 
 def _note_key(service: Service, scope: Scope, error: MoedialError | None) -> None:
     """Count a request that a key has made or been refused."""
-    state, metrics = scope["state"], service.metrics
-    key = state["key_name"]
+    key = scope["state"]["key_name"]
     if error is None:
-        return metrics.inc("key_requests", key)
-    named = {"key": key} if key else {}
-    log.info("refused", code=code_of(error), reason=str(error), request_id=state.get("request_id"), **named)
+        return service.metrics.inc("key_requests", key)
     if isinstance(error, RateLimited):
-        metrics.inc("key_requests_limited", key, error.limit)
+        service.metrics.inc("key_requests_limited", key, error.limit)
+    _note_refused(service, scope, error)
+
+
+def _note_refused(service: Service, scope: Scope, error: MoedialError) -> None:
+    """Log a request that is refused before it has a route, and count it where it asks for an answer."""
+    state = scope["state"]
+    named = {"key": state["key_name"]} if state.get("key_name") else {}
+    log.info("refused", code=code_of(error), reason=str(error), request_id=state.get("request_id"), **named)
     if scope["path"] in generate.PATHS:
-        metrics.inc("requests_rejected", code_of(error))
+        service.metrics.inc("requests_rejected", code_of(error))

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from model.errors import MoedialError
 from server.errors import (
     BodiesFull,
     BodyTimeout,
     TooLarge,
     TooManyConnections,
     TooManyHeaders,
-    code_of,
     error_response,
 )
 from server.protocol import RESERVED
@@ -73,15 +73,15 @@ class HeadAsGet:
 class Reserve:
     """Answers probes alone on the connections that are kept for them."""
 
-    def __init__(self, app: ASGIApp, on_refused: Callable[[str, str], None]) -> None:
-        self.app, self.on_refused = app, on_refused
+    def __init__(self, app: ASGIApp, note: Callable[[Scope, MoedialError], None]) -> None:
+        self.app, self.note = app, note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = scope.get("state", {}).get(RESERVED)
         if limit is None or scope["path"] in PROBES:
             return await self.app(scope, receive, send)
         error = TooManyConnections(f"the server has {limit} connections, which is its limit; try again later")
-        self.on_refused(scope["path"], code_of(error))
+        self.note(scope, error)
         await error_response(error)(scope, receive, send)
 
 

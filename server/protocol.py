@@ -101,7 +101,10 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        count, limit = len(self.connections), self.limits.max_connections
+        limit = self.limits.max_connections
+        if len(self.connections) > limit:
+            self._close_idle()
+        count = len(self.connections)
         self._reserved = count > limit
         if count <= limit + RESERVE:
             self._wait_for_headers()
@@ -109,6 +112,21 @@ class BoundedProtocol(H11Protocol):
         self._refuse(TooManyConnections(f"the server has {limit} connections, which is its limit; try again later"))
         if count > 2 * limit + RESERVE:  # the answer may be lost: open files are fewer than connections can be
             self.transport.close()
+
+    def _close_idle(self) -> None:
+        """Close the connection that has waited longest between two requests, if there is one."""
+        waiting = [other for other in self.connections if isinstance(other, BoundedProtocol) and other.idle_until]
+        if waiting:
+            longest = min(waiting, key=lambda other: other.idle_until)
+            self.connections.discard(longest)
+            longest.timeout_keep_alive_handler()
+
+    @property
+    def idle_until(self) -> float:
+        """When the connection will have waited long enough for its next request; 0 while it does not wait."""
+        timer = self.timeout_keep_alive_task
+        idle = timer is not None and not self._busy() and self._deadline is None and not self.transport.is_closing()
+        return timer.when() if idle and timer is not None else 0.0
 
     def data_received(self, data: bytes) -> None:
         if self._to_drop is not None:

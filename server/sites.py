@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.errors import InvalidRequest, MoedialError
-from server.errors import HostNotAllowed, OriginNotAllowed, code_of, error_response
+from server.errors import HostNotAllowed, OriginNotAllowed, error_response
 
 ANY = "*"
 LOCAL_SUFFIXES = (".localhost", ".local", ".internal")  # no public name ends so
@@ -80,15 +80,20 @@ class Sites:
     """Refuses requests for other hosts, requests of other sites' pages, and bodies of pages without a content type."""
 
     def __init__(
-        self, app: ASGIApp, hosts: Hosts, origins: frozenset[str], keys: bool, on_refused: Callable[[str, str], None]
+        self,
+        app: ASGIApp,
+        hosts: Hosts,
+        origins: frozenset[str],
+        keys: bool,
+        note: Callable[[Scope, MoedialError], None],
     ) -> None:
-        self.app, self.hosts, self.origins, self.keys, self.on_refused = app, hosts, origins, keys, on_refused
+        self.app, self.hosts, self.origins, self.keys, self.note = app, hosts, origins, keys, note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = self._refusal(scope["method"], Headers(scope=scope)) if scope["type"] == "http" else None
         if error is None:
             return await self.app(scope, receive, send)
-        self.on_refused(scope["path"], code_of(error))
+        self.note(scope, error)
         await error_response(error)(scope, receive, send)
 
     def _refusal(self, method: str, headers: Headers) -> MoedialError | None:

@@ -156,29 +156,50 @@ def test_connections_are_counted_and_probes_have_some_of_their_own() -> None:
     with on_loopback(FakeEngine(), max_connections=2) as (url, service), contextlib.ExitStack() as stack:
         first = [stack.enter_context(connected(url)) for _ in range(2)]
         for connection in first:
-            connection.sendall(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+            connection.sendall(POST + b"content-length: 16\r\n\r\n" + BODY[:5])
         for path in ("/live", "/health", "/ready", "/metrics"):
             assert httpx.get(url + path).status_code == 200
         over = httpx.post(url + COMPLETIONS, json={"prompt": "hi"})
         assert over.status_code == 503 and over.json()["error"]["code"] == "too_many_connections"
         assert int(over.headers["retry-after"]) >= 1 and "2 connections" in over.json()["error"]["message"]
-        first[0].sendall(POST + b"content-length: 16\r\n\r\n" + BODY)
-        assert first[0].recv(100).startswith(b"HTTP/1.1 200"), "a connection keeps its place"
         waiting = [stack.enter_context(connected(url)) for _ in range(protocol.RESERVE)]
         status, error = refusal_of(url, b"")
         assert (status, error["code"]) == (503, "too_many_connections")
         assert value(service, "requests_rejected_total", reason="too_many_connections") == 2
+        first[0].sendall(BODY[5:])
+        assert first[0].recv(100).startswith(b"HTTP/1.1 200"), "a connection keeps its place"
         for connection in (*first, *waiting):
             connection.close()
         eventually(lambda: httpx.post(url + COMPLETIONS, json={"prompt": "hi"}).status_code == 200)
 
 
+def test_a_new_connection_takes_the_place_of_the_one_that_has_idled_longest() -> None:
+    live = b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n"
+    with on_loopback(FakeEngine(), max_connections=3) as (url, _), contextlib.ExitStack() as stack:
+        busy, *idle = [stack.enter_context(connected(url)) for _ in range(3)]
+        busy.sendall(POST + b"content-length: 16\r\n\r\n" + BODY[:5])
+        for connection in idle:
+            connection.sendall(live)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        assert httpx.post(url + COMPLETIONS, json={"prompt": "hi"}).status_code == 200
+        assert idle[0].recv(1000) == b""
+        busy.sendall(BODY[5:])
+        idle[1].sendall(live)
+        assert busy.recv(1000).startswith(b"HTTP/1.1 200") and idle[1].recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_asks_before_it_sends_is_answered_before(server: tuple[str, Service]) -> None:
+    with connected(server[0]) as connection:
+        connection.sendall(POST + b"content-length: 20000000\r\nexpect: 100-continue\r\n\r\n")
+        assert answered(connection)[0] == 413, "and not 100"
+
+
 def test_those_who_idle_on_a_kept_connection_lose_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "RESERVE_TIMEOUT", 0.1)
     with on_loopback(FakeEngine(), max_connections=1) as (url, _), connected(url) as first, connected(url) as idle:
+        first.sendall(b"GET /li")
         assert answered(idle)[2]["error"]["code"] == "header_timeout"
-        first.sendall(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
+        first.sendall(b"ve HTTP/1.1\r\nhost: x\r\n\r\n")
         assert first.recv(1000).startswith(b"HTTP/1.1 200")
 
 
