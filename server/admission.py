@@ -1,20 +1,22 @@
-"""The bounded queue in front of the engine: a slot is taken before any work, and turns are given in order of arrival.
+"""The bounded queue in front of the engine: a slot is taken before any work, and turns go round (`server/turns.py`).
 
 Counts sequences (a request of n counts n), by owner too, and prompt tokens. It knows neither requests nor the engine.
 """
 
-import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from model.errors import EngineBusy, InvalidRequest
-from server.errors import PlacesTaken, QueueTimeout
+from server.errors import PlacesTaken
+from server.turns import Line, Turns
 
 
 class Admission:
     """`running` sequences may be with the engine (and a few more, so that its batch refills without waiting for us).
+
+    Where eight or more may run, one call leaves an eighth of the batch to others.
 
     `shares`: of the sequences and of the prompt tokens held at once, by owner; at least one. An owner without a share
     may have all.
@@ -27,9 +29,14 @@ class Admission:
         self.tokens_by: Counter[str] = Counter()
         self.max_tokens = max_tokens
         self.held = 0
-        self.waiting = 0
         self.tokens = 0
-        self._turns = asyncio.Semaphore(min(self.capacity, running + 1 + running // 8))
+        places = min(self.capacity, running + 1 + running // 8)
+        self.turns = Turns(places, running - running // 8 if running >= 8 else places)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for their turn."""
+        return self.turns.waiting
 
     def reserve(self, sequences: int, owner: str) -> "Reservation":
         """Take slots now or refuse now.
@@ -68,28 +75,27 @@ class Admission:
                 "places",
             )
 
-    @asynccontextmanager
-    async def turn(self, timeout: float) -> AsyncIterator[None]:
-        """Wait in order for a place in the engine's batch, and hold it."""
-        self.waiting += 1
-        try:
-            async with asyncio.timeout(timeout):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise QueueTimeout(f"waited {timeout:g} s for a place in the batch; try again later", 5) from None
-        finally:
-            self.waiting -= 1
-        try:
-            yield
-        finally:
-            self._turns.release()
-
 
 class Reservation:
-    """Slots held by one request. Releasing twice is harmless."""
+    """Slots held by one call. Releasing twice is harmless."""
 
     def __init__(self, admission: Admission, sequences: int, owner: str) -> None:
         self._admission, self._sequences, self._owner, self._tokens = admission, sequences, owner, 0
+        self._line = Line(owner)
+
+    @asynccontextmanager
+    async def turn(self, timeout: float) -> AsyncIterator[None]:
+        """Wait for a place in the engine's batch, and hold it. `timeout`: in seconds, until the call's first place.
+
+        Raises:
+            QueueTimeout: it has run out.
+        """
+        turns = self._admission.turns
+        await turns.take(self._line, timeout)
+        try:
+            yield
+        finally:
+            turns.give_back(self._line)
 
     def add_tokens(self, count: int) -> None:
         held, limit = self._admission.tokens, self._admission.max_tokens

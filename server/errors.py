@@ -79,7 +79,7 @@ class BodyTimeout(MoedialError):
 
 
 class QueueTimeout(EngineBusy):
-    """The sequence waited too long for its turn."""
+    """The request waited too long for its first turn."""
 
 
 class GenerationTimeout(GenerationFailed):

@@ -13,7 +13,7 @@ import structlog
 
 from engine.types import Arrival, Request
 from model.errors import GenerationFailed, InvalidRequest, MoedialError
-from server.admission import Admission, Reservation
+from server.admission import Reservation
 from server.errors import GenerationTimeout
 from server.lifecycle import Lifecycle
 from server.seams import Engine
@@ -31,7 +31,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """In seconds: for a place in the batch, and from the call's start to its end."""
+    """In seconds: for a call's first place in the batch, and from its start to its end."""
 
     queue: float
     total: float
@@ -48,14 +48,13 @@ class Generation:
     def __init__(
         self,
         engine: Engine,
-        admission: Admission,
         reservation: Reservation,
         sequences: tuple[Sequence, ...],
         timeouts: Timeouts,
         grammar_field: str = "",
     ) -> None:
         self.sequences, self._grammar_field = sequences, grammar_field
-        self._engine, self._admission, self._reservation, self._timeouts = engine, admission, reservation, timeouts
+        self._engine, self._reservation, self._timeouts = engine, reservation, timeouts
         self.direct: Callable[[list[Delta]], bool] | None = None
         self._deltas: deque[Delta | MoedialError] = deque()  # as many as the answers have tokens, at the most
         self._loop = asyncio.get_running_loop()
@@ -146,7 +145,7 @@ class Generation:
 
     async def _run(self, sequence: Sequence, deadline: float) -> None:
         try:
-            async with asyncio.timeout_at(deadline), self._admission.turn(self._timeouts.queue):
+            async with asyncio.timeout_at(deadline), self._reservation.turn(self._timeouts.queue):
                 await self._generate(sequence)
             return
         except TimeoutError:

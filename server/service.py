@@ -145,7 +145,7 @@ class Service:
         watch("engine_seconds_since_report", lambda: self.engine.silence)
         watch("num_requests_running", lambda: self._gauge("running"))
         watch("num_requests_waiting", lambda: self.admission.waiting + self._gauge("waiting"))
-        watch("oldest_waiting_seconds", lambda: self._gauge("oldest_waiting_s"))
+        watch("oldest_waiting_seconds", lambda: max(self.admission.turns.oldest_s, self._gauge("oldest_waiting_s")))
         watch("kv_cache_usage_perc", lambda: self._gauge("blocks_used") / max(1.0, self._gauge("blocks_total")))
         watch("step_unique_experts", lambda: self._gauge("distinct_experts"))
         watch("expert_load_imbalance", lambda: self._gauge("load_imbalance"))

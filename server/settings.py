@@ -195,7 +195,7 @@ class Settings(BaseSettings):
 
     queue_size: int = _option(256, "Limits", "Sequences that may wait beside the running ones; beyond: 503", ge=0)
     max_queued_tokens: int = _option(1_048_576, "Limits", "Prompt tokens held by all unfinished requests", ge=1)
-    queue_timeout: float = _option(30.0, "Limits", "Seconds a sequence may wait for its turn", gt=0)
+    queue_timeout: float = _option(30.0, "Limits", "Seconds that a request may wait for its first turn", gt=0)
     total_timeout: float = _option(600.0, "Limits", "Seconds from arrival to the last token", gt=0)
     heartbeat: float = _option(15.0, "Limits", "Seconds of silence before a stream sends an SSE comment", gt=0)
     max_body_bytes: int = _option(8 << 20, "Limits", "Bytes of one request body", ge=1)

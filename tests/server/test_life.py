@@ -189,12 +189,23 @@ def test_time_limits(stream: bool) -> None:
         assert late.status_code == 504 and "0.05 s" in late.text
         assert value(service_of(client), "requests_failed_total", type="timeout") == 1
         assert idle(engine, service_of(client))
-    with in_memory(gated(), max_running=1, queue_timeout=0.05, total_timeout=0.5) as client:
-        late = client.post(COMPLETIONS, json={"prompt": "hi", "n": 3})  # the third waits for a place
-        assert late.status_code == 503 and late.json()["error"]["code"] == "queue_timeout"
-        service = service_of(client)
-        assert value(service, "requests_rejected_total", reason="queue_timeout") == 1
-        assert value(service, "requests_aborted_total") == 2 and ended(service) == 3
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_queue_limit_ends_with_a_calls_first_turn(stream: bool) -> None:
+    """What is ahead of a call's third sequence may be its own first; another call has waited in vain."""
+    engine = gated()
+    with on_loopback(engine, max_running=1, queue_size=4, queue_timeout=0.1) as (url, service):
+        with in_background(1, url + COMPLETIONS, {"prompt": "hi", "n": 3}) as answers:
+            eventually(lambda: len(engine.running) == 2)
+            late = httpx.post(url + COMPLETIONS, json={"prompt": "hi", "stream": stream})
+            assert late.status_code == 503 and late.json()["error"]["code"] == "queue_timeout"
+            assert value(service, "requests_rejected_total", reason="queue_timeout") == 1
+            assert ended(service) == 1 and service.admission.waiting == 1
+            assert engine.gate is not None
+            engine.gate.set()
+        assert [answer.status_code for answer in answers] == [200]
+        eventually(lambda: idle(engine, service))
 
 
 def test_a_waiting_stream_sends_comments() -> None:
