@@ -42,6 +42,7 @@ class Child:
                     pass_fds=(descriptor,),
                     env=child_environment(),
                     stdin=asyncio.subprocess.DEVNULL,
+                    stdout=2,  # whatever a library prints belongs to the log
                 )
             reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_READ_LIMIT)
         except BaseException:

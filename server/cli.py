@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from engine.environment import PREFIX
 from model.errors import MoedialError
 from server.settings import Settings, default_of, flag_of, group_of
+from server.streams import open_missing
 from server.variables import BadSetting, forget_keys
 from terminal.cli import bench, chat  # their options only; httpx and the rest are loaded when they run
 
@@ -73,6 +74,7 @@ def version() -> None:
 
 def main() -> None:
     """The console entry. One clear line and a non-zero code for what a person can mend."""
+    open_missing()
     try:
         app()
     except ValidationError as error:

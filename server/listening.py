@@ -1,10 +1,15 @@
-"""What the process needs before it listens: a certificate that can be used, and as many open files as connections.
+"""What the process needs before it serves: sockets that listen, a certificate, and as many open files as connections.
 
-It opens no socket.
+All of it is had before anything is loaded, so that a taken port costs no time. It knows no requests.
 """
 
+import errno
+import os
 import resource
+import socket
 import ssl
+from contextlib import ExitStack
+from typing import Any
 
 import structlog
 
@@ -12,6 +17,12 @@ from model.errors import MoedialError
 
 log = structlog.get_logger("server")
 OTHER_FILES = 256  # beside connections: the engine's socket, logs, libraries
+BACKLOG = 2048  # connections that wait while the model's files are read; uvicorn's own number
+NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # IPv6 is switched off, mostly
+
+
+class CannotListen(MoedialError):
+    """The address that the server is to listen on cannot be had."""
 
 
 class BadCertificate(MoedialError):
@@ -41,3 +52,59 @@ def allow_open_files(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < wanted:
         log.warning("fewer files may be open than --max-connections needs", wanted=wanted, limit=hard)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """A listening socket for every address of `host`, all on one port. `port` 0: any free one.
+
+    Raises:
+        CannotListen: says which of host and port is at fault, and why.
+    """
+    with ExitStack() as opened:
+        sockets: list[socket.socket] = []
+        refused: OSError | None = None
+        for family, address in _addresses(host, port):
+            taken = sockets[0].getsockname()[1] if sockets else port
+            try:
+                sockets.append(opened.enter_context(_listener(family, (address[0], taken, *address[2:]))))
+            except OSError as error:
+                if error.errno not in NOT_HERE:
+                    raise _refusal(host, taken, error) from None
+                refused = error
+        if not sockets:
+            raise _refusal(host, port, refused)
+        opened.pop_all()
+    return sockets
+
+
+def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CannotListen(f"cannot listen on {host!r:.255}: no address of that name ({reason}); see --host") from None
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+def _listener(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports of a server that has just ended
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _refusal(host: str, port: int, error: OSError | None) -> CannotListen:
+    number = error.errno if error is not None and error.errno is not None else 0
+    reason = os.strerror(number) if number else "no address"
+    hint = {
+        errno.EADDRINUSE: "another process has the port; choose one with --port",
+        errno.EACCES: "ports below 1024 need a privilege; choose one with --port",
+    }.get(number, "this machine does not have that address; see --host")
+    return CannotListen(f"cannot listen on {host} port {port}: {reason.lower()}; {hint}")

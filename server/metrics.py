@@ -96,6 +96,7 @@ SERIES = (
     Series("counter", "routed_pairs_saved", "Computations saved against the trained count"),
     Series("counter", "step_mixed", "Engine steps that held more than one budget"),
     Series("counter", "step_retries", "Runs of parts of engine steps that had failed, to find the request at fault"),
+    Series("counter", "log_lines_dropped", "Log lines that were not written, since their reader was too slow"),
     Series("gauge", "num_requests_running", "Sequences in the engine's batch"),
     Series("gauge", "num_requests_waiting", "Sequences waiting, at HTTP and in the engine"),
     Series("gauge", "oldest_waiting_seconds", "How long the sequence that waits longest has waited"),

@@ -6,6 +6,7 @@ It knows processes and signals, not requests.
 import gc
 import shlex
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,9 +24,11 @@ from server.bodies.base import GenerationBody, validate
 from server.dialects.detect import by_name, detect
 from server.dialects.seam import Dialect
 from server.keys import warn_if_open
-from server.listening import allow_open_files, check_certificate
+from server.listening import allow_open_files, check_certificate, listen
+from server.logs import dropped_line
 from server.service import Service
 from server.settings import Settings
+from server.streams import StderrPump, say
 from server.templates import Templates
 from weights.folder import read_card, resolve_model
 from weights.generation import sampling_defaults
@@ -57,7 +60,7 @@ class ModelServer(uvicorn.Server):
             self.announced = True
             gc.collect()
             gc.freeze()  # what is loaded stays: looking through it again and again took 4 % of a stream's time
-            print(ready_text(self.service, self._port(), time.monotonic() - self.began), flush=True)
+            say(ready_text(self.service, self._port(), time.monotonic() - self.began))
         if self.service.drained or self.service.boot_error is not None:
             self.should_exit = True
         return await super().on_tick(counter)
@@ -71,12 +74,30 @@ def run(settings: Settings) -> None:
     """Serve until a signal.
 
     Raises:
+        CannotListen: the host or the port cannot be had; nothing is loaded.
         CheckpointError: the model cannot be loaded; nothing is served.
         BadCertificate: HTTPS cannot be served.
     """
-    logs.configure(settings.log_level)
+    sockets = listen(settings.host, settings.port)
     check_certificate(settings.ssl_certfile, settings.ssl_keyfile)
+    pump = StderrPump(partial(dropped_line, settings.line_format), whole_lines=not settings.terminal_columns)
+    logs.configure(settings.log_level, settings.line_format)
     allow_open_files(settings.max_connections)
+    app = load(settings)
+    service: Service = app.state.service
+    pump.on_dropped = lambda count: service.metrics.inc("log_lines_dropped", by=count)
+    warn_if_open(settings.host, service.keys)
+    ModelServer(config_of(settings, app), service).run(sockets)
+    if (failure := service.boot_error) is not None:
+        raise (
+            failure
+            if isinstance(failure, MoedialError)
+            else CheckpointError(f"the model cannot be loaded: {failure!r}")
+        )
+
+
+def load(settings: Settings) -> FastAPI:
+    """The app around everything of a model but its weights, which an engine process loads once the app starts."""
     folder = resolve_model(settings.model)
     engine = EngineClient(
         settings.engine_settings(folder), hang_seconds=settings.hang_seconds, load_timeout=settings.load_timeout
@@ -85,16 +106,7 @@ def run(settings: Settings) -> None:
     defaults = defaults_of(settings, folder)
     chat = Templates.load(folder)
     dialect = dialect_of(settings, chat, tokenizer)
-    app = create_app(settings, engine, tokenizer, chat, read_card(folder), defaults, dialect)
-    service: Service = app.state.service
-    warn_if_open(settings.host, service.keys)
-    ModelServer(config_of(settings, app), service).run()
-    if (failure := service.boot_error) is not None:
-        raise (
-            failure
-            if isinstance(failure, MoedialError)
-            else CheckpointError(f"the model cannot be loaded: {failure!r}")
-        )
+    return create_app(settings, engine, tokenizer, chat, read_card(folder), defaults, dialect)
 
 
 def dialect_of(settings: Settings, chat: Templates | None, tokenizer: Tokenizer) -> Dialect:

@@ -1,0 +1,152 @@
+"""The standard streams, so that neither a missing one nor one that is not read stops the server.
+
+It knows file descriptors, not log lines.
+"""
+
+import atexit
+import fcntl
+import os
+import select
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+CAPACITY = 1 << 20  # bytes of log lines that wait for a slow reader, and of the pipe before them where that may be
+LONGEST_LINE = 1 << 18  # bytes; a longer one may be cut
+GATHER_SECONDS = 0.02  # between two reads: a thread that wakes for every line would hold up the event loop
+END_SECONDS = 1.0  # for the last lines to be read, when the process ends
+
+
+def open_missing() -> None:
+    """Open the null device in the place of standard streams that were closed when the process began.
+
+    Otherwise a socket may get such a number, and starting a child process, which sets up its own streams under these
+    numbers, closes it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            if (null := os.open(os.devnull, os.O_RDWR)) != number:  # the lowest free number, which is this one
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def say(text: str) -> None:
+    """Write a text to the standard output without waiting for its reader, who may have gone."""
+
+    def write() -> None:
+        with suppress(OSError):
+            _write_all(1, text.encode() + b"\n")
+
+    threading.Thread(target=write, name="standard output", daemon=True).start()
+
+
+class StderrPump:
+    """Puts a pipe in the place of the standard error stream, of this process and of its children, and copies what comes
+    out of it. What a reader who has stopped leaves no room for is dropped and counted.
+
+    `notice(n)` is the line that says how many lines were dropped; `whole_lines`: only whole lines are copied, so that
+    none is cut; on a terminal a progress bar is no line.
+    """
+
+    def __init__(self, notice: Callable[[int], str], *, whole_lines: bool = True, capacity: int = CAPACITY) -> None:
+        self.on_dropped: Callable[[int], None] = lambda count: None
+        self._notice, self._whole_lines, self._capacity = notice, whole_lines, capacity
+        self._waiting: deque[bytes] = deque()
+        self._bytes, self._unsaid, self._ended = 0, 0, False
+        self._changed = threading.Condition()
+        self._real = os.dup(2)
+        self._pipe, inlet = os.pipe()
+        with suppress(OSError, AttributeError):
+            fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, capacity)
+        os.dup2(inlet, 2)
+        os.close(inlet)
+        self._threads = [
+            threading.Thread(target=work, name="standard error", daemon=True) for work in (self._read, self._write)
+        ]
+        for thread in self._threads:
+            thread.start()
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Take the pipe away again, once the last lines have been copied or `END_SECONDS` have passed."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)  # the pipe ends when no child has it either
+        os.close(null)
+        deadline = time.monotonic() + END_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if not any(thread.is_alive() for thread in self._threads):
+            os.dup2(self._real, 2)
+
+    def _read(self) -> None:
+        rest = b""
+        while data := os.read(self._pipe, 1 << 16):
+            lines, rest = self._split(rest + data)
+            self._put(lines)
+            time.sleep(GATHER_SECONDS)
+        self._put(rest)
+        with self._changed:
+            self._waiting += self._missing()
+            self._ended = True
+            self._changed.notify()
+
+    def _split(self, data: bytes) -> tuple[bytes, bytes]:
+        """What may be copied, and the beginning of a line, unless that is longer than any should be."""
+        end = data.rfind(b"\n") + 1 if self._whole_lines and len(data) < LONGEST_LINE else len(data)
+        return data[:end], data[end:]
+
+    def _put(self, data: bytes) -> None:
+        if not data:
+            return
+        with self._changed:
+            if self._bytes + len(data) > self._capacity:
+                self._drop(data)
+                return
+            for part in (*self._missing(), data):
+                self._waiting.append(part)
+                self._bytes += len(part)
+            self._changed.notify()
+
+    def _drop(self, data: bytes) -> None:
+        count = max(1, data.count(b"\n"))
+        with self._changed:
+            self._unsaid += count
+        self.on_dropped(count)
+
+    def _missing(self) -> list[bytes]:
+        """The line that says what was dropped since the last one, if anything was."""
+        count, self._unsaid = self._unsaid, 0
+        return [f"{self._notice(count)}\n".encode()] if count else []
+
+    def _write(self) -> None:
+        while (data := self._next()) is not None:
+            try:
+                _write_all(self._real, data)
+            except OSError:  # the reader has gone, or the disk is full
+                self._drop(data)
+            with self._changed:
+                self._bytes -= len(data)
+
+    def _next(self) -> bytes | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._ended)
+            return self._waiting.popleft() if self._waiting else None
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write all of it, however long that takes. Raises OSError when that is impossible."""
+    while data:
+        try:
+            data = data[os.write(descriptor, data) :]
+        except BlockingIOError:  # whoever shares the stream has set it so
+            poll = select.poll()
+            poll.register(descriptor, select.POLLOUT)
+            poll.poll()
