@@ -76,6 +76,9 @@ def hosts_of(listed: Iterable[str], bound: str, keys: bool) -> Hosts:
     )
 
 
+Note = Callable[[Scope, MoedialError], None]  # hears of each refusal
+
+
 class Sites:
     """Refuses requests for other hosts, requests of other sites' pages, and bodies of pages without a content type."""
 
@@ -85,7 +88,7 @@ class Sites:
         hosts: Hosts,
         origins: frozenset[str],
         keys: bool,
-        note: Callable[[Scope, MoedialError], None],
+        note: Note,
     ) -> None:
         self.app, self.hosts, self.origins, self.keys, self.note = app, hosts, origins, keys, note
 
