@@ -24,7 +24,8 @@ import psutil
 from tests.e2e.live import Live, serving
 
 STREAMS, WHOLES, LEAVERS = 6, 3, 1  # clients that read a stream, that wait for a whole answer, that hang up
-PAUSE = 0.05  # seconds after a refusal, and between two looks at a probe
+PAUSE = 0.05  # seconds between two looks at a probe
+RETRY = 0.25  # seconds after a refusal
 LIMIT = 60.0  # seconds for the engine to come back
 PROMPTS = ("Once upon a time", "The little dog", "One day a girl named", "A big red ball")
 ENDS = ("answered", "refused", "failed", "left")
@@ -111,7 +112,7 @@ async def _client(found: Storm, client: httpx.AsyncClient, kind: Any) -> None:
         if fault:
             found.faults.append(f"{kind.__name__}: {end}: {fault}")
         if end != "answered":
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(RETRY)
 
 
 async def _whole(client: httpx.AsyncClient, prompt: str, expected: str) -> tuple[str, str]:
