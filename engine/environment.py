@@ -16,6 +16,7 @@ def child_environment() -> dict[str, str]:
     # The child must run the code that the parent runs, wherever the command was started.
     paths = [str(Path(__file__).resolve().parent.parent), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    environment["PYTHONSAFEPATH"] = "1"  # `-m` would look in the working directory first
     return environment
 
 

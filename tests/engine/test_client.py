@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -311,6 +312,41 @@ def test_a_first_load_that_ends_the_process_three_times_fails(
             await client.ready(20)
         assert (client.state, client.restarts) == ("failed", 2)
         await client.stop()
+
+    run(test)
+
+
+def test_a_folder_of_the_same_name_where_the_command_was_started_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "__init__.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+
+    async def test() -> None:
+        async with serving() as client:
+            assert len(await text(client, "a")) == 4
+
+    run(test)
+
+
+def test_what_is_sent_between_a_death_and_its_notice_ends_once() -> None:
+    async def test() -> None:
+        async with serving("slow") as client:
+            ends: list[object] = []
+            client.submit(request("before", max_tokens=LONG), ends.append)
+            await asyncio.sleep(0.1)
+            assert client.pid
+            ends.clear()
+            os.kill(client.pid, signal.SIGKILL)
+            for number in range(5):
+                client.submit(request(f"r{number}", max_tokens=LONG), ends.append)
+            client.abort("r0")
+            while client.state == "ready":
+                await asyncio.sleep(0.01)
+            assert [type(end) for end in ends] == [GenerationFailed] * 5, "one for each that was not aborted"
+            await client.ready(10)
+            assert len(await text(client, "r0")) == 4 and client._sinks == {}
 
     run(test)
 
