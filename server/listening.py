@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import ssl
+import sys
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,6 +18,7 @@ from model.errors import MoedialError
 
 log = structlog.get_logger("server")
 OTHER_FILES = 256  # beside connections: the engine's socket, logs, libraries
+MOST_REFUSED = 8192  # connections beyond the limit that are open for a while, so that they read why they are refused
 BACKLOG = 2048  # connections that wait while the model's files are read; uvicorn's own number
 NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # IPv6 is switched off, mostly
 
@@ -41,17 +43,25 @@ def check_certificate(certfile: str, keyfile: str) -> None:
 
 
 def allow_open_files(connections: int) -> None:
-    """Raise the soft limit on open files to what the connections need, and warn where the hard limit is lower.
-
-    Twice the connections: those beyond the limit are open while they are refused.
-    """
-    wanted = 2 * connections + OTHER_FILES
+    """Raise the soft limit on open files to what connections need, also those that are refused, as far as the hard
+    limit lets it. Warn where that is too little for `connections` alone."""
+    needed = connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
+    allowed = min(needed + MOST_REFUSED, _number(hard))
+    if _number(soft) < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < wanted:
-        log.warning("fewer files may be open than --max-connections needs", wanted=wanted, limit=hard)
+    if allowed < needed:
+        log.warning("fewer files may be open than --max-connections needs", needed=needed, limit=hard)
+
+
+def refused_at_once(connections: int) -> int:
+    """How many connections beyond `connections` the limit on open files lets wait for their refusal to be read."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(0, min(MOST_REFUSED, _number(soft) - connections - OTHER_FILES))
+
+
+def _number(limit: int) -> int:
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

@@ -45,6 +45,7 @@ class Chunks:
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     max_connections: int
+    max_refused: int  # connections beyond these that stay until their refusal has been read
     max_header_bytes: int
     header_timeout: float  # seconds
     on_refused: Callable[[MoedialError], None]  # hears of each answer that is given without the application
@@ -91,6 +92,7 @@ class BoundedProtocol(H11Protocol):
     """One connection. `protocol_of` makes the class that uvicorn calls, with its limits."""
 
     limits: ClassVar[ConnectionLimits]
+    idle: ClassVar[dict["BoundedProtocol", None]]  # those that wait between two requests, the longest first
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -110,28 +112,22 @@ class BoundedProtocol(H11Protocol):
             self._wait_for_headers()
             return
         self._refuse(TooManyConnections(f"the server has {limit} connections, which is its limit; try again later"))
-        if count > 2 * limit + RESERVE:  # the answer may be lost: open files are fewer than connections can be
+        if count > limit + RESERVE + self.limits.max_refused:  # its answer may be lost; open files are not for all
             self.transport.close()
 
     def _close_idle(self) -> None:
         """Close the connection that has waited longest between two requests, if there is one."""
-        waiting = [other for other in self.connections if isinstance(other, BoundedProtocol) and other.idle_until]
-        if waiting:
-            longest = min(waiting, key=lambda other: other.idle_until)
+        longest = next(iter(self.idle), None)
+        if longest is not None:
+            del self.idle[longest]
             self.connections.discard(longest)
             longest.timeout_keep_alive_handler()
-
-    @property
-    def idle_until(self) -> float:
-        """When the connection will have waited long enough for its next request; 0 while it does not wait."""
-        timer = self.timeout_keep_alive_task
-        idle = timer is not None and not self._busy() and self._deadline is None and not self.transport.is_closing()
-        return timer.when() if idle and timer is not None else 0.0
 
     def data_received(self, data: bytes) -> None:
         if self._to_drop is not None:
             self._drop(len(data))
             return
+        self.idle.pop(self, None)
         if not self._busy():
             self._wait_for_headers()
         super().data_received(data)
@@ -139,6 +135,7 @@ class BoundedProtocol(H11Protocol):
             self._stop_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.idle.pop(self, None)
         self._stop_waiting()
         super().connection_lost(exc)
 
@@ -163,8 +160,12 @@ class BoundedProtocol(H11Protocol):
             return
         # a pipelined next request may already be half here: its time starts now
         super().on_response_complete()
-        if not self._busy() and self.conn.trailing_data[0]:
+        if self._busy() or self.transport.is_closing():
+            return
+        if self.conn.trailing_data[0]:
             self._wait_for_headers()
+        else:
+            self.idle[self] = None
 
     def shutdown(self) -> None:
         if self._to_drop is not None:
@@ -252,4 +253,4 @@ def raw_response(error: MoedialError) -> bytes:
 
 def protocol_of(limits: ConnectionLimits) -> type[asyncio.Protocol]:
     """The class of connections with these limits."""
-    return type("Protocol", (BoundedProtocol,), {"limits": limits})
+    return type("Protocol", (BoundedProtocol,), {"limits": limits, "idle": {}})
