@@ -6,8 +6,9 @@ It knows one sequence, no blocks and no other sequences.
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-from engine.plan import Sampled
+from engine.plan import Chunk, Sampled
 from engine.sequence import Sequence
+from engine.speculation import fewer
 from engine.types import Finish, Logprob, TokenEvent
 
 
@@ -34,6 +35,18 @@ def _finish(sequence: Sequence, token: int, longest: int) -> Finish | None:
     if sequence.output_count >= sampling.max_tokens or len(sequence.tokens) >= longest:
         return "length"
     return None
+
+
+def account(chunk: Chunk, draft_experts: int) -> None:
+    """Take in that a chunk was computed, and what it cost. What the model guesses itself, with so many experts, is
+    computed once more when it is checked."""
+    sequence, counts = chunk.sequence, chunk.sequence.request.budget.per_layer
+    sequence.computed = chunk.start + chunk.length
+    tokens = chunk.length + len(chunk.drafts) + chunk.ahead
+    sequence.computed_tokens += tokens
+    sequence.routed_pairs += tokens * sum(counts)
+    if chunk.ahead:
+        sequence.routed_pairs += chunk.ahead * sum(fewer(counts, draft_experts))
 
 
 def token_event(sequence: Sequence, result: Sampled, clock: Callable[[], float]) -> TokenEvent:

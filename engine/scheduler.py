@@ -13,7 +13,7 @@ from engine.blocks import BlockManager
 from engine.cost import FREE, Allowance, StepCost, reading_share
 from engine.fits import refuse_misfit
 from engine.grammar import Matcher
-from engine.growth import end_event, extend, token_event
+from engine.growth import account, end_event, extend, token_event
 from engine.plan import NOT_FINITE, Chunk, Counts, Plan, Sampled, require_results
 from engine.prompts import Prompts
 from engine.queues import Queues
@@ -248,7 +248,7 @@ class Scheduler:
     def _advance(self, chunk: Chunk, result: Sampled | None, scores: Scores) -> None:
         """Take in one chunk's results. Nothing computed by a sequence that failed is offered to others."""
         sequence, ends = chunk.sequence, chunk.ends
-        sequence.computed = chunk.start + chunk.length
+        account(chunk, self.speculator.experts if self.speculator else 0)
         if self._chunked:
             self._queues.note_read(sequence)
         if sequence.id in self._doomed:

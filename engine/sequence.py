@@ -22,6 +22,7 @@ class Sequence:
         "blocks",
         "cached_tokens",
         "computed",
+        "computed_tokens",
         "first_token_at",
         "guesses",
         "hashes",
@@ -32,6 +33,7 @@ class Sequence:
         "preemptions",
         "prompt_length",
         "request",
+        "routed_pairs",
         "sampler_state",
         "scores",
         "slot",
@@ -53,6 +55,7 @@ class Sequence:
         self.offered = 0  # full blocks that have been offered to the prefix cache
         self.cached_tokens = 0  # prompt tokens found in the prefix cache when the request was first admitted
         self.preemptions = 0
+        self.computed_tokens = self.routed_pairs = 0  # in all; see `RequestStats`
         self.apart_until = 0  # up to here a step of it and others has failed, so that it is computed alone
         self.arrived_at = arrived_at
         self.number = 0  # its place in the order of arrival
@@ -89,4 +92,6 @@ class Sequence:
             decode_s=now - first,
             cached_tokens=self.cached_tokens,
             preemptions=self.preemptions,
+            computed_tokens=self.computed_tokens,
+            routed_pairs=self.routed_pairs,
         )

@@ -84,6 +84,8 @@ class RequestStats(msgspec.Struct, frozen=True, array_like=True):
     decode_s: float
     cached_tokens: int
     preemptions: int
+    computed_tokens: int  # in all: of the prompt and the answer, guesses, and again after a preemption
+    routed_pairs: int  # (token, expert) pairs, or draws, of these
 
 
 class TokenEvent(msgspec.Struct, frozen=True, array_like=True):

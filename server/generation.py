@@ -197,9 +197,10 @@ def _advance(sequence: Sequence, arrivals: abc.Sequence[Arrival], deltas: list[D
     for event, at in arrivals:
         if event.finish in ("error", "abort"):
             raise GenerationFailed(event.error or "the engine gave this request up")
-        life.stats = event.stats or life.stats
         if event.token is not None:
             life.token(at)
+        if event.stats is not None:
+            life.tell(event.stats)
         delta = transcript.push(event)
         if not delta.empty:
             deltas.append(delta)

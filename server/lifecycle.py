@@ -15,17 +15,29 @@ from server.quotas import Account
 
 
 @dataclass(slots=True)
+class PromptCount:
+    """Whether a prompt's tokens have been counted, which all its answers share."""
+
+    done: bool = False
+
+
+@dataclass(slots=True)
 class Lifecycle:
+    """`trained_pairs`: what one token costs at the trained count, in pairs of a token and an expert."""
+
     metrics: Metrics
     budget: ExpertBudget
     prompt_tokens: int
     arrived: float
     account: Account | None = None  # of the key that pays for it
+    trained_pairs: int = 0
+    prompt: PromptCount = field(default_factory=PromptCount)
     started: float | None = None  # when it got its place in the batch
     first: float | None = None
     last: float = 0.0
     tokens: int = 0
-    stats: RequestStats | None = None
+    stats: RequestStats | None = None  # the engine's last word
+    told: int = 0  # tokens up to it
     outcome: str | None = None
     label: str = field(init=False)
     _gaps: Spread = field(init=False)
@@ -33,7 +45,6 @@ class Lifecycle:
     def __post_init__(self) -> None:
         self.label = self.metrics.label(self.budget)
         self._gaps = self.metrics.spread("inter_token_latency_seconds", self.label)
-        self.metrics.observe("request_num_experts", self.budget.mean)
 
     def token(self, at: float) -> None:
         """One more token, made at this time; what came late before it does not make time run backwards."""
@@ -41,7 +52,7 @@ class Lifecycle:
         if self.first is None:
             self.first = at
             self.metrics.observe("time_to_first_token_seconds", at - self.arrived, self.label)
-            self.metrics.inc("prompt_tokens", self.label, by=self.prompt_tokens)
+            self._count_prompt()
         else:
             self._gaps.add(at - self.last)
         self.last = at
@@ -50,10 +61,34 @@ class Lifecycle:
         if self.account is not None:
             self.account.spend_tokens(1)
 
+    def tell(self, stats: RequestStats) -> None:
+        """Take in the engine's figures, which go as far as the last token."""
+        self.stats, self.told = stats, self.tokens
+
+    @property
+    def routed_pairs(self) -> int:
+        """Pairs of tokens and experts that were computed for it. The engine says so with the first token and the last;
+        where a stop string ended the sequence here, those since the first are added."""
+        stated = self.stats.routed_pairs if self.stats else 0
+        return stated + (self.tokens - self.told) * sum(self.budget.per_layer)
+
+    @property
+    def routed_pairs_trained(self) -> int:
+        """What the same tokens would have cost at the trained count."""
+        stated = self.stats.computed_tokens if self.stats else 0
+        return (stated + self.tokens - self.told) * self.trained_pairs
+
+    def _count_prompt(self) -> None:
+        """Once it has been read: what was refused is in no figure, and what several answers share in one."""
+        self.metrics.observe("request_num_experts", self.budget.mean)
+        if not self.prompt.done:
+            self.prompt.done = True
+            self.metrics.inc("prompt_tokens", self.label, by=self.prompt_tokens)
+
     def succeed(self, reason: str) -> None:
         if self._end(reason):
             if self.first is None:  # only its prompt was read
-                self.metrics.inc("prompt_tokens", self.label, by=self.prompt_tokens)
+                self._count_prompt()
             self.metrics.inc("request_success", reason, self.label)
             self._observe_times()
 

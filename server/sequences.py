@@ -14,7 +14,7 @@ from server.bodies.base import GenerationBody
 from server.bodies.completions import CompletionBody
 from server.forms import Form
 from server.generation import Sequence
-from server.lifecycle import Lifecycle
+from server.lifecycle import Lifecycle, PromptCount
 from server.limits import biases_of, room_for
 from server.service import Service
 from server.transcript import Transcript
@@ -60,6 +60,8 @@ class Builder:
     ) -> None:
         self.service, self.body, self.form, self.budget, self.id = service, body, form, budget, id
         self.arrived = arrived
+        experts = service.catalogue.info.experts
+        self.trained_pairs = experts.trained * experts.layers  # of one token
         self.salt, self.account = service.salt_of(key), service.accounts.get(key)
         noise = service.settings.noise_seed if body.noise_seed is None else body.noise_seed
         self.noise = noise & LARGEST_SEED
@@ -70,7 +72,7 @@ class Builder:
         seed every prompt draws one, so that equal prompts get different answers. The noise of the model has a seed of
         its own, so that a prompt is read once for all its answers, and for other requests."""
         seed = secrets.randbits(63) if self.body.seed is None else self.body.seed
-        sampling = self._sampling(len(prompt), seed)
+        sampling, count = self._sampling(len(prompt), seed), PromptCount()
         for answer in range(self.body.answers):
             place = index * self.body.answers + answer
             seeded = replace(sampling, seed=(seed + answer) & LARGEST_SEED)
@@ -80,7 +82,9 @@ class Builder:
             transcript = Transcript(
                 place, decoder, self.body.stop, self.form.reader(), ends_shown=self.scores, calls_only=self.form.forced
             )
-            life = Lifecycle(self.service.metrics, self.budget, len(prompt), self.arrived, self.account)
+            life = Lifecycle(
+                self.service.metrics, self.budget, len(prompt), self.arrived, self.account, self.trained_pairs, count
+            )
             yield Sequence(request, transcript, life)
 
     def _sampling(self, prompt: int, seed: int) -> Sampling:

@@ -27,10 +27,12 @@ class Usage(Answer):
     prompt_tokens_details: PromptDetails
     completion_tokens_details: CompletionDetails
     num_experts: float = Field(description="The count that ran; the mean where layers differ")
+    routed_pairs: int = Field(description="Pairs of a token and an expert, or draws, that were computed")
+    routed_pairs_trained: int = Field(description="What the same tokens would have cost at the trained count")
 
 
 class RequestMetrics(Answer):
-    """Milliseconds, but for the last two; null where nothing was measured."""
+    """Milliseconds, but for the last four; null where nothing was measured."""
 
     time_to_first_token_ms: float | None
     queue_time_ms: float | None
@@ -38,6 +40,8 @@ class RequestMetrics(Answer):
     mean_itl_ms: float | None
     tokens_per_second: float | None
     num_experts: float
+    routed_pairs: int
+    routed_pairs_trained: int
 
 
 class CompletionLogprobs(Answer):

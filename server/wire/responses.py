@@ -205,4 +205,6 @@ def usage_of_response(call: Call) -> dict[str, Any]:
         "output_tokens_details": usage["completion_tokens_details"],
         "total_tokens": usage["total_tokens"],
         "num_experts": usage["num_experts"],
+        "routed_pairs": usage["routed_pairs"],
+        "routed_pairs_trained": usage["routed_pairs_trained"],
     }

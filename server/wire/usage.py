@@ -23,6 +23,7 @@ def usage_of(call: Call) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": thought},
         "num_experts": call.num_experts,
+        **_pairs(lives),
     }
 
 
@@ -35,7 +36,17 @@ def usage_wanted(call: Call) -> bool:
 def metrics_of(call: Call) -> dict[str, Any]:
     """vLLM's names. Milliseconds; null where nothing was measured."""
     lives = [sequence.life for sequence in call.generation.sequences if sequence.life.first is not None]
-    return {**_times(lives), "num_experts": call.num_experts}
+    every = [sequence.life for sequence in call.generation.sequences]
+    return {**_times(lives), "num_experts": call.num_experts, **_pairs(every)}
+
+
+def _pairs(lives: list[Lifecycle]) -> dict[str, int]:
+    """The work of all sequences: what was computed, and what it would have been at the trained count. Tokens found in
+    the prefix cache are in neither."""
+    return {
+        "routed_pairs": sum(life.routed_pairs for life in lives),
+        "routed_pairs_trained": sum(life.routed_pairs_trained for life in lives),
+    }
 
 
 def _times(lives: list[Lifecycle]) -> dict[str, float | None]:

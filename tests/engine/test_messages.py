@@ -33,7 +33,7 @@ from tests.engine.fake import build_fake, request
 
 SETTINGS = EngineSettings("fake")
 FULL = request("é", (1, 2), logit_bias=((5, float("-inf")),), logprobs=2, seed=-(2**63), stop_token_ids=(7,))
-EVENT = TokenEvent("a", 3, Logprob(-0.5, ((3, -0.5), (4, -1.0))), "stop", None, RequestStats(1.0, 2.0, 3.0, 4, 5))
+EVENT = TokenEvent("a", 3, Logprob(-0.5, ((3, -0.5), (4, -1.0))), "stop", None, RequestStats(1.0, 2.0, 3.0, 4, 5, 6, 7))
 STATS = StepStats(0.1, 0.2, 1, 2, 3, 4, 5, True, 1.5, 0, 0, 0, 0, 0, 1, 0, 0.5, 3, 4)
 
 

@@ -11,7 +11,7 @@ from engine.outbox import Outbox
 from engine.types import RequestStats, StepReport, TokenEvent
 from tests.server.fakes import step_stats
 
-STATS = RequestStats(0.0, 0.0, 0.0, 0, 0)
+STATS = RequestStats(0.0, 0.0, 0.0, 0, 0, 0, 0)
 TOKEN, FIRST, LAST = TokenEvent("a", 1), TokenEvent("a", 1, stats=STATS), TokenEvent("a", 1, finish="stop", stats=STATS)
 
 

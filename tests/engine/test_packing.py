@@ -14,7 +14,7 @@ from engine.types import Arrival, Logprob, RequestStats, StepReport, TokenEvent
 from model.errors import MoedialError
 from tests.server.fakes import step_stats
 
-STATS = RequestStats(0.0, 0.0, 0.0, 0, 0)
+STATS = RequestStats(0.0, 0.0, 0.0, 0, 0, 0, 0)
 
 
 def report(*events: TokenEvent) -> StepReport:

@@ -9,6 +9,7 @@ from engine.scheduler import Scheduler
 from engine.types import TokenEvent
 from model.errors import InvalidRequest
 from tests.engine.fake import POISON, FakeRunner, request
+from tests.engine.test_scheduler_storm import Oracle
 
 SIZE = 4
 
@@ -109,6 +110,35 @@ def test_cached_tokens_reach_the_stats() -> None:
     assert last.stats is not None
     assert last.stats.cached_tokens == 8
     assert min(last.stats.queue_s, last.stats.prefill_s, last.stats.decode_s) >= 0
+
+
+@pytest.mark.parametrize("truth", [None, 1.0, 0.5])
+def test_the_work_of_all_sequences_is_that_of_all_steps(truth: float | None) -> None:
+    """Also where some are set back, share a prefix or are guessed at; tokens from the cache cost nothing."""
+    runner = FakeRunner(SIZE)
+    manager, speculator = BlockManager(7, SIZE), None if truth is None else Oracle(runner, truth)
+    scheduler = Scheduler(manager, 4, 16, 200, speculator=speculator)
+    for index, name in enumerate("aabb"):
+        scheduler.add(request(f"{name}{index}", (index // 2, 1, 2, 3, 4), max_tokens=12, budget=(index // 2 + 1, 2)))
+    pairs = tokens = preemptions = 0
+    ends = []
+    while scheduler.has_work:
+        plan = scheduler.schedule()
+        result = runner.run(plan) if plan else NOTHING
+        pairs, tokens = pairs + result.work.routed_pairs, tokens + sum(len(chunk.tokens) for chunk in plan)
+        preemptions += scheduler.counts.preemptions
+        ends += [event.stats for event in scheduler.commit(plan, result.sampled, result.scores) if event.finish]
+    assert preemptions and len(ends) == 4 and sum(stats.cached_tokens for stats in ends if stats)
+    assert sum(stats.routed_pairs for stats in ends if stats) == pairs
+    assert sum(stats.computed_tokens for stats in ends if stats) == tokens
+
+
+def test_tokens_from_the_cache_cost_nothing() -> None:
+    scheduler, runner = make(), FakeRunner(SIZE)
+    for name, computed in (("first", 10), ("again", 2)):
+        scheduler.add(request(name, tuple(range(10)), max_tokens=1, budget=(3, 4)))
+        stats = finish(scheduler, runner)[name][-1].stats
+        assert stats is not None and (stats.computed_tokens, stats.routed_pairs) == (computed, 7 * computed)
 
 
 def test_stats_split_the_time() -> None:

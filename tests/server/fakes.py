@@ -15,7 +15,9 @@ from weights.tokenizer import TooManyTokens
 
 EOS = 256
 REFUSED = "/refused/"  # a grammar with this regex
-STATS = RequestStats(queue_s=0.001, prefill_s=0.002, decode_s=0.003, cached_tokens=0, preemptions=0)
+STATS = RequestStats(
+    queue_s=0.001, prefill_s=0.002, decode_s=0.003, cached_tokens=0, preemptions=0, computed_tokens=5, routed_pairs=60
+)
 INFO = EngineInfo(
     kernels="torch",
     kernels_reason="off",
@@ -114,6 +116,7 @@ class FakeEngine:
         self.gate: asyncio.Event | None = None  # None: open
         self.likely: Callable[[Request], float] = lambda _: -0.5  # log-probability of every token of a request
         self.free = 0  # tokens of each request that need no gate
+        self.first_stats = False  # whether the first event says how far things are, as a real engine's does
         self.together = 1  # events that arrive at one time
         self.fail_at: dict[str, tuple[int, Exception | str]] = {}  # by id suffix: after so many tokens
         self.load_error: Exception | None = None
@@ -180,7 +183,8 @@ class FakeEngine:
                 finish = "length"
             self.report(request)
             prompt = _prompt_logprobs(request) if i == 0 else None
-            logprob, stats = _logprob(request, self.likely(request)), STATS if finish else None
+            logprob = _logprob(request, self.likely(request))
+            stats = STATS if finish or (self.first_stats and i == 0) else None
             yield TokenEvent(request.id, token, logprob, finish, stats=stats, prompt_logprobs=prompt)
             if finish:
                 return

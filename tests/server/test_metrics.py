@@ -3,7 +3,8 @@
 import pytest
 
 from model.budget import ExpertBudget
-from server.lifecycle import Lifecycle
+from model.errors import EngineDown
+from server.lifecycle import Lifecycle, PromptCount
 from server.metrics import Metrics
 from tests.server.fakes import FakeEngine
 from tests.server.harness import CHAT, COMPLETIONS, ended, in_memory, service_of, value
@@ -27,15 +28,38 @@ def test_counters_reconcile_with_what_was_sent() -> None:
         assert value(service, "requests_rejected_total", reason=reason) == 1
     generated = sum(u["completion_tokens"] for u in usage) + 24
     assert value(service, "generation_tokens_total") == generated
-    assert value(service, "prompt_tokens_total") == sum(u["prompt_tokens"] for u in usage) + 2 * len(
+    assert value(service, "prompt_tokens_total") == sum(u["prompt_tokens"] for u in usage) + len(
         engine.seen[-1].prompt
-    )
+    )  # which both answers share
     for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time", "request_decode_time"):
         assert value(service, f"{name}_seconds_count") == 10
     assert value(service, "inter_token_latency_seconds_count") == generated - 10
     assert value(service, "request_num_experts_count") == 10
     labels = {k: value(service, "request_success_total", num_experts=k) for k in ("1", "2", "4", "8", "other")}
     assert labels == {"1": 1, "2": 1, "4": 3, "8": 1, "other": 4}
+
+
+def test_what_was_refused_has_no_expert_count() -> None:
+    """Here: more prompt tokens than there is room for, a grammar that the engine refuses, a lost engine."""
+    engine = FakeEngine()
+    with in_memory(engine, max_queued_tokens=100) as client:
+        for body in ({"prompt": "x" * 60, "n": 2}, {"prompt": "hi", "guided_regex": "refused"}):
+            assert client.post(COMPLETIONS, json=body).status_code == 400
+        engine.fail_at["-0"] = (0, EngineDown("the engine is lost"))
+        assert client.post(COMPLETIONS, json={"prompt": "hi"}).status_code == 503
+        service = service_of(client)
+    assert value(service, "request_num_experts_count") == 0 == value(service, "prompt_tokens_total")
+    assert ended(service) == 3
+
+
+def test_a_prompt_is_counted_once_whichever_answer_comes_first() -> None:
+    metrics, prompt = Metrics("tiny"), PromptCount()
+    lives = [Lifecycle(metrics, ExpertBudget((2,)), 3, 0.5, prompt=prompt) for _ in range(3)]
+    lives[0].abort()
+    for life in lives[1:]:
+        life.token(1.0)
+        life.succeed("stop")
+    assert [metrics._counters[name, lives[0].label] for name in ("prompt_tokens", "generation_tokens")] == [3, 2]
 
 
 def test_step_reports_feed_the_engine_series() -> None:

@@ -32,6 +32,8 @@ WEATHER: Any = {
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"town": "Ulm"}}\n</tool_call>'
 SCORES = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
 
+PAIRS = {"routed_pairs": 60, "routed_pairs_trained": 60}  # as the fake engine says
+
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[openai.OpenAI, FakeEngine]]:
@@ -106,7 +108,10 @@ def test_a_plain_answer(api: openai.OpenAI, engine: FakeEngine) -> None:
     assert prompt(engine) == b"<system>be brief<user>hi<assistant>"
     assert answer.usage is not None and answer.usage.output_tokens == 12
     assert answer.usage.input_tokens == len(prompt(engine)) and answer.usage.total_tokens == len(prompt(engine)) + 12
-    assert answer.usage.model_extra == {"num_experts": 2} and (answer.model_extra or {})["metrics"]["num_experts"] == 2
+    assert (
+        answer.usage.model_extra == {"num_experts": 2, **PAIRS}
+        and (answer.model_extra or {})["metrics"]["num_experts"] == 2
+    )
     assert (answer.instructions, answer.metadata, answer.temperature) == ("be brief", {"a": "b"}, 0.5)
     assert (answer.model_extra or {})["store"] is False and answer.previous_response_id is None
     sampling = engine.seen[-1].sampling

@@ -42,7 +42,7 @@ def test_openai_plain(served: tuple[openai.OpenAI, FakeEngine]) -> None:
     answer = api.completions.create(model="tiny", prompt="hi", extra_body={"num_experts": 2})
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("hello world", "stop")
     assert answer.usage is not None and answer.usage.prompt_tokens == 2 and answer.usage.completion_tokens == 12
-    assert answer.usage.model_extra == {"num_experts": 2}
+    assert answer.usage.model_extra == {"num_experts": 2, "routed_pairs": 60, "routed_pairs_trained": 60}
     assert engine.seen[-1].budget.per_layer == (2, 2, 2)
     chat = api.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hi"}], max_tokens=5)
     assert (chat.choices[0].message.content, chat.choices[0].finish_reason) == ("hello", "length")
@@ -63,7 +63,7 @@ def test_openai_streams(served: tuple[openai.OpenAI, FakeEngine]) -> None:
     assert "".join(delta.content or "" for delta in deltas) == "hello world"
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-2:] == [None, "stop"]
     assert chunks[-1].choices == [] and chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 12
-    assert chunks[-1].usage.model_extra == {"num_experts": 2}
+    assert chunks[-1].usage.model_extra == {"num_experts": 2, "routed_pairs": 60, "routed_pairs_trained": 60}
     assert {chunk.model for chunk in chunks} == {"tiny@k2"}
     text = "".join(c.choices[0].text for c in api.completions.create(model="tiny", prompt="hi", stream=True))
     assert text == "hello world"
