@@ -144,8 +144,9 @@ def test_a_key_gets_its_share_of_the_places(tmp_path: Path) -> None:
     text = '[alice]\nkey = "a"\nshare_of_places = 0.25\n[bob]\nkey = "b"\n'
     engine = FakeEngine()
     engine.gate = asyncio.Event()
-    settings = {"api_keys_file": key_file(tmp_path, text), "max_running": 4, "queue_size": 4, "max_queued_tokens": 40}
-    with in_memory(engine, **settings) as client, ThreadPoolExecutor(1) as threads:
+    settings = {"max_running": 4, "queue_size": 4, "max_queued_tokens": 40, "total_timeout": 10}
+    file = key_file(tmp_path, text)
+    with in_memory(engine, api_keys_file=file, **settings) as client, ThreadPoolExecutor(1) as threads:
         service = service_of(client)
 
         def post(key: str, n: int, prompt: str = "hi") -> httpx.Response:

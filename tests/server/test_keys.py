@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from server.keys import read_keys, warn_if_open
@@ -71,6 +72,12 @@ def test_empty_double_and_impossible_keys_are_refused(monkeypatch: pytest.Monkey
     with pytest.raises(BadSetting) as variable, in_memory():
         pass
     assert "sk-one" not in f"{flag.value} {variable.value}"
+
+
+def test_an_error_of_settings_shows_no_key() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings(api_keys=[[SECRET]])
+    assert "api_keys" in str(caught.value) and SECRET not in str(caught.value)
 
 
 def test_a_blank_file_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
