@@ -198,9 +198,10 @@ def test_an_idle_connection_stays_open_as_long_as_it_should() -> None:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
-            began = time.monotonic()
-            assert connection.recv(1000) == b"" and time.monotonic() - began > 0.2
+            began, answer = time.monotonic(), b""
+            while part := connection.recv(1000):
+                answer += part
+            assert answer.startswith(b"HTTP/1.1 200") and 0.2 < time.monotonic() - began < 10
 
 
 def test_https_streams_like_http() -> None:
