@@ -33,7 +33,7 @@ from engine.messages import (
 from engine.silence import Silence, too_long
 from engine.sinks import Sink, Sinks
 from engine.types import Arrival, EngineInfo, EngineSettings, Request, StepReport, TokenEvent
-from model.errors import EngineDown, GenerationFailed, InvalidRequest, MoedialError
+from model.errors import EngineDown, EngineStopped, GenerationFailed, InvalidRequest, MoedialError
 
 log = logging.getLogger(__name__)
 
@@ -288,8 +288,8 @@ class EngineClient:
         """There is no engine now: every running request ends."""
         self._change(state)
         ended = "the engine process hung and was ended" if self._hung else "the engine process ended"
-        why = "the engine was stopped" if self.state == "stopped" else ended
-        self._sinks.fail(lambda: GenerationFailed(f"{why} while the request was running"))
+        kind, why = (EngineStopped, "the server was stopped") if self.state == "stopped" else (GenerationFailed, ended)
+        self._sinks.fail(lambda: kind(f"{why} while the request was running"))
 
     def _change(self, state: State) -> None:
         self.state = "stopped" if self._stopping.is_set() else state

@@ -7,6 +7,7 @@ MoedialError
 ├── EngineBusy          the queue is full; trying again later may help
 ├── EngineDown          the engine process is not running (loading, restarting or draining)
 └── GenerationFailed    one request failed while it ran; no other is touched
+    └── EngineStopped   the server ended while it ran
 """
 
 from collections.abc import Iterator, Mapping
@@ -74,3 +75,7 @@ def _joined(opening: str, closing: str, parts: Iterator[str], width: int) -> str
             break
         text, between = text + between + part, ", "
     return text + closing
+
+
+class EngineStopped(GenerationFailed):
+    """The server ended while this request ran."""

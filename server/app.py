@@ -20,7 +20,7 @@ from server.errors import RateLimited, code_of
 from server.forms import PLAIN
 from server.http_counts import HttpCounts
 from server.listening import refused_at_once
-from server.middleware import BodyBudget, HeadAsGet, Limits, RequestId, Reserve
+from server.middleware import BodyBudget, Cut, HeadAsGet, Limits, RequestId, Reserve
 from server.protocol import ConnectionLimits, protocol_of
 from server.routes import docs, generate, models, probes, tokens
 from server.seams import ChatTemplate, Engine, Tokenizer
@@ -109,6 +109,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
     app.add_middleware(HeadAsGet)
     routes = [*app.routes, *(route for part in PARTS for route in part.router.routes)]
     app.add_middleware(HttpCounts, routes=routes, count=partial(service.metrics.inc, "http_requests"))
+    app.add_middleware(Cut)
     app.add_middleware(RequestId)
 
 

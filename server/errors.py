@@ -13,7 +13,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from model.errors import CheckpointError, EngineBusy, EngineDown, GenerationFailed, InvalidRequest, MoedialError
+from model.errors import (
+    CheckpointError,
+    EngineBusy,
+    EngineDown,
+    EngineStopped,
+    GenerationFailed,
+    InvalidRequest,
+    MoedialError,
+)
 
 log = structlog.get_logger("server")
 
@@ -122,6 +130,7 @@ TABLE: dict[type[Exception], Wire] = {
     EngineBusy: Wire(503, "overloaded_error", "queue_full", retry=True),
     EngineDown: Wire(503, "unavailable_error", "engine_down", retry=True),
     GenerationTimeout: Wire(504, "timeout_error", "timeout"),
+    EngineStopped: Wire(503, "unavailable_error", "server_stopped", retry=True),
     GenerationFailed: Wire(500, "server_error", "generation_failed"),
     CheckpointError: Wire(500, "server_error", "bad_checkpoint"),
 }

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.errors import MoedialError
+from model.errors import EngineStopped, MoedialError
 from server.errors import (
     BodiesFull,
     BodyTimeout,
@@ -25,6 +25,7 @@ from server.protocol import RESERVED
 
 PROBES = frozenset({"/live", "/health", "/ready", "/metrics", "/version"})
 OPEN_PATHS = PROBES | {"/docs"}  # without a key
+STARTED = "response_started"  # of a request's state
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -46,10 +47,29 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                scope["state"][STARTED] = True
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         await self.app(scope, receive, send_with_id)
+
+
+class Cut:
+    """Ends a request that is still running when the server stops waiting for it, with an error and no traceback.
+
+    `RequestId` is outside of it and says whether a response has begun; one that has cannot become an error any more.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError:  # uvicorn cancels what has outlived the drain
+            if scope["type"] == "http" and not scope["state"].get(STARTED):
+                error = EngineStopped("the server was stopped before the request was answered")
+                await error_response(error)(scope, receive, send)
 
 
 class HeadAsGet:

@@ -3,8 +3,10 @@
 It knows processes and signals, not requests.
 """
 
+import asyncio
 import gc
 import shlex
+import socket
 import time
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ from fastapi import FastAPI
 from engine.client import EngineClient
 from model.errors import CheckpointError, InvalidRequest, MoedialError
 from server import logs
-from server.app import create_app, protocol_for
+from server.app import STOP_SECONDS, create_app, protocol_for
 from server.bodies.base import GenerationBody, validate
 from server.dialects.detect import by_name, detect
 from server.dialects.seam import Dialect
@@ -51,8 +53,9 @@ class ModelServer(uvicorn.Server):
         self.announced = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.service.draining:
-            self.should_exit = self.force_exit = True
+        """The first signal drains, the second ends what still runs, a third waits for nothing."""
+        self.force_exit = self.service.cut_short
+        self.service.cut_short = self.service.draining
         self.service.drain()
 
     async def on_tick(self, counter: int) -> bool:
@@ -64,6 +67,14 @@ class ModelServer(uvicorn.Server):
         if self.service.drained or self.service.boot_error is not None:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Every request that still runs ends with its error, which its caller has `CUT_SECONDS` to read."""
+        if held := self.service.admission.held:
+            log.warning("requests are cut off, the time to finish is over", sequences=held)
+        stopping = asyncio.create_task(self.service.engine.stop(0 if held else STOP_SECONDS))
+        await super().shutdown(sockets)
+        await stopping
 
     def _port(self) -> int:
         """The port that was really bound, which --port 0 leaves open."""

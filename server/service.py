@@ -50,6 +50,7 @@ class Service:
         self.loaded: Catalogue | None = None
         self.boot_error: Exception | None = None  # why the model was not loaded
         self.drain_started: float | None = None
+        self.cut_short = False  # what runs while the server drains is not waited for
         self.seen_fields: set[str] = set()  # unknown body fields that have been logged
         self._watch()
         watch_processes(self.metrics.registry, lambda: engine.pid)
@@ -125,9 +126,14 @@ class Service:
 
     @property
     def drained(self) -> bool:
+        """Whether nothing is left to wait for, or no time is."""
         if self.drain_started is None:
             return False
-        return self.admission.held == 0 or time.monotonic() - self.drain_started > self.settings.drain_seconds
+        return (
+            self.cut_short
+            or self.admission.held == 0
+            or time.monotonic() - self.drain_started > self.settings.drain_seconds
+        )
 
     def on_connection_refused(self, error: MoedialError) -> None:
         """Count an answer that was given before there was a request with a path."""

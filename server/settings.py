@@ -187,7 +187,13 @@ class Settings(BaseSettings):
     keep_alive: float = _option(75.0, "HTTP", "Seconds that a connection stays open between requests", gt=0)
     ssl_certfile: str = _option("", "HTTP", "Certificate chain in PEM, to serve HTTPS; its key may be in the same file")
     ssl_keyfile: str = _option("", "HTTP", "Private key in PEM of --ssl-certfile, without a passphrase")
-    drain_seconds: float = _option(30.0, "HTTP", "How long running requests may finish after SIGTERM", ge=0)
+    drain_seconds: float = _option(
+        6.0,
+        "HTTP",
+        "How long running requests may finish after SIGTERM; what outlives it ends with an error. With at most 3.5 s "
+        "for that, 6 fits the 10 s that Docker waits before it kills",
+        ge=0,
+    )
     log_level: Level = _option("info", "HTTP", "Least severe log line written")
     log_format: Literal["auto", "text", "json"] = _option(
         "auto", "HTTP", "How log lines look; auto: text where the standard error stream is a terminal, else json"

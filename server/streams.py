@@ -17,7 +17,7 @@ from contextlib import suppress
 CAPACITY = 1 << 20  # bytes of log lines that wait for a slow reader, and of the pipe before them where that may be
 LONGEST_LINE = 1 << 18  # bytes; a longer one may be cut
 GATHER_SECONDS = 0.02  # between two reads: a thread that wakes for every line would hold up the event loop
-END_SECONDS = 1.0  # for the last lines to be read, when the process ends
+END_SECONDS = 0.5  # for the last lines to be read, when the process ends
 
 
 def open_missing() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.types import Arrival, EngineInfo, Finish, Logprob, Request, RequestStats, StepReport, StepStats, TokenEvent
 from model.budget import ExpertRange
-from model.errors import EngineDown, InvalidRequest, MoedialError
+from model.errors import EngineDown, EngineStopped, InvalidRequest, MoedialError
 from server.seams import EngineState
 from weights.tokenizer import TooManyTokens
 
@@ -121,6 +121,7 @@ class FakeEngine:
         self.fail_at: dict[str, tuple[int, Exception | str]] = {}  # by id suffix: after so many tokens
         self.load_error: Exception | None = None
         self.seen: list[Request] = []
+        self.sinks: dict[str, Callable[[Sequence[Arrival] | MoedialError], None]] = {}
         self.running: dict[str, asyncio.Future[None]] = {}
         self.aborted: list[str] = []
 
@@ -137,11 +138,16 @@ class FakeEngine:
 
     async def stop(self, timeout: float) -> None:
         self.state = "stopped"
+        for id, task in list(self.running.items()):
+            del self.running[id]
+            task.cancel()
+            self.sinks[id](EngineStopped("the server was stopped while the request was running"))
 
     def submit(self, request: Request, sink: Callable[[Sequence[Arrival] | MoedialError], None]) -> None:
         if self.state != "ready":
             raise EngineDown(f"the engine is {self.state}")
         self.seen.append(request)
+        self.sinks[request.id] = sink
         self.running[request.id] = asyncio.ensure_future(self._run(request, sink))
 
     def abort(self, request_id: str) -> None:
