@@ -21,6 +21,7 @@ CHUNKS = "chunks"  # of an HTTP/1.1 request's state: its `Chunks`, for a respons
 RESERVED = "reserved"  # of a request's state: its connection is beyond the limit, so that only probes are answered
 RESERVE = 16  # connections beyond the limit that are kept for probes
 RESERVE_TIMEOUT = 2.0  # seconds for the headers of a request on one of these
+LEAST_IDLE = 5.0  # seconds between two requests after which a connection may lose its place to a new one
 LINGER_BYTES = 256 << 20  # of a body whose answer has been sent, read and dropped so that the answer arrives
 LINGER_SECONDS = 10.0
 
@@ -92,7 +93,7 @@ class BoundedProtocol(H11Protocol):
     """One connection. `protocol_of` makes the class that uvicorn calls, with its limits."""
 
     limits: ClassVar[ConnectionLimits]
-    idle: ClassVar[dict["BoundedProtocol", None]]  # those that wait between two requests, the longest first
+    idle: ClassVar[dict["BoundedProtocol", float]]  # since when each waits between two requests, the longest first
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -116,9 +117,9 @@ class BoundedProtocol(H11Protocol):
             self.transport.close()
 
     def _close_idle(self) -> None:
-        """Close the connection that has waited longest between two requests, if there is one."""
-        longest = next(iter(self.idle), None)
-        if longest is not None:
+        """Close the connection that has waited longest between two requests, unless its next one may just be coming."""
+        longest, since = next(iter(self.idle.items()), (None, 0.0))
+        if longest is not None and self.loop.time() - since >= LEAST_IDLE:
             del self.idle[longest]
             self.connections.discard(longest)
             longest.timeout_keep_alive_handler()
@@ -165,7 +166,7 @@ class BoundedProtocol(H11Protocol):
         if self.conn.trailing_data[0]:
             self._wait_for_headers()
         else:
-            self.idle[self] = None
+            self.idle[self] = self.loop.time()
 
     def shutdown(self) -> None:
         if self._to_drop is not None:

@@ -184,18 +184,29 @@ def test_connections_are_counted_and_probes_have_some_of_their_own() -> None:
         eventually(lambda: httpx.post(url + COMPLETIONS, json={"prompt": "hi"}).status_code == 200)
 
 
-def test_a_new_connection_takes_the_place_of_the_one_that_has_idled_longest() -> None:
-    live = b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n"
+LIVE = b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+def test_a_connection_between_two_requests_keeps_its_place() -> None:
+    with on_loopback(FakeEngine(), max_connections=1) as (url, _), connected(url) as connection:
+        for _ in range(3):
+            connection.sendall(LIVE)
+            assert status_on(connection) == 200
+            assert httpx.post(url + COMPLETIONS, json={"prompt": "hi"}).status_code == 503
+
+
+def test_a_new_connection_takes_the_place_of_the_longest_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LEAST_IDLE", 0.0)
     with on_loopback(FakeEngine(), max_connections=3) as (url, _), contextlib.ExitStack() as stack:
         busy, *idle = [stack.enter_context(connected(url)) for _ in range(3)]
         busy.sendall(POST + b"content-length: 16\r\n\r\n" + BODY[:5])
         for connection in idle:
-            connection.sendall(live)
+            connection.sendall(LIVE)
             assert status_on(connection) == 200
         assert httpx.post(url + COMPLETIONS, json={"prompt": "hi"}).status_code == 200
         assert idle[0].recv(1000) == b""
         busy.sendall(BODY[5:])
-        idle[1].sendall(live)
+        idle[1].sendall(LIVE)
         assert status_on(busy) == 200 and status_on(idle[1]) == 200
 
 
