@@ -156,8 +156,8 @@ def test_an_open_server_is_warned_of(host: str, loopback: bool) -> None:
 
 
 def test_the_server_warns_before_it_serves() -> None:
-    code = "import server.serve as s; s.ModelServer.run = lambda self: None; from server.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--host", "0.0.0.0", "--log-format", "json"]
+    code = "import server.serve as s; s.ModelServer.run = lambda *_: None; from server.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", "--host", "0.0.0.0", "--port", "0", "--log-format", "json"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     lines = [line for line in ended.stderr.splitlines() if '"level":"warning"' in line and "no API keys" in line]
     assert ended.returncode == 0 and len(lines) == 1, ended.stderr
