@@ -102,10 +102,10 @@ def engines(folder: Path, threads: int) -> tuple[dict[str, Engine], Tokenizer]:
     fixed: dict[str, Any] = {"model": str(folder), "threads": threads, "kv_cache_bytes": 1 << 28, "prefix_cache": False}
     native, reason = prepare(model, EngineSettings(**fixed))
     made: dict[str, Engine] = {}
-    cost = None
+    tokenizer, cost = Tokenizer.load(folder), None
     for arm in ARMS:
         settings = EngineSettings(**fixed, speculate=arm)
-        engine, blocks = assemble(native, settings, grammars=grammars_for(folder, native.config))
+        engine, blocks = assemble(native, settings, grammars=grammars_for(folder, native.config, tokenizer))
         info = EngineInfo(
             family=raw["model_type"],
             parameters=0,
@@ -117,7 +117,7 @@ def engines(folder: Path, threads: int) -> tuple[dict[str, Engine], Tokenizer]:
         cost = cost or measure(engine.runner, info, pools(native.config), settings.max_step_tokens)
         engine.scheduler.cost = cost
         made[arm] = engine
-    return made, Tokenizer.load(folder)
+    return made, tokenizer
 
 
 def measured(folder: Path, count: int, batches: list[int], repeats: int, threads: int) -> list[dict[str, Any]]:

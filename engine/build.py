@@ -19,8 +19,9 @@ from engine.progress import Progress
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
 from engine.speculation import Speculator, speculator_of
-from engine.types import EngineInfo, EngineSettings
+from engine.types import EngineInfo, EngineSettings, Request, Sampling, TokenEvent
 from model.attend import bytes_per_block, bytes_per_sequence
+from model.budget import ExpertBudget
 from model.config import DecoderConfig, Infinity, TopK
 from model.decoder import Decoder, parameter_count
 from model.errors import CheckpointError, InvalidRequest
@@ -28,7 +29,7 @@ from model.kernels.library import load
 from model.native.decoder import NativeDecoder, refusal
 from model.resources import available_cores, available_memory
 from weights.folder import resolve_model
-from weights.load import load_model, read_config
+from weights.load import load_model, read_config, run_dtype
 from weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -48,16 +49,19 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     log_resources()
     torch.set_num_threads(settings.threads or available_cores().value)
     folder = resolve_model(settings.model)
-    check(read_config(folder)[0], settings)
+    config, raw = read_config(folder)
+    check(config, settings)
+    cache_blocks(config, settings, run_dtype(raw, settings.dtype))
+    tokenizer = tokenizer_for(folder, config, settings)
     with Progress(settings.terminal_columns) as progress:
-        loaded, raw = load_model(folder, settings.dtype, progress)
+        loaded, _ = load_model(folder, settings.dtype, progress)
     loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
     parameters = parameter_count(loaded)
     model, reason = prepare(loaded, settings)
     if isinstance(model, NativeDecoder):
         torch.set_num_threads(1)  # what is left to torch is small, and a second pool's threads would be in the way
     give_back_freed_memory()
-    engine, blocks = assemble(model, settings, grammars=grammars_for(folder, model.config))
+    engine, blocks = assemble(model, settings, grammars=grammars_for(folder, model.config, tokenizer))
     info = EngineInfo(
         family=raw["model_type"],
         parameters=parameters,
@@ -66,6 +70,7 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
         load_seconds=time.perf_counter() - started,
         **describe(model, settings),
     )
+    prove(engine, info)
     if not settings.step_ms:
         return engine, info
     engine.scheduler.cost = measure(engine.runner, info, pools(model.config), settings.max_step_tokens)
@@ -85,11 +90,35 @@ def check(config: DecoderConfig, settings: EngineSettings) -> None:
         raise CheckpointError(error.message) from None
 
 
-def grammars_for(folder: Path, config: DecoderConfig) -> Grammars | None:
+def tokenizer_for(folder: Path, config: DecoderConfig, settings: EngineSettings) -> Tokenizer | None:
+    """The checkpoint's tokenizer; None where it has none.
+
+    Raises:
+        CheckpointError: it is damaged, or has ids that the model has not.
+    """
+    if not (folder / "tokenizer.json").exists():
+        return None
+    tokenizer = Tokenizer.load(folder, settings.generation_config == "auto")
+    if beyond := tokenizer.check_ids(config.vocabulary):
+        log.warning("%d special tokens have no embedding; a prompt that holds one is refused", len(beyond))
+    return tokenizer
+
+
+def grammars_for(folder: Path, config: DecoderConfig, tokenizer: Tokenizer | None) -> Grammars | None:
     """What compiles grammars for a checkpoint's vocabulary; None where it has no tokenizer, or no end of a text."""
-    path = folder / "tokenizer.json"
-    ends = Tokenizer.load(folder).eos_ids if path.exists() else ()
-    return Grammars(str(path), config.vocabulary, ends) if ends else None
+    ends = tokenizer.eos_ids if tokenizer else ()
+    return Grammars(str(folder / "tokenizer.json"), config.vocabulary, ends) if ends else None
+
+
+def prove(engine: Engine, info: EngineInfo) -> None:
+    """Compute one token. Raises CheckpointError where that fails: no request could do better."""
+    budget = ExpertBudget((info.experts.trained,) * info.experts.layers)
+    engine.add(Request("first", (0,), budget, Sampling(max_tokens=1, seed=0, temperature=0.0)))
+    events: list[TokenEvent] = []
+    while engine.has_work:
+        events += engine.step().events
+    if events[-1].finish == "error":
+        raise CheckpointError(f"the model cannot compute a token: {events[-1].error}")
 
 
 def give_back_freed_memory() -> None:

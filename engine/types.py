@@ -189,6 +189,7 @@ class EngineSettings:
     stream_interval_ms: int = 50  # tokens made faster than this travel together; 0: every step reports at once
     prefix_cache: bool = True
     speculate: str = "off"  # or "grammar", "ngram", "experts=K": who guesses tokens ahead (engine/speculation.py)
+    generation_config: Literal["auto", "none"] = "auto"  # whether that file says which tokens end an answer
     # What the server would refuse after loading; it is compared with the config before the weights are read.
     default_num_experts: int = 0  # 0: as trained
     aliases: dict[str, int] = field(default_factory=dict)

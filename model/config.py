@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.budget import ExpertRange
-from model.checks import counts, one_of, sizes
+from model.checks import counts, one_of, reals, sizes
 from model.mixers.shapes import Mixer
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"]
@@ -59,6 +59,7 @@ class Router:
         one_of("score", self.score, Score)
         one_of("group_score", self.group_score, GroupScore)
         sizes(groups=self.groups, kept_groups=self.kept_groups)
+        reals(scale=self.scale, jitter=self.jitter, least_sum=self.least_sum)
         if self.kept_groups > self.groups:
             raise ValueError(f"{self.kept_groups} groups cannot be kept of {self.groups}")
 
@@ -118,6 +119,7 @@ class Infinity:
 
     def __post_init__(self) -> None:
         sizes(units=self.units, space=self.space, block=self.block)
+        reals(sigma_min=self.sigma_min, kept_share=self.share)
         counts(self.trained, self.maximum)
         one_of("activation", self.activation, Activation)
         one_of("sigma_link", self.sigma_link, SigmaLink)
@@ -166,6 +168,10 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         sizes(vocabulary=self.vocabulary, width=self.width, context=self.context, layers=len(self.layers))
+        reals(norm_eps=self.norm_eps, norm_offset=self.norm_offset, embed_scale=self.embed_scale)
+        reals(residual_scale=self.residual_scale, logit_scale=self.logit_scale)
+        if self.norm_eps < 0:
+            raise ValueError(f"norm_eps must be at least 0, got {self.norm_eps!r:.40}")
         one_of("norm", self.norm, Norm)
         one_of("positions", self.positions, Positions)
         if len(self.mixers) != len(self.layers):

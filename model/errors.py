@@ -12,6 +12,13 @@ MoedialError
 
 from collections.abc import Iterator, Mapping
 
+MOST_TOLD = 8192  # characters of what is wrong with a checkpoint
+
+
+def printable(text: str) -> str:
+    """The same with an escape for what moves a cursor, turns the direction of writing or begins a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class MoedialError(Exception):
     """Root of every error that moedial raises on purpose."""
@@ -26,7 +33,13 @@ class InvalidRequest(MoedialError):
 
 
 class CheckpointError(MoedialError):
-    """A model folder that cannot be loaded; the message names the file and every fault found in it."""
+    """A model folder that cannot be loaded; the message names the file and every fault found in it.
+
+    Names in it come from files: they can neither move a terminal's cursor nor begin a line of a log.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message[:MOST_TOLD]))
 
 
 class EngineBusy(MoedialError):

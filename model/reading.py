@@ -4,8 +4,10 @@ A key that nobody reads and that is not known to be harmless may change the math
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
+from model.checks import sizes
 from model.config import DecoderConfig, Dense, FeedForward
 from model.mixers.shapes import Attention, Mixer, Rope
 
@@ -19,6 +21,23 @@ id2label label2id problem_type return_dict is_encoder_decoder is_decoder add_cro
 output_hidden_states torchscript tokenizer_class task_specific_params quantization_config num_nextn_predict_layers
 summary_type summary_use_proj summary_activation summary_first_dropout summary_proj_to_labels mtp_loss_factor"""
 HARMLESS = frozenset(_HARMLESS.split())
+
+
+MOST_LAYERS = 1024
+_LAYERS = ("num_hidden_layers", "n_layer")
+
+
+def check_numbers(raw: Mapping[str, Any]) -> None:
+    """Raise ValueError where a number is none, or where there are more layers than a family could write down."""
+    for key, value in raw.items():
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"{key} must be a finite number, got {value}")
+        if key in _LAYERS:
+            sizes(**{key: value})
+            if value > MOST_LAYERS:
+                raise ValueError(f"{key} must be at most {MOST_LAYERS}, got {value!r:.40}")
+        if isinstance(value, Mapping):
+            check_numbers(value)
 
 
 class Fields(Mapping[str, Any]):

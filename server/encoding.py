@@ -8,7 +8,6 @@ from typing import Protocol
 
 from model.errors import InvalidRequest
 from server.limits import room_for
-from server.seams import Tokenizer
 from server.service import Service
 from weights.tokenizer import TooManyTokens
 
@@ -30,22 +29,25 @@ async def encode_all(service: Service, encode: Encode, texts: Sequence[str], new
     """
     context = service.catalogue.info.max_model_len
     if sum(map(len, texts)) <= INLINE:
-        return _encoded(service.tokenizer, encode, texts, context, new_tokens)
-    return await service.encoding.run(_encoded, service.tokenizer, encode, texts, context, new_tokens)
+        return _encoded(service, encode, texts, context, new_tokens)
+    return await service.encoding.run(_encoded, service, encode, texts, context, new_tokens)
 
 
 def _encoded(
-    tokenizer: Tokenizer, encode: Encode, texts: Sequence[str], context: int, new_tokens: int | None
+    service: Service, encode: Encode, texts: Sequence[str], context: int, new_tokens: int | None
 ) -> list[list[int]]:
     for text in texts:
-        if (least := tokenizer.least_tokens(text)) > context:
+        if (least := service.tokenizer.least_tokens(text)) > context:
             raise InvalidRequest(
                 f"This model's maximum context length is {context} tokens; the prompt has at least {least}",
                 "prompt",
                 "context_length_exceeded",
             )
     try:
-        return [encode(text, most=context) for text in texts]
+        found = [encode(text, most=context) for text in texts]
     except TooManyTokens as error:
         room_for(new_tokens, None, error.count, context)
         raise
+    for ids in found:  # a template may write a special token that the model has no embedding for
+        service.catalogue.check_tokens({"prompt": ids})
+    return found

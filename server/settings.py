@@ -308,6 +308,7 @@ class Settings(BaseSettings):
             stream_interval_ms=self.stream_interval_ms,
             prefix_cache=self.prefix_cache,
             speculate=self.speculate,
+            generation_config=self.generation_config,
             default_num_experts=self.default_num_experts,
             aliases=dict(self.aliases),
             log_level=self.log_level,

@@ -10,13 +10,14 @@ from typing import Any
 from jinja2 import Template, TemplateError
 
 from model.errors import CheckpointError, InvalidRequest
-from weights.folder import read_json
+from weights.folder import read_json, read_text
 from weights.marks import mark_specials
 from weights.sandbox import environment, literals, read_names
 from weights.tokenizer import token_text
 
 MAX_OUTPUT = 4 * 1024 * 1024  # characters
 MAX_PIECES = 1_000_000
+MAX_SOURCE = 1 << 20  # bytes of a template's file
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TRUSTED = ("system", "assistant")  # roles that an application and its model speak in
 _FAULTS = (TemplateError, TypeError, AttributeError, ValueError, ArithmeticError, LookupError, RecursionError)
@@ -109,7 +110,7 @@ def _sources(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     files |= {"default": own} if own.exists() else {}
     legacy = _json(folder / "chat_template.json").get("chat_template")
     named = {} if own.exists() else _by_name(config.get("chat_template") if legacy is None else legacy)
-    return named | {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    return named | {name: read_text(path, MAX_SOURCE) for name, path in files.items()}
 
 
 def _by_name(value: Any) -> dict[str, str]:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.errors import CheckpointError
-from weights.folder import read_json
+from weights.folder import open_regular, read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MAX_HEADER = 100 * 1024 * 1024
@@ -127,7 +127,7 @@ class TensorFiles:
         try:
             with safe_open(self.folder / name, framework="np"):
                 pass  # the library checks offsets and sizes
-            self._open_files[name] = self._stack.enter_context((self.folder / name).open("rb", buffering=0))
+            self._open_files[name] = self._stack.enter_context(open_regular(self.folder / name))
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{name} is damaged: {error}") from None
         for tensor, entry in header.items():
@@ -157,7 +157,7 @@ def read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
         CheckpointError: what the safetensors library lets through, too: a header larger than the limit, repeated names.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(8)
             size = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
             if not 0 < size <= min(MAX_HEADER, path.stat().st_size - 8):

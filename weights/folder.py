@@ -6,8 +6,9 @@ Torch-free, so that the HTTP process may use it. It does not read weights.
 import json
 import os
 import re
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from model.errors import CheckpointError
 
@@ -63,12 +64,39 @@ def read_card(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A file, open for reading. A pipe or a device would wait, never end, or act when it is opened.
+
+    Raises:
+        CheckpointError: it is, or leads to, something else than a regular file.
+        OSError: it cannot be opened.
+    """
+    if stat.S_ISREG(path.stat().st_mode):
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # still, or another one by now
+            return file
+        file.close()
+    raise CheckpointError(f"{path} is not a regular file")
+
+
+def read_text(path: Path, most: int = MAX_JSON) -> str:
+    """A file of at most `most` bytes of UTF-8.
+
+    Raises:
+        CheckpointError: it is larger, or no regular file.
+        OSError, UnicodeDecodeError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise CheckpointError(f"{path.name} is larger than {most} bytes")
+    return data.decode()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object from a file of at most 100 MiB. Raises CheckpointError that names the file."""
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise CheckpointError(f"{path.name} is larger than {MAX_JSON} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:

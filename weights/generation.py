@@ -9,6 +9,7 @@ from typing import Any
 from model.errors import CheckpointError
 from weights.folder import read_json
 
+MOST_ENDS = 256  # end-of-sequence ids
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -28,8 +29,10 @@ def read_eos_ids(folder: Path, generation_config: bool = True) -> tuple[int, ...
         value = _config(folder / name).get("eos_token_id")
         if value is not None:
             ids = value if isinstance(value, list) else [value]
-            if not all(type(id) is int for id in ids):
+            if not all(type(id) is int and 0 <= id < 1 << 31 for id in ids):
                 raise CheckpointError(f"{folder / name}: eos_token_id {value!r:.64} is neither an id nor a list of ids")
+            if len(ids) > MOST_ENDS:
+                raise CheckpointError(f"{folder / name}: eos_token_id has {len(ids)} ids; at most {MOST_ENDS} can be")
             return tuple(ids)
     return ()
 

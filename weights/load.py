@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model.config import DecoderConfig
 from model.decoder import Decoder
 from model.errors import CheckpointError
-from model.reading import Fields
+from model.reading import Fields, check_numbers
 from weights.dequantise import Tensors
 from weights.files import TensorFiles
 from weights.folder import read_json
@@ -60,6 +60,7 @@ def decoder_config(raw: Mapping[str, Any]) -> DecoderConfig:
         raise CheckpointError(f"config.json: family {name!r} is not supported; known: {', '.join(families())}")
     family = importlib.import_module(f"model.families.{name}")
     try:
+        check_numbers(raw)
         config: DecoderConfig = family.decoder_config(Fields(raw))
         return config
     except KeyError as error:
@@ -96,9 +97,16 @@ def load_model(folder: Path, dtype: DType = "auto", progress: Progress = nobody)
 
 
 def empty_model(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
-    """The decoder without memory. What decides between experts by tiny differences stays float32."""
+    """The decoder without memory. What decides between experts by tiny differences stays float32.
+
+    Raises:
+        CheckpointError: a matrix of it has more elements than can be counted.
+    """
     with torch.device("meta"):
-        model = Decoder(config).to(dtype)
+        try:
+            model = Decoder(config).to(dtype)
+        except (RuntimeError, OverflowError) as error:
+            raise CheckpointError(f"config.json: no decoder of these sizes can be made: {error}") from None
         for name, parameter in model.named_parameters():
             if name.endswith("selection_bias"):
                 parameter.data = parameter.data.float()

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
 from model.errors import CheckpointError, InvalidRequest
-from weights.folder import read_json
+from weights.folder import read_json, read_text
 from weights.generation import read_eos_ids
 from weights.least import UNBOUNDED, Bound, bound_of
 from weights.marks import MARK, mark_specials
@@ -61,10 +61,12 @@ class Tokenizer:
             raise CheckpointError(f"{path} does not exist")
         config = _config(folder)
         try:
-            raw = path.read_text(encoding="utf-8")
+            raw = read_text(path)
             data = json.loads(raw)
             bound = bound_of(data)
             backend, typed = _ready(Backend.from_str(raw), config), _ready(Backend.from_str(_unmarking(data)), config)
+        except CheckpointError:
+            raise
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path} cannot be read: {error}") from None
         own = backend.token_to_id(token_text(config.get("eos_token")) or "")
@@ -73,6 +75,21 @@ class Tokenizer:
         if ends and (text := backend.id_to_token(ends[0])) is not None:
             named.setdefault("eos_token", text)
         return cls(backend, typed, tuple(dict.fromkeys(ends)), named, bound)
+
+    def check_ids(self, embedded: int) -> tuple[str, ...]:
+        """The special tokens beyond an embedding of so many ids: padding as a rule, which no text becomes.
+
+        Raises:
+            CheckpointError: other ids lie beyond it, which texts become, or an end that can never come.
+        """
+        if wrong := [id for id in self.eos_ids if not 0 <= id < embedded]:
+            raise CheckpointError(f"eos_token_id {wrong[0]} is not an id of the model, which has 0 to {embedded - 1}")
+        beyond = {text: id for text, id in self._backend.get_vocab().items() if id >= embedded}
+        texts = [text for text in beyond if text not in self.specials]
+        if texts or max(self.encode(""), default=0) >= embedded:
+            last = max(beyond.values())
+            raise CheckpointError(f"tokenizer.json has ids up to {last}, but the model's vocab_size is {embedded}")
+        return tuple(beyond)
 
     @property
     def vocabulary(self) -> int:

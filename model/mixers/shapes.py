@@ -7,7 +7,7 @@ layer keeps of a sequence is part of its shape: `Pages` grow with it, a `State` 
 from dataclasses import dataclass
 from typing import Literal
 
-from model.checks import one_of, sizes
+from model.checks import naturals, one_of, positive, reals, sizes
 
 Scaling = Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"]
 QKNorm = Literal["none", "full", "head", "unit"]
@@ -65,6 +65,13 @@ class Rope:
             raise ValueError(f"rotary positions need an even width, got {self.width}")
         if self.scaling in ("dynamic", "yarn", "llama3", "longrope"):
             sizes(original_max_position_embeddings=self.original)
+        positive(rope_theta=self.theta, factor=self.factor)
+        for value in (*self.short_factor, *self.long_factor):
+            positive(short_factor_or_long_factor=value)
+        reals(attention_factor=self.attention_factor, mscale=self.mscale, mscale_all_dim=self.mscale_all_dim)
+        reals(beta_fast=self.beta_fast, beta_slow=self.beta_slow)
+        reals(low_freq_factor=self.low_freq_factor, high_freq_factor=self.high_freq_factor)
+        reals(short_mscale=self.short_mscale, long_mscale=self.long_mscale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,8 @@ class Attention:
 
     def __post_init__(self) -> None:
         sizes(heads=self.heads, kv_heads=self.kv_heads, head_width=self.head_width)
+        naturals(window=self.window, chunk=self.chunk)
+        reals(clip=self.clip, scale=self.scale, floor_scale=self.floor_scale, attn_scale=self.attn_scale)
         one_of("qk_norm", self.qk_norm, QKNorm)
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key-value heads")
@@ -120,6 +129,7 @@ class Latent:
 
     def __post_init__(self) -> None:
         sizes(heads=self.heads, rank=self.rank, plain_width=self.plain_width, value_width=self.value_width)
+        reals(scale=self.scale, norm_eps=self.norm_eps)
 
     @property
     def memory(self) -> Pages:

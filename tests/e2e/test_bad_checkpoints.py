@@ -1,6 +1,7 @@
 """A bad checkpoint ends the command: one clear error, a non-zero exit, and nothing hangs."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from tests.weights.words import write_tokenizer
 
 pytestmark = pytest.mark.slow
 Spoil = Callable[[Path], object]
+MODEL = OLMOE | {"vocab_size": 330}
 
 
 def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -31,7 +33,13 @@ def index(folder: Path, file: str) -> None:
 
 
 def config(folder: Path, **changes: object) -> None:
-    (folder / "config.json").write_text(json.dumps(OLMOE | changes))
+    (folder / "config.json").write_text(json.dumps(MODEL | changes))
+
+
+def pipe(path: Path) -> None:
+    """In the place of a file, a pipe that nothing writes to."""
+    path.unlink()
+    os.mkfifo(path)
 
 
 def cut(folder: Path, keep: int) -> None:
@@ -49,6 +57,13 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "pickle only": (lambda f: (f / "model.safetensors").rename(f / "model.bin"), "only safetensors is"),
     "remote code": (lambda f: config(f, auto_map={"AutoModel": "x.Y"}), "asks for remote code"),
     "not finite": (lambda f: weights(f, lambda t: t["model.norm.weight"].fill_(torch.nan)), "are not finite"),
+    "a pipe": (lambda f: pipe(f / "config.json"), "config.json is not a regular file"),
+    "too many layers": (lambda f: config(f, num_hidden_layers=10**9), "num_hidden_layers must be at most"),
+    "an end that is no token": (lambda f: config(f, eos_token_id=4000), "eos_token_id 4000"),
+    "no token can be computed": (
+        lambda f: weights(f, lambda t: t["lm_head.weight"].fill_(3e38)),
+        "the model cannot compute a token",
+    ),
     "unknown field": (lambda f: config(f, warp=2), "may change what it computes: warp"),
 }
 
@@ -57,7 +72,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
 def test_one_clear_error(name: str, tmp_path: Path) -> None:
     spoil, words = CASES[name]
     write_tokenizer(tmp_path)
-    write(tmp_path, OLMOE)  # its config.json is the one that counts
+    write(tmp_path, MODEL)  # its config.json is the one that counts
     spoil(tmp_path)
     arguments = ["serve", "--port", "0", "--model", str(tmp_path), "--load-timeout", "60"]
     command = [sys.executable, "-c", "from server.cli import main; main()", *arguments]
