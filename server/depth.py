@@ -4,7 +4,9 @@ A body of eight megabytes can hold millions of objects: parsing them stops every
 lock is held. So what parsing would make is counted first, in slices between which others run.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from pydantic_core import from_json
@@ -33,7 +35,7 @@ def parse(data: bytes | bytearray, limits: JsonLimits) -> Any:
         JsonTooLarge: it is beyond the limits.
         ValueError: it is no JSON.
     """
-    check_count(data, limits)
+    check_count([data], limits)
     try:
         value = from_json(data, allow_inf_nan=True)
     except ValueError as error:
@@ -45,16 +47,13 @@ def parse(data: bytes | bytearray, limits: JsonLimits) -> Any:
     return value
 
 
-def check_count(data: bytes | bytearray, limits: JsonLimits) -> None:
-    """Raises JsonTooLarge where parsing would make more than is allowed. Texts count only if all else is not enough."""
-    if data.count(b",") < limits.values and _objects(data) <= limits.objects:
+def check_count(texts: Sequence[bytes | bytearray], limits: JsonLimits) -> None:
+    """Raises JsonTooLarge where parsing the texts would make more, together, than is allowed. What is within strings
+    is told from the rest only if all of it would be too much."""
+    if sum(data.count(b",") for data in texts) < limits.values and sum(map(_objects, texts)) <= limits.objects:
         return
-    unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")  # every quote left begins or ends a text
-    commas = objects = within = 0
-    for start in range(0, len(unescaped), SLICE):
-        parts = unescaped[start : start + SLICE].split(b'"')
-        outside = b"".join(parts[within::2])
-        within = (within + len(parts) - 1) % 2
+    commas = objects = 0
+    for outside in (part for data in texts for part in _outside_strings(data)):
         commas += outside.count(b",")
         objects += _objects(outside)
         if commas >= limits.values:
@@ -63,26 +62,34 @@ def check_count(data: bytes | bytearray, limits: JsonLimits) -> None:
             raise JsonTooLarge(f"at most {limits.objects} objects, lists and keys")
 
 
+def _outside_strings(data: bytes | bytearray) -> Iterator[bytes]:
+    """What is left of a JSON text without its strings, in slices."""
+    unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")  # every quote left begins or ends a string
+    within = 0
+    for start in range(0, len(unescaped), SLICE):
+        parts = unescaped[start : start + SLICE].split(b'"')
+        yield b"".join(parts[within::2])
+        within = (within + len(parts) - 1) % 2
+
+
 def _objects(data: bytes | bytearray) -> int:
     return data.count(b"{") + data.count(b"[") + data.count(b":")
 
 
 def deeper(value: Any, limit: int) -> bool:
     """Whether lists and objects are nested deeper than `limit`."""
-    level = [value] if type(value) in CONTAINERS else []
+    lists, objects = _sorted_out([value])
     for _ in range(limit):
-        if not level:
+        if not (lists or objects):
             break
-        level = [child for node in level for child in _containers(node)]
-    return bool(level)
+        lists, objects = _sorted_out(chain(chain.from_iterable(lists), chain.from_iterable(map(dict.values, objects))))
+    return bool(lists or objects)
 
 
-def _containers(node: Any) -> list[Any]:
-    """The lists and objects in one. Most hold texts or numbers alone, which a set of types tells at once."""
-    children = node.values() if type(node) is dict else node
-    if CONTAINERS.isdisjoint(map(type, children)):
-        return []
-    return [child for child in children if type(child) in CONTAINERS]
+def _sorted_out(values: Iterable[Any]) -> tuple[list[list[Any]], list[dict[Any, Any]]]:
+    """The lists and the objects among them."""
+    containers = [value for value in values if type(value) in CONTAINERS]
+    return [one for one in containers if type(one) is list], [one for one in containers if type(one) is dict]
 
 
 def least_bytes(value: Any, enough: int) -> int:

@@ -20,7 +20,7 @@ from server.service import Service
 from server.transcript import Transcript
 
 COMPLETION_TOKENS = 16  # OpenAI's default for completions
-MOST_SCORES = 1_000_000  # log-probabilities of one prompt: they come from the engine in one message
+MOST_SCORES = 1_000_000  # log-probabilities of the prompts of one answer
 LARGEST_SEED = 2**63 - 1
 Prompts = tuple[tuple[int, ...], ...]
 
@@ -41,6 +41,7 @@ def sequences_of(
         InvalidRequest: a token that is none, or a prompt and answer that do not fit the context.
     """
     _check_tokens(service, body, prompts)
+    _check_scores(body, prompts)
     made = Builder(service, body, form, budget, id, arrived, key)
     return tuple(sequence for index, prompt in enumerate(prompts) for sequence in made.sequences(index, prompt))
 
@@ -65,7 +66,8 @@ class Builder:
         self.salt, self.account = service.salt_of(key), service.accounts.get(key)
         noise = service.settings.noise_seed if body.noise_seed is None else body.noise_seed
         self.noise = noise & LARGEST_SEED
-        self.scores = isinstance(body, CompletionBody) and body.echo and body.logprobs is not None
+        self.scores = _scores(body)
+        self.biases = tuple(biases_of(body).items())
 
     def sequences(self, index: int, prompt: tuple[int, ...]) -> Iterator[Sequence]:
         """Answer j of a prompt is drawn with seed + j: alone or in a list, a prompt gets the same answers. Without a
@@ -96,12 +98,6 @@ class Builder:
                 f"min_tokens must be at most max_tokens = {max_tokens}, got {body.min_tokens}", "min_tokens"
             )
         ranked, scored = body.answers > body.n, body.alternatives if self.scores else None
-        if scored is not None and (entries := prompt * (scored + 1)) > MOST_SCORES:
-            raise InvalidRequest(
-                f"logprobs: {prompt} prompt tokens with {scored} alternatives are {entries} entries;"
-                f" at most {MOST_SCORES}",
-                "logprobs",
-            )
         return Sampling(
             max_tokens=max_tokens,
             seed=seed,
@@ -114,7 +110,7 @@ class Builder:
             repetition_penalty=body.repetition_penalty,
             min_tokens=body.min_tokens,
             stop_token_ids=self._ends(),
-            logit_bias=tuple(biases_of(body).items()),
+            logit_bias=self.biases,
             logprobs=0 if ranked and body.alternatives is None else body.alternatives,
             prompt_logprobs=0 if max_tokens == 0 and scored is None else scored,
             grammar=self.form.grammar,
@@ -133,3 +129,18 @@ def _check_tokens(service: Service, body: GenerationBody, prompts: Prompts) -> N
     if not all(prompts):
         raise InvalidRequest("prompt: at least one token is needed, got an empty prompt", "prompt")
     service.catalogue.check_tokens({"stop_token_ids": body.stop_token_ids, "logit_bias": list(biases_of(body))})
+
+
+def _scores(body: GenerationBody) -> bool:
+    """Whether the log-probabilities of prompts are asked for."""
+    return isinstance(body, CompletionBody) and body.echo and body.logprobs is not None
+
+
+def _check_scores(body: GenerationBody, prompts: Prompts) -> None:
+    """An answer with the scores of all prompts is held, and written, as a whole."""
+    tokens, listed = body.answers * sum(map(len, prompts)), body.alternatives or 0
+    if _scores(body) and (entries := tokens * (listed + 1)) > MOST_SCORES:
+        raise InvalidRequest(
+            f"logprobs: {tokens} prompt tokens with {listed} alternatives are {entries} entries; at most {MOST_SCORES}",
+            "logprobs",
+        )

@@ -227,7 +227,7 @@ class Settings(BaseSettings):
         1 << 20, "Limits", "Values in a request body, or in a text that is parsed as JSON", ge=1024
     )
     max_json_objects: int = _option(
-        1 << 17, "Limits", "Objects, lists and keys in a request body, or in a text that is parsed as JSON", ge=256
+        1 << 16, "Limits", "Objects, lists and keys in a request body, or in a text that is parsed as JSON", ge=256
     )
     max_body_fields: int = _option(256, "Limits", "Fields at the top level of a request body, known or not", ge=64)
     max_messages: int = _option(4096, "Limits", "Messages of a chat, or items of a response's input", ge=1)

@@ -21,12 +21,14 @@ from server.errors import ClientGone, key_name_of
 from server.protocol import CHUNKS, Chunks
 from server.seams import Tokenizer
 from server.service import Service
+from server.slices import in_slices
 from server.transcript import Delta
-from server.wire.answers import Format
+from server.wire.answers import Format, is_long
 
 log = structlog.get_logger("server")
 T = TypeVar("T")
 WAITING = b": waiting\n\n"
+PIECE = 256 << 10  # bytes of a long body that are sent at a time
 GRACE = 5.0  # seconds beyond the total timeout for a slow reader to take the last events
 
 
@@ -79,8 +81,9 @@ async def answer(
 
 async def _whole(request: Request, call: Call, format: Format, headers: dict[str, str]) -> Response:
     deltas = await unless_gone(request.receive, _collect(call))
+    body = await unless_gone(request.receive, in_slices(format.body(deltas)))
     await _close(request, call)
-    return Response(orjson.dumps(format.body(deltas)), 200, headers, "application/json")
+    return WholeResponse(orjson.dumps(body), 200, headers, "application/json")
 
 
 async def _collect(call: Call) -> list[Delta]:
@@ -92,12 +95,12 @@ async def _collect(call: Call) -> list[Delta]:
 
 async def _events(service: Service, call: Call, format: Format, first: list[Delta]) -> AsyncGenerator[bytes, None]:
     """What is there at one time leaves in one piece."""
-    if opening := format.begin():
+    if opening := await in_slices(format.begin()):
         yield opening
     deltas = first
     try:
         while True:
-            yield format.write(deltas) or WAITING
+            yield (await in_slices(format.steps_of(deltas)) if is_long(deltas) else format.write(deltas)) or WAITING
             if call.generation.finished:
                 break
             deltas = await call.generation.next(service.settings.heartbeat)
@@ -107,6 +110,17 @@ async def _events(service: Service, call: Call, format: Format, first: list[Delt
         yield format.failure(error)  # a silent end would read as success
         return
     yield format.end()
+
+
+class WholeResponse(Response):
+    """Starlette's Response, but a long body leaves in pieces, as fast as the caller takes them."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        body = memoryview(self.body)
+        for start in range(0, len(body), PIECE):
+            piece = bytes(body[start : start + PIECE])
+            await send({"type": "http.response.body", "body": piece, "more_body": start + PIECE < len(body)})
 
 
 class EventStream(Response):
@@ -150,7 +164,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _write(self, chunks: Chunks, deltas: list[Delta]) -> bool:
-        if chunks.paused:
+        if chunks.paused or deltas[0].prompt is not None:  # the scores of a prompt come first, and are written in steps
             return False
         chunks.write(self.format.write(deltas) or WAITING)
         return True

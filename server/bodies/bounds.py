@@ -74,10 +74,14 @@ def _check_json(value: Any, info: ValidationInfo) -> Any:
     try:
         parse(value.encode("utf-8", "replace"), limits)
     except JsonTooLarge as error:
-        raise PydanticCustomError(BAD_JSON, "is no JSON of {limit}", {"limit": str(error)}) from None
+        raise bad_json(f"is no JSON of {error}") from None
     except ValueError:
         pass
     return value
+
+
+def bad_json(message: str) -> PydanticCustomError:
+    return PydanticCustomError(BAD_JSON, "{message}", {"message": message})
 
 
 def _harmless(text: str, limits: JsonLimits) -> bool:

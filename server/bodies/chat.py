@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from model.errors import shown
 from server.bodies.base import GenerationBody, TextOr
-from server.bodies.bounds import AtMost, FreeObject, JsonText
+from server.bodies.bounds import AtMost, FreeObject, JsonText, bad_json, json_limits_of
+from server.depth import JsonTooLarge, check_count
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -118,7 +119,19 @@ class ToolMessage(Said):
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
-Messages = Annotated[list[Message], AtMost("max_messages", "messages")]
+
+
+def _check_calls(messages: list[Message], info: ValidationInfo) -> list[Message]:
+    """Each text of arguments is bounded; so are all of them together."""
+    calls = [call for message in messages if isinstance(message, AssistantMessage) for call in message.tool_calls or ()]
+    try:
+        check_count([call.function.arguments.encode("utf-8", "replace") for call in calls], json_limits_of(info))
+    except JsonTooLarge as error:
+        raise bad_json(f"hold arguments of calls that are no JSON of {error} together") from None
+    return messages
+
+
+Messages = Annotated[list[Message], AfterValidator(_check_calls), AtMost("max_messages", "messages")]
 
 
 def text_of(content: str | list[TextPart] | None) -> str:

@@ -9,7 +9,10 @@ import orjson
 from server.dialects.seam import CallArguments, CallStart, Content, Piece, Reasoning
 from server.errors import error_body
 from server.seams import Tokenizer
+from server.slices import Steps
 from server.transcript import Delta, TokenLogprob
+
+MANY = 256  # deltas that are written without a pause
 
 
 class Format(ABC):
@@ -36,18 +39,38 @@ class Format(ABC):
         """The event that ends a stream which failed; the status line has gone out."""
 
     @abstractmethod
-    def body(self, deltas: list[Delta]) -> dict[str, Any]:
-        """The whole answer at once."""
+    def body(self, deltas: list[Delta]) -> Steps[dict[str, Any]]:
+        """The whole answer at once. It may be millions of figures, so it is made in steps."""
 
-    def begin(self) -> bytes:
-        return b"".join(map(self.frame, self.opening()))
+    def begin(self) -> Steps[bytes]:
+        return _framed(self, self.opening())
 
     def write(self, deltas: Iterable[Delta]) -> bytes:
         return b"".join([self.frame(chunk) for delta in deltas for chunk in self.chunks(delta)])
 
+    def steps_of(self, deltas: list[Delta]) -> Steps[bytes]:
+        """What `write` gives, in steps."""
+        written = []
+        for delta in deltas:
+            written.append((yield from _framed(self, self.chunks(delta))))
+        return b"".join(written)
+
     def end(self) -> bytes:
         """What ends a stream that ended well."""
         return b"".join(map(self.frame, self.closing()))
+
+
+def _framed(format: Format, chunks: Iterable[dict[str, Any]]) -> Steps[bytes]:
+    frames = []
+    for chunk in chunks:
+        frames.append(format.frame(chunk))
+        yield
+    return b"".join(frames)
+
+
+def is_long(deltas: list[Delta]) -> bool:
+    """Whether writing them may take a while: a prompt's figures come at once, and some formats end with all of it."""
+    return len(deltas) > MANY or any(delta.prompt is not None or delta.finish is not None for delta in deltas)
 
 
 class DataFormat(Format):
@@ -113,12 +136,18 @@ def _entry(tokenizer: Tokenizer, id: int, value: float) -> dict[str, Any]:
     return {"token": token_text(data), "logprob": value, "bytes": list(data)}
 
 
-def joined(deltas: Iterable[Delta]) -> dict[int, Delta]:
+def joined(deltas: Iterable[Delta]) -> Steps[dict[int, Delta]]:
     """All deltas of each choice as one."""
     by_index: dict[int, list[Delta]] = {}
-    for delta in deltas:
+    for place, delta in enumerate(deltas):
         by_index.setdefault(delta.index, []).append(delta)
-    return {index: _one(index, own) for index, own in by_index.items()}
+        if place % MANY == MANY - 1:
+            yield
+    answers = {}
+    for index, own in by_index.items():
+        answers[index] = _one(index, own)
+        yield
+    return answers
 
 
 def _one(index: int, own: list[Delta]) -> Delta:

@@ -6,6 +6,7 @@ from typing import Any
 from server.calls import Call
 from server.dialects.seam import CallArguments, CallStart, Content, Piece, Reasoning
 from server.seams import Tokenizer
+from server.slices import Steps, at_once, long_list
 from server.transcript import Delta, TokenLogprob
 from server.wire.answers import DataFormat, calls_of, content_of, joined, reasoning_of, token_entry
 from server.wire.usage import metrics_of, usage_of, usage_wanted
@@ -24,7 +25,7 @@ class ChatFormat(DataFormat):
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         """A chunk per piece, the log-probabilities with the first; the finish reason is a chunk of its own."""
-        logprobs = self._logprobs(delta.logprobs)
+        logprobs = at_once(self._logprobs(delta.logprobs))
         said = [self._said(delta.index, piece) for piece in delta.pieces] or (
             [{"content": ""}] if delta.logprobs else []
         )
@@ -38,9 +39,11 @@ class ChatFormat(DataFormat):
         if usage_wanted(self.call):
             yield {**self._head, "choices": [], "usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
-    def body(self, deltas: list[Delta]) -> dict[str, Any]:
-        answers = joined(deltas)
-        choices = [self._choice(answers[index]) for index in range(self.call.body.n)]
+    def body(self, deltas: list[Delta]) -> Steps[dict[str, Any]]:
+        answers = yield from joined(deltas)
+        choices = []
+        for index in range(self.call.body.n):
+            choices.append((yield from self._choice(answers[index])))
         answer = {**self._head, "object": "chat.completion", "choices": choices}
         return answer | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
@@ -70,7 +73,7 @@ class ChatFormat(DataFormat):
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return {**self._head, "choices": [choice]}
 
-    def _choice(self, answer: Delta) -> dict[str, Any]:
+    def _choice(self, answer: Delta) -> Steps[dict[str, Any]]:
         calls = [self._call(answer.index, place, *call) for place, call in enumerate(calls_of(answer.pieces))]
         content = content_of(answer.pieces)
         message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
@@ -81,7 +84,7 @@ class ChatFormat(DataFormat):
         return {
             "index": answer.index,
             "message": message,
-            "logprobs": self._logprobs(answer.logprobs),
+            "logprobs": (yield from self._logprobs(answer.logprobs)),
             "finish_reason": answer.finish,
         }
 
@@ -92,7 +95,8 @@ class ChatFormat(DataFormat):
             "function": {"name": name, "arguments": arguments},
         }
 
-    def _logprobs(self, entries: Iterable[TokenLogprob]) -> dict[str, Any] | None:
+    def _logprobs(self, entries: Iterable[TokenLogprob]) -> Steps[dict[str, Any] | None]:
         if self.call.body.alternatives is None:
             return None
-        return {"content": [token_entry(self.tokenizer, entry) for entry in entries], "refusal": None}
+        content = yield from long_list(token_entry(self.tokenizer, entry) for entry in entries)
+        return {"content": content, "refusal": None}

@@ -1,6 +1,7 @@
 """How /v1/completions writes an answer: `text_completion` objects, whole or in chunks. It runs nothing."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from engine.types import Logprob
@@ -8,6 +9,7 @@ from server.bodies.completions import CompletionBody
 from server.calls import Call
 from server.generation import Sequence
 from server.seams import Tokenizer
+from server.slices import ENTRIES, LongList, Steps, at_once
 from server.transcript import Delta, TokenLogprob, WireFinish, entry_of
 from server.wire.answers import DataFormat, joined, token_text
 from server.wire.usage import metrics_of, usage_of, usage_wanted
@@ -22,25 +24,31 @@ class CompletionFormat(DataFormat):
         super().__init__()
         assert isinstance(call.body, CompletionBody)
         self.call, self.tokenizer, self.own = call, tokenizer, call.body
-        self.echoes = self._echoes(call.body.prompt) if call.body.echo else [""] * len(call.prompts)
+        self._typed = _as_list(call.body.prompt)
+        self._decoded: dict[int, str] = {}  # echoes of ids, by prompt
         self._head = {"id": call.id, "object": "text_completion", "created": call.created, "model": call.model}
-
-    def _echoes(self, prompt: Any) -> list[str]:
-        """A text is echoed as it was typed, ids as they decode."""
-        typed = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
-        pairs = zip(typed, self.call.prompts, strict=True)
-        return [text if isinstance(text, str) else self.tokenizer.decode(ids) for text, ids in pairs]
 
     def opening(self) -> Iterator[dict[str, Any]]:
         """What is echoed; where its log-probabilities are asked for, it comes with them and the first delta."""
         for index in range(self.own.n * len(self.call.prompts)):
             if (echo := self._echo(index)) and self.own.logprobs is None:
-                yield self._object([self._choice(Delta(index, ()), echo)])
+                yield self._object([self._choice(Delta(index, ()), echo=echo)])
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        return self._chunks(delta, at_once(self._logprobs(delta)))
+
+    def steps_of(self, deltas: list[Delta]) -> Steps[bytes]:
+        written: list[bytes] = []
+        for delta in deltas:
+            logprobs = yield from self._logprobs(delta)
+            written += map(self.frame, self._chunks(delta, logprobs))
+            yield
+        return b"".join(written)
+
+    def _chunks(self, delta: Delta, logprobs: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         echo = self._echo(delta.index) if delta.prompt is not None and self.own.logprobs is not None else ""
         if delta.pieces or delta.logprobs or echo:
-            yield self._object([self._choice(delta, echo)])
+            yield self._object([self._choice(delta, logprobs, echo)])
         if delta.finish:
             yield self._object([self._choice(Delta(delta.index, ()), finish=delta.finish)])
 
@@ -48,9 +56,11 @@ class CompletionFormat(DataFormat):
         if usage_wanted(self.call):
             yield self._object([]) | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
-    def body(self, deltas: list[Delta]) -> dict[str, Any]:
-        answers = joined(deltas)
-        choices = [self._whole(answers[place], index) for index, place in enumerate(self._places())]
+    def body(self, deltas: list[Delta]) -> Steps[dict[str, Any]]:
+        answers = yield from joined(deltas)
+        choices = []
+        for index, place in enumerate(self._places()):
+            choices.append((yield from self._whole(answers[place], index)))
         return self._object(choices) | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
     def _places(self) -> list[int]:
@@ -62,29 +72,43 @@ class CompletionFormat(DataFormat):
         ranked = [sorted(lives[first : first + answers], key=_badness) for first in range(0, len(lives), answers)]
         return [sequence.transcript.index for best in ranked for sequence in best[:n]]
 
-    def _whole(self, answer: Delta, index: int) -> dict[str, Any]:
-        return self._choice(answer, self._echo(answer.index), answer.finish) | {"index": index}
+    def _whole(self, answer: Delta, index: int) -> Steps[dict[str, Any]]:
+        logprobs = yield from self._logprobs(answer)
+        return self._choice(answer, logprobs, self._echo(answer.index), answer.finish) | {"index": index}
 
     def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "choices": choices}
 
     def _echo(self, index: int) -> str:
-        return self.echoes[index // self.own.answers]
+        """A text is echoed as it was typed, ids as they decode."""
+        prompt = index // self.own.answers
+        if not self.own.echo or isinstance(self._typed[prompt], str):
+            return self._typed[prompt] if self.own.echo else ""
+        if prompt not in self._decoded:
+            self._decoded[prompt] = self.tokenizer.decode(self.call.prompts[prompt])
+        return self._decoded[prompt]
 
-    def _choice(self, delta: Delta, echo: str = "", finish: WireFinish | None = None) -> dict[str, Any]:
-        logprobs = None
-        if self.own.logprobs is not None and (delta.logprobs or delta.prompt is not None):
-            logprobs = self._logprobs(delta)
+    def _choice(
+        self, delta: Delta, logprobs: dict[str, Any] | None = None, echo: str = "", finish: WireFinish | None = None
+    ) -> dict[str, Any]:
         return {"index": delta.index, "text": echo + delta.text, "logprobs": logprobs, "finish_reason": finish}
 
-    def _logprobs(self, delta: Delta) -> dict[str, Any]:
-        entries = [*self._prompt(delta.index, delta.prompt), *self._shifted(delta)]
-        return {
-            "tokens": [self._text(entry if isinstance(entry, int) else entry.token) for entry, _ in entries],
-            "token_logprobs": [None if isinstance(entry, int) else entry.value for entry, _ in entries],
-            "top_logprobs": [None if isinstance(entry, int) else self._top(entry) for entry, _ in entries],
-            "text_offset": [offset for _, offset in entries],
-        }
+    def _logprobs(self, delta: Delta) -> Steps[dict[str, Any] | None]:
+        if self.own.logprobs is None or not (delta.logprobs or delta.prompt is not None):
+            return None
+        columns = {name: LongList() for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
+        entries = chain(self._prompt(delta.index, delta.prompt), self._shifted(delta))
+        for place, (entry, offset) in enumerate(entries):
+            if place and place % ENTRIES == 0:
+                for column in columns.values():
+                    column.flush()
+                yield
+            scored = None if isinstance(entry, int) else entry
+            columns["tokens"].append(self._text(entry if isinstance(entry, int) else entry.token))
+            columns["token_logprobs"].append(scored and scored.value)
+            columns["top_logprobs"].append(scored and self._top(scored))
+            columns["text_offset"].append(offset)
+        return {name: column.value for name, column in columns.items()}
 
     def _shifted(self, delta: Delta) -> Iterator[tuple[Scored, int]]:
         """The generated tokens; their text begins after what is echoed."""
@@ -111,6 +135,11 @@ class CompletionFormat(DataFormat):
 
     def _text(self, id: int) -> str:
         return token_text(self.tokenizer.token_bytes(id))
+
+
+def _as_list(prompt: Any) -> list[Any]:
+    """The prompts of a body, of whichever shape."""
+    return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
 
 
 def _badness(sequence: Sequence) -> float:

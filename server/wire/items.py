@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Event = dict[str, Any]
 Status = Literal["in_progress", "completed", "incomplete"]
-Entries = Sequence[dict[str, Any]]  # log-probabilities as they are written
+Entries = Sequence[Any]  # log-probabilities as they are written
 
 
 class OutputItem:
@@ -85,7 +85,7 @@ class Message(Parted):
 
     def __init__(self, key: str, place: int) -> None:
         super().__init__(key, place)
-        self._entries: list[dict[str, Any]] = []
+        self._entries: list[Any] = []
 
     def _delta(self, text: str, entries: Entries) -> Event:
         self._entries += entries

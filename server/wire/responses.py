@@ -16,6 +16,7 @@ from server.dialects.seam import CallArguments, CallStart, Content, Piece, Reaso
 from server.errors import error_body
 from server.responses import own_words
 from server.seams import Tokenizer
+from server.slices import Steps
 from server.transcript import Delta, TokenLogprob
 from server.wire.answers import Format, token_entry
 from server.wire.items import Event, FunctionCall, Message, OutputItem, Status, Thought
@@ -51,10 +52,10 @@ class ResponsesFormat(Format):
         told = {"code": said["code"], "message": said["message"], "param": said["param"]}
         return self.frame(self._numbered({"type": "error", **told}))
 
-    def body(self, deltas: list[Delta]) -> dict[str, Any]:
+    def body(self, deltas: list[Delta]) -> Steps[dict[str, Any]]:
         for delta in deltas:
             for _ in self._told(delta):
-                pass
+                yield
         return self._response()
 
     def _numbered(self, event: Event) -> Event:
@@ -87,7 +88,11 @@ class ResponsesFormat(Format):
         if not isinstance(self._item, kind):
             yield from self._begun(kind(self._key, self._place))
         assert self._item is not None
-        yield self._item.add(text, [token_entry(self.tokenizer, score) for score in scores])
+        yield self._item.add(text, [self._entry(score) for score in scores])
+
+    def _entry(self, score: TokenLogprob) -> orjson.Fragment:
+        """Written once, for it is repeated in the events that end its text."""
+        return orjson.Fragment(orjson.dumps(token_entry(self.tokenizer, score)))
 
     @property
     def _place(self) -> int:
