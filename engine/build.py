@@ -169,7 +169,7 @@ def assemble(
 ) -> tuple[Engine, int]:
     """An engine around a loaded model, and the number of its cache blocks. Without a `cost`, tokens bound its steps."""
     config = model.config
-    blocks = cache_blocks(config, settings, model.dtype)
+    blocks = cache_blocks(config, settings, model.dtype, model.workspace)
     manager = BlockManager(
         blocks,
         settings.block_size,
@@ -219,11 +219,12 @@ def state_slots(settings: EngineSettings) -> int:
     return max(settings.max_running, MOST_ROWS)
 
 
-def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype) -> int:
-    """How many blocks the memory setting allows, but no more than `max_running` whole contexts can use."""
+def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype, workspace: int = 0) -> int:
+    """How many blocks the memory setting allows, but no more than `max_running` whole contexts can use. `workspace`:
+    bytes that attention takes beside the cache."""
     memory = [shape.memory for shape in config.mixers]
     per_block = max(1, bytes_per_block(memory, settings.block_size, dtype))
-    allowed = settings.kv_cache_bytes or int(available_memory().value * settings.kv_cache_fraction)
+    allowed = settings.kv_cache_bytes or int(max(0, available_memory().value - workspace) * settings.kv_cache_fraction)
     allowed -= bytes_per_sequence(memory) * state_slots(settings)
     whole = -(-model_length(config, settings) // settings.block_size)
     if allowed // per_block < whole:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from model.batch import Pages, Span
 from model.mixers import shapes
 from model.mixers.seam import Rule
+from model.tiles import Group, Sizes, attend, groups, seen
 
 Memory = shapes.Pages | shapes.State
 
@@ -76,32 +77,19 @@ def bytes_per_sequence(memory: Sequence[Memory]) -> int:
 
 
 class PagedAttend:
-    """One step: new keys and values are written to their slots, then each span attends over its pages."""
+    """One step: new keys and values are written to their slots, then every query attends over its pages in tiles."""
 
     def __init__(self, cache: PagedCache, pages: Pages) -> None:
         self.cache, self.pages, self.spans = cache, pages, pages.spans
-        offset = torch.arange(cache.block_size)
-        self.slots_BS = (pages.tables_BP[:, :, None] * cache.block_size + offset).flatten(1)
         self.slots_T = torch.cat(
-            [self.slots_BS[i, span.context - span.rows : span.context] for i, span in enumerate(self.spans)]
+            [self._new_slots(table_P, s) for table_P, s in zip(pages.tables_BP, self.spans, strict=True)]
         )
-        self.singles = [i for i, span in enumerate(self.spans) if span.rows == 1]
-        self.chunks = [i for i, span in enumerate(self.spans) if span.rows > 1]
-        if self.singles:
-            self._prepare_singles()
+        self._groups: dict[tuple[int, int, Sizes], list[Group]] = {}  # by what a layer sees; most layers see the same
 
-    def _prepare_singles(self) -> None:
-        """Spans of one row attend together, padded to the longest context among them.
-
-        The padding is a sequence's own first slot: masking does not hide a NaN that a stranger left in another.
-        """
-        spans = [self.spans[i] for i in self.singles]
-        longest = max(span.context for span in spans)
-        self.rows_b = torch.tensor([span.first for span in spans])
-        self.context_b1 = torch.tensor([[span.context] for span in spans])
-        self.position_S = torch.arange(longest)
-        slots_bS = self.slots_BS[self.singles, :longest]
-        self.slots_bS = torch.where(self.position_S < self.context_b1, slots_bS, slots_bS[:, :1])
+    def _new_slots(self, table_P: Tensor, span: Span) -> Tensor:
+        position_R = torch.arange(span.context - span.rows, span.context)
+        size = self.cache.block_size
+        return table_P[position_R // size] * size + position_R % size
 
     def __call__(self, layer: int, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, rule: Rule) -> Tensor:
         cache_PSGC = self.cache.layers[layer]
@@ -109,50 +97,23 @@ class PagedAttend:
         if isinstance(v_TGV, Tensor):
             cache_PSGC[1, self.slots_T] = v_TGV
         width = v_TGV if isinstance(v_TGV, int) else v_TGV.shape[-1]
+        sizes = Sizes(q_THC.shape[1], k_TGC.shape[1], k_TGC.shape[2], width, cache_PSGC.element_size())
         out_THV = q_THC.new_empty(*q_THC.shape[:2], width)
-        if self.singles:
-            q_bH1C = q_THC[self.rows_b].unsqueeze(2)
-            k_bSGC, v_bSGV = _read(cache_PSGC, self.slots_bS, width)
-            mask_b11S = seen(self.context_b1 - 1, self.position_S, rule)[:, None, None]
-            out_THV[self.rows_b] = _attend(q_bH1C, k_bSGC.transpose(1, 2), v_bSGV.transpose(1, 2), mask_b11S, rule)[
-                :, :, 0
-            ]
-        for i in self.chunks:
-            span = self.spans[i]
-            rows = slice(span.first, span.first + span.rows)
-            k_SGC, v_SGV = _read(cache_PSGC, self.slots_BS[i, : span.context], width)
-            out_THV[rows] = _chunk(q_THC[rows], k_SGC, v_SGV, span, rule)
+        for group in self._grouped(rule, sizes):
+            out_THV[group.rows_bR] = attend(q_THC[group.rows_bR], cache_PSGC, group, rule, sizes)
         return out_THV
+
+    def _grouped(self, rule: Rule, sizes: Sizes) -> list[Group]:
+        key = (rule.window, rule.chunk, sizes)
+        if key not in self._groups:
+            self._groups[key] = groups(self.spans, self.pages.tables_BP, self.cache.block_size, rule, sizes)
+        return self._groups[key]
 
     def states(self, layer: int, rows: int, size: int) -> Iterator[tuple[slice, Tensor, bool]]:
         """Each sequence's rows, its state, written in place, and whether it starts with this step."""
         assert self.pages.slots_B is not None
         for span, slot in zip(self.spans, self.pages.slots_B.tolist(), strict=True):
             yield slice(span.first, span.first + span.rows), self.cache.layers[layer][slot], span.context == span.rows
-
-
-def seen(query: Tensor, key: Tensor, rule: Rule) -> Tensor:
-    """Whether the token at position `query` sees the one at `key`; both broadcast."""
-    mask = key <= query
-    if rule.window:
-        mask = mask & (key > query - rule.window)
-    if rule.chunk:
-        mask = mask & (key // rule.chunk == query // rule.chunk)
-    return mask
-
-
-def _chunk(q_RHC: Tensor, k_SGC: Tensor, v_SGV: Tensor, span: Span, rule: Rule) -> Tensor:
-    """Several new tokens of one sequence: row r sees the context up to and including itself."""
-    query_R1 = torch.arange(span.context - span.rows, span.context)[:, None]
-    mask_RS = seen(query_R1, torch.arange(span.context), rule)
-    q, k, v = (t.transpose(0, 1)[None] for t in (q_RHC, k_SGC, v_SGV))
-    return _attend(q, k, v, mask_RS, rule)[0].transpose(0, 1)
-
-
-def _read(cache_PSGC: Tensor, slots: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The slots' keys [..., G, C] and values. Looked up as whole rows: plain indexing takes many times as long."""
-    k, *v = (F.embedding(slots, part.flatten(1)).unflatten(-1, part.shape[1:]) for part in cache_PSGC)
-    return k, v[0] if v else k[..., :width]
 
 
 def _attend(q_BHRC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, mask: Tensor, rule: Rule) -> Tensor:

@@ -20,6 +20,7 @@ from model.mixers.shapes import Attention, Delta, Latent, Mixer
 from model.mixture.infinity import InfinityMixture
 from model.mixture.seam import Mixture, Observer, Use
 from model.mixture.topk import TopKMixture
+from model.tiles import WORKSPACE
 
 
 def feed_forward(width: int, config: FeedForward) -> nn.Module:
@@ -60,6 +61,8 @@ class Layer(nn.Module):
 
 class Decoder(nn.Module):
     """A decoder-only language model. Parameters are uninitialised until a loader or a trainer fills them."""
+
+    workspace = WORKSPACE  # bytes that a step's attention takes beside the cache
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

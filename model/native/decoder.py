@@ -60,6 +60,8 @@ def feed_forward_refusal(ffn: FeedForward) -> str | None:
 class NativeDecoder:
     """Packed weights and the program that runs them. `length` bounds the positions served."""
 
+    workspace = 0  # attention works on a few tiles per thread
+
     def __init__(self, model: Decoder, length: int, quantize: Quantize = "none", experts_only: bool = True) -> None:
         config = model.config
         self.config, self.dtype, self.token_local = config, model.embed.weight.dtype, model.token_local

@@ -81,6 +81,7 @@ def test_cache_and_threads_follow_the_container(
     monkeypatch.setattr(build, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
     monkeypatch.setattr(build, "available_cores", lambda: Amount(3, "cpu.max"))
     assert build.cache_blocks(config, settings, torch.float32) == 10
+    assert build.cache_blocks(config, settings, torch.float32, workspace=8 * per_block) == 6
     caplog.set_level("INFO")
     build.log_resources()
     assert "3 cores (cpu.max)" in caplog.text and "(memory.max)" in caplog.text
