@@ -16,16 +16,13 @@ from engine.child import Child, ending
 from engine.messages import (
     Abort,
     Busy,
-    Events,
     Failed,
     FrameError,
     FromEngine,
     Ping,
     Pong,
     Ready,
-    Rejected,
     Reports,
-    Scores,
     Start,
     Stop,
     Submit,
@@ -263,18 +260,14 @@ class EngineClient:
                 self._change("ready")
             case Failed(reason):
                 self.failure = reason
-            case Rejected(request_id, reason, param, code):
-                self._sinks.deliver(request_id, InvalidRequest(reason, param, code), last=True)
             case Reports(reports):
                 for report in reports:
                     self._observe(report)
                 self._answered = self._sinks.distribute(reports, time.monotonic()) or self._answered
-            case Events():
-                self._answered = self._sinks.distribute((message,), time.monotonic()) or self._answered
-            case Scores(request_id, logprobs):
-                self._sinks.keep(request_id, logprobs)
             case Pong() | Busy():
                 pass
+            case _:
+                self._answered = self._sinks.receive(message, time.monotonic()) or self._answered
 
     def _observe(self, report: StepReport) -> None:
         if self.on_report is None:

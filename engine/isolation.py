@@ -12,7 +12,7 @@ from engine.plan import NO_WORK, Chunk, Plan, Sampled, StepResult, Work
 from engine.types import Logprob
 from model.errors import EngineDown
 
-HOPELESS = 8  # rows that fail one by one while none has worked: the fault is the model's, and the rest is not tried
+HOPELESS = 64  # rows that fail one by one while none has worked: the fault is the model's, and the rest is not tried
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ class Isolation:
         elif not self.repeatable:
             self.spoiled += plan
         else:
-            for part in (plan[: len(plan) // 2], plan[len(plan) // 2 :]):
+            for part in (plan[::2], plan[1::2]):  # so that rows of one call, which are neighbours, are not tried first
                 self._retry(part, error)
 
     def _retry(self, plan: Plan, error: Exception) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 FACTOR = 20  # a step may take so many times what was expected of it
 TICK, ASK = 1.0, 2.0  # seconds between two looks, and of silence before a sign of life is asked for
+LEAST = 0.05  # seconds between two looks, where the limit is shorter
 
 
 class Silence:
@@ -20,7 +21,7 @@ class Silence:
 
     def __init__(self, limit: float, asks: bool = True) -> None:
         self.seconds = 0.0  # of silence
-        self.tick_s = min(TICK, limit / 4) if limit else TICK
+        self.tick_s = max(LEAST, min(TICK, limit / 4)) if limit else TICK
         self._limit, self._asks = limit, asks
         self._ask = min(ASK, limit / 4) if limit else ASK
         self._expected, self._asked, self._fresh = 0.0, False, False

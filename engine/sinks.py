@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from engine.messages import Events
+from engine.messages import Events, Rejected, Scores
 from engine.types import Arrival, Logprob, StepReport, TokenEvent
-from model.errors import MoedialError
+from model.errors import InvalidRequest, MoedialError
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +24,17 @@ class Sinks(dict[str, Sink | None]):
         super().__init__()
         self._scores: dict[str, list[Logprob]] = {}  # of prompts, as far as they have come
 
-    def keep(self, request_id: str, scores: Sequence[Logprob]) -> None:
-        """Log-probabilities of a prompt that belong to an event yet to come."""
-        if self.get(request_id) is not None:
-            self._scores.setdefault(request_id, []).extend(scores)
+    def receive(self, message: Rejected | Events | Scores, now: float) -> bool:
+        """Pass on what is not a report; returns whether a request was answered to its end."""
+        match message:
+            case Events():
+                return self.distribute((message,), now)
+            case Scores(request_id, scores):
+                if self.get(request_id) is not None:
+                    self._scores.setdefault(request_id, []).extend(scores)
+            case Rejected(request_id, reason, param, code):
+                self.deliver(request_id, InvalidRequest(reason, param, code), last=True)
+        return False
 
     def distribute(self, parts: Sequence[StepReport | Events], now: float) -> bool:
         """Every request gets what has come for it in one piece. Returns whether one was answered to its end."""

@@ -123,12 +123,20 @@ def crowd(prompts: list[tuple[int, ...]], repeatable: bool = True) -> tuple[Engi
     return engine, runner
 
 
-@pytest.mark.parametrize("repeatable", [True, False])
-def test_a_model_that_always_fails_is_not_tried_for_ever(repeatable: bool, caplog: pytest.LogCaptureFixture) -> None:
-    engine, runner = crowd([(row, CRASH) for row in range(64)], repeatable)
+@pytest.mark.parametrize(("rows", "repeatable", "most"), [(64, True, 127), (300, True, 150), (64, False, 65)])
+def test_a_model_that_always_fails_is_not_tried_for_ever(
+    rows: int, repeatable: bool, most: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, runner = crowd([(row, CRASH) for row in range(rows)], repeatable)
     assert set(finishes(run(engine)).values()) == {"error"}
-    assert runner.runs <= (25 if repeatable else 65)
+    assert runner.runs <= most
     assert sum(record.exc_info is not None for record in caplog.records) == 1, "one traceback, not one per row"
+
+
+def test_a_call_whose_every_row_fails_ends_no_other() -> None:
+    engine, _ = crowd([(row, CRASH if 3 <= row < 63 else 2) for row in range(64)])
+    ends = finishes(run(engine))
+    assert sorted(id for id, end in ends.items() if end == "length") == ["r0", "r1", "r2", "r63"]
 
 
 @pytest.mark.parametrize("bad", [{0}, {63}, {5, 6, 40}])

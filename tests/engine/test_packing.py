@@ -42,10 +42,8 @@ def received(frames: Sequence[bytes], ids: Sequence[str]) -> tuple[dict[str, lis
             case Reports(several):
                 reports += len(several)
                 sinks.distribute(several, 100.0)
-            case Events() as events:
-                sinks.distribute([events], 100.0)
-            case Scores(id, values):
-                sinks.keep(id, values)
+            case Events() | Scores() as part:
+                sinks.receive(part, 100.0)
             case other:
                 raise AssertionError(other)
     assert not sinks._scores
