@@ -58,6 +58,10 @@ class GenerationFailed(MoedialError):
     """One running request ended with an error."""
 
 
+class EngineStopped(GenerationFailed):
+    """The server ended while this request ran."""
+
+
 def shown(value: object, width: int = 64) -> str:
     """The first `width` characters of a value's repr, at a cost that does not grow with the value.
 
@@ -88,7 +92,3 @@ def _joined(opening: str, closing: str, parts: Iterator[str], width: int) -> str
             break
         text, between = text + between + part, ", "
     return text + closing
-
-
-class EngineStopped(GenerationFailed):
-    """The server ended while this request ran."""

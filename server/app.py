@@ -76,8 +76,9 @@ async def _boot(service: Service) -> None:
     try:
         await service.boot()
     except Exception as error:
-        service.boot_error = error
-        log.error("the model could not be loaded", reason=str(error) or type(error).__name__)
+        service.boot_error = error  # the command says it, once
+        if not isinstance(error, MoedialError):
+            log.error("internal error", exc_info=error)
 
 
 def _add_middleware(app: FastAPI, service: Service) -> None:

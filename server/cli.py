@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from engine.environment import PREFIX
 from model.errors import MoedialError
+from server.help import GroupedCommand
 from server.settings import Settings, default_of, flag_of, group_of
 from server.streams import open_missing
 from server.variables import BadSetting, forget_keys
@@ -22,8 +23,18 @@ from terminal.cli import bench, chat  # their options only; httpx and the rest a
 app = typer.Typer(name="moedial", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
 @app.callback()
-def moedial() -> None:
+def moedial(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Serve mixture-of-experts models; every request chooses its expert count."""
 
 
@@ -42,10 +53,13 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 
 
-def serve(**flags: Any) -> None:
+def serve(folder: str | None = None, **flags: Any) -> None:
     """Serve one model over HTTP."""
     from server.serve import run  # late: --help and version need no server
 
+    if folder is not None and flags.get("model") not in (None, folder):
+        raise BadSetting(f"MODEL is {folder!r:.255} and --model is {flags['model']!r:.255}; give one of them")
+    flags["model"] = folder or flags.get("model")
     settings = Settings(**{name: _joined(value) for name, value in flags.items() if value not in (None, [])})
     forget_keys(os.environ)
     run(settings)
@@ -56,10 +70,19 @@ def _joined(value: Any) -> Any:
     return ",".join(value) if isinstance(value, list) else value
 
 
-_parameters = [_parameter(name, field) for name, field in Settings.model_fields.items()]
+_model = typer.Argument(metavar="MODEL", help="What to serve; --model says the same", show_default=False)
+_parameters = [
+    inspect.Parameter(
+        "folder",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None,
+        annotation=Annotated[str | None, _model],
+    ),
+    *(_parameter(name, field) for name, field in Settings.model_fields.items()),
+]
 serve.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defined]
 serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _parameters}
-app.command()(serve)
+app.command(cls=GroupedCommand)(serve)
 app.command("chat")(chat)
 app.add_typer(bench)
 

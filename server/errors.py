@@ -3,6 +3,7 @@
 It adds to `model/errors.py` only what exists on the wire alone: keys, body sizes, deadlines.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +135,10 @@ TABLE: dict[type[Exception], Wire] = {
     GenerationFailed: Wire(500, "server_error", "generation_failed"),
     CheckpointError: Wire(500, "server_error", "bad_checkpoint"),
 }
+SHOWN = ("model", "num_experts", "experts")  # fields whose values are logged
+QUOTED = re.compile(r"""(?<!\w)(['"])(?:\\.|(?!\1).)*(?:\1|$)""", re.DOTALL)
+GOT = re.compile(r"\bgot (?![-\d'\"]|True\b|False\b|None\b|nan\b|inf\b).*", re.DOTALL)
+LONGEST_REASON = 300  # characters
 INTERNAL = Wire(500, "server_error", "internal_error")
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -166,6 +171,16 @@ def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, An
     return {"error": {"message": printable(message), "type": kind, "param": shown, "code": printable(code)}}
 
 
+def loggable(error: Exception) -> str:
+    """An error's message for the log, bounded, without what may be part of a prompt: the values of a caller that are no
+    numbers, but for names of models, and what a compiler says of a grammar."""
+    message = str(error)
+    if isinstance(error, InvalidRequest) and error.param not in SHOWN:
+        message = message.partition(": ")[0] if error.code == "invalid_grammar" else message
+        message = QUOTED.sub(r"\1…\1", GOT.sub("got …", message))
+    return message if len(message) <= LONGEST_REASON else message[:LONGEST_REASON] + "…"
+
+
 def error_response(error: Exception) -> Response:
     wire = wire_of(error)
     headers = {} if wire.retry else {"x-should-retry": "false"}
@@ -179,8 +194,10 @@ def error_response(error: Exception) -> Response:
 
 
 async def _on_known(request: Request, error: Exception) -> Response:
-    wire = wire_of(error)
-    log.info("refused", status=wire.status, code=code_of(error), **_who(request))
+    field = {"field": printable(error.param)} if isinstance(error, InvalidRequest) and error.param else {}
+    probe = "probes" in getattr(request.scope.get("route"), "tags", ())  # while a model loads, these are many
+    say = log.debug if probe else log.info
+    say("refused", status=wire_of(error).status, code=code_of(error), **field, reason=loggable(error), **_who(request))
     return error_response(error)
 
 

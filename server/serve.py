@@ -165,17 +165,21 @@ def config_of(settings: Settings, app: FastAPI) -> uvicorn.Config:
 
 
 def ready_text(service: Service, port: int, seconds: float) -> str:
-    """One line that says what is served, and two commands to paste."""
+    """One line that says what is served and where, two requests and a chat to paste, and where the docs are."""
     settings, catalogue = service.settings, service.catalogue
     experts = catalogue.info.experts
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     scheme = "https" if settings.ssl_certfile else "http"
-    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1/completions"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     key = ' -H "authorization: Bearer $KEY"' if service.keys else ""
     counts = sorted({experts.minimum, min(8, experts.maximum)})
-    commands = [f"  curl {url}{key} -H 'content-type: application/json' -d {shlex.quote(_body(n))}" for n in counts]
+    commands = [
+        f"  curl {url}/v1/completions{key} -H 'content-type: application/json' -d {shlex.quote(_body(n))}"
+        for n in counts
+    ]
     what = f"{catalogue.name} ({catalogue.info.family}, {experts.minimum} to {experts.maximum} experts per token)"
-    return "\n".join([f"ready in {seconds:.1f} s: {what}", *commands])
+    chat = f"  moedial chat --url {url}" + (' --key "$KEY"' if service.keys else "")
+    return "\n".join([f"ready in {seconds:.1f} s: {what} at {url}", *commands, chat, f"  docs: {url}/docs"])
 
 
 def _body(count: int) -> str:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from server.cli import app
 from server.logs import configure
 from server.metrics import SERIES, metrics_table
-from server.settings import Settings, settings_table
+from server.settings import Settings, flag_of, settings_table
 from tests.server.harness import eventually
 
 SERVE = textwrap.dedent("""
@@ -102,7 +102,10 @@ def test_every_option_is_a_flag_with_its_variable_and_a_row_in_the_docs() -> Non
         (["serve", "--model", "nowhere-at-all"], 1, "nowhere-at-all"),
         (["serve", "--port", "x"], 2, "--port (MOEDIAL_PORT)"),
         (["serve", "--aliases", "fast"], 2, "--aliases"),
+        (["serve", "here", "--model", "there"], 2, "MODEL is 'here' and --model is 'there'"),
+        (["serve", "nowhere-at-all"], 1, "nowhere-at-all"),
         (["version"], 0, ""),
+        (["--version"], 0, ""),
     ],
 )
 def test_the_command_ends_with_one_clear_line(arguments: list[str], code: int, words: str) -> None:
@@ -111,6 +114,16 @@ def test_the_command_ends_with_one_clear_line(arguments: list[str], code: int, w
     assert ended.returncode == code, ended.stderr
     assert words in ended.stderr and "Traceback" not in ended.stderr
     assert len(ended.stderr.splitlines()) == (1 if code else 0)
+
+
+def test_the_help_is_readable_at_80_columns() -> None:
+    shown = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "80"}).output.splitlines()
+    assert max(map(len, shown)) <= 80
+    flags = {line.split()[0] for line in shown if line.startswith("  --")}
+    for name in Settings.model_fields:
+        flag = flag_of(name)
+        assert flag in flags or f"{flag}/--no-{flag[2:]}" in flags  # none is cut
+        assert any(f"MOEDIAL_{name.upper()}" in line for line in shown)
 
 
 def test_the_server_never_imports_torch() -> None:
@@ -136,7 +149,11 @@ def started(drain: float, pause: float) -> tuple[subprocess.Popen[str], str]:
     assert "s: tiny (infinity_moe, 1 to 8 experts per token)" in line
     commands = [process.stdout.readline() for _ in range(2)]
     assert '"num_experts":1' in commands[0] and '"num_experts":8' in commands[1]
-    return process, commands[0].split("curl ")[1].split("/v1/")[0]
+    url = commands[0].split("curl ")[1].split("/v1/")[0]
+    assert line.endswith(f" at {url}\n")
+    assert process.stdout.readline() == f"  moedial chat --url {url}\n"
+    assert process.stdout.readline() == f"  docs: {url}/docs\n"
+    return process, url
 
 
 def test_sigterm_drains_and_exits_with_zero() -> None:
