@@ -58,8 +58,8 @@ def main() -> None:
     with socket.socket(fileno=sys.stdin.fileno()) as connection:
         try:
             template = ChatTemplate.load(Path(sys.argv[1]))
-        except CheckpointError as error:
-            send(connection, json.dumps({"error": str(error)}).encode())
+        except (CheckpointError, MemoryError) as error:
+            send(connection, json.dumps({"error": str(error) or "the chat template needs too much memory"}).encode())
             return
         send(connection, json.dumps(_described(template)).encode())
         if template is not None:
@@ -88,6 +88,8 @@ def _answer(template: ChatTemplate, request: bytes) -> bytes:
         return RENDERED + template.render(**json.loads(request)).encode()
     except InvalidRequest as error:
         return REFUSED + error.message.encode("utf-8", "replace")
+    except RecursionError:
+        return REFUSED + b"the messages are nested too deeply for the chat template"
     except MemoryError:
         return REFUSED + f"the chat template needs more than {MEMORY >> 20} MB for these messages".encode()
     except UnicodeEncodeError:

@@ -85,7 +85,10 @@ class Templates:
 
     def _render(self, messages: Any, tools: Any, add_generation_prompt: bool, variables: dict[str, Any]) -> str:
         given = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
-        request = json.dumps(given | {"variables": variables}).encode()
+        try:
+            request = json.dumps(given | {"variables": variables}).encode()
+        except RecursionError:
+            raise InvalidRequest("the messages are nested too deeply for the chat template", "messages") from None
         worker = self._worker()
         answer = worker.ask(request, SECONDS * PATIENCE)
         self._idle.append(worker)

@@ -5,6 +5,7 @@ It does not know templates, requests or stop strings.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,10 @@ from weights.generation import read_eos_ids
 from weights.least import UNBOUNDED, Bound, bound_of
 from weights.marks import MARK, mark_specials
 from weights.spelling import IncrementalDecoder, Spelling
+
+# The library's own pool of threads has a thread per core: a short text would wait there behind long ones. Without it a
+# text is encoded on the thread that asks.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 

@@ -104,6 +104,17 @@ def test_a_process_that_stands_still_is_given_up(tmp_path: Path, monkeypatch: py
     assert template.render(HELLO) == "Hello"
 
 
+def test_nesting_is_refused_and_not_survived_by_chance(tmp_path: Path) -> None:
+    template = loaded(tmp_path, "{{ messages[0].content }}")
+    for depth in (900, 5_000, 200_000):
+        nested: Any = "x"
+        for _ in range(depth):
+            nested = [nested]
+        with pytest.raises(InvalidRequest, match=r"nested too deeply|recursion"):
+            template.render([{"role": "user", "content": nested}])
+        assert template.render(HELLO) == "Hello"
+
+
 def test_it_ends_with_the_server(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, chat_template="x")
     code = """
