@@ -37,16 +37,12 @@ def _finish(sequence: Sequence, token: int, longest: int) -> Finish | None:
     return None
 
 
-def account(chunk: Chunk, draft_experts: int) -> None:
-    """Take in that a chunk was computed, and what it cost. What the model guesses itself, with so many experts, is
-    computed once more when it is checked."""
-    sequence, counts = chunk.sequence, chunk.sequence.request.budget.per_layer
-    sequence.computed = chunk.start + chunk.length
-    tokens = chunk.length + len(chunk.drafts) + chunk.ahead
-    sequence.computed_tokens += tokens
-    sequence.routed_pairs += tokens * sum(counts)
-    if chunk.ahead:
-        sequence.routed_pairs += chunk.ahead * sum(fewer(counts, draft_experts))
+def count_guesses(chunk: Chunk, draft_experts: int) -> None:
+    """Add guesses to their sequence's work. Those that the model made itself, with so many experts, have been computed
+    twice: when they were made and when they were checked."""
+    sequence = chunk.sequence
+    sequence.computed_tokens += len(chunk.drafts) + chunk.ahead
+    sequence.draft_pairs += chunk.ahead * sum(fewer(sequence.request.budget.per_layer, draft_experts))
 
 
 def token_event(sequence: Sequence, result: Sampled, clock: Callable[[], float]) -> TokenEvent:

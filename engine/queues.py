@@ -4,6 +4,7 @@ It plans nothing, and knows blocks only by who holds them.
 """
 
 from collections import OrderedDict
+from collections.abc import Set
 from itertools import chain, islice
 
 from engine.sequence import Sequence
@@ -66,12 +67,14 @@ class Queues:
         unread = chain(partly, islice(self.waiting.values(), LOOK))
         return min((sequence.waits_since for sequence in unread), default=None)
 
-    def check(self, chunked: bool) -> None:
-        """Verify the order, and that `partly` is what it says.
+    def check(self, holders: Set[str], chunked: bool) -> None:
+        """Verify that `holders` of blocks run, the order, and that `partly` is what it says.
 
         Raises:
             RuntimeError: one does not hold.
         """
+        if not holders <= self.running.keys():
+            raise RuntimeError("scheduler: blocks are held by a sequence that does not run")
         for queue in (self.running, self.waiting):
             numbers = [sequence.number for sequence in queue.values()]
             if numbers != sorted(numbers):

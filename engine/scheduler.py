@@ -13,7 +13,7 @@ from engine.blocks import BlockManager
 from engine.cost import FREE, Allowance, StepCost, reading_share
 from engine.fits import refuse_misfit
 from engine.grammar import Matcher
-from engine.growth import account, end_event, extend, token_event
+from engine.growth import count_guesses, end_event, extend, token_event
 from engine.plan import NOT_FINITE, Chunk, Counts, Plan, Sampled, require_results
 from engine.prompts import Prompts
 from engine.queues import Queues
@@ -197,9 +197,7 @@ class Scheduler:
             RuntimeError: one does not hold.
         """
         self.blocks.check()
-        if not self.blocks.holders <= self._running.keys():
-            raise RuntimeError("scheduler: blocks are held by a sequence that does not run")
-        self._queues.check(self._chunked)
+        self._queues.check(self.blocks.holders, self._chunked)
 
     def _decode(self, sequence: Sequence, allowance: Allowance) -> Chunk | None:
         """The next token of a running sequence, which takes its block from the youngest sequence if need be."""
@@ -211,8 +209,7 @@ class Scheduler:
         return Chunk(sequence, sequence.computed, 1)
 
     def _make_room(self, partly: Sequence) -> None:
-        """Have sequences that overtook a prompt partly read give way, where it cannot be read on for lack of blocks. It
-        takes nothing from older ones, and waits for them rather than lose its work."""
+        """Have what overtook a prompt partly read give way where it lacks a block; it waits for older ones."""
         while self.blocks.room(partly) < 1 and (youngest := self._queues.youngest) is not partly:
             self._preempt(youngest)
 
@@ -248,8 +245,11 @@ class Scheduler:
     def _advance(self, chunk: Chunk, result: Sampled | None, scores: Scores) -> None:
         """Take in one chunk's results. Nothing computed by a sequence that failed is offered to others."""
         sequence, ends = chunk.sequence, chunk.ends
-        account(chunk, self.speculator.experts if self.speculator else 0)
-        if self._chunked:
+        sequence.computed = chunk.start + chunk.length
+        sequence.computed_tokens += chunk.length
+        if chunk.drafts or chunk.ahead:
+            count_guesses(chunk, self.speculator.experts if self.speculator else 0)
+        if self._chunked and (self._queues.partly is sequence or not ends):
             self._queues.note_read(sequence)
         if sequence.id in self._doomed:
             self._finish(sequence, "abort")
@@ -273,16 +273,16 @@ class Scheduler:
         sequence.computed += len(kept) - 1
         self._learn(chunk, len(kept) - 1)
         self.blocks.commit(sequence)
-        if finish is not None:
-            last = kept.pop()
-        self._events += [token_event(sequence, result, self._clock) for result in kept]
-        if finish is not None:
+        last = None if finish is None else kept.pop()
+        for result in kept:
+            self._events.append(token_event(sequence, result, self._clock))
+        if last is not None and finish is not None:
             self._finish(sequence, finish, last, last.error)
 
     def _learn(self, chunk: Chunk, accepted: int) -> None:
-        drafted = len(chunk.drafts) + chunk.ahead
-        if self.speculator is not None and drafted:
-            self.counts.drafted, self.counts.accepted = self.counts.drafted + drafted, self.counts.accepted + accepted
+        if self.speculator is not None and (drafted := len(chunk.drafts) + chunk.ahead):
+            self.counts.drafted += drafted
+            self.counts.accepted += accepted
             self.speculator.learn(chunk.sequence, drafted, accepted)
 
     def _finish(

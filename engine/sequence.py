@@ -23,6 +23,7 @@ class Sequence:
         "cached_tokens",
         "computed",
         "computed_tokens",
+        "draft_pairs",
         "first_token_at",
         "guesses",
         "hashes",
@@ -33,7 +34,6 @@ class Sequence:
         "preemptions",
         "prompt_length",
         "request",
-        "routed_pairs",
         "sampler_state",
         "scores",
         "slot",
@@ -55,7 +55,8 @@ class Sequence:
         self.offered = 0  # full blocks that have been offered to the prefix cache
         self.cached_tokens = 0  # prompt tokens found in the prefix cache when the request was first admitted
         self.preemptions = 0
-        self.computed_tokens = self.routed_pairs = 0  # in all; see `RequestStats`
+        self.computed_tokens = 0  # in all; see `RequestStats`
+        self.draft_pairs = 0  # of guesses that were made with fewer experts
         self.apart_until = 0  # up to here a step of it and others has failed, so that it is computed alone
         self.arrived_at = arrived_at
         self.number = 0  # its place in the order of arrival
@@ -93,5 +94,5 @@ class Sequence:
             cached_tokens=self.cached_tokens,
             preemptions=self.preemptions,
             computed_tokens=self.computed_tokens,
-            routed_pairs=self.routed_pairs,
+            routed_pairs=self.computed_tokens * sum(self.request.budget.per_layer) + self.draft_pairs,
         )
