@@ -1,23 +1,38 @@
 """What grammars leave of logits: whatever they forbid becomes impossible. Row by row; it compiles nothing.
 
-A grammar is asked once per sequence and step, for the next token and for what may follow each guess.
+The masks have been computed beside the engine; here they are applied, by a native kernel or, without, by numpy.
 """
 
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.matcher import Words, unpacked
 from engine.sequence import Sequence
+from model.kernels.library import load
 
-Faults = dict[int, str]
+TOO_COMPLEX = "grammar_too_complex"
+PATIENCE = 0.002  # seconds for masks of guesses, which were asked for before the model ran
+
+
+class Fault(NamedTuple):
+    """Why nothing is sampled from a row. Without a message, what may come there was not known in time."""
+
+    message: str = ""
+    code: str = ""
+
+
+Faults = dict[int, Fault]
 
 
 def constrained(
     logits_BV: Tensor, raw_BV: Tensor, sequences: list[Sequence], before_B: list[tuple[int, ...]] | None
 ) -> tuple[Tensor, Faults]:
-    """Adjusted logits with what grammars forbid at minus infinity, and why a row is left with nothing.
+    """Adjusted logits with what grammars forbid at minus infinity, and which rows are not to be sampled from.
 
     Rows of one sequence are neighbours, each after one more guess. Where settings and grammar together leave nothing
     (a minimum length, and a grammar that has come to its end), the grammar wins: the row is as the model made it.
@@ -25,30 +40,41 @@ def constrained(
     rows = [row for row, sequence in enumerate(sequences) if sequence.matcher is not None]
     if not rows:
         return logits_BV, {}
-    copy_BV = logits_BV.clone() if logits_BV is raw_BV else logits_BV
-    values_BV: NDArray[np.float32] = copy_BV.numpy()
+    masks: list[Words] = []
+    mask_of_B = np.full(len(sequences), -1)
     faults: Faults = {}
     for _, group in groupby(rows, key=lambda row: id(sequences[row])):
         own = list(group)
-        _constrain(values_BV, raw_BV, sequences[own[0]], own, before_B[own[-1]] if before_B else (), faults)
-    return copy_BV, faults
-
-
-def _constrain(
-    values_BV: NDArray[np.float32],
-    raw_BV: Tensor,
-    sequence: Sequence,
-    rows: list[int],
-    guesses: tuple[int, ...],
-    faults: Faults,
-) -> None:
-    matcher = sequence.matcher
-    assert matcher is not None
-    masks = matcher.masks(guesses)
-    for row, allowed_V in zip(rows, masks, strict=True):
+        matcher = sequences[own[0]].matcher
+        assert matcher is not None
+        guesses = len(before_B[own[-1]]) if before_B else 0
+        if guesses:
+            matcher.settle(PATIENCE)
+        words_RW = matcher.words(guesses)
         if matcher.error:
-            faults[row] = f"the grammar became too complex: {matcher.error}"
+            faults |= dict.fromkeys(own, Fault(f"the grammar became too complex: {matcher.error}", TOO_COMPLEX))
             continue
+        mask_of_B[own[: len(words_RW)]] = len(masks) + np.arange(len(words_RW))
+        masks += list(words_RW)
+        faults |= dict.fromkeys(own[len(words_RW) :], Fault())
+    return _applied(logits_BV, raw_BV, masks, mask_of_B), faults
+
+
+def _applied(logits_BV: Tensor, raw_BV: Tensor, masks: list[Words], mask_of_B: NDArray[np.int64]) -> Tensor:
+    if not masks:
+        return logits_BV
+    allowed_MW = np.stack(masks)
+    if load().native:
+        masked_BV: Tensor = torch.ops.moedial.constrain(
+            logits_BV.contiguous(), raw_BV, torch.from_numpy(allowed_MW), torch.from_numpy(mask_of_B)
+        )
+        return masked_BV
+    masked_BV = logits_BV.clone()
+    values_BV: NDArray[np.float32] = masked_BV.numpy()
+    allowed_MV = unpacked(allowed_MW, values_BV.shape[1])
+    for row in np.flatnonzero(mask_of_B >= 0):
+        allowed_V = allowed_MV[mask_of_B[row]]
         if not np.isfinite(values_BV[row, allowed_V]).any():
             values_BV[row] = raw_BV[row].numpy()
         values_BV[row, ~allowed_V] = -np.inf
+    return masked_BV

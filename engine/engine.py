@@ -8,8 +8,10 @@ import logging
 import time
 from collections.abc import Callable
 
-from engine.grammar import Grammars, Matcher
+from engine.grammar import Grammars
 from engine.isolation import Isolation
+from engine.mask_client import MaskClient
+from engine.matcher import Matcher
 from engine.pace import LONG, Pace
 from engine.plan import NO_WORK, Plan, Runner, StepResult, Work, sample_count
 from engine.scheduler import Scheduler
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 
 Outcome = tuple[list[TokenEvent], Work]
 NOTHING = StepResult((), NO_WORK)
+PATIENCE, SHARE = 0.002, 0.1  # how long a step waits for masks: in seconds, or a share of the last step's time
+IDLE_SECONDS = 0.02  # the same where there is nothing else to do
 
 
 class Engine:
@@ -36,6 +40,7 @@ class Engine:
         self.announce: Callable[[float], None] = lambda _: None
         self._runner, self._grammars, self._repeatable = runner, grammars, repeatable
         self._retries = 0  # in this step
+        self._last_s = 0.0  # what the last step took
         self._pace = Pace()
 
     @property
@@ -56,6 +61,8 @@ class Engine:
         """
         if request.sampling.grammar and matcher is None:
             matcher = self.compiler().compile(request.sampling.grammar)
+        if matcher is not None:
+            matcher.open()
         self.scheduler.add(request, matcher)
 
     def compiler(self) -> Grammars:
@@ -67,6 +74,28 @@ class Engine:
         if self._grammars is None:
             raise InvalidRequest("this engine has no tokenizer, which grammars need", "grammar")
         return self._grammars
+
+    @property
+    def awaited(self) -> list[MaskClient]:
+        """What becomes readable when a mask that an answer waits for has come."""
+        return self._grammars.processes.awaited if self._grammars else []
+
+    def collect_masks(self) -> None:
+        """Take in masks that have come, without waiting."""
+        if self._grammars is not None:
+            self._grammars.processes.collect()
+
+    def _settle(self) -> None:
+        """Take in masks. A step waits for the usual ones, but not for long."""
+        if self._grammars is not None:
+            self._grammars.processes.settle(max(PATIENCE, SHARE * self._last_s))
+
+    def _await_masks(self) -> bool:
+        """Where nothing can be done without a mask, wait for one, but not for long; false where none is due."""
+        if self._grammars is None or not self._grammars.processes.busy:
+            return False
+        self._grammars.processes.wait(IDLE_SECONDS)
+        return True
 
     def abort(self, request_id: str) -> None:
         """End a request; its blocks are free on return and its last event is in the next step's report."""
@@ -82,10 +111,11 @@ class Engine:
         self._retries = 0
         plan: Plan = ()
         try:
+            self._settle()
             plan = self.scheduler.schedule()
             read = sum(max(0, min(chunk.length, chunk.sequence.prompt_length - chunk.start)) for chunk in plan)
             events, work = self._run(plan)
-            if not plan and not events and self.has_work:
+            if not plan and not events and self.has_work and not self._await_masks():
                 raise RuntimeError("there is work, but nothing could be scheduled")
         except EngineDown:
             raise
@@ -93,7 +123,8 @@ class Engine:
             # Nobody may wait for ever, and a broken bookkeeping cannot be trusted with anyone's blocks.
             log.exception("the scheduler failed; every request ends and the cache is emptied")
             events, work, read = self.scheduler.reset("the engine failed and had to start afresh"), NO_WORK, 0
-        return StepReport(tuple(events), self._stats(plan, events, work, read, time.perf_counter() - started))
+        self._last_s = time.perf_counter() - started
+        return StepReport(tuple(events), self._stats(plan, events, work, read, self._last_s))
 
     def _run(self, plan: Plan) -> Outcome:
         """Compute and commit a plan."""

@@ -21,10 +21,10 @@ def extend(sequence: Sequence, results: Seq[Sampled], longest: int) -> tuple[lis
         if result.error is not None:
             return list(results[:count]), "error"
         sequence.tokens.append(result.token)
-        if sequence.matcher is not None:
-            sequence.matcher.advance((result.token,))
         if finish := _finish(sequence, result.token, longest):
             return list(results[:count]), finish
+    if sequence.matcher is not None:
+        sequence.matcher.advance([result.token for result in results])
     return list(results), None
 
 
@@ -55,13 +55,13 @@ def token_event(sequence: Sequence, result: Sampled, clock: Callable[[], float])
 
 
 def end_event(
-    sequence: Sequence, finish: Finish, last: Sampled | None, error: str | None, clock: Callable[[], float]
+    sequence: Sequence, finish: Finish, last: Sampled | None, error: str | None, code: str, clock: Callable[[], float]
 ) -> TokenEvent:
     """The event that ends a sequence, with its last token if it comes with one."""
     token, logprob = (None, None) if last is None else (last.token, last.logprob)
     if token is not None and error is None:
         sequence.first_token_at = sequence.first_token_at or clock()
-    return TokenEvent(sequence.id, token, logprob, finish, error, sequence.stats(clock()), _told(sequence))
+    return TokenEvent(sequence.id, token, logprob, finish, error, sequence.stats(clock()), _told(sequence), code)
 
 
 def _told(sequence: Sequence) -> tuple[Logprob, ...] | None:

@@ -17,7 +17,12 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from engine import parent
 from engine.environment import child_environment
 
-LIMITS = LLParserLimits(max_grammar_size=200_000, max_lexer_states=50_000, verbose_errors=False)
+LIMITS = LLParserLimits(
+    max_grammar_size=200_000,
+    max_lexer_states=20_000,  # about 10 MB
+    step_max_items=10_000,  # an object of 300 optional properties takes 5,000
+    verbose_errors=False,
+)
 SECONDS = 1.0  # for one grammar
 START_SECONDS = 60.0  # to begin, with the tokenizer
 MEMORY = 4 << 30  # bytes of address space
@@ -99,9 +104,8 @@ def main() -> None:
     try:
         while True:
             matcher = LLMatcher(tokenizer, _read(sys.stdin.buffer), log_level=0, limits=LIMITS)
-            if not matcher.is_error():
-                matcher.compute_bitmask()
-            _write(matcher.get_error())
+            possible = matcher.is_error() or any(matcher.compute_bitmask())
+            _write(matcher.get_error() if matcher.is_error() or possible else "nothing can match it")
     except EOFError:
         return
 

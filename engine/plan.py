@@ -90,7 +90,8 @@ class Counts:
 
 
 class Sampled(msgspec.Struct, frozen=True):
-    """The next token of one chunk, or (with `error`, a sentence for the caller) why there is none.
+    """The next token of one chunk, or (with `error`, a sentence for the caller) why there is none. With a `code`, it is
+    the request that is at fault.
 
     `more`: further tokens, where guesses were right: each is what would have been sampled after the one before.
     """
@@ -99,6 +100,7 @@ class Sampled(msgspec.Struct, frozen=True):
     logprob: Logprob | None = None
     error: str | None = None
     more: tuple["Sampled", ...] = ()
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)

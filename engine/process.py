@@ -17,7 +17,8 @@ from functools import partial
 
 from engine import logs, parent
 from engine.engine import Engine
-from engine.grammar import Matcher
+from engine.mask_client import MaskClient
+from engine.matcher import Matcher
 from engine.messages import (
     HEADER,
     Abort,
@@ -75,8 +76,9 @@ class Connection:
         """The same of a message that is a frame already."""
         self._socket.sendall(data)
 
-    def receive(self, *, wait: bool) -> list[ToEngine]:
-        """All messages that have arrived; with `wait`, sleeps until there is something to read or `wake` is called.
+    def receive(self, *, wait: bool, beside: Sequence[MaskClient] = ()) -> list[ToEngine]:
+        """All messages that have arrived; with `wait`, sleeps until there is something to read, here or `beside`, or
+        `wake` is called.
 
         Raises:
             EOFError: the parent has closed its end.
@@ -84,14 +86,18 @@ class Connection:
         """
         if not wait and not self._readable.poll(0):
             return []  # between two steps, the common case
-        if wait and self._woken in select.select([self._socket, self._woken], [], [])[0]:
-            self._woken.recv(_READ_SIZE)
+        if wait:
+            self._wait([self._socket, self._woken, *beside])
         try:
             while data := self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT):
                 self._buffer += data
         except BlockingIOError:
             return list(self._messages())
         raise EOFError("the parent closed the socket")
+
+    def _wait(self, sources: list[socket.socket | MaskClient]) -> None:
+        if self._woken in select.select(sources, [], [])[0]:
+            self._woken.recv(_READ_SIZE)
 
     def _messages(self) -> list[ToEngine]:
         messages: list[ToEngine] = []
@@ -143,7 +149,8 @@ def serve(connection: Connection, engine: Engine, interval: float) -> None:
     intake, outbox = Intake(connection, engine), Outbox(partial(_report, connection, engine), interval)
     engine.announce = partial(_announce, connection, outbox)
     while True:
-        for message in connection.receive(wait=not engine.has_work and (bool(intake.jobs) or not stopping)):
+        wait = not engine.has_work and (bool(intake.jobs) or not stopping)
+        for message in connection.receive(wait=wait, beside=engine.awaited if wait else ()):
             outbox.flush()  # what it asks for may make the next step a long one
             stopping = _obey(message, intake) or stopping
         if intake.admit():
@@ -199,8 +206,11 @@ class Intake:
             self.connection.send(Rejected(request_id, "aborted before it began", None, "aborted"))
 
     def admit(self) -> bool:
-        """Pass on what has been compiled; whether there was anything."""
-        done = [each for each in self.jobs.values() if each[1].done()]
+        """Pass on what has been compiled and whose first mask is known; whether there was anything."""
+        if not self.jobs:
+            return False
+        self.engine.collect_masks()
+        done = [each for each in self.jobs.values() if each[1].done() and _opened(each[1])]
         for request, job in done:
             del self.jobs[request.id]
             with self._refusing(request):
@@ -213,6 +223,14 @@ class Intake:
             yield
         except InvalidRequest as error:
             self.connection.send(Rejected(request.id, error.message, error.param, error.code))
+
+
+def _opened(job: Future[Matcher]) -> bool:
+    """Whether the first mask of a compiled grammar is known, or it could not be compiled."""
+    if job.exception() is not None or (matcher := job.result()) is None:
+        return True
+    matcher.open()
+    return matcher.ready
 
 
 def _obey(message: ToEngine, intake: Intake) -> bool:

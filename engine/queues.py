@@ -45,8 +45,8 @@ class Queues:
         self._forget(sequence)
 
     def upcoming(self, count: int) -> tuple[Sequence, ...]:
-        """The first `count` that wait."""
-        return tuple(islice(self.waiting.values(), count))
+        """The first `count` that wait for nothing but their turn."""
+        return tuple(islice((sequence for sequence in self.waiting.values() if sequence.ready), count))
 
     def note_read(self, sequence: Sequence) -> None:
         """Take in that a chunk of a sequence was computed. A prompt with one token left is like a decode."""

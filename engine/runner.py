@@ -59,6 +59,9 @@ class ModelRunner:
         tally = Tally()
         if any(chunk.ahead for chunk in plan):
             plan = self._guess(plan, tally)
+        for chunk in plan:
+            if chunk.drafts and chunk.sequence.matcher is not None:
+                chunk.sequence.matcher.look_ahead(chunk.drafts)
         logits_RV = self.forward(plan, tally)
         scoring = [chunk for chunk in plan if chunk.scored]
         rows = len(logits_RV) - sum(len(chunk.scored) for chunk in scoring)

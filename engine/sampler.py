@@ -6,10 +6,11 @@ It knows sequences and logits, not scheduling; how numbers become tokens is `eng
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.constraints import constrained
+from engine.constraints import Fault, constrained
 from engine.draw import ASKED, draw
 from engine.logprobs import logprobs
 from engine.penalties import adjusted
@@ -38,7 +39,9 @@ def _accepted(results: list[Sampled], guesses: tuple[int, ...]) -> Sampled:
     right = 0
     while right < len(guesses) and results[right].error is None and results[right].token == guesses[right]:
         right += 1
-    return Sampled(results[0].token, results[0].logprob, results[0].error, tuple(results[1 : right + 1]))
+    if results[right].error == "":  # what may follow the last right guess was not known in time
+        right -= 1
+    return replace(results[0], more=tuple(results[1 : right + 1]))
 
 
 def _rows(logits_BV: Tensor, sequences: list[Sequence], before_B: Drafts | None) -> tuple[Sampled, ...]:
@@ -53,9 +56,13 @@ def _rows(logits_BV: Tensor, sequences: list[Sequence], before_B: Drafts | None)
     token_B = _choose(constrained_BV, finite_B, sequences, ahead_B)
     found = logprobs(raw_BV, token_B, [s.request.sampling.logprobs for s in sequences], finite_B)
     return tuple(
-        Sampled(token, logprob) if ok and row not in faults else Sampled(0, error=faults.get(row, NOT_FINITE))
+        Sampled(token, logprob) if ok and row not in faults else _failed(faults.get(row))
         for row, (token, logprob, ok) in enumerate(zip(token_B.tolist(), found, finite_B.tolist(), strict=True))
     )
+
+
+def _failed(fault: Fault | None) -> Sampled:
+    return Sampled(0, error=NOT_FINITE) if fault is None else Sampled(0, error=fault.message, code=fault.code)
 
 
 def _choose(

@@ -12,8 +12,8 @@ from collections.abc import Sequence as Seq
 from engine.blocks import BlockManager
 from engine.cost import FREE, Allowance, StepCost, reading_share
 from engine.fits import refuse_misfit
-from engine.grammar import Matcher
 from engine.growth import count_guesses, end_event, extend, token_event
+from engine.matcher import Matcher
 from engine.plan import NOT_FINITE, Chunk, Counts, Plan, Sampled, require_results
 from engine.prompts import Prompts
 from engine.queues import Queues
@@ -147,7 +147,7 @@ class Scheduler:
             self._make_room(partly)
         going = list(self._running.values())
         for place, sequence in enumerate(going, 1):
-            decodes = sequence is not partly and sequence.id in self._running
+            decodes = sequence is not partly and sequence.id in self._running and sequence.ready
             if decodes and (chunk := self._decode(sequence, allowance)):
                 plan.append(self._guess(chunk, allowance, len(going) - place))
         return plan
@@ -256,7 +256,7 @@ class Scheduler:
         elif scores is None:
             self._finish(sequence, "error", error=NOT_FINITE)
         elif result is not None and result.error is not None:
-            self._finish(sequence, "error", error=result.error)
+            self._finish(sequence, "error", error=result.error, code=result.code)
         else:
             sequence.scores += scores
             if result is not None:
@@ -277,7 +277,7 @@ class Scheduler:
         for result in kept:
             self._events.append(token_event(sequence, result, self._clock))
         if last is not None and finish is not None:
-            self._finish(sequence, finish, last, last.error)
+            self._finish(sequence, finish, last, last.error, last.code)
 
     def _learn(self, chunk: Chunk, accepted: int) -> None:
         if self.speculator is not None and (drafted := len(chunk.drafts) + chunk.ahead):
@@ -286,11 +286,11 @@ class Scheduler:
             self.speculator.learn(chunk.sequence, drafted, accepted)
 
     def _finish(
-        self, sequence: Sequence, finish: Finish, last: Sampled | None = None, error: str | None = None
+        self, sequence: Sequence, finish: Finish, last: Sampled | None = None, error: str | None = None, code: str = ""
     ) -> None:
         self.blocks.release(sequence, forget=finish == "error")
         self._queues.drop(sequence)
-        self._events.append(end_event(sequence, finish, last, error, self._clock))
+        self._events.append(end_event(sequence, finish, last, error, code, self._clock))
 
     def _close(self) -> list[TokenEvent]:
         self._planned.clear()

@@ -4,7 +4,7 @@ A sequence has no phases: `pending` is 1 while it decodes and more while it pref
 It refuses to know who schedules it, how blocks are shared, and what a tensor is.
 """
 
-from engine.grammar import Matcher
+from engine.matcher import Matcher
 from engine.types import Logprob, Request, RequestStats
 
 
@@ -72,6 +72,11 @@ class Sequence:
     def id(self) -> str:
         """The request's id."""
         return self.request.id
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is known what its grammar allows next, if it has one."""
+        return self.matcher is None or self.matcher.ready
 
     @property
     def pending(self) -> int:

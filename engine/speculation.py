@@ -64,6 +64,8 @@ class Speculator:
         """Up to `most` tokens that may follow. Call it for sequences that decode, at most once a step."""
         if most < 1 or not (self._looks_up or sequence.matcher) or not _predictable(sequence):
             return ()
+        if sequence.matcher is not None and sequence.matcher.dear:
+            return ()  # what may follow a guess would come too late
         known = self._known(sequence)
         found: tuple[int, ...] = ()
         if sequence.matcher is not None:

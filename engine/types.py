@@ -102,6 +102,7 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     error: str | None = None  # with finish="error": a sentence for the caller
     stats: RequestStats | None = None  # with the first event, as far as it goes, and with every finish
     prompt_logprobs: tuple[Logprob, ...] | None = None
+    code: str = ""  # with an error that the request itself is at fault for: a word for programs
 
 
 class Arrival(NamedTuple):

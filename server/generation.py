@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from engine.types import Arrival, Request
+from engine.types import Arrival, Request, TokenEvent
 from model.errors import GenerationFailed, InvalidRequest, MoedialError
 from server.admission import Reservation
 from server.errors import GenerationTimeout
@@ -196,7 +196,7 @@ def _advance(sequence: Sequence, arrivals: abc.Sequence[Arrival], deltas: list[D
     life, transcript = sequence.life, sequence.transcript
     for event, at in arrivals:
         if event.finish in ("error", "abort"):
-            raise GenerationFailed(event.error or "the engine gave this request up")
+            raise _failure(event)
         if event.token is not None:
             life.token(at)
         if event.stats is not None:
@@ -207,3 +207,9 @@ def _advance(sequence: Sequence, arrivals: abc.Sequence[Arrival], deltas: list[D
         if delta.finish is not None:
             life.succeed(delta.finish)
             return
+
+
+def _failure(event: TokenEvent) -> MoedialError:
+    """Why the engine ended a sequence. With a code, it is its grammar that is at fault."""
+    message = event.error or "the engine gave this request up"
+    return InvalidRequest(message, "grammar", event.code) if event.code else GenerationFailed(message)

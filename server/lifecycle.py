@@ -96,8 +96,8 @@ class Lifecycle:
         kind = code_of(error) if isinstance(error, MoedialError) else "internal_error"
         if not self._end(kind):
             return
-        if isinstance(error, (EngineBusy, EngineDown, InvalidRequest)):
-            self.metrics.inc("requests_rejected", kind)  # it never ran
+        if isinstance(error, (EngineBusy, EngineDown, InvalidRequest)) and self.first is None:
+            self.metrics.inc("requests_rejected", kind)  # it never ran, or not beyond its prompt
         else:
             self.metrics.inc("requests_failed", kind)
 

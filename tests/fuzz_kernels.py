@@ -47,6 +47,10 @@ def best(make: Make, kind: Kind) -> Case:
     return cases.best_case(make, rows(make), size(make, 300))
 
 
+def constrain(make: Make, kind: Kind) -> Case:
+    return cases.constrain_case(make, rows(make), size(make, 300), make.rng.random())
+
+
 def experts(make: Make, kind: Kind) -> Case:
     chosen_TE = cases.chosen(make, rows(make), size(make, 12), make.rng.random())
     return cases.experts_case(make, chosen_TE, size(make, 130), size(make, 130), kind, **layer(make))
@@ -128,7 +132,7 @@ def attention(make: Make, kind: Kind) -> pages.AttentionCase:
     return pages.attention_case(make, lengths(make), config, kind, make.rng.random() < 0.5, **rules(make))
 
 
-ROWS = [best, linear, experts, ffn, route, draw, masks, topk, infinity_layer]
+ROWS = [best, constrain, linear, experts, ffn, route, draw, masks, topk, infinity_layer]
 PAGED = [attend, attention]
 
 

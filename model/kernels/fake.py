@@ -26,6 +26,11 @@ def _best(logits: Tensor) -> Tensor:
     return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
 
+@_fake("constrain")
+def _constrain(logits: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(logits)
+
+
 @_fake("experts")
 def _experts(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)

@@ -81,6 +81,19 @@ def best(logits_BV: Tensor) -> Tensor:
     return lowest_B.where(finite_B, -1)
 
 
+def constrain(logits_BV: Tensor, raw_BV: Tensor, allowed_MW: Tensor, mask_of_B: Tensor) -> Tensor:
+    """Logits with what each row's mask forbids at -inf; `mask_of_B` is -1 where a row has none.
+
+    Bit i % 32 of word i // 32 allows token i. A row left without a finite value is taken from `raw_BV`, masked too.
+    """
+    bits_MW32 = allowed_MW[:, :, None] >> torch.arange(32, dtype=torch.int32) & 1
+    allowed_MV = bits_MW32.bool().flatten(1)[:, : logits_BV.shape[1]]
+    free_B1 = (mask_of_B < 0)[:, None]
+    allowed_BV = allowed_MV[mask_of_B.clamp_min(0)] | free_B1 if len(allowed_MV) else torch.ones_like(logits_BV).bool()
+    some_B1 = (allowed_BV & logits_BV.isfinite()).any(-1, keepdim=True) | free_B1
+    return logits_BV.where(some_B1, raw_BV).where(allowed_BV, -torch.inf)
+
+
 @dataclass(frozen=True, slots=True)
 class Experts:
     """Feed-forward experts: up [E, F, D], or gated [E, 2F, D] in the order of `pack.interleave`; down [E, D, F]."""

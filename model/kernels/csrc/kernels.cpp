@@ -40,6 +40,18 @@ void best(const float* x, int64_t rows, int64_t width, int64_t* y) {
     }, rows * width);
 }
 
+void constrain(const float* x, const float* raw, const int32_t* allowed, const int64_t* mask_of, int64_t rows, int64_t width,
+               float* y) {
+    const int64_t words = (width + 31) / 32;
+    parallel_rows(rows, 1, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r++) {
+            const int64_t at = r * width, mask = mask_of[r] * words;
+            if (mask_of[r] < 0) std::memcpy(y + at, x + at, width * 4);
+            else if (!constrain_row(x + at, allowed + mask, width, y + at)) constrain_row(raw + at, allowed + mask, width, y + at);
+        }
+    }, 2 * rows * width);
+}
+
 void linear(const float* x, int64_t rows, int64_t width, const Norm& n, const Linear& layer, bool add, int64_t out, float* y) {
     linear_rows(encode_rows(x, rows, width, width, n, layer.weight), rows, layer, add, out, out, y);
 }

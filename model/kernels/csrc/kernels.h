@@ -168,6 +168,11 @@ void embed(const int64_t* ids, const int64_t* positions, int64_t rows, int64_t w
 // The index of each row's highest value, of equals the lowest; -1 where one is not finite.
 void best(const float* x, int64_t rows, int64_t width, int64_t* y);
 
+// y [rows, width] = x, in rows that have a mask (`mask_of` >= 0) with -inf where its bit is 0. A row that this leaves
+// without a finite value is taken from `raw` instead of x.
+void constrain(const float* x, const float* raw, const int32_t* allowed, const int64_t* mask_of, int64_t rows, int64_t width,
+               float* y);
+
 // y [rows, n] (+)= W norm(x) + bias.
 void linear(const float* x, int64_t rows, int64_t width, const Norm&, const Linear&, bool add, int64_t n, float* y);
 

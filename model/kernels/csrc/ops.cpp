@@ -264,6 +264,22 @@ Tensor best_op(const Tensor& logits) {
     return y;
 }
 
+// Logits with what masks forbid at -inf: mask_of names each row's mask in `allowed` [masks, words of 32 bits], -1 for none.
+Tensor constrain_op(const Tensor& logits, const Tensor& raw, const Tensor& allowed, const Tensor& mask_of) {
+    const float *in = floats(logits, "logits"), *before = floats(raw, "raw");
+    const int32_t* bits = data<const int32_t>(allowed, "allowed");
+    const int64_t* of = data<const int64_t>(mask_of, "mask_of");
+    const int64_t rows = logits.size(0), width = logits.size(1);
+    TORCH_CHECK(raw.sizes() == logits.sizes() && mask_of.numel() == rows && allowed.dim() == 2 &&
+                    allowed.size(1) == (width + 31) / 32, "constrain: shapes do not fit");
+    for (int64_t r = 0; r < rows; r++)
+        TORCH_CHECK(-1 <= of[r] && of[r] < allowed.size(0), "row ", r, " has mask ", of[r], " of ", allowed.size(0));
+    Tensor y = like(logits, {rows, width});
+    Op op;
+    constrain(in, before, bits, of, rows, width, y.data_ptr<float>());
+    return y;
+}
+
 // Over all mixtures' tokens per expert: experts that have any, and the sum of the busiest's share over the mean.
 std::tuple<int64_t, double> spread_op(const std::vector<Tensor>& loads) {
     int64_t distinct = 0;
@@ -322,6 +338,7 @@ TORCH_LIBRARY(moedial, m) {
         set_threads(count);
     });
     m.def("best(Tensor logits) -> Tensor");
+    m.def("constrain(Tensor logits, Tensor raw, Tensor allowed, Tensor mask_of) -> Tensor");
     define_program(m);
     m.def("instruction_set() -> str", [] { return std::string(instruction_set()); });
 }
@@ -329,6 +346,7 @@ TORCH_LIBRARY(moedial, m) {
 TORCH_LIBRARY_IMPL(moedial, CPU, m) {
     m.impl("linear", &linear_op);
     m.impl("best", &best_op);
+    m.impl("constrain", &constrain_op);
     m.impl("experts", &experts_op);
     m.impl("route", &route_op);
     m.impl("write_cache", &write_cache_op);

@@ -48,6 +48,30 @@ inline int64_t best_of(const float* x, int64_t width) {
     return at;
 }
 
+// y = x where a bit of `allowed` is set (bit i of the row is bit i % 32 of word i / 32), -inf elsewhere. Whether any value
+// that stays is finite.
+inline bool constrain_row(const float* x, const int32_t* allowed, int64_t width, float* y) {
+    const int64_t whole = width - width % 32;
+    const vi lane = iota();
+    vi any{};
+    for (int64_t i = 0; i < whole; i += 32) {
+        const int32_t word = allowed[i / 32];
+        for (int64_t j = 0; j < 32; j += LANES) {
+            const vi stays = ((splat(word) >> (lane + int32_t(j))) & 1) != 0;
+            const vf v = load(x + i + j);
+            store(y + i + j, select(stays, v, splat(-INFINITY)));
+            any |= stays & (v - v == vf{});
+        }
+    }
+    bool finite = false;
+    for (int l = 0; l < LANES; l++) finite |= any[l] != 0;
+    for (int64_t i = whole; i < width; i++) {
+        const bool stays = allowed[i / 32] >> (i % 32) & 1;
+        y[i] = stays ? x[i] : -INFINITY, finite |= stays && x[i] - x[i] == 0;
+    }
+    return finite;
+}
+
 inline vf tanh(vf x) {
     const vf e = exp(min(max(x, splat(-9.0f)), splat(9.0f)) * 2.0f);
     return select(x == x, (e - 1.0f) / (e + 1.0f), x);

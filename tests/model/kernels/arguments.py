@@ -7,13 +7,13 @@ from unittest.mock import patch
 import torch
 
 from model.kernels.pack import Kind
-from tests.model.kernels.cases import Make, best_case, chosen, experts_case, ffn_case, linear_case
+from tests.model.kernels.cases import Make, best_case, chosen, constrain_case, experts_case, ffn_case, linear_case
 from tests.model.kernels.mixture_cases import draw_case, infinity_case, masks_case, route_case, topk_case
 from tests.model.kernels.pages import attend_case, attention_case
 from tests.model.tiny import infinity, llama_like
 
 OPS = (
-    *("best", "linear", "experts", "route", "write_cache", "attend", "draw", "masks"),
+    *("best", "constrain", "linear", "experts", "route", "write_cache", "attend", "draw", "masks"),
     *("attention_block", "topk_block", "infinity_block", "ffn_block"),
 )
 Arguments = dict[str, Any]
@@ -65,6 +65,7 @@ def recorded(kind: Kind) -> dict[str, Arguments]:
             attention_case(make, [3, 20], LAYER, kind),
         ):
             case.run(case.layout.whole())
+        constrain_case(make, 5, 70).run(rows)
     finally:
         for one in patches:
             one.stop()

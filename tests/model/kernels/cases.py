@@ -188,6 +188,39 @@ def best_case(make: Make, rows: int, width: int) -> BestCase:
     return BestCase((make.normal(rows, width) * 3).round())
 
 
+IMPOSSIBLE = -100.0  # stands for -inf, so that values can be compared
+
+
+@dataclass
+class ConstrainCase:
+    """Logits under masks: some rows have none, some share one, some are left without a finite value."""
+
+    x_TD: Tensor
+    raw_TD: Tensor
+    allowed_MW: Tensor
+    mask_of_T: Tensor
+
+    def __post_init__(self) -> None:
+        self.rows, self.rounded = len(self.x_TD), False
+
+    def run(self, rows_r: Tensor) -> Tensor:
+        y_RD = ops.constrain(self.x_TD[rows_r], self.raw_TD[rows_r], self.allowed_MW, self.mask_of_T[rows_r])
+        return y_RD.nan_to_num(neginf=IMPOSSIBLE)
+
+    def expected(self) -> Tensor:
+        y_TD = reference.constrain(self.x_TD, self.raw_TD, self.allowed_MW, self.mask_of_T)
+        return y_TD.nan_to_num(neginf=IMPOSSIBLE)
+
+
+def constrain_case(make: Make, rows: int, width: int, share: float = 0.5) -> ConstrainCase:
+    """`share` of all tokens are allowed. Some values are not finite, some rows hold nothing else."""
+    raw_TD, words, masks = make.normal(rows, width), -(-width // 32), make.rng.randint(0, 4)
+    x_TD = raw_TD.where(make.normal(rows, width) < 1, -torch.inf).where(make.normal(rows, 1) < 1, -torch.inf)
+    bits_MW32 = torch.rand(masks, words, 32, generator=make.generator) < share
+    allowed_MW = (bits_MW32.long() << torch.arange(32)).sum(-1).int()
+    return ConstrainCase(x_TD, raw_TD, allowed_MW, make.whole(-1, masks - 1, rows))
+
+
 @dataclass
 class ExpertsCase:
     """Σ weight · expert(x) for a given choice; a row may choose nothing."""

@@ -60,6 +60,12 @@ def strided(tensor: Tensor) -> Tensor:
 REFUSALS = [
     # What every op asks of tensors.
     Refusal("best", "logits", lambda x: x[:, :0].contiguous(), "there must be logits to choose from"),
+    Refusal("constrain", "raw", shorter, "constrain: shapes do not fit"),
+    Refusal("constrain", "allowed", lambda allowed: allowed[:, 1:].contiguous(), "constrain: shapes do not fit"),
+    Refusal("constrain", "allowed", Tensor.long, "allowed has the wrong dtype, Long"),
+    Refusal("constrain", "mask_of", shorter, "constrain: shapes do not fit"),
+    Refusal("constrain", "mask_of", set_at(((1,), 4)), "row 1 has mask 4 of"),
+    Refusal("constrain", "mask_of", set_at(((2,), -2)), "row 2 has mask -2 of"),
     Refusal("linear", "x", lambda x: x[0], "x must have 2 dimensions, got 1"),
     Refusal("linear", "x", strided, "x must be contiguous"),
     Refusal("linear", "x", Tensor.double, "x has the wrong dtype, Double"),
