@@ -19,7 +19,7 @@ from server.dialects.seam import Dialect
 from server.errors import RateLimited, code_of
 from server.forms import PLAIN
 from server.http_counts import HttpCounts
-from server.listening import refused_at_once
+from server.listening import files_left
 from server.middleware import BodyBudget, Cut, HeadAsGet, Limits, RequestId, Reserve
 from server.protocol import ConnectionLimits, protocol_of
 from server.routes import docs, generate, models, probes, tokens
@@ -120,7 +120,7 @@ def protocol_for(service: Service) -> type[asyncio.Protocol]:
     return protocol_of(
         ConnectionLimits(
             max_connections=settings.max_connections,
-            max_refused=refused_at_once(settings.max_connections),
+            max_answered=files_left(settings.max_connections),
             max_header_bytes=settings.max_header_bytes,
             header_timeout=settings.header_timeout,
             on_refused=service.on_connection_refused,

@@ -18,7 +18,7 @@ from model.errors import MoedialError
 
 log = structlog.get_logger("server")
 OTHER_FILES = 256  # beside connections: the engine's socket, logs, libraries
-MOST_REFUSED = 8192  # connections beyond the limit that are open for a while, so that they read why they are refused
+MOST_ANSWERED = 8192  # connections beyond the limit that are open for a while, so that they read why they are refused
 BACKLOG = 2048  # connections that wait while the model's files are read; uvicorn's own number
 NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # IPv6 is switched off, mostly
 
@@ -47,17 +47,17 @@ def allow_open_files(connections: int) -> None:
     limit lets it. Warn where that is too little for `connections` alone."""
     needed = connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = min(needed + MOST_REFUSED, _number(hard))
+    allowed = min(needed + MOST_ANSWERED, _number(hard))
     if _number(soft) < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < needed:
         log.warning("fewer files may be open than --max-connections needs", needed=needed, limit=hard)
 
 
-def refused_at_once(connections: int) -> int:
-    """How many connections beyond `connections` the limit on open files lets wait for their refusal to be read."""
+def files_left(connections: int) -> int:
+    """How many connections beyond `connections` may stay until an answer has been read, by the limit on open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(0, min(MOST_REFUSED, _number(soft) - connections - OTHER_FILES))
+    return max(0, min(MOST_ANSWERED, _number(soft) - connections - OTHER_FILES))
 
 
 def _number(limit: int) -> int:

@@ -46,7 +46,7 @@ class Chunks:
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     max_connections: int
-    max_refused: int  # connections beyond these that stay until their refusal has been read
+    max_answered: int  # connections beside these that stay until what ended them has been read
     max_header_bytes: int
     header_timeout: float  # seconds
     on_refused: Callable[[MoedialError], None]  # hears of each answer that is given without the application
@@ -93,6 +93,7 @@ class BoundedProtocol(H11Protocol):
     """One connection. `protocol_of` makes the class that uvicorn calls, with its limits."""
 
     limits: ClassVar[ConnectionLimits]
+    answered: ClassVar[set["BoundedProtocol"]]  # those that stay until what ended them has been read
     idle: ClassVar[dict["BoundedProtocol", float]]  # since when each waits between two requests, the longest first
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -105,16 +106,18 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         limit = self.limits.max_connections
-        if len(self.connections) > limit:
+        if self._open() > limit:
             self._close_idle()
-        count = len(self.connections)
+        count = self._open()
         self._reserved = count > limit
         if count <= limit + RESERVE:
             self._wait_for_headers()
             return
         self._refuse(TooManyConnections(f"the server has {limit} connections, which is its limit; try again later"))
-        if count > limit + RESERVE + self.limits.max_refused:  # its answer may be lost; open files are not for all
-            self.transport.close()
+
+    def _open(self) -> int:
+        """How many connections there are without those that only wait for their answer to be read."""
+        return len(self.connections) - len(self.answered)
 
     def _close_idle(self) -> None:
         """Close the connection that has waited longest between two requests, unless its next one may just be coming."""
@@ -137,6 +140,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.idle.pop(self, None)
+        self.answered.discard(self)
         self._stop_waiting()
         super().connection_lost(exc)
 
@@ -204,6 +208,10 @@ class BoundedProtocol(H11Protocol):
         """Send the end of the stream, and close when the client has, or has sent or taken too much."""
         self._unset_keepalive_if_required()
         self._to_drop = LINGER_BYTES
+        self.answered.add(self)
+        if len(self.answered) > self.limits.max_answered:  # the answer may be lost: open files are not for all
+            self.transport.close()
+            return
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
@@ -254,4 +262,4 @@ def raw_response(error: MoedialError) -> bytes:
 
 def protocol_of(limits: ConnectionLimits) -> type[asyncio.Protocol]:
     """The class of connections with these limits."""
-    return type("Protocol", (BoundedProtocol,), {"limits": limits, "idle": {}})
+    return type("Protocol", (BoundedProtocol,), {"limits": limits, "answered": set(), "idle": {}})

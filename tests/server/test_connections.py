@@ -210,6 +210,30 @@ def test_a_new_connection_takes_the_place_of_the_longest_idle_one(monkeypatch: p
         assert status_on(busy) == 200 and status_on(idle[1]) == 200
 
 
+def test_connections_that_have_been_refused_take_no_place() -> None:
+    """They stay for a while, so that the refusal is read."""
+    with on_loopback(FakeEngine(), max_connections=1) as (url, _), contextlib.ExitStack() as stack:
+        first, *_ = [stack.enter_context(connected(url)) for _ in range(protocol.RESERVE + 1)]
+        refused = [stack.enter_context(connected(url)) for _ in range(10)]
+        assert {connection.recv(13) for connection in refused} == {b"HTTP/1.1 503 "}
+        first.close()
+        eventually(lambda: httpx.get(url + "/live").status_code == 200)
+
+
+def test_more_answered_connections_than_files_are_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.app.files_left", lambda _: 3)
+    with on_loopback(FakeEngine(), max_body_bytes=1000) as (url, _), contextlib.ExitStack() as stack:
+        sending = [stack.enter_context(connected(url)) for _ in range(5)]
+        for connection in sending:
+            connection.sendall(POST + b"content-length: 2000\r\n\r\n")
+            assert connection.recv(13) == b"HTTP/1.1 413 "
+        for connection, kept in zip(sending, (True, True, True, False, False), strict=True):
+            with contextlib.nullcontext() if kept else pytest.raises(OSError):
+                for _ in range(5):
+                    connection.sendall(b" ")
+                    time.sleep(0.01)
+
+
 def test_a_client_that_asks_before_it_sends_is_answered_before(server: tuple[str, Service]) -> None:
     with connected(server[0]) as connection:
         connection.sendall(POST + b"content-length: 20000000\r\nexpect: 100-continue\r\n\r\n")

@@ -26,7 +26,7 @@ MB = 1 << 20
 BODIES = 32 * MB  # that the server holds together
 CONNECTIONS = 128
 FLAGS = ("--log-level", "error", "--max-connections", str(CONNECTIONS), "--max-inflight-body-bytes", str(BODIES))
-TIMES = ("--header-timeout", "3", "--body-timeout", "6")
+TIMES = ("--header-timeout", "5", "--body-timeout", "6")
 ALLOWED = BODIES + CONNECTIONS * 200_000 + 60 * MB  # bodies, heads and buffers, and what the process keeps of its own
 PATIENCE = 60.0  # seconds for an answer
 BODY = b'{"prompt": "Once upon a time", "max_tokens": 16, "num_experts": 1, "stream": true}'
@@ -84,11 +84,11 @@ async def half_a_body(storm: Storm, number: int) -> str:
 
 
 async def slow_head(storm: Storm, number: int) -> str:
-    return await _exchange(storm, *[HEAD[i : i + 1] for i in range(20)], pause=0.3)
+    return await _exchange(storm, *[HEAD[i : i + 1] for i in range(25)], pause=0.4)
 
 
 async def too_large(storm: Storm, number: int) -> str:
-    return await _exchange(storm, HEAD + b"content-length: 20000000\r\n\r\n", b" " * 20_000_000)
+    return await _exchange(storm, HEAD + b"content-length: 10000000\r\n\r\n", b" " * 10_000_000)
 
 
 async def garbage(storm: Storm, number: int) -> str:
@@ -110,7 +110,7 @@ WAVES: dict[Caller, tuple[int, set[str]]] = {
     small: (1000, {"200", "503"}),
     half_a_body: (60, {"408", "503"}),
     slow_head: (100, {"408", "503"}),
-    too_large: (40, {"413"}),
+    too_large: (30, {"413"}),
     garbage: (100, {"400", "431"}),
     leave: (100, {LEFT, "503"}),
 }
