@@ -12,7 +12,7 @@ from server.bodies.base import GenerationBody
 from server.bodies.chat import ChatBody, ChosenTool
 from server.dialects.plain import Plain
 from server.dialects.seam import Dialect, Reader, Tool
-from server.structured import Constraint, constraint_of
+from server.structured import RESPONSE_FORMAT, Constraint, constraint_of
 
 PLAIN: Dialect = Plain({})
 NO_SCHEMA: Mapping[str, Any] = {"type": "object", "properties": {}}
@@ -48,9 +48,8 @@ def form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int) -> F
     tools = offered(body)
     constraint = constraint_of(body, limit)
     forced = body.tool_choice == "required" or isinstance(body.tool_choice, ChosenTool)
-    if forced and constraint is not None:
-        raise InvalidRequest(f"{constraint.field} cannot hold where tool_choice forces a call", constraint.field)
     if forced:
+        _check_waits(constraint)
         several = body.parallel_tool_calls and not isinstance(body.tool_choice, ChosenTool)  # who names one gets one
         field, grammar = "tools", dialect.calls(prompt, _callable(body, tools), several)
     elif constraint is not None and tools:
@@ -60,6 +59,17 @@ def form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int) -> F
     else:
         field, grammar = "", ""
     return Form(dialect, tools, prompt, _bounded(grammar, field, limit), field, reads=True, forced=forced)
+
+
+def _check_waits(constraint: Constraint | None) -> None:
+    """A response format describes the turn that answers, and waits for it where a call is forced. Other constraints
+    describe this answer.
+
+    Raises:
+        InvalidRequest: `constraint` cannot wait.
+    """
+    if constraint is not None and constraint.field != RESPONSE_FORMAT:
+        raise InvalidRequest(f"{constraint.field} cannot hold where tool_choice forces a call", constraint.field)
 
 
 def _bounded(grammar: str, field: str, limit: int) -> str:

@@ -16,6 +16,7 @@ from server.bodies.base import GenerationBody
 # Without these, a grammar allows white space without end, and small models write just that.
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 OBJECT = {"type": "object"}
+RESPONSE_FORMAT = "response_format"
 ALL, ANSWERS, CALLS, OWN = "moe_all", "moe_answers", "moe_calls", "moe_own"  # grammars beside each other
 
 
@@ -61,7 +62,7 @@ def constraint_of(body: GenerationBody, limit: int) -> Constraint | None:
 def _asks(body: GenerationBody) -> list[tuple[str, Callable[[str, Any], Constraint], Any]]:
     new = body.structured_outputs
     asks: list[tuple[str, Callable[[str, Any], Constraint], Any]] = [
-        ("response_format", _schema, _schema_of_format(body)),
+        (RESPONSE_FORMAT, _schema, _schema_of_format(body)),
         ("guided_json", _schema, body.guided_json),
         ("guided_regex", _regex, body.guided_regex),
         ("guided_choice", _choice, body.guided_choice),

@@ -157,9 +157,9 @@ def test_what_is_not_there_is_refused_by_name(client: TestClient, fields: dict[s
         ({"text": {"verbosity": "low"}}, "text.verbosity", "medium"),
         ({"text": {"format": {"type": "json_object"}}, "guided_regex": "a"}, "guided_regex", "text.format both say"),
         (
-            {"text": {"format": {"type": "json_object"}}, "tools": [WEATHER], "tool_choice": "required"},
-            "text.format",
-            "text.format cannot hold where tool_choice forces a call",
+            {"guided_regex": "a", "tools": [WEATHER], "tool_choice": "required"},
+            "guided_regex",
+            "guided_regex cannot hold where tool_choice forces a call",
         ),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name", "a b"),
         ({"tools": [WEATHER, WEATHER]}, "tools", "two functions named 'weather'"),
