@@ -16,6 +16,7 @@ from engine.child import Child, ending
 from engine.messages import (
     Abort,
     Busy,
+    Compile,
     Failed,
     FrameError,
     FromEngine,
@@ -124,15 +125,23 @@ class EngineClient:
             EngineDown: the engine takes no work now.
             InvalidRequest: it can never be served, or its id is taken.
         """
+        self._ask(request.id, Submit((request,)), sink)
+
+    def compile(self, id: str, grammar: str, sink: Sink) -> None:
+        """Compile a grammar before a request that has it. `sink` gets no events when that is done, or an error; `id` is
+        like a request's. Raises as `submit`."""
+        self._ask(id, Compile(id, grammar), sink)
+
+    def _ask(self, id: str, message: Submit | Compile, sink: Sink) -> None:
         if self.state != "ready" or self._child is None:
             raise self._down()
-        if request.id in self._sinks:
-            raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
+        if id in self._sinks:
+            raise InvalidRequest(f"a request with id {id!r:.64} is already running", "id", "duplicate_id")
         try:
-            self._child.send(Submit((request,)))
+            self._child.send(message)
         except FrameError as error:
             raise InvalidRequest(f"the request is too large: {error}") from error
-        self._sinks[request.id] = sink
+        self._sinks[id] = sink
 
     def abort(self, request_id: str) -> None:
         """Nobody wants this request any more; its sink is not called again. One that has ended is left alone."""

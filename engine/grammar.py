@@ -48,7 +48,12 @@ class Grammars:
         return Matcher(self.processes, grammar)
 
     def start(self, grammar: str, wake: Callable[[], None]) -> Future[Matcher]:
-        """On the thread of this pool; `wake` is called from there at the end."""
+        """On the thread of this pool, unless it is known; `wake` is called from there at the end."""
+        refused, until = self._known.get(grammar, (None, 0.0))
+        if refused is None and time.monotonic() < until:
+            known: Future[Matcher] = Future()
+            known.set_result(Matcher(self.processes, grammar))
+            return known
         future = self._pool.submit(self.compile, grammar)
         future.add_done_callback(lambda _: wake())
         return future

@@ -27,6 +27,13 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     requests: tuple[Request, ...]
 
 
+class Compile(msgspec.Struct, frozen=True, tag="compile"):
+    """Compile a grammar that a request is going to have; `id` is like a request's, and may be aborted."""
+
+    id: str
+    grammar: str
+
+
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
     """End these requests; unknown ids are ignored."""
 
@@ -62,6 +69,12 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
     code: str
 
 
+class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
+    """A grammar can be used, and is at hand."""
+
+    id: str
+
+
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
     """The answer to a ping, between two steps."""
 
@@ -92,8 +105,8 @@ class Scores(msgspec.Struct, frozen=True, tag="scores"):
     logprobs: tuple[Logprob, ...]
 
 
-ToEngine = Start | Submit | Abort | Stop | Ping
-FromEngine = Ready | Failed | Rejected | Pong | Busy | Reports | Events | Scores
+ToEngine = Start | Submit | Compile | Abort | Stop | Ping
+FromEngine = Ready | Failed | Rejected | Compiled | Pong | Busy | Reports | Events | Scores
 Message = TypeVar("Message")
 
 _TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

@@ -10,26 +10,25 @@ import os
 import select
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from engine import logs, parent
 from engine.engine import Engine
+from engine.intake import Intake
 from engine.mask_client import MaskClient
-from engine.matcher import Matcher
 from engine.messages import (
     HEADER,
     Abort,
     Busy,
+    Compile,
     Failed,
     FrameError,
     FromEngine,
     Ping,
     Pong,
     Ready,
-    Rejected,
     Reports,
     Start,
     Stop,
@@ -41,8 +40,8 @@ from engine.messages import (
 )
 from engine.outbox import Outbox
 from engine.packing import frames
-from engine.types import EngineInfo, EngineSettings, Request, StepReport
-from model.errors import CheckpointError, EngineDown, InvalidRequest
+from engine.types import EngineInfo, EngineSettings, StepReport
+from model.errors import CheckpointError, EngineDown
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +145,10 @@ def _show_crashes() -> None:
 def serve(connection: Connection, engine: Engine, interval: float) -> None:
     """Run requests until a `Stop` has come and everything submitted has ended. `interval`: see `Outbox`, in seconds."""
     stopping = False
-    intake, outbox = Intake(connection, engine), Outbox(partial(_report, connection, engine), interval)
+    intake, outbox = (
+        Intake(engine, connection.send, connection.wake),
+        Outbox(partial(_report, connection, engine), interval),
+    )
     engine.announce = partial(_announce, connection, outbox)
     while True:
         wait = not engine.has_work and (bool(intake.jobs) or not stopping)
@@ -182,68 +184,19 @@ def _step(engine: Engine, outbox: Outbox) -> StepReport:
         raise
 
 
-class Intake:
-    """Hands requests to the engine: at once, or, where a grammar must be compiled first, when that is done."""
-
-    def __init__(self, connection: Connection, engine: Engine) -> None:
-        self.connection, self.engine = connection, engine
-        self.jobs: dict[str, tuple[Request, Future[Matcher]]] = {}
-
-    def submit(self, request: Request) -> None:
-        with self._refusing(request):
-            if request.sampling.grammar:
-                job = self.engine.compiler().start(request.sampling.grammar, self.connection.wake)
-                self.jobs[request.id] = request, job
-            else:
-                self.engine.add(request)
-
-    def abort(self, request_id: str) -> None:
-        _, job = self.jobs.pop(request_id, (None, None))
-        if job is None:
-            self.engine.abort(request_id)
-        else:
-            job.cancel()
-            self.connection.send(Rejected(request_id, "aborted before it began", None, "aborted"))
-
-    def admit(self) -> bool:
-        """Pass on what has been compiled and whose first mask is known; whether there was anything."""
-        if not self.jobs:
-            return False
-        self.engine.collect_masks()
-        done = [each for each in self.jobs.values() if each[1].done() and _opened(each[1])]
-        for request, job in done:
-            del self.jobs[request.id]
-            with self._refusing(request):
-                self.engine.add(request, job.result())
-        return bool(done)
-
-    @contextmanager
-    def _refusing(self, request: Request) -> Iterator[None]:
-        try:
-            yield
-        except InvalidRequest as error:
-            self.connection.send(Rejected(request.id, error.message, error.param, error.code))
-
-
-def _opened(job: Future[Matcher]) -> bool:
-    """Whether the first mask of a compiled grammar is known, or it could not be compiled."""
-    if job.exception() is not None or (matcher := job.result()) is None:
-        return True
-    matcher.open()
-    return matcher.ready
-
-
 def _obey(message: ToEngine, intake: Intake) -> bool:
     """Carry out one message; true if it asks to stop."""
     match message:
         case Submit(requests):
             for request in requests:
                 intake.submit(request)
+        case Compile(id, grammar):
+            intake.compile(id, grammar)
         case Abort(ids):
             for request_id in ids:
                 intake.abort(request_id)
         case Ping():
-            intake.connection.send(Pong())
+            intake.send(Pong())
         case Stop():
             return True
         case Start():

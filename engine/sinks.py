@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from engine.messages import Events, Rejected, Scores
+from engine.messages import Compiled, Events, Rejected, Scores
 from engine.types import Arrival, Logprob, StepReport, TokenEvent
 from model.errors import InvalidRequest, MoedialError
 
@@ -24,7 +24,7 @@ class Sinks(dict[str, Sink | None]):
         super().__init__()
         self._scores: dict[str, list[Logprob]] = {}  # of prompts, as far as they have come
 
-    def receive(self, message: Rejected | Events | Scores, now: float) -> bool:
+    def receive(self, message: Rejected | Compiled | Events | Scores, now: float) -> bool:
         """Pass on what is not a report; returns whether a request was answered to its end."""
         match message:
             case Events():
@@ -32,6 +32,8 @@ class Sinks(dict[str, Sink | None]):
             case Scores(request_id, scores):
                 if self.get(request_id) is not None:
                     self._scores.setdefault(request_id, []).extend(scores)
+            case Compiled(id):
+                self.deliver(id, (), last=True)
             case Rejected(request_id, reason, param, code):
                 self.deliver(request_id, InvalidRequest(reason, param, code), last=True)
         return False

@@ -192,6 +192,6 @@ async def _open(
         reservation.release()
         raise
     timeouts = Timeouts(service.settings.queue_timeout, service.settings.total_timeout)
-    generation = Generation(service.engine, reservation, sequences, timeouts, form.field)
+    generation = Generation(service.engine, reservation, sequences, timeouts, service.compiler, form.field)
     model = body.model or service.settings.name
     return Call(call_id, model, int(time.time()), arrived, body, budget, form, prompts, generation)

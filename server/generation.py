@@ -14,6 +14,7 @@ import structlog
 from engine.types import Arrival, Request, TokenEvent
 from model.errors import GenerationFailed, InvalidRequest, MoedialError
 from server.admission import Reservation
+from server.compiling import Compiler
 from server.errors import GenerationTimeout
 from server.lifecycle import Lifecycle
 from server.seams import Engine
@@ -51,9 +52,10 @@ class Generation:
         reservation: Reservation,
         sequences: tuple[Sequence, ...],
         timeouts: Timeouts,
+        compiler: Compiler,
         grammar_field: str = "",
     ) -> None:
-        self.sequences, self._grammar_field = sequences, grammar_field
+        self.sequences, self._grammar_field, self._compiler = sequences, grammar_field, compiler
         self._engine, self._reservation, self._timeouts = engine, reservation, timeouts
         self.direct: Callable[[list[Delta]], bool] | None = None
         self._deltas: deque[Delta | MoedialError] = deque()  # as many as the answers have tokens, at the most
@@ -63,9 +65,14 @@ class Generation:
         self._patience, self._due = 0.0, 0.0
         self._open = len(sequences)
         self._tasks: list[asyncio.Task[None]] = []
+        self._compiling: asyncio.Task[None] | None = None  # of the grammar that all sequences have
 
     def start(self) -> None:
         deadline = self._loop.time() + self._timeouts.total
+        first = self.sequences[0].request
+        if grammar := first.sampling.grammar:
+            compiled = self._compiler.compile(f"{first.id}-grammar", grammar, self._timeouts.queue)
+            self._compiling = asyncio.create_task(compiled)
         self._tasks = [asyncio.create_task(self._run(sequence, deadline)) for sequence in self.sequences]
 
     @property
@@ -91,14 +98,15 @@ class Generation:
     async def close(self) -> None:
         """Abort what still runs and give the slots back. What must happen does so before the first await."""
         self.direct = None
-        for task in self._tasks:
+        tasks = [*self._tasks, *([self._compiling] if self._compiling else [])]
+        for task in tasks:
             task.cancel()
         for sequence in self.sequences:
             sequence.life.abort()
         self._reservation.release()
         if self._timer is not None:
             self._timer.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _wait(self, patience: float | None) -> None:
         reader = self._reader = self._loop.create_future()
@@ -145,8 +153,11 @@ class Generation:
 
     async def _run(self, sequence: Sequence, deadline: float) -> None:
         try:
-            async with asyncio.timeout_at(deadline), self._reservation.turn(self._timeouts.queue):
-                await self._generate(sequence)
+            async with asyncio.timeout_at(deadline):
+                if self._compiling is not None:
+                    await asyncio.shield(self._compiling)
+                async with self._reservation.turn(self._timeouts.queue):
+                    await self._generate(sequence)
             return
         except TimeoutError:
             error: MoedialError = GenerationTimeout(f"not finished within {self._timeouts.total:g} s")

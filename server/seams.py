@@ -44,6 +44,9 @@ class Engine(Protocol):
         """`sink` gets every event, what comes together in one call, the last with `finish`; or the error that ends the
         request. It must not raise."""
 
+    def compile(self, id: str, grammar: str, sink: Callable[[Sequence[Arrival] | MoedialError], None]) -> None:
+        """`sink` gets no events when the grammar can be used, or an error."""
+
     def abort(self, request_id: str) -> None:
         """The sink is not called again."""
 

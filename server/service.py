@@ -11,6 +11,7 @@ from engine.types import StepReport
 from model.errors import CheckpointError, EngineDown, InvalidRequest, MoedialError
 from server.admission import Admission
 from server.catalogue import Catalogue
+from server.compiling import Compiler
 from server.dialects.seam import Dialect
 from server.errors import TooManyConnections, code_of, wire_of
 from server.keys import read_keys
@@ -38,6 +39,7 @@ class Service:
         self.dialect = dialect  # how the model writes calls and thoughts
         self.sampling_defaults = sampling_defaults  # by request field, where a request is silent
         self.bodies = BodyReader(settings)
+        self.compiler = Compiler(engine)
         self.metrics = Metrics(settings.name)
         self.keys = read_keys(settings.api_keys, settings.api_keys_file)
         self.accounts = {name: Account(name, limits) for name, limits in self.keys.limits.items()}

@@ -19,6 +19,8 @@ from engine.messages import (
     HEADER,
     Abort,
     Busy,
+    Compile,
+    Compiled,
     Events,
     Failed,
     FrameError,
@@ -41,6 +43,7 @@ from engine.process import Connection, serve
 from engine.types import EngineSettings, StepReport
 from model.errors import EngineDown
 from tests.engine.fake import LOST, build_fake, request
+from weights.folder import BUNDLED, DEFAULT
 
 SETTINGS = EngineSettings("fake", max_running=4, max_step_tokens=64)
 
@@ -174,6 +177,19 @@ def test_abort_while_a_grammar_is_compiled() -> None:
     time.sleep(0.3)
     serving.parent.send(Stop())
     assert serving.join() is None, "what was compiled for nobody is forgotten"
+
+
+def test_a_grammar_is_compiled_before_its_request_comes() -> None:
+    grammars = Grammars(str(BUNDLED / DEFAULT / "tokenizer.json"), 4096, (0,))
+    serving = Serving(grammars)
+    serving.parent.send(Compile("g", "start: /a/"), Compile("bad", "start: ("), Compile("left", "start: /b/"))
+    serving.parent.send(Abort(("left",)))
+    found = [serving.parent.receive() for _ in range(3)]
+    refused = {message.request_id: message.code for message in found if isinstance(message, Rejected)}
+    assert Compiled("g") in found and refused == {"bad": "invalid_grammar", "left": "aborted"}
+    serving.parent.send(Submit((request("a", max_tokens=1, grammar="start: /a/"),)), Stop())
+    assert serving.parent.until_end(1) == {"a": "length"} and serving.join() is None
+    grammars.processes.quick.stop()
 
 
 def test_a_grammar_needs_a_tokenizer() -> None:

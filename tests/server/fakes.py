@@ -123,6 +123,9 @@ class FakeEngine:
         self.seen: list[Request] = []
         self.sinks: dict[str, Callable[[Sequence[Arrival] | MoedialError], None]] = {}
         self.running: dict[str, asyncio.Future[None]] = {}
+        self.compiling = asyncio.Event()  # set: grammars are compiled at once
+        self.compiling.set()
+        self.compiled: list[str] = []
         self.aborted: list[str] = []
 
     async def start(self) -> None:
@@ -149,6 +152,18 @@ class FakeEngine:
         self.seen.append(request)
         self.sinks[request.id] = sink
         self.running[request.id] = asyncio.ensure_future(self._run(request, sink))
+
+    def compile(self, id: str, grammar: str, sink: Callable[[Sequence[Arrival] | MoedialError], None]) -> None:
+        async def compiled() -> None:
+            await self.compiling.wait()
+            self.running.pop(id, None)
+            if REFUSED in grammar:
+                sink(InvalidRequest("the grammar or schema cannot be used: a reason", "grammar", "invalid_grammar"))
+            else:
+                sink(())
+
+        self.compiled.append(grammar)
+        self.running[id] = asyncio.ensure_future(compiled())
 
     def abort(self, request_id: str) -> None:
         if task := self.running.pop(request_id, None):

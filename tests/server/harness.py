@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import structlog
 import uvicorn
 from fastapi import FastAPI
@@ -111,3 +112,16 @@ def frames(text: str) -> list[str]:
 def ended(service: Service) -> float:
     """How many sequences, and refused requests, have come to an end."""
     return sum(value(service, name) for name in ENDS)
+
+
+@contextlib.contextmanager
+def in_background(count: int, url: str, body: dict[str, Any]) -> Iterator[list[httpx.Response]]:
+    """Sends `count` requests at once; the answers are there after the block."""
+    answers: list[httpx.Response] = []
+    send = lambda: answers.append(httpx.post(url, json=body, timeout=20))  # noqa: E731
+    threads = [threading.Thread(target=send) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    yield answers
+    for thread in threads:
+        thread.join(20)

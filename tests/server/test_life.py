@@ -1,12 +1,9 @@
 """The life of requests: overload, disconnects, failures, time limits, draining; each ends once and is counted once."""
 
 import asyncio
-import contextlib
 import json
 import socket
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +25,7 @@ from tests.server.harness import (
     ended,
     eventually,
     frames,
+    in_background,
     in_memory,
     on_loopback,
     service_of,
@@ -45,19 +43,6 @@ def gated() -> FakeEngine:
     engine = FakeEngine(says("x" * 200))
     engine.gate = asyncio.Event()
     return engine
-
-
-@contextlib.contextmanager
-def in_background(count: int, url: str, body: dict[str, Any]) -> Iterator[list[httpx.Response]]:
-    """Sends `count` requests at once; the answers are there after the block."""
-    answers: list[httpx.Response] = []
-    send = lambda: answers.append(httpx.post(url, json=body, timeout=20))  # noqa: E731
-    threads = [threading.Thread(target=send) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    yield answers
-    for thread in threads:
-        thread.join(20)
 
 
 def test_overload_is_a_503_at_once_and_the_others_are_served() -> None:
