@@ -21,16 +21,18 @@ from server.bodies.base import GenerationBody, refuse_unsupported, validate
 from server.bodies.chat import ChatBody, Message, TemplateBody, Tool
 from server.bodies.completions import CompletionBody
 from server.bodies.unknown import unknown_fields, unknown_nested
+from server.depth import least_bytes
 from server.encoding import encode_all
 from server.errors import key_name_of
 from server.experts import HEADER, ask_of_header, asks_of_body, merged, refuse_misspelt, reported, resolve
 from server.forms import Form, form_of_chat, form_of_completion, offered
 from server.generation import Generation, Timeouts
-from server.limits import check_limits, prompts_of, room_for
+from server.limits import check_limits, prompts_of, room_for, sources_of
 from server.sequences import sequences_of
 from server.service import Service
 
 log = structlog.get_logger("server")
+SHORT_GRAMMAR = 4096  # bytes from which a grammar is written on the event loop at the most
 LOGGED_FIELDS = 256  # unknown fields that are logged, each once
 
 
@@ -125,7 +127,10 @@ def render(
 
 async def _off_loop(body: GenerationBody, make: Callable[..., Form], *args: Any) -> Form:
     """Long grammars take a while to write."""
-    return await asyncio.to_thread(make, *args) if body.guided_grammar or body.structured_outputs else make(*args)
+    schemas = [tool.function.parameters for tool in body.tools or ()] if isinstance(body, ChatBody) else []
+    sources = sources_of(body)
+    long = "guided_grammar" in sources or least_bytes([*sources.values(), schemas], SHORT_GRAMMAR) > SHORT_GRAMMAR
+    return await asyncio.to_thread(make, *args) if long or body.structured_outputs else make(*args)
 
 
 def check_chat(service: Service, http: HttpRequest, raw: Mapping[str, Any]) -> Checked[ChatBody]:
