@@ -65,6 +65,7 @@ def test_the_engine_gets_every_option_of_its_own() -> None:
     options: dict[str, Any] = {
         "dtype": "bfloat16",
         "allow_extrapolated_experts": True,
+        "generation_config": "none",
         "quantize": "int8",
         "quantize_layers": "all",
         "threads": 3,
