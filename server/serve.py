@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from engine.client import EngineClient
 from model.errors import CheckpointError, InvalidRequest, MoedialError
 from server import logs
-from server.app import STOP_SECONDS, create_app, protocol_for
+from server.app import create_app, protocol_for
 from server.bodies.base import GenerationBody, validate
 from server.dialects.detect import by_name, detect
 from server.dialects.seam import Dialect
@@ -70,11 +70,12 @@ class ModelServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Every request that still runs ends with its error, which its caller has `CUT_SECONDS` to read."""
+        stopping: list[asyncio.Task[None]] = []
         if held := self.service.admission.held:
             log.warning("requests are cut off, the time to finish is over", sequences=held)
-        stopping = asyncio.create_task(self.service.engine.stop(0 if held else STOP_SECONDS))
+            stopping.append(asyncio.create_task(self.service.engine.stop(0)))
         await super().shutdown(sockets)
-        await stopping
+        await asyncio.gather(*stopping)
 
     def _port(self) -> int:
         """The port that was really bound, which --port 0 leaves open."""
