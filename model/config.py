@@ -11,6 +11,7 @@ from model.budget import ExpertRange
 from model.checks import counts, one_of, reals, sizes
 from model.mixers.shapes import Mixer
 
+MOST_EXPERTS = 8192  # of one layer; each has tensors of its own in a checkpoint
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"]
 Score = Literal["softmax", "sigmoid", "sparse_mixer"]
 GroupScore = Literal["max", "top2"]
@@ -84,6 +85,8 @@ class TopK:
 
     def __post_init__(self) -> None:
         sizes(experts=self.experts, width=self.width)
+        if self.experts > MOST_EXPERTS:
+            raise ValueError(f"experts must be at most {MOST_EXPERTS}, got {self.experts}")
         if self.experts % self.router.groups:
             raise ValueError(f"{self.experts} experts cannot be cut into {self.router.groups} groups")
         if self.router.group_score == "top2" and self.router.groups > 1 and self.router.groups * 2 > self.experts:

@@ -20,11 +20,12 @@ from weights.dequantise import Tensors
 from weights.files import TensorFiles
 from weights.folder import read_json
 from weights.memory import check_memory, take_memory
-from weights.names import IGNORED, ignored, rules_for
+from weights.names import ignored, rules_for
 from weights.rules import Ignore, Piece, Rule
 
 DType = Literal["auto", "float32", "bfloat16"]
 Progress = Callable[[int, int], None]
+Plan = dict[str, tuple[Piece, ...]]  # what each parameter is filled from
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -90,9 +91,11 @@ def load_model(folder: Path, dtype: DType = "auto", progress: Progress = nobody)
     model = empty_model(config, run_dtype(raw, dtype))
     check_memory(model)
     with TensorFiles(folder) as files, torch.no_grad():
-        take_memory(model)
         tensors = Tensors(files, raw.get("quantization_config"))
-        fill(model, rules_for(raw["model_type"], config), tensors, progress, ignored(raw))
+        plan = _choose(model, rules_for(raw["model_type"], config), tensors.stored)
+        _refuse(_misfits(model, plan, tensors, ignored(raw)))
+        take_memory(model)
+        _refuse(_fill(model, plan, tensors, progress))
     return model.eval().requires_grad_(False), raw
 
 
@@ -121,52 +124,54 @@ def run_dtype(raw: Mapping[str, Any], dtype: DType) -> torch.dtype:
     return torch.bfloat16 if stored is torch.float16 else stored
 
 
-def fill(
-    model: nn.Module,
-    rules: tuple[Rule, ...],
-    files: Tensors,
-    progress: Progress = nobody,
-    unneeded: tuple[Ignore, ...] = IGNORED,
-) -> None:
-    """Pull every parameter through its rule.
-
-    Raises:
-        CheckpointError: names every missing, extra, misshapen or broken tensor at once.
-    """
-    plan = _choose(model, rules, files.stored)
-    used = {piece.source for pieces in plan.values() for piece in pieces}
-    faults = [f"missing {name}" for name in sorted(used - files.stored.keys())]
-    faults += [f"extra {name}" for name in sorted(files.stored.keys() - used) if not _ignored(name, plan, unneeded)]
-    done, total = 0, sum(files.stored[name].bytes for name in used & files.stored.keys())
-    for target, pieces in plan.items():
-        parameter = model.get_parameter(target)
-        for piece in pieces:
-            if piece.source in files.stored:
-                faults += _put(files, piece, parameter)
-                done += files.stored[piece.source].bytes
-                progress(done, total)
+def _refuse(faults: list[str]) -> None:
     if faults:
         more = f"; and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise CheckpointError("the tensors do not fit the config: " + "; ".join(faults[:20]) + more)
 
 
-def _put(files: Tensors, piece: Piece, parameter: Tensor) -> list[str]:
-    """Copy one tensor into its part; what is wrong with it, if anything is."""
-    stored, part = files.stored[piece.source], parameter[piece.index]
-    if (fault := piece.misfit(stored.shape, part.shape)) is not None:
-        return [fault]
-    if stored.dtype == part.dtype and part.is_contiguous() and not piece.transposed:
+def _misfits(model: nn.Module, plan: Plan, files: Tensors, unneeded: tuple[Ignore, ...]) -> list[str]:
+    """Every missing, extra or misshapen tensor: known from the files' headers, before memory is taken."""
+    used = {piece.source for pieces in plan.values() for piece in pieces}
+    faults = [f"missing {name}" for name in sorted(used - files.stored.keys())]
+    faults += [f"extra {name}" for name in sorted(files.stored.keys() - used) if not _ignored(name, plan, unneeded)]
+    for target, pieces in plan.items():
+        parameter = model.get_parameter(target)
+        for piece in pieces:
+            if piece.source in files.stored:
+                shape = files.stored[piece.source].shape
+                faults += filter(None, [piece.misfit(shape, parameter[piece.index].shape)])
+    return faults
+
+
+def _fill(model: nn.Module, plan: Plan, files: Tensors, progress: Progress) -> list[str]:
+    """Pull every parameter through its rule; the tensors that are broken."""
+    faults: list[str] = []
+    done, total = 0, sum(files.stored[piece.source].bytes for pieces in plan.values() for piece in pieces)
+    for target, pieces in plan.items():
+        parameter = model.get_parameter(target)
+        for piece in pieces:
+            if not _put(files, piece, parameter[piece.index]):
+                faults.append(f"{piece.source} has values that are not finite")
+            done += files.stored[piece.source].bytes
+            progress(done, total)
+    return faults
+
+
+def _put(files: Tensors, piece: Piece, part: Tensor) -> bool:
+    """Copy one tensor into its part; whether all its values are finite."""
+    if files.stored[piece.source].dtype == part.dtype and part.is_contiguous() and not piece.transposed:
         files.read_into(piece.source, part)
     else:
         part.copy_(piece.taken(files.read(piece.source)))
     # The least and the greatest of a tensor are NaN where one of its values is: one pass at the speed of memory.
     bounds = torch.stack(torch.aminmax(part)) if part.numel() else torch.zeros(1)
-    return [] if bounds.isfinite().all() else [f"{piece.source} has values that are not finite"]
+    return bool(bounds.isfinite().all())
 
 
-def _choose(model: nn.Module, rules: tuple[Rule, ...], names: Mapping[str, object]) -> dict[str, tuple[Piece, ...]]:
+def _choose(model: nn.Module, rules: tuple[Rule, ...], names: Mapping[str, object]) -> Plan:
     """One rule per parameter: the first whose first tensor exists, else the first, so that its absence is named."""
-    plan: dict[str, tuple[Piece, ...]] = {}
+    plan: Plan = {}
     for rule in rules:
         pieces = rule.pieces()
         if rule.target not in plan or (plan[rule.target][0].source not in names and pieces[0].source in names):

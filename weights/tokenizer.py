@@ -70,9 +70,11 @@ class Tokenizer:
             data = json.loads(raw)
             bound = bound_of(data)
             backend, typed = _ready(Backend.from_str(raw), config), _ready(Backend.from_str(_unmarking(data)), config)
-        except CheckpointError:
+            for made in (backend, typed):
+                made.decode(made.encode("a").ids)
+        except (CheckpointError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception, and its panics are not even that
             raise CheckpointError(f"{path} cannot be read: {error}") from None
         own = backend.token_to_id(token_text(config.get("eos_token")) or "")
         ends = (*read_eos_ids(folder, generation_config), *([] if own is None else [own]))
@@ -91,8 +93,9 @@ class Tokenizer:
             raise CheckpointError(f"eos_token_id {wrong[0]} is not an id of the model, which has 0 to {embedded - 1}")
         beyond = {text: id for text, id in self._backend.get_vocab().items() if id >= embedded}
         texts = [text for text in beyond if text not in self.specials]
-        if texts or max(self.encode(""), default=0) >= embedded:
-            last = max(beyond.values())
+        frame = self.encode("")
+        if texts or max(frame, default=0) >= embedded:
+            last = max([*beyond.values(), *frame])
             raise CheckpointError(f"tokenizer.json has ids up to {last}, but the model's vocab_size is {embedded}")
         return tuple(beyond)
 

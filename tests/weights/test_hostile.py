@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,6 +106,7 @@ NUMBERS: list[dict[str, Any]] = [
     {"hidden_size": -16},
     {"num_experts": 2**31},
     {"num_experts": 0},
+    {"num_experts": 65536},
     {"num_attention_heads": 0},
     {"intermediate_size": 2**24, "hidden_size": 2**24, "num_experts": 2**24},
     {"max_position_embeddings": 2**40},
@@ -142,6 +144,15 @@ def test_a_context_that_the_memory_cannot_hold_is_refused_before_loading(tmp_pat
         build_engine(EngineSettings(str(tmp_path), kv_cache_bytes=1 << 20))
 
 
+def test_shapes_are_compared_before_memory_is_taken(tmp_path: Path) -> None:
+    write(tmp_path, OLMOE)
+    write_config(tmp_path, OLMOE | {"intermediate_size": 1 << 20})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="1048576"):
+        load_model(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB; the weights are 2 GB
+
+
 def engine_of(folder: Path, **changes: Any) -> EngineSettings:
     """A model with exactly the tokenizer's ids."""
     write_tokenizer(folder)
@@ -164,6 +175,28 @@ def test_a_tokenizer_beyond_the_embedding_is_refused_with_both_numbers(tmp_path:
     settings = engine_of(tmp_path, vocab_size=200)
     with pytest.raises(CheckpointError, match=rf"ids up to {VOCABULARY - 1}, but the model's vocab_size is 200"):
         build_engine(settings)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}]}},
+        {"model": {"type": "BPE"}},
+        {"decoder": {"type": "x"}},
+        {"added_tokens": {}},
+        {"added_tokens": None},
+        {"normalizer": 1},
+    ],
+    ids=str,
+)
+def test_a_tokenizer_that_cannot_encode_is_refused(part: dict[str, Any], tmp_path: Path) -> None:
+    path = write_tokenizer(tmp_path) / "tokenizer.json"
+    data = json.loads(path.read_text())
+    name, value = next(iter(part.items()))
+    whole = data[name] | value if name == "post_processor" else value
+    path.write_text(json.dumps(data | {name: whole}))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer.load(tmp_path)
 
 
 def test_padding_beyond_the_embedding_is_no_fault(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
