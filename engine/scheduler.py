@@ -209,9 +209,9 @@ class Scheduler:
         return Chunk(sequence, sequence.computed, 1)
 
     def _make_room(self, partly: Sequence) -> None:
-        """Have what overtook a prompt partly read give way where it lacks a block; it waits for older ones."""
-        while self.blocks.room(partly) < 1 and (youngest := self._queues.youngest) is not partly:
-            self._preempt(youngest)
+        """Hold a block for a prompt partly read, for which what overtook it gives way; it waits for older sequences."""
+        while (last := self._queues.youngest) is not partly and not self.blocks.reserve(partly, partly.computed + 1):
+            self._preempt(last)
 
     def _guess(self, chunk: Chunk, allowance: Allowance, others: int) -> Chunk:
         """The chunk of a sequence that decodes, with guesses: as many as leave the `others` of the step their token and

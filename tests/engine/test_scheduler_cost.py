@@ -81,13 +81,14 @@ def test_a_short_prompt_goes_beside_one_that_was_cut() -> None:
     """But only whole, and in half of what the step has left: the long one is read on."""
     pairs = 2 + 40 * sum(STRONG)
     scheduler = make(StepCost(0.0, 0.0, 1.0, 0.0, COST.pools), target=pairs, least=4)
-    requests = [asks("long", 600, STRONG), asks("longer", 300, WEAK), asks("short", 5, WEAK), asks("late", 139, WEAK)]
-    simulation = beside_a_neighbour(scheduler, *requests)
+    lengths = {"longer": 300, "short": 5, "late": 139, "last": 20}
+    others = [asks(id, length, WEAK, max_tokens=1) for id, length in lengths.items()]
+    simulation = beside_a_neighbour(scheduler, asks("long", 600, STRONG), *others)
     for _ in range(2):
         simulation.step()
     assert simulation.plans[1:] == [
         {"neighbour": 1, "short": 5, "late": 139, "long": 4 + 18},
-        {"neighbour": 1, "short": 1, "late": 1, "long": 39},
+        {"neighbour": 1, "last": 20, "long": 4 + 33},
     ]
 
 

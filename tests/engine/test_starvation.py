@@ -77,18 +77,51 @@ def test_a_long_prompt_is_read_on_beside_any_number_of_short_ones() -> None:
     assert simulation.waited("long") < 2 * LONG_SECONDS / reading_share(0.0)
 
 
-def test_a_long_prompt_gets_the_blocks_that_it_needs() -> None:
-    """Short ones that overtake it leave them, and give way to it when they have grown into them."""
-    simulation = Simulation(make(running=8, blocks=130))
-    simulation.add(asks("old", 10, WEAK, max_tokens=1900))
+def crowded(blocks: int) -> Simulation:
+    """A long prompt of 20 blocks, which is being read beside an older sequence that decodes."""
+    simulation = Simulation(make(running=8, blocks=blocks))
+    simulation.add(asks("old", 10, WEAK, max_tokens=30))
     simulation.step()
-    simulation.add(asks("long", LONG, WEAK, max_tokens=2))
-    simulation.add(asks("young", 10, WEAK, max_tokens=400))
-    for _ in range(3000):
-        if "long" in simulation.came:
-            break
+    simulation.add(asks("long", 20 * SIZE - 5, STRONG, max_tokens=2))
+    simulation.step()
+    assert 1 < len(simulation.scheduler._running["long"].blocks) < 10
+    return simulation
+
+
+@pytest.mark.parametrize(("blocks", "starts"), [(23, False), (24, True)])
+def test_a_short_prompt_leaves_the_blocks_that_a_long_one_needs(blocks: int, starts: bool) -> None:
+    """One for the old sequence, 20 for the long one, one for the short one, and a spare one for each that runs."""
+    simulation = crowded(blocks)
+    simulation.add(asks("short", 5, WEAK))
+    simulation.step()
+    assert ("short" in simulation.plans[-1]) is starts
+    simulation.finish()
+
+
+def test_what_overtook_a_long_prompt_gives_way_to_it() -> None:
+    simulation = crowded(24)
+    scheduler = simulation.scheduler
+    simulation.add(asks("short", 5, WEAK))
+    simulation.step()
+    short, long = scheduler._running["short"], scheduler._running["long"]
+    while scheduler.blocks.reserve(short, short.computed + 1 + len(short.blocks) * SIZE):
+        pass  # it grows into all that was left
+    for _ in range(3):
         simulation.step()
-    assert len(simulation.came["young"]) < 100 and "long" in simulation.came
+        assert {"old", "long"} <= simulation.plans[-1].keys()
+    assert short.preemptions == 1 and long.preemptions == 0
+    simulation.finish()
+    assert simulation.came.keys() == {"old", "long", "short"}
+
+
+def test_a_sequence_that_was_set_back_has_waited_since_then() -> None:
+    simulation = Simulation(make(cost=None))
+    simulation.add(asks("a", 10, WEAK))
+    simulation.step()
+    simulation.clock.now = 100.0
+    simulation.scheduler._preempt(simulation.scheduler._running["a"])
+    simulation.clock.now = 101.0
+    assert simulation.scheduler.oldest_waiting_s == 1.0
 
 
 def test_a_preempted_sequence_keeps_its_place_in_the_order() -> None:
