@@ -29,9 +29,10 @@ class Form:
     field: str = ""
     reads: bool = False  # whether answers are more than their text
     forced: bool = False  # whether answers are calls and nothing else: what is no call is a mark that was cut off
+    single: bool = False  # whether the first call ends an answer that no grammar holds
 
     def reader(self) -> Reader | None:
-        return self.dialect.reader(self.prompt, self.tools) if self.reads else None
+        return self.dialect.reader(self.prompt, self.tools, self.single) if self.reads else None
 
 
 def form_of_completion(body: GenerationBody, limit: int) -> Form:
@@ -58,7 +59,10 @@ def form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int) -> F
         field, grammar = constraint.field, constraint.grammar(dialect.answers(prompt, constraint.rules))
     else:
         field, grammar = "", ""
-    return Form(dialect, tools, prompt, _bounded(grammar, field, limit), field, reads=True, forced=forced)
+    single = not body.parallel_tool_calls and not grammar
+    return Form(
+        dialect, tools, prompt, _bounded(grammar, field, limit), field, reads=True, forced=forced, single=single
+    )
 
 
 def _check_waits(constraint: Constraint | None) -> None:

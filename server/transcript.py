@@ -4,13 +4,14 @@ It knows no HTTP and no JSON; what is a call or a thought, the dialect's reader 
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
 
 from engine.types import Logprob, TokenEvent
 from server.dialects.seam import CallStart, Content, Piece, Reader, Reasoning
+from server.dialects.tape import BROKEN
 from server.seams import IncrementalDecoder
 
 WireFinish = Literal["stop", "length", "tool_calls"]
@@ -139,17 +140,24 @@ class Transcript:
             shown += self._matcher.flush()
             finish = "stop" if event.finish == "stop" else "length"
         self._shown += len(shown)
-        pieces = self._read(shown, last=finish is not None)
-        self.finish = "tool_calls" if finish == "stop" and self._calls else finish
+        self.finish = finish
+        pieces = tuple(self._read(self._reader, shown)) if self._reader else ((Content(shown),) if shown else ())
         return Delta(self.index, pieces, self._entries(), self.finish, event.prompt_logprobs)
 
-    def _read(self, shown: str, last: bool) -> tuple[Piece, ...]:
-        if self._reader is None:
-            return (Content(shown),) if shown else ()
-        pieces = (self._reader.push(shown) if shown else []) + (self._reader.flush() if last else [])
+    def _read(self, reader: Reader, shown: str) -> Iterator[Piece]:
+        """The pieces of the text, and what their end makes of the finish reason."""
+        cut = self.finish == "length" or self._matcher.matched
+        text = shown.rstrip(BROKEN) if cut else shown  # whether a mark was cut in that character, the end says
+        pieces = reader.push(text) if text else []
+        if reader.over:
+            self.finish = "stop"
+        if self.finish is not None:
+            pieces += reader.flush(cut, shown[len(text) :])
         self._calls = self._calls or any(isinstance(piece, CallStart) for piece in pieces)
+        if self.finish == "stop" and self._calls and not (self._matcher.matched and reader.in_call):
+            self.finish = "tool_calls"
         self.reasoning += any(isinstance(piece, Reasoning) for piece in pieces)
-        return tuple(piece for piece in pieces if not (self._calls_only and isinstance(piece, Content)))
+        return (piece for piece in pieces if not (self._calls_only and isinstance(piece, Content)))
 
     def _entries(self) -> tuple[TokenLogprob, ...]:
         """Log-probabilities leave with their text: a held one would leak what is held."""

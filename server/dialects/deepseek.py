@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from server.dialects.grammar import NO_TOKENS, literal, one_of, repeated, spell
 from server.dialects.grammar import arguments as arguments_rule
 from server.dialects.marked import Form, Marked
-from server.dialects.objects import arguments
+from server.dialects.objects import last_arguments
 from server.dialects.pieces import Pieces
 from server.dialects.seam import Tool
 from server.dialects.tape import Script, Tape
@@ -87,7 +87,7 @@ def _fenced(tape: Tape, pieces: Pieces) -> Script[None]:
     yield from tape.skip()
     if (yield from tape.peek()) != "{":
         return
-    yield from arguments(tape, pieces)
+    yield from last_arguments(tape, pieces)
     yield from tape.skip()
     if fence:
         yield from tape.starts("```")

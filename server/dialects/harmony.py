@@ -37,8 +37,8 @@ class Harmony:
         self.marks = tuple(mark for mark in _MARKS if mark in specials)
         self.ends = tuple(mark for mark in (RETURN, CALL) if mark in specials)
 
-    def reader(self, prompt: str, tools: Sequence[Tool]) -> Reader:
-        return ScriptReader(lambda tape, pieces: _read(tape, pieces, bool(tools)), _begun(prompt))
+    def reader(self, prompt: str, tools: Sequence[Tool], single: bool = False) -> Reader:
+        return ScriptReader(lambda tape, pieces: _read(tape, pieces, bool(tools)), _begun(prompt), single)
 
     def calls(self, prompt: str, tools: Sequence[Tool], parallel: bool) -> str:
         if not tools:
@@ -135,4 +135,5 @@ def _call(tape: Tape, pieces: Pieces, name: str) -> Script[None]:
     yield from tape.skip()
     yield from arguments(tape, pieces)
     rest = Trim()
-    yield from tape.until(_BODY_ENDS, lambda text: pieces.arguments(rest.write(text)))
+    if (yield from tape.until(_BODY_ENDS, lambda text: pieces.arguments(rest.write(text)))):
+        pieces.call_end()

@@ -52,10 +52,10 @@ class Marked:
         """Lark rules that define `moe_calls`."""
         raise NotImplementedError
 
-    def reader(self, prompt: str, tools: Sequence[Tool]) -> Reader:
+    def reader(self, prompt: str, tools: Sequence[Tool], single: bool = False) -> Reader:
         form = self.form(tools) if tools else Form()
         opened = self._thoughts is not None and self._thoughts.opened(prompt)
-        return ScriptReader(lambda tape, pieces: self._read(tape, pieces, form, opened))
+        return ScriptReader(lambda tape, pieces: self._read(tape, pieces, form, opened), single=single)
 
     def calls(self, prompt: str, tools: Sequence[Tool], parallel: bool) -> str:
         if not tools:

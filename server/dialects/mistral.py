@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from server.dialects.grammar import arguments as arguments_rule
 from server.dialects.grammar import literal, object_call, one_of, repeated, spell
 from server.dialects.marked import Form, Marked
-from server.dialects.objects import arguments, call_object
+from server.dialects.objects import call_object, last_arguments
 from server.dialects.pieces import Pieces
 from server.dialects.seam import Tool
 from server.dialects.tape import Script, Tape
@@ -80,5 +80,5 @@ def _named(tape: Tape, pieces: Pieces) -> Script[bool]:
         yield from tape.word(_NAME)
         yield from tape.starts(ARGS)
     yield from tape.skip()
-    yield from arguments(tape, pieces)
+    yield from last_arguments(tape, pieces)
     return True

@@ -64,14 +64,20 @@ def _scalar(tape: Tape, write: Write) -> Script[bool]:
     return found
 
 
-def arguments(tape: Tape, pieces: Pieces) -> Script[None]:
-    """The arguments of the call that has begun, an object as it comes."""
+def arguments(tape: Tape, pieces: Pieces) -> Script[bool]:
+    """The arguments of the call that has begun, an object as it comes. Whether they are whole."""
     if (yield from tape.peek()) == "{":
-        yield from value(tape, pieces.arguments)
-        return
+        return (yield from value(tape, pieces.arguments))
     parts: list[str] = []
-    yield from value(tape, parts.append)
+    whole = yield from value(tape, parts.append)
     pieces.arguments(_object_in("".join(parts)))
+    return whole
+
+
+def last_arguments(tape: Tape, pieces: Pieces) -> Script[None]:
+    """The arguments of a call that ends with them."""
+    if (yield from arguments(tape, pieces)):
+        pieces.call_end()
 
 
 def call_object(tape: Tape, pieces: Pieces, names: Container[str] | None = None) -> Script[bool]:
@@ -109,6 +115,8 @@ def call_object(tape: Tape, pieces: Pieces, names: Container[str] | None = None)
         after = yield from tape.starts(",", "}")
         if after == "}" and begun and waiting:
             pieces.arguments("{}")
+        if after == "}" and begun:
+            pieces.call_end()
         if after != ",":
             return begun
 

@@ -49,10 +49,12 @@ class Trim:
 
 
 class Pieces:
-    """The pieces since the last `take`."""
+    """The pieces since the last `take`. `single`: after one whole call the answer is over, and nothing is added."""
 
-    def __init__(self) -> None:
+    def __init__(self, single: bool = False) -> None:
         self.calls = 0  # that have begun
+        self.in_call = self.over = False
+        self._single = single
         self._out: list[Piece] = []
         self._content, self._thought = Trim(), Trim()
 
@@ -77,13 +79,22 @@ class Pieces:
         self._thought.mark()
 
     def call(self, name: str) -> None:
+        self.over = self.over or (self._single and self.calls > 0)
+        if self.over:
+            return
         self.mark()
         self._out.append(CallStart(self.calls, name))
         self.calls += 1
+        self.in_call = True
 
     def arguments(self, text: str) -> None:
         """More of the call that began last."""
         self._add(CallArguments(self.calls - 1, text))
+
+    def call_end(self) -> None:
+        """The call that began last is whole."""
+        self.in_call = False
+        self.over = self._single
 
     def end(self) -> None:
         self._add(Reasoning(self._thought.end()))
@@ -95,7 +106,7 @@ class Pieces:
 
     def _add(self, piece: Content | Reasoning | CallArguments) -> None:
         last = self._out[-1] if self._out else None
-        if not piece.text:
+        if not piece.text or self.over:
             return
         if isinstance(piece, Content) and isinstance(last, Content):
             self._out[-1] = Content(last.text + piece.text)
@@ -110,18 +121,27 @@ class Pieces:
 class ScriptReader:
     """Runs a script over one answer. The script ends only after the tape has, so no text is left behind."""
 
-    def __init__(self, script: Callable[[Tape, Pieces], Script[None]], begun: str = "") -> None:
-        self._tape, self._pieces = Tape(), Pieces()
+    def __init__(self, script: Callable[[Tape, Pieces], Script[None]], begun: str = "", single: bool = False) -> None:
+        self._tape, self._pieces = Tape(), Pieces(single)
         self._script = script(self._tape, self._pieces)
         self._tape.feed(begun)
+
+    @property
+    def in_call(self) -> bool:
+        return self._pieces.in_call
+
+    @property
+    def over(self) -> bool:
+        return self._pieces.over
 
     def push(self, text: str) -> list[Piece]:
         self._tape.feed(text)
         next(self._script, None)
         return self._pieces.take()
 
-    def flush(self) -> list[Piece]:
-        self._tape.ended = True
+    def flush(self, cut: bool = False, last: str = "") -> list[Piece]:
+        self._tape.feed(last)
+        self._tape.ended, self._tape.cut = True, cut
         next(self._script, None)
         self._pieces.end()
         return self._pieces.take()

@@ -50,10 +50,19 @@ Piece = Content | Reasoning | CallStart | CallArguments
 class Reader(Protocol):
     """Turns one answer's text, as it grows, into pieces. What the pieces join to never depends on how it was split."""
 
+    @property
+    def in_call(self) -> bool:
+        """Whether a call has begun that is not whole yet."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the one call that may be made is whole: what follows is no part of the answer."""
+
     def push(self, text: str) -> list[Piece]: ...
 
-    def flush(self) -> list[Piece]:
-        """What is held back, now that the answer has ended. Text that turned out to be no call is content."""
+    def flush(self, cut: bool = False, last: str = "") -> list[Piece]:
+        """What is held back, now that the answer has ended with `last`. Text that turned out to be no call is content;
+        with `cut`, by a limit or a stop string, a mark or a call without its name that the end broke off is dropped."""
 
 
 class Dialect(Protocol):
@@ -63,9 +72,9 @@ class Dialect(Protocol):
     marks: tuple[str, ...]  # special tokens whose text the reader must see
     ends: tuple[str, ...]  # special tokens that end an answer, beside the checkpoint's own
 
-    def reader(self, prompt: str, tools: Sequence[Tool]) -> Reader:
+    def reader(self, prompt: str, tools: Sequence[Tool], single: bool = False) -> Reader:
         """For one answer. `prompt` is the rendered template: its end may have opened a thought. Without tools,
-        nothing is read as a call."""
+        nothing is read as a call; with `single`, the first whole call ends the answer."""
 
     def calls(self, prompt: str, tools: Sequence[Tool], parallel: bool) -> str:
         """A Lark grammar (llguidance's) of answers that call: thoughts where the family has them, then one call of

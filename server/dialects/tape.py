@@ -14,13 +14,18 @@ Write = Callable[[str], object]
 
 SPACE = re.compile(r"[ \t\r\n]+")
 _NEVER = "(?!)"
+BROKEN = "\ufffd"  # half a character, where the answer was cut
 
 
 class Tape:
-    """Text behind the cursor is forgotten, except behind a pin: until it is taken out, the cursor can go back there."""
+    """Text behind the cursor is forgotten, except behind a pin: until it is taken out, the cursor can go back there.
+
+    `cut`: the answer has ended because it had to, so that a mark or a call at its end may be half of one. Such a half
+    is dropped: as text it would be markup.
+    """
 
     def __init__(self) -> None:
-        self.ended = False
+        self.ended, self.cut = False, False
         self._text, self._at = "", 0
         self._pin: int | None = None
 
@@ -37,12 +42,19 @@ class Tape:
         self._pin = None
 
     def rewind(self) -> None:
-        """Back to the pin, which is taken out."""
-        self._at, self._pin = self._at if self._pin is None else self._pin, None
+        """Back to the pin, which is taken out. Not where the answer was cut within what began there."""
+        if self._pin is not None and not (self.cut and self._at == len(self._text) and self._pinned.strip()):
+            self._at = self._pin
+        self._pin = None
+
+    @property
+    def _pinned(self) -> str:
+        return self._text[self._pin : self._at]
 
     def take(self, size: int) -> str:
-        self._at += size
-        return self._text[self._at - size : self._at]
+        taken = self._text[self._at : self._at + size]
+        self._at += len(taken)
+        return taken
 
     def run(self, pattern: re.Pattern[str]) -> str:
         """Take what matches of the text that is here. The caller goes on after it where more may come."""
@@ -85,6 +97,8 @@ class Tape:
                 if self._text.startswith(mark, self._at):
                     return self.take(len(mark))
             rest = self._text[self._at : self._at + longest]
+            if self.ended:
+                self._drop_half(marks)
             if self.ended or not any(mark.startswith(rest) for mark in marks):
                 return ""
             yield
@@ -97,17 +111,25 @@ class Tape:
         find = re.compile("|".join(map(re.escape, marks)) or _NEVER)
         while True:
             found = find.search(self._text, self._at)
-            end = found.start() if found else len(self._text) if self.ended else self._possible(marks)
+            whole = self.ended and not self.cut
+            end = found.start() if found else len(self._text) if whole else self._possible(marks)
             if end > self._at:
                 write(self.take(end - self._at))
             if found or self.ended:
+                self._drop_half(() if found else marks)
                 return found.group() if found else ""
             yield
 
     def _possible(self, marks: tuple[str, ...]) -> int:
         """Where the earliest mark that is not whole yet may begin; the end of the text if none does."""
         longest = max(map(len, marks), default=1)
-        for at in range(max(self._at, len(self._text) - longest + 1), len(self._text)):
-            if any(mark.startswith(self._text[at:]) for mark in marks):
+        text = self._text.rstrip(BROKEN) if self.cut else self._text
+        for at in range(max(self._at, len(text) - longest + 1), len(text)):
+            if any(mark.startswith(text[at:]) for mark in marks):
                 return at
         return len(self._text)
+
+    def _drop_half(self, marks: tuple[str, ...]) -> None:
+        """Take a mark that is not whole, where the answer was cut within it."""
+        if self.cut and self._possible(marks) == self._at:
+            self._at = len(self._text)

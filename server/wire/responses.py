@@ -111,8 +111,9 @@ class ResponsesFormat(Format):
             self._item = None
 
     def _finished(self, status: Status) -> Iterator[Event]:
-        """An answer without a word is an empty message. What is left of the log-probabilities belongs to the last."""
-        rest = self._scores.rest()
+        """An answer without a word is an empty message. Of the log-probabilities that are left, those of tokens without
+        text belong to the last one; the others wrote marks."""
+        rest = [score for score in self._scores.rest() if not self.tokenizer.token_bytes(score.token)]
         if rest and isinstance(self._item, Message):
             yield from self._added(Message, "", rest)
         if not (self._item or self._ended):

@@ -3,12 +3,14 @@
 The engine is a fake: the grammar that reaches it is looked at, and asked which texts it allows.
 """
 
+import json
 from typing import Any
 
 import pytest
 
-from tests.server.fakes import FakeEngine
-from tests.server.harness import CHAT, in_memory
+from server.dialects.detect import by_name
+from tests.server.fakes import FakeEngine, says
+from tests.server.harness import CHAT, frames, in_memory, service_of
 
 RESPONSES = "/v1/responses"
 USER: Any = [{"role": "user", "content": "hi"}]
@@ -44,3 +46,57 @@ def test_a_format_that_cannot_be_used_is_refused_where_it_waits() -> None:
         for fields in ({"response_format": {"type": "json_schema"}}, {"guided_regex": "a"}):
             refused = client.post(CHAT, json=body | fields)
             assert refused.status_code == 400 and next(iter(fields)) in refused.json()["error"]["message"]
+
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+
+
+def streamed(text: str) -> tuple[str, list[str], str]:
+    """Content, arguments of calls and the finish reason of a chat's events."""
+    content, calls, finish = "", [], ""
+    for frame in frames(text)[:-1]:
+        (choice,) = json.loads(frame)["choices"]
+        content += choice["delta"].get("content") or ""
+        for call in choice["delta"].get("tool_calls", []):
+            if "id" in call:
+                calls.append("")
+            calls[-1] += call["function"]["arguments"]
+        finish = choice["finish_reason"] or finish
+    return content, calls, finish
+
+
+def whole(answer: dict[str, Any]) -> tuple[str, list[str], str]:
+    (choice,) = answer["choices"]
+    calls = [call["function"]["arguments"] for call in choice["message"].get("tool_calls", [])]
+    return choice["message"]["content"] or "", calls, choice["finish_reason"]
+
+
+@pytest.mark.parametrize("said", [f"Well. {CALL}", "Well."])
+def test_no_limit_shows_markup_of_a_free_answer(said: str) -> None:
+    with in_memory(FakeEngine(says(said))) as client:
+        service_of(client).dialect = by_name("hermes", {})
+        body: dict[str, Any] = {"messages": USER, "tools": [ADD]}
+        for most in range(1, len(said) + 1):
+            content, calls, finish = whole(client.post(CHAT, json=body | {"max_tokens": most}).json())
+            events = client.post(CHAT, json=body | {"max_tokens": most, "stream": True}).text
+            assert streamed(events) == (content, calls, finish)
+            assert "Well. ".startswith(content) and finish == "length"
+            assert all('{"a": 1}'.startswith(call) for call in calls)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_without_parallel_calls_the_first_one_ends_a_free_answer(stream: bool) -> None:
+    engine = FakeEngine(says(f"Well. {CALL}\n{CALL}\nThat is all."))
+    engine.together = 4
+    with in_memory(engine) as client:
+        service_of(client).dialect = by_name("hermes", {})
+        body = {"messages": USER, "tools": [ADD], "stream": stream}
+        response = client.post(CHAT, json=body | {"parallel_tool_calls": False})
+        found = streamed(response.text) if stream else whole(response.json())
+        several = client.post(CHAT, json=body)
+        assert found == ("Well.", ['{"a": 1}'], "tool_calls")
+        assert (streamed(several.text) if stream else whole(several.json()))[1] == ['{"a": 1}'] * 2
+        assert len(engine.aborted) == 1, "the engine writes no more of it"
+        if not stream:
+            ended = f"Well. {CALL}".index("}}") + 2
+            assert response.json()["usage"]["completion_tokens"] == ended
