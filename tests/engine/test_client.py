@@ -22,7 +22,7 @@ LONG = 350
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             await test()
 
     asyncio.run(bounded())
@@ -36,7 +36,7 @@ async def serving(
     client = EngineClient(settings, command=FAKE, on_report=on_report, hang_seconds=hang_seconds)
     await client.start()
     try:
-        await client.ready(10)
+        await client.ready(40)
         yield client
     finally:
         await client.stop(5)
@@ -165,7 +165,7 @@ def test_death_fails_the_running_and_serves_again(death: str, count: int) -> Non
             assert client.state == "restarting"
             with pytest.raises(EngineDown, match="restarting"):
                 await text(client, "x")
-            await client.ready(10)
+            await client.ready(40)
             assert client.restarts == 1
             assert len(await text(client, "r0")) == 4
 
@@ -184,10 +184,10 @@ def test_a_process_that_hangs_is_killed_and_the_next_one_serves(busy: bool) -> N
             started = time.monotonic()
             while client.state == "ready":
                 await asyncio.sleep(0.02)
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 10
             for result in await asyncio.gather(*tasks, return_exceptions=True):
                 assert isinstance(result, GenerationFailed) and "hung" in str(result)
-            await client.ready(10)
+            await client.ready(40)
             assert client.restarts == 1
             assert len(await text(client, "r0")) == 4
 
@@ -210,7 +210,7 @@ def test_a_process_that_hangs_while_it_loads_is_replaced() -> None:
         client = EngineClient(EngineSettings("hanging"), command=FAKE, load_timeout=0.3)
         await client.start()
         with pytest.raises(EngineDown, match="3 times in a row while loading"):
-            await client.ready(15)
+            await client.ready(40)
         assert client.restarts == 2
         await client.stop()
 
@@ -243,7 +243,7 @@ def test_a_process_that_answered_is_replaced_at_once_and_one_that_did_not_later(
             os.kill(client.pid, signal.SIGKILL)
             while client.state == "ready":
                 await asyncio.sleep(0.01)
-            await client.ready(10)
+            await client.ready(40)
             os.kill(client.pid, signal.SIGKILL)
             with pytest.raises(EngineDown):
                 while client.state == "ready":
@@ -271,7 +271,7 @@ def test_failed_load_is_permanent_and_says_why() -> None:
         client = EngineClient(EngineSettings("broken"), command=FAKE)
         await client.start()
         with pytest.raises(EngineDown, match="truncated"):
-            await client.ready(10)
+            await client.ready(40)
         assert client.state == "failed"
         with pytest.raises(EngineDown, match="truncated"):
             await text(client, "a")
@@ -345,7 +345,7 @@ def test_what_is_sent_between_a_death_and_its_notice_ends_once() -> None:
             while client.state == "ready":
                 await asyncio.sleep(0.01)
             assert [type(end) for end in ends] == [GenerationFailed] * 5, "one for each that was not aborted"
-            await client.ready(10)
+            await client.ready(40)
             assert len(await text(client, "r0")) == 4 and client._sinks == {}
 
     run(test)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import messages, packing
@@ -53,6 +53,7 @@ def received(frames: Sequence[bytes], ids: Sequence[str]) -> tuple[dict[str, lis
 Sizes = st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 60)), max_size=6), min_size=1, max_size=5)
 
 
+@settings(deadline=None)
 @given(Sizes)
 def test_whatever_is_cut_arrives_whole_and_in_order(sizes: list[list[tuple[str, int]]]) -> None:
     """Each event of a size, many of them larger than a frame should be."""

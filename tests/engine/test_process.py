@@ -153,7 +153,7 @@ class SlowGrammars(Grammars):
 
 def test_a_grammar_is_compiled_while_others_go_on() -> None:
     serving = Serving(SlowGrammars())
-    serving.parent.send(Submit((request("slow", grammar="0.3"), request("quick", max_tokens=300))), Stop())
+    serving.parent.send(Submit((request("slow", grammar="1.5"), request("quick", max_tokens=300))), Stop())
     ends = serving.parent.until_end(2)
     assert list(ends.items()) == [("quick", "length"), ("slow", "length")], "and a stop waits for it"
     assert serving.join() is None
