@@ -61,6 +61,7 @@ class StderrPump:
         self._notice, self._whole_lines, self._capacity = notice, whole_lines, capacity
         self._waiting: deque[bytes] = deque()
         self._bytes, self._unsaid, self._ended = 0, 0, False
+        self._end = b"\0%b\n" % os.urandom(16).hex().encode()  # comes last; no line holds it
         self._changed = threading.Condition()
         self._real = os.dup(2)
         self._pipe, inlet = os.pipe()
@@ -77,8 +78,10 @@ class StderrPump:
 
     def close(self) -> None:
         """Take the pipe away again, once the last lines have been copied or `END_SECONDS` have passed."""
+        atexit.unregister(self.close)
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)  # the pipe ends when no child has it either
+        os.write(2, self._end)  # the pipe itself ends only when no child has it
+        os.dup2(null, 2)
         os.close(null)
         deadline = time.monotonic() + END_SECONDS
         for thread in self._threads:
@@ -87,11 +90,13 @@ class StderrPump:
             os.dup2(self._real, 2)
 
     def _read(self) -> None:
-        rest = b""
-        while data := os.read(self._pipe, 1 << 16):
-            lines, rest = self._split(rest + data)
+        rest, ended = b"", b""
+        while not ended and (data := os.read(self._pipe, 1 << 16)):
+            data, ended, _ = (rest + data).partition(self._end)
+            lines, rest = self._split(data)
             self._put(lines)
-            time.sleep(GATHER_SECONDS)
+            if not ended:
+                time.sleep(GATHER_SECONDS)
         self._put(rest)
         with self._changed:
             self._waiting += self._missing()

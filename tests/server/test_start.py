@@ -110,14 +110,20 @@ def of_python(code: str, **streams: int) -> subprocess.Popen[bytes]:
 def test_a_log_reader_that_is_late_finds_whole_lines_and_how_many_are_missing() -> None:
     code = """
 import os, subprocess, sys, time
-from server.streams import StderrPump
-StderrPump(lambda count: f"{count} missing", capacity=100_000)
+from server import streams
+streams.END_SECONDS = 30
+pump = streams.StderrPump(lambda count: f"{count} missing", capacity=100_000)
 for number in range(1_000):
     print("line", number, "x" * 1000, "end", file=sys.stderr)
 subprocess.run([sys.executable, "-c", "import sys; print('line of a child end', file=sys.stderr)"])
+other = subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # has the stream as well
 print("written", flush=True)
 os.read(0, 1)
 print("line last end", file=sys.stderr)
+began = time.monotonic()
+pump.close()
+other.kill()
+sys.exit(time.monotonic() - began > 20)
 """
     with of_python(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin and process.stdout and process.stderr
