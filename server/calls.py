@@ -17,6 +17,7 @@ from fastapi import Request as HttpRequest
 from model.budget import ExpertBudget
 from model.errors import InvalidRequest
 from server.admission import Reservation
+from server.asked import asked_of
 from server.bodies.base import GenerationBody, refuse_unsupported, validate
 from server.bodies.chat import ChatBody, Message, TemplateBody, Tool
 from server.bodies.completions import CompletionBody
@@ -27,7 +28,7 @@ from server.errors import key_name_of
 from server.experts import HEADER, ask_of_header, asks_of_body, merged, refuse_misspelt, reported, resolve
 from server.forms import Form, form_of_chat, form_of_completion, offered
 from server.generation import Generation, Timeouts
-from server.limits import check_limits, prompts_of, room_for, sources_of
+from server.limits import check_limits, prompts_of, room_for
 from server.sequences import sequences_of
 from server.service import Service
 
@@ -128,9 +129,10 @@ def render(
 async def _off_loop(body: GenerationBody, make: Callable[..., Form], *args: Any) -> Form:
     """Long grammars take a while to write."""
     schemas = [tool.function.parameters for tool in body.tools or ()] if isinstance(body, ChatBody) else []
-    sources = sources_of(body)
-    long = "guided_grammar" in sources or least_bytes([*sources.values(), schemas], SHORT_GRAMMAR) > SHORT_GRAMMAR
-    return await asyncio.to_thread(make, *args) if long or body.structured_outputs else make(*args)
+    asked = asked_of(body)
+    long = least_bytes([*(one.value for one in asked), schemas], SHORT_GRAMMAR) > SHORT_GRAMMAR
+    long = long or any(one.kind == "grammar" for one in asked)
+    return await asyncio.to_thread(make, *args) if long else make(*args)
 
 
 def check_chat(service: Service, http: HttpRequest, raw: Mapping[str, Any]) -> Checked[ChatBody]:

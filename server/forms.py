@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.errors import InvalidRequest, shown
+from server.asked import RESPONSE_FORMAT
 from server.bodies.base import GenerationBody
 from server.bodies.chat import ChatBody, ChosenTool
 from server.dialects.plain import Plain
 from server.dialects.seam import Dialect, Reader, Tool
-from server.structured import RESPONSE_FORMAT, Constraint, constraint_of
+from server.structured import Constraint, constraint_of
 
 PLAIN: Dialect = Plain({})
 NO_SCHEMA: Mapping[str, Any] = {"type": "object", "properties": {}}

@@ -11,7 +11,8 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from model.errors import InvalidRequest, shown
-from server.bodies.base import GenerationBody, ResponseFormat
+from server.asked import asked_of
+from server.bodies.base import GenerationBody
 from server.bodies.chat import ChatBody, TemplateBody
 from server.bodies.completions import CompletionBody
 from server.depth import JsonTooLarge, least_bytes, parse
@@ -97,33 +98,15 @@ def check_limits(body: GenerationBody, settings: Settings) -> None:
 
 def _check_sizes(body: GenerationBody, limit: int) -> None:
     """What a grammar is written from, before it is written out to be measured."""
-    sources = sources_of(body)
-    for field, value in sources.items():
+    asked = asked_of(body)
+    for one in asked:
         # the size of a text is measured where it is read
-        if not isinstance(value, str) and (size := least_bytes(value, limit)) > limit:
-            raise InvalidRequest(f"{field} must be at most {limit} bytes, got at least {size}", field)
-    if isinstance(body, ChatBody) and body.tools and (sources or body.tool_choice not in (None, "auto", "none")):
+        if not isinstance(one.value, str) and (size := least_bytes(one.value, limit)) > limit:
+            raise InvalidRequest(f"{one.field} must be at most {limit} bytes, got at least {size}", one.field)
+    if isinstance(body, ChatBody) and body.tools and (asked or body.tool_choice not in (None, "auto", "none")):
         schemas = [tool.function.parameters for tool in body.tools]
         if (size := least_bytes(schemas, 2 * limit)) > 2 * limit:
             raise InvalidRequest(f"tools make a grammar of at least {size} bytes; at most {2 * limit}", "tools")
-
-
-def sources_of(body: GenerationBody) -> dict[str, Any]:
-    """What a grammar is written from beside tools, by field."""
-    new, format = body.structured_outputs, body.response_format
-    given = {
-        "guided_json": body.guided_json,
-        "guided_regex": body.guided_regex,
-        "guided_choice": body.guided_choice,
-        "guided_grammar": body.guided_grammar,
-        "structured_outputs": new and (new.json_ or new.choice or new.regex or new.grammar or new.json_object),
-        "response_format": None if format is None or format.type == "text" else _schema_of(format),
-    }
-    return {field: value for field, value in given.items() if value}
-
-
-def _schema_of(format: ResponseFormat) -> Any:
-    return True if format.json_schema is None else format.json_schema.schema_
 
 
 def _check_completion(body: CompletionBody, settings: Settings) -> None:

@@ -144,10 +144,10 @@ def _call(item: InputCall) -> dict[str, Any]:
 
 def _format(body: ResponsesBody) -> dict[str, Any] | None:
     wanted = body.text.format
-    if wanted is None or wanted.type == "text":
+    if wanted is None:
         return None
     if not isinstance(wanted, SchemaFormat):
-        return {"type": wanted.type}
+        return wanted.model_dump(by_alias=True, exclude_none=True)
     schema = wanted.model_dump(by_alias=True, exclude_none=True, exclude={"type"})
     return {"type": wanted.type, "json_schema": schema}
 

@@ -1,22 +1,21 @@
-"""What an answer must match: from `response_format` and vLLM's names to one grammar, which the engine compiles.
+"""What an answer must match, as one grammar, which the engine compiles.
 
 It writes grammars and checks their size; whether one makes sense, the grammar library says in the engine.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llguidance import grammar_from, regex_to_lark
 
 from model.errors import InvalidRequest, shown
+from server.asked import Asked, asked_of, whitespace_of
 from server.bodies.base import GenerationBody
 
 # Without these, a grammar allows white space without end, and small models write just that.
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-OBJECT = {"type": "object"}
-RESPONSE_FORMAT = "response_format"
 ALL, ANSWERS, CALLS, OWN = "moe_all", "moe_answers", "moe_calls", "moe_own"  # grammars beside each other
 
 
@@ -47,62 +46,37 @@ def constraint_of(body: GenerationBody, limit: int) -> Constraint | None:
     Raises:
         InvalidRequest: there are two, one is larger than `limit` bytes, or empty.
     """
-    asked = [(field, write, value) for field, write, value in _asks(body) if value is not None]
+    asked, whitespace = asked_of(body), whitespace_of(body)
+    if len(asked) > 1:
+        one, other = asked[0].field, asked[1].field
+        raise InvalidRequest(f"{other} and {one} both say what the answer must match; give one", other)
+    if whitespace is not None and not (asked and asked[0].kind == "schema"):
+        raise InvalidRequest(f"{whitespace[0]} needs a JSON schema beside it", whitespace[0])
     if not asked:
         return None
-    field, write, value = asked[0]
-    if len(asked) > 1:
-        raise InvalidRequest(f"{asked[1][0]} and {field} both say what the answer must match; give one", asked[1][0])
-    size = len((value if isinstance(value, str) else json.dumps(value)).encode("utf-8", "replace"))
-    if size > limit:
-        raise InvalidRequest(f"{field} must be at most {limit} bytes, got {size}", field)
-    return write(field, value)
+    (one_asked,) = asked
+    _check_size(one_asked, limit)
+    if one_asked.kind == "schema":
+        return _schema(one_asked, COMPACT if whitespace is None else {"whitespace_pattern": whitespace[1]})
+    return WRITERS[one_asked.kind](one_asked.field, one_asked.value)
 
 
-def _asks(body: GenerationBody) -> list[tuple[str, Callable[[str, Any], Constraint], Any]]:
-    new = body.structured_outputs
-    asks: list[tuple[str, Callable[[str, Any], Constraint], Any]] = [
-        (RESPONSE_FORMAT, _schema, _schema_of_format(body)),
-        ("guided_json", _schema, body.guided_json),
-        ("guided_regex", _regex, body.guided_regex),
-        ("guided_choice", _choice, body.guided_choice),
-        ("guided_grammar", _own, body.guided_grammar),
-    ]
-    if new is not None:
-        given = [
-            ("structured_outputs", _schema, new.json_),
-            ("structured_outputs", _regex, new.regex),
-            ("structured_outputs", _choice, new.choice),
-            ("structured_outputs", _own, new.grammar),
-            ("structured_outputs", _schema, OBJECT if new.json_object else None),
-        ]
-        if all(value is None for _, _, value in given):
-            names = "json, regex, choice, grammar and json_object"
-            raise InvalidRequest(f"structured_outputs needs one of {names}", "structured_outputs")
-        asks += given
-    return asks
+def _check_size(asked: Asked, limit: int) -> None:
+    text = asked.value if isinstance(asked.value, str) else json.dumps(asked.value)
+    if (size := len(text.encode("utf-8", "replace"))) > limit:
+        raise InvalidRequest(f"{asked.field} must be at most {limit} bytes, got {size}", asked.field)
 
 
-def _schema_of_format(body: GenerationBody) -> Any:
-    wanted = body.response_format
-    if wanted is None or wanted.type == "text":
-        return None
-    if wanted.type == "json_object":
-        return OBJECT
-    if wanted.json_schema is None:
-        raise InvalidRequest("response_format.json_schema is missing", "response_format.json_schema")
-    return wanted.json_schema.schema_
-
-
-def json_rule(schema: Any) -> str:
-    """A schema as a term of Lark."""
+def json_rule(schema: Any, writing: Mapping[str, Any] = COMPACT) -> str:
+    """A schema as a term of Lark; `writing` says which white space there is, where the schema does not."""
     if isinstance(schema, dict):
         options = schema.get("x-guidance")
-        schema = {**schema, "x-guidance": COMPACT | (options if isinstance(options, dict) else {})}
+        schema = {**schema, "x-guidance": {**writing, **(options if isinstance(options, dict) else {})}}
     return f"%json {json.dumps(schema)}"
 
 
-def _schema(field: str, value: Any) -> Constraint:
+def _schema(asked: Asked, writing: Mapping[str, Any]) -> Constraint:
+    field, value = asked.field, asked.value
     if isinstance(value, str):
         try:
             value = json.loads(value)  # its depth was seen to with the body's
@@ -110,7 +84,7 @@ def _schema(field: str, value: Any) -> Constraint:
             raise InvalidRequest(f"{field} is a text, but no JSON: {shown(value)}", field) from None
     if not isinstance(value, dict | bool):
         raise InvalidRequest(f"{field} must be a JSON schema, got {shown(value)}", field)
-    return Constraint(field, f"answer: {json_rule({} if value is True else value)}\n")
+    return Constraint(field, f"answer: {json_rule({} if value is True else value, writing)}\n")
 
 
 def _regex(field: str, value: str) -> Constraint:
@@ -137,3 +111,6 @@ def _own(field: str, value: str) -> Constraint:
     if "@moe_" in lark:
         raise InvalidRequest(f"{field}: @moe_… are names of the server's own", field)
     return Constraint(field, f"answer: @{OWN}\n", lark)
+
+
+WRITERS: Mapping[str, Callable[[str, Any], Constraint]] = {"regex": _regex, "choice": _choice, "grammar": _own}

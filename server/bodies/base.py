@@ -60,6 +60,9 @@ class ResponseFormat(BaseModel):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: Annotated[dict[str, Any] | bool | None, KEYS] = Field(
+        None, alias="schema", description="A JSON schema; llama.cpp's place for it"
+    )
 
 
 SchemaOrText = Annotated[dict[str, Any] | bool | str, KEYS, JsonText]
@@ -67,7 +70,7 @@ Choices = Annotated[list[str], AtMost("max_choices", "texts")]
 
 
 class StructuredOutputs(BaseModel):
-    """vLLM's newer names; exactly one is given."""
+    """vLLM's newer names; exactly one of the first five is given."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -76,6 +79,9 @@ class StructuredOutputs(BaseModel):
     choice: Choices | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    whitespace_pattern: str | None = Field(None, description="A regex of the white space that JSON may have")
+    disable_any_whitespace: bool | None = Field(None, description="Nothing changes: white space is never free")
+    disable_fallback: bool | None = Field(None, description="Nothing changes: there is one library")
 
 
 class SampledBody(BaseModel):
@@ -93,6 +99,9 @@ class SampledBody(BaseModel):
         "logits_processors": ([],),
         "bad_words": ([],),
         "allowed_token_ids": ([],),
+        "structural_tag": (),
+        "grammar_lazy": (),
+        "grammar_triggers": ([],),
     }
 
     model: str | None = None
@@ -125,6 +134,12 @@ class SampledBody(BaseModel):
     guided_regex: str | None = None
     guided_choice: Choices | None = None
     guided_grammar: str | None = Field(None, description="Lark, or EBNF as llama.cpp writes it")
+    guided_whitespace_pattern: str | None = Field(None, description="A regex of the white space that JSON may have")
+    regex: str | None = Field(None, description="SGLang's name of guided_regex")
+    ebnf: str | None = Field(None, description="SGLang's name of guided_grammar")
+    json_schema: SchemaOrText | None = Field(None, description="SGLang's and llama.cpp's name of guided_json")
+    grammar: str | None = Field(None, description="llama.cpp's name of guided_grammar")
+    format: SchemaOrText | None = Field(None, description='Ollama\'s name: "json", or a JSON schema')
 
 
 class GenerationBody(SampledBody):

@@ -133,6 +133,9 @@ class FlatChoice(Given):
 
 class PlainFormat(Given):
     type: Literal["text", "json_object"] = "text"
+    schema_: FreeObject | None = Field(
+        default=None, alias="schema", description="Of the object; llama.cpp's way to give one"
+    )
 
 
 class SchemaFormat(Given):

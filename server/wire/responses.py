@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from model.errors import InvalidRequest
-from server.bodies.responses import PlainFormat, ResponsesBody
+from server.bodies.responses import PlainFormat, ResponsesBody, SchemaFormat
 from server.calls import Call
 from server.dialects.seam import CallArguments, CallStart, Content, Piece, Reasoning
 from server.errors import error_body
@@ -191,7 +191,7 @@ def echo_of(call: Call, body: ResponsesBody) -> dict[str, Any]:
         "reasoning": {"effort": body.reasoning.effort, "summary": None},
         "store": False,
         "temperature": call.body.temperature,
-        "text": {"format": format.model_dump(by_alias=True)} | verbosity,
+        "text": {"format": _format(format)} | verbosity,
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
         "tools": [tool.model_dump() for tool in body.tools],
         "top_logprobs": body.top_logprobs or 0,
@@ -199,6 +199,10 @@ def echo_of(call: Call, body: ResponsesBody) -> dict[str, Any]:
         "truncation": body.truncation,
         "user": body.user,
     }
+
+
+def _format(format: PlainFormat | SchemaFormat) -> dict[str, Any]:
+    return format.model_dump(by_alias=True, exclude_none=isinstance(format, PlainFormat))
 
 
 def usage_of_response(call: Call) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from server.dialects.detect import by_name
 from tests.server.fakes import FakeEngine, says
-from tests.server.harness import CHAT, frames, in_memory, service_of
+from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, service_of, value
 
 RESPONSES = "/v1/responses"
 USER: Any = [{"role": "user", "content": "hi"}]
@@ -100,3 +100,90 @@ def test_without_parallel_calls_the_first_one_ends_a_free_answer(stream: bool) -
         if not stream:
             ended = f"Well. {CALL}".index("}}") + 2
             assert response.json()["usage"]["completion_tokens"] == ended
+
+
+SEVEN: dict[str, Any] = {"enum": [7]}
+GBNF = 'root ::= "x" "y"'
+OTHERS: list[tuple[dict[str, Any], str]] = [
+    ({"response_format": {"type": "json_object", "schema": SEVEN}}, '"enum": [7]'),
+    ({"response_format": {"type": "json_object", "schema": {}}}, '"type": "object"'),
+    ({"response_format": {"type": "json_schema", "schema": SEVEN}}, '"enum": [7]'),
+    ({"regex": "a+b"}, "/a+b/"),
+    ({"ebnf": GBNF}, '\\"x\\" \\"y\\"'),
+    ({"grammar": GBNF}, '\\"x\\" \\"y\\"'),
+    ({"json_schema": json.dumps(SEVEN)}, '"enum": [7]'),
+    ({"json_schema": SEVEN}, '"enum": [7]'),
+    ({"format": "json"}, '"type": "object"'),
+    ({"format": SEVEN}, '"enum": [7]'),
+    ({"format": "", "grammar": "", "regex": "a+b"}, "/a+b/"),
+    ({"guided_json": SEVEN, "guided_whitespace_pattern": "[ ]?"}, '{"whitespace_pattern": "[ ]?"}'),
+    ({"structured_outputs": {"json": SEVEN, "whitespace_pattern": ""}}, '{"whitespace_pattern": ""}'),
+    ({"structured_outputs": {"json": SEVEN, "disable_any_whitespace": True, "disable_fallback": True}}, "[7]"),
+    ({"guided_json": SEVEN, "guided_decoding_backend": "outlines"}, '"enum": [7]'),
+]
+
+
+@pytest.mark.parametrize(("fields", "part"), OTHERS)
+def test_other_servers_names_are_honoured(fields: dict[str, Any], part: str) -> None:
+    engine = FakeEngine()
+    bodies: list[tuple[str, dict[str, Any]]] = [(COMPLETIONS, {"prompt": "hi"}), (CHAT, {"messages": USER})]
+    bodies += [] if "response_format" in fields else [(RESPONSES, {"input": "hi"})]
+    with in_memory(engine) as client:
+        for path, body in bodies:
+            response = client.post(path, json=body | fields)
+            assert response.status_code == 200, response.text
+        unknown = value(service_of(client), "request_unknown_fields_total")
+    assert len(engine.seen) == len(bodies)
+    assert all(part in request.sampling.grammar for request in engine.seen), engine.seen[-1].sampling.grammar
+    assert unknown == ("guided_decoding_backend" in fields) * len(bodies), "every other field is read"
+
+
+FORMATS: list[tuple[dict[str, Any], str]] = [
+    ({"type": "structural_tag", "structures": []}, "structural_tag"),
+    ({"type": "grammar", "grammar": GBNF}, "'grammar'"),
+    ({"type": "json_schema", "schema": SEVEN, "json_schema": {"name": "n", "schema": SEVEN}}, "give one"),
+    ({"type": "json_object", "json_schema": {"name": "n", "schema": SEVEN}}, "json_object"),
+    ({"type": "text", "schema": SEVEN}, "text"),
+    ({"type": "json_schema"}, "missing"),
+]
+REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    *(({"response_format": format}, ("response_format", word)) for format, word in FORMATS),
+    ({"structural_tag": "{}"}, ("structural_tag",)),
+    ({"structured_outputs": {"structural_tag": "{}"}}, ("structural_tag",)),
+    ({"grammar_lazy": True}, ("grammar_lazy",)),
+    ({"format": "xml"}, ("format", "xml")),
+    ({"regex": ""}, ("regex", "empty")),
+    ({"regex": "a", "ebnf": GBNF}, ("regex", "ebnf")),
+    ({"grammar": GBNF, "format": "json"}, ("grammar", "format")),
+    ({"json_schema": "{}", "guided_json": {}}, ("json_schema", "guided_json")),
+    ({"json_schema": "{"}, ("json_schema", "no JSON")),
+    ({"grammar": {"type": "json", "value": {}}}, ("grammar",)),
+    ({"regex": "a", "response_format": {"type": "json_object"}}, ("regex", "response_format")),
+    ({"guided_whitespace_pattern": " ?"}, ("guided_whitespace_pattern", "schema")),
+    ({"guided_whitespace_pattern": " ?", "regex": "a"}, ("guided_whitespace_pattern", "schema")),
+    ({"regex": "a" * 65537}, ("regex", "65536", "65537")),
+    ({"format": {"enum": ["a" * 65537]}}, ("format", "65536")),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), REFUSED)
+def test_what_cannot_be_held_is_refused_by_name(fields: dict[str, Any], words: tuple[str, ...]) -> None:
+    with in_memory() as client:
+        for path, body in ((COMPLETIONS, {"prompt": "hi"}), (CHAT, {"messages": USER})):
+            response = client.post(path, json=body | fields)
+            assert response.status_code == 400, (path, response.text)
+            assert all(word in response.json()["error"]["message"] for word in words), response.text
+
+
+def test_a_response_repeats_the_schema_of_an_object() -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+        answer = client.post(
+            RESPONSES, json={"input": "hi", "text": {"format": {"type": "json_object", "schema": SEVEN}}}
+        )
+        assert answer.json()["text"]["format"] == {"type": "json_object", "schema": SEVEN}
+        assert client.post(RESPONSES, json={"input": "hi"}).json()["text"]["format"] == {"type": "text"}
+        for fields, words in (({"text": {"format": {"type": "text", "schema": SEVEN}}}, "text.format.schema"),):
+            refused = client.post(RESPONSES, json={"input": "hi"} | fields)
+            assert refused.status_code == 400 and words in refused.json()["error"]["message"]
+    assert '"enum": [7]' in engine.seen[0].sampling.grammar and not engine.seen[1].sampling.grammar
