@@ -3,6 +3,7 @@
 The masks have been computed beside the engine; here they are applied, by a native kernel or, without, by numpy.
 """
 
+import time
 from itertools import groupby
 from typing import NamedTuple
 
@@ -40,6 +41,8 @@ def constrained(
     rows = [row for row, sequence in enumerate(sequences) if sequence.matcher is not None]
     if not rows:
         return logits_BV, {}
+    began = time.perf_counter()
+    matcher = None
     masks: list[Words] = []
     mask_of_B = np.full(len(sequences), -1)
     faults: Faults = {}
@@ -57,7 +60,10 @@ def constrained(
         mask_of_B[own[: len(words_RW)]] = len(masks) + np.arange(len(words_RW))
         masks += list(words_RW)
         faults |= dict.fromkeys(own[len(words_RW) :], Fault())
-    return _applied(logits_BV, raw_BV, masks, mask_of_B), faults
+    masked_BV = _applied(logits_BV, raw_BV, masks, mask_of_B)
+    if matcher is not None:
+        matcher.spend(time.perf_counter() - began, len(masks))
+    return masked_BV, faults
 
 
 def _applied(logits_BV: Tensor, raw_BV: Tensor, masks: list[Words], mask_of_B: NDArray[np.int64]) -> Tensor:

@@ -66,6 +66,7 @@ class Load:
         self._cost = cost
         self._experts = sum(pool.experts for pool in cost.pools)
         self._tokens: Counter[Counts] = Counter()
+        self.beside = 0.0  # seconds of what is no work of the model
 
     def add(self, counts: Counts, tokens: int) -> None:
         """Put in tokens that may use these counts."""
@@ -87,7 +88,7 @@ class Load:
     @property
     def seconds(self) -> float:
         """The estimate for what is in."""
-        return _seconds(self._cost, tuple(self._tokens.items()))
+        return _seconds(self._cost, tuple(self._tokens.items())) + self.beside
 
     def fits(self, counts: Counts, seconds: float, most: int) -> int:
         """How many of `most` more tokens with these counts a step of `seconds` has room for.
@@ -103,7 +104,7 @@ class Load:
 
         def seconds(more: int) -> float:
             left = sum(there * miss**more for there, miss in zip(untouched, missed, strict=True))
-            return self._cost.seconds(tokens + more, pairs + more * each, experts - left)
+            return self._cost.seconds(tokens + more, pairs + more * each, experts - left) + self.beside
 
         return seconds
 

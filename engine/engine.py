@@ -41,6 +41,7 @@ class Engine:
         self._runner, self._grammars, self._repeatable = runner, grammars, repeatable
         self._retries = 0  # in this step
         self._last_s = 0.0  # what the last step took
+        self._masks_s = 0.0  # what masks have taken so far
         self._pace = Pace()
 
     @property
@@ -89,6 +90,11 @@ class Engine:
         """Take in masks. A step waits for the usual ones, but not for long."""
         if self._grammars is not None:
             self._grammars.processes.settle(max(PATIENCE, SHARE * self._last_s))
+
+    def _spent_on_masks(self) -> float:
+        """Seconds since this was last asked."""
+        before, self._masks_s = self._masks_s, self._grammars.processes.seconds if self._grammars else 0.0
+        return self._masks_s - before
 
     def _await_masks(self) -> bool:
         """Where nothing can be done without a mask, wait for one, but not for long; false where none is due."""
@@ -198,4 +204,5 @@ class Engine:
             blocks_used=scheduler.blocks.used,
             blocks_total=scheduler.blocks.total,
             retries=self._retries,
+            masks_s=self._spent_on_masks(),
         )

@@ -56,6 +56,11 @@ class MaskClient:
         """Whether replies are due."""
         return bool(self._asked)
 
+    @property
+    def asked(self) -> int:
+        """How many answers wait for a reply."""
+        return len(self._asked)
+
     def fileno(self) -> int:
         """What is readable when a reply has come; only while the client is busy."""
         assert self._socket is not None

@@ -22,6 +22,7 @@ HOT_SECONDS = 0.03  # of the processor beyond what masks usually cost, from whic
 USUAL_SECONDS = 0.001  # of one answer's token
 SPENT_SECONDS, SPENT_PER_TOKEN = 0.5, 0.002  # what an answer may cost: at once, and for each of its tokens
 NICENESS = 10  # of the process for dear grammars: on a busy machine it gets what the model leaves
+SMOOTH = 0.05  # weight of the last masks for what one is expected to take
 MOST_DEAR = 1000  # grammars that are remembered to be dear
 MODULE = "engine.mask_process"
 
@@ -38,6 +39,8 @@ class MaskProcesses:
         self.vocabulary = vocabulary
         self.dear: OrderedDict[str, None] = OrderedDict()  # grammars that are, those found last at the end
         self._late = False
+        self.seconds = 0.0  # that steps spent on masks, in all
+        self.row_seconds = 0.0  # of late, for each mask
 
     @property
     def busy(self) -> bool:
@@ -58,8 +61,18 @@ class MaskProcesses:
         """Wait for the usual masks, so long at the most; not again for those that were not there by then."""
         if not self.busy:
             return
+        began, rows = time.monotonic(), self.quick.asked
+        self._settle(began + seconds)
+        self.spend(time.monotonic() - began, rows)
+
+    def spend(self, seconds: float, rows: int) -> None:
+        """Take in what a step spent on some masks. It waits for them, and applies them: a mask counts half in each."""
+        self.seconds += seconds
+        if rows:
+            self.row_seconds += SMOOTH * (2 * seconds / rows - self.row_seconds)
+
+    def _settle(self, deadline: float) -> None:
         self.collect()
-        deadline = time.monotonic() + seconds
         while self.quick.busy and not self._late:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -110,6 +123,15 @@ class Matcher:
     def dear(self) -> bool:
         """Whether masks take so long that no step waits for them."""
         return self.grammar in self._processes.dear
+
+    @property
+    def row_seconds(self) -> float:
+        """What a mask adds to a step, as expected."""
+        return self._processes.row_seconds
+
+    def spend(self, seconds: float, rows: int) -> None:
+        """Take in what applying some masks took."""
+        self._processes.spend(seconds, rows)
 
     def open(self) -> None:
         """Ask for the first mask, unless that has been done."""

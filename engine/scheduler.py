@@ -149,6 +149,8 @@ class Scheduler:
         for place, sequence in enumerate(going, 1):
             decodes = sequence is not partly and sequence.id in self._running and sequence.ready
             if decodes and (chunk := self._decode(sequence, allowance)):
+                if sequence.matcher is not None:
+                    allowance.load.beside += sequence.matcher.row_seconds
                 plan.append(self._guess(chunk, allowance, len(going) - place))
         return plan
 

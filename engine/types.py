@@ -136,6 +136,7 @@ class StepStats(msgspec.Struct, frozen=True, array_like=True):
     blocks_used: int
     blocks_total: int
     retries: int = 0  # runs of parts of the step, after it had failed as a whole
+    masks_s: float = 0.0  # waiting for masks of grammars, and applying them
 
 
 class StepReport(msgspec.Struct, frozen=True, array_like=True):

@@ -102,6 +102,7 @@ SERIES = (
     Series("counter", "routed_pairs_saved", "Computations saved against the trained count"),
     Series("counter", "step_mixed", "Engine steps that held more than one budget"),
     Series("counter", "step_retries", "Runs of parts of engine steps that had failed, to find the request at fault"),
+    Series("counter", "grammar_step_seconds", "Seconds that engine steps waited for grammars' masks and applied them"),
     Series("counter", "log_lines_dropped", "Log lines that were not written, since their reader was too slow"),
     Series("gauge", "num_requests_running", "Sequences in the engine's batch"),
     Series("gauge", "num_requests_waiting", "Sequences waiting, at HTTP and in the engine"),
@@ -218,6 +219,7 @@ class Metrics:
             ("routed_pairs_saved", max(0, stats.trained_pairs - stats.routed_pairs)),
             ("step_mixed", int(stats.mixed)),
             ("step_retries", stats.retries),
+            ("grammar_step_seconds", stats.masks_s),
         ):
             if amount:
                 self.inc(name, by=amount)

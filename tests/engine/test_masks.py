@@ -13,6 +13,7 @@ from llguidance import LLTokenizer
 
 from engine.build import build_engine
 from engine.constraints import TOO_COMPLEX
+from engine.cost import StepCost
 from engine.engine import Engine
 from engine.grammar import Grammars
 from engine.mask_messages import Ahead, Masks, Open
@@ -101,6 +102,20 @@ def test_an_answer_that_spends_too_much_ends_with_an_error_of_its_own(engine: En
     error = _failure(end)
     assert isinstance(error, InvalidRequest) and (error.param, error.code) == ("grammar", TOO_COMPLEX)
     assert isinstance(_failure(TokenEvent("a", None, finish="error", error="broken")), GenerationFailed)
+
+
+def test_masks_are_counted_and_part_of_what_a_step_is_expected_to_take(engine: Engine) -> None:
+    engine.scheduler.cost = StepCost(0.0, 0.001, 0.0, 0.0, ())
+    for number in range(3):
+        engine.add(request(f"easy {number}", 20, EASY))
+    reports = [engine.step() for _ in range(12)]
+    engine.scheduler.cost = None
+    assert sum(report.stats.masks_s for report in reports) > 0
+    decoding = [report.stats for report in reports if report.stats.generated_tokens == 3]
+    assert decoding and decoding[-1].estimated_s > 0.003
+    for number in range(3):
+        engine.abort(f"easy {number}")
+    assert engine.step().stats.masks_s >= 0
 
 
 def test_an_exhausted_automaton_is_its_own_answers_fault(grammars: Grammars) -> None:
