@@ -56,6 +56,12 @@ class Queues:
             self._forget(sequence)
 
     @property
+    def has_plain(self) -> bool:
+        """Whether a sequence without a grammar runs, or waits among the first."""
+        some = chain(self.running.values(), islice(self.waiting.values(), LOOK))
+        return any(sequence.matcher is None for sequence in some)
+
+    @property
     def youngest(self) -> Sequence:
         """The sequence that gives way when memory runs out: of those that run, the last to arrive."""
         return next(reversed(self.running.values()))

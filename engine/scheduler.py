@@ -84,6 +84,11 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def has_plain(self) -> bool:
+        """Whether a sequence without a grammar could be held up."""
+        return self._queues.has_plain
+
+    @property
     def waiting(self) -> int:
         """Sequences in the queue, preempted ones included."""
         return len(self._waiting)
