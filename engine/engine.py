@@ -90,7 +90,7 @@ class Engine:
         """Take in masks. A step waits for the usual ones: not for long, where that would hold up answers without."""
         if self._grammars is not None and self._grammars.processes.busy:
             short = max(PATIENCE, SHARE * self._last_s)
-            self._grammars.processes.settle(short if self.scheduler.has_plain else IDLE_SECONDS)
+            self._grammars.processes.settle(short if self.scheduler.queues.has_plain else IDLE_SECONDS)
 
     def _spent_on_masks(self) -> float:
         """Seconds since this was last asked."""

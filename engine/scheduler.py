@@ -71,9 +71,9 @@ class Scheduler:
         self.counts = Counts()  # of the last plan
         self._chunked, self._clock = chunked, clock
         self._step_seconds, self._min_chunk = step_seconds if step_seconds and chunked else math.inf, min_chunk
-        self._queues = Queues()
-        self._waiting, self._running = self._queues.waiting, self._queues.running
-        self._prompts = Prompts(blocks, self._queues, max_running, chunked, clock)
+        self.queues = Queues()
+        self._waiting, self._running = self.queues.waiting, self.queues.running
+        self._prompts = Prompts(blocks, self.queues, max_running, chunked, clock)
         self._planned: set[str] = set()  # in the plan that is not committed yet
         self._doomed: set[str] = set()  # of these, aborted: they end with the commit
         self._events: list[TokenEvent] = []  # ends that no commit has reported yet
@@ -84,11 +84,6 @@ class Scheduler:
         return len(self._running)
 
     @property
-    def has_plain(self) -> bool:
-        """Whether a sequence without a grammar could be held up."""
-        return self._queues.has_plain
-
-    @property
     def waiting(self) -> int:
         """Sequences in the queue, preempted ones included."""
         return len(self._waiting)
@@ -97,7 +92,7 @@ class Scheduler:
     def oldest_waiting_s(self) -> float:
         """How long the sequence that has waited longest has waited for its next token, in the queue or partly read; in
         seconds, 0 where none waits."""
-        since = self._queues.waits_since
+        since = self.queues.waits_since
         return 0.0 if since is None else self._clock() - since
 
     @property
@@ -114,7 +109,7 @@ class Scheduler:
         if request.id in self._running or request.id in self._waiting:
             raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
         refuse_misfit(request, self.max_model_len, self.blocks.total * self.blocks.block_size)
-        self._queues.add(Sequence(request, self._clock(), matcher))
+        self.queues.add(Sequence(request, self._clock(), matcher))
 
     def abort(self, request_id: str) -> None:
         """End a request; its last event comes with the next commit. An unknown id is ignored: it may just have ended.
@@ -137,7 +132,7 @@ class Scheduler:
         self.counts = Counts()
         allowance = Allowance(self.cost or FREE, self.max_step_tokens, self._step_seconds, self._min_chunk)
         plan = self._decodes(allowance)
-        if self._queues.partly or (self._waiting and not self._prompts.full):
+        if self.queues.partly or (self._waiting and not self._prompts.full):
             if allowance.bounded:
                 allowance.open(reading_share(self.oldest_waiting_s))
             plan += self._prompts.plan(allowance, self.counts)
@@ -148,14 +143,13 @@ class Scheduler:
     def _decodes(self, allowance: Allowance) -> list[Chunk]:
         """The next tokens of all sequences that decode, in order of arrival."""
         plan: list[Chunk] = []
-        if (partly := self._queues.partly) is not None:
+        if (partly := self.queues.partly) is not None:
             self._make_room(partly)
         going = list(self._running.values())
         for place, sequence in enumerate(going, 1):
             decodes = sequence is not partly and sequence.id in self._running and sequence.ready
             if decodes and (chunk := self._decode(sequence, allowance)):
-                if sequence.matcher is not None:
-                    allowance.load.beside += sequence.matcher.row_seconds
+                allowance.load.beside += sequence.matcher.row_seconds if sequence.matcher else 0.0
                 plan.append(self._guess(chunk, allowance, len(going) - place))
         return plan
 
@@ -204,12 +198,12 @@ class Scheduler:
             RuntimeError: one does not hold.
         """
         self.blocks.check()
-        self._queues.check(self.blocks.holders, self._chunked)
+        self.queues.check(self.blocks.holders, self._chunked)
 
     def _decode(self, sequence: Sequence, allowance: Allowance) -> Chunk | None:
         """The next token of a running sequence, which takes its block from the youngest sequence if need be."""
         while not self.blocks.reserve(sequence, sequence.computed + 1):
-            self._preempt(youngest := self._queues.youngest)
+            self._preempt(youngest := self.queues.youngest)
             if youngest is sequence:
                 return None
         allowance.take(sequence.request.budget.per_layer, 1, prompt=False)
@@ -217,7 +211,7 @@ class Scheduler:
 
     def _make_room(self, partly: Sequence) -> None:
         """Hold a block for a prompt partly read, for which what overtook it gives way; it waits for older sequences."""
-        while (last := self._queues.youngest) is not partly and not self.blocks.reserve(partly, partly.computed + 1):
+        while (last := self.queues.youngest) is not partly and not self.blocks.reserve(partly, partly.computed + 1):
             self._preempt(last)
 
     def _guess(self, chunk: Chunk, allowance: Allowance, others: int) -> Chunk:
@@ -237,7 +231,7 @@ class Scheduler:
         self.blocks.release(sequence)
         sequence.preemptions += 1
         self.counts.preemptions += 1
-        self._queues.set_back(sequence, self._clock())
+        self.queues.set_back(sequence, self._clock())
 
     def _set_back(self, chunks: Seq[Chunk]) -> None:
         """Preempt these, to be computed apart from others."""
@@ -256,8 +250,8 @@ class Scheduler:
         sequence.computed_tokens += chunk.length
         if chunk.drafts or chunk.ahead:
             count_guesses(chunk, self.speculator.experts if self.speculator else 0)
-        if self._chunked and (self._queues.partly is sequence or not ends):
-            self._queues.note_read(sequence)
+        if self._chunked and (self.queues.partly is sequence or not ends):
+            self.queues.note_read(sequence)
         if sequence.id in self._doomed:
             self._finish(sequence, "abort")
         elif scores is None:
@@ -296,7 +290,7 @@ class Scheduler:
         self, sequence: Sequence, finish: Finish, last: Sampled | None = None, error: str | None = None, code: str = ""
     ) -> None:
         self.blocks.release(sequence, forget=finish == "error")
-        self._queues.drop(sequence)
+        self.queues.drop(sequence)
         self._events.append(end_event(sequence, finish, last, error, code, self._clock))
 
     def _close(self) -> list[TokenEvent]:

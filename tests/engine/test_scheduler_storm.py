@@ -137,7 +137,7 @@ class Storm(RuleBasedStateMachine):
         """A new plan, checked against the rules that every plan keeps."""
         had_work = self.scheduler.running + self.scheduler.waiting
         self.now += 0.3
-        partly = self.scheduler._queues.partly
+        partly = self.scheduler.queues.partly
         plan = self.scheduler.schedule()
         self.age = max([self.now - self.asked[id] for id in self.asked.keys() - self.ended.keys()], default=0.0)
         assert plan or not had_work, "there is work, but nothing is planned"
@@ -154,11 +154,7 @@ class Storm(RuleBasedStateMachine):
         if not self.chunked:
             assert all((chunk.start, chunk.length) == (0, chunk.sequence.prompt_length) for chunk in reading)
         preempted = set(self.scheduler._waiting)
-        if (
-            partly is not None
-            and partly.id in self.scheduler._running
-            and self.scheduler._queues.youngest is not partly
-        ):
+        if partly is not None and partly.id in self.scheduler._running and self.scheduler.queues.youngest is not partly:
             assert partly.id in ids, "what overtook it takes what it needs"
         assert self.decoding - preempted <= set(ids), "a running decode got no token"
         self.judge_time(plan, self.decoding - preempted)
