@@ -2,7 +2,7 @@
 
 A poller asks for /health again and again beside the requests of a test. An answer is a freeze when it comes late and
 the server's process computed meanwhile: then something kept the interpreter or the event loop to itself. A late answer
-without computing is a freeze as well, from a second on: something blocked. So a busy machine fails no test.
+without computing is a freeze as well, from two seconds on: something blocked. So a busy machine fails no test.
 
 It knows /health and one process, no other request.
 """
@@ -24,7 +24,7 @@ from fastapi import FastAPI
 PATH = "/health"
 EVERY = 0.01  # seconds between two questions
 LATE = 0.1  # seconds on an idle machine of the nominal speed
-BLOCKED = 1.0  # seconds without computing
+BLOCKED = 2.0  # seconds without computing
 GROWTH = 256 << 20  # bytes that a server may take during one test
 NOMINAL = 0.02  # CPU seconds of `_work` on the machine that LATE was chosen on
 READ_MEMORY_EVERY = 10  # questions

@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args(arguments)
-    with serving(*FLAGS, *TIMES) as live:
+    with serving(*FLAGS, *TIMES, watched=False) as live:
         started = time.monotonic()
         storm = asyncio.run(run(live, options.rounds))
         wrong = faults(storm)

@@ -230,7 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hang-seconds", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
-    with serving("--log-level", "error", "--hang-seconds", str(options.hang_seconds)) as live:
+    hang = str(options.hang_seconds)
+    with serving("--log-level", "error", "--hang-seconds", hang, watched=False) as live:
         started = time.monotonic()
         found = asyncio.run(storm(live, options.kills, options.hangs, options.seed))
     result = figures(found, time.monotonic() - started)
