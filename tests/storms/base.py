@@ -32,7 +32,7 @@ Attack = Callable[["Storm", int], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """`count` requests, `at_once` of them together. `allowed`: how they may end. `counted`: the server counts each once."""
+    """`count` requests, so many at once. `allowed`: how they may end. `counted`: the server counts each once."""
 
     name: str
     attack: Attack

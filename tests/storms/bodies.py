@@ -19,7 +19,6 @@ BAD_FIELDS: Sequence[dict[str, Any]] = (
     {"stop": ["x"] * 10_000},
     {"max_tokens": 1_000_000},
     {"max_tokens": -1},
-    {"prompt": ""},
     {"prompt": []},
     {"prompt": [[]]},
     {"prompt": [-1]},
