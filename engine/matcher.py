@@ -20,7 +20,7 @@ from engine.mask_messages import Advance, Ahead, Masks, Open, ToMasks
 
 HOT_SECONDS = 0.03  # of the processor beyond what masks usually cost, from which on a grammar is dear
 USUAL_SECONDS = 0.001  # of one answer's token
-SPENT_SECONDS, SPENT_PER_TOKEN = 0.5, 0.002  # what an answer may cost: at once, and for each of its tokens
+SPENT_SECONDS, SPENT_PER_TOKEN = 0.25, 0.002  # what an answer may cost: at once, and for each of its tokens
 NICENESS = 10  # of the process for dear grammars: on a busy machine it gets what the model leaves
 SMOOTH = 0.05  # weight of the last masks for what one is expected to take
 MOST_DEAR = 1000  # grammars that are remembered to be dear
