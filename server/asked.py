@@ -55,6 +55,12 @@ def whitespace_of(body: GenerationBody) -> tuple[str, str] | None:
     return None
 
 
+def closing_of(body: GenerationBody) -> bool | None:
+    """Whether the body itself says that schemas are closed, or open."""
+    new = body.structured_outputs
+    return None if new is None else new.disable_additional_properties
+
+
 def _is_none(asked: Asked) -> bool:
     return asked.field in EMPTY_IS_NONE and asked.value == ""
 

@@ -77,7 +77,7 @@ async def open_completion(service: Service, http: HttpRequest) -> Call:
     reservation = service.admission.reserve(body.answers * len(prompts), key_name_of(http))
 
     async def prepare() -> Prepared:
-        form = await _off_loop(body, form_of_completion, body, service.settings.max_grammar_bytes)
+        form = await _off_loop(body, form_of_completion, body, *_schema_rules(service))
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         encoded = iter(await encode_all(service, service.tokenizer.encode, texts, body.answer_limit))
         return form, [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
@@ -103,7 +103,7 @@ async def open_conversation(
         tools = None if body.tool_choice == "none" else body.tools
         variables = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
         text = await service.rendering.run(render, service, body, body.messages, tools, variables)
-        form = await _off_loop(body, form_of_chat, body, service.dialect, text, service.settings.max_grammar_bytes)
+        form = await _off_loop(body, form_of_chat, body, service.dialect, text, *_schema_rules(service))
         return form, await encode_all(service, service.tokenizer.encode_chat, [text], body.answer_limit)
 
     return await _open(service, kind, key_name_of(http), checked, reservation, prepare, arrived)
@@ -124,6 +124,11 @@ def render(
     said, functions = [message.plain() for message in messages], [tool.plain() for tool in tools or ()] or None
     set_by_name = body.chat_template_kwargs | dict(variables)
     return service.chat.render(said, functions, body.add_generation_prompt, set_by_name)
+
+
+def _schema_rules(service: Service) -> tuple[int, bool]:
+    """The most bytes that a grammar may be written from, and whether objects of schemas are closed."""
+    return service.settings.max_grammar_bytes, service.settings.schema_objects == "closed"
 
 
 async def _off_loop(body: GenerationBody, make: Callable[..., Form], *args: Any) -> Form:

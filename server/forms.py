@@ -4,13 +4,14 @@ It knows bodies and dialects, no tokens and no engine.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model.errors import InvalidRequest, shown
 from server.asked import RESPONSE_FORMAT
 from server.bodies.base import GenerationBody
 from server.bodies.chat import ChatBody, ChosenTool
+from server.closed_schemas import TooEntangled
 from server.dialects.plain import Plain
 from server.dialects.seam import Dialect, Reader, Tool
 from server.structured import Constraint, constraint_of
@@ -36,19 +37,31 @@ class Form:
         return self.dialect.reader(self.prompt, self.tools, self.single) if self.reads else None
 
 
-def form_of_completion(body: GenerationBody, limit: int) -> Form:
-    """A completion's text is all content."""
-    constraint = constraint_of(body, limit)
+def form_of_completion(body: GenerationBody, limit: int, close: bool) -> Form:
+    """A completion's text is all content. `limit`: bytes of what a grammar is written from; `close`: the objects of
+    schemas."""
+    constraint = constraint_of(body, limit, close)
     if constraint is None:
         return Form(PLAIN)
     grammar = constraint.grammar(PLAIN.answers("", constraint.rules))
     return Form(PLAIN, grammar=_bounded(grammar, constraint.field, limit), field=constraint.field)
 
 
-def form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int) -> Form:
-    """`prompt` is the rendered template."""
-    tools = offered(body)
-    constraint = constraint_of(body, limit)
+def form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int, close: bool) -> Form:
+    """`prompt` is the rendered template.
+
+    Raises:
+        InvalidRequest: the constraint or a tool makes no grammar, or one that is too long.
+    """
+    try:
+        return _form_of_chat(body, dialect, prompt, limit, close)
+    except TooEntangled as error:
+        raise InvalidRequest(f"tools: parameters cannot be closed: {error}", "tools") from None
+
+
+def _form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int, close: bool) -> Form:
+    tools = tuple(replace(tool, closed=close) for tool in offered(body))
+    constraint = constraint_of(body, limit, close)
     forced = body.tool_choice == "required" or isinstance(body.tool_choice, ChosenTool)
     if forced:
         _check_waits(constraint)

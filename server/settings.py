@@ -106,6 +106,12 @@ class Settings(BaseSettings):
         "Model",
         "How the model writes calls of tools and thoughts; auto: as its chat template does",
     )
+    schema_objects: Literal["closed", "open"] = _option(
+        "closed",
+        "Model",
+        "JSON objects of answers and calls whose schema names properties and is silent about others; closed: they have "
+        "no others, open: any, as the standard has it",
+    )
     max_model_len: int = _option(0, "Model", "Longest prompt plus answer, in tokens; 0: what the checkpoint says", ge=0)
 
     quantize: Literal["none", "int8", "int8-weights"] = _option(

@@ -11,8 +11,9 @@ from typing import Any
 from llguidance import grammar_from, regex_to_lark
 
 from model.errors import InvalidRequest, shown
-from server.asked import Asked, asked_of, whitespace_of
+from server.asked import Asked, asked_of, closing_of, whitespace_of
 from server.bodies.base import GenerationBody
+from server.closed_schemas import TooEntangled, closed
 
 # Without these, a grammar allows white space without end, and small models write just that.
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -40,8 +41,8 @@ class Constraint:
         return json.dumps({"grammars": [{"name": name, "lark_grammar": text} for name, text in parts.items()]})
 
 
-def constraint_of(body: GenerationBody, limit: int) -> Constraint | None:
-    """The one constraint that a body asks for.
+def constraint_of(body: GenerationBody, limit: int, close: bool) -> Constraint | None:
+    """The one constraint that a body asks for; with `close`, objects of schemas are closed where these are silent.
 
     Raises:
         InvalidRequest: there are two, one is larger than `limit` bytes, or empty.
@@ -57,7 +58,8 @@ def constraint_of(body: GenerationBody, limit: int) -> Constraint | None:
     (one_asked,) = asked
     _check_size(one_asked, limit)
     if one_asked.kind == "schema":
-        return _schema(one_asked, COMPACT if whitespace is None else {"whitespace_pattern": whitespace[1]})
+        written = COMPACT if whitespace is None else {"whitespace_pattern": whitespace[1]}
+        return _schema(one_asked, written, close if (own := closing_of(body)) is None else own)
     return WRITERS[one_asked.kind](one_asked.field, one_asked.value)
 
 
@@ -75,7 +77,7 @@ def json_rule(schema: Any, writing: Mapping[str, Any] = COMPACT) -> str:
     return f"%json {json.dumps(schema)}"
 
 
-def _schema(asked: Asked, writing: Mapping[str, Any]) -> Constraint:
+def _schema(asked: Asked, writing: Mapping[str, Any], close: bool) -> Constraint:
     field, value = asked.field, asked.value
     if isinstance(value, str):
         try:
@@ -84,6 +86,11 @@ def _schema(asked: Asked, writing: Mapping[str, Any]) -> Constraint:
             raise InvalidRequest(f"{field} is a text, but no JSON: {shown(value)}", field) from None
     if not isinstance(value, dict | bool):
         raise InvalidRequest(f"{field} must be a JSON schema, got {shown(value)}", field)
+    if close and isinstance(value, dict):
+        try:
+            value = closed(value)
+        except TooEntangled as error:
+            raise InvalidRequest(f"{field} cannot be closed: {error}", field) from None
     return Constraint(field, f"answer: {json_rule({} if value is True else value, writing)}\n")
 
 

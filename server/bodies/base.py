@@ -80,6 +80,9 @@ class StructuredOutputs(BaseModel):
     grammar: str | None = None
     json_object: bool | None = None
     whitespace_pattern: str | None = Field(None, description="A regex of the white space that JSON may have")
+    disable_additional_properties: bool | None = Field(
+        None, description="Whether objects are closed where the schema is silent; by default the server's setting"
+    )
     disable_any_whitespace: bool | None = Field(None, description="Nothing changes: white space is never free")
     disable_fallback: bool | None = Field(None, description="Nothing changes: there is one library")
 

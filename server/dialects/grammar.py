@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from server.closed_schemas import closed
 from server.dialects.seam import Tool
 
 # One space or none after a separator and none elsewhere: small models write whitespace for ever where they may.
@@ -16,7 +17,6 @@ from server.dialects.seam import Tool
 _JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?", "lenient": True}
 NO_TOKENS: Mapping[str, int] = MappingProxyType({})
 LONGEST_THOUGHT = 8192  # characters, before a forced answer: a small model would think for ever
-_OPEN_ENDED = ("additionalProperties", "patternProperties", "anyOf", "oneOf", "allOf", "$ref", "if")
 
 
 def literal(text: str) -> str:
@@ -40,11 +40,13 @@ def spell(text: str, ids: Mapping[str, int]) -> str:
 
 
 def arguments(tool: Tool) -> str:
-    """A JSON object that follows the tool's schema; where that names properties, with no others than those."""
+    """A JSON object that follows the tool's schema.
+
+    Raises:
+        TooEntangled: the schema cannot be closed.
+    """
     schema: dict[str, Any] = {**tool.parameters, "type": "object", "x-guidance": _JSON}
-    if "properties" in schema and not any(key in schema for key in _OPEN_ENDED):
-        schema["additionalProperties"] = False
-    return f"%json {json.dumps(schema)}"
+    return f"%json {json.dumps(closed(schema) if tool.closed else schema)}"
 
 
 def object_call(tool: Tool, key: str = "arguments") -> str:

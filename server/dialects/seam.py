@@ -12,10 +12,14 @@ import msgspec
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One function that the model may call; `parameters` is a JSON schema of its arguments, an object."""
+    """One function that the model may call; `parameters` is a JSON schema of its arguments, an object.
+
+    `closed`: what it does not name is ruled out unless it says otherwise.
+    """
 
     name: str
     parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
+    closed: bool = True
 
 
 class Content(msgspec.Struct, frozen=True):

@@ -187,3 +187,41 @@ def test_a_response_repeats_the_schema_of_an_object() -> None:
             refused = client.post(RESPONSES, json={"input": "hi"} | fields)
             assert refused.status_code == 400 and words in refused.json()["error"]["message"]
     assert '"enum": [7]' in engine.seen[0].sampling.grammar and not engine.seen[1].sampling.grammar
+
+
+OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}}
+OPENED = {**OBJECT, "additionalProperties": True}
+CLOSED = '"additionalProperties": false'
+SCHEMA_FORMAT = {"type": "json_schema", "json_schema": {"name": "n", "schema": OBJECT}}
+FORCED = {"tools": [ADD], "tool_choice": "required"}
+CLOSINGS: list[tuple[dict[str, Any], str, bool]] = [
+    ({"response_format": SCHEMA_FORMAT}, "closed", True),
+    ({"response_format": SCHEMA_FORMAT}, "open", False),
+    (FORCED, "closed", True),
+    (FORCED, "open", False),
+    ({"guided_json": OPENED}, "closed", False),
+    ({"json_schema": json.dumps(OBJECT)}, "closed", True),
+    ({"structured_outputs": {"json": OBJECT}}, "closed", True),
+    ({"structured_outputs": {"json": OBJECT, "disable_additional_properties": False}}, "closed", False),
+    ({"structured_outputs": {"json": OBJECT, "disable_additional_properties": True}}, "open", True),
+]
+
+
+@pytest.mark.parametrize(("fields", "setting", "closed"), CLOSINGS)
+def test_objects_are_closed_unless_the_schema_the_request_or_the_server_opens_them(
+    fields: dict[str, Any], setting: str, closed: bool
+) -> None:
+    engine = FakeEngine()
+    with in_memory(engine, schema_objects=setting) as client:
+        assert client.post(CHAT, json={"messages": USER} | fields).status_code == 200
+    assert (CLOSED in engine.seen[0].sampling.grammar) == closed
+
+
+def test_what_cannot_be_closed_is_refused_by_its_field() -> None:
+    links = {f"d{i}": {"properties": {"a": {}}, "allOf": [{"$ref": f"#/$defs/d{i + 1}"}]} for i in range(99)}
+    schema = {"type": "object", "$defs": links, "properties": {"a": {"$ref": "#/$defs/d0"}}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": schema}}
+    with in_memory() as client:
+        for field, fields in (("guided_json", {"guided_json": schema}), ("tools", FORCED | {"tools": [tool]})):
+            error = client.post(CHAT, json={"messages": USER} | fields).json()["error"]
+            assert error["param"] == field and "at most 64 references" in error["message"]
