@@ -4,7 +4,7 @@ It knows one request, no others.
 """
 
 from engine.types import Request
-from model.errors import InvalidRequest
+from model.errors import InvalidRequest, context_exceeded
 
 
 def refuse_misfit(request: Request, context: int, cache: int) -> None:
@@ -19,13 +19,12 @@ def refuse_misfit(request: Request, context: int, cache: int) -> None:
     if new < 1 and (new < 0 or request.sampling.prompt_logprobs is None):
         raise InvalidRequest(f"max_tokens must be at least 1, got {new}", "max_tokens")
     computed = length + max(new, 1) - 1  # the last new token is returned, never computed
-    for wanted, limit, owner in (
-        (length + new, context, "the context of this model has room for"),
-        (computed, cache, "the key-value cache of this server can compute"),
-    ):
-        if wanted > limit:
-            raise InvalidRequest(
-                f"the prompt has {length} tokens and max_tokens is {new}, together {length + new}; {owner} {limit}",
-                "max_tokens",
-                "context_length_exceeded",
-            )
+    if length + new > context:
+        raise context_exceeded(length, new, context)
+    if computed > cache:
+        raise InvalidRequest(
+            f"The key-value cache of this server computes at most {cache} tokens. However, you requested "
+            f"{length + new} tokens ({length} in the prompt, {new} as max_tokens)",
+            "max_tokens",
+            "context_length_exceeded",
+        )

@@ -32,6 +32,23 @@ class InvalidRequest(MoedialError):
         self.message, self.param, self.code = message, param, code
 
 
+def context_exceeded(prompt: int, new: int, context: int, least: str = "") -> InvalidRequest:
+    """The refusal of a prompt and `new` tokens that do not fit the context, in the words that clients look for.
+
+    `least` is "at least " where the prompt has not been counted to its end.
+    """
+    room = context - prompt
+    if room < 1:
+        fits = f"the prompt must have at most {context - 1} tokens, so that a new one fits"
+    else:
+        fits = f"at most {room} new tokens fit after this prompt"
+    message = (
+        f"This model's maximum context length is {context} tokens. However, you requested {least}{prompt + new} tokens "
+        f"({least}{prompt} in the prompt, {new} as max_tokens); {fits}"
+    )
+    return InvalidRequest(message, "prompt" if room < 1 else "max_tokens", "context_length_exceeded")
+
+
 class CheckpointError(MoedialError):
     """A model folder that cannot be loaded; the message names the file and every fault found in it.
 

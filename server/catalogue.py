@@ -3,6 +3,7 @@
 Known once the engine has loaded. It serves nothing.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from model.errors import InvalidRequest, shown
 from server.errors import ModelNotFound
 from server.experts import Ask, aliases_for
 from server.settings import Settings
+
+_COUNT = re.compile(r"k[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,19 @@ class Catalogue:
         """What the `model` field asks: nothing, or an alias's count."""
         if model is None or model == self.name:
             return []
-        if model not in self.aliases:
-            raise ModelNotFound(f"the model {shown(model, 128)} does not exist; this server has {self.name!r}", "model")
-        return [Ask(f"the model alias {model!r}", "num_experts", self.aliases[model])]
+        return [Ask(f"the model alias {model!r}", "num_experts", self._count_of(model))]
+
+    def _count_of(self, alias: str) -> int:
+        """An alias's count: one of the listed, or any `NAME@kN` with N in the model's range."""
+        if alias in self.aliases:
+            return self.aliases[alias]
+        experts, (name, _, word) = self.info.experts, alias.rpartition("@")
+        count = int(word[1:]) if name == self.name and _COUNT.fullmatch(word) else 0
+        if experts.layers and experts.minimum <= count <= experts.maximum:
+            return count
+        form = f", and {self.name}@kN, N from {experts.minimum} to {experts.maximum}" if experts.layers else ""
+        message = f"the model {shown(alias, 128)} does not exist; this server has {self.name!r}{form}"
+        raise ModelNotFound(message, "model")
 
     def cards(self) -> Iterator[dict[str, Any]]:
         yield self._card(self.name, self.default_count, None)
@@ -52,10 +65,9 @@ class Catalogue:
             yield self._card(alias, count, self.name)
 
     def card(self, model: str) -> dict[str, Any]:
-        for card in self.cards():
-            if card["id"] == model:
-                return card
-        raise ModelNotFound(f"the model {model!r:.128} does not exist; this server has {self.name!r}", "model")
+        if model == self.name:
+            return self._card(self.name, self.default_count, None)
+        return self._card(model, self._count_of(model), self.name)
 
     def check_tokens(self, ids: Mapping[str, list[int]]) -> None:
         """Refuse token ids that the embedding does not have; keys are field names."""

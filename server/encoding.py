@@ -6,7 +6,7 @@ It knows texts and the context's length, no bodies.
 from collections.abc import Sequence
 from typing import Protocol
 
-from model.errors import InvalidRequest
+from model.errors import context_exceeded
 from server.limits import room_for
 from server.service import Service
 from weights.tokenizer import TooManyTokens
@@ -38,11 +38,7 @@ def _encoded(
 ) -> list[list[int]]:
     for text in texts:
         if (least := service.tokenizer.least_tokens(text)) > context:
-            raise InvalidRequest(
-                f"This model's maximum context length is {context} tokens; the prompt has at least {least}",
-                "prompt",
-                "context_length_exceeded",
-            )
+            raise context_exceeded(least, 1 if new_tokens is None else new_tokens, context, "at least ")
     try:
         found = [encode(text, most=context) for text in texts]
     except TooManyTokens as error:

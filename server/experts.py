@@ -48,7 +48,8 @@ def asks_of_body(body: Mapping[str, Any]) -> list[Ask]:
         if part.get(FIELD) is not None:
             asks.append(Ask(f"{FIELD} in {where}", FIELD, part[FIELD]))
         if (count := _count_of_experts(part.get("experts"))) is not None:
-            asks.append(Ask(f"experts.count in {where}", "experts", count))
+            name = "experts.count" if isinstance(part["experts"], Mapping) else "experts"
+            asks.append(Ask(f"{name} in {where}", "experts", count))
     return asks
 
 
@@ -70,8 +71,11 @@ def merged(body: Mapping[str, Any]) -> dict[str, Any]:
 def _count_of_experts(experts: Any) -> Any:
     if experts is None:
         return None
+    if isinstance(experts, int) and not isinstance(experts, bool):
+        return experts
     if not isinstance(experts, Mapping):
-        raise InvalidRequest(f'experts must be an object such as {{"count": 4}}, got {shown(experts)}', "experts")
+        shapes = 'an integer, or an object such as {"count": 4}'
+        raise InvalidRequest(f"experts must be {shapes}, got {shown(experts)}", "experts")
     for key, value in experts.items():
         if key != "count" and value is not None:
             state = "is not supported yet" if key in LATER else "is unknown"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from model.errors import InvalidRequest, shown
+from model.errors import InvalidRequest, context_exceeded, shown
 from server.asked import asked_of
 from server.bodies.base import GenerationBody
 from server.bodies.chat import ChatBody, TemplateBody
@@ -176,16 +176,12 @@ def room_for(asked: int | None, default: int | None, prompt: int, context: int) 
     """How many tokens may be generated; `default` None means the rest of the context.
 
     Raises:
-        InvalidRequest: prompt and answer do not fit the context; names both numbers.
+        InvalidRequest: prompt and answer do not fit the context.
     """
     room = context - prompt
     least = 1 if asked is None else asked
     if least > room:
-        wanted = f"{prompt} prompt tokens + {least} new tokens"
-        field = "prompt" if room < 1 else "max_tokens"
-        raise InvalidRequest(
-            f"{wanted} exceed this model's context of {context} tokens", field, "context_length_exceeded"
-        )
+        raise context_exceeded(prompt, least, context)
     if asked is not None:
         return asked
     return room if default is None else min(default, room)

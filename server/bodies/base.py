@@ -17,8 +17,13 @@ from server.settings import Settings
 Body = TypeVar("Body", bound=BaseModel)
 COUNT: dict[str, Any] = {"type": "integer", "minimum": 1}
 EXPERTS: dict[str, Any] = {
-    "type": "object",
-    "properties": {"count": {"anyOf": [COUNT, {"type": "array", "items": COUNT}]}},
+    "anyOf": [
+        COUNT,
+        {
+            "type": "object",
+            "properties": {"count": {"anyOf": [COUNT, {"type": "array", "items": COUNT}]}},
+        },
+    ]
 }
 BRANCHES = ("str", "bool", "system", "developer", "user", "assistant", "tool")
 ZERO_ASKS = ("prompt_logprobs",)  # fields in which 0 is not nothing
@@ -112,7 +117,7 @@ class SampledBody(BaseModel):
         None, description="Experts per token; /v1/models has the range", json_schema_extra=COUNT, examples=[2]
     )
     experts: Any = Field(
-        None, description="The same as an object; a count per MoE layer too", json_schema_extra=EXPERTS
+        None, description="The same, or an object with it; a count per MoE layer too", json_schema_extra=EXPERTS
     )
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)

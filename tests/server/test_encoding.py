@@ -63,6 +63,7 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenised(tokenizer: T
             assert time.process_time() - began < 0.5  # tokenising it takes 1.0
             error = answer.json()["error"]
             assert answer.status_code == 400 and error["code"] == "context_length_exceeded"
+            assert error["message"].startswith("This model's maximum context length is ")
             assert "256 tokens" in error["message"]
         assert service_of(client).admission.held == 0
 

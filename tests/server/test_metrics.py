@@ -39,6 +39,15 @@ def test_counters_reconcile_with_what_was_sent() -> None:
     assert labels == {"1": 1, "2": 1, "4": 3, "8": 1, "other": 4}
 
 
+def test_an_alias_that_is_not_listed_adds_no_label() -> None:
+    with in_memory() as client:
+        for count in range(1, 9):
+            assert client.post(COMPLETIONS, json={"model": f"tiny@k{count}", "prompt": "hi"}).status_code == 200
+        service = service_of(client)
+    labels = {k: value(service, "request_success_total", num_experts=k) for k in ("1", "2", "4", "8", "other")}
+    assert labels == {"1": 1, "2": 1, "4": 1, "8": 1, "other": 4}
+
+
 def test_what_was_refused_has_no_expert_count() -> None:
     """Here: more prompt tokens than there is room for, a grammar that the engine refuses, a lost engine."""
     engine = FakeEngine()

@@ -53,8 +53,16 @@ def test_numbers_that_json_does_not_have(client: TestClient, text: str) -> None:
         ({"n": True}, "n", "integer"),
         ({"max_tokens": 0}, "max_tokens", "0"),
         ({"max_tokens": "5"}, "max_tokens", "'5'"),
-        ({"max_tokens": 255}, "max_tokens", "2 prompt tokens + 255 new tokens exceed this model's context of 256"),
-        ({"prompt": "x" * 256}, "prompt", "256 prompt tokens + 1 new tokens exceed this model's context of 256"),
+        (
+            {"max_tokens": 255},
+            "max_tokens",
+            "you requested 257 tokens (2 in the prompt, 255 as max_tokens); at most 254 new tokens",
+        ),
+        (
+            {"prompt": "x" * 256},
+            "prompt",
+            "This model's maximum context length is 256 tokens. However, you requested 257 tokens",
+        ),
         ({"prompt": ""}, "prompt", "empty"),
         ({"prompt": []}, "prompt", "[]"),
         ({"prompt": [[]]}, "prompt", "prompt[0]"),

@@ -147,7 +147,11 @@ def test_what_is_not_there_is_refused_by_name(client: TestClient, fields: dict[s
         ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text", "required"),
         ({"input": [{"type": "reasoning", "encrypted_content": "x"}]}, "input[0].encrypted_content", "None"),
         ({"input": [{"role": "user", "content": "x"}] * 21}, "input", "at most 20 messages"),
-        ({"input": "x" * 256}, "input", "exceed this model's context of 256"),
+        (
+            {"input": "x" * 256},
+            "input",
+            "This model's maximum context length is 256 tokens. However, you requested 274",
+        ),
         ({"max_output_tokens": 0}, "max_output_tokens", "0"),
         ({"max_output_tokens": 250}, "max_output_tokens", "exceed"),
         ({"max_output_tokens": 4, "min_tokens": 5}, "min_tokens", "at most max_output_tokens = 4, got 5"),

@@ -77,14 +77,15 @@ def test_openai_asks_for_experts_in_three_ways(served: tuple[openai.OpenAI, Fake
         {"model": "tiny", "extra_headers": {"X-Num-Experts": "8"}},
         {"model": "tiny@k8", "extra_body": {"num_experts": 8}, "extra_headers": {"X-Num-Experts": "8"}},
         {"model": "tiny", "extra_body": {"experts": {"count": [8, 8, 8]}}},
+        {"model": "tiny", "extra_body": {"experts": 8}},
     ):
         raw = api.completions.with_raw_response.create(prompt="hi", **way)
         assert raw.headers["x-num-experts"] == "8"
         assert engine.seen[-1].budget.per_layer == (8, 8, 8)
     with pytest.raises(openai.BadRequestError, match="agree"):
         api.completions.create(model="tiny@k8", prompt="hi", extra_body={"num_experts": 2})
-    with pytest.raises(openai.NotFoundError, match=r"tiny@k3"):
-        api.completions.create(model="tiny@k3", prompt="hi")
+    with pytest.raises(openai.NotFoundError, match=r"tiny@k9.*tiny@kN, N from 1 to 8"):
+        api.completions.create(model="tiny@k9", prompt="hi")
 
 
 def test_openai_lists_models(served: tuple[openai.OpenAI, FakeEngine]) -> None:
@@ -97,8 +98,10 @@ def test_openai_lists_models(served: tuple[openai.OpenAI, FakeEngine]) -> None:
     assert models["tiny"]["meta"]["execution"] == execution
     assert models["tiny@k2"]["parent"] == "tiny" and moe["default"] == 2 and moe["quality"][0]["perplexity"] == 9.0
     assert api.models.retrieve("tiny@k2").id == "tiny@k2"
-    with pytest.raises(openai.NotFoundError):
-        api.models.retrieve("huge/model")
+    assert api.models.retrieve("tiny@k3").model_extra["meta"]["moe"]["default"] == 3, "not listed, served all the same"
+    for name in ("huge/model", "tiny@k0", "tiny@k03", "tiny@k9", "tiny@k", "tiny@k٣", "huge@k3"):
+        with pytest.raises(openai.NotFoundError, match="N from 1 to 8"):
+            api.models.retrieve(name)
 
 
 TEXTS = st.text("ab€😀\n", min_size=1, max_size=12)
