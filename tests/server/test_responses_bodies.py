@@ -153,7 +153,7 @@ def test_what_is_not_there_is_refused_by_name(client: TestClient, fields: dict[s
             "This model's maximum context length is 256 tokens. However, you requested 274",
         ),
         ({"max_output_tokens": 0}, "max_output_tokens", "0"),
-        ({"max_output_tokens": 250}, "max_output_tokens", "exceed"),
+        ({"max_output_tokens": 250}, "max_output_tokens", "at most 237 new tokens fit"),
         ({"max_output_tokens": 4, "min_tokens": 5}, "min_tokens", "at most max_output_tokens = 4, got 5"),
         ({"truncation": "auto"}, "truncation", "disabled"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema", "required"),
