@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -215,8 +216,9 @@ def main() -> None:
             lambda masks: sock.sendall(frame(masks)),
             lambda: waker.sendall(b"!"),
         )
-        sock.sendall(frame(Ready()))
-        serve(server, sock, woken)
+        with suppress(ConnectionError):  # the engine ended without reading what was sent
+            sock.sendall(frame(Ready()))
+            serve(server, sock, woken)
 
 
 def serve(server: MaskServer, sock: socket.socket, woken: socket.socket) -> None:

@@ -155,6 +155,8 @@ def serve(connection: Connection, engine: Engine, interval: float) -> None:
         for message in connection.receive(wait=wait, beside=engine.awaited if wait else ()):
             outbox.flush()  # what it asks for may make the next step a long one
             stopping = _obey(message, intake) or stopping
+        if wait:
+            engine.collect_masks()  # one may be of an answer that was aborted: left unread, it would end every wait
         if intake.admit():
             outbox.flush()
         if engine.has_work:

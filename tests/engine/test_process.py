@@ -295,6 +295,41 @@ def test_idle_engine_sleeps() -> None:
     assert serving.join() is None
 
 
+def test_idle_engine_sleeps_though_a_mask_came_for_an_answer_that_was_aborted() -> None:
+    grammars = Grammars(str(BUNDLED / DEFAULT / "tokenizer.json"), 4096, (0,))
+    grammars.compile("start: /a/").masks()
+    quick = grammars.processes.quick
+    assert quick._process is not None
+    serving = Serving(grammars)
+    os.kill(quick._process.pid, signal.SIGSTOP)
+    serving.parent.send(Submit((request("a", grammar="start: /a/"),)))
+    while not quick.busy:
+        time.sleep(0.01)
+    serving.parent.send(Abort(("a",)))
+    assert serving.parent.until_end(1) == {"a": "abort"}
+    os.kill(quick._process.pid, signal.SIGCONT)
+    time.sleep(0.2)
+    assert not quick.busy
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.1
+    serving.parent.send(Stop())
+    assert serving.join() is None
+    quick.stop()
+
+
+def test_a_process_that_computes_masks_ends_without_a_word_when_the_engine_does() -> None:
+    ours, theirs = socket.socketpair()
+    path = str(BUNDLED / DEFAULT / "tokenizer.json")
+    command = [sys.executable, "-m", "engine.mask_process", str(theirs.fileno()), "0", path, "4096", "0"]
+    with theirs, subprocess.Popen(command, pass_fds=(theirs.fileno(),), stderr=subprocess.PIPE, text=True) as process:
+        theirs.close()
+        ours.recv(1)  # the rest of its greeting stays unread, so that the connection is reset
+        ours.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == "" and process.wait(10) == 0
+
+
 @contextmanager
 def child(module: str = "tests.engine.fake") -> Iterator[tuple[subprocess.Popen[bytes], Parent]]:
     ours, theirs = socket.socketpair()
