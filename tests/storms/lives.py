@@ -61,15 +61,19 @@ async def _around(process: "subprocess.Popen[bytes]", url: str) -> tuple[Counter
 
 async def _client(client: httpx.AsyncClient, ends: Counter[str], streams: bool) -> None:
     while True:
-        try:
-            answer = await client.post(COMPLETIONS, json=BODY | {"stream": streams})
-        except httpx.ConnectError:
-            ends["not listening"] += 1
-        except httpx.HTTPError:
-            ends["lost"] += 1
-        else:
-            ends[_end(answer)] += 1
+        ends[await _ask(client, streams)] += 1
         await asyncio.sleep(0.05)
+
+
+async def _ask(client: httpx.AsyncClient, streams: bool) -> str:
+    """A server that closes an idle connection may do so just as a request is sent on it: no byte of an answer comes."""
+    answer = None
+    try:
+        async with client.stream("POST", COMPLETIONS, json=BODY | {"stream": streams}) as answer:
+            await answer.aread()
+    except httpx.HTTPError:
+        return "not listening" if answer is None else "lost"
+    return _end(answer)
 
 
 def _end(answer: httpx.Response) -> str:
