@@ -27,6 +27,7 @@ from server.seams import ChatTemplate, Engine, Tokenizer
 from server.service import Service
 from server.settings import Settings
 from server.sites import Sites, hosts_of
+from server.version import installed_version
 
 log = structlog.get_logger("server")
 STOP_SECONDS = 5.0
@@ -57,7 +58,7 @@ def create_app(
 
     app = FastAPI(
         title="moedial",
-        version=probes.installed_version(),
+        version=installed_version(),
         lifespan=lifespan,
         redirect_slashes=False,
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere

@@ -50,6 +50,7 @@ class Call:
     form: Form
     prompts: tuple[tuple[int, ...], ...]
     generation: Generation
+    fingerprint: str  # of the model and what runs it
 
     @property
     def num_experts(self) -> int | float:
@@ -205,5 +206,5 @@ async def _open(
         raise
     timeouts = Timeouts(service.settings.queue_timeout, service.settings.total_timeout)
     generation = Generation(service.engine, reservation, sequences, timeouts, service.compiler, form.field)
-    model = body.model or service.settings.name
-    return Call(call_id, model, int(time.time()), arrived, body, budget, form, prompts, generation)
+    model, fingerprint = body.model or service.settings.name, service.catalogue.fingerprint
+    return Call(call_id, model, int(time.time()), arrived, body, budget, form, prompts, generation, fingerprint)

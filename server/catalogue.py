@@ -13,6 +13,7 @@ from model.errors import InvalidRequest, shown
 from server.errors import ModelNotFound
 from server.experts import Ask, aliases_for
 from server.settings import Settings
+from server.version import fingerprint_of
 
 _COUNT = re.compile(r"k[1-9][0-9]{0,8}")
 
@@ -25,6 +26,7 @@ class Catalogue:
     aliases: Mapping[str, int]  # full names, NAME@word
     quality: tuple[Any, ...]
     created: int
+    fingerprint: str  # system_fingerprint of answers
 
     @classmethod
     def build(cls, settings: Settings, info: EngineInfo, card: Mapping[str, Any], created: int) -> "Catalogue":
@@ -34,7 +36,8 @@ class Catalogue:
             info.experts.budget(default, "default_num_experts")
         words = aliases_for(settings.aliases, info.experts)
         aliases = {f"{settings.name}@{word}": count for word, count in words.items()}
-        return cls(settings.name, info, default, aliases, tuple(card.get("quality") or ()), created)
+        fingerprint = fingerprint_of(settings.name, info, default)
+        return cls(settings.name, info, default, aliases, tuple(card.get("quality") or ()), created, fingerprint)
 
     @property
     def counts(self) -> frozenset[int]:

@@ -90,7 +90,7 @@ app.add_typer(bench)
 @app.command()
 def version() -> None:
     """Print the version."""
-    from server.routes.probes import installed_version
+    from server.version import installed_version
 
     print(installed_version())
 

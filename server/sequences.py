@@ -82,7 +82,14 @@ class Builder:
             marks = self.form.dialect.marks if self.form.reads else ()
             decoder = self.service.tokenizer.stream(marks, continues=not self.form.reads)
             transcript = Transcript(
-                place, decoder, self.body.stop, self.form.reader(), ends_shown=self.scores, calls_only=self.form.forced
+                place,
+                decoder,
+                self.body.stop,
+                self.form.reader(),
+                ends_shown=self.scores,
+                calls_only=self.form.forced,
+                stop_ids=self.body.stop_token_ids,
+                include_stop=self.body.include_stop_str_in_output,
             )
             life = Lifecycle(
                 self.service.metrics, self.budget, len(prompt), self.arrived, self.account, self.trained_pairs, count

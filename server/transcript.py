@@ -31,6 +31,7 @@ class Delta(msgspec.Struct, frozen=True):
     """What one event adds to choice `index`; with `finish` it is the last one.
 
     `prompt`: log-probabilities of the prompt's tokens but the first, with the first delta of who asked for them.
+    `stop_reason`: with `finish`, the caller's own stop string or stop token that ended the answer.
     """
 
     index: int
@@ -38,6 +39,7 @@ class Delta(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: WireFinish | None = None
     prompt: tuple[Logprob, ...] | None = None
+    stop_reason: str | int | None = None
 
     @property
     def text(self) -> str:
@@ -54,11 +56,12 @@ class StopMatcher:
     """Releases text as soon as no stop string can begin in it.
 
     The match is the one that completes first (of two, the longer), so the result does not depend on how text is split.
+    With `include`, the text ends with it.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self.stops = tuple(stops)
-        self.matched = False
+    def __init__(self, stops: Sequence[str], include: bool = False) -> None:
+        self.stops, self._include = tuple(stops), include
+        self.matched = ""  # the stop string
         self._held = ""
 
     def push(self, text: str) -> str:
@@ -67,9 +70,9 @@ class StopMatcher:
         text = self._held + text
         found = [(text.find(stop), stop) for stop in self.stops if stop in text]
         if found:
-            self.matched, self._held = True, ""
-            _end, start = min((at + len(stop), at) for at, stop in found)
-            return text[:start]
+            end, start = min((at + len(stop), at) for at, stop in found)
+            self.matched, self._held = text[start:end], ""
+            return text[: end if self._include else start]
         cut = self._first_possible_start(text)
         self._held = text[cut:]
         return text[:cut]
@@ -93,7 +96,8 @@ class Transcript:
     """The answer of one sequence as it grows.
 
     `ends_shown`: whether a stop token gets a log-probability, too. `calls_only`: there is no content, only marks around
-    calls; one that is cut off is nothing to show.
+    calls; one that is cut off is nothing to show. `stop_ids`: the caller's own stop tokens; with `include_stop`, what
+    ends the answer, one of them or a stop string, is a part of it.
     """
 
     def __init__(
@@ -104,12 +108,15 @@ class Transcript:
         reader: Reader | None = None,
         ends_shown: bool = False,
         calls_only: bool = False,
+        stop_ids: Sequence[int] = (),
+        include_stop: bool = False,
     ) -> None:
         self.index = index
         self.finish: WireFinish | None = None
         self.total = 0.0  # log-probability of all tokens so far, where it is asked for
         self._decoder, self._reader, self._ends_shown, self._calls_only = decoder, reader, ends_shown, calls_only
-        self._matcher = StopMatcher(stops)
+        self._matcher = StopMatcher(stops, include_stop)
+        self._stop_ids, self._include_stop = stop_ids, include_stop
         self.reasoning = 0  # tokens that added to a thought
         self._calls = False
         self._decoded = 0  # characters that came out of the decoder
@@ -120,12 +127,13 @@ class Transcript:
         """Add one event. A stop token ends the text and is not part of it."""
         text = ""
         ends = event.finish == "stop"
+        hidden = ends and not (self._include_stop and event.token in self._stop_ids)
         if event.token is not None:
             if event.logprob is not None:
                 self.total += event.logprob.value
-                if self._ends_shown or not ends:
+                if self._ends_shown or not hidden:
                     self._held.append(entry_of(event.token, event.logprob, self._decoded))
-            text = "" if ends else self._decoder.push(event.token)
+            text = "" if hidden else self._decoder.push(event.token)
         if event.finish is not None:
             text += self._decoder.flush()
         self._decoded += len(text)
@@ -142,11 +150,17 @@ class Transcript:
         self._shown += len(shown)
         self.finish = finish
         pieces = tuple(self._read(self._reader, shown)) if self._reader else ((Content(shown),) if shown else ())
-        return Delta(self.index, pieces, self._entries(), self.finish, event.prompt_logprobs)
+        reason = None if self.finish is None else self._reason(event)
+        return Delta(self.index, pieces, self._entries(), self.finish, event.prompt_logprobs, reason)
+
+    def _reason(self, event: TokenEvent) -> str | int | None:
+        if self._matcher.matched:
+            return self._matcher.matched
+        return event.token if event.finish == "stop" and event.token in self._stop_ids else None
 
     def _read(self, reader: Reader, shown: str) -> Iterator[Piece]:
         """The pieces of the text, and what their end makes of the finish reason."""
-        cut = self.finish == "length" or self._matcher.matched
+        cut = self.finish == "length" or bool(self._matcher.matched and not self._include_stop)
         text = shown.rstrip(BROKEN) if cut else shown  # whether a mark was cut in that character, the end says
         pieces = reader.push(text) if text else []
         if reader.over:

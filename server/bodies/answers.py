@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+STOP_REASON = "The request's own stop string or stop token that ended the answer"
+
 
 class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -58,15 +60,18 @@ class CompletionChoice(Answer):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
+    stop_reason: str | int | None = Field(None, description=STOP_REASON)
 
 
 class Completion(Answer):
-    """Also every chunk of a stream; `usage` and `metrics` are in the last one, where they are asked for."""
+    """Also every chunk of a stream; `usage` and `metrics` are in the last one, where they are asked for, and `usage` in
+    every one with `continuous_usage_stats`."""
 
     id: str
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
     metrics: RequestMetrics | None = None
@@ -111,6 +116,7 @@ class ChatChoice(Answer):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
+    stop_reason: str | int | None = Field(description=STOP_REASON)
 
 
 class ChatCompletion(Answer):
@@ -118,6 +124,7 @@ class ChatCompletion(Answer):
     object: Literal["chat.completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
     metrics: RequestMetrics
@@ -149,6 +156,7 @@ class ChunkChoice(Answer):
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"] | None
+    stop_reason: str | int | None = Field(None, description=STOP_REASON)
 
 
 class ChatChunk(Answer):
@@ -158,6 +166,7 @@ class ChatChunk(Answer):
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChunkChoice]
     usage: Usage | None = None
     metrics: RequestMetrics | None = None

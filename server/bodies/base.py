@@ -47,6 +47,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     include_usage: bool = False
+    continuous_usage_stats: bool = Field(False, description="The usage so far in every chunk")
 
 
 class JsonSchema(BaseModel):
@@ -101,7 +102,6 @@ class SampledBody(BaseModel):
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "prompt_logprobs": (),
         "use_beam_search": (),
-        "include_stop_str_in_output": (),
         "truncate_prompt_tokens": (),
         "prompt_embeds": (),
         "logits_processors": ([],),
@@ -132,6 +132,9 @@ class SampledBody(BaseModel):
     )
     stop: Annotated[list[str], AtMost("max_stop", "strings"), BeforeValidator(_as_list)] = []
     stop_token_ids: Annotated[list[int], AtMost(1024, "ids")] = Field([], max_length=1024)
+    include_stop_str_in_output: bool = Field(
+        False, description="Whether an answer keeps the string of `stop` or the token of `stop_token_ids` that ended it"
+    )
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], AtMost("max_logit_bias")] = {}

@@ -3,13 +3,12 @@
 Open without a key.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from server.service import Service
+from server.version import installed_version
 
 router = APIRouter(tags=["probes"])
 
@@ -45,10 +44,3 @@ async def version_() -> dict[str, str]:
 async def metrics(request: Request) -> Response:
     service: Service = request.app.state.service
     return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
-
-
-def installed_version() -> str:
-    try:
-        return version("moedial")
-    except PackageNotFoundError:
-        return "0+unknown"

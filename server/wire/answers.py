@@ -80,7 +80,9 @@ class DataFormat(Format):
     written once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, same: bool = True) -> None:
+        """`same`: whether chunks of text differ in nothing else."""
+        self._same = same
         self._around: dict[int, tuple[bytes, bytes]] = {}
 
     def frame(self, chunk: dict[str, Any]) -> bytes:
@@ -96,7 +98,7 @@ class DataFormat(Format):
         return super().end() + b"data: [DONE]\n\n"
 
     def _written(self, delta: Delta) -> bytes:
-        text = _lone_text(delta)
+        text = _lone_text(delta) if self._same else None
         if text is None:
             return super().write((delta,))
         if delta.index not in self._around:
@@ -155,7 +157,8 @@ def _one(index: int, own: list[Delta]) -> Delta:
     logprobs = tuple(entry for delta in own for entry in delta.logprobs)
     finish = next((delta.finish for delta in own if delta.finish), None)
     prompt = next((delta.prompt for delta in own if delta.prompt is not None), None)
-    return Delta(index, pieces, logprobs, finish, prompt)
+    reason = next((delta.stop_reason for delta in own if delta.finish), None)
+    return Delta(index, pieces, logprobs, finish, prompt, reason)
 
 
 def reasoning_of(pieces: Iterable[Piece]) -> str:

@@ -9,14 +9,15 @@ from server.seams import Tokenizer
 from server.slices import Steps, at_once, long_list
 from server.transcript import Delta, TokenLogprob
 from server.wire.answers import DataFormat, calls_of, content_of, joined, reasoning_of, token_entry
-from server.wire.usage import metrics_of, usage_of, usage_wanted
+from server.wire.usage import metrics_of, usage_in_chunks, usage_of, usage_so_far, usage_wanted
 
 
 class ChatFormat(DataFormat):
     def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
-        super().__init__()
+        super().__init__(same=not usage_in_chunks(call))
         self.call, self.tokenizer = call, tokenizer
         self._head = {"id": call.id, "object": "chat.completion.chunk", "created": call.created, "model": call.model}
+        self._head["system_fingerprint"] = call.fingerprint
 
     def opening(self) -> Iterator[dict[str, Any]]:
         """The role comes once and first: repeated in later deltas it corrupts LangChain's messages."""
@@ -33,7 +34,9 @@ class ChatFormat(DataFormat):
             yield self._chunk(delta.index, part, logprobs)
             logprobs = None
         if delta.finish:
-            yield self._chunk(delta.index, {}, None, delta.finish)
+            ended = self._chunk(delta.index, {}, None, delta.finish)
+            ended["choices"][0]["stop_reason"] = delta.stop_reason
+            yield ended
 
     def closing(self) -> Iterator[dict[str, Any]]:
         if usage_wanted(self.call):
@@ -71,7 +74,7 @@ class ChatFormat(DataFormat):
         self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return {**self._head, "choices": [choice]}
+        return {**self._head, "choices": [choice], **usage_so_far(self.call)}
 
     def _choice(self, answer: Delta) -> Steps[dict[str, Any]]:
         calls = [self._call(answer.index, place, *call) for place, call in enumerate(calls_of(answer.pieces))]
@@ -86,6 +89,7 @@ class ChatFormat(DataFormat):
             "message": message,
             "logprobs": (yield from self._logprobs(answer.logprobs)),
             "finish_reason": answer.finish,
+            "stop_reason": answer.stop_reason,
         }
 
     def _call(self, choice: int, index: int, name: str, arguments: str) -> dict[str, Any]:

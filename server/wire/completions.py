@@ -12,7 +12,7 @@ from server.seams import Tokenizer
 from server.slices import ENTRIES, LongList, Steps, at_once
 from server.transcript import Delta, TokenLogprob, WireFinish, entry_of
 from server.wire.answers import DataFormat, joined, token_text
-from server.wire.usage import metrics_of, usage_of, usage_wanted
+from server.wire.usage import metrics_of, usage_in_chunks, usage_of, usage_so_far, usage_wanted
 
 Scored = TokenLogprob | int  # of the first token of a prompt, only the token
 
@@ -21,18 +21,19 @@ class CompletionFormat(DataFormat):
     """Sequences are numbered prompt by prompt; so are choices, unless `best_of` leaves some out."""
 
     def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
-        super().__init__()
+        super().__init__(same=not usage_in_chunks(call))
         assert isinstance(call.body, CompletionBody)
         self.call, self.tokenizer, self.own = call, tokenizer, call.body
         self._typed = _as_list(call.body.prompt)
         self._decoded: dict[int, str] = {}  # echoes of ids, by prompt
         self._head = {"id": call.id, "object": "text_completion", "created": call.created, "model": call.model}
+        self._head["system_fingerprint"] = call.fingerprint
 
     def opening(self) -> Iterator[dict[str, Any]]:
         """What is echoed; where its log-probabilities are asked for, it comes with them and the first delta."""
         for index in range(self.own.n * len(self.call.prompts)):
             if (echo := self._echo(index)) and self.own.logprobs is None:
-                yield self._object([self._choice(Delta(index, ()), echo=echo)])
+                yield self._chunk(self._choice(Delta(index, ()), echo=echo))
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         return self._chunks(delta, at_once(self._logprobs(delta)))
@@ -48,9 +49,10 @@ class CompletionFormat(DataFormat):
     def _chunks(self, delta: Delta, logprobs: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         echo = self._echo(delta.index) if delta.prompt is not None and self.own.logprobs is not None else ""
         if delta.pieces or delta.logprobs or echo:
-            yield self._object([self._choice(delta, logprobs, echo)])
+            yield self._chunk(self._choice(delta, logprobs, echo))
         if delta.finish:
-            yield self._object([self._choice(Delta(delta.index, ()), finish=delta.finish)])
+            ended = self._choice(Delta(delta.index, ()), finish=delta.finish)
+            yield self._chunk(ended | {"stop_reason": delta.stop_reason})
 
     def closing(self) -> Iterator[dict[str, Any]]:
         if usage_wanted(self.call):
@@ -74,7 +76,11 @@ class CompletionFormat(DataFormat):
 
     def _whole(self, answer: Delta, index: int) -> Steps[dict[str, Any]]:
         logprobs = yield from self._logprobs(answer)
-        return self._choice(answer, logprobs, self._echo(answer.index), answer.finish) | {"index": index}
+        choice = self._choice(answer, logprobs, self._echo(answer.index), answer.finish)
+        return choice | {"index": index, "stop_reason": answer.stop_reason}
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return self._object([choice]) | usage_so_far(self.call)
 
     def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "choices": choices}

@@ -33,6 +33,16 @@ def usage_wanted(call: Call) -> bool:
     return options is not None and options.include_usage
 
 
+def usage_so_far(call: Call) -> dict[str, Any]:
+    """What a chunk says of the usage: the figures as it is written, where they are wanted in every chunk."""
+    return {"usage": usage_of(call)} if usage_in_chunks(call) else {}
+
+
+def usage_in_chunks(call: Call) -> bool:
+    options = call.body.stream_options
+    return options is not None and options.continuous_usage_stats
+
+
 def metrics_of(call: Call) -> dict[str, Any]:
     """vLLM's names. Milliseconds; null where nothing was measured."""
     lives = [sequence.life for sequence in call.generation.sequences if sequence.life.first is not None]

@@ -230,7 +230,7 @@ def test_a_text_alone_is_written_as_every_chunk_is(
 ) -> None:
     """The short way of the common case, beside the long one."""
     body: Any = ChatBody(messages=HELLO, n=2, logprobs=logprobs) if chat else CompletionBody(prompt="hi", n=2)
-    call: Any = SimpleNamespace(id="an-id", created=7, model=model, body=body, prompts=((1,),))
+    call: Any = SimpleNamespace(id="an-id", created=7, model=model, body=body, prompts=((1,),), fingerprint="fp_1")
     format = (ChatFormat if chat else CompletionFormat)(call, FakeTokenizer())
     deltas = [Delta(index, (Content(text),)) for index, text in said] + [Delta(1, (Content("end"),), finish="stop")]
     assert format.write(deltas) == Format.write(format, deltas)
