@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model.errors import InvalidRequest, shown
+from model.errors import InvalidRequest
 from server.asked import RESPONSE_FORMAT
 from server.bodies.base import GenerationBody
-from server.bodies.chat import ChatBody, ChosenTool
+from server.bodies.chat import ChatBody
 from server.closed_schemas import TooEntangled
 from server.dialects.plain import Plain
 from server.dialects.seam import Dialect, Reader, Tool
 from server.structured import Constraint, constraint_of
+from server.tool_choice import check_choice, choice_of
 
 PLAIN: Dialect = Plain({})
 NO_SCHEMA: Mapping[str, Any] = {"type": "object", "properties": {}}
@@ -44,7 +45,8 @@ def form_of_completion(body: GenerationBody, limit: int, close: bool) -> Form:
     if constraint is None:
         return Form(PLAIN)
     grammar = constraint.grammar(PLAIN.answers("", constraint.rules))
-    return Form(PLAIN, grammar=_bounded(grammar, constraint.field, limit), field=constraint.field)
+    _check_length(grammar, constraint.field, limit)
+    return Form(PLAIN, grammar=grammar, field=constraint.field)
 
 
 def form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int, close: bool) -> Form:
@@ -60,23 +62,23 @@ def form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int, clos
 
 
 def _form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int, close: bool) -> Form:
-    tools = tuple(replace(tool, closed=close) for tool in offered(body))
-    constraint = constraint_of(body, limit, close)
-    forced = body.tool_choice == "required" or isinstance(body.tool_choice, ChosenTool)
-    if forced:
+    told = tuple(replace(tool, closed=close) for tool in offered(body))
+    choice, constraint = choice_of(body), constraint_of(body, limit, close)
+    tools = tuple(tool for tool in told if choice.names is None or tool.name in choice.names)
+    if choice.forced:
         _check_waits(constraint)
-        several = body.parallel_tool_calls and not isinstance(body.tool_choice, ChosenTool)  # who names one gets one
-        field, grammar = "tools", dialect.calls(prompt, _callable(body, tools), several)
+        field, grammar = "tools", dialect.calls(prompt, tools, not choice.one)
     elif constraint is not None and tools:
-        field, grammar = constraint.field, _either(dialect, prompt, tools, constraint, body.parallel_tool_calls)
+        field, grammar = constraint.field, _either(dialect, prompt, tools, constraint, not choice.one)
     elif constraint is not None:
         field, grammar = constraint.field, constraint.grammar(dialect.answers(prompt, constraint.rules))
+    elif len(tools) < len(told):  # who may call some of them cannot be left free to call any
+        field, grammar = "tools", _either(dialect, prompt, tools, Constraint("tools", dialect.free()), not choice.one)
     else:
         field, grammar = "", ""
-    single = not body.parallel_tool_calls and not grammar
-    return Form(
-        dialect, tools, prompt, _bounded(grammar, field, limit), field, reads=True, forced=forced, single=single
-    )
+    _check_length(grammar, field, limit)
+    single = choice.one and not grammar
+    return Form(dialect, tools, prompt, grammar, field, reads=True, forced=choice.forced, single=single)
 
 
 def _check_waits(constraint: Constraint | None) -> None:
@@ -90,11 +92,10 @@ def _check_waits(constraint: Constraint | None) -> None:
         raise InvalidRequest(f"{constraint.field} cannot hold where tool_choice forces a call", constraint.field)
 
 
-def _bounded(grammar: str, field: str, limit: int) -> str:
+def _check_length(grammar: str, field: str, limit: int) -> None:
     """A grammar that is written out may be longer than what it was written from, but not by much."""
     if len(grammar) > 2 * limit:
         raise InvalidRequest(f"{field} makes a grammar of {len(grammar)} bytes; at most {2 * limit}", field)
-    return grammar
 
 
 def offered(body: ChatBody) -> tuple[Tool, ...]:
@@ -107,21 +108,8 @@ def offered(body: ChatBody) -> tuple[Tool, ...]:
     names = [tool.name for tool in tools]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InvalidRequest(f"tools: there are two functions named {twice!r}", "tools")
-    choice = body.tool_choice
-    if choice not in (None, "none", "auto") and not tools:
-        raise InvalidRequest("tool_choice needs tools", "tool_choice")
-    if isinstance(choice, ChosenTool) and choice.function.name not in names:
-        known = ", ".join(names)
-        raise InvalidRequest(
-            f"tool_choice names {shown(choice.function.name, 128)}, which is not among tools: {known:.256}",
-            "tool_choice",
-        )
-    return () if choice == "none" else tools
-
-
-def _callable(body: ChatBody, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
-    choice = body.tool_choice
-    return tuple(t for t in tools if t.name == choice.function.name) if isinstance(choice, ChosenTool) else tools
+    check_choice(body, names)
+    return () if body.tool_choice == "none" else tools
 
 
 def _either(dialect: Dialect, prompt: str, tools: tuple[Tool, ...], constraint: Constraint, parallel: bool) -> str:

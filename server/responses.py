@@ -19,6 +19,7 @@ from server.bodies.chat import ChatBody, TemplateBody
 from server.bodies.responses import (
     LOGPROBS,
     MOVED,
+    FlatAllowed,
     FlatChoice,
     FlatTool,
     InputCall,
@@ -157,9 +158,18 @@ def _tool(tool: FlatTool) -> dict[str, Any]:
 
 
 def _choice(body: ResponsesBody) -> str | dict[str, Any] | None:
-    if isinstance(body.tool_choice, FlatChoice):
-        return {"type": "function", "function": {"name": body.tool_choice.name}}
-    return body.tool_choice
+    match body.tool_choice:
+        case FlatChoice() as chosen:
+            return _chosen(chosen)
+        case FlatAllowed(mode=mode, tools=tools):
+            allowed = {"mode": mode, "tools": [_chosen(tool) for tool in tools]}
+            return {"type": "allowed_tools", "allowed_tools": allowed}
+        case mode:
+            return mode
+
+
+def _chosen(tool: FlatChoice) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": tool.name}}
 
 
 @contextmanager

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+)
 
 from model.errors import shown
 from server.bodies.base import GenerationBody, TextOr
@@ -183,6 +192,36 @@ class ChosenTool(BaseModel):
     function: ChosenFunction
 
 
+class AllowedSubset(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ChosenTool], AtMost("max_tools", "tools")] = Field(min_length=1)
+
+
+class AllowedTools(BaseModel):
+    """All tools are told to the model, so that prompts begin alike; these may be called."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedSubset
+
+
+def choice_kind(value: Any) -> str:
+    """Which of the shapes of `tool_choice` a value has."""
+    if isinstance(value, str):
+        return "Mode"
+    given = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return "Allowed" if given == "allowed_tools" else "Chosen"
+
+
+Mode = Annotated[Literal["auto", "none", "required"], Tag("Mode")]
+ToolChoice = Annotated[
+    Mode | Annotated[ChosenTool, Tag("Chosen")] | Annotated[AllowedTools, Tag("Allowed")], Discriminator(choice_kind)
+]
+
+
 class TemplateBody(BaseModel):
     """What a request may ask of the chat template; its variables only by names that the operator allows."""
 
@@ -213,7 +252,7 @@ class ChatBody(GenerationBody, TemplateBody):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0)
     tools: Annotated[Tools | None, BeforeValidator(_no_tools)] = None
-    tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = True
     reasoning_effort: str | None = Field(None, max_length=32, description="For templates that know it")
 

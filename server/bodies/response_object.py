@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from server.bodies.answers import Answer, CompletionDetails, RequestMetrics, TokenEntry
-from server.bodies.responses import FlatChoice, FlatTool
+from server.bodies.responses import FlatTool, FlatToolChoice
 
 Status = Literal["completed", "incomplete"]
 
@@ -95,7 +95,7 @@ class ResponseObject(Answer):
     store: Literal[False]
     temperature: float
     text: dict[str, Any]
-    tool_choice: Literal["auto", "none", "required"] | FlatChoice
+    tool_choice: FlatToolChoice
     tools: list[FlatTool]
     top_logprobs: int
     top_p: float

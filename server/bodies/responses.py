@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from model.errors import InvalidRequest, shown
 from server.bodies.base import SampledBody, TextOr, refuse_unsupported, validate
 from server.bodies.bounds import AtMost, FreeObject, JsonText
-from server.bodies.chat import Name, TemplateBody
+from server.bodies.chat import Mode, Name, TemplateBody, choice_kind
 from server.settings import Settings
 
 # OpenAI's own words for them, so that who moves from chat is told where to
@@ -35,6 +35,7 @@ KINDS: Mapping[str, str] = {
 }
 PARTS = ("input_text", "output_text", "reasoning_text")
 FUNCTION = ("function",)
+CHOICES = ("function", "allowed_tools")
 ECHOED = ("instructions", "metadata", "reasoning", "text", "tool_choice", "tools", "user")
 
 
@@ -131,6 +132,19 @@ class FlatChoice(Given):
     name: str
 
 
+class FlatAllowed(Given):
+    """All tools are told to the model, so that prompts begin alike; these may be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[FlatChoice], AtMost("max_tools", "tools")] = Field(min_length=1)
+
+
+FlatToolChoice = Annotated[
+    Mode | Annotated[FlatChoice, Tag("Chosen")] | Annotated[FlatAllowed, Tag("Allowed")], Discriminator(choice_kind)
+]
+
+
 class PlainFormat(Given):
     type: Literal["text", "json_object"] = "text"
     schema_: FreeObject | None = Field(
@@ -212,7 +226,7 @@ class ResponsesBody(SampledBody, TemplateBody):
     top_logprobs: int | None = Field(None, ge=0)
     text: TextOptions = TextOptions()
     tools: Annotated[list[FlatTool], AtMost("max_tools", "tools")] = Field([])
-    tool_choice: Literal["auto", "none", "required"] | FlatChoice = "auto"
+    tool_choice: FlatToolChoice = "auto"
     parallel_tool_calls: bool = True
     reasoning: ReasoningOptions = ReasoningOptions()
     metadata: Annotated[
@@ -249,7 +263,10 @@ def _refuse_kinds(raw: Mapping[str, Any], most: int) -> None:
                 _check_kind(part, f"input[{i}].{field}[{j}]", PARTS)
     for i, tool in enumerate(_list(raw.get("tools"))[:most]):
         _check_kind(tool, f"tools[{i}]", FUNCTION)
-    _check_kind(raw.get("tool_choice"), "tool_choice", FUNCTION)
+    choice = raw.get("tool_choice")
+    _check_kind(choice, "tool_choice", CHOICES)
+    for i, tool in enumerate(_list(choice.get("tools") if isinstance(choice, Mapping) else None)[:most]):
+        _check_kind(tool, f"tool_choice.tools[{i}]", FUNCTION)
 
 
 def _refuse_unwritable(raw: Mapping[str, Any]) -> None:

@@ -67,6 +67,12 @@ def repeated(rule: str, between: str, parallel: bool) -> str:
     return f"{rule} ({between} {rule})*" if parallel else rule
 
 
+def free_text(without: Sequence[str]) -> str:
+    """`answer`, which is any text that holds none of these marks."""
+    marks = "|".join(re.escape(mark).replace("/", "\\/") for mark in without)
+    return f"answer: MOE_FREE?\nMOE_FREE: /(?s:.+)/ & ~/(?s:.*)({marks})(?s:.*)/\n"
+
+
 def thinking(close: str, ids: Mapping[str, int]) -> str:
     """`moe_thinking`: a thought that ends with the first `close`, which is forced once it is too long."""
     text = f"/(?s:.{{0,{LONGEST_THOUGHT}}})/"

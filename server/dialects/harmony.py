@@ -6,7 +6,7 @@ A header that names a recipient is a call. `<|call|>` ends an answer, so there i
 import re
 from collections.abc import Mapping, Sequence
 
-from server.dialects.grammar import NO_TOKENS, ids_of, literal, one_of, spell, thinking
+from server.dialects.grammar import NO_TOKENS, free_text, ids_of, literal, one_of, spell, thinking
 from server.dialects.grammar import arguments as arguments_rule
 from server.dialects.objects import arguments
 from server.dialects.pieces import Pieces, ScriptReader, Trim
@@ -46,6 +46,9 @@ class Harmony:
         return self._grammar(prompt, f"moe_call ({spell(CALL, self._ids)})?") + one_of(
             "moe_call", [self._call_rule(tool) for tool in tools]
         )
+
+    def free(self) -> str:
+        return free_text(_MARKS)
 
     def answers(self, prompt: str, rules: str) -> str:
         begun = _begun(prompt)

@@ -6,7 +6,7 @@ A family says what follows its marks; this file knows none of them.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from server.dialects.grammar import NO_TOKENS, ids_of
+from server.dialects.grammar import NO_TOKENS, free_text, ids_of
 from server.dialects.pieces import Pieces, ScriptReader
 from server.dialects.seam import Reader, Tool
 from server.dialects.tape import Script, Tape
@@ -14,6 +14,7 @@ from server.dialects.thoughts import Thoughts
 
 # Reads calls. False: there is none, nothing has been written, and the caller goes back to its pin.
 Attempt = Callable[[Tape, Pieces], Script[bool]]
+ANY = Tool("any")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,9 @@ class Marked:
         if not tools:
             raise ValueError("a call needs at least one tool")
         return self._grammar(prompt, "moe_calls", self.call_rules(tools, parallel))
+
+    def free(self) -> str:
+        return free_text(tuple(self.form((ANY,)).opens))
 
     def answers(self, prompt: str, rules: str) -> str:
         return self._grammar(prompt, "answer", rules)

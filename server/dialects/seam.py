@@ -84,5 +84,8 @@ class Dialect(Protocol):
         """A Lark grammar (llguidance's) of answers that call: thoughts where the family has them, then one call of
         one of `tools`, or with `parallel` one or more. (Harmony's answers end with their first call: it stays one.)"""
 
+    def free(self) -> str:
+        """Lark that defines `answer` as any text in which no call begins."""
+
     def answers(self, prompt: str, rules: str) -> str:
         """A Lark grammar of answers whose content is `answer`, which `rules` defines; thoughts may come before."""

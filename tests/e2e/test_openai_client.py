@@ -146,6 +146,38 @@ def test_a_call_that_may_be_made(api: openai.OpenAI, choice: Any) -> None:
     assert answer.message.tool_calls or answer.message.content
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_allowed_tools_are_called(api: openai.OpenAI, mode: str) -> None:
+    subset = {"mode": mode, "tools": [{"type": "function", "function": {"name": "draw_animal"}}]}
+    choice: Any = {"type": "allowed_tools", "allowed_tools": subset}
+    for seed in range(3):
+        body = CALLING | {"tool_choice": choice, "temperature": 1, "seed": seed, "max_tokens": 60}
+        (answer,) = api.chat.completions.create(**body).choices
+        assert {call.function.name for call in answer.message.tool_calls or []} <= {"draw_animal"}
+        assert mode == "auto" or (answer.message.tool_calls and not answer.message.content)
+    tools: Any = [{"type": "function", "strict": True} | tool["function"] for tool in (DRAW, SLEEP)]
+    flat: Any = {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "draw_animal"}]}
+    response = api.responses.create(**RESPONDED | {"tools": tools, "tool_choice": flat, "max_output_tokens": 100})
+    assert mode == "auto" or response.output[0].type == "function_call"
+
+
+def test_a_format_waits_for_a_turn_that_answers(api: openai.OpenAI) -> None:
+    body = {**SHAPED, **CALLING, "tools": [openai.pydantic_function_tool(DrawAnimal)], "tool_choice": NAMED_CLASS}
+    answer = api.chat.completions.parse(**body).choices[0].message
+    assert answer.tool_calls and answer.parsed is None
+
+
+def test_an_object_has_no_names_that_its_schema_has_not(api: openai.OpenAI) -> None:
+    inner = {"type": "object", "properties": {"legs": {"type": "integer", "minimum": 1, "maximum": 9}}}
+    schema: Any = {"type": "object", "properties": {"animal": inner}, "required": ["animal"]}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    for seed in range(4):
+        body = ASKED | {"response_format": wanted, "temperature": 1, "seed": seed, "max_tokens": 100}
+        (answer,) = api.chat.completions.create(**body).choices
+        found = json.loads(answer.message.content or "")
+        assert set(found) == {"animal"} and set(found["animal"]) <= {"legs"}
+
+
 def test_a_streamed_call_is_the_whole_one_in_pieces(api: openai.OpenAI) -> None:
     body = CALLING | {"tool_choice": NAMED, "parallel_tool_calls": False}
     (whole,) = api.chat.completions.create(**body).choices[0].message.tool_calls or []

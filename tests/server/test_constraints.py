@@ -4,6 +4,7 @@ The engine is a fake: the grammar that reaches it is looked at, and asked which 
 """
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -225,3 +226,95 @@ def test_what_cannot_be_closed_is_refused_by_its_field() -> None:
         for field, fields in (("guided_json", {"guided_json": schema}), ("tools", FORCED | {"tools": [tool]})):
             error = client.post(CHAT, json={"messages": USER} | fields).json()["error"]
             assert error["param"] == field and "at most 64 references" in error["message"]
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def flat_allowed(mode: str, *names: str) -> dict[str, Any]:
+    return {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": name} for name in names]}
+
+
+def asked_both(mode: str, *names: str, **more: Any) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (CHAT, {"messages": USER, "tools": [ADD, SUB], "tool_choice": allowed(mode, *names)} | more),
+        (RESPONSES, {"input": "hi", "tools": [FLAT_ADD, FLAT_SUB], "tool_choice": flat_allowed(mode, *names)} | more),
+    ]
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_allowed_tools_can_be_called_and_all_are_told(mode: str) -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+        service_of(client).dialect = by_name("hermes", {})
+        for path, body in asked_both(mode, "sub"):
+            assert client.post(path, json=body).status_code == 200
+        named = {"tool_choice": "required", "tools": [SUB], "messages": USER}
+        client.post(CHAT, json=named)
+    first, second, only = (request.sampling.grammar for request in engine.seen)
+    assert first == second and "sub" in first and not re.search(r"\badd\b", first)
+    assert (first == only) == (mode == "required")
+    assert all(b"<tools add sub>" in bytes(request.prompt) for request in engine.seen[:2])
+    assert mode == "required" or "MOE_FREE" in first
+
+
+def test_all_tools_allowed_is_the_same_as_their_mode() -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+        for path, body in asked_both("auto", "add", "sub"):
+            client.post(path, json=body)
+        assert [request.sampling.grammar for request in engine.seen] == ["", ""], "the answer is as free as ever"
+        for choice in (allowed("required", "sub", "add"), "required"):
+            client.post(CHAT, json={"messages": USER, "tools": [ADD, SUB], "tool_choice": choice})
+    assert engine.seen[2].sampling.grammar == engine.seen[3].sampling.grammar
+
+
+def test_allowed_tools_beside_other_fields() -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+        for path, body in asked_both("required", "add", "sub", parallel_tool_calls=False):
+            client.post(path, json=body)
+        format = {"response_format": {"type": "json_object"}}
+        assert client.post(CHAT, json=asked_both("required", "add")[0][1] | format).status_code == 200
+        assert client.post(CHAT, json=asked_both("auto", "add")[0][1] | format).status_code == 200
+        echoed = client.post(RESPONSES, json=asked_both("auto", "add")[1][1]).json()["tool_choice"]
+        noted = value(service_of(client), "request_unknown_fields_total")
+    one, same, waits, either, _ = (request.sampling.grammar for request in engine.seen)
+    assert one == same and "moe_call*" not in one and ")*" not in one
+    assert "sub" not in waits and "object" in either and "sub" not in either
+    assert echoed == flat_allowed("auto", "add") and noted == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"tool_choice": allowed("auto", "mul")}, "tool_choice"),
+        ({"tool_choice": allowed("required", "add"), "tools": None}, "tool_choice"),
+        ({"tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools"),
+        ({"tool_choice": allowed("none", "add")}, "tool_choice.allowed_tools.mode"),
+        ({"tool_choice": allowed("auto", *["add"] * 129)}, "tool_choice.allowed_tools.tools"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        ({"tool_choice": {"type": "custom", "function": {"name": "add"}}}, "tool_choice.type"),
+        ({"tool_choice": 5}, "tool_choice"),
+    ],
+)
+def test_allowed_tools_that_are_refused(change: dict[str, Any], param: str) -> None:
+    with in_memory() as client:
+        response = client.post(CHAT, json={"messages": USER, "tools": [ADD, SUB]} | change)
+        assert response.status_code == 400 and response.json()["error"]["param"] == param, response.text
+
+
+@pytest.mark.parametrize(
+    ("choice", "param"),
+    [
+        (flat_allowed("auto", "mul"), "tool_choice"),
+        (flat_allowed("auto"), "tool_choice.tools"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "web_search"}]}, "tool_choice.tools[0].type"),
+    ],
+)
+def test_allowed_tools_that_a_response_refuses(choice: dict[str, Any], param: str) -> None:
+    with in_memory() as client:
+        response = client.post(RESPONSES, json={"input": "hi", "tools": [FLAT_ADD], "tool_choice": choice})
+        assert response.status_code == 400 and response.json()["error"]["param"] == param, response.text

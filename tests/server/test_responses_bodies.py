@@ -115,7 +115,7 @@ PICTURE = {"type": "input_image", "image_url": "data:"}
         ({"n": 2}, "n"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [WEATHER, {"type": "custom", "name": "x"}]}, "tools[1].type"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "mcp", "server_label": "s"}}, "tool_choice.type"),
         ({"input": [{"role": "user", "content": [PICTURE]}]}, "input[0].content[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 import server.dialects.grammar as grammar
 from server.dialects.detect import by_name, detect
 from server.dialects.seam import CallArguments, CallStart, Content, Dialect, Piece, Reasoning, Tool
-from tests.server.dialects.writing import SPECIALS, read
+from tests.server.dialects.writing import SPECIALS, WRITINGS, read
 
 BUNDLED = Path("weights/bundled/infinity-stories/tokenizer.json")
 EOS, FIRST = 0, 300  # ids: the end, and the first of the tokens that a test adds
@@ -205,6 +205,21 @@ def test_rules_of_answers_keep_their_names() -> None:
 def test_plain_answers_are_the_rules_alone() -> None:
     text = by_name("plain", {}).answers("<think>", 'answer: "a"')
     assert text.split() == ["start:", "answer", "answer:", '"a"']
+
+
+@cases
+def test_free_text_holds_no_call(name: str) -> None:
+    """Any text but one with the beginning of a call; what is drawn is read as content."""
+    case = CASES[name]
+    grammar = case.dialect.answers(case.prompt, case.dialect.free())
+    written = next(w for w in WRITINGS if w.id.startswith(case.dialect.name))
+    called = f"Oh {'<|python_tag|>' if case.dialect.name == 'llama' else written.calls([('add', '{}')])}"
+    if not case.prompt:
+        assert accepts(grammar, case, written.content("Hello <b>, [1] and\n\nmore."))
+    assert not accepts(grammar, case, called)
+    for seed in range(8):
+        pieces = read(case.dialect, draw(grammar, case, seed, 20_000), case.prompt, TOOLS)
+        assert not list(calls_in(pieces))
 
 
 def test_a_harmony_answer_that_the_prompt_began() -> None:
