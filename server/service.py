@@ -54,6 +54,7 @@ class Service:
         self.drain_started: float | None = None
         self.cut_short = False  # what runs while the server drains is not waited for
         self.seen_fields: set[str] = set()  # unknown body fields that have been logged
+        self._reported = 0  # which engine process the last report is of
         self._watch()
         watch_processes(self.metrics.registry, lambda: engine.pid)
         engine.on_report = self._on_report
@@ -144,6 +145,7 @@ class Service:
             self.metrics.inc("requests_rejected", code_of(error))
 
     def _on_report(self, report: StepReport) -> None:
+        self._reported = self.engine.restarts
         self.metrics.on_report(report)
 
     def _watch(self) -> None:
@@ -159,6 +161,7 @@ class Service:
         watch("expert_load_imbalance", lambda: self._gauge("load_imbalance"))
 
     def _gauge(self, name: str) -> float:
-        """The last step's figure; nothing is running in an engine that is down."""
-        last = self.metrics.last if self.engine.state == "ready" else None
+        """The last step's figure; nothing is running in an engine that is down, or of one that a new one has replaced."""
+        runs = self.engine.state == "ready" and self._reported == self.engine.restarts
+        last = self.metrics.last if runs else None
         return float(getattr(last, name)) if last is not None else 0.0

@@ -116,3 +116,16 @@ def test_the_engine_process_and_both_processes_use_are_exported() -> None:
         engine.pid = None
         text = client.get("/metrics").text
         assert "\nprocess_open_fds " in text and "engine_process" not in text, "there is none now"
+
+
+def test_gauges_are_of_the_process_that_runs_not_of_one_that_died() -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+        service = service_of(client)
+        assert client.post("/v1/completions", json={"prompt": "hi", "max_tokens": 2}).status_code == 200
+        assert value(service, "num_requests_running") == 1 and value(service, "kv_cache_usage_perc") == 0.25
+        engine.restarts += 1
+        for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "oldest_waiting_seconds"):
+            assert value(service, name) == 0
+        assert client.post("/v1/completions", json={"prompt": "hi", "max_tokens": 2}).status_code == 200
+        assert value(service, "num_requests_running") == 1
