@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from model.errors import context_exceeded
-from server.limits import room_for
 from server.service import Service
 from weights.tokenizer import TooManyTokens
 
@@ -42,8 +41,8 @@ def _encoded(
     try:
         found = [encode(text, most=context) for text in texts]
     except TooManyTokens as error:
-        room_for(new_tokens, None, error.count, context)
-        raise
+        about = "" if error.exact else "at least "
+        raise context_exceeded(error.count, 1 if new_tokens is None else new_tokens, context, about) from None
     for ids in found:  # a template may write a special token that the model has no embedding for
         service.catalogue.check_tokens({"prompt": ids})
     return found

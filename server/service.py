@@ -161,7 +161,7 @@ class Service:
         watch("expert_load_imbalance", lambda: self._gauge("load_imbalance"))
 
     def _gauge(self, name: str) -> float:
-        """The last step's figure; nothing is running in an engine that is down, or of one that a new one has replaced."""
+        """The last step's figure; none where the engine is down, or a new process has taken no step yet."""
         runs = self.engine.state == "ready" and self._reported == self.engine.restarts
         last = self.metrics.last if runs else None
         return float(getattr(last, name)) if last is not None else 0.0

@@ -16,7 +16,8 @@ from server.lanes import Lane
 from server.settings import Settings
 from tests.server.fakes import FakeChat, FakeEngine, FakeTokenizer
 from tests.server.harness import CHAT, COMPLETIONS, eventually, in_memory, service_of
-from weights.tokenizer import Tokenizer
+from weights.least import UNBOUNDED
+from weights.tokenizer import Tokenizer, TooManyTokens
 
 BUNDLED = Path("weights/bundled/infinity-stories")
 STORY = "Once upon a time there was a little girl who said hello to 3 dogs. "
@@ -83,12 +84,47 @@ def test_token_routes_bound_what_they_list(monkeypatch: pytest.MonkeyPatch, toke
     app = create_app(Settings(model="tiny"), FakeEngine(), tokenizer, FakeChat(), {})
     with TestClient(app) as client:
         eventually(lambda: service_of(client).loaded is not None)
-        for text in (STORY * 10, LONG):
+        for text in (STORY * 10, STORY * 10_000):
             said = [{"role": "user", "content": text}]
             for body, field in (({"prompt": text}, "prompt"), ({"messages": said}, "messages")):
                 answer = client.post("/tokenize", json=body)
                 error = answer.json()["error"]
                 assert answer.status_code == 400 and error["param"] == field and "at most 100" in error["message"]
+
+
+@pytest.mark.parametrize("typed", [LONG, "qzj9 #x~" * 200_000])
+def test_a_text_far_too_long_is_refused_by_its_beginning(tokenizer: Tokenizer, typed: str) -> None:
+    for encode in (tokenizer.encode, tokenizer.encode_chat):
+        began = time.process_time()
+        with pytest.raises(TooManyTokens, match="at least 1001 tokens; at most 1000"):
+            encode(typed, most=1000)
+        assert time.process_time() - began < 0.4  # all of it takes 0.8
+    count = len(tokenizer.encode(typed))
+    assert len(tokenizer.encode(typed, most=count)) == count, "no text that fits is refused"
+    with pytest.raises(TooManyTokens, match=f"a text of {count} tokens"):
+        tokenizer.encode(typed, most=count - 1)
+
+
+def test_prompts_of_unknown_bound_are_refused_by_their_beginnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer.load(BUNDLED)
+    monkeypatch.setattr(tokenizer, "_bound", UNBOUNDED)
+    with TestClient(create_app(Settings(model="tiny"), FakeEngine(), tokenizer, FakeChat(), {})) as client:
+        eventually(lambda: service_of(client).loaded is not None)
+        error = client.post(COMPLETIONS, json={"prompt": LONG}).json()["error"]
+        assert error["code"] == "context_length_exceeded" and "at least 257" in error["message"]
+
+
+def test_tokenize_bounds_a_text_before_it_is_tokenised(tokenizer: Tokenizer) -> None:
+    with TestClient(create_app(Settings(model="tiny"), FakeEngine(), tokenizer, FakeChat(), {})) as client:
+        eventually(lambda: service_of(client).loaded is not None)
+        for body in ({"prompt": LONG}, {"messages": [{"role": "user", "content": LONG}]}):
+            began = time.process_time()
+            answer = client.post("/tokenize", json=body)
+            assert time.process_time() - began < 0.4
+            error = answer.json()["error"]
+            assert answer.status_code == 400 and error["param"] == next(iter(body))
+            assert "characters; at most 1048576 are tokenised" in error["message"]
+        assert client.post("/tokenize", json={"prompt": LONG[: 1 << 20]}).status_code == 200
 
 
 class Held(FakeTokenizer):
