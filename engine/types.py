@@ -2,6 +2,9 @@
 
 No torch, no sockets, no behaviour. msgspec encodes them as they are, what every step sends without names.
 Durations are measured inside one process and travel as seconds; no clock reading crosses the border.
+
+What every token has is no work for the garbage collector (`gc=False`: such values make no cycles): looking through
+those of one large call held up the event loop for 0.3 s, several times.
 """
 
 from dataclasses import dataclass, field
@@ -69,14 +72,14 @@ class Request:
         return self.sampling.seed if self.noise_seed is None else self.noise_seed
 
 
-class Logprob(msgspec.Struct, frozen=True, array_like=True):
+class Logprob(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Natural-log probability of the chosen token under the unmodified model, and of the best alternatives."""
 
     value: float
     top: tuple[tuple[int, float], ...] = ()
 
 
-class RequestStats(msgspec.Struct, frozen=True, array_like=True):
+class RequestStats(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Where one finished request's time went, in seconds, on the engine's own clock."""
 
     queue_s: float
@@ -88,7 +91,7 @@ class RequestStats(msgspec.Struct, frozen=True, array_like=True):
     routed_pairs: int  # (token, expert) pairs, or draws, of these
 
 
-class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
+class TokenEvent(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One new token, or the end of a request, or both. A stop token is reported with finish="stop".
 
     A request that asked for its prompt's log-probabilities has those of every prompt token but the first with its
@@ -113,7 +116,7 @@ class Arrival(NamedTuple):
     at: float
 
 
-class StepStats(msgspec.Struct, frozen=True, array_like=True):
+class StepStats(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What one engine step did, and the state it left. Counts are of this step; gauges are after it."""
 
     seconds: float
@@ -139,7 +142,7 @@ class StepStats(msgspec.Struct, frozen=True, array_like=True):
     masks_s: float = 0.0  # waiting for masks of grammars, and applying them
 
 
-class StepReport(msgspec.Struct, frozen=True, array_like=True):
+class StepReport(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What one step did: its events in order, and its statistics.
 
     `held_s`: how long it waited in the engine process for the steps after it (engine/outbox.py).

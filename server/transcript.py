@@ -18,7 +18,7 @@ WireFinish = Literal["stop", "length", "tool_calls"]
 LOWEST = -9999.0  # JSON has no -Infinity; this is what other servers send
 
 
-class TokenLogprob(msgspec.Struct, frozen=True):
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     """One shown token, its log-probability, the best alternatives, and where its text starts in the answer."""
 
     token: int
@@ -27,7 +27,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     offset: int
 
 
-class Delta(msgspec.Struct, frozen=True):
+class Delta(msgspec.Struct, frozen=True, gc=False):
     """What one event adds to choice `index`; with `finish` it is the last one.
 
     `prompt`: log-probabilities of the prompt's tokens but the first, with the first delta of who asked for them.

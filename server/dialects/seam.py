@@ -22,26 +22,26 @@ class Tool:
     closed: bool = True
 
 
-class Content(msgspec.Struct, frozen=True):
+class Content(msgspec.Struct, frozen=True, gc=False):
     """Text of the answer itself."""
 
     text: str
 
 
-class Reasoning(msgspec.Struct, frozen=True):
+class Reasoning(msgspec.Struct, frozen=True, gc=False):
     """Text that the family marks as thinking."""
 
     text: str
 
 
-class CallStart(msgspec.Struct, frozen=True):
+class CallStart(msgspec.Struct, frozen=True, gc=False):
     """Call number `index` of this answer begins; calls are numbered from 0 and do not overlap."""
 
     index: int
     name: str
 
 
-class CallArguments(msgspec.Struct, frozen=True):
+class CallArguments(msgspec.Struct, frozen=True, gc=False):
     """More of the JSON text of the arguments of call `index`."""
 
     index: int

@@ -1,6 +1,7 @@
 """Answers of millions of figures are made, written and sent in slices: others do not wait for them."""
 
 import asyncio
+import gc
 import json
 import time
 from dataclasses import replace
@@ -10,8 +11,11 @@ import httpx
 import orjson
 import pytest
 
-from engine.types import Logprob, Request
+from engine.messages import Events, payload_of, read_from_engine
+from engine.types import Logprob, Request, TokenEvent
+from server.dialects.seam import Content
 from server.slices import ENTRIES, LongList, Steps, at_once, in_slices, long_list
+from server.transcript import Delta, entry_of
 from tests.server import fakes
 from tests.server.fakes import INFO, FakeEngine
 from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, on_loopback
@@ -135,3 +139,22 @@ def test_many_generated_tokens_are_listed_as_few_are(path: str) -> None:
         entries = whole["choices"][0]["logprobs"][name]
         assert entries == [entry for piece in pieces if piece for entry in piece[name]]
     assert len(entries) == 300
+
+
+def test_what_tokens_leave_is_no_work_for_the_garbage_collector() -> None:
+    """A large call holds hundreds of thousands of such values, and looking through them stops the event loop."""
+    logprob = Logprob(-1.0, tuple((id, -2.0) for id in range(20)))
+    events = tuple(TokenEvent("a", token, logprob, prompt_logprobs=(logprob,) * 3) for token in range(1000))
+    payload = payload_of(Events(events, 0.0))
+    gc.collect()
+    before = len(gc.get_objects())
+    message = read_from_engine(payload)
+    assert isinstance(message, Events)
+    deltas = []
+    for event in message.events:
+        assert event.token is not None and event.logprob is not None
+        entries = (entry_of(event.token, event.logprob, 0),)
+        deltas.append(Delta(0, (Content("a"),), entries, prompt=event.prompt_logprobs))
+    gc.collect()
+    assert len(gc.get_objects()) - before < 100, "of 1000 tokens with 23 log-probabilities each"
+    assert len(deltas) == 1000
