@@ -18,7 +18,7 @@ from server.help import GroupedCommand
 from server.settings import Settings, default_of, flag_of, group_of
 from server.streams import open_missing
 from server.variables import BadSetting, forget_keys
-from terminal.cli import bench, chat  # their options only; httpx and the rest are loaded when they run
+from terminal.cli import bench, chat, run_once  # their options only; httpx and the rest are loaded when they run
 
 app = typer.Typer(name="moedial", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -84,6 +84,7 @@ serve.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-define
 serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _parameters}
 app.command(cls=GroupedCommand)(serve)
 app.command("chat")(chat)
+app.command("run")(run_once)
 app.add_typer(bench)
 
 

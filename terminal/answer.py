@@ -20,10 +20,12 @@ def pieces_of(chunk: Chunk) -> Iterator[Piece]:
     """What a chunk adds, in reading order. A tool call is text: its name, then its arguments as they grow.
 
     Raises:
-        StreamFailed: the chunk has not the shape of a chat completion's.
+        StreamFailed: the chunk has the shape neither of a chat completion's nor of a completion's.
     """
     try:
         for choice in chunk.get("choices") or ():
+            if choice.get("text"):  # a completion's
+                yield "text", choice["text"]
             delta = choice.get("delta") or {}
             yield from (("thought", delta[name]) for name in THOUGHTS if delta.get(name))
             if delta.get("content"):

@@ -39,6 +39,10 @@ def model(session: Session, name: str) -> str:
     if not name:
         return f"{session.card().id}; this server has: " + ", ".join(card.id for card in session.server.models())
     card = session.switch(name)
+    if card.fixed is not None:  # the server refuses a count beside an alias that says another
+        back = "" if session.count is None else "; K is back at its default"
+        session.count = None
+        return card.counts + back
     try:
         if session.count is not None:
             card.check(str(session.count))

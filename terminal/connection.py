@@ -70,7 +70,7 @@ def refusal(response: httpx.Response) -> Refused:
     code = one_line(str(said.get("code") or said.get("type") or response.reason_phrase))
     retry = one_line(response.headers.get("retry-after", ""))
     again = f"; try again in {retry} s" if retry.isdecimal() else ""
-    return Refused(f"{message} (HTTP {status}, {code}){again}", f"HTTP {status} {code}")
+    return Refused(f"{message} (HTTP {status}, {code}){again}", f"HTTP {status} {code}", code)
 
 
 @contextmanager

@@ -25,7 +25,11 @@ class Unreachable(TerminalError):
 
 
 class Refused(TerminalError):
-    """The server answered with an error status."""
+    """The server answered with an error status, and `code` in its error."""
+
+    def __init__(self, message: str, kind: str = "", code: str = "") -> None:
+        super().__init__(message, kind)
+        self.code = code
 
 
 class StreamFailed(TerminalError):

@@ -26,22 +26,25 @@ class Card:
     id: str
     dense: bool  # known to have no experts
     dial: Dial | None  # None: the server does not say
+    fixed: int | None = None  # the count that this name, an alias, stands for
 
     @property
     def counts(self) -> str:
         if self.dense:
             return f"{self.id} has no experts to choose from"
+        if self.fixed is not None:
+            return f"{self.id} stands for K {self.fixed}"
         return f"{self.id} takes {self.dial}" if self.dial else f"the server does not say which counts {self.id} takes"
 
     def check(self, word: str) -> int:
         """The count that was typed.
 
         Raises:
-            BadOption: no integer, or out of the model's range; the message names the range.
+            BadOption: no integer, out of the model's range, or not the alias's count; the message says what can be.
         """
         digits = word.isascii() and word.isdecimal() and len(word) < 10
         inside = digits and int(word) >= 1 and (self.dial is None or self.dial.low <= int(word) <= self.dial.high)
-        if self.dense or not inside:
+        if self.dense or not inside or self.fixed not in (None, int(word)):
             raise BadOption(f"K cannot be {one_line(word)}: {self.counts}")
         return int(word)
 
@@ -73,4 +76,5 @@ def _card(model: Mapping[str, Any]) -> Card:
         return Card(str(model["id"]), False, None)
     if not moe.get("layers", 1):
         return Card(str(model["id"]), True, None)
-    return Card(str(model["id"]), False, Dial(*(int(moe[name]) for name in ("min", "max", "default", "trained"))))
+    dial = Dial(*(int(moe[name]) for name in ("min", "max", "default", "trained")))
+    return Card(str(model["id"]), False, dial, dial.default if model.get("parent") else None)

@@ -14,10 +14,11 @@ import typer
 from terminal.errors import TerminalError
 
 Options = TypeVar("Options")
+INTERRUPTED = 130  # exit status after Ctrl-C
 
 
-def _help(text: str, **limits: Any) -> Any:
-    return typer.Option(help=text, **limits)
+def _help(text: str, *names: str, **limits: Any) -> Any:
+    return typer.Option(*names, help=text, **limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +32,30 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions(Target):
-    k: Annotated[str | None, _help("Experts per token", metavar="N", show_default="the server's")] = None
+    k: Annotated[
+        str | None, _help("Experts per token", "--k", "--num-experts", metavar="N", show_default="the server's")
+    ] = None
     system: Annotated[str, _help("A system message", show_default=False)] = ""
     temperature: Annotated[float | None, _help("0: greedy", min=0)] = None
     max_tokens: Annotated[int | None, _help("Longest answer, in tokens", min=1)] = None
     seed: Annotated[int | None, _help("Same seed and conversation, same answer")] = None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What was said of it; the rest is the server's."""
+        given = {name: getattr(self, name) for name in ("temperature", "max_tokens", "seed")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions(ChatOptions):
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="What to ask; without it, standard input", show_default=False)
+    ] = None
+    endpoint: Annotated[
+        Literal["auto", "chat", "completions"],
+        _help("Which route; auto: chat where the model has a chat template, else completions"),
+    ] = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +86,21 @@ class LoadOptions(Target):
     plot: Annotated[Path | None, _help("Draw the distributions into this file, such as a.png", dir_okay=False)] = None
 
 
-def command(kind: type[Options], run: Callable[[Options], None]) -> Callable[..., None]:
-    """A typer command that fills `kind` from flags and runs; an error of ours is one line and an exit code."""
+def command(kind: type[Options], run: Callable[[Options], int]) -> Callable[..., None]:
+    """A typer command that fills `kind` from flags and ends with the status that `run` returns.
+
+    An error of ours is one line and its exit code; Ctrl-C is the status that shells give it.
+    """
 
     def call(**flags: Any) -> None:
         try:
-            run(kind(**flags))
+            status = run(kind(**flags))
         except TerminalError as error:
             typer.echo(f"moedial: {error}", err=True)
-            raise typer.Exit(error.exit_code) from None
+            status = error.exit_code
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        raise typer.Exit(status)
 
     hints = get_type_hints(kind, include_extras=True)
     named = [

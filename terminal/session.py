@@ -36,9 +36,16 @@ class Session:
     def body(self, question: str) -> dict[str, Any]:
         """What is sent for the next turn."""
         system = [{"role": "system", "content": self.system}] if self.system else []
+        return self._settled({"messages": [*system, *self.turns, {"role": "user", "content": question}]})
+
+    def completion(self, prompt: str) -> dict[str, Any]:
+        """What is sent for a text to continue, outside the conversation."""
+        return self._settled({"prompt": prompt})
+
+    def _settled(self, asked: dict[str, Any]) -> dict[str, Any]:
         return {
             **({"model": self.model} if self.model else {}),
-            "messages": [*system, *self.turns, {"role": "user", "content": question}],
+            **asked,
             "stream": True,
             "stream_options": {"include_usage": True},
             **({} if self.count is None else {"num_experts": self.count}),

@@ -101,6 +101,8 @@ def doubts(run: Run, warm: Run) -> list[str]:
     """Why one should not quite believe the figures, in words."""
     late = percentile(sorted(outcome.late for outcome in run.outcomes), 0.99)
     found = [f"{number} of the warm-up failed: {kind}" for kind, number in errors(warm.outcomes).items()]
+    if run.unfinished:
+        found.append(f"stopped by Ctrl-C: {run.unfinished} requests had not ended and are in no figure")
     prompt, cached = (sum(getattr(o, name) for o in run.outcomes) for name in ("prompt_tokens", "cached"))
     if cached > CACHED * prompt:
         found.append(

@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -17,11 +18,14 @@ from terminal.errors import TerminalError, Unreachable
 Body = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run:
-    outcomes: list[Outcome]
-    seconds: float
-    busy: float  # share of one core that this process used
+    """What has been measured; it grows while requests end. `unfinished`: sent or planned, when Ctrl-C stopped it."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    seconds: float = 0.0
+    busy: float = 0.0  # share of one core that this process used
+    unfinished: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +39,29 @@ class Load:
     concurrency: int
 
     def run(self, jobs: Sequence[Job], bodies: Sequence[Body], on_end: Callable[[], None]) -> Run:
-        """All of them, to their end. A request that fails is an outcome, too."""
-        return asyncio.run(self._run(jobs, [orjson.dumps(body) for body in bodies], on_end))
+        """All of them, to their end, or to Ctrl-C. A request that fails is an outcome, too."""
+        found = Run()
+        with suppress(KeyboardInterrupt):
+            asyncio.run(self._run(found, jobs, [orjson.dumps(body) for body in bodies], on_end))
+        found.unfinished = len(jobs) - len(found.outcomes)
+        return found
 
-    async def _run(self, jobs: Sequence[Job], bodies: Sequence[bytes], on_end: Callable[[], None]) -> Run:
-        outcomes: list[Outcome] = []
+    async def _run(self, found: Run, jobs: Sequence[Job], bodies: Sequence[bytes], on_end: Callable[[], None]) -> None:
         start, used = time.perf_counter(), time.process_time()
+        try:
+            await self._send_all(found.outcomes, start, jobs, bodies, on_end)
+        finally:
+            found.seconds = time.perf_counter() - start
+            found.busy = (time.process_time() - used) / found.seconds
+
+    async def _send_all(
+        self,
+        outcomes: list[Outcome],
+        start: float,
+        jobs: Sequence[Job],
+        bodies: Sequence[bytes],
+        on_end: Callable[[], None],
+    ) -> None:
 
         async def send(job: Job, body: bytes) -> None:
             late = 0.0 if job.at is None else max(0.0, time.perf_counter() - start - job.at)
@@ -57,10 +78,9 @@ class Load:
                 else:
                     for _ in range(min(self.concurrency, len(jobs))):
                         group.create_task(_drain(queue, send))
-            seconds = time.perf_counter() - start
-            return Run(outcomes, seconds, (time.process_time() - used) / seconds)
 
     async def _ask(self, client: httpx.AsyncClient, recorder: Recorder, body: bytes) -> Outcome:
+        loop = asyncio.get_running_loop()
         try:
             with translated(self.url):
                 async with (
@@ -72,6 +92,7 @@ class Load:
                         raise refusal(response)
                     async for data in response.aiter_raw():
                         recorder.feed(data)
+                        loop.call_soon(recorder.end_read)  # pieces of one read follow each other before the loop turns
             return recorder.finish()
         except TimeoutError:
             return recorder.failed(Unreachable(f"no answer within {self.timeout:g} s", "timeout"))

@@ -26,7 +26,7 @@ class Outcome:
     began: float
     ended: float
     late: float  # how long after its planned arrival it was sent
-    arrivals: Sequence[float]  # of events that carry text
+    arrivals: Sequence[float]  # of text; what one read of the connection brought arrived at one time
     prompt_tokens: int
     cached: int  # of the prompt's tokens, those that the server says it still knew
     tokens: int
@@ -49,22 +49,31 @@ class Outcome:
 
 
 class Recorder:
-    """Fed with the bytes of one response."""
+    """Fed with the bytes of one response.
+
+    A server that holds tokens for some milliseconds sends them in one burst. HTTP hands a burst over in pieces, whose
+    distances are this client's own time: all until `end_read` are one arrival.
+    """
 
     def __init__(self, job: Job, late: float) -> None:
         self.job, self.late = job, late
         self.chunks, self.arrivals = Chunks(), array("d")
         self.usage: Mapping[str, Any] = {}
+        self.reading = False  # text of the read that goes on has arrived
         self.began = time.perf_counter()
 
     def feed(self, data: bytes) -> None:
-        """The clock is read once for all events of one piece of the stream: they were there at the same time."""
-        now = time.perf_counter()
+        """One piece of the stream: the first text of a read is an arrival."""
         for chunk in self.chunks.feed(data):
-            if _has_text(chunk):
-                self.arrivals.append(now)
+            if _has_text(chunk) and not self.reading:
+                self.arrivals.append(time.perf_counter())
+                self.reading = True
             if usage := chunk.get("usage"):
                 self.usage = usage
+
+    def end_read(self) -> None:
+        """Whatever comes now was not there before."""
+        self.reading = False
 
     def finish(self) -> Outcome:
         """Raises StreamFailed where the stream was cut, or had no usage to count tokens by."""

@@ -1,7 +1,7 @@
 """`moedial bench serve`: loads a running server with a mix of expert counts and says what its clients saw.
 
-TTFT: from sending a request to the first event with text. ITL: between two events with text of one stream; an event may
-carry several tokens, so tokens are counted by the server's usage. Whole: to the end of the stream. Stream tok/s: tokens
+TTFT: from sending a request to the first text. ITL: between two reads of one stream that brought text; a read may bring
+several tokens, so tokens are counted by the server's usage. Whole: to the end of the stream. Stream tok/s: tokens
 after the first over the time from the first text to the last. tok/s: all tokens of a row over the time of the run; it
 grows with the row's share of the mix. Failed requests are counted by reason and are in no other figure.
 
@@ -29,18 +29,19 @@ from terminal.bench.prompts import Prompt, Prompts
 from terminal.connection import Server
 from terminal.errors import BadOption, TerminalError
 from terminal.models import chosen
-from terminal.options import LoadOptions
+from terminal.options import INTERRUPTED, LoadOptions
 
 CONCURRENCY = 8
 ELSEWHERE = ("url", "model", "key", "json", "plot")  # not among the settings of the JSON line
 
 
-def run(options: LoadOptions) -> None:
-    """Prints a table and one JSON line.
+def run(options: LoadOptions) -> int:
+    """Prints a table and one JSON line; the exit status, after Ctrl-C 130.
 
     Raises:
         BadOption: an option that cannot be done.
-        TerminalError: no server, or no request went well.
+        TerminalError: no server, or half of the requests failed.
+        KeyboardInterrupt: Ctrl-C before a request had ended.
     """
     if options.rate is None and options.concurrency is None:
         options = replace(options, concurrency=CONCURRENCY)
@@ -53,8 +54,14 @@ def run(options: LoadOptions) -> None:
         first = plan(shares, options.warmup, options.seed, lengths, None, "warmup")
         warm = _send(load, options, first, prompts, "warming up")
         jobs = plan(shares, options.requests, options.seed, lengths, options.rate)
-        result = _send(load, options, jobs, prompts, "measuring")
+        result = Run() if warm.unfinished else _send(load, options, jobs, prompts, "measuring")
+    if not result.outcomes:
+        raise KeyboardInterrupt
     _report(options, server.url, model, result, warm)
+    if result.unfinished:
+        return INTERRUPTED
+    _check_failures(figures.row("all", result.outcomes, result.seconds))
+    return 0
 
 
 def _check(options: LoadOptions) -> None:
@@ -110,11 +117,21 @@ def _report(options: LoadOptions, url: str, model: str, result: Run, warm: Run) 
     table.show(rows, title, record["error_examples"], figures.doubts(result, warm))
     typer.echo(line)
     if options.json is not None:
-        options.json.write_text(line + "\n")
+        try:
+            options.json.write_text(line + "\n")
+        except OSError as error:
+            raise TerminalError(f"--json {options.json}: {error.strerror}") from None
     if options.plot is not None:
         plot.draw(result, options.plot, title)
-    if not rows[-1]["ok"]:
+
+
+def _check_failures(everything: Row) -> None:
+    """A run of which half failed says little about the server's speed, and a script is to notice."""
+    failed = everything["requests"] - everything["ok"]
+    if failed == everything["requests"]:
         raise TerminalError("no request went well")
+    if 2 * failed >= everything["requests"]:
+        raise TerminalError(f"{failed} of {everything['requests']} requests failed")
 
 
 def _record(options: LoadOptions, url: str, model: str, result: Run, warm: Run, rows: list[Row]) -> dict[str, Any]:
@@ -125,6 +142,7 @@ def _record(options: LoadOptions, url: str, model: str, result: Run, warm: Run, 
         "url": url,
         "model": model,
         "settings": settings | {"prompts": None if options.prompts is None else str(options.prompts)},
+        "unfinished": result.unfinished,
         "seconds": round(result.seconds, 3),
         "requests_per_second": round(rows[-1]["ok"] / result.seconds, 3),
         "busy": round(result.busy, 3),

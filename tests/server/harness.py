@@ -77,9 +77,9 @@ def eventually(check: Any, seconds: float = 5.0) -> None:
 
 
 @contextlib.contextmanager
-def on_loopback(engine: FakeEngine, **settings: Any) -> Iterator[tuple[str, Service]]:
+def on_loopback(engine: FakeEngine, with_chat: bool = True, **settings: Any) -> Iterator[tuple[str, Service]]:
     """Yields the base address and the service behind it."""
-    app = app_of(engine, FakeChat(), **settings)
+    app = app_of(engine, FakeChat() if with_chat else None, **settings)
     config = config_of(app.state.service.settings, app)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
         server = uvicorn.Server(config)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import uvicorn
 from starlette.applications import Starlette
@@ -82,6 +83,7 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def moedial(*words: str, lines: str = "") -> Result:
-    """The real command, in this process; `lines` are piped into it."""
-    return CliRunner().invoke(app, list(words), input=lines)
+def moedial(*words: str, lines: str | bytes = "", attended: bool = False, env: Any = None) -> Result:
+    """The real command, in this process; `lines` are piped into it, or typed by a person who reads what comes."""
+    with patch("terminal.chat.at_terminal", return_value=attended):
+        return CliRunner().invoke(app, list(words), input=lines, env={"COLUMNS": "200"} | (env or {}))

@@ -1,4 +1,4 @@
-"""`moedial chat` through a pipe: against the real server with a fake engine, and against servers that misbehave."""
+"""`moedial chat` as a person sees it: with the real server and a fake engine, and with servers that misbehave."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.terminal.strangers import closed_port, delta, ending, event, moedial,
 
 
 def talk(url: str, *lines: str, options: tuple[str, ...] = ()) -> str:
-    result = moedial("chat", "--url", url, *options, lines="\n".join(lines) + "\n")
+    result = moedial("chat", "--url", url, *options, lines="\n".join(lines) + "\n", attended=True)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -70,6 +70,16 @@ def test_models() -> None:
     assert "there is no model none; this server has: odd, dense" in shown
     assert "K cannot be 2: dense has no experts to choose from; K is back at its default" in shown
     assert [(body["model"], body.get("num_experts")) for body in met.bodies] == [("odd", 2), ("dense", None)]
+
+
+def test_an_alias_has_its_count() -> None:
+    engine = FakeEngine()
+    with on_loopback(engine) as (url, _):
+        shown = talk(url, "/k 2", "one", "/model tiny@k8", "two", "/k 4", "three", "/k 8", "four", "/model tiny", "/k")
+    assert "tiny@k8 stands for K 8; K is back at its default" in shown
+    assert "K cannot be 4: tiny@k8 stands for K 8" in shown and "must agree" not in shown
+    assert [request.budget.per_layer[0] for request in engine.seen] == [2, 8, 8, 8]
+    assert shown.count("hello world\n") == 4
 
 
 def test_options_reach_the_body() -> None:
@@ -158,5 +168,5 @@ def test_a_cut_answer_says_so() -> None:
 
 def test_input_that_is_no_text() -> None:
     with stranger(hello) as met:
-        result = moedial("chat", "--url", met.url, lines=b"\xff\xfe?\n")  # type: ignore[arg-type]
+        result = moedial("chat", "--url", met.url, lines=b"\xff\xfe?\n")
     assert result.exit_code == 0 and met.bodies[0]["messages"][0]["content"] == "��?"

@@ -65,12 +65,26 @@ def test_only_events_with_text_are_counted() -> None:
     told = recorder()
     text = event({"choices": [{"index": 0, "text": "a"}]})
     silent = event({"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]})
-    told.feed(delta(role="assistant", content="") + delta(content="b") + text + delta(reasoning_content="c") + silent)
+    for piece in (delta(role="assistant", content=""), delta(content="b"), text, delta(reasoning_content="c"), silent):
+        told.feed(piece)
+        told.end_read()
     told.feed(ending(completion_tokens=40, prompt_tokens_details={"cached_tokens": 2}))
     outcome = told.finish()
     assert (outcome.prompt_tokens, outcome.cached) == (3, 2)
     assert len(outcome.arrivals) == 3 and outcome.tokens == 40 and outcome.used == 4 and outcome.failure is None
     assert outcome.began <= outcome.arrivals[0] <= outcome.ended
+
+
+def test_what_one_read_brings_is_one_arrival() -> None:
+    told = recorder()
+    told.feed(delta(role="assistant", content=""))
+    for _ in range(2):
+        told.feed(delta(content="b") + delta(content="c"))
+        told.feed(delta(content="d"))
+        told.end_read()
+    told.feed(ending(completion_tokens=6))
+    outcome = told.finish()
+    assert len(outcome.arrivals) == 2 and outcome.tokens == 6
 
 
 def test_tokens_are_not_guessed() -> None:

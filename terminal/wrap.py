@@ -1,0 +1,44 @@
+"""Breaks text between words at a width, while it streams. It knows columns, neither terminals nor colours."""
+
+from rich.cells import cell_len
+
+TAB = 8
+ERASE = "\x1b[1G\x1b[K"  # back to the line's first column, and nothing on the line; rich drops carriage returns
+
+
+class Wrap:
+    """The line that is being written. A word is shown as it grows; one that reaches the edge moves to the next line."""
+
+    def __init__(self) -> None:
+        self._line = ""
+
+    def restart(self) -> None:
+        """Say that something else has ended the line."""
+        self._line = ""
+
+    def feed(self, text: str, width: int) -> str:
+        """What to write for `text`. The last of `width` columns stays free: some terminals wrap when it is filled."""
+        return "".join(self._put(character, width - 1) for character in text)
+
+    def _put(self, character: str, width: int) -> str:
+        if character == "\n":
+            self._line = ""
+            return character
+        if character == "\t":
+            return "".join(self._put(" ", width) for _ in range(TAB - cell_len(self._line) % TAB))
+        if cell_len(self._line + character) > width:
+            return self._broken(character, width)
+        self._line += character
+        return character
+
+    def _broken(self, character: str, width: int) -> str:
+        """A blank ends the line. A word moves to the next line with what is shown of it; a long one is cut."""
+        if character == " ":
+            self._line = ""
+            return "\n"
+        before, _, word = self._line.rpartition(" ")
+        if not before.strip() or 2 * cell_len(word) > width:
+            self._line = character
+            return "\n" + character
+        self._line = word + character
+        return f"{ERASE}{before}\n{self._line}"
