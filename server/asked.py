@@ -96,14 +96,17 @@ def _of_ollama(wanted: Any) -> Iterator[Asked]:
 def _of_structured_outputs(new: StructuredOutputs | None) -> list[Asked]:
     if new is None:
         return []
-    given: list[tuple[Kind, Any]] = [
-        ("schema", new.json_),
-        ("regex", new.regex),
-        ("choice", new.choice),
-        ("grammar", new.grammar),
-        ("schema", OBJECT if new.json_object else None),
-    ]
-    if all(value is None for _, value in given):
-        names = "json, regex, choice, grammar and json_object"
-        raise InvalidRequest(f"structured_outputs needs one of {names}", "structured_outputs")
-    return [Asked("structured_outputs", kind, value) for kind, value in given]
+    given: dict[str, tuple[Kind, Any]] = {
+        "json": ("schema", new.json_),
+        "regex": ("regex", new.regex),
+        "choice": ("choice", new.choice),
+        "grammar": ("grammar", new.grammar),
+        "json_object": ("schema", OBJECT if new.json_object else None),
+    }
+    names = [name for name, (_, value) in given.items() if value is not None]
+    if len(names) != 1:
+        got = f", got {' and '.join(names)}" if names else ""
+        raise InvalidRequest(
+            f"structured_outputs needs one of json, regex, choice, grammar and json_object{got}", "structured_outputs"
+        )
+    return [Asked("structured_outputs", *given[names[0]])]

@@ -4,7 +4,7 @@ It knows no HTTP and no JSON; what is a call or a thought, the dialect's reader 
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -158,20 +158,30 @@ class Transcript:
             return self._matcher.matched
         return event.token if event.finish == "stop" and event.token in self._stop_ids else None
 
-    def _read(self, reader: Reader, shown: str) -> Iterator[Piece]:
-        """The pieces of the text, and what their end makes of the finish reason."""
+    def _read(self, reader: Reader, shown: str) -> list[Piece]:
+        """The pieces of the text, and what they make of the finish reason."""
+        pieces = self._read_last(reader, shown) if self.finish else reader.push(shown) if shown else []
+        self._calls = self._calls or any(isinstance(piece, CallStart) for piece in pieces)
+        if self._calls:
+            self._judge_calls(reader)
+        self.reasoning += any(isinstance(piece, Reasoning) for piece in pieces)
+        return [piece for piece in pieces if not isinstance(piece, Content)] if self._calls_only else pieces
+
+    def _read_last(self, reader: Reader, shown: str) -> list[Piece]:
+        """Of a text that is cut, half a character waits for the end, which says whether a mark was cut in it."""
         cut = self.finish == "length" or bool(self._matcher.matched and not self._include_stop)
-        text = shown.rstrip(BROKEN) if cut else shown  # whether a mark was cut in that character, the end says
+        text = shown.rstrip(BROKEN) if cut else shown
         pieces = reader.push(text) if text else []
         if reader.over:
             self.finish = "stop"
-        if self.finish is not None:
-            pieces += reader.flush(cut, shown[len(text) :])
-        self._calls = self._calls or any(isinstance(piece, CallStart) for piece in pieces)
-        if self.finish == "stop" and self._calls and not (self._matcher.matched and reader.in_call):
+        return pieces + reader.flush(cut, shown[len(text) :])
+
+    def _judge_calls(self, reader: Reader) -> None:
+        """A call that a stop string cut is none to be made; one that ends the answer stops it."""
+        if self.finish is None and reader.over:
+            self.finish = "stop"
+        if self.finish == "stop" and not (self._matcher.matched and reader.in_call):
             self.finish = "tool_calls"
-        self.reasoning += any(isinstance(piece, Reasoning) for piece in pieces)
-        return (piece for piece in pieces if not (self._calls_only and isinstance(piece, Content)))
 
     def _entries(self) -> tuple[TokenLogprob, ...]:
         """Log-probabilities leave with their text: a held one would leak what is held."""

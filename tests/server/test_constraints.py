@@ -157,6 +157,8 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"regex": "a", "ebnf": GBNF}, ("regex", "ebnf")),
     ({"grammar": GBNF, "format": "json"}, ("grammar", "format")),
     ({"json_schema": "{}", "guided_json": {}}, ("json_schema", "guided_json")),
+    ({"structured_outputs": {"json": {}, "regex": "a"}}, ("structured_outputs", "got json and regex")),
+    ({"structured_outputs": {"whitespace_pattern": ""}}, ("structured_outputs", "json")),
     ({"json_schema": "{"}, ("json_schema", "no JSON")),
     ({"grammar": {"type": "json", "value": {}}}, ("grammar",)),
     ({"regex": "a", "response_format": {"type": "json_object"}}, ("regex", "response_format")),
