@@ -52,6 +52,19 @@ EXAMPLES: Mapping[str, dict[str, Any]] = {
                 "experts": {"count": [4, 4, 2, 2, 1, 1]},
             }
         },
+        "some of the tools": {
+            "value": {
+                "messages": [{"role": "user", "content": "Draw a cat."}],
+                "tools": [{"type": "function", "function": {"name": name}} for name in ("draw", "sleep")],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [{"type": "function", "function": {"name": "draw"}}],
+                    },
+                },
+            }
+        },
         "a schema": {
             "value": {
                 "messages": [{"role": "user", "content": "How old is the cat?"}],

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from model.errors import InvalidRequest, shown
 from server.bodies.bounds import BAD_JSON, KEYS, TOO_MANY, AtMost, JsonText
@@ -50,6 +50,9 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool = Field(False, description="The usage so far in every chunk")
 
 
+SCHEMA_WORDS = ("type", "properties", "items", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "$defs")
+
+
 class JsonSchema(BaseModel):
     """OpenAI's wrapping of a schema; `strict` asks for nothing more, the schema always holds."""
 
@@ -59,6 +62,18 @@ class JsonSchema(BaseModel):
     description: str | None = None
     schema_: Annotated[dict[str, Any] | bool, KEYS] = Field(True, alias="schema")
     strict: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_wrapping(cls, value: Any) -> Any:
+        """Without this, a schema in the place of its wrapping would be one that allows anything."""
+        if (
+            isinstance(value, dict)
+            and "schema" not in value
+            and (found := [key for key in SCHEMA_WORDS if key in value])
+        ):
+            raise ValueError(f"the schema belongs into its field schema, beside name; here is {found[0]!r}")
+        return value
 
 
 class ResponseFormat(BaseModel):

@@ -146,6 +146,7 @@ FORMATS: list[tuple[dict[str, Any], str]] = [
     ({"type": "json_object", "json_schema": {"name": "n", "schema": SEVEN}}, "json_object"),
     ({"type": "text", "schema": SEVEN}, "text"),
     ({"type": "json_schema"}, "missing"),
+    ({"type": "json_schema", "json_schema": {"type": "object", "properties": {}}}, "schema belongs into"),
 ]
 REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     *(({"response_format": format}, ("response_format", word)) for format, word in FORMATS),

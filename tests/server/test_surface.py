@@ -185,13 +185,15 @@ SAID = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(said=SAID, tools=st.booleans(), stop=st.booleans(), most=st.integers(1, 90))
-def test_streamed_and_whole_agree_and_keep_to_the_contract(said: list[str], tools: bool, stop: bool, most: int) -> None:
+@given(said=SAID, tools=st.booleans(), stop=st.booleans(), most=st.integers(1, 90), parallel=st.booleans())
+def test_streamed_and_whole_agree_and_keep_to_the_contract(
+    said: list[str], tools: bool, stop: bool, most: int, parallel: bool
+) -> None:
     engine = FakeEngine(says("".join(said)))
     with in_memory(engine) as client:
         service_of(client).dialect = by_name("hermes", {})
         body = {"messages": USER, "max_tokens": most, "logprobs": True, "stop": ["stop"] if stop else []}
-        body |= {"tools": [TOOL]} if tools else {}
+        body |= {"tools": [TOOL], "parallel_tool_calls": parallel} if tools else {}
         whole = client.post(CHAT, json=body).json()
         streamed = client.post(CHAT, json=body | {"stream": True, "stream_options": {"include_usage": True}}).text
     answers.ChatCompletion.model_validate(whole, strict=True)
@@ -204,6 +206,7 @@ def test_streamed_and_whole_agree_and_keep_to_the_contract(said: list[str], tool
     for call in (call for delta in deltas for call in delta.tool_calls or ()):
         arguments[call.index] = arguments.get(call.index, "") + call.function.arguments
     assert [*arguments.values()] == [call["function"]["arguments"] for call in message.get("tool_calls", [])]
+    assert parallel or len(arguments) <= 1
     assert chunks[-2].choices[0].finish_reason == whole["choices"][0]["finish_reason"]
     entries = [
         e.model_dump() for c in chunks for choice in c.choices if choice.logprobs for e in choice.logprobs.content
