@@ -1,4 +1,5 @@
-"""What settings do to logits before a token is chosen: penalties, biases, and no end before the minimum length.
+"""What settings do to logits before a token is chosen: penalties, biases, tokens that are out of the question, and no
+end before the minimum length.
 
 Only the tokens that a setting touches are read and written. They are kept with their sequence and grow with it, so a
 step costs no walk over what has been generated. It knows sequences and logits, not how a token is chosen.
@@ -27,18 +28,44 @@ def adjusted(logits_BV: Tensor, sequences: list[Sequence]) -> Tensor:
     with np.errstate(over="ignore"):  # a logit may become infinite here: the best, then, or out of the question
         # As transformers: towards zero from above, away from it below.
         copy_BV.numpy()[where] = np.where(old_N > 0, old_N / factor_N, old_N * factor_N) + shift_N
+    for row, _ in parts:
+        if sequences[row].request.sampling.allowed_token_ids:
+            _keep(copy_BV.numpy()[row], _touched(sequences[row], copy_BV.shape[1]).allowed)
     return copy_BV
+
+
+def forbidden(token_B: NDArray[np.int64], adjusted_BV: Tensor, sequences: list[Sequence]) -> list[int]:
+    """The rows that got a token which their settings forbid: nothing else was left, or their grammars won."""
+    return [
+        row
+        for row, sequence in enumerate(sequences)
+        if sequence.request.sampling.restricts
+        and (
+            _touched(sequence, adjusted_BV.shape[1]).forbids(sequence, int(token_B[row]))
+            or (sequence.matcher is None and adjusted_BV[row, int(token_B[row])] == -np.inf)
+        )
+    ]
+
+
+def _keep(row_V: NDArray[np.float32], ids: NDArray[np.int64]) -> None:
+    kept = row_V[ids]
+    row_V[:] = -np.inf
+    row_V[ids] = kept
 
 
 def _adjusts(sequence: Sequence) -> bool:
     s = sequence.request.sampling
-    return bool(s.penalises or s.logit_bias or sequence.output_count < s.min_tokens)
+    return bool(s.penalises or s.logit_bias or sequence.output_count < s.min_tokens or s.restricts)
 
 
 def _table(sequence: Sequence, vocabulary: int) -> NDArray[np.float64]:
+    return _touched(sequence, vocabulary).table(sequence)
+
+
+def _touched(sequence: Sequence, vocabulary: int) -> "Touched":
     if not isinstance(sequence.sampler_state, Touched):
         sequence.sampler_state = Touched(sequence, vocabulary)
-    return sequence.sampler_state.table(sequence)
+    return sequence.sampler_state
 
 
 class Touched:
@@ -48,12 +75,13 @@ class Touched:
     checkpoint's own stop tokens may lie there. It follows from the sequence's tokens alone.
     """
 
-    __slots__ = ("_columns", "_generated", "_read", "_slots", "_stops")
+    __slots__ = ("_columns", "_generated", "_read", "_slots", "_stops", "_words", "allowed")
 
     def __init__(self, sequence: Sequence, vocabulary: int) -> None:
         s = sequence.request.sampling
         seen = set(sequence.request.prompt) if s.repetition_penalty != 1.0 else set()
-        ids = dict.fromkeys([*s.stop_token_ids, *(token for token, _ in s.logit_bias), *sorted(seen)])
+        last = [word[-1] for word in s.bad_words]
+        ids = dict.fromkeys([*s.stop_token_ids, *(token for token, _ in s.logit_bias), *last, *sorted(seen)])
         known = [token for token in ids if 0 <= token < vocabulary]
         self._stops = len(set(s.stop_token_ids).intersection(known))
         self._slots = {token: slot for slot, token in enumerate(known)}
@@ -63,6 +91,10 @@ class Touched:
         for token, bias in s.logit_bias:
             if token in self._slots:
                 self._columns[SHIFT, self._slots[token]] += bias
+        self._words: dict[int, list[tuple[int, ...]]] = {}  # bad words by the token before their last; -1: by none
+        for word in s.bad_words:
+            self._words.setdefault(word[-2] if len(word) > 1 else -1, []).append(word)
+        self.allowed = np.array([token for token in s.allowed_token_ids if token < vocabulary], np.int64)
         self._generated: set[int] = set()
         self._read = sequence.prompt_length
 
@@ -77,7 +109,24 @@ class Touched:
         if sequence.output_count < s.min_tokens:
             table = table.copy()
             table[SHIFT, : self._stops] = -np.inf
+        if bad := self._bad(sequence):
+            table = table.copy()
+            table[SHIFT, [self._slots[token] for token in bad]] = -np.inf
         return table
+
+    def forbids(self, sequence: Sequence, token: int) -> bool:
+        """Whether the settings exclude this token as the next one."""
+        allowed = not len(self.allowed) or bool((self.allowed == token).any())
+        return not allowed or token in self._bad(sequence)
+
+    def _bad(self, sequence: Sequence) -> list[int]:
+        """The tokens that would complete a bad word."""
+        if not self._words:
+            return []
+        answer, before = sequence.output_count, sequence.tokens[-1]
+        words = [*self._words.get(-1, ()), *(self._words.get(before, ()) if answer else ())]
+        ends = (word for word in words if len(word) - 1 <= answer and word[:-1] == _last(sequence, len(word) - 1))
+        return [word[-1] for word in ends if word[-1] in self._slots]
 
     def _count(self, token: int, s: Sampling) -> None:
         """One more token has been generated."""
@@ -88,3 +137,7 @@ class Touched:
         self._generated.add(token)
         self._columns[ID, slot], self._columns[FACTOR, slot] = token, s.repetition_penalty
         self._columns[SHIFT, slot] -= s.frequency_penalty + s.presence_penalty * first
+
+
+def _last(sequence: Sequence, count: int) -> tuple[int, ...]:
+    return tuple(sequence.tokens[len(sequence.tokens) - count :])

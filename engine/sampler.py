@@ -13,12 +13,13 @@ from torch import Tensor
 from engine.constraints import Fault, constrained
 from engine.draw import ASKED, draw
 from engine.logprobs import logprobs
-from engine.penalties import adjusted
+from engine.penalties import adjusted, forbidden
 from engine.plan import NOT_FINITE, Sampled
 from engine.sequence import Sequence
 from model.kernels.library import load
 from model.noise import uniform
 
+NOTHING_LEFT = Fault("allowed_token_ids, bad_words and what the answer must match leave no token", "no_token_left")
 Drafts = list[tuple[int, ...]]
 
 
@@ -52,8 +53,11 @@ def _rows(logits_BV: Tensor, sequences: list[Sequence], before_B: Drafts | None)
     raw_BV = logits_BV.float().contiguous()
     finite_B: NDArray[np.bool_] = torch.isfinite(raw_BV.sum(-1)).numpy()
     ahead_B = None if before_B is None else [len(before) for before in before_B]
-    constrained_BV, faults = constrained(adjusted(raw_BV, sequences), raw_BV, sequences, before_B)
+    adjusted_BV = adjusted(raw_BV, sequences)
+    constrained_BV, faults = constrained(adjusted_BV, raw_BV, sequences, before_B)
     token_B = _choose(constrained_BV, finite_B, sequences, ahead_B)
+    for row in forbidden(token_B, adjusted_BV, sequences):
+        faults.setdefault(row, NOTHING_LEFT)
     found = logprobs(raw_BV, token_B, [s.request.sampling.logprobs for s in sequences], finite_B)
     return tuple(
         Sampled(token, logprob) if ok and row not in faults else _failed(faults.get(row))

@@ -119,9 +119,9 @@ class Speculator:
 
 
 def _predictable(sequence: Sequence) -> bool:
-    """Whether the logits after a guess are those that would be sampled from: penalties count what came before."""
+    """Whether the logits after a guess are those that would be sampled from: penalties and bad words look at what came before."""
     sampling = sequence.request.sampling
-    return not sampling.penalises and sequence.output_count >= sampling.min_tokens
+    return not sampling.penalises and not sampling.bad_words and sequence.output_count >= sampling.min_tokens
 
 
 def _look_up(sequence: Sequence, known: Guesses, most: int) -> tuple[int, ...]:

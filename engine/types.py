@@ -35,6 +35,8 @@ class Sampling:
     min_tokens: int = 0  # stop tokens are masked until so many tokens have been generated
     stop_token_ids: tuple[int, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()  # no other token is generated; empty: all are allowed
+    bad_words: tuple[tuple[int, ...], ...] = ()  # runs of tokens that are not generated
     logprobs: int | None = None  # None: off; 0: the chosen token's; n: also the n best alternatives
     prompt_logprobs: int | None = None  # the same of the prompt's own tokens; only then may max_tokens be 0
     grammar: str = ""  # what the answer must match, in llguidance's Lark or JSON; "": anything
@@ -42,8 +44,13 @@ class Sampling:
     @property
     def plain(self) -> bool:
         """Whether the model's best token is what is wanted, and nothing about it."""
-        changed = self.penalises or self.logit_bias or self.grammar
+        changed = self.penalises or self.logit_bias or self.grammar or self.restricts
         return self.temperature == 0 and self.logprobs is None and not self.min_tokens and not changed
+
+    @property
+    def restricts(self) -> bool:
+        """Whether some tokens are out of the question."""
+        return bool(self.allowed_token_ids or self.bad_words)
 
     @property
     def penalises(self) -> bool:

@@ -28,7 +28,7 @@ from server.errors import key_name_of
 from server.experts import HEADER, ask_of_header, asks_of_body, merged, refuse_misspelt, reported, resolve
 from server.forms import Form, form_of_chat, form_of_completion, offered
 from server.generation import Generation, Timeouts
-from server.limits import check_limits, prompts_of, room_for
+from server.limits import check_limits, kept_tokens, prompts_of, room_for
 from server.sequences import sequences_of
 from server.service import Service
 
@@ -80,7 +80,8 @@ async def open_completion(service: Service, http: HttpRequest) -> Call:
     async def prepare() -> Prepared:
         form = await _off_loop(body, form_of_completion, body, *_schema_rules(service))
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encoded = iter(await encode_all(service, service.tokenizer.encode, texts, body.answer_limit))
+        encode, kept = partial(service.tokenizer.encode, framed=body.add_special_tokens), _kept(service, body)
+        encoded = iter(await encode_all(service, encode, texts, body.answer_limit, kept))
         return form, [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     return await _open(service, "cmpl-", key_name_of(http), checked, reservation, prepare, arrived)
@@ -105,7 +106,8 @@ async def open_conversation(
         variables = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
         text = await service.rendering.run(render, service, body, body.messages, tools, variables)
         form = await _off_loop(body, form_of_chat, body, service.dialect, text, *_schema_rules(service))
-        return form, await encode_all(service, service.tokenizer.encode_chat, [text], body.answer_limit)
+        encode, kept = partial(service.tokenizer.encode_chat, framed=body.add_special_tokens), _kept(service, body)
+        return form, await encode_all(service, encode, [text], body.answer_limit, kept)
 
     return await _open(service, kind, key_name_of(http), checked, reservation, prepare, arrived)
 
@@ -141,9 +143,14 @@ async def _off_loop(body: GenerationBody, make: Callable[..., Form], *args: Any)
     return await asyncio.to_thread(make, *args) if long else make(*args)
 
 
+def _kept(service: Service, body: GenerationBody) -> int | None:
+    return kept_tokens(body, service.catalogue.info.max_model_len)
+
+
 def check_chat(service: Service, http: HttpRequest, raw: Mapping[str, Any]) -> Checked[ChatBody]:
     checked = _check(service, http, ChatBody, raw)
     offered(checked.body)
+    _kept(service, checked.body)
     return checked
 
 
@@ -153,7 +160,9 @@ def _check_completion(
     """The checked body and its prompts. Lists of ids that do not fit the context are refused before they are read."""
     checked, catalogue = _check(service, http, CompletionBody, raw), service.check_ready()
     body, context = checked.body, catalogue.info.max_model_len
-    prompts = prompts_of(body.prompt, service.settings.max_prompts)
+    prompts, kept = prompts_of(body.prompt, service.settings.max_prompts), kept_tokens(body, context)
+    if kept is not None:
+        prompts = [prompt if isinstance(prompt, str) else prompt[-kept:] for prompt in prompts]
     for prompt in prompts:
         if isinstance(prompt, list):
             room_for(body.answer_limit, None, len(prompt), context)

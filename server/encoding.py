@@ -6,10 +6,11 @@ It knows texts and the context's length, no bodies.
 from collections.abc import Sequence
 from typing import Protocol
 
-from model.errors import context_exceeded
+from model.errors import InvalidRequest, context_exceeded
 from server.service import Service
 from weights.tokenizer import TooManyTokens
 
+MOST_CUT = 1_000_000  # tokens of a text of which the last are kept
 INLINE = 4096  # characters of one call that are tokenised on the event loop
 
 
@@ -19,8 +20,10 @@ class Encode(Protocol):
     def __call__(self, text: str, *, most: int | None = None) -> list[int]: ...
 
 
-async def encode_all(service: Service, encode: Encode, texts: Sequence[str], new_tokens: int | None) -> list[list[int]]:
-    """The ids of each text, of which `new_tokens` more have to fit the context.
+async def encode_all(
+    service: Service, encode: Encode, texts: Sequence[str], new_tokens: int | None, kept: int | None = None
+) -> list[list[int]]:
+    """The ids of each text, of which `new_tokens` more have to fit the context; with `kept` only so many of the last.
 
     Raises:
         InvalidRequest: a text is longer than the context.
@@ -28,21 +31,30 @@ async def encode_all(service: Service, encode: Encode, texts: Sequence[str], new
     """
     context = service.catalogue.info.max_model_len
     if sum(map(len, texts)) <= INLINE:
-        return _encoded(service, encode, texts, context, new_tokens)
-    return await service.encoding.run(_encoded, service, encode, texts, context, new_tokens)
+        return _encoded(service, encode, texts, context, new_tokens, kept)
+    return await service.encoding.run(_encoded, service, encode, texts, context, new_tokens, kept)
 
 
 def _encoded(
-    service: Service, encode: Encode, texts: Sequence[str], context: int, new_tokens: int | None
+    service: Service, encode: Encode, texts: Sequence[str], context: int, new_tokens: int | None, kept: int | None
 ) -> list[list[int]]:
+    most = context if kept is None else MOST_CUT
     for text in texts:
-        if (least := service.tokenizer.least_tokens(text)) > context:
-            raise context_exceeded(least, 1 if new_tokens is None else new_tokens, context, "at least ")
+        if (least := service.tokenizer.least_tokens(text)) > most:
+            raise _too_long(least, "at least ", new_tokens, context, kept)
     try:
-        found = [encode(text, most=context) for text in texts]
+        found = [encode(text, most=most)[-(kept or most) :] for text in texts]
     except TooManyTokens as error:
         about = "" if error.exact else "at least "
-        raise context_exceeded(error.count, 1 if new_tokens is None else new_tokens, context, about) from None
+        raise _too_long(error.count, about, new_tokens, context, kept) from None
     for ids in found:  # a template may write a special token that the model has no embedding for
         service.catalogue.check_tokens({"prompt": ids})
     return found
+
+
+def _too_long(count: int, about: str, new_tokens: int | None, context: int, kept: int | None) -> InvalidRequest:
+    if kept is None:
+        return context_exceeded(count, 1 if new_tokens is None else new_tokens, context, about)
+    field = "truncate_prompt_tokens"
+    reason = f"a prompt of {about}{count} tokens; at most {MOST_CUT} are read to keep the last of them"
+    return InvalidRequest(f"{field}: {reason}", field, "context_length_exceeded")

@@ -20,6 +20,7 @@ from server.errors import ClientGone
 from server.lanes import Lane
 from server.settings import Settings
 
+COMPLETION_TOKENS = 16  # OpenAI's default for completions
 INLINE = 32 << 10  # bytes of a body that is read on the event loop; a larger one goes to a thread
 Checked = TypeVar("Checked")
 
@@ -170,6 +171,21 @@ def biases_of(body: GenerationBody) -> dict[int, float]:
             raise InvalidRequest(f"logit_bias: {shown(key)} is not a token id", "logit_bias")
         biases[int(key)] = value
     return biases
+
+
+def kept_tokens(body: GenerationBody, context: int) -> int | None:
+    """How many of the last tokens of each prompt are kept; None: all.
+
+    Raises:
+        InvalidRequest: 0, or more than the context has.
+    """
+    field, kept = "truncate_prompt_tokens", body.truncate_prompt_tokens
+    if kept == -1:
+        default = COMPLETION_TOKENS if isinstance(body, CompletionBody) else 1
+        return max(1, context - (default if body.answer_limit is None else body.answer_limit))
+    if kept == 0 or (kept or 0) > context:
+        raise InvalidRequest(f"{field} must be -1, or between 1 and the context's {context}, got {kept}", field)
+    return kept
 
 
 def room_for(asked: int | None, default: int | None, prompt: int, context: int) -> int:

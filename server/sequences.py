@@ -15,11 +15,10 @@ from server.bodies.completions import CompletionBody
 from server.forms import Form
 from server.generation import Sequence
 from server.lifecycle import Lifecycle, PromptCount
-from server.limits import biases_of, room_for
+from server.limits import COMPLETION_TOKENS, biases_of, room_for
 from server.service import Service
 from server.transcript import Transcript
 
-COMPLETION_TOKENS = 16  # OpenAI's default for completions
 MOST_SCORES = 1_000_000  # log-probabilities of the prompts of one answer
 LARGEST_SEED = 2**63 - 1
 Prompts = tuple[tuple[int, ...], ...]
@@ -79,8 +78,7 @@ class Builder:
             place = index * self.body.answers + answer
             seeded = replace(sampling, seed=(seed + answer) & LARGEST_SEED)
             request = Request(f"{self.id}-{place}", prompt, self.budget, seeded, self.noise, self.salt)
-            marks = self.form.dialect.marks if self.form.reads else ()
-            decoder = self.service.tokenizer.stream(marks, continues=not self.form.reads)
+            decoder = self.service.tokenizer.stream(self._shown(), continues=not self.form.reads)
             transcript = Transcript(
                 place,
                 decoder,
@@ -95,6 +93,12 @@ class Builder:
                 self.service.metrics, self.budget, len(prompt), self.arrived, self.account, self.trained_pairs, count
             )
             yield Sequence(request, transcript, life)
+
+    def _shown(self) -> tuple[str, ...]:
+        """The special tokens whose texts are looked at, or shown."""
+        if not self.body.skip_special_tokens:
+            return tuple(self.service.tokenizer.specials)
+        return self.form.dialect.marks if self.form.reads else ()
 
     def _sampling(self, prompt: int, seed: int) -> Sampling:
         body = self.body

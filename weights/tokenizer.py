@@ -135,18 +135,19 @@ class Tokenizer:
         marked = mark_specials(text, tuple(self.specials))
         return _ids(self._backend if marked == text else self._typed, marked, framed, most)
 
-    def encode_chat(self, text: str, most: int | None = None) -> list[int]:
-        """Ids of a rendered template: its special tokens are special, those marked in user text are plain.
+    def encode_chat(self, text: str, framed: bool = False, most: int | None = None) -> list[int]:
+        """Ids of a rendered template: its special tokens are special, those marked in user text are plain. Templates
+        write what goes around a prompt themselves; `framed` adds it all the same.
 
         Raises:
             TooManyTokens: more than `most`.
         """
-        return _ids(self._typed if MARK in text else self._backend, text, False, most)
+        return _ids(self._typed if MARK in text else self._backend, text, framed, most)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text without special tokens; incomplete bytes become U+FFFD. (The library's `decode` keeps the interpreter's
-        lock to its end; in a batch it lets go.)"""
-        return str(self._backend.decode_batch([list(ids)], skip_special_tokens=True)[0])
+    def decode(self, ids: Sequence[int], specials: bool = False) -> str:
+        """Text without special tokens, unless `specials`; incomplete bytes become U+FFFD. (The library's `decode` keeps
+        the interpreter's lock to its end; in a batch it lets go.)"""
+        return str(self._backend.decode_batch([list(ids)], skip_special_tokens=not specials)[0])
 
     def stream(self, shown: Sequence[str] = (), continues: bool = False) -> IncrementalDecoder:
         """A decoder for one growing sequence; of special tokens it shows those named. A text that `continues` another

@@ -117,7 +117,6 @@ class SampledBody(BaseModel):
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "prompt_logprobs": (),
         "use_beam_search": (),
-        "truncate_prompt_tokens": (),
         "prompt_embeds": (),
         "logits_processors": ([],),
         "bad_words": ([],),
@@ -150,6 +149,11 @@ class SampledBody(BaseModel):
     include_stop_str_in_output: bool = Field(
         False, description="Whether an answer keeps the string of `stop` or the token of `stop_token_ids` that ended it"
     )
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, description="Keeps so many of the last tokens of each prompt; -1: as many as leave room to answer"
+    )
+    skip_special_tokens: bool = Field(True, description="false: the text shows special tokens")
+    spaces_between_special_tokens: Literal[True] = Field(True, description="Nothing changes: none are added or removed")
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], AtMost("max_logit_bias")] = {}

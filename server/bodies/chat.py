@@ -247,6 +247,9 @@ class ChatBody(GenerationBody, TemplateBody):
         "best_of": (1,),
     }
 
+    add_special_tokens: bool = Field(
+        False, description="Whether the template's text gets what the checkpoint puts around a prompt"
+    )
     messages: Messages = Field(min_length=1, examples=[[{"role": "user", "content": "Tell me a story."}]])
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False

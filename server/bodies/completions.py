@@ -23,6 +23,7 @@ class CompletionBody(GenerationBody):
         examples=["Once upon a time"],
     )
     echo: bool = False
+    add_special_tokens: bool = Field(True, description="Whether a prompt gets what the checkpoint puts around it")
     best_of: int | None = Field(None, ge=1, description="Answers to generate, of which the n likeliest are returned")
     logprobs: int | None = Field(None, ge=0, description="Also lists so many alternatives of each token")
 

@@ -86,13 +86,19 @@ class CompletionFormat(DataFormat):
         return {**self._head, "choices": choices}
 
     def _echo(self, index: int) -> str:
-        """A text is echoed as it was typed, ids as they decode."""
+        """A whole text is echoed as it was typed, ids and the rest of a text as they decode."""
         prompt = index // self.own.answers
-        if not self.own.echo or isinstance(self._typed[prompt], str):
-            return self._typed[prompt] if self.own.echo else ""
+        if not self.own.echo:
+            return ""
+        if self._as_typed(prompt):
+            return str(self._typed[prompt])
         if prompt not in self._decoded:
-            self._decoded[prompt] = self.tokenizer.decode(self.call.prompts[prompt])
+            specials = not self.own.skip_special_tokens
+            self._decoded[prompt] = self.tokenizer.decode(self.call.prompts[prompt], specials)
         return self._decoded[prompt]
+
+    def _as_typed(self, prompt: int) -> bool:
+        return isinstance(self._typed[prompt], str) and self.own.truncate_prompt_tokens is None
 
     def _choice(
         self, delta: Delta, logprobs: dict[str, Any] | None = None, echo: str = "", finish: WireFinish | None = None
@@ -125,8 +131,10 @@ class CompletionFormat(DataFormat):
         """The prompt's tokens and where their texts begin. Nothing comes before the first, so it has no probability."""
         if found is None:
             return
-        decoder, offset = self.tokenizer.stream(), 0
-        tokens = self.call.prompts[index // self.own.answers]
+        prompt = index // self.own.answers
+        hidden = self.own.skip_special_tokens or self._as_typed(prompt)
+        decoder, offset = self.tokenizer.stream(() if hidden else tuple(self.tokenizer.specials)), 0
+        tokens = self.call.prompts[prompt]
         for token, logprob in zip(tokens, (None, *found), strict=True):
             yield (token if logprob is None else entry_of(token, logprob, offset)), offset
             offset += len(decoder.push(token))

@@ -38,11 +38,11 @@ INFO = EngineInfo(
 
 
 class FakeDecoder:
-    def __init__(self) -> None:
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    def __init__(self, shows_end: bool = False) -> None:
+        self.decoder, self.end = codecs.getincrementaldecoder("utf-8")("replace"), b"<end>" if shows_end else b""
 
     def push(self, id: int) -> str:
-        return self.decoder.decode(bytes([id])) if id < 256 else ""
+        return self.decoder.decode(bytes([id]) if id < 256 else self.end)
 
     def flush(self) -> str:
         return self.decoder.decode(b"", final=True)
@@ -63,17 +63,18 @@ class FakeTokenizer:
             raise TooManyTokens(len(text.encode()), most)
         return list(text.encode())
 
-    def encode_chat(self, text: str, most: int | None = None) -> list[int]:
-        return self.encode(text, most=most)
+    def encode_chat(self, text: str, framed: bool = False, most: int | None = None) -> list[int]:
+        return self.encode(text, framed, most)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return bytes(id for id in ids if id < 256).decode(errors="replace")
+    def decode(self, ids: Sequence[int], specials: bool = False) -> str:
+        parts = (bytes([id]) if id < 256 else b"<end>" * specials for id in ids)
+        return b"".join(parts).decode(errors="replace")
 
     def token_bytes(self, id: int) -> bytes:
         return bytes([id]) if id < 256 else b""
 
     def stream(self, shown: Sequence[str] = (), continues: bool = False) -> FakeDecoder:
-        return FakeDecoder()
+        return FakeDecoder("<end>" in shown)
 
 
 class FakeChat:

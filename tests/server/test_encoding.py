@@ -137,8 +137,8 @@ class Held(FakeTokenizer):
         assert self.go.wait(20)
         return super().encode(text, framed, most)
 
-    def encode_chat(self, text: str, most: int | None = None) -> list[int]:
-        return FakeTokenizer.encode(self, text, most=most)
+    def encode_chat(self, text: str, framed: bool = False, most: int | None = None) -> list[int]:
+        return FakeTokenizer.encode(self, text, framed, most)
 
 
 def test_a_crowd_at_tokenize_is_bounded_and_leaves_completions_alone() -> None:

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.server.fakes import FakeEngine, says
-from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory
+from server.app import create_app
+from server.settings import Settings
+from tests.server.fakes import EOS, FakeChat, FakeEngine, FakeTokenizer, says
+from tests.server.harness import CHAT, COMPLETIONS, eventually, frames, in_memory, service_of
 
 USER: Any = [{"role": "user", "content": "hi"}]
 BODIES: Any = [(COMPLETIONS, {"prompt": "hi"}), (CHAT, {"messages": USER})]
@@ -71,3 +73,68 @@ def test_one_fingerprint_for_all_answers() -> None:
         other = client.post(COMPLETIONS, json={"prompt": "hi"}).json()["system_fingerprint"]
     (one,) = found
     assert one.startswith("fp_") and other != one
+
+
+def test_only_the_last_tokens_of_a_prompt_are_kept() -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+
+        def prompt(path: str, body: dict[str, Any], kept: int) -> bytes:
+            answer = client.post(path, json=body | {"truncate_prompt_tokens": kept})
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["usage"]["prompt_tokens"] == len(engine.seen[-1].prompt)
+            return bytes(engine.seen[-1].prompt)
+
+        assert prompt(COMPLETIONS, {"prompt": "hello"}, 3) == b"llo"
+        assert prompt(COMPLETIONS, {"prompt": [104, 105]}, 1) == b"i"
+        assert prompt(COMPLETIONS, {"prompt": "hello"}, 256 - 16) == b"hello"
+        assert prompt(CHAT, {"messages": USER}, 4) == b"ant>"
+        long = "a" * 5000 + "b"
+        assert prompt(COMPLETIONS, {"prompt": long}, -1) == b"a" * 239 + b"b"
+        assert prompt(COMPLETIONS, {"prompt": long, "max_tokens": 250}, -1) == b"aaaaab"
+        assert len(prompt(CHAT, {"messages": [{"role": "user", "content": long}]}, -1)) == 255
+        echoed = client.post(COMPLETIONS, json={"prompt": "hello", "truncate_prompt_tokens": 2, "echo": True}).json()
+        assert echoed["choices"][0]["text"] == "lohello world"
+        for wrong in (0, -2, 257, "1", 1.5):
+            for path, body in BODIES:
+                answer = client.post(path, json=body | {"truncate_prompt_tokens": wrong})
+                assert answer.status_code == 400 and answer.json()["error"]["param"] == "truncate_prompt_tokens"
+
+
+@both
+def test_special_tokens_are_shown_where_that_is_asked(path: str, body: dict[str, Any]) -> None:
+    with in_memory(FakeEngine(lambda _: [97, EOS, 98])) as client:
+        ends = {"ignore_eos": True, "spaces_between_special_tokens": True}
+        assert answers(client, path, body | ends)[0] == "ab"
+        assert answers(client, path, body | ends | {"skip_special_tokens": False})[0] == "a<end>b"
+        kept = {"skip_special_tokens": False, "stop_token_ids": [EOS], "include_stop_str_in_output": True}
+        assert answers(client, path, body | kept) == ("a<end>", "stop", EOS)
+        wrong = client.post(path, json=body | {"spaces_between_special_tokens": False})
+        assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "spaces_between_special_tokens"
+
+
+def test_an_echo_shows_special_tokens_too() -> None:
+    body = {"prompt": [97, EOS, 98], "echo": True, "max_tokens": 0, "logprobs": 0}
+    with in_memory() as client:
+        plain = client.post(COMPLETIONS, json=body).json()["choices"][0]
+        shown = client.post(COMPLETIONS, json=body | {"skip_special_tokens": False}).json()["choices"][0]
+    assert (plain["text"], plain["logprobs"]["text_offset"]) == ("ab", [0, 1, 1])
+    assert (shown["text"], shown["logprobs"]["text_offset"]) == ("a<end>b", [0, 1, 6])
+
+
+class Framing(FakeTokenizer):
+    """Puts a token before what it is asked to frame."""
+
+    def encode(self, text: str, framed: bool = True, most: int | None = None) -> list[int]:
+        return [EOS] * framed + super().encode(text, framed, most)
+
+
+def test_what_goes_around_a_prompt_may_be_left_out_or_added() -> None:
+    engine = FakeEngine()
+    app = create_app(Settings(model="tiny", name="tiny"), engine, Framing(), FakeChat(), {})
+    with TestClient(app) as client:
+        eventually(lambda: service_of(client).loaded is not None)
+        for path, body in BODIES:
+            for field in ({}, {"add_special_tokens": True}, {"add_special_tokens": False}):
+                assert client.post(path, json=body | field).status_code == 200
+    assert [request.prompt[0] == EOS for request in engine.seen] == [True, True, False, False, True, False]
