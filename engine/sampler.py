@@ -16,10 +16,11 @@ from engine.logprobs import logprobs
 from engine.penalties import adjusted, forbidden
 from engine.plan import NOT_FINITE, Sampled
 from engine.sequence import Sequence
+from engine.types import NO_TOKEN_LEFT
 from model.kernels.library import load
 from model.noise import uniform
 
-NOTHING_LEFT = Fault("allowed_token_ids, bad_words and what the answer must match leave no token", "no_token_left")
+NOTHING_LEFT = Fault("allowed_token_ids, bad_words and what the answer must match leave no token", NO_TOKEN_LEFT)
 Drafts = list[tuple[int, ...]]
 
 

@@ -119,7 +119,7 @@ class Speculator:
 
 
 def _predictable(sequence: Sequence) -> bool:
-    """Whether the logits after a guess are those that would be sampled from: penalties and bad words look at what came before."""
+    """Whether the logits after a guess are those that would be sampled from: penalties and bad words look back."""
     sampling = sequence.request.sampling
     return not sampling.penalises and not sampling.bad_words and sequence.output_count >= sampling.min_tokens
 

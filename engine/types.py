@@ -17,6 +17,7 @@ from engine.logs import Level, LogFormat
 from model.budget import ExpertBudget, ExpertRange
 
 Finish = Literal["stop", "length", "error", "abort"]
+NO_TOKEN_LEFT = "no_token_left"  # code of an error: what a request asks for together leaves no token
 
 
 @dataclass(frozen=True, slots=True)

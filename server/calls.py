@@ -23,7 +23,7 @@ from server.bodies.chat import ChatBody, Message, TemplateBody, Tool
 from server.bodies.completions import CompletionBody
 from server.bodies.unknown import unknown_fields, unknown_nested
 from server.depth import least_bytes
-from server.encoding import encode_all
+from server.encoding import encode_all, sequences_to_avoid
 from server.errors import key_name_of
 from server.experts import HEADER, ask_of_header, asks_of_body, merged, refuse_misspelt, reported, resolve
 from server.forms import Form, form_of_chat, form_of_completion, offered
@@ -207,7 +207,8 @@ async def _open(
     try:
         form, tokens = await prepare()
         prompts = tuple(map(tuple, tokens))
-        sequences = sequences_of(service, body, form, prompts, budget, call_id, arrived, key)
+        avoided = await sequences_to_avoid(service, body.bad_words) if body.bad_words else ()
+        sequences = sequences_of(service, body, form, prompts, budget, call_id, arrived, key, avoided)
         reservation.add_tokens(body.answers * sum(map(len, prompts)))
         service.charge(key, sum(map(len, prompts)))
     except BaseException:

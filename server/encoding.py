@@ -58,3 +58,25 @@ def _too_long(count: int, about: str, new_tokens: int | None, context: int, kept
     field = "truncate_prompt_tokens"
     reason = f"a prompt of {about}{count} tokens; at most {MOST_CUT} are read to keep the last of them"
     return InvalidRequest(f"{field}: {reason}", field, "context_length_exceeded")
+
+
+async def sequences_to_avoid(service: Service, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each of `words`, as it begins a text and as it follows a space.
+
+    Raises:
+        EngineBusy: too many long texts are waiting.
+    """
+    if sum(map(len, words)) <= INLINE // 2:
+        return _to_avoid(service, words)
+    return await service.encoding.run(_to_avoid, service, words)
+
+
+def _to_avoid(service: Service, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """As vLLM does it: after a space a word counts only where that changes its first token, not its length."""
+    found = []
+    for word in words:
+        plain, spaced = (service.tokenizer.encode(f"{space}{word.lstrip()}", framed=False) for space in ("", " "))
+        found.append(tuple(plain))
+        if spaced[0] != plain[0] and len(spaced) == len(plain):
+            found.append(tuple(spaced))
+    return tuple(dict.fromkeys(found))

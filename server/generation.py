@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from engine.types import Arrival, Request, TokenEvent
+from engine.types import NO_TOKEN_LEFT, Arrival, Request, TokenEvent
 from model.errors import GenerationFailed, InvalidRequest, MoedialError
 from server.admission import Reservation
 from server.compiling import Compiler
@@ -221,6 +221,7 @@ def _advance(sequence: Sequence, arrivals: abc.Sequence[Arrival], deltas: list[D
 
 
 def _failure(event: TokenEvent) -> MoedialError:
-    """Why the engine ended a sequence. With a code, it is its grammar that is at fault."""
+    """Why the engine ended a sequence. With a code, it is its grammar that is at fault, or several fields together."""
     message = event.error or "the engine gave this request up"
-    return InvalidRequest(message, "grammar", event.code) if event.code else GenerationFailed(message)
+    field = None if event.code == NO_TOKEN_LEFT else "grammar"
+    return InvalidRequest(message, field, event.code) if event.code else GenerationFailed(message)

@@ -90,6 +90,10 @@ def check_limits(body: GenerationBody, settings: Settings) -> None:
         _at_most(f"stop[{i}]", len(text), settings.max_stop_length, "characters")
         if not text:
             raise InvalidRequest(f"stop[{i}] is an empty string", f"stop[{i}]")
+    for i, word in enumerate(body.bad_words):
+        _at_most(f"bad_words[{i}]", len(word), settings.max_stop_length, "characters")
+        if not word.strip():
+            raise InvalidRequest(f"bad_words[{i}] is blank, got {shown(word)}", f"bad_words[{i}]")
     if isinstance(body, ChatBody):
         check_template(body, settings)
     _check_sizes(body, settings.max_grammar_bytes)

@@ -19,7 +19,7 @@ from server.limits import COMPLETION_TOKENS, biases_of, room_for
 from server.service import Service
 from server.transcript import Transcript
 
-MOST_SCORES = 1_000_000  # log-probabilities of the prompts of one answer
+MOST_SCORES = 1_000_000  # log-probabilities of the prompts of one call, and its allowed tokens
 LARGEST_SEED = 2**63 - 1
 Prompts = tuple[tuple[int, ...], ...]
 
@@ -33,15 +33,16 @@ def sequences_of(
     id: str,
     arrived: float,
     key: str,
+    avoided: Prompts = (),
 ) -> tuple[Sequence, ...]:
-    """`answers` sequences for every prompt, in the order of choices.
+    """`answers` sequences for every prompt, in the order of choices. `avoided`: what must not be generated.
 
     Raises:
         InvalidRequest: a token that is none, or a prompt and answer that do not fit the context.
     """
     _check_tokens(service, body, prompts)
     _check_scores(body, prompts)
-    made = Builder(service, body, form, budget, id, arrived, key)
+    made = Builder(service, body, form, budget, id, arrived, key, avoided)
     return tuple(sequence for index, prompt in enumerate(prompts) for sequence in made.sequences(index, prompt))
 
 
@@ -57,9 +58,10 @@ class Builder:
         id: str,
         arrived: float,
         key: str,
+        avoided: Prompts,
     ) -> None:
         self.service, self.body, self.form, self.budget, self.id = service, body, form, budget, id
-        self.arrived = arrived
+        self.arrived, self.avoided = arrived, avoided
         experts = service.catalogue.info.experts
         self.trained_pairs = experts.trained * experts.layers  # of one token
         self.salt, self.account = service.salt_of(key), service.accounts.get(key)
@@ -67,6 +69,7 @@ class Builder:
         self.noise = noise & LARGEST_SEED
         self.scores = _scores(body)
         self.biases = tuple(biases_of(body).items())
+        self.allowed = tuple(dict.fromkeys(body.allowed_token_ids))
 
     def sequences(self, index: int, prompt: tuple[int, ...]) -> Iterator[Sequence]:
         """Answer j of a prompt is drawn with seed + j: alone or in a list, a prompt gets the same answers. Without a
@@ -122,6 +125,8 @@ class Builder:
             min_tokens=body.min_tokens,
             stop_token_ids=self._ends(),
             logit_bias=self.biases,
+            allowed_token_ids=self.allowed,
+            bad_words=self.avoided,
             logprobs=0 if ranked and body.alternatives is None else body.alternatives,
             prompt_logprobs=0 if max_tokens == 0 and scored is None else scored,
             grammar=self.form.grammar,
@@ -139,7 +144,14 @@ class Builder:
 def _check_tokens(service: Service, body: GenerationBody, prompts: Prompts) -> None:
     if not all(prompts):
         raise InvalidRequest("prompt: at least one token is needed, got an empty prompt", "prompt")
-    service.catalogue.check_tokens({"stop_token_ids": body.stop_token_ids, "logit_bias": list(biases_of(body))})
+    own = {"stop_token_ids": body.stop_token_ids, "allowed_token_ids": body.allowed_token_ids}
+    service.catalogue.check_tokens({**own, "logit_bias": list(biases_of(body))})
+    answers, ids = body.answers * len(prompts), len(body.allowed_token_ids)
+    if answers * ids > MOST_SCORES:
+        raise InvalidRequest(
+            f"allowed_token_ids: {ids} ids for {answers} answers are {answers * ids} entries; at most {MOST_SCORES}",
+            "allowed_token_ids",
+        )
 
 
 def _scores(body: GenerationBody) -> bool:

@@ -27,6 +27,7 @@ EXPERTS: dict[str, Any] = {
 }
 BRANCHES = ("str", "bool", "system", "developer", "user", "assistant", "tool")
 ZERO_ASKS = ("prompt_logprobs",)  # fields in which 0 is not nothing
+MOST_ALLOWED, MOST_WORDS = 1 << 16, 1 << 10
 NEUTRAL = (None, False, 0, "", "auto", "none")
 
 
@@ -119,8 +120,6 @@ class SampledBody(BaseModel):
         "use_beam_search": (),
         "prompt_embeds": (),
         "logits_processors": ([],),
-        "bad_words": ([],),
-        "allowed_token_ids": ([],),
         "structural_tag": (),
         "grammar_lazy": (),
         "grammar_triggers": ([],),
@@ -148,6 +147,12 @@ class SampledBody(BaseModel):
     stop_token_ids: Annotated[list[int], AtMost(1024, "ids")] = Field([], max_length=1024)
     include_stop_str_in_output: bool = Field(
         False, description="Whether an answer keeps the string of `stop` or the token of `stop_token_ids` that ended it"
+    )
+    allowed_token_ids: Annotated[list[int], AtMost(MOST_ALLOWED, "ids")] = Field(
+        [], max_length=MOST_ALLOWED, description="No other token is generated, also none that ends the answer"
+    )
+    bad_words: Annotated[list[str], AtMost(MOST_WORDS, "strings")] = Field(
+        [], max_length=MOST_WORDS, description="Texts whose tokens are not generated, at the beginning of a word or not"
     )
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, description="Keeps so many of the last tokens of each prompt; -1: as many as leave room to answer"

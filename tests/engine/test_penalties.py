@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.penalties import Touched, adjusted
 from engine.sampler import sample
 from engine.sequence import Sequence
-from tests.engine.draws import LOGITS, best, frequencies, sequence
+from tests.engine.draws import LOGITS, best, frequencies, one, sequence
 from tests.engine.test_sampler import OPTIONS, TOKENS
 
 
@@ -104,3 +104,48 @@ def test_who_asks_for_nothing_pays_nothing(options: dict[str, Any]) -> None:
     rows, plain = torch.zeros(1, 8), sequence(output=(1,), **options)
     assert adjusted(rows, [plain]) is rows
     assert plain.sampler_state is None
+
+
+def test_only_allowed_tokens_are_generated() -> None:
+    assert best(LOGITS, allowed_token_ids=(2, 7)) == 2
+    assert best(LOGITS, allowed_token_ids=(0, 2), presence_penalty=2.0, output=(0,)) == 2
+    assert set(frequencies(LOGITS, 500, allowed_token_ids=(0, 2))) == {0, 2}
+    assert best(LOGITS, allowed_token_ids=(2, 99)) == 2, "an id beyond the vocabulary is no token"
+
+
+def test_bad_words_are_not_generated() -> None:
+    """5 is best, then 0, then 2."""
+    assert best(LOGITS, bad_words=((5,),)) == 0
+    assert best(LOGITS, bad_words=((5,), (0,)), logit_bias=((0, 50.0),)) == 2
+    assert 5 not in frequencies(LOGITS, 500, bad_words=((5,),))
+    word: dict[str, Any] = {"bad_words": ((1, 2, 5), (3, 0), (5, 5))}
+    assert best(LOGITS, **word) == 5
+    assert best(LOGITS, output=(1, 2), **word) == 0
+    assert best(LOGITS, output=(2,), **word) == 5
+    assert best(LOGITS, output=(2, 2), **word) == 5
+    assert best(LOGITS, output=(5,), **word) == 0
+    assert best(LOGITS, output=(3, 1, 2), **word) == 0
+    assert best(LOGITS, prompt=(1, 2), **word) == 5, "only what is generated counts"
+    assert best(LOGITS, prompt=(1,), output=(2,), **word) == 5
+
+
+def test_settings_that_leave_no_token_end_the_answer() -> None:
+    for options in (
+        {"allowed_token_ids": (5,), "bad_words": ((5,),)},
+        {"allowed_token_ids": (0,), "bad_words": ((0,),)},
+        {"allowed_token_ids": (0,), "stop_token_ids": (0,), "min_tokens": 2},
+    ):
+        for temperature in (0, 1.0):
+            found = one(LOGITS, temperature=temperature, **options)
+            assert found.code == "no_token_left" and found.error
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3), min_size=1, max_size=5), st.integers(0, 99))
+def test_no_bad_word_is_in_an_answer(words: list[list[int]], seed: int) -> None:
+    """Token by token over random logits of five tokens, one of which is in no word."""
+    running = sequence(seed=seed, bad_words=tuple(map(tuple, words)))
+    rows = torch.randn(12, 5, generator=torch.Generator().manual_seed(seed))
+    for row in rows:
+        running.tokens.append(sample(row[None], [running])[0].token)
+    said = "".join(map(str, running.tokens[running.prompt_length :]))
+    assert not any("".join(map(str, word)) in said for word in words)

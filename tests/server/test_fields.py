@@ -138,3 +138,24 @@ def test_what_goes_around_a_prompt_may_be_left_out_or_added() -> None:
             for field in ({}, {"add_special_tokens": True}, {"add_special_tokens": False}):
                 assert client.post(path, json=body | field).status_code == 200
     assert [request.prompt[0] == EOS for request in engine.seen] == [True, True, False, False, True, False]
+
+
+def test_tokens_that_may_come_and_words_that_may_not_reach_the_engine() -> None:
+    engine = FakeEngine()
+    with in_memory(engine) as client:
+        for path, body in BODIES:
+            asked = {"allowed_token_ids": [97, 98, 97], "bad_words": ["ab", " c", "ab"]}
+            assert client.post(path, json=body | asked).status_code == 200
+            sampling = engine.seen[-1].sampling
+            assert sampling.allowed_token_ids == (97, 98) and sampling.bad_words == ((97, 98), (99,))
+            assert client.post(path, json=body | {"allowed_token_ids": [], "bad_words": []}).status_code == 200
+            assert not engine.seen[-1].sampling.restricts
+            for field, wrong, param in (
+                ("allowed_token_ids", [257], "allowed_token_ids"),
+                ("allowed_token_ids", ["a"], "allowed_token_ids[0]"),
+                ("bad_words", ["a", " "], "bad_words[1]"),
+                ("bad_words", ["x" * 257], "bad_words[0]"),
+                ("bad_words", ["x"] * 1025, "bad_words"),
+            ):
+                answer = client.post(path, json=body | {field: wrong})
+                assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
