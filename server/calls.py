@@ -126,7 +126,7 @@ def render(
         raise InvalidRequest("this model's chat template knows no tools", "tools", "unsupported_parameter")
     said, functions = [message.plain() for message in messages], [tool.plain() for tool in tools or ()] or None
     set_by_name = body.chat_template_kwargs | dict(variables)
-    return service.chat.render(said, functions, body.add_generation_prompt, set_by_name)
+    return service.chat.render(said, functions, body.add_generation_prompt, set_by_name, body.continue_final_message)
 
 
 def _schema_rules(service: Service) -> tuple[int, bool]:

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from model.errors import InvalidRequest, context_exceeded, shown
 from server.asked import asked_of
 from server.bodies.base import GenerationBody
-from server.bodies.chat import ChatBody, TemplateBody
+from server.bodies.chat import AssistantMessage, ChatBody, Message, TemplateBody, text_of
 from server.bodies.completions import CompletionBody
 from server.depth import JsonTooLarge, least_bytes, parse
 from server.errors import ClientGone
@@ -95,7 +95,7 @@ def check_limits(body: GenerationBody, settings: Settings) -> None:
         if not word.strip():
             raise InvalidRequest(f"bad_words[{i}] is blank, got {shown(word)}", f"bad_words[{i}]")
     if isinstance(body, ChatBody):
-        check_template(body, settings)
+        check_template(body, body.messages, settings)
     _check_sizes(body, settings.max_grammar_bytes)
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options is only allowed with stream: true", "stream_options")
@@ -126,7 +126,8 @@ def _check_completion(body: CompletionBody, settings: Settings) -> None:
         raise InvalidRequest("max_tokens can only be 0 with echo: nothing else would come back", "max_tokens")
 
 
-def check_template(body: TemplateBody, settings: Settings) -> None:
+def check_template(body: TemplateBody, messages: list[Message], settings: Settings) -> None:
+    _check_continued(body, messages)
     field, allowed = "chat_template_kwargs", settings.chat_template_kwargs
     for name, value in body.chat_template_kwargs.items():
         if name not in allowed:
@@ -135,6 +136,16 @@ def check_template(body: TemplateBody, settings: Settings) -> None:
         if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not isfinite(value)):
             kinds = "a text, a number, true, false or null"
             raise InvalidRequest(f"{field}: {name} must be {kinds}, got {shown(value)}", field)
+
+
+def _check_continued(body: TemplateBody, messages: list[Message]) -> None:
+    field, last = "continue_final_message", messages[-1] if messages else None
+    if not body.continue_final_message:
+        return
+    if body.add_generation_prompt:
+        raise InvalidRequest(f"{field} needs add_generation_prompt: false, got true", "add_generation_prompt")
+    if not isinstance(last, AssistantMessage) or last.tool_calls or not text_of(last.content).strip():
+        raise InvalidRequest(f"{field} needs a last message of the assistant that has text and no tool_calls", field)
 
 
 def _wanted(body: GenerationBody) -> int:

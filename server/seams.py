@@ -98,4 +98,5 @@ class ChatTemplate(Protocol):
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> str: ...

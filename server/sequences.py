@@ -11,6 +11,7 @@ from engine.types import Request, Sampling
 from model.budget import ExpertBudget
 from model.errors import InvalidRequest
 from server.bodies.base import GenerationBody
+from server.bodies.chat import ChatBody
 from server.bodies.completions import CompletionBody
 from server.forms import Form
 from server.generation import Sequence
@@ -81,7 +82,7 @@ class Builder:
             place = index * self.body.answers + answer
             seeded = replace(sampling, seed=(seed + answer) & LARGEST_SEED)
             request = Request(f"{self.id}-{place}", prompt, self.budget, seeded, self.noise, self.salt)
-            decoder = self.service.tokenizer.stream(self._shown(), continues=not self.form.reads)
+            decoder = self.service.tokenizer.stream(self._shown(), continues=self._continues())
             transcript = Transcript(
                 place,
                 decoder,
@@ -96,6 +97,10 @@ class Builder:
                 self.service.metrics, self.budget, len(prompt), self.arrived, self.account, self.trained_pairs, count
             )
             yield Sequence(request, transcript, life)
+
+    def _continues(self) -> bool:
+        """Whether an answer goes on from a text, in which a word may have begun."""
+        return not self.form.reads or (isinstance(self.body, ChatBody) and self.body.continue_final_message)
 
     def _shown(self) -> tuple[str, ...]:
         """The special tokens whose texts are looked at, or shown."""

@@ -64,6 +64,7 @@ class Templates:
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> str:
         """The prompt text for `messages`. It blocks; the calling thread must live as long as the process does.
 
@@ -71,7 +72,7 @@ class Templates:
             InvalidRequest: the template refuses these messages, or they cost it more than its limits.
         """
         try:
-            return self._render(messages, tools, add_generation_prompt, dict(variables or {}))
+            return self._render(messages, tools, add_generation_prompt, dict(variables or {}), continue_final_message)
         except Lapse as lapse:
             raise InvalidRequest(f"the chat template cannot render these messages: {lapse}", "messages") from None
 
@@ -84,8 +85,16 @@ class Templates:
         except InvalidRequest as error:
             log.warning("a sample of one user message was not rendered", reason=error.message)
 
-    def _render(self, messages: Any, tools: Any, add_generation_prompt: bool, variables: dict[str, Any]) -> str:
+    def _render(
+        self,
+        messages: Any,
+        tools: Any,
+        add_generation_prompt: bool,
+        variables: dict[str, Any],
+        continue_final_message: bool = False,
+    ) -> str:
         given = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        given["continue_final_message"] = continue_final_message
         try:
             request = _written(given | {"variables": variables})
         except RecursionError:

@@ -15,6 +15,7 @@ from weights.marks import mark_specials
 from weights.sandbox import environment, literals, read_names
 from weights.tokenizer import token_text
 
+HERE = "CONTINUE_FINAL_MESSAGE_HERE"  # stands at the end of a message that is to be continued
 MAX_OUTPUT = 4 * 1024 * 1024  # characters
 MAX_PIECES = 1_000_000
 MAX_SOURCE = 1 << 20  # bytes of a template's file
@@ -72,24 +73,39 @@ class ChatTemplate:
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> str:
-        """The prompt text for `messages`, ready for `Tokenizer.encode_chat`. `tools` are JSON schemas.
+        """The prompt text for `messages`, ready for `Tokenizer.encode_chat`. `tools` are JSON schemas. With
+        `continue_final_message` it ends with the last message's text.
 
         Raises:
             InvalidRequest: the template refuses these messages, or grows beyond its bound.
         """
         given = self._variables | _mark(dict(variables or {}), self._controls)
-        given |= {"messages": [self._message(message) for message in messages], "documents": None}
+        said = [self._message(message) for message in messages]
+        if continue_final_message:
+            said[-1]["content"] += HERE
+        given |= {"messages": said, "documents": None}
         given |= {"tools": _mark(tools, self._specials), "add_generation_prompt": add_generation_prompt}
         try:
-            return _bounded(self._plain if tools is None else self._with_tools, given)
+            text = _bounded(self._plain if tools is None else self._with_tools, given)
         except _FAULTS as error:
             raise InvalidRequest(f"the chat template refuses these messages: {error!s:.300}", "messages") from None
+
+        return _before_here(text) if continue_final_message else text
 
     def _message(self, message: dict[str, Any]) -> Any:
         """transformers, too, leaves out what is null: many templates would write it as None."""
         tokens = self._specials if message.get("role") in _TRUSTED else self._controls
         return _mark({key: value for key, value in message.items() if value is not None}, tokens)
+
+
+def _before_here(text: str) -> str:
+    before, found, _ = text.rpartition(HERE)
+    if not found:
+        reason = "continue_final_message: the chat template does not write the last message's text as it is"
+        raise InvalidRequest(reason, "continue_final_message")
+    return before
 
 
 def _bounded(template: Template, variables: dict[str, Any]) -> str:

@@ -226,6 +226,9 @@ class TemplateBody(BaseModel):
     """What a request may ask of the chat template; its variables only by names that the operator allows."""
 
     add_generation_prompt: bool = True
+    continue_final_message: bool = Field(
+        False, description="The answer goes on from the last message, an assistant's; without add_generation_prompt"
+    )
     chat_template_kwargs: Annotated[dict[str, Any], AtMost(64, "variables")] = {}
 
 
@@ -242,7 +245,6 @@ class ChatBody(GenerationBody, TemplateBody):
         "audio": (),
         "prediction": (),
         "chat_template": (),
-        "continue_final_message": (),
         "echo": (),
         "best_of": (1,),
     }

@@ -28,7 +28,7 @@ async def tokenize(request: Request) -> Response:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("exactly one of prompt and messages must be given", "prompt")
     if body.messages is not None:
-        check_template(body, service.settings)
+        check_template(body, body.messages, service.settings)
     return await service.token_routes.run(_tokenized, service, body)
 
 

@@ -87,6 +87,7 @@ class FakeChat:
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> str:
         if len(messages) > 20:
             raise InvalidRequest("the chat template takes at most 20 messages", "messages")

@@ -159,3 +159,23 @@ def test_tokens_that_may_come_and_words_that_may_not_reach_the_engine() -> None:
             ):
                 answer = client.post(path, json=body | {field: wrong})
                 assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
+
+
+def test_an_assistants_message_is_continued() -> None:
+    engine = FakeEngine(says(" there"))
+    begun = [*USER, {"role": "assistant", "content": "hello"}]
+    asked = {"messages": begun, "continue_final_message": True, "add_generation_prompt": False}
+    with in_memory(engine) as client:
+        assert answers(client, CHAT, asked)[0] == " there"
+        assert bytes(engine.seen[-1].prompt) == b"<user>hi<assistant>hello"
+        tokens = client.post("/tokenize", json=asked).json()["tokens"]
+        assert tokens == list(engine.seen[-1].prompt)
+        for fields, param in (
+            ({"add_generation_prompt": True}, "add_generation_prompt"),
+            ({"messages": USER}, "continue_final_message"),
+            ({"messages": [{"role": "assistant", "content": " "}]}, "continue_final_message"),
+            ({"messages": [{"role": "assistant"}]}, "continue_final_message"),
+        ):
+            for path in (CHAT, "/tokenize"):
+                answer = client.post(path, json=asked | fields)
+                assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text

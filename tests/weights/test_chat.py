@@ -10,6 +10,7 @@ from model.errors import CheckpointError, InvalidRequest
 from tests.weights.words import ASSISTANT, END, USER, write_tokenizer
 from training.export import TEMPLATE
 from weights.chat import MAX_OUTPUT, ChatTemplate
+from weights.marks import MARK
 from weights.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -25,6 +26,19 @@ def test_the_bundled_template(tmp_path: Path) -> None:
     assert loaded.render(HELLO) == f"{END}{USER}Hello{ASSISTANT}"
     talk = [*HELLO, {"role": "assistant", "content": "Hi"}, *HELLO]
     assert loaded.render(talk) == f"{END}{USER}Hello{ASSISTANT}Hi{USER}Hello{ASSISTANT}"
+
+
+@pytest.mark.parametrize("said", ["Hi, ", "end", USER, " a  "])
+def test_a_last_message_is_continued(said: str) -> None:
+    """Whatever the template writes after it, which may hold the same text; blanks stay."""
+    talk = [*HELLO, {"role": "assistant", "content": said}]
+    for source, wanted in (("{{ m.content }}<end>", said), ("{{ m.content | trim }}<end>", said.lstrip())):
+        made = template("{% for m in messages %}[{{ m.role }}]" + source + "{% endfor %}")
+        text = made.render(talk, None, False, None, True)
+        assert text.replace(MARK, "") == f"[user]Hello<end>[assistant]{wanted}"
+    assert "continue" not in talk[-1]["content"]
+    with pytest.raises(InvalidRequest, match="continue_final_message"):
+        template("{{ messages[0].content }}").render(talk, None, False, None, True)
 
 
 @pytest.mark.parametrize("content", [f"a{ASSISTANT}b", f"{END}{END}", f"<|us{USER}er|>"])
