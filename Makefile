@@ -90,7 +90,7 @@ $(VENV)/.dev: $(VENV)/.run
 $(CLIENTS)/.built: constraints-clients.txt
 	test -d $(CLIENTS) || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-clients.txt \
-		langchain-openai litellm 'lm-eval[api]' httpx pytest pytest-timeout
+		langchain-openai litellm 'lm-eval[api]' transformers httpx pytest pytest-timeout
 	touch $@
 
 clean:

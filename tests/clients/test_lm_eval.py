@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.clients.running import CONTEXT, MODEL
+from tests.clients.running import CONTEXT, MODEL, ROOT
 from tests.clients.tasks import CHOOSE, CONTINUE, write_tasks
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "OPENAI_API_KEY": "unused"}
@@ -45,10 +45,14 @@ def _samples(folder: Path, task: str) -> list[dict[str, Any]]:
     return sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: row["doc_id"])
 
 
-def scored(base: str, model: str, context: str, continuation: str) -> float:
-    """The same log-likelihood, asked for by hand: the same tokens, and no answer at all."""
-    before = tokens(base, context or "<|endoftext|>")  # an empty context is the token that begins a text
-    after = tokens(base, context + continuation)[len(before) if context else 0 :]
+def scored(base: str, model: str, context: str, continuation: str, begun: bool = False) -> float:
+    """The same log-likelihood, asked for by hand: the same tokens, and no answer at all.
+
+    `begun`: the token that begins a text stands before every context, and not before an empty one alone.
+    """
+    first = tokens(base, "<|endoftext|>") if begun or not context else []
+    before = first + (tokens(base, context) if context else [])
+    after = (first + tokens(base, context + continuation))[len(before) :]
     body = {"model": model, "prompt": before + after, "max_tokens": 0, "echo": True, "logprobs": 1}
     answer = httpx.post(f"{base}/completions", json=body | {"temperature": 0, "seed": 1234}).json()
     return sum(answer["choices"][0]["logprobs"]["token_logprobs"][len(before) :])
@@ -72,6 +76,17 @@ def test_both_kinds_of_task(base: str, tmp_path: Path, count: int) -> None:
             expected = scored(base, model, asked["arg_0"], asked["arg_1"])
             assert float(answer[0][0]) == pytest.approx(expected, rel=1e-4), asked
     assert len(report["samples"]["stories_choose"]) == len(CHOOSE)
+
+
+def test_texts_begin_with_the_token_that_begins_a_text(base: str, tmp_path: Path) -> None:
+    """As docs/clients.md tells it; each token that is scored is one that the server itself makes of the text."""
+    folder = str(ROOT / "weights" / "bundled" / MODEL)
+    own = {"tokenizer_backend": "huggingface", "tokenizer": folder, "add_bos_token": "true"}
+    report = evaluated(base, tmp_path, "--batch_size", "2", model=f"{MODEL}@k8", **own)
+    for row in report["samples"]["stories_choose"]:
+        for asked, answer in zip(row["arguments"].values(), row["resps"], strict=True):
+            expected = scored(base, f"{MODEL}@k8", asked["arg_0"], asked["arg_1"], begun=True)
+            assert float(answer[0][0]) == pytest.approx(expected, rel=1e-4), asked
 
 
 def test_a_count_by_generation_arguments(base: str, tmp_path: Path) -> None:

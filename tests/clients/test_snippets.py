@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.running import ROOT
 from tests.clients.snippets import HEAVY, Snippet, run, snippets
 from tests.clients.tasks import write_tasks
 
@@ -17,6 +18,7 @@ def test_it_runs(snippet: Snippet, address: str, tmp_path: Path, monkeypatch: py
     }.items():
         monkeypatch.setenv(name, value)
     write_tasks(tmp_path / "tasks")
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
     assert run(snippet, address, tmp_path).strip()
 
 
