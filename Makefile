@@ -10,13 +10,20 @@ SANITIZED := MOEDIAL_KERNELS_SANITIZE=1
 PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) \
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
-.PHONY: serve test test-clients test-sanitized fuzz test-vocabularies lint docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-http bench-speculation clean
+.PHONY: serve test test-storms test-clients test-sanitized fuzz test-vocabularies lint docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-http bench-speculation clean
 
 serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
 
 test: lint  ## everything that CI runs
 	$(BIN)/python -m pytest
+
+# Each prints a table and one line of JSON, and fails where something was lost, held back or left behind.
+STORMS := bodies crowds grammars connections lives "greedy_call --most 5" "engine_deaths --kills 5 --hangs 1" "waves --waves 6"
+
+test-storms: $(VENV)/.dev  ## floods, hostile requests, kills and hangs against real servers: about ten minutes
+	failed=""; for storm in $(STORMS); do echo "## $$storm"; $(BIN)/python -m tests.storms.$$storm || failed="$$failed $$storm"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # The clients have a venv without torch, which conftest.py above their folder loads: pytest looks no higher than it.
 test-clients: $(VENV)/.run $(CLIENTS)/.built  ## LangChain, LiteLLM and lm-evaluation-harness against a real server
