@@ -86,6 +86,9 @@ def check_limits(body: GenerationBody, settings: Settings) -> None:
     elif body.answer_limit == 0:
         raise InvalidRequest("max_tokens must be at least 1, got 0", "max_tokens")
     _at_most("logprobs" if isinstance(body, CompletionBody) else "top_logprobs", _wanted(body), settings.max_logprobs)
+    _at_most("prompt_logprobs", body.prompt_logprobs or 0, settings.max_logprobs)
+    if body.prompt_logprobs is not None and body.stream:
+        raise InvalidRequest(f"prompt_logprobs = {body.prompt_logprobs} cannot be streamed", "prompt_logprobs")
     for i, text in enumerate(body.stop):
         _at_most(f"stop[{i}]", len(text), settings.max_stop_length, "characters")
         if not text:
@@ -122,8 +125,9 @@ def _check_completion(body: CompletionBody, settings: Settings) -> None:
         raise InvalidRequest(
             f"best_of = {body.best_of} cannot be streamed: which answers are best is known last", "best_of"
         )
-    if body.max_tokens == 0 and not body.echo:
-        raise InvalidRequest("max_tokens can only be 0 with echo: nothing else would come back", "max_tokens")
+    if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
+        reason = "max_tokens can only be 0 with echo or prompt_logprobs: nothing else would come back"
+        raise InvalidRequest(reason, "max_tokens")
 
 
 def check_template(body: TemplateBody, messages: list[Message], settings: Settings) -> None:

@@ -68,7 +68,7 @@ class Builder:
         self.salt, self.account = service.salt_of(key), service.accounts.get(key)
         noise = service.settings.noise_seed if body.noise_seed is None else body.noise_seed
         self.noise = noise & LARGEST_SEED
-        self.scores = _scores(body)
+        self.scores, self.prompt_scores = _scores(body), _prompt_scores(body)
         self.biases = tuple(biases_of(body).items())
         self.allowed = tuple(dict.fromkeys(body.allowed_token_ids))
 
@@ -79,6 +79,8 @@ class Builder:
         seed = secrets.randbits(63) if self.body.seed is None else self.body.seed
         sampling, count = self._sampling(len(prompt), seed), PromptCount()
         for answer in range(self.body.answers):
+            if answer and isinstance(self.body, ChatBody):  # which tells the prompt's figures once
+                sampling = replace(sampling, prompt_logprobs=None)
             place = index * self.body.answers + answer
             seeded = replace(sampling, seed=(seed + answer) & LARGEST_SEED)
             request = Request(f"{self.id}-{place}", prompt, self.budget, seeded, self.noise, self.salt)
@@ -116,7 +118,7 @@ class Builder:
             raise InvalidRequest(
                 f"min_tokens must be at most max_tokens = {max_tokens}, got {body.min_tokens}", "min_tokens"
             )
-        ranked, scored = body.answers > body.n, body.alternatives if self.scores else None
+        ranked, scored = body.answers > body.n, self.prompt_scores
         return Sampling(
             max_tokens=max_tokens,
             seed=seed,
@@ -160,15 +162,22 @@ def _check_tokens(service: Service, body: GenerationBody, prompts: Prompts) -> N
 
 
 def _scores(body: GenerationBody) -> bool:
-    """Whether the log-probabilities of prompts are asked for."""
+    """Whether the log-probabilities of prompts are asked for as a part of the answers'."""
     return isinstance(body, CompletionBody) and body.echo and body.logprobs is not None
+
+
+def _prompt_scores(body: GenerationBody) -> int | None:
+    """How many alternatives of each prompt token are asked for in one way or another; None: no log-probabilities."""
+    asked = [body.alternatives if _scores(body) else None, body.prompt_logprobs]
+    return max((count for count in asked if count is not None), default=None)
 
 
 def _check_scores(body: GenerationBody, prompts: Prompts) -> None:
     """An answer with the scores of all prompts is held, and written, as a whole."""
-    tokens, listed = body.answers * sum(map(len, prompts)), body.alternatives or 0
-    if _scores(body) and (entries := tokens * (listed + 1)) > MOST_SCORES:
+    tokens, listed = body.answers * sum(map(len, prompts)), _prompt_scores(body)
+    if listed is not None and (entries := tokens * (listed + 1)) > MOST_SCORES:
+        field = "prompt_logprobs" if listed == body.prompt_logprobs else "logprobs"
         raise InvalidRequest(
-            f"logprobs: {tokens} prompt tokens with {listed} alternatives are {entries} entries; at most {MOST_SCORES}",
-            "logprobs",
+            f"{field}: {tokens} prompt tokens with {listed} alternatives are {entries} entries; at most {MOST_SCORES}",
+            field,
         )

@@ -55,12 +55,22 @@ class CompletionLogprobs(Answer):
     text_offset: list[int]
 
 
+class PromptToken(Answer):
+    logprob: float
+    rank: int | None = Field(description="Among all tokens, from 1; null beyond those that are listed")
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptToken] | None]  # by token id; null for the first token
+
+
 class CompletionChoice(Answer):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
     stop_reason: str | int | None = Field(None, description=STOP_REASON)
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Completion(Answer):
@@ -128,6 +138,7 @@ class ChatCompletion(Answer):
     choices: list[ChatChoice]
     usage: Usage
     metrics: RequestMetrics
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class FunctionDelta(Answer):

@@ -116,7 +116,6 @@ class SampledBody(BaseModel):
 
     # fields of OpenAI's or vLLM's API that must not be ignored while they are not supported; the values ask nothing
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "prompt_logprobs": (),
         "use_beam_search": (),
         "prompt_embeds": (),
         "logits_processors": ([],),
@@ -181,6 +180,9 @@ class GenerationBody(SampledBody):
     """What completions and chat have in common beside it."""
 
     max_tokens: int | None = Field(None, ge=0)
+    prompt_logprobs: int | None = Field(
+        None, ge=0, description="Also gives log-probabilities of the prompt's tokens, with so many alternatives of each"
+    )
     n: int = Field(1, ge=1)
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None

@@ -195,6 +195,7 @@ class ResponsesBody(SampledBody, TemplateBody):
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **SampledBody.unsupported,
+        "prompt_logprobs": (),
         "previous_response_id": (),
         "conversation": (),
         "background": (),

@@ -1,16 +1,18 @@
 """The seam between running a call and writing it: what every endpoint's format can do."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import orjson
 
+from engine.types import Logprob
 from server.dialects.seam import CallArguments, CallStart, Content, Piece, Reasoning
 from server.errors import error_body
 from server.seams import Tokenizer
-from server.slices import Steps
-from server.transcript import Delta, TokenLogprob
+from server.slices import Steps, long_list
+from server.transcript import LOWEST, Delta, TokenLogprob
 
 MANY = 256  # deltas that are written without a pause
 
@@ -136,6 +138,30 @@ def token_entry(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, Any]:
 def _entry(tokenizer: Tokenizer, id: int, value: float) -> dict[str, Any]:
     data = tokenizer.token_bytes(id)
     return {"token": token_text(data), "logprob": value, "bytes": list(data)}
+
+
+def prompt_entries(
+    tokenizer: Tokenizer, tokens: Sequence[int], found: Sequence[Logprob], listed: int
+) -> Steps[list[Any]]:
+    """vLLM's prompt_logprobs: of each token of a prompt the best and itself by id; nothing comes before the first."""
+    scored = (
+        {str(id): _ranked(tokenizer, id, *told) for id, told in _told(token, logprob, listed).items()}
+        for token, logprob in zip(tokens[1:], found, strict=True)
+    )
+    entries: list[Any] = yield from long_list(chain((None,), scored))
+    return entries
+
+
+def _told(token: int, logprob: Logprob, listed: int) -> dict[int, tuple[float, int | None]]:
+    """Value and rank by id. The rank of a token that is not among the best is not known."""
+    best = {id: (value, place + 1) for place, (id, value) in enumerate(logprob.top[:listed])}
+    rank = next((place + 1 for place, (id, _) in enumerate(logprob.top) if id == token), None)
+    return {token: (logprob.value, rank), **best}
+
+
+def _ranked(tokenizer: Tokenizer, id: int, value: float, rank: int | None) -> dict[str, Any]:
+    text = tokenizer.token_bytes(id).decode(errors="replace")
+    return {"logprob": max(value, LOWEST), "rank": rank, "decoded_token": text}
 
 
 def joined(deltas: Iterable[Delta]) -> Steps[dict[int, Delta]]:

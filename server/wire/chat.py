@@ -8,7 +8,7 @@ from server.dialects.seam import CallArguments, CallStart, Content, Piece, Reaso
 from server.seams import Tokenizer
 from server.slices import Steps, at_once, long_list
 from server.transcript import Delta, TokenLogprob
-from server.wire.answers import DataFormat, calls_of, content_of, joined, reasoning_of, token_entry
+from server.wire.answers import DataFormat, calls_of, content_of, joined, prompt_entries, reasoning_of, token_entry
 from server.wire.usage import metrics_of, usage_in_chunks, usage_of, usage_so_far, usage_wanted
 
 
@@ -48,6 +48,9 @@ class ChatFormat(DataFormat):
         for index in range(self.call.body.n):
             choices.append((yield from self._choice(answers[index])))
         answer = {**self._head, "object": "chat.completion", "choices": choices}
+        if (listed := self.call.body.prompt_logprobs) is not None:
+            scores = prompt_entries(self.tokenizer, self.call.prompts[0], answers[0].prompt or (), listed)
+            answer["prompt_logprobs"] = yield from scores
         return answer | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
     def _said(self, choice: int, piece: Piece) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from server.generation import Sequence
 from server.seams import Tokenizer
 from server.slices import ENTRIES, LongList, Steps, at_once
 from server.transcript import Delta, TokenLogprob, WireFinish, entry_of
-from server.wire.answers import DataFormat, joined, token_text
+from server.wire.answers import DataFormat, joined, prompt_entries, token_text
 from server.wire.usage import metrics_of, usage_in_chunks, usage_of, usage_so_far, usage_wanted
 
 Scored = TokenLogprob | int  # of the first token of a prompt, only the token
@@ -77,7 +77,12 @@ class CompletionFormat(DataFormat):
     def _whole(self, answer: Delta, index: int) -> Steps[dict[str, Any]]:
         logprobs = yield from self._logprobs(answer)
         choice = self._choice(answer, logprobs, self._echo(answer.index), answer.finish)
-        return choice | {"index": index, "stop_reason": answer.stop_reason}
+        choice |= {"index": index, "stop_reason": answer.stop_reason}
+        if self.own.prompt_logprobs is not None:
+            tokens = self.call.prompts[answer.index // self.own.answers]
+            scores = prompt_entries(self.tokenizer, tokens, answer.prompt or (), self.own.prompt_logprobs)
+            choice["prompt_logprobs"] = yield from scores
+        return choice
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         return self._object([choice]) | usage_so_far(self.call)
@@ -106,10 +111,11 @@ class CompletionFormat(DataFormat):
         return {"index": delta.index, "text": echo + delta.text, "logprobs": logprobs, "finish_reason": finish}
 
     def _logprobs(self, delta: Delta) -> Steps[dict[str, Any] | None]:
-        if self.own.logprobs is None or not (delta.logprobs or delta.prompt is not None):
+        prompt = delta.prompt if self.own.echo else None
+        if self.own.logprobs is None or not (delta.logprobs or prompt is not None):
             return None
         columns = {name: LongList() for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
-        entries = chain(self._prompt(delta.index, delta.prompt), self._shifted(delta))
+        entries = chain(self._prompt(delta.index, prompt), self._shifted(delta))
         for place, (entry, offset) in enumerate(entries):
             if place and place % ENTRIES == 0:
                 for column in columns.values():
@@ -136,8 +142,12 @@ class CompletionFormat(DataFormat):
         decoder, offset = self.tokenizer.stream(() if hidden else tuple(self.tokenizer.specials)), 0
         tokens = self.call.prompts[prompt]
         for token, logprob in zip(tokens, (None, *found), strict=True):
-            yield (token if logprob is None else entry_of(token, logprob, offset)), offset
+            yield (token if logprob is None else self._scored(token, logprob, offset)), offset
             offset += len(decoder.push(token))
+
+    def _scored(self, token: int, logprob: Logprob, offset: int) -> TokenLogprob:
+        """With as many alternatives as are asked for here; there may be more of them for others."""
+        return entry_of(token, Logprob(logprob.value, logprob.top[: self.own.logprobs]), offset)
 
     def _top(self, entry: TokenLogprob) -> dict[str, float]:
         """The best tokens and the actual one. Two tokens may have one text: then the likelier one has it."""

@@ -7,6 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from server.app import create_app
+from server.bodies.answers import ChatCompletion, Completion
 from server.settings import Settings
 from tests.server.fakes import EOS, FakeChat, FakeEngine, FakeTokenizer, says
 from tests.server.harness import CHAT, COMPLETIONS, eventually, frames, in_memory, service_of
@@ -179,3 +180,34 @@ def test_an_assistants_message_is_continued() -> None:
             for path in (CHAT, "/tokenize"):
                 answer = client.post(path, json=asked | fields)
                 assert answer.status_code == 400 and answer.json()["error"]["param"] == param, answer.text
+
+
+def test_log_probabilities_of_the_prompt() -> None:
+    with in_memory() as client:
+        asked = {"prompt_logprobs": 1, "n": 2}
+        for path, body in BODIES:
+            answer = client.post(path, json=body | asked).json()
+            kind: Any = Completion if path == COMPLETIONS else ChatCompletion
+            kind.model_validate(answer, strict=True)
+            found = [each.get("prompt_logprobs") for each in answer["choices"]]
+            found = found if path == COMPLETIONS else [answer["prompt_logprobs"]]
+            for scores in found:
+                assert len(scores) == answer["usage"]["prompt_tokens"] and scores[0] is None
+                (token,) = scores[1].values()
+                assert token["logprob"] == -0.25 and token["rank"] == 1 and len(token["decoded_token"]) == 1
+            assert "prompt_logprobs" not in client.post(path, json=body).text
+        none = client.post(COMPLETIONS, json={"prompt": "hi", "prompt_logprobs": 0, "max_tokens": 0}).json()
+        (choice,) = none["choices"]
+        told = {"logprob": -0.25, "rank": None, "decoded_token": "i"}
+        assert choice["prompt_logprobs"] == [None, {"105": told}] and choice["logprobs"] is None
+
+
+def test_the_prompts_figures_and_the_echos_beside_each_other() -> None:
+    with in_memory() as client:
+        body = {"prompt": "hi", "max_tokens": 2}
+        echo, scores = {"echo": True, "logprobs": 0}, {"prompt_logprobs": 1}
+        both = client.post(COMPLETIONS, json=body | echo | scores).json()["choices"][0]
+        alone = [client.post(COMPLETIONS, json=body | each).json()["choices"][0] for each in (echo, scores)]
+        shown = client.post(COMPLETIONS, json=body | {"logprobs": 0} | scores).json()["choices"][0]
+    assert both["logprobs"] == alone[0]["logprobs"] and both["prompt_logprobs"] == alone[1]["prompt_logprobs"]
+    assert shown["logprobs"]["tokens"] == ["h", "e"], "of the answer alone"
