@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from model.errors import MoedialError
 from server.errors import BadHttp, HeadersTooLarge, HeaderTimeout, TooManyConnections, error_response
+from server.readers import ReaderWatch
 
 CHUNKS = "chunks"  # of an HTTP/1.1 request's state: its `Chunks`, for a response without a content-length alone
 RESERVED = "reserved"  # of a request's state: its connection is beyond the limit, so that only probes are answered
@@ -105,6 +106,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._reader = ReaderWatch(transport, self.loop)
         limit = self.limits.max_connections
         if self._open() > limit:
             self._close_idle()
@@ -142,7 +144,25 @@ class BoundedProtocol(H11Protocol):
         self.idle.pop(self, None)
         self.answered.discard(self)
         self._stop_waiting()
+        self._reader.stop()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader.start()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._reader.stop()
+
+    def eof_received(self) -> None:
+        super().eof_received()
+        self._reader.start()  # the transport closes by itself
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._reader.start()
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -188,7 +208,12 @@ class BoundedProtocol(H11Protocol):
         if self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:
             self._linger()
         else:
-            self.transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Close as soon as what was written has been taken."""
+        self.transport.close()
+        self._reader.start()
 
     def _refuse(self, error: MoedialError) -> None:
         """Answer for the connection, without the application, and close it."""
@@ -196,7 +221,7 @@ class BoundedProtocol(H11Protocol):
         self._unset_keepalive_if_required()
         self.limits.on_refused(error)
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # another answer has begun
-            self.transport.close()
+            self._close()
             return
         if self._busy():
             self.cycle.disconnected = True
@@ -215,13 +240,13 @@ class BoundedProtocol(H11Protocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
-        self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self._deadline = self.loop.call_later(LINGER_SECONDS, self._close)
 
     def _drop(self, count: int) -> None:
         assert self._to_drop is not None
         self._to_drop -= count
         if self._to_drop < 0:
-            self.transport.close()
+            self._close()
 
     def _busy(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

@@ -5,7 +5,7 @@ It knows frames and connections, not what is in a chunk.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -71,7 +71,7 @@ async def answer(
         format = write(call, service.tokenizer)
         call.generation.start()
         if not call.body.stream:
-            return await _whole(request, call, format, headers)
+            return await _whole(service, request, call, format, headers)
         first = await unless_gone(request.receive, call.generation.next(service.settings.heartbeat))
     except BaseException:
         await _close(request, call)
@@ -79,11 +79,11 @@ async def answer(
     return EventStream(service, request, call, format, first, headers)
 
 
-async def _whole(request: Request, call: Call, format: Format, headers: dict[str, str]) -> Response:
+async def _whole(service: Service, request: Request, call: Call, format: Format, headers: dict[str, str]) -> Response:
     deltas = await unless_gone(request.receive, _collect(call))
     body = await unless_gone(request.receive, in_slices(format.body(deltas)))
     await _close(request, call)
-    return WholeResponse(orjson.dumps(body), 200, headers, "application/json")
+    return WholeResponse(orjson.dumps(body), headers, service.settings.total_timeout + GRACE)
 
 
 async def _collect(call: Call) -> list[Delta]:
@@ -113,9 +113,19 @@ async def _events(service: Service, call: Call, format: Format, first: list[Delt
 
 
 class WholeResponse(Response):
-    """Starlette's Response, but a long body leaves in pieces, as fast as the caller takes them."""
+    """Starlette's Response, but a long body leaves in pieces, as fast as the caller takes them, and for so many seconds
+    at the most."""
+
+    def __init__(self, body: bytes, headers: dict[str, str], limit: float) -> None:
+        super().__init__(body, 200, headers, "application/json")
+        self.limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(TimeoutError):  # a body that is not whole closes the connection
+            async with asyncio.timeout(self.limit):
+                await self._send(send)
+
+    async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         body = memoryview(self.body)
         for start in range(0, len(body), PIECE):

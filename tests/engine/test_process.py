@@ -14,7 +14,8 @@ import pytest
 
 from engine import messages, packing
 from engine.engine import Engine
-from engine.grammar import Grammars, Matcher, refusal
+from engine.grammar import Grammars, refusal
+from engine.matcher import Matcher
 from engine.messages import (
     HEADER,
     Abort,
