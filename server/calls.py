@@ -15,7 +15,7 @@ import structlog
 from fastapi import Request as HttpRequest
 
 from model.budget import ExpertBudget
-from model.errors import InvalidRequest
+from model.errors import InvalidRequest, shown
 from server.admission import Reservation
 from server.asked import asked_of
 from server.bodies.base import GenerationBody, refuse_unsupported, validate
@@ -29,6 +29,7 @@ from server.experts import HEADER, ask_of_header, asks_of_body, merged, refuse_m
 from server.forms import Form, form_of_chat, form_of_completion, offered
 from server.generation import Generation, Timeouts
 from server.limits import check_limits, kept_tokens, prompts_of, room_for
+from server.seams import ChatTemplate
 from server.sequences import sequences_of
 from server.service import Service
 
@@ -125,13 +126,31 @@ def render(
     if tools and not service.chat.knows_tools:
         raise InvalidRequest("this model's chat template knows no tools", "tools", "unsupported_parameter")
     said, functions = [message.plain() for message in messages], [tool.plain() for tool in tools or ()] or None
-    set_by_name = body.chat_template_kwargs | dict(variables)
+    set_by_name = body.chat_template_kwargs | dict(variables) | _thinking(service.chat, body)
     return service.chat.render(said, functions, body.add_generation_prompt, set_by_name, body.continue_final_message)
 
 
 def _schema_rules(service: Service) -> tuple[int, bool]:
     """The most bytes that a grammar may be written from, and whether objects of schemas are closed."""
     return service.settings.max_grammar_bytes, service.settings.schema_objects == "closed"
+
+
+def _thinking(chat: ChatTemplate, body: TemplateBody) -> dict[str, bool]:
+    """`enable_thinking` for the template.
+
+    Raises:
+        InvalidRequest: the template does not know it, or the request says two things.
+    """
+    field, wanted = "enable_thinking", body.enable_thinking
+    if wanted is None:
+        return {}
+    if not chat.knows_thinking:
+        reason = "is not known to this model's chat template"
+        raise InvalidRequest(f"{field} = {shown(wanted)} {reason}", field, "unsupported_parameter")
+    if (other := body.chat_template_kwargs.get(field, wanted)) != wanted:
+        reason = f"says {shown(wanted)} and chat_template_kwargs says {shown(other)}; they must agree"
+        raise InvalidRequest(f"{field} {reason}", field)
+    return {field: wanted}
 
 
 async def _off_loop(body: GenerationBody, make: Callable[..., Form], *args: Any) -> Form:

@@ -90,6 +90,7 @@ class Tokenizer(Protocol):
 
 class ChatTemplate(Protocol):
     knows_tools: bool  # whether it writes them at all
+    knows_thinking: bool  # whether enable_thinking says anything to it
     source: str
 
     def render(

@@ -67,7 +67,10 @@ def main() -> None:
 
 
 def _described(template: ChatTemplate | None) -> dict[str, Any] | None:
-    return None if template is None else {"source": template.source, "knows_tools": template.knows_tools}
+    if template is None:
+        return None
+    known = {"knows_tools": template.knows_tools, "knows_thinking": template.knows_thinking}
+    return {"source": template.source, **known}
 
 
 def _serve(connection: socket.socket, template: ChatTemplate, seconds: float) -> None:

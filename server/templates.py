@@ -33,10 +33,11 @@ class Lapse(Exception):
 
 
 class Templates:
-    """One checkpoint's chat template; `source` and `knows_tools` are `weights.chat.ChatTemplate`'s."""
+    """One checkpoint's chat template; what it says of itself is as in `weights.chat.ChatTemplate`."""
 
-    def __init__(self, folder: Path, source: str, knows_tools: bool) -> None:
-        self._folder, self.source, self.knows_tools = folder, source, knows_tools
+    def __init__(self, folder: Path, source: str, knows_tools: bool, knows_thinking: bool) -> None:
+        self._folder, self.source = folder, source
+        self.knows_tools, self.knows_thinking = knows_tools, knows_thinking
         self._idle: list[Worker] = []
 
     @classmethod
@@ -53,7 +54,7 @@ class Templates:
         if about is None:
             worker.stop()
             return None
-        made = cls(folder, about["source"], about["knows_tools"])
+        made = cls(folder, about["source"], about["knows_tools"], about["knows_thinking"])
         made._idle.append(worker)
         made._try_out()
         return made

@@ -44,7 +44,8 @@ class ChatTemplate:
         self._plain, self._with_tools = (environment().from_string(text) for text in sources)
         written = "\0".join(map(literals, sources))
         self.source = source if with_tools is None else with_tools  # as it is for requests with tools
-        self.knows_tools = "tools" in read_names(self.source)
+        names = read_names(self.source)
+        self.knows_tools, self.knows_thinking = "tools" in names, "enable_thinking" in names
         self._specials, self._variables = special_strings, variables
         self._controls = (*special_strings, *(t for t in other_tokens if t in written and not t.isspace()))
 

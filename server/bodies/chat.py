@@ -229,6 +229,7 @@ class TemplateBody(BaseModel):
     continue_final_message: bool = Field(
         False, description="The answer goes on from the last message, an assistant's; without add_generation_prompt"
     )
+    enable_thinking: bool | None = Field(None, description="For templates that know it; refused by others")
     chat_template_kwargs: Annotated[dict[str, Any], AtMost(64, "variables")] = {}
 
 

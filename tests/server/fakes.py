@@ -79,6 +79,7 @@ class FakeTokenizer:
 
 class FakeChat:
     knows_tools = True
+    knows_thinking = True
     source = "a fake"
 
     def render(

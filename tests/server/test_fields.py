@@ -211,3 +211,22 @@ def test_the_prompts_figures_and_the_echos_beside_each_other() -> None:
         shown = client.post(COMPLETIONS, json=body | {"logprobs": 0} | scores).json()["choices"][0]
     assert both["logprobs"] == alone[0]["logprobs"] and both["prompt_logprobs"] == alone[1]["prompt_logprobs"]
     assert shown["logprobs"]["tokens"] == ["h", "e"], "of the answer alone"
+
+
+def test_thinking_is_for_templates_that_know_it() -> None:
+    engine = FakeEngine()
+    allowed = ("enable_thinking",)
+    with in_memory(engine, chat_template_kwargs=allowed) as client:
+        for wanted in (True, False):
+            body = {"messages": USER, "enable_thinking": wanted}
+            assert client.post(CHAT, json=body).status_code == 200
+            assert bytes(engine.seen[-1].prompt).startswith(f"<enable_thinking={wanted}>".encode())
+            assert (
+                client.post(CHAT, json=body | {"chat_template_kwargs": {"enable_thinking": wanted}}).status_code == 200
+            )
+            against = client.post(CHAT, json=body | {"chat_template_kwargs": {"enable_thinking": not wanted}})
+            assert against.status_code == 400 and "agree" in against.text
+        assert client.post(CHAT, json={"messages": USER, "enable_thinking": None}).status_code == 200
+        service_of(client).chat.knows_thinking = False  # type: ignore[union-attr]
+        refused = client.post(CHAT, json=body)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "enable_thinking"

@@ -40,7 +40,8 @@ def test_it_renders_what_the_template_renders(tmp_path: Path) -> None:
             for variables in ({}, {"mood": 0.5}, {"mood": None}):
                 asked: tuple[Any, ...] = (messages, tools, False, variables)
                 assert template.render(*asked) == plain.render(*asked)
-    assert not loaded(tmp_path, "x").knows_tools
+    assert not loaded(tmp_path, "x").knows_tools and not loaded(tmp_path, "x").knows_thinking
+    assert loaded(tmp_path, "{{ enable_thinking }}").knows_thinking
     assert Templates.load(write_tokenizer(tmp_path, chat_template=[{"name": "tools", "template": "x"}])) is None
 
 
