@@ -40,6 +40,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     finish: WireFinish | None = None
     prompt: tuple[Logprob, ...] | None = None
     stop_reason: str | int | None = None
+    tokens: int = 0  # of the answer so far
 
     @property
     def text(self) -> str:
@@ -117,6 +118,7 @@ class Transcript:
         self._decoder, self._reader, self._ends_shown, self._calls_only = decoder, reader, ends_shown, calls_only
         self._matcher = StopMatcher(stops, include_stop)
         self._stop_ids, self._include_stop = stop_ids, include_stop
+        self._tokens = 0
         self.reasoning = 0  # tokens that added to a thought
         self._calls = False
         self._decoded = 0  # characters that came out of the decoder
@@ -129,6 +131,7 @@ class Transcript:
         ends = event.finish == "stop"
         hidden = ends and not (self._include_stop and event.token in self._stop_ids)
         if event.token is not None:
+            self._tokens += 1
             if event.logprob is not None:
                 self.total += event.logprob.value
                 if self._ends_shown or not hidden:
@@ -151,7 +154,7 @@ class Transcript:
         self.finish = finish
         pieces = tuple(self._read(self._reader, shown)) if self._reader else ((Content(shown),) if shown else ())
         reason = None if self.finish is None else self._reason(event)
-        return Delta(self.index, pieces, self._entries(), self.finish, event.prompt_logprobs, reason)
+        return Delta(self.index, pieces, self._entries(), self.finish, event.prompt_logprobs, reason, self._tokens)
 
     def _reason(self, event: TokenEvent) -> str | int | None:
         if self._matcher.matched:

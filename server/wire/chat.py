@@ -9,12 +9,13 @@ from server.seams import Tokenizer
 from server.slices import Steps, at_once, long_list
 from server.transcript import Delta, TokenLogprob
 from server.wire.answers import DataFormat, calls_of, content_of, joined, prompt_entries, reasoning_of, token_entry
-from server.wire.usage import metrics_of, usage_in_chunks, usage_of, usage_so_far, usage_wanted
+from server.wire.usage import UsageSoFar, metrics_of, usage_of, usage_wanted
 
 
 class ChatFormat(DataFormat):
     def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
-        super().__init__(same=not usage_in_chunks(call))
+        self._usage = UsageSoFar(call)
+        super().__init__(same=not self._usage.wanted)
         self.call, self.tokenizer = call, tokenizer
         self._head = {"id": call.id, "object": "chat.completion.chunk", "created": call.created, "model": call.model}
         self._head["system_fingerprint"] = call.fingerprint
@@ -26,6 +27,7 @@ class ChatFormat(DataFormat):
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         """A chunk per piece, the log-probabilities with the first; the finish reason is a chunk of its own."""
+        self._usage.take(delta)
         logprobs = at_once(self._logprobs(delta.logprobs))
         said = [self._said(delta.index, piece) for piece in delta.pieces] or (
             [{"content": ""}] if delta.logprobs else []
@@ -77,7 +79,7 @@ class ChatFormat(DataFormat):
         self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return {**self._head, "choices": [choice], **usage_so_far(self.call)}
+        return {**self._head, "choices": [choice], **self._usage.told()}
 
     def _choice(self, answer: Delta) -> Steps[dict[str, Any]]:
         calls = [self._call(answer.index, place, *call) for place, call in enumerate(calls_of(answer.pieces))]

@@ -12,7 +12,7 @@ from server.seams import Tokenizer
 from server.slices import ENTRIES, LongList, Steps, at_once
 from server.transcript import Delta, TokenLogprob, WireFinish, entry_of
 from server.wire.answers import DataFormat, joined, prompt_entries, token_text
-from server.wire.usage import metrics_of, usage_in_chunks, usage_of, usage_so_far, usage_wanted
+from server.wire.usage import UsageSoFar, metrics_of, usage_of, usage_wanted
 
 Scored = TokenLogprob | int  # of the first token of a prompt, only the token
 
@@ -21,7 +21,8 @@ class CompletionFormat(DataFormat):
     """Sequences are numbered prompt by prompt; so are choices, unless `best_of` leaves some out."""
 
     def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
-        super().__init__(same=not usage_in_chunks(call))
+        self._usage = UsageSoFar(call)
+        super().__init__(same=not self._usage.wanted)
         assert isinstance(call.body, CompletionBody)
         self.call, self.tokenizer, self.own = call, tokenizer, call.body
         self._typed = _as_list(call.body.prompt)
@@ -47,6 +48,7 @@ class CompletionFormat(DataFormat):
         return b"".join(written)
 
     def _chunks(self, delta: Delta, logprobs: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+        self._usage.take(delta)
         echo = self._echo(delta.index) if delta.prompt is not None and self.own.logprobs is not None else ""
         if delta.pieces or delta.logprobs or echo:
             yield self._chunk(self._choice(delta, logprobs, echo))
@@ -85,7 +87,7 @@ class CompletionFormat(DataFormat):
         return choice
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        return self._object([choice]) | usage_so_far(self.call)
+        return self._object([choice]) | self._usage.told()
 
     def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "choices": choices}

@@ -7,6 +7,7 @@ from typing import Any
 
 from server.calls import Call
 from server.lifecycle import Lifecycle
+from server.transcript import Delta
 
 
 def usage_of(call: Call) -> dict[str, Any]:
@@ -33,14 +34,31 @@ def usage_wanted(call: Call) -> bool:
     return options is not None and options.include_usage
 
 
-def usage_so_far(call: Call) -> dict[str, Any]:
-    """What a chunk says of the usage: the figures as it is written, where they are wanted in every chunk."""
-    return {"usage": usage_of(call)} if usage_in_chunks(call) else {}
-
-
 def usage_in_chunks(call: Call) -> bool:
+    """Whether every chunk has the usage so far."""
     options = call.body.stream_options
     return options is not None and options.continuous_usage_stats
+
+
+class UsageSoFar:
+    """What the chunks of a stream say of its usage, where they do. Tokens that came at one time are told one by one."""
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.wanted = call, usage_in_chunks(call)
+        self._tokens: dict[int, int] = {}  # by answer
+
+    def take(self, delta: Delta) -> None:
+        """The next chunks are of `delta`."""
+        if self.wanted:
+            self._tokens[delta.index] = delta.tokens
+
+    def told(self) -> dict[str, Any]:
+        """What is to be added to a chunk."""
+        if not self.wanted:
+            return {}
+        usage, completion = usage_of(self.call), sum(self._tokens.values())
+        total = usage["prompt_tokens"] + completion
+        return {"usage": usage | {"completion_tokens": completion, "total_tokens": total}}
 
 
 def metrics_of(call: Call) -> dict[str, Any]:
