@@ -81,6 +81,8 @@ class BoundedParser(h11.Connection):
         names = {name for name, _ in request.headers}
         if {b"content-length", b"transfer-encoding"} <= names:  # two readers could see two different bodies
             raise h11.RemoteProtocolError("content-length and transfer-encoding together")
+        if b"transfer-encoding" in names and request.http_version < b"1.1":  # an HTTP/1.0 proxy would not see the end
+            raise h11.RemoteProtocolError("transfer-encoding in HTTP/1.0")
 
     def _error_of(self, error: h11.RemoteProtocolError) -> MoedialError:
         if error.error_status_hint == 431:
@@ -197,6 +199,9 @@ class BoundedProtocol(H11Protocol):
             self.transport.close()
         else:
             super().shutdown()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Log nothing: an upgrade is an offer, and callers could fill the log with advice to install packages."""
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when h11 refuses what came."""

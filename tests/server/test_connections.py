@@ -92,6 +92,7 @@ def test_a_head_is_held_to_its_limit_exactly_also_in_one_piece(server: tuple[str
             POST + b"content-length: 16\r\ntransfer-encoding: chunked\r\n\r\n10\r\n" + BODY + b"\r\n0\r\n\r\n",
             "together",
         ),
+        (CHUNKED.replace(b"1.1", b"1.0") + b"10\r\n" + BODY + b"\r\n0\r\n\r\n", "HTTP/1.0"),
         (CHUNKED + b"wat\r\n", "chunk header"),
         (CHUNKED + b"10\r\n" + BODY + b"xx", "chunk"),
     ],
@@ -256,3 +257,14 @@ def test_bytes_that_are_no_chunk_end_a_stream_that_has_begun() -> None:
         assert status_on(connection) == 404
         connection.sendall(b"wat\r\n")
         assert connection.recv(1000) == b""
+
+
+def test_an_offer_to_upgrade_is_passed_over_in_silence(
+    server: tuple[str, Service], caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"GET /live HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: %b\r\n\r\n"
+    for kind in (b"websocket", b"h2c"):
+        with connected(server[0]) as connection:
+            connection.sendall(head % kind)
+            assert status_on(connection) == 200
+    assert not caplog.records
