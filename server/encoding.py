@@ -11,7 +11,16 @@ from server.service import Service
 from weights.tokenizer import TooManyTokens
 
 MOST_CUT = 1_000_000  # tokens of a text of which the last are kept
+MOST_TEXT, TEXT_PER_TOKEN = (
+    1 << 20,
+    8,
+)  # characters of a text that need not fit: so many, or so many per token of room
 INLINE = 4096  # characters of one call that are tokenised on the event loop
+
+
+def most_characters(context: int) -> int:
+    """How long a text may be that is tokenised though it may not fit: encoding takes 200 bytes per character."""
+    return max(MOST_TEXT, TEXT_PER_TOKEN * context)
 
 
 class Encode(Protocol):
@@ -38,10 +47,14 @@ async def encode_all(
 def _encoded(
     service: Service, encode: Encode, texts: Sequence[str], context: int, new_tokens: int | None, kept: int | None
 ) -> list[list[int]]:
-    most = context if kept is None else MOST_CUT
+    most, characters = context if kept is None else MOST_CUT, most_characters(context)
     for text in texts:
         if (least := service.tokenizer.least_tokens(text)) > most:
             raise _too_long(least, "at least ", new_tokens, context, kept)
+    for text in texts:
+        if kept is not None and len(text) > characters:
+            reason = f"a prompt of {len(text)} characters; at most {characters} are read to keep its last tokens"
+            raise InvalidRequest(f"truncate_prompt_tokens: {reason}", "truncate_prompt_tokens")
     try:
         found = [encode(text, most=most)[-(kept or most) :] for text in texts]
     except TooManyTokens as error:

@@ -8,7 +8,6 @@ from server.bodies.bounds import AtMost
 from server.bodies.chat import Messages, TemplateBody, Tools
 
 MOST_TOKENS = 1_000_000  # of one text
-MOST_TEXT, TEXT_PER_TOKEN = 1 << 20, 8  # characters of one text: so many, or so many per token of the context
 
 
 class TokenizeBody(TemplateBody):

@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from model.errors import InvalidRequest
 from server.bodies.base import validate
-from server.bodies.tokens import MOST_TEXT, MOST_TOKENS, TEXT_PER_TOKEN, DetokenizeBody, TokenizeBody
+from server.bodies.tokens import MOST_TOKENS, DetokenizeBody, TokenizeBody
 from server.calls import render
+from server.encoding import most_characters
 from server.limits import check_template
 from server.service import Service
 from weights.tokenizer import TooManyTokens
@@ -64,7 +65,7 @@ def _ids(service: Service, body: TokenizeBody) -> list[int]:
     if not framed and (special := tokenizer.specials.get(body.prompt or "")) is not None:
         return [special]
     text = render(service, body, body.messages or [], body.tools, {}) if body.prompt is None else body.prompt
-    most = max(MOST_TEXT, TEXT_PER_TOKEN * service.catalogue.info.max_model_len)
+    most = most_characters(service.catalogue.info.max_model_len)
     if len(text) > most:
         field = "messages" if body.prompt is None else "prompt"
         raise InvalidRequest(f"{field}: {len(text)} characters; at most {most} are tokenised", field)

@@ -127,6 +127,15 @@ def test_tokenize_bounds_a_text_before_it_is_tokenised(tokenizer: Tokenizer) -> 
         assert client.post("/tokenize", json={"prompt": LONG[: 1 << 20]}).status_code == 200
 
 
+def test_a_prompt_that_is_cut_is_bounded_before_it_is_tokenised(tokenizer: Tokenizer) -> None:
+    with TestClient(create_app(Settings(model="tiny"), FakeEngine(), tokenizer, FakeChat(), {})) as client:
+        eventually(lambda: service_of(client).loaded is not None)
+        began = time.process_time()
+        error = client.post(COMPLETIONS, json={"prompt": LONG, "truncate_prompt_tokens": 5}).json()["error"]
+        assert time.process_time() - began < 0.4
+        assert error["param"] == "truncate_prompt_tokens" and "at most 1048576 are read" in error["message"]
+
+
 class Held(FakeTokenizer):
     """Encodes prompts when it is let go."""
 
