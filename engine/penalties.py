@@ -116,7 +116,7 @@ class Touched:
 
     def forbids(self, sequence: Sequence, token: int) -> bool:
         """Whether the settings exclude this token as the next one."""
-        allowed = not len(self.allowed) or bool((self.allowed == token).any())
+        allowed = not sequence.request.sampling.allowed_token_ids or bool((self.allowed == token).any())
         return not allowed or token in self._bad(sequence)
 
     def _bad(self, sequence: Sequence) -> list[int]:

@@ -85,11 +85,5 @@ async def sequences_to_avoid(service: Service, words: Sequence[str]) -> tuple[tu
 
 
 def _to_avoid(service: Service, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """As vLLM does it: after a space a word counts only where that changes its first token, not its length."""
-    found = []
-    for word in words:
-        plain, spaced = (service.tokenizer.encode(f"{space}{word.lstrip()}", framed=False) for space in ("", " "))
-        found.append(tuple(plain))
-        if spaced[0] != plain[0] and len(spaced) == len(plain):
-            found.append(tuple(spaced))
-    return tuple(dict.fromkeys(found))
+    texts = [f"{space}{word.lstrip()}" for word in words for space in ("", " ")]
+    return tuple(dict.fromkeys(tuple(service.tokenizer.encode(text, framed=False)) for text in texts))

@@ -110,6 +110,31 @@ def test_a_prompt_is_scored_without_an_answer(live: Live) -> None:
     assert "".join(choice.logprobs.tokens or []).endswith(PROMPT), "the tokenizer may put a token of its own before it"
 
 
+def test_fields_of_other_servers_hold(api: openai.OpenAI) -> None:
+    def said(**fields: Any) -> tuple[str, Any]:
+        (choice,) = api.completions.create(**PROMPTED | {"temperature": 0, "extra_body": fields}).choices
+        return choice.text, choice
+
+    plain, _ = said()
+    word = plain.split()[1]
+    assert word not in said(bad_words=[word])[0].split()
+    kept, choice = said(stop=[word], include_stop_str_in_output=True)
+    assert kept == plain[: plain.index(word) + len(word)] and choice.model_extra["stop_reason"] == word
+    _, choice = said(prompt_logprobs=1)
+    first, *rest = choice.model_extra["prompt_logprobs"]
+    assert first is None and all(any(token["rank"] == 1 for token in entry.values()) for entry in rest)
+    assert PROMPT.endswith("".join(next(iter(entry.values()))["decoded_token"] for entry in rest[-2:]))
+
+
+def test_an_assistants_message_goes_on(api: openai.OpenAI) -> None:
+    begun: Any = [{"role": "user", "content": "Tell me a story."}, {"role": "assistant", "content": "Once upon a"}]
+    asked = {"continue_final_message": True, "add_generation_prompt": False}
+    answer = api.chat.completions.create(
+        model=DEFAULT, messages=begun, temperature=0, max_tokens=4, extra_body=asked
+    ).choices[0]
+    assert (answer.message.content or "").startswith(" time")
+
+
 @pytest.mark.parametrize("count", [1, 8])
 def test_a_named_call_is_made_once(api: openai.OpenAI, count: int) -> None:
     (answer,) = api.chat.completions.create(

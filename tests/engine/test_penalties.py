@@ -70,6 +70,10 @@ def defined(logits: list[float], s: Sequence) -> list[float]:
         if 0 <= token < len(logits):
             logits[token] += bias
     masked = {token for token in asked.stop_token_ids if s.output_count < asked.min_tokens}
+    if asked.allowed_token_ids:
+        masked |= set(range(len(logits))) - set(asked.allowed_token_ids)
+    answer = tuple(s.tokens[s.prompt_length :])
+    masked |= {word[-1] for word in asked.bad_words if answer[len(answer) - len(word) + 1 :] == word[:-1]}
     return [float("-inf") if token in masked else value for token, value in enumerate(logits)]
 
 

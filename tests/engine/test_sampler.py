@@ -32,6 +32,10 @@ OPTIONS = st.fixed_dictionaries(
         "frequency_penalty": st.floats(-2, 2),
         "repetition_penalty": st.floats(0.1, 9),
         "min_tokens": st.integers(0, 4),
+        "allowed_token_ids": st.lists(st.integers(0, TOKENS), min_size=1, max_size=5).map(tuple),
+        "bad_words": st.lists(
+            st.lists(st.integers(0, TOKENS), min_size=1, max_size=2).map(tuple), min_size=1, max_size=3
+        ).map(tuple),
         "stop_token_ids": st.lists(st.integers(-1, TOKENS), max_size=3).map(tuple),
         "logit_bias": st.dictionaries(st.integers(-1, TOKENS), st.floats(-9, 9), max_size=3).map(
             lambda d: tuple(d.items())

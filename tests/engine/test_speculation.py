@@ -1,5 +1,7 @@
 """What is guessed, when guessing stops, and that nothing else of a plan changes for it."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,8 +56,10 @@ def test_guesses_follow_an_earlier_occurrence(tokens: list[int], most: int) -> N
     assert bool(guesses) == bool(followed) and (not guesses or guesses[0] in followed)
 
 
-@pytest.mark.parametrize("options", [{"presence_penalty": 1.0}, {"repetition_penalty": 1.1}, {"min_tokens": 5}])
-def test_nothing_is_guessed_where_a_guess_changes_what_may_follow(options: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"presence_penalty": 1.0}, {"repetition_penalty": 1.1}, {"min_tokens": 5}, {"bad_words": ((5,),)}]
+)
+def test_nothing_is_guessed_where_a_guess_changes_what_may_follow(options: dict[str, Any]) -> None:
     assert proposed_or_none(sequence(1, 2, 1, 2, **options)) == ()
 
 

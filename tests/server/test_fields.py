@@ -148,7 +148,12 @@ def test_tokens_that_may_come_and_words_that_may_not_reach_the_engine() -> None:
             asked = {"allowed_token_ids": [97, 98, 97], "bad_words": ["ab", " c", "ab"]}
             assert client.post(path, json=body | asked).status_code == 200
             sampling = engine.seen[-1].sampling
-            assert sampling.allowed_token_ids == (97, 98) and sampling.bad_words == ((97, 98), (99,))
+            assert sampling.allowed_token_ids == (97, 98) and sampling.bad_words == (
+                (97, 98),
+                (32, 97, 98),
+                (99,),
+                (32, 99),
+            )
             assert client.post(path, json=body | {"allowed_token_ids": [], "bad_words": []}).status_code == 200
             assert not engine.seen[-1].sampling.restricts
             for field, wrong, param in (
