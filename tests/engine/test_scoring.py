@@ -100,7 +100,7 @@ def test_a_scored_prompt_is_computed_to_its_end_and_needs_the_room() -> None:
     scheduler.add(request("fits", tuple(range(8)), max_tokens=0, prompt_logprobs=0))
     scheduler.add(request("too", tuple(range(8)), max_tokens=1))
     for prompt, new in ((9, 0), (9, 1)):
-        with pytest.raises(InvalidRequest, match="cache of this server can compute 8"):
+        with pytest.raises(InvalidRequest, match="cache of this server computes at most 8 tokens"):
             scheduler.add(request("not", tuple(range(prompt)), max_tokens=new, prompt_logprobs=0))
     assert {name: events[-1].finish for name, events in finish(scheduler, FakeRunner(4)).items()} == {
         "fits": "length",

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from engine import build
 from engine.build import build_engine
 from engine.types import EngineSettings
 from model.errors import CheckpointError, printable
@@ -215,12 +216,16 @@ def test_an_end_that_can_never_come_is_refused(end: Any, tmp_path: Path) -> None
     build_engine(settings)
 
 
-def test_grammars_end_with_the_tokens_that_the_server_ends_answers_with(tmp_path: Path) -> None:
+def test_grammars_end_with_the_tokens_that_the_server_ends_answers_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, ...]] = []
+    monkeypatch.setattr(build, "Grammars", lambda path, vocabulary, ends: made.append(tuple(ends)))
     settings = engine_of(tmp_path, eos_token_id=3)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
     for choice, ends in (("auto", (5, 0)), ("none", (3, 0))):
-        engine, _ = build_engine(EngineSettings(**{**_fields(settings), "generation_config": choice}))
-        assert tuple(engine.compiler()._ends) == ends == Tokenizer.load(tmp_path, choice == "auto").eos_ids
+        build_engine(EngineSettings(**{**_fields(settings), "generation_config": choice}))
+        assert made.pop() == ends == Tokenizer.load(tmp_path, choice == "auto").eos_ids
 
 
 def _fields(settings: EngineSettings) -> dict[str, Any]:
