@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 CLIENTS := .clients
+MORE_CLIENTS := .more-clients
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Sanitized kernels are libraries of their own; the checks' run-time must be there before Python is.
@@ -10,7 +11,7 @@ SANITIZED := MOEDIAL_KERNELS_SANITIZE=1
 PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) \
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
-.PHONY: serve test test-storms test-clients test-sanitized fuzz test-vocabularies lint docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-http bench-speculation clean
+.PHONY: serve test test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies lint docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-http bench-speculation clean
 
 serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
@@ -28,6 +29,9 @@ test-storms: $(VENV)/.dev  ## floods, hostile requests, kills and hangs against 
 # The clients have a venv without torch, which conftest.py above their folder loads: pytest looks no higher than it.
 test-clients: $(VENV)/.run $(CLIENTS)/.built  ## LangChain, LiteLLM and lm-evaluation-harness against a real server
 	$(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients --disable-warnings tests/clients
+
+test-more-clients: $(VENV)/.run $(MORE_CLIENTS)/.built  ## openai-agents, instructor, pydantic-ai, LlamaIndex, smolagents, llm, Vercel AI SDK
+	$(MORE_CLIENTS)/bin/python -m pytest --confcutdir=tests/more_clients --disable-warnings -rs tests/more_clients
 
 test-sanitized: $(VENV)/.dev  ## the kernels' tests under address and undefined-behaviour checks
 	$(SANITIZED) $(BIN)/python -m model.kernels.build
@@ -98,6 +102,16 @@ $(CLIENTS)/.built: constraints-clients.txt
 	test -d $(CLIENTS) || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-clients.txt \
 		langchain-openai litellm 'lm-eval[api]' transformers httpx pytest pytest-timeout
+	touch $@
+
+# With npm, one client of another language as well; without it, that client's tests say so and are skipped.
+$(MORE_CLIENTS)/.built: constraints-more-clients.txt tests/more_clients/package-lock.json
+	test -d $(MORE_CLIENTS) || $(PYTHON) -m venv $(MORE_CLIENTS)
+	$(MORE_CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-more-clients.txt \
+		openai-agents instructor 'pydantic-ai-slim[openai]' llama-index-llms-openai-like 'smolagents[openai]' llm \
+		httpx pytest pytest-timeout
+	cp tests/more_clients/package.json tests/more_clients/package-lock.json $(MORE_CLIENTS)
+	! command -v npm >/dev/null || npm ci --silent --no-audit --no-fund --prefix $(MORE_CLIENTS)
 	touch $@
 
 clean:

@@ -9,7 +9,7 @@ from tests.clients.snippets import HEAVY, Snippet, run, snippets
 from tests.clients.tasks import write_tasks
 
 
-@pytest.mark.parametrize("snippet", snippets(heavy=True), ids=str)
+@pytest.mark.parametrize("snippet", snippets(HEAVY), ids=str)
 def test_it_runs(snippet: Snippet, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "HF_HUB_OFFLINE": "1",
@@ -23,4 +23,4 @@ def test_it_runs(snippet: Snippet, address: str, tmp_path: Path, monkeypatch: py
 
 
 def test_every_heavy_client_has_one() -> None:
-    assert {snippet.title for snippet in snippets(heavy=True)} == set(HEAVY)
+    assert {snippet.title for snippet in snippets(HEAVY)} == set(HEAVY)
