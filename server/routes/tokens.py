@@ -28,6 +28,9 @@ async def tokenize(request: Request) -> Response:
     body = await service.bodies.read(request, lambda raw: validate(TokenizeBody, raw, settings=service.settings))
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("exactly one of prompt and messages must be given", "prompt")
+    for field in ("continue_final_message", "enable_thinking"):
+        if body.messages is None and getattr(body, field):
+            raise InvalidRequest(f"{field} needs messages", field)
     if body.messages is not None:
         check_template(body, body.messages, service.settings)
     return await service.token_routes.run(_tokenized, service, body)

@@ -218,6 +218,13 @@ def test_the_prompts_figures_and_the_echos_beside_each_other() -> None:
     assert shown["logprobs"]["tokens"] == ["h", "e"], "of the answer alone"
 
 
+@pytest.mark.parametrize("field", ["continue_final_message", "enable_thinking"])
+def test_a_prompt_that_is_tokenised_has_no_template(field: str) -> None:
+    with in_memory() as client:
+        answer = client.post("/tokenize", json={"prompt": "hi", field: True})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == field
+
+
 def test_thinking_is_for_templates_that_know_it() -> None:
     engine = FakeEngine()
     allowed = ("enable_thinking",)
