@@ -2,7 +2,7 @@
 
 A block's hash covers everything that its keys and values depend on: all tokens up to its end, the expert budget and,
 where the family draws noise, the noise seed; and the request's salt, which keeps apart those who must not share. The
-hash is keyed with a random key per process, so nobody can aim a collision.
+hash is keyed with a random key per process, so collisions cannot be aimed at.
 It refuses to know what a block contains, and when sequences run.
 """
 

@@ -1,6 +1,6 @@
 """Tokens that a grammar leaves no choice about, a few at a time.
 
-The library's own way looks as far ahead as the grammar's text goes, for every token anew and with the interpreter
+The library's own way looks as far ahead as the grammar's text goes, again for every token, and with the interpreter
 locked: 50 ms a token inside a literal of 60 kB.
 """
 

@@ -1,7 +1,7 @@
 """Which rows of a failed step are at fault: the step is run again in halves, until a part works or is one row.
 
 A part that works counts: the same tokens at the same positions give the same keys and values, whatever a run that broke
-off has written before. States of recurrent layers are not like that; sequences that have them are computed anew.
+off has written before. States of recurrent layers are not like that; sequences that have them are computed again.
 It knows plans and a way to run them, no scheduler.
 """
 

@@ -153,7 +153,7 @@ class MaskClient:
                 taker.take(message)
 
     def _replace(self, why: str) -> None:
-        """End the process; who asked first may be to blame, the others ask anew."""
+        """End the process; the first caller may be to blame, the others ask again."""
         log.error("a process that computes masks is replaced: %s", why)
         self.stop()
         asked, self._asked = self._asked, OrderedDict()

@@ -40,7 +40,7 @@ class MaskProcesses:
         self.dear: OrderedDict[str, None] = OrderedDict()  # grammars that are, those found last at the end
         self._late = False
         self.seconds = 0.0  # that steps spent on masks, in all
-        self.row_seconds = 0.0  # of late, for each mask
+        self.row_seconds = 0.0  # for each mask, a moving average
 
     @property
     def busy(self) -> bool:
@@ -173,7 +173,7 @@ class Matcher:
         """Which tokens may come next, [1 + drafts, V]: now, and after each of the guesses that the grammar allows.
         Waits until that is known.
 
-        Rows after a guess that it forbids allow nothing: nobody will get there. A grammar that has come to its end
+        Rows after a guess that it forbids allow nothing: no answer gets there. A grammar that has come to its end
         allows the end of the text alone.
         """
         self.wait()

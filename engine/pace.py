@@ -1,4 +1,4 @@
-"""How long the next step may take, from how long the last ones took: for whoever waits for its report.
+"""How long the next step may take, from how long the last ones took: for the process that waits for its report.
 
 Rough and rather too long: it tells a long step from a process that hangs, and schedules nothing. It knows plans, no
 models; `engine/cost.py` has the fine estimate where there is one.

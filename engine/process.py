@@ -172,7 +172,7 @@ def _report(connection: Connection, engine: Engine, message: Reports) -> None:
 
 def _announce(connection: Connection, outbox: Outbox, seconds: float) -> None:
     """A long step begins: what was made before does not wait for its end."""
-    with suppress(OSError):  # a parent that is gone is seen by whoever reads
+    with suppress(OSError):  # a parent that is gone is seen by the next read
         outbox.flush()
         connection.send(Busy(seconds))
 

@@ -151,7 +151,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
     while data:
         try:
             data = data[os.write(descriptor, data) :]
-        except BlockingIOError:  # whoever shares the stream has set it so
+        except BlockingIOError:  # another process that shares the stream has set it so
             poll = select.poll()
             poll.register(descriptor, select.POLLOUT)
             poll.poll()

@@ -68,7 +68,7 @@ class Turns:
             raise
 
     def give_back(self, line: Line) -> None:
-        """Give a place to whoever is next."""
+        """Give a place to the next in turn."""
         line.held -= 1
         self.free += 1
         self._grant()

@@ -111,7 +111,7 @@ def test_the_limit_is_that_of_a_calls_first_turn() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**31))
 def test_no_place_is_lost_or_given_twice(places: int, most: int, seed: int) -> None:
-    """Whoever leaves at whatever moment: waiting, just granted, or with a place."""
+    """A caller may leave while it waits, when it is just granted a place, or with one."""
     rng = random.Random(seed)
 
     async def sequence(turns: Turns, line: Line, held: list[int]) -> None:
