@@ -15,7 +15,8 @@ from pydantic.fields import FieldInfo
 from engine.environment import PREFIX
 from model.errors import MoedialError
 from server.help import GroupedCommand
-from server.settings import Settings, default_of, flag_of, group_of
+from server.options import default_of, flag_of, group_of
+from server.settings import Settings
 from server.streams import open_missing
 from server.variables import BadSetting, forget_keys
 from terminal.cli import bench, chat, run_once  # their options only; httpx and the rest are loaded when they run

@@ -4,61 +4,21 @@ It reads no file and knows nothing of HTTP.
 """
 
 import os
-import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.environment import PREFIX
 from engine.logs import Level, LogFormat
 from engine.types import EngineSettings
 from server.depth import JsonLimits
+from server.options import counts, default_of, flag_of, free_names, option, origins, secrets, words
 from server.variables import refuse_unknown
 from weights.folder import DEFAULT
-
-ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
-TEMPLATE_OWN = ("messages", "tools", "documents", "add_generation_prompt")  # no request sets these by name
-
-
-def _words(value: Any) -> Any:
-    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
-
-
-def _secrets(value: Any) -> Any:
-    """Empty keys stay, to be refused: what was meant to close a server must not open it."""
-    return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
-
-
-def _counts(value: Any) -> Any:
-    """`fast=2,strong=8` as a mapping; pydantic then checks the counts."""
-    if not isinstance(value, str):
-        return value
-    pairs = [word.partition("=") for word in _words(value)]
-    if broken := [name for name, equals, _ in pairs if not equals or not name]:
-        raise ValueError(f"expected name=count pairs such as fast=2,strong=8; {broken[0]!r} has no count")
-    return {name.strip(): count.strip() for name, _, count in pairs}
-
-
-def _free_names(value: Any) -> Any:
-    names = _words(value)
-    if taken := [name for name in names if name in TEMPLATE_OWN]:
-        raise ValueError(f"{taken[0]} is set by the server itself")
-    return names
-
-
-def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
-    if wrong := [origin for origin in value if not ORIGIN.fullmatch(origin)]:
-        raise ValueError(f"an origin is scheme://host or scheme://host:port in small letters, got {wrong[0]!r}")
-    return value
-
-
-def _option(default: Any, group: str, description: str, **limits: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
 
 
 class Settings(BaseSettings):
@@ -72,28 +32,28 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,  # it may be a key
     )
 
-    model: str = _option(DEFAULT, "Model", "A folder, the name of a bundled model, or a Hugging Face hub id")
-    served_name: str = _option("", "Model", "The model's name on the wire; by default the last part of --model")
-    default_num_experts: int = _option(0, "Model", "Experts per token when a request does not say; 0: as trained", ge=0)
-    aliases: Annotated[dict[str, int], NoDecode, BeforeValidator(_counts)] = _option(
+    model: str = option(DEFAULT, "Model", "A folder, the name of a bundled model, or a Hugging Face hub id")
+    served_name: str = option("", "Model", "The model's name on the wire; by default the last part of --model")
+    default_num_experts: int = option(0, "Model", "Experts per token when a request does not say; 0: as trained", ge=0)
+    aliases: Annotated[dict[str, int], NoDecode, BeforeValidator(counts)] = option(
         {}, "Model", "Further aliases NAME@word, as fast=2,strong=8; NAME@k1, @k2, @k4 … always exist"
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = _option("auto", "Model", "Number format; auto: the checkpoint's")
-    allow_extrapolated_experts: bool = _option(
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Model", "Number format; auto: the checkpoint's")
+    allow_extrapolated_experts: bool = option(
         False, "Model", "Allow other counts than the trained one where a family's router is not made for them"
     )
-    generation_config: Literal["auto", "none"] = _option(
+    generation_config: Literal["auto", "none"] = option(
         "auto",
         "Model",
         "auto: where a request is silent, generation_config.json says temperature, top_p, top_k, min_p and "
         "repetition_penalty, and which tokens end an answer; none: it is not read",
     )
-    chat_template_kwargs: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_free_names)] = _option(
+    chat_template_kwargs: Annotated[tuple[str, ...], NoDecode, BeforeValidator(free_names)] = option(
         (),
         "Model",
         "What a request's chat_template_kwargs may set, comma-separated, as enable_thinking; empty: none",
     )
-    noise_seed: int = _option(
+    noise_seed: int = option(
         0,
         "Model",
         "Seed of the noise that an ∞-MoE draws, for requests without a noise_seed. One for all lets them share prompts "
@@ -101,37 +61,37 @@ class Settings(BaseSettings):
         ge=0,
         le=2**63 - 1,
     )
-    dialect: Literal["auto", "plain", "hermes", "mistral", "llama", "deepseek", "harmony"] = _option(
+    dialect: Literal["auto", "plain", "hermes", "mistral", "llama", "deepseek", "harmony"] = option(
         "auto",
         "Model",
         "How the model writes calls of tools and thoughts; auto: as its chat template does",
     )
-    schema_objects: Literal["closed", "open"] = _option(
+    schema_objects: Literal["closed", "open"] = option(
         "closed",
         "Model",
         "JSON objects of answers and calls whose schema names properties and is silent about others; closed: they have "
         "no others, open: any, as the standard has it",
     )
-    max_model_len: int = _option(0, "Model", "Longest prompt plus answer, in tokens; 0: what the checkpoint says", ge=0)
+    max_model_len: int = option(0, "Model", "Longest prompt plus answer, in tokens; 0: what the checkpoint says", ge=0)
 
-    quantize: Literal["none", "int8", "int8-weights"] = _option(
+    quantize: Literal["none", "int8", "int8-weights"] = option(
         "none", "Model", "Keep weights in 8 bits; int8 multiplies in 8 bits too. Needs the native kernels"
     )
-    quantize_layers: Literal["experts", "all"] = _option(
+    quantize_layers: Literal["experts", "all"] = option(
         "experts", "Model", "What --quantize covers; all: every matrix but the routers"
     )
 
-    threads: int = _option(
+    threads: int = option(
         0, "Engine", "Compute threads; 0: one per core that the container's quota leaves", ge=0, le=1024
     )
-    block_size: int = _option(16, "Engine", "Tokens per KV cache block", ge=1, le=1024)
-    kv_cache_bytes: int = _option(0, "Engine", "Size of the KV cache; 0: a fraction of the free memory", ge=0)
-    kv_cache_fraction: float = _option(
+    block_size: int = option(16, "Engine", "Tokens per KV cache block", ge=1, le=1024)
+    kv_cache_bytes: int = option(0, "Engine", "Size of the KV cache; 0: a fraction of the free memory", ge=0)
+    kv_cache_fraction: float = option(
         0.3, "Engine", "Share of the free memory (of the container's limit) for the KV cache", gt=0, lt=1
     )
-    max_running: int = _option(64, "Engine", "Sequences in one batch", ge=1, le=4096)
-    max_step_tokens: int = _option(512, "Engine", "Tokens in one engine step", ge=1, le=1_000_000)
-    step_ms: int = _option(
+    max_running: int = option(64, "Engine", "Sequences in one batch", ge=1, le=4096)
+    max_step_tokens: int = option(512, "Engine", "Tokens in one engine step", ge=1, le=1_000_000)
+    step_ms: int = option(
         50,
         "Engine",
         "Milliseconds a step may take, by estimate, while it both reads prompts and generates; 0: no such limit. "
@@ -139,7 +99,7 @@ class Settings(BaseSettings):
         ge=0,
         le=60_000,
     )
-    stream_interval_ms: int = _option(
+    stream_interval_ms: int = option(
         50,
         "Engine",
         "Tokens made faster than this, in milliseconds, travel together, each a chunk of its own still; at 50 a stream "
@@ -148,22 +108,22 @@ class Settings(BaseSettings):
         ge=0,
         le=1000,
     )
-    speculate: str = _option(
+    speculate: str = option(
         "grammar",
         "Engine",
         "Guess tokens ahead and check them in one step, with the same answers: grammar (where a schema leaves no "
         "choice), ngram (that, and what followed before), experts=K (that, and the model itself with K experts); off",
         pattern=r"^(off|grammar|ngram|experts=[1-9][0-9]{0,3})$",
     )
-    prefix_cache: bool = _option(True, "Engine", "Reuse KV blocks of equal prompts with equal expert counts")
-    prefix_sharing: Literal["auto", "all", "key"] = _option(
+    prefix_cache: bool = option(True, "Engine", "Reuse KV blocks of equal prompts with equal expert counts")
+    prefix_sharing: Literal["auto", "all", "key"] = option(
         "auto",
         "Engine",
         "Which requests reuse each other's prefixes: all, or those of one API key, so that no key can find out by "
         "timing what another one asked; auto: key where there are several keys",
     )
-    load_timeout: float = _option(600.0, "Engine", "Seconds that loading the model may take", gt=0)
-    hang_seconds: float = _option(
+    load_timeout: float = option(600.0, "Engine", "Seconds that loading the model may take", gt=0)
+    hang_seconds: float = option(
         10.0,
         "Engine",
         "Seconds without a word from the engine, or 20 times what its step was expected to take if that is more, "
@@ -171,82 +131,82 @@ class Settings(BaseSettings):
         ge=0,
     )
 
-    host: str = _option("127.0.0.1", "HTTP", "Address to listen on")
-    port: int = _option(8000, "HTTP", "Port to listen on; 0: any free one", ge=0, le=65535)
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_secrets)] = _option(
+    host: str = option("127.0.0.1", "HTTP", "Address to listen on")
+    port: int = option(8000, "HTTP", "Port to listen on; 0: any free one", ge=0, le=65535)
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(secrets)] = option(
         (), "HTTP", "Accepted API keys, comma-separated; none: no authentication. Prefer the file, or the variable"
     )
-    api_keys_file: str = _option(
+    api_keys_file: str = option(
         "", "HTTP", "A TOML file of accepted API keys with names and limits, as [alice] and key = …: docs/api.md"
     )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = _option(
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = option(
         (),
         "HTTP",
         "Names in Host headers that are answered beside local names and addresses, comma-separated, as llm.example.com "
         "or *.example.com; *: any. Empty: any, but without keys and on a loopback address local ones only",
     )
-    allow_origin: Annotated[tuple[str, ...], NoDecode, AfterValidator(_origins), BeforeValidator(_words)] = _option(
+    allow_origin: Annotated[tuple[str, ...], NoDecode, AfterValidator(origins), BeforeValidator(words)] = option(
         (),
         "HTTP",
         "Sites whose web pages may use this server (CORS), comma-separated, as https://chat.example.com; *: any",
     )
-    keep_alive: float = _option(75.0, "HTTP", "Seconds that a connection stays open between requests", gt=0)
-    ssl_certfile: str = _option("", "HTTP", "Certificate chain in PEM, to serve HTTPS; its key may be in the same file")
-    ssl_keyfile: str = _option("", "HTTP", "Private key in PEM of --ssl-certfile, without a passphrase")
-    drain_seconds: float = _option(
+    keep_alive: float = option(75.0, "HTTP", "Seconds that a connection stays open between requests", gt=0)
+    ssl_certfile: str = option("", "HTTP", "Certificate chain in PEM, to serve HTTPS; its key may be in the same file")
+    ssl_keyfile: str = option("", "HTTP", "Private key in PEM of --ssl-certfile, without a passphrase")
+    drain_seconds: float = option(
         6.0,
         "HTTP",
         "How long running requests may finish after SIGTERM; what outlives it ends with an error. With at most 3.5 s "
         "for that, 6 fits the 10 s that Docker waits before it kills",
         ge=0,
     )
-    log_level: Level = _option("info", "HTTP", "Least severe log line written")
-    log_format: Literal["auto", "text", "json"] = _option(
+    log_level: Level = option("info", "HTTP", "Least severe log line written")
+    log_format: Literal["auto", "text", "json"] = option(
         "auto", "HTTP", "How log lines look; auto: text where the standard error stream is a terminal, else json"
     )
 
-    queue_size: int = _option(256, "Limits", "Sequences that may wait beside the running ones; beyond: 503", ge=0)
-    max_queued_tokens: int = _option(1_048_576, "Limits", "Prompt tokens held by all unfinished requests", ge=1)
-    queue_timeout: float = _option(30.0, "Limits", "Seconds that a request may wait for its first turn", gt=0)
-    total_timeout: float = _option(600.0, "Limits", "Seconds from arrival to the last token", gt=0)
-    heartbeat: float = _option(15.0, "Limits", "Seconds of silence before a stream sends an SSE comment", gt=0)
-    max_body_bytes: int = _option(8 << 20, "Limits", "Bytes of one request body", ge=1)
-    max_inflight_body_bytes: int = _option(
+    queue_size: int = option(256, "Limits", "Sequences that may wait beside the running ones; beyond: 503", ge=0)
+    max_queued_tokens: int = option(1_048_576, "Limits", "Prompt tokens held by all unfinished requests", ge=1)
+    queue_timeout: float = option(30.0, "Limits", "Seconds that a request may wait for its first turn", gt=0)
+    total_timeout: float = option(600.0, "Limits", "Seconds from arrival to the last token", gt=0)
+    heartbeat: float = option(15.0, "Limits", "Seconds of silence before a stream sends an SSE comment", gt=0)
+    max_body_bytes: int = option(8 << 20, "Limits", "Bytes of one request body", ge=1)
+    max_inflight_body_bytes: int = option(
         128 << 20,
         "Limits",
         "Bytes of the bodies of all unfinished requests together; beyond: 503. The first 64 KiB of each do not count, "
         "so that short requests always find room",
         ge=1,
     )
-    max_connections: int = _option(
+    max_connections: int = option(
         1024,
         "Limits",
         "Open connections; beyond, 503, and a few more that are kept for /live, /health and the like",
         ge=1,
     )
-    body_timeout: float = _option(30.0, "Limits", "Seconds for a request body to arrive", gt=0)
-    header_timeout: float = _option(10.0, "Limits", "Seconds for request headers to arrive", gt=0)
-    max_header_bytes: int = _option(64 << 10, "Limits", "Bytes of request line and headers", ge=1024)
-    max_header_fields: int = _option(100, "Limits", "Header fields of one request", ge=1)
-    max_json_depth: int = _option(64, "Limits", "Nesting of a request body", ge=2, le=150)
-    max_json_values: int = _option(
+    body_timeout: float = option(30.0, "Limits", "Seconds for a request body to arrive", gt=0)
+    header_timeout: float = option(10.0, "Limits", "Seconds for request headers to arrive", gt=0)
+    max_header_bytes: int = option(64 << 10, "Limits", "Bytes of request line and headers", ge=1024)
+    max_header_fields: int = option(100, "Limits", "Header fields of one request", ge=1)
+    max_json_depth: int = option(64, "Limits", "Nesting of a request body", ge=2, le=150)
+    max_json_values: int = option(
         1 << 20, "Limits", "Values in a request body, or in a text that is parsed as JSON", ge=1024
     )
-    max_json_objects: int = _option(
+    max_json_objects: int = option(
         1 << 16, "Limits", "Objects, lists and keys in a request body, or in a text that is parsed as JSON", ge=256
     )
-    max_body_fields: int = _option(256, "Limits", "Fields at the top level of a request body, known or not", ge=64)
-    max_messages: int = _option(4096, "Limits", "Messages of a chat, or items of a response's input", ge=1)
-    max_parts: int = _option(1024, "Limits", "Parts or tool calls of one message", ge=1)
-    max_prompts: int = _option(64, "Limits", "Prompts of one request", ge=1)
-    max_n: int = _option(8, "Limits", "Answers per prompt (n)", ge=1)
-    max_stop: int = _option(16, "Limits", "Stop strings of one request", ge=0)
-    max_stop_length: int = _option(256, "Limits", "Characters of one stop string", ge=1)
-    max_logprobs: int = _option(20, "Limits", "Alternatives listed per token (logprobs, top_logprobs)", ge=0)
-    max_tools: int = _option(128, "Limits", "Tools of one request", ge=0)
-    max_choices: int = _option(16_384, "Limits", "Texts of which guided_choice lets an answer be one", ge=1)
-    max_grammar_bytes: int = _option(64 << 10, "Limits", "Bytes of a schema, regex or grammar", ge=1)
-    max_logit_bias: int = _option(1024, "Limits", "Entries of logit_bias", ge=0)
+    max_body_fields: int = option(256, "Limits", "Fields at the top level of a request body, known or not", ge=64)
+    max_messages: int = option(4096, "Limits", "Messages of a chat, or items of a response's input", ge=1)
+    max_parts: int = option(1024, "Limits", "Parts or tool calls of one message", ge=1)
+    max_prompts: int = option(64, "Limits", "Prompts of one request", ge=1)
+    max_n: int = option(8, "Limits", "Answers per prompt (n)", ge=1)
+    max_stop: int = option(16, "Limits", "Stop strings of one request", ge=0)
+    max_stop_length: int = option(256, "Limits", "Characters of one stop string", ge=1)
+    max_logprobs: int = option(20, "Limits", "Alternatives listed per token (logprobs, top_logprobs)", ge=0)
+    max_tools: int = option(128, "Limits", "Tools of one request", ge=0)
+    max_choices: int = option(16_384, "Limits", "Texts of which guided_choice lets an answer be one", ge=1)
+    max_grammar_bytes: int = option(64 << 10, "Limits", "Bytes of a schema, regex or grammar", ge=1)
+    max_logit_bias: int = option(1024, "Limits", "Entries of logit_bias", ge=0)
 
     @field_validator("ssl_keyfile")
     @classmethod
@@ -321,22 +281,6 @@ class Settings(BaseSettings):
             log_format=self.line_format,
             terminal_columns=self.terminal_columns,
         )
-
-
-def group_of(field: FieldInfo) -> str:
-    extra = field.json_schema_extra
-    return str(extra["group"]) if isinstance(extra, dict) else ""
-
-
-def flag_of(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def default_of(field: FieldInfo) -> str:
-    """The default as a person would type it; empty when it is "nothing"."""
-    if isinstance(field.default, bool):
-        return "on" if field.default else "off"
-    return f"{field.default}" if field.default not in ("", (), {}) else ""
 
 
 def _rows() -> Iterator[str]:

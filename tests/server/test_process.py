@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from server.cli import app
 from server.logs import configure
 from server.metrics import SERIES, metrics_table
-from server.settings import Settings, flag_of, settings_table
+from server.options import flag_of
+from server.settings import Settings, settings_table
 from tests.server.harness import eventually
 
 SERVE = textwrap.dedent("""
