@@ -54,6 +54,7 @@ class Storm:
     neighbour: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     wave: str = "quiet"
+    over: bool = False
 
     async def post(self, path: str, content: bytes | dict[str, Any], **headers: str) -> str:
         """Send a body and read the whole answer: how it ended."""
@@ -83,16 +84,14 @@ async def rage(live: Live, waves: Sequence[Wave]) -> Storm:
     """Every wave after the other, beside the neighbour; what is held and counted at the end must be right."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     async with httpx.AsyncClient(base_url=live.url, timeout=PATIENCE, limits=limits) as client:
-        storm = Storm(live, client)
+        storm, before = Storm(live, client), await asyncio.to_thread(_counted, live)
         beside = [asyncio.create_task(_neighbour(storm)), asyncio.create_task(_weigh(storm))]
         await asyncio.sleep(2.0)
-        before, sent = await asyncio.to_thread(_counted, live), storm.neighbour.total()
         for wave in waves:
             await _run(storm, wave)
-        for task in beside:
-            task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
-        await asyncio.to_thread(_nothing_left, storm, waves, before, sent)
+        storm.over = True
+        await asyncio.gather(*beside)
+        await asyncio.to_thread(_nothing_left, storm, waves, before)
     return storm
 
 
@@ -116,7 +115,7 @@ async def _run(storm: Storm, wave: Wave) -> None:
 async def _neighbour(storm: Storm) -> None:
     """One small stream after the other, on connections of its own."""
     async with httpx.AsyncClient(base_url=storm.live.url, timeout=PATIENCE) as client:
-        while True:
+        while not storm.over:
             wave, started = storm.wave, time.monotonic()
             end = LOST
             with suppress(httpx.HTTPError):
@@ -130,7 +129,7 @@ async def _neighbour(storm: Storm) -> None:
 async def _weigh(storm: Storm) -> None:
     """The memory of the server and its children over what it was before the wave."""
     before: dict[str, int] = {}
-    while True:
+    while not storm.over:
         now = memory(storm.live)
         first = before.setdefault(storm.wave, now)
         storm.growth[storm.wave] = max(storm.growth.get(storm.wave, 0), now - first)
@@ -151,11 +150,11 @@ def _counted(live: Live) -> float:
     return sum(live.metric(name) for name in COUNTED)
 
 
-def _nothing_left(storm: Storm, waves: Sequence[Wave], before: float, before_sent: int) -> None:
+def _nothing_left(storm: Storm, waves: Sequence[Wave], before: float) -> None:
     live = storm.live
     storm.faults += [f"{gauge} is {live.metric(gauge)} at the end" for gauge in SETTLED if not live.settles(gauge, 0)]
     sent = sum(storm.ends[wave.name].total() for wave in waves if wave.counted)
-    sent += storm.neighbour.total() - before_sent
+    sent += storm.neighbour.total()
     if all(wave.counted for wave in waves) and _counted(live) - before != sent:
         storm.faults.append(f"{sent} requests were sent, the server counted {_counted(live) - before:g}")
     if storm.neighbour[LOST] or storm.neighbour[FAILED]:
@@ -165,8 +164,8 @@ def _nothing_left(storm: Storm, waves: Sequence[Wave], before: float, before_sen
 def figures(storm: Storm) -> dict[str, Any]:
     """The outcome as plain numbers; times in seconds, memory in MiB."""
     rows = {}
-    for wave, waits in storm.waits.items():
-        ends = storm.ends.get(wave, Counter())
+    for wave in ("quiet", *storm.ends):
+        ends, waits = storm.ends.get(wave, Counter()), storm.waits.get(wave, [0.0])
         rows[wave] = {
             "sent": ends.total(),
             **{end: ends[end] for end in ENDS},
