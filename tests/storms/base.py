@@ -80,12 +80,13 @@ class Storm:
         return FAILED if status in (500, 504) else REFUSED
 
 
-async def rage(live: Live, waves: Sequence[Wave]) -> Storm:
-    """Every wave after the other, beside the neighbour; what is held and counted at the end must be right."""
+async def rage(live: Live, waves: Sequence[Wave], key: str = "") -> Storm:
+    """Every wave after the other, beside the neighbour, who has `key`; what is held and counted at the end must be
+    right."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     async with httpx.AsyncClient(base_url=live.url, timeout=PATIENCE, limits=limits) as client:
         storm, before = Storm(live, client), await asyncio.to_thread(_counted, live)
-        beside = [asyncio.create_task(_neighbour(storm)), asyncio.create_task(_weigh(storm))]
+        beside = [asyncio.create_task(_neighbour(storm, key)), asyncio.create_task(_weigh(storm))]
         await asyncio.sleep(2.0)
         for wave in waves:
             await _run(storm, wave)
@@ -112,9 +113,10 @@ async def _run(storm: Storm, wave: Wave) -> None:
         storm.faults.append(f"{wave.name}: {wrong}")
 
 
-async def _neighbour(storm: Storm) -> None:
+async def _neighbour(storm: Storm, key: str) -> None:
     """One small stream after the other, on connections of its own."""
-    async with httpx.AsyncClient(base_url=storm.live.url, timeout=PATIENCE) as client:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(base_url=storm.live.url, timeout=PATIENCE, headers=headers) as client:
         while not storm.over:
             wave, started = storm.wave, time.monotonic()
             end = LOST
@@ -184,14 +186,15 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def main(description: str, waves: Sequence[Wave], *flags: str) -> int:
-    """Start a server, run all waves or those that are named, print the table and one line of JSON."""
+def main(description: str, waves: Sequence[Wave], *flags: str, key: str = "") -> int:
+    """Start a server, run all waves or those that are named, print the table and one line of JSON. `key`: the
+    neighbour's, where there are keys."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("waves", nargs="*", help=", ".join(wave.name for wave in waves))
     options = parser.parse_args()
     chosen = [wave for wave in waves if not options.waves or wave.name in options.waves]
     with serving("--log-level", "error", *flags, watched=False) as live:
-        storm = asyncio.run(rage(live, chosen))
+        storm = asyncio.run(rage(live, chosen, key))
     result = figures(storm)
     print("\n".join([table(result), *storm.faults[:20], json.dumps(result)]))
     return int(bool(storm.faults))
