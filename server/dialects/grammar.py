@@ -23,11 +23,6 @@ def literal(text: str) -> str:
     return json.dumps(text)
 
 
-def quoted(name: str) -> str:
-    """A literal of `name` as a JSON string."""
-    return literal(json.dumps(name, ensure_ascii=False))
-
-
 def ids_of(marks: Sequence[str], tokens: Mapping[str, int]) -> Mapping[str, int]:
     """The marks that are tokens, and their ids. Other tokens, a line end perhaps, are spelled as text."""
     return {mark: tokens[mark] for mark in marks if mark in tokens}
