@@ -15,7 +15,7 @@ COPY training training
 COPY terminal terminal
 RUN /opt/venv/bin/pip install -c constraints.txt '.[hub]'
 # Native kernels for every instruction set of this kind of machine; which one runs is chosen when the server starts.
-RUN apt-get update && apt-get install --yes --no-install-recommends g++ && cd / && /opt/venv/bin/python -m model.kernels.build
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && cd / && /opt/venv/bin/python -m model.backends.cpu.kernels.build
 
 FROM python:3.11-slim
 RUN useradd --create-home --uid 10001 moedial

@@ -34,8 +34,8 @@ test-more-clients: $(VENV)/.run $(MORE_CLIENTS)/.built  ## openai-agents, instru
 	$(MORE_CLIENTS)/bin/python -m pytest --confcutdir=tests/more_clients --disable-warnings -rs tests/more_clients
 
 test-sanitized: $(VENV)/.dev  ## the kernels' tests under address and undefined-behaviour checks
-	$(SANITIZED) $(BIN)/python -m model.kernels.build
-	$(SANITIZED) $(PRELOADED) $(BIN)/python -m pytest --timeout=0 tests/model/kernels
+	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build
+	$(SANITIZED) $(PRELOADED) $(BIN)/python -m pytest --timeout=0 tests/model/backends/cpu/kernels
 
 # Files with terms of their own: they are fetched when asked for, compared and thrown away.
 VOCABULARIES := qwen3 llama3 deepseek_v3 gptoss llama2 gemma mistral_nemo
@@ -47,7 +47,7 @@ test-vocabularies: $(VENV)/.dev  ## real tokenizers and chat templates beside tr
 	done && $(BIN)/python -m tests.weights.real_vocabularies "$$folder"
 
 fuzz: $(VENV)/.dev  ## random shapes for every kernel, under the same checks; ARGS="--count N --seed S"
-	$(SANITIZED) $(BIN)/python -m model.kernels.build
+	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build
 	$(SANITIZED) $(PRELOADED) $(BIN)/python -m tests.fuzz_kernels $(ARGS)
 
 lint: $(VENV)/.dev
@@ -87,11 +87,11 @@ bench-speculation: $(VENV)/.dev  ## whether guessing tokens ahead pays, on three
 	$(BIN)/python -m benchmarks.speculation $(ARGS)
 
 # torch first and alone, so that no other package can ask for a different build of it.
-$(VENV)/.run: pyproject.toml constraints.txt $(wildcard model/kernels/csrc/*) model/kernels/build.py
+$(VENV)/.run: pyproject.toml constraints.txt $(wildcard model/backends/cpu/kernels/csrc/*) model/backends/cpu/kernels/build.py
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e .
-	$(BIN)/python -m model.kernels.build
+	$(BIN)/python -m model.backends.cpu.kernels.build
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
@@ -115,4 +115,4 @@ $(MORE_CLIENTS)/.built: constraints-more-clients.txt tests/more_clients/package-
 	touch $@
 
 clean:
-	rm -rf $(VENV) model/kernels/built *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) model/backends/cpu/kernels/built *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -18,8 +18,8 @@ from benchmarks.systems.ours import requests, settings
 from benchmarks.workload import prompts
 from engine.build import assemble, keep_freed_memory, prepare
 from engine.engine import Engine
+from model.backends.cpu.kernels.library import load
 from model.budget import ExpertRange
-from model.kernels.library import load
 from weights.load import load_model
 
 Times = dict[int, list[float]]  # request number -> seconds after the common start, one per token

@@ -26,7 +26,7 @@ from benchmarks.checkpoints import CHECKPOINTS, write_random
 from benchmarks.machine import facts, introduce, use_threads
 from benchmarks.tables import grid
 from benchmarks.workload import OUTPUT
-from model.kernels.library import load
+from model.backends.cpu.kernels.library import load
 
 Figures = dict[str, float]
 Arm = Callable[[], Times]

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 
 from benchmarks.machine import facts, use_threads
 from benchmarks.tables import grid
-from model.attend import WholeAttend
+from model.backends.cpu.decoder import NativeDecoder
+from model.backends.cpu.kernels.library import load
+from model.backends.torch.attend import WholeAttend
 from model.batch import Batch, Pages
-from model.kernels.library import load
-from model.native.decoder import NativeDecoder
 from training.evaluate import held_out_loss
 from training.export import windows
 from weights.folder import bundled_models, resolve_model

@@ -32,7 +32,7 @@ from engine.engine import Engine
 from engine.plan import Chunk
 from engine.sequence import Sequence as Running
 from engine.types import EngineInfo, EngineSettings, Request, Sampling
-from server.structured import json_rule
+from server.requests.structured import json_rule
 from weights.folder import BUNDLED
 from weights.load import load_model
 from weights.tokenizer import Tokenizer

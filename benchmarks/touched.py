@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from model.config import DecoderConfig, Infinity, TopK
 from model.decoder import Decoder
+from model.shapes.decoder import DecoderConfig, Infinity, TopK
 
 EXPERT_PARTS = ("ffn.gate_up", "ffn.up", "ffn.down")
 BYTES = {"bf16": (2, 2), "8 bit": (1, 1), "8 bit experts": (2, 1)}  # per shared and per expert weight, without scales

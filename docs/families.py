@@ -3,9 +3,9 @@
 import importlib
 from typing import Any
 
-from model.config import DecoderConfig, TopK
-from model.mixers.shapes import Delta
-from model.native.decoder import refusal
+from model.backends.cpu.decoder import refusal
+from model.shapes.attention import Delta
+from model.shapes.decoder import DecoderConfig, TopK
 from weights.load import decoder_config, families
 
 # A config of real proportions; a family's example says what is its own.

@@ -14,20 +14,20 @@ from engine.blocks import BlockManager
 from engine.calibrate import MOST_ROWS, measure
 from engine.cost import Pool, StepCost
 from engine.engine import Engine
-from engine.grammar import Grammars
+from engine.grammars.compiler import Grammars
 from engine.progress import Progress
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
 from engine.speculation import Speculator, speculator_of
 from engine.types import EngineInfo, EngineSettings, Request, Sampling, TokenEvent
-from model.attend import bytes_per_block, bytes_per_sequence
+from model.backends.cpu.decoder import NativeDecoder, refusal
+from model.backends.cpu.kernels.library import load
+from model.backends.torch.attend import bytes_per_block, bytes_per_sequence
 from model.budget import ExpertBudget
-from model.config import DecoderConfig, Infinity, TopK
 from model.decoder import Decoder, parameter_count
 from model.errors import CheckpointError, InvalidRequest
-from model.kernels.library import load
-from model.native.decoder import NativeDecoder, refusal
 from model.resources import available_cores, available_memory
+from model.shapes.decoder import DecoderConfig, Infinity, TopK
 from weights.folder import resolve_model
 from weights.load import load_model, read_config, run_dtype
 from weights.tokenizer import Tokenizer

@@ -8,10 +8,10 @@ import logging
 import time
 from collections.abc import Callable
 
-from engine.grammar import Grammars
+from engine.grammars.compiler import Grammars
+from engine.grammars.mask_client import MaskClient
+from engine.grammars.matcher import Matcher
 from engine.isolation import Isolation
-from engine.mask_client import MaskClient
-from engine.matcher import Matcher
 from engine.pace import LONG, Pace
 from engine.plan import NO_WORK, Plan, Runner, StepResult, Work, sample_count
 from engine.scheduler import Scheduler

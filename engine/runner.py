@@ -8,17 +8,17 @@ from msgspec import structs
 from torch import Tensor
 
 from engine.batching import Batching
-from engine.logprobs import scores
 from engine.plan import Chunk, Plan, StepResult, Work
-from engine.sampler import sample
+from engine.sampling.logprobs import scores
+from engine.sampling.sampler import sample
 from engine.sequence import Sequence
 from engine.speculation import fewer
 from engine.types import Logprob
-from model.attend import PagedCache
+from model.backends.cpu.cache import NativeCache
+from model.backends.cpu.decoder import NativeDecoder
+from model.backends.cpu.kernels.library import load
+from model.backends.torch.attend import PagedCache
 from model.decoder import Decoder
-from model.kernels.library import load
-from model.native.cache import NativeCache
-from model.native.decoder import NativeDecoder
 
 
 class Tally:

@@ -12,8 +12,8 @@ from collections.abc import Sequence as Seq
 from engine.blocks import BlockManager
 from engine.cost import FREE, Allowance, StepCost, reading_share
 from engine.fits import refuse_misfit
+from engine.grammars.matcher import Matcher
 from engine.growth import count_guesses, end_event, extend, token_event
-from engine.matcher import Matcher
 from engine.plan import NOT_FINITE, Chunk, Counts, Plan, Sampled, require_results
 from engine.prompts import Prompts
 from engine.queues import Queues

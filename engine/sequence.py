@@ -4,7 +4,7 @@ A sequence has no phases: `pending` is 1 while it decodes and more while it pref
 It refuses to know who schedules it, how blocks are shared, and what a tensor is.
 """
 
-from engine.matcher import Matcher
+from engine.grammars.matcher import Matcher
 from engine.types import Logprob, Request, RequestStats
 
 

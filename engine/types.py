@@ -153,7 +153,7 @@ class StepStats(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class StepReport(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What one step did: its events in order, and its statistics.
 
-    `held_s`: how long it waited in the engine process for the steps after it (engine/outbox.py).
+    `held_s`: how long it waited in the engine process for the steps after it (engine/process/coalescer.py).
     """
 
     events: tuple[TokenEvent, ...]

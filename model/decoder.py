@@ -7,20 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attend import PagedCache
+from model.attention.attention import SelfAttention
+from model.attention.base import Attend, MixerModule, Place
+from model.attention.gated_delta_net import GatedDelta
+from model.attention.mla import LatentAttention
+from model.attention.rope import rotary_tables
+from model.backends.torch.attend import PagedCache
+from model.backends.torch.tiles import WORKSPACE
 from model.batch import Batch
-from model.config import DecoderConfig, Dense, FeedForward, Infinity
 from model.layers import DenseFFN, norm_layer
-from model.mixers.attention import SelfAttention
-from model.mixers.delta import GatedDelta
-from model.mixers.latent import LatentAttention
-from model.mixers.rope import rotary_tables
-from model.mixers.seam import Attend, MixerModule, Place
-from model.mixers.shapes import Attention, Delta, Latent, Mixer
-from model.mixture.infinity import InfinityMixture
-from model.mixture.seam import Mixture, Observer, Use
-from model.mixture.topk import TopKMixture
-from model.tiles import WORKSPACE
+from model.moe.base import Mixture, Observer, Use
+from model.moe.infinity import InfinityMixture
+from model.moe.topk import TopKMixture
+from model.shapes.attention import Attention, Delta, Latent, Mixer
+from model.shapes.decoder import DecoderConfig, Dense, FeedForward, Infinity
 
 
 def feed_forward(width: int, config: FeedForward) -> nn.Module:

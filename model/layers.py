@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.activation import activate, activate_gated
-from model.config import DecoderConfig, Dense
+from model.shapes.decoder import DecoderConfig, Dense
 
 
 class RMSNorm(nn.Module):

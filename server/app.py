@@ -13,20 +13,21 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
 from model.errors import MoedialError
-from server import contract, errors
-from server.auth import LEVEL_HEADERS, Auth
-from server.dialects.seam import Dialect
+from server import errors
+from server.access.sites import Sites, hosts_of
+from server.dialects.base import Dialect
 from server.errors import RateLimited, code_of
-from server.forms import PLAIN
-from server.http_counts import HttpCounts
-from server.listening import files_left
-from server.middleware import BodyBudget, Cut, HeadAsGet, Limits, RequestId, Reserve
-from server.protocol import ConnectionLimits, protocol_of
-from server.routes import docs, generate, models, probes, tokens
-from server.seams import ChatTemplate, Engine, Tokenizer
+from server.http import openapi as contract
+from server.http.auth import LEVEL_HEADERS, Auth
+from server.http.counts import HttpCounts
+from server.http.h11 import ConnectionLimits, protocol_of
+from server.http.listening import files_left
+from server.http.middleware import BodyBudget, Cut, HeadAsGet, Limits, RequestId, Reserve
+from server.http.routes import docs, generate, models, probes, tokens
+from server.protocols import ChatTemplate, Engine, Tokenizer
+from server.requests.output_spec import PLAIN
 from server.service import Service
 from server.settings import Settings
-from server.sites import Sites, hosts_of
 from server.version import installed_version
 
 log = structlog.get_logger("server")

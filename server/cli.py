@@ -14,11 +14,11 @@ from pydantic.fields import FieldInfo
 
 from engine.environment import PREFIX
 from model.errors import MoedialError
-from server.help import GroupedCommand
-from server.options import default_of, flag_of, group_of
+from server.configuration.help import GroupedCommand
+from server.configuration.options import default_of, flag_of, group_of
+from server.configuration.variables import BadSetting, forget_keys
 from server.settings import Settings
-from server.streams import open_missing
-from server.variables import BadSetting, forget_keys
+from server.standard_streams import open_missing
 from terminal.cli import bench, chat, run_once  # their options only; httpx and the rest are loaded when they run
 
 app = typer.Typer(name="moedial", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

@@ -1,7 +1,7 @@
 """Every Prometheus series, as data, in one registry of our own. All live in the HTTP process.
 
-Fed by step reports and by `server/lifecycle.py`; nothing here decides when something is counted. Counting happens for
-every token, on one thread, and is plain arithmetic; prometheus-client writes it down when it is scraped.
+Fed by step reports and by `server/generation/timeline.py`; nothing here decides when something is counted. Counting
+happens for every token, on one thread, and is plain arithmetic; prometheus-client writes it down when it is scraped.
 """
 
 from bisect import bisect_left

@@ -18,20 +18,20 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from engine.client import EngineClient
+from engine.process.client import EngineClient
 from model.errors import CheckpointError, InvalidRequest, MoedialError
 from server import logs
+from server.access.keys import warn_if_open
 from server.app import create_app, protocol_for
-from server.bodies.base import GenerationBody, validate
+from server.dialects.base import Dialect
 from server.dialects.detect import by_name, detect
-from server.dialects.seam import Dialect
-from server.keys import warn_if_open
-from server.listening import allow_open_files, check_certificate, listen
+from server.http.listening import allow_open_files, check_certificate, listen
 from server.logs import dropped_line
+from server.requests.templates import Templates
+from server.schemas.base import GenerationBody, validate
 from server.service import Service
 from server.settings import Settings
-from server.streams import StderrPump, say
-from server.templates import Templates
+from server.standard_streams import StderrPump, say
 from weights.folder import read_card, resolve_model
 from weights.generation import sampling_defaults
 from weights.tokenizer import Tokenizer

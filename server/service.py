@@ -9,18 +9,18 @@ from typing import Any
 
 from engine.types import StepReport
 from model.errors import CheckpointError, EngineDown, InvalidRequest, MoedialError
-from server.admission import Admission
-from server.catalogue import Catalogue
-from server.compiling import Compiler
-from server.dialects.seam import Dialect
+from server.access.keys import read_keys
+from server.access.quotas import Account
+from server.dialects.base import Dialect
 from server.errors import TooManyConnections, code_of, wire_of
-from server.keys import read_keys
-from server.lanes import Lane
-from server.limits import BodyReader
+from server.event_loop.lanes import Lane
+from server.experts.served_models import Catalogue
+from server.generation.admission import Admission
+from server.generation.compiling import Compiler
 from server.metrics import NO_ROUTE, Metrics
 from server.processes import watch_processes
-from server.quotas import Account
-from server.seams import ChatTemplate, Engine, Tokenizer
+from server.protocols import ChatTemplate, Engine, Tokenizer
+from server.requests.limits import BodyReader
 from server.settings import Settings
 
 

@@ -15,9 +15,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engine.environment import PREFIX
 from engine.logs import Level, LogFormat
 from engine.types import EngineSettings
+from server.configuration.options import counts, default_of, flag_of, free_names, option, origins, secrets, words
+from server.configuration.variables import refuse_unknown
 from server.depth import JsonLimits
-from server.options import counts, default_of, flag_of, free_names, option, origins, secrets, words
-from server.variables import refuse_unknown
 from weights.folder import DEFAULT
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from terminal.errors import BadOption, TerminalError
-from terminal.safe import one_line
+from terminal.sanitize import one_line
 from terminal.session import Session
 
 

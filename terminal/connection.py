@@ -14,7 +14,7 @@ import orjson
 
 from terminal.errors import BadOption, Refused, Unreachable
 from terminal.models import Card, cards_of
-from terminal.safe import one_line
+from terminal.sanitize import one_line
 from terminal.sse import Chunk, Chunks
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from terminal.errors import BadOption, Refused
-from terminal.safe import one_line
+from terminal.sanitize import one_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from terminal.answer import Piece
-from terminal.safe import one_line, plain
+from terminal.sanitize import one_line, plain
 from terminal.wrap import Wrap
 
 STYLES = {"text": None, "thought": "dim italic", "call": "cyan"}

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from terminal.errors import StreamFailed
-from terminal.safe import one_line
+from terminal.sanitize import one_line
 
 Chunk = Mapping[str, Any]
 LONGEST = 16 << 20  # bytes of one event; beyond, somebody is filling our memory

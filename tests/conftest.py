@@ -7,7 +7,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # read once, when torch is impo
 import pytest
 import torch
 
-from model.kernels.library import load
+from model.backends.cpu.kernels.library import load
 
 load()  # the kernels' own threads are as many as torch's were
 

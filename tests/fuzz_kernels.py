@@ -12,12 +12,12 @@ import torch
 import typer
 from torch import Tensor
 
-from model.kernels.library import load
-from model.kernels.pack import Kind
-from model.native.blocks import ACTIVATIONS
-from tests.model.kernels import cases, mixture_cases, pages, program
-from tests.model.kernels.arguments import OPS, arguments, run
-from tests.model.kernels.cases import KINDS, NORMS, Case, Make, ops
+from model.backends.cpu.blocks import ACTIVATIONS
+from model.backends.cpu.kernels.library import load
+from model.backends.cpu.kernels.pack import Kind
+from tests.model.backends.cpu.kernels import cases, mixture_cases, pages, program
+from tests.model.backends.cpu.kernels.arguments import OPS, arguments, run
+from tests.model.backends.cpu.kernels.cases import KINDS, NORMS, Case, Make, ops
 from tests.model.tiny import gpt2_like, infinity, llama_like
 
 AWKWARD = (1, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 80, 95, 96, 97, 127, 128, 129)

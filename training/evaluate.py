@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.attend import WholeAttend
+from model.backends.torch.attend import WholeAttend
 from model.decoder import Decoder
 from training.step import make_batch
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attend import WholeAttend
+from model.backends.torch.attend import WholeAttend
 from model.batch import Batch
-from model.config import DecoderConfig, Infinity
 from model.decoder import Decoder
+from model.shapes.decoder import DecoderConfig, Infinity
 
 
 @torch.no_grad()

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from model.config import DecoderConfig
 from model.decoder import Decoder, parameter_count
-from model.mixture.topk import TopKMixture
+from model.moe.topk import TopKMixture
+from model.shapes.decoder import DecoderConfig
 from training.corpus import documents, encode
 from training.evaluate import COUNTS, held_out_loss
 from training.optimiser import build_optimisers

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from weights.marks import MARK
-from weights.spelling import byte_alphabet
+from weights.token_bytes import byte_alphabet
 
 _LOSSLESS = ("ByteLevel", "Metaspace", "Digits", "UnicodeScripts", "Prepend")
 _WHITE = tuple(character for character in map(chr, range(0x3001)) if character.isspace())

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from model.config import DecoderConfig
+from model.config_reader import Fields, check_numbers
 from model.decoder import Decoder
 from model.errors import CheckpointError
-from model.reading import Fields, check_numbers
+from model.shapes.decoder import DecoderConfig
 from weights.dequantise import Tensors
 from weights.files import TensorFiles
 from weights.folder import read_json

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from model.config import DecoderConfig, Dense, FeedForward, Infinity, TopK
-from model.mixers.shapes import Attention, Latent, Mixer
+from model.shapes.attention import Attention, Latent, Mixer
+from model.shapes.decoder import DecoderConfig, Dense, FeedForward, Infinity, TopK
 from weights.rules import Copy, Fuse, Ignore, Rule, Stack, renamed
 
 IGNORED = (

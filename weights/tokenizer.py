@@ -20,7 +20,7 @@ from weights.folder import read_json, read_text
 from weights.generation import read_eos_ids
 from weights.least import UNBOUNDED, Bound, bound_of
 from weights.marks import MARK, mark_specials
-from weights.spelling import IncrementalDecoder, Spelling
+from weights.token_bytes import IncrementalDecoder, Spelling
 
 # The library's own pool of threads has a thread per core: a short text would wait there behind long ones. Without it a
 # text is encoded on the thread that asks.

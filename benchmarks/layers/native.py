@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from model.config import Infinity, TopK
-from model.kernels.library import load
-from model.mixture.infinity import InfinityMixture
-from model.mixture.seam import Use
-from model.mixture.topk import TopKMixture
-from model.native.blocks import feed_forward_block, precision_for
+from model.backends.cpu.blocks import feed_forward_block, precision_for
+from model.backends.cpu.kernels.library import load
+from model.moe.base import Use
+from model.moe.infinity import InfinityMixture
+from model.moe.topk import TopKMixture
+from model.shapes.decoder import Infinity, TopK
 
 
 def native_layer(config: TopK | Infinity, parameters: dict[str, Tensor]) -> Callable[[Tensor, Use], Tensor] | None:

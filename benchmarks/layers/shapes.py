@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.config import Infinity, Router, TopK
-from model.mixture.seam import Mixture, Use
+from model.moe.base import Mixture, Use
+from model.shapes.decoder import Infinity, Router, TopK
 
 Parameters = dict[str, Tensor]
 COLD_BYTES = 256 << 20  # copies of a layer that together no cache holds

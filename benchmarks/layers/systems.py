@@ -12,10 +12,10 @@ from benchmarks.layers.native import native_layer
 from benchmarks.layers.shapes import Parameters, Shape
 from benchmarks.machine import packed_linear
 from model.activation import activate
-from model.config import Infinity, TopK
-from model.mixture.infinity import InfinityMixture
-from model.mixture.seam import Mixture, Use
-from model.mixture.topk import TopKMixture
+from model.moe.base import Mixture, Use
+from model.moe.infinity import InfinityMixture
+from model.moe.topk import TopKMixture
+from model.shapes.decoder import Infinity, TopK
 
 Layer = Callable[[Tensor, Use], Tensor]
 PACKED_ROWS = 16  # the height that packed weights are laid out for

@@ -18,9 +18,9 @@ from benchmarks.workload import LARGEST_BATCH, OUTPUT, PROMPT, prompts
 from engine.build import assemble, prepare
 from engine.engine import Engine
 from engine.types import EngineSettings, Request, Sampling
+from model.backends.cpu.kernels.library import load
 from model.budget import ExpertBudget
-from model.config import DecoderConfig
-from model.kernels.library import load
+from model.shapes.decoder import DecoderConfig
 from weights.load import load_model
 
 

@@ -1,9 +1,9 @@
 """DeepSeek-V2 (arXiv 2405.04434): latent attention; softmax over all experts, weights as they are times a factor,
 chosen from all or from the groups whose best expert is best; shared experts, first layers without a mixture."""
 
-from model.config import DecoderConfig, Router
+from model.config_reader import Fields, decoder
 from model.families.deepseek_v3 import LATENT, YARN, feed_forwards, latent
-from model.reading import Fields, decoder
+from model.shapes.decoder import DecoderConfig, Router
 
 EXAMPLES = (
     LATENT

@@ -4,10 +4,10 @@ count, one included, as transformers does."""
 
 from typing import Any
 
-from model.config import DecoderConfig, Dense, FeedForward, Router, TopK
-from model.mixers.rope import yarn_mscale
-from model.mixers.shapes import Latent, Rope
-from model.reading import Fields, activation, decoder, dense, rope
+from model.attention.rope import yarn_mscale
+from model.config_reader import Fields, activation, decoder, dense, rope
+from model.shapes.attention import Latent, Rope
+from model.shapes.decoder import DecoderConfig, Dense, FeedForward, Router, TopK
 
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,

@@ -2,8 +2,8 @@
 query and key head. The kept weights are normalised at every count, one included.
 """
 
-from model.config import DecoderConfig, Router, TopK
-from model.reading import Fields, activation, attention, decoder, dense, head_width, rope, windows
+from model.config_reader import Fields, activation, attention, decoder, dense, head_width, rope, windows
+from model.shapes.decoder import DecoderConfig, Router, TopK
 
 EXAMPLES = (
     {

@@ -1,8 +1,8 @@
 """ERNIE 4.5 (Baidu, 2025): softmax over all experts, a learned bias for choosing alone, weights normalised by at least
 a least sum; neighbouring elements are turned in pairs. The experts themselves have no biases."""
 
-from model.config import DecoderConfig, Dense, Router, TopK
-from model.reading import Fields, activation, attention, decoder, dense, head_width, rope
+from model.config_reader import Fields, activation, attention, decoder, dense, head_width, rope
+from model.shapes.decoder import DecoderConfig, Dense, Router, TopK
 
 EXAMPLES = (
     {

@@ -1,9 +1,9 @@
 """GLM-4.5 (arXiv 2508.06471): grouped-query attention whose heads are turned in part, with or without norms of each;
 mixtures as in DeepSeek-V3."""
 
-from model.config import DecoderConfig
+from model.config_reader import Fields, attention, decoder, head_width, rope
 from model.families.deepseek_v3 import biased_router, feed_forwards
-from model.reading import Fields, attention, decoder, head_width, rope
+from model.shapes.decoder import DecoderConfig
 
 EXAMPLES = (
     {

@@ -1,8 +1,8 @@
 """GPT-2 (Radford et al. 2019): a dense baseline with learned positions, layer norms and biases; no experts to count."""
 
-from model.config import DecoderConfig, Dense
-from model.mixers.shapes import Attention
-from model.reading import Fields, activation, attention, decoder
+from model.config_reader import Fields, activation, attention, decoder
+from model.shapes.attention import Attention
+from model.shapes.decoder import DecoderConfig, Dense
 
 SHARED = {
     "n_embd": "hidden_size",

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from model.activation import CLAMP, STEEPNESS
-from model.config import DecoderConfig, Router, TopK
-from model.mixers.shapes import Attention
-from model.reading import Fields, attention, decoder, head_width, rope, windows
+from model.config_reader import Fields, attention, decoder, head_width, rope, windows
+from model.shapes.attention import Attention
+from model.shapes.decoder import DecoderConfig, Router, TopK
 
 NAMES = {"gate": "router"}
 YARN = {

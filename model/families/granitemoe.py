@@ -2,8 +2,8 @@
 softmax over all, normalised; and multipliers of embeddings, attention, residuals and logits.
 """
 
-from model.config import DecoderConfig, Dense, Router, TopK
-from model.reading import Fields, activation, attention, decoder, head_width, rope
+from model.config_reader import Fields, activation, attention, decoder, head_width, rope
+from model.shapes.decoder import DecoderConfig, Dense, Router, TopK
 
 SCALES = {
     "embedding_multiplier": 3.0,

@@ -1,8 +1,8 @@
 """Granite-MoE with a shared part beside the experts, of `shared_intermediate_size` hidden units; 0: none."""
 
-from model.config import DecoderConfig
+from model.config_reader import Fields, dense
 from model.families.granitemoe import SCALES, granite
-from model.reading import Fields, dense
+from model.shapes.decoder import DecoderConfig
 
 EXAMPLES = (
     {"num_local_experts": 5, "shared_intermediate_size": 20} | SCALES,

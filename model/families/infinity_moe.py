@@ -1,7 +1,7 @@
 """∞-MoE checkpoints (`model_type: "infinity_moe"`, ours): every choice that the paper leaves open is a stated field."""
 
-from model.config import DecoderConfig, Infinity
-from model.reading import Fields, attention, decoder, rope
+from model.config_reader import Fields, attention, decoder, rope
+from model.shapes.decoder import DecoderConfig, Infinity
 
 
 def decoder_config(fields: Fields) -> DecoderConfig:

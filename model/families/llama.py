@@ -1,7 +1,7 @@
 """Llama (arXiv 2302.13971, 2407.21783): a dense baseline, without experts to count."""
 
-from model.config import DecoderConfig, Dense
-from model.reading import Fields, activation, attention, decoder, head_width, rope
+from model.config_reader import Fields, activation, attention, decoder, head_width, rope
+from model.shapes.decoder import DecoderConfig, Dense
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -5,9 +5,9 @@ The text part is `model/families/llama4_text.py`.
 
 from typing import Any
 
-from model.config import DecoderConfig
+from model.config_reader import Fields
 from model.families import llama4_text
-from model.reading import Fields
+from model.shapes.decoder import DecoderConfig
 
 PICTURES = {
     "hidden_size": 16,

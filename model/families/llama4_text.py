@@ -6,9 +6,9 @@ Every so many layers see everything, without positions and with a temperature th
 from dataclasses import replace
 from typing import Any
 
-from model.config import DecoderConfig, Dense, FeedForward, Router, TopK
-from model.mixers.shapes import Attention
-from model.reading import Fields, activation, attention, decoder, head_width, layer_kinds, rope
+from model.config_reader import Fields, activation, attention, decoder, head_width, layer_kinds, rope
+from model.shapes.attention import Attention
+from model.shapes.decoder import DecoderConfig, Dense, FeedForward, Router, TopK
 
 NAMES = {"mlp": "feed_forward", "gate": "router", "shared_experts": "shared_expert"}
 LLAMA3 = {

@@ -1,8 +1,8 @@
 """MiniMax-M2 (2025): norms over all query and key heads, heads that are turned in part; sigmoid scores, a learned bias
 for choosing alone, weights normalised at every count, one included."""
 
-from model.config import DecoderConfig, Router, TopK
-from model.reading import Fields, activation, attention, decoder, rope
+from model.config_reader import Fields, activation, attention, decoder, rope
+from model.shapes.decoder import DecoderConfig, Router, TopK
 
 NAMES = {
     "mlp": "block_sparse_moe",

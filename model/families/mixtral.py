@@ -1,7 +1,7 @@
 """Mixtral (arXiv 2401.04088): softmax over the chosen experts' logits, which is softmax over all, normalised."""
 
-from model.config import DecoderConfig, Router, TopK
-from model.reading import Fields, activation, attention, decoder, head_width, rope
+from model.config_reader import Fields, activation, attention, decoder, head_width, rope
+from model.shapes.decoder import DecoderConfig, Router, TopK
 
 NAMES = {"mlp": "block_sparse_moe", "gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 EXAMPLES = (

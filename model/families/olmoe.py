@@ -1,7 +1,7 @@
 """OLMoE (arXiv 2409.02060): norms over all query and key heads, softmax over all experts, weights as they are."""
 
-from model.config import DecoderConfig, Router, TopK
-from model.reading import Fields, activation, attention, decoder, rope
+from model.config_reader import Fields, activation, attention, decoder, rope
+from model.shapes.decoder import DecoderConfig, Router, TopK
 
 EXAMPLES = (
     {"num_key_value_heads": 2},

@@ -6,8 +6,8 @@ transformers 5.23 keeps LongRoPE's short factors; the long ones are used here, a
 
 from typing import Any
 
-from model.config import DecoderConfig, Router, TopK
-from model.reading import Fields, activation, attention, decoder, head_width, rope
+from model.config_reader import Fields, activation, attention, decoder, head_width, rope
+from model.shapes.decoder import DecoderConfig, Router, TopK
 
 NAMES = {"mlp": "block_sparse_moe", "gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 LONGROPE: dict[str, Any] = {

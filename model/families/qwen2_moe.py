@@ -2,8 +2,8 @@
 biases of queries, keys and values. Where windows are used, every second layer below `max_window_layers` has one.
 """
 
-from model.config import DecoderConfig, Router, TopK
-from model.reading import Fields, activation, attention, decoder, dense, head_width, rope, sparse_layers, windows
+from model.config_reader import Fields, activation, attention, decoder, dense, head_width, rope, sparse_layers, windows
+from model.shapes.decoder import DecoderConfig, Router, TopK
 
 NAMES = {"shared_experts": "shared_expert"}
 EXAMPLES = (

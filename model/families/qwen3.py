@@ -2,8 +2,8 @@
 used, the layers from `max_window_layers` on have one.
 """
 
-from model.config import DecoderConfig
-from model.reading import Fields, attention, decoder, dense, rope, windows
+from model.config_reader import Fields, attention, decoder, dense, rope, windows
+from model.shapes.decoder import DecoderConfig
 
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16}
 EXAMPLES = (

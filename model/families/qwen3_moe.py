@@ -1,7 +1,7 @@
 """Qwen3-MoE (arXiv 2505.09388): norms of each query and key head, softmax over all experts, mostly normalised."""
 
-from model.config import DecoderConfig, Router, TopK
-from model.reading import Fields, activation, attention, decoder, dense, head_width, rope, sparse_layers
+from model.config_reader import Fields, activation, attention, decoder, dense, head_width, rope, sparse_layers
+from model.shapes.decoder import DecoderConfig, Router, TopK
 
 EXAMPLES = (
     {"moe_intermediate_size": 12, "num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": True, "head_dim": 12},

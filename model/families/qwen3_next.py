@@ -5,9 +5,19 @@ Norms are stored around zero, but for the one inside a delta layer. What predict
 
 from typing import Any
 
-from model.config import DecoderConfig, Dense, Router, TopK
-from model.mixers.shapes import Delta, Mixer
-from model.reading import Fields, activation, attention, decoder, dense, head_width, layer_kinds, rope, sparse_layers
+from model.config_reader import (
+    Fields,
+    activation,
+    attention,
+    decoder,
+    dense,
+    head_width,
+    layer_kinds,
+    rope,
+    sparse_layers,
+)
+from model.shapes.attention import Delta, Mixer
+from model.shapes.decoder import DecoderConfig, Dense, Router, TopK
 
 NAMES = {"shared_experts": "shared_expert"}
 EXAMPLES: tuple[dict[str, Any], ...] = (

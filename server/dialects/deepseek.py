@@ -6,14 +6,14 @@ V3 and R1 write `function`, the name on a line and fenced JSON; V3.1 the name an
 import re
 from collections.abc import Mapping, Sequence
 
+from server.dialects.base import Tool
+from server.dialects.cursor import Script, Tape
+from server.dialects.deltas import Pieces
 from server.dialects.grammar import NO_TOKENS, literal, one_of, repeated, spell
 from server.dialects.grammar import arguments as arguments_rule
-from server.dialects.marked import Form, Marked
 from server.dialects.objects import last_arguments
-from server.dialects.pieces import Pieces
-from server.dialects.seam import Tool
-from server.dialects.tape import Script, Tape
-from server.dialects.thoughts import Thoughts
+from server.dialects.reasoning import Thoughts
+from server.dialects.tagged import Form, Marked
 
 CALLS, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"

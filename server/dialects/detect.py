@@ -6,6 +6,7 @@ It reads templates as text, for the marks in them; it renders none.
 from collections.abc import Mapping
 
 from server.dialects import deepseek, harmony, hermes, mistral
+from server.dialects.base import Dialect
 from server.dialects.deepseek import DeepSeek
 from server.dialects.grammar import NO_TOKENS
 from server.dialects.harmony import Harmony
@@ -13,8 +14,7 @@ from server.dialects.hermes import Hermes
 from server.dialects.llama import TAGS, Llama
 from server.dialects.mistral import Mistral
 from server.dialects.plain import Plain
-from server.dialects.seam import Dialect
-from server.dialects.thoughts import Thoughts
+from server.dialects.reasoning import Thoughts
 
 # Any of these betrays a family. Llama comes last: fine-tunes of it keep its tokens and write as others do.
 _SIGNS = {

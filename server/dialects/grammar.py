@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from server.closed_schemas import closed
-from server.dialects.seam import Tool
+from server.dialects.base import Tool
+from server.dialects.closed_schemas import closed
 
 # One space or none after a separator and none elsewhere: small models write whitespace for ever where they may.
 # Lenient: a forced call is a promise to call; keywords that llguidance cannot enforce do not stop it.

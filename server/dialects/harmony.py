@@ -6,12 +6,12 @@ A header that names a recipient is a call. `<|call|>` ends an answer, so there i
 import re
 from collections.abc import Mapping, Sequence
 
+from server.dialects.base import Reader, Tool
+from server.dialects.cursor import Script, Tape
+from server.dialects.deltas import Pieces, ScriptReader, Trim
 from server.dialects.grammar import NO_TOKENS, free_text, ids_of, literal, one_of, spell, thinking
 from server.dialects.grammar import arguments as arguments_rule
 from server.dialects.objects import arguments
-from server.dialects.pieces import Pieces, ScriptReader, Trim
-from server.dialects.seam import Reader, Tool
-from server.dialects.tape import Script, Tape
 
 START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
 END, RETURN, CALL = "<|end|>", "<|return|>", "<|call|>"

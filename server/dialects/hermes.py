@@ -5,12 +5,12 @@ It does not know Qwen3-Coder's XML, nor GLM's, which use the same mark: those co
 
 from collections.abc import Sequence
 
+from server.dialects.base import Tool
+from server.dialects.cursor import Script, Tape
+from server.dialects.deltas import Pieces
 from server.dialects.grammar import object_call, one_of, repeated, spell
-from server.dialects.marked import Form, Marked
 from server.dialects.objects import call_object
-from server.dialects.pieces import Pieces
-from server.dialects.seam import Tool
-from server.dialects.tape import Script, Tape
+from server.dialects.tagged import Form, Marked
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 

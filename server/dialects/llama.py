@@ -6,12 +6,12 @@ Nothing marks such a call for certain, so only an object that names a tool of th
 import re
 from collections.abc import Container, Sequence
 
+from server.dialects.base import Tool
+from server.dialects.cursor import Script, Tape
+from server.dialects.deltas import Pieces
 from server.dialects.grammar import object_call, one_of, repeated
-from server.dialects.marked import Form, Marked
 from server.dialects.objects import call_object
-from server.dialects.pieces import Pieces
-from server.dialects.seam import Tool
-from server.dialects.tape import Script, Tape
+from server.dialects.tagged import Form, Marked
 
 TAGS = ("<|python_tag|>", "<|python_start|>")
 CLOSE = "<|python_end|>"

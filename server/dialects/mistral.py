@@ -6,13 +6,13 @@ A checkpoint that has `[ARGS]` as a token is taken to write the newer form; both
 import re
 from collections.abc import Sequence
 
+from server.dialects.base import Tool
+from server.dialects.cursor import Script, Tape
+from server.dialects.deltas import Pieces
 from server.dialects.grammar import arguments as arguments_rule
 from server.dialects.grammar import literal, object_call, one_of, repeated, spell
-from server.dialects.marked import Form, Marked
 from server.dialects.objects import call_object, last_arguments
-from server.dialects.pieces import Pieces
-from server.dialects.seam import Tool
-from server.dialects.tape import Script, Tape
+from server.dialects.tagged import Form, Marked
 
 CALLS, ARGS, ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _NAME = re.compile(r"[^\s{}\[\]\"]+")

@@ -8,8 +8,8 @@ import re
 from collections.abc import Container
 from typing import Any
 
-from server.dialects.pieces import Pieces
-from server.dialects.tape import Script, Tape, Write
+from server.dialects.cursor import Script, Tape, Write
+from server.dialects.deltas import Pieces
 
 _STRING = re.compile(r'[^"\\]+')
 _SCALAR = re.compile(r"[-+.\w]+", re.ASCII)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from terminal.errors import BadOption
-from terminal.safe import one_line
+from terminal.sanitize import one_line
 
 Count = int | None  # None: the request does not say
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from terminal.bench.mix import Count, Share, apportion
 from terminal.errors import BadOption
-from terminal.safe import one_line
+from terminal.sanitize import one_line
 
 
 @dataclass(frozen=True, slots=True)

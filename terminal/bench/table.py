@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from terminal.bench.figures import Row
-from terminal.safe import one_line
+from terminal.sanitize import one_line
 
 SPREADS = {
     "ttft_ms": "TTFT, ms",

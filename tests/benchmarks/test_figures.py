@@ -14,8 +14,8 @@ from benchmarks.systems.ours import OurEngine
 from benchmarks.tables import grid, rivals, table
 from benchmarks.touched import expert_weights, shared_weights, step_bytes
 from benchmarks.workload import OUTPUT
-from model.config import Infinity, Router, TopK
 from model.decoder import Decoder, parameter_count
+from model.shapes.decoder import Infinity, Router, TopK
 from weights.load import read_config
 from weights.tokenizer import Tokenizer
 

@@ -169,7 +169,7 @@ def test_models_carry_quality_per_count(live: Live) -> None:
 
 def engine_of(live: Live) -> psutil.Process:
     """The engine process among the server's children."""
-    (child,) = [c for c in psutil.Process(live.process.pid).children() if "engine.process" in c.cmdline()]
+    (child,) = [c for c in psutil.Process(live.process.pid).children() if "engine.process.worker" in c.cmdline()]
     return child
 
 

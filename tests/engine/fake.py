@@ -13,7 +13,7 @@ from typing import Any
 from engine.blocks import BlockManager
 from engine.engine import Engine
 from engine.plan import Chunk, Plan, Sampled, StepResult, Work
-from engine.process import main
+from engine.process.worker import main
 from engine.scheduler import Scheduler
 from engine.types import EngineInfo, EngineSettings, Logprob, Request, Sampling
 from model.budget import ExpertBudget, ExpertRange

@@ -9,11 +9,11 @@ import torch
 from engine import build
 from engine.build import assemble, build_engine, describe, prepare
 from engine.types import EngineSettings
-from model.attend import bytes_per_block
+from model.backends.cpu.decoder import NativeDecoder
+from model.backends.cpu.kernels.library import Kernels, load
+from model.backends.torch.attend import bytes_per_block
 from model.decoder import Decoder
 from model.errors import CheckpointError
-from model.kernels.library import Kernels, load
-from model.native.decoder import NativeDecoder
 from model.resources import Amount
 from tests.model.tiny import decoder, llama_like, topk
 from tests.weights.checkpoints import OLMOE, write_config

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from engine.child import Child
-from engine.judge import Judge
+from engine.grammars.validator import Judge
+from engine.process.child import Child
 
 SECRET = "sk-never-hand-this-on"
 SECRETS = ("MOEDIAL_API_KEYS", "moedial_api_keys", "MOEDIAL_API_KEYS_FILE", "MOEDIAL_KEY", "MOEDIAL_PORT")

@@ -12,11 +12,11 @@ from engine.plan import Plan, StepResult
 from engine.runner import ModelRunner, Tally
 from engine.scheduler import Scheduler
 from engine.types import Finish, Request, Sampling, StepReport
+from model.backends.cpu.kernels.library import load
 from model.budget import ExpertBudget
-from model.kernels.library import load
-from model.mixers.shapes import Attention, Delta, Rope
-from tests.engine.crowd import Served, alone, bench
+from model.shapes.attention import Attention, Delta, Rope
 from tests.engine.fake import CRASH, FakeRunner, request
+from tests.engine.random_workload import Served, alone, bench
 from tests.model.tiny import VOCABULARY, infinity, llama_like, topk
 
 ROWS = 7

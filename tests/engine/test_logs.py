@@ -45,7 +45,7 @@ def test_the_engine_process_writes_as_it_is_told(level: str, format: str, shown:
     """The lines of a real engine process, started by its client."""
     code = f"""
 import asyncio, sys
-from engine.client import EngineClient
+from engine.process.client import EngineClient
 from engine.types import EngineSettings
 
 async def main():

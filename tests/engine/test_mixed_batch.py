@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from engine.types import Request, Sampling
+from model.backends.cpu.kernels.library import load
 from model.budget import ExpertBudget
-from model.config import DecoderConfig, Dense
-from model.kernels.library import load
-from tests.engine.crowd import Served, alone, assert_as_alone, bench, storm
+from model.shapes.decoder import DecoderConfig, Dense
+from tests.engine.random_workload import Served, alone, assert_as_alone, bench, storm
 from tests.model.tiny import VOCABULARY, decoder, gpt2_like, infinity, llama_like, topk
 
 

@@ -6,8 +6,8 @@ import torch
 from engine.types import Logprob, Request, Sampling, TokenEvent
 from model.budget import ExpertBudget
 from model.errors import InvalidRequest
-from tests.engine.crowd import Bench, Served, bench
 from tests.engine.fake import FakeRunner, request
+from tests.engine.random_workload import Bench, Served, bench
 from tests.engine.test_mixed_batch import only
 from tests.engine.test_scheduler import finish, make
 

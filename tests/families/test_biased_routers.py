@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import DecoderConfig, Dense, TopK
 from model.errors import CheckpointError
-from model.mixers.shapes import Attention, Latent
+from model.shapes.attention import Attention, Latent
+from model.shapes.decoder import DecoderConfig, Dense, TopK
 from tests.families import reference
 from tests.families.test_parity import loaded
 from tests.model.tiny import whole_logits

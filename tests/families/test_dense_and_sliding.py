@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.errors import CheckpointError
-from model.mixers.shapes import Attention
+from model.shapes.attention import Attention
 from tests.families import reference
 from tests.model.tiny import whole_logits
 from weights.load import decoder_config, load_model

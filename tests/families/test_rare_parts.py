@@ -12,12 +12,12 @@ from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from model.activation import activate_gated
-from model.config import Router
+from model.attention.rope import rotary_tables
 from model.errors import CheckpointError
 from model.families.phimoe import LONGROPE
-from model.mixers.rope import rotary_tables
-from model.mixers.shapes import Attention, Delta
-from model.mixture.router import choose
+from model.moe.router import choose
+from model.shapes.attention import Attention, Delta
+from model.shapes.decoder import Router
 from tests.families import reference
 from tests.model.tiny import whole_logits
 from weights.load import decoder_config, load_model

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.attend import WholeAttend
-from model.config import DecoderConfig, Dense
+from model.backends.torch.attend import WholeAttend
 from model.decoder import Decoder, parameter_count
+from model.shapes.decoder import DecoderConfig, Dense
 from tests.model.tiny import (
     VOCABULARY,
     PagedRun,

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.attend import WholeAttend
+from model.backends.cpu.decoder import NativeDecoder
+from model.backends.torch.attend import WholeAttend
 from model.batch import Batch, Pages, Span
-from model.config import DecoderConfig, FeedForward, Infinity, Router, TopK
 from model.decoder import Decoder
-from model.mixers.shapes import Attention, Rope
-from model.mixture.seam import Observer, Use
-from model.native.decoder import NativeDecoder
+from model.moe.base import Observer, Use
+from model.shapes.attention import Attention, Rope
+from model.shapes.decoder import DecoderConfig, FeedForward, Infinity, Router, TopK
 
 VOCABULARY = 61
 

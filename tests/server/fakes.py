@@ -10,7 +10,7 @@ from typing import Any
 from engine.types import Arrival, EngineInfo, Finish, Logprob, Request, RequestStats, StepReport, StepStats, TokenEvent
 from model.budget import ExpertRange
 from model.errors import EngineDown, EngineStopped, InvalidRequest, MoedialError
-from server.seams import EngineState
+from server.protocols import EngineState
 from weights.tokenizer import TooManyTokens
 
 EOS = 256

@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from server.app import create_app
-from server.bodies.answers import ChatCompletion, Completion
+from server.schemas.answers import ChatCompletion, Completion
 from server.settings import Settings
 from tests.server.fakes import EOS, FakeChat, FakeEngine, FakeTokenizer, says
 from tests.server.harness import CHAT, COMPLETIONS, eventually, frames, in_memory, service_of

@@ -13,10 +13,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from model.errors import EngineDown, GenerationFailed, InvalidRequest
-from server.protocol import Chunks
+from server.formats.completions import CompletionFormat
+from server.generation.output_processor import Delta
+from server.http.h11 import Chunks
 from server.service import Service
-from server.transcript import Delta
-from server.wire.completions import CompletionFormat
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import (
     CHAT,

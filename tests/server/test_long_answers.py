@@ -11,11 +11,11 @@ import httpx
 import orjson
 import pytest
 
-from engine.messages import Events, payload_of, read_from_engine
+from engine.process.messages import Events, payload_of, read_from_engine
 from engine.types import Logprob, Request, TokenEvent
-from server.dialects.seam import Content
-from server.slices import ENTRIES, LongList, Steps, at_once, in_slices, long_list
-from server.transcript import Delta, entry_of
+from server.dialects.base import Content
+from server.event_loop.slices import ENTRIES, LongList, Steps, at_once, in_slices, long_list
+from server.generation.output_processor import Delta, entry_of
 from tests.server import fakes
 from tests.server.fakes import INFO, FakeEngine
 from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, on_loopback

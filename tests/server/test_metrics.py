@@ -4,7 +4,7 @@ import pytest
 
 from model.budget import ExpertBudget
 from model.errors import EngineDown
-from server.lifecycle import Lifecycle, PromptCount
+from server.generation.timeline import Lifecycle, PromptCount
 from server.metrics import Metrics
 from tests.server.fakes import FakeEngine
 from tests.server.harness import CHAT, COMPLETIONS, ended, in_memory, service_of, value

@@ -16,9 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 from server.cli import app
+from server.configuration.options import flag_of
 from server.logs import configure
 from server.metrics import SERIES, metrics_table
-from server.options import flag_of
 from server.settings import Settings, settings_table
 from tests.server.harness import eventually
 

@@ -14,9 +14,9 @@ from pydantic import BaseModel, TypeAdapter
 from starlette.testclient import TestClient
 
 from model.errors import GenerationFailed, InvalidRequest
-from server.bodies.response_object import ResponseEvent, ResponseObject
 from server.dialects.hermes import Hermes
-from server.dialects.thoughts import Thoughts
+from server.dialects.reasoning import Thoughts
+from server.schemas.response_object import ResponseEvent, ResponseObject
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import ended, frames, in_memory, on_loopback, service_of, value
 

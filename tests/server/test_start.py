@@ -13,13 +13,13 @@ from collections.abc import Iterator
 
 import httpx
 
-from server.listening import listen
+from server.http.listening import listen
 from tests.server.harness import eventually
 
 # The whole command around an engine process without tensors.
 SERVE = textwrap.dedent("""
     import functools, os, sys
-    from engine.client import EngineClient
+    from engine.process.client import EngineClient
     import server.serve as serve
     {extra}
     serve.EngineClient = functools.partial(EngineClient, command=(sys.executable, "-m", "tests.engine.fake"))
@@ -110,7 +110,7 @@ def of_python(code: str, **streams: int) -> subprocess.Popen[bytes]:
 def test_a_log_reader_that_is_late_finds_whole_lines_and_how_many_are_missing() -> None:
     code = """
 import os, subprocess, sys, time
-from server import streams
+from server import standard_streams as streams
 streams.END_SECONDS = 30
 pump = streams.StderrPump(lambda count: f"{count} missing", capacity=100_000)
 for number in range(1_000):
@@ -140,7 +140,7 @@ sys.exit(time.monotonic() - began > 20)
 
 def test_a_text_for_a_reader_who_has_gone_or_does_not_read_is_given_up() -> None:
     reader, writer = full_pipe()
-    code = "from server.streams import say; say('ready'); say('ready')"
+    code = "from server.standard_streams import say; say('ready'); say('ready')"
     with of_python(code, stdout=writer, stderr=subprocess.PIPE) as process:
         assert process.wait(20) == 0 and process.stderr is not None and process.stderr.read() == b""
     os.close(reader)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.types import Request
-from server.bodies import answers
 from server.dialects.detect import by_name
+from server.schemas import answers
 from tests.server.fakes import EOS, FakeEngine, says
 from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, on_loopback, service_of, value
 

@@ -93,7 +93,7 @@ def engine_pid(live: Live) -> int | None:
     """The engine process, if there is one."""
     for child in psutil.Process(live.process.pid).children():
         try:
-            if "engine.process" in child.cmdline():
+            if "engine.process.worker" in child.cmdline():
                 return child.pid
         except psutil.Error:  # it has just ended
             continue

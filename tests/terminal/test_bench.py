@@ -18,7 +18,7 @@ from typer.testing import Result
 
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import on_loopback
-from tests.terminal.strangers import closed_port, delta, ending, event, moedial, stranger, stream
+from tests.terminal.scripted_server import closed_port, delta, ending, event, moedial, stranger, stream
 
 SPREAD = {"n", "mean", "p50", "p90", "p99"}
 

@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import on_loopback
-from tests.terminal.strangers import closed_port, delta, ending, event, moedial, stranger, stream
+from tests.terminal.scripted_server import closed_port, delta, ending, event, moedial, stranger, stream
 
 
 def talk(url: str, *lines: str, options: tuple[str, ...] = ()) -> str:

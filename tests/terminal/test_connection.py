@@ -6,7 +6,7 @@ import pytest
 from terminal.connection import Server, address_of, client_options, refusal
 from terminal.errors import BadOption, Unreachable
 from terminal.models import Card, Dial, cards_of, chosen
-from tests.terminal.strangers import CARDS, closed_port
+from tests.terminal.scripted_server import CARDS, closed_port
 
 
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])

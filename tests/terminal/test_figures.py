@@ -12,7 +12,7 @@ from terminal.bench.load import Run
 from terminal.bench.outcome import Outcome, Recorder
 from terminal.bench.plan import Job
 from terminal.errors import Refused, StreamFailed
-from tests.terminal.strangers import DONE, delta, ending, event
+from tests.terminal.scripted_server import DONE, delta, ending, event
 
 GOOD = Outcome(4, 10.0, 12.0, 0.0, (10.5, 11.0, 11.5), 7, 0, 9, 4, None)
 BAD = replace(GOOD, failure=Refused("the queue is full", "HTTP 503 queue_full"), ended=99.0)

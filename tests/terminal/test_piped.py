@@ -4,7 +4,7 @@ from starlette.responses import JSONResponse, Response
 
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import on_loopback
-from tests.terminal.strangers import closed_port, delta, ending, moedial, stranger, stream
+from tests.terminal.scripted_server import closed_port, delta, ending, moedial, stranger, stream
 
 FULL = {"error": {"message": "it does not fit", "code": "context_length_exceeded"}}
 

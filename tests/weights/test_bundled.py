@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.attend import WholeAttend
+from model.backends.torch.attend import WholeAttend
 from training.step import make_batch
 from weights.chat import ChatTemplate
 from weights.folder import DEFAULT, bundled_models, read_card, resolve_model

@@ -1,6 +1,6 @@
 """ERNIE 4.5's tensors: the shared names, but for the biases that choose experts, which are stored as one row."""
 
-from model.config import DecoderConfig, TopK
+from model.shapes.decoder import DecoderConfig, TopK
 from weights.names import hugging_face
 from weights.rules import Copy, Rule
 

@@ -4,7 +4,7 @@ the prefix `transformer.`. It opens no files.
 
 from collections.abc import Iterator
 
-from model.config import DecoderConfig
+from model.shapes.decoder import DecoderConfig
 from weights.names import norm
 from weights.rules import Copy, Rule
 

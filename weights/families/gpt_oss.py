@@ -1,7 +1,7 @@
 """gpt-oss' tensors: experts in one piece, stored [E, in, out]. It knows no config.json."""
 
-from model.config import DecoderConfig
 from model.families.gpt_oss import NAMES
+from model.shapes.decoder import DecoderConfig
 from weights.names import hugging_face, turned_experts
 from weights.rules import Rule
 

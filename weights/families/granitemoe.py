@@ -4,7 +4,7 @@ opens no files.
 
 from collections.abc import Iterator
 
-from model.config import DecoderConfig, TopK
+from model.shapes.decoder import DecoderConfig, TopK
 from weights.names import hugging_face
 from weights.rules import Copy, Rule
 

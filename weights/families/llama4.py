@@ -1,6 +1,6 @@
 """The text part's tensors inside a Llama 4 checkpoint. It knows no config.json."""
 
-from model.config import DecoderConfig
+from model.shapes.decoder import DecoderConfig
 from weights.families import llama4_text
 from weights.rules import Rule, renamed
 

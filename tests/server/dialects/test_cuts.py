@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.types import Finish, TokenEvent
+from server.dialects.base import CallArguments, CallStart, Content, Dialect, Piece, Reasoning
 from server.dialects.detect import by_name
-from server.dialects.seam import CallArguments, CallStart, Content, Dialect, Piece, Reasoning
-from server.transcript import Transcript
-from server.wire.answers import calls_of, content_of, reasoning_of
+from server.formats.base import calls_of, content_of, reasoning_of
+from server.generation.output_processor import Transcript
 from tests.server.dialects.test_splits import PROMPTS, broken_up, text
 from tests.server.dialects.writing import ADD, TOOLS, WEATHER, WRITINGS, Writing, joined, pieces_of
 from tests.server.fakes import FakeDecoder

@@ -2,8 +2,8 @@
 
 import pytest
 
+from server.dialects.base import Content, Dialect, Reasoning, Tool
 from server.dialects.detect import NAMES, by_name, detect
-from server.dialects.seam import Content, Dialect, Reasoning, Tool
 from tests.server.dialects.writing import read
 
 QWEN3 = "{{- '<tool_call>\\n{\"name\": \"' }} ... {{- '<think>\\n\\n</think>\\n\\n' }}"

@@ -2,8 +2,8 @@
 
 import pytest
 
+from server.dialects.base import CallArguments, CallStart, Content, Dialect, Reasoning, Tool
 from server.dialects.detect import by_name
-from server.dialects.seam import CallArguments, CallStart, Content, Dialect, Reasoning, Tool
 from tests.server.dialects.writing import TOOLS, pieces_of, read, specials
 
 sizes = pytest.mark.parametrize("size", [0, 1, 5])

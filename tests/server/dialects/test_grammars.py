@@ -14,8 +14,8 @@ from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import server.dialects.grammar as grammar
+from server.dialects.base import CallArguments, CallStart, Content, Dialect, Piece, Reasoning, Tool
 from server.dialects.detect import by_name, detect
-from server.dialects.seam import CallArguments, CallStart, Content, Dialect, Piece, Reasoning, Tool
 from tests.server.dialects.writing import SPECIALS, WRITINGS, read
 
 BUNDLED = Path("weights/bundled/infinity-stories/tokenizer.json")

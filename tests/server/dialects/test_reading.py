@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.dialects.seam import CallArguments, CallStart, Content, Reasoning
+from server.dialects.base import CallArguments, CallStart, Content, Reasoning
 from tests.server.dialects.writing import ADD, MARKED, THINKING, TOOLS, WEATHER, WRITINGS, Writing, pieces_of, read
 
 every = pytest.mark.parametrize("w", WRITINGS, ids=lambda w: w.id)

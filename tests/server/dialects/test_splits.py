@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.dialects.seam import CallArguments, CallStart, Content, Reasoning
+from server.dialects.base import CallArguments, CallStart, Content, Reasoning
 from tests.server.dialects.writing import ADD, TOOLS, WEATHER, WRITINGS, Writing, read, read_parts
 
 every = pytest.mark.parametrize("w", WRITINGS, ids=lambda w: w.id)

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from server.dialects.base import CallArguments, CallStart, Content, Dialect, Piece, Reasoning, Tool
 from server.dialects.detect import by_name
-from server.dialects.seam import CallArguments, CallStart, Content, Dialect, Piece, Reasoning, Tool
 
 SPECIALS = {
     "mistral": ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]"),

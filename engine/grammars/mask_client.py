@@ -1,0 +1,162 @@
+"""The engine's end of a process that computes masks: what is asked is written without waiting, what is answered is read
+when it has come, and a process that ends or stands still is replaced.
+
+It knows bytes and processes; what an answer means, its `Taker` knows. Use from one thread.
+"""
+
+import logging
+import socket
+import subprocess
+import sys
+import time
+from collections import OrderedDict, deque
+from typing import Protocol
+
+import msgspec
+
+from engine.environment import child_environment
+from engine.grammars.mask_messages import Close, Frames, FromMasks, Masks, ToMasks, frame
+
+log = logging.getLogger(__name__)
+
+READ_SIZE = 1 << 20
+BUFFER = 4 << 20  # bytes of a socket, so that masks of many answers do not make the process wait
+STILL_SECONDS = 20.0  # without a reply, before the process is replaced
+START_SECONDS = 60.0  # the same until it has read its tokenizer
+
+
+class Taker(Protocol):
+    """Who asked."""
+
+    def take(self, masks: Masks) -> None:
+        """The next reply, in the order of what was asked."""
+
+    def lost(self, reason: str) -> None:
+        """There will be no reply to what was asked: the process ended. With a reason, over this very question."""
+
+
+class MaskClient:
+    """One process, started with the first question. `command` gets a descriptor and a niceness, and then the rest."""
+
+    def __init__(self, module: str, niceness: int, *arguments: str) -> None:
+        self._module, self._niceness, self._arguments = module, niceness, arguments
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._decoder: msgspec.msgpack.Decoder[FromMasks] = msgspec.msgpack.Decoder(FromMasks)
+        self._frames, self._unsent = Frames(), bytearray()
+        self._asked: OrderedDict[int, tuple[Taker, int]] = OrderedDict()  # by answer: who, and how many replies are due
+        self._closing: deque[int] = deque()
+        self._since, self._patience, self._started = 0.0, START_SECONDS, 0
+
+    def __del__(self) -> None:
+        self.stop()
+
+    @property
+    def busy(self) -> bool:
+        """Whether replies are due."""
+        return bool(self._asked)
+
+    @property
+    def asked(self) -> int:
+        """How many answers wait for a reply."""
+        return len(self._asked)
+
+    def fileno(self) -> int:
+        """What is readable when a reply has come; only while the client is busy."""
+        assert self._socket is not None
+        return self._socket.fileno()
+
+    def start(self) -> int:
+        """Start the process, unless it runs; which one it is, counted from 1. A new one knows no answers."""
+        if self._process is None:
+            self._start()
+        return self._started
+
+    def ask(self, taker: Taker, message: ToMasks) -> None:
+        """Its reply goes to `taker`, in a later `collect`."""
+        self.start()
+        if not self._asked:
+            self._since = time.monotonic()
+        _, due = self._asked.get(message.id, (taker, 0))
+        self._asked[message.id] = taker, due + 1
+        if self._closing:
+            self._write_closings()
+        self._unsent += frame(message)
+        self._write()
+
+    def close(self, id: int) -> None:
+        """Forget an answer, and what it may still be told. Any thread may call it."""
+        self._closing.append(id)
+
+    def collect(self) -> None:
+        """Hand out the replies that have come, without waiting."""
+        if self._socket is None:
+            return
+        self._write()
+        try:
+            while data := self._socket.recv(READ_SIZE):
+                self._take(data)
+        except BlockingIOError:
+            if self._asked and time.monotonic() - self._since > self._patience:
+                self._replace(f"it stood still for {self._patience:g} s")
+            return
+        except OSError:
+            pass
+        self._replace("it ended")
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._process is not None and self._socket is not None:
+            self._socket.close()
+            self._process.kill()
+            self._process.wait()
+        self._process = self._socket = None
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        command = [sys.executable, "-m", self._module, str(theirs.fileno()), str(self._niceness), *self._arguments]
+        with theirs:
+            self._process = subprocess.Popen(
+                command, pass_fds=(theirs.fileno(),), env=child_environment(), stdin=subprocess.DEVNULL
+            )
+        ours.setblocking(False)
+        self._started += 1
+        self._socket, self._frames, self._unsent = ours, Frames(), bytearray()
+        self._since, self._patience = time.monotonic(), START_SECONDS
+
+    def _write_closings(self) -> None:
+        while self._closing:
+            id = self._closing.popleft()
+            self._asked.pop(id, None)
+            self._unsent += frame(Close(id))
+
+    def _write(self) -> None:
+        assert self._socket is not None
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except OSError:  # it has ended, which the next `collect` finds
+            self._unsent.clear()
+
+    def _take(self, data: bytes) -> None:
+        for payload in self._frames.feed(data):
+            message = self._decoder.decode(payload)
+            self._since, self._patience = time.monotonic(), STILL_SECONDS
+            if isinstance(message, Masks) and (asked := self._asked.pop(message.id, None)):
+                taker, due = asked
+                if due > 1:
+                    self._asked[message.id] = taker, due - 1
+                taker.take(message)
+
+    def _replace(self, why: str) -> None:
+        """End the process; the first caller may be to blame, the others ask again."""
+        log.error("a process that computes masks is replaced: %s", why)
+        self.stop()
+        asked, self._asked = self._asked, OrderedDict()
+        self._closing.clear()
+        for at, (taker, _) in enumerate(asked.values()):
+            taker.lost("" if at else why)

@@ -1,0 +1,114 @@
+"""A process that says whether a grammar can be compiled, and is killed where it does not say so in time.
+
+The library bounds most of what a grammar may cost, but not all (whether a conjunction of patterns is empty may take it
+hours), and a thread cannot be stopped. `python -m engine.grammars.validator TOKENIZER VOCABULARY END…` answers on its
+standard output. It knows no requests.
+"""
+
+import resource
+import select
+import struct
+import subprocess
+import sys
+from typing import IO
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from engine import parent
+from engine.environment import child_environment
+
+LIMITS = LLParserLimits(
+    max_grammar_size=200_000,
+    max_lexer_states=20_000,  # about 10 MB
+    step_max_items=10_000,  # an object of 300 optional properties takes 5,000
+    verbose_errors=False,
+)
+SECONDS = 1.0  # for one grammar
+START_SECONDS = 60.0  # to begin, with the tokenizer
+MEMORY = 4 << 30  # bytes of address space
+SIZE = struct.Struct("<I")
+
+
+class Lapse(Exception):
+    """No verdict."""
+
+
+class Judge:
+    """The parent's end. Use from one thread only, which must live as long as the process does."""
+
+    def __init__(self, tokenizer: str, vocabulary: int, ends: list[int]) -> None:
+        self._command = [sys.executable, "-m", "engine.grammars.validator", tokenizer, str(vocabulary), *map(str, ends)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def objection(self, grammar: str) -> str:
+        """What is wrong with this grammar; empty if nothing is.
+
+        Raises:
+            Lapse: there was no answer in time, or the process ended over it.
+        """
+        text = grammar.encode("utf-8", "replace")
+        try:
+            process = self._process or self._start()
+            assert process.stdin is not None
+            process.stdin.write(SIZE.pack(len(text)) + text)
+            process.stdin.flush()
+            answer = self._answer(process, SECONDS)
+        except (OSError, EOFError) as error:
+            self._stop()
+            raise Lapse(str(error) or "compiling it failed, perhaps for lack of memory") from None
+        if answer is None:
+            self._stop()
+            raise Lapse(f"it was not compiled within {SECONDS:g} s")
+        return answer
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, env=child_environment())
+        if self._answer(self._process, START_SECONDS) is None:
+            raise EOFError("the compiler did not begin in time")
+        return self._process
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _answer(self, process: "subprocess.Popen[bytes]", seconds: float) -> str | None:
+        """None: not in time. Raises EOFError: the process has ended."""
+        assert process.stdout is not None
+        if not select.select([process.stdout], [], [], seconds)[0]:
+            return None
+        return _read(process.stdout)
+
+
+def _read(stream: IO[bytes]) -> str:
+    head = stream.read(SIZE.size)
+    if len(head) < SIZE.size:
+        raise EOFError
+    return stream.read(SIZE.unpack(head)[0]).decode()
+
+
+def _write(text: str) -> None:
+    data = text.encode()
+    sys.stdout.buffer.write(SIZE.pack(len(data)) + data)
+    sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    parent.follow()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    path, vocabulary, *ends = sys.argv[1:]
+    tokenizer = LLTokenizer(path, n_vocab=int(vocabulary), eos_token=[int(end) for end in ends])
+    _write("")
+    try:
+        while True:
+            matcher = LLMatcher(tokenizer, _read(sys.stdin.buffer), log_level=0, limits=LIMITS)
+            possible = matcher.is_error() or any(matcher.compute_bitmask())
+            _write(matcher.get_error() if matcher.is_error() or possible else "nothing can match it")
+    except EOFError:
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Grouped-query attention with everything that the families add to it: norms, clipping, windows, sinks, gates.
+
+It does not know where keys and values are kept; that is behind `Attend`.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.attention.base import MixerModule, Place, Rule
+from model.attention.rope import rotate
+from model.layers import RMSNorm
+from model.shapes.attention import Attention
+from model.shapes.decoder import DecoderConfig
+
+
+class SelfAttention(MixerModule):
+    """Query, key and value are one matrix [(H + 2G)·C, D]; with a gate, queries and gates alternate by head: 2H."""
+
+    def __init__(self, shape: Attention, config: DecoderConfig) -> None:
+        super().__init__()
+        heads, groups, head = shape.heads, shape.kv_heads, shape.head_width
+        self.shape = shape
+        self.sizes = (heads * head * (2 if shape.gated else 1), groups * head, groups * head)
+        self.qkv = nn.Linear(config.width, sum(self.sizes), bias=shape.bias)
+        self.out = nn.Linear(heads * head, config.width, bias=shape.out_bias)
+        if shape.qk_norm in ("full", "head"):
+            widths = (head, head) if shape.qk_norm == "head" else (heads * head, groups * head)
+            self.q_norm, self.k_norm = (RMSNorm(width, config.norm_eps, config.norm_offset) for width in widths)
+        if shape.sinks:
+            self.sinks = nn.Parameter(torch.empty(heads))
+        self._eps = config.norm_eps
+
+    def forward(self, x_TD: Tensor, place: Place) -> Tensor:
+        shape = self.shape
+        q_THC, k_TGC, v_TGC, gate = self.project(x_TD)
+        if shape.rope is not None:
+            q_THC, k_TGC = (rotate(x, place.tables[shape.rope], shape.rope) for x in (q_THC, k_TGC))
+        if shape.qk_norm == "unit":
+            q_THC, k_TGC = (F.rms_norm(x.float(), x.shape[-1:], eps=self._eps).to(x.dtype) for x in (q_THC, k_TGC))
+        if shape.floor_scale is not None:
+            steps_T11 = ((place.positions_T.float() + 1) / shape.floor_scale).floor()[:, None, None]
+            q_THC = (q_THC * (1 + shape.attn_scale * steps_T11.log1p())).to(q_THC.dtype)
+        y_TX = place.attend(place.layer, q_THC, k_TGC, v_TGC, self.rule).flatten(1)
+        return self.out(y_TX if gate is None else y_TX * gate.sigmoid())
+
+    @property
+    def rule(self) -> Rule:
+        s = self.shape
+        scale = s.head_width**-0.5 if s.scale is None else s.scale
+        return Rule(scale, s.window, s.chunk, self.sinks if s.sinks else None)
+
+    def project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries [T, H, C], keys and values [T, G, C], normed and clipped as the family asks; the gate [T, H·C]."""
+        q, k, v = self.qkv(x_TD).split(self.sizes, dim=-1)
+        gate, head = None, (-1, self.shape.head_width)
+        if self.shape.gated:
+            q, gate = (part.flatten(1) for part in q.unflatten(-1, (self.shape.heads, -1)).chunk(2, dim=-1))
+        if self.shape.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.shape.clip is not None:
+            q, k, v = (part.clamp(-self.shape.clip, self.shape.clip) for part in (q, k, v))
+        q, k, v = (part.unflatten(-1, head) for part in (q, k, v))
+        if self.shape.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v, gate

@@ -1,0 +1,92 @@
+"""Gated delta rule behind a short causal convolution (Qwen3-Next; Gated DeltaNet, arXiv 2412.06464 eq. 10).
+
+Per value head a state S [K, V], float32: S ← e^g · S; S ← S + k ⊗ β(v - Sᵀk); y = Sᵀq. The state and the last inputs of
+the convolution are all that is kept of a sequence. Computed token by token, so that chunks change nothing.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.attention.base import MixerModule, Place
+from model.layers import RMSNorm
+from model.shapes.attention import Delta
+from model.shapes.decoder import DecoderConfig
+
+
+class GatedDelta(MixerModule):
+    """`project` gives, by key head, query, key, values and output gates; `rates` gives, by key head, β and decay
+    logits."""
+
+    reusable = False
+
+    def __init__(self, shape: Delta, config: DecoderConfig) -> None:
+        super().__init__()
+        self.shape = shape
+        values = shape.value_heads * shape.value_width
+        self.project = nn.Linear(config.width, shape.channels + values, bias=False)
+        self.rates = nn.Linear(config.width, 2 * shape.value_heads, bias=False)
+        self.convolution = nn.Parameter(torch.empty(shape.channels, 1, shape.kernel))
+        self.step_bias = nn.Parameter(torch.empty(shape.value_heads))
+        self.log_decay = nn.Parameter(torch.empty(shape.value_heads))
+        self.norm = RMSNorm(shape.value_width, config.norm_eps)
+        self.out = nn.Linear(values, config.width, bias=False)
+
+    def forward(self, x_TD: Tensor, place: Place) -> Tensor:
+        s = self.shape
+        mixed_TC, gate_THV = self._split(self.project(x_TD))
+        beta_TH, decay_TH = self._rates(self.rates(x_TD))
+        y_THV = torch.empty(len(x_TD), s.value_heads, s.value_width)
+        for rows, state, fresh in place.attend.states(place.layer, len(x_TD), s.memory.size):
+            past, memory = state.split((s.channels * (s.kernel - 1), state.numel() - s.channels * (s.kernel - 1)))
+            past_CK, memory_HKV = past.view(s.channels, -1), memory.view(s.value_heads, s.key_width, s.value_width)
+            if fresh:
+                state.zero_()
+            convolved_TC = self._convolve(mixed_TC[rows], past_CK)
+            y_THV[rows] = self._recur(convolved_TC, beta_TH[rows], decay_TH[rows], memory_HKV)
+        gated_THV = self.norm(y_THV) * F.silu(gate_THV.float())
+        return self.out(gated_THV.to(x_TD.dtype).flatten(1))
+
+    def _split(self, all_TX: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries, keys and values side by side [T, C], and the output gates [T, H, V]."""
+        s = self.shape
+        per = s.value_heads // s.key_heads * s.value_width
+        parts = all_TX.unflatten(-1, (s.key_heads, -1)).split((s.key_width, s.key_width, per, per), dim=-1)
+        mixed_TC = torch.cat([part.flatten(1) for part in parts[:3]], dim=-1)
+        return mixed_TC, parts[3].reshape(len(all_TX), s.value_heads, s.value_width)
+
+    def _rates(self, both_TX: Tensor) -> tuple[Tensor, Tensor]:
+        """β and e^g of each value head, float32 [T, H]."""
+        beta, step = both_TX.unflatten(-1, (self.shape.key_heads, -1)).chunk(2, dim=-1)
+        grown = F.softplus(step.flatten(1).float() + self.step_bias.float())
+        return beta.flatten(1).float().sigmoid(), (-self.log_decay.float().exp() * grown).exp()
+
+    def _convolve(self, mixed_RC: Tensor, past_CK: Tensor) -> Tensor:
+        """silu(causal depthwise convolution) [R, C]; the last inputs are left in `past_CK`."""
+        inputs_CX = torch.cat([past_CK, mixed_RC.float().T], dim=-1)
+        past_CK.copy_(inputs_CX[:, inputs_CX.shape[1] - past_CK.shape[1] :])
+        out_CR = F.conv1d(inputs_CX[None], self.convolution.float(), groups=self.shape.channels)[0]
+        return F.silu(out_CR).T
+
+    def _recur(self, convolved_RC: Tensor, beta_RH: Tensor, decay_RH: Tensor, memory_HKV: Tensor) -> Tensor:
+        """Outputs [R, H, V]; the state is left in `memory_HKV`."""
+        s = self.shape
+        keys = s.key_heads * s.key_width
+        q, k, v = convolved_RC.split((keys, keys, s.value_heads * s.value_width), dim=-1)
+        shared = s.value_heads // s.key_heads
+        q_RHK, k_RHK = (
+            _unit(part.unflatten(-1, (s.key_heads, -1))).repeat_interleave(shared, dim=1) for part in (q, k)
+        )
+        v_RHV, q_RHK = v.unflatten(-1, (s.value_heads, -1)), q_RHK * s.key_width**-0.5
+        out = []
+        for r in range(len(v_RHV)):
+            memory_HKV *= decay_RH[r, :, None, None]
+            known_HV = torch.einsum("hkv,hk->hv", memory_HKV, k_RHK[r])
+            memory_HKV += torch.einsum("hk,hv->hkv", k_RHK[r], beta_RH[r, :, None] * (v_RHV[r] - known_HV))
+            out.append(torch.einsum("hkv,hk->hv", memory_HKV, q_RHK[r]))
+        return torch.stack(out)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x / |x|, as the reference rounds it."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)

@@ -1,0 +1,57 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434 §2.1) in its absorbed form.
+
+Queries are turned into the space of the latents, so that all heads attend over one latent and one rotary key per token:
+only these are kept, and values are the latents themselves.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.attention.base import MixerModule, Place, Rule
+from model.attention.rope import rotate
+from model.layers import RMSNorm
+from model.shapes.attention import Latent
+from model.shapes.decoder import DecoderConfig
+
+
+class LatentAttention(MixerModule):
+    """`down` gives latent and rotary key [rank + W, D]; `up` [H·(N + V), rank] makes keys and values of a latent."""
+
+    def __init__(self, shape: Latent, config: DecoderConfig) -> None:
+        super().__init__()
+        self.shape = shape
+        queries = shape.heads * (shape.plain_width + shape.rope.width)
+        if shape.query_rank is None:
+            self.query = nn.Linear(config.width, queries, bias=False)
+        else:
+            self.query_down = nn.Linear(config.width, shape.query_rank, bias=shape.bias)
+            self.query_norm = RMSNorm(shape.query_rank, shape.norm_eps)
+            self.query = nn.Linear(shape.query_rank, queries, bias=False)
+        self.down = nn.Linear(config.width, shape.rank + shape.rope.width, bias=shape.bias)
+        self.norm = RMSNorm(shape.rank, shape.norm_eps)
+        self.up = nn.Linear(shape.rank, shape.heads * (shape.plain_width + shape.value_width), bias=False)
+        self.out = nn.Linear(shape.heads * shape.value_width, config.width, bias=shape.bias)
+
+    def forward(self, x_TD: Tensor, place: Place) -> Tensor:
+        s, tables = self.shape, place.tables[self.shape.rope]
+        plain_THN, turned_THW = self._queries(x_TD).split((s.plain_width, s.rope.width), dim=-1)
+        latent_TR, key_TW = self.down(x_TD).split((s.rank, s.rope.width), dim=-1)
+        key_T1W = rotate(key_TW[:, None], tables, s.rope)
+        k_T1C = torch.cat([self.norm(latent_TR)[:, None], key_T1W], dim=-1)
+        to_keys_HNR, to_values_HVR = self.up.weight.unflatten(0, (s.heads, -1)).split((s.plain_width, s.value_width), 1)
+        q_THR = torch.einsum("thn,hnr->thr", plain_THN, to_keys_HNR)
+        q_THC = torch.cat([q_THR, rotate(turned_THW, tables, s.rope)], dim=-1)
+        mixed_THR = place.attend(place.layer, q_THC, k_T1C, s.rank, self.rule)
+        return self.out(torch.einsum("thr,hvr->thv", mixed_THR, to_values_HVR).flatten(1))
+
+    @property
+    def rule(self) -> Rule:
+        s = self.shape
+        return Rule((s.plain_width + s.rope.width) ** -0.5 if s.scale is None else s.scale)
+
+    def _queries(self, x_TD: Tensor) -> Tensor:
+        """[T, H, N + W]."""
+        if self.shape.query_rank is not None:
+            x_TD = self.query_norm(self.query_down(x_TD))
+        q_THC: Tensor = self.query(x_TD).unflatten(-1, (self.shape.heads, -1))
+        return q_THC

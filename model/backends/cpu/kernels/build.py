@@ -1,0 +1,104 @@
+"""Compiles the kernels, once for each source, compiler flags and torch version.
+
+Run it as `python -m model.backends.cpu.kernels.build`. One library per instruction set; which one
+runs is chosen when it is loaded. It knows compilers, not models.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+SOURCES = Path(__file__).parent / "csrc"
+BUILT = Path(__file__).parent / "built"
+COMMON = ["-std=c++20", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-Wall"]
+SANITIZE = ["-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+_AVX2 = ["-mavx2", "-mfma"]
+_AVX512 = [*(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16", "vnni")), *_AVX2]
+INSTRUCTION_SETS = {"avx512": _AVX512, "avx2": _AVX2, "portable": []}
+
+
+class BuildError(Exception):
+    """The kernels could not be compiled; the text is for a person."""
+
+
+def sanitized() -> bool:
+    """Whether the kernels are to be built with address and undefined-behaviour checks (for tests)."""
+    return os.environ.get("MOEDIAL_KERNELS_SANITIZE", "") == "1"
+
+
+def library(name: str) -> Path:
+    """Where the library of an instruction set lies once it is built: its name changes with everything it depends on."""
+    digest = hashlib.sha256(f"{torch.__version__} {_flags(name)}".encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    return BUILT / f"{name}-{digest.hexdigest()[:16]}.so"
+
+
+def _flags(name: str) -> list[str]:
+    return COMMON + INSTRUCTION_SETS[name] + (SANITIZE if sanitized() else [])
+
+
+def build(name: str) -> Path:
+    """Compile one library, unless it is there.
+
+    Raises:
+        BuildError: no compiler, or it refused.
+    """
+    target = library(name)
+    if target.exists():
+        return target
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
+    if compiler is None:
+        raise BuildError("no C++ compiler was found (g++ or c++, or name one in CXX)")
+    BUILT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILT) as scratch:
+        made = Path(scratch) / target.name
+        sources = sorted(map(str, SOURCES.glob("*.cpp")))
+        _compile([compiler, *_flags(name), *_includes(), *sources, "-shared", "-o", str(made), *_libraries()])
+        made.replace(target)  # at once: another process may be loading
+    return target
+
+
+def _includes() -> list[str]:
+    include = Path(torch.__file__).parent / "include"
+    return [f"-isystem{include}", f"-isystem{include / 'torch/csrc/api/include'}"]
+
+
+def _libraries() -> list[str]:
+    return [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"]
+
+
+def _compile(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"the compiler could not be run: {error}") from None
+    if done.returncode:
+        raise BuildError(f"the compiler failed:\n{done.stderr.strip()[-2000:]}")
+
+
+def build_all() -> None:
+    """Every instruction set that this compiler and machine type know."""
+    x86 = os.uname().machine in ("x86_64", "AMD64")
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        list(pool.map(build, INSTRUCTION_SETS if x86 else ["portable"]))
+
+
+def main() -> None:
+    """Build and say so. A machine without a compiler is no error: the server then runs on torch alone."""
+    try:
+        build_all()
+        print(f"native kernels are in {BUILT}")
+    except BuildError as error:
+        print(f"native kernels were not built, the server will run on torch alone: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

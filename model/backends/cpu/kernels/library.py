@@ -1,0 +1,76 @@
+"""Loads the compiled kernels that fit this machine, or says why there are none. Nothing is built here.
+
+`MOEDIAL_KERNELS` chooses: `auto` (the default), `off`, or the name of an instruction set.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from model.backends.cpu.kernels.build import INSTRUCTION_SETS, library
+
+NEEDS = {
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"},
+    "avx2": {"avx2", "fma"},
+    "portable": set[str](),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What this process runs on: an instruction set, or "torch" and the reason."""
+
+    name: str
+    reason: str = ""
+
+    @property
+    def native(self) -> bool:
+        return self.name != "torch"
+
+
+@cache
+def load() -> Kernels:
+    """Load the library, once per process.
+
+    Raises:
+        ValueError: MOEDIAL_KERNELS names no instruction set, or one that this machine or installation lacks.
+    """
+    wanted = os.environ.get("MOEDIAL_KERNELS", "auto")
+    if wanted == "off":
+        return Kernels("torch", "MOEDIAL_KERNELS is off")
+    if wanted != "auto" and wanted not in INSTRUCTION_SETS:
+        raise ValueError(f"MOEDIAL_KERNELS is {wanted!r:.40}, not auto, off, {', '.join(INSTRUCTION_SETS)}")
+    able = [name for name in INSTRUCTION_SETS if NEEDS[name] <= cpu_flags()]
+    if wanted != "auto" and wanted not in able:
+        raise ValueError(f"MOEDIAL_KERNELS asks for {wanted}, but this machine can only run {', '.join(able)}")
+    for name in able if wanted == "auto" else [wanted]:
+        if library(name).exists():
+            return _load(name, library(name))
+    if wanted != "auto":
+        raise ValueError(
+            f"MOEDIAL_KERNELS asks for {wanted}, which is not built: python -m model.backends.cpu.kernels.build"
+        )
+    return Kernels("torch", "the native kernels are not built: python -m model.backends.cpu.kernels.build")
+
+
+def _load(name: str, path: Path) -> Kernels:
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return Kernels("torch", f"the native kernels could not be loaded: {error.__cause__ or error}")
+    import model.backends.cpu.kernels.fake  # noqa: F401 - shapes for torch's tracing, registered on import
+
+    torch.ops.moedial.set_threads(torch.get_num_threads())
+    return Kernels(name)
+
+
+def cpu_flags() -> set[str]:
+    """What the processor can do, in Linux' names; empty where that is not known."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())

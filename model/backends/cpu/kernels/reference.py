@@ -1,0 +1,304 @@
+"""What each native op computes, in plain torch and float64: the definition that tests hold the kernels to.
+
+Inputs are rounded where the kernels round them, and in the same way (`encode`). What is left between the two is the
+order of float32 sums, and now and then a number so close to a tie that it is rounded to the other side.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.activation import activate
+from model.attention.rope import rotate
+from model.backends.cpu.kernels.pack import HALF, Kind, Packed, unpack
+from model.moe.base import Calls, Use, ranks
+from model.moe.infinity import InfinityMixture, keep_top
+from model.moe.topk import TopKMixture
+from model.shapes.attention import Rope
+from model.shapes.decoder import Activation, Infinity, Router, TopK
+
+ROUND, PART = 128, 1024  # keys after which the running maximum of csrc/attend.h is renewed, and is begun anew
+
+
+def encode(x_RK: Tensor, kind: Kind) -> Tensor:
+    """What a matrix of this kind multiplies in place of float32 rows. A row that is not finite has no int8 form."""
+    x_RK = x_RK.float()
+    if kind == "float":
+        return x_RK.double()
+    if kind != "int8":
+        return x_RK.bfloat16().double()
+    most_R1 = x_RK.abs().amax(-1, keepdim=True)
+    steps_RK = (x_RK.double() * (127 / most_R1).double()).round()
+    return torch.where(most_R1 == 0, 0, steps_RK * (most_R1 / 127).double())
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """The values [E, n, k] of packed matrices, float64, the kind that says how inputs are rounded, and a bias [n]."""
+
+    values_ENK: Tensor
+    kind: Kind
+    bias: Tensor | None = None
+
+    @staticmethod
+    def of(packed: Packed, experts: int = 1, bias: Tensor | None = None) -> "Weight":
+        return Weight(unpack(packed, experts).double(), packed.kind, bias)
+
+    def __call__(self, x_RK: Tensor, expert: int = 0) -> Tensor:
+        """W x + bias, [R, n] float64."""
+        y_RN = encode(x_RK, self.kind) @ self.values_ENK[expert].T
+        return y_RN if self.bias is None else y_RN + self.bias.double()
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """RMSNorm, or LayerNorm with a bias; without a weight the rows stay as they are."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        if self.weight is None:
+            return x_TD
+        weight, shape = self.weight.double(), x_TD.shape[-1:]
+        if self.bias is None:
+            return F.rms_norm(x_TD.double(), shape, weight, self.eps).float()
+        return F.layer_norm(x_TD.double(), shape, weight, self.bias.double(), self.eps).float()
+
+
+def linear(x_TD: Tensor, norm: Norm, weight: Weight) -> Tensor:
+    """W norm(x) + bias."""
+    return weight(norm(x_TD))
+
+
+def best(logits_BV: Tensor) -> Tensor:
+    """The lowest index of each row's highest value; -1 where one is not finite."""
+    finite_B = logits_BV.isfinite().all(-1)
+    lowest_B = (logits_BV == logits_BV.amax(-1, keepdim=True)).long().argmax(-1)
+    return lowest_B.where(finite_B, -1)
+
+
+def constrain(logits_BV: Tensor, raw_BV: Tensor, allowed_MW: Tensor, mask_of_B: Tensor) -> Tensor:
+    """Logits with what each row's mask forbids at -inf; `mask_of_B` is -1 where a row has none.
+
+    Bit i % 32 of word i // 32 allows token i. A row left without a finite value is taken from `raw_BV`, masked too.
+    """
+    bits_MW32 = allowed_MW[:, :, None] >> torch.arange(32, dtype=torch.int32) & 1
+    allowed_MV = bits_MW32.bool().flatten(1)[:, : logits_BV.shape[1]]
+    free_B1 = (mask_of_B < 0)[:, None]
+    allowed_BV = allowed_MV[mask_of_B.clamp_min(0)] | free_B1 if len(allowed_MV) else torch.ones_like(logits_BV).bool()
+    some_B1 = (allowed_BV & logits_BV.isfinite()).any(-1, keepdim=True) | free_B1
+    return logits_BV.where(some_B1, raw_BV).where(allowed_BV, -torch.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """Feed-forward experts: up [E, F, D], or gated [E, 2F, D] in the order of `pack.interleave`; down [E, D, F]."""
+
+    up: Weight
+    down: Weight
+    gated: bool
+    activation: Activation
+
+    def hidden(self, x_RD: Tensor, expert: int) -> Tensor:
+        """[R, F]; gated, F is padded to a multiple of 16 with units that are 0."""
+        h_RF = self.up(x_RD, expert)
+        if not self.gated:
+            return activate(h_RF, self.activation)
+        gate_RF, up_RF = part_gates(h_RF)
+        return activate(gate_RF, self.activation) * up_RF
+
+    def out(self, h_RF: Tensor, expert: int) -> Tensor:
+        """[R, D] of activated and weighted units, padded or cut to what `down` takes."""
+        return self.down(F.pad(h_RF, (0, self.down.values_ENK.shape[-1] - h_RF.shape[-1])), expert)
+
+
+def part_gates(rows_RN: Tensor) -> tuple[Tensor, Tensor]:
+    """Undo `pack.interleave` on the last dimension: gates, then ups, each padded."""
+    whole = rows_RN.shape[-1] // (2 * HALF) * (2 * HALF)
+    gates, ups = rows_RN[:, :whole].unflatten(-1, (-1, 2, HALF)).unbind(-2) if whole else (rows_RN[:, :0],) * 2
+    last = rows_RN[:, whole:].chunk(2, dim=-1)
+    return torch.cat([gates.flatten(1), last[0]], -1), torch.cat([ups.flatten(1), last[1]], -1)
+
+
+def experts(x_TD: Tensor, calls: Calls, layer: Experts) -> Tensor:
+    """Σ over each row's pairs of weight · expert(x); the weight meets the activated units, before they are rounded."""
+    y_TD, start = torch.zeros_like(x_TD, dtype=torch.float64), 0
+    for expert, end in enumerate(calls.ends_E.tolist()):
+        if end > start:
+            token_r = calls.token_R[start:end].long()
+            h_rF = layer.hidden(x_TD[token_r], expert) * calls.weight_R[start:end, None].double()
+            y_TD.index_add_(0, token_r, layer.out(h_rF, expert))
+            start = end
+    return y_TD
+
+
+def route(logits_TE: Tensor, counts_T: Tensor, normalise: bool) -> Calls:
+    """Softmax and each token's best experts, as the mixture itself chooses them."""
+    module = TopKMixture(1, TopK(experts=logits_TE.shape[1], width=1, trained=1, router=Router(normalise=normalise)))
+    nothing_T, k_max = torch.zeros_like(counts_T), int(counts_T.amax()) if len(counts_T) else 0
+    return module.route(logits_TE.double(), Use(0, counts_T, k_max, nothing_T, nothing_T))
+
+
+def topk_block(
+    x_TD: Tensor, counts_T: Tensor, norm: Norm, router: Weight, layer: Experts, normalise: bool
+) -> tuple[Tensor, Tensor]:
+    """x + experts(norm(x)), and each expert's pairs."""
+    h_TD = norm(x_TD)
+    calls = route(router(h_TD).float(), counts_T, normalise)
+    return x_TD + experts(h_TD, calls, layer), calls.load_E
+
+
+def ffn_block(x_TD: Tensor, norm: Norm, layer: Experts) -> Tensor:
+    """x + feed-forward(norm(x))."""
+    return x_TD + layer.out(layer.hidden(norm(x_TD), 0), 0)
+
+
+def draw(gaussian_TZ: Tensor, use: Use, config: Infinity) -> Tensor:
+    """z_RZ = mean + spread · ε for each token's draws in order; `gaussian` is the means, then the raw spreads."""
+    mean_TZ, raw_TZ = gaussian_TZ.double().chunk(2, dim=-1)
+    sigma_TZ = (raw_TZ.exp() if config.sigma_link == "exp" else F.softplus(raw_TZ)) + config.sigma_min
+    token_R, sample_R = ranks(use.counts_T, use.k_max).nonzero(as_tuple=True)
+    noise_RZ = InfinityMixture(1, config).noise(token_R, sample_R, use)
+    return mean_TZ[token_R] + sigma_TZ[token_R] * noise_RZ
+
+
+def masks(scores_RE: Tensor, counts_T: Tensor, kept: int) -> Tensor:
+    """The mean over each token's draws of the scores that each keeps, [T, scores]."""
+    token_R = torch.arange(len(counts_T)).repeat_interleave(counts_T)
+    sum_TE = scores_RE.new_zeros(len(counts_T), scores_RE.shape[1], dtype=torch.float64)
+    return sum_TE.index_add(0, token_R, keep_top(scores_RE, kept).double()) / counts_T[:, None]
+
+
+def infinity_block(
+    x_TD: Tensor, use: Use, config: Infinity, norm: Norm, router: Weight, scores: Weight, layer: Experts
+) -> tuple[Tensor, Tensor]:
+    """x + the masked feed-forward layer of norm(x), and each score's tokens. `layer` has an expert per run of units."""
+    h_TD = norm(x_TD)
+    z_RZ = draw(router(h_TD).float(), use, config)
+    mask_TE = masks(scores(z_RZ.float()).float(), use.counts_T, config.kept)
+    runs, units = layer.up.values_ENK.shape[:2]
+    mask_TF = F.pad(mask_TE.repeat_interleave(config.block, dim=1), (0, runs * units - config.units))
+    y_TD = x_TD.double()
+    for run, mask_Tu in enumerate(mask_TF.split(units, dim=1)):
+        y_TD = y_TD + layer.out(layer.hidden(h_TD, run) * mask_Tu, run)
+    return y_TD, (mask_TE != 0).sum(0)
+
+
+class Slots:
+    """A paged cache without tiles: keys and values [slots, G, C], rounded to the cache's dtype."""
+
+    def __init__(self, slots: int, kv_heads: int, head_width: int, block_size: int, dtype: torch.dtype) -> None:
+        self.block_size, self.kind = block_size, "float" if dtype == torch.float32 else "bfloat16"
+        self.k_SGC, self.v_SGC = torch.full((2, slots, kv_heads, head_width), torch.nan, dtype=torch.float64)
+
+    def rounded(self, values: Tensor) -> Tensor:
+        return encode(values, "float" if self.kind == "float" else "bfloat16")
+
+    def slots(self, table_P: Tensor, first: int, last: int) -> Tensor:
+        """Where positions [first, last) of a sequence live."""
+        at = torch.arange(first, last)
+        return table_P[at // self.block_size] * self.block_size + at % self.block_size
+
+    def write(self, k_TGC: Tensor, v_TGC: Tensor, spans_B3: Tensor, tables_BP: Tensor) -> None:
+        """New keys and values of every span."""
+        for (first, rows, context), table_P in zip(spans_B3.tolist(), tables_BP, strict=True):
+            slots, new = self.slots(table_P, context - rows, context), slice(first, first + rows)
+            self.k_SGC[slots], self.v_SGC[slots] = self.rounded(k_TGC[new]), self.rounded(v_TGC[new])
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """`window` 0: everything before; `softcap` 0: none; `sinks` [H] are scores without values."""
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    sinks: Tensor | None = None
+
+    def scores(self, q_RHC: Tensor, k_SHC: Tensor) -> Tensor:
+        """[R, H, S] of the last R positions; what a query does not see is -inf."""
+        scores_RHS = torch.einsum("rhc,shc->rhs", q_RHC, k_SHC) * self.scale
+        if self.softcap:
+            scores_RHS = (scores_RHS / self.softcap).tanh() * self.softcap
+        rows, keys = len(q_RHC), len(k_SHC)
+        behind_RS = torch.arange(keys - rows, keys)[:, None] - torch.arange(keys)
+        seen_RS = (behind_RS >= 0) & (behind_RS < (self.window or keys))
+        return scores_RHS.masked_fill(~seen_RS[:, None], -torch.inf)
+
+    def one(self, q_RHC: Tensor, k_SGC: Tensor, v_SGC: Tensor, rounds: bool) -> Tensor:
+        """The last R positions of one sequence over all of it, [R, H, C]. `rounds`: probabilities go to bfloat16."""
+        per = q_RHC.shape[1] // k_SGC.shape[1]
+        k_SHC, v_SHC = k_SGC.repeat_interleave(per, 1), v_SGC.repeat_interleave(per, 1)
+        scores_RHS = self.scores(q_RHC, k_SHC)
+        most_RH1 = scores_RHS.amax(-1, keepdim=True)
+        total_RH1 = (scores_RHS - most_RH1).exp().sum(-1, keepdim=True)
+        if self.sinks is not None:
+            total_RH1 = total_RH1 + (self.sinks.double()[:, None] - most_RH1).exp()
+        base_RHS = running_maximum(scores_RHS) if rounds else most_RH1
+        p_RHS = (scores_RHS - base_RHS).exp().nan_to_num(0.0)
+        p_RHS = p_RHS.float().bfloat16().double() if rounds else p_RHS
+        return torch.einsum("rhs,shc->rhc", p_RHS * (base_RHS - most_RH1).exp(), v_SHC) / total_RH1
+
+
+def running_maximum(scores_RHS: Tensor) -> Tensor:
+    """Of each key, the largest score of its part up to the end of its round: what its probability is relative to."""
+    keys = scores_RHS.shape[-1]
+    rounds = F.pad(scores_RHS, (0, -keys % PART), value=-torch.inf).unflatten(-1, (-1, PART // ROUND, ROUND))
+    most = rounds.amax(-1).cummax(-1).values
+    return most[..., None].expand(rounds.shape).flatten(-3)[..., :keys]
+
+
+def attend(q_THC: Tensor, cache: Slots, spans_B3: Tensor, tables_BP: Tensor, rules: Attention) -> Tensor:
+    """Every new token over its sequence up to itself, [T, H, C]."""
+    out_THC = torch.zeros_like(q_THC, dtype=torch.float64)
+    for (first, rows, context), table_P in zip(spans_B3.tolist(), tables_BP, strict=True):
+        slots, new = cache.slots(table_P, 0, context), slice(first, first + rows)
+        q_RHC = cache.rounded(q_THC[new])
+        out_THC[new] = rules.one(q_RHC, cache.k_SGC[slots], cache.v_SGC[slots], cache.kind != "float")
+    return out_THC
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBlock:
+    """One layer's attention: what `attention_block` is given beside rows and cache. `clip` 0: none."""
+
+    norm: Norm
+    qkv: Weight
+    out: Weight
+    heads: int
+    rules: Attention
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    norm_per_head: bool = False
+    clip: float = 0.0
+    rotary: Tensor | None = None  # [positions, 2, C / 2]
+
+    def heads_of(self, flat_TX: Tensor, weight: Tensor | None, head: int) -> Tensor:
+        """[T, heads, C], normed over all heads at once or over each."""
+        norm, heads_THC = Norm(weight, None, self.norm.eps), flat_TX.unflatten(-1, (-1, head))
+        return norm(heads_THC) if self.norm_per_head else norm(flat_TX).unflatten(-1, (-1, head))
+
+    def turn(self, x_THC: Tensor, positions_T: Tensor) -> Tensor:
+        """Rotary positions, where the model has them."""
+        if self.rotary is None:
+            return x_THC
+        cos_TC, sin_TC = (half.repeat(1, 2) for half in self.rotary[positions_T].unbind(1))
+        return rotate(x_THC, (cos_TC[:, None], sin_TC[:, None]), Rope(x_THC.shape[-1]))
+
+
+def attention_block(x_TD: Tensor, cache: Slots, spans_B3: Tensor, tables_BP: Tensor, block: AttentionBlock) -> Tensor:
+    """x + attention(norm(x)); new keys and values are written to the cache."""
+    kv_heads, head = cache.k_SGC.shape[1:]
+    flat_TX = block.qkv(block.norm(x_TD)).float()
+    q, k, v = flat_TX.split((block.heads * head, kv_heads * head, kv_heads * head), dim=-1)
+    q, k, v = block.heads_of(q, block.q_norm, head), block.heads_of(k, block.k_norm, head), v.unflatten(-1, (-1, head))
+    if block.clip:
+        q, k, v = (part.clamp(-block.clip, block.clip) for part in (q, k, v))
+    positions_T = torch.cat([torch.arange(context - rows, context) for _, rows, context in spans_B3.tolist()])
+    cache.write(block.turn(k, positions_T), v, spans_B3, tables_BP)
+    out_THC = attend(block.turn(q, positions_T), cache, spans_B3, tables_BP, block.rules)
+    return x_TD + block.out(out_THC.flatten(1))

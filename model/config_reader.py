@@ -1,0 +1,207 @@
+"""Reading a checkpoint's config.json: what Hugging Face's families have in common, and an account of what was read.
+
+A key that nobody reads and that is not known to be harmless may change the mathematics: it is an error that names it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+from model.shapes.attention import Attention, Mixer, Rope
+from model.shapes.checks import sizes
+from model.shapes.decoder import DecoderConfig, Dense, FeedForward
+
+# Keys that say nothing of what a served model computes: names, training, generation, other programs' switches.
+_HARMLESS = """model_type architectures torch_dtype dtype transformers_version use_cache initializer_range _name_or_path
+name_or_path attention_dropout attn_dropout hidden_dropout embd_pdrop resid_pdrop attn_pdrop hidden_dropout_prob
+bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id output_router_logits router_aux_loss_coef
+aux_loss_alpha router_jitter_noise input_jitter_noise router_z_loss_coef pretraining_tp seq_aux ep_size
+attn_implementation _attn_implementation experts_implementation _experts_implementation chunk_size_feed_forward
+id2label label2id problem_type return_dict is_encoder_decoder is_decoder add_cross_attention output_attentions
+output_hidden_states torchscript tokenizer_class task_specific_params quantization_config num_nextn_predict_layers
+summary_type summary_use_proj summary_activation summary_first_dropout summary_proj_to_labels mtp_loss_factor"""
+HARMLESS = frozenset(_HARMLESS.split())
+
+
+MOST_LAYERS = 1024
+_LAYERS = ("num_hidden_layers", "n_layer")
+
+
+def check_numbers(raw: Mapping[str, Any]) -> None:
+    """Raise ValueError where a number is none, or where there are more layers than a family could write down."""
+    for key, value in raw.items():
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"{key} must be a finite number, got {value}")
+        if key in _LAYERS:
+            sizes(**{key: value})
+            if value > MOST_LAYERS:
+                raise ValueError(f"{key} must be at most {MOST_LAYERS}, got {value!r:.40}")
+        if isinstance(value, Mapping):
+            check_numbers(value)
+
+
+class Fields(Mapping[str, Any]):
+    """config.json, remembering which keys were asked for."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self._raw, self._read = raw, set[str]()
+
+    def __getitem__(self, key: str) -> Any:
+        self._read.add(key)
+        return self._raw[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def knows(self, *keys: str) -> None:
+        """These change nothing here, whatever they are: the family has seen to it."""
+        self._read.update(keys)
+
+    def either(self, *keys: str, default: Any = None) -> Any:
+        """The value of a field that goes by several names.
+
+        Raises:
+            ValueError: two of them disagree.
+        """
+        given = {key: self[key] for key in keys if self.get(key) is not None}
+        if len(set(given.values())) > 1:
+            raise ValueError(f"{' and '.join(given)} disagree: {', '.join(map(repr, given.values()))}")
+        return next(iter(given.values()), default)
+
+    def expect(self, key: str, *values: object) -> None:
+        """The key is absent, null, or one of the values that this family can serve.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        if self.get(key) is not None and self[key] not in values:
+            raise ValueError(f"{key} is {self[key]!r:.60}, but only {', '.join(map(repr, values))} is supported")
+
+    def check(self) -> None:
+        """Raise ValueError where a key that nobody read is set to something."""
+        unread = (key for key in self._raw if key not in self._read and key not in HARMLESS)
+        unknown = sorted(key for key in unread if self._raw[key] not in (None, False, 0, "", [], {}))
+        if unknown:
+            raise ValueError(
+                f"fields that this family does not know, and that may change what it computes: {', '.join(unknown)}"
+            )
+
+
+def head_width(fields: Fields) -> int:
+    """Of a query or key."""
+    return int(fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"])
+
+
+def rope(fields: Fields, width: int, *, interleaved: bool = False, theta: float = 10000.0, share: float = 1.0) -> Rope:
+    """Rotary positions of heads of `width`, from `rope_parameters` (transformers 5), or `rope_scaling` and
+    `rope_theta`.
+
+    `theta` and `share` (of the head that is turned) are the family's defaults.
+
+    Raises:
+        ValueError: a kind or a parameter of scaling that is not known.
+    """
+    given = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+    fields.knows("rope_scaling", "rope_parameters")
+    base, turned = fields.get("rope_theta"), fields.get("partial_rotary_factor")
+    original, largest = fields.get("original_max_position_embeddings"), fields.get("max_position_embeddings")
+    kind: Any = given.pop("rope_type", given.pop("type", None)) or "default"
+    given.pop("type", None)
+    base = given.pop("rope_theta", None) or base or theta
+    turned = given.pop("partial_rotary_factor", None) or turned or share
+    original = given.pop("original_max_position_embeddings", None) or original or largest
+    known = {name: value for name, value in given.items() if value is not None}
+    kind = {"su": "longrope", "ntk": "dynamic"}.get(kind, kind)
+    if kind == "longrope" and "factor" not in known and original:
+        known["factor"] = largest / original
+    for name in ("short_factor", "long_factor"):
+        if name in known:
+            known[name] = tuple(map(float, known[name]))
+    if kind != "default":
+        known["original"] = original
+    try:
+        return Rope(int(width * turned), float(base), interleaved, kind, **known)
+    except TypeError as error:
+        raise ValueError(f"rope_parameters: {error}") from None
+
+
+def attention(fields: Fields, positions: Rope | None, **changes: Any) -> Attention:
+    """Grouped-query attention with the usual names."""
+    heads = fields["num_attention_heads"]
+    shape: dict[str, Any] = {
+        "heads": heads,
+        "kv_heads": fields.get("num_key_value_heads") or heads,
+        "head_width": head_width(fields),
+        "rope": positions,
+    }
+    return Attention(**shape | changes)
+
+
+def windows(fields: Fields, window: int | None, slides: Callable[[int], bool]) -> list[int]:
+    """How far back each layer sees, 0 for all: as `layer_types` says, or else, where there is a window, as `slides`.
+
+    Raises:
+        ValueError: layers of other kinds, or layers that slide without a window.
+    """
+    count, (full, sliding) = fields["num_hidden_layers"], ("full_attention", "sliding_attention")
+    usual = [sliding if window and slides(layer) else full for layer in range(count)]
+    kinds = layer_kinds(fields, usual, full, sliding)
+    if sliding in kinds and not window:
+        raise ValueError("layer_types has layers that slide, but there is no sliding_window")
+    return [window or 0 if kind == sliding else 0 for kind in kinds]
+
+
+def layer_kinds(fields: Fields, usual: Sequence[str], *known: str) -> list[str]:
+    """What `layer_types` says of each layer, or else `usual`.
+
+    Raises:
+        ValueError: a kind that is not known, or too few of them.
+    """
+    count = fields["num_hidden_layers"]
+    kinds = list(fields.get("layer_types") or usual)[:count]
+    if len(kinds) != count or not set(kinds) <= set(known):
+        raise ValueError(f"layer_types must say {' or '.join(known)} of each of the {count} layers")
+    return kinds
+
+
+def dense(fields: Fields, width: int, *, bias: bool = False) -> Dense:
+    """A gated feed-forward layer."""
+    return Dense(width, activation(fields), bias=bias)
+
+
+def activation(fields: Fields) -> Any:
+    """In our words; one that is not known is refused where it is used."""
+    name = fields.get("hidden_act") or fields.get("hidden_activation") or "silu"
+    return {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}.get(name, name)
+
+
+def decoder(
+    fields: Fields, mixers: Mixer | Sequence[Mixer], layers: FeedForward | Sequence[FeedForward], **changes: Any
+) -> DecoderConfig:
+    """A decoder with the usual names; one mixer or feed-forward layer stands for that of every layer.
+
+    Raises:
+        KeyError: a size is missing.
+        ValueError: a field that the family has not read.
+    """
+    count = fields["num_hidden_layers"]
+    shape: dict[str, Any] = {
+        "vocabulary": fields["vocab_size"],
+        "width": fields["hidden_size"],
+        "context": fields["max_position_embeddings"],
+        "mixers": tuple(mixers) if isinstance(mixers, Sequence) else (mixers,) * count,
+        "layers": tuple(layers) if isinstance(layers, Sequence) else (layers,) * count,
+        "norm_eps": fields.get("rms_norm_eps", 1e-6),
+        "tied": bool(fields.get("tie_word_embeddings", False)),
+    }
+    fields.check()
+    return DecoderConfig(**shape | changes)
+
+
+def sparse_layers(fields: Fields) -> list[bool]:
+    """Which layers are mixtures, in Qwen's words: every `decoder_sparse_step`-th, but those of `mlp_only_layers`."""
+    step, plain = fields.get("decoder_sparse_step", 1), fields.get("mlp_only_layers") or []
+    return [layer not in plain and step > 0 and (layer + 1) % step == 0 for layer in range(fields["num_hidden_layers"])]

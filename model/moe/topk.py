@@ -1,0 +1,105 @@
+"""Sparse top-k mixture: a router, gated experts run on exactly the routed pairs that the counts allow, and a shared
+part.
+
+Shazeer et al. 2017 (1701.06538); shared experts as in DeepSeekMoE (2401.06066), with a gate of their own as in
+Qwen2-MoE. How logits become a choice is `model/moe/router.py`'s. It does not know why a token has its count.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.activation import activate_gated
+from model.layers import DenseFFN
+from model.moe.base import Calls, Mixture, Use, ranks, sort_calls
+from model.moe.router import choose, scores
+from model.shapes.decoder import TopK
+
+
+class TopKMixture(Mixture):
+    """Router [E, D], gate and up fused [E, 2F, D], down [E, D, F]."""
+
+    def __init__(self, width: int, config: TopK) -> None:
+        super().__init__()
+        self.config = config
+        experts, hidden = config.experts, config.width
+        self.router = nn.Parameter(torch.empty(experts, width))
+        self.gate_up = nn.Parameter(torch.empty(experts, 2 * hidden, width))
+        self.down = nn.Parameter(torch.empty(experts, width, hidden))
+        if config.router.logit_bias:
+            self.router_bias = nn.Parameter(torch.empty(experts))
+        if config.router.selection_bias:
+            self.selection_bias = nn.Parameter(torch.empty(experts))
+        if config.bias:
+            self.gate_up_bias = nn.Parameter(torch.empty(experts, 2 * hidden))
+            self.down_bias = nn.Parameter(torch.empty(experts, width))
+        if config.shared is not None:
+            self.shared = DenseFFN(width, config.shared)
+        if config.shared_gate:
+            self.shared_gate = nn.Linear(width, 1, bias=False)
+        self.execute: Callable[[Tensor, Calls], Tensor] | None = None  # another way than `run_ragged`
+
+    def forward(self, x_TD: Tensor, use: Use) -> Tensor:
+        logits_TE = self.logits(x_TD)
+        calls = self.route(logits_TE, use)
+        if use.observer is not None:
+            probs_TE = scores(logits_TE, self.config.router)
+            use.observer.routed(use.layer, len(calls.token_R), calls.load_E, probs_TE)
+        y_TD = (self.execute or self.run_ragged)(x_TD, calls)
+        return y_TD if self.config.shared is None else y_TD + self.always(x_TD)
+
+    def logits(self, x_TD: Tensor) -> Tensor:
+        """Router logits [T, E], float32."""
+        logits_TE = F.linear(x_TD, self.router).float()
+        return logits_TE + self.router_bias.float() if self.config.router.logit_bias else logits_TE
+
+    def route(self, logits_TE: Tensor, use: Use) -> Calls:
+        """The first count(t) of each token's experts, best first, as pairs sorted by expert."""
+        allowed_TK = ranks(use.counts_T, use.k_max)
+        bias_E = self.selection_bias.float() if self.config.router.selection_bias else None
+        expert_TK, weight_TK = choose(logits_TE, allowed_TK, self.config.router, bias_E)
+        token_R, rank_R = allowed_TK.nonzero(as_tuple=True)
+        return sort_calls(token_R, expert_TK[token_R, rank_R], weight_TK[token_R, rank_R], self.config.experts)
+
+    def always(self, x_TD: Tensor) -> Tensor:
+        """The shared part, whatever the count."""
+        y_TD: Tensor = self.shared(x_TD)
+        return y_TD * self.shared_gate(x_TD).sigmoid() if self.config.shared_gate else y_TD
+
+    def run_ragged(self, x_TD: Tensor, calls: Calls) -> Tensor:
+        """Σ over a token's pairs of weight · expert(x), expert by expert in rising order."""
+        y_TD = torch.zeros_like(x_TD)
+        start = 0
+        for expert, end in enumerate(calls.ends_E.tolist()):
+            if end > start:
+                token_r, weight_r1 = calls.token_R[start:end], calls.weight_R[start:end, None]
+                y_TD.index_add_(0, token_r, self.expert(x_TD[token_r], weight_r1, expert).to(x_TD.dtype))
+                start = end
+        return y_TD
+
+    def expert(self, x_rD: Tensor, weight_r1: Tensor, expert: int) -> Tensor:
+        """weight · expert(x), or expert(weight · x)."""
+        if self.config.router.weigh_input:
+            x_rD, weight_r1 = (x_rD * weight_r1).to(x_rD.dtype), torch.ones_like(weight_r1)
+        biases = (self.gate_up_bias[expert], self.down_bias[expert]) if self.config.bias else (None, None)
+        h_rF = self.activated(F.linear(x_rD, self.gate_up[expert], biases[0]))
+        return F.linear(h_rF, self.down[expert], biases[1]) * weight_r1
+
+    def activated(self, both: Tensor) -> Tensor:
+        """activation(gate) · up of [..., 2F]."""
+        gate, up = (both[..., 0::2], both[..., 1::2]) if self.config.interleaved else both.chunk(2, dim=-1)
+        return activate_gated(gate, up, self.config.activation)
+
+    def run_dense(self, x_TD: Tensor, calls: Calls) -> Tensor:
+        """The same sum over all experts with zero weights: saves nothing, but in few large products. For training, of
+        mixtures without biases."""
+        weight_TE = calls.weight_R.new_zeros(len(x_TD), self.config.experts)
+        return self.dense(x_TD, weight_TE.index_put((calls.token_R, calls.expert_R), calls.weight_R))
+
+    def dense(self, x_TD: Tensor, weight_TE: Tensor) -> Tensor:
+        """Σ_e weight[t, e] · expert_e(x_t)."""
+        both_TEF = F.linear(x_TD, self.gate_up.flatten(0, 1)).unflatten(-1, self.gate_up.shape[:2])
+        h_TEF = self.activated(both_TEF) * weight_TE[..., None].to(both_TEF.dtype)
+        return F.linear(h_TEF.flatten(1), self.down.transpose(0, 1).flatten(1))

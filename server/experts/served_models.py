@@ -1,0 +1,114 @@
+"""What is served: the model's name, its aliases with their expert counts, and its card.
+
+Known once the engine has loaded. It serves nothing.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.types import EngineInfo
+from model.errors import InvalidRequest, shown
+from server.errors import ModelNotFound
+from server.experts.requested_count import Ask, aliases_for
+from server.settings import Settings
+from server.version import fingerprint_of
+
+_COUNT = re.compile(r"k[1-9][0-9]{0,8}")
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    name: str
+    info: EngineInfo
+    default_count: int
+    aliases: Mapping[str, int]  # full names, NAME@word
+    quality: tuple[Any, ...]
+    created: int
+    fingerprint: str  # system_fingerprint of answers
+
+    @classmethod
+    def build(cls, settings: Settings, info: EngineInfo, card: Mapping[str, Any], created: int) -> "Catalogue":
+        """Raises InvalidRequest where the operator's counts do not fit the model that was loaded."""
+        default = settings.default_num_experts or info.experts.trained
+        if info.experts.layers:
+            info.experts.budget(default, "default_num_experts")
+        words = aliases_for(settings.aliases, info.experts)
+        aliases = {f"{settings.name}@{word}": count for word, count in words.items()}
+        fingerprint = fingerprint_of(settings.name, info, default)
+        return cls(settings.name, info, default, aliases, tuple(card.get("quality") or ()), created, fingerprint)
+
+    @property
+    def counts(self) -> frozenset[int]:
+        """The closed set of counts that metrics may carry as a label."""
+        return frozenset((*self.aliases.values(), self.default_count))
+
+    def asks_of_model(self, model: str | None) -> list[Ask]:
+        """What the `model` field asks: nothing, or an alias's count."""
+        if model is None or model == self.name:
+            return []
+        return [Ask(f"the model alias {model!r}", "num_experts", self._count_of(model))]
+
+    def _count_of(self, alias: str) -> int:
+        """An alias's count: one of the listed, or any `NAME@kN` with N in the model's range."""
+        if alias in self.aliases:
+            return self.aliases[alias]
+        experts, (name, _, word) = self.info.experts, alias.rpartition("@")
+        count = int(word[1:]) if name == self.name and _COUNT.fullmatch(word) else 0
+        if experts.layers and experts.minimum <= count <= experts.maximum:
+            return count
+        form = f", and {self.name}@kN, N from {experts.minimum} to {experts.maximum}" if experts.layers else ""
+        message = f"the model {shown(alias, 128)} does not exist; this server has {self.name!r}{form}"
+        raise ModelNotFound(message, "model")
+
+    def cards(self) -> Iterator[dict[str, Any]]:
+        yield self._card(self.name, self.default_count, None)
+        for alias, count in self.aliases.items():
+            yield self._card(alias, count, self.name)
+
+    def card(self, model: str) -> dict[str, Any]:
+        if model == self.name:
+            return self._card(self.name, self.default_count, None)
+        return self._card(model, self._count_of(model), self.name)
+
+    def check_tokens(self, ids: Mapping[str, list[int]]) -> None:
+        """Refuse token ids that the embedding does not have; keys are field names."""
+        last = self.info.vocabulary - 1
+        for field, values in ids.items():
+            if values and not 0 <= min(values) <= max(values) <= last:
+                wrong = next(value for value in values if not 0 <= value <= last)
+                raise InvalidRequest(f"{field}: token id {wrong!r:.64} is not between 0 and {last}", field)
+
+    def _card(self, id: str, default: int, parent: str | None) -> dict[str, Any]:
+        return {
+            "id": id,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "moedial",
+            "root": self.name,
+            "parent": parent,
+            "max_model_len": self.info.max_model_len,
+            "meta": {"moe": self._moe(default), "execution": self._execution()},
+        }
+
+    def _execution(self) -> dict[str, Any]:
+        """What runs the model on this machine."""
+        info = self.info
+        reason = {"reason": info.kernels_reason} if info.kernels_reason else {}
+        return {"kernels": info.kernels, "dtype": info.dtype, "quantize": info.quantize} | reason
+
+    def _moe(self, default: int) -> dict[str, Any]:
+        experts = self.info.experts
+        return {
+            "family": self.info.family,
+            "num_experts_total": self.info.experts_total,
+            "trained": experts.trained,
+            "default": default,
+            "min": experts.minimum,
+            "max": experts.maximum,
+            "layers": experts.layers,
+            "shared_experts": self.info.shared_experts,
+            "normaliser": "trained",  # the family's own rule; others are not supported yet
+            "quality": list(self.quality),
+        }

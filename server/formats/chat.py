@@ -1,0 +1,111 @@
+"""How /v1/chat/completions writes an answer: one message per choice, or chunks of it. It runs nothing."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from server.dialects.base import CallArguments, CallStart, Content, Piece, Reasoning
+from server.event_loop.slices import Steps, at_once, long_list
+from server.formats.base import DataFormat, calls_of, content_of, joined, prompt_entries, reasoning_of, token_entry
+from server.formats.usage import UsageSoFar, metrics_of, usage_of, usage_wanted
+from server.generation.output_processor import Delta, TokenLogprob
+from server.protocols import Tokenizer
+from server.requests.calls import Call
+
+
+class ChatFormat(DataFormat):
+    def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
+        self._usage = UsageSoFar(call)
+        super().__init__(same=not self._usage.wanted)
+        self.call, self.tokenizer = call, tokenizer
+        self._head = {"id": call.id, "object": "chat.completion.chunk", "created": call.created, "model": call.model}
+        self._head["system_fingerprint"] = call.fingerprint
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        """The role comes once and first: repeated in later deltas it corrupts LangChain's messages."""
+        for index in range(self.call.body.n):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+
+    def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """A chunk per piece, the log-probabilities with the first; the finish reason is a chunk of its own."""
+        self._usage.take(delta)
+        logprobs = at_once(self._logprobs(delta.logprobs))
+        said = [self._said(delta.index, piece) for piece in delta.pieces] or (
+            [{"content": ""}] if delta.logprobs else []
+        )
+        for part in said:
+            yield self._chunk(delta.index, part, logprobs)
+            logprobs = None
+        if delta.finish:
+            ended = self._chunk(delta.index, {}, None, delta.finish)
+            ended["choices"][0]["stop_reason"] = delta.stop_reason
+            yield ended
+
+    def closing(self) -> Iterator[dict[str, Any]]:
+        if usage_wanted(self.call):
+            yield {**self._head, "choices": [], "usage": usage_of(self.call), "metrics": metrics_of(self.call)}
+
+    def body(self, deltas: list[Delta]) -> Steps[dict[str, Any]]:
+        answers = yield from joined(deltas)
+        choices = []
+        for index in range(self.call.body.n):
+            choices.append((yield from self._choice(answers[index])))
+        answer = {**self._head, "object": "chat.completion", "choices": choices}
+        if (listed := self.call.body.prompt_logprobs) is not None:
+            scores = prompt_entries(self.tokenizer, self.call.prompts[0], answers[0].prompt or (), listed)
+            answer["prompt_logprobs"] = yield from scores
+        return answer | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
+
+    def _said(self, choice: int, piece: Piece) -> dict[str, Any]:
+        match piece:
+            case Content(text):
+                return {"content": text}
+            case Reasoning(text):
+                return {"reasoning_content": text}
+            case CallStart(index, name):
+                function = {"name": name, "arguments": ""}
+                return {
+                    "tool_calls": [
+                        {"index": index, "id": self._id(choice, index), "type": "function"} | {"function": function}
+                    ]
+                }
+            case CallArguments(index, text):
+                return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+    def _id(self, choice: int, index: int) -> str:
+        """The same in a stream and in a whole answer; unique, as the call's own id is."""
+        return f"call_{self.call.id.rpartition('-')[2]}{choice:x}{index:03x}"
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return {**self._head, "choices": [choice], **self._usage.told()}
+
+    def _choice(self, answer: Delta) -> Steps[dict[str, Any]]:
+        calls = [self._call(answer.index, place, *call) for place, call in enumerate(calls_of(answer.pieces))]
+        content = content_of(answer.pieces)
+        message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+        if reasoning := reasoning_of(answer.pieces):
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = calls
+        return {
+            "index": answer.index,
+            "message": message,
+            "logprobs": (yield from self._logprobs(answer.logprobs)),
+            "finish_reason": answer.finish,
+            "stop_reason": answer.stop_reason,
+        }
+
+    def _call(self, choice: int, index: int, name: str, arguments: str) -> dict[str, Any]:
+        return {
+            "id": self._id(choice, index),
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+
+    def _logprobs(self, entries: Iterable[TokenLogprob]) -> Steps[dict[str, Any] | None]:
+        if self.call.body.alternatives is None:
+            return None
+        content = yield from long_list(token_entry(self.tokenizer, entry) for entry in entries)
+        return {"content": content, "refusal": None}

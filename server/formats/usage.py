@@ -1,0 +1,99 @@
+"""The figures that end an answer: `usage` and `metrics`, from the lives of a call's sequences.
+
+It knows numbers, not text.
+"""
+
+from typing import Any
+
+from server.generation.output_processor import Delta
+from server.generation.timeline import Lifecycle
+from server.requests.calls import Call
+
+
+def usage_of(call: Call) -> dict[str, Any]:
+    """A prompt counts once however many answers it has, as OpenAI counts."""
+    lives = [sequence.life for sequence in call.generation.sequences]
+    prompt = sum(map(len, call.prompts))
+    completion = sum(life.tokens for life in lives)
+    cached = sum(life.stats.cached_tokens for life in lives[:: call.body.answers] if life.stats is not None)
+    thought = sum(sequence.transcript.reasoning for sequence in call.generation.sequences)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": thought},
+        "num_experts": call.num_experts,
+        **_pairs(lives),
+    }
+
+
+def usage_wanted(call: Call) -> bool:
+    """Whether a stream ends with the usage."""
+    options = call.body.stream_options
+    return options is not None and options.include_usage
+
+
+def usage_in_chunks(call: Call) -> bool:
+    """Whether every chunk has the usage so far."""
+    options = call.body.stream_options
+    return options is not None and options.continuous_usage_stats
+
+
+class UsageSoFar:
+    """What the chunks of a stream say of its usage, where they do. Tokens that came at one time are told one by one."""
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.wanted = call, usage_in_chunks(call)
+        self._tokens: dict[int, int] = {}  # by answer
+
+    def take(self, delta: Delta) -> None:
+        """The next chunks are of `delta`."""
+        if self.wanted:
+            self._tokens[delta.index] = delta.tokens
+
+    def told(self) -> dict[str, Any]:
+        """What is to be added to a chunk."""
+        if not self.wanted:
+            return {}
+        usage, completion = usage_of(self.call), sum(self._tokens.values())
+        total = usage["prompt_tokens"] + completion
+        return {"usage": usage | {"completion_tokens": completion, "total_tokens": total}}
+
+
+def metrics_of(call: Call) -> dict[str, Any]:
+    """vLLM's names. Milliseconds; null where nothing was measured."""
+    lives = [sequence.life for sequence in call.generation.sequences if sequence.life.first is not None]
+    every = [sequence.life for sequence in call.generation.sequences]
+    return {**_times(lives), "num_experts": call.num_experts, **_pairs(every)}
+
+
+def _pairs(lives: list[Lifecycle]) -> dict[str, int]:
+    """The work of all sequences: what was computed, and what it would have been at the trained count. Tokens found in
+    the prefix cache are in neither."""
+    return {
+        "routed_pairs": sum(life.routed_pairs for life in lives),
+        "routed_pairs_trained": sum(life.routed_pairs_trained for life in lives),
+    }
+
+
+def _times(lives: list[Lifecycle]) -> dict[str, float | None]:
+    if not lives:
+        names = ("time_to_first_token_ms", "queue_time_ms", "generation_time_ms", "mean_itl_ms", "tokens_per_second")
+        return dict.fromkeys(names)
+    first = min(life.first or 0.0 for life in lives)
+    arrived, last = lives[0].arrived, max(life.last for life in lives)
+    gaps = sum(life.last - (life.first or 0.0) for life in lives)
+    steps = sum(life.tokens - 1 for life in lives)
+    tokens = sum(life.tokens for life in lives)
+    return {
+        "time_to_first_token_ms": _ms(first - arrived),
+        "queue_time_ms": _ms(max(life.queue_s for life in lives)),
+        "generation_time_ms": _ms(last - first),
+        "mean_itl_ms": _ms(gaps / steps) if steps else None,
+        "tokens_per_second": round(tokens / (last - arrived), 2) if last > arrived else None,
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

@@ -1,0 +1,118 @@
+"""The bounded queue in front of the engine: a slot is taken before any work, and turns go round.
+
+Counts sequences (a request of n counts n), by owner too, and prompt tokens. Whose turn it is, is in
+`server/generation/turns.py`. It knows neither requests nor the engine.
+"""
+
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from model.errors import EngineBusy, InvalidRequest
+from server.errors import PlacesTaken
+from server.generation.turns import Line, Turns
+
+
+class Admission:
+    """`running` sequences may be with the engine (and a few more, so that its batch refills without waiting for us).
+
+    Where eight or more may run, one call leaves an eighth of the batch to others.
+
+    `shares`: of the sequences and of the prompt tokens held at once, by owner; at least one. An owner without a share
+    may have all.
+    """
+
+    def __init__(self, running: int, queue: int, max_tokens: int, shares: Mapping[str, float]) -> None:
+        self.capacity = running + queue
+        self._shares = shares
+        self.held_by: Counter[str] = Counter()
+        self.tokens_by: Counter[str] = Counter()
+        self.max_tokens = max_tokens
+        self.held = 0
+        self.tokens = 0
+        places = min(self.capacity, running + 1 + running // 8)
+        self.turns = Turns(places, running - running // 8 if running >= 8 else places)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for their turn."""
+        return self.turns.waiting
+
+    def reserve(self, sequences: int, owner: str) -> "Reservation":
+        """Take slots now or refuse now.
+
+        Raises:
+            InvalidRequest: more than this server, or this owner, could ever hold.
+            EngineBusy: no room at this moment.
+            PlacesTaken: the owner's share is used up at this moment.
+        """
+        if sequences > self.capacity:
+            raise InvalidRequest(
+                f"n x prompts = {sequences} sequences; this server holds at most {self.capacity} at once", "n"
+            )
+        self.check_share(owner, sequences, self.held_by[owner], self.capacity, "sequences", "n")
+        if self.held + sequences > self.capacity:
+            raise EngineBusy(f"the queue is full: {self.held} of {self.capacity} sequences are held")
+        self.held += sequences
+        self.held_by[owner] += sequences
+        return Reservation(self, sequences, owner)
+
+    def check_share(self, owner: str, more: int, held: int, whole: int, unit: str, field: str) -> None:
+        """Hold an owner to its share of the `whole`.
+
+        Raises:
+            InvalidRequest: more than its share, whatever is free.
+            PlacesTaken: no room in its share at this moment.
+        """
+        if owner not in self._shares:
+            return
+        most = max(1, math.floor(self._shares[owner] * whole))
+        if more > most:
+            raise InvalidRequest(f"{field}: {more} {unit} in all; this key may hold at most {most} at once", field)
+        if held + more > most:
+            raise PlacesTaken(
+                f"this key holds {held} of at most {most} {unit} at once, {more} more were asked; try again later",
+                "places",
+            )
+
+
+class Reservation:
+    """Slots held by one call. Releasing twice is harmless."""
+
+    def __init__(self, admission: Admission, sequences: int, owner: str) -> None:
+        self._admission, self._sequences, self._owner, self._tokens = admission, sequences, owner, 0
+        self._line = Line(owner)
+
+    @asynccontextmanager
+    async def turn(self, timeout: float) -> AsyncIterator[None]:
+        """Wait for a place in the engine's batch, and hold it. `timeout`: in seconds, until the call's first place.
+
+        Raises:
+            QueueTimeout: it has run out.
+        """
+        turns = self._admission.turns
+        await turns.take(self._line, timeout)
+        try:
+            yield
+        finally:
+            turns.give_back(self._line)
+
+    def add_tokens(self, count: int) -> None:
+        held, limit = self._admission.tokens, self._admission.max_tokens
+        if count > limit:
+            raise InvalidRequest(f"prompt: {count} tokens in all; this server holds at most {limit} at once", "prompt")
+        admission, owner = self._admission, self._owner
+        admission.check_share(owner, count, admission.tokens_by[owner], limit, "prompt tokens", "prompt")
+        if held + count > limit:
+            raise EngineBusy(f"the queue is full: {held} of {limit} prompt tokens are held, {count} more were asked")
+        admission.tokens += count
+        admission.tokens_by[owner] += count
+        self._tokens += count
+
+    def release(self) -> None:
+        self._admission.held -= self._sequences
+        self._admission.held_by[self._owner] -= self._sequences
+        self._admission.tokens -= self._tokens
+        self._admission.tokens_by[self._owner] -= self._tokens
+        self._sequences = self._tokens = 0

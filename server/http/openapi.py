@@ -1,0 +1,150 @@
+"""The contract at /openapi.json: bodies that are read by hand, answers that are written by hand, and every error.
+
+It describes; nothing is checked with it. Tests ask the server what it says here (`tests/server/test_schemathesis.py`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from server.http.middleware import PROBES
+from server.schemas import answers, response_object
+from server.schemas.chat import ChatBody
+from server.schemas.completions import CompletionBody
+from server.schemas.responses import ResponsesBody
+from server.schemas.tokens import DetokenizeBody, TokenizeBody
+
+REF = "#/components/schemas/{model}"
+HEADER = {
+    "name": "X-Num-Experts",
+    "in": "header",
+    "required": False,
+    "description": "Experts per token, for those who can set no field; body, model alias and header must agree",
+    "schema": {"type": "integer", "minimum": 1},
+}
+# path: body, answer, event of a stream
+POSTS: dict[str, tuple[type[BaseModel], type[BaseModel], type[BaseModel] | None]] = {
+    "/v1/completions": (CompletionBody, answers.Completion, answers.Completion),
+    "/v1/chat/completions": (ChatBody, answers.ChatCompletion, answers.ChatChunk),
+    "/v1/responses": (ResponsesBody, response_object.ResponseObject, response_object.ResponseEvent),
+    "/tokenize": (TokenizeBody, answers.Tokenized, None),
+    "/detokenize": (DetokenizeBody, answers.Detokenized, None),
+}
+GETS: dict[str, type[BaseModel]] = {
+    "/v1/models": answers.Models,
+    "/v1/models/{model_id}": answers.Model,
+    "/tokenizer_info": answers.TokenizerInfo,
+}
+EXAMPLES: Mapping[str, dict[str, Any]] = {
+    "/v1/completions": {
+        "two experts": {"value": {"prompt": "Once upon a time", "max_tokens": 64, "num_experts": 2}},
+        "an alias": {"value": {"model": "infinity-stories@k2", "prompt": "Once upon a time", "seed": 7}},
+        "a score": {"value": {"prompt": [[1, 2, 3]], "max_tokens": 0, "echo": True, "logprobs": 1}},
+    },
+    "/v1/chat/completions": {
+        "a count per layer": {
+            "value": {
+                "messages": [{"role": "user", "content": "Tell me a story."}],
+                "experts": {"count": [4, 4, 2, 2, 1, 1]},
+            }
+        },
+        "some of the tools": {
+            "value": {
+                "messages": [{"role": "user", "content": "Draw a cat."}],
+                "tools": [{"type": "function", "function": {"name": name}} for name in ("draw", "sleep")],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [{"type": "function", "function": {"name": "draw"}}],
+                    },
+                },
+            }
+        },
+        "a schema": {
+            "value": {
+                "messages": [{"role": "user", "content": "How old is the cat?"}],
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {
+                        "name": "cat",
+                        "schema": {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]},
+                    },
+                },
+            }
+        },
+    },
+}
+
+
+def install(app: FastAPI) -> None:
+    """Have the app describe itself so."""
+
+    def contract() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = describe(app)
+        return app.openapi_schema
+
+    app.openapi = contract  # type: ignore[method-assign]
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The routes as FastAPI knows them, with what it cannot know."""
+    whole = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
+    bodies = [(body, "validation") for body, _, _ in POSTS.values()]
+    told = [answer for _, *pair in POSTS.values() for answer in pair if answer is not None]
+    models = [*bodies, *((answer, "serialization") for answer in (*told, *GETS.values(), answers.Error))]
+    refs, schemas = models_json_schema(list(dict.fromkeys(models)), ref_template=REF)  # type: ignore[arg-type]
+    whole["components"] = {
+        "schemas": schemas["$defs"],
+        "securitySchemes": {
+            "key": {"type": "http", "scheme": "bearer", "description": "Where the server has keys"},
+            "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, elsewhere"},
+        },
+    }
+    if app.state.service.keys:
+        _guard(whole)
+    for path, (body, answer, event) in POSTS.items():
+        operation = whole["paths"][path]["post"]
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": refs[body, "validation"]}},
+        }
+        if path in EXAMPLES:
+            operation["requestBody"]["content"]["application/json"]["examples"] = EXAMPLES[path]
+        if event is not None:
+            operation["parameters"] = [HEADER]
+        operation["responses"] = _responses(refs, answer, event)
+    for path, answer in GETS.items():
+        whole["paths"][path]["get"]["responses"] = _responses(refs, answer, None)
+    return whole
+
+
+def _guard(whole: dict[str, Any]) -> None:
+    """Every operation needs one of the ways to send a key, but for the open ones."""
+    whole["security"] = [{"key": []}, {"x-api-key": []}]
+    for path in PROBES:
+        whole["paths"][path]["get"]["security"] = []
+
+
+DESCRIPTION = """OpenAI's API over one mixture-of-experts model. Every request may say how many experts its tokens use:
+`num_experts` in the body, a model alias such as `NAME@k2`, or the header `X-Num-Experts`."""
+
+
+def _responses(
+    refs: Mapping[Any, dict[str, Any]], answer: type[BaseModel], event: type[BaseModel] | None
+) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": refs[answer, "serialization"]}}
+    if event is not None:
+        content["text/event-stream"] = {
+            "schema": {"type": "string", "description": f"Events whose data is a {event.__name__}"}
+        }
+    error = {"application/json": {"schema": refs[answers.Error, "serialization"]}}
+    return {
+        "200": {"description": "The answer", "content": content},
+        "default": {"description": "A refusal or a failure", "content": error},
+    }

@@ -1,0 +1,57 @@
+"""POST /v1/completions, /v1/chat/completions and /v1/responses: open the call, or count its refusal; then answer it."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.errors import PlacesTaken, code_of, key_name_of
+from server.formats.chat import ChatFormat
+from server.formats.completions import CompletionFormat
+from server.formats.responses import ResponsesFormat
+from server.http.sse import answer
+from server.requests.calls import open_chat, open_completion
+from server.requests.responses_as_chat import in_own_words, open_response
+from server.service import Service
+
+Opened = TypeVar("Opened")
+COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+PATHS = (COMPLETIONS, CHAT, RESPONSES)
+router = APIRouter(tags=["generate"])
+
+
+@router.post(COMPLETIONS)
+async def completions(request: Request) -> Response:
+    """Continue one or more prompts."""
+    service: Service = request.app.state.service
+    call = await _opened(service, request, open_completion)
+    return await answer(service, request, call, CompletionFormat)
+
+
+@router.post(CHAT)
+async def chat_completions(request: Request) -> Response:
+    """Answer a conversation, written out by the checkpoint's own chat template."""
+    service: Service = request.app.state.service
+    call = await _opened(service, request, open_chat)
+    return await answer(service, request, call, ChatFormat)
+
+
+@router.post(RESPONSES)
+async def responses(request: Request) -> Response:
+    """Answer a text or a conversation, in OpenAI's newer form. Nothing is stored: each request brings all of it."""
+    service: Service = request.app.state.service
+    call, body = await _opened(service, request, open_response)
+    with in_own_words():  # a schema that cannot be compiled is refused by the engine
+        return await answer(service, request, call, lambda call, tokenizer: ResponsesFormat(call, tokenizer, body))
+
+
+async def _opened(service: Service, request: Request, open: Callable[[Service, Request], Awaitable[Opened]]) -> Opened:
+    """A request that never becomes a call is counted here, once."""
+    try:
+        return await open(service, request)
+    except Exception as error:
+        service.metrics.inc("requests_rejected", code_of(error))
+        if isinstance(error, PlacesTaken):
+            service.metrics.inc("key_requests_limited", key_name_of(request), error.limit)
+        raise

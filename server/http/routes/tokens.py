@@ -1,0 +1,88 @@
+"""POST /tokenize and /detokenize, at the root, where evaluation tools look for them. They need no engine slot.
+
+What may take long runs, and is written, beside the event loop, one at a time.
+"""
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from model.errors import InvalidRequest
+from server.requests.calls import render
+from server.requests.encoding import most_characters
+from server.requests.limits import check_template
+from server.schemas.base import validate
+from server.schemas.tokens import MOST_TOKENS, DetokenizeBody, TokenizeBody
+from server.service import Service
+from weights.tokenizer import TooManyTokens
+
+router = APIRouter(tags=["tokens"])
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request) -> Response:
+    """Ids of a `prompt`, or of `messages` as the chat template writes them."""
+    service: Service = request.app.state.service
+    body = await service.bodies.read(request, lambda raw: validate(TokenizeBody, raw, settings=service.settings))
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequest("exactly one of prompt and messages must be given", "prompt")
+    for field in ("continue_final_message", "enable_thinking"):
+        if body.messages is None and getattr(body, field):
+            raise InvalidRequest(f"{field} needs messages", field)
+    if body.messages is not None:
+        check_template(body, body.messages, service.settings)
+    return await service.token_routes.run(_tokenized, service, body)
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body = await service.bodies.read(request, lambda raw: validate(DetokenizeBody, raw, settings=service.settings))
+    return await service.token_routes.run(_detokenized, service, body)
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(request: Request) -> dict[str, Any]:
+    """What evaluation tools ask of a tokenizer: its special tokens as texts, and the chat template."""
+    service: Service = request.app.state.service
+    return dict(service.tokenizer_info)
+
+
+def _tokenized(service: Service, body: TokenizeBody) -> Response:
+    length = service.catalogue.info.max_model_len
+    try:
+        ids = _ids(service, body)
+    except TooManyTokens as error:
+        field = "messages" if body.prompt is None else "prompt"
+        reason = f"{field}: at least {error.count} tokens; at most {MOST_TOKENS} are listed"
+        raise InvalidRequest(reason, field) from None
+    return _json({"count": len(ids), "max_model_len": length, "tokens": ids})
+
+
+def _ids(service: Service, body: TokenizeBody) -> list[int]:
+    """A prompt that is one special token, unframed, is that token: so evaluation tools look up the id of a token whose
+    text /tokenizer_info told them. Everywhere else, what a client writes is plain text."""
+    tokenizer, framed = service.tokenizer, body.add_special_tokens
+    if not framed and (special := tokenizer.specials.get(body.prompt or "")) is not None:
+        return [special]
+    text = render(service, body, body.messages or [], body.tools, {}) if body.prompt is None else body.prompt
+    most = most_characters(service.catalogue.info.max_model_len)
+    if len(text) > most:
+        field = "messages" if body.prompt is None else "prompt"
+        raise InvalidRequest(f"{field}: {len(text)} characters; at most {most} are tokenised", field)
+    if (least := tokenizer.least_tokens(text)) > MOST_TOKENS:
+        raise TooManyTokens(least, MOST_TOKENS)
+    if body.prompt is None:
+        return tokenizer.encode_chat(text, most=MOST_TOKENS)
+    return tokenizer.encode(text, framed, most=MOST_TOKENS)
+
+
+def _detokenized(service: Service, body: DetokenizeBody) -> Response:
+    service.catalogue.check_tokens({"tokens": body.tokens})
+    return _json({"prompt": service.tokenizer.decode(body.tokens)})
+
+
+def _json(answer: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(answer), media_type="application/json")

@@ -1,0 +1,199 @@
+"""Sends a call's answer: as server-sent events, or whole. Both stop at once when the caller has gone.
+
+It knows frames and connections, not what is in a chunk.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import orjson
+import structlog
+from fastapi import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from model.errors import MoedialError
+from server.errors import ClientGone, key_name_of
+from server.event_loop.slices import in_slices
+from server.formats.base import Format, is_long
+from server.generation.output_processor import Delta
+from server.http.h11 import CHUNKS, Chunks
+from server.protocols import Tokenizer
+from server.requests.calls import Call
+from server.service import Service
+
+log = structlog.get_logger("server")
+T = TypeVar("T")
+WAITING = b": waiting\n\n"
+PIECE = 256 << 10  # bytes of a long body that are sent at a time
+GRACE = 5.0  # seconds beyond the total timeout for a slow reader to take the last events
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`, cancelled as soon as the caller disconnects.
+
+    Raises:
+        ClientGone: the caller has gone.
+    """
+    task, gone = asyncio.current_task(), False
+    assert task is not None
+
+    async def watch() -> None:
+        nonlocal gone
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        except Exception as error:
+            log.error("internal error", exc_info=error)
+        gone = True
+        task.cancel()  # it is waiting inside of `work`, or this would not run
+
+    watcher = asyncio.create_task(watch())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone and not task.uncancel():
+            raise ClientGone("the caller has closed the connection") from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+async def answer(
+    service: Service, request: Request, call: Call, write: Callable[[Call, Tokenizer], Format]
+) -> Response:
+    """The response to an accepted call. What fails before the first event is still an HTTP error."""
+    headers = {"x-num-experts": f"{call.num_experts:g}"}
+    try:
+        format = write(call, service.tokenizer)
+        call.generation.start()
+        if not call.body.stream:
+            return await _whole(service, request, call, format, headers)
+        first = await unless_gone(request.receive, call.generation.next(service.settings.heartbeat))
+    except BaseException:
+        await _close(request, call)
+        raise
+    return EventStream(service, request, call, format, first, headers)
+
+
+async def _whole(service: Service, request: Request, call: Call, format: Format, headers: dict[str, str]) -> Response:
+    deltas = await unless_gone(request.receive, _collect(call))
+    body = await unless_gone(request.receive, in_slices(format.body(deltas)))
+    await _close(request, call)
+    return WholeResponse(orjson.dumps(body), headers, service.settings.total_timeout + GRACE)
+
+
+async def _collect(call: Call) -> list[Delta]:
+    deltas: list[Delta] = []
+    while not call.generation.finished:
+        deltas += await call.generation.next()
+    return deltas
+
+
+async def _events(service: Service, call: Call, format: Format, first: list[Delta]) -> AsyncGenerator[bytes, None]:
+    """What is there at one time leaves in one piece."""
+    if opening := await in_slices(format.begin()):
+        yield opening
+    deltas = first
+    try:
+        while True:
+            yield (await in_slices(format.steps_of(deltas)) if is_long(deltas) else format.write(deltas)) or WAITING
+            if call.generation.finished:
+                break
+            deltas = await call.generation.next(service.settings.heartbeat)
+    except Exception as error:
+        if not isinstance(error, MoedialError):
+            log.error("internal error", exc_info=error)
+        yield format.failure(error)  # a silent end would read as success
+        return
+    yield format.end()
+
+
+class WholeResponse(Response):
+    """Starlette's Response, but a long body leaves in pieces, as fast as the caller takes them, and for so many seconds
+    at the most."""
+
+    def __init__(self, body: bytes, headers: dict[str, str], limit: float) -> None:
+        super().__init__(body, 200, headers, "application/json")
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(TimeoutError):  # a body that is not whole closes the connection
+            async with asyncio.timeout(self.limit):
+                await self._send(send)
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        body = memoryview(self.body)
+        for start in range(0, len(body), PIECE):
+            piece = bytes(body[start : start + PIECE])
+            await send({"type": "http.response.body", "body": piece, "more_body": start + PIECE < len(body)})
+
+
+class EventStream(Response):
+    """Starlette's StreamingResponse, but it always closes what it streams, bounds the time of a slow reader, and lets
+    the tokens of a lone sequence go straight to the connection (`server/http/h11.py`), while that takes them."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        service: Service,
+        request: Request,
+        call: Call,
+        format: Format,
+        first: list[Delta],
+        headers: dict[str, str],
+    ) -> None:
+        super().__init__(None, 200, {**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self.events = _events(service, call, format, first)
+        self.request, self.call, self.format = request, call, format
+        self.limit = service.settings.total_timeout + GRACE
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self.limit):
+                await unless_gone(receive, self._send(send))
+        except (ClientGone, TimeoutError):
+            pass  # nobody reads any more; the sequences are aborted below
+        finally:
+            await _close(self.request, self.call)
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        chunks: Chunks | None = self.request.scope["state"].get(CHUNKS)
+        if chunks is not None and len(self.call.generation.sequences) == 1:
+            self.call.generation.direct = partial(self._write, chunks)
+        async with aclosing(self.events) as events:
+            async for event in events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _write(self, chunks: Chunks, deltas: list[Delta]) -> bool:
+        if chunks.paused or deltas[0].prompt is not None:  # the scores of a prompt come first, and are written in steps
+            return False
+        chunks.write(self.format.write(deltas) or WAITING)
+        return True
+
+
+async def _close(request: Request, call: Call) -> None:
+    """End the call and write its one log line: figures, never text."""
+    await call.generation.close()
+    key = {"key": name} if (name := key_name_of(request)) else {}
+    lives = [sequence.life for sequence in call.generation.sequences]
+    log.info(
+        "call",
+        request_id=request.scope["state"].get("request_id"),
+        **key,
+        id=call.id,
+        model=call.model,
+        num_experts=call.num_experts,
+        prompt_tokens=sum(map(len, call.prompts)),
+        completion_tokens=sum(life.tokens for life in lives),
+        outcomes=[life.outcome for life in lives],
+        seconds=round(max([life.last for life in lives] + [call.arrived]) - call.arrived, 4),
+    )

@@ -1,0 +1,222 @@
+"""Reading a body and holding it to the limits that an operator can set. Every refusal names field, value and limit.
+
+It knows shapes and sizes, not what a field means to the engine.
+"""
+
+from collections.abc import Callable
+from math import isfinite
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from model.errors import InvalidRequest, context_exceeded, shown
+from server.depth import JsonTooLarge, least_bytes, parse
+from server.errors import ClientGone
+from server.event_loop.lanes import Lane
+from server.requests.output_fields import asked_of
+from server.schemas.base import GenerationBody
+from server.schemas.chat import AssistantMessage, ChatBody, Message, TemplateBody, text_of
+from server.schemas.completions import CompletionBody
+from server.settings import Settings
+
+COMPLETION_TOKENS = 16  # OpenAI's default for completions
+INLINE = 32 << 10  # bytes of a body that is read on the event loop; a larger one goes to a thread
+Checked = TypeVar("Checked")
+
+
+class BodyReader:
+    """Reads bodies: those that take a while in threads, a few at a time, so that the event loop gets its turns."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._lane = Lane("large bodies", 2, settings.max_connections)
+
+    async def read(self, request: Request, check: Callable[[dict[str, Any]], Checked]) -> Checked:
+        """What `check` makes of the body, which is an object. It may run in a thread."""
+        data = await _body_of(request)
+        if len(data) <= INLINE:
+            return check(object_in(data, self.settings))
+        return await self._lane.run(lambda: check(object_in(data, self.settings)))
+
+
+async def _body_of(request: Request) -> bytearray:
+    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if content_type != "application/json" and not content_type.endswith("+json"):
+        raise InvalidRequest(f"the content type must be application/json, got {content_type!r:.64}", "content-type")
+    try:
+        return await _bytes_of(request)
+    except ClientDisconnect:
+        raise ClientGone("the caller closed the connection before the body had arrived") from None
+
+
+def object_in(data: bytes | bytearray, settings: Settings) -> dict[str, Any]:
+    """The body as an object, refused where it is no JSON, something else, too deep or too much."""
+    try:
+        body = parse(data, settings.json_limits)
+    except JsonTooLarge as error:
+        raise InvalidRequest(f"the body may have {error}, got more", None, "invalid_json") from None
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error!s:.200}", None, "invalid_json") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"the body must be a JSON object, got {type(body).__name__}", None, "invalid_json")
+    nested = body.get("extra_body")
+    for where, part in (("the body", body), ("extra_body", nested if isinstance(nested, dict) else {})):
+        if (count := len(part)) > settings.max_body_fields:
+            raise InvalidRequest(
+                f"{where} may have at most {settings.max_body_fields} fields, got {count}",
+                None if part is body else where,
+            )
+    return body
+
+
+async def _bytes_of(request: Request) -> bytearray:
+    """The whole body, which is kept nowhere else: Starlette's `request.body()` would keep it as long as the request,
+    and put it together from parts that leave holes in the heap."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+    return body
+
+
+def check_limits(body: GenerationBody, settings: Settings) -> None:
+    _at_most("n", body.n, settings.max_n)
+    if isinstance(body, CompletionBody):
+        _check_completion(body, settings)
+    elif body.answer_limit == 0:
+        raise InvalidRequest("max_tokens must be at least 1, got 0", "max_tokens")
+    _at_most("logprobs" if isinstance(body, CompletionBody) else "top_logprobs", _wanted(body), settings.max_logprobs)
+    _at_most("prompt_logprobs", body.prompt_logprobs or 0, settings.max_logprobs)
+    if body.prompt_logprobs is not None and body.stream:
+        raise InvalidRequest(f"prompt_logprobs = {body.prompt_logprobs} cannot be streamed", "prompt_logprobs")
+    for i, text in enumerate(body.stop):
+        _at_most(f"stop[{i}]", len(text), settings.max_stop_length, "characters")
+        if not text:
+            raise InvalidRequest(f"stop[{i}] is an empty string", f"stop[{i}]")
+    for i, word in enumerate(body.bad_words):
+        _at_most(f"bad_words[{i}]", len(word), settings.max_stop_length, "characters")
+        if not word.strip():
+            raise InvalidRequest(f"bad_words[{i}] is blank, got {shown(word)}", f"bad_words[{i}]")
+    if isinstance(body, ChatBody):
+        check_template(body, body.messages, settings)
+    _check_sizes(body, settings.max_grammar_bytes)
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options is only allowed with stream: true", "stream_options")
+
+
+def _check_sizes(body: GenerationBody, limit: int) -> None:
+    """What a grammar is written from, before it is written out to be measured."""
+    asked = asked_of(body)
+    for one in asked:
+        # the size of a text is measured where it is read
+        if not isinstance(one.value, str) and (size := least_bytes(one.value, limit)) > limit:
+            raise InvalidRequest(f"{one.field} must be at most {limit} bytes, got at least {size}", one.field)
+    if isinstance(body, ChatBody) and body.tools and (asked or body.tool_choice not in (None, "auto", "none")):
+        schemas = [tool.function.parameters for tool in body.tools]
+        if (size := least_bytes(schemas, 2 * limit)) > 2 * limit:
+            raise InvalidRequest(f"tools make a grammar of at least {size} bytes; at most {2 * limit}", "tools")
+
+
+def _check_completion(body: CompletionBody, settings: Settings) -> None:
+    _at_most("best_of", body.answers, settings.max_n)
+    if body.answers < body.n:
+        raise InvalidRequest(f"best_of must be at least n = {body.n}, got {body.best_of}", "best_of")
+    if body.answers > body.n and body.stream:
+        raise InvalidRequest(
+            f"best_of = {body.best_of} cannot be streamed: which answers are best is known last", "best_of"
+        )
+    if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
+        reason = "max_tokens can only be 0 with echo or prompt_logprobs: nothing else would come back"
+        raise InvalidRequest(reason, "max_tokens")
+
+
+def check_template(body: TemplateBody, messages: list[Message], settings: Settings) -> None:
+    _check_continued(body, messages)
+    field, allowed = "chat_template_kwargs", settings.chat_template_kwargs
+    for name, value in body.chat_template_kwargs.items():
+        if name not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise InvalidRequest(f"{field}: {shown(name)} is not allowed; the operator allows {known}", field)
+        if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not isfinite(value)):
+            kinds = "a text, a number, true, false or null"
+            raise InvalidRequest(f"{field}: {name} must be {kinds}, got {shown(value)}", field)
+
+
+def _check_continued(body: TemplateBody, messages: list[Message]) -> None:
+    field, last = "continue_final_message", messages[-1] if messages else None
+    if not body.continue_final_message:
+        return
+    if body.add_generation_prompt:
+        raise InvalidRequest(f"{field} needs add_generation_prompt: false, got true", "add_generation_prompt")
+    if not isinstance(last, AssistantMessage) or last.tool_calls or not text_of(last.content).strip():
+        raise InvalidRequest(f"{field} needs a last message of the assistant that has text and no tool_calls", field)
+
+
+def _wanted(body: GenerationBody) -> int:
+    if isinstance(body, ChatBody) and body.top_logprobs and not body.logprobs:
+        raise InvalidRequest(f"top_logprobs is {body.top_logprobs}, which needs logprobs: true", "top_logprobs")
+    return body.alternatives or 0
+
+
+def _at_most(field: str, value: int, limit: int, unit: str = "") -> None:
+    if value > limit:
+        raise InvalidRequest(f"{field} must be at most {limit}{unit and ' ' + unit}, got {value}", field)
+
+
+def prompts_of(value: Any, limit: int) -> list[str | list[int]]:
+    """The four shapes of `prompt` as one: a list of texts or of token-id lists."""
+    prompts = [value] if isinstance(value, str) or _are_ids(value) else value
+    if not isinstance(prompts, list) or not prompts:
+        shapes = "a string, a list of strings, token ids or a list of token-id lists"
+        raise InvalidRequest(f"prompt must be {shapes}, got {shown(value)}", "prompt", "invalid_type")
+    _at_most("prompt", len(prompts), limit, "prompts")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) and not _are_ids(prompt):
+            raise InvalidRequest(
+                f"prompt[{i}] must be a string or a list of token ids, got {shown(prompt)}", "prompt", "invalid_type"
+            )
+    return prompts
+
+
+def _are_ids(value: Any) -> bool:
+    """A non-empty list of real integers: JSON's true is not a token."""
+    return isinstance(value, list) and set(map(type, value)) == {int}
+
+
+def biases_of(body: GenerationBody) -> dict[int, float]:
+    biases = {}
+    for key, value in body.logit_bias.items():
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
+            raise InvalidRequest(f"logit_bias: {shown(key)} is not a token id", "logit_bias")
+        biases[int(key)] = value
+    return biases
+
+
+def kept_tokens(body: GenerationBody, context: int) -> int | None:
+    """How many of the last tokens of each prompt are kept; None: all.
+
+    Raises:
+        InvalidRequest: 0, or more than the context has.
+    """
+    field, kept = "truncate_prompt_tokens", body.truncate_prompt_tokens
+    if kept == -1:
+        default = COMPLETION_TOKENS if isinstance(body, CompletionBody) else 1
+        return max(1, context - (default if body.answer_limit is None else body.answer_limit))
+    if kept == 0 or (kept or 0) > context:
+        raise InvalidRequest(f"{field} must be -1, or between 1 and the context's {context}, got {kept}", field)
+    return kept
+
+
+def room_for(asked: int | None, default: int | None, prompt: int, context: int) -> int:
+    """How many tokens may be generated; `default` None means the rest of the context.
+
+    Raises:
+        InvalidRequest: prompt and answer do not fit the context.
+    """
+    room = context - prompt
+    least = 1 if asked is None else asked
+    if least > room:
+        raise context_exceeded(prompt, least, context)
+    if asked is not None:
+        return asked
+    return room if default is None else min(default, room)

@@ -1,0 +1,112 @@
+"""Which fields of a body say what an answer must match: OpenAI's, vLLM's, SGLang's, llama.cpp's and Ollama's names.
+
+It knows fields and what kind of thing each holds; it writes no grammar.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from model.errors import InvalidRequest, shown
+from server.schemas.base import GenerationBody, ResponseFormat, StructuredOutputs
+
+Kind = Literal["schema", "regex", "choice", "grammar"]
+OBJECT = {"type": "object"}
+RESPONSE_FORMAT = "response_format"
+FIELDS: tuple[tuple[str, Kind], ...] = (
+    ("guided_json", "schema"),
+    ("json_schema", "schema"),
+    ("guided_regex", "regex"),
+    ("regex", "regex"),
+    ("guided_choice", "choice"),
+    ("guided_grammar", "grammar"),
+    ("grammar", "grammar"),
+    ("ebnf", "grammar"),
+)
+EMPTY_IS_NONE = ("grammar", "format")  # clients of llama.cpp and Ollama send an empty text for nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    field: str
+    kind: Kind
+    value: Any
+
+
+def asked_of(body: GenerationBody) -> list[Asked]:
+    """All that a body asks for.
+
+    Raises:
+        InvalidRequest: a field says that there is something, and does not say what.
+    """
+    found = [*_of_format(body.response_format), *_of_ollama(body.format)]
+    found += [Asked(field, kind, getattr(body, field)) for field, kind in FIELDS]
+    found += _of_structured_outputs(body.structured_outputs)
+    return [asked for asked in found if asked.value is not None and not _is_none(asked)]
+
+
+def whitespace_of(body: GenerationBody) -> tuple[str, str] | None:
+    """The field that says which white space JSON may have, and its pattern."""
+    if body.guided_whitespace_pattern is not None:
+        return "guided_whitespace_pattern", body.guided_whitespace_pattern
+    new = body.structured_outputs
+    if new is not None and new.whitespace_pattern is not None:
+        return "structured_outputs.whitespace_pattern", new.whitespace_pattern
+    return None
+
+
+def closing_of(body: GenerationBody) -> bool | None:
+    """Whether the body itself says that schemas are closed, or open."""
+    new = body.structured_outputs
+    return None if new is None else new.disable_additional_properties
+
+
+def _is_none(asked: Asked) -> bool:
+    return asked.field in EMPTY_IS_NONE and asked.value == ""
+
+
+def _of_format(wanted: ResponseFormat | None) -> Iterator[Asked]:
+    """The schema stands in `json_schema`, or, as llama.cpp takes it, beside the type."""
+    if wanted is None:
+        return
+    given = {
+        "response_format.json_schema": wanted.json_schema and wanted.json_schema.schema_,
+        "response_format.schema": wanted.schema_,
+    }
+    fields = [field for field, schema in given.items() if schema is not None]
+    if len(fields) > 1:
+        raise InvalidRequest(f"{fields[1]} and {fields[0]} both give a schema; give one", fields[1])
+    if wanted.type == "json_schema" and not fields:
+        raise InvalidRequest("response_format.json_schema is missing", "response_format.json_schema")
+    if fields and (wanted.type == "text" or (wanted.type == "json_object" and wanted.json_schema is not None)):
+        raise InvalidRequest(f'{fields[0]} needs type "json_schema", got {shown(wanted.type)}', fields[0])
+    schema = given[fields[0]] if fields else OBJECT
+    if wanted.type == "json_object" and schema in ({}, True):  # says nothing, so that the type alone holds
+        schema = OBJECT
+    if wanted.type != "text":
+        yield Asked(RESPONSE_FORMAT, "schema", schema)
+
+
+def _of_ollama(wanted: Any) -> Iterator[Asked]:
+    if isinstance(wanted, str) and wanted not in ("", "json"):
+        raise InvalidRequest(f'format must be "json" or a JSON schema, got {shown(wanted)}', "format")
+    yield Asked("format", "schema", OBJECT if wanted == "json" else wanted)
+
+
+def _of_structured_outputs(new: StructuredOutputs | None) -> list[Asked]:
+    if new is None:
+        return []
+    given: dict[str, tuple[Kind, Any]] = {
+        "json": ("schema", new.json_),
+        "regex": ("regex", new.regex),
+        "choice": ("choice", new.choice),
+        "grammar": ("grammar", new.grammar),
+        "json_object": ("schema", OBJECT if new.json_object else None),
+    }
+    names = [name for name, (_, value) in given.items() if value is not None]
+    if len(names) != 1:
+        got = f", got {' and '.join(names)}" if names else ""
+        raise InvalidRequest(
+            f"structured_outputs needs one of json, regex, choice, grammar and json_object{got}", "structured_outputs"
+        )
+    return [Asked("structured_outputs", *given[names[0]])]

@@ -1,0 +1,103 @@
+"""The process that renders a checkpoint's chat template: `python -m server.requests.template_process FOLDER SECONDS`.
+
+A sandbox keeps a template from the machine, but not from its time and memory; a process can be killed. It reads
+conversations from a socket, its standard input, and writes what the template makes of them. A conversation that costs
+more processor time than SECONDS ends it. It knows no requests.
+"""
+
+import json
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from engine import parent
+from model.errors import CheckpointError, InvalidRequest
+from weights.chat import ChatTemplate
+
+SIZE = struct.Struct("<I")
+RENDERED, REFUSED = b"+", b"-"  # what an answer begins with
+MEMORY = 1 << 30  # bytes of address space; a body of 8 MB in the smallest messages needs a fifth of it
+
+
+def send(connection: socket.socket, data: bytes) -> None:
+    """One frame. Raises OSError as the socket does."""
+    connection.sendall(SIZE.pack(len(data)) + data)
+
+
+def receive(connection: socket.socket, deadline: float | None = None) -> bytes:
+    """One frame.
+
+    Raises:
+        EOFError: the other end has closed.
+        TimeoutError: it did not come in time.
+        OSError: as the socket does.
+    """
+    size = SIZE.unpack(_exactly(connection, SIZE.size, deadline))[0]
+    return _exactly(connection, size, deadline)
+
+
+def _exactly(connection: socket.socket, size: int, deadline: float | None) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        if deadline is not None:
+            connection.settimeout(max(1e-3, deadline - time.monotonic()))
+        if not (part := connection.recv(min(size - len(data), 1 << 20))):
+            raise EOFError
+        data += part
+    return bytes(data)
+
+
+def main() -> None:
+    parent.follow()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with socket.socket(fileno=sys.stdin.fileno()) as connection:
+        try:
+            template = ChatTemplate.load(Path(sys.argv[1]))
+        except (CheckpointError, MemoryError) as error:
+            send(connection, json.dumps({"error": str(error) or "the chat template needs too much memory"}).encode())
+            return
+        send(connection, json.dumps(_described(template)).encode())
+        if template is not None:
+            _serve(connection, template, float(sys.argv[2]))
+
+
+def _described(template: ChatTemplate | None) -> dict[str, Any] | None:
+    if template is None:
+        return None
+    known = {"knows_tools": template.knows_tools, "knows_thinking": template.knows_thinking}
+    return {"source": template.source, **known}
+
+
+def _serve(connection: socket.socket, template: ChatTemplate, seconds: float) -> None:
+    """Until the parent is gone. The timer's signal, which has no handler, ends the process."""
+    try:
+        while True:
+            request = receive(connection)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            answer = _answer(template, request)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            send(connection, answer)
+    except (EOFError, ConnectionError):
+        return
+
+
+def _answer(template: ChatTemplate, request: bytes) -> bytes:
+    try:
+        return RENDERED + template.render(**json.loads(request)).encode()
+    except InvalidRequest as error:
+        return REFUSED + error.message.encode("utf-8", "replace")
+    except RecursionError:
+        return REFUSED + b"the messages are nested too deeply for the chat template"
+    except MemoryError:
+        return REFUSED + f"the chat template needs more than {MEMORY >> 20} MB for these messages".encode()
+    except UnicodeEncodeError:
+        return REFUSED + b"the chat template writes what is no text"
+
+
+if __name__ == "__main__":
+    main()

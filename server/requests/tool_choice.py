@@ -1,0 +1,41 @@
+"""What `tool_choice` means: which of the tools may be called, and whether a call must be made. It knows no grammar."""
+
+from dataclasses import dataclass
+
+from model.errors import InvalidRequest, shown
+from server.schemas.chat import AllowedTools, ChatBody, ChosenTool
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`names`: of the tools that may be called; None: all. `forced`: the answer is a call; `one`: and only one."""
+
+    names: tuple[str, ...] | None = None
+    forced: bool = False
+    one: bool = False
+
+
+def choice_of(body: ChatBody) -> Choice:
+    """Of a body whose `tool_choice` may be anything but `none`."""
+    match body.tool_choice:
+        case ChosenTool(function=function):  # who names one gets one
+            return Choice((function.name,), True, True)
+        case AllowedTools(allowed_tools=allowed):
+            names = tuple(tool.function.name for tool in allowed.tools)
+            return Choice(names, allowed.mode == "required", not body.parallel_tool_calls)
+        case choice:
+            return Choice(None, choice == "required", not body.parallel_tool_calls)
+
+
+def check_choice(body: ChatBody, known: list[str]) -> None:
+    """Raises InvalidRequest where the choice needs a tool that is not among the `known` ones."""
+    if body.tool_choice in (None, "none", "auto"):
+        return
+    if not known:
+        raise InvalidRequest("tool_choice needs tools", "tool_choice")
+    for name in choice_of(body).names or ():
+        if name not in known:
+            raise InvalidRequest(
+                f"tool_choice names {shown(name, 128)}, which is not among tools: {', '.join(known):.256}",
+                "tool_choice",
+            )

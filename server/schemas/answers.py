@@ -1,0 +1,235 @@
+"""What the server answers, as types, for the contract in /openapi.json. Tests hold real answers to them.
+
+Nothing here makes an answer: that is `server/formats/`, without the cost of a model per chunk.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+STOP_REASON = "The request's own stop string or stop token that ended the answer"
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PromptDetails(Answer):
+    cached_tokens: int
+
+
+class CompletionDetails(Answer):
+    reasoning_tokens: int
+
+
+class Usage(Answer):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+    num_experts: float = Field(description="The count that ran; the mean where layers differ")
+    routed_pairs: int = Field(description="Pairs of a token and an expert, or draws, that were computed")
+    routed_pairs_trained: int = Field(description="What the same tokens would have cost at the trained count")
+
+
+class RequestMetrics(Answer):
+    """Milliseconds, but for the last four; null where nothing was measured."""
+
+    time_to_first_token_ms: float | None
+    queue_time_ms: float | None
+    generation_time_ms: float | None
+    mean_itl_ms: float | None
+    tokens_per_second: float | None
+    num_experts: float
+    routed_pairs: int
+    routed_pairs_trained: int
+
+
+class CompletionLogprobs(Answer):
+    """Lists of one length; null for the first token of a prompt, which nothing comes before."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class PromptToken(Answer):
+    logprob: float
+    rank: int | None = Field(description="Among all tokens, from 1; null beyond those that are listed")
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptToken] | None]  # by token id; null for the first token
+
+
+class CompletionChoice(Answer):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+    stop_reason: str | int | None = Field(None, description=STOP_REASON)
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class Completion(Answer):
+    """Also every chunk of a stream; `usage` and `metrics` are in the last one, where they are asked for, and `usage` in
+    every one with `continuous_usage_stats`."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+    metrics: RequestMetrics | None = None
+
+
+class BestToken(Answer):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenEntry(BestToken):
+    top_logprobs: list[BestToken]
+
+
+class ChatLogprobs(Answer):
+    content: list[TokenEntry]
+    refusal: None
+
+
+class FunctionCalled(Answer):
+    name: str
+    arguments: str = Field(description="JSON, as a text")
+
+
+class ToolCalled(Answer):
+    id: str
+    type: Literal["function"]
+    function: FunctionCalled
+
+
+class AnswerMessage(Answer):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCalled] | None = None
+
+
+class ChatChoice(Answer):
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    stop_reason: str | int | None = Field(description=STOP_REASON)
+
+
+class ChatCompletion(Answer):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    metrics: RequestMetrics
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class FunctionDelta(Answer):
+    name: str | None = None
+    arguments: str
+
+
+class ToolDelta(Answer):
+    """The first of a call has its id and name."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
+class ChatDelta(Answer):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolDelta] | None = None
+
+
+class ChunkChoice(Answer):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
+    stop_reason: str | int | None = Field(None, description=STOP_REASON)
+
+
+class ChatChunk(Answer):
+    """One server-sent event of a streamed chat; the last one, where it is asked for, has the usage and no choices."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    metrics: RequestMetrics | None = None
+
+
+class ErrorDetails(Answer):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class Error(Answer):
+    """Every refusal and failure; in a stream that has begun, the data of an `error` event."""
+
+    error: ErrorDetails
+
+
+class Model(Answer):
+    """The model or one of its aliases; `meta.moe` has the range of counts and what each was measured to be worth."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+    max_model_len: int
+    meta: dict[str, Any]
+
+
+class Models(Answer):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Tokenized(Answer):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
+class Detokenized(Answer):
+    prompt: str
+
+
+class TokenizerInfo(Answer):
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+    model_max_length: int
+    vocab_size: int

@@ -1,0 +1,271 @@
+"""The body of /v1/chat/completions: messages, tools, and what the checkpoint's template may be told.
+
+It knows fields and their ranges; what a template makes of them is the checkpoint's business.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import orjson
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+)
+
+from model.errors import shown
+from server.depth import JsonTooLarge, check_count
+from server.schemas.base import GenerationBody, TextOr
+from server.schemas.bounds import AtMost, FreeObject, JsonText, bad_json, json_limits_of
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: str
+    arguments: Annotated[str, JsonText] = Field("{}", description="JSON, as a text")
+
+
+class ToolCall(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+def _only_text(value: Any) -> Any:
+    """Say so, before pydantic complains of every branch that a part could have been."""
+    for part in value if isinstance(value, list) else ():
+        if isinstance(part, dict) and part.get("type", "text") != "text":
+            raise ValueError(f"only text parts are supported, got a part of type {shown(part['type'], 32)}")
+    return value
+
+
+Text = Annotated[TextOr[TextPart], BeforeValidator(_only_text), AtMost("max_parts", "parts")]
+
+
+class Said(BaseModel):
+    """What all messages have. `plain` is for the template: one text, and only what is there."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    content: Text
+    name: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        said = {"role": self.spoken_by, "content": text_of(self.content)}
+        return said if self.name is None else said | {"name": self.name}
+
+    @property
+    def spoken_by(self) -> str:
+        raise NotImplementedError
+
+
+class SystemMessage(Said):
+    """OpenAI's "developer" is its newer word for the same."""
+
+    role: Literal["system", "developer"]
+
+    @property
+    def spoken_by(self) -> str:
+        return "system"
+
+
+class UserMessage(Said):
+    role: Literal["user"]
+
+    @property
+    def spoken_by(self) -> str:
+        return self.role
+
+
+class AssistantMessage(Said):
+    role: Literal["assistant"]
+    content: Text | None = None  # type: ignore[assignment]
+    tool_calls: Annotated[list[ToolCall] | None, AtMost("max_parts", "calls")] = None
+    reasoning_content: str | None = None
+
+    @property
+    def spoken_by(self) -> str:
+        return self.role
+
+    def plain(self) -> dict[str, Any]:
+        said = super().plain()
+        if self.reasoning_content:
+            said["reasoning_content"] = self.reasoning_content
+        if self.tool_calls:
+            said["tool_calls"] = [_plain_call(call) for call in self.tool_calls]
+        return said
+
+
+class ToolMessage(Said):
+    """What a called function said."""
+
+    role: Literal["tool"]
+    tool_call_id: str | None = None
+
+    @property
+    def spoken_by(self) -> str:
+        return self.role
+
+    def plain(self) -> dict[str, Any]:
+        return super().plain() | ({"tool_call_id": self.tool_call_id} if self.tool_call_id else {})
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+def _check_calls(messages: list[Message], info: ValidationInfo) -> list[Message]:
+    """Each text of arguments is bounded; so are all of them together."""
+    calls = [call for message in messages if isinstance(message, AssistantMessage) for call in message.tool_calls or ()]
+    try:
+        check_count([call.function.arguments.encode("utf-8", "replace") for call in calls], json_limits_of(info))
+    except JsonTooLarge as error:
+        raise bad_json(f"hold arguments of calls that are no JSON of {error} together") from None
+    return messages
+
+
+Messages = Annotated[list[Message], AfterValidator(_check_calls), AtMost("max_messages", "messages")]
+
+
+def text_of(content: str | list[TextPart] | None) -> str:
+    return content if isinstance(content, str) else "\n".join(part.text for part in content or ())
+
+
+def _plain_call(call: ToolCall) -> dict[str, Any]:
+    """transformers' templates take arguments as an object; what is no JSON is left as it is."""
+    try:
+        arguments = orjson.loads(call.function.arguments or "{}")
+    except orjson.JSONDecodeError:
+        arguments = call.function.arguments
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+class FunctionTool(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: Name
+    description: str | None = None
+    parameters: FreeObject | None = Field(None, description="A JSON schema of the arguments")
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["function"]
+    function: FunctionTool
+
+    def plain(self) -> dict[str, Any]:
+        """For the template."""
+        return {"type": "function", "function": self.function.model_dump(exclude_none=True, exclude={"strict"})}
+
+
+Tools = Annotated[list[Tool], AtMost("max_tools", "tools")]
+
+
+class ChosenFunction(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: str
+
+
+class ChosenTool(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+class AllowedSubset(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ChosenTool], AtMost("max_tools", "tools")] = Field(min_length=1)
+
+
+class AllowedTools(BaseModel):
+    """All tools are told to the model, so that prompts begin alike; these may be called."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedSubset
+
+
+def choice_kind(value: Any) -> str:
+    """Which of the shapes of `tool_choice` a value has."""
+    if isinstance(value, str):
+        return "Mode"
+    given = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return "Allowed" if given == "allowed_tools" else "Chosen"
+
+
+Mode = Annotated[Literal["auto", "none", "required"], Tag("Mode")]
+ToolChoice = Annotated[
+    Mode | Annotated[ChosenTool, Tag("Chosen")] | Annotated[AllowedTools, Tag("Allowed")], Discriminator(choice_kind)
+]
+
+
+class TemplateBody(BaseModel):
+    """What a request may ask of the chat template; its variables only by names that the operator allows."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = Field(
+        False, description="The answer goes on from the last message, an assistant's; without add_generation_prompt"
+    )
+    enable_thinking: bool | None = Field(None, description="For templates that know it; refused by others")
+    chat_template_kwargs: Annotated[dict[str, Any], AtMost(64, "variables")] = {}
+
+
+def _no_tools(value: Any) -> Any:
+    return None if value == [] else value
+
+
+class ChatBody(GenerationBody, TemplateBody):
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **GenerationBody.unsupported,
+        "functions": ([],),
+        "function_call": (),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "chat_template": (),
+        "echo": (),
+        "best_of": (1,),
+    }
+
+    add_special_tokens: bool = Field(
+        False, description="Whether the template's text gets what the checkpoint puts around a prompt"
+    )
+    messages: Messages = Field(min_length=1, examples=[[{"role": "user", "content": "Tell me a story."}]])
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0)
+    tools: Annotated[Tools | None, BeforeValidator(_no_tools)] = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
+    reasoning_effort: str | None = Field(None, max_length=32, description="For templates that know it")
+
+    @property
+    def answer_limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None

@@ -1,0 +1,36 @@
+"""The body of /v1/completions. It knows fields and their ranges, nothing of what they do."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from server.schemas.base import GenerationBody
+
+IDS = {"type": "array", "items": {"type": "integer"}}
+PROMPT: dict[str, Any] = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, IDS, {"type": "array", "items": IDS}]
+}
+
+
+class CompletionBody(GenerationBody):
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**GenerationBody.unsupported, "suffix": ()}
+
+    prompt: Any = Field(
+        ...,
+        description="One or more texts or lists of token ids",
+        json_schema_extra=PROMPT,
+        examples=["Once upon a time"],
+    )
+    echo: bool = False
+    add_special_tokens: bool = Field(True, description="Whether a prompt gets what the checkpoint puts around it")
+    best_of: int | None = Field(None, ge=1, description="Answers to generate, of which the n likeliest are returned")
+    logprobs: int | None = Field(None, ge=0, description="Also lists so many alternatives of each token")
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def answers(self) -> int:
+        return self.best_of or self.n

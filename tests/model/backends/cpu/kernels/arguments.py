@@ -1,0 +1,93 @@
+"""Valid arguments of every op by name, recorded from the cases: what refusals and fakes start from."""
+
+from functools import cache
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from model.backends.cpu.kernels.pack import Kind
+from tests.model.backends.cpu.kernels.cases import (
+    Make,
+    best_case,
+    chosen,
+    constrain_case,
+    experts_case,
+    ffn_case,
+    linear_case,
+)
+from tests.model.backends.cpu.kernels.mixture_cases import draw_case, infinity_case, masks_case, route_case, topk_case
+from tests.model.backends.cpu.kernels.pages import attend_case, attention_case
+from tests.model.tiny import infinity, llama_like
+
+OPS = (
+    *("best", "constrain", "linear", "experts", "route", "write_cache", "attend", "draw", "masks"),
+    *("attention_block", "topk_block", "infinity_block", "ffn_block"),
+)
+Arguments = dict[str, Any]
+
+
+class Recorder:
+    """Stands in for `torch.ops.moedial` and remembers each op's last arguments as they were before it ran."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Arguments] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        op = getattr(torch.ops.moedial, name)
+
+        def call(*given: Any) -> Any:
+            names = [argument.name for argument in op.default._schema.arguments]
+            self.seen[name] = {key: copied(value) for key, value in zip(names, given, strict=True)}
+            return op(*given)
+
+        return call
+
+
+def copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+@cache
+def recorded(kind: Kind) -> dict[str, Arguments]:
+    """Of every op, with weights of this kind."""
+    recorder, make = Recorder(), Make(1)
+    modules = ("cases", "mixture_cases", "pages")
+    patches = [patch(f"tests.model.backends.cpu.kernels.{module}.ops", recorder) for module in modules]
+    rows = torch.arange(5)
+    for one in patches:
+        one.start()
+    try:
+        best_case(make, 5, 20).run(rows)
+        linear_case(make, 5, 20, 16, kind, "layer", True).run(rows)
+        experts_case(make, chosen(make, 5, 3, 0.7), 16, 20, kind).run(rows)
+        ffn_case(make, 5, 16, 20, kind, "layer", bias=True).run(rows)
+        topk_case(make, 5, 16, 20, 4, kind).run(rows)
+        infinity_case(make, 5, 16, infinity(), 48, kind).run(rows)
+        route_case(make, 5, 6, True).run(rows)
+        draw_case(make, 5, infinity()).run(rows)
+        masks_case(make, 5, 9, 3).run(rows)
+        dtype = torch.float32 if kind == "float" else torch.bfloat16
+        for case in (
+            attend_case(make, [3, 20], 4, 2, 16, dtype, sinks=True),
+            attention_case(make, [3, 20], LAYER, kind),
+        ):
+            case.run(case.layout.whole())
+        constrain_case(make, 5, 70).run(rows)
+    finally:
+        for one in patches:
+            one.stop()
+    assert recorder.seen.keys() == set(OPS)
+    return recorder.seen
+
+
+LAYER = llama_like(infinity(), head_width=16, qk_norm="full", bias=True)
+
+
+def arguments(op: str, kind: Kind = "float") -> Arguments:
+    """Fresh copies, in the order of the op's schema."""
+    return {name: copied(value) for name, value in recorded(kind)[op].items()}
+
+
+def run(op: str, given: Arguments) -> Any:
+    return getattr(torch.ops.moedial, op)(*given.values())

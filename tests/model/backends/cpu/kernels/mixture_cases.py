@@ -1,0 +1,220 @@
+"""As `cases`, for the ops that choose: routing, draws, masks, and the blocks of both mixtures."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.backends.cpu.blocks import blocks_of, unit_rows
+from model.backends.cpu.kernels import reference
+from model.backends.cpu.kernels.pack import DTYPE, Kind, Packed, pack
+from model.backends.cpu.kernels.reference import Norm, Weight
+from model.moe.base import Use, ranks
+from model.moe.infinity import InfinityMixture
+from model.noise import normal_table
+from model.shapes.decoder import Infinity
+from tests.model.backends.cpu.kernels.cases import Layer, Make, norm_args, ops
+from tests.model.tiny import randomise
+
+
+@dataclass
+class RouteCase:
+    """Softmax and choice; as a dense matrix with -1 where an expert is not chosen."""
+
+    logits_TE: Tensor
+    counts_T: Tensor
+    normalise: bool
+    rounded = False
+
+    def __post_init__(self) -> None:
+        self.rows = len(self.logits_TE)
+
+    def run(self, rows_r: Tensor) -> Tensor:
+        counts_T = self.counts_T[rows_r]
+        k_max = int(counts_T.amax()) if len(counts_T) else 0
+        token_R, weight_R, ends_E = ops.route(self.logits_TE[rows_r], counts_T, k_max, self.normalise)
+        sizes_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+        expert_R = torch.arange(len(ends_E)).repeat_interleave(sizes_E)
+        order = list(zip(expert_R.tolist(), token_R.tolist(), strict=True))
+        assert order == sorted(set(order)), "pairs are sorted by expert, then token, and each is there once"
+        return torch.full((len(rows_r), len(ends_E)), -1.0).index_put((token_R.long(), expert_R), weight_R)
+
+    def expected(self) -> Tensor:
+        calls = reference.route(self.logits_TE, self.counts_T, self.normalise)
+        return (
+            torch.full(self.logits_TE.shape, -1.0).double().index_put((calls.token_R, calls.expert_R), calls.weight_R)
+        )
+
+
+def route_case(make: Make, rows: int, experts: int, normalise: bool, ties: bool = False) -> RouteCase:
+    logits = make.whole(-2, 2, rows, experts).float() if ties else make.normal(rows, experts, scale=2)
+    return RouteCase(logits, make.whole(1, experts, rows), normalise)
+
+
+@dataclass
+class DrawCase:
+    """z of each token's draws, [T, k_max, Z], zeros behind the last."""
+
+    gaussian_TZ: Tensor
+    use: Use
+    config: Infinity
+    rounded = False
+
+    def __post_init__(self) -> None:
+        self.rows = len(self.gaussian_TZ)
+
+    def run(self, rows_r: Tensor) -> Tensor:
+        z_RZ = ops.draw(self.gaussian_TZ[rows_r], *use_args(part(self.use, rows_r)), *draw_args(self.use, self.config))
+        return self.spread(z_RZ, self.use.counts_T[rows_r])
+
+    def spread(self, z_RZ: Tensor, counts_T: Tensor) -> Tensor:
+        token_R, sample_R = ranks(counts_T, self.use.k_max).nonzero(as_tuple=True)
+        empty = z_RZ.new_zeros(len(counts_T), self.use.k_max, z_RZ.shape[1])
+        return empty.index_put((token_R, sample_R), z_RZ)
+
+    def expected(self) -> Tensor:
+        return self.spread(reference.draw(self.gaussian_TZ, self.use, self.config), self.use.counts_T)
+
+
+def part(use: Use, rows_r: Tensor) -> Use:
+    counts_T = use.counts_T[rows_r]
+    return replace(use, counts_T=counts_T, seeds_T=use.seeds_T[rows_r], positions_T=use.positions_T[rows_r])
+
+
+def use_args(use: Use) -> tuple[Any, ...]:
+    return use.counts_T, use.seeds_T, use.positions_T, use.k_max
+
+
+def draw_args(use: Use, config: Infinity) -> tuple[Any, ...]:
+    return normal_table(), use.layer, config.sigma_link == "exp", config.sigma_min, config.draws == "antithetic"
+
+
+def random_use(make: Make, rows: int, most: int) -> Use:
+    """Rows of several requests at any positions."""
+    counts_T, positions_T = make.whole(1, most, rows), make.whole(0, 100_000, rows)
+    return Use(make.rng.randrange(5), counts_T, most, make.whole(-(2**62), 2**62, rows), positions_T)
+
+
+def draw_case(make: Make, rows: int, config: Infinity) -> DrawCase:
+    return DrawCase(make.normal(rows, 2 * config.space), random_use(make, rows, config.maximum), config)
+
+
+@dataclass
+class MasksCase:
+    """The mean mask of each token; `first` is where each token's scores begin."""
+
+    scores_RE: Tensor
+    counts_T: Tensor
+    kept: int
+    rounded = False
+
+    def __post_init__(self) -> None:
+        self.rows = len(self.counts_T)
+
+    def run(self, rows_r: Tensor) -> Tensor:
+        parts = self.scores_RE.split(self.counts_T.tolist())
+        scores_RE = torch.cat([self.scores_RE[:0], *(parts[row] for row in rows_r.tolist())])
+        return ops.masks(scores_RE, self.counts_T[rows_r], 1 << 40, self.kept)
+
+    def expected(self) -> Tensor:
+        return reference.masks(self.scores_RE, self.counts_T, self.kept)
+
+
+def masks_case(make: Make, rows: int, scores: int, kept: int, ties: bool = False) -> MasksCase:
+    counts_T = make.whole(1, 6, rows)
+    shape = (int(counts_T.sum()), scores)
+    return MasksCase(make.whole(-2, 2, *shape).float() if ties else make.normal(*shape), counts_T, kept)
+
+
+@dataclass
+class TopKCase:
+    """x += top-k mixture(norm(x))."""
+
+    x_TD: Tensor
+    counts_T: Tensor
+    norm: Norm
+    router: Packed
+    layer: Layer
+    normalise: bool
+
+    def __post_init__(self) -> None:
+        self.rows, self.rounded = len(self.x_TD), self.layer.up.kind != "float"
+
+    def block(self, rows_r: Tensor) -> tuple[Tensor, Tensor]:
+        x_TD, layer, router = self.x_TD[rows_r], self.layer, (self.router.words, self.router.side)
+        shape = (layer.count, layer.units, layer.code, self.normalise)
+        counts = (self.counts_T[rows_r], layer.count)
+        return x_TD, ops.topk_block(x_TD, *counts, *norm_args(self.norm), *router, *layer.words, *shape)
+
+    def run(self, rows_r: Tensor) -> Tensor:
+        return self.block(rows_r)[0]
+
+    def reference(self) -> tuple[Tensor, Tensor]:
+        router, layer = Weight.of(self.router), self.layer.plain()
+        return reference.topk_block(self.x_TD, self.counts_T, self.norm, router, layer, self.normalise)
+
+    def expected(self) -> Tensor:
+        return self.reference()[0]
+
+
+def topk_case(
+    make: Make, rows: int, width: int, units: int, experts: int, kind: Kind, norm: str = "rms", **rest: Any
+) -> TopKCase:
+    """The router keeps the model's own kind where experts are int8."""
+    router = pack(make.weight(experts, width) * 2, "bfloat16" if kind != "float" else kind)
+    normalise = rest.pop("normalise", False)
+    layer, norms = make.experts(experts, width, units, kind, **rest), make.norm(norm, width)
+    return TopKCase(make.normal(rows, width), make.whole(1, experts, rows), norms, router, layer, normalise)
+
+
+@dataclass
+class InfinityCase:
+    """x += ∞-MoE(norm(x))."""
+
+    x_TD: Tensor
+    use: Use
+    config: Infinity
+    norm: Norm
+    router: Packed
+    scores: Packed
+    layer: Layer
+    rows_of_units: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
+    few: int = 0  # up to so many kept units are read one by one
+
+    def __post_init__(self) -> None:
+        self.rows, self.rounded = len(self.x_TD), self.layer.up.kind != "float"
+
+    def block(self, rows_r: Tensor) -> tuple[Tensor, Tensor]:
+        x_TD, c, layer = self.x_TD[rows_r], self.config, self.layer
+        route = (self.router.words, self.router.side, self.scores.words, c.space)
+        shape = (c.units, layer.units, c.blocks, c.kept, layer.code)
+        use = use_args(part(self.use, rows_r))
+        fixed = (*norm_args(self.norm), *route, *layer.words, *shape, *draw_args(self.use, c))
+        return x_TD, ops.infinity_block(x_TD, *use, *fixed, *self.rows_of_units, self.few)
+
+    def run(self, rows_r: Tensor) -> Tensor:
+        return self.block(rows_r)[0]
+
+    def reference(self) -> tuple[Tensor, Tensor]:
+        weights = (Weight.of(self.router), Weight.of(self.scores), self.layer.plain())
+        return reference.infinity_block(self.x_TD, self.use, self.config, self.norm, *weights)
+
+    def expected(self) -> Tensor:
+        return self.reference()[0]
+
+
+def infinity_case(
+    make: Make, rows: int, width: int, config: Infinity, run: int, kind: Kind, norm: str = "rms"
+) -> InfinityCase:
+    """`run` units, a multiple of 16 and of the config's block, are one expert of the ragged work."""
+    module = InfinityMixture(width, config)
+    randomise(module, make.rng.randrange(1 << 30))
+    up, down = (part.detach() for part in blocks_of(module, run))
+    layer = Layer(pack(up, kind), pack(down, kind), len(up), run, False, config.activation)
+    router = pack(module.router.detach(), "bfloat16" if kind != "float" else kind)
+    scores, norms = pack(module.scores.detach(), "float"), make.norm(norm, width)
+    x_TD, use = make.normal(rows, width), random_use(make, rows, config.maximum)
+    narrow = kind in ("float", "bfloat16") and width % 16 == 0
+    of_units = tuple(part.detach().to(DTYPE[kind]) for part in unit_rows(module)) if narrow else (None, None)
+    return InfinityCase(x_TD, use, config, norms, router, scores, layer, of_units)

@@ -1,0 +1,198 @@
+"""Sequences whose rows come in any chunks over a paged cache, for the ops that attend; and what must come out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.backends.cpu.decoder import rotary_table
+from model.backends.cpu.kernels import reference
+from model.backends.cpu.kernels.pack import Kind, Packed, pack
+from model.backends.cpu.kernels.reference import Attention, AttentionBlock, Slots, Weight
+from model.shapes import attention as shapes
+from model.shapes.decoder import DecoderConfig
+from tests.model.backends.cpu.kernels.cases import Make, norm_args, ops
+
+Step = list[tuple[int, int, int]]  # of each sequence in the step: its number, and the positions from and until
+
+
+class Layout:
+    """Where sequences of these lengths live in the cache: blocks in random order, and some that belong to nobody."""
+
+    def __init__(self, make: Make, lengths: Sequence[int], block_size: int = 16) -> None:
+        self.lengths, self.block_size = list(lengths), block_size
+        needed = [-(-length // block_size) for length in lengths]
+        self.blocks = sum(needed) + 3
+        free = make.rng.sample(range(self.blocks), self.blocks)
+        self.tables = [[free.pop() for _ in range(count)] for count in needed]
+        self.starts = [sum(lengths[:s]) for s in range(len(lengths))]  # each sequence's rows in flat tensors
+
+    def step(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows of a step in flat tensors, their spans [B, 3] and tables [B, P]."""
+        spans, rows, first = [], [], 0
+        width = max((-(-until // self.block_size) for _, _, until in step), default=0)
+        tables = [(self.tables[s] + [0] * width)[:width] for s, _, _ in step]
+        for s, start, until in step:
+            spans.append((first, until - start, until))
+            rows += range(self.starts[s] + start, self.starts[s] + until)
+            first += until - start
+        rows_T, spans_B3, tables_BP = (torch.tensor(values, dtype=torch.int64) for values in (rows, spans, tables))
+        return rows_T, spans_B3.view(-1, 3), tables_BP.view(len(step), width)
+
+    def whole(self) -> list[Step]:
+        """Every sequence at once."""
+        return [[(s, 0, length) for s, length in enumerate(self.lengths)]]
+
+    def singles(self, most: int = 200) -> list[Step]:
+        """Token by token, all sequences together until each ends; of longer ones only the last `most` tokens."""
+        first = [(s, 0, length - most) for s, length in enumerate(self.lengths) if length > most]
+        starts = [max(0, length - most) for length in self.lengths]
+        steps = [
+            [(s, start + t, start + t + 1) for s, start in enumerate(starts) if start + t < self.lengths[s]]
+            for t in range(min(most, max(self.lengths)))
+        ]
+        return [first, *steps] if first else steps
+
+    def chunks(self, make: Make, largest: int) -> list[Step]:
+        """Some sequences in each step, in any order, with chunks of random sizes: often one token."""
+        done, steps = [0] * len(self.lengths), []
+        while todo := [s for s, length in enumerate(self.lengths) if done[s] < length]:
+            step = []
+            for s in make.rng.sample(todo, make.rng.randint(1, len(todo))):
+                size = min(make.rng.choice([1, make.rng.randint(1, largest)]), self.lengths[s] - done[s])
+                step.append((s, done[s], done[s] + size))
+                done[s] += size
+            steps.append(step)
+        return steps
+
+
+@dataclass
+class AttendCase:
+    """Write to the cache, then attend. Slots that nobody has written are NaN."""
+
+    layout: Layout
+    q_THC: Tensor
+    k_TGC: Tensor
+    v_TGC: Tensor
+    rules: Attention
+    dtype: torch.dtype
+
+    def cache(self) -> Tensor:
+        kv_heads, head = self.k_TGC.shape[1:]
+        shape = (2, self.layout.blocks * self.layout.block_size, kv_heads, head)
+        return torch.full(shape, torch.nan, dtype=self.dtype)
+
+    def run(self, schedule: list[Step]) -> Tensor:
+        """[T, H, C]: each row as it came out in its step."""
+        cache, out = self.cache(), torch.zeros_like(self.q_THC)
+        rules, size = self.rules, self.layout.block_size
+        for rows, spans, tables in map(self.layout.step, schedule):
+            ops.write_cache(self.k_TGC[rows], self.v_TGC[rows], cache, spans, tables, size)
+            fixed = (size, rules.scale, rules.window, rules.softcap, rules.sinks)
+            out[rows] = ops.attend(self.q_THC[rows], cache, spans, tables, *fixed)
+        return out
+
+    def expected(self) -> Tensor:
+        cache, out = slots(self.layout, self.cache()), torch.zeros_like(self.q_THC, dtype=torch.float64)
+        for rows, spans, tables in map(self.layout.step, in_pieces(self.layout)):
+            cache.write(self.k_TGC[rows], self.v_TGC[rows], spans, tables)
+            out[rows] = reference.attend(self.q_THC[rows], cache, spans, tables, self.rules)
+        return out
+
+
+def slots(layout: Layout, cache: Tensor) -> Slots:
+    return Slots(*cache.shape[1:], layout.block_size, cache.dtype)
+
+
+def in_pieces(layout: Layout) -> list[Step]:
+    """Chunk by chunk, so that the reference's scores fit the memory."""
+    return [
+        [(s, start, min(length, start + 256))]
+        for s, length in enumerate(layout.lengths)
+        for start in range(0, length, 256)
+    ]
+
+
+def attend_case(
+    make: Make, lengths: Sequence[int], heads: int, kv_heads: int, head: int, dtype: torch.dtype, **rest: Any
+) -> AttendCase:
+    """`rest`: block_size, window, softcap, sinks."""
+    layout, tokens = Layout(make, lengths, rest.get("block_size", 16)), sum(lengths)
+    q, k, v = (make.normal(tokens, number, head) for number in (heads, kv_heads, kv_heads))
+    return AttendCase(layout, q, k, v, rules_of(make, heads, head, **rest), dtype)
+
+
+def rules_of(make: Make, heads: int, head: int, **rest: Any) -> Attention:
+    sinks = make.normal(heads) if rest.get("sinks") else None
+    return Attention(1.5 * head**-0.5, rest.get("window", 0), rest.get("softcap", 0.0), sinks)
+
+
+@dataclass
+class AttentionCase:
+    """x += attention(norm(x)), the whole block."""
+
+    layout: Layout
+    x_TD: Tensor
+    block: AttentionBlock
+    qkv: Packed
+    out: Packed
+    cache_shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def args(self) -> tuple[Any, ...]:
+        b, rules = self.block, self.block.rules
+        before = (*norm_args(b.norm), self.qkv.words, self.qkv.side, b.qkv.bias, b.q_norm, b.k_norm)
+        after = (b.norm_per_head, b.clip, b.rotary, self.out.words, self.out.side, b.out.bias)
+        return *before, *after, b.heads, rules.scale, rules.window, rules.softcap, rules.sinks
+
+    def run(self, schedule: list[Step]) -> Tensor:
+        cache = torch.full(self.cache_shape, torch.nan, dtype=self.dtype)
+        out = torch.zeros_like(self.x_TD)
+        for rows, spans, tables in map(self.layout.step, schedule):
+            x_TD = self.x_TD[rows]
+            ops.attention_block(x_TD, cache, spans, tables, self.layout.block_size, *self.args())
+            out[rows] = x_TD
+        return out
+
+    def expected(self) -> Tensor:
+        cache = slots(self.layout, torch.empty(self.cache_shape, dtype=self.dtype))
+        out = torch.zeros_like(self.x_TD, dtype=torch.float64)
+        for rows, spans, tables in map(self.layout.step, in_pieces(self.layout)):
+            out[rows] = reference.attention_block(self.x_TD[rows], cache, spans, tables, self.block)
+        return out
+
+
+def attention_case(
+    make: Make, lengths: Sequence[int], config: DecoderConfig, kind: Kind, norm_per_head: bool = False, **rest: Any
+) -> AttentionCase:
+    """`rest`: block_size, window, softcap, sinks. The cache is bfloat16 unless the weights are float32."""
+    c, shape, layout = config, config.mixers[0], Layout(make, lengths, rest.get("block_size", 16))
+    assert isinstance(shape, shapes.Attention)
+    queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    qkv, out = pack(make.weight(queries + 2 * keys, c.width), kind), pack(make.weight(c.width, queries), kind)
+    biases = [make.normal(n) if shape.bias else None for n in (queries + 2 * keys, c.width)]
+    norms = [None, None]
+    if shape.qk_norm == "full":
+        sizes = (shape.head_width,) * 2 if norm_per_head else (queries, keys)
+        norms = [1 + make.normal(size, scale=0.1) for size in sizes]
+    rotary = None if shape.rope is None else rotary_table(shape.rope, max(lengths))
+    block = AttentionBlock(
+        make.norm(c.norm, c.width),
+        *(Weight.of(packed, 1, bias) for packed, bias in zip((qkv, out), biases, strict=True)),
+        shape.heads,
+        rules_of(make, shape.heads, shape.head_width, **rest),
+        *norms,
+        norm_per_head,
+        shape.clip or 0.0,
+        rotary,
+    )
+    dtype = torch.float32 if kind == "float" else torch.bfloat16
+    size = (2, layout.blocks * layout.block_size, shape.kv_heads, shape.head_width)
+    return AttentionCase(layout, make.normal(sum(lengths), c.width), block, qkv, out, size, dtype)
+
+
+def with_rows(case: AttentionCase, rows_TD: Tensor) -> AttentionCase:
+    """The same layer over other rows."""
+    return replace(case, x_TD=rows_TD)

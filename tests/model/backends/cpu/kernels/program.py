@@ -1,0 +1,93 @@
+"""A small program and a step of it, and what is refused when one argument of the step, or of the program, is wrong.
+
+That it computes what the torch decoder does is `tests/model/backends/cpu/test_decoder.py`'s.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.backends.cpu.decoder import NativeDecoder
+from tests.model.tiny import decoder, gpt2_like, topk
+
+TOKENS, WIDTH = 3, 32
+
+
+@cache
+def program() -> tuple[NativeDecoder, list[Tensor]]:
+    """Two layers of mixtures, learned positions, and caches of four blocks."""
+    config = gpt2_like(topk(), topk(), width=WIDTH, heads=2, kv_heads=2, head_width=16)
+    model = NativeDecoder(decoder(config), 64)
+    return model, model.cache(4, 16).layers
+
+
+def step() -> dict[str, Any]:
+    """Valid arguments of `Program.run` in their order: one sequence of three tokens."""
+    model, caches = program()
+    layers = len(model.config.mixtures)
+    return {
+        "ids": torch.arange(TOKENS),
+        "positions": torch.arange(TOKENS),
+        "seeds": torch.zeros(TOKENS, dtype=torch.int64),
+        "counts": torch.ones(layers, TOKENS, dtype=torch.int64),
+        "k_max": 1,
+        "rows": torch.tensor([TOKENS - 1]),
+        "caches": caches,
+        "spans": torch.tensor([[0, TOKENS, TOKENS]]),
+        "tables": torch.tensor([[2]]),
+        "block_size": 16,
+    }
+
+
+def run(given: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Logits and loads of a step."""
+    logits_BV, load_N = program()[0]._run(*given.values())
+    return logits_BV, load_N
+
+
+def refused(argument: str, change: Callable[[Any], Any]) -> str:
+    """What is said of a step with one argument changed; the program then runs as before."""
+    expected, given = run(step())[0], step()
+    given[argument] = change(given[argument])
+    with pytest.raises(RuntimeError) as error:
+        run(given)
+    assert torch.equal(run(step())[0], expected)
+    return str(error.value)
+
+
+def made(argument: str, change: Callable[[Any], Any]) -> str:
+    """What is said of a program whose embeddings are wrong."""
+    given: dict[str, Any] = {"width": WIDTH, "words": torch.zeros(5, WIDTH), "places": None}
+    given[argument] = change(given[argument])
+    with pytest.raises(RuntimeError) as error:
+        torch.classes.moedial.Program(*given.values())
+    return str(error.value)
+
+
+PROGRAM_REFUSALS: list[tuple[str, Callable[[Any], Any], str]] = [
+    ("positions", lambda p: p[:2], "a step needs ids, positions and seeds of each token"),
+    ("seeds", lambda s: s[:2], "a step needs ids, positions and seeds of each token"),
+    ("seeds", Tensor.int, "seeds has the wrong dtype, Int"),
+    ("counts", lambda c: c[0], "counts must be [L, 3], got [3]"),
+    ("counts", lambda c: c[:1], "counts are for 1 mixtures, the decoder has more"),
+    ("counts", lambda c: c + 1, "count 2 is not between 1 and 1"),
+    ("counts", lambda c: c - 1, "count 0 is not between 1 and 1"),
+    ("k_max", lambda _: 99, "counts up to 99 do not fit"),
+    ("ids", lambda ids: ids - 1, "token -1 is not between 0 and"),
+    ("ids", lambda ids: ids + 10**6, "token 1000000 is not between 0 and"),
+    ("positions", lambda p: p + 10**6, "position 1000000 is not between 0 and"),
+    ("rows", lambda r: r + 1, "row 3 is not between 0 and 2"),
+    ("caches", lambda c: c[:1], "there are 1 caches, the decoder has more layers"),
+    ("caches", lambda c: [one.double() for one in c], "the cache is Double"),
+    ("tables", lambda t: t + 2, "block 4 is not in the cache"),
+    ("spans", lambda s: s + torch.tensor([[0, 1, 1]]), "spans cover 4 rows of 3"),
+]
+MADE: list[tuple[str, Callable[[Any], Any], str]] = [
+    ("words", lambda w: w[:, :5], "embeddings must be [count, 32]"),
+    ("words", Tensor.half, "embeddings cannot be Half"),
+    ("places", lambda _: torch.zeros(5), "position embeddings must be [count, 32]"),
+]

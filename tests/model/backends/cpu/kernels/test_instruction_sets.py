@@ -1,0 +1,27 @@
+"""The same tests on the instruction sets that this process has not chosen. What one never ran would break elsewhere."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.backends.cpu.kernels.build import INSTRUCTION_SETS, library
+from model.backends.cpu.kernels.library import NEEDS, cpu_flags, load
+
+ROOT = Path(__file__).parents[5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_on_another_instruction_set(name: str) -> None:
+    if name == load().name or os.environ.get("MOEDIAL_KERNELS", "auto") != "auto":
+        pytest.skip("the tests beside this one run on it, or one was asked for")
+    if not NEEDS[name] <= cpu_flags() or not library(name).exists():
+        pytest.skip(f"this machine cannot run {name}, or it is not built")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", str(Path(__file__).parent)]
+    environment = os.environ | {"MOEDIAL_KERNELS": name, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout

@@ -1,0 +1,226 @@
+"""Everything that a kernel takes for granted is checked: a wrong argument is an error that names it, never a crash."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.backends.cpu.kernels.build import SOURCES
+from model.backends.cpu.kernels.pack import Kind
+from tests.model.backends.cpu.kernels.arguments import OPS, arguments, run
+from tests.model.backends.cpu.kernels.program import MADE, PROGRAM_REFUSALS, made, refused
+
+ops = torch.ops.moedial
+
+
+class Refusal(NamedTuple):
+    """An op, what is wrong with one argument, and what the error says of it."""
+
+    op: str
+    argument: str
+    change: Callable[[Any], Any]
+    says: str
+    kind: Kind = "float"
+
+    def message(self) -> str:
+        given = arguments(self.op, self.kind)
+        given[self.argument] = self.change(given[self.argument])
+        with pytest.raises(RuntimeError) as error:
+            run(self.op, given)
+        return str(error.value)
+
+
+def set_at(*values: tuple[tuple[int, ...], int]) -> Callable[[Tensor], Tensor]:
+    """The tensor with other values at some places."""
+
+    def change(tensor: Tensor) -> Tensor:
+        for at, value in values:
+            tensor[at] = value
+        return tensor
+
+    return change
+
+
+def to(value: Any) -> Callable[[Any], Any]:
+    return lambda _: value
+
+
+def shorter(tensor: Tensor) -> Tensor:
+    return tensor[:-1].clone()
+
+
+def strided(tensor: Tensor) -> Tensor:
+    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+REFUSALS = [
+    # What every op asks of tensors.
+    Refusal("best", "logits", lambda x: x[:, :0].contiguous(), "there must be logits to choose from"),
+    Refusal("constrain", "raw", shorter, "constrain: shapes do not fit"),
+    Refusal("constrain", "allowed", lambda allowed: allowed[:, 1:].contiguous(), "constrain: shapes do not fit"),
+    Refusal("constrain", "allowed", Tensor.long, "allowed has the wrong dtype, Long"),
+    Refusal("constrain", "mask_of", shorter, "constrain: shapes do not fit"),
+    Refusal("constrain", "mask_of", set_at(((1,), 4)), "row 1 has mask 4 of"),
+    Refusal("constrain", "mask_of", set_at(((2,), -2)), "row 2 has mask -2 of"),
+    Refusal("linear", "x", lambda x: x[0], "x must have 2 dimensions, got 1"),
+    Refusal("linear", "x", strided, "x must be contiguous"),
+    Refusal("linear", "x", Tensor.double, "x has the wrong dtype, Double"),
+    Refusal("linear", "norm_weight", shorter, "norm weight must have 16 values, got 15"),
+    Refusal("linear", "norm_bias", Tensor.bfloat16, "norm bias has the wrong dtype, BFloat16"),
+    Refusal("linear", "bias", shorter, "bias must have 20 values, got 19"),
+    Refusal("linear", "words", Tensor.half, "packed weights cannot be Half"),
+    Refusal("linear", "words", shorter, "packed weights of 1 x [20, 16] must have 512 elements, got 511"),
+    Refusal("linear", "words", strided, "packed weights of 1 x [20, 16]"),
+    Refusal("linear", "n", to(40), "packed weights of 1 x [40, 16] must have 768 elements"),
+    Refusal("linear", "n", to(0), "a matrix must have outputs and inputs, got [0, 16]"),
+    Refusal("linear", "n", to(-5), "a matrix must have outputs and inputs, got [-5, 16]"),
+    Refusal("linear", "x", lambda x: x[:, :0].contiguous(), "a matrix must have outputs and inputs, got [20, 0]"),
+    Refusal("linear", "side", to(None), "int8 weights need 2 x 32 scales and offsets", "int8"),
+    Refusal("linear", "side", lambda side: side[:, 1:].contiguous(), "int8 weights need 2 x 32", "int8-weights"),
+    Refusal("linear", "side", Tensor.float, "scales has the wrong dtype, Float", "int8"),
+    # Experts.
+    Refusal("experts", "ends", lambda ends: ends.flip(0), "ends must not fall"),
+    Refusal("experts", "ends", set_at(((-1,), 99)), "ends cover 99 pairs of "),
+    Refusal("experts", "ends", lambda ends: ends[:0], "experts need at least one unit and input"),
+    Refusal("experts", "ends", lambda ends: ends.int(), "ends has the wrong dtype, Int"),
+    Refusal("experts", "token", set_at(((0,), 5)), "token 5"),
+    Refusal("experts", "token", set_at(((0,), -1)), "token -1"),
+    Refusal("experts", "token", lambda token: token.long(), "token has the wrong dtype, Long"),
+    Refusal("experts", "weight", shorter, "weight must have "),
+    Refusal("experts", "units", to(0), "experts need at least one unit and input"),
+    Refusal("experts", "units", to(64), "packed weights of 3 x [128, 16] must have"),
+    Refusal("experts", "gated", to(False), "packed weights of 3 x [32, 16] must have"),
+    Refusal("experts", "activation", to(4), "activation 4 is not known"),
+    Refusal("experts", "activation", to(-1), "activation -1 is not known"),
+    Refusal("ffn_block", "up_bias", shorter, "up bias must have 64 values, got 63"),
+    Refusal("ffn_block", "down_bias", shorter, "down bias must have 16 values, got 15"),
+    # Counts and choices.
+    Refusal("route", "counts", set_at(((1,), 0)), "count 0 is not between 1 and 6"),
+    Refusal("route", "counts", set_at(((1,), 7)), "count 7 is not between 1 and 6"),
+    Refusal("route", "counts", shorter, "counts do not fit the logits"),
+    Refusal("route", "k_max", to(7), "counts do not fit the logits"),
+    Refusal("topk_block", "counts", shorter, "counts do not fit"),
+    Refusal("topk_block", "k_max", to(5), "counts do not fit"),
+    Refusal("topk_block", "experts", to(0), "a matrix must have outputs and inputs, got [0, 16]"),
+    Refusal("masks", "scores", shorter, "masks: shapes do not fit"),
+    Refusal("masks", "kept", to(0), "masks: shapes do not fit"),
+    Refusal("masks", "kept", to(10), "masks: shapes do not fit"),
+    Refusal("draw", "seeds", shorter, "draws: shapes do not fit"),
+    Refusal("draw", "positions", shorter, "draws: shapes do not fit"),
+    Refusal("draw", "quantiles", shorter, "draws: shapes do not fit"),
+    Refusal("draw", "gaussian", lambda g: g[:, 1:].contiguous(), "draws: shapes do not fit"),
+    Refusal("draw", "seeds", Tensor.int, "seeds has the wrong dtype, Int"),
+    Refusal("draw", "positions", Tensor.int, "positions has the wrong dtype, Int"),
+    Refusal("infinity_block", "counts", shorter, "counts do not fit"),
+    Refusal("infinity_block", "seeds", shorter, "counts do not fit"),
+    Refusal("infinity_block", "scored", to(0), "scores of 48 / 0 units do not fit blocks of 48"),
+    Refusal("infinity_block", "scored", to(7), "scores of 48 / 7 units do not fit blocks of 48"),
+    Refusal("infinity_block", "units", to(0), "scores of 0 / 12 units do not fit blocks of 48"),
+    Refusal("infinity_block", "block_units", to(0), "units do not fit blocks of 0"),
+    Refusal("infinity_block", "block_units", to(40), "units do not fit blocks of 40"),
+    Refusal("infinity_block", "kept", to(13), "infinity: shapes do not fit"),
+    Refusal("infinity_block", "quantiles", shorter, "infinity: shapes do not fit"),
+    Refusal("infinity_block", "space", to(0), "the space must have at least one dimension"),
+    Refusal("infinity_block", "scores", shorter, "packed weights of 1 x [12, 6] must have"),
+    Refusal("infinity_block", "up_rows", shorter, "unit rows: shapes do not fit"),
+    Refusal("infinity_block", "down_rows", shorter, "unit rows: shapes do not fit"),
+    Refusal("infinity_block", "up_rows", Tensor.bfloat16, "unit rows must be like the panels"),
+    # Attention.
+    Refusal("write_cache", "k", lambda k: k[0], "k must have 3 dimensions, got 2"),
+    Refusal("write_cache", "v", lambda v: v[:, :, :8].contiguous(), "k and v must have one shape"),
+    Refusal("write_cache", "cache", lambda c: c[0], "the cache must be [2, slots, 2, 16], got"),
+    Refusal("write_cache", "cache", lambda c: c[:, :, :1].contiguous(), "the cache must be [2, slots, 2, 16], got"),
+    Refusal("write_cache", "cache", strided, "the cache must be [2, slots, 2, 16], got"),
+    Refusal("write_cache", "cache", Tensor.half, "the cache is Half"),
+    Refusal("write_cache", "block_size", to(24), "head width and block size must be multiples of 16"),
+    Refusal("write_cache", "block_size", to(0), "head width and block size must be multiples of 16"),
+    Refusal("write_cache", "block_size", to(32), "is not in the cache"),
+    Refusal("write_cache", "spans", lambda spans: spans[:, :2].contiguous(), "spans must be [B, 3] and tables [B, P]"),
+    Refusal("write_cache", "spans", lambda spans: spans.int(), "spans has the wrong dtype, Int"),
+    Refusal("write_cache", "spans", set_at(((0, 0), 1)), "span 0 does not follow"),
+    Refusal("write_cache", "spans", set_at(((1, 2), 19)), "span 1 does not follow"),
+    Refusal("write_cache", "spans", set_at(((1, 1), 0)), "span 1 does not follow"),
+    Refusal("write_cache", "spans", set_at(((1, 2), 33)), "span 1 needs 3 blocks, the table has 2"),
+    Refusal("write_cache", "spans", set_at(((1, 1), 19)), "spans cover 22 rows of 23"),
+    Refusal("write_cache", "tables", shorter, "spans must be [B, 3] and tables [B, P]"),
+    Refusal("write_cache", "tables", set_at(((1, 1), 99)), "block 99 is not in the cache"),
+    Refusal("write_cache", "tables", set_at(((0, 0), -1)), "block -1 is not in the cache"),
+    Refusal("attend", "cache", lambda c: c[0], "the cache must have 4 dimensions, got 3"),
+    Refusal("attend", "q", lambda q: q[:, :3].contiguous(), "3 heads cannot share 2 key-value heads"),
+    Refusal("attend", "q", lambda q: q[:, :0].contiguous(), "0 heads cannot share 2 key-value heads"),
+    Refusal("attend", "q", lambda q: q.repeat(1, 17, 1), "68 heads cannot share 2 key-value heads (at most 32 each)"),
+    Refusal("attend", "sinks", shorter, "sinks must have 4 values, got 3"),
+    Refusal("attention_block", "cache", lambda c: c[0], "the cache must have 4 dimensions, got 3"),
+    Refusal("attention_block", "heads", to(6), "norm weight must have 96 values, got 64"),
+    Refusal("attention_block", "qkv_bias", shorter, "qkv bias must have 128 values, got 127"),
+    Refusal("attention_block", "out_bias", shorter, "out bias must have 24 values, got 23"),
+    Refusal("attention_block", "norm_per_head", to(True), "norm weight must have 16 values, got 64"),
+    Refusal("attention_block", "rotary", lambda r: r[:19].contiguous(), "position 20 is beyond the rotary table"),
+    Refusal("attention_block", "rotary", lambda r: r[:, :, :7].contiguous(), "the rotary table must be [positions"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda r: f"{r.op}-{r.argument}-{r.says:.30}")
+def test_refusals(refusal: Refusal) -> None:
+    assert refusal.says in refusal.message()
+
+
+def rows_of_units(kind: Kind, width: int) -> str:
+    """Unit rows where there can be none: beside int8 panels, or of an odd width."""
+    given = arguments("infinity_block", kind)
+    given["up_rows"] = given["down_rows"] = torch.zeros(1)
+    if width != 16:
+        given |= {"x": given["x"][:, :width].contiguous(), "norm_weight": given["norm_weight"][:width].contiguous()}
+        given |= {name: torch.zeros(size) for name, size in (("router", 16 * 12), ("up", 48 * 12), ("down", 48 * 16))}
+    with pytest.raises(RuntimeError) as error:
+        run("infinity_block", given)
+    return str(error.value)
+
+
+OTHERS: list[tuple[Callable[[], str], str]] = [
+    (lambda: rows_of_units("int8", 16), "int8 units have no rows of their own"),
+    (lambda: rows_of_units("float", 12), "unit rows need a width that is a multiple of 16, got 12"),
+    (lambda: raised(ops.set_threads, 0), "threads must be between 1 and 1024, got 0"),
+    (lambda: raised(ops.set_threads, 1025), "threads must be between 1 and 1024, got 1025"),
+    (lambda: raised(lambda _: ops.spread([torch.zeros(3)]), 0), "load has the wrong dtype, Float"),
+    (lambda: raised(ops.allocate, 1 << 60), "out of memory: 1152921504606846976 bytes"),
+]
+
+
+OTHERS += [(partial(refused, argument, change), says) for argument, change, says in PROGRAM_REFUSALS]
+OTHERS += [(partial(made, argument, change), says) for argument, change, says in MADE]
+
+
+def raised(op: Callable[[int], Any], value: int) -> str:
+    with pytest.raises(RuntimeError) as error:
+        op(value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("provoke, says", OTHERS, ids=[says for _, says in OTHERS])
+def test_other_refusals(provoke: Callable[[], str], says: str) -> None:
+    assert says in provoke()
+
+
+def test_every_check_is_met_by_one_of_these() -> None:
+    met = "\n".join([*(refusal.message() for refusal in REFUSALS), *(provoke() for provoke, _ in OTHERS)])
+    for source in sorted(SOURCES.iterdir()):
+        for check in re.findall(r"TORCH_CHECK\((.*?)\);", source.read_text(), re.DOTALL):
+            longest = max(re.findall(r'"([^"]*)"', check), key=len)
+            assert longest in met, f"{source.name}: {longest}"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_after_a_refusal_the_op_runs_as_before(op: str) -> None:
+    first, again = arguments(op), arguments(op)
+    expected = run(op, first)
+    for refusal in REFUSALS:
+        if refusal.op == op and refusal.kind == "float":
+            refusal.message()
+    found = run(op, again)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0, equal_nan=True)
+    torch.testing.assert_close(again, first, atol=0, rtol=0, equal_nan=True)

@@ -1,0 +1,152 @@
+"""Resolving a request's expert count: four ways to ask, one answer or one refusal."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.budget import ExpertRange
+from model.errors import InvalidRequest
+from server.experts.requested_count import aliases_for, ask_of_header, asks_of_body, reported, resolve
+
+RANGE = ExpertRange(layers=3, trained=4, minimum=1, maximum=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+def counts(body: dict[str, Any], headers: list[str] | None = None) -> tuple[int, ...]:
+    return resolve(RANGE, 4, [*asks_of_body(body), *ask_of_header(headers or [])]).per_layer
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "expected"),
+    [
+        ({}, [], (4, 4, 4)),
+        ({"num_experts": None, "experts": None}, [], (4, 4, 4)),
+        ({"num_experts": 1}, [], (1, 1, 1)),
+        ({"num_experts": 8}, ["8"], (8, 8, 8)),
+        ({}, ["2"], (2, 2, 2)),
+        ({"experts": {"count": 2}}, [], (2, 2, 2)),
+        ({"experts": 2}, [], (2, 2, 2)),
+        ({"experts": 2, "num_experts": 2}, ["2"], (2, 2, 2)),
+        ({"experts": {"count": [1, 2, 3]}}, [], (1, 2, 3)),
+        ({"experts": {}}, [], (4, 4, 4)),
+        ({"experts": {"count": None, "prefill": None}}, [], (4, 4, 4)),
+        ({"experts": {"count": [2, 2, 2]}, "num_experts": 2}, ["2"], (2, 2, 2)),
+        ({"extra_body": {"num_experts": 3}}, [], (3, 3, 3)),
+        ({"extra_body": "not an object"}, [], (4, 4, 4)),
+    ],
+)
+def test_every_way_to_ask(body: dict[str, Any], headers: list[str], expected: tuple[int, ...]) -> None:
+    assert counts(body, headers) == expected
+
+
+@pytest.mark.parametrize("value", [0, -1, 9, 10**9, 10**400, "8", 2.5, 2.0, True, False, float("nan"), [], [4], {}, ""])
+def test_a_bad_count_is_refused_with_value_and_range(value: Any) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        counts({"num_experts": value})
+    assert error.value.param == "num_experts"
+    assert "1 and 8" in error.value.message
+    assert repr(value)[:60] in error.value.message
+
+
+@pytest.mark.parametrize("value", ["0", "9", "-1", "2.0", "two", "", "٣", "9" * 30, "+2", " 2"])
+def test_a_bad_header_is_refused(value: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        counts({}, [value])
+    assert error.value.param == "num_experts"
+
+
+@pytest.mark.parametrize(
+    "value", [[4, 4], [4, 4, 4, 4], [], [0, 4, 4], [True, 4, 4], [4, "4", 4], [4, 4, 9], "4", [[4], 4]]
+)
+def test_a_bad_list_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        counts({"experts": {"count": value}})
+    assert error.value.param == "experts"
+
+
+@pytest.mark.parametrize(
+    ("experts", "word"),
+    [
+        ({"prefill": 8}, "not supported yet"),
+        ({"threshold": 0.5}, "not supported yet"),
+        ({"cuont": 4}, "unknown"),
+        (4.5, "object"),
+        (True, "object"),
+        ("4", "object"),
+        ([4], "object"),
+    ],
+)
+def test_other_expert_rules_are_refused_by_name(experts: Any, word: str) -> None:
+    with pytest.raises(InvalidRequest, match=word) as error:
+        counts({"experts": experts})
+    assert error.value.param == "experts"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        ({"num_experts": 2}, ["4"]),
+        ({"num_experts": 2, "experts": {"count": 4}}, []),
+        ({"num_experts": 2, "experts": 4}, []),
+        ({"num_experts": 2, "extra_body": {"num_experts": 4}}, []),
+        ({"experts": {"count": [2, 2, 4]}}, ["2"]),
+        ({}, ["2", "4"]),
+    ],
+)
+def test_two_ways_that_disagree_are_refused(body: dict[str, Any], headers: list[str]) -> None:
+    with pytest.raises(InvalidRequest, match="agree"):
+        counts(body, headers)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "num_expert",
+        "n_experts",
+        "num_experts_per_tok",
+        "numExperts",
+        "NUM_EXPERTS",
+        "expert_count",
+        "moe_top_k",
+        "num_exprets",
+        "num-experts",
+    ],
+)
+def test_a_misspelt_field_names_the_right_one(key: str) -> None:
+    for body in ({key: 2}, {"extra_body": {key: 2}}):
+        with pytest.raises(InvalidRequest, match="num_experts") as error:
+            counts(body)
+        assert error.value.param == key
+
+
+@pytest.mark.parametrize("key", ["temperature", "user", "metadata", "top_k", "n", "num_ctx", "extra", "tempo"])
+def test_ordinary_fields_are_not_taken_for_expert_fields(key: str) -> None:
+    assert counts({key: 2}) == (4, 4, 4)
+
+
+@given(JSON, JSON, st.text(max_size=5))
+def test_whatever_comes_is_a_budget_in_range_or_a_refusal(number: Any, experts: Any, header: str) -> None:
+    try:
+        budget = counts({"num_experts": number, "experts": experts}, [header] if header else [])
+    except InvalidRequest as error:
+        assert error.param
+    else:
+        assert len(budget) == RANGE.layers and all(type(k) is int and 1 <= k <= 8 for k in budget)
+
+
+def test_aliases_cover_powers_of_two_and_the_operators_words() -> None:
+    assert aliases_for({"fast": 3}, RANGE) == {"k1": 1, "k2": 2, "k4": 4, "k8": 8, "fast": 3}
+    with pytest.raises(InvalidRequest, match="aliases"):
+        aliases_for({"fast": 9}, RANGE)
+    assert aliases_for({}, ExpertRange(0, 0, 0, 0)) == {}
+
+
+def test_a_count_is_echoed_as_an_integer_unless_layers_differ() -> None:
+    assert reported(RANGE.budget(2)) == 2 and isinstance(reported(RANGE.budget(2)), int)
+    assert reported(RANGE.budget([1, 2, 2])) == 1.6667
