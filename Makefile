@@ -1,23 +1,57 @@
-# The commands that people and CI both use. `make serve` and `make test` are all a newcomer needs.
-PYTHON ?= python3.11
+# The commands that people and CI both use. `make serve` and `make test` are all a newcomer needs; `make help` lists the rest.
 VENV   := .venv
 BIN    := $(VENV)/bin
 CLIENTS := .clients
 MORE_CLIENTS := .more-clients
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# PYTHON names an interpreter; without it the first Python 3.11 to 3.13 on the path is taken. UV= leaves uv out.
+PYTHON ?=
+UV     ?= $(shell command -v uv 2>/dev/null)
+ifeq ($(UV),)
+INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
+else
+INSTALL = $(UV) pip install --quiet --python $(1)/bin/python
+endif
+NEW_VENV := UV="$(UV)" sh release/make_venv.sh
+PIP    = $(call INSTALL,$(VENV)) -c constraints.txt
+
+# Where the index offers several builds of torch, TORCH_INDEX is the address of one that has the build for CPUs.
+TORCH_INDEX ?=
+TORCH  = $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch
 
 # Sanitized kernels are libraries of their own; the checks' run-time must be there before Python is.
 SANITIZED := MOEDIAL_KERNELS_SANITIZE=1
 PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) \
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
-.PHONY: serve test test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies lint docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-http bench-speculation clean
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-http bench-speculation clean
+
+help:  ## this list
+	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
 
-test: lint  ## everything that CI runs
+test: lint  ## everything that CI runs: the checks of `make lint`, and pytest without what is slow and redundant
+	$(BIN)/python -m pytest -m "not redundant"
+
+test-all: lint  ## `make test` with the slow and redundant tests
 	$(BIN)/python -m pytest
+
+# Branches are counted in the engine's and the templates' processes as well. It takes about twice the time of the tests.
+COVERED := server engine weights model
+COVERAGE_FLOOR := 90
+
+coverage: $(VENV)/.dev  ## branch coverage of server, engine, weights and model; fails below 90 % in any of them
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+	failed=""; for package in $(COVERED); do \
+		$(BIN)/coverage report --include="$$package/*" --fail-under=$(COVERAGE_FLOOR) --format=total | sed "s|^|$$package: |; s|$$| %|"; \
+		$(BIN)/coverage report --include="$$package/*" --fail-under=$(COVERAGE_FLOOR) >/dev/null || failed="$$failed $$package"; \
+	done; test -z "$$failed" || { echo "below $(COVERAGE_FLOOR) %:$$failed"; exit 1; }
 
 # Each prints a table and one line of JSON, and fails where something was lost, held back or left behind.
 STORMS := bodies crowds grammars connections keys checkpoints lives "greedy_call --most 5" "engine_deaths --kills 5 --hangs 1" "waves --waves 6"
@@ -50,11 +84,21 @@ fuzz: $(VENV)/.dev  ## random shapes for every kernel, under the same checks; AR
 	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build
 	$(SANITIZED) $(PRELOADED) $(BIN)/python -m tests.fuzz_kernels $(ARGS)
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## ruff, mypy and the import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## rewrite the sources as `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The wheel is built from the source archive, which proves that nothing is missing there. torch and the compiler are those of .venv.
+wheel: $(VENV)/.release  ## source archive and wheel under dist/, with the kernels inside
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python release/check_wheel.py dist
 
 docs: $(VENV)/.dev  ## regenerate the tables that tests compare
 	$(BIN)/python -m docs.generate
@@ -88,8 +132,8 @@ bench-speculation: $(VENV)/.dev  ## whether guessing tokens ahead pays, on three
 
 # torch first and alone, so that no other package can ask for a different build of it.
 $(VENV)/.run: pyproject.toml constraints.txt $(wildcard model/backends/cpu/kernels/csrc/*) model/backends/cpu/kernels/build.py
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch
+	test -d $(VENV) || $(NEW_VENV) $(VENV) $(PYTHON)
+	$(PIP) $(TORCH)
 	$(PIP) -e .
 	$(BIN)/python -m model.backends.cpu.kernels.build
 	touch $@
@@ -98,16 +142,20 @@ $(VENV)/.dev: $(VENV)/.run
 	$(PIP) -e '.[dev]'
 	touch $@
 
+$(VENV)/.release: $(VENV)/.dev
+	$(PIP) -e '.[release]'
+	touch $@
+
 $(CLIENTS)/.built: constraints-clients.txt
-	test -d $(CLIENTS) || $(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-clients.txt \
+	test -d $(CLIENTS) || $(NEW_VENV) $(CLIENTS) $(PYTHON)
+	$(call INSTALL,$(CLIENTS)) -c constraints-clients.txt \
 		langchain-openai litellm 'lm-eval[api]' transformers httpx pytest pytest-timeout
 	touch $@
 
 # With npm, one client of another language as well; without it, that client's tests say so and are skipped.
 $(MORE_CLIENTS)/.built: constraints-more-clients.txt tests/more_clients/package-lock.json
-	test -d $(MORE_CLIENTS) || $(PYTHON) -m venv $(MORE_CLIENTS)
-	$(MORE_CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-more-clients.txt \
+	test -d $(MORE_CLIENTS) || $(NEW_VENV) $(MORE_CLIENTS) $(PYTHON)
+	$(call INSTALL,$(MORE_CLIENTS)) -c constraints-more-clients.txt \
 		openai-agents instructor 'pydantic-ai-slim[openai]' llama-index-llms-openai-like 'smolagents[openai]' llm \
 		httpx pytest pytest-timeout
 	cp tests/more_clients/package.json tests/more_clients/package-lock.json $(MORE_CLIENTS)
@@ -115,4 +163,4 @@ $(MORE_CLIENTS)/.built: constraints-more-clients.txt tests/more_clients/package-
 	touch $@
 
 clean:
-	rm -rf $(VENV) model/backends/cpu/kernels/built *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) model/backends/cpu/kernels/built build dist .coverage .coverage.* *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
