@@ -83,7 +83,8 @@ class Worker:
 
     def end(self) -> Times:
         """What it measured. Raises EOFError when the process has died."""
-        return self._pipe.recv()
+        times: Times = self._pipe.recv()
+        return times
 
     def close(self) -> None:
         self._pipe.close()

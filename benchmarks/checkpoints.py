@@ -90,7 +90,7 @@ def write_random(raw: dict[str, Any], folder: Path, seed: int = 0) -> None:
 def write_tokenizer(vocabulary: int, folder: Path) -> None:
     """Byte-level BPE: 256 bytes, then merges of two of them in order until the vocabulary is full."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = list(islice(product(alphabet, repeat=2), vocabulary - len(alphabet)))
+    merges = list(islice(product(alphabet, alphabet), vocabulary - len(alphabet)))
     words = alphabet + [first + second for first, second in merges]
     tokenizer = Tokenizer(models.BPE(vocab={word: id for id, word in enumerate(words)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

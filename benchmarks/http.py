@@ -95,8 +95,8 @@ class Stream:
 
 def through_http(port: int, count: int, tokens: list[list[int]]) -> float:
     """Tokens per second of as many streams as there are prompts."""
-    fixed = {"max_tokens": OUTPUT, "temperature": 0, "seed": 1, "ignore_eos": True, "num_experts": count}
-    fixed |= {"stream": True, "stream_options": {"include_usage": True}}
+    fixed: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+    fixed |= {"max_tokens": OUTPUT, "temperature": 0, "seed": 1, "ignore_eos": True, "num_experts": count}
     bodies = [json.dumps(fixed | {"prompt": prompt}).encode() for prompt in tokens]
     began = time.time()
     streams = [Stream(port, body) for body in bodies]

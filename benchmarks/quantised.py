@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.machine import facts, use_threads
 from benchmarks.tables import grid
+from model.backends.cpu.blocks import Quantize
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
 from model.backends.torch.attend import WholeAttend
@@ -28,8 +29,9 @@ from weights.folder import bundled_models, resolve_model
 from weights.load import DType, load_model
 
 WINDOW, BLOCK = 512, 16
-INT8 = [(kind, part) for part, kind in product(("experts", "all"), ("int8-weights", "int8"))]
-WAYS: list[tuple[DType, str, str]] = [
+QUANTIZED: tuple[Quantize, ...] = ("int8-weights", "int8")
+INT8 = [(kind, part) for part, kind in product(("experts", "all"), QUANTIZED)]
+WAYS: list[tuple[DType, Quantize, str]] = [
     ("float32", "none", "experts"),
     ("bfloat16", "none", "experts"),
     *(("bfloat16", kind, part) for kind, part in INT8),

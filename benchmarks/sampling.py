@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -63,7 +64,7 @@ def measure(vocabulary: int, batch: int) -> dict[str, float]:
     costs = {"read": microseconds(lambda: logits_BV.sum(-1))}
     for name, options in CASES.items():
         sequences = [sequence(row, options) for row in range(batch)]
-        costs[name] = microseconds(lambda sequences=sequences: sample(logits_BV, sequences))
+        costs[name] = microseconds(partial(sample, logits_BV, sequences))
     return costs
 
 

@@ -39,7 +39,7 @@ def _line(name: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _large(example: dict[str, Any]) -> dict[str, Any]:
+def _large(example: Any) -> dict[str, Any]:
     given = {key: 64 if key == "head_dim" else value for key, value in example.items() if key not in TINY}
     if "text_config" in given:
         return given | {"text_config": _large(given["text_config"])}

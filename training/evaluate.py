@@ -1,18 +1,30 @@
 """Held-out loss of a decoder at a fixed expert count. It knows windows of tokens, not files."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from model.backends.torch.attend import WholeAttend
+from model.batch import Batch
 from model.decoder import Decoder
+from model.shapes.decoder import DecoderConfig
 from training.step import make_batch
 
 COUNTS = (1, 2, 4, 8)
 
 
+class WholeModel(Protocol):
+    """What computes whole sequences side by side: a `Decoder`, or what is called like one."""
+
+    config: DecoderConfig
+
+    def __call__(self, batch: Batch, attend: WholeAttend) -> Tensor: ...
+
+
 @torch.inference_mode()
-def held_out_loss(model: Decoder, window_BS: Tensor, count: int, rows: int = 8, seed: int = 0) -> float:
+def held_out_loss(model: WholeModel, window_BS: Tensor, count: int, rows: int = 8, seed: int = 0) -> float:
     """Mean next-token cross-entropy in nats over windows [B, S] at one count in every layer; noise keyed by `seed`."""
     counts, total = [count] * len(model.config.mixtures), 0.0
     for start in range(0, len(window_BS), rows):

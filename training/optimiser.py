@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no caller has a closure
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

@@ -32,6 +32,10 @@ NOISE_ENTRIES = 1 << 25
 STORY_CHARACTERS = range(200, 4001)
 
 
+KeysValues = list[tuple[Tensor, Tensor]]  # by layer
+Stories = multiprocessing.Queue[tuple[int, list[str]]]
+
+
 @dataclass(frozen=True)
 class ModelShape:
     width: int
@@ -62,7 +66,7 @@ def read_tensors(blob: bytes) -> tuple[ModelShape, dict[str, Tensor], int]:
     if shape.vocabulary <= 0 or shape.kv_heads != shape.heads:
         raise ValueError("only checkpoints with a shared classifier and one key head per query head are read")
     L, D, H = shape.layers, shape.width, shape.hidden
-    sizes = {"embedding": (shape.vocabulary, D), "attention_norm": (L, D)}
+    sizes: dict[str, tuple[int, ...]] = {"embedding": (shape.vocabulary, D), "attention_norm": (L, D)}
     sizes |= {"wq": (L, D, D), "wk": (L, D, D), "wv": (L, D, D), "wo": (L, D, D), "ffn_norm": (L, D)}
     sizes |= {"w1": (L, H, D), "w2": (L, D, H), "w3": (L, H, D), "final_norm": (D,)}
     offset, tensors = struct.calcsize("<7i"), {}
@@ -151,7 +155,7 @@ class Storyteller(nn.Module):
         gate, up = F.linear(normalise(x_BD), self.gate_up[layer]).float().chunk(2, -1)
         return x_BD + F.linear((F.silu(gate) * up).bfloat16(), self.down[layer])
 
-    def forward(self, ids_B: Tensor, turn_2C: Tensor, mask_T: Tensor, past: list) -> tuple[Tensor, list]:
+    def forward(self, ids_B: Tensor, turn_2C: Tensor, mask_T: Tensor, past: KeysValues) -> tuple[Tensor, KeysValues]:
         """Logits, and each layer's key and value; the caller stores them, lest the compiler copy the past."""
         x_BD, fresh = F.embedding(ids_B, self.ends[0]).float(), []
         for layer in range(self.shape.layers):
@@ -252,7 +256,7 @@ def load(model: Path, vocabulary_text: Path) -> tuple[Storyteller, list[bytes]]:
 
 
 @torch.no_grad()
-def sample_forever(sampling: Sampling, queue: multiprocessing.Queue) -> None:
+def sample_forever(sampling: Sampling, queue: Stories) -> None:
     """One process per thread: threads of one process wait for each other, ruinously so on a busy machine."""
     torch.set_num_threads(1)
     model, pieces_V = load(sampling.model, sampling.vocabulary_text)
@@ -260,7 +264,7 @@ def sample_forever(sampling: Sampling, queue: multiprocessing.Queue) -> None:
         queue.put(counted_stories)
 
 
-def fill(shelf: Shelf, queue: multiprocessing.Queue, target: int) -> None:
+def fill(shelf: Shelf, queue: Stories, target: int) -> None:
     sampled, began = 0, time.monotonic()
     with tqdm(total=target, initial=shelf.size, unit="B", unit_scale=True, mininterval=5) as bar:
         while shelf.size < target:

@@ -6,8 +6,9 @@ It writes training state and an exported checkpoint; what a checkpoint looks lik
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -32,12 +33,13 @@ from weights.load import decoder_config
 
 def compile_parts(model: Decoder) -> None:
     """Fuse what has static shapes. The routing itself is ragged and stays eager."""
-    for layer in model.layers:
+    layers: Iterable[Any] = model.layers
+    for layer in layers:
         layer.mixer.compile(dynamic=False)
         layer.mixer_norm.compile(dynamic=False)
         layer.ffn_norm.compile(dynamic=False)
         if isinstance(layer.ffn, TopKMixture):
-            layer.ffn.dense = torch.compile(layer.ffn.dense, dynamic=False)
+            layer.ffn.dense = torch.compile(layer.ffn.dense, dynamic=False)  # type: ignore[method-assign]
             layer.ffn.execute = layer.ffn.run_dense
         else:
             layer.ffn.execute = torch.compile(layer.ffn.run_masked, dynamic=False)

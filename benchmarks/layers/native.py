@@ -23,7 +23,7 @@ def native_layer(config: TopK | Infinity, parameters: dict[str, Tensor]) -> Call
         return None
     width = parameters["router"].shape[1]
     with torch.device("meta"):
-        module = (InfinityMixture if isinstance(config, Infinity) else TopKMixture)(width, config)
+        module = InfinityMixture(width, config) if isinstance(config, Infinity) else TopKMixture(width, config)
     module.load_state_dict(parameters, assign=True)
     block = feed_forward_block(nn.Identity(), module, 0, precision_for(torch.bfloat16))
     op = getattr(torch.ops.moedial, f"{block.kind}_block").default

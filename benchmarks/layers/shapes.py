@@ -110,7 +110,8 @@ def work(shape: Shape, reference: Mixture, inputs: list[Call]) -> Work:
         reference(call.x_TD, Use(use.layer, use.counts_T, use.k_max, use.seeds_T, use.positions_T, load))
     tokens, count = len(inputs[0].x_TD), inputs[0].use.k_max
     kind, distinct, pairs = shape.kind, load.distinct / len(inputs), load.pairs / len(inputs)
-    shared = reference.router.numel() + (kind.blocks * kind.space if isinstance(kind, Infinity) else 0)
+    router = reference.get_parameter("router").numel()
+    shared = router + (kind.blocks * kind.space if isinstance(kind, Infinity) else 0)
     draws = tokens * count * kind.blocks * kind.space if isinstance(kind, Infinity) else 0
     moved = 2 * (shared + distinct * shape.call_weights + 2 * tokens * shape.width)
-    return Work(distinct, moved, 2 * (tokens * reference.router.numel() + draws + pairs * shape.call_weights))
+    return Work(distinct, moved, 2 * (tokens * router + draws + pairs * shape.call_weights))

@@ -2,6 +2,7 @@
 native one, transformers' block, and for ∞-MoE the dense layer of the same width. They measure nothing."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -24,11 +25,16 @@ PACKED_ROWS = 16  # the height that packed weights are laid out for
 def torch_mixture(shape: Shape, weights: Parameters) -> Mixture:
     """Our mixture in plain torch, whatever kernels there are."""
     with torch.device("meta"):
-        infinite = isinstance(shape.kind, Infinity)
-        mixture = (InfinityMixture if infinite else TopKMixture)(shape.width, shape.kind)
+        mixture = module_of(shape)
     mixture.load_state_dict(weights, assign=True)
-    mixture.execute = mixture.run_masked if infinite else mixture.run_ragged
     return mixture.requires_grad_(False)
+
+
+def module_of(shape: Shape) -> InfinityMixture | TopKMixture:
+    """The module of the shape's mixture."""
+    if isinstance(shape.kind, Infinity):
+        return InfinityMixture(shape.width, shape.kind)
+    return TopKMixture(shape.width, shape.kind)
 
 
 def transformers_layer(shape: Shape, weights: Parameters, implementation: str) -> Layer:
@@ -37,6 +43,7 @@ def transformers_layer(shape: Shape, weights: Parameters, implementation: str) -
     from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
     kind = shape.kind
+    assert isinstance(kind, TopK)
     config = OlmoeConfig(
         hidden_size=shape.width,
         intermediate_size=kind.width,
@@ -53,7 +60,8 @@ def transformers_layer(shape: Shape, weights: Parameters, implementation: str) -
 
     def run(x_TD: Tensor, use: Use) -> Tensor:
         block.gate.top_k = use.k_max
-        return block(x_TD[None])[0]
+        mixed_TD: Tensor = block(x_TD[None])[0]
+        return mixed_TD
 
     return run
 
@@ -64,8 +72,12 @@ def dense_layer(shape: Shape, weights: Parameters, packed: bool) -> Layer:
     if packed:
         up, down = (packed_linear(matrix, PACKED_ROWS) for matrix in matrices)
     else:
-        up, down = ((lambda x, matrix=matrix: F.linear(x, matrix)) for matrix in matrices)
+        up, down = (partial(_linear, matrix) for matrix in matrices)
     return lambda x_TD, use: down(activate(up(x_TD), shape.kind.activation))
+
+
+def _linear(matrix: Tensor, x_TD: Tensor) -> Tensor:
+    return F.linear(x_TD, matrix)
 
 
 Build = Callable[[Shape, Parameters], Layer | None]
@@ -78,15 +90,19 @@ def builders(shape: Shape) -> dict[str, Build]:
         "ours, torch": torch_mixture,
     }
     if isinstance(shape.kind, TopK) and find_spec("transformers"):
-        kinds = ("grouped_mm", "eager")
-        return ours | {f"transformers, {k}": lambda s, w, k=k: transformers_layer(s, w, k) for k in kinds}
+        return ours | {
+            f"transformers, {kind}": partial(transformers_layer, implementation=kind)
+            for kind in ("grouped_mm", "eager")
+        }
     if isinstance(shape.kind, Infinity):
-        kinds = (("packed", True), ("unpacked", False))
-        return ours | {f"dense, {name}": lambda s, w, p=p: dense_layer(s, w, p) for name, p in kinds}
+        return ours | {
+            "dense, packed": partial(dense_layer, packed=True),
+            "dense, unpacked": partial(dense_layer, packed=False),
+        }
     return ours
 
 
 def build(shape: Shape, copies: list[Parameters]) -> dict[str, list[Layer]]:
     """Every way that exists, once per copy of the weights."""
     made = {name: [builder(shape, weights) for weights in copies] for name, builder in builders(shape).items()}
-    return {name: layers for name, layers in made.items() if None not in layers}
+    return {name: [layer for layer in layers if layer] for name, layers in made.items() if None not in layers}

@@ -38,8 +38,8 @@ def as_mixtral(folder: Path, config: dict[str, Any], target: Path) -> Path:
         "num_local_experts": config["num_experts"],
     }
     (target / "config.json").write_text(json.dumps(config | changed))
-    tensors = {mixtral_name(name): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
-    tensors.pop(None, None)
+    read = load_file(folder / "model.safetensors").items()
+    tensors = {mixtral: tensor for name, tensor in read if (mixtral := mixtral_name(name)) is not None}
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     return target
 

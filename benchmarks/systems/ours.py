@@ -31,7 +31,7 @@ class OurEngine:
         everywhere, _, kind = quantize.rpartition(":")
         self.name = "moedial" if quantize == "none" else f"moedial {quantize}"
         self.weights: Weights = "bf16" if quantize == "none" else "8 bit" if everywhere else "8 bit experts"
-        self._quantize = {"quantize": kind, "quantize_layers": everywhere or "experts"}
+        self._quantize: dict[str, Any] = {"quantize": kind, "quantize_layers": everywhere or "experts"}
         self._loaded: tuple[Path, Engine, DecoderConfig] | None = None
 
     def version(self) -> str:

@@ -85,13 +85,20 @@ def started(folder: Path, count: int, eager: bool, log: IO[str]) -> Iterator["su
         "eager": eager,
     }
     command = [str(python(VLLM)), str(DRIVER), json.dumps(settings)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-    with subprocess.Popen(command, text=True, env=environment(), **pipes) as driver:
+    with subprocess.Popen(
+        command, text=True, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+    ) as driver:
         try:
             yield driver
         finally:
             with suppress(BrokenPipeError):
-                driver.stdin.close()  # the driver ends when nothing more can come
+                _pipe(driver.stdin).close()  # the driver ends when nothing more can come
+
+
+def _pipe(end: IO[str] | None) -> IO[str]:
+    """An end of the driver's pipes, which `started` asked for."""
+    assert end is not None
+    return end
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +114,16 @@ class VllmSession:
 
     def _run(self, batch: int) -> Rates:
         with suppress(BrokenPipeError):  # the answer says why
-            self.driver.stdin.write(json.dumps({"prompts": prompts(batch, self.vocabulary)}) + "\n")
-            self.driver.stdin.flush()
+            _pipe(self.driver.stdin).write(json.dumps({"prompts": prompts(batch, self.vocabulary)}) + "\n")
+            _pipe(self.driver.stdin).flush()
         took = self.answer()
         return Rates(batch * PROMPT / took["prefill"], batch * (OUTPUT - 1) / (took["all"] - took["prefill"]))
 
     def answer(self) -> dict[str, float]:
         """The driver's next answer. Raises PeerFailed with the end of its log when it has ended."""
-        for line in self.driver.stdout:
+        for line in _pipe(self.driver.stdout):
             if line.startswith(MARK):
-                return json.loads(line.removeprefix(MARK))
+                answer: dict[str, float] = json.loads(line.removeprefix(MARK))
+                return answer
         self.log.seek(0)
         raise PeerFailed(f"vLLM's process ended: {self.log.read()[-600:]}")
