@@ -68,6 +68,8 @@ def serving(*flags: str, watched: bool = True) -> Iterator[Live]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _ready_url(process: subprocess.Popen[str]) -> str:
