@@ -15,9 +15,9 @@ import torch
 import model.families
 from engine.build import build_engine
 from engine.types import EngineSettings, Request, Sampling
-from model.config import DecoderConfig, Router, TopK
+from model.config_reader import Fields, activation, attention, decoder, head_width, rope
 from model.decoder import Decoder
-from model.reading import Fields, activation, attention, decoder, head_width, rope
+from model.shapes.decoder import DecoderConfig, Router, TopK
 from weights.load import read_config
 from weights.save import save_model
 
