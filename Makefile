@@ -84,15 +84,19 @@ fuzz: $(VENV)/.dev  ## random shapes for every kernel, under the same checks; AR
 	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build
 	$(SANITIZED) $(PRELOADED) $(BIN)/python -m tests.fuzz_kernels $(ARGS)
 
-lint: $(VENV)/.dev  ## ruff, mypy and the import rules
+CPP := $(wildcard model/backends/cpu/kernels/csrc/*)
+
+lint: $(VENV)/.dev  ## ruff, clang-format, mypy and the import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 # The wheel is built from the source archive, which proves that nothing is missing there. torch and the compiler are those of .venv.
 wheel: $(VENV)/.release  ## source archive and wheel under dist/, with the kernels inside

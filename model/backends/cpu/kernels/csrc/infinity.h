@@ -1,5 +1,5 @@
-// ∞-MoE: draws from each token's Gaussian, scores, the kept share of each draw, and the mean of the masks
-// (arXiv 2601.17680, eq. 5 and 6). The numbers drawn are those of model/noise.py.
+// ∞-MoE: draws from each token's Gaussian, scores, the kept share of each draw, and the mean of the
+// masks (arXiv 2601.17680, eq. 5 and 6). The numbers drawn are those of model/noise.py.
 #pragma once
 #include "topk.h"
 #include "units.h"
@@ -18,7 +18,8 @@ inline void noise_row(uint64_t key, uint64_t sample, const Draws& d, float* e) {
     const uint64_t groups = uint64_t(d.space + 3) / 4;
     for (uint64_t g = 0; g < groups; g++) {
         const uint64_t bits = mix(key + (sample * groups + g + 1) * GOLDEN);
-        for (int64_t i = 0; i < 4 && int64_t(4 * g) + i < d.space; i++) e[4 * g + i] = d.quantiles[bits >> (16 * i) & 0xFFFF];
+        for (int64_t i = 0; i < 4 && int64_t(4 * g) + i < d.space; i++)
+            e[4 * g + i] = d.quantiles[bits >> (16 * i) & 0xFFFF];
     }
 }
 
@@ -27,7 +28,8 @@ inline float spread(float raw, const Draws& d) {
     return (raw > 20 ? raw : std::log1p(std::exp(raw))) + d.sigma_min;
 }
 
-// z [R, space], the draws of token 0 first: mean + spread · noise. gaussian [T, stride]: means, then raw spreads.
+// z [R, space], the draws of token 0 first: mean + spread · noise. gaussian [T, stride]: means,
+// then raw spreads.
 void draw(const float* gaussian, int64_t stride, const Tokens& t, const Draws& d, float* z) {
     int64_t* first = scratch().take<int64_t>(t.count + 1);
     first[0] = 0;
@@ -35,7 +37,8 @@ void draw(const float* gaussian, int64_t stride, const Tokens& t, const Draws& d
     float* sigma = scratch().take<float>(t.count * d.space);
     parallel_rows(t.count, 8, [&](int64_t from, int64_t until) {
         for (int64_t i = from; i < until; i++) {
-            const uint64_t key = mix(mix(uint64_t(t.seeds[i]) + uint64_t(d.layer + 1) * GOLDEN) + uint64_t(t.positions[i]) * GOLDEN);
+            const uint64_t key = mix(mix(uint64_t(t.seeds[i]) + uint64_t(d.layer + 1) * GOLDEN) +
+                                     uint64_t(t.positions[i]) * GOLDEN);
             const float *mean = gaussian + i * stride, *raw = mean + d.space;
             float* s = sigma + i * d.space;
             for (int64_t c = 0; c < d.space; c++) s[c] = spread(raw[c], d);
@@ -55,7 +58,8 @@ inline vi rank(vf v) {
     return b ^ ((b >> 31) & 0x7FFFFFFF);
 }
 
-// The `kept`-th largest of n scores, found by halving the range of its bits: 32 passes whatever n is.
+// The `kept`-th largest of n scores, found by halving the range of its bits: 32 passes whatever n
+// is.
 inline int32_t threshold(const int32_t* ranks, int64_t n, int64_t kept) {
     int64_t low = INT32_MIN, high = INT32_MAX;  // count(low) >= kept > count(high + 1)
     while (low < high) {
@@ -65,14 +69,18 @@ inline int32_t threshold(const int32_t* ranks, int64_t n, int64_t kept) {
         for (; i + LANES <= n; i += LANES) count -= load(ranks + i) >= middle;
         for (int l = 0; l < LANES; l++) reach += count[l];
         for (; i < n; i++) reach += ranks[i] >= middle;
-        if (reach >= kept) low = middle;
-        else high = int64_t(middle) - 1;
+        if (reach >= kept)
+            low = middle;
+        else
+            high = int64_t(middle) - 1;
     }
     return int32_t(low);
 }
 
-// mask [T, scored]: the mean over a token's draws of its scores, those under the draw's `kept`-th largest zeroed.
-void masks(const float* scores, int64_t stride, const Tokens& t, int64_t scored, int64_t kept, float* mask) {
+// mask [T, scored]: the mean over a token's draws of its scores, those under the draw's `kept`-th
+// largest zeroed.
+void masks(const float* scores, int64_t stride, const Tokens& t, int64_t scored, int64_t kept,
+           float* mask) {
     int64_t* first = scratch().take<int64_t>(t.count + 1);
     first[0] = 0;
     for (int64_t i = 0; i < t.count; i++) first[i + 1] = first[i] + t.counts[i];
@@ -97,15 +105,18 @@ void masks(const float* scores, int64_t stride, const Tokens& t, int64_t scored,
     });
 }
 
-// Pairs (token, group of units) in which some score is kept, sorted by group; `load` counts each score's tokens.
+// Pairs (token, group of units) in which some score is kept, sorted by group; `load` counts each
+// score's tokens.
 inline Calls mask_calls(const float* mask, const Tokens& t, const Infinity& layer, int64_t* load) {
-    const int64_t scored = layer.scored, per = layer.blocks.units / layer.share, groups = ceil_div(scored, per);
+    const int64_t scored = layer.scored, per = layer.blocks.units / layer.share,
+                  groups = ceil_div(scored, per);
     int32_t* kept = scratch().take<int32_t>(t.count * scored);  // each token's scores, rising
     int64_t* count = scratch().take<int64_t>(t.count);
     parallel_rows(t.count, 16, [&](int64_t from, int64_t until) {
         for (int64_t i = from; i < until; i++) {
             int64_t n = 0;
-            for (int64_t b = 0; b < scored; b++) kept[i * scored + n] = int32_t(b), n += mask[i * scored + b] != 0;
+            for (int64_t b = 0; b < scored; b++)
+                kept[i * scored + n] = int32_t(b), n += mask[i * scored + b] != 0;
             count[i] = n;
         }
     });
@@ -115,7 +126,8 @@ inline Calls mask_calls(const float* mask, const Tokens& t, const Infinity& laye
     const auto each = [&](auto&& f) {  // f(token, group, score), once for each group of a token
         for (int64_t i = 0; i < t.count; i++)
             for (int64_t n = 0, last = -1; n < count[i]; n++)
-                if (const int64_t b = kept[i * scored + n], g = b / per; g != last) f(i, last = g, b);
+                if (const int64_t b = kept[i * scored + n], g = b / per; g != last)
+                    f(i, last = g, b);
     };
     for (int64_t i = 0; i < t.count; i++)
         for (int64_t n = 0; n < count[i]; n++) load[kept[i * scored + n]]++;
@@ -127,24 +139,31 @@ inline Calls mask_calls(const float* mask, const Tokens& t, const Infinity& laye
     }
     int32_t* token = scratch().take<int32_t>(pairs);
     float* weight = scratch().take<float>(pairs);
-    each([&](int64_t i, int64_t g, int64_t b) { token[ends[g]] = int32_t(i), weight[ends[g]++] = mask[i * scored + b]; });
+    each([&](int64_t i, int64_t g, int64_t b) {
+        token[ends[g]] = int32_t(i), weight[ends[g]++] = mask[i * scored + b];
+    });
     Calls calls{token, weight, ends, groups};
     if (per > 1) calls.mask = mask, calls.stride = scored, calls.share = layer.share;
     return calls;
 }
 
-// Counts each score's tokens; whether so few units are kept that reading their rows alone is faster.
+// Counts each score's tokens; whether so few units are kept that reading their rows alone is
+// faster.
 inline bool few_units(const float* mask, const Tokens& t, const Infinity& layer, int64_t* load) {
     const int64_t scored = layer.scored;
-    if (t.count * layer.kept * layer.share > layer.rows.most) return false;  // a token keeps this many at least
+    if (t.count * layer.kept * layer.share > layer.rows.most)
+        return false;  // a token keeps this many at least
     std::memset(load, 0, scored * 8);
     int64_t units = 0;
-    for (int64_t i = 0; i < t.count * scored; i++) load[i % scored] += mask[i] != 0, units += mask[i] != 0;
+    for (int64_t i = 0; i < t.count * scored; i++)
+        load[i % scored] += mask[i] != 0, units += mask[i] != 0;
     return units * layer.share <= layer.rows.most;
 }
 
-// x += mean over the draws of the masked feed-forward layer of norm(x); returns ΣK and each score's tokens.
-int64_t infinity_block(float* x, int64_t width, const Infinity& layer, const Tokens& t, int64_t* load) {
+// x += mean over the draws of the masked feed-forward layer of norm(x); returns ΣK and each score's
+// tokens.
+int64_t infinity_block(float* x, int64_t width, const Infinity& layer, const Tokens& t,
+                       int64_t* load) {
     const int64_t draws = total_pairs(t), stride = layer.router.n, space = layer.draws.space;
     float* h = scratch().take<float>(t.count * width);
     const Inputs in = encode_rows(x, t.count, width, width, layer.norm, layer.router, h);
@@ -164,7 +183,8 @@ int64_t infinity_block(float* x, int64_t width, const Infinity& layer, const Tok
         return draws;
     }
     const Calls calls = mask_calls(mask, t, layer, load);
-    if (calls.ends[calls.experts - 1]) run_experts(up, t.count, width, calls, layer.blocks, true, x);
+    if (calls.ends[calls.experts - 1])
+        run_experts(up, t.count, width, calls, layer.blocks, true, x);
     return draws;
 }
 

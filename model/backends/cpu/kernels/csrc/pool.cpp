@@ -36,7 +36,8 @@ struct Pool {
     Tile tile = nullptr;
     void* context = nullptr;
 
-    // A claim can only succeed on the current job: its count and index are one word. `tile` is read after the claim.
+    // A claim can only succeed on the current job: its count and index are one word. `tile` is read
+    // after the claim.
     void drain() {
         uint64_t seen = state.load(std::memory_order_acquire);
         while ((seen & MASK) < seen >> BITS) {
@@ -77,8 +78,10 @@ struct Pool {
         if (asleep.load()) epoch.notify_all();
         drain();
         for (int64_t i = 1; done.load(std::memory_order_acquire) != count; i++) {
-            if (i % 256) pause();
-            else sched_yield();  // a tile is on a thread that lost its core
+            if (i % 256)
+                pause();
+            else
+                sched_yield();  // a tile is on a thread that lost its core
         }
     }
 
@@ -93,7 +96,8 @@ Pool* pool = nullptr;
 Pool& the_pool() {
     if (!pool) {
         pool = new Pool;
-        pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });  // a forked child has none of the threads
+        pthread_atfork(nullptr, nullptr,
+                       [] { pool = new Pool; });  // a forked child has none of the threads
     }
     return *pool;
 }
@@ -120,7 +124,13 @@ void run_tiles(int64_t count, Tile tile, void* context) {
         if (pool.wanted == 1 || now == 1) {
             for (int64_t i = 0; i < now; i++) tile(context, first + i);
         } else {
-            pool.run(now, [](void* s, int64_t i) { auto& t = *static_cast<Shifted*>(s); t.tile(t.context, t.first + i); }, &shifted);
+            pool.run(
+                now,
+                [](void* s, int64_t i) {
+                    auto& t = *static_cast<Shifted*>(s);
+                    t.tile(t.context, t.first + i);
+                },
+                &shifted);
         }
         first += now;
     }

@@ -1,5 +1,6 @@
-// A small thread pool: tiles are handed out one by one from an atomic counter, so a slow or busy core costs one tile.
-// Waiting threads look for work for some microseconds and then sleep: nobody spins beside a busy neighbour.
+// A small thread pool: tiles are handed out one by one from an atomic counter, so a slow or busy
+// core costs one tile. Waiting threads look for work for some microseconds and then sleep: nobody
+// spins beside a busy neighbour.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -13,10 +14,11 @@ void set_threads(int64_t count);  // the caller included
 int64_t threads();
 void run_tiles(int64_t count, Tile tile, void* context);
 
-constexpr int64_t SMALL = 1 << 16;  // multiply-adds that take less time than waiting for a thread that lost its core
+constexpr int64_t SMALL =
+    1 << 16;  // multiply-adds that take less time than waiting for a thread that lost its core
 
-// Calls f(i) for every i below count, each once, on any thread; returns when all are done. `work`: about how many
-// multiply-adds that is; little work stays on the calling thread.
+// Calls f(i) for every i below count, each once, on any thread; returns when all are done. `work`:
+// about how many multiply-adds that is; little work stays on the calling thread.
 template <class F>
 void parallel(int64_t count, F&& f, int64_t work = SMALL) {
     using G = std::remove_reference_t<F>;
@@ -24,7 +26,8 @@ void parallel(int64_t count, F&& f, int64_t work = SMALL) {
         for (int64_t i = 0; i < count; i++) f(i);
         return;
     }
-    run_tiles(count, [](void* g, int64_t i) { (*static_cast<G*>(g))(i); }, (void*)std::addressof(f));
+    run_tiles(
+        count, [](void* g, int64_t i) { (*static_cast<G*>(g))(i); }, (void*)std::addressof(f));
 }
 
 }  // namespace moedial

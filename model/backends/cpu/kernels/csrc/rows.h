@@ -1,4 +1,5 @@
-// What happens to one row of float32: norms, activations, rotary positions. No threads, no matrices.
+// What happens to one row of float32: norms, activations, rotary positions. No threads, no
+// matrices.
 #pragma once
 #include "gemm.h"
 
@@ -20,7 +21,8 @@ inline void norm_row(const float* x, int64_t width, const Norm& norm, float* y) 
         mean /= float(width);
     }
     vf squares{};
-    for (int64_t i = 0; i < whole; i += LANES) squares = fma(load(x + i) - mean, load(x + i) - mean, squares);
+    for (int64_t i = 0; i < whole; i += LANES)
+        squares = fma(load(x + i) - mean, load(x + i) - mean, squares);
     float total = sum(squares);
     for (int64_t i = whole; i < width; i++) total += (x[i] - mean) * (x[i] - mean);
     const float inverse = 1.0f / std::sqrt(total / float(width) + norm.eps);
@@ -48,8 +50,8 @@ inline int64_t best_of(const float* x, int64_t width) {
     return at;
 }
 
-// y = x where a bit of `allowed` is set (bit i of the row is bit i % 32 of word i / 32), -inf elsewhere. Whether any value
-// that stays is finite.
+// y = x where a bit of `allowed` is set (bit i of the row is bit i % 32 of word i / 32), -inf
+// elsewhere. Whether any value that stays is finite.
 inline bool constrain_row(const float* x, const int32_t* allowed, int64_t width, float* y) {
     const int64_t whole = width - width % 32;
     const vi lane = iota();
@@ -103,7 +105,8 @@ inline vf activate(vf x, Activation kind) {
 inline void rotate_row(float* x, int64_t half, const float* cosines, const float* sines) {
     int64_t i = 0;
     for (; i + LANES <= half; i += LANES) {
-        const vf a = load(x + i), b = load(x + half + i), c = load(cosines + i), s = load(sines + i);
+        const vf a = load(x + i), b = load(x + half + i), c = load(cosines + i),
+                 s = load(sines + i);
         store(x + i, fma(a, c, -(b * s)));
         store(x + half + i, fma(b, c, a * s));
     }

@@ -1,4 +1,5 @@
-// Working memory of one op: taken in pieces, given back all at once, kept between ops. One op runs at a time.
+// Working memory of one op: taken in pieces, given back all at once, kept between ops. One op runs
+// at a time.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -7,7 +8,7 @@
 namespace moedial {
 
 class Scratch {
-   public:
+  public:
     template <class T>
     T* take(int64_t count) {
         return static_cast<T*>(bytes((count * sizeof(T) + 63) / 64 * 64 + 64));
@@ -28,7 +29,7 @@ class Scratch {
 #endif
     }
 
-   private:
+  private:
     void* allocate(int64_t n) {
         if (void* p = std::aligned_alloc(64, n)) return p;
         throw std::bad_alloc();

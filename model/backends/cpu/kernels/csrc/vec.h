@@ -1,6 +1,6 @@
-// Vectors of one instruction set: this file is compiled once for each, and is the only one that knows intrinsics.
-// Every operation rounds the same way wherever it is used (contraction is off; `fma` is explicit): bits never depend on
-// how many rows share a loop.
+// Vectors of one instruction set: this file is compiled once for each, and is the only one that
+// knows intrinsics. Every operation rounds the same way wherever it is used (contraction is off;
+// `fma` is explicit): bits never depend on how many rows share a loop.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -13,7 +13,8 @@ namespace moedial {
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #define LANES_512 1
-constexpr int LANES = 16, ROWS = 6, VECTORS = 4;  // a tile of accumulators: ROWS x VECTORS registers
+constexpr int LANES = 16, ROWS = 6,
+              VECTORS = 4;  // a tile of accumulators: ROWS x VECTORS registers
 #elif defined(__AVX2__)
 #define LANES_256 1
 constexpr int LANES = 8, ROWS = 6, VECTORS = 2;
@@ -95,11 +96,13 @@ inline vi dot_bytes(vi acc, vi a, vi b) {
     return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
 #elif LANES_256
     const __m256i low = _mm256_set1_epi16(0xFF), x = (__m256i)a, y = (__m256i)b;
-    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(x, low), _mm256_srai_epi16(_mm256_slli_epi16(y, 8), 8));
+    const __m256i even =
+        _mm256_madd_epi16(_mm256_and_si256(x, low), _mm256_srai_epi16(_mm256_slli_epi16(y, 8), 8));
     const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(x, 8), _mm256_srai_epi16(y, 8));
     return acc + (vi)even + (vi)odd;
 #else
-    for (int shift = 0; shift < 32; shift += 8) acc += ((a >> shift) & 0xFF) * ((b << (24 - shift)) >> 24);
+    for (int shift = 0; shift < 32; shift += 8)
+        acc += ((a >> shift) & 0xFF) * ((b << (24 - shift)) >> 24);
     return acc;
 #endif
 }
@@ -142,10 +145,12 @@ inline void store_bf16(uint16_t* out, vf low, vf high) {
 #endif
 }
 
-// e^x, relative error about 1e-7; 0 below -87.3, +inf above 88.7. Cody-Waite reduction and a degree-6 polynomial.
+// e^x, relative error about 1e-7; 0 below -87.3, +inf above 88.7. Cody-Waite reduction and a
+// degree-6 polynomial.
 inline vf exp(vf x) {
     const vf clamped = min(max(x, splat(-87.3f)), splat(88.7f));
-    const vf shifted = fma(clamped, splat(1.44269504f), splat(12582912.0f));  // 1.5 * 2^23: rounds to an integer
+    const vf shifted =
+        fma(clamped, splat(1.44269504f), splat(12582912.0f));  // 1.5 * 2^23: rounds to an integer
     const vf n = shifted - 12582912.0f;
     vf r = fma(n, splat(-0.693359375f), clamped);
     r = fma(n, splat(2.12194440e-4f), r);
