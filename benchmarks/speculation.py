@@ -144,7 +144,7 @@ def _row(kind: str, batch: int, arm: str, runs: list[Run], base: list[Run]) -> d
     return {
         "text": kind,
         "batch": batch,
-        "guesses": arm,
+        "draft_state": arm,
         "tokens_per_second": median(each.speed for each in runs),
         "ratio": median(mine.speed / plain.speed for mine, plain in zip(runs, base, strict=True)),
         "drafted_per_token": drafted / tokens,
@@ -173,7 +173,7 @@ def verify(name: str, counts: list[int], threads: int, repeats: int = 9) -> list
                 engine.runner.run((chunk,))
                 found.append(time.perf_counter() - began)
         plain = median(times[0])
-        rows += [{"num_experts": count, "guesses": m, "cost": median(found) / plain} for m, found in times.items()]
+        rows += [{"num_experts": count, "draft_state": m, "cost": median(found) / plain} for m, found in times.items()]
     return rows
 
 

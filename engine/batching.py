@@ -19,7 +19,7 @@ Ints = NDArray[np.int64]
 Shape = list[tuple[Sequence, int, int, int]]  # of each chunk: its sequence, tokens, rows, how often preempted
 
 
-class Batching:
+class InputBatchBuilder:
     """Makes the input of one step after the other for a cache with blocks of `block_size` tokens.
 
     What a step returns is overwritten by the next.
@@ -38,7 +38,7 @@ class Batching:
 
         Logits are wanted of rows to sample from, all of them first, and then of those whose next tokens are scored.
         """
-        shape = [(c.sequence, c.length + len(c.drafts), c.rows, c.sequence.preemptions) for c in plan]
+        shape = [(c.sequence, c.length + len(c.drafts), c.logit_rows, c.sequence.preemptions) for c in plan]
         if self._batch is None or self._pages is None or shape != self._shape or len(self._ids_T) != len(plan):
             return self._begin(plan, shape)
         starts = [c.start for c in plan]
@@ -83,7 +83,7 @@ def _rows(plan: Plan, first_B: Ints) -> Ints:
     for chunk, first in zip(plan, first_B.tolist(), strict=True):
         if chunk.samples:
             sampled += range(first + chunk.length - 1, first + chunk.length + len(chunk.drafts))
-        scored += [first + position - 1 - chunk.start for position in chunk.scored]
+        scored += [first + position - 1 - chunk.start for position in chunk.scored_positions]
     return _ints(sampled + scored)
 
 

@@ -57,7 +57,7 @@ class BlockManager:
         """How many blocks hold so many tokens."""
         return -(-tokens // self.block_size)
 
-    def room(self, sequence: Sequence) -> int:
+    def token_capacity(self, sequence: Sequence) -> int:
         """How many more tokens of this sequence could be computed with its own and all free blocks."""
         return (len(sequence.blocks) + self.free) * self.block_size - sequence.computed
 
@@ -74,27 +74,27 @@ class BlockManager:
         for block in hits:
             self._cached.pop(block, None)
             self._hold(sequence, block)
-        self._chain(sequence, self._shareable(sequence))  # for `soon`: what it is going to compute
-        sequence.offered = len(hits)
+        self._chain(sequence, self._shareable(sequence))  # for `prefix_in_flight`: what it is going to compute
+        sequence.published = len(hits)
         sequence.computed = len(hits) * self.block_size
         return True
 
-    def looks_up(self, sequence: Sequence) -> bool:
+    def uses_prefix_cache(self, sequence: Sequence) -> bool:
         """Whether a sequence may begin with blocks that others computed: not one whose prompt is to be scored."""
         return self.prefix_cache and sequence.request.sampling.prompt_logprobs is None
 
-    def uncached(self, sequence: Sequence) -> int:
+    def uncached_tokens(self, sequence: Sequence) -> int:
         """How many tokens of a sequence without blocks are not in the prefix cache."""
         return len(sequence.tokens) - len(self._lookup(sequence)) * self.block_size
 
-    def soon(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:
+    def prefix_in_flight(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:
         """Whether the first block that this sequence would have to compute is just being computed by another."""
         known = len(self._lookup(sequence))
         if known >= self._shareable(sequence):
             return False
         digest = sequence.hashes[known]  # names all tokens before it too, so it is the other's at the same place
         return any(
-            other.offered <= known < len(other.hashes) and other.hashes[known] == digest
+            other.published <= known < len(other.hashes) and other.hashes[known] == digest
             for other in running
             if other.pending > 1
         )
@@ -110,20 +110,20 @@ class BlockManager:
             self._hold(sequence, self._take())
         return True
 
-    def commit(self, sequence: Sequence) -> None:
+    def publish(self, sequence: Sequence) -> None:
         """Make every full block whose tokens are all computed findable. The first of two equal blocks is kept."""
         if not self.prefix_cache:
             return
         full = sequence.computed // self.block_size
-        if full == sequence.offered:
+        if full == sequence.published:
             return
         hashes = self._chain(sequence, full)
-        for index in range(sequence.offered, full):
+        for index in range(sequence.published, full):
             block, digest = sequence.blocks[index], hashes[index]
             if self._hash_of[block] is None and digest not in self._block_of:
                 self._hash_of[block] = digest
                 self._block_of[digest] = block
-        sequence.offered = full
+        sequence.published = full
 
     def release(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Give all blocks back. With `forget` (the sequence failed) nobody will find their contents again."""
@@ -186,7 +186,7 @@ class BlockManager:
     def _shareable(self, sequence: Sequence) -> int:
         """How many full blocks of a sequence others may have computed: all that leave a token to compute. None where
         the prompt is to be scored, which needs the logits of every token."""
-        return (len(sequence.tokens) - 1) // self.block_size if self.looks_up(sequence) else 0
+        return (len(sequence.tokens) - 1) // self.block_size if self.uses_prefix_cache(sequence) else 0
 
     def _chain(self, sequence: Sequence, full: int) -> list[bytes]:
         """The hashes of at least the first `full` blocks, kept on the sequence: tokens only ever grow."""
@@ -234,7 +234,7 @@ class BlockManager:
 def _empty(sequence: Sequence) -> None:
     sequence.blocks.clear()
     sequence.slot = -1
-    sequence.computed = sequence.offered = 0
+    sequence.computed = sequence.published = 0
 
 
 def _require(condition: bool, message: str) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from engine.blocks import BlockManager
 from engine.calibrate import MOST_ROWS, measure
-from engine.cost import Pool, StepCost
+from engine.cost import ExpertPool, StepCost
 from engine.engine import Engine
 from engine.grammars.compiler import Grammars
 from engine.progress import Progress
@@ -39,7 +39,7 @@ KEPT_BYTES = 1 << 30
 
 
 def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
-    """Load and assemble.
+    """Load the model and assemble the engine around it.
 
     Raises:
         CheckpointError: the model cannot be loaded, or its cache does not fit the memory.
@@ -235,10 +235,11 @@ def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.d
     return min(allowed // per_block, whole * settings.max_running)
 
 
-def pools(config: DecoderConfig) -> tuple[Pool, ...]:
+def pools(config: DecoderConfig) -> tuple[ExpertPool, ...]:
     """What a token chooses from, per MoE layer."""
     return tuple(
-        Pool(kind.blocks, kind.kept) if isinstance(kind, Infinity) else Pool(kind.experts) for kind in config.mixtures
+        ExpertPool(kind.blocks, kind.kept) if isinstance(kind, Infinity) else ExpertPool(kind.experts)
+        for kind in config.mixtures
     )
 
 

@@ -15,7 +15,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.cost import Pool, StepCost
+from engine.cost import ExpertPool, StepCost
 from engine.plan import Chunk, Plan, Runner
 from engine.sequence import Sequence
 from engine.types import EngineInfo, Request, Sampling
@@ -44,7 +44,7 @@ class Sample:
 def measure(
     runner: Runner,
     info: EngineInfo,
-    pools: tuple[Pool, ...],
+    pools: tuple[ExpertPool, ...],
     max_step_tokens: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> StepCost:
@@ -65,7 +65,7 @@ def measure(
     return cost
 
 
-def fit(samples: Seq[Sample], pools: tuple[Pool, ...]) -> StepCost:
+def fit(samples: Seq[Sample], pools: tuple[ExpertPool, ...]) -> StepCost:
     """The constants, none negative, with the least squared relative error: a short step matters as much as a long one.
 
     What the samples cannot tell apart is put down to the tokens, so that doubt makes chunks shorter.

@@ -12,19 +12,19 @@ from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
-Counts = tuple[int, ...]  # one expert count per MoE layer, as in `ExpertBudget`
-LEAST_SHARE, MOST_SHARE = 0.25, 0.75  # of a step's time, for reading prompts
-SHARE_PER_SECOND = 0.1
+ExpertCounts = tuple[int, ...]  # one expert count per MoE layer, as in `ExpertBudget`
+MIN_PREFILL_SHARE, MAX_PREFILL_SHARE = 0.25, 0.75  # of a step's time, for reading prompts
+PREFILL_SHARE_PER_SECOND = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class ExpertPool:
     """The experts of one MoE layer; for ∞-MoE its blocks, of which each draw touches `kept`."""
 
     experts: int
     kept: int = 0  # 0: each pair touches one expert, and those of one token differ
 
-    def missed(self, count: int) -> float:
+    def untouched_probability(self, count: int) -> float:
         """The probability that a token with this count leaves a given expert untouched, were routing uniform."""
         if self.kept:
             return max(0.0, 1 - self.kept / self.experts) ** count
@@ -39,23 +39,23 @@ class StepCost:
     per_token: float
     per_pair: float
     per_expert: float
-    pools: tuple[Pool, ...]  # one per MoE layer
+    pools: tuple[ExpertPool, ...]  # one per MoE layer
 
     def seconds(self, tokens: float, pairs: float, distinct: float) -> float:
         """The estimate for a step; `pairs` and `distinct` experts are sums over the MoE layers."""
         return self.fixed + self.per_token * tokens + self.per_pair * pairs + self.per_expert * distinct
 
 
-FREE = StepCost(0.0, 0.0, 0.0, 0.0, ())
+NO_COST = StepCost(0.0, 0.0, 0.0, 0.0, ())
 
 
-def reading_share(age: float) -> float:
+def prefill_share(age: float) -> float:
     """The share of a step's time that is kept for prompts, where the oldest has waited `age` seconds: a quarter, then a
     tenth more each second, up to three quarters. Decodes beside it take at most four times as long as alone."""
-    return min(MOST_SHARE, LEAST_SHARE + SHARE_PER_SECOND * age)
+    return min(MAX_PREFILL_SHARE, MIN_PREFILL_SHARE + PREFILL_SHARE_PER_SECOND * age)
 
 
-class Load:
+class StepLoad:
     """The work of one step while it is planned.
 
     A layer is expected to touch E · (1 - Π missed) distinct experts, as if routing were uniform. Real routers have
@@ -65,10 +65,10 @@ class Load:
     def __init__(self, cost: StepCost) -> None:
         self._cost = cost
         self._experts = sum(pool.experts for pool in cost.pools)
-        self._tokens: Counter[Counts] = Counter()
-        self.beside = 0.0  # seconds of what is no work of the model
+        self._tokens: Counter[ExpertCounts] = Counter()
+        self.other_seconds = 0.0  # seconds of what is no work of the model
 
-    def add(self, counts: Counts, tokens: int) -> None:
+    def add(self, counts: ExpertCounts, tokens: int) -> None:
         """Put in tokens that may use these counts."""
         self._tokens[counts] += tokens
 
@@ -77,38 +77,38 @@ class Load:
         return self._tokens.total()
 
     @property
-    def pairs(self) -> int:
+    def routed_pairs(self) -> int:
         return sum(tokens * sum(counts) for counts, tokens in self._tokens.items())
 
     @property
-    def distinct(self) -> float:
+    def distinct_experts(self) -> float:
         """Experts that the step is expected to touch, summed over the MoE layers."""
         return self._experts - sum(self._untouched())
 
     @property
     def seconds(self) -> float:
         """The estimate for what is in."""
-        return _seconds(self._cost, tuple(self._tokens.items())) + self.beside
+        return _seconds(self._cost, tuple(self._tokens.items())) + self.other_seconds
 
-    def fits(self, counts: Counts, seconds: float, most: int) -> int:
+    def max_tokens_within(self, counts: ExpertCounts, seconds: float, most: int) -> int:
         """How many of `most` more tokens with these counts a step of `seconds` has room for.
 
         Found by bisection, since the estimate only grows with the tokens.
         """
-        return bisect_right(range(1, most + 1), seconds, key=self.after(counts))
+        return bisect_right(range(1, most + 1), seconds, key=self.seconds_with(counts))
 
-    def after(self, counts: Counts) -> Callable[[int], float]:
+    def seconds_with(self, counts: ExpertCounts) -> Callable[[int], float]:
         """The estimate with so many more tokens with these counts."""
-        tokens, pairs, experts, each = self.tokens, self.pairs, self._experts, sum(counts)
+        tokens, pairs, experts, each = self.tokens, self.routed_pairs, self._experts, sum(counts)
         untouched, missed = self._untouched(), self._missed(counts)
 
         def seconds(more: int) -> float:
             left = sum(there * miss**more for there, miss in zip(untouched, missed, strict=True))
-            return self._cost.seconds(tokens + more, pairs + more * each, experts - left) + self.beside
+            return self._cost.seconds(tokens + more, pairs + more * each, experts - left) + self.other_seconds
 
         return seconds
 
-    def alone(self, counts: Counts) -> float:
+    def seconds_alone(self, counts: ExpertCounts) -> float:
         """The estimate for a step of one token with these counts and nothing else."""
         return _seconds(self._cost, ((counts, 1),))
 
@@ -119,21 +119,21 @@ class Load:
             untouched = [there * miss**tokens for there, miss in zip(untouched, self._missed(counts), strict=True)]
         return untouched
 
-    def _missed(self, counts: Counts) -> list[float]:
+    def _missed(self, counts: ExpertCounts) -> list[float]:
         # Not strict: a cost without pools does not count distinct experts.
-        return [pool.missed(count) for pool, count in zip(self._cost.pools, counts, strict=False)]
+        return [pool.untouched_probability(count) for pool, count in zip(self._cost.pools, counts, strict=False)]
 
 
 @lru_cache(64)
-def _seconds(cost: StepCost, tokens: tuple[tuple[Counts, int], ...]) -> float:
+def _seconds(cost: StepCost, tokens: tuple[tuple[ExpertCounts, int], ...]) -> float:
     """Kept, since a step of many decodes is like the one before."""
-    load = Load(cost)
+    load = StepLoad(cost)
     for counts, here in tokens:
         load.add(counts, here)
-    return cost.seconds(load.tokens, load.pairs, load.distinct)
+    return cost.seconds(load.tokens, load.routed_pairs, load.distinct_experts)
 
 
-class Allowance:
+class StepBudget:
     """What one step may still take: tokens always; seconds too, as soon as it decodes.
 
     Prompts get the seconds that decodes leave of the target, but never less than a share of the step: what decodes take
@@ -142,46 +142,46 @@ class Allowance:
     """
 
     def __init__(self, cost: StepCost, tokens: int, seconds: float, min_chunk: int) -> None:
-        self.load = Load(cost)
+        self.load = StepLoad(cost)
         self.tokens = tokens  # left
-        self.reads = False  # a prompt is in
-        self.decodes = False
+        self.has_prompts = False  # a prompt is in
+        self.has_decodes = False
         self._seconds, self._min_chunk = seconds, min_chunk
 
     @property
-    def bounded(self) -> bool:
+    def time_bounded(self) -> bool:
         """Whether time bounds what is read."""
-        return self.decodes and self._seconds < math.inf
+        return self.has_decodes and self._seconds < math.inf
 
     @property
-    def least(self) -> int:
+    def min_chunk(self) -> int:
         """The shortest chunk that a prompt is cut to, if there are tokens for it."""
         return min(self._min_chunk, self.tokens)
 
-    def open(self, share: float) -> None:
+    def reserve_for_prompts(self, share: float) -> None:
         """Begin with prompts, which may have this share of the step's time."""
         self._seconds = max(self._seconds, self.load.seconds / (1 - share))
 
-    def half(self) -> "Allowance":
+    def half(self) -> "StepBudget":
         """Half of what is left, of the same step: `take` from the whole."""
         half = copy(self)
         half.tokens = self.tokens // 2
         half._seconds = (self.load.seconds + self._seconds) / 2
         return half
 
-    def fit(self, counts: Counts) -> int:
+    def max_prompt_tokens(self, counts: ExpertCounts) -> int:
         """How many tokens of prompts with these counts the step still has room for."""
-        return self.load.fits(counts, self._seconds, self.tokens) if self.bounded else self.tokens
+        return self.load.max_tokens_within(counts, self._seconds, self.tokens) if self.time_bounded else self.tokens
 
-    def room(self, counts: Counts) -> int:
+    def max_chunk(self, counts: ExpertCounts) -> int:
         """The longest chunk that the step still takes of a prompt that must be cut; 0 where none is worth it."""
-        fit = self.fit(counts)
-        if fit >= self.least:
+        fit = self.max_prompt_tokens(counts)
+        if fit >= self.min_chunk:
             return fit
-        return 0 if self.reads else self.least
+        return 0 if self.has_prompts else self.min_chunk
 
-    def take(self, counts: Counts, tokens: int, *, prompt: bool) -> None:
+    def spend(self, counts: ExpertCounts, tokens: int, *, prompt: bool) -> None:
         """Put in a chunk of a prompt, or the one token of a sequence that decodes."""
-        self.reads, self.decodes = self.reads or prompt, self.decodes or not prompt
+        self.has_prompts, self.has_decodes = self.has_prompts or prompt, self.has_decodes or not prompt
         self.tokens -= tokens
         self.load.add(counts, tokens)

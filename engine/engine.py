@@ -13,16 +13,16 @@ from engine.grammars.mask_client import MaskClient
 from engine.grammars.matcher import Matcher
 from engine.isolation import Isolation
 from engine.pace import LONG, Pace
-from engine.plan import NO_WORK, Plan, Runner, StepResult, Work, sample_count
+from engine.plan import NO_MOE_WORK, MoEWork, Plan, Runner, StepResult, sample_count
 from engine.scheduler import Scheduler
 from engine.types import Request, StepReport, StepStats, TokenEvent
 from model.errors import EngineDown, InvalidRequest
 
 log = logging.getLogger(__name__)
 
-Outcome = tuple[list[TokenEvent], Work]
-NOTHING = StepResult((), NO_WORK)
-PATIENCE, SHARE = 0.002, 0.1  # how long a step waits for masks: in seconds, or a share of the last step's time
+Outcome = tuple[list[TokenEvent], MoEWork]
+NOTHING = StepResult((), NO_MOE_WORK)
+MASK_WAIT_SECONDS, SHARE = 0.002, 0.1  # how long a step waits for masks: in seconds, or a share of the last step's time
 IDLE_SECONDS = 0.02  # the same where there is nothing else to do
 
 
@@ -89,7 +89,7 @@ class Engine:
     def _settle(self) -> None:
         """Take in masks. A step waits for the usual ones: not for long, where that would hold up answers without."""
         if self._grammars is not None and self._grammars.processes.busy:
-            short = max(PATIENCE, SHARE * self._last_s)
+            short = max(MASK_WAIT_SECONDS, SHARE * self._last_s)
             self._grammars.processes.settle(short if self.scheduler.queues.has_plain else IDLE_SECONDS)
 
     def _spent_on_masks(self) -> float:
@@ -129,13 +129,13 @@ class Engine:
         except Exception:
             # Nobody may wait for ever, and a broken bookkeeping cannot be trusted with anyone's blocks.
             log.exception("the scheduler failed; every request ends and the cache is emptied")
-            events, work, read = self.scheduler.reset("the engine failed and had to start afresh"), NO_WORK, 0
+            events, work, read = self.scheduler.reset("the engine failed and had to start afresh"), NO_MOE_WORK, 0
         self._last_s = time.perf_counter() - started
         return StepReport(tuple(events), self._stats(plan, events, work, read, self._last_s))
 
     def _run(self, plan: Plan) -> Outcome:
         """Compute and commit a plan."""
-        if not self._repeatable and any(chunk.start < chunk.sequence.apart_until for chunk in plan):
+        if not self._repeatable and any(chunk.start < chunk.sequence.isolated_until for chunk in plan):
             return self._isolate(plan, None)
         result = NOTHING
         if plan:
@@ -172,21 +172,21 @@ class Engine:
         return events, isolation.work
 
     def _compute(self, plan: Plan) -> StepResult:
-        expected = self._pace.expect(plan, self.scheduler.counts.estimated_s)
+        expected = self._pace.expect(plan, self.scheduler.plan_stats.estimated_s)
         if expected > LONG:
             self.announce(expected)
         started = time.perf_counter()
         result = self._runner.run(plan)
-        self._pace.took(time.perf_counter() - started)
+        self._pace.record(time.perf_counter() - started)
         if len(result.sampled) != sample_count(plan):
             raise ValueError(f"the plan samples {sample_count(plan)} tokens, the runner returned {len(result.sampled)}")
         return result
 
-    def _stats(self, plan: Plan, events: list[TokenEvent], work: Work, read: int, seconds: float) -> StepStats:
+    def _stats(self, plan: Plan, events: list[TokenEvent], work: MoEWork, read: int, seconds: float) -> StepStats:
         scheduler = self.scheduler
         return StepStats(
             seconds=seconds,
-            estimated_s=scheduler.counts.estimated_s,
+            estimated_s=scheduler.plan_stats.estimated_s,
             prompt_tokens=read,
             generated_tokens=sum(event.token is not None for event in events),
             routed_pairs=work.routed_pairs,
@@ -194,11 +194,11 @@ class Engine:
             distinct_experts=work.distinct_experts,
             mixed=len({chunk.sequence.request.budget for chunk in plan}) > 1,
             load_imbalance=work.load_imbalance,
-            preemptions=scheduler.counts.preemptions,
-            prefix_queries=scheduler.counts.prefix_queries,
-            prefix_hits=scheduler.counts.prefix_hits,
-            drafted=scheduler.counts.drafted,
-            accepted=scheduler.counts.accepted,
+            preemptions=scheduler.plan_stats.preemptions,
+            prefix_queries=scheduler.plan_stats.prefix_queries,
+            prefix_hits=scheduler.plan_stats.prefix_hits,
+            drafted=scheduler.plan_stats.drafted,
+            accepted=scheduler.plan_stats.accepted,
             running=scheduler.running,
             waiting=scheduler.waiting,
             oldest_waiting_s=scheduler.oldest_waiting_s,

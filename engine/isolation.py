@@ -8,7 +8,7 @@ It knows plans and a way to run them, no scheduler.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from engine.plan import NO_WORK, Chunk, Plan, Sampled, StepResult, Work
+from engine.plan import NO_MOE_WORK, Chunk, MoEWork, Plan, Sampled, StepResult
 from engine.types import Logprob
 from model.errors import EngineDown
 
@@ -27,7 +27,7 @@ class Isolation:
     good: list[Chunk] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
     scores: list[tuple[Logprob, ...] | None] = field(default_factory=list)
-    works: list[Work] = field(default_factory=list)
+    works: list[MoEWork] = field(default_factory=list)
     failed: list[tuple[Chunk, Exception]] = field(default_factory=list)
     spoiled: list[Chunk] = field(default_factory=list)
     runs: int = 0
@@ -53,10 +53,10 @@ class Isolation:
 
     def take_apart(self, plan: Plan) -> None:
         """Run a plan; sequences that were set back are run one by one, to show whose fault that was."""
-        if together := tuple(chunk for chunk in plan if chunk.start >= chunk.sequence.apart_until):
+        if together := tuple(chunk for chunk in plan if chunk.start >= chunk.sequence.isolated_until):
             self.take(together)
         for chunk in plan:
-            if chunk.start < chunk.sequence.apart_until:
+            if chunk.start < chunk.sequence.isolated_until:
                 self.take((chunk,))
 
     def divide(self, plan: Plan, error: Exception) -> None:
@@ -78,13 +78,13 @@ class Isolation:
         self.take(plan)
 
     @property
-    def work(self) -> Work:
+    def work(self) -> MoEWork:
         """That of all parts that worked."""
         if len(self.works) == 1:
             return self.works[0]
-        return Work(
+        return MoEWork(
             sum(work.routed_pairs for work in self.works),
             sum(work.trained_pairs for work in self.works),
             sum(work.distinct_experts for work in self.works),
-            max((work.load_imbalance for work in self.works), default=NO_WORK.load_imbalance),
+            max((work.load_imbalance for work in self.works), default=NO_MOE_WORK.load_imbalance),
         )

@@ -27,7 +27,7 @@ class Pace:
             return estimate or FIRST
         return max(estimate, self._step + self._work * self._per_work)
 
-    def took(self, seconds: float) -> None:
+    def record(self, seconds: float) -> None:
         """The plan that was asked about took so long."""
         self._step = seconds
         if self._work:

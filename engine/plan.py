@@ -12,7 +12,7 @@ import msgspec
 from engine.sequence import Sequence
 from engine.types import Logprob
 
-NONE = range(0)
+NO_POSITIONS = range(0)
 NOT_FINITE = "the model produced logits that are not finite for this request"
 
 
@@ -26,10 +26,10 @@ class Chunk(msgspec.Struct, frozen=True):
     start: int
     length: int
     drafts: tuple[int, ...] = ()
-    ahead: int = 0
+    model_drafts: int = 0
 
     @property
-    def ends(self) -> bool:
+    def reaches_end(self) -> bool:
         """Whether this chunk reaches the last token.
 
         True or false until the plan is committed; the commit itself may append the new token.
@@ -38,22 +38,22 @@ class Chunk(msgspec.Struct, frozen=True):
 
     @property
     def samples(self) -> bool:
-        """Whether the next token is sampled from its logits; true or false as `ends`."""
-        return self.ends and self.sequence.request.sampling.max_tokens > 0
+        """Whether the next token is sampled from its logits; true or false as `reaches_end`."""
+        return self.reaches_end and self.sequence.request.sampling.max_tokens > 0
 
     @property
-    def scored(self) -> range:
+    def scored_positions(self) -> range:
         """The prompt tokens whose log-probabilities are wanted and follow from this chunk."""
         sequence = self.sequence
         if sequence.request.sampling.prompt_logprobs is None:
-            return NONE
+            return NO_POSITIONS
         end = min(self.start + self.length + 1, sequence.prompt_length)
-        return range(max(self.start, len(sequence.scores)) + 1, end)
+        return range(max(self.start, len(sequence.prompt_logprobs)) + 1, end)
 
     @property
-    def rows(self) -> int:
+    def logit_rows(self) -> int:
         """How many of its tokens' logits are wanted."""
-        return self.samples * (1 + len(self.drafts)) + len(self.scored)
+        return self.samples * (1 + len(self.drafts)) + len(self.scored_positions)
 
     @property
     def tokens(self) -> list[int]:
@@ -73,12 +73,12 @@ def require_results(plan: Plan, sampled: int, scored: int) -> None:
     """Raise ValueError where a plan's results are not as many as it asks for."""
     if sampled != sample_count(plan):
         raise ValueError(f"the plan samples {sample_count(plan)} tokens, got {sampled}")
-    if scored != (scoring := sum(bool(chunk.scored) for chunk in plan)):
+    if scored != (scoring := sum(bool(chunk.scored_positions) for chunk in plan)):
         raise ValueError(f"the plan scores {scoring} chunks, got {scored}")
 
 
 @dataclass(slots=True)
-class Counts:
+class PlanStats:
     """What happened while one plan was made; the meanings are those of `StepStats`."""
 
     estimated_s: float = 0.0
@@ -99,12 +99,12 @@ class Sampled(msgspec.Struct, frozen=True):
     token: int
     logprob: Logprob | None = None
     error: str | None = None
-    more: tuple["Sampled", ...] = ()
+    after_drafts: tuple["Sampled", ...] = ()
     code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class MoEWork:
     """What the mixture layers did in one step; the meanings are those of `StepStats`."""
 
     routed_pairs: int
@@ -113,18 +113,19 @@ class Work:
     load_imbalance: float
 
 
-NO_WORK = Work(routed_pairs=0, trained_pairs=0, distinct_experts=0, load_imbalance=0.0)
+NO_MOE_WORK = MoEWork(routed_pairs=0, trained_pairs=0, distinct_experts=0, load_imbalance=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """One `Sampled` for each chunk with `.samples`, in plan order, and the work it took.
 
-    `scores`: for each chunk with `.scored`, in plan order, those log-probabilities; None where one is not finite.
+    `scores`: for each chunk with `.scored_positions`, in plan order, those log-probabilities; None where one of them is
+    not finite.
     """
 
     sampled: tuple[Sampled, ...]
-    work: Work
+    work: MoEWork
     scores: tuple[tuple[Logprob, ...] | None, ...] = ()
 
 

@@ -1,6 +1,6 @@
 """Continuous batching: which tokens of which sequences the next step computes, and what its results mean.
 
-Sequences that decode come first, then prompts, in order of arrival (`engine/prompts.py`); the youngest sequence is the
+Sequences that decode come first, then prompts, in order of arrival (`engine/prefill.py`); the youngest sequence is the
 one to give way when memory runs out. No tensors, no processes.
 """
 
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from engine.blocks import BlockManager
-from engine.cost import FREE, Allowance, StepCost, reading_share
-from engine.fits import refuse_misfit
+from engine.cost import NO_COST, StepBudget, StepCost, prefill_share
+from engine.fits_context import require_fits_context
 from engine.grammars.matcher import Matcher
-from engine.growth import count_guesses, end_event, extend, token_event
-from engine.plan import NOT_FINITE, Chunk, Counts, Plan, Sampled, require_results
-from engine.prompts import Prompts
+from engine.outputs import append_tokens, count_draft_work, end_event, token_event
+from engine.plan import NOT_FINITE, Chunk, Plan, PlanStats, Sampled, require_results
+from engine.prefill import PrefillPlanner
 from engine.queues import Queues
 from engine.sequence import Sequence
 from engine.speculation import Speculator
@@ -68,12 +68,12 @@ class Scheduler:
         self.blocks = blocks
         self.max_running, self.max_step_tokens, self.max_model_len = max_running, max_step_tokens, max_model_len
         self.cost, self.speculator = cost, speculator
-        self.counts = Counts()  # of the last plan
+        self.plan_stats = PlanStats()  # of the last plan
         self._chunked, self._clock = chunked, clock
         self._step_seconds, self._min_chunk = step_seconds if step_seconds and chunked else math.inf, min_chunk
         self.queues = Queues()
         self._waiting, self._running = self.queues.waiting, self.queues.running
-        self._prompts = Prompts(blocks, self.queues, max_running, chunked, clock)
+        self._prompts = PrefillPlanner(blocks, self.queues, max_running, chunked, clock)
         self._planned: set[str] = set()  # in the plan that is not committed yet
         self._doomed: set[str] = set()  # of these, aborted: they end with the commit
         self._events: list[TokenEvent] = []  # ends that no commit has reported yet
@@ -92,7 +92,7 @@ class Scheduler:
     def oldest_waiting_s(self) -> float:
         """How long the sequence that has waited longest has waited for its next token, in the queue or partly read; in
         seconds, 0 where none waits."""
-        since = self.queues.waits_since
+        since = self.queues.waiting_since
         return 0.0 if since is None else self._clock() - since
 
     @property
@@ -108,7 +108,7 @@ class Scheduler:
         """
         if request.id in self._running or request.id in self._waiting:
             raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
-        refuse_misfit(request, self.max_model_len, self.blocks.total * self.blocks.block_size)
+        require_fits_context(request, self.max_model_len, self.blocks.total * self.blocks.block_size)
         self.queues.add(Sequence(request, self._clock(), matcher))
 
     def abort(self, request_id: str) -> None:
@@ -129,28 +129,28 @@ class Scheduler:
         """
         if self._planned:
             raise RuntimeError("the last plan is neither committed nor failed")
-        self.counts = Counts()
-        allowance = Allowance(self.cost or FREE, self.max_step_tokens, self._step_seconds, self._min_chunk)
-        plan = self._decodes(allowance)
-        if self.queues.partly or (self._waiting and not self._prompts.full):
-            if allowance.bounded:
-                allowance.open(reading_share(self.oldest_waiting_s))
-            plan += self._prompts.plan(allowance, self.counts)
-        self.counts.estimated_s = allowance.load.seconds if plan else 0.0
+        self.plan_stats = PlanStats()
+        step_budget = StepBudget(self.cost or NO_COST, self.max_step_tokens, self._step_seconds, self._min_chunk)
+        plan = self._decodes(step_budget)
+        if self.queues.partial_prefill or (self._waiting and not self._prompts.full):
+            if step_budget.time_bounded:
+                step_budget.reserve_for_prompts(prefill_share(self.oldest_waiting_s))
+            plan += self._prompts.plan(step_budget, self.plan_stats)
+        self.plan_stats.estimated_s = step_budget.load.seconds if plan else 0.0
         self._planned = {chunk.sequence.id for chunk in plan}
         return tuple(plan)
 
-    def _decodes(self, allowance: Allowance) -> list[Chunk]:
+    def _decodes(self, step_budget: StepBudget) -> list[Chunk]:
         """The next tokens of all sequences that decode, in order of arrival."""
         plan: list[Chunk] = []
-        if (partly := self.queues.partly) is not None:
+        if (partly := self.queues.partial_prefill) is not None:
             self._make_room(partly)
         going = list(self._running.values())
         for place, sequence in enumerate(going, 1):
             decodes = sequence is not partly and sequence.id in self._running and sequence.ready
-            if decodes and (chunk := self._decode(sequence, allowance)):
-                allowance.load.beside += sequence.matcher.row_seconds if sequence.matcher else 0.0
-                plan.append(self._guess(chunk, allowance, len(going) - place))
+            if decodes and (chunk := self._decode(sequence, step_budget)):
+                step_budget.load.other_seconds += sequence.matcher.row_seconds if sequence.matcher else 0.0
+                plan.append(self._guess(chunk, step_budget, len(going) - place))
         return plan
 
     def commit(
@@ -165,10 +165,10 @@ class Scheduler:
         require_results(plan, len(sampled), len(scores))
         results, scored = iter(sampled), iter(scores)
         for chunk in plan:
-            found = next(scored) if chunk.scored else ()
+            found = next(scored) if chunk.scored_positions else ()
             self._advance(chunk, next(results) if chunk.samples else None, found)
         if self.speculator is not None:
-            self.speculator.took(self.counts.estimated_s, len(sampled) + self.counts.accepted)
+            self.speculator.record_step(self.plan_stats.estimated_s, len(sampled) + self.plan_stats.accepted)
         if spoiled:
             self._set_back(spoiled)
         return self._close()
@@ -200,13 +200,13 @@ class Scheduler:
         self.blocks.check()
         self.queues.check(self.blocks.holders, self._chunked)
 
-    def _decode(self, sequence: Sequence, allowance: Allowance) -> Chunk | None:
+    def _decode(self, sequence: Sequence, step_budget: StepBudget) -> Chunk | None:
         """The next token of a running sequence, which takes its block from the youngest sequence if need be."""
         while not self.blocks.reserve(sequence, sequence.computed + 1):
             self._preempt(youngest := self.queues.youngest)
             if youngest is sequence:
                 return None
-        allowance.take(sequence.request.budget.per_layer, 1, prompt=False)
+        step_budget.spend(sequence.request.budget.per_layer, 1, prompt=False)
         return Chunk(sequence, sequence.computed, 1)
 
     def _make_room(self, partly: Sequence) -> None:
@@ -214,30 +214,30 @@ class Scheduler:
         while (last := self.queues.youngest) is not partly and not self.blocks.reserve(partly, partly.computed + 1):
             self._preempt(last)
 
-    def _guess(self, chunk: Chunk, allowance: Allowance, others: int) -> Chunk:
+    def _guess(self, chunk: Chunk, step_budget: StepBudget, others: int) -> Chunk:
         """The chunk of a sequence that decodes, with guesses: as many as leave the `others` of the step their token and
         a block each."""
         sequence = chunk.sequence
         if self.speculator is None or not chunk.samples:
             return chunk
-        room = self.blocks.room(sequence) - 1 - others * self.blocks.block_size
-        guessed = self.speculator.guess(chunk, min(allowance.tokens - others, room), allowance)
-        if count := len(guessed.drafts) + guessed.ahead:
+        room = self.blocks.token_capacity(sequence) - 1 - others * self.blocks.block_size
+        guessed = self.speculator.add_drafts(chunk, min(step_budget.tokens - others, room), step_budget)
+        if count := len(guessed.drafts) + guessed.model_drafts:
             self.blocks.reserve(sequence, sequence.computed + 1 + count)
-            allowance.take(sequence.request.budget.per_layer, count, prompt=False)
+            step_budget.spend(sequence.request.budget.per_layer, count, prompt=False)
         return guessed
 
     def _preempt(self, sequence: Sequence) -> None:
         self.blocks.release(sequence)
         sequence.preemptions += 1
-        self.counts.preemptions += 1
-        self.queues.set_back(sequence, self._clock())
+        self.plan_stats.preemptions += 1
+        self.queues.requeue(sequence, self._clock())
 
     def _set_back(self, chunks: Seq[Chunk]) -> None:
         """Preempt these, to be computed apart from others."""
         for chunk in chunks:
             sequence = chunk.sequence
-            sequence.apart_until = max(sequence.apart_until, chunk.start + chunk.length)
+            sequence.isolated_until = max(sequence.isolated_until, chunk.start + chunk.length)
             if sequence.id in self._doomed:
                 self._finish(sequence, "abort")
             elif sequence.id in self._running:
@@ -245,13 +245,13 @@ class Scheduler:
 
     def _advance(self, chunk: Chunk, result: Sampled | None, scores: Scores) -> None:
         """Take in one chunk's results. Nothing computed by a sequence that failed is offered to others."""
-        sequence, ends = chunk.sequence, chunk.ends
+        sequence, ends = chunk.sequence, chunk.reaches_end
         sequence.computed = chunk.start + chunk.length
         sequence.computed_tokens += chunk.length
-        if chunk.drafts or chunk.ahead:
-            count_guesses(chunk, self.speculator.experts if self.speculator else 0)
-        if self._chunked and (self.queues.partly is sequence or not ends):
-            self.queues.note_read(sequence)
+        if chunk.drafts or chunk.model_drafts:
+            count_draft_work(chunk, self.speculator.experts if self.speculator else 0)
+        if self._chunked and (self.queues.partial_prefill is sequence or not ends):
+            self.queues.record_prefill(sequence)
         if sequence.id in self._doomed:
             self._finish(sequence, "abort")
         elif scores is None:
@@ -259,21 +259,21 @@ class Scheduler:
         elif result is not None and result.error is not None:
             self._finish(sequence, "error", error=result.error, code=result.code)
         else:
-            sequence.scores += scores
+            sequence.prompt_logprobs += scores
             if result is not None:
-                self._append(chunk, (result, *result.more))
+                self._append(chunk, (result, *result.after_drafts))
             else:
-                self.blocks.commit(sequence)
+                self.blocks.publish(sequence)
                 if ends:
                     self._finish(sequence, "length")  # only the prompt was to be scored
 
     def _append(self, chunk: Chunk, results: tuple[Sampled, ...]) -> None:
         """Add what was sampled: the next token, and those after it that guesses were right about."""
         sequence = chunk.sequence
-        kept, finish = extend(sequence, results, self.max_model_len)
+        kept, finish = append_tokens(sequence, results, self.max_model_len)
         sequence.computed += len(kept) - 1
         self._learn(chunk, len(kept) - 1)
-        self.blocks.commit(sequence)
+        self.blocks.publish(sequence)
         last = None if finish is None else kept.pop()
         for result in kept:
             self._events.append(token_event(sequence, result, self._clock))
@@ -281,16 +281,16 @@ class Scheduler:
             self._finish(sequence, finish, last, last.error, last.code)
 
     def _learn(self, chunk: Chunk, accepted: int) -> None:
-        if self.speculator is not None and (drafted := len(chunk.drafts) + chunk.ahead):
-            self.counts.drafted += drafted
-            self.counts.accepted += accepted
-            self.speculator.learn(chunk.sequence, drafted, accepted)
+        if self.speculator is not None and (drafted := len(chunk.drafts) + chunk.model_drafts):
+            self.plan_stats.drafted += drafted
+            self.plan_stats.accepted += accepted
+            self.speculator.record_acceptance(chunk.sequence, drafted, accepted)
 
     def _finish(
         self, sequence: Sequence, finish: Finish, last: Sampled | None = None, error: str | None = None, code: str = ""
     ) -> None:
         self.blocks.release(sequence, forget=finish == "error")
-        self.queues.drop(sequence)
+        self.queues.remove(sequence)
         self._events.append(end_event(sequence, finish, last, error, code, self._clock))
 
     def _close(self) -> list[TokenEvent]:

@@ -17,29 +17,29 @@ class Sequence:
 
     __slots__ = (
         "admitted_at",
-        "apart_until",
+        "arrival_number",
         "arrived_at",
         "blocks",
         "cached_tokens",
         "computed",
         "computed_tokens",
         "draft_pairs",
+        "draft_state",
         "first_token_at",
-        "guesses",
         "hashes",
+        "isolated_until",
         "matcher",
-        "number",
-        "offered",
-        "plain",
+        "plain_greedy",
         "preemptions",
         "prompt_length",
+        "prompt_logprobs",
+        "prompt_logprobs_sent",
+        "published",
         "request",
         "sampler_state",
-        "scores",
         "slot",
         "tokens",
-        "told",
-        "waits_since",
+        "waiting_since",
     )
 
     def __init__(self, request: Request, arrived_at: float, matcher: Matcher | None = None) -> None:
@@ -47,26 +47,26 @@ class Sequence:
         self.matcher = matcher  # of the request's grammar, as far as `tokens` have come
         self.tokens = list(request.prompt)
         self.prompt_length = len(request.prompt)
-        self.plain = request.sampling.plain
+        self.plain_greedy = request.sampling.plain_greedy
         self.computed = 0  # tokens whose keys and values are in the cache
         self.blocks: list[int] = []
         self.slot = -1  # the place of its states while it holds blocks
         self.hashes: list[bytes] = []
-        self.offered = 0  # full blocks that have been offered to the prefix cache
+        self.published = 0  # full blocks that have been offered to the prefix cache
         self.cached_tokens = 0  # prompt tokens found in the prefix cache when the request was first admitted
         self.preemptions = 0
         self.computed_tokens = 0  # in all; see `RequestStats`
         self.draft_pairs = 0  # of guesses that were made with fewer experts
-        self.apart_until = 0  # up to here a step of it and others has failed, so that it is computed alone
+        self.isolated_until = 0  # up to here a step of it and others has failed, so that it is computed alone
         self.arrived_at = arrived_at
-        self.number = 0  # its place in the order of arrival
-        self.waits_since = arrived_at  # for its next token, while it waits or is partly read
+        self.arrival_number = 0  # its place in the order of arrival
+        self.waiting_since = arrived_at  # for its next token, while it waits or is partly read
         self.admitted_at: float | None = None
         self.first_token_at: float | None = None
         self.sampler_state: object = None  # the sampler's own, a function of the request and `tokens`
-        self.scores: list[Logprob] = []  # of the prompt's tokens from the second on, as far as they are known
-        self.told = False  # whether an event has carried them
-        self.guesses: object = None  # the speculator's own
+        self.prompt_logprobs: list[Logprob] = []  # of the prompt's tokens from the second on, as far as they are known
+        self.prompt_logprobs_sent = False  # whether an event has carried them
+        self.draft_state: object = None  # the speculator's own
 
     @property
     def id(self) -> str:

@@ -10,14 +10,17 @@ It knows tokens and times, no model.
 
 from dataclasses import dataclass, field
 
-from engine.cost import Allowance
+from engine.cost import StepBudget
 from engine.plan import Chunk
 from engine.sequence import Sequence
 from model.errors import InvalidRequest
 
 LONGEST = 8  # guesses at a time
 GRAMS = (4, 3, 2)  # tokens that must have been written before, longest first
-FORCED, MODEL = 0, 1  # the other sources of guesses: a grammar that leaves no choice, and the model with fewer experts
+FORCED, MODEL = (
+    0,
+    1,
+)  # the other sources of guesses: a grammar that leaves no choice, and the model with fewer experts
 PRIORS = {FORCED: 0.95, MODEL: 0.8, 4: 0.6, 3: 0.5, 2: 0.3}  # of a guess being right, before anything is known
 LEARN, FORGET = 0.15, 0.002  # weight of one more guess; of the prior, per step in which guessing did not pay
 SHARED = 0.02  # weight of one sequence's guess for what is expected of the next sequence
@@ -27,7 +30,7 @@ SMOOTH = 0.1  # weight of the last step's time per token
 
 
 @dataclass(slots=True)
-class Guesses:
+class DraftState:
     """What is known of one sequence: what followed each run of tokens last, and how good guesses were by their source.
 
     A run of four tokens foretells more than one of two, so each length is a source of its own.
@@ -52,15 +55,15 @@ class Speculator:
         self.value = 0.0  # estimated seconds per token of late: what one more token is worth
         self._expected = dict(PRIORS)  # of a new sequence
 
-    def guess(self, chunk: Chunk, most: int, allowance: Allowance) -> Chunk:
+    def add_drafts(self, chunk: Chunk, most: int, step_budget: StepBudget) -> Chunk:
         """A decoding sequence's chunk with guesses, `most` at the most, and none beyond its last token."""
         sequence = chunk.sequence
         most = min(most, sequence.request.sampling.max_tokens - sequence.output_count - 1)
-        drafts = self.propose(sequence, most, allowance)
-        ahead = 0 if drafts else self.ahead(sequence, most, allowance)
+        drafts = self.propose(sequence, most, step_budget)
+        ahead = 0 if drafts else self.model_drafts(sequence, most, step_budget)
         return Chunk(sequence, chunk.start, chunk.length, drafts, ahead)
 
-    def propose(self, sequence: Sequence, most: int, allowance: Allowance) -> tuple[int, ...]:
+    def propose(self, sequence: Sequence, most: int, step_budget: StepBudget) -> tuple[int, ...]:
         """Up to `most` tokens that may follow. Call it for sequences that decode, at most once a step."""
         if most < 1 or not (self._looks_up or sequence.matcher) or not _predictable(sequence):
             return ()
@@ -72,36 +75,38 @@ class Speculator:
             found, known.source = tuple(sequence.matcher.forced()[:most]), FORCED
         if not found and self._looks_up:
             found = _look_up(sequence, known, min(most, self._longest))
-        return found[: self._worthwhile(sequence, known, len(found), allowance, 0.0)] if found else ()
+        return found[: self._worthwhile(sequence, known, len(found), step_budget, 0.0)] if found else ()
 
-    def ahead(self, sequence: Sequence, most: int, allowance: Allowance) -> int:
+    def model_drafts(self, sequence: Sequence, most: int, step_budget: StepBudget) -> int:
         """How many tokens the model shall guess itself, with fewer experts."""
         if not self.experts or most < 1 or not _predictable(sequence) or sequence.matcher is not None:
             return 0
         known = self._known(sequence)
         known.source = MODEL
-        draft = allowance.load.alone(fewer(sequence.request.budget.per_layer, self.experts))
-        return self._worthwhile(sequence, known, min(most, self._longest), allowance, draft)
+        draft = step_budget.load.seconds_alone(capped_counts(sequence.request.budget.per_layer, self.experts))
+        return self._worthwhile(sequence, known, min(most, self._longest), step_budget, draft)
 
-    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+    def record_acceptance(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         """Take in how many of so many guesses were right."""
         known = self._known(sequence)
         for right in (*[1] * accepted, *[0] * (accepted < drafted)):
             known.rates[known.source] += LEARN * (right - known.rates[known.source])
             self._expected[known.source] += SHARED * (right - self._expected[known.source])
 
-    def took(self, seconds: float, tokens: int) -> None:
+    def record_step(self, seconds: float, tokens: int) -> None:
         """Take in what a step was expected to take, and how many tokens came of it."""
         if tokens:
             self.value += (SMOOTH if self.value else 1.0) * (seconds / tokens - self.value)
 
-    def _worthwhile(self, sequence: Sequence, known: Guesses, most: int, allowance: Allowance, each: float) -> int:
+    def _worthwhile(
+        self, sequence: Sequence, known: DraftState, most: int, step_budget: StepBudget, each: float
+    ) -> int:
         """How many of `most` guesses pay for themselves: the n-th is right with the rate's n-th power.
 
         The step is taken to hold the sequence's own token already; `each` guess costs so much before it is checked.
         """
         rate = known.rates[known.source]
-        after = allowance.load.after(sequence.request.budget.per_layer)
+        after = step_budget.load.seconds_with(sequence.request.budget.per_layer)
         count, chance, before = 0, rate, after(0)
         while count < most:
             spent = after(count + 1) - before + each
@@ -112,10 +117,10 @@ class Speculator:
             known.rates[known.source] += FORGET * (PRIORS[known.source] - rate)
         return count
 
-    def _known(self, sequence: Sequence) -> Guesses:
-        if not isinstance(sequence.guesses, Guesses):
-            sequence.guesses = Guesses(dict(self._expected))
-        return sequence.guesses
+    def _known(self, sequence: Sequence) -> DraftState:
+        if not isinstance(sequence.draft_state, DraftState):
+            sequence.draft_state = DraftState(dict(self._expected))
+        return sequence.draft_state
 
 
 def _predictable(sequence: Sequence) -> bool:
@@ -124,7 +129,7 @@ def _predictable(sequence: Sequence) -> bool:
     return not sampling.penalises and not sampling.bad_words and sequence.output_count >= sampling.min_tokens
 
 
-def _look_up(sequence: Sequence, known: Guesses, most: int) -> tuple[int, ...]:
+def _look_up(sequence: Sequence, known: DraftState, most: int) -> tuple[int, ...]:
     """What followed the last time that the text ended as it does now."""
     tokens, after = sequence.tokens, known.after
     for end in range(max(known.read, 1), len(tokens)):  # the last token is followed by nothing yet
@@ -146,7 +151,7 @@ def _continued(tokens: list[int], at: int, most: int) -> tuple[int, ...]:
     return tuple(tokens[at + i % period] for i in range(most))
 
 
-def fewer(counts: tuple[int, ...], experts: int) -> tuple[int, ...]:
+def capped_counts(counts: tuple[int, ...], experts: int) -> tuple[int, ...]:
     """The counts that guesses are made with."""
     return tuple(min(experts, count) for count in counts)
 

@@ -43,7 +43,7 @@ class Sampling:
     grammar: str = ""  # what the answer must match, in llguidance's Lark or JSON; "": anything
 
     @property
-    def plain(self) -> bool:
+    def plain_greedy(self) -> bool:
         """Whether the model's best token is what is wanted, and nothing about it."""
         changed = self.penalises or self.logit_bias or self.grammar or self.restricts
         return self.temperature == 0 and self.logprobs is None and not self.min_tokens and not changed
@@ -116,7 +116,7 @@ class TokenEvent(msgspec.Struct, frozen=True, gc=False, array_like=True):
     code: str = ""  # with an error that the request itself is at fault for: a word for programs
 
 
-class Arrival(NamedTuple):
+class TimedEvent(NamedTuple):
     """An event on the other side of the border, and when it was made by that process's own clock, as near as it can
     know: when it came, less the time that it was held."""
 
@@ -153,12 +153,12 @@ class StepStats(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class StepReport(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What one step did: its events in order, and its statistics.
 
-    `held_s`: how long it waited in the engine process for the steps after it (engine/process/coalescer.py).
+    `buffered_s`: how long it waited in the engine process for the steps after it (engine/process/coalescer.py).
     """
 
     events: tuple[TokenEvent, ...]
     stats: StepStats
-    held_s: float = 0.0
+    buffered_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ It names no implementation; tests put fakes here.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from engine.types import Arrival, EngineInfo, Request, StepReport
+from engine.types import EngineInfo, Request, StepReport, TimedEvent
 from model.errors import MoedialError
 
 EngineState = Literal["loading", "ready", "restarting", "failed", "stopped"]
@@ -40,11 +40,11 @@ class Engine(Protocol):
 
     async def stop(self, timeout: float) -> None: ...
 
-    def submit(self, request: Request, sink: Callable[[Sequence[Arrival] | MoedialError], None]) -> None:
+    def submit(self, request: Request, sink: Callable[[Sequence[TimedEvent] | MoedialError], None]) -> None:
         """`sink` gets every event, what comes together in one call, the last with `finish`; or the error that ends the
         request. It must not raise."""
 
-    def compile(self, id: str, grammar: str, sink: Callable[[Sequence[Arrival] | MoedialError], None]) -> None:
+    def compile(self, id: str, grammar: str, sink: Callable[[Sequence[TimedEvent] | MoedialError], None]) -> None:
         """`sink` gets no events when the grammar can be used, or an error."""
 
     def abort(self, request_id: str) -> None:

@@ -30,7 +30,7 @@ from engine.process.messages import (
 )
 from engine.process.silence import Silence, too_long
 from engine.process.sinks import Sink, Sinks
-from engine.types import Arrival, EngineInfo, EngineSettings, Request, StepReport, TokenEvent
+from engine.types import EngineInfo, EngineSettings, Request, StepReport, TimedEvent, TokenEvent
 from model.errors import EngineDown, EngineStopped, GenerationFailed, InvalidRequest, MoedialError
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class EngineClient:
             InvalidRequest: it can never be served, or its id is taken.
             GenerationFailed: the engine process ended while the request ran.
         """
-        arrivals: asyncio.Queue[Sequence[Arrival] | MoedialError] = asyncio.Queue()
+        arrivals: asyncio.Queue[Sequence[TimedEvent] | MoedialError] = asyncio.Queue()
         self.submit(request, arrivals.put_nowait)
         ended = False
         try:

@@ -39,6 +39,6 @@ class Outbox:
         """Send what is held."""
         self._sent = self._clock()
         if self._held:
-            reports = tuple(replace(report, held_s=self._sent - made) for report, made in self._held)
+            reports = tuple(replace(report, buffered_s=self._sent - made) for report, made in self._held)
             self._held.clear()
             self._send(Reports(reports))

@@ -95,7 +95,7 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
     """Events of a step whose report follows: they were too many for one frame."""
 
     events: tuple[TokenEvent, ...]
-    held_s: float
+    buffered_s: float
 
 
 class Scores(msgspec.Struct, frozen=True, tag="scores"):

@@ -25,25 +25,25 @@ def frames(reports: tuple[StepReport, ...], give_up: GiveUp) -> Iterator[bytes]:
         yield from frames(reports[: len(reports) // 2], give_up)
         yield from frames(reports[len(reports) // 2 :], give_up)
     else:
-        yield from _events(reports[0].events, reports[0].held_s, give_up)
+        yield from _events(reports[0].events, reports[0].buffered_s, give_up)
         yield frame(Reports((replace(reports[0], events=()),)))
 
 
-def _events(events: tuple[TokenEvent, ...], held_s: float, give_up: GiveUp) -> Iterator[bytes]:
-    payload = payload_of(Events(events, held_s))
+def _events(events: tuple[TokenEvent, ...], buffered_s: float, give_up: GiveUp) -> Iterator[bytes]:
+    payload = payload_of(Events(events, buffered_s))
     if len(payload) <= SOFT:
         yield framed(payload)
     elif len(events) > 1:
-        yield from _events(events[: len(events) // 2], held_s, give_up)
-        yield from _events(events[len(events) // 2 :], held_s, give_up)
+        yield from _events(events[: len(events) // 2], buffered_s, give_up)
+        yield from _events(events[len(events) // 2 :], buffered_s, give_up)
     else:
         try:
-            yield from _parts(events[0], held_s, len(payload))
+            yield from _parts(events[0], buffered_s, len(payload))
         except FrameError as error:
-            yield _failed(events[0], held_s, error, give_up)
+            yield _failed(events[0], buffered_s, error, give_up)
 
 
-def _parts(event: TokenEvent, held_s: float, size: int) -> Iterator[bytes]:
+def _parts(event: TokenEvent, buffered_s: float, size: int) -> Iterator[bytes]:
     """The event, of so many bytes, with most of its prompt's log-probabilities ahead of it."""
     scores = event.prompt_logprobs or ()
     each = max(1, len(scores) * SOFT // size)
@@ -51,11 +51,13 @@ def _parts(event: TokenEvent, held_s: float, size: int) -> Iterator[bytes]:
     for first in range(0, last, each):
         yield frame(Scores(event.request_id, scores[first : first + each]))
     rest = event if event.prompt_logprobs is None else replace(event, prompt_logprobs=scores[last:])
-    yield frame(Events((rest,), held_s))
+    yield frame(Events((rest,), buffered_s))
 
 
-def _failed(event: TokenEvent, held_s: float, error: FrameError, give_up: GiveUp) -> bytes:
+def _failed(event: TokenEvent, buffered_s: float, error: FrameError, give_up: GiveUp) -> bytes:
     if event.finish is None:
         give_up(event.request_id)
     why = f"what one step made for this request cannot be handed over ({error}); ask for fewer log-probabilities"
-    return frame(Events((TokenEvent(event.request_id, None, finish="error", error=why, stats=event.stats),), held_s))
+    return frame(
+        Events((TokenEvent(event.request_id, None, finish="error", error=why, stats=event.stats),), buffered_s)
+    )

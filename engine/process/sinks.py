@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from engine.process.messages import Compiled, Events, Rejected, Scores
-from engine.types import Arrival, Logprob, StepReport, TokenEvent
+from engine.types import Logprob, StepReport, TimedEvent, TokenEvent
 from model.errors import InvalidRequest, MoedialError
 
 log = logging.getLogger(__name__)
 
-Sink = Callable[[Sequence[Arrival] | MoedialError], None]
+Sink = Callable[[Sequence[TimedEvent] | MoedialError], None]
 
 
 class Sinks(dict[str, Sink | None]):
@@ -40,13 +40,13 @@ class Sinks(dict[str, Sink | None]):
 
     def distribute(self, parts: Sequence[StepReport | Events], now: float) -> bool:
         """Every request gets what has come for it in one piece. Returns whether one was answered to its end."""
-        arrivals: dict[str, list[Arrival]] = {}
+        arrivals: dict[str, list[TimedEvent]] = {}
         for part in parts:
-            at = now - part.held_s
+            at = now - part.buffered_s
             for event in part.events:
                 if self._scores:
                     event = self._completed(event)
-                arrivals.setdefault(event.request_id, []).append(Arrival(event, at))
+                arrivals.setdefault(event.request_id, []).append(TimedEvent(event, at))
         answered = False
         for request_id, found in arrivals.items():
             finish = found[-1].event.finish
@@ -54,7 +54,7 @@ class Sinks(dict[str, Sink | None]):
             self.deliver(request_id, found, last=finish is not None)
         return answered
 
-    def deliver(self, request_id: str, item: Sequence[Arrival] | MoedialError, *, last: bool) -> None:
+    def deliver(self, request_id: str, item: Sequence[TimedEvent] | MoedialError, *, last: bool) -> None:
         """Hand something to a request's sink, if it is still wanted."""
         if last:
             self._scores.pop(request_id, None)

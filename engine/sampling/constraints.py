@@ -17,7 +17,7 @@ from engine.sequence import Sequence
 from model.backends.cpu.kernels.library import load
 
 TOO_COMPLEX = "grammar_too_complex"
-PATIENCE = 0.002  # seconds for masks of guesses, which were asked for before the model ran
+MASK_WAIT_SECONDS = 0.002  # seconds for masks of guesses, which were asked for before the model ran
 
 
 class Fault(NamedTuple):
@@ -52,7 +52,7 @@ def constrained(
         assert matcher is not None
         guesses = len(before_B[own[-1]]) if before_B else 0
         if guesses:
-            matcher.settle(PATIENCE)
+            matcher.settle(MASK_WAIT_SECONDS)
         words_RW = matcher.words(guesses)
         if matcher.error:
             faults |= dict.fromkeys(own, Fault(f"the grammar became too complex: {matcher.error}", TOO_COMPLEX))

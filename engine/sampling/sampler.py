@@ -43,12 +43,12 @@ def _accepted(results: list[Sampled], guesses: tuple[int, ...]) -> Sampled:
         right += 1
     if results[right].error == "":  # what may follow the last right guess was not known in time
         right -= 1
-    return replace(results[0], more=tuple(results[1 : right + 1]))
+    return replace(results[0], after_drafts=tuple(results[1 : right + 1]))
 
 
 def _rows(logits_BV: Tensor, sequences: list[Sequence], before_B: Drafts | None) -> tuple[Sampled, ...]:
     """One result per row. `before_B`: the guesses that a row comes after."""
-    if load().native and logits_BV.dtype == torch.float32 and all(sequence.plain for sequence in sequences):
+    if load().native and logits_BV.dtype == torch.float32 and all(sequence.plain_greedy for sequence in sequences):
         best: list[int] = torch.ops.moedial.best(logits_BV).tolist()
         return tuple(Sampled(0, error=NOT_FINITE) if token < 0 else Sampled(token) for token in best)
     raw_BV = logits_BV.float().contiguous()

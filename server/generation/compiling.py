@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import sha256
 
-from engine.types import Arrival
+from engine.types import TimedEvent
 from model.errors import EngineBusy, MoedialError
 from server.errors import QueueTimeout
 from server.protocols import Engine
@@ -52,7 +52,7 @@ class Compiler:
     async def _compiled(self, id: str, grammar: str) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def take(found: Sequence[Arrival] | MoedialError) -> None:
+        def take(found: Sequence[TimedEvent] | MoedialError) -> None:
             if done.done():
                 return
             if isinstance(found, MoedialError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from engine.types import NO_TOKEN_LEFT, Arrival, Request, TokenEvent
+from engine.types import NO_TOKEN_LEFT, Request, TimedEvent, TokenEvent
 from model.errors import GenerationFailed, InvalidRequest, MoedialError
 from server.errors import GenerationTimeout
 from server.generation.admission import Reservation
@@ -179,7 +179,7 @@ class Generation:
         sequence.life.started = time.monotonic()
         ended: asyncio.Future[None] = self._loop.create_future()
 
-        def take(found: abc.Sequence[Arrival] | MoedialError) -> None:
+        def take(found: abc.Sequence[TimedEvent] | MoedialError) -> None:
             if ended.done():
                 return
             deltas: list[Delta] = []
@@ -202,7 +202,7 @@ class Generation:
             self._engine.abort(sequence.request.id)
 
 
-def _advance(sequence: Sequence, arrivals: abc.Sequence[Arrival], deltas: list[Delta]) -> None:
+def _advance(sequence: Sequence, arrivals: abc.Sequence[TimedEvent], deltas: list[Delta]) -> None:
     """Add what is to be shown to `deltas`, so that what came before a failure is not lost with it."""
     life, transcript = sequence.life, sequence.transcript
     for event, at in arrivals:

@@ -2,21 +2,21 @@
 
 from collections.abc import Iterable
 
-from engine.cost import Pool, StepCost
+from engine.cost import ExpertPool, StepCost
 from engine.plan import Chunk
 
 LAYERS = 2
-COST = StepCost(fixed=2e-3, per_token=2e-5, per_pair=2e-5, per_expert=5e-5, pools=(Pool(16),) * LAYERS)
+COST = StepCost(fixed=2e-3, per_token=2e-5, per_pair=2e-5, per_expert=5e-5, pools=(ExpertPool(16),) * LAYERS)
 
 
-def work_of(pools: tuple[Pool, ...], chunks: Iterable[Chunk]) -> tuple[int, int, float]:
+def work_of(pools: tuple[ExpertPool, ...], chunks: Iterable[Chunk]) -> tuple[int, int, float]:
     """Tokens, routed pairs and expected distinct experts of a step of these chunks."""
     tokens = [c.sequence.request.budget.per_layer for c in chunks for _ in range(c.length)]
     distinct = 0.0
     for layer, pool in enumerate(pools):
         untouched = float(pool.experts)
         for counts in tokens:
-            untouched *= pool.missed(counts[layer])
+            untouched *= pool.untouched_probability(counts[layer])
         distinct += pool.experts - untouched
     return len(tokens), sum(map(sum, tokens)), distinct
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.blocks import BlockManager
 from engine.engine import Engine
-from engine.plan import Chunk, Plan, Sampled, StepResult, Work
+from engine.plan import Chunk, MoEWork, Plan, Sampled, StepResult
 from engine.process.worker import main
 from engine.scheduler import Scheduler
 from engine.types import EngineInfo, EngineSettings, Logprob, Request, Sampling
@@ -50,9 +50,13 @@ class FakeRunner:
         self._steps += 1
         time.sleep(60.0 if self._steps == self.stuck_at else self._step_s)
         sampled = [self._sample(chunk, self._compute(chunk)) for chunk in plan]
-        scores = tuple(tuple(Logprob(-float(position)) for position in chunk.scored) for chunk in plan if chunk.scored)
+        scores = tuple(
+            tuple(Logprob(-float(position)) for position in chunk.scored_positions)
+            for chunk in plan
+            if chunk.scored_positions
+        )
         pairs = sum(len(chunk.tokens) * sum(chunk.sequence.request.budget.per_layer) for chunk in plan)
-        return StepResult(tuple(result for result in sampled if result), Work(pairs, 2 * pairs, 1, 1.0), scores)
+        return StepResult(tuple(result for result in sampled if result), MoEWork(pairs, 2 * pairs, 1, 1.0), scores)
 
     def reference(self, request: Request) -> list[int]:
         """The text of a request that runs alone, without cache or interruption."""
@@ -95,7 +99,7 @@ class FakeRunner:
         error = "the logits are not finite" if POISON in chunk.sequence.tokens else None
         tokens = list(map(token_of, states))
         right = next((i for i, guess in enumerate(chunk.drafts) if tokens[i] != guess), len(chunk.drafts))
-        return Sampled(tokens[0], error=error, more=tuple(map(Sampled, tokens[1 : right + 1])))
+        return Sampled(tokens[0], error=error, after_drafts=tuple(map(Sampled, tokens[1 : right + 1])))
 
 
 def build_fake(settings: EngineSettings) -> tuple[Engine, EngineInfo]:

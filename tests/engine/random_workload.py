@@ -15,7 +15,7 @@ from engine.build import assemble, prepare
 from engine.calibrate import MOST_ROWS
 from engine.engine import Engine
 from engine.plan import Plan
-from engine.runner import ModelRunner, Tally
+from engine.runner import ExpertStats, ModelRunner
 from engine.types import EngineSettings, Finish, Request, Sampling, StepStats
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.torch.attend import bytes_per_block, bytes_per_sequence
@@ -84,15 +84,15 @@ class Bench:
     def watch(self, runner: ModelRunner) -> None:
         forward = runner.forward
 
-        def watched(plan: Plan, tally: Tally) -> Tensor:
-            logits_BV = forward(plan, tally)
+        def watched(plan: Plan, expert_stats: ExpertStats) -> Tensor:
+            logits_BV = forward(plan, expert_stats)
             row = 0
             for chunk in plan:
                 if chunk.samples:  # the rows after it depend on whether guesses are right
                     self.logits.setdefault(chunk.sequence.id, {})[len(chunk.sequence.tokens)] = logits_BV[row].clone()
                     row += 1 + len(chunk.drafts)
             self.computed.append(sum(len(c.tokens) * sum(c.sequence.request.budget.per_layer) for c in plan))
-            self.chunks += sum(not chunk.ends for chunk in plan)
+            self.chunks += sum(not chunk.reaches_end for chunk in plan)
             self.found += sum(chunk.start for chunk in plan if chunk.sequence.id not in self.last)
             self.last = {chunk.sequence.id for chunk in plan}
             return logits_BV

@@ -20,7 +20,7 @@ def computed(blocks: BlockManager, id: str, prompt: tuple[int, ...], **options: 
     assert blocks.admit(sequence)
     assert blocks.reserve(sequence, len(prompt))
     sequence.computed = len(prompt)
-    blocks.commit(sequence)
+    blocks.publish(sequence)
     return sequence
 
 
@@ -75,8 +75,10 @@ def test_salts_never_share() -> None:
     assert cached(blocks, PROMPT, salt="bob") == cached(blocks, PROMPT) == 0
     assert cached(blocks, PROMPT, salt="alice") == 8
     reading = Sequence(request("b", PROMPT, salt="bob"), 0.0)
-    first.computed = first.offered = 0
-    assert not blocks.soon(reading, [first]), "another salt's prompt is being read, which is nothing to wait for"
+    first.computed = first.published = 0
+    assert not blocks.prefix_in_flight(reading, [first]), (
+        "another salt's prompt is being read, which is nothing to wait for"
+    )
 
 
 def test_same_tokens_after_another_prefix_are_not_shared() -> None:
@@ -92,7 +94,7 @@ def test_nothing_is_found_before_it_is_computed() -> None:
     assert blocks.reserve(sequence, 10)
     assert cached(blocks, PROMPT) == 0
     sequence.computed = 5
-    blocks.commit(sequence)
+    blocks.publish(sequence)
     assert cached(blocks, PROMPT) == 4
 
 
@@ -152,7 +154,7 @@ def test_reserve_takes_all_or_nothing() -> None:
     assert not blocks.reserve(sequence, 9)
     assert blocks.used == 0
     assert blocks.reserve(sequence, 8)
-    assert blocks.room(sequence) == 8
+    assert blocks.token_capacity(sequence) == 8
 
 
 def test_check_sees_damage() -> None:
@@ -210,7 +212,7 @@ class Blocks(RuleBasedStateMachine):
             assert sum(block in other.blocks for other in self.held) == 1, "a shared block is written"
             self.content[block] = self.expected(sequence, position // 2)
         sequence.computed = target
-        self.blocks.commit(sequence)
+        self.blocks.publish(sequence)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), forget=st.booleans())

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from engine.build import assemble, build_engine, describe, pools
 from engine.calibrate import LIMIT, SHAPES, Sample, fit, measure, non_negative
-from engine.cost import Pool, StepCost
-from engine.plan import Plan, Sampled, StepResult, Work
+from engine.cost import ExpertPool, StepCost
+from engine.plan import MoEWork, Plan, Sampled, StepResult
 from engine.types import EngineInfo, EngineSettings
 from model.budget import ExpertRange
 from tests.engine.costs import COST, LAYERS, work_of
@@ -40,7 +40,7 @@ class Bench:
         distinct = round(expected)
         self.now += self.cost.seconds(tokens, pairs, distinct) * (1 + self.noise * self._rng.standard_normal())
         self.now += self.stalls.get(len(self.plans), 0.0)
-        return StepResult(tuple(Sampled(0) for chunk in plan if chunk.samples), Work(pairs, pairs, distinct, 1.0))
+        return StepResult(tuple(Sampled(0) for chunk in plan if chunk.samples), MoEWork(pairs, pairs, distinct, 1.0))
 
     def measure(self, info: EngineInfo = INFO, max_step_tokens: int = 512) -> StepCost:
         return measure(self, info, self.cost.pools, max_step_tokens, self.clock)
@@ -149,7 +149,7 @@ def test_the_real_runner_is_measured_and_nothing_is_left_behind() -> None:
     info = replace(INFO, kv_blocks=blocks, **describe(model, settings))
     cost = measure(engine.runner, info, pools(model.config), 512)
     assert min(values(cost)) >= 0 and cost.seconds(1, 2, 2) > 0
-    assert cost.pools == (Pool(6), Pool(12, kept=3))
+    assert cost.pools == (ExpertPool(6), ExpertPool(12, kept=3))
     manager = engine.scheduler.blocks
     manager.check()
     assert (manager.used, engine.scheduler.has_work) == (0, False)
@@ -161,7 +161,7 @@ def test_an_assembled_engine_plans_by_the_cost_that_it_is_given() -> None:
     model = decoder(llama_like(topk(), topk(), context=64))
     settings = EngineSettings("", block_size=4, kv_cache_bytes=1 << 20, step_ms=20)
     lengths = []
-    for cost in (None, StepCost(0.0, 1e-3, 0.0, 0.0, (Pool(6), Pool(6)))):
+    for cost in (None, StepCost(0.0, 1e-3, 0.0, 0.0, (ExpertPool(6), ExpertPool(6)))):
         engine, _ = assemble(model, settings, cost)
         engine.add(request("a"))
         engine.step()
@@ -176,7 +176,7 @@ def test_a_real_server_measures_and_a_limit_of_zero_does_not(tmp_path: Path) -> 
     engine, info = build_engine(settings)
     assert info.step_cost is not None
     assert engine.scheduler.cost == info.step_cost
-    assert info.step_cost.pools == (Pool(5), Pool(5))
+    assert info.step_cost.pools == (ExpertPool(5), ExpertPool(5))
     engine.add(request("a"))
     assert engine.step().stats.estimated_s > 0
     engine, info = build_engine(replace(settings, step_ms=0))

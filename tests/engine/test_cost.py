@@ -6,40 +6,40 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cost import FREE, Allowance, Load, Pool, StepCost
+from engine.cost import NO_COST, ExpertPool, StepBudget, StepCost, StepLoad
 
 constants = st.floats(0, 1e-2)
-pools = st.builds(Pool, st.integers(1, 64), st.sampled_from([0, 0, 1]))
+pools = st.builds(ExpertPool, st.integers(1, 64), st.sampled_from([0, 0, 1]))
 COUNTS = st.tuples(st.integers(1, 8), st.integers(1, 8))
 costs = st.builds(StepCost, constants, constants, constants, constants, st.tuples(pools, pools))
 loads = st.lists(st.tuples(COUNTS, st.integers(1, 40)), max_size=4)
 
 
-def filled(cost: StepCost, work: list[tuple[tuple[int, ...], int]]) -> Load:
-    load = Load(cost)
+def filled(cost: StepCost, work: list[tuple[tuple[int, ...], int]]) -> StepLoad:
+    load = StepLoad(cost)
     for counts, tokens in work:
         load.add(counts, tokens)
     return load
 
 
 def test_the_work_of_a_step() -> None:
-    cost = StepCost(1.0, 0.1, 0.01, 0.001, (Pool(4), Pool(8)))
+    cost = StepCost(1.0, 0.1, 0.01, 0.001, (ExpertPool(4), ExpertPool(8)))
     load = filled(cost, [((1, 2), 2), ((2, 2), 1)])
-    assert (load.tokens, load.pairs) == (3, 10)
-    assert load.distinct == pytest.approx(4 * (1 - (3 / 4) ** 2 * (2 / 4)) + 8 * (1 - (6 / 8) ** 3))
-    assert load.seconds == pytest.approx(1 + 0.3 + 0.1 + 0.001 * load.distinct)
+    assert (load.tokens, load.routed_pairs) == (3, 10)
+    assert load.distinct_experts == pytest.approx(4 * (1 - (3 / 4) ** 2 * (2 / 4)) + 8 * (1 - (6 / 8) ** 3))
+    assert load.seconds == pytest.approx(1 + 0.3 + 0.1 + 0.001 * load.distinct_experts)
 
 
 def test_an_empty_step_costs_what_is_fixed() -> None:
-    assert Load(StepCost(1.0, 0.1, 0.01, 0.001, (Pool(4),))).seconds == 1.0
-    assert filled(FREE, [((3, 3), 5)]).seconds == 0.0
+    assert StepLoad(StepCost(1.0, 0.1, 0.01, 0.001, (ExpertPool(4),))).seconds == 1.0
+    assert filled(NO_COST, [((3, 3), 5)]).seconds == 0.0
 
 
 def test_experts_of_a_token_differ_and_draws_may_repeat() -> None:
-    assert Pool(8).missed(8) == 0
-    assert Pool(8).missed(9) == 0  # no count is refused here
-    assert Pool(8, kept=2).missed(2) == pytest.approx((6 / 8) ** 2)
-    assert Pool(8, kept=8).missed(1) == 0
+    assert ExpertPool(8).untouched_probability(8) == 0
+    assert ExpertPool(8).untouched_probability(9) == 0  # no count is refused here
+    assert ExpertPool(8, kept=2).untouched_probability(2) == pytest.approx((6 / 8) ** 2)
+    assert ExpertPool(8, kept=8).untouched_probability(1) == 0
 
 
 @settings(deadline=None)
@@ -51,7 +51,7 @@ def test_more_work_never_costs_less(
     assert after.seconds >= before.seconds - 1e-12
     stronger = filled(cost, [*work, ((counts[0] + 1, counts[1]), tokens)])
     assert stronger.seconds >= after.seconds - 1e-12
-    assert after.distinct <= sum(pool.experts for pool in cost.pools) + 1e-9
+    assert after.distinct_experts <= sum(pool.experts for pool in cost.pools) + 1e-9
 
 
 @settings(deadline=None)
@@ -59,7 +59,7 @@ def test_more_work_never_costs_less(
 def test_what_fits_stays_within_the_time_and_one_more_does_not(
     cost: StepCost, work: list[tuple[tuple[int, ...], int]], counts: tuple[int, int], seconds: float, most: int
 ) -> None:
-    fit = filled(cost, work).fits(counts, seconds, most)
+    fit = filled(cost, work).max_tokens_within(counts, seconds, most)
     assert 0 <= fit <= max(0, most)
     if fit:
         assert filled(cost, [*work, (counts, fit)]).seconds <= seconds + 1e-9
@@ -73,8 +73,10 @@ def test_more_time_or_fewer_experts_fit_no_fewer_tokens(
     cost: StepCost, work: list[tuple[tuple[int, ...], int]], counts: tuple[int, int], one: float, other: float
 ) -> None:
     load, (less, more) = filled(cost, work), sorted((one, other))
-    assert load.fits(counts, less, 300) <= load.fits(counts, more, 300)
-    assert load.fits((counts[0] + 1, counts[1] + 1), more, 300) <= load.fits(counts, more + 1e-9, 300)
+    assert load.max_tokens_within(counts, less, 300) <= load.max_tokens_within(counts, more, 300)
+    assert load.max_tokens_within((counts[0] + 1, counts[1] + 1), more, 300) <= load.max_tokens_within(
+        counts, more + 1e-9, 300
+    )
 
 
 def test_the_search_does_not_go_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,38 +89,40 @@ def test_the_search_does_not_go_token_by_token(monkeypatch: pytest.MonkeyPatch) 
         return seconds(self, *work)
 
     monkeypatch.setattr(StepCost, "seconds", counted)
-    assert Load(StepCost(0.0, 1e-6, 0.0, 0.0, ())).fits((1,), 0.5, 1_000_000) == pytest.approx(500_000, abs=1)
+    assert StepLoad(StepCost(0.0, 1e-6, 0.0, 0.0, ())).max_tokens_within((1,), 0.5, 1_000_000) == pytest.approx(
+        500_000, abs=1
+    )
     assert calls <= 21
 
 
-def allowance(seconds: float, tokens: int = 100) -> Allowance:
-    return Allowance(StepCost(0.0, 1.0, 0.0, 0.0, ()), tokens, seconds, min_chunk=4)
+def step_budget(seconds: float, tokens: int = 100) -> StepBudget:
+    return StepBudget(StepCost(0.0, 1.0, 0.0, 0.0, ()), tokens, seconds, min_chunk=4)
 
 
 def test_without_a_decode_only_tokens_bound_a_step() -> None:
-    step = allowance(seconds=10)
-    step.take((1,), 60, prompt=True)
-    assert step.room((1,)) == 40
+    step = step_budget(seconds=10)
+    step.spend((1,), 60, prompt=True)
+    assert step.max_chunk((1,)) == 40
 
 
 def test_with_a_decode_time_bounds_it() -> None:
-    step = allowance(seconds=10)
-    step.take((1,), 1, prompt=False)
-    assert step.room((1,)) == 9
-    step.take((1,), 5, prompt=True)
-    assert step.room((1,)) == 4
-    step.take((1,), 1, prompt=True)
-    assert step.room((1,)) == 0  # three tokens are not worth a chunk
+    step = step_budget(seconds=10)
+    step.spend((1,), 1, prompt=False)
+    assert step.max_chunk((1,)) == 9
+    step.spend((1,), 5, prompt=True)
+    assert step.max_chunk((1,)) == 4
+    step.spend((1,), 1, prompt=True)
+    assert step.max_chunk((1,)) == 0  # three tokens are not worth a chunk
 
 
 @pytest.mark.parametrize(("tokens", "room"), [(100, 4), (3, 2), (1, 0)])
 def test_the_first_prompt_gets_its_least_chunk_whatever_it_costs(tokens: int, room: int) -> None:
-    step = allowance(seconds=0.5, tokens=tokens)
-    step.take((1,), 1, prompt=False)
-    assert step.room((1,)) == room
+    step = step_budget(seconds=0.5, tokens=tokens)
+    step.spend((1,), 1, prompt=False)
+    assert step.max_chunk((1,)) == room
 
 
 def test_a_step_without_a_limit() -> None:
-    step = allowance(seconds=math.inf)
-    step.take((1,), 1, prompt=False)
-    assert step.room((1,)) == 99
+    step = step_budget(seconds=math.inf)
+    step.spend((1,), 1, prompt=False)
+    assert step.max_chunk((1,)) == 99

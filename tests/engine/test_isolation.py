@@ -9,7 +9,7 @@ from torch import Tensor
 from engine.blocks import BlockManager
 from engine.engine import Engine
 from engine.plan import Plan, StepResult
-from engine.runner import ModelRunner, Tally
+from engine.runner import ExpertStats, ModelRunner
 from engine.scheduler import Scheduler
 from engine.types import Finish, Request, Sampling, StepReport
 from model.backends.cpu.kernels.library import load
@@ -40,9 +40,9 @@ class Faulty:
         self._tokens, self._forward = tokens, runner.forward
         runner.forward = self.forward  # type: ignore[method-assign]
 
-    def forward(self, plan: Plan, tally: Tally) -> Tensor:
+    def forward(self, plan: Plan, expert_stats: ExpertStats) -> Tensor:
         self.runs += 1
-        logits_RV = self._forward(plan, tally)
+        logits_RV = self._forward(plan, expert_stats)
         if any(chunk.sequence.id == "bad" and len(chunk.sequence.tokens) >= self._tokens for chunk in plan):
             raise MemoryError("secret")
         return logits_RV

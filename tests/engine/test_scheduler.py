@@ -79,7 +79,7 @@ def test_prefix_hits_are_counted_and_reported() -> None:
     finish(scheduler, runner)
     scheduler.add(request("b", prompt))
     assert shape(scheduler.schedule()) == [("b", 8, 2)]
-    assert (scheduler.counts.prefix_queries, scheduler.counts.prefix_hits) == (10, 8)
+    assert (scheduler.plan_stats.prefix_queries, scheduler.plan_stats.prefix_hits) == (10, 8)
 
 
 def test_scored_and_preempted_prompts_are_not_queries() -> None:
@@ -98,7 +98,7 @@ def test_scored_and_preempted_prompts_are_not_queries() -> None:
 def _counted(scheduler: Scheduler, runner: FakeRunner) -> tuple[int, int, int]:
     """One step; sequences set back in it, prompt tokens looked up and found."""
     step(scheduler, runner)
-    counts = scheduler.counts
+    counts = scheduler.plan_stats
     return counts.preemptions, counts.prefix_queries, counts.prefix_hits
 
 
@@ -126,7 +126,7 @@ def test_the_work_of_all_sequences_is_that_of_all_steps(truth: float | None) -> 
         plan = scheduler.schedule()
         result = runner.run(plan) if plan else NOTHING
         pairs, tokens = pairs + result.work.routed_pairs, tokens + sum(len(chunk.tokens) for chunk in plan)
-        preemptions += scheduler.counts.preemptions
+        preemptions += scheduler.plan_stats.preemptions
         ends += [event.stats for event in scheduler.commit(plan, result.sampled, result.scores) if event.finish]
     assert preemptions and len(ends) == 4 and sum(stats.cached_tokens for stats in ends if stats)
     assert sum(stats.routed_pairs for stats in ends if stats) == pairs

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.blocks import BlockManager
-from engine.cost import StepCost, reading_share
+from engine.cost import StepCost, prefill_share
 from engine.engine import Engine
 from engine.plan import Chunk
 from engine.scheduler import Scheduler
@@ -134,7 +134,7 @@ def judged_step(simulation: Simulation) -> None:
     """One step of a scheduler with room for everybody; what it must keep to."""
     scheduler = simulation.scheduler
     running = {sequence.id: sequence.pending for sequence in scheduler._running.values()}
-    share = reading_share(scheduler.oldest_waiting_s)
+    share = prefill_share(scheduler.oldest_waiting_s)
     plan = simulation.step()
     decodes = [chunk for chunk in plan if running.get(chunk.sequence.id) == 1]
     prompts = [chunk for chunk in plan if running.get(chunk.sequence.id) != 1]
@@ -142,7 +142,7 @@ def judged_step(simulation: Simulation) -> None:
     assert sum(chunk.length for chunk in plan) <= scheduler.max_step_tokens
     if scheduler.cost is None:
         return
-    assert scheduler.counts.estimated_s == pytest.approx(seconds(COST, plan) if plan else 0.0)
+    assert scheduler.plan_stats.estimated_s == pytest.approx(seconds(COST, plan) if plan else 0.0)
     for id, pending in running.items():
         assert simulation.plans[-1][id] >= min(pending, LEAST, scheduler.max_step_tokens - len(decodes))
     if decodes and scheduler._step_seconds:

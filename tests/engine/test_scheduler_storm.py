@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.blocks import BlockManager
-from engine.cost import Allowance, Pool, StepCost, reading_share
+from engine.cost import ExpertPool, StepBudget, StepCost, prefill_share
 from engine.plan import Chunk, Plan
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
@@ -18,7 +18,7 @@ from tests.engine.costs import seconds
 from tests.engine.fake import FakeRunner, request
 
 SIZE = 2
-COST = StepCost(fixed=1.0, per_token=0.2, per_pair=0.4, per_expert=0.1, pools=(Pool(8),))
+COST = StepCost(fixed=1.0, per_token=0.2, per_pair=0.4, per_expert=0.1, pools=(ExpertPool(8),))
 
 
 class Oracle(Speculator):
@@ -28,7 +28,7 @@ class Oracle(Speculator):
         super().__init__()
         self.runner, self.truth, self.random = runner, truth, random.Random(0)
 
-    def propose(self, sequence: Sequence, most: int, allowance: Allowance) -> tuple[int, ...]:
+    def propose(self, sequence: Sequence, most: int, step_budget: StepBudget) -> tuple[int, ...]:
         told = self.runner.reference(sequence.request)[sequence.output_count :][: min(3, max(0, most))]
         return tuple(token if self.random.random() < self.truth else token + 1 for token in told)
 
@@ -137,7 +137,7 @@ class Storm(RuleBasedStateMachine):
         """A new plan, checked against the rules that every plan keeps."""
         had_work = self.scheduler.running + self.scheduler.waiting
         self.now += 0.3
-        partly = self.scheduler.queues.partly
+        partly = self.scheduler.queues.partial_prefill
         plan = self.scheduler.schedule()
         self.age = max([self.now - self.asked[id] for id in self.asked.keys() - self.ended.keys()], default=0.0)
         assert plan or not had_work, "there is work, but nothing is planned"
@@ -166,7 +166,7 @@ class Storm(RuleBasedStateMachine):
         if decodes and self.target:
             prompts = [chunk for chunk in plan if chunk.sequence.id not in decoding]
             least = [Chunk(chunk.sequence, chunk.start, min(chunk.length, self.least)) for chunk in prompts[-1:]]
-            share = reading_share(self.age)
+            share = prefill_share(self.age)
             allowed = max(self.target, seconds(COST, decodes) / (1 - share))
             assert seconds(COST, plan) <= max(allowed, seconds(COST, [*decodes, *least])) + 1e-9
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.blocks import BlockManager
-from engine.cost import Allowance, Pool, StepCost
+from engine.cost import ExpertPool, StepBudget, StepCost
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from engine.speculation import LONGEST, PRIORS, Speculator, speculator_of
@@ -15,8 +15,8 @@ from model.errors import InvalidRequest
 from tests.engine.fake import FakeRunner, request
 from tests.engine.test_scheduler import finish, text
 
-CHEAP = StepCost(fixed=1.0, per_token=0.01, per_pair=0.0, per_expert=0.0, pools=(Pool(8),))
-DEAR = StepCost(fixed=0.0, per_token=1.0, per_pair=0.0, per_expert=0.0, pools=(Pool(8),))
+CHEAP = StepCost(fixed=1.0, per_token=0.01, per_pair=0.0, per_expert=0.0, pools=(ExpertPool(8),))
+DEAR = StepCost(fixed=0.0, per_token=1.0, per_pair=0.0, per_expert=0.0, pools=(ExpertPool(8),))
 
 
 def sequence(*tokens: int, output: int = 1, **options: object) -> Sequence:
@@ -25,15 +25,15 @@ def sequence(*tokens: int, output: int = 1, **options: object) -> Sequence:
     return made
 
 
-def allowance(cost: StepCost = CHEAP) -> Allowance:
-    return Allowance(cost, 64, float("inf"), 1)
+def step_budget(cost: StepCost = CHEAP) -> StepBudget:
+    return StepBudget(cost, 64, float("inf"), 1)
 
 
 def proposed(of: Sequence, most: int = 4) -> tuple[int, ...]:
     speculator = Speculator()
-    speculator.propose(of, 1, allowance())
-    of.guesses.rates = dict.fromkeys(PRIORS, 1.0)  # type: ignore[attr-defined]
-    return speculator.propose(of, most, allowance())
+    speculator.propose(of, 1, step_budget())
+    of.draft_state.rates = dict.fromkeys(PRIORS, 1.0)  # type: ignore[attr-defined]
+    return speculator.propose(of, most, step_budget())
 
 
 def test_what_followed_last_time_is_guessed() -> None:
@@ -64,19 +64,19 @@ def test_nothing_is_guessed_where_a_guess_changes_what_may_follow(options: dict[
 
 
 def proposed_or_none(of: Sequence) -> tuple[int, ...]:
-    return Speculator().propose(of, 4, allowance())
+    return Speculator().propose(of, 4, step_budget())
 
 
 def test_guessing_stops_where_it_does_not_pay_and_is_tried_again() -> None:
     speculator, of = Speculator(), sequence(1, 2, 1, 2)
     speculator.value = 1.0
-    assert speculator.propose(of, 8, allowance(CHEAP))
-    assert speculator.propose(of, 8, allowance(DEAR)) == ()
-    some = StepCost(fixed=1.0, per_token=0.15, per_pair=0.0, per_expert=0.0, pools=(Pool(8),))
+    assert speculator.propose(of, 8, step_budget(CHEAP))
+    assert speculator.propose(of, 8, step_budget(DEAR)) == ()
+    some = StepCost(fixed=1.0, per_token=0.15, per_pair=0.0, per_expert=0.0, pools=(ExpertPool(8),))
     steps = []
     for _ in range(2000):
-        guesses = speculator.propose(of, 8, allowance(some))
-        speculator.learn(of, len(guesses), 0)
+        guesses = speculator.propose(of, 8, step_budget(some))
+        speculator.record_acceptance(of, len(guesses), 0)
         steps.append(len(guesses))
     assert 0 < sum(steps[100:]) < 150, "wrong guesses are rarely repeated, but now and then"
 
@@ -84,11 +84,11 @@ def test_guessing_stops_where_it_does_not_pay_and_is_tried_again() -> None:
 def test_the_better_the_guesses_the_longer() -> None:
     speculator, of = Speculator(), sequence(1, 2, 1, 2)
     speculator.value = 0.05
-    before = len(speculator.propose(of, LONGEST, allowance(CHEAP)))
+    before = len(speculator.propose(of, LONGEST, step_budget(CHEAP)))
     for _ in range(20):
-        speculator.propose(of, LONGEST, allowance(CHEAP))
-        speculator.learn(of, 4, 4)
-    assert before < len(speculator.propose(of, LONGEST, allowance(CHEAP))) == LONGEST
+        speculator.propose(of, LONGEST, step_budget(CHEAP))
+        speculator.record_acceptance(of, 4, 4)
+    assert before < len(speculator.propose(of, LONGEST, step_budget(CHEAP))) == LONGEST
 
 
 class Truth(Speculator):
@@ -98,7 +98,7 @@ class Truth(Speculator):
         super().__init__()
         self.runner = runner
 
-    def propose(self, sequence: Sequence, most: int, allowance: Allowance) -> tuple[int, ...]:
+    def propose(self, sequence: Sequence, most: int, step_budget: StepBudget) -> tuple[int, ...]:
         return tuple(self.runner.reference(sequence.request)[sequence.output_count :][: max(0, min(4, most))])
 
 
@@ -112,7 +112,7 @@ def test_right_guesses_save_steps_and_change_nothing() -> None:
     while scheduler.has_work:
         plan = scheduler.schedule()
         events += scheduler.commit(plan, runner.run(plan).sampled)
-        drafted, accepted = drafted + scheduler.counts.drafted, accepted + scheduler.counts.accepted
+        drafted, accepted = drafted + scheduler.plan_stats.drafted, accepted + scheduler.plan_stats.accepted
         steps += 1
         scheduler.check()
     assert text(events) == runner.reference(asked) and steps == 1 + 20 / 5
@@ -133,7 +133,7 @@ def test_nobody_loses_a_token_or_a_block_to_guesses() -> None:
 def test_settings() -> None:
     assert speculator_of("off") is None
     assert (speculator_of("ngram").experts, speculator_of("experts=2").experts) == (0, 2)  # type: ignore[union-attr]
-    assert speculator_of("grammar").propose(sequence(1, 2, 1, 2), 4, allowance()) == ()  # type: ignore[union-attr]
+    assert speculator_of("grammar").propose(sequence(1, 2, 1, 2), 4, step_budget()) == ()  # type: ignore[union-attr]
     for wrong in ("", "on", "experts", "experts=0", "experts=-1", "experts=x"):
         with pytest.raises(InvalidRequest, match="off, grammar, ngram or experts=K"):
             speculator_of(wrong)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.cost import MOST_SHARE, reading_share
+from engine.cost import MAX_PREFILL_SHARE, prefill_share
 from engine.engine import Engine
 from engine.plan import Chunk
 from engine.scheduler import Scheduler
@@ -52,8 +52,8 @@ def test_long_prompts_are_read_in_a_multiple_of_the_time_that_they_need() -> Non
     for number in range(10):
         simulation.add(asks(f"long{number}", LONG, STRONG, max_tokens=1))
     run(simulation, "long9")
-    assert simulation.waited("long9") < 10 * LONG_SECONDS / MOST_SHARE + 5
-    assert simulation.waited("long0") < LONG_SECONDS / reading_share(0.0)
+    assert simulation.waited("long9") < 10 * LONG_SECONDS / MAX_PREFILL_SHARE + 5
+    assert simulation.waited("long0") < LONG_SECONDS / prefill_share(0.0)
 
 
 def test_decodes_get_their_share_too() -> None:
@@ -62,7 +62,7 @@ def test_decodes_get_their_share_too() -> None:
     for number in range(5):
         simulation.add(asks(f"long{number}", LONG, STRONG, max_tokens=1))
     run(simulation, "long4")
-    assert simulation.gap("decode0") < alone / (1 - MOST_SHARE) + LEAST_SECONDS
+    assert simulation.gap("decode0") < alone / (1 - MAX_PREFILL_SHARE) + LEAST_SECONDS
 
 
 def test_a_long_prompt_is_read_on_beside_any_number_of_short_ones() -> None:
@@ -74,7 +74,7 @@ def test_a_long_prompt_is_read_on_beside_any_number_of_short_ones() -> None:
         for each in range(4):
             simulation.add(asks(f"short{number}-{each}", 40, STRONG, max_tokens=1))
         simulation.step()
-    assert simulation.waited("long") < 2 * LONG_SECONDS / reading_share(0.0)
+    assert simulation.waited("long") < 2 * LONG_SECONDS / prefill_share(0.0)
 
 
 def crowded(blocks: int) -> Simulation:
@@ -154,7 +154,7 @@ def test_the_age_of_the_oldest_that_waits_reaches_the_report() -> None:
 
 @pytest.mark.parametrize(("age", "share"), [(0.0, 0.25), (2.0, 0.45), (5.0, 0.75), (1e6, 0.75)])
 def test_the_share_grows_with_age_and_leaves_a_quarter_for_decodes(age: float, share: float) -> None:
-    assert reading_share(age) == pytest.approx(share)
+    assert prefill_share(age) == pytest.approx(share)
 
 
 def test_a_prompt_that_fits_the_least_chunk_is_not_held_up_by_what_is_left() -> None:

@@ -7,7 +7,17 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
-from engine.types import Arrival, EngineInfo, Finish, Logprob, Request, RequestStats, StepReport, StepStats, TokenEvent
+from engine.types import (
+    EngineInfo,
+    Finish,
+    Logprob,
+    Request,
+    RequestStats,
+    StepReport,
+    StepStats,
+    TimedEvent,
+    TokenEvent,
+)
 from model.budget import ExpertRange
 from model.errors import EngineDown, EngineStopped, InvalidRequest, MoedialError
 from server.protocols import EngineState
@@ -124,7 +134,7 @@ class FakeEngine:
         self.fail_at: dict[str, tuple[int, Exception | str]] = {}  # by id suffix: after so many tokens
         self.load_error: Exception | None = None
         self.seen: list[Request] = []
-        self.sinks: dict[str, Callable[[Sequence[Arrival] | MoedialError], None]] = {}
+        self.sinks: dict[str, Callable[[Sequence[TimedEvent] | MoedialError], None]] = {}
         self.running: dict[str, asyncio.Future[None]] = {}
         self.compiling = asyncio.Event()  # set: grammars are compiled at once
         self.compiling.set()
@@ -149,14 +159,14 @@ class FakeEngine:
             task.cancel()
             self.sinks[id](EngineStopped("the server was stopped while the request was running"))
 
-    def submit(self, request: Request, sink: Callable[[Sequence[Arrival] | MoedialError], None]) -> None:
+    def submit(self, request: Request, sink: Callable[[Sequence[TimedEvent] | MoedialError], None]) -> None:
         if self.state != "ready":
             raise EngineDown(f"the engine is {self.state}")
         self.seen.append(request)
         self.sinks[request.id] = sink
         self.running[request.id] = asyncio.ensure_future(self._run(request, sink))
 
-    def compile(self, id: str, grammar: str, sink: Callable[[Sequence[Arrival] | MoedialError], None]) -> None:
+    def compile(self, id: str, grammar: str, sink: Callable[[Sequence[TimedEvent] | MoedialError], None]) -> None:
         async def compiled() -> None:
             await self.compiling.wait()
             self.running.pop(id, None)
@@ -173,13 +183,13 @@ class FakeEngine:
             task.cancel()
             self.aborted.append(request_id)
 
-    async def _run(self, request: Request, sink: Callable[[Sequence[Arrival] | MoedialError], None]) -> None:
-        arrivals: list[Arrival] = []
+    async def _run(self, request: Request, sink: Callable[[Sequence[TimedEvent] | MoedialError], None]) -> None:
+        arrivals: list[TimedEvent] = []
         try:
             async for event in self._events(request):
                 if event.finish is not None:
                     self.running.pop(request.id, None)
-                arrivals.append(Arrival(event, time.monotonic()))
+                arrivals.append(TimedEvent(event, time.monotonic()))
                 if len(arrivals) == self.together or event.finish is not None:
                     sink(arrivals)
                     arrivals = []

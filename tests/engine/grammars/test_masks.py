@@ -211,11 +211,11 @@ def test_guesses_that_are_not_looked_at_in_time_are_dropped(grammars: Grammars) 
     logits_RV = torch.zeros(3, VOCABULARY)
     logits_RV[:, best] = 9
     (early,) = sample(logits_RV, [of], [(best, best)])
-    assert early.token == best and not early.more and early.error is None
+    assert early.token == best and not early.after_drafts and early.error is None
     matcher.look_ahead((best, best))
     matcher.wait()
     (late,) = sample(logits_RV, [of], [(best, best)])
-    assert late.token == best and [result.token for result in late.more] == [best, best]
+    assert late.token == best and [result.token for result in late.after_drafts] == [best, best]
 
 
 def test_an_answer_is_the_same_with_and_without_neighbours(engine: Engine) -> None:

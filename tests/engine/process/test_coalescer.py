@@ -41,7 +41,7 @@ def test_short_steps_travel_together() -> None:
     for _ in range(11):
         desk.step(0.009, TOKEN)
     assert desk.sizes == [1, 4, 4]  # the fifth after one that left would be late
-    waited = [round(report.held_s, 6) for report in desk.sent[1][1].reports]
+    waited = [round(report.buffered_s, 6) for report in desk.sent[1][1].reports]
     assert waited == [0.027, 0.018, 0.009, 0.0]
 
 
@@ -77,4 +77,4 @@ def test_all_arrive_in_order_and_in_time(
     arrived = [(at, report) for at, message in desk.sent for report in message.reports]
     assert [report.events for _, report in arrived] == [events for _, events in made]
     for (at, report), (when, _) in zip(arrived, made, strict=True):
-        assert abs(at - report.held_s - when) < 1e-9 and report.held_s <= interval
+        assert abs(at - report.buffered_s - when) < 1e-9 and report.buffered_s <= interval

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.process import messages, packing
 from engine.process.messages import HEADER, Events, Reports, Scores, read_from_engine
 from engine.process.sinks import Sinks
-from engine.types import Arrival, Logprob, RequestStats, StepReport, TokenEvent
+from engine.types import Logprob, RequestStats, StepReport, TimedEvent, TokenEvent
 from model.errors import MoedialError
 from tests.server.fakes import step_stats
 
@@ -31,7 +31,7 @@ def received(frames: Sequence[bytes], ids: Sequence[str]) -> tuple[dict[str, lis
     got: dict[str, list[TokenEvent]] = {id: [] for id in ids}
     sinks, reports = Sinks(), 0
 
-    def sink(id: str, found: Sequence[Arrival] | MoedialError) -> None:
+    def sink(id: str, found: Sequence[TimedEvent] | MoedialError) -> None:
         assert not isinstance(found, MoedialError) and all(arrival.at == 99.75 for arrival in found)
         got[id] += [arrival.event for arrival in found]
 

@@ -258,7 +258,7 @@ def test_what_was_made_before_the_device_was_lost_is_told() -> None:
     with suppress(EOFError):
         while isinstance(message := serving.parent.receive(), Reports):
             reports += message.reports
-    assert [len(report.events) for report in reports] == [1] * 5 and reports[1].held_s > 0
+    assert [len(report.events) for report in reports] == [1] * 5 and reports[1].buffered_s > 0
 
 
 def test_a_ping_is_answered_between_steps_and_while_idle() -> None:

@@ -1,19 +1,19 @@
 """Which prompts a step reads, and how much of each: in order of arrival, and short ones beside one that is long.
 
-Decodes are planned before it, by `engine/scheduler.py`. It sees costs as an allowance, no seconds and no clock but to
+Decodes are planned before it, by `engine/scheduler.py`. It sees costs as a step budget, no seconds and no clock but to
 stamp what is admitted.
 """
 
 from collections.abc import Callable
 
 from engine.blocks import BlockManager
-from engine.cost import Allowance
-from engine.plan import Chunk, Counts
+from engine.cost import StepBudget
+from engine.plan import Chunk, PlanStats
 from engine.queues import Queues
 from engine.sequence import Sequence
 
 
-class Prompts:
+class PrefillPlanner:
     """Starts waiting sequences while the step, the batch and the cache have room.
 
     Prompts are read whole, in order, as long as they fit. The first that does not is cut, and is the one partly read
@@ -30,31 +30,33 @@ class Prompts:
         self._blocks, self._queues = blocks, queues
         self._max_running, self._chunked, self._clock = max_running, chunked, clock
 
-    def plan(self, allowance: Allowance, counts: Counts) -> list[Chunk]:
+    def plan(self, step_budget: StepBudget, counts: PlanStats) -> list[Chunk]:
         """The step's chunks of prompts, with blocks held for them; `counts` takes in what was looked up."""
         chunks: list[Chunk] = []
-        first = self._queues.partly or self._admit(chunks, allowance, counts)
+        first = self._queues.partial_prefill or self._admit(chunks, step_budget, counts)
         if first is None:
             return chunks
-        wanted, budget = min(first.pending, self._blocks.room(first)), first.request.budget.per_layer
-        if least := min(wanted, allowance.least):
-            allowance.take(budget, least, prompt=True)
-            self._overtake(chunks, allowance, counts, first)
-            more = min(wanted - least, allowance.fit(budget))
-            allowance.take(budget, more, prompt=True)
+        wanted, budget = min(first.pending, self._blocks.token_capacity(first)), first.request.budget.per_layer
+        if least := min(wanted, step_budget.min_chunk):
+            step_budget.spend(budget, least, prompt=True)
+            self._overtake(chunks, step_budget, counts, first)
+            more = min(wanted - least, step_budget.max_prompt_tokens(budget))
+            step_budget.spend(budget, more, prompt=True)
             chunks.append(self._chunk(first, least + more))
         return chunks
 
-    def _admit(self, chunks: list[Chunk], allowance: Allowance, counts: Counts) -> Sequence | None:
+    def _admit(self, chunks: list[Chunk], step_budget: StepBudget, counts: PlanStats) -> Sequence | None:
         """Start sequences that can be read whole, and the first that must be cut, which is returned without a chunk."""
-        for sequence in self._queues.upcoming(self._max_running):
-            if allowance.tokens < 1 or self.full:
+        for sequence in self._queues.next_ready(self._max_running):
+            if step_budget.tokens < 1 or self.full:
                 return None
             budget = sequence.request.budget.per_layer
-            whole = self._length(sequence) <= allowance.fit(budget) or not (self._chunked or allowance.reads)
-            if not whole and not (self._chunked and allowance.room(budget)):
+            whole = self._length(sequence) <= step_budget.max_prompt_tokens(budget) or not (
+                self._chunked or step_budget.has_prompts
+            )
+            if not whole and not (self._chunked and step_budget.max_chunk(budget)):
                 return None
-            if self._blocks.soon(sequence, self._queues.running.values()):
+            if self._blocks.prefix_in_flight(sequence, self._queues.running.values()):
                 continue  # its prompt is being read for another: a step or two later it need not be read again
             # One spare block per running sequence, so that the next decodes do not evict the newcomer at once.
             if not self._blocks.admit(sequence, spare=len(self._queues.running)):
@@ -62,24 +64,24 @@ class Prompts:
             self._start(sequence, counts)
             if not whole:
                 return sequence
-            self._read(sequence, chunks, allowance)
+            self._read(sequence, chunks, step_budget)
         return None
 
-    def _overtake(self, chunks: list[Chunk], allowance: Allowance, counts: Counts, first: Sequence) -> None:
+    def _overtake(self, chunks: list[Chunk], step_budget: StepBudget, counts: PlanStats, first: Sequence) -> None:
         """Start sequences that fit whole into half of what the step has left."""
-        half = allowance.half()
+        half = step_budget.half()
         needed = self._blocks.blocks_for(len(first.tokens)) - len(first.blocks)
-        for sequence in self._queues.upcoming(self._max_running):
+        for sequence in self._queues.next_ready(self._max_running):
             if self.full or half.tokens < 1:
                 return
-            if self._length(sequence) > half.fit(sequence.request.budget.per_layer):
+            if self._length(sequence) > half.max_prompt_tokens(sequence.request.budget.per_layer):
                 continue
-            if self._blocks.soon(sequence, self._queues.running.values()):
+            if self._blocks.prefix_in_flight(sequence, self._queues.running.values()):
                 continue
             if not self._blocks.admit(sequence, spare=len(self._queues.running) + needed):
                 return
             self._start(sequence, counts)
-            half.tokens -= self._read(sequence, chunks, allowance)
+            half.tokens -= self._read(sequence, chunks, step_budget)
 
     @property
     def full(self) -> bool:
@@ -88,23 +90,23 @@ class Prompts:
 
     def _length(self, sequence: Sequence) -> int:
         """The tokens of its first chunk, if a waiting sequence starts now and is not cut."""
-        return self._blocks.uncached(sequence) if self._chunked else sequence.prompt_length
+        return self._blocks.uncached_tokens(sequence) if self._chunked else sequence.prompt_length
 
-    def _start(self, sequence: Sequence, counts: Counts) -> None:
+    def _start(self, sequence: Sequence, counts: PlanStats) -> None:
         """Move an admitted sequence from the queue to the running ones."""
         self._queues.start(sequence)
         if sequence.admitted_at is not None:
             return  # set back before: what it finds now are its own blocks
         sequence.admitted_at = self._clock()
         sequence.cached_tokens = sequence.computed
-        if self._blocks.looks_up(sequence):
+        if self._blocks.uses_prefix_cache(sequence):
             counts.prefix_queries += sequence.prompt_length
             counts.prefix_hits += sequence.computed
 
-    def _read(self, sequence: Sequence, chunks: list[Chunk], allowance: Allowance) -> int:
+    def _read(self, sequence: Sequence, chunks: list[Chunk], step_budget: StepBudget) -> int:
         """Plan to read a sequence that has just started whole; the length of its chunk."""
         length = sequence.pending if self._chunked else sequence.prompt_length
-        allowance.take(sequence.request.budget.per_layer, length, prompt=True)
+        step_budget.spend(sequence.request.budget.per_layer, length, prompt=True)
         chunks.append(self._chunk(sequence, length))
         return length
 

@@ -7,7 +7,7 @@ from engine.types import Request
 from model.errors import InvalidRequest, context_exceeded
 
 
-def refuse_misfit(request: Request, context: int, cache: int) -> None:
+def require_fits_context(request: Request, context: int, cache: int) -> None:
     """`context` and `cache` are in tokens.
 
     Raises:

@@ -8,11 +8,11 @@ from collections.abc import Sequence as Seq
 
 from engine.plan import Chunk, Sampled
 from engine.sequence import Sequence
-from engine.speculation import fewer
+from engine.speculation import capped_counts
 from engine.types import Finish, Logprob, TokenEvent
 
 
-def extend(sequence: Sequence, results: Seq[Sampled], longest: int) -> tuple[list[Sampled], Finish | None]:
+def append_tokens(sequence: Sequence, results: Seq[Sampled], longest: int) -> tuple[list[Sampled], Finish | None]:
     """Append what was sampled, up to the token that ends the sequence (its own end, or `longest` tokens in all).
 
     Returns the results that count, and how the sequence ends, if it does.
@@ -37,12 +37,12 @@ def _finish(sequence: Sequence, token: int, longest: int) -> Finish | None:
     return None
 
 
-def count_guesses(chunk: Chunk, draft_experts: int) -> None:
+def count_draft_work(chunk: Chunk, draft_experts: int) -> None:
     """Add guesses to their sequence's work. Those that the model made itself, with so many experts, have been computed
     twice: when they were made and when they were checked."""
     sequence = chunk.sequence
-    sequence.computed_tokens += len(chunk.drafts) + chunk.ahead
-    sequence.draft_pairs += chunk.ahead * sum(fewer(sequence.request.budget.per_layer, draft_experts))
+    sequence.computed_tokens += len(chunk.drafts) + chunk.model_drafts
+    sequence.draft_pairs += chunk.model_drafts * sum(capped_counts(sequence.request.budget.per_layer, draft_experts))
 
 
 def token_event(sequence: Sequence, result: Sampled, clock: Callable[[], float]) -> TokenEvent:
@@ -51,7 +51,9 @@ def token_event(sequence: Sequence, result: Sampled, clock: Callable[[], float])
     if sequence.first_token_at is None:
         sequence.first_token_at = clock()
         stats = sequence.stats(sequence.first_token_at)
-    return TokenEvent(sequence.id, result.token, result.logprob, stats=stats, prompt_logprobs=_told(sequence))
+    return TokenEvent(
+        sequence.id, result.token, result.logprob, stats=stats, prompt_logprobs=_unsent_prompt_logprobs(sequence)
+    )
 
 
 def end_event(
@@ -61,12 +63,14 @@ def end_event(
     token, logprob = (None, None) if last is None else (last.token, last.logprob)
     if token is not None and error is None:
         sequence.first_token_at = sequence.first_token_at or clock()
-    return TokenEvent(sequence.id, token, logprob, finish, error, sequence.stats(clock()), _told(sequence), code)
+    return TokenEvent(
+        sequence.id, token, logprob, finish, error, sequence.stats(clock()), _unsent_prompt_logprobs(sequence), code
+    )
 
 
-def _told(sequence: Sequence) -> tuple[Logprob, ...] | None:
+def _unsent_prompt_logprobs(sequence: Sequence) -> tuple[Logprob, ...] | None:
     """The prompt's log-probabilities, for the first event of a sequence that asked for them."""
-    if sequence.request.sampling.prompt_logprobs is None or sequence.told:
+    if sequence.request.sampling.prompt_logprobs is None or sequence.prompt_logprobs_sent:
         return None
-    sequence.told = True
-    return tuple(sequence.scores)
+    sequence.prompt_logprobs_sent = True
+    return tuple(sequence.prompt_logprobs)
