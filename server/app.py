@@ -13,17 +13,17 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
 from model.errors import MoedialError
-from server import errors
-from server.access.sites import Sites, hosts_of
+from server.access.sites import SitePolicy, hosts_of
 from server.dialects.base import Dialect
 from server.errors import RateLimited, code_of
-from server.http import openapi as contract
+from server.http import error_responses, openapi
 from server.http.auth import LEVEL_HEADERS, Auth
 from server.http.counts import HttpCounts
 from server.http.h11 import ConnectionLimits, protocol_of
 from server.http.listening import files_left
 from server.http.middleware import BodyBudget, Cut, HeadAsGet, Limits, RequestId, Reserve
 from server.http.routes import docs, generate, models, probes, tokens
+from server.http.sites import Sites
 from server.protocols import ChatTemplate, Engine, Tokenizer
 from server.requests.output_spec import PLAIN
 from server.service import Service
@@ -66,8 +66,8 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    errors.install(app)
-    contract.install(app)
+    error_responses.install(app)
+    openapi.install(app)
     _add_middleware(app, service)
     for part in PARTS:
         app.include_router(part.router)
@@ -108,7 +108,8 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
             expose_headers=("x-request-id", "x-num-experts", "x-should-retry", "retry-after", *LEVEL_HEADERS),
         )
     hosts = hosts_of(settings.allowed_hosts, settings.host, bool(service.keys))
-    app.add_middleware(Sites, hosts=hosts, origins=frozenset(origins), keys=bool(service.keys), note=note)
+    policy = SitePolicy(hosts, frozenset(origins), keys=bool(service.keys))
+    app.add_middleware(Sites, policy=policy, on_refused=note)
     app.add_middleware(HeadAsGet)
     routes = [*app.routes, *(route for part in PARTS for route in part.router.routes)]
     app.add_middleware(HttpCounts, routes=routes, count=partial(service.metrics.inc, "http_requests"))

@@ -167,8 +167,8 @@ def config_of(settings: Settings, app: FastAPI) -> uvicorn.Config:
 
 def ready_text(service: Service, port: int, seconds: float) -> str:
     """One line that says what is served and where, two requests and a chat to paste, and where the docs are."""
-    settings, catalogue = service.settings, service.catalogue
-    experts = catalogue.info.experts
+    settings, info = service.settings, service.served_models.info
+    experts = info.experts
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     scheme = "https" if settings.ssl_certfile else "http"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -178,7 +178,7 @@ def ready_text(service: Service, port: int, seconds: float) -> str:
         f"  curl {url}/v1/completions{key} -H 'content-type: application/json' -d {shlex.quote(_body(n))}"
         for n in counts
     ]
-    what = f"{catalogue.name} ({catalogue.info.family}, {experts.minimum} to {experts.maximum} experts per token)"
+    what = f"{settings.name} ({info.family}, {experts.minimum} to {experts.maximum} experts per token)"
     chat = f"  moedial chat --url {url}" + (' --key "$KEY"' if service.keys else "")
     return "\n".join([f"ready in {seconds:.1f} s: {what} at {url}", *commands, chat, f"  docs: {url}/docs"])
 

@@ -12,15 +12,14 @@ from model.errors import CheckpointError, EngineDown, InvalidRequest, MoedialErr
 from server.access.keys import read_keys
 from server.access.quotas import Account
 from server.dialects.base import Dialect
-from server.errors import TooManyConnections, code_of, wire_of
+from server.errors import TooManyConnections, code_of, http_error_of
 from server.event_loop.lanes import Lane
-from server.experts.served_models import Catalogue
+from server.experts.served_models import ServedModels
 from server.generation.admission import Admission
 from server.generation.compiling import Compiler
 from server.metrics import NO_ROUTE, Metrics
 from server.processes import watch_processes
 from server.protocols import ChatTemplate, Engine, Tokenizer
-from server.requests.limits import BodyReader
 from server.settings import Settings
 
 
@@ -38,7 +37,6 @@ class Service:
         self.settings, self.engine, self.tokenizer, self.chat, self.card = settings, engine, tokenizer, chat, card
         self.dialect = dialect  # how the model writes calls and thoughts
         self.sampling_defaults = sampling_defaults  # by request field, where a request is silent
-        self.bodies = BodyReader(settings)
         self.compiler = Compiler(engine)
         self.metrics = Metrics(settings.name)
         self.keys = read_keys(settings.api_keys, settings.api_keys_file)
@@ -46,10 +44,11 @@ class Service:
         shares = {name: limits.share_of_places for name, limits in self.keys.limits.items() if limits.share_of_places}
         self.admission = Admission(settings.max_running, settings.queue_size, settings.max_queued_tokens, shares)
         held = self.admission.capacity  # no more calls than these wait: none of them is refused here
+        self.body_parsing = Lane("large bodies", 2, settings.max_connections)
         self.encoding = Lane("tokenising prompts", 2, held)
         self.rendering = Lane("chat templates", 2, held)
         self.token_routes = Lane("/tokenize and /detokenize", 1, 16)
-        self.loaded: Catalogue | None = None
+        self.loaded: ServedModels | None = None
         self.boot_error: Exception | None = None  # why the model was not loaded
         self.drain_started: float | None = None
         self.cut_short = False  # what runs while the server drains is not waited for
@@ -70,7 +69,7 @@ class Service:
         if self.engine.info is None:
             raise EngineDown("the engine is ready but says nothing of its model")
         try:
-            self.loaded = Catalogue.build(self.settings, self.engine.info, self.card, int(time.time()))
+            self.loaded = ServedModels.build(self.settings, self.engine.info, self.card, int(time.time()))
         except InvalidRequest as error:
             raise CheckpointError(error.message) from None
         self.metrics.know_counts(self.loaded.counts)
@@ -95,28 +94,28 @@ class Service:
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{name: named.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
             "chat_template": None if self.chat is None else self.chat.source,
-            "model_max_length": self.catalogue.info.max_model_len,
-            "vocab_size": self.catalogue.info.vocabulary,
+            "model_max_length": self.served_models.info.max_model_len,
+            "vocab_size": self.served_models.info.vocabulary,
         }
 
     @property
-    def catalogue(self) -> Catalogue:
+    def served_models(self) -> ServedModels:
         if self.loaded is None:
             raise EngineDown("the model is still being loaded; try again later")
         return self.loaded
 
-    def check_ready(self) -> Catalogue:
+    def check_ready(self) -> ServedModels:
         """Raises EngineDown with the reason when no work can be taken."""
         if self.loaded is not None and self.draining:
             raise EngineDown("the server is shutting down; try another one")
         return self.check_engine()
 
-    def check_engine(self) -> Catalogue:
+    def check_engine(self) -> ServedModels:
         """Raises EngineDown with the reason while the model is not loaded or the engine does not run."""
-        catalogue = self.catalogue
+        served_models = self.served_models
         if self.engine.state != "ready":
             raise EngineDown(f"the engine is {self.engine.state}; try again later")
-        return catalogue
+        return served_models
 
     @property
     def draining(self) -> bool:
@@ -140,7 +139,7 @@ class Service:
 
     def on_connection_refused(self, error: MoedialError) -> None:
         """Count an answer that was given before there was a request with a path."""
-        self.metrics.inc("http_requests", NO_ROUTE, NO_ROUTE, str(wire_of(error).status))
+        self.metrics.inc("http_requests", NO_ROUTE, NO_ROUTE, str(http_error_of(error).status))
         if isinstance(error, TooManyConnections):
             self.metrics.inc("requests_rejected", code_of(error))
 

@@ -1,6 +1,7 @@
-"""How many experts a request may use: four ways to ask, one answer or one refusal. Pure functions.
+"""The expert count of a request: the ways in which a client can ask for one, and the one budget that follows.
 
-It knows the wire (`num_experts`, `experts`, aliases, `X-Num-Experts`), not what a count costs.
+Pure functions. They know the API's names for the count (`num_experts`, `experts`, model aliases, the header
+`X-Num-Experts`), not what a count costs.
 """
 
 import difflib
@@ -15,60 +16,70 @@ from model.errors import InvalidRequest, shown
 
 FIELD = "num_experts"
 HEADER = "X-Num-Experts"
-RIGHT = (FIELD, "experts")
-LATER = ("prefill", "decode", "threshold", "normaliser", "repair", "profile", "mask", "contrast", "auto")
+EXPERT_FIELDS = (FIELD, "experts")
+UNSUPPORTED_KEYS = ("prefill", "decode", "threshold", "normaliser", "repair", "profile", "mask", "contrast", "auto")
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One way in which a request asked: where, and what, unchecked."""
+class RequestedCount:
+    """A count that a request asks for in one place, not validated yet."""
 
-    where: str  # for messages
-    param: str
+    source: str  # where it stands, as error messages say it
+    param: str  # the field that an error names
     value: Any
 
 
 def aliases_for(extra: Mapping[str, int], experts: ExpertRange) -> dict[str, int]:
-    """Alias words and their counts: k1, k2, k4 …, the trained and the largest count, and the operator's own words."""
+    """Alias suffixes and their counts: k1, k2, k4 …, the trained and the largest count, and the operator's `extra`."""
     if not experts.layers:
         return {}
     powers = {1 << bit for bit in range(experts.maximum.bit_length())}
-    counts = sorted(c for c in powers | {experts.trained, experts.maximum} if experts.minimum <= c <= experts.maximum)
+    candidates = powers | {experts.trained, experts.maximum}
+    counts = sorted(count for count in candidates if experts.minimum <= count <= experts.maximum)
     for count in extra.values():
         experts.budget(count, "aliases")
     return {f"k{count}": count for count in counts} | dict(extra)
 
 
-def asks_of_body(body: Mapping[str, Any]) -> list[Ask]:
-    """What the body asks, at its top level and in a literal `extra_body` object that a client forgot to merge."""
-    asks = []
+def counts_in_body(body: Mapping[str, Any]) -> list[RequestedCount]:
+    """The counts in the body: at its top level, and in a literal `extra_body` object that a client did not merge."""
     nested = body.get("extra_body")
-    for where, part in (("the body", body), ("extra_body", nested if isinstance(nested, Mapping) else {})):
-        refuse_misspelt(part)
-        if part.get(FIELD) is not None:
-            asks.append(Ask(f"{FIELD} in {where}", FIELD, part[FIELD]))
-        if (count := _count_of_experts(part.get("experts"))) is not None:
-            name = "experts.count" if isinstance(part["experts"], Mapping) else "experts"
-            asks.append(Ask(f"{name} in {where}", "experts", count))
-    return asks
+    counts = _counts_in(body, "the body")
+    if isinstance(nested, Mapping):
+        counts += _counts_in(nested, "extra_body")
+    return counts
 
 
-def merged(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The body with the fields of a literal `extra_body` object where they belong.
+def _counts_in(fields: Mapping[str, Any], place: str) -> list[RequestedCount]:
+    refuse_misspelled(fields)
+    counts = []
+    if fields.get(FIELD) is not None:
+        counts.append(RequestedCount(f"{FIELD} in {place}", FIELD, fields[FIELD]))
+    count = _count_of_experts(fields.get("experts"))
+    if count is not None:
+        name = "experts.count" if isinstance(fields["experts"], Mapping) else "experts"
+        counts.append(RequestedCount(f"{name} in {place}", "experts", count))
+    return counts
+
+
+def merge_extra_body(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body with the fields of a literal `extra_body` object moved to its top level.
 
     Raises:
-        InvalidRequest: a field is in both, with different values; the count of experts is `resolve`'s business.
+        InvalidRequest: a field is in both, with different values. `resolve` compares the expert fields.
     """
     nested = body.get("extra_body")
     if not isinstance(nested, Mapping):
         return dict(body)
     for field, value in nested.items():
-        if field not in RIGHT and body.get(field, value) != value:
+        if field not in EXPERT_FIELDS and body.get(field, value) != value:
             raise InvalidRequest(f"{field:.64} is in the body and, with another value, in extra_body", field[:64])
-    return {**nested, **{field: value for field, value in body.items() if field != "extra_body"}}
+    top_level = {field: value for field, value in body.items() if field != "extra_body"}
+    return {**nested, **top_level}
 
 
 def _count_of_experts(experts: Any) -> Any:
+    """The count in the field `experts`, which is an integer or an object; None where there is none."""
     if experts is None:
         return None
     if isinstance(experts, int) and not isinstance(experts, bool):
@@ -78,68 +89,72 @@ def _count_of_experts(experts: Any) -> Any:
         raise InvalidRequest(f"experts must be {shapes}, got {shown(experts)}", "experts")
     for key, value in experts.items():
         if key != "count" and value is not None:
-            state = "is not supported yet" if key in LATER else "is unknown"
+            state = "is not supported yet" if key in UNSUPPORTED_KEYS else "is unknown"
             raise InvalidRequest(f"experts.{key:.64} {state}; supported: count", "experts", "unsupported_parameter")
     return experts.get("count")
 
 
-def refuse_misspelt(keys: Iterable[str]) -> None:
-    """A misspelt expert field must not be ignored: the caller would pay for, and read, the wrong answer."""
+def refuse_misspelled(keys: Iterable[str]) -> None:
+    """Raises InvalidRequest for a misspelled expert field: ignored, it would give an answer at another count."""
     for key in keys:
-        if key not in RIGHT and _looks_like_experts(key[:64]):
+        if key not in EXPERT_FIELDS and _looks_like_experts(key[:64]):
             raise InvalidRequest(f"unknown field {shown(key)}: did you mean {FIELD}?", key[:64], "unknown_parameter")
 
 
 @lru_cache(1024)
 def _looks_like_experts(key: str) -> bool:
-    plain = re.sub(r"[^a-z]", "", key.lower())
-    return (
-        "expert" in plain or plain.startswith("moe") or bool(difflib.get_close_matches(plain, ["numexperts"], 1, 0.8))
-    )
+    letters = re.sub(r"[^a-z]", "", key.lower())
+    if "expert" in letters or letters.startswith("moe"):
+        return True
+    return bool(difflib.get_close_matches(letters, ["numexperts"], 1, 0.8))
 
 
-def ask_of_header(values: Iterable[str]) -> list[Ask]:
-    """The header is text, so digits are the one accepted form."""
-    return [
-        Ask(f"the header {HEADER}", FIELD, int(value) if re.fullmatch(r"[0-9]{1,18}", value) else value)
-        for value in values
-    ]
+def counts_in_header(values: Iterable[str]) -> list[RequestedCount]:
+    """The counts in the header's values. A header is text: only digits are accepted."""
+    return [RequestedCount(f"the header {HEADER}", FIELD, _integer_in(value)) for value in values]
 
 
-def resolve(experts: ExpertRange, default: int, asks: Iterable[Ask]) -> ExpertBudget:
-    """The budget of a request. Never clamps: what cannot be done is refused.
+def _integer_in(text: str) -> int | str:
+    """The number, or the text itself, which is refused later, where it is none."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else text
+
+
+def resolve(experts: ExpertRange, default: int, counts: Iterable[RequestedCount]) -> ExpertBudget:
+    """The expert budget of a request. Nothing is clamped: a count that cannot be served is refused.
 
     Raises:
-        InvalidRequest: a count that is no integer or out of range, or two ways that disagree.
+        InvalidRequest: a count is no integer or out of range, or two counts differ.
     """
-    asks = list(asks)
-    budgets = [_budget(experts, ask) for ask in asks]
-    for ask, budget in zip(asks[1:], budgets[1:], strict=True):
+    counts = list(counts)
+    budgets = [_budget(experts, count) for count in counts]
+    for count, budget in zip(counts[1:], budgets[1:], strict=True):
         if budget != budgets[0]:
-            first = asks[0]
-            raise InvalidRequest(
-                f"{first.where} says {shown(first.value)} and {ask.where} says {shown(ask.value)}; they must agree",
-                FIELD,
-            )
+            raise _disagreement(counts[0], count)
     return budgets[0] if budgets else ExpertBudget((default,) * experts.layers)
 
 
-def _budget(experts: ExpertRange, ask: Ask) -> ExpertBudget:
-    value, param = ask.value, ask.param
+def _disagreement(one: RequestedCount, other: RequestedCount) -> InvalidRequest:
+    first, second = f"{one.source} says {shown(one.value)}", f"{other.source} says {shown(other.value)}"
+    return InvalidRequest(f"{first} and {second}; they must agree", FIELD)
+
+
+def _budget(experts: ExpertRange, requested: RequestedCount) -> ExpertBudget:
+    value, param = requested.value, requested.param
     if isinstance(value, list) and param == "experts":
-        for count in value[: experts.layers]:  # of a longer list, its length is what is wrong
-            _check_type(experts, ask, count)
+        for count in value[: experts.layers]:  # a longer list is refused for its length
+            _check_type(experts, requested, count)
         return experts.budget(value, param)
-    _check_type(experts, ask, value)
+    _check_type(experts, requested, value)
     return experts.budget(value, param)
 
 
-def _check_type(experts: ExpertRange, ask: Ask, value: Any) -> None:
+def _check_type(experts: ExpertRange, requested: RequestedCount, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        allowed = f"between {experts.minimum} and {experts.maximum}"
-        raise InvalidRequest(f"{ask.where} must be an integer {allowed}, got {shown(value)}", ask.param, "invalid_type")
+        allowed = f"an integer between {experts.minimum} and {experts.maximum}"
+        message = f"{requested.source} must be {allowed}, got {shown(value)}"
+        raise InvalidRequest(message, requested.param, "invalid_type")
 
 
-def reported(budget: ExpertBudget) -> int | float:
-    """The count as it is echoed: an integer unless layers differ."""
+def echoed_count(budget: ExpertBudget) -> int | float:
+    """The count as answers report it: the mean over the layers, as an integer where it is one."""
     return int(budget.mean) if budget.mean == int(budget.mean) else round(budget.mean, 4)

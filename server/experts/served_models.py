@@ -1,6 +1,6 @@
-"""What is served: the model's name, its aliases with their expert counts, and its card.
+"""The models that /v1/models lists: the loaded model, and its aliases, each with an expert count of its own.
 
-Known once the engine has loaded. It serves nothing.
+They are known once the engine has loaded the model. Nothing here runs a request.
 """
 
 import re
@@ -11,31 +11,37 @@ from typing import Any
 from engine.types import EngineInfo
 from model.errors import InvalidRequest, shown
 from server.errors import ModelNotFound
-from server.experts.requested_count import Ask, aliases_for
+from server.experts.requested_count import RequestedCount, aliases_for
 from server.settings import Settings
 from server.version import fingerprint_of
 
-_COUNT = re.compile(r"k[1-9][0-9]{0,8}")
+_COUNT_SUFFIX = re.compile(r"k[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True, slots=True)
-class Catalogue:
+class ServedModels:
+    """One loaded model under its name and its aliases."""
+
     name: str
     info: EngineInfo
     default_count: int
-    aliases: Mapping[str, int]  # full names, NAME@word
+    aliases: Mapping[str, int]  # full names, NAME@suffix
     quality: tuple[Any, ...]
     created: int
     fingerprint: str  # system_fingerprint of answers
 
     @classmethod
-    def build(cls, settings: Settings, info: EngineInfo, card: Mapping[str, Any], created: int) -> "Catalogue":
-        """Raises InvalidRequest where the operator's counts do not fit the model that was loaded."""
+    def build(cls, settings: Settings, info: EngineInfo, card: Mapping[str, Any], created: int) -> "ServedModels":
+        """The models that the settings and the loaded model make.
+
+        Raises:
+            InvalidRequest: the operator's counts do not fit the model that was loaded.
+        """
         default = settings.default_num_experts or info.experts.trained
         if info.experts.layers:
             info.experts.budget(default, "default_num_experts")
-        words = aliases_for(settings.aliases, info.experts)
-        aliases = {f"{settings.name}@{word}": count for word, count in words.items()}
+        suffixes = aliases_for(settings.aliases, info.experts)
+        aliases = {f"{settings.name}@{suffix}": count for suffix, count in suffixes.items()}
         fingerprint = fingerprint_of(settings.name, info, default)
         return cls(settings.name, info, default, aliases, tuple(card.get("quality") or ()), created, fingerprint)
 
@@ -44,18 +50,19 @@ class Catalogue:
         """The closed set of counts that metrics may carry as a label."""
         return frozenset((*self.aliases.values(), self.default_count))
 
-    def asks_of_model(self, model: str | None) -> list[Ask]:
-        """What the `model` field asks: nothing, or an alias's count."""
+    def counts_in_alias(self, model: str | None) -> list[RequestedCount]:
+        """The count that the `model` field asks for: none, or an alias's."""
         if model is None or model == self.name:
             return []
-        return [Ask(f"the model alias {model!r}", "num_experts", self._count_of(model))]
+        return [RequestedCount(f"the model alias {model!r}", "num_experts", self._count_of(model))]
 
     def _count_of(self, alias: str) -> int:
-        """An alias's count: one of the listed, or any `NAME@kN` with N in the model's range."""
+        """The count of an alias: of a listed one, or of any `NAME@kN` with N in the model's range."""
         if alias in self.aliases:
             return self.aliases[alias]
-        experts, (name, _, word) = self.info.experts, alias.rpartition("@")
-        count = int(word[1:]) if name == self.name and _COUNT.fullmatch(word) else 0
+        experts = self.info.experts
+        name, _, suffix = alias.rpartition("@")
+        count = int(suffix[1:]) if name == self.name and _COUNT_SUFFIX.fullmatch(suffix) else 0
         if experts.layers and experts.minimum <= count <= experts.maximum:
             return count
         form = f", and {self.name}@kN, N from {experts.minimum} to {experts.maximum}" if experts.layers else ""
@@ -63,17 +70,19 @@ class Catalogue:
         raise ModelNotFound(message, "model")
 
     def cards(self) -> Iterator[dict[str, Any]]:
+        """The cards of the model and of its listed aliases."""
         yield self._card(self.name, self.default_count, None)
         for alias, count in self.aliases.items():
             yield self._card(alias, count, self.name)
 
     def card(self, model: str) -> dict[str, Any]:
+        """The card of a model or an alias. Raises ModelNotFound."""
         if model == self.name:
             return self._card(self.name, self.default_count, None)
         return self._card(model, self._count_of(model), self.name)
 
     def check_tokens(self, ids: Mapping[str, list[int]]) -> None:
-        """Refuse token ids that the embedding does not have; keys are field names."""
+        """Raises InvalidRequest for token ids that the embedding does not have; keys are field names."""
         last = self.info.vocabulary - 1
         for field, values in ids.items():
             if values and not 0 <= min(values) <= max(values) <= last:
@@ -109,6 +118,6 @@ class Catalogue:
             "max": experts.maximum,
             "layers": experts.layers,
             "shared_experts": self.info.shared_experts,
-            "normaliser": "trained",  # the family's own rule; others are not supported yet
+            "normaliser": "trained",  # the family's own; others are not supported yet
             "quality": list(self.quality),
         }

@@ -6,15 +6,15 @@ from typing import Any
 from server.dialects.base import CallArguments, CallStart, Content, Piece, Reasoning
 from server.event_loop.slices import Steps, at_once, long_list
 from server.formats.base import DataFormat, calls_of, content_of, joined, prompt_entries, reasoning_of, token_entry
-from server.formats.usage import UsageSoFar, metrics_of, usage_of, usage_wanted
+from server.formats.usage import RunningUsage, metrics_of, usage_of, usage_wanted
 from server.generation.output_processor import Delta, TokenLogprob
 from server.protocols import Tokenizer
-from server.requests.calls import Call
+from server.requests.calls import GenerationCall
 
 
 class ChatFormat(DataFormat):
-    def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
-        self._usage = UsageSoFar(call)
+    def __init__(self, call: GenerationCall, tokenizer: Tokenizer) -> None:
+        self._usage = RunningUsage(call)
         super().__init__(same=not self._usage.wanted)
         self.call, self.tokenizer = call, tokenizer
         self._head = {"id": call.id, "object": "chat.completion.chunk", "created": call.created, "model": call.model}
@@ -27,7 +27,7 @@ class ChatFormat(DataFormat):
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
         """A chunk per piece, the log-probabilities with the first; the finish reason is a chunk of its own."""
-        self._usage.take(delta)
+        self._usage.update(delta)
         logprobs = at_once(self._logprobs(delta.logprobs))
         said = [self._said(delta.index, piece) for piece in delta.pieces] or (
             [{"content": ""}] if delta.logprobs else []
@@ -79,7 +79,7 @@ class ChatFormat(DataFormat):
         self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return {**self._head, "choices": [choice], **self._usage.told()}
+        return {**self._head, "choices": [choice], **self._usage.fields()}
 
     def _choice(self, answer: Delta) -> Steps[dict[str, Any]]:
         calls = [self._call(answer.index, place, *call) for place, call in enumerate(calls_of(answer.pieces))]

@@ -7,11 +7,11 @@ from typing import Any
 from engine.types import Logprob
 from server.event_loop.slices import ENTRIES, LongList, Steps, at_once
 from server.formats.base import DataFormat, joined, prompt_entries, token_text
-from server.formats.usage import UsageSoFar, metrics_of, usage_of, usage_wanted
+from server.formats.usage import RunningUsage, metrics_of, usage_of, usage_wanted
 from server.generation.generation import Sequence
 from server.generation.output_processor import Delta, TokenLogprob, WireFinish, entry_of
 from server.protocols import Tokenizer
-from server.requests.calls import Call
+from server.requests.calls import GenerationCall
 from server.schemas.completions import CompletionBody
 
 Scored = TokenLogprob | int  # of the first token of a prompt, only the token
@@ -20,8 +20,8 @@ Scored = TokenLogprob | int  # of the first token of a prompt, only the token
 class CompletionFormat(DataFormat):
     """Sequences are numbered prompt by prompt; so are choices, unless `best_of` leaves some out."""
 
-    def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
-        self._usage = UsageSoFar(call)
+    def __init__(self, call: GenerationCall, tokenizer: Tokenizer) -> None:
+        self._usage = RunningUsage(call)
         super().__init__(same=not self._usage.wanted)
         assert isinstance(call.body, CompletionBody)
         self.call, self.tokenizer, self.own = call, tokenizer, call.body
@@ -48,7 +48,7 @@ class CompletionFormat(DataFormat):
         return b"".join(written)
 
     def _chunks(self, delta: Delta, logprobs: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-        self._usage.take(delta)
+        self._usage.update(delta)
         echo = self._echo(delta.index) if delta.prompt is not None and self.own.logprobs is not None else ""
         if delta.pieces or delta.logprobs or echo:
             yield self._chunk(self._choice(delta, logprobs, echo))
@@ -87,7 +87,7 @@ class CompletionFormat(DataFormat):
         return choice
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        return self._object([choice]) | self._usage.told()
+        return self._object([choice]) | self._usage.fields()
 
     def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head, "choices": choices}

@@ -18,13 +18,13 @@ from server.formats.items import Event, FunctionCall, Message, OutputItem, Statu
 from server.formats.usage import metrics_of, usage_of
 from server.generation.output_processor import Delta, TokenLogprob
 from server.protocols import Tokenizer
-from server.requests.calls import Call
+from server.requests.calls import GenerationCall
 from server.requests.responses_as_chat import own_words
 from server.schemas.responses import PlainFormat, ResponsesBody, SchemaFormat
 
 
 class ResponsesFormat(Format):
-    def __init__(self, call: Call, tokenizer: Tokenizer, body: ResponsesBody) -> None:
+    def __init__(self, call: GenerationCall, tokenizer: Tokenizer, body: ResponsesBody) -> None:
         self.call, self.tokenizer, self.body_asked = call, tokenizer, body
         self._key = call.id.partition("_")[2]
         self._echo = echo_of(call, body)
@@ -175,7 +175,7 @@ class Scores:
         return [entry for _, entry in held]
 
 
-def echo_of(call: Call, body: ResponsesBody) -> dict[str, Any]:
+def echo_of(call: GenerationCall, body: ResponsesBody) -> dict[str, Any]:
     """What a response repeats of its request, with the values that ran."""
     choice, format = body.tool_choice, body.text.format or PlainFormat()
     verbosity = {"verbosity": body.text.verbosity} if body.text.verbosity else {}
@@ -205,7 +205,7 @@ def _format(format: PlainFormat | SchemaFormat) -> dict[str, Any]:
     return format.model_dump(by_alias=True, exclude_none=isinstance(format, PlainFormat))
 
 
-def usage_of_response(call: Call) -> dict[str, Any]:
+def usage_of_response(call: GenerationCall) -> dict[str, Any]:
     """A chat's figures by their names here. Nothing is billed for writing to the cache."""
     usage = usage_of(call)
     return {

@@ -1,4 +1,4 @@
-"""The figures that end an answer: `usage` and `metrics`, from the lives of a call's sequences.
+"""The `usage` and `metrics` objects of an answer, computed from the timelines of a call's sequences.
 
 It knows numbers, not text.
 """
@@ -7,11 +7,11 @@ from typing import Any
 
 from server.generation.output_processor import Delta
 from server.generation.timeline import Lifecycle
-from server.requests.calls import Call
+from server.requests.calls import GenerationCall
 
 
-def usage_of(call: Call) -> dict[str, Any]:
-    """A prompt counts once however many answers it has, as OpenAI counts."""
+def usage_of(call: GenerationCall) -> dict[str, Any]:
+    """The `usage` object. A prompt counts once however many answers it has, as OpenAI counts."""
     lives = [sequence.life for sequence in call.generation.sequences]
     prompt = sum(map(len, call.prompts))
     completion = sum(life.tokens for life in lives)
@@ -28,32 +28,32 @@ def usage_of(call: Call) -> dict[str, Any]:
     }
 
 
-def usage_wanted(call: Call) -> bool:
+def usage_wanted(call: GenerationCall) -> bool:
     """Whether a stream ends with the usage."""
     options = call.body.stream_options
     return options is not None and options.include_usage
 
 
-def usage_in_chunks(call: Call) -> bool:
+def usage_in_chunks(call: GenerationCall) -> bool:
     """Whether every chunk has the usage so far."""
     options = call.body.stream_options
     return options is not None and options.continuous_usage_stats
 
 
-class UsageSoFar:
-    """What the chunks of a stream say of its usage, where they do. Tokens that came at one time are told one by one."""
+class RunningUsage:
+    """The usage so far, for streams in which every chunk carries it."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: GenerationCall) -> None:
         self.call, self.wanted = call, usage_in_chunks(call)
         self._tokens: dict[int, int] = {}  # by answer
 
-    def take(self, delta: Delta) -> None:
-        """The next chunks are of `delta`."""
+    def update(self, delta: Delta) -> None:
+        """Count the tokens up to `delta`, whose chunks come next."""
         if self.wanted:
             self._tokens[delta.index] = delta.tokens
 
-    def told(self) -> dict[str, Any]:
-        """What is to be added to a chunk."""
+    def fields(self) -> dict[str, Any]:
+        """The fields to add to the next chunk."""
         if not self.wanted:
             return {}
         usage, completion = usage_of(self.call), sum(self._tokens.values())
@@ -61,16 +61,18 @@ class UsageSoFar:
         return {"usage": usage | {"completion_tokens": completion, "total_tokens": total}}
 
 
-def metrics_of(call: Call) -> dict[str, Any]:
-    """vLLM's names. Milliseconds; null where nothing was measured."""
-    lives = [sequence.life for sequence in call.generation.sequences if sequence.life.first is not None]
-    every = [sequence.life for sequence in call.generation.sequences]
-    return {**_times(lives), "num_experts": call.num_experts, **_pairs(every)}
+def metrics_of(call: GenerationCall) -> dict[str, Any]:
+    """The `metrics` object, with vLLM's names: milliseconds, and null where nothing was measured."""
+    lives = [sequence.life for sequence in call.generation.sequences]
+    answered = [life for life in lives if life.first is not None]
+    return {**_times(answered), "num_experts": call.num_experts, **_pairs(lives)}
 
 
 def _pairs(lives: list[Lifecycle]) -> dict[str, int]:
-    """The work of all sequences: what was computed, and what it would have been at the trained count. Tokens found in
-    the prefix cache are in neither."""
+    """The work of all sequences: the pairs computed, and those that the trained count would have needed.
+
+    Tokens found in the prefix cache count in neither.
+    """
     return {
         "routed_pairs": sum(life.routed_pairs for life in lives),
         "routed_pairs_trained": sum(life.routed_pairs_trained for life in lives),

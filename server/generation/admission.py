@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from model.errors import EngineBusy, InvalidRequest
-from server.errors import PlacesTaken
+from server.errors import KeyShareTaken
 from server.generation.turns import Line, Turns
 
 
@@ -45,7 +45,7 @@ class Admission:
         Raises:
             InvalidRequest: more than this server, or this owner, could ever hold.
             EngineBusy: no room at this moment.
-            PlacesTaken: the owner's share is used up at this moment.
+            KeyShareTaken: the owner's share is used up at this moment.
         """
         if sequences > self.capacity:
             raise InvalidRequest(
@@ -63,7 +63,7 @@ class Admission:
 
         Raises:
             InvalidRequest: more than its share, whatever is free.
-            PlacesTaken: no room in its share at this moment.
+            KeyShareTaken: no room in its share at this moment.
         """
         if owner not in self._shares:
             return
@@ -71,7 +71,7 @@ class Admission:
         if more > most:
             raise InvalidRequest(f"{field}: {more} {unit} in all; this key may hold at most {most} at once", field)
         if held + more > most:
-            raise PlacesTaken(
+            raise KeyShareTaken(
                 f"this key holds {held} of at most {most} {unit} at once, {more} more were asked; try again later",
                 "places",
             )

@@ -11,7 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from model.errors import MoedialError
 from server.access.keys import Keys
 from server.access.quotas import Account
-from server.errors import RateLimited, Unauthorized, error_response
+from server.errors import RateLimited, Unauthorized
+from server.http.error_responses import error_response
 from server.http.middleware import OPEN_PATHS
 
 SPACE = b" \t"  # all that may stand around a field's value and between a scheme and its credentials

@@ -15,7 +15,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from model.errors import MoedialError
-from server.errors import BadHttp, HeadersTooLarge, HeaderTimeout, TooManyConnections, error_response
+from server.errors import BadHttp, HeadersTooLarge, HeaderTimeout, TooManyConnections
+from server.http.error_responses import error_response
 from server.http.readers import ReaderWatch
 
 CHUNKS = "chunks"  # of an HTTP/1.1 request's state: its `Chunks`, for a response without a content-length alone

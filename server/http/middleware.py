@@ -20,8 +20,8 @@ from server.errors import (
     TooLarge,
     TooManyConnections,
     TooManyHeaders,
-    error_response,
 )
+from server.http.error_responses import error_response
 from server.http.h11 import RESERVED
 
 PROBES = frozenset({"/live", "/health", "/ready", "/metrics", "/version"})

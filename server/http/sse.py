@@ -16,13 +16,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from model.errors import MoedialError
-from server.errors import ClientGone, key_name_of
+from server.errors import ClientGone
 from server.event_loop.slices import in_slices
 from server.formats.base import Format, is_long
 from server.generation.output_processor import Delta
 from server.http.h11 import CHUNKS, Chunks
+from server.http.incoming import key_name_of
 from server.protocols import Tokenizer
-from server.requests.calls import Call
+from server.requests.calls import GenerationCall
 from server.service import Service
 
 log = structlog.get_logger("server")
@@ -63,7 +64,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def answer(
-    service: Service, request: Request, call: Call, write: Callable[[Call, Tokenizer], Format]
+    service: Service, request: Request, call: GenerationCall, write: Callable[[GenerationCall, Tokenizer], Format]
 ) -> Response:
     """The response to an accepted call. What fails before the first event is still an HTTP error."""
     headers = {"x-num-experts": f"{call.num_experts:g}"}
@@ -79,21 +80,25 @@ async def answer(
     return EventStream(service, request, call, format, first, headers)
 
 
-async def _whole(service: Service, request: Request, call: Call, format: Format, headers: dict[str, str]) -> Response:
+async def _whole(
+    service: Service, request: Request, call: GenerationCall, format: Format, headers: dict[str, str]
+) -> Response:
     deltas = await unless_gone(request.receive, _collect(call))
     body = await unless_gone(request.receive, in_slices(format.body(deltas)))
     await _close(request, call)
     return WholeResponse(orjson.dumps(body), headers, service.settings.total_timeout + GRACE)
 
 
-async def _collect(call: Call) -> list[Delta]:
+async def _collect(call: GenerationCall) -> list[Delta]:
     deltas: list[Delta] = []
     while not call.generation.finished:
         deltas += await call.generation.next()
     return deltas
 
 
-async def _events(service: Service, call: Call, format: Format, first: list[Delta]) -> AsyncGenerator[bytes, None]:
+async def _events(
+    service: Service, call: GenerationCall, format: Format, first: list[Delta]
+) -> AsyncGenerator[bytes, None]:
     """What is there at one time leaves in one piece."""
     if opening := await in_slices(format.begin()):
         yield opening
@@ -143,7 +148,7 @@ class EventStream(Response):
         self,
         service: Service,
         request: Request,
-        call: Call,
+        call: GenerationCall,
         format: Format,
         first: list[Delta],
         headers: dict[str, str],
@@ -180,7 +185,7 @@ class EventStream(Response):
         return True
 
 
-async def _close(request: Request, call: Call) -> None:
+async def _close(request: Request, call: GenerationCall) -> None:
     """End the call and write its one log line: figures, never text."""
     await call.generation.close()
     key = {"key": name} if (name := key_name_of(request)) else {}

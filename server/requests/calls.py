@@ -1,6 +1,6 @@
-"""From a JSON body to a call that the engine can run: every refusal is made here or below.
+"""From a JSON body to a generation call: every fault of a request is found here or below, before the engine sees it.
 
-It knows fields and limits; it does not run anything and formats no answer.
+It knows fields and limits. It runs nothing and formats no answer.
 """
 
 import asyncio
@@ -12,29 +12,27 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import structlog
-from fastapi import Request as HttpRequest
 
 from model.budget import ExpertBudget
 from model.errors import InvalidRequest, shown
 from server.depth import least_bytes
-from server.errors import key_name_of
 from server.experts.requested_count import (
-    HEADER,
-    ask_of_header,
-    asks_of_body,
-    merged,
-    refuse_misspelt,
-    reported,
+    counts_in_body,
+    counts_in_header,
+    echoed_count,
+    merge_extra_body,
+    refuse_misspelled,
     resolve,
 )
 from server.generation.admission import Reservation
 from server.generation.generation import Generation, Timeouts
 from server.protocols import ChatTemplate
-from server.requests.encoding import encode_all, sequences_to_avoid
-from server.requests.limits import check_limits, kept_tokens, prompts_of, room_for
-from server.requests.output_fields import asked_of
-from server.requests.output_spec import Form, form_of_chat, form_of_completion, offered
-from server.requests.sequences import sequences_of
+from server.requests.encoding import bad_word_tokens, encode_all
+from server.requests.json_body import IncomingRequest, read_json
+from server.requests.limits import check_limits, max_new_tokens, prompts_of, tokens_to_keep
+from server.requests.output_fields import constraint_fields
+from server.requests.output_spec import OutputSpec, chat_output_spec, completion_output_spec, offered_tools
+from server.requests.sequences import build_sequences
 from server.schemas.base import GenerationBody, refuse_unsupported, validate
 from server.schemas.chat import ChatBody, Message, TemplateBody, Tool
 from server.schemas.completions import CompletionBody
@@ -42,36 +40,36 @@ from server.schemas.unknown import unknown_fields, unknown_nested
 from server.service import Service
 
 log = structlog.get_logger("server")
-SHORT_GRAMMAR = 4096  # bytes from which a grammar is written on the event loop at the most
-LOGGED_FIELDS = 256  # unknown fields that are logged, each once
+SHORT_GRAMMAR = 4096  # bytes; a grammar written from more of them is written in a thread
+MAX_LOGGED_FIELDS = 256  # unknown fields that are logged, each once
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """One accepted request, its prompts tokenised and its slots taken."""
+class GenerationCall:
+    """One accepted request: its prompts are tokenised and its slots in the queue are taken."""
 
     id: str
-    model: str  # as the caller named it
+    model: str  # as the client named it
     created: int
     arrived: float
     body: GenerationBody
     budget: ExpertBudget
-    form: Form
+    output_spec: OutputSpec
     prompts: tuple[tuple[int, ...], ...]
     generation: Generation
     fingerprint: str  # of the model and what runs it
 
     @property
     def num_experts(self) -> int | float:
-        return reported(self.budget)
+        return echoed_count(self.budget)
 
 
-Prepared = tuple[Form, list[list[int]]]
+Prepared = tuple[OutputSpec, list[list[int]]]  # and the token ids of each prompt
 Body = TypeVar("Body", bound=GenerationBody)
 
 
 @dataclass(frozen=True, slots=True)
-class Checked(Generic[Body]):
+class CheckedBody(Generic[Body]):
     """A body in which nothing is wrong that can be seen without tokenising."""
 
     body: Body
@@ -79,46 +77,52 @@ class Checked(Generic[Body]):
     unknown: list[str]  # fields that nothing reads
 
 
-async def open_completion(service: Service, http: HttpRequest) -> Call:
+async def open_completion(service: Service, request: IncomingRequest) -> GenerationCall:
+    """The call of a request to /v1/completions. Raises InvalidRequest, EngineBusy or EngineDown."""
     arrived = time.monotonic()
-    checked, prompts = await service.bodies.read(http, partial(_check_completion, service, http))
+    checked, prompts = await read_json(service, request, partial(_check_completion, service, request))
     body = checked.body
-    _note_unknown(service, checked.unknown)
-    reservation = service.admission.reserve(body.answers * len(prompts), key_name_of(http))
+    _log_unknown(service, checked.unknown)
+    reservation = service.admission.reserve(body.answers * len(prompts), request.key_name)
 
     async def prepare() -> Prepared:
-        form = await _off_loop(body, form_of_completion, body, *_schema_rules(service))
+        spec = await _off_loop(body, completion_output_spec, body, *_schema_rules(service))
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        encode, kept = partial(service.tokenizer.encode, framed=body.add_special_tokens), _kept(service, body)
-        encoded = iter(await encode_all(service, encode, texts, body.answer_limit, kept))
-        return form, [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+        encode = partial(service.tokenizer.encode, framed=body.add_special_tokens)
+        encoded = iter(await encode_all(service, encode, texts, body.answer_limit, _tokens_to_keep(service, body)))
+        return spec, [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
-    return await _open(service, "cmpl-", key_name_of(http), checked, reservation, prepare, arrived)
+    return await _open(service, "cmpl-", request.key_name, checked, reservation, prepare, arrived)
 
 
-async def open_chat(service: Service, http: HttpRequest) -> Call:
+async def open_chat(service: Service, request: IncomingRequest) -> GenerationCall:
+    """The call of a request to /v1/chat/completions. Raises InvalidRequest, EngineBusy or EngineDown."""
     arrived = time.monotonic()
-    checked = await service.bodies.read(http, partial(check_chat, service, http))
-    return await open_conversation(service, http, checked, arrived)
+    checked = await read_json(service, request, partial(check_chat, service, request))
+    return await open_conversation(service, request, checked, arrived)
 
 
 async def open_conversation(
-    service: Service, http: HttpRequest, checked: Checked[ChatBody], arrived: float, kind: str = "chatcmpl-"
-) -> Call:
-    """A call from the body of a chat; `kind` is what its id begins with."""
+    service: Service,
+    request: IncomingRequest,
+    checked: CheckedBody[ChatBody],
+    arrived: float,
+    id_prefix: str = "chatcmpl-",
+) -> GenerationCall:
+    """The call of a checked chat body."""
     body = checked.body
-    _note_unknown(service, checked.unknown)
-    reservation = service.admission.reserve(body.answers, key_name_of(http))
+    _log_unknown(service, checked.unknown)
+    reservation = service.admission.reserve(body.answers, request.key_name)
 
     async def prepare() -> Prepared:
         tools = None if body.tool_choice == "none" else body.tools
         variables = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
         text = await service.rendering.run(render, service, body, body.messages, tools, variables)
-        form = await _off_loop(body, form_of_chat, body, service.dialect, text, *_schema_rules(service))
-        encode, kept = partial(service.tokenizer.encode_chat, framed=body.add_special_tokens), _kept(service, body)
-        return form, await encode_all(service, encode, [text], body.answer_limit, kept)
+        spec = await _off_loop(body, chat_output_spec, body, service.dialect, text, *_schema_rules(service))
+        encode = partial(service.tokenizer.encode_chat, framed=body.add_special_tokens)
+        return spec, await encode_all(service, encode, [text], body.answer_limit, _tokens_to_keep(service, body))
 
-    return await _open(service, kind, key_name_of(http), checked, reservation, prepare, arrived)
+    return await _open(service, id_prefix, request.key_name, checked, reservation, prepare, arrived)
 
 
 def render(
@@ -128,14 +132,18 @@ def render(
     tools: list[Tool] | None,
     variables: Mapping[str, Any],
 ) -> str:
-    """The chat template's text. A template is code from a checkpoint, so it is to run off the event loop."""
+    """The prompt as the chat template writes it. Call it off the event loop: a template is a checkpoint's code."""
     if service.chat is None:
         raise InvalidRequest("this model has no chat template; use /v1/completions", "messages", "no_chat_template")
     if tools and not service.chat.knows_tools:
         raise InvalidRequest("this model's chat template knows no tools", "tools", "unsupported_parameter")
-    said, functions = [message.plain() for message in messages], [tool.plain() for tool in tools or ()] or None
-    set_by_name = body.chat_template_kwargs | dict(variables) | _thinking(service.chat, body)
-    return service.chat.render(said, functions, body.add_generation_prompt, set_by_name, body.continue_final_message)
+    return service.chat.render(
+        [message.plain() for message in messages],
+        [tool.plain() for tool in tools or ()] or None,
+        body.add_generation_prompt,
+        body.chat_template_kwargs | dict(variables) | _thinking(service.chat, body),
+        body.continue_final_message,
+    )
 
 
 def _schema_rules(service: Service) -> tuple[int, bool]:
@@ -144,10 +152,10 @@ def _schema_rules(service: Service) -> tuple[int, bool]:
 
 
 def _thinking(chat: ChatTemplate, body: TemplateBody) -> dict[str, bool]:
-    """`enable_thinking` for the template.
+    """`enable_thinking` as a variable of the template.
 
     Raises:
-        InvalidRequest: the template does not know it, or the request says two things.
+        InvalidRequest: the template does not know it, or the body sets it to two values.
     """
     field, wanted = "enable_thinking", body.enable_thinking
     if wanted is None:
@@ -161,87 +169,106 @@ def _thinking(chat: ChatTemplate, body: TemplateBody) -> dict[str, bool]:
     return {field: wanted}
 
 
-async def _off_loop(body: GenerationBody, make: Callable[..., Form], *args: Any) -> Form:
-    """Long grammars take a while to write."""
+async def _off_loop(body: GenerationBody, make: Callable[..., OutputSpec], *args: Any) -> OutputSpec:
+    """`make(*args)`, in a thread where it writes a grammar that takes a while."""
+    return await asyncio.to_thread(make, *args) if _grammar_is_long(body) else make(*args)
+
+
+def _grammar_is_long(body: GenerationBody) -> bool:
     schemas = [tool.function.parameters for tool in body.tools or ()] if isinstance(body, ChatBody) else []
-    asked = asked_of(body)
-    long = least_bytes([*(one.value for one in asked), schemas], SHORT_GRAMMAR) > SHORT_GRAMMAR
-    long = long or any(one.kind == "grammar" for one in asked)
-    return await asyncio.to_thread(make, *args) if long else make(*args)
+    fields = constraint_fields(body)
+    if any(field.kind == "grammar" for field in fields):
+        return True
+    return least_bytes([*(field.value for field in fields), schemas], SHORT_GRAMMAR) > SHORT_GRAMMAR
 
 
-def _kept(service: Service, body: GenerationBody) -> int | None:
-    return kept_tokens(body, service.catalogue.info.max_model_len)
+def _tokens_to_keep(service: Service, body: GenerationBody) -> int | None:
+    return tokens_to_keep(body, service.served_models.info.max_model_len)
 
 
-def check_chat(service: Service, http: HttpRequest, raw: Mapping[str, Any]) -> Checked[ChatBody]:
-    checked = _check(service, http, ChatBody, raw)
-    offered(checked.body)
-    _kept(service, checked.body)
+def check_chat(service: Service, request: IncomingRequest, raw: Mapping[str, Any]) -> CheckedBody[ChatBody]:
+    """The checked body of a chat."""
+    checked = _check(service, request, ChatBody, raw)
+    offered_tools(checked.body)
+    _tokens_to_keep(service, checked.body)
     return checked
 
 
 def _check_completion(
-    service: Service, http: HttpRequest, raw: Mapping[str, Any]
-) -> tuple[Checked[CompletionBody], list[str | list[int]]]:
-    """The checked body and its prompts. Lists of ids that do not fit the context are refused before they are read."""
-    checked, catalogue = _check(service, http, CompletionBody, raw), service.check_ready()
-    body, context = checked.body, catalogue.info.max_model_len
-    prompts, kept = prompts_of(body.prompt, service.settings.max_prompts), kept_tokens(body, context)
+    service: Service, request: IncomingRequest, raw: Mapping[str, Any]
+) -> tuple[CheckedBody[CompletionBody], list[str | list[int]]]:
+    """The checked body and its prompts. Prompts of token ids that do not fit the context are refused here."""
+    checked = _check(service, request, CompletionBody, raw)
+    models, body = service.check_ready(), checked.body
+    context = models.info.max_model_len
+    prompts, kept = prompts_of(body.prompt, service.settings.max_prompts), tokens_to_keep(body, context)
     if kept is not None:
         prompts = [prompt if isinstance(prompt, str) else prompt[-kept:] for prompt in prompts]
     for prompt in prompts:
         if isinstance(prompt, list):
-            room_for(body.answer_limit, None, len(prompt), context)
-            catalogue.check_tokens({"prompt": prompt})
+            max_new_tokens(body.answer_limit, None, len(prompt), context)
+            models.check_tokens({"prompt": prompt})
     return checked, prompts
 
 
-def _check(service: Service, http: HttpRequest, kind: type[Body], given: Mapping[str, Any]) -> Checked[Body]:
+def _check(
+    service: Service, request: IncomingRequest, body_type: type[Body], given: Mapping[str, Any]
+) -> CheckedBody[Body]:
     """Everything that can be refused without tokenising. It may run in a thread, so it changes nothing."""
-    catalogue = service.check_ready()
-    asks = asks_of_body(given)
-    raw = merged(given)
-    refuse_misspelt(raw)
-    refuse_unsupported(kind, raw)
-    body = validate(kind, raw, service.sampling_defaults, service.settings)
-    asks += [*catalogue.asks_of_model(body.model), *ask_of_header(http.headers.getlist(HEADER))]
-    budget = resolve(catalogue.info.experts, catalogue.default_count, asks)
+    models = service.check_ready()
+    counts = counts_in_body(given)
+    raw = merge_extra_body(given)
+    refuse_misspelled(raw)
+    refuse_unsupported(body_type, raw)
+    body = validate(body_type, raw, service.sampling_defaults, service.settings)
+    counts += [*models.counts_in_alias(body.model), *counts_in_header(request.expert_headers)]
+    budget = resolve(models.info.experts, models.default_count, counts)
     check_limits(body, service.settings)
-    return Checked(body, budget, unknown_fields(kind, raw) + unknown_nested(body, raw))
+    return CheckedBody(body, budget, unknown_fields(body_type, raw) + unknown_nested(body, raw))
 
 
-def _note_unknown(service: Service, fields: list[str]) -> None:
+def _log_unknown(service: Service, fields: list[str]) -> None:
+    """Count unknown fields, and log the name of each once."""
     if fields:
         service.metrics.inc("request_unknown_fields", by=len(fields))
     for field in fields[:16]:
-        if field[:64] not in service.seen_fields and len(service.seen_fields) < LOGGED_FIELDS:
+        if field[:64] not in service.seen_fields and len(service.seen_fields) < MAX_LOGGED_FIELDS:
             service.seen_fields.add(field[:64])
             log.warning("unknown field ignored", field=field[:64])
 
 
 async def _open(
     service: Service,
-    kind: str,
+    id_prefix: str,
     key: str,
-    checked: Checked[Any],
+    checked: CheckedBody[Any],
     reservation: Reservation,
     prepare: Callable[[], Awaitable[Prepared]],
     arrived: float,
-) -> Call:
-    """Tokenise and build the sequences. The slots are held already, and given back if anything is refused."""
-    call_id, body, budget = kind + uuid.uuid4().hex, checked.body, checked.budget
+) -> GenerationCall:
+    """Tokenise and build the sequences. The slots are held already, and released if anything is refused."""
+    call_id, body, budget = id_prefix + uuid.uuid4().hex, checked.body, checked.budget
     try:
-        form, tokens = await prepare()
+        spec, tokens = await prepare()
         prompts = tuple(map(tuple, tokens))
-        avoided = await sequences_to_avoid(service, body.bad_words) if body.bad_words else ()
-        sequences = sequences_of(service, body, form, prompts, budget, call_id, arrived, key, avoided)
+        bad_words = await bad_word_tokens(service, body.bad_words) if body.bad_words else ()
+        sequences = build_sequences(service, body, spec, prompts, budget, call_id, arrived, key, bad_words)
         reservation.add_tokens(body.answers * sum(map(len, prompts)))
         service.charge(key, sum(map(len, prompts)))
     except BaseException:
         reservation.release()
         raise
     timeouts = Timeouts(service.settings.queue_timeout, service.settings.total_timeout)
-    generation = Generation(service.engine, reservation, sequences, timeouts, service.compiler, form.field)
-    model, fingerprint = body.model or service.settings.name, service.catalogue.fingerprint
-    return Call(call_id, model, int(time.time()), arrived, body, budget, form, prompts, generation, fingerprint)
+    generation = Generation(service.engine, reservation, sequences, timeouts, service.compiler, spec.field)
+    return GenerationCall(
+        id=call_id,
+        model=body.model or service.settings.name,
+        created=int(time.time()),
+        arrived=arrived,
+        body=body,
+        budget=budget,
+        output_spec=spec,
+        prompts=prompts,
+        generation=generation,
+        fingerprint=service.served_models.fingerprint,
+    )

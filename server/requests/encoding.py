@@ -38,7 +38,7 @@ async def encode_all(
         InvalidRequest: a text is longer than the context.
         EngineBusy: too many long texts are waiting.
     """
-    context = service.catalogue.info.max_model_len
+    context = service.served_models.info.max_model_len
     if sum(map(len, texts)) <= INLINE:
         return _encoded(service, encode, texts, context, new_tokens, kept)
     return await service.encoding.run(_encoded, service, encode, texts, context, new_tokens, kept)
@@ -61,7 +61,7 @@ def _encoded(
         about = "" if error.exact else "at least "
         raise _too_long(error.count, about, new_tokens, context, kept) from None
     for ids in found:  # a template may write a special token that the model has no embedding for
-        service.catalogue.check_tokens({"prompt": ids})
+        service.served_models.check_tokens({"prompt": ids})
     return found
 
 
@@ -73,7 +73,7 @@ def _too_long(count: int, about: str, new_tokens: int | None, context: int, kept
     return InvalidRequest(f"{field}: {reason}", field, "context_length_exceeded")
 
 
-async def sequences_to_avoid(service: Service, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+async def bad_word_tokens(service: Service, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """The tokens of each of `words`, as it begins a text and as it follows a space.
 
     Raises:

@@ -3,80 +3,18 @@
 It knows shapes and sizes, not what a field means to the engine.
 """
 
-from collections.abc import Callable
 from math import isfinite
-from typing import Any, TypeVar
-
-from fastapi import Request
-from starlette.requests import ClientDisconnect
+from typing import Any
 
 from model.errors import InvalidRequest, context_exceeded, shown
-from server.depth import JsonTooLarge, least_bytes, parse
-from server.errors import ClientGone
-from server.event_loop.lanes import Lane
-from server.requests.output_fields import asked_of
+from server.depth import least_bytes
+from server.requests.output_fields import constraint_fields
 from server.schemas.base import GenerationBody
 from server.schemas.chat import AssistantMessage, ChatBody, Message, TemplateBody, text_of
 from server.schemas.completions import CompletionBody
 from server.settings import Settings
 
 COMPLETION_TOKENS = 16  # OpenAI's default for completions
-INLINE = 32 << 10  # bytes of a body that is read on the event loop; a larger one goes to a thread
-Checked = TypeVar("Checked")
-
-
-class BodyReader:
-    """Reads bodies: those that take a while in threads, a few at a time, so that the event loop gets its turns."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._lane = Lane("large bodies", 2, settings.max_connections)
-
-    async def read(self, request: Request, check: Callable[[dict[str, Any]], Checked]) -> Checked:
-        """What `check` makes of the body, which is an object. It may run in a thread."""
-        data = await _body_of(request)
-        if len(data) <= INLINE:
-            return check(object_in(data, self.settings))
-        return await self._lane.run(lambda: check(object_in(data, self.settings)))
-
-
-async def _body_of(request: Request) -> bytearray:
-    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if content_type != "application/json" and not content_type.endswith("+json"):
-        raise InvalidRequest(f"the content type must be application/json, got {content_type!r:.64}", "content-type")
-    try:
-        return await _bytes_of(request)
-    except ClientDisconnect:
-        raise ClientGone("the caller closed the connection before the body had arrived") from None
-
-
-def object_in(data: bytes | bytearray, settings: Settings) -> dict[str, Any]:
-    """The body as an object, refused where it is no JSON, something else, too deep or too much."""
-    try:
-        body = parse(data, settings.json_limits)
-    except JsonTooLarge as error:
-        raise InvalidRequest(f"the body may have {error}, got more", None, "invalid_json") from None
-    except ValueError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error!s:.200}", None, "invalid_json") from None
-    if not isinstance(body, dict):
-        raise InvalidRequest(f"the body must be a JSON object, got {type(body).__name__}", None, "invalid_json")
-    nested = body.get("extra_body")
-    for where, part in (("the body", body), ("extra_body", nested if isinstance(nested, dict) else {})):
-        if (count := len(part)) > settings.max_body_fields:
-            raise InvalidRequest(
-                f"{where} may have at most {settings.max_body_fields} fields, got {count}",
-                None if part is body else where,
-            )
-    return body
-
-
-async def _bytes_of(request: Request) -> bytearray:
-    """The whole body, which is kept nowhere else: Starlette's `request.body()` would keep it as long as the request,
-    and put it together from parts that leave holes in the heap."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-    return body
 
 
 def check_limits(body: GenerationBody, settings: Settings) -> None:
@@ -106,7 +44,7 @@ def check_limits(body: GenerationBody, settings: Settings) -> None:
 
 def _check_sizes(body: GenerationBody, limit: int) -> None:
     """What a grammar is written from, before it is written out to be measured."""
-    asked = asked_of(body)
+    asked = constraint_fields(body)
     for one in asked:
         # the size of a text is measured where it is read
         if not isinstance(one.value, str) and (size := least_bytes(one.value, limit)) > limit:
@@ -192,7 +130,7 @@ def biases_of(body: GenerationBody) -> dict[int, float]:
     return biases
 
 
-def kept_tokens(body: GenerationBody, context: int) -> int | None:
+def tokens_to_keep(body: GenerationBody, context: int) -> int | None:
     """How many of the last tokens of each prompt are kept; None: all.
 
     Raises:
@@ -207,7 +145,7 @@ def kept_tokens(body: GenerationBody, context: int) -> int | None:
     return kept
 
 
-def room_for(asked: int | None, default: int | None, prompt: int, context: int) -> int:
+def max_new_tokens(asked: int | None, default: int | None, prompt: int, context: int) -> int:
     """How many tokens may be generated; `default` None means the rest of the context.
 
     Raises:

@@ -27,20 +27,20 @@ EMPTY_IS_NONE = ("grammar", "format")  # clients of llama.cpp and Ollama send an
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ConstraintField:
     field: str
     kind: Kind
     value: Any
 
 
-def asked_of(body: GenerationBody) -> list[Asked]:
+def constraint_fields(body: GenerationBody) -> list[ConstraintField]:
     """All that a body asks for.
 
     Raises:
         InvalidRequest: a field says that there is something, and does not say what.
     """
     found = [*_of_format(body.response_format), *_of_ollama(body.format)]
-    found += [Asked(field, kind, getattr(body, field)) for field, kind in FIELDS]
+    found += [ConstraintField(field, kind, getattr(body, field)) for field, kind in FIELDS]
     found += _of_structured_outputs(body.structured_outputs)
     return [asked for asked in found if asked.value is not None and not _is_none(asked)]
 
@@ -61,11 +61,11 @@ def closing_of(body: GenerationBody) -> bool | None:
     return None if new is None else new.disable_additional_properties
 
 
-def _is_none(asked: Asked) -> bool:
+def _is_none(asked: ConstraintField) -> bool:
     return asked.field in EMPTY_IS_NONE and asked.value == ""
 
 
-def _of_format(wanted: ResponseFormat | None) -> Iterator[Asked]:
+def _of_format(wanted: ResponseFormat | None) -> Iterator[ConstraintField]:
     """The schema stands in `json_schema`, or, as llama.cpp takes it, beside the type."""
     if wanted is None:
         return
@@ -84,16 +84,16 @@ def _of_format(wanted: ResponseFormat | None) -> Iterator[Asked]:
     if wanted.type == "json_object" and schema in ({}, True):  # says nothing, so that the type alone holds
         schema = OBJECT
     if wanted.type != "text":
-        yield Asked(RESPONSE_FORMAT, "schema", schema)
+        yield ConstraintField(RESPONSE_FORMAT, "schema", schema)
 
 
-def _of_ollama(wanted: Any) -> Iterator[Asked]:
+def _of_ollama(wanted: Any) -> Iterator[ConstraintField]:
     if isinstance(wanted, str) and wanted not in ("", "json"):
         raise InvalidRequest(f'format must be "json" or a JSON schema, got {shown(wanted)}', "format")
-    yield Asked("format", "schema", OBJECT if wanted == "json" else wanted)
+    yield ConstraintField("format", "schema", OBJECT if wanted == "json" else wanted)
 
 
-def _of_structured_outputs(new: StructuredOutputs | None) -> list[Asked]:
+def _of_structured_outputs(new: StructuredOutputs | None) -> list[ConstraintField]:
     if new is None:
         return []
     given: dict[str, tuple[Kind, Any]] = {
@@ -109,4 +109,4 @@ def _of_structured_outputs(new: StructuredOutputs | None) -> list[Asked]:
         raise InvalidRequest(
             f"structured_outputs needs one of json, regex, choice, grammar and json_object{got}", "structured_outputs"
         )
-    return [Asked("structured_outputs", *given[names[0]])]
+    return [ConstraintField("structured_outputs", *given[names[0]])]

@@ -22,7 +22,7 @@ NO_SCHEMA: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class OutputSpec:
     """`grammar`: what the engine holds answers to; `field`: where in the body it came from."""
 
     dialect: Dialect
@@ -38,31 +38,31 @@ class Form:
         return self.dialect.reader(self.prompt, self.tools, self.single) if self.reads else None
 
 
-def form_of_completion(body: GenerationBody, limit: int, close: bool) -> Form:
+def completion_output_spec(body: GenerationBody, limit: int, close: bool) -> OutputSpec:
     """A completion's text is all content. `limit`: bytes of what a grammar is written from; `close`: the objects of
     schemas."""
     constraint = constraint_of(body, limit, close)
     if constraint is None:
-        return Form(PLAIN)
+        return OutputSpec(PLAIN)
     grammar = constraint.grammar(PLAIN.answers("", constraint.rules))
     _check_length(grammar, constraint.field, limit)
-    return Form(PLAIN, grammar=grammar, field=constraint.field)
+    return OutputSpec(PLAIN, grammar=grammar, field=constraint.field)
 
 
-def form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int, close: bool) -> Form:
+def chat_output_spec(body: ChatBody, dialect: Dialect, prompt: str, limit: int, close: bool) -> OutputSpec:
     """`prompt` is the rendered template.
 
     Raises:
         InvalidRequest: the constraint or a tool makes no grammar, or one that is too long.
     """
     try:
-        return _form_of_chat(body, dialect, prompt, limit, close)
+        return _chat_output_spec(body, dialect, prompt, limit, close)
     except TooEntangled as error:
         raise InvalidRequest(f"tools: parameters cannot be closed: {error}", "tools") from None
 
 
-def _form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int, close: bool) -> Form:
-    told = tuple(replace(tool, closed=close) for tool in offered(body))
+def _chat_output_spec(body: ChatBody, dialect: Dialect, prompt: str, limit: int, close: bool) -> OutputSpec:
+    told = tuple(replace(tool, closed=close) for tool in offered_tools(body))
     choice, constraint = choice_of(body), constraint_of(body, limit, close)
     tools = tuple(tool for tool in told if choice.names is None or tool.name in choice.names)
     if choice.forced:
@@ -78,7 +78,7 @@ def _form_of_chat(body: ChatBody, dialect: Dialect, prompt: str, limit: int, clo
         field, grammar = "", ""
     _check_length(grammar, field, limit)
     single = choice.one and not grammar
-    return Form(dialect, tools, prompt, grammar, field, reads=True, forced=choice.forced, single=single)
+    return OutputSpec(dialect, tools, prompt, grammar, field, reads=True, forced=choice.forced, single=single)
 
 
 def _check_waits(constraint: Constraint | None) -> None:
@@ -98,7 +98,7 @@ def _check_length(grammar: str, field: str, limit: int) -> None:
         raise InvalidRequest(f"{field} makes a grammar of {len(grammar)} bytes; at most {2 * limit}", field)
 
 
-def offered(body: ChatBody) -> tuple[Tool, ...]:
+def offered_tools(body: ChatBody) -> tuple[Tool, ...]:
     """The tools that the model hears of: none where it shall not call any.
 
     Raises:

@@ -11,11 +11,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fastapi import Request as HttpRequest
-
 from model.errors import InvalidRequest
-from server.experts.requested_count import RIGHT, merged
-from server.requests.calls import Call, Checked, check_chat, open_conversation
+from server.experts.requested_count import EXPERT_FIELDS, merge_extra_body
+from server.requests.calls import CheckedBody, GenerationCall, check_chat, open_conversation
+from server.requests.json_body import IncomingRequest, read_json
 from server.schemas.base import SampledBody
 from server.schemas.chat import ChatBody, TemplateBody
 from server.schemas.responses import (
@@ -51,23 +50,23 @@ WORD = re.compile(rf"(?<![\w.'\"])({'|'.join(WORDS)})(?![\w'\"])")
 FIRST = re.compile(rf"({'|'.join(FIRST_WORDS)})(?=[\[.:]|$)")
 
 
-async def open_response(service: Service, http: HttpRequest) -> tuple[Call, ResponsesBody]:
+async def open_response(service: Service, request: IncomingRequest) -> tuple[GenerationCall, ResponsesBody]:
     """The call, and the body as it was asked, which the answer repeats."""
     arrived = time.monotonic()
-    checked, body = await service.bodies.read(http, partial(_check_response, service, http))
+    checked, body = await read_json(service, request, partial(_check_response, service, request))
     with in_own_words():
-        return await open_conversation(service, http, checked, arrived, "resp_"), body
+        return await open_conversation(service, request, checked, arrived, "resp_"), body
 
 
 def _check_response(
-    service: Service, http: HttpRequest, given: Mapping[str, Any]
-) -> tuple[Checked[ChatBody], ResponsesBody]:
+    service: Service, request: IncomingRequest, given: Mapping[str, Any]
+) -> tuple[CheckedBody[ChatBody], ResponsesBody]:
     service.check_ready()
-    raw = merged(given)
+    raw = merge_extra_body(given)
     body = read_body(raw, service.settings)
     unknown = unknown_nested(body, raw)
     with in_own_words():
-        checked = check_chat(service, http, chat_of(body, raw) | _unmerged(given))
+        checked = check_chat(service, request, chat_of(body, raw) | _nested_counts(given))
     return replace(checked, unknown=checked.unknown + unknown), body
 
 
@@ -97,10 +96,10 @@ def chat_of(body: ResponsesBody, raw: Mapping[str, Any]) -> dict[str, Any]:
     return passed | {field: value for field, value in said.items() if value is not None}
 
 
-def _unmerged(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The expert fields of a literal `extra_body`: whether they agree with the body's is seen where all ways are."""
+def _nested_counts(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The expert fields of a literal `extra_body`, which are compared with the others where all counts are known."""
     nested = given.get("extra_body")
-    return {"extra_body": {field: nested.get(field) for field in RIGHT}} if isinstance(nested, Mapping) else {}
+    return {"extra_body": {field: nested.get(field) for field in EXPERT_FIELDS}} if isinstance(nested, Mapping) else {}
 
 
 def _messages(body: ResponsesBody) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from model.errors import InvalidRequest
 from server.generation.generation import Sequence
 from server.generation.output_processor import Transcript
 from server.generation.timeline import Lifecycle, PromptCount
-from server.requests.limits import COMPLETION_TOKENS, biases_of, room_for
-from server.requests.output_spec import Form
+from server.requests.limits import COMPLETION_TOKENS, biases_of, max_new_tokens
+from server.requests.output_spec import OutputSpec
 from server.schemas.base import GenerationBody
 from server.schemas.chat import ChatBody
 from server.schemas.completions import CompletionBody
@@ -25,10 +25,10 @@ LARGEST_SEED = 2**63 - 1
 Prompts = tuple[tuple[int, ...], ...]
 
 
-def sequences_of(
+def build_sequences(
     service: Service,
     body: GenerationBody,
-    form: Form,
+    form: OutputSpec,
     prompts: Prompts,
     budget: ExpertBudget,
     id: str,
@@ -54,7 +54,7 @@ class Builder:
         self,
         service: Service,
         body: GenerationBody,
-        form: Form,
+        form: OutputSpec,
         budget: ExpertBudget,
         id: str,
         arrived: float,
@@ -63,7 +63,7 @@ class Builder:
     ) -> None:
         self.service, self.body, self.form, self.budget, self.id = service, body, form, budget, id
         self.arrived, self.avoided = arrived, avoided
-        experts = service.catalogue.info.experts
+        experts = service.served_models.info.experts
         self.trained_pairs = experts.trained * experts.layers  # of one token
         self.salt, self.account = service.salt_of(key), service.accounts.get(key)
         noise = service.settings.noise_seed if body.noise_seed is None else body.noise_seed
@@ -113,7 +113,7 @@ class Builder:
     def _sampling(self, prompt: int, seed: int) -> Sampling:
         body = self.body
         default = COMPLETION_TOKENS if isinstance(body, CompletionBody) else None
-        max_tokens = room_for(body.answer_limit, default, prompt, self.service.catalogue.info.max_model_len)
+        max_tokens = max_new_tokens(body.answer_limit, default, prompt, self.service.served_models.info.max_model_len)
         if body.min_tokens > max_tokens:
             raise InvalidRequest(
                 f"min_tokens must be at most max_tokens = {max_tokens}, got {body.min_tokens}", "min_tokens"
@@ -152,7 +152,7 @@ def _check_tokens(service: Service, body: GenerationBody, prompts: Prompts) -> N
     if not all(prompts):
         raise InvalidRequest("prompt: at least one token is needed, got an empty prompt", "prompt")
     own = {"stop_token_ids": body.stop_token_ids, "allowed_token_ids": body.allowed_token_ids}
-    service.catalogue.check_tokens({**own, "logit_bias": list(biases_of(body))})
+    service.served_models.check_tokens({**own, "logit_bias": list(biases_of(body))})
     answers, ids = body.answers * len(prompts), len(body.allowed_token_ids)
     if answers * ids > MOST_SCORES:
         raise InvalidRequest(

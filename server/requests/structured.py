@@ -12,7 +12,7 @@ from llguidance import grammar_from, regex_to_lark
 
 from model.errors import InvalidRequest, shown
 from server.dialects.closed_schemas import TooEntangled, closed
-from server.requests.output_fields import Asked, asked_of, closing_of, whitespace_of
+from server.requests.output_fields import ConstraintField, closing_of, constraint_fields, whitespace_of
 from server.schemas.base import GenerationBody
 
 # Without these, a grammar allows white space without end, and small models write just that.
@@ -47,7 +47,7 @@ def constraint_of(body: GenerationBody, limit: int, close: bool) -> Constraint |
     Raises:
         InvalidRequest: there are two, one is larger than `limit` bytes, or empty.
     """
-    asked, whitespace = asked_of(body), whitespace_of(body)
+    asked, whitespace = constraint_fields(body), whitespace_of(body)
     if len(asked) > 1:
         one, other = asked[0].field, asked[1].field
         raise InvalidRequest(f"{other} and {one} both say what the answer must match; give one", other)
@@ -63,7 +63,7 @@ def constraint_of(body: GenerationBody, limit: int, close: bool) -> Constraint |
     return WRITERS[one_asked.kind](one_asked.field, one_asked.value)
 
 
-def _check_size(asked: Asked, limit: int) -> None:
+def _check_size(asked: ConstraintField, limit: int) -> None:
     text = asked.value if isinstance(asked.value, str) else json.dumps(asked.value)
     if (size := len(text.encode("utf-8", "replace"))) > limit:
         raise InvalidRequest(f"{asked.field} must be at most {limit} bytes, got {size}", asked.field)
@@ -77,7 +77,7 @@ def json_rule(schema: Any, writing: Mapping[str, Any] = COMPACT) -> str:
     return f"%json {json.dumps(schema)}"
 
 
-def _schema(asked: Asked, writing: Mapping[str, Any], close: bool) -> Constraint:
+def _schema(asked: ConstraintField, writing: Mapping[str, Any], close: bool) -> Constraint:
     field, value = asked.field, asked.value
     if isinstance(value, str):
         try:

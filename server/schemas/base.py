@@ -1,7 +1,7 @@
-"""What all bodies that generate have in common: types, ranges. Unknown keys pass, what cannot be done does not.
+"""The fields that all bodies of generating requests share, with types and ranges. Unknown keys pass validation.
 
-Limits that an operator can set are in `server/requests/limits.py`, the expert fields in
-`server/experts/requested_count.py`, what an answer must match in `server/requests/structured.py`.
+Limits that an operator can set are checked in `server/requests/limits.py`, the expert fields in
+`server/experts/requested_count.py`, and what an answer must match in `server/requests/structured.py`.
 """
 
 from collections.abc import Mapping
@@ -14,30 +14,31 @@ from model.errors import InvalidRequest, shown
 from server.schemas.bounds import BAD_JSON, KEYS, TOO_MANY, AtMost, JsonText
 from server.settings import Settings
 
-Body = TypeVar("Body", bound=BaseModel)
-COUNT: dict[str, Any] = {"type": "integer", "minimum": 1}
-EXPERTS: dict[str, Any] = {
+Model = TypeVar("Model", bound=BaseModel)
+COUNT_SCHEMA: dict[str, Any] = {"type": "integer", "minimum": 1}
+EXPERTS_SCHEMA: dict[str, Any] = {
     "anyOf": [
-        COUNT,
+        COUNT_SCHEMA,
         {
             "type": "object",
-            "properties": {"count": {"anyOf": [COUNT, {"type": "array", "items": COUNT}]}},
+            "properties": {"count": {"anyOf": [COUNT_SCHEMA, {"type": "array", "items": COUNT_SCHEMA}]}},
         },
     ]
 }
-BRANCHES = ("str", "bool", "system", "developer", "user", "assistant", "tool")
-ZERO_ASKS = ("prompt_logprobs",)  # fields in which 0 is not nothing
-MOST_ALLOWED, MOST_WORDS = 1 << 16, 1 << 10
+UNION_TAGS = ("str", "bool", "system", "developer", "user", "assistant", "tool")
+ZERO_IS_A_VALUE = ("prompt_logprobs",)  # fields in which 0 asks for something
+MAX_ALLOWED_IDS, MAX_BAD_WORDS = 1 << 16, 1 << 10
 NEUTRAL = (None, False, 0, "", "auto", "none")
 
 
 def _shape(value: Any) -> str:
+    """The tag of a value that may be a text or a list."""
     return "List" if isinstance(value, list) else "Text"
 
 
-Entry = TypeVar("Entry")
-# told apart by a look, so that a refusal names the entry at fault and not the other shape
-TextOr = Annotated[Annotated[str, Tag("Text")] | Annotated[list[Entry], Tag("List")], Discriminator(_shape)]
+Item = TypeVar("Item")
+# tagged by its type, so that an error names the item at fault and not the other branch of the union
+TextOr = Annotated[Annotated[str, Tag("Text")] | Annotated[list[Item], Tag("List")], Discriminator(_shape)]
 
 
 def _as_list(value: Any) -> Any:
@@ -51,11 +52,11 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool = Field(False, description="The usage so far in every chunk")
 
 
-SCHEMA_WORDS = ("type", "properties", "items", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "$defs")
+SCHEMA_KEYWORDS = ("type", "properties", "items", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "$defs")
 
 
 class JsonSchema(BaseModel):
-    """OpenAI's wrapping of a schema; `strict` asks for nothing more, the schema always holds."""
+    """OpenAI's wrapper of a schema. `strict` changes nothing: answers always match the schema."""
 
     model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=True)
 
@@ -66,14 +67,12 @@ class JsonSchema(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _is_a_wrapping(cls, value: Any) -> Any:
-        """Without this, a schema in the place of its wrapping would be one that allows anything."""
-        if (
-            isinstance(value, dict)
-            and "schema" not in value
-            and (found := [key for key in SCHEMA_WORDS if key in value])
-        ):
-            raise ValueError(f"the schema belongs into its field schema, beside name; here is {found[0]!r}")
+    def _has_a_schema(cls, value: Any) -> Any:
+        """Refuse a bare schema: read as a wrapper without `schema`, it would allow anything."""
+        if isinstance(value, dict) and "schema" not in value:
+            for key in SCHEMA_KEYWORDS:
+                if key in value:
+                    raise ValueError(f"the schema belongs into its field schema, beside name; here is {key!r}")
         return value
 
 
@@ -110,11 +109,12 @@ class StructuredOutputs(BaseModel):
 
 
 class SampledBody(BaseModel):
-    """What every way of generating takes. An explicit null means the default."""
+    """The fields of every generating endpoint. An explicit null means the default."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
-    # fields of OpenAI's or vLLM's API that must not be ignored while they are not supported; the values ask nothing
+    # Fields of OpenAI's or vLLM's API that must not be ignored while they are not supported, each with the values that
+    # ask for nothing and therefore pass.
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "use_beam_search": (),
         "prompt_embeds": (),
@@ -126,10 +126,10 @@ class SampledBody(BaseModel):
 
     model: str | None = None
     num_experts: Any = Field(
-        None, description="Experts per token; /v1/models has the range", json_schema_extra=COUNT, examples=[2]
+        None, description="Experts per token; /v1/models has the range", json_schema_extra=COUNT_SCHEMA, examples=[2]
     )
     experts: Any = Field(
-        None, description="The same, or an object with it; a count per MoE layer too", json_schema_extra=EXPERTS
+        None, description="The same, or an object with it; a count per MoE layer too", json_schema_extra=EXPERTS_SCHEMA
     )
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -147,11 +147,13 @@ class SampledBody(BaseModel):
     include_stop_str_in_output: bool = Field(
         False, description="Whether an answer keeps the string of `stop` or the token of `stop_token_ids` that ended it"
     )
-    allowed_token_ids: Annotated[list[int], AtMost(MOST_ALLOWED, "ids")] = Field(
-        [], max_length=MOST_ALLOWED, description="No other token is generated, also none that ends the answer"
+    allowed_token_ids: Annotated[list[int], AtMost(MAX_ALLOWED_IDS, "ids")] = Field(
+        [], max_length=MAX_ALLOWED_IDS, description="No other token is generated, also none that ends the answer"
     )
-    bad_words: Annotated[list[str], AtMost(MOST_WORDS, "strings")] = Field(
-        [], max_length=MOST_WORDS, description="Texts whose tokens are not generated, at the beginning of a word or not"
+    bad_words: Annotated[list[str], AtMost(MAX_BAD_WORDS, "strings")] = Field(
+        [],
+        max_length=MAX_BAD_WORDS,
+        description="Texts whose tokens are not generated, at the beginning of a word or not",
     )
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, description="Keeps so many of the last tokens of each prompt; -1: as many as leave room to answer"
@@ -177,7 +179,7 @@ class SampledBody(BaseModel):
 
 
 class GenerationBody(SampledBody):
-    """What completions and chat have in common beside it."""
+    """The further fields that completions and chat share."""
 
     max_tokens: int | None = Field(None, ge=0)
     prompt_logprobs: int | None = Field(
@@ -189,11 +191,12 @@ class GenerationBody(SampledBody):
 
     @property
     def answer_limit(self) -> int | None:
+        """The most tokens of an answer, under whichever name the client set it."""
         return self.max_tokens
 
     @property
     def alternatives(self) -> int | None:
-        """How many alternatives per token are listed; None: no log-probabilities at all."""
+        """How many alternatives of each token are listed; None: no log-probabilities at all."""
         raise NotImplementedError
 
     @property
@@ -203,13 +206,16 @@ class GenerationBody(SampledBody):
 
 
 def validate(
-    kind: type[Body],
+    kind: type[Model],
     raw: Mapping[str, Any],
     defaults: Mapping[str, Any] = MappingProxyType({}),
     settings: Settings | None = None,
-) -> Body:
-    """The typed body, or one refusal that names field, value and what is wrong with it. Without `settings`, the
-    defaults of their limits hold."""
+) -> Model:
+    """The typed body. Without `settings`, their default limits hold.
+
+    Raises:
+        InvalidRequest: names the first field at fault, its value and what is wrong with it.
+    """
     given = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
     try:
         return kind.model_validate(given, context=settings)
@@ -218,18 +224,18 @@ def validate(
 
 
 def refuse_unsupported(kind: type[SampledBody], raw: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest where a field that is not supported asks for something."""
     for field, harmless in kind.unsupported.items():
         value = raw.get(field)
-        neutral = NEUTRAL if field not in ZERO_ASKS else (None, False)
+        neutral = NEUTRAL if field not in ZERO_IS_A_VALUE else (None, False)
         if not any(type(value) is type(ok) and value == ok for ok in (*neutral, *harmless)):
             raise InvalidRequest(f"{field} is not supported yet", field, "unsupported_parameter")
 
 
 def _refusal(error: ValidationError) -> InvalidRequest:
+    """The first of pydantic's errors, with the path to its field as JSON writes it."""
     first = error.errors(include_url=False, include_context=False)[0]
-    begin, *rest = first["loc"]
-    path = [str(begin), *(str(part) for part in rest if not _names_a_branch(part))]
-    field = path[0] + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in path[1:])
+    field = _path(first["loc"])
     if first["type"] in (TOO_MANY, BAD_JSON):
         verb = "must be " if first["type"] == TOO_MANY else ""
         return InvalidRequest(f"{field[:128]} {verb}{first['msg']}", field[:128])
@@ -238,7 +244,16 @@ def _refusal(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{field[:128]}: {first['msg'][:256]}{got}", field[:128], code)
 
 
+def _path(location: tuple[int | str, ...]) -> str:
+    """`messages[0].content` from a location of pydantic's."""
+    path = str(location[0])
+    for part in location[1:]:
+        if not _names_a_branch(part):
+            path += f"[{part}]" if str(part).isdecimal() else f".{part}"
+    return path
+
+
 def _names_a_branch(part: int | str) -> bool:
-    """pydantic adds the branch of a union to the path; a caller did not write it."""
+    """Whether pydantic added this part, which names a branch of a union, to the path that the client wrote."""
     named = isinstance(part, str) and (part.startswith(("list[", "literal[")) or part[:1].isupper())
-    return part in BRANCHES or named
+    return part in UNION_TAGS or named

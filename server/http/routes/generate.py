@@ -6,12 +6,14 @@ from typing import TypeVar
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.errors import PlacesTaken, code_of, key_name_of
+from server.errors import KeyShareTaken, code_of
 from server.formats.chat import ChatFormat
 from server.formats.completions import CompletionFormat
 from server.formats.responses import ResponsesFormat
+from server.http.incoming import incoming, key_name_of
 from server.http.sse import answer
 from server.requests.calls import open_chat, open_completion
+from server.requests.json_body import IncomingRequest
 from server.requests.responses_as_chat import in_own_words, open_response
 from server.service import Service
 
@@ -46,12 +48,14 @@ async def responses(request: Request) -> Response:
         return await answer(service, request, call, lambda call, tokenizer: ResponsesFormat(call, tokenizer, body))
 
 
-async def _opened(service: Service, request: Request, open: Callable[[Service, Request], Awaitable[Opened]]) -> Opened:
+async def _opened(
+    service: Service, request: Request, open: Callable[[Service, IncomingRequest], Awaitable[Opened]]
+) -> Opened:
     """A request that never becomes a call is counted here, once."""
     try:
-        return await open(service, request)
+        return await open(service, incoming(request))
     except Exception as error:
         service.metrics.inc("requests_rejected", code_of(error))
-        if isinstance(error, PlacesTaken):
+        if isinstance(error, KeyShareTaken):
             service.metrics.inc("key_requests_limited", key_name_of(request), error.limit)
         raise

@@ -12,10 +12,10 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 @router.get("")
 async def models(request: Request) -> dict[str, Any]:
     service: Service = request.app.state.service
-    return {"object": "list", "data": list(service.catalogue.cards())}
+    return {"object": "list", "data": list(service.served_models.cards())}
 
 
 @router.get("/{model_id:path}")
 async def model(request: Request, model_id: str) -> dict[str, Any]:
     service: Service = request.app.state.service
-    return service.catalogue.card(model_id)
+    return service.served_models.card(model_id)

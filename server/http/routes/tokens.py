@@ -3,21 +3,26 @@
 What may take long runs, and is written, beside the event loop, one at a time.
 """
 
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from model.errors import InvalidRequest
+from server.http.incoming import incoming
 from server.requests.calls import render
 from server.requests.encoding import most_characters
+from server.requests.json_body import read_json
 from server.requests.limits import check_template
 from server.schemas.base import validate
 from server.schemas.tokens import MOST_TOKENS, DetokenizeBody, TokenizeBody
 from server.service import Service
 from weights.tokenizer import TooManyTokens
 
+Body = TypeVar("Body", bound=BaseModel)
 router = APIRouter(tags=["tokens"])
 
 
@@ -25,7 +30,7 @@ router = APIRouter(tags=["tokens"])
 async def tokenize(request: Request) -> Response:
     """Ids of a `prompt`, or of `messages` as the chat template writes them."""
     service: Service = request.app.state.service
-    body = await service.bodies.read(request, lambda raw: validate(TokenizeBody, raw, settings=service.settings))
+    body = await _read(service, request, TokenizeBody)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("exactly one of prompt and messages must be given", "prompt")
     for field in ("continue_final_message", "enable_thinking"):
@@ -39,7 +44,7 @@ async def tokenize(request: Request) -> Response:
 @router.post("/detokenize")
 async def detokenize(request: Request) -> Response:
     service: Service = request.app.state.service
-    body = await service.bodies.read(request, lambda raw: validate(DetokenizeBody, raw, settings=service.settings))
+    body = await _read(service, request, DetokenizeBody)
     return await service.token_routes.run(_detokenized, service, body)
 
 
@@ -50,8 +55,13 @@ async def tokenizer_info(request: Request) -> dict[str, Any]:
     return dict(service.tokenizer_info)
 
 
+async def _read(service: Service, request: Request, body_type: type[Body]) -> Body:
+    check = partial(validate, body_type, settings=service.settings)
+    return await read_json(service, incoming(request), check)
+
+
 def _tokenized(service: Service, body: TokenizeBody) -> Response:
-    length = service.catalogue.info.max_model_len
+    length = service.served_models.info.max_model_len
     try:
         ids = _ids(service, body)
     except TooManyTokens as error:
@@ -68,7 +78,7 @@ def _ids(service: Service, body: TokenizeBody) -> list[int]:
     if not framed and (special := tokenizer.specials.get(body.prompt or "")) is not None:
         return [special]
     text = render(service, body, body.messages or [], body.tools, {}) if body.prompt is None else body.prompt
-    most = most_characters(service.catalogue.info.max_model_len)
+    most = most_characters(service.served_models.info.max_model_len)
     if len(text) > most:
         field = "messages" if body.prompt is None else "prompt"
         raise InvalidRequest(f"{field}: {len(text)} characters; at most {most} are tokenised", field)
@@ -80,7 +90,7 @@ def _ids(service: Service, body: TokenizeBody) -> list[int]:
 
 
 def _detokenized(service: Service, body: DetokenizeBody) -> Response:
-    service.catalogue.check_tokens({"tokens": body.tokens})
+    service.served_models.check_tokens({"tokens": body.tokens})
     return _json({"prompt": service.tokenizer.decode(body.tokens)})
 
 

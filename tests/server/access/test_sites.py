@@ -69,7 +69,7 @@ def test_which_names_are_answered(settings: dict[str, Any], taken: tuple[str, ..
 
 
 def test_the_operators_own_name_of_the_address_is_answered() -> None:
-    assert hosts_of((), "llm.home.example", False).take("llm.home.example")
+    assert hosts_of((), "llm.home.example", False).allow("llm.home.example")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,8 @@ def test_a_fault_of_ours_is_counted_too(monkeypatch: pytest.MonkeyPatch) -> None
     with in_memory() as client:
         service = service_of(client)
         monkeypatch.setattr(type(service), "tokenizer_info", property(lambda _: 1 / 0))
-        monkeypatch.setattr("server.errors.log.error", lambda *_, **__: None)  # a traceback takes seconds to print
+        # a traceback takes seconds to print
+        monkeypatch.setattr("server.http.error_responses.log.error", lambda *_, **__: None)
         client._transport.raise_server_exceptions = False  # type: ignore[attr-defined]
         assert client.get("/tokenizer_info").status_code == 500
         assert value(service, "http_requests_total", route="/tokenizer_info", status="500") == 1

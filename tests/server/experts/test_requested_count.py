@@ -1,4 +1,4 @@
-"""Resolving a request's expert count: four ways to ask, one answer or one refusal."""
+"""Resolving the expert count of a request: four places to ask for one, one budget or one refusal."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from model.budget import ExpertRange
 from model.errors import InvalidRequest
-from server.experts.requested_count import aliases_for, ask_of_header, asks_of_body, reported, resolve
+from server.experts.requested_count import aliases_for, counts_in_body, counts_in_header, echoed_count, resolve
 
 RANGE = ExpertRange(layers=3, trained=4, minimum=1, maximum=8)
 JSON = st.recursive(
@@ -19,7 +19,7 @@ JSON = st.recursive(
 
 
 def counts(body: dict[str, Any], headers: list[str] | None = None) -> tuple[int, ...]:
-    return resolve(RANGE, 4, [*asks_of_body(body), *ask_of_header(headers or [])]).per_layer
+    return resolve(RANGE, 4, [*counts_in_body(body), *counts_in_header(headers or [])]).per_layer
 
 
 @pytest.mark.parametrize(
@@ -148,5 +148,5 @@ def test_aliases_cover_powers_of_two_and_the_operators_words() -> None:
 
 
 def test_a_count_is_echoed_as_an_integer_unless_layers_differ() -> None:
-    assert reported(RANGE.budget(2)) == 2 and isinstance(reported(RANGE.budget(2)), int)
-    assert reported(RANGE.budget([1, 2, 2])) == 1.6667
+    assert echoed_count(RANGE.budget(2)) == 2 and isinstance(echoed_count(RANGE.budget(2)), int)
+    assert echoed_count(RANGE.budget([1, 2, 2])) == 1.6667

@@ -270,7 +270,7 @@ def test_a_body_has_so_many_fields() -> None:
 
 def test_ids_that_are_none_are_named() -> None:
     with in_memory() as client:
-        catalogue = service_of(client).catalogue
+        served_models = service_of(client).served_models
         with pytest.raises(InvalidRequest, match="tokens: token id 257 is not between 0 and 256"):
-            catalogue.check_tokens({"tokens": [0, 256, 257, -1]})
-        catalogue.check_tokens({"tokens": [], "prompt": [0, 256]})
+            served_models.check_tokens({"tokens": [0, 256, 257, -1]})
+        served_models.check_tokens({"tokens": [], "prompt": [0, 256]})
