@@ -1,4 +1,7 @@
-"""From settings to a running engine: load the model, size the cache, put scheduler and runner together."""
+"""Builds an engine from its settings: loads the model, sizes the KV cache, connects scheduler and runner.
+
+It knows no process and no socket.
+"""
 
 import ctypes
 import logging
@@ -59,7 +62,7 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     parameters = parameter_count(loaded)
     model, reason = prepare(loaded, settings)
     if isinstance(model, NativeDecoder):
-        torch.set_num_threads(1)  # what is left to torch is small, and a second pool's threads would be in the way
+        torch.set_num_threads(1)  # torch computes little beside the kernels; a second thread pool would slow them
     give_back_freed_memory()
     engine, blocks = assemble(model, settings, grammars=grammars_for(folder, model.config, tokenizer))
     info = EngineInfo(
@@ -70,7 +73,7 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
         load_seconds=time.perf_counter() - started,
         **describe(model, settings),
     )
-    prove(engine, info)
+    compute_one_token(engine, info)
     if not settings.step_ms:
         return engine, info
     engine.scheduler.cost = measure(engine.runner, info, pools(model.config), settings.max_step_tokens)
@@ -78,7 +81,7 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
 
 
 def check(config: DecoderConfig, settings: EngineSettings) -> None:
-    """Refuse what does not fit the config, before the weights are read: a large model takes minutes."""
+    """Refuse settings that the config does not allow, before the weights are read: a large model takes minutes."""
     model_length(config, settings)
     experts = replace(config, extrapolates=settings.allow_extrapolated_experts).experts
     try:
@@ -94,7 +97,7 @@ def tokenizer_for(folder: Path, config: DecoderConfig, settings: EngineSettings)
     """The checkpoint's tokenizer; None where it has none.
 
     Raises:
-        CheckpointError: it is damaged, or has ids that the model has not.
+        CheckpointError: it is damaged, or has ids outside the model's vocabulary.
     """
     if not (folder / "tokenizer.json").exists():
         return None
@@ -105,13 +108,13 @@ def tokenizer_for(folder: Path, config: DecoderConfig, settings: EngineSettings)
 
 
 def grammars_for(folder: Path, config: DecoderConfig, tokenizer: Tokenizer | None) -> Grammars | None:
-    """What compiles grammars for a checkpoint's vocabulary; None where it has no tokenizer, or no end of a text."""
+    """The grammar compiler for a checkpoint's vocabulary; None if it has no tokenizer or no end-of-text token."""
     ends = tokenizer.eos_ids if tokenizer else ()
     return Grammars(str(folder / "tokenizer.json"), config.vocabulary, ends) if ends else None
 
 
-def prove(engine: Engine, info: EngineInfo) -> None:
-    """Compute one token. Raises CheckpointError where that fails: no request could do better."""
+def compute_one_token(engine: Engine, info: EngineInfo) -> None:
+    """Compute one token. Raises CheckpointError if that fails, since every request would fail as well."""
     budget = ExpertBudget((info.experts.trained,) * info.experts.layers)
     engine.add(Request("first", (0,), budget, Sampling(max_tokens=1, seed=0, temperature=0.0)))
     events: list[TokenEvent] = []
@@ -122,13 +125,14 @@ def prove(engine: Engine, info: EngineInfo) -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Once, after loading: the weights as they were read are not needed again."""
+    """Return freed memory to the system once, after loading: the weights as read are not needed again."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def prepare(model: Decoder, settings: EngineSettings) -> tuple[Decoder | NativeDecoder, str]:
-    """The decoder in the form that runs best here, and why if that is torch. A native one takes the weights over.
+    """The decoder on the fastest backend of this machine, and, if that is torch, the reason. A native decoder takes
+    over the weights.
 
     Raises:
         CheckpointError: int8 is asked for, which only the native kernels have.
@@ -147,14 +151,14 @@ def prepare(model: Decoder, settings: EngineSettings) -> tuple[Decoder | NativeD
 
 
 def log_resources() -> None:
-    """Say what there is to be shared out, and where the figures come from: in a container mostly its limits."""
+    """Log the cores and memory available, and the source of each figure: in a container usually its limits."""
     cores, memory = available_cores(), available_memory()
     log.info("%d cores (%s), %.2f GB of memory free (%s)", cores.value, cores.source, memory.value / 1e9, memory.source)
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed instead of giving it back: every step allocates the same large intermediates,
-    and fetching their pages anew took up to a quarter of a step. Elsewhere than on glibc, nothing happens."""
+    """Make glibc keep freed memory instead of returning it: every step allocates the same large intermediates, and
+    page faults took up to a quarter of a step. Without glibc this does nothing."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
@@ -167,7 +171,7 @@ def assemble(
     cost: StepCost | None = None,
     grammars: Grammars | None = None,
 ) -> tuple[Engine, int]:
-    """An engine around a loaded model, and the number of its cache blocks. Without a `cost`, tokens bound its steps."""
+    """An engine around a loaded model, and the number of its KV blocks. Without a `cost`, only tokens bound a step."""
     config = model.config
     blocks = cache_blocks(config, settings, model.dtype, model.workspace)
     manager = BlockManager(
@@ -192,13 +196,13 @@ def assemble(
 
 
 def speculator_for(model: Decoder | NativeDecoder, settings: EngineSettings) -> Speculator | None:
-    """Who guesses, if anybody does. Raises CheckpointError where guesses cannot be checked, or not exactly."""
+    """The speculator that the settings ask for, or None. Raises CheckpointError if drafts cannot be verified."""
     try:
         speculator = speculator_of(settings.speculate)
     except InvalidRequest as error:
         raise CheckpointError(error.message) from None
     if settings.speculate == "grammar" and not isinstance(model, NativeDecoder):
-        return None  # the default asks for what is free and exact; torch's products may round a guess's row otherwise
+        return None  # the default must be exact, and torch's products may round a draft's row differently
     if speculator is not None and not (model.token_local and model.reusable):
         why = "this model keeps states, or mixes tokens, so that guesses cannot be undone"
         raise CheckpointError(f"speculate {settings.speculate}: {why}")
@@ -206,7 +210,7 @@ def speculator_for(model: Decoder | NativeDecoder, settings: EngineSettings) -> 
 
 
 def model_length(config: DecoderConfig, settings: EngineSettings) -> int:
-    """The longest sequence served. Raises CheckpointError when more is asked for than the checkpoint allows."""
+    """The longest sequence served. Raises CheckpointError if the setting is above the checkpoint's context."""
     if settings.max_model_len > config.context:
         raise CheckpointError(
             f"max_model_len {settings.max_model_len} is more than the model's context {config.context}"
@@ -215,28 +219,30 @@ def model_length(config: DecoderConfig, settings: EngineSettings) -> int:
 
 
 def state_slots(settings: EngineSettings) -> int:
-    """Sequences that have states at once: those that run, or the rows of a calibration's plan."""
+    """How many sequences can have recurrent states at once: those that run, or the rows of a calibration plan."""
     return max(settings.max_running, MOST_ROWS)
 
 
 def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype, workspace: int = 0) -> int:
-    """How many blocks the memory setting allows, but no more than `max_running` whole contexts can use. `workspace`:
-    bytes that attention takes beside the cache."""
+    """How many KV blocks the memory setting allows, at most what `max_running` whole contexts can use. `workspace`:
+    bytes that attention needs in addition to the cache."""
     memory = [shape.memory for shape in config.mixers]
     per_block = max(1, bytes_per_block(memory, settings.block_size, dtype))
-    allowed = settings.kv_cache_bytes or int(max(0, available_memory().value - workspace) * settings.kv_cache_fraction)
+    free = max(0, available_memory().value - workspace)
+    allowed = settings.kv_cache_bytes or int(free * settings.kv_cache_fraction)
     allowed -= bytes_per_sequence(memory) * state_slots(settings)
-    whole = -(-model_length(config, settings) // settings.block_size)
-    if allowed // per_block < whole:
+    length = model_length(config, settings)
+    blocks_per_context = -(-length // settings.block_size)
+    if allowed // per_block < blocks_per_context:
         raise CheckpointError(
-            f"the KV cache has {allowed} bytes, but one sequence of {model_length(config, settings)} tokens needs "
-            f"{whole * per_block}; lower max_model_len or raise kv_cache_bytes"
+            f"the KV cache has {allowed} bytes, but one sequence of {length} tokens needs "
+            f"{blocks_per_context * per_block}; lower max_model_len or raise kv_cache_bytes"
         )
-    return min(allowed // per_block, whole * settings.max_running)
+    return min(allowed // per_block, blocks_per_context * settings.max_running)
 
 
 def pools(config: DecoderConfig) -> tuple[ExpertPool, ...]:
-    """What a token chooses from, per MoE layer."""
+    """The expert pool of each MoE layer, for the cost model."""
     return tuple(
         ExpertPool(kind.blocks, kind.kept) if isinstance(kind, Infinity) else ExpertPool(kind.experts)
         for kind in config.mixtures
@@ -244,10 +250,14 @@ def pools(config: DecoderConfig) -> tuple[ExpertPool, ...]:
 
 
 def describe(model: Decoder | NativeDecoder, settings: EngineSettings) -> dict[str, Any]:
-    """What the engine says of the model that it runs."""
+    """The fields of `EngineInfo` that follow from the model and the settings."""
     config = model.config
     kind = config.mixtures[0] if config.mixtures else None
-    total = kind.blocks if isinstance(kind, Infinity) else kind.experts if isinstance(kind, TopK) else 0
+    total = 0
+    if isinstance(kind, Infinity):
+        total = kind.blocks
+    elif isinstance(kind, TopK):
+        total = kind.experts
     return {
         "dtype": str(model.dtype).removeprefix("torch."),
         "vocabulary": config.vocabulary,
@@ -257,8 +267,13 @@ def describe(model: Decoder | NativeDecoder, settings: EngineSettings) -> dict[s
         "shared_experts": int(isinstance(kind, TopK) and kind.shared is not None),
         "block_size": settings.block_size,
         "kernels": load().name if isinstance(model, NativeDecoder) else "torch",
-        "quantize": settings.quantize
-        if settings.quantize == "none"
-        else f"{settings.quantize} {settings.quantize_layers}",
+        "quantize": quantization(settings),
         "step_cost": None,
     }
+
+
+def quantization(settings: EngineSettings) -> str:
+    """What is quantized and how, as in `EngineInfo.quantize`."""
+    if settings.quantize == "none":
+        return "none"
+    return f"{settings.quantize} {settings.quantize_layers}"

@@ -1,6 +1,6 @@
-"""What one step's results add to a sequence: tokens up to its end, the reason of that end, and what is told of them.
+"""What a step's results add to one sequence: its new tokens, its finish reason, and the events that report them.
 
-It knows one sequence, no blocks and no other sequences.
+It knows one sequence at a time, no blocks.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from engine.types import Finish, Logprob, TokenEvent
 
 
 def append_tokens(sequence: Sequence, results: Seq[Sampled], longest: int) -> tuple[list[Sampled], Finish | None]:
-    """Append what was sampled, up to the token that ends the sequence (its own end, or `longest` tokens in all).
+    """Append sampled tokens, up to the one that ends the sequence (a stop token, or `longest` tokens in total).
 
-    Returns the results that count, and how the sequence ends, if it does.
+    Returns the results whose tokens were kept, and the finish reason if the sequence ends.
     """
     for count, result in enumerate(results, 1):
         if result.error is not None:
@@ -38,15 +38,15 @@ def _finish(sequence: Sequence, token: int, longest: int) -> Finish | None:
 
 
 def count_draft_work(chunk: Chunk, draft_experts: int) -> None:
-    """Add guesses to their sequence's work. Those that the model made itself, with so many experts, have been computed
-    twice: when they were made and when they were checked."""
+    """Add a chunk's drafts to its sequence's work. Drafts made by the model itself, with `draft_experts` experts, are
+    computed twice: when they are made and when they are verified."""
     sequence = chunk.sequence
     sequence.computed_tokens += len(chunk.drafts) + chunk.model_drafts
     sequence.draft_pairs += chunk.model_drafts * sum(capped_counts(sequence.request.budget.per_layer, draft_experts))
 
 
 def token_event(sequence: Sequence, result: Sampled, clock: Callable[[], float]) -> TokenEvent:
-    """The event of a token that does not end its sequence. The first says where the time went up to it."""
+    """The event of a token that does not end its sequence. The first one carries the request's times so far."""
     stats = None
     if sequence.first_token_at is None:
         sequence.first_token_at = clock()
@@ -59,8 +59,9 @@ def token_event(sequence: Sequence, result: Sampled, clock: Callable[[], float])
 def end_event(
     sequence: Sequence, finish: Finish, last: Sampled | None, error: str | None, code: str, clock: Callable[[], float]
 ) -> TokenEvent:
-    """The event that ends a sequence, with its last token if it comes with one."""
-    token, logprob = (None, None) if last is None else (last.token, last.logprob)
+    """The event that ends a sequence, with its last token if there is one."""
+    token = None if last is None else last.token
+    logprob = None if last is None else last.logprob
     if token is not None and error is None:
         sequence.first_token_at = sequence.first_token_at or clock()
     return TokenEvent(
@@ -69,7 +70,7 @@ def end_event(
 
 
 def _unsent_prompt_logprobs(sequence: Sequence) -> tuple[Logprob, ...] | None:
-    """The prompt's log-probabilities, for the first event of a sequence that asked for them."""
+    """The prompt's log-probabilities for the first event of a sequence that asked for them; else None."""
     if sequence.request.sampling.prompt_logprobs is None or sequence.prompt_logprobs_sent:
         return None
     sequence.prompt_logprobs_sent = True

@@ -1,7 +1,7 @@
-"""What one engine step computes, and what comes back: the border between the scheduler and whatever runs the model.
+"""Plans and results: what one engine step computes, and what the runner returns to the scheduler.
 
-Plain values, no tensors: a runner reads tokens, block ids, budget and sampling from each chunk's sequence. What is made
-for every token is a struct, which is far cheaper to make.
+Plain values, no tensors: a runner reads tokens, block ids, budget and sampling from each chunk's sequence. Values made
+for every token are msgspec structs, which are much faster to create than dataclasses.
 """
 
 from dataclasses import dataclass
@@ -30,20 +30,17 @@ class Chunk(msgspec.Struct, frozen=True):
 
     @property
     def reaches_end(self) -> bool:
-        """Whether this chunk reaches the last token.
-
-        True or false until the plan is committed; the commit itself may append the new token.
-        """
+        """Whether this chunk reaches the last token. Valid until the plan is committed, which may append a token."""
         return self.start + self.length == len(self.sequence.tokens)
 
     @property
     def samples(self) -> bool:
-        """Whether the next token is sampled from its logits; true or false as `reaches_end`."""
+        """Whether the next token is sampled from its logits. Valid as long as `reaches_end`."""
         return self.reaches_end and self.sequence.request.sampling.max_tokens > 0
 
     @property
     def scored_positions(self) -> range:
-        """The prompt tokens whose log-probabilities are wanted and follow from this chunk."""
+        """The positions of prompt tokens whose log-probabilities this chunk yields, if the request wants them."""
         sequence = self.sequence
         if sequence.request.sampling.prompt_logprobs is None:
             return NO_POSITIONS
@@ -52,12 +49,12 @@ class Chunk(msgspec.Struct, frozen=True):
 
     @property
     def logit_rows(self) -> int:
-        """How many of its tokens' logits are wanted."""
+        """How many of its tokens need logits."""
         return self.samples * (1 + len(self.drafts)) + len(self.scored_positions)
 
     @property
     def tokens(self) -> list[int]:
-        """What is computed."""
+        """The tokens to compute, drafts included."""
         return [*self.sequence.tokens[self.start : self.start + self.length], *self.drafts]
 
 
@@ -65,12 +62,12 @@ Plan = tuple[Chunk, ...]
 
 
 def sample_count(plan: Plan) -> int:
-    """How many chunks of a plan sample."""
+    """The number of chunks of a plan that sample."""
     return sum(chunk.samples for chunk in plan)
 
 
 def require_results(plan: Plan, sampled: int, scored: int) -> None:
-    """Raise ValueError where a plan's results are not as many as it asks for."""
+    """Raise ValueError if the number of results is not what the plan asks for."""
     if sampled != sample_count(plan):
         raise ValueError(f"the plan samples {sample_count(plan)} tokens, got {sampled}")
     if scored != (scoring := sum(bool(chunk.scored_positions) for chunk in plan)):
@@ -79,7 +76,7 @@ def require_results(plan: Plan, sampled: int, scored: int) -> None:
 
 @dataclass(slots=True)
 class PlanStats:
-    """What happened while one plan was made; the meanings are those of `StepStats`."""
+    """What happened while one plan was made; fields as in `StepStats`."""
 
     estimated_s: float = 0.0
     preemptions: int = 0
@@ -105,7 +102,7 @@ class Sampled(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class MoEWork:
-    """What the mixture layers did in one step; the meanings are those of `StepStats`."""
+    """The work of the MoE layers in one step; fields as in `StepStats`."""
 
     routed_pairs: int
     trained_pairs: int
@@ -118,9 +115,9 @@ NO_MOE_WORK = MoEWork(routed_pairs=0, trained_pairs=0, distinct_experts=0, load_
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One `Sampled` for each chunk with `.samples`, in plan order, and the work it took.
+    """One `Sampled` for each chunk with `.samples`, in plan order, and the work of the step.
 
-    `scores`: for each chunk with `.scored_positions`, in plan order, those log-probabilities; None where one of them is
+    `scores`: for each chunk with `.scored_positions`, in plan order, their log-probabilities; None where one of them is
     not finite.
     """
 
@@ -133,7 +130,7 @@ class Runner(Protocol):
     """Runs a plan on a model."""
 
     def run(self, plan: Plan) -> StepResult:
-        """Compute every chunk and sample where it says so.
+        """Compute every chunk, and sample for those with `.samples`.
 
         An `EngineDown` means that the device is lost and the process must end; any other exception fails this plan.
         """

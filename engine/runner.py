@@ -1,4 +1,4 @@
-"""Runs a plan on a decoder: builds the batch, calls the model, samples. The only place where plans become tensors."""
+"""Runs a plan on a decoder: builds the batch, calls the model, samples. It knows no queues and does not schedule."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from msgspec import structs
 from torch import Tensor
 
 from engine.batching import InputBatchBuilder
-from engine.plan import Chunk, MoEWork, Plan, StepResult
+from engine.plan import Chunk, MoEWork, Plan, Sampled, StepResult
 from engine.sampling.logprobs import scores
 from engine.sampling.sampler import sample
 from engine.sequence import Sequence
@@ -22,7 +22,7 @@ from model.decoder import Decoder
 
 
 class ExpertStats:
-    """Observer of one step's mixtures: pairs computed, experts touched, how uneven the load was."""
+    """Observes the mixtures of one step: routed pairs, distinct experts, load imbalance."""
 
     def __init__(self) -> None:
         self.pairs = 0
@@ -33,87 +33,96 @@ class ExpertStats:
         self._loads.append(load_E)
 
     def work(self, trained_pairs: int) -> MoEWork:
-        """The sums over all mixtures seen so far."""
-        distinct, uneven = torch.ops.moedial.spread(self._loads) if load().native else _spread(self._loads)
-        return MoEWork(self.pairs, trained_pairs, distinct, uneven / max(1, len(self._loads)))
+        """The work of all mixtures observed so far; `trained_pairs` is what the trained count would have cost."""
+        distinct, imbalance = torch.ops.moedial.spread(self._loads) if load().native else _load_spread(self._loads)
+        return MoEWork(self.pairs, trained_pairs, distinct, imbalance / max(1, len(self._loads)))
 
 
-def _spread(loads: list[Tensor]) -> tuple[int, float]:
-    """Experts that have any tokens, and the sum over the mixtures of the busiest's share over the mean."""
+def _load_spread(loads: list[Tensor]) -> tuple[int, float]:
+    """The experts with at least one token, and the busiest expert's load over the mean; both summed over mixtures."""
     arrays = [load.numpy() for load in loads]
-    return sum(int(np.count_nonzero(a)) for a in arrays), sum(float(a.max() / a.mean()) for a in arrays if a.any())
+    distinct = sum(int(np.count_nonzero(load_E)) for load_E in arrays)
+    imbalance = sum(float(load_E.max() / load_E.mean()) for load_E in arrays if load_E.any())
+    return distinct, imbalance
 
 
 class ModelRunner:
-    """A decoder, native or on torch, and the paged cache that it made."""
+    """A decoder, on native kernels or torch, with its paged cache."""
 
     def __init__(self, model: Decoder | NativeDecoder, cache: PagedCache | NativeCache) -> None:
         self.model, self.cache = model, cache
-        self._batching, self._guessing = InputBatchBuilder(cache.block_size), InputBatchBuilder(cache.block_size)
-        self.draft_experts = 0  # how many experts guess, where chunks ask for guesses
-        self._trained_pairs = model.config.experts.trained * len(model.config.mixtures)  # of a token
+        self._inputs = InputBatchBuilder(cache.block_size)
+        self._draft_inputs = InputBatchBuilder(cache.block_size)
+        self.draft_experts = 0  # the expert count of drafts, where chunks ask for model drafts
+        self._trained_pairs = model.config.experts.trained * len(model.config.mixtures)  # per token
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> StepResult:
         """Compute every chunk; sample for those that reach their last token, score the prompts that ask for it."""
         expert_stats = ExpertStats()
         if any(chunk.model_drafts for chunk in plan):
-            plan = self._guess(plan, expert_stats)
+            plan = self._draft(plan, expert_stats)
         for chunk in plan:
             if chunk.drafts and chunk.sequence.matcher is not None:
                 chunk.sequence.matcher.look_ahead(chunk.drafts)
         logits_RV = self.forward(plan, expert_stats)
         scoring = [chunk for chunk in plan if chunk.scored_positions]
-        rows = len(logits_RV) - sum(len(chunk.scored_positions) for chunk in scoring)
-        sampling = [chunk for chunk in plan if chunk.samples]
-        drafts = [chunk.drafts for chunk in sampling]
-        sampled = sample(logits_RV[:rows], [chunk.sequence for chunk in sampling], drafts) if rows else ()
+        sampled_rows = len(logits_RV) - sum(len(chunk.scored_positions) for chunk in scoring)
+        sampled = _sample(logits_RV[:sampled_rows], plan) if sampled_rows else ()
         tokens = sum(chunk.length + len(chunk.drafts) for chunk in plan)
-        return StepResult(sampled, expert_stats.work(tokens * self._trained_pairs), _scores(logits_RV[rows:], scoring))
+        work = expert_stats.work(tokens * self._trained_pairs)
+        return StepResult(sampled, work, _prompt_logprobs(logits_RV[sampled_rows:], scoring))
 
     def forward(self, plan: Plan, expert_stats: ExpertStats) -> Tensor:
-        """Logits [R, V] of the rows that chunks want, in plan order: rows to sample from, then those to score with."""
-        return self._forward(self._batching, plan, expert_stats)
+        """Logits [R, V] of the rows that chunks ask for, in plan order: rows to sample from, then rows that score."""
+        return self._forward(self._inputs, plan, expert_stats)
 
-    def _forward(self, batching: InputBatchBuilder, plan: Plan, expert_stats: ExpertStats) -> Tensor:
-        batch, pages = batching.step(plan)
+    def _forward(self, inputs: InputBatchBuilder, plan: Plan, expert_stats: ExpertStats) -> Tensor:
+        batch, pages = inputs.build(plan)
         # The cache is of the decoder's own kind, which no type can say here.
         logits_RV: Tensor = self.model(batch, self.cache.attend(pages), expert_stats)  # type: ignore[arg-type]
         return logits_RV
 
-    def _guess(self, plan: Plan, expert_stats: ExpertStats) -> Plan:
-        """The same plan with guesses that the model made with fewer experts, token by token.
+    def _draft(self, plan: Plan, expert_stats: ExpertStats) -> Plan:
+        """The same plan with drafts that the model made with fewer experts, one token per forward pass.
 
-        Their keys and values lie where the plan's own will be: checking the guesses writes over them.
+        The drafts' keys and values are written where the plan's own belong: verifying the drafts overwrites them.
         """
-        shadows = {chunk.sequence.id: _shadow(chunk, self.draft_experts) for chunk in plan if chunk.model_drafts}
+        copies = {chunk.sequence.id: _draft_sequence(chunk, self.draft_experts) for chunk in plan if chunk.model_drafts}
         for done in range(max(chunk.model_drafts for chunk in plan)):
-            going = [(chunk, shadows[chunk.sequence.id]) for chunk in plan if chunk.model_drafts > done]
-            step = tuple(Chunk(shadow, chunk.start + done, 1) for chunk, shadow in going)
-            results = sample(self._forward(self._guessing, step, expert_stats), [shadow for _, shadow in going])
-            for (_, shadow), result in zip(going, results, strict=True):
-                shadow.tokens.append(result.token)
-        return tuple(
-            structs.replace(chunk, drafts=tuple(shadows[chunk.sequence.id].tokens[-chunk.model_drafts :]))
-            if chunk.model_drafts
-            else chunk
-            for chunk in plan
-        )
+            active = [chunk for chunk in plan if chunk.model_drafts > done]
+            sequences = [copies[chunk.sequence.id] for chunk in active]
+            step = tuple(Chunk(own, chunk.start + done, 1) for chunk, own in zip(active, sequences, strict=True))
+            results = sample(self._forward(self._draft_inputs, step, expert_stats), sequences)
+            for sequence, result in zip(sequences, results, strict=True):
+                sequence.tokens.append(result.token)
+        return tuple(_with_drafts(chunk, copies.get(chunk.sequence.id)) for chunk in plan)
 
 
-def _shadow(chunk: Chunk, experts: int) -> Sequence:
-    """A sequence like the chunk's, with fewer experts, which may go ahead."""
+def _sample(logits_RV: Tensor, plan: Plan) -> tuple[Sampled, ...]:
+    chunks = [chunk for chunk in plan if chunk.samples]
+    return sample(logits_RV, [chunk.sequence for chunk in chunks], [chunk.drafts for chunk in chunks])
+
+
+def _draft_sequence(chunk: Chunk, experts: int) -> Sequence:
+    """A copy of the chunk's sequence with fewer experts, whose tokens may grow without changing the original."""
     own = chunk.sequence
     counts = capped_counts(own.request.budget.per_layer, experts)
     sampling = replace(own.request.sampling, logprobs=None)
     request = replace(own.request, budget=replace(own.request.budget, per_layer=counts), sampling=sampling)
-    shadow = Sequence(request, own.arrived_at)
-    shadow.tokens, shadow.blocks, shadow.slot = list(own.tokens), own.blocks, own.slot
-    return shadow
+    copy = Sequence(request, own.arrived_at)
+    copy.tokens, copy.blocks, copy.slot = list(own.tokens), own.blocks, own.slot
+    return copy
 
 
-def _scores(logits_NV: Tensor, chunks: list[Chunk]) -> tuple[tuple[Logprob, ...] | None, ...]:
-    """The log-probabilities of prompt tokens: of each chunk those that follow from it."""
+def _with_drafts(chunk: Chunk, copy: Sequence | None) -> Chunk:
+    if copy is None:
+        return chunk
+    return structs.replace(chunk, drafts=tuple(copy.tokens[-chunk.model_drafts :]))
+
+
+def _prompt_logprobs(logits_NV: Tensor, chunks: list[Chunk]) -> tuple[tuple[Logprob, ...] | None, ...]:
+    """The log-probabilities of prompt tokens: for each chunk, those of the tokens after its own."""
     found: list[tuple[Logprob, ...] | None] = []
     first = 0
     for chunk in chunks:

@@ -1,7 +1,7 @@
-"""One request on its way through the engine: its tokens, how many of them are computed, and the blocks that hold them.
+"""`Sequence`: one request inside the engine, with its tokens, how many of them are computed, and its KV-cache blocks.
 
-A sequence has no phases: `pending` is 1 while it decodes and more while it prefills or recomputes.
-It refuses to know who schedules it, how blocks are shared, and what a tensor is.
+A sequence has no phase: `pending` is 1 while it decodes and more while it prefills or recomputes.
+It does not know the scheduler, how blocks are shared, or tensors.
 """
 
 from engine.grammars.matcher import Matcher
@@ -44,29 +44,29 @@ class Sequence:
 
     def __init__(self, request: Request, arrived_at: float, matcher: Matcher | None = None) -> None:
         self.request = request
-        self.matcher = matcher  # of the request's grammar, as far as `tokens` have come
+        self.matcher = matcher  # follows the request's grammar up to the last of `tokens`
         self.tokens = list(request.prompt)
         self.prompt_length = len(request.prompt)
         self.plain_greedy = request.sampling.plain_greedy
         self.computed = 0  # tokens whose keys and values are in the cache
         self.blocks: list[int] = []
-        self.slot = -1  # the place of its states while it holds blocks
+        self.slot = -1  # index of its recurrent states while it holds blocks
         self.hashes: list[bytes] = []
-        self.published = 0  # full blocks that have been offered to the prefix cache
+        self.published = 0  # full blocks that have been put into the prefix cache
         self.cached_tokens = 0  # prompt tokens found in the prefix cache when the request was first admitted
         self.preemptions = 0
-        self.computed_tokens = 0  # in all; see `RequestStats`
-        self.draft_pairs = 0  # of guesses that were made with fewer experts
-        self.isolated_until = 0  # up to here a step of it and others has failed, so that it is computed alone
+        self.computed_tokens = 0  # in total; see `RequestStats`
+        self.draft_pairs = 0  # routed pairs of drafts that the model made with fewer experts
+        self.isolated_until = 0  # tokens before this position run in a step of their own: a shared step failed there
         self.arrived_at = arrived_at
-        self.arrival_number = 0  # its place in the order of arrival
-        self.waiting_since = arrived_at  # for its next token, while it waits or is partly read
+        self.arrival_number = 0  # its position in the order of arrival
+        self.waiting_since = arrived_at  # for its next token, while it is queued or partly prefilled
         self.admitted_at: float | None = None
         self.first_token_at: float | None = None
-        self.sampler_state: object = None  # the sampler's own, a function of the request and `tokens`
-        self.prompt_logprobs: list[Logprob] = []  # of the prompt's tokens from the second on, as far as they are known
+        self.sampler_state: object = None  # kept by the sampler; a function of the request and `tokens`
+        self.prompt_logprobs: list[Logprob] = []  # of the prompt's tokens from the second on, as far as computed
         self.prompt_logprobs_sent = False  # whether an event has carried them
-        self.draft_state: object = None  # the speculator's own
+        self.draft_state: object = None  # kept by the speculator
 
     @property
     def id(self) -> str:
@@ -75,12 +75,12 @@ class Sequence:
 
     @property
     def ready(self) -> bool:
-        """Whether it is known what its grammar allows next, if it has one."""
+        """Whether the mask of the next token is there, or none is needed."""
         return self.matcher is None or self.matcher.ready
 
     @property
     def pending(self) -> int:
-        """Tokens that must still be computed before the next one can be sampled."""
+        """Tokens still to be computed before the next one can be sampled."""
         return len(self.tokens) - self.computed
 
     @property
@@ -89,9 +89,10 @@ class Sequence:
         return len(self.tokens) - self.prompt_length
 
     def stats(self, now: float) -> RequestStats:
-        """Where the time went, if the request ends at `now` (seconds on the clock that stamped the arrival)."""
+        """Times and work of the request if it ends at `now` (seconds on the clock that stamped the arrival)."""
         admitted = now if self.admitted_at is None else self.admitted_at
         first = now if self.first_token_at is None else self.first_token_at
+        pairs = self.computed_tokens * sum(self.request.budget.per_layer)
         return RequestStats(
             queue_s=admitted - self.arrived_at,
             prefill_s=first - admitted,
@@ -99,5 +100,5 @@ class Sequence:
             cached_tokens=self.cached_tokens,
             preemptions=self.preemptions,
             computed_tokens=self.computed_tokens,
-            routed_pairs=self.computed_tokens * sum(self.request.budget.per_layer) + self.draft_pairs,
+            routed_pairs=pairs + self.draft_pairs,
         )
