@@ -12,9 +12,9 @@ import torch
 import typer
 from torch import Tensor
 
-from model.backends.cpu.blocks import ACTIVATIONS
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.pack import Kind
+from model.backends.cpu.kernels.params import ACTIVATIONS
 from tests.model.backends.cpu.kernels import cases, mixture_cases, pages, program
 from tests.model.backends.cpu.kernels.arguments import OPS, arguments, run
 from tests.model.backends.cpu.kernels.cases import KINDS, NORMS, Case, Make, ops
@@ -99,7 +99,7 @@ def infinity_layer(make: Make, kind: Kind) -> Case:
     run *= make.rng.choice([1, 1, 2])
     width = make.rng.choice([size(make, 130), 16 * size(make, 8)])
     case = mixture_cases.infinity_case(make, min(rows(make), 200), width, config, run, kind, make.rng.choice(NORMS))
-    case.few = make.rng.choice([0, make.rng.randint(0, 2000), 1 << 40])
+    case.crossover_rows = make.rng.choice([0, make.rng.randint(0, 2000), 1 << 40])
     return case
 
 

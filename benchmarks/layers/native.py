@@ -26,12 +26,12 @@ def native_layer(config: TopK | Infinity, parameters: dict[str, Tensor]) -> Call
         module = InfinityMixture(width, config) if isinstance(config, Infinity) else TopKMixture(width, config)
     module.load_state_dict(parameters, assign=True)
     block = feed_forward_block(nn.Identity(), module, 0, precision_for(torch.bfloat16))
-    op = getattr(torch.ops.moedial, f"{block.kind}_block").default
+    op, arguments = getattr(torch.ops.moedial, block.op).default, block.arguments()
 
     def run(x_TD: Tensor, use: Use) -> Tensor:
         y_TD = x_TD.float()
         noise = (use.seeds_T, use.positions_T) if isinstance(config, Infinity) else ()
-        op(y_TD, use.counts_T, *noise, use.k_max, *block.args)
+        op(y_TD, use.counts_T, *noise, use.k_max, *arguments)
         return y_TD.sub_(x_TD)
 
     return run

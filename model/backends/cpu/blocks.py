@@ -1,27 +1,37 @@
-"""The blocks of a decoder layer on native kernels: packed weights, in the order in which the kernels take them.
+"""The blocks of a decoder layer on native kernels: packed weights, as the parameters that their ops take.
 
 Each is made from the plain-torch module that defines it, whose values it computes. No requests, no files here.
 """
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from model.attention.attention import SelfAttention
-from model.backends.cpu.kernels.pack import INPUTS, OUTPUTS, Kind, Packed, interleave, kind_for, pack
+from model.backends.cpu.kernels.pack import INPUTS, OUTPUTS, Kind, interleave, kind_for, pack
+from model.backends.cpu.kernels.params import (
+    AttentionParams,
+    BlockParams,
+    DrawsParams,
+    FeedForwardParams,
+    InfinityParams,
+    MaskParams,
+    NormParams,
+    RouterParams,
+    TopKParams,
+)
 from model.layers import DenseFFN, RMSNorm
 from model.moe.infinity import InfinityMixture
 from model.moe.topk import TopKMixture
 from model.noise import normal_table
-from model.shapes.decoder import Activation, Infinity, TopK
+from model.shapes.decoder import Infinity, TopK
 
 Quantize = Literal["none", "int8", "int8-weights"]
-ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in csrc/kernels.h
-GROUPED_UNITS = 64  # a mixture whose blocks are narrower is run in groups of so many units
+GROUPED_UNITS = 64  # a mixture whose groups are narrower is run in tiles of so many units
 EVERY = 1 << 40  # more units than there are
 ops = torch.ops.moedial
 
@@ -48,12 +58,12 @@ def precision_for(dtype: torch.dtype, quantize: Quantize = "none", experts_only:
     return Precision(kind_for(dtype), quantize, experts_only)
 
 
-def norm_args(norm: nn.Module) -> tuple[Tensor | None, Tensor | None, float]:
-    """Weight, bias and epsilon in float32; without a weight for the identity."""
+def norm_params(norm: nn.Module) -> NormParams:
+    """A norm in float32; none for the identity."""
     if isinstance(norm, nn.Identity):
-        return None, None, 0.0
-    bias = getattr(norm, "bias", None)
-    return _weight(norm), None if bias is None else _float(bias), float(norm.eps)  # type: ignore[arg-type]
+        return NormParams()
+    bias, eps = getattr(norm, "bias", None), float(norm.eps)  # type: ignore[arg-type]
+    return NormParams(_weight(norm), None if bias is None else _float(bias), eps)
 
 
 def _weight(norm: nn.Module) -> Tensor:
@@ -66,102 +76,107 @@ def _float(weight: object) -> Tensor:
     return weight.detach().float().contiguous()
 
 
-def _words(packed: Packed) -> tuple[Tensor, Tensor | None]:
-    return packed.words, packed.side
+def _bias(layer: nn.Linear) -> Tensor | None:
+    return None if layer.bias is None else _float(layer.bias)
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """x += f(norm(x)): a method of `Program` (csrc/program.h) and its arguments. The op of that name, `_block` behind,
-    takes them after a step's rows."""
-
-    kind: Literal["attention", "topk", "infinity", "ffn"]
-    args: tuple[object, ...]
-
-
-def attention_block(norm: nn.Module, module: SelfAttention, rotary: Tensor | None, precision: Precision) -> Block:
+def attention_block(
+    norm: nn.Module, module: SelfAttention, rotary: Tensor | None, precision: Precision
+) -> AttentionParams:
     """Norm, queries, keys and values, rotary positions, cache, attention and output projection."""
     shape, rule = module.shape, module.rule
-    norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
-    args = (
-        *norm_args(norm),
-        *_words(pack(module.qkv.weight, precision.linears)),
-        None if module.qkv.bias is None else _float(module.qkv.bias),
-        *(None if n is None else _weight(n) for n in norms),
-        shape.qk_norm == "head",
-        shape.clip or 0.0,
-        rotary,
-        *_words(pack(module.out.weight, precision.linears)),
-        None if module.out.bias is None else _float(module.out.bias),
-        shape.heads,
-        rule.scale,
-        rule.window,
-        0.0,
-        None if rule.sinks_H is None else _float(rule.sinks_H),
+    q_norm, k_norm = getattr(module, "q_norm", None), getattr(module, "k_norm", None)
+    sinks = None if rule.sinks_H is None else _float(rule.sinks_H)
+    return AttentionParams(
+        norm=norm_params(norm),
+        qkv=pack(module.qkv.weight, precision.linears),
+        qkv_bias=_bias(module.qkv),
+        q_norm=None if q_norm is None else _weight(q_norm),
+        k_norm=None if k_norm is None else _weight(k_norm),
+        norm_per_head=shape.qk_norm == "head",
+        clip=shape.clip or 0.0,
+        rotary=rotary,
+        out=pack(module.out.weight, precision.linears),
+        out_bias=_bias(module.out),
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_width=shape.head_width,
+        mask=MaskParams(rule.scale, rule.window, sinks=sinks),
     )
-    return Block("attention", args)
 
 
-def topk_block(norm: nn.Module, module: TopKMixture, precision: Precision) -> Block:
+def topk_block(norm: nn.Module, module: TopKMixture, precision: Precision) -> TopKParams:
     """Norm, router, ragged experts and their weighted sum."""
     config: TopK = module.config
-    args = (
-        *norm_args(norm),
-        *_words(pack(module.router, precision.base)),
-        *_words(pack(interleave(module.gate_up), precision.experts)),
-        *_words(pack(padded(module.down), precision.experts)),
-        config.experts,
-        config.width,
-        ACTIVATIONS[config.activation],
-        config.router.normalise,
+    router = pack(module.router, precision.base)
+    return TopKParams(
+        norm=norm_params(norm),
+        routing=RouterParams(router, config.experts, config.router.normalise),
+        up=pack(interleave(module.gate_up), precision.experts),
+        down=pack(padded(module.down), precision.experts),
+        units=config.width,
+        activation=config.activation,
     )
-    return Block("topk", args)
 
 
-def infinity_block(mixture: int, norm: nn.Module, module: InfinityMixture, precision: Precision) -> Block:
-    """Norm, draws, masks and the kept blocks of the wide layer."""
+def infinity_block(mixture: int, norm: nn.Module, module: InfinityMixture, precision: Precision) -> InfinityParams:
+    """Norm, draws, masks and the kept groups of the wide layer."""
     config: Infinity = module.config
     width = module.up.shape[1]
-    units = config.block if config.block % 16 == 0 else grouped_units(config)
-    up, down = blocks_of(module, units)
-    narrow = units != config.block and precision.experts == precision.base and width % OUTPUTS == 0
-    args = (
-        *norm_args(norm),
-        *_words(pack(module.router, precision.base)),
-        pack(module.scores, "float").words,  # which blocks win is decided in float32
-        config.space,
-        *_words(pack(up, precision.experts)),
-        *_words(pack(down, precision.experts)),
-        config.units,
-        units,
-        config.blocks,
-        config.kept,
-        ACTIVATIONS[config.activation],
-        normal_table(),
-        mixture,
-        config.sigma_link == "exp",
-        config.sigma_min,
-        config.draws == "antithetic",
-        *(unit_rows(module) if narrow else (None, None)),
+    tile_units = config.block if config.block % OUTPUTS == 0 else grouped_units(config)
+    up, down = blocks_of(module, tile_units)
+    params = InfinityParams(
+        norm=norm_params(norm),
+        router=pack(module.router, precision.base),
+        scores=pack(module.scores, "float").packed,  # which groups win is decided in float32
+        latent_dim=config.space,
+        up=pack(up, precision.experts),
+        down=pack(down, precision.experts),
+        units=config.units,
+        tile_units=tile_units,
+        groups=config.blocks,
+        kept=config.kept,
+        activation=config.activation,
+        draws=draws_params(mixture, config),
     )
-    return Block("infinity", (*args, crossover(args, width, config.block) if narrow else 0))
+    narrow = tile_units != config.block and precision.experts == precision.base and width % OUTPUTS == 0
+    return with_unit_rows(params, module) if narrow else params
 
 
-def crossover(args: tuple[object, ...], width: int, share: int) -> int:
+def draws_params(mixture: int, config: Infinity) -> DrawsParams:
+    """How the points of the mixture with this number are drawn."""
+    return DrawsParams(
+        quantiles=normal_table(),
+        layer=mixture,
+        exponential=config.sigma_link == "exp",
+        sigma_min=config.sigma_min,
+        antithetic=config.draws == "antithetic",
+    )
+
+
+def with_unit_rows(params: InfinityParams, module: InfinityMixture) -> InfinityParams:
+    """The block with its units as rows as well, which are read where few are kept."""
+    up_rows, down_rows = unit_rows(module)
+    both = replace(params, up_rows=up_rows, down_rows=down_rows)
+    return replace(both, crossover_rows=crossover(both, module.up.shape[1]))
+
+
+def crossover(params: InfinityParams, width: int) -> int:
     """How many kept units cost as much one by one as all units in one pass. Both give the same bits."""
     one, x_TD = torch.ones(1, dtype=torch.int64), torch.ones(1, width)
+    ways = [replace(params, crossover_rows=rows).arguments() for rows in (0, EVERY)]
 
-    def run(few: int) -> Tensor:
-        load_E: Tensor = ops.infinity_block(x_TD.clone(), one, one, one, 1, *args, few)
+    def run(way: tuple[object, ...]) -> Tensor:
+        load_E: Tensor = ops.infinity_block(x_TD.clone(), one, one, one, 1, *way)
         return load_E
 
-    def seconds(few: int) -> float:
+    def seconds(way: tuple[object, ...]) -> float:
         started = time.perf_counter()
-        run(few)
+        run(way)
         return time.perf_counter() - started
 
-    kept = int(run(0).sum()) * share
-    pass_s, rows_s = (statistics.median(seconds(few) for _ in range(5)) for few in (0, EVERY))
+    kept = int(run(ways[0]).sum()) * (params.units // params.groups)
+    pass_s, rows_s = (statistics.median(seconds(way) for _ in range(5)) for way in ways)
     return int(kept * pass_s / rows_s)
 
 
@@ -192,29 +207,32 @@ def blocks_of(module: InfinityMixture, units: int) -> tuple[Tensor, Tensor]:
     return up, down
 
 
-def ffn_block(norm: nn.Module, module: DenseFFN, precision: Precision) -> Block:
+def ffn_block(norm: nn.Module, module: DenseFFN, precision: Precision) -> FeedForwardParams:
     """Norm and a dense feed-forward layer: a single expert that every token uses."""
     config = module.config
     up: Tensor = interleave(module.up.weight) if config.gated else module.up.weight
-    up_bias: Tensor | None = module.up.bias
-    if up_bias is not None:
-        up_bias = interleave(up_bias[:, None])[:, 0] if config.gated else up_bias
-        up_bias = nn.functional.pad(_float(up_bias), (0, -len(up_bias) % 16))
-    down_bias = module.down.bias
-    args = (
-        *norm_args(norm),
-        *_words(pack(up, precision.linears)),
-        up_bias,
-        *_words(pack(padded(module.down.weight), precision.linears)),
-        None if down_bias is None else _float(down_bias),
-        config.width,
-        config.gated,
-        ACTIVATIONS[config.activation],
+    return FeedForwardParams(
+        norm=norm_params(norm),
+        up=pack(up, precision.linears),
+        down=pack(padded(module.down.weight), precision.linears),
+        units=config.width,
+        gated=config.gated,
+        activation=config.activation,
+        up_bias=_up_bias(module),
+        down_bias=_bias(module.down),
     )
-    return Block("ffn", args)
 
 
-def feed_forward_block(norm: nn.Module, module: nn.Module, mixture: int, precision: Precision) -> Block:
+def _up_bias(module: DenseFFN) -> Tensor | None:
+    """The first bias in the order of the packed outputs, padded as they are."""
+    bias: Tensor | None = module.up.bias
+    if bias is None:
+        return None
+    ordered = interleave(bias[:, None])[:, 0] if module.config.gated else bias
+    return nn.functional.pad(_float(ordered), (0, -len(ordered) % OUTPUTS))
+
+
+def feed_forward_block(norm: nn.Module, module: nn.Module, mixture: int, precision: Precision) -> BlockParams:
     """The native form of one layer's feed-forward part; `mixture` is its number among the MoE layers."""
     if isinstance(module, TopKMixture):
         return topk_block(norm, module, precision)

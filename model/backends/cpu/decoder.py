@@ -10,15 +10,15 @@ from torch import Tensor
 from model.attention.attention import SelfAttention
 from model.attention.rope import rotary_tables
 from model.backends.cpu.blocks import (
-    ACTIVATIONS,
     Quantize,
     attention_block,
     feed_forward_block,
-    norm_args,
+    norm_params,
     precision_for,
 )
 from model.backends.cpu.cache import TILE, NativeCache, NativePages
 from model.backends.cpu.kernels.pack import pack
+from model.backends.cpu.kernels.params import ACTIVATIONS, BlockParams, LinearParams
 from model.batch import Batch
 from model.decoder import Decoder, Layer, parameter_count
 from model.moe.base import Mixture, Observer
@@ -75,10 +75,12 @@ class NativeDecoder:
         self.parameters = parameter_count(model)
         self.precision = precision = precision_for(self.dtype, quantize, experts_only)
         self._loads = [m.blocks if isinstance(m, Infinity) else m.experts for m in config.mixtures]
-        head, tied = pack((model.embed if config.tied else model.head).weight, precision.linears), model.embed.weight
+        head, embeddings = (model.embed if config.tied else model.head), model.embed.weight.detach()
         places = model.embed_positions.weight if config.positions == "learned" else None
-        self._program = torch.classes.moedial.Program(config.width, tied.detach(), places)
-        self._program.head(*norm_args(model.norm), head.words, head.side, config.vocabulary, None)
+        self._program = torch.classes.moedial.Program(config.width, embeddings, places)
+        packed_head = pack(head.weight, precision.linears)
+        last = LinearParams(norm=norm_params(model.norm), weight=packed_head, outputs=config.vocabulary)
+        torch.ops.moedial.set_head(self._program, *last.arguments())
         ropes = {s.rope for s in config.mixers if isinstance(s, Attention) and s.rope is not None}
         tables = {rope: rotary_table(rope, length) for rope in ropes}
         mixtures = 0
@@ -88,13 +90,15 @@ class NativeDecoder:
             assert isinstance(layer.mixer, SelfAttention)
             shape = layer.mixer.shape
             rotary = None if shape.rope is None else tables[shape.rope]
-            attention = attention_block(layer.mixer_norm, layer.mixer, rotary, precision)
-            self._program.attention(shape.kv_heads, shape.head_width, *attention.args)
-            rest = feed_forward_block(layer.ffn_norm, layer.ffn, mixtures, precision)
-            getattr(self._program, rest.kind)(*rest.args)
+            self._add(attention_block(layer.mixer_norm, layer.mixer, rotary, precision))
+            self._add(feed_forward_block(layer.ffn_norm, layer.ffn, mixtures, precision))
             mixtures += isinstance(layer.ffn, Mixture)
             del model.layers[0], layer
         self._run = self._program.run
+
+    def _add(self, block: BlockParams) -> None:
+        """Makes it the next block of the program."""
+        getattr(torch.ops.moedial, block.add_op)(self._program, *block.arguments())
 
     @property
     def reusable(self) -> bool:

@@ -1,24 +1,39 @@
-"""Shapes of what each op returns, for torch's tracing and compiling. Registered on import, after the library."""
+"""Shapes of what each op returns, for torch's tracing and compiling. Registered on import, after the library.
 
+A function here names those of its op's arguments that the shape depends on.
+"""
+
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-def _fake(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return torch.library.register_fake(f"moedial::{op}")
+Shape = Callable[..., Any]
 
 
-def _whole(value: object) -> int:
-    assert isinstance(value, int)
-    return value
+def _fake(op: str) -> Callable[[Shape], Shape]:
+    """Registers a function of the op's arguments, which it takes by name."""
+    names = [argument.name for argument in getattr(torch.ops.moedial, op).default._schema.arguments]
+
+    def register(shape: Shape) -> Shape:
+        wanted = inspect.signature(shape).parameters.keys()
+        assert wanted <= set(names), f"{op} has no argument {wanted - set(names)}"
+
+        def fake(*given: object) -> Any:
+            values = dict(zip(names, given, strict=True))
+            return shape(**{name: values[name] for name in wanted})
+
+        torch.library.register_fake(f"moedial::{op}")(fake)
+        return shape
+
+    return register
 
 
 @_fake("linear")
-def _linear(x: Tensor, *rest: object) -> Tensor:
-    return x.new_empty(x.shape[0], _whole(rest[5]))
+def _linear(x: Tensor, outputs: int) -> Tensor:
+    return x.new_empty(x.shape[0], outputs)
 
 
 @_fake("best")
@@ -27,22 +42,22 @@ def _best(logits: Tensor) -> Tensor:
 
 
 @_fake("constrain")
-def _constrain(logits: Tensor, *_: object) -> Tensor:
+def _constrain(logits: Tensor) -> Tensor:
     return torch.empty_like(logits)
 
 
 @_fake("experts")
-def _experts(x: Tensor, *_: object) -> Tensor:
+def _experts(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
 @_fake("attend")
-def _attend(q: Tensor, *_: object) -> Tensor:
+def _attend(q: Tensor) -> Tensor:
     return torch.empty_like(q)
 
 
 @_fake("route")
-def _route(logits: Tensor, counts: Tensor, k_max: int, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _route(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     pairs = torch.library.get_ctx().new_dynamic_size()
     return (
         logits.new_empty(pairs, dtype=torch.int32),
@@ -52,27 +67,27 @@ def _route(logits: Tensor, counts: Tensor, k_max: int, normalise: bool) -> tuple
 
 
 @_fake("draw")
-def _draw(gaussian: Tensor, *_: object) -> Tensor:
+def _draw(gaussian: Tensor) -> Tensor:
     return gaussian.new_empty(torch.library.get_ctx().new_dynamic_size(), gaussian.shape[1] // 2)
 
 
 @_fake("masks")
-def _masks(scores: Tensor, counts: Tensor, *_: object) -> Tensor:
+def _masks(scores: Tensor, counts: Tensor) -> Tensor:
     return scores.new_empty(counts.shape[0], scores.shape[1])
 
 
 @_fake("topk_block")
-def _topk_block(x: Tensor, *rest: object) -> Tensor:
-    return x.new_empty(_whole(rest[11]), dtype=torch.int64)
+def _topk_block(x: Tensor, experts: int) -> Tensor:
+    return x.new_empty(experts, dtype=torch.int64)
 
 
 @_fake("infinity_block")
-def _infinity_block(x: Tensor, *rest: object) -> Tensor:
-    return x.new_empty(_whole(rest[17]), dtype=torch.int64)
+def _infinity_block(x: Tensor, groups: int) -> Tensor:
+    return x.new_empty(groups, dtype=torch.int64)
 
 
 @_fake("write_cache")
 @_fake("attention_block")
 @_fake("ffn_block")
-def _in_place(*_: object) -> None:
+def _in_place() -> None:
     return None

@@ -20,18 +20,18 @@ PANEL, OUTPUTS, INPUTS, HALF = 64, 16, 4, 32
 class Packed:
     """E matrices [n, k]; as stored, n is a multiple of 16 and k of 4.
 
-    `side`, int8 only: int32 [2, E·n], the scales' float32 bits, then what inputs shifted by 128 add to each sum.
+    `scales`, int8 only: int32 [2, E·n], the scales' float32 bits, then what inputs shifted by 128 add to each sum.
     """
 
-    words: Tensor
-    side: Tensor | None
+    packed: Tensor
+    scales: Tensor | None
     n: int
     k: int
     kind: Kind
 
     @property
     def nbytes(self) -> int:
-        return self.words.nbytes + (0 if self.side is None else self.side.nbytes)
+        return self.packed.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
 
 def kind_for(dtype: torch.dtype) -> Kind:
@@ -44,14 +44,14 @@ def pack(weight: Tensor, kind: Kind) -> Packed:
     weight_ENK = weight if weight.dim() == 3 else weight[None]
     n, k = weight_ENK.shape[1:]
     padded_ENK = F.pad(weight_ENK, (0, -k % INPUTS, 0, -n % OUTPUTS))
-    values_ENK, side = padded_ENK.to(DTYPE[kind]) if kind in ("float", "bfloat16") else padded_ENK, None
     if kind in ("int8", "int8-weights"):
-        values_ENK, side = quantise(padded_ENK)
-    return Packed(panels(values_ENK, kind), side, n, k, kind)
+        values_ENK, scales = quantise(padded_ENK)
+        return Packed(panels(values_ENK, kind), scales, n, k, kind)
+    return Packed(panels(padded_ENK.to(DTYPE[kind]), kind), None, n, k, kind)
 
 
 def quantise(weight_ENK: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 values and their side tensor."""
+    """int8 values, and their scales and offsets as `Packed` keeps them."""
     scale_EN = weight_ENK.float().abs().amax(-1) / 127
     values_ENK = (weight_ENK.float() / scale_EN.clamp(min=1e-30)[..., None]).round().to(torch.int8)
     offset_EN = values_ENK.sum(-1, dtype=torch.int32) * 128
@@ -59,19 +59,19 @@ def quantise(weight_ENK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def panels(values_ENK: Tensor, kind: Kind) -> Tensor:
-    """The words in the order of the kernels, flat, in memory of their own."""
+    """The values in the order of the kernels, flat, in memory of their own."""
     experts, n, k = values_ENK.shape
     group = GROUP[kind]
     raw = torch.ops.moedial.allocate(values_ENK.numel() * values_ENK.element_size())
-    words = raw.view(values_ENK.dtype)
-    out_EW = words.view(experts, -1)
+    packed = raw.view(values_ENK.dtype)
+    out_EW = packed.view(experts, -1)
     whole = n // PANEL * PANEL
     for first, rows, width in [(0, whole, PANEL), (whole, n - whole, n - whole)]:
         if rows:
             part = values_ENK[:, first : first + rows].unflatten(1, (-1, width)).unflatten(-1, (k // group, group))
             target = out_EW[:, first * k : (first + rows) * k].view(experts, -1, k // group, width, group)
             target.copy_(part.permute(0, 1, 3, 2, 4))
-    return words.view(torch.uint8) if kind == "int8-weights" else words
+    return packed.view(torch.uint8) if kind == "int8-weights" else packed
 
 
 def interleave(gate_up: Tensor) -> Tensor:
@@ -87,15 +87,15 @@ def unpack(packed: Packed, experts: int = 1) -> Tensor:
     """The matrices [E, n, k] in float32, as the kernels see their values (for tests and the reference)."""
     n, k = packed.n + -packed.n % OUTPUTS, packed.k + -packed.k % INPUTS
     group = GROUP[packed.kind]
-    words = packed.words.view(torch.int8) if packed.kind == "int8-weights" else packed.words
+    stored = packed.packed.view(torch.int8) if packed.kind == "int8-weights" else packed.packed
     parts = []
     for first, width in [(0, PANEL), (n // PANEL * PANEL, n % PANEL)]:
         rows = n // PANEL * PANEL if width == PANEL else width
         if rows:
-            part = words.view(experts, -1)[:, first * k : (first + rows) * k]
+            part = stored.view(experts, -1)[:, first * k : (first + rows) * k]
             part = part.reshape(experts, -1, k // group, width, group).permute(0, 1, 3, 2, 4)
             parts.append(part.reshape(experts, rows, k))
     values_ENK = torch.cat(parts, dim=1).float()
-    if packed.side is not None:
-        values_ENK = values_ENK * packed.side[0].view(torch.float32).view(experts, n, 1)
+    if packed.scales is not None:
+        values_ENK = values_ENK * packed.scales[0].view(torch.float32).view(experts, n, 1)
     return values_ENK[:, : packed.n, : packed.k]

@@ -19,7 +19,7 @@ from model.moe.topk import TopKMixture
 from model.shapes.attention import Rope
 from model.shapes.decoder import Activation, Infinity, Router, TopK
 
-ROUND, PART = 128, 1024  # keys after which the running maximum of csrc/attend.h is renewed, and is begun anew
+ROUND, PART = 128, 1024  # keys after which the running maximum of csrc/attender.h is renewed, and is begun anew
 
 
 def encode(x_RK: Tensor, kind: Kind) -> Tensor:

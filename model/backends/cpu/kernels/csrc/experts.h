@@ -1,191 +1,240 @@
 // Ragged experts: exactly the routed pairs, gate, up and activation in one pass, down and the
 // weighted sum in another. The second pass hands out columns of the output: no two threads write
-// one element, and a token's partial results are summed by rising expert, whoever shares the batch.
+// one element, and a token's partial results are summed by rising expert, whatever else is in the
+// batch.
 #pragma once
 #include "linear.h"
 
 namespace moedial {
 
+// What lies between the two products.
 struct Hidden {
-    Inputs in;                // [R, units], activated and weighted, as `down` multiplies them
-    float* floats = nullptr;  // the same before quantisation
+    Inputs in;                // [pairs, units], activated and weighted, as `down` multiplies them
+    float* floats = nullptr;  // the same before quantisation: INT8 needs the whole row's maximum
 };
 
-// h = activation of one slice of an expert's first product.
-inline void gated(const Experts& e, const Matrix& m, const int32_t* words, int64_t first,
-                  int64_t outputs, float row_scale, const float* bias, float* h) {
-    const int64_t half = e.gated ? outputs / 2 : outputs;
+// hidden = activation of one slice of an expert's first product. Gated: the slice's first half are
+// gates, the second their ups.
+inline void activate_slice(const Experts& experts, const Matrix& matrix, const int32_t* sums,
+                           int64_t first, int64_t outputs, float row_scale, const float* bias,
+                           float* hidden) {
+    const int64_t half = experts.gated ? outputs / 2 : outputs;
     for (int64_t i = 0; i < half; i += LANES) {
-        vf v = finish(m, words + i, first + i, row_scale);
-        if (bias) v += load(bias + first + i);
-        v = activate(v, e.activation);
-        if (e.gated) {
-            vf up = finish(m, words + half + i, first + half + i, row_scale);
-            if (bias) up += load(bias + first + half + i);
-            v *= up;
+        Floats values = finish(matrix, sums + i, first + i, row_scale);
+        if (bias) values += load(bias + first + i);
+        values = activate(values, experts.activation);
+        if (experts.gated) {
+            Floats ups = finish(matrix, sums + half + i, first + half + i, row_scale);
+            if (bias) ups += load(bias + first + half + i);
+            values *= ups;
         }
-        store(h + i, v);
+        store(hidden + i, values);
     }
 }
 
-// h times the pair's weight, or unit by unit times the token's mask.
-inline void weigh(const Calls& calls, int64_t pair, int64_t token, int64_t unit, int64_t count,
-                  float* h) {
-    if (calls.mask) {
-        const float* mask = calls.mask + token * calls.stride;
+// hidden times the pair's weight, or unit by unit times the token's mask. `unit`: the first one's
+// number among the units of all experts.
+inline void weigh(const RoutedPairs& pairs, int64_t pair, int64_t token, int64_t unit,
+                  int64_t count, float* hidden) {
+    if (pairs.mask) {
+        const float* mask = pairs.mask + token * pairs.mask_stride;
         int64_t i = 0;
-        if (calls.share == 1)
-            for (; i + LANES <= count && unit + i + LANES <= calls.stride; i += LANES)
-                store(h + i, load(h + i) * load(mask + unit + i));
-        for (; i < count; i++) h[i] *= mask[std::min((unit + i) / calls.share, calls.stride - 1)];
-    } else if (calls.weight) {
-        for (int64_t i = 0; i < count; i += LANES) store(h + i, load(h + i) * calls.weight[pair]);
+        if (pairs.group_units == 1)
+            for (; i + LANES <= count && unit + i + LANES <= pairs.mask_stride; i += LANES)
+                store(hidden + i, load(hidden + i) * load(mask + unit + i));
+        // Padded units lie behind the mask's end; they are 0, whatever they are multiplied by.
+        for (; i < count; i++)
+            hidden[i] *= mask[std::min((unit + i) / pairs.group_units, pairs.mask_stride - 1)];
+    } else if (pairs.weight) {
+        for (int64_t i = 0; i < count; i += LANES)
+            store(hidden + i, load(hidden + i) * pairs.weight[pair]);
     }
 }
 
-inline void encode_part(const Hidden& to, int64_t row, int64_t first, const float* h,
+// Part of a pair's hidden row into the form that `down` multiplies.
+inline void encode_part(const Hidden& to, int64_t row, int64_t first, const float* hidden,
                         int64_t count) {
     if (to.floats) {
-        std::memcpy(to.floats + row * to.in.words * 4 + first, h, count * 4);
+        std::memcpy(to.floats + row * to.in.words * 4 + first, hidden, count * 4);
     } else if (to.in.kind == FLOAT) {
-        std::memcpy(to.in.data + row * to.in.words + first, h, count * 4);
+        std::memcpy(to.in.data + row * to.in.words + first, hidden, count * 4);
     } else {
         uint16_t* out = (uint16_t*)(to.in.data + row * to.in.words) + first;
         int64_t i = 0;
         for (; i + 2 * LANES <= count; i += 2 * LANES)
-            store_bf16(out + i, load(h + i), load(h + i + LANES));
-        for (; i < count; i++) out[i] = to_bf16(h[i]);
+            store_bf16(out + i, load(hidden + i), load(hidden + i + LANES));
+        for (; i < count; i++) out[i] = to_bf16(hidden[i]);
     }
 }
 
-struct Work {  // one expert with rows
+struct Work {  // some of the pairs of one expert
     int64_t expert, first, rows;
 };
 
-// Experts that have rows; a large one is cut, so that no thread waits long for another.
-inline int64_t list_work(const Calls& calls, int64_t most, Work* work) {
+// Experts that have pairs; a large one is cut, so that no thread waits long for another.
+inline int64_t list_work(const RoutedPairs& pairs, int64_t max_rows, Work* work) {
     int64_t count = 0, start = 0;
-    for (int64_t e = 0; e < calls.experts; e++) {
-        for (; start < calls.ends[e]; start = work[count - 1].first + work[count - 1].rows)
-            work[count++] = {e, start, std::min(most, calls.ends[e] - start)};
+    for (int64_t expert = 0; expert < pairs.experts; expert++) {
+        for (; start < pairs.ends[expert]; start = work[count - 1].first + work[count - 1].rows)
+            work[count++] = {expert, start, std::min(max_rows, pairs.ends[expert] - start)};
     }
     return count;
 }
 
-inline void up_tile(const Inputs& x, const Calls& calls, const Experts& e, const Work& w,
-                    int64_t panel, const float* bias, const Hidden& hidden) {
-    Block& b = block();
-    const Matrix m = e.up.at(w.expert);
-    const Slice slice{&m, panel * PANEL, m.outputs(panel)};
-    const int64_t first = e.gated ? slice.first / 2 : slice.first,
-                  count = e.gated ? slice.outputs / 2 : slice.outputs;
-    alignas(64) float h[PANEL];
-    for (int64_t r = 0; r < w.rows; r += BLOCK) {
-        const int64_t now = std::min(BLOCK, w.rows - r), pair = w.first + r;
-        const auto token = [&](int64_t j) {
-            return calls.token ? calls.token[pair + j] : pair + j;
+// One panel of the first product for the pairs of one piece of work, activated and weighted.
+inline void up_tile(const Inputs& in, const RoutedPairs& pairs, const Experts& experts,
+                    const Work& work, int64_t panel, const float* bias, const Hidden& to) {
+    Block& room = block();
+    const Matrix matrix = experts.up.at(work.expert);
+    const Slice slice{&matrix, panel * PANEL, matrix.panel_outputs(panel)};
+    const int64_t first = experts.gated ? slice.first / 2 : slice.first;
+    const int64_t count = experts.gated ? slice.outputs / 2 : slice.outputs;
+    alignas(64) float hidden[PANEL];
+    for (int64_t done = 0; done < work.rows; done += ROW_BLOCK) {
+        const int64_t now = std::min(ROW_BLOCK, work.rows - done), pair = work.first + done;
+        const auto token = [&](int64_t row) {
+            return pairs.token ? pairs.token[pair + row] : pair + row;
         };
-        for (int64_t j = 0; j < now; j++) b.rows[j] = x.row(token(j));
-        product(b.rows, now, slice, b.own, 0, false);
-        for (int64_t j = 0; j < now; j++) {
-            const float scale = x.scale ? x.scale[token(j)] : 1.0f;
-            gated(e, m, b.words + j * PANEL, slice.first, slice.outputs, scale, bias, h);
-            weigh(calls, pair + j, token(j), w.expert * e.units + first, count, h);
-            encode_part(hidden, pair + j, first, h, count);
+        for (int64_t row = 0; row < now; row++) room.rows[row] = in.row(token(row));
+        product(room.rows, now, slice, room.own, 0, false);
+        for (int64_t row = 0; row < now; row++) {
+            const float scale = in.scales ? in.scales[token(row)] : 1.0f;
+            activate_slice(experts, matrix, room.words + row * PANEL, slice.first, slice.outputs,
+                           scale, bias, hidden);
+            weigh(pairs, pair + row, token(row), work.expert * experts.units + first, count,
+                  hidden);
+            encode_part(to, pair + row, first, hidden, count);
         }
     }
 }
 
-// y[:, slice] += Σ over this expert's rows of down · h. Unscaled sums go straight onto y.
-inline void down_tile(const Hidden& hidden, const Calls& calls, const Matrix& m, const Work& w,
-                      const Slice& slice, float* y, int64_t width) {
-    Block& b = block();
-    const bool straight = m.kind == FLOAT || m.kind == BFLOAT;
-    for (int64_t r = 0; r < w.rows; r += BLOCK) {
-        const int64_t now = std::min(BLOCK, w.rows - r), pair = w.first + r;
-        for (int64_t j = 0; j < now; j++) {
-            b.rows[j] = hidden.in.row(pair + j);
-            b.sums[j] = (int32_t*)(y + (calls.token ? calls.token[pair + j] : pair + j) * width +
-                                   slice.first);
+// y[:, slice] += Σ over this expert's pairs of down · hidden. Unscaled sums go straight onto y.
+inline void down_tile(const Hidden& hidden, const RoutedPairs& pairs, const Matrix& matrix,
+                      const Work& work, const Slice& slice, float* y, int64_t width) {
+    Block& room = block();
+    const bool direct = matrix.kind == FLOAT || matrix.kind == BFLOAT16;
+    for (int64_t done = 0; done < work.rows; done += ROW_BLOCK) {
+        const int64_t now = std::min(ROW_BLOCK, work.rows - done), pair = work.first + done;
+        for (int64_t row = 0; row < now; row++) {
+            const int64_t token = pairs.token ? pairs.token[pair + row] : pair + row;
+            room.rows[row] = hidden.in.row(pair + row);
+            room.sums[row] = (int32_t*)(y + token * width + slice.first);
         }
-        product(b.rows, now, {&m, slice.first, slice.outputs}, straight ? b.sums : b.own, 0,
-                straight);
-        if (straight) continue;
-        for (int64_t j = 0; j < now; j++) {
-            const float scale = hidden.in.scale ? hidden.in.scale[pair + j] : 1.0f;
-            float* out = (float*)b.sums[j];
+        product(room.rows, now, {&matrix, slice.first, slice.outputs},
+                direct ? room.sums : room.own, 0, direct);
+        if (direct) continue;
+        for (int64_t row = 0; row < now; row++) {
+            const float scale = hidden.in.scales ? hidden.in.scales[pair + row] : 1.0f;
+            float* out = (float*)room.sums[row];
             for (int64_t i = 0; i < slice.outputs; i += LANES)
-                store(out + i, load(out + i) + finish(m, b.own[j] + i, slice.first + i, scale));
+                store(out + i,
+                      load(out + i) + finish(matrix, room.own[row] + i, slice.first + i, scale));
         }
     }
 }
 
 // Ask for the next expert's part of a column early: it is short, and the processor would not see it
 // coming.
-inline void fetch(const Matrix& m, const Slice& s) {
-    const int64_t p = s.first / PANEL,
-                  bytes = std::min<int64_t>(m.outputs(p) * m.groups() * m.word_bytes(), 8192);
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(m.panel(p) + i);
+inline void prefetch_slice(const Matrix& matrix, const Slice& slice) {
+    const int64_t panel = slice.first / PANEL;
+    const int64_t bytes = std::min<int64_t>(
+        matrix.panel_outputs(panel) * matrix.groups() * matrix.word_bytes(), 8192);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(matrix.panel(panel) + i);
 }
 
-inline Hidden hidden_rows(const Experts& e, int64_t pairs) {
-    Hidden h{inputs(e.down.kind, pairs, e.down.k)};
-    if (e.down.kind == QUANTUM) h.floats = scratch().take<float>(pairs * e.down.k);
-    return h;
+inline Hidden hidden_rows(const Experts& experts, int64_t pairs) {
+    Hidden hidden{inputs(experts.down.kind, pairs, experts.down.inputs)};
+    if (experts.down.kind == INT8)
+        hidden.floats = scratch().take<float>(pairs * experts.down.inputs);
+    return hidden;
 }
 
-// y [rows, width] (+)= Σ over a token's pairs of weight · expert(x). `bias`: of a single dense
-// "expert".
-inline void run_experts(const Inputs& x, int64_t rows, int64_t width, const Calls& calls,
-                        const Experts& e, bool add, float* y, const float* up_bias = nullptr,
-                        const float* down_bias = nullptr) {
-    const int64_t pairs = calls.ends[calls.experts - 1], padded = e.down.n;
-    const Hidden hidden = hidden_rows(e, pairs);
-    Work* work = scratch().take<Work>(calls.experts + ceil_div(pairs, BLOCK));
-    const int64_t pieces = list_work(calls, 8 * BLOCK, work), panels = e.up.panels(),
-                  mean = ceil_div(pairs, pieces);
-    const int64_t run = std::min(run_length(pieces * panels, mean), panels),
-                  runs = ceil_div(panels, run);
+// What both products of one layer's step share: the pairs cut into pieces of work, and what lies
+// between the products.
+struct ExpertsRun {
+    const RoutedPairs& pairs;
+    const Experts& experts;
+    Hidden hidden;
+    Work* work;
+    int64_t count, pieces, mean_rows;  // pairs, pieces of work, pairs of each on average
+};
+
+inline ExpertsRun plan_experts(const RoutedPairs& pairs, const Experts& experts) {
+    const int64_t count = pairs.ends[pairs.experts - 1];
+    const Hidden hidden = hidden_rows(experts, count);
+    Work* work = scratch().take<Work>(pairs.experts + ceil_div(count, ROW_BLOCK));
+    const int64_t pieces = list_work(pairs, 8 * ROW_BLOCK, work);
+    return {pairs, experts, hidden, work, count, pieces, ceil_div(count, pieces)};
+}
+
+// First product: a task is a run of panels of one piece of work.
+inline void run_up(const Inputs& in, const ExpertsRun& step, const float* bias) {
+    const Matrix &up = step.experts.up, &down = step.experts.down;
+    const Hidden& hidden = step.hidden;
+    const int64_t panels = up.panels();
+    const int64_t run = std::min(run_length(step.pieces * panels, step.mean_rows), panels);
+    const int64_t runs = ceil_div(panels, run);
     parallel(
-        pieces * runs,
-        [&](int64_t i) {
-            const int64_t end = std::min(panels, (i % runs + 1) * run);
-            for (int64_t p = i % runs * run; p < end; p++)
-                up_tile(x, calls, e, work[i / runs], p, up_bias, hidden);
+        step.pieces * runs,
+        [&](int64_t task) {
+            const int64_t end = std::min(panels, (task % runs + 1) * run);
+            for (int64_t panel = task % runs * run; panel < end; panel++)
+                up_tile(in, step.pairs, step.experts, step.work[task / runs], panel, bias, hidden);
         },
-        pairs * e.up.n * e.up.k);
-    if (hidden.floats)
-        parallel_rows(
-            pairs, 32,
-            [&](int64_t first, int64_t last) {
-                for (int64_t r = first; r < last; r++)
-                    encode(hidden.floats + r * e.down.k, e.down.k, hidden.in, r, e.down.k);
-            },
-            4 * pairs * e.down.k);
+        step.count * up.outputs * up.inputs);
+    if (!hidden.floats) return;
+    parallel_rows(
+        step.count, 32,
+        [&](int64_t first, int64_t last) {
+            for (int64_t row = first; row < last; row++)
+                encode(hidden.floats + row * down.inputs, down.inputs, hidden.in, row, down.inputs);
+        },
+        4 * step.count * down.inputs);
+}
+
+// Second product: a task is some columns of all tokens, summed over all pieces of work.
+inline void run_down(const ExpertsRun& step, int64_t rows, int64_t width, bool add, float* y,
+                     const float* bias) {
+    const Matrix& down = step.experts.down;
+    const int64_t padded = down.outputs, pieces = step.pieces;
     float* sums = scratch().take<float>(rows * padded);
-    const Slices slices(e.down, 1);  // a column is summed by one thread
-    const int64_t together = run_length(slices.count(), mean);
+    const Slices slices(down, 1);  // a column is summed by one thread
+    const int64_t columns_per_task = run_length(slices.count(), step.mean_rows);
     parallel(
-        ceil_div(slices.count(), together),
-        [&](int64_t i) {
-            const int64_t from = i * together, end = std::min(slices.count(), from + together),
-                          first = slices.at(from).first;
+        ceil_div(slices.count(), columns_per_task),
+        [&](int64_t task) {
+            const int64_t from = task * columns_per_task;
+            const int64_t end = std::min(slices.count(), from + columns_per_task);
+            const int64_t first = slices.at(from).first;
             const int64_t last = std::min(end * slices.width, padded);
-            for (int64_t r = 0; r < rows; r++)
-                std::memset(sums + r * padded + first, 0, (last - first) * 4);
-            for (int64_t p = 0; p < pieces; p++) {
-                if (p + 1 < pieces) fetch(e.down.at(work[p + 1].expert), slices.at(from));
-                for (int64_t s = from; s < end; s++)
-                    down_tile(hidden, calls, e.down.at(work[p].expert), work[p], slices.at(s), sums,
-                              padded);
+            for (int64_t row = 0; row < rows; row++)
+                std::memset(sums + row * padded + first, 0, (last - first) * 4);
+            for (int64_t piece = 0; piece < pieces; piece++) {
+                const Work& work = step.work[piece];
+                if (piece + 1 < pieces)
+                    prefetch_slice(down.at(step.work[piece + 1].expert), slices.at(from));
+                for (int64_t slice = from; slice < end; slice++)
+                    down_tile(step.hidden, step.pairs, down.at(work.expert), work, slices.at(slice),
+                              sums, padded);
             }
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t c = first; c < std::min(last, width); c++) {
-                    const float value = sums[r * padded + c] + (down_bias ? down_bias[c] : 0.0f);
-                    y[r * width + c] = add ? y[r * width + c] + value : value;
+            for (int64_t row = 0; row < rows; row++)
+                for (int64_t column = first; column < std::min(last, width); column++) {
+                    const float value = sums[row * padded + column] + (bias ? bias[column] : 0.0f);
+                    float& out = y[row * width + column];
+                    out = add ? out + value : value;
                 }
         },
-        pairs * e.down.n * e.down.k);
+        step.count * down.outputs * down.inputs);
+}
+
+// y [rows, width] (+)= Σ over a token's pairs of weight · expert(x). The biases are of a single
+// dense expert.
+inline void run_experts(const Inputs& in, int64_t rows, int64_t width, const RoutedPairs& pairs,
+                        const Experts& experts, bool add, float* y, const float* up_bias = nullptr,
+                        const float* down_bias = nullptr) {
+    const ExpertsRun step = plan_experts(pairs, experts);
+    run_up(in, step, up_bias);
+    run_down(step, rows, width, add, y, down_bias);
 }
 
 }  // namespace moedial

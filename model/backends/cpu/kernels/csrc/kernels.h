@@ -1,45 +1,49 @@
-// The plain values that kernels work on, and the table of entry points that each instruction set
-// fills. No torch here: whoever calls has checked every shape.
+// The plain values that kernels work on, and the entry points of one instruction set's library.
+// No torch here: the caller has checked every shape (`checks.h`, `bind.h`).
+//
+// Names of sizes: `width` is the model's, `inputs` and `outputs` are a matrix', `stride` is the
+// distance of two rows in floats. Matrices are stored padded; what is padded holds zeros.
 #pragma once
 #include <cstdint>
 
 namespace moedial {
 
 // How a matrix is stored. Each group of 1, 2 or 4 neighbouring inputs of one output is a 32-bit
-// word (16 for BYTES).
+// word (16 bits for INT8_WEIGHTS).
 enum Kind : int32_t {
-    FLOAT,    // float32 weights and inputs
-    BFLOAT,   // bfloat16 weights and inputs, float32 sums
-    BYTES,    // int8 weights, one scale per output; widened to bfloat16 on the way
-    QUANTUM,  // int8 weights, one scale per output; inputs quantised row by row; int32 sums
+    FLOAT,         // float32 weights and inputs
+    BFLOAT16,      // bfloat16 weights and inputs, float32 sums
+    INT8_WEIGHTS,  // int8 weights, one scale per output; widened to bfloat16 on the way
+    INT8,          // int8 weights, one scale per output; inputs quantised row by row; int32 sums
 };
 
 enum Activation : int32_t { SILU, GELU, GELU_TANH, RELU };
 
-// y = W x, W [n, k]: panels of 64 outputs (the last may have 16, 32 or 48), each [groups][outputs]
-// words.
+// y = W x, W [outputs, inputs]: panels of 64 outputs (the last may have 16, 32 or 48), each laid
+// out as [groups][outputs] words, so that a vector holds one group of neighbouring outputs.
 struct Matrix {
     Kind kind = FLOAT;
     const char* data = nullptr;
-    const float* scale = nullptr;  // [n], int8 only
-    const int32_t* offset =
-        nullptr;           // [n], QUANTUM only: what inputs shifted by 128 add to every sum
-    int64_t n = 0, k = 0;  // as stored: n a multiple of 16, k of 4
+    const float* scales = nullptr;     // [outputs], int8 only
+    const int32_t* offsets = nullptr;  // [outputs], INT8 only: what inputs + 128 add to every sum
+    int64_t outputs = 0, inputs = 0;   // as stored: multiples of 16 and of 4
 
-    int64_t per_group() const { return kind == FLOAT ? 1 : kind == QUANTUM ? 4 : 2; }
-    int64_t groups() const { return k / per_group(); }
-    int64_t word_bytes() const { return kind == BYTES ? 2 : 4; }
-    int64_t bytes() const { return n * groups() * word_bytes(); }
-    int64_t panels() const { return (n + 63) / 64; }
-    const char* panel(int64_t p) const { return data + p * 64 * groups() * word_bytes(); }
-    int64_t outputs(int64_t p) const { return n - p * 64 < 64 ? n - p * 64 : 64; }
+    int64_t group_inputs() const { return kind == FLOAT ? 1 : kind == INT8 ? 4 : 2; }
+    int64_t groups() const { return inputs / group_inputs(); }
+    int64_t word_bytes() const { return kind == INT8_WEIGHTS ? 2 : 4; }
+    int64_t bytes() const { return outputs * groups() * word_bytes(); }
+    int64_t panels() const { return (outputs + 63) / 64; }
+    const char* panel(int64_t index) const { return data + index * 64 * groups() * word_bytes(); }
+    int64_t panel_outputs(int64_t index) const {
+        return outputs - index * 64 < 64 ? outputs - index * 64 : 64;
+    }
     // One of many matrices stored behind each other.
-    Matrix at(int64_t e) const {
-        Matrix m = *this;
-        m.data += e * bytes();
-        if (scale) m.scale += e * n;
-        if (offset) m.offset += e * n;
-        return m;
+    Matrix at(int64_t index) const {
+        Matrix one = *this;
+        one.data += index * bytes();
+        if (scales) one.scales += index * outputs;
+        if (offsets) one.offsets += index * outputs;
+        return one;
     }
 };
 
@@ -49,25 +53,9 @@ struct Norm {
     float eps = 0;
 };
 
-// Routed pairs, sorted by expert; within an expert by token.
-struct Calls {
-    const int32_t* token = nullptr;  // [R]; none: 0, 1, 2, ...
-    const float* weight = nullptr;   // [R]; none: 1
-    const int64_t* ends = nullptr;   // [E], cumulative
-    int64_t experts = 0;
-    // Or one weight per score instead: [tokens, stride], each for `share` neighbouring units of all
-    // experts in a row.
-    const float* mask = nullptr;
-    int64_t stride = 0, share = 0;
-};
-
-// Feed-forward experts: up [experts] of [units or 2 units, d] (gated: 32 gates and 32 ups in turn),
-// down [d, units].
-struct Experts {
-    Matrix up, down;
-    int64_t units = 0;  // as stored: a multiple of 16
-    bool gated = true;
-    Activation activation = SILU;
+struct Linear {
+    Matrix weight;
+    const float* bias = nullptr;
 };
 
 struct Table {  // [count, width], not packed
@@ -76,26 +64,50 @@ struct Table {  // [count, width], not packed
     int64_t count = 0;
 };
 
-struct Linear {
-    Matrix weight;
-    const float* bias = nullptr;
+// (token, expert) pairs, sorted by expert; within an expert by token.
+struct RoutedPairs {
+    const int32_t* token = nullptr;  // [pairs]; none: 0, 1, 2, ...
+    const float* weight = nullptr;   // [pairs]; none: 1
+    const int64_t* ends = nullptr;   // [experts]: where each expert's pairs end
+    int64_t experts = 0;
+    // In place of the pairs' weights: mask [tokens, mask_stride], each value for `group_units`
+    // neighbouring units, counted over the units of all experts in a row.
+    const float* mask = nullptr;
+    int64_t mask_stride = 0, group_units = 0;
 };
 
-// One sequence's rows in the step: `rows` new tokens from row `first`, the last of them at position
-// `context` - 1.
+// Feed-forward experts: up [experts] of [units or 2 units, width] (gated: 32 gates and their 32
+// ups in turn), down [experts] of [width, units].
+struct Experts {
+    Matrix up, down;
+    int64_t units = 0;  // of each, as stored: a multiple of 16
+    bool gated = true;
+    Activation activation = SILU;
+};
+
+// A dense feed-forward layer: a single expert that every row uses.
+struct FeedForward {
+    Norm norm;
+    Experts expert;
+    const float *up_bias = nullptr, *down_bias = nullptr;
+};
+
+// One sequence's rows in the step: `rows` new tokens from row `first` on, the last of them at
+// position `context` - 1.
 struct Span {
     int64_t first, rows, context;
 };
 
 struct Pages {
     const Span* spans = nullptr;
-    int64_t count = 0, rows = 0;
-    const int64_t* tables = nullptr;  // [count, width] block ids
-    int64_t width = 0, block_size = 0;
+    int64_t count = 0, rows = 0;      // spans, and their rows together
+    const int64_t* tables = nullptr;  // [count, table_width] block ids
+    int64_t table_width = 0, block_size = 0;
 };
 
-// Keys and values of one layer. Tiles of 16 slots; per tile and kv head keys are [C / group][16]
-// words and values are [16 / group][C] words, where a word holds `group` = 1 float or 2 bfloat16.
+// Keys and values of one layer, in tiles of 16 slots. Per tile and key-value head, keys are
+// [head_width / group][16] words and values are [16 / group][head_width] words, where a word holds
+// `group` = 1 float or 2 bfloat16: both are read as the weights of a product.
 struct Cache {
     Kind kind = FLOAT;
     int32_t* keys = nullptr;
@@ -118,61 +130,71 @@ struct AttentionBlock {
     Linear qkv, out;
     bool norm_per_head = false;
     float clip = 0;                 // 0: none
-    const float* rotary = nullptr;  // [positions, 2, C / 2]: cosines, then sines
+    const float* rotary = nullptr;  // [positions, 2, head_width / 2]: cosines, then sines
     int64_t positions = 0, kv_heads = 0, head_width = 0;
     Attention attention;
 };
 
-struct Draws {
-    const float* quantiles = nullptr;  // [65536]
-    int64_t layer = 0, space = 0;
-    bool exponential = true, antithetic = false;
-    float sigma_min = 0;
+// The budget rows of one mixture's step: what each token may use, and what its draws depend on.
+struct BudgetRows {
+    const int64_t* counts = nullptr;     // experts, or draws, of each token
+    const int64_t* seeds = nullptr;      // only where something is drawn
+    const int64_t* positions = nullptr;  // only where something is drawn
+    int64_t tokens = 0, k_max = 0;       // k_max: no count is higher
 };
 
-// Unit-major copies of both matrices, up [units, k] and down [units, width], in the kind of the
-// panels.
-struct UnitRows {
-    const int32_t* up = nullptr;
-    const char* down = nullptr;
-    int64_t most = 0;  // they are read for up to so many kept units of all tokens
-};
-
-struct Infinity {
-    Norm norm;
-    Matrix router, scores;
-    Experts blocks;  // one "expert" per `blocks.units` units, a multiple of `share`
-    Draws draws;
-    int64_t scored = 0, share = 0, kept = 0;  // scores, units of each, scores kept by one draw
-    UnitRows rows;                            // where masks are narrower than the blocks
+// Which experts a token's pairs go to.
+struct Router {
+    Matrix weight;  // [experts, width]
+    int64_t experts = 0;
+    bool normalise = false;  // the chosen probabilities, to the sum 1
 };
 
 struct TopK {
     Norm norm;
-    Matrix router;
+    Router router;
     Experts experts;
-    int64_t count = 0;  // experts
-    bool normalise = false;
 };
 
-struct Tokens {
-    const int64_t* counts = nullptr;
-    const int64_t* seeds = nullptr;
-    const int64_t* positions = nullptr;
-    int64_t count = 0, k_max = 0;
+// How the points of an ∞-MoE are drawn from each token's Gaussian.
+struct Draws {
+    const float* quantiles = nullptr;  // [65536] of the standard normal distribution
+    int64_t layer = 0;                 // number of the mixture: part of the noise's key
+    int64_t latent_dim = 0;
+    bool exponential = true;  // the spread is e^raw, else softplus(raw)
+    bool antithetic = false;  // each second draw mirrors the one before
+    float sigma_min = 0;
 };
 
-// What a library of one instruction set does. Shapes have been checked; rows are float32.
+// Unit-major copies of both matrices, up [units, inputs] and down [units, width], in the kind of
+// the panels: what a unit needs lies together.
+struct UnitRows {
+    const int32_t* up = nullptr;
+    const char* down = nullptr;
+    int64_t crossover_rows = 0;  // they are read for up to so many kept units of all tokens
+};
+
+// A wide layer whose units come in groups; each draw keeps the groups with the highest scores.
+struct Infinity {
+    Norm norm;
+    Matrix router, scores;
+    Experts tiles;  // the wide layer, cut: one "expert" per `tiles.units` units, whole groups
+    Draws draws;
+    int64_t groups = 0, group_units = 0, kept = 0;  // kept: groups of one draw
+    UnitRows rows;                                  // where groups are narrower than the tiles
+};
+
+// What a library of one instruction set does. Rows are float32.
 
 const char* instruction_set();
 
 // y [rows, width] = norm(x).
 void norm(const float* x, int64_t rows, int64_t width, const Norm&, float* y);
 
-// x [rows, width] = embeddings of ids, and of positions where there are any. `Table`: rows of
-// float32 or bfloat16.
+// x [rows, width] = embeddings of ids, and of positions where there are any. The rows of a table
+// are float32 or bfloat16.
 void embed(const int64_t* ids, const int64_t* positions, int64_t rows, int64_t width,
-           const Table& words, const Table& places, float* x);
+           const Table& embeddings, const Table& position_embeddings, float* x);
 
 // The index of each row's highest value, of equals the lowest; -1 where one is not finite.
 void best(const float* x, int64_t rows, int64_t width, int64_t* y);
@@ -182,39 +204,40 @@ void best(const float* x, int64_t rows, int64_t width, int64_t* y);
 void constrain(const float* x, const float* raw, const int32_t* allowed, const int64_t* mask_of,
                int64_t rows, int64_t width, float* y);
 
-// y [rows, n] (+)= W norm(x) + bias.
+// y [rows, outputs] (+)= W norm(x) + bias.
 void linear(const float* x, int64_t rows, int64_t width, const Norm&, const Linear&, bool add,
-            int64_t n, float* y);
+            int64_t outputs, float* y);
 
 // y [rows, width] = Σ over each row's pairs of weight · expert(x).
-void experts(const float* x, int64_t rows, int64_t width, const Calls&, const Experts&, float* y);
+void experts(const float* x, int64_t rows, int64_t width, const RoutedPairs&, const Experts&,
+             float* y);
 
 // New keys and values, each row `stride` floats, into their cache slots.
-void write_cache(const float* k, const float* v, int64_t stride, const Cache&, const Pages&);
+void write_cache(const float* keys, const float* values, int64_t stride, const Cache&,
+                 const Pages&);
 
-// out [rows, heads * C] for q [rows, stride >= heads * C]: every new token over its sequence up to
-// itself.
-void attend(const float* q, int64_t stride, const Cache&, const Pages&, const Attention&,
+// out [rows, heads * head_width] for queries [rows, stride]: every new token over its sequence up
+// to itself.
+void attend(const float* queries, int64_t stride, const Cache&, const Pages&, const Attention&,
             float* out);
 
 // Softmax, each token's best experts, pairs sorted by expert: token and weight [ΣK], ends
 // [experts].
-void route(const float* logits, int64_t stride, const Tokens&, int64_t experts, bool normalise,
+void route(const float* logits, int64_t stride, const BudgetRows&, int64_t experts, bool normalise,
            int32_t* token, float* weight, int64_t* ends);
 
-// z [ΣK, space] for gaussian [tokens, stride]: means, then raw spreads.
-void draw(const float* gaussian, int64_t stride, const Tokens&, const Draws&, float* z);
+// points [ΣK, latent_dim] for gaussian [tokens, stride]: means, then raw spreads.
+void draw(const float* gaussian, int64_t stride, const BudgetRows&, const Draws&, float* points);
 
-// mask [tokens, scored]: mean over a token's draws of the scores [ΣK, stride] that each keeps.
-void masks(const float* scores, int64_t stride, const Tokens&, int64_t scored, int64_t kept,
+// mask [tokens, groups]: mean over a token's draws of the scores [ΣK, stride] that each keeps.
+void masks(const float* scores, int64_t stride, const BudgetRows&, int64_t groups, int64_t kept,
            float* mask);
 
 // Blocks of a decoder layer, each x += f(norm(x)). Mixtures return their pairs and fill `load`,
-// tokens per expert.
+// the tokens of each expert or group.
 void attention_block(float* x, int64_t width, const AttentionBlock&, const Cache&, const Pages&);
-int64_t topk_block(float* x, int64_t width, const TopK&, const Tokens&, int64_t* load);
-int64_t infinity_block(float* x, int64_t width, const Infinity&, const Tokens&, int64_t* load);
-void ffn_block(float* x, int64_t rows, int64_t width, const Norm&, const Experts&,
-               const float* up_bias, const float* down_bias);
+int64_t topk_block(float* x, int64_t width, const TopK&, const BudgetRows&, int64_t* load);
+int64_t infinity_block(float* x, int64_t width, const Infinity&, const BudgetRows&, int64_t* load);
+void ffn_block(float* x, int64_t rows, int64_t width, const FeedForward&);
 
 }  // namespace moedial

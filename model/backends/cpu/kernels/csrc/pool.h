@@ -1,6 +1,6 @@
-// A small thread pool: tiles are handed out one by one from an atomic counter, so a slow or busy
-// core costs one tile. Waiting threads look for work for some microseconds and then sleep: nobody
-// spins beside a busy neighbour.
+// A small thread pool: tasks are handed out one by one from an atomic counter, so a slow or busy
+// core costs one task. Waiting threads look for work for some microseconds and then sleep: no
+// thread spins for long on a core that another process could use.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -8,26 +8,27 @@
 
 namespace moedial {
 
-using Tile = void (*)(void* context, int64_t index);
+using Task = void (*)(void* context, int64_t index);
 
 void set_threads(int64_t count);  // the caller included
 int64_t threads();
-void run_tiles(int64_t count, Tile tile, void* context);
+void run_tasks(int64_t count, Task task, void* context);
 
-constexpr int64_t SMALL =
-    1 << 16;  // multiply-adds that take less time than waiting for a thread that lost its core
+// Multiply-adds that take less time than waiting for a thread that lost its core.
+constexpr int64_t SMALL = 1 << 16;
 
-// Calls f(i) for every i below count, each once, on any thread; returns when all are done. `work`:
-// about how many multiply-adds that is; little work stays on the calling thread.
-template <class F>
-void parallel(int64_t count, F&& f, int64_t work = SMALL) {
-    using G = std::remove_reference_t<F>;
+// Calls run(i) for every i below count, each once, on any thread; returns when all are done.
+// `work`: about how many multiply-adds that is; little work stays on the calling thread.
+template <class Run>
+void parallel(int64_t count, Run&& run, int64_t work = SMALL) {
+    using Plain = std::remove_reference_t<Run>;
     if (count == 1 || work < SMALL) {
-        for (int64_t i = 0; i < count; i++) f(i);
+        for (int64_t i = 0; i < count; i++) run(i);
         return;
     }
-    run_tiles(
-        count, [](void* g, int64_t i) { (*static_cast<G*>(g))(i); }, (void*)std::addressof(f));
+    run_tasks(
+        count, [](void* context, int64_t i) { (*static_cast<Plain*>(context))(i); },
+        (void*)std::addressof(run));
 }
 
 }  // namespace moedial

@@ -1,98 +1,81 @@
 // A decoder bound to its packed weights: everything about them is checked once, and a step is one
-// call. Included by ops.cpp, whose checks it shares.
+// call.
+#pragma once
+#include <torch/custom_class.h>
 
-Table table_of(Maybe words, int64_t width, const char* name) {
-    if (!words) return {};
-    TORCH_CHECK(words->dim() == 2 && words->size(1) == width && words->is_contiguous(), name,
-                " must be [count, ", width, "]");
-    TORCH_CHECK(words->scalar_type() == at::kFloat || words->scalar_type() == at::kBFloat16, name,
-                " cannot be ", words->scalar_type());
-    return {words->scalar_type() == at::kFloat ? FLOAT : BFLOAT, (const char*)words->data_ptr(),
-            words->size(0)};
-}
+#include <algorithm>
+#include <limits>
+#include <tuple>
+#include <variant>
+
+#include "bind.h"
+
+namespace moedial {
+
+// A step as model/batch.py describes it, with what its sequences have in the cache.
+struct ProgramStep {
+    const Tensor &ids, &positions, &seeds;  // [T]
+    const Tensor& counts;                   // [mixtures, T]
+    int64_t k_max;                          // no count is higher
+    const Tensor& rows;                     // [B], whose logits are wanted
+    const std::vector<Tensor>& caches;      // one per attention layer
+    const Tensor &spans, &tables;           // [B, 3] and [B, P]
+    int64_t block_size;
+};
 
 class Program : public torch::CustomClassHolder {
   public:
-    Program(int64_t width, const Tensor& words, Maybe places)
-        : width(width), words_(table_of(words, width, "embeddings")) {
-        places_ = table_of(places, width, "position embeddings");
-        keep(words), keep(places);
+    Program(int64_t width, const Tensor& embeddings, const OptionalTensor& position_embeddings)
+        : width(width), embeddings_(table_of(embeddings, width, "embeddings")) {
+        position_embeddings_ = table_of(position_embeddings, width, "position embeddings");
+        kept_.push_back(embeddings);
+        if (position_embeddings) kept_.push_back(*position_embeddings);
     }
 
-    template <class Block, class... A>
-    void add(Block (*bind)(int64_t, A...), const std::decay_t<A>&... args) {
-        blocks_.emplace_back(bind(width, args...));
-        (keep(args), ...);
+    // The next block of the decoder.
+    template <class Params>
+    void add(const Params& params) {
+        blocks_.emplace_back(bind(width, params));
+        keep(params);
     }
 
-    void head(Maybe norm_weight, Maybe norm_bias, double eps, const Tensor& words, Maybe side,
-              int64_t n, Maybe bias) {
-        norm_ = norm_of(norm_weight, norm_bias, eps, width), outputs_ = n;
-        head_ = {matrix(words, side, n, width), vector(bias, n, "bias")};
-        keep(norm_weight), keep(norm_bias), keep(words), keep(side), keep(bias);
+    void set_head(const LinearParams& params) {
+        head_ = bind(width, params);
+        keep(params);
     }
 
-    // Logits of `rows`, [B, V], and tokens per expert, mixture after mixture, of a step as
-    // `model/batch.py` describes it.
-    std::tuple<Tensor, Tensor> run(const Tensor& ids, const Tensor& positions, const Tensor& seeds,
-                                   const Tensor& counts, int64_t k_max, const Tensor& rows,
-                                   const std::vector<Tensor>& caches, const Tensor& spans,
-                                   const Tensor& tables, int64_t block_size) const {
-        const int64_t count = ids.numel();
-        TORCH_CHECK(positions.numel() == count && seeds.numel() == count && count > 0,
-                    "a step needs ids, positions and seeds of each token");
-        TORCH_CHECK(counts.dim() == 2 && counts.size(1) == count, "counts must be [L, ", count,
-                    "], got ", counts.sizes());
-        const Tokens all{nullptr, data<const int64_t>(seeds, "seeds"),
-                         data<const int64_t>(positions, "positions"), count, k_max};
-        const int64_t* id = data<const int64_t>(ids, "ids");
-        within(id, count, words_.count, "token");
-        if (places_.data) within(all.positions, count, places_.count, "position");
-        const int64_t wanted = rows.numel();
-        within(data<const int64_t>(rows, "rows"), wanted, count, "row");
-        std::vector<Cache> kept;
-        const Pages pages = pages_for(caches, spans, tables, count, block_size, kept);
-        const std::vector<Tokens> tokens = tokens_for(counts, all);
-        int64_t experts = 0, attentions = 0, mixtures = 0;
-        for (const auto& any : blocks_) experts += experts_of(any);
-        Tensor hidden = at::empty({count, width}, at::kFloat),
-               logits = at::empty({wanted, outputs_}, at::kFloat);
-        Tensor load = at::zeros({experts}, at::kLong);
+    // Logits of the wanted rows, [B, V], and tokens per expert, mixture after mixture.
+    std::tuple<Tensor, Tensor> run(const ProgramStep& step) const {
+        const BudgetRows all = check_rows(step);
+        std::vector<Cache> caches;
+        const Pages pages = pages_for(step, caches);
+        const std::vector<BudgetRows> budgets = budgets_for(step.counts, all);
+        const int64_t wanted = step.rows.numel();
+        Tensor hidden = at::empty({all.tokens, width}, at::kFloat);
+        Tensor logits = at::empty({wanted, head_.outputs}, at::kFloat);
+        Tensor load = at::zeros({experts()}, at::kLong);
 
         Op op;
         float* x = hidden.data_ptr<float>();
-        embed(id, all.positions, count, width, words_, places_, x);
-        int64_t* to = load.data_ptr<int64_t>();
-        for (const auto& any : blocks_) {
-            if (const auto* b = std::get_if<AttentionBlock>(&any)) {
-                attention_block(x, width, *b, kept[attentions++], pages);
-            } else if (const auto* b = std::get_if<DenseBlock>(&any)) {
-                ffn_block(x, count, width, b->norm, b->ffn, b->up_bias, b->down_bias);
-            } else {
-                const Tokens& t = tokens[mixtures++];
-                if (const auto* b = std::get_if<TopK>(&any))
-                    topk_block(x, width, *b, t, to);
-                else
-                    infinity_block(x, width, std::get<Infinity>(any), t, to);
-                to += experts_of(any);
-            }
-            scratch().reset();
-        }
-        const float* last = gathered(x, rows.data_ptr<int64_t>(), wanted, count);
+        embed(step.ids.data_ptr<int64_t>(), all.positions, all.tokens, width, embeddings_,
+              position_embeddings_, x);
+        run_blocks(x, caches, pages, budgets, load.data_ptr<int64_t>());
+        const float* last = gathered(x, step.rows.data_ptr<int64_t>(), wanted, all.tokens);
         if (wanted)
-            linear(last, wanted, width, norm_, head_, false, outputs_, logits.data_ptr<float>());
+            linear(last, wanted, width, head_.norm, head_.layer, false, head_.outputs,
+                   logits.data_ptr<float>());
         return {logits, load};
     }
 
     const int64_t width;
 
   private:
-    void keep(const Tensor& t) { kept_.push_back(t); }
-    void keep(Maybe t) {
-        if (t) kept_.push_back(*t);
+    using AnyBlock = std::variant<AttentionBlock, TopK, Infinity, FeedForward>;
+
+    template <class Params>
+    void keep(const Params& params) {
+        for (Tensor& tensor : tensors_of(params)) kept_.push_back(std::move(tensor));
     }
-    template <class T>
-    void keep(T) {}
 
     static void within(const int64_t* values, int64_t count, int64_t limit, const char* name) {
         for (int64_t i = 0; i < count; i++)
@@ -100,56 +83,96 @@ class Program : public torch::CustomClassHolder {
                         " is not between 0 and ", limit - 1);
     }
 
-    static bool mixes(const auto& any) {
-        return std::holds_alternative<TopK>(any) || std::holds_alternative<Infinity>(any);
-    }
-
-    // Experts of a mixture; 0 for any other block.
-    static int64_t experts_of(const auto& any) {
-        if (const auto* b = std::get_if<TopK>(&any)) return b->count;
-        if (const auto* b = std::get_if<Infinity>(&any)) return b->scored;
+    // Experts of a mixture, or groups of units; 0 for any other block.
+    static int64_t experts_of(const AnyBlock& any) {
+        if (const auto* block = std::get_if<TopK>(&any)) return block->router.experts;
+        if (const auto* block = std::get_if<Infinity>(&any)) return block->groups;
         return 0;
     }
 
-    // The counts of each mixture's tokens.
-    std::vector<Tokens> tokens_for(const Tensor& counts, const Tokens& all) const {
-        std::vector<Tokens> tokens;
+    int64_t experts() const {
+        int64_t total = 0;
+        for (const auto& any : blocks_) total += experts_of(any);
+        return total;
+    }
+
+    // All tokens of the step, without their counts.
+    BudgetRows check_rows(const ProgramStep& step) const {
+        const int64_t count = step.ids.numel();
+        TORCH_CHECK(step.positions.numel() == count && step.seeds.numel() == count && count > 0,
+                    "a step needs ids, positions and seeds of each token");
+        TORCH_CHECK(step.counts.dim() == 2 && step.counts.size(1) == count, "counts must be [L, ",
+                    count, "], got ", step.counts.sizes());
+        BudgetRows all;
+        all.seeds = data<const int64_t>(step.seeds, "seeds");
+        all.positions = data<const int64_t>(step.positions, "positions");
+        all.tokens = count, all.k_max = step.k_max;
+        within(data<const int64_t>(step.ids, "ids"), count, embeddings_.count, "token");
+        if (position_embeddings_.data)
+            within(all.positions, count, position_embeddings_.count, "position");
+        within(data<const int64_t>(step.rows, "rows"), step.rows.numel(), count, "row");
+        return all;
+    }
+
+    // The budget rows of each mixture.
+    std::vector<BudgetRows> budgets_for(const Tensor& counts, const BudgetRows& all) const {
+        std::vector<BudgetRows> budgets;
         for (const auto& any : blocks_) {
-            if (!mixes(any)) continue;
-            const int64_t layer = int64_t(tokens.size());
+            if (!experts_of(any)) continue;
+            const int64_t layer = int64_t(budgets.size());
             TORCH_CHECK(layer < counts.size(0), "counts are for ", counts.size(0),
                         " mixtures, the decoder has more");
-            Tokens t = all;
-            t.counts = data<const int64_t>(counts, "counts") + layer * all.count;
-            for (int64_t i = 0; i < t.count; i++)
-                TORCH_CHECK(1 <= t.counts[i] && t.counts[i] <= t.k_max, "count ", t.counts[i],
-                            " is not between 1 and ", t.k_max);
-            const TopK* b = std::get_if<TopK>(&any);
-            TORCH_CHECK(!b || t.k_max <= b->count, "counts up to ", t.k_max, " do not fit ",
-                        b ? b->count : 0, " experts");
-            tokens.push_back(t);
+            BudgetRows budget = all;
+            budget.counts = data<const int64_t>(counts, "counts") + layer * all.tokens;
+            for (int64_t i = 0; i < budget.tokens; i++)
+                TORCH_CHECK(1 <= budget.counts[i] && budget.counts[i] <= budget.k_max, "count ",
+                            budget.counts[i], " is not between 1 and ", budget.k_max);
+            const TopK* block = std::get_if<TopK>(&any);
+            TORCH_CHECK(!block || budget.k_max <= block->router.experts, "counts up to ",
+                        budget.k_max, " do not fit ", experts_of(any), " experts");
+            budgets.push_back(budget);
         }
-        return tokens;
+        return budgets;
     }
 
     // The caches of the attention layers, and the pages, which must lie in every one of them.
-    Pages pages_for(const std::vector<Tensor>& caches, const Tensor& spans, const Tensor& tables,
-                    int64_t rows, int64_t block_size, std::vector<Cache>& kept) const {
+    Pages pages_for(const ProgramStep& step, std::vector<Cache>& caches) const {
         int64_t least = std::numeric_limits<int64_t>::max();
         for (const auto& any : blocks_) {
-            const auto* b = std::get_if<AttentionBlock>(&any);
-            if (!b) continue;
-            TORCH_CHECK(kept.size() < caches.size(), "there are ", caches.size(),
+            const auto* block = std::get_if<AttentionBlock>(&any);
+            if (!block) continue;
+            TORCH_CHECK(caches.size() < step.caches.size(), "there are ", step.caches.size(),
                         " caches, the decoder has more layers");
             int64_t blocks;
-            kept.push_back(
-                cache_of(caches[kept.size()], b->kv_heads, b->head_width, block_size, blocks));
+            caches.push_back(cache_of(step.caches[caches.size()], block->kv_heads,
+                                      block->head_width, step.block_size, blocks));
             least = std::min(least, blocks);
         }
-        const Pages pages = pages_of(spans, tables, rows, block_size, least);
+        const Pages pages =
+            pages_of(step.spans, step.tables, step.ids.numel(), step.block_size, least);
         for (const auto& any : blocks_)
-            if (const auto* b = std::get_if<AttentionBlock>(&any)) check_positions(*b, pages);
+            if (const auto* block = std::get_if<AttentionBlock>(&any))
+                check_positions(*block, pages);
         return pages;
+    }
+
+    // All blocks in turn. `load`: where the next mixture writes its experts' tokens.
+    void run_blocks(float* x, const std::vector<Cache>& caches, const Pages& pages,
+                    const std::vector<BudgetRows>& budgets, int64_t* load) const {
+        int64_t attentions = 0, mixtures = 0;
+        for (const auto& any : blocks_) {
+            if (const auto* block = std::get_if<AttentionBlock>(&any)) {
+                attention_block(x, width, *block, caches[attentions++], pages);
+            } else if (const auto* block = std::get_if<FeedForward>(&any)) {
+                ffn_block(x, pages.rows, width, *block);
+            } else if (const auto* block = std::get_if<TopK>(&any)) {
+                topk_block(x, width, *block, budgets[mixtures++], load);
+            } else {
+                infinity_block(x, width, std::get<Infinity>(any), budgets[mixtures++], load);
+            }
+            load += experts_of(any);
+            scratch().reset();
+        }
     }
 
     // The wanted rows, side by side.
@@ -163,40 +186,46 @@ class Program : public torch::CustomClassHolder {
         return y;
     }
 
-    Table words_, places_;
-    std::vector<std::variant<AttentionBlock, TopK, Infinity, DenseBlock>> blocks_;
-    Norm norm_;
-    Linear head_;
-    int64_t outputs_ = 0;
+    Table embeddings_, position_embeddings_;
+    std::vector<AnyBlock> blocks_;
+    NormedLinear head_;
     std::vector<Tensor> kept_;  // whose memory the blocks point into
 };
 
-// A method that adds a block takes what its `bind` takes after the width.
-template <class Block, class... A>
-auto adds(Block (*bind)(int64_t, A...)) {
-    return [bind](const c10::intrusive_ptr<Program>& p, std::decay_t<A>... args) {
-        p->add(bind, args...);
-    };
+using ProgramPtr = c10::intrusive_ptr<Program>;
+
+template <class Params>
+void add_op(const Params& params, const ProgramPtr& program) {
+    program->add(params);
 }
 
-void define_program(torch::Library& m) {
-    m.class_<Program>("Program")
-        .def(torch::init<int64_t, Tensor, std::optional<Tensor>>())
-        .def("attention", adds(&bind_attention))
-        .def("topk", adds(&bind_topk))
-        .def("infinity", adds(&bind_infinity))
-        .def("ffn", adds(&bind_ffn))
-        .def("head",
-             [](const c10::intrusive_ptr<Program>& p, std::optional<Tensor> norm_weight,
-                std::optional<Tensor> norm_bias, double eps, Tensor words,
-                std::optional<Tensor> side, int64_t n, std::optional<Tensor> bias) {
-                 p->head(norm_weight, norm_bias, eps, words, side, n, bias);
-             })
-        .def("run",
-             [](const c10::intrusive_ptr<Program>& p, Tensor ids, Tensor positions, Tensor seeds,
-                Tensor counts, int64_t k_max, Tensor rows, std::vector<Tensor> caches, Tensor spans,
-                Tensor tables, int64_t block_size) {
-                 return p->run(ids, positions, seeds, counts, k_max, rows, caches, spans, tables,
-                               block_size);
-             });
+inline void set_head_op(const LinearParams& params, const ProgramPtr& program) {
+    program->set_head(params);
 }
+
+template <class Params, auto kernel>
+void define_add(torch::Library& library, const char* name) {
+    const std::string program = "(__torch__.torch.classes.moedial.Program program";
+    library.def(schema<Params>(name + program, "()"), by_name<kernel>());
+}
+
+// The class, and an op for each kind of block that is added to it. The class has to be there before
+// a schema names it.
+inline void define_program(torch::Library& library) {
+    const auto run = [](const ProgramPtr& program, Tensor ids, Tensor positions, Tensor seeds,
+                        Tensor counts, int64_t k_max, Tensor rows, std::vector<Tensor> caches,
+                        Tensor spans, Tensor tables, int64_t block_size) {
+        return program->run(
+            {ids, positions, seeds, counts, k_max, rows, caches, spans, tables, block_size});
+    };
+    library.class_<Program>("Program")
+        .def(torch::init<int64_t, Tensor, OptionalTensor>())
+        .def("run", run);
+    define_add<AttentionParams, &add_op<AttentionParams>>(library, "add_attention");
+    define_add<FeedForwardParams, &add_op<FeedForwardParams>>(library, "add_ffn");
+    define_add<TopKParams, &add_op<TopKParams>>(library, "add_topk");
+    define_add<InfinityParams, &add_op<InfinityParams>>(library, "add_infinity");
+    define_add<LinearParams, &set_head_op>(library, "set_head");
+}
+
+}  // namespace moedial

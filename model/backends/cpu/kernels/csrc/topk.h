@@ -5,106 +5,123 @@
 
 namespace moedial {
 
-inline void softmax_row(const float* logits, int64_t n, float* p) {
-    float most = logits[0], total = 0;
-    for (int64_t i = 1; i < n; i++) most = logits[i] > most ? logits[i] : most;
+inline void softmax_row(const float* logits, int64_t count, float* probabilities) {
+    float highest = logits[0], total = 0;
+    for (int64_t i = 1; i < count; i++) highest = logits[i] > highest ? logits[i] : highest;
     int64_t i = 0;
-    vf totals{};
-    for (; i + LANES <= n; i += LANES) {
-        const vf e = exp(load(logits + i) - most);
-        store(p + i, e), totals += e;
+    Floats totals{};
+    for (; i + LANES <= count; i += LANES) {
+        const Floats powers = exp(load(logits + i) - highest);
+        store(probabilities + i, powers), totals += powers;
     }
     total = sum(totals);
-    for (; i < n; i++) total += p[i] = exp(splat(logits[i] - most))[0];
-    for (i = 0; i < n; i++) p[i] /= total;
+    for (; i < count; i++) total += probabilities[i] = exp(splat(logits[i] - highest))[0];
+    for (i = 0; i < count; i++) probabilities[i] /= total;
 }
 
-// The k best of p in falling order; of equals the lower index first; what is not a number comes
-// last.
-inline void best_row(float* p, int64_t n, int64_t k, int32_t* index, float* value) {
-    for (int64_t rank = 0; rank < k; rank++) {
+// The `chosen` best probabilities in falling order; of equals the lower index first; what is not a
+// number comes last. Overwrites what it has taken.
+inline void best_row(float* probabilities, int64_t count, int64_t chosen, int32_t* index,
+                     float* value) {
+    for (int64_t rank = 0; rank < chosen; rank++) {
         int64_t best = 0;
-        for (int64_t i = 1; i < n; i++) best = !(p[i] <= p[best]) && p[i] == p[i] ? i : best;
+        for (int64_t i = 1; i < count; i++) {
+            const float other = probabilities[i];
+            best = !(other <= probabilities[best]) && other == other ? i : best;
+        }
         index[rank] = int32_t(best);
-        value[rank] = p[best];
-        p[best] = -1;  // below every probability
+        value[rank] = probabilities[best];
+        probabilities[best] = -1;  // below every probability
     }
 }
 
-struct Pairs {
+// Room for routed pairs.
+struct PairsOut {
     int32_t* token;
     float* weight;
     int64_t* ends;
-    Calls calls(int64_t experts) const { return {token, weight, ends, experts}; }
+    RoutedPairs pairs(int64_t experts) const { return {token, weight, ends, experts}; }
 };
 
-// Counting sort of the pairs by expert; within an expert by token.
-inline void sort_pairs(const int32_t* expert, const float* weight, const Tokens& t, int64_t experts,
-                       const Pairs& out) {
+// Counting sort of the pairs by expert; within an expert by token. `expert` and `weight` have k_max
+// places per token, of which its count is used.
+inline void sort_pairs(const int32_t* expert, const float* weight, const BudgetRows& budget,
+                       int64_t experts, const PairsOut& out) {
+    const int64_t k_max = budget.k_max;
     std::memset(out.ends, 0, experts * 8);
-    for (int64_t i = 0; i < t.count; i++)
-        for (int64_t k = 0; k < t.counts[i]; k++) out.ends[expert[i * t.k_max + k]]++;
+    for (int64_t token = 0; token < budget.tokens; token++)
+        for (int64_t rank = 0; rank < budget.counts[token]; rank++)
+            out.ends[expert[token * k_max + rank]]++;
     int64_t start = 0;
-    for (int64_t e = 0; e < experts;
-         e++) {  // first where each begins; the fill below moves it to where it ends
-        const int64_t size = out.ends[e];
-        out.ends[e] = start, start += size;
+    // First where each begins; the fill below moves it to where it ends.
+    for (int64_t one = 0; one < experts; one++) {
+        const int64_t size = out.ends[one];
+        out.ends[one] = start, start += size;
     }
-    for (int64_t i = 0; i < t.count; i++)
-        for (int64_t k = 0; k < t.counts[i]; k++) {
-            const int64_t at = out.ends[expert[i * t.k_max + k]]++;
-            out.token[at] = int32_t(i), out.weight[at] = weight[i * t.k_max + k];
+    for (int64_t token = 0; token < budget.tokens; token++)
+        for (int64_t rank = 0; rank < budget.counts[token]; rank++) {
+            const int64_t pair = out.ends[expert[token * k_max + rank]]++;
+            out.token[pair] = int32_t(token), out.weight[pair] = weight[token * k_max + rank];
         }
 }
 
-void route(const float* logits, int64_t stride, const Tokens& t, int64_t experts, bool normalise,
-           int32_t* token, float* weight, int64_t* ends) {
-    int32_t* chosen = scratch().take<int32_t>(t.count * t.k_max);
-    float* share = scratch().take<float>(t.count * t.k_max);
-    float* room = scratch().take<float>(t.count * experts);
+void route(const float* logits, int64_t stride, const BudgetRows& budget, int64_t experts,
+           bool normalise, int32_t* token, float* weight, int64_t* ends) {
+    const int64_t k_max = budget.k_max;
+    int32_t* chosen = scratch().take<int32_t>(budget.tokens * k_max);
+    float* chosen_weights = scratch().take<float>(budget.tokens * k_max);
+    float* room = scratch().take<float>(budget.tokens * experts);
     parallel_rows(
-        t.count, 16,
+        budget.tokens, 16,
         [&](int64_t first, int64_t last) {
-            for (int64_t i = first; i < last; i++) {
-                float *p = room + i * experts, *w = share + i * t.k_max, total = 0;
-                softmax_row(logits + i * stride, experts, p);
-                best_row(p, experts, t.counts[i], chosen + i * t.k_max, w);
+            for (int64_t row = first; row < last; row++) {
+                float *probabilities = room + row * experts,
+                      *weights = chosen_weights + row * k_max;
+                float total = 0;
+                const int64_t count = budget.counts[row];
+                softmax_row(logits + row * stride, experts, probabilities);
+                best_row(probabilities, experts, count, chosen + row * k_max, weights);
                 if (!normalise) continue;
-                for (int64_t k = 0; k < t.counts[i]; k++) total += w[k];
-                for (int64_t k = 0; k < t.counts[i]; k++) w[k] /= total;
+                for (int64_t rank = 0; rank < count; rank++) total += weights[rank];
+                for (int64_t rank = 0; rank < count; rank++) weights[rank] /= total;
             }
         },
-        t.count * t.k_max * experts);
-    sort_pairs(chosen, share, t, experts, {token, weight, ends});
+        budget.tokens * k_max * experts);
+    sort_pairs(chosen, chosen_weights, budget, experts, {token, weight, ends});
 }
 
-inline int64_t total_pairs(const Tokens& t) {
-    int64_t pairs = 0;
-    for (int64_t i = 0; i < t.count; i++) pairs += t.counts[i];
-    return pairs;
+inline int64_t sum_of_counts(const BudgetRows& budget) {
+    int64_t total = 0;
+    for (int64_t token = 0; token < budget.tokens; token++) total += budget.counts[token];
+    return total;
 }
 
 inline void loads(const int64_t* ends, int64_t experts, int64_t* load) {
-    for (int64_t e = 0; e < experts; e++) load[e] = ends[e] - (e ? ends[e - 1] : 0);
+    for (int64_t expert = 0; expert < experts; expert++)
+        load[expert] = ends[expert] - (expert ? ends[expert - 1] : 0);
 }
 
 // x += experts(norm(x)); returns the routed pairs and each expert's share of them.
-int64_t topk_block(float* x, int64_t width, const TopK& layer, const Tokens& t, int64_t* load) {
-    const int64_t pairs = total_pairs(t), stride = layer.router.n;
+int64_t topk_block(float* x, int64_t width, const TopK& layer, const BudgetRows& budget,
+                   int64_t* load) {
+    const Matrix& router = layer.router.weight;
+    const int64_t pairs = sum_of_counts(budget), stride = router.outputs, rows = budget.tokens;
+    const int64_t count = layer.router.experts;
     // Router and experts may be stored in different kinds: the normed rows are kept for the second
     // encoding.
-    float* h = scratch().take<float>(t.count * width);
-    const Inputs in = encode_rows(x, t.count, width, width, layer.norm, layer.router, h);
-    float* logits = scratch().take<float>(t.count * stride);
-    linear_rows(in, t.count, {layer.router}, false, stride, stride, logits);
-    const Pairs sorted{scratch().take<int32_t>(pairs), scratch().take<float>(pairs),
-                       scratch().take<int64_t>(layer.count)};
-    route(logits, stride, t, layer.count, layer.normalise, sorted.token, sorted.weight,
+    float* normed = scratch().take<float>(rows * width);
+    const Inputs in = encode_rows(x, rows, width, width, layer.norm, router, normed);
+    float* logits = scratch().take<float>(rows * stride);
+    linear_rows(in, rows, {router}, false, stride, stride, logits);
+    const PairsOut sorted{scratch().take<int32_t>(pairs), scratch().take<float>(pairs),
+                          scratch().take<int64_t>(count)};
+    route(logits, stride, budget, count, layer.router.normalise, sorted.token, sorted.weight,
           sorted.ends);
-    const bool same = inputs_match(layer.router, layer.experts.up);
-    const Inputs rows = same ? in : encode_rows(h, t.count, width, width, {}, layer.experts.up);
-    run_experts(rows, t.count, width, sorted.calls(layer.count), layer.experts, true, x);
-    loads(sorted.ends, layer.count, load);
+    const bool same = inputs_match(router, layer.experts.up);
+    const Inputs expert_in =
+        same ? in : encode_rows(normed, rows, width, width, {}, layer.experts.up);
+    run_experts(expert_in, rows, width, sorted.pairs(count), layer.experts, true, x);
+    loads(sorted.ends, count, load);
     return pairs;
 }
 

@@ -1,6 +1,7 @@
-// Vectors of one instruction set: this file is compiled once for each, and is the only one that
-// knows intrinsics. Every operation rounds the same way wherever it is used (contraction is off;
-// `fma` is explicit): bits never depend on how many rows share a loop.
+// Vectors of one instruction set: `Floats` and `Ints` with their arithmetic, bfloat16 and e^x.
+// This file is compiled once for each instruction set, and is the only one that knows intrinsics.
+// Every operation rounds the same way wherever it is used (contraction is off; `fma` is explicit):
+// bits never depend on how many rows share a loop.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -11,10 +12,11 @@
 
 namespace moedial {
 
+// LANES numbers fill a register. A product keeps ROWS x VECTORS registers of sums, as many as fit
+// beside the operands.
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #define LANES_512 1
-constexpr int LANES = 16, ROWS = 6,
-              VECTORS = 4;  // a tile of accumulators: ROWS x VECTORS registers
+constexpr int LANES = 16, ROWS = 6, VECTORS = 4;
 #elif defined(__AVX2__)
 #define LANES_256 1
 constexpr int LANES = 8, ROWS = 6, VECTORS = 2;
@@ -22,151 +24,165 @@ constexpr int LANES = 8, ROWS = 6, VECTORS = 2;
 constexpr int LANES = 4, ROWS = 4, VECTORS = 2;
 #endif
 
-typedef float vf __attribute__((vector_size(4 * LANES)));
-typedef int32_t vi __attribute__((vector_size(4 * LANES)));
-typedef float vf_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t vi_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+// GCC's vector types: operators work lane by lane, a comparison gives -1 (true) or 0 in each lane.
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+// The same in memory, at any address and in place of any type.
+typedef float StoredFloats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t StoredInts __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-inline vf load(const float* p) { return *(const vf_any*)p; }
-inline vi load(const int32_t* p) { return *(const vi_any*)p; }
-inline void store(float* p, vf v) { *(vf_any*)p = v; }
-inline void store(int32_t* p, vi v) { *(vi_any*)p = v; }
-inline vf splat(float x) { return x - vf{}; }
-inline vi splat(int32_t x) { return x - vi{}; }
-inline vf bits(vi v) { return (vf)v; }
-inline vi bits(vf v) { return (vi)v; }
+inline Floats load(const float* from) { return *(const StoredFloats*)from; }
+inline Ints load(const int32_t* from) { return *(const StoredInts*)from; }
+inline void store(float* to, Floats values) { *(StoredFloats*)to = values; }
+inline void store(int32_t* to, Ints values) { *(StoredInts*)to = values; }
+inline Floats splat(float value) { return value - Floats{}; }
+inline Ints splat(int32_t value) { return value - Ints{}; }
+// The same bits as the other type; `to_float` converts the values.
+inline Floats bits(Ints values) { return (Floats)values; }
+inline Ints bits(Floats values) { return (Ints)values; }
+inline Floats to_float(Ints values) { return __builtin_convertvector(values, Floats); }
 
-inline vf fma(vf a, vf b, vf c) {
+// left * right + sum. With vector instructions it is rounded once, in portable code twice.
+inline Floats fma(Floats left, Floats right, Floats sum) {
 #if LANES_512
-    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    return (Floats)_mm512_fmadd_ps((__m512)left, (__m512)right, (__m512)sum);
 #elif LANES_256
-    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    return (Floats)_mm256_fmadd_ps((__m256)left, (__m256)right, (__m256)sum);
 #else
-    return a * b + c;
+    return left * right + sum;
 #endif
 }
 
-inline vf select(vi mask, vf yes, vf no) { return mask ? yes : no; }
-inline vf max(vf a, vf b) { return select(a > b, a, b); }
-inline vf min(vf a, vf b) { return select(a < b, a, b); }
-inline vi iota() {
-    vi v;
-    for (int i = 0; i < LANES; i++) v[i] = i;
-    return v;
+inline Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
+inline Floats max(Floats left, Floats right) { return select(left > right, left, right); }
+inline Floats min(Floats left, Floats right) { return select(left < right, left, right); }
+
+// 0, 1, 2, ...
+inline Ints iota() {
+    Ints lanes;
+    for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane;
+    return lanes;
 }
-inline vf to_float(vi v) { return __builtin_convertvector(v, vf); }
 
 // A fixed tree over the lanes: the same sum whatever the caller.
-inline float sum(vf v) {
+inline float sum(Floats values) {
 #if LANES_512
-    return _mm512_reduce_add_ps((__m512)v);
+    return _mm512_reduce_add_ps((__m512)values);
 #endif
-    float lane[LANES];
-    store(lane, v);
+    float lanes[LANES];
+    store(lanes, values);
     for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) lane[i] += lane[i + width];
-    return lane[0];
+        for (int lane = 0; lane < width; lane++) lanes[lane] += lanes[lane + width];
+    return lanes[0];
 }
 
-inline float largest(vf v) {
+inline float largest(Floats values) {
 #if LANES_512
-    return _mm512_reduce_max_ps((__m512)v);
+    return _mm512_reduce_max_ps((__m512)values);
 #endif
-    float lane[LANES];
-    store(lane, v);
-    float best = lane[0];
-    for (int i = 1; i < LANES; i++) best = lane[i] > best ? lane[i] : best;
+    float lanes[LANES];
+    store(lanes, values);
+    float best = lanes[0];
+    for (int lane = 1; lane < LANES; lane++) best = lanes[lane] > best ? lanes[lane] : best;
     return best;
 }
 
-// acc + a.1 * b.1 + a.0 * b.0 for pairs of bfloat16 in each lane.
-inline vf dot_pairs(vf acc, vi a, vi b) {
+// sums + left.1 * right.1 + left.0 * right.0 for the pair of bfloat16 in each lane. The odd one
+// comes first, as in the processor's own instruction.
+inline Floats dot_pairs(Floats sums, Ints left, Ints right) {
 #if LANES_512
-    return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+    return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)left, (__m512bh)right);
 #else
-    const vi high = splat(int32_t(0xFFFF0000));
-    acc = fma(bits(a & high), bits(b & high), acc);
-    return fma(bits(a << 16), bits(b << 16), acc);
+    const Ints high = splat(int32_t(0xFFFF0000));
+    sums = fma(bits(left & high), bits(right & high), sums);
+    return fma(bits(left << 16), bits(right << 16), sums);
 #endif
 }
 
-// acc + Σ a.i * b.i for four unsigned bytes a and four signed bytes b in each lane.
-inline vi dot_bytes(vi acc, vi a, vi b) {
+// sums + Σ left.i * right.i for the four unsigned bytes `left` and four signed bytes `right` of
+// each lane. AVX2 has no exact instruction for bytes: even and odd ones are widened to 16 bits.
+inline Ints dot_bytes(Ints sums, Ints left, Ints right) {
 #if LANES_512
-    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)left, (__m512i)right);
 #elif LANES_256
-    const __m256i low = _mm256_set1_epi16(0xFF), x = (__m256i)a, y = (__m256i)b;
-    const __m256i even =
-        _mm256_madd_epi16(_mm256_and_si256(x, low), _mm256_srai_epi16(_mm256_slli_epi16(y, 8), 8));
-    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(x, 8), _mm256_srai_epi16(y, 8));
-    return acc + (vi)even + (vi)odd;
+    const __m256i low = _mm256_set1_epi16(0xFF), unsigneds = (__m256i)left,
+                  signeds = (__m256i)right;
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(unsigneds, low),
+                                           _mm256_srai_epi16(_mm256_slli_epi16(signeds, 8), 8));
+    const __m256i odd =
+        _mm256_madd_epi16(_mm256_srli_epi16(unsigneds, 8), _mm256_srai_epi16(signeds, 8));
+    return sums + (Ints)even + (Ints)odd;
 #else
     for (int shift = 0; shift < 32; shift += 8)
-        acc += ((a >> shift) & 0xFF) * ((b << (24 - shift)) >> 24);
-    return acc;
+        sums += ((left >> shift) & 0xFF) * ((right << (24 - shift)) >> 24);
+    return sums;
 #endif
 }
 
-inline uint16_t to_bf16(float x) {
-    uint32_t u;
-    std::memcpy(&u, &x, 4);
-    if ((u & 0x7FFFFFFF) > 0x7F800000) return uint16_t(u >> 16 | 0x40);  // NaN stays NaN
-    return uint16_t((u + 0x7FFF + (u >> 16 & 1)) >> 16);
+// Rounded to the nearest, ties to even. Adding 0x7FFF and the last bit that stays does both.
+inline uint16_t to_bf16(float value) {
+    uint32_t word;
+    std::memcpy(&word, &value, 4);
+    if ((word & 0x7FFFFFFF) > 0x7F800000) return uint16_t(word >> 16 | 0x40);  // NaN stays NaN
+    return uint16_t((word + 0x7FFF + (word >> 16 & 1)) >> 16);
 }
 
-inline float from_bf16(uint16_t x) {
-    const uint32_t u = uint32_t(x) << 16;
-    float f;
-    std::memcpy(&f, &u, 4);
-    return f;
+inline float from_bf16(uint16_t half) {
+    const uint32_t word = uint32_t(half) << 16;
+    float value;
+    std::memcpy(&value, &word, 4);
+    return value;
 }
 
-// LANES bfloat16 as the lower or the upper half of a word each.
-inline vi low_half(const uint16_t* p) {
+// LANES bfloat16 as the lower or the upper half of a 32-bit word each.
+inline Ints low_half(const uint16_t* from) {
 #if LANES_512
-    return (vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+    return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
 #else
-    vi v;
-    for (int i = 0; i < LANES; i++) v[i] = p[i];
-    return v;
+    Ints words;
+    for (int lane = 0; lane < LANES; lane++) words[lane] = from[lane];
+    return words;
 #endif
 }
-inline vi high_half(const uint16_t* p) { return low_half(p) << 16; }
+inline Ints high_half(const uint16_t* from) { return low_half(from) << 16; }
 
 // Two vectors of floats, rounded to nearest even, as 2 * LANES bfloat16 in order.
-inline void store_bf16(uint16_t* out, vf low, vf high) {
+inline void store_bf16(uint16_t* to, Floats low, Floats high) {
 #if LANES_512
     const __m512bh packed = _mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-    std::memcpy(out, &packed, 64);
+    std::memcpy(to, &packed, 64);
 #else
-    float lane[2 * LANES];
-    store(lane, low), store(lane + LANES, high);
-    for (int i = 0; i < 2 * LANES; i++) out[i] = to_bf16(lane[i]);
+    float lanes[2 * LANES];
+    store(lanes, low), store(lanes + LANES, high);
+    for (int lane = 0; lane < 2 * LANES; lane++) to[lane] = to_bf16(lanes[lane]);
 #endif
 }
 
-// e^x, relative error about 1e-7; 0 below -87.3, +inf above 88.7. Cody-Waite reduction and a
-// degree-6 polynomial.
-inline vf exp(vf x) {
-    const vf clamped = min(max(x, splat(-87.3f)), splat(88.7f));
-    const vf shifted =
-        fma(clamped, splat(1.44269504f), splat(12582912.0f));  // 1.5 * 2^23: rounds to an integer
-    const vf n = shifted - 12582912.0f;
-    vf r = fma(n, splat(-0.693359375f), clamped);
-    r = fma(n, splat(2.12194440e-4f), r);
-    vf p = splat(1.9875691500e-4f);
-    p = fma(p, r, splat(1.3981999507e-3f));
-    p = fma(p, r, splat(8.3334519073e-3f));
-    p = fma(p, r, splat(4.1665795894e-2f));
-    p = fma(p, r, splat(1.6666665459e-1f));
-    p = fma(p, r, splat(5.0000001201e-1f));
-    p = fma(p * r, r, r) + 1.0f;
+// Adding 1.5 * 2^23 rounds a float below 2^22 to an integer, which is then in its lowest bits.
+constexpr float ROUNDING = 12582912.0f;
+
+// e^x, relative error about 1e-7; 0 below -87.3, +inf above 88.7, NaN of NaN.
+// x = n ln 2 + rest (Cody and Waite: ln 2 in two parts, so that the rest is exact to the last bit);
+// e^rest by a polynomial of degree 6, times 2^n.
+inline Floats exp(Floats x) {
+    const Floats clamped = min(max(x, splat(-87.3f)), splat(88.7f));
+    const Floats shifted = fma(clamped, splat(1.44269504f), splat(ROUNDING));
+    const Floats powers = shifted - ROUNDING;
+    Floats rest = fma(powers, splat(-0.693359375f), clamped);
+    rest = fma(powers, splat(2.12194440e-4f), rest);
+    Floats series = splat(1.9875691500e-4f);
+    series = fma(series, rest, splat(1.3981999507e-3f));
+    series = fma(series, rest, splat(8.3334519073e-3f));
+    series = fma(series, rest, splat(4.1665795894e-2f));
+    series = fma(series, rest, splat(1.6666665459e-1f));
+    series = fma(series, rest, splat(5.0000001201e-1f));
+    series = fma(series * rest, rest, rest) + 1.0f;
     // 2^n in two factors, so that n = 128 does not overflow on the way.
-    const vi whole = bits(shifted) - bits(splat(12582912.0f)), half = whole >> 1;
-    vf y = p * bits((half + 127) << 23) * bits((whole - half + 127) << 23);
-    y = select(x < splat(-87.3f), splat(0.0f), y);
-    y = select(x > splat(88.7f), splat(INFINITY), y);
-    return select(x == x, y, x);
+    const Ints whole = bits(shifted) - bits(splat(ROUNDING)), half = whole >> 1;
+    Floats result = series * bits((half + 127) << 23) * bits((whole - half + 127) << 23);
+    result = select(x < splat(-87.3f), splat(0.0f), result);
+    result = select(x > splat(88.7f), splat(INFINITY), result);
+    return select(x == x, result, x);
 }
 
 }  // namespace moedial

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.backends.cpu.blocks import ACTIVATIONS
 from model.backends.cpu.kernels import reference
 from model.backends.cpu.kernels.pack import Kind, Packed, interleave, pack
+from model.backends.cpu.kernels.params import ExpertsParams, FeedForwardParams, LinearParams, NormParams
 from model.backends.cpu.kernels.reference import Experts, Norm, Weight
 from model.moe.base import Calls, sort_calls
 from model.shapes.decoder import Activation
@@ -119,14 +119,6 @@ class Layer:
     down_bias: Tensor | None = None
 
     @property
-    def words(self) -> tuple[Tensor | None, ...]:
-        return self.up.words, self.up.side, self.down.words, self.down.side
-
-    @property
-    def code(self) -> int:
-        return ACTIVATIONS[self.activation]
-
-    @property
     def padded_bias(self) -> Tensor | None:
         return None if self.up_bias is None else F.pad(self.up_bias, (0, -len(self.up_bias) % 16))
 
@@ -135,8 +127,8 @@ class Layer:
         return Experts(up, Weight.of(self.down, self.count, self.down_bias), self.gated, self.activation)
 
 
-def norm_args(norm: Norm) -> tuple[Any, ...]:
-    return norm.weight, norm.bias, norm.eps
+def norm_params(norm: Norm) -> NormParams:
+    return NormParams(norm.weight, norm.bias, norm.eps)
 
 
 @dataclass
@@ -152,10 +144,8 @@ class LinearCase:
         self.rows, self.rounded = len(self.x_TD), self.norm.weight is not None and self.weight.kind != "float"
 
     def run(self, rows_r: Tensor) -> Tensor:
-        weight = self.weight
-        return ops.linear(
-            self.x_TD[rows_r], *norm_args(self.norm), weight.words, weight.side, weight.n, self.bias
-        )  # fmt: skip
+        params = LinearParams(norm_params(self.norm), self.weight, self.weight.n, self.bias)
+        return ops.linear(self.x_TD[rows_r], *params.arguments())
 
     def expected(self) -> Tensor:
         return reference.linear(self.x_TD, self.norm, Weight.of(self.weight, 1, self.bias))
@@ -240,7 +230,8 @@ class ExpertsCase:
     def run(self, rows_r: Tensor) -> Tensor:
         calls, layer = self.calls(rows_r), self.layer
         pairs = (calls.token_R.int(), calls.weight_R, calls.ends_E)
-        return ops.experts(self.x_TD[rows_r], *pairs, *layer.words, layer.units, layer.gated, layer.code)
+        params = ExpertsParams(layer.up, layer.down, layer.units, layer.gated, layer.activation)
+        return ops.experts(self.x_TD[rows_r], *pairs, *params.arguments())
 
     def expected(self) -> Tensor:
         return reference.experts(self.x_TD, self.calls(torch.arange(self.rows)), self.layer.plain())
@@ -270,9 +261,10 @@ class FFNCase:
 
     def run(self, rows_r: Tensor) -> Tensor:
         x_TD, layer = self.x_TD[rows_r], self.layer
-        up, up_side, down, down_side = layer.words
-        biased = (up, up_side, layer.padded_bias, down, down_side, layer.down_bias)
-        ops.ffn_block(x_TD, *norm_args(self.norm), *biased, layer.units, layer.gated, layer.code)
+        shape = (layer.units, layer.gated, layer.activation)
+        biases = (layer.padded_bias, layer.down_bias)
+        params = FeedForwardParams(norm_params(self.norm), layer.up, layer.down, *shape, *biases)
+        ops.ffn_block(x_TD, *params.arguments())
         return x_TD
 
     def expected(self) -> Tensor:

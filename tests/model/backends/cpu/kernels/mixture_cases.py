@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.backends.cpu.blocks import blocks_of, unit_rows
+from model.backends.cpu.blocks import blocks_of, draws_params, unit_rows
 from model.backends.cpu.kernels import reference
 from model.backends.cpu.kernels.pack import DTYPE, Kind, Packed, pack
+from model.backends.cpu.kernels.params import InfinityParams, RouterParams, TopKParams
 from model.backends.cpu.kernels.reference import Norm, Weight
 from model.moe.base import Use, ranks
 from model.moe.infinity import InfinityMixture
-from model.noise import normal_table
 from model.shapes.decoder import Infinity
-from tests.model.backends.cpu.kernels.cases import Layer, Make, norm_args, ops
+from tests.model.backends.cpu.kernels.cases import Layer, Make, norm_params, ops
 from tests.model.tiny import randomise
 
 
@@ -65,7 +65,8 @@ class DrawCase:
         self.rows = len(self.gaussian_TZ)
 
     def run(self, rows_r: Tensor) -> Tensor:
-        z_RZ = ops.draw(self.gaussian_TZ[rows_r], *use_args(part(self.use, rows_r)), *draw_args(self.use, self.config))
+        draws = draws_params(self.use.layer, self.config)
+        z_RZ = ops.draw(self.gaussian_TZ[rows_r], *use_args(part(self.use, rows_r)), *draws.arguments())
         return self.spread(z_RZ, self.use.counts_T[rows_r])
 
     def spread(self, z_RZ: Tensor, counts_T: Tensor) -> Tensor:
@@ -84,10 +85,6 @@ def part(use: Use, rows_r: Tensor) -> Use:
 
 def use_args(use: Use) -> tuple[Any, ...]:
     return use.counts_T, use.seeds_T, use.positions_T, use.k_max
-
-
-def draw_args(use: Use, config: Infinity) -> tuple[Any, ...]:
-    return normal_table(), use.layer, config.sigma_link == "exp", config.sigma_min, config.draws == "antithetic"
 
 
 def random_use(make: Make, rows: int, most: int) -> Use:
@@ -142,10 +139,11 @@ class TopKCase:
         self.rows, self.rounded = len(self.x_TD), self.layer.up.kind != "float"
 
     def block(self, rows_r: Tensor) -> tuple[Tensor, Tensor]:
-        x_TD, layer, router = self.x_TD[rows_r], self.layer, (self.router.words, self.router.side)
-        shape = (layer.count, layer.units, layer.code, self.normalise)
-        counts = (self.counts_T[rows_r], layer.count)
-        return x_TD, ops.topk_block(x_TD, *counts, *norm_args(self.norm), *router, *layer.words, *shape)
+        x_TD, layer = self.x_TD[rows_r], self.layer
+        routing = RouterParams(self.router, layer.count, self.normalise)
+        shape = (layer.up, layer.down, layer.units, layer.activation)
+        params = TopKParams(norm_params(self.norm), routing, *shape)
+        return x_TD, ops.topk_block(x_TD, self.counts_T[rows_r], layer.count, *params.arguments())
 
     def run(self, rows_r: Tensor) -> Tensor:
         return self.block(rows_r)[0]
@@ -180,18 +178,32 @@ class InfinityCase:
     scores: Packed
     layer: Layer
     rows_of_units: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
-    few: int = 0  # up to so many kept units are read one by one
+    crossover_rows: int = 0  # up to so many kept units are read one by one
 
     def __post_init__(self) -> None:
         self.rows, self.rounded = len(self.x_TD), self.layer.up.kind != "float"
 
     def block(self, rows_r: Tensor) -> tuple[Tensor, Tensor]:
         x_TD, c, layer = self.x_TD[rows_r], self.config, self.layer
-        route = (self.router.words, self.router.side, self.scores.words, c.space)
-        shape = (c.units, layer.units, c.blocks, c.kept, layer.code)
-        use = use_args(part(self.use, rows_r))
-        fixed = (*norm_args(self.norm), *route, *layer.words, *shape, *draw_args(self.use, c))
-        return x_TD, ops.infinity_block(x_TD, *use, *fixed, *self.rows_of_units, self.few)
+        up_rows, down_rows = self.rows_of_units
+        params = InfinityParams(
+            norm=norm_params(self.norm),
+            router=self.router,
+            scores=self.scores.packed,
+            latent_dim=c.space,
+            up=layer.up,
+            down=layer.down,
+            units=c.units,
+            tile_units=layer.units,
+            groups=c.blocks,
+            kept=c.kept,
+            activation=layer.activation,
+            draws=draws_params(self.use.layer, c),
+            up_rows=up_rows,
+            down_rows=down_rows,
+            crossover_rows=self.crossover_rows,
+        )
+        return x_TD, ops.infinity_block(x_TD, *use_args(part(self.use, rows_r)), *params.arguments())
 
     def run(self, rows_r: Tensor) -> Tensor:
         return self.block(rows_r)[0]

@@ -10,10 +10,11 @@ from torch import Tensor
 from model.backends.cpu.decoder import rotary_table
 from model.backends.cpu.kernels import reference
 from model.backends.cpu.kernels.pack import Kind, Packed, pack
+from model.backends.cpu.kernels.params import AttentionParams, MaskParams
 from model.backends.cpu.kernels.reference import Attention, AttentionBlock, Slots, Weight
 from model.shapes import attention as shapes
 from model.shapes.decoder import DecoderConfig
-from tests.model.backends.cpu.kernels.cases import Make, norm_args, ops
+from tests.model.backends.cpu.kernels.cases import Make, norm_params, ops
 
 Step = list[tuple[int, int, int]]  # of each sequence in the step: its number, and the positions from and until
 
@@ -87,11 +88,10 @@ class AttendCase:
     def run(self, schedule: list[Step]) -> Tensor:
         """[T, H, C]: each row as it came out in its step."""
         cache, out = self.cache(), torch.zeros_like(self.q_THC)
-        rules, size = self.rules, self.layout.block_size
+        size, mask = self.layout.block_size, mask_params(self.rules).arguments()
         for rows, spans, tables in map(self.layout.step, schedule):
             ops.write_cache(self.k_TGC[rows], self.v_TGC[rows], cache, spans, tables, size)
-            fixed = (size, rules.scale, rules.window, rules.softcap, rules.sinks)
-            out[rows] = ops.attend(self.q_THC[rows], cache, spans, tables, *fixed)
+            out[rows] = ops.attend(self.q_THC[rows], cache, spans, tables, size, *mask)
         return out
 
     def expected(self) -> Tensor:
@@ -100,6 +100,10 @@ class AttendCase:
             cache.write(self.k_TGC[rows], self.v_TGC[rows], spans, tables)
             out[rows] = reference.attend(self.q_THC[rows], cache, spans, tables, self.rules)
         return out
+
+
+def mask_params(rules: Attention) -> MaskParams:
+    return MaskParams(rules.scale, rules.window, rules.softcap, rules.sinks)
 
 
 def slots(layout: Layout, cache: Tensor) -> Slots:
@@ -141,18 +145,31 @@ class AttentionCase:
     cache_shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def args(self) -> tuple[Any, ...]:
-        b, rules = self.block, self.block.rules
-        before = (*norm_args(b.norm), self.qkv.words, self.qkv.side, b.qkv.bias, b.q_norm, b.k_norm)
-        after = (b.norm_per_head, b.clip, b.rotary, self.out.words, self.out.side, b.out.bias)
-        return *before, *after, b.heads, rules.scale, rules.window, rules.softcap, rules.sinks
+    def params(self) -> AttentionParams:
+        b, (kv_heads, head_width) = self.block, self.cache_shape[2:]
+        return AttentionParams(
+            norm=norm_params(b.norm),
+            qkv=self.qkv,
+            qkv_bias=b.qkv.bias,
+            q_norm=b.q_norm,
+            k_norm=b.k_norm,
+            norm_per_head=b.norm_per_head,
+            clip=b.clip,
+            rotary=b.rotary,
+            out=self.out,
+            out_bias=b.out.bias,
+            heads=b.heads,
+            kv_heads=kv_heads,
+            head_width=head_width,
+            mask=mask_params(b.rules),
+        )
 
     def run(self, schedule: list[Step]) -> Tensor:
         cache = torch.full(self.cache_shape, torch.nan, dtype=self.dtype)
         out = torch.zeros_like(self.x_TD)
         for rows, spans, tables in map(self.layout.step, schedule):
             x_TD = self.x_TD[rows]
-            ops.attention_block(x_TD, cache, spans, tables, self.layout.block_size, *self.args())
+            ops.attention_block(x_TD, cache, spans, tables, self.layout.block_size, *self.params().arguments())
             out[rows] = x_TD
         return out
 

@@ -61,7 +61,7 @@ def refused(argument: str, change: Callable[[Any], Any]) -> str:
 
 def made(argument: str, change: Callable[[Any], Any]) -> str:
     """What is said of a program whose embeddings are wrong."""
-    given: dict[str, Any] = {"width": WIDTH, "words": torch.zeros(5, WIDTH), "places": None}
+    given: dict[str, Any] = {"width": WIDTH, "embeddings": torch.zeros(5, WIDTH), "position_embeddings": None}
     given[argument] = change(given[argument])
     with pytest.raises(RuntimeError) as error:
         torch.classes.moedial.Program(*given.values())
@@ -87,7 +87,7 @@ PROGRAM_REFUSALS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("spans", lambda s: s + torch.tensor([[0, 1, 1]]), "spans cover 4 rows of 3"),
 ]
 MADE: list[tuple[str, Callable[[Any], Any], str]] = [
-    ("words", lambda w: w[:, :5], "embeddings must be [count, 32]"),
-    ("words", Tensor.half, "embeddings cannot be Half"),
-    ("places", lambda _: torch.zeros(5), "position embeddings must be [count, 32]"),
+    ("embeddings", lambda w: w[:, :5], "embeddings must be [count, 32]"),
+    ("embeddings", Tensor.half, "embeddings cannot be Half"),
+    ("position_embeddings", lambda _: torch.zeros(5), "position embeddings must be [count, 32]"),
 ]

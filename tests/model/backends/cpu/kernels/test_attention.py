@@ -41,7 +41,7 @@ def check(case: AttendCase | AttentionCase, make: Make, largest: int = 40) -> No
 
 
 def test_the_reference_rounds_after_as_many_keys_as_the_kernel() -> None:
-    source = (SOURCES / "attend.h").read_text()
+    source = (SOURCES / "attender.h").read_text()
     found = [int(re.search(rf"constexpr int64_t {name} = (\d+);", source)[1]) for name in ("KEYS", "PART")]
     assert found == [reference.ROUND, reference.PART]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backends.cpu.blocks import ACTIVATIONS
 from model.backends.cpu.kernels.pack import Kind
+from model.backends.cpu.kernels.params import ACTIVATIONS
 from model.shapes.decoder import Activation
 from tests.model.backends.cpu.kernels.cases import (
     KINDS,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backends.cpu.blocks import ACTIVATIONS
 from model.backends.cpu.kernels.pack import Kind
+from model.backends.cpu.kernels.params import ACTIVATIONS
 from model.moe.infinity import keep_top
 from model.noise import normal
 from model.shapes.decoder import Activation, Infinity
@@ -175,7 +175,7 @@ def test_kept_units_read_one_by_one_give_the_bits_of_all_in_one_pass(
     case, all_rows = infinity_case(Make(width), 20, width, config, run, kind), torch.arange(20)
     expected = case.block(all_rows)
     kept = int(expected[1].sum()) * config.block
-    for case.few in (1, config.kept * config.block, kept // 3, kept - 1, kept, 1 << 40):
+    for case.crossover_rows in (1, config.kept * config.block, kept // 3, kept - 1, kept, 1 << 40):
         for found, wanted in zip(case.block(all_rows), expected, strict=True):
             assert torch.equal(found, wanted)
         check(case)

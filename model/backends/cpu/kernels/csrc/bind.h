@@ -1,0 +1,155 @@
+// Parameters (`params.h`) bound to plain values (`kernels.h`): an overload of `bind` for each. All
+// that is known of a block before a step comes is checked here.
+#pragma once
+#include "checks.h"
+#include "params.h"
+
+namespace moedial {
+
+inline Matrix matrix(const PackedParams& params, int64_t outputs, int64_t inputs,
+                     int64_t count = 1) {
+    return matrix(params.packed, params.scales, outputs, inputs, count);
+}
+
+inline Norm bind(int64_t width, const NormParams& params) {
+    return {vector(params.weight, width, "norm weight"), vector(params.bias, width, "norm bias"),
+            float(params.eps)};
+}
+
+struct NormedLinear {
+    Norm norm;
+    Linear layer;
+    int64_t outputs = 0;
+};
+
+inline NormedLinear bind(int64_t width, const LinearParams& params) {
+    const Matrix weight = matrix(params.weight, params.outputs, width);
+    return {bind(width, params.norm),
+            {weight, vector(params.bias, params.outputs, "bias")},
+            params.outputs};
+}
+
+inline Experts experts_of(const PackedParams& up, const PackedParams& down, int64_t count,
+                          int64_t units, int64_t width, bool gated, int64_t activation) {
+    TORCH_CHECK(count > 0 && units > 0 && width > 0, "experts need at least one unit and input");
+    TORCH_CHECK(0 <= activation && activation <= RELU, "activation ", activation, " is not known");
+    Experts experts;
+    experts.units = up_to(units, 16), experts.gated = gated;
+    experts.activation = Activation(activation);
+    experts.up = matrix(up, gated ? 2 * experts.units : experts.units, width, count);
+    experts.down = matrix(down, width, experts.units, count);
+    return experts;
+}
+
+inline Experts bind(int64_t width, const ExpertsParams& params, int64_t count) {
+    return experts_of(params.up, params.down, count, params.units, width, params.gated,
+                      params.activation);
+}
+
+inline FeedForward bind(int64_t width, const FeedForwardParams& params) {
+    const Experts expert = bind(width, params.expert, 1);
+    return {bind(width, params.norm), expert, vector(params.up_bias, expert.up.outputs, "up bias"),
+            vector(params.down_bias, width, "down bias")};
+}
+
+inline Attention bind(const MaskParams& params, int64_t heads, int64_t kv_heads) {
+    TORCH_CHECK(kv_heads > 0 && heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= 32, heads,
+                " heads cannot share ", kv_heads, " key-value heads (at most 32 each)");
+    Attention attention;
+    attention.heads = heads, attention.scale = float(params.scale);
+    attention.window = params.window, attention.softcap = float(params.softcap);
+    attention.sinks = vector(params.sinks, heads, "sinks");
+    return attention;
+}
+
+inline AttentionBlock bind(int64_t width, const AttentionParams& params) {
+    const int64_t head = params.head_width;
+    const int64_t queries = params.heads * head, keys = params.kv_heads * head;
+    const int64_t qkv = queries + 2 * keys;
+    AttentionBlock block;
+    block.kv_heads = params.kv_heads, block.head_width = head;
+    block.norm = bind(width, params.norm);
+    const auto head_norm = [&](const OptionalTensor& weight, int64_t all) {
+        return bind(params.norm_per_head ? head : all, NormParams{weight, {}, params.norm.eps});
+    };
+    block.query_norm = head_norm(params.q_norm, queries);
+    block.key_norm = head_norm(params.k_norm, keys);
+    block.norm_per_head = params.norm_per_head, block.clip = float(params.clip);
+    block.qkv = {matrix(params.qkv, qkv, width), vector(params.qkv_bias, qkv, "qkv bias")};
+    block.out = {matrix(params.out, width, queries), vector(params.out_bias, width, "out bias")};
+    block.attention = bind(params.mask, params.heads, params.kv_heads);
+    if (params.rotary) {
+        block.rotary = floats(*params.rotary, "rotary", 3);
+        block.positions = params.rotary->size(0);
+        TORCH_CHECK(params.rotary->size(1) == 2 && params.rotary->size(2) == head / 2,
+                    "the rotary table must be [positions, 2, C / 2]");
+    }
+    return block;
+}
+
+// Whether the rotary table has a row for every position of the step.
+inline void check_positions(const AttentionBlock& block, const Pages& pages) {
+    if (!block.rotary) return;
+    for (int64_t span = 0; span < pages.count; span++)
+        TORCH_CHECK(pages.spans[span].context <= block.positions, "position ",
+                    pages.spans[span].context, " is beyond the rotary table");
+}
+
+inline TopK bind(int64_t width, const TopKParams& params) {
+    const int64_t experts = params.router.experts;
+    TopK block;
+    block.norm = bind(width, params.norm);
+    block.router = {matrix(params.router.router, experts, width), experts, params.router.normalise};
+    block.experts =
+        experts_of(params.up, params.down, experts, params.units, width, true, params.activation);
+    return block;
+}
+
+inline Draws bind(const DrawsParams& params, int64_t latent_dim) {
+    return {data<const float>(params.quantiles, "quantiles"),
+            params.layer,
+            latent_dim,
+            params.exponential,
+            params.antithetic,
+            float(params.sigma_min)};
+}
+
+// The wide layer's units as rows, where both matrices are given: like the panels, not int8.
+inline UnitRows unit_rows(int64_t width, const InfinityParams& params, const Experts& tiles) {
+    if (!params.up_rows || !params.down_rows) return {};
+    const Tensor &up = *params.up_rows, &down = *params.down_rows;
+    TORCH_CHECK(tiles.up.kind <= BFLOAT16 && tiles.up.kind == tiles.down.kind,
+                "int8 units have no rows of their own");
+    TORCH_CHECK(width % 16 == 0, "unit rows need a width that is a multiple of 16, got ", width);
+    for (const Tensor& rows : {up, down})
+        TORCH_CHECK(rows.is_contiguous() && rows.scalar_type() == params.up.packed.scalar_type(),
+                    "unit rows must be like the panels");
+    TORCH_CHECK(
+        up.numel() == params.units * tiles.up.inputs && down.numel() == params.units * width,
+        "unit rows: shapes do not fit");
+    return {(const int32_t*)up.data_ptr(), (const char*)down.data_ptr(), params.crossover_rows};
+}
+
+inline Infinity bind(int64_t width, const InfinityParams& params) {
+    const int64_t units = params.units, groups = params.groups, tile_units = params.tile_units;
+    TORCH_CHECK(groups > 0 && units > 0 && units % groups == 0 && tile_units > 0 &&
+                    tile_units % 16 == 0 && tile_units % (units / groups) == 0,
+                groups, " groups of ", units, " units do not fit tiles of ", tile_units);
+    TORCH_CHECK(
+        1 <= params.kept && params.kept <= groups && params.draws.quantiles.numel() == 65536,
+        "infinity: shapes do not fit");
+    TORCH_CHECK(params.latent_dim > 0, "the space must have at least one dimension");
+    Infinity block;
+    block.norm = bind(width, params.norm);
+    block.router = matrix(params.router, 2 * params.latent_dim, width);
+    block.scores = matrix(params.scores, {}, groups, params.latent_dim);
+    const int64_t tiles = (units + tile_units - 1) / tile_units;
+    block.tiles =
+        experts_of(params.up, params.down, tiles, tile_units, width, false, params.activation);
+    block.draws = bind(params.draws, params.latent_dim);
+    block.groups = groups, block.group_units = units / groups, block.kept = params.kept;
+    block.rows = unit_rows(width, params, block.tiles);
+    return block;
+}
+
+}  // namespace moedial

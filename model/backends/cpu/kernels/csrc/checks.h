@@ -1,0 +1,170 @@
+// From torch's tensors to the plain values of `kernels.h`. Everything that a kernel takes for
+// granted is checked here or in `bind.h`, once; an error names the argument and what was expected.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "kernels.h"
+#include "scratch.h"
+
+namespace moedial {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// One op at a time: thread pool and scratch memory are shared. Held while a kernel runs.
+struct Op {
+    static std::mutex& mutex() {
+        static std::mutex* one = new std::mutex;  // outlives all threads
+        return *one;
+    }
+    std::lock_guard<std::mutex> guard{mutex()};
+    ~Op() { scratch().reset(); }
+};
+
+template <class T>
+T* data(const Tensor& tensor, const char* name) {
+    TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+    TORCH_CHECK(tensor.scalar_type() == c10::CppTypeToScalarType<std::remove_const_t<T>>::value,
+                name, " has the wrong dtype, ", tensor.scalar_type());
+    return (T*)tensor.data_ptr();
+}
+
+inline float* floats(const Tensor& tensor, const char* name, int64_t dimensions = 2) {
+    TORCH_CHECK(tensor.dim() == dimensions, name, " must have ", dimensions, " dimensions, got ",
+                tensor.dim());
+    return data<float>(tensor, name);
+}
+
+// A float vector that may be missing.
+inline const float* vector(const OptionalTensor& tensor, int64_t size, const char* name) {
+    if (!tensor) return nullptr;
+    TORCH_CHECK(tensor->numel() == size, name, " must have ", size, " values, got ",
+                tensor->numel());
+    return data<const float>(*tensor, name);
+}
+
+inline int64_t up_to(int64_t value, int64_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+inline Kind kind_of(const Tensor& packed) {
+    switch (packed.scalar_type()) {
+        case at::kFloat: return FLOAT;
+        case at::kBFloat16: return BFLOAT16;
+        case at::kByte: return INT8_WEIGHTS;
+        case at::kChar: return INT8;
+        default: TORCH_CHECK(false, "packed weights cannot be ", packed.scalar_type());
+    }
+}
+
+// `count` packed matrices [outputs, inputs] behind each other: words by dtype, and for int8 the
+// scales' float32 bits and the offsets, int32 [2, count * outputs].
+inline Matrix matrix(const Tensor& packed, const OptionalTensor& scales, int64_t outputs,
+                     int64_t inputs, int64_t count = 1) {
+    TORCH_CHECK(outputs > 0 && inputs > 0, "a matrix must have outputs and inputs, got [", outputs,
+                ", ", inputs, "]");
+    Matrix made;
+    made.outputs = up_to(outputs, 16), made.inputs = up_to(inputs, 4);
+    made.kind = kind_of(packed);
+    const int64_t all_outputs = count * made.outputs;
+    TORCH_CHECK(packed.is_contiguous() && packed.numel() == all_outputs * made.inputs,
+                "packed weights of ", count, " x [", outputs, ", ", inputs, "] must have ",
+                all_outputs * made.inputs, " elements, got ", packed.numel());
+    made.data = (const char*)packed.data_ptr();
+    if (made.kind == INT8_WEIGHTS || made.kind == INT8) {
+        TORCH_CHECK(scales && scales->numel() == 2 * all_outputs, "int8 weights need 2 x ",
+                    all_outputs, " scales and offsets");
+        made.offsets = data<const int32_t>(*scales, "scales") + all_outputs;
+        made.scales = (const float*)scales->data_ptr();
+    }
+    return made;
+}
+
+// The budget rows of one mixture. Ascending row numbers are needed for nothing but memory safety;
+// the counts bound what is read and written.
+inline BudgetRows budget_of(const Tensor& counts, int64_t k_max) {
+    BudgetRows budget;
+    budget.counts = data<const int64_t>(counts, "counts");
+    budget.tokens = counts.numel(), budget.k_max = k_max;
+    for (int64_t token = 0; token < budget.tokens; token++)
+        TORCH_CHECK(1 <= budget.counts[token] && budget.counts[token] <= k_max, "count ",
+                    budget.counts[token], " is not between 1 and ", k_max);
+    return budget;
+}
+
+inline int64_t total_of(const BudgetRows& budget) {
+    int64_t total = 0;
+    for (int64_t token = 0; token < budget.tokens; token++) total += budget.counts[token];
+    return total;
+}
+
+// One layer's cache. `blocks`: how many it has room for.
+inline Cache cache_of(const Tensor& cache, int64_t kv_heads, int64_t head_width, int64_t block_size,
+                      int64_t& blocks) {
+    TORCH_CHECK(cache.is_contiguous() && cache.dim() == 4 && cache.size(0) == 2 &&
+                    cache.size(2) == kv_heads && cache.size(3) == head_width,
+                "the cache must be [2, slots, ", kv_heads, ", ", head_width, "], got ",
+                cache.sizes());
+    TORCH_CHECK(head_width % 16 == 0 && block_size % 16 == 0 && block_size > 0,
+                "head width and block size must be multiples of 16");
+    TORCH_CHECK(cache.scalar_type() == at::kFloat || cache.scalar_type() == at::kBFloat16,
+                "the cache is ", cache.scalar_type());
+    Cache made;
+    made.kind = cache.scalar_type() == at::kFloat ? FLOAT : BFLOAT16;
+    made.keys = (int32_t*)cache.data_ptr();
+    made.values = (int32_t*)((char*)cache.data_ptr() + cache.nbytes() / 2);
+    made.kv_heads = kv_heads, made.head_width = head_width;
+    blocks = cache.size(1) / block_size;
+    return made;
+}
+
+// A step's spans [B, 3] and block tables [B, P]. Spans follow each other and cover `rows`.
+inline Pages pages_of(const Tensor& spans, const Tensor& tables, int64_t rows, int64_t block_size,
+                      int64_t blocks) {
+    TORCH_CHECK(spans.dim() == 2 && spans.size(1) == 3 && tables.dim() == 2 &&
+                    tables.size(0) == spans.size(0),
+                "spans must be [B, 3] and tables [B, P]");
+    Pages pages;
+    pages.spans = (const Span*)data<const int64_t>(spans, "spans");
+    pages.tables = data<const int64_t>(tables, "tables");
+    pages.count = spans.size(0), pages.rows = rows;
+    pages.table_width = tables.size(1), pages.block_size = block_size;
+    int64_t next = 0;
+    for (int64_t index = 0; index < pages.count; index++) {
+        const Span& span = pages.spans[index];
+        TORCH_CHECK(span.first == next && span.rows > 0 && span.context >= span.rows, "span ",
+                    index, " does not follow");
+        next += span.rows;
+        const int64_t used = (span.context + block_size - 1) / block_size;
+        TORCH_CHECK(used <= pages.table_width, "span ", index, " needs ", used,
+                    " blocks, the table has ", pages.table_width);
+        for (int64_t i = 0; i < used; i++) {
+            const int64_t block = pages.tables[index * pages.table_width + i];
+            TORCH_CHECK(0 <= block && block < blocks, "block ", block, " is not in the cache");
+        }
+    }
+    TORCH_CHECK(next == rows, "spans cover ", next, " rows of ", rows);
+    return pages;
+}
+
+inline Table table_of(const OptionalTensor& rows, int64_t width, const char* name) {
+    if (!rows) return {};
+    TORCH_CHECK(rows->dim() == 2 && rows->size(1) == width && rows->is_contiguous(), name,
+                " must be [count, ", width, "]");
+    TORCH_CHECK(rows->scalar_type() == at::kFloat || rows->scalar_type() == at::kBFloat16, name,
+                " cannot be ", rows->scalar_type());
+    const Kind kind = rows->scalar_type() == at::kFloat ? FLOAT : BFLOAT16;
+    return {kind, (const char*)rows->data_ptr(), rows->size(0)};
+}
+
+inline Tensor like(const Tensor& tensor, std::vector<int64_t> shape) {
+    return at::empty(shape, tensor.options());
+}
+
+}  // namespace moedial

@@ -1,0 +1,80 @@
+// Input rows in the form that a packed matrix multiplies: float32, bfloat16 pairs, or bytes with
+// one scale per row.
+#pragma once
+#include "gemm.h"
+#include "scratch.h"
+
+namespace moedial {
+
+// Encoded rows. `words` are 32 bits each and hold one group of inputs (`Matrix::group_inputs`).
+struct Inputs {
+    Kind kind;
+    int64_t words = 0;        // per row
+    int32_t* data = nullptr;  // [rows, words]
+    float* scales = nullptr;  // [rows], INT8 only
+
+    const int32_t* row(int64_t index) const { return data + index * words; }
+};
+
+// INT8_WEIGHTS are widened to bfloat16 before they are multiplied: so are their inputs.
+inline Kind input_kind(Kind kind) { return kind == INT8_WEIGHTS ? BFLOAT16 : kind; }
+
+// Whether rows encoded for one matrix can be multiplied by another.
+inline bool inputs_match(const Matrix& one, const Matrix& other) {
+    return input_kind(one.kind) == input_kind(other.kind) && one.inputs == other.inputs;
+}
+
+// Room for encoded rows. `stored`: inputs with their padding.
+inline Inputs inputs(Kind kind, int64_t rows, int64_t stored) {
+    Inputs encoded{input_kind(kind)};
+    encoded.words = stored / (kind == FLOAT ? 1 : kind == INT8 ? 4 : 2);
+    encoded.data = scratch().take<int32_t>(rows * encoded.words);
+    if (kind == INT8) encoded.scales = scratch().take<float>(rows);
+    return encoded;
+}
+
+// Bytes 128 + round(127 x / max |x|): unsigned, as the dot product of bytes wants its inputs.
+// Returns the scale that undoes it. A row that is not finite has none: NaN.
+inline float quantise(const float* x, int64_t width, uint8_t* bytes) {
+    Floats highest{}, bad{};
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        const Floats values = load(x + i);
+        highest = max(highest, max(values, -values)), bad += values - values;
+    }
+    float largest_value = largest(highest), wrong = sum(bad);
+    for (; i < width; i++)
+        largest_value = std::fmax(largest_value, std::fabs(x[i])), wrong += x[i] - x[i];
+    if (wrong != 0 || largest_value == 0) {
+        std::memset(bytes, 128, width);
+        return wrong != 0 ? NAN : 0;
+    }
+    const Floats inverse = splat(127.0f / largest_value), shift = splat(ROUNDING);
+    for (i = 0; i + LANES <= width; i += LANES) {
+        const Ints steps = bits(fma(load(x + i), inverse, shift)) - bits(shift) + 128;
+        for (int lane = 0; lane < LANES; lane++) bytes[i + lane] = uint8_t(steps[lane]);
+    }
+    for (; i < width; i++) bytes[i] = uint8_t(int32_t(std::nearbyint(x[i] * inverse[0])) + 128);
+    return largest_value / 127.0f;
+}
+
+// Encode one row of `width` values; the rest, up to `stored`, stands for zeros.
+inline void encode(const float* x, int64_t width, const Inputs& to, int64_t row, int64_t stored) {
+    int32_t* out = to.data + row * to.words;
+    if (to.kind == FLOAT) {
+        std::memcpy(out, x, width * 4);
+        std::memset(out + width, 0, (stored - width) * 4);
+    } else if (to.kind == INT8) {
+        to.scales[row] = quantise(x, width, (uint8_t*)out);
+        std::memset((uint8_t*)out + width, 128, stored - width);
+    } else {
+        uint16_t* halves = (uint16_t*)out;
+        int64_t i = 0;
+        for (; i + 2 * LANES <= width; i += 2 * LANES)
+            store_bf16(halves + i, load(x + i), load(x + i + LANES));
+        for (; i < width; i++) halves[i] = to_bf16(x[i]);
+        std::memset(halves + width, 0, (stored - width) * 2);
+    }
+}
+
+}  // namespace moedial

@@ -1,0 +1,278 @@
+// The parameters of the ops by name, a struct for each. `each` lists a struct's members once; the
+// op's schema, the reading of its arguments and the tensors that a bound block keeps alive follow
+// from that list. model/backends/cpu/kernels/params.py has dataclasses with the same names, and
+// sorts their values by the schema: neither side counts arguments.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/core/stack.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace moedial {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// An argument's name in the schema: a member of a packed matrix or of a norm has a suffix.
+struct Name {
+    const char* stem;
+    const char* suffix = "";
+};
+
+// A packed matrix, or several behind each other, as model/backends/cpu/kernels/pack.py makes it.
+struct PackedParams {
+    Tensor packed;
+    OptionalTensor scales;  // int8 only
+
+    void each(auto&& visit, const char* name) {
+        visit({name}, packed);
+        visit({name, "_scales"}, scales);
+    }
+};
+
+struct NormParams {
+    OptionalTensor weight, bias;  // no weight: no norm; with a bias LayerNorm, else RMSNorm
+    double eps = 0;
+
+    void each(auto&& visit) {
+        visit({"norm", "_weight"}, weight);
+        visit({"norm", "_bias"}, bias);
+        visit({"norm", "_eps"}, eps);
+    }
+};
+
+// W norm(x) + bias.
+struct LinearParams {
+    NormParams norm;
+    PackedParams weight;
+    int64_t outputs = 0;
+    OptionalTensor bias;
+
+    void each(auto&& visit) {
+        norm.each(visit);
+        weight.each(visit, "weight");
+        visit({"outputs"}, outputs);
+        visit({"bias"}, bias);
+    }
+};
+
+// Feed-forward experts of `units` units. Gated: 32 gates and their 32 ups in turn.
+struct ExpertsParams {
+    PackedParams up, down;
+    int64_t units = 0, activation = 0;
+    bool gated = false;
+
+    void each(auto&& visit) {
+        up.each(visit, "up");
+        down.each(visit, "down");
+        visit({"units"}, units);
+        visit({"gated"}, gated);
+        visit({"activation"}, activation);
+    }
+};
+
+// x += feed-forward(norm(x)).
+struct FeedForwardParams {
+    NormParams norm;
+    ExpertsParams expert;
+    OptionalTensor up_bias, down_bias;
+
+    void each(auto&& visit) {
+        norm.each(visit);
+        expert.each(visit);
+        visit({"up_bias"}, up_bias);
+        visit({"down_bias"}, down_bias);
+    }
+};
+
+// What a query sees, and how scores become weights.
+struct MaskParams {
+    double scale = 1;
+    int64_t window = 0;    // 0: everything before
+    double softcap = 0;    // 0: none
+    OptionalTensor sinks;  // [heads]
+
+    void each(auto&& visit) {
+        visit({"scale"}, scale);
+        visit({"window"}, window);
+        visit({"softcap"}, softcap);
+        visit({"sinks"}, sinks);
+    }
+};
+
+// x += attention(norm(x)).
+struct AttentionParams {
+    NormParams norm;
+    PackedParams qkv, out;
+    OptionalTensor qkv_bias, out_bias;
+    OptionalTensor q_norm, k_norm;  // over all heads at once, or over each
+    bool norm_per_head = false;
+    double clip = 0;        // 0: none
+    OptionalTensor rotary;  // [positions, 2, head_width / 2]
+    int64_t heads = 0, kv_heads = 0, head_width = 0;
+    MaskParams mask;
+
+    void each(auto&& visit) {
+        norm.each(visit);
+        qkv.each(visit, "qkv");
+        visit({"qkv_bias"}, qkv_bias);
+        visit({"q_norm"}, q_norm);
+        visit({"k_norm"}, k_norm);
+        visit({"norm_per_head"}, norm_per_head);
+        visit({"clip"}, clip);
+        visit({"rotary"}, rotary);
+        out.each(visit, "out");
+        visit({"out_bias"}, out_bias);
+        visit({"heads"}, heads);
+        visit({"kv_heads"}, kv_heads);
+        visit({"head_width"}, head_width);
+        mask.each(visit);
+    }
+};
+
+// Which experts a token's pairs go to.
+struct RouterParams {
+    PackedParams router;  // [experts, width]
+    int64_t experts = 0;
+    bool normalise = false;
+
+    void each(auto&& visit) {
+        router.each(visit, "router");
+        visit({"experts"}, experts);
+        visit({"normalise"}, normalise);
+    }
+};
+
+// x += top-k mixture(norm(x)), of gated experts.
+struct TopKParams {
+    NormParams norm;
+    RouterParams router;
+    PackedParams up, down;
+    int64_t units = 0, activation = 0;
+
+    void each(auto&& visit) {
+        norm.each(visit);
+        router.each(visit);
+        up.each(visit, "up");
+        down.each(visit, "down");
+        visit({"units"}, units);
+        visit({"activation"}, activation);
+    }
+};
+
+// How the points of an ∞-MoE are drawn from each token's Gaussian.
+struct DrawsParams {
+    Tensor quantiles;   // [65536]
+    int64_t layer = 0;  // number of the mixture
+    bool exponential = true, antithetic = false;
+    double sigma_min = 0;
+
+    void each(auto&& visit) {
+        visit({"quantiles"}, quantiles);
+        visit({"layer"}, layer);
+        visit({"exponential"}, exponential);
+        visit({"sigma_min"}, sigma_min);
+        visit({"antithetic"}, antithetic);
+    }
+};
+
+// x += ∞-MoE(norm(x)).
+struct InfinityParams {
+    NormParams norm;
+    PackedParams router;  // [2 latent_dim, width]: means, then raw spreads
+    Tensor scores;  // packed floats [groups, latent_dim]: which groups win is decided in float32
+    int64_t latent_dim = 0;
+    PackedParams up, down;  // the wide layer in tiles of `tile_units` units, whole groups
+    int64_t units = 0, tile_units = 0, groups = 0, kept = 0, activation = 0;
+    DrawsParams draws;
+    OptionalTensor up_rows, down_rows;  // the wide layer unit by unit
+    int64_t crossover_rows = 0;         // kept units up to which it is read so
+
+    void each(auto&& visit) {
+        norm.each(visit);
+        router.each(visit, "router");
+        visit({"scores"}, scores);
+        visit({"latent_dim"}, latent_dim);
+        up.each(visit, "up");
+        down.each(visit, "down");
+        visit({"units"}, units);
+        visit({"tile_units"}, tile_units);
+        visit({"groups"}, groups);
+        visit({"kept"}, kept);
+        visit({"activation"}, activation);
+        draws.each(visit);
+        visit({"up_rows"}, up_rows);
+        visit({"down_rows"}, down_rows);
+        visit({"crossover_rows"}, crossover_rows);
+    }
+};
+
+inline const char* schema_type(const Tensor&) { return "Tensor"; }
+inline const char* schema_type(const OptionalTensor&) { return "Tensor?"; }
+inline const char* schema_type(int64_t) { return "int"; }
+inline const char* schema_type(double) { return "float"; }
+inline const char* schema_type(bool) { return "bool"; }
+
+// An op's schema: `before` is its name and the arguments that change with every step,
+// "linear(Tensor x"; the parameters follow by name, then the result.
+template <class Params>
+c10::FunctionSchema schema(const std::string& before, const std::string& result) {
+    std::string text = before;
+    Params{}.each([&](Name name, const auto& member) {
+        text += std::string(", ") + schema_type(member) + " " + name.stem + name.suffix;
+    });
+    return torch::schema((text + ") -> " + result).c_str());
+}
+
+// The tensors among them: whoever keeps pointers into their memory keeps them.
+template <class Params>
+std::vector<Tensor> tensors_of(Params params) {
+    std::vector<Tensor> found;
+    const auto add = [&](const auto& member) {
+        using Member = std::decay_t<decltype(member)>;
+        if constexpr (std::is_same_v<Member, Tensor>) found.push_back(member);
+        if constexpr (std::is_same_v<Member, OptionalTensor>)
+            if (member) found.push_back(*member);
+    };
+    params.each([&](Name, const auto& member) { add(member); });
+    return found;
+}
+
+// Calls kernel(params, step arguments...) with what torch has put on its stack: the arguments that
+// change with every step, then the parameters in the order of `each`.
+template <auto kernel, class Result, class Params, class... Step>
+void call_boxed(Result (*)(const Params&, Step...), size_t count, torch::jit::Stack& stack) {
+    const c10::IValue* first = stack.data() + stack.size() - count;
+    const c10::IValue* next = first + sizeof...(Step);
+    Params params;
+    params.each(
+        [&](Name, auto& member) { member = (next++)->to<std::decay_t<decltype(member)>>(); });
+    const auto call = [&]<size_t... Index>(std::index_sequence<Index...>) {
+        return kernel(params, first[Index].template to<std::decay_t<Step>>()...);
+    };
+    if constexpr (std::is_void_v<Result>) {
+        call(std::index_sequence_for<Step...>{});
+        torch::jit::drop(stack, count);
+    } else {
+        Result result = call(std::index_sequence_for<Step...>{});
+        torch::jit::drop(stack, count);
+        torch::jit::push(stack, std::move(result));
+    }
+}
+
+template <auto kernel>
+void boxed(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+    call_boxed<kernel>(kernel, op.schema().arguments().size(), *stack);
+}
+
+// A kernel of the form kernel(const Params&, step arguments...), as torch's registry takes it.
+template <auto kernel>
+torch::CppFunction by_name() {
+    return torch::CppFunction::makeFromBoxedFunction<&boxed<kernel>>();
+}
+
+}  // namespace moedial

@@ -1,0 +1,202 @@
+"""The parameters of the kernels' ops: a dataclass for each, with the names of the structs in csrc/params.h.
+
+An op's schema is made from the struct in C++, and a dataclass is sorted by that schema: neither side counts arguments,
+and a name that only one of them knows is an error when a block is made, not a wrong number. It knows no modules.
+"""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from model.backends.cpu.kernels.pack import Packed
+from model.shapes.decoder import Activation
+
+ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in csrc/kernels.h
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """What an op is given that does not change from step to step."""
+
+    op: ClassVar[str]  # its name
+
+    def arguments(self) -> tuple[object, ...]:
+        """The values as the op takes them, behind what changes with every step. Make it once and keep it.
+
+        Raises:
+            TypeError: csrc/params.h has other names.
+        """
+        values = named(self)
+        schema = getattr(torch.ops.moedial, self.op).default._schema
+        names = [argument.name for argument in schema.arguments][-len(values) :]
+        if set(names) != values.keys():
+            raise TypeError(f"{self.op} takes {', '.join(names)}, and is given {', '.join(values)}")
+        return tuple(values[name] for name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class NormParams:
+    """RMSNorm, or LayerNorm with a bias; without a weight rows stay as they are. All float32."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 0.0
+
+
+def named(params: object) -> dict[str, object]:
+    """Every value by its name in the op's schema. Parts without a name of their own give the names of their members."""
+    values: dict[str, object] = {}
+    for field in fields(params):  # type: ignore[arg-type]
+        values |= _named(field.name, getattr(params, field.name))
+    return values
+
+
+def _named(name: str, value: object) -> dict[str, object]:
+    if isinstance(value, Packed):
+        return {name: value.packed, f"{name}_scales": value.scales}
+    if isinstance(value, NormParams):
+        return {f"{name}_{key}": part for key, part in named(value).items()}
+    if isinstance(value, MaskParams | RouterParams | DrawsParams):
+        return named(value)
+    if name == "activation":
+        assert isinstance(value, str)
+        return {name: ACTIVATIONS[value]}  # type: ignore[index]
+    return {name: value}
+
+
+@dataclass(frozen=True, slots=True)
+class LinearParams(Params):
+    """W norm(x) + bias. `outputs`: without padding."""
+
+    op = "linear"
+    norm: NormParams
+    weight: Packed
+    outputs: int
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsParams(Params):
+    """Feed-forward experts of `units` units each; gated in the order of `pack.interleave`."""
+
+    op = "experts"
+    up: Packed
+    down: Packed
+    units: int
+    gated: bool
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
+class BlockParams(Params):
+    """x += f(norm(x)), as an op, and as a block that `add_op` adds to a Program (csrc/program.h)."""
+
+    add_op: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForwardParams(BlockParams):
+    """A dense feed-forward layer: one expert that every row uses."""
+
+    op, add_op = "ffn_block", "add_ffn"
+    norm: NormParams
+    up: Packed
+    down: Packed
+    units: int
+    gated: bool
+    activation: Activation
+    up_bias: Tensor | None = None  # padded as the outputs of `up` are
+    down_bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MaskParams(Params):
+    """What a query sees, and how scores become weights. `window` 0: everything before; `softcap` 0: none."""
+
+    op = "attend"
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    sinks: Tensor | None = None  # [H]: scores without values
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionParams(BlockParams):
+    """One layer's attention. `clip` 0: none. `q_norm`, `k_norm`: weights, over all heads at once or over each."""
+
+    op, add_op = "attention_block", "add_attention"
+    norm: NormParams
+    qkv: Packed
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    norm_per_head: bool
+    clip: float
+    rotary: Tensor | None  # [positions, 2, C / 2]
+    out: Packed
+    out_bias: Tensor | None
+    heads: int
+    kv_heads: int
+    head_width: int
+    mask: MaskParams
+
+
+@dataclass(frozen=True, slots=True)
+class RouterParams:
+    """Which experts a token's pairs go to. `normalise`: the chosen probabilities are made to sum to 1."""
+
+    router: Packed  # [E, D]
+    experts: int
+    normalise: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TopKParams(BlockParams):
+    """A sparse top-k mixture of gated experts."""
+
+    op, add_op = "topk_block", "add_topk"
+    norm: NormParams
+    routing: RouterParams
+    up: Packed
+    down: Packed
+    units: int
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
+class DrawsParams(Params):
+    """How the points of an ∞-MoE are drawn. `layer`: the mixture's number; `exponential`: sigma is e^raw."""
+
+    op = "draw"
+    quantiles: Tensor  # of the normal distribution, model/noise.py
+    layer: int
+    exponential: bool
+    sigma_min: float
+    antithetic: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InfinityParams(BlockParams):
+    """An ∞-MoE: `groups` groups of units, of which each draw keeps `kept`; the wide layer in tiles of `tile_units`.
+
+    Up to `crossover_rows` kept units are read one by one from `up_rows` and `down_rows`, where there are any.
+    """
+
+    op, add_op = "infinity_block", "add_infinity"
+    norm: NormParams
+    router: Packed  # [2 Z, D]: means, then raw spreads
+    scores: Tensor  # packed floats [groups, Z]
+    latent_dim: int
+    up: Packed
+    down: Packed
+    units: int
+    tile_units: int
+    groups: int
+    kept: int
+    activation: Activation
+    draws: DrawsParams
+    up_rows: Tensor | None = None
+    down_rows: Tensor | None = None
+    crossover_rows: int = 0
