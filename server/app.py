@@ -28,7 +28,7 @@ from server.protocols import ChatTemplate, Engine, Tokenizer
 from server.requests.output_spec import PLAIN
 from server.service import Service
 from server.settings import Settings
-from server.version import installed_version
+from server.version import VERSION
 
 log = structlog.get_logger("server")
 STOP_SECONDS = 5.0
@@ -59,7 +59,7 @@ def create_app(
 
     app = FastAPI(
         title="moedial",
-        version=installed_version(),
+        version=VERSION,
         lifespan=lifespan,
         redirect_slashes=False,
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere

@@ -26,7 +26,9 @@ app = typer.Typer(name="moedial", no_args_is_help=True, add_completion=False, pr
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        version()
+        from server.version import VERSION
+
+        print(VERSION)
         raise typer.Exit
 
 
@@ -91,10 +93,10 @@ app.add_typer(bench)
 
 @app.command()
 def version() -> None:
-    """Print the version."""
-    from server.version import installed_version
+    """Print version, build, Python, torch and kernels: what an issue should say."""
+    from server.version import report
 
-    print(installed_version())
+    print(report())
 
 
 def main() -> None:

@@ -1,20 +1,68 @@
 """Which version this is, and what stands for it and the model in answers. It knows no route."""
 
 import hashlib
+import platform
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+from engine.environment import child_environment
 from engine.types import EngineInfo
 
-
-def installed_version() -> str:
-    try:
-        return version("moedial")
-    except PackageNotFoundError:
-        return "0+unknown"
+VERSION = "0.2.0"  # the only place: pyproject.toml reads it here
+HOUSE = Path(__file__).parent.parent
+COMMIT = Path(__file__).parent / "commit.txt"  # written when a wheel or a source archive is built
+REPORT_SECONDS = 60  # torch is loaded from a cold disk
 
 
 def fingerprint_of(name: str, info: EngineInfo, default_count: int) -> str:
     """OpenAI's system_fingerprint: the same as long as equal requests get equal answers, after a restart too."""
     model = (name, info.family, info.parameters, info.vocabulary, info.max_model_len, info.experts, default_count)
-    parts = (installed_version(), *model, info.dtype, info.quantize, info.kernels)
+    parts = (VERSION, *model, info.dtype, info.quantize, info.kernels)
     return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
+
+
+def report() -> str:
+    """What an issue should say of an installation: version, build, Python, torch and kernels, a line each."""
+    lines = {
+        "moedial": VERSION,
+        "build": build_of(),
+        "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+        "torch": _version_of("torch"),
+        "kernels": _kernels(),
+    }
+    return "\n".join(f"{name:8} {value}" for name, value in lines.items())
+
+
+def build_of() -> str:
+    """The commit that was built, or that is checked out."""
+    if COMMIT.exists():
+        return COMMIT.read_text().strip()
+    commit = _output(["git", "-C", str(HOUSE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
+    if (HOUSE / ".git").exists() and commit:
+        return f"{commit}, checked out in {HOUSE}"
+    return "unknown"
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _kernels() -> str:
+    """Asked of another process: this one never loads torch."""
+    return _output([sys.executable, "-m", "model.backends"]) or "unknown: torch cannot be loaded"
+
+
+def _output(command: list[str]) -> str:
+    """What a command prints; empty where it fails."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=REPORT_SECONDS, env=child_environment(), check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from server.service import Service
-from server.version import installed_version
+from server.version import VERSION
 
 router = APIRouter(tags=["probes"])
 
@@ -37,7 +37,7 @@ async def ready(request: Request) -> dict[str, str]:
 
 @router.get("/version")
 async def version_() -> dict[str, str]:
-    return {"version": installed_version()}
+    return {"version": VERSION}
 
 
 @router.get("/metrics")

@@ -11,12 +11,19 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 
 SOURCES = Path(__file__).parent / "csrc"
-BUILT = Path(__file__).parent / "built"
+BUILT = Path(__file__).parent / "built"  # by this module's command, for a checkout
+PREBUILT = Path(__file__).parent / "prebuilt"  # in a wheel
+LOST = """Without them the same models run on plain torch, which costs:
+  - speed: prompts and answers take several times as long;
+  - exactness: logits may differ in their last bits with what else is in the batch, which can turn a near-tie;
+  - --quantize, which is refused.
+Every other answer, field and setting is the same."""
 COMMON = ["-std=c++20", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-Wall"]
 SANITIZE = ["-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 _AVX2 = ["-mavx2", "-mfma"]
@@ -33,36 +40,60 @@ def sanitized() -> bool:
     return os.environ.get("MOEDIAL_KERNELS_SANITIZE", "") == "1"
 
 
-def library(name: str) -> Path:
-    """Where the library of an instruction set lies once it is built: its name changes with everything it depends on."""
-    digest = hashlib.sha256(f"{torch.__version__} {_flags(name)}".encode())
+def cache_folder() -> Path:
+    """Where a server that finds no library for its machine compiles one."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "moedial" / "kernels"
+
+
+def library(name: str, folder: Path | None = None) -> Path:
+    """Where the library of an instruction set lies once it is built: its name changes with everything it depends on.
+
+    The version of torch counts without its suffix: builds for CPUs and for GPUs have the same C++ interface.
+    """
+    version, _, _ = torch.__version__.partition("+")
+    digest = hashlib.sha256(f"{version} {_flags(name)}".encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())
-    return BUILT / f"{name}-{digest.hexdigest()[:16]}.so"
+    return (folder or BUILT) / f"{name}-{digest.hexdigest()[:16]}.so"
+
+
+def found(name: str) -> list[Path]:
+    """The libraries of an instruction set that exist, in the order in which they are tried."""
+    file = library(name).name
+    return [folder / file for folder in (BUILT, PREBUILT, cache_folder()) if (folder / file).exists()]
+
+
+def origin(path: Path) -> str:
+    """How a library came to be, in words."""
+    return {BUILT: "built here", PREBUILT: "prebuilt"}.get(path.parent, f"compiled into {path.parent}")
 
 
 def _flags(name: str) -> list[str]:
     return COMMON + INSTRUCTION_SETS[name] + (SANITIZE if sanitized() else [])
 
 
-def build(name: str) -> Path:
-    """Compile one library, unless it is there.
+def build(name: str, folder: Path | None = None) -> Path:
+    """Compile one library into `folder`, unless it is there.
 
     Raises:
-        BuildError: no compiler, or it refused.
+        BuildError: no compiler, or it refused; or the folder cannot be written.
     """
-    target = library(name)
+    target = library(name, folder)
     if target.exists():
         return target
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
     if compiler is None:
         raise BuildError("no C++ compiler was found (g++ or c++, or name one in CXX)")
-    BUILT.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=BUILT) as scratch:
-        made = Path(scratch) / target.name
-        sources = sorted(map(str, SOURCES.glob("*.cpp")))
-        _compile([compiler, *_flags(name), *_includes(), *sources, "-shared", "-o", str(made), *_libraries()])
-        made.replace(target)  # at once: another process may be loading
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            made = Path(scratch) / target.name
+            sources = sorted(map(str, SOURCES.glob("*.cpp")))
+            _compile([compiler, *_flags(name), *_includes(), *sources, "-shared", "-o", str(made), *_libraries()])
+            made.replace(target)  # at once: another process may be loading
+    except OSError as error:
+        raise BuildError(f"{target.parent} cannot be written: {error}") from None
     return target
 
 
@@ -84,11 +115,11 @@ def _compile(command: list[str]) -> None:
         raise BuildError(f"the compiler failed:\n{done.stderr.strip()[-2000:]}")
 
 
-def build_all() -> None:
-    """Every instruction set that this compiler and machine type know."""
+def build_all(folder: Path | None = None) -> None:
+    """Compile for every instruction set that this compiler and machine type know. Raises as `build`."""
     x86 = os.uname().machine in ("x86_64", "AMD64")
     with ThreadPoolExecutor(max_workers=2) as pool:
-        list(pool.map(build, INSTRUCTION_SETS if x86 else ["portable"]))
+        list(pool.map(partial(build, folder=folder), INSTRUCTION_SETS if x86 else ["portable"]))
 
 
 def main() -> None:
@@ -97,7 +128,7 @@ def main() -> None:
         build_all()
         print(f"native kernels are in {BUILT}")
     except BuildError as error:
-        print(f"native kernels were not built, the server will run on torch alone: {error}", file=sys.stderr)
+        print(f"native kernels were not built, the server will run on torch alone: {error}\n{LOST}", file=sys.stderr)
 
 
 if __name__ == "__main__":

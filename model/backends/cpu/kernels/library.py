@@ -4,13 +4,13 @@
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from model.backends.cpu.kernels.build import INSTRUCTION_SETS, library
+from model.backends.cpu.kernels.build import INSTRUCTION_SETS, found, origin
 
 NEEDS = {
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"},
@@ -21,10 +21,11 @@ NEEDS = {
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What this process runs on: an instruction set, or "torch" and the reason."""
+    """What this process runs on: an instruction set, or "torch" and the reason. `origin`: how it was compiled."""
 
     name: str
     reason: str = ""
+    origin: str = field(default="", compare=False)
 
     @property
     def native(self) -> bool:
@@ -38,22 +39,41 @@ def load() -> Kernels:
     Raises:
         ValueError: MOEDIAL_KERNELS names no instruction set, or one that this machine or installation lacks.
     """
-    wanted = os.environ.get("MOEDIAL_KERNELS", "auto")
-    if wanted == "off":
+    wanted = candidates()
+    if not wanted:
         return Kernels("torch", "MOEDIAL_KERNELS is off")
+    loaded = Kernels("torch", "the native kernels are not built: python -m model.backends.cpu.kernels.build")
+    libraries = [(name, path) for name in wanted for path in found(name)]
+    for name, path in libraries:
+        loaded = _load(name, path)
+        if loaded.native:
+            return replace(loaded, origin=origin(path))
+    if not libraries and asked() != "auto":
+        raise ValueError(
+            f"MOEDIAL_KERNELS asks for {asked()}, which is not built: python -m model.backends.cpu.kernels.build"
+        )
+    return loaded
+
+
+def asked() -> str:
+    """What MOEDIAL_KERNELS says."""
+    return os.environ.get("MOEDIAL_KERNELS", "auto")
+
+
+def candidates() -> list[str]:
+    """The instruction sets to try, best first; none where they are switched off.
+
+    Raises:
+        ValueError: MOEDIAL_KERNELS names no instruction set, or one that this machine lacks.
+    """
+    if (wanted := asked()) == "off":
+        return []
     if wanted != "auto" and wanted not in INSTRUCTION_SETS:
         raise ValueError(f"MOEDIAL_KERNELS is {wanted!r:.40}, not auto, off, {', '.join(INSTRUCTION_SETS)}")
     able = [name for name in INSTRUCTION_SETS if NEEDS[name] <= cpu_flags()]
     if wanted != "auto" and wanted not in able:
         raise ValueError(f"MOEDIAL_KERNELS asks for {wanted}, but this machine can only run {', '.join(able)}")
-    for name in able if wanted == "auto" else [wanted]:
-        if library(name).exists():
-            return _load(name, library(name))
-    if wanted != "auto":
-        raise ValueError(
-            f"MOEDIAL_KERNELS asks for {wanted}, which is not built: python -m model.backends.cpu.kernels.build"
-        )
-    return Kernels("torch", "the native kernels are not built: python -m model.backends.cpu.kernels.build")
+    return able if wanted == "auto" else [wanted]
 
 
 def _load(name: str, path: Path) -> Kernels:
