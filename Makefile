@@ -99,7 +99,7 @@ format: $(VENV)/.dev  ## rewrite the sources as `make lint` wants them
 	$(BIN)/clang-format -i $(CPP)
 
 # The wheel is built from the source archive, which proves that nothing is missing there. torch and the compiler are those of .venv.
-wheel: $(VENV)/.release  ## source archive and wheel under dist/, with the kernels inside
+wheel: $(VENV)/.dev  ## source archive and wheel under dist/, with the kernels inside
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist
 	$(BIN)/python release/check_wheel.py dist
@@ -144,10 +144,6 @@ $(VENV)/.run: pyproject.toml constraints.txt $(wildcard model/backends/cpu/kerne
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) -e '.[dev]'
-	touch $@
-
-$(VENV)/.release: $(VENV)/.dev
-	$(PIP) -e '.[release]'
 	touch $@
 
 $(CLIENTS)/.built: constraints-clients.txt

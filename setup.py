@@ -1,5 +1,6 @@
 """What setuptools cannot say in pyproject.toml: the kernels are compiled into a wheel, and a build knows its commit."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,8 +44,10 @@ class BuildPy(build_py):
         sys.path.insert(0, str(ROOT))
         from model.backends.cpu.kernels import build
 
+        folder = Path(self.build_lib) / "model" / "backends" / "cpu" / "kernels" / build.PREBUILT.name
+        shutil.rmtree(folder, ignore_errors=True)  # what an earlier build of other sources left
         try:
-            build.build_all(Path(self.build_lib) / "model" / "backends" / "cpu" / "kernels" / build.PREBUILT.name)
+            build.build_all(folder)
         except build.BuildError as error:
             self.warn(f"this wheel has no native kernels: {error}")
 

@@ -25,6 +25,7 @@ from engine.speculation import Speculator, speculator_of
 from engine.types import EngineInfo, EngineSettings, Request, Sampling, TokenEvent
 from model.backends.cpu.decoder import NativeDecoder, refusal
 from model.backends.cpu.kernels.library import load
+from model.backends.cpu.kernels.provide import provide
 from model.backends.torch.attend import bytes_per_block, bytes_per_sequence
 from model.budget import ExpertBudget
 from model.decoder import Decoder, parameter_count
@@ -56,6 +57,7 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     check(config, settings)
     cache_blocks(config, settings, run_dtype(raw, settings.dtype))
     tokenizer = tokenizer_for(folder, config, settings)
+    provide()
     with Progress(settings.terminal_columns) as progress:
         loaded, _ = load_model(folder, settings.dtype, progress)
     loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)

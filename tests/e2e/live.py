@@ -55,7 +55,7 @@ def serving(*flags: str, watched: bool = True) -> Iterator[Live]:
     command = [moedial, "serve", "--port", "0", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     try:
-        live = Live(_ready_url(process), process)
+        live = Live(ready_url(process), process)
         host, _, port = live.url.removeprefix("http://").rpartition(":")
         with watch_server(host, int(port), process.pid) as watch:
             yield live
@@ -72,7 +72,8 @@ def serving(*flags: str, watched: bool = True) -> Iterator[Live]:
             process.stdout.close()
 
 
-def _ready_url(process: subprocess.Popen[str]) -> str:
+def ready_url(process: subprocess.Popen[str]) -> str:
+    """The address that the ready text names; fails where the server ends before it."""
     assert process.stdout is not None
     deadline = time.monotonic() + READY_SECONDS
     for line in process.stdout:

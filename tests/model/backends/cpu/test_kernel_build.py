@@ -15,6 +15,8 @@ choose = library.load.__wrapped__  # without the memory of what this process has
 def nothing_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An installation without a library; returns where they would be."""
     monkeypatch.setattr(build, "BUILT", tmp_path / "built")
+    monkeypatch.setattr(build, "PREBUILT", tmp_path / "prebuilt")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("MOEDIAL_KERNELS", raising=False)
     monkeypatch.delenv("MOEDIAL_KERNELS_SANITIZE", raising=False)
     return tmp_path / "built"
