@@ -14,9 +14,11 @@ from torch import Tensor
 from engine.plan import Plan
 from engine.sequence import Sequence
 from model.batch import Batch, Pages
+from model.budget import ExpertCounts
 
 Ints = NDArray[np.int64]
-PlanShape = list[tuple[Sequence, int, int, int]]  # per chunk: its sequence, tokens, logit rows, preemptions so far
+# Per chunk: its sequence, tokens, logit rows, preemptions so far, and the expert counts of its first token.
+PlanShape = list[tuple[Sequence, int, int, int, ExpertCounts]]
 
 
 class InputBatchBuilder:
@@ -38,7 +40,10 @@ class InputBatchBuilder:
 
         The rows of the batch that get logits: first all rows to sample from, then those that score prompt tokens.
         """
-        shape = [(c.sequence, c.length + len(c.drafts), c.logit_rows, c.sequence.preemptions) for c in plan]
+        shape = [
+            (c.sequence, c.length + len(c.drafts), c.logit_rows, c.sequence.preemptions, c.sequence.counts_at(c.start))
+            for c in plan
+        ]
         one_token_each = len(self._ids_T) == len(plan)
         if self._batch is None or self._pages is None or shape != self._shape or not one_token_each:
             return self._rebuild(plan, shape)
@@ -71,16 +76,17 @@ class InputBatchBuilder:
 
     def _batch_of(self, plan: Plan, first_B: Ints, length_B: Ints) -> Batch:
         requests = [chunk.sequence.request for chunk in plan]
-        counts_BL = _ints([request.budget.per_layer for request in requests])
-        counts_LT = np.ascontiguousarray(counts_BL.T.repeat(length_B, axis=1))
-        pairs_L = (counts_BL * length_B[:, None]).sum(0)
+        runs = [run for chunk in plan for run in chunk.count_runs]
+        counts_NL, length_N = _ints([counts for counts, _ in runs]), _ints([tokens for _, tokens in runs])
+        counts_LT = np.ascontiguousarray(counts_NL.T.repeat(length_N, axis=1))
+        pairs_L = (counts_NL * length_N[:, None]).sum(0)
         seeds_B = _ints([request.noise for request in requests])
         return Batch(
             ids_T=torch.from_numpy(self._ids_T),
             positions_T=torch.from_numpy(self._positions_T),
             seeds_T=torch.from_numpy(seeds_B.repeat(length_B)),
             experts_LT=torch.from_numpy(counts_LT),
-            k_max=int(counts_BL.max(initial=0)),
+            k_max=int(counts_NL.max(initial=0)),
             pairs_L=tuple(pairs_L.tolist()),
             rows_B=torch.from_numpy(_logit_rows(plan, first_B)),
         )

@@ -1,8 +1,10 @@
 """The block manager: which KV-cache block belongs to which sequence, and which full blocks the prefix cache can share.
 
-A block's hash covers everything that its keys and values depend on: all tokens up to its end, the expert budget and,
-where the family draws noise, the noise seed. It also covers the request's salt, so that API keys share no blocks. The
-hash is keyed with a random key per process, so that a client cannot construct a collision.
+A block's hash covers everything that its keys and values depend on: all tokens up to its end, the expert counts of
+their positions and, where the family draws noise, the noise seed. Counts are hashed position by position because they
+may depend on where the prompt ends: equal tokens and equal budgets do not make equal blocks. The hash also covers the
+request's salt, so that API keys share no blocks. It is keyed with a random key per process, so that a client cannot
+construct a collision.
 Blocks are numbers here: this file does not know what a block contains or when a sequence runs.
 """
 
@@ -200,19 +202,22 @@ class BlockManager:
         return (len(sequence.tokens) - 1) // self.block_size
 
     def _block_hashes(self, sequence: Sequence, full: int) -> list[bytes]:
-        """The hashes of at least the first `full` blocks, each over its parent's hash and its own tokens. They are kept
-        on the sequence, whose tokens never change, only grow."""
+        """The hashes of at least the first `full` blocks, each over its parent's hash, its tokens and their counts,
+        kept on the sequence, whose tokens never change, only grow."""
         hashes, size = sequence.hashes, self.block_size
         for index in range(len(hashes), full):
             parent = hashes[-1] if hashes else self._root_hash(sequence.request)
-            tokens = array("q", sequence.tokens[index * size : (index + 1) * size]).tobytes()
-            hashes.append(blake2b(parent + tokens, digest_size=16, key=self._key, person=b"block").digest())
+            start, end = index * size, (index + 1) * size
+            counts = msgspec.msgpack.encode(sequence.count_runs(start, end))
+            content = parent + counts + array("q", sequence.tokens[start:end]).tobytes()
+            hashes.append(blake2b(content, digest_size=16, key=self._key, person=b"block").digest())
         return hashes
 
     def _root_hash(self, request: Request) -> bytes:
         """The parent of a sequence's first block: a hash of what the request's keys and values depend on."""
-        # The whole budget is encoded, so that a field added to it later is part of the key without a change here.
-        content = msgspec.msgpack.encode((request.budget, request.noise if self._noisy else None, request.salt))
+        # What the budget says beside counts is encoded whole: a field added to it later is part of the key unasked.
+        rest = request.budget.without_counts
+        content = msgspec.msgpack.encode((rest, request.noise if self._noisy else None, request.salt))
         return blake2b(content, digest_size=16, key=self._key, person=b"root").digest()
 
     def _allocate(self) -> int:

@@ -7,12 +7,13 @@ constants. Standard library only: `StepCost` crosses to the HTTP process.
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
-ExpertCounts = tuple[int, ...]  # one expert count per MoE layer, as in `ExpertBudget`
+from model.budget import ExpertCounts, Run
+
 MIN_PREFILL_SHARE, MAX_PREFILL_SHARE = 0.25, 0.75  # of a step's time, for reading prompts
 PREFILL_SHARE_PER_SECOND = 0.1
 
@@ -185,3 +186,8 @@ class StepBudget:
         self.has_prompts, self.has_decodes = self.has_prompts or prompt, self.has_decodes or not prompt
         self.tokens -= tokens
         self.load.add(counts, tokens)
+
+    def spend_runs(self, runs: Iterable[Run], *, prompt: bool) -> None:
+        """The same of positions whose counts differ."""
+        for counts, tokens in runs:
+            self.spend(counts, tokens, prompt=prompt)

@@ -192,7 +192,7 @@ class Engine:
             routed_pairs=work.routed_pairs,
             trained_pairs=work.trained_pairs,
             distinct_experts=work.distinct_experts,
-            mixed=len({chunk.sequence.request.budget for chunk in plan}) > 1,
+            mixed=len({counts for chunk in plan for counts, _ in chunk.count_runs}) > 1,
             load_imbalance=work.load_imbalance,
             preemptions=scheduler.plan_stats.preemptions,
             prefix_queries=scheduler.plan_stats.prefix_queries,

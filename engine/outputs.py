@@ -8,7 +8,6 @@ from collections.abc import Sequence as Seq
 
 from engine.plan import Chunk, Sampled
 from engine.sequence import Sequence
-from engine.speculation import capped_counts
 from engine.types import Finish, Logprob, TokenEvent
 
 
@@ -41,8 +40,11 @@ def count_draft_work(chunk: Chunk, draft_experts: int) -> None:
     """Add a chunk's drafts to its sequence's work. Drafts made by the model itself, with `draft_experts` experts, are
     computed twice: when they are made and when they are verified."""
     sequence = chunk.sequence
-    sequence.computed_tokens += len(chunk.drafts) + chunk.model_drafts
-    sequence.draft_pairs += chunk.model_drafts * sum(capped_counts(sequence.request.budget.per_layer, draft_experts))
+    after = chunk.start + chunk.length
+    sequence.record_work(after, after + len(chunk.drafts) + chunk.model_drafts)
+    if chunk.model_drafts:
+        made = sequence.request.budget.at_most(draft_experts)
+        sequence.routed_pairs += made.pairs(chunk.start, chunk.start + chunk.model_drafts, sequence.prompt_length)
 
 
 def token_event(sequence: Sequence, result: Sampled, clock: Callable[[], float]) -> TokenEvent:

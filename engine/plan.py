@@ -11,6 +11,7 @@ import msgspec
 
 from engine.sequence import Sequence
 from engine.types import Logprob
+from model.budget import Run
 
 NO_POSITIONS = range(0)
 NOT_FINITE = "the model produced logits that are not finite for this request"
@@ -56,6 +57,11 @@ class Chunk(msgspec.Struct, frozen=True):
     def tokens(self) -> list[int]:
         """The tokens to compute, drafts included."""
         return [*self.sequence.tokens[self.start : self.start + self.length], *self.drafts]
+
+    @property
+    def count_runs(self) -> tuple[Run, ...]:
+        """The expert counts of what is computed, as runs of equal counts."""
+        return self.sequence.count_runs(self.start, self.start + self.length + len(self.drafts))
 
 
 Plan = tuple[Chunk, ...]

@@ -36,12 +36,12 @@ class PrefillPlanner:
         first = self._queues.partial_prefill or self._admit(chunks, step_budget, counts)
         if first is None:
             return chunks
-        wanted, budget = min(first.pending, self._blocks.token_capacity(first)), first.request.budget.per_layer
+        wanted, start = min(first.pending, self._blocks.token_capacity(first)), first.computed
         if least := min(wanted, step_budget.min_chunk):
-            step_budget.spend(budget, least, prompt=True)
+            step_budget.spend_runs(first.count_runs(start, start + least), prompt=True)
             self._overtake(chunks, step_budget, counts, first)
-            more = min(wanted - least, step_budget.max_prompt_tokens(budget))
-            step_budget.spend(budget, more, prompt=True)
+            more = min(wanted - least, step_budget.max_prompt_tokens(first.largest_counts))
+            step_budget.spend_runs(first.count_runs(start + least, start + least + more), prompt=True)
             chunks.append(self._chunk(first, least + more))
         return chunks
 
@@ -50,11 +50,11 @@ class PrefillPlanner:
         for sequence in self._queues.next_ready(self._max_running):
             if step_budget.tokens < 1 or self.full:
                 return None
-            budget = sequence.request.budget.per_layer
-            whole = self._length(sequence) <= step_budget.max_prompt_tokens(budget) or not (
+            largest = sequence.largest_counts
+            whole = self._length(sequence) <= step_budget.max_prompt_tokens(largest) or not (
                 self._chunked or step_budget.has_prompts
             )
-            if not whole and not (self._chunked and step_budget.max_chunk(budget)):
+            if not whole and not (self._chunked and step_budget.max_chunk(largest)):
                 return None
             if self._blocks.prefix_in_flight(sequence, self._queues.running.values()):
                 continue  # its prompt is being read for another: a step or two later it need not be read again
@@ -74,7 +74,7 @@ class PrefillPlanner:
         for sequence in self._queues.next_ready(self._max_running):
             if self.full or half.tokens < 1:
                 return
-            if self._length(sequence) > half.max_prompt_tokens(sequence.request.budget.per_layer):
+            if self._length(sequence) > half.max_prompt_tokens(sequence.largest_counts):
                 continue
             if self._blocks.prefix_in_flight(sequence, self._queues.running.values()):
                 continue
@@ -106,8 +106,9 @@ class PrefillPlanner:
     def _read(self, sequence: Sequence, chunks: list[Chunk], step_budget: StepBudget) -> int:
         """Plan to read a sequence that has just started whole; the length of its chunk."""
         length = sequence.pending if self._chunked else sequence.prompt_length
-        step_budget.spend(sequence.request.budget.per_layer, length, prompt=True)
-        chunks.append(self._chunk(sequence, length))
+        chunk = self._chunk(sequence, length)
+        step_budget.spend_runs(chunk.count_runs, prompt=True)
+        chunks.append(chunk)
         return length
 
     def _chunk(self, sequence: Sequence, length: int) -> Chunk:

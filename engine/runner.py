@@ -12,7 +12,6 @@ from engine.plan import Chunk, MoEWork, Plan, Sampled, StepResult
 from engine.sampling.logprobs import scores
 from engine.sampling.sampler import sample
 from engine.sequence import Sequence
-from engine.speculation import capped_counts
 from engine.types import Logprob
 from model.backends.cpu.cache import NativeCache
 from model.backends.cpu.decoder import NativeDecoder
@@ -107,9 +106,8 @@ def _sample(logits_RV: Tensor, plan: Plan) -> tuple[Sampled, ...]:
 def _draft_sequence(chunk: Chunk, experts: int) -> Sequence:
     """A copy of the chunk's sequence with fewer experts, whose tokens may grow without changing the original."""
     own = chunk.sequence
-    counts = capped_counts(own.request.budget.per_layer, experts)
     sampling = replace(own.request.sampling, logprobs=None)
-    request = replace(own.request, budget=replace(own.request.budget, per_layer=counts), sampling=sampling)
+    request = replace(own.request, budget=own.request.budget.at_most(experts), sampling=sampling)
     copy = Sequence(request, own.arrived_at)
     copy.tokens, copy.blocks, copy.slot = list(own.tokens), own.blocks, own.slot
     return copy

@@ -206,8 +206,9 @@ class Scheduler:
             self._preempt(youngest := self.queues.youngest)
             if youngest is sequence:
                 return None
-        step_budget.spend(sequence.request.budget.per_layer, 1, prompt=False)
-        return Chunk(sequence, sequence.computed, 1)
+        chunk = Chunk(sequence, sequence.computed, 1)
+        step_budget.spend_runs(chunk.count_runs, prompt=False)
+        return chunk
 
     def _make_room(self, partly: Sequence) -> None:
         """Hold a block for a prompt partly read, for which what overtook it gives way; it waits for older sequences."""
@@ -224,7 +225,8 @@ class Scheduler:
         guessed = self.speculator.add_drafts(chunk, min(step_budget.tokens - others, room), step_budget)
         if count := len(guessed.drafts) + guessed.model_drafts:
             self.blocks.reserve(sequence, sequence.computed + 1 + count)
-            step_budget.spend(sequence.request.budget.per_layer, count, prompt=False)
+            after = chunk.start + chunk.length
+            step_budget.spend_runs(sequence.count_runs(after, after + count), prompt=False)
         return guessed
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -247,7 +249,7 @@ class Scheduler:
         """Take in one chunk's results. Nothing computed by a sequence that failed is offered to others."""
         sequence, ends = chunk.sequence, chunk.reaches_end
         sequence.computed = chunk.start + chunk.length
-        sequence.computed_tokens += chunk.length
+        sequence.record_work(chunk.start, sequence.computed)
         if chunk.drafts or chunk.model_drafts:
             count_draft_work(chunk, self.speculator.experts if self.speculator else 0)
         if self._chunked and (self.queues.partial_prefill is sequence or not ends):

@@ -6,6 +6,7 @@ It does not know the scheduler, how blocks are shared, or tensors.
 
 from engine.grammars.matcher import Matcher
 from engine.types import Logprob, Request, RequestStats
+from model.budget import ExpertCounts, Run
 
 
 class Sequence:
@@ -23,7 +24,6 @@ class Sequence:
         "cached_tokens",
         "computed",
         "computed_tokens",
-        "draft_pairs",
         "draft_state",
         "first_token_at",
         "hashes",
@@ -36,6 +36,7 @@ class Sequence:
         "prompt_logprobs_sent",
         "published",
         "request",
+        "routed_pairs",
         "sampler_state",
         "slot",
         "tokens",
@@ -56,7 +57,7 @@ class Sequence:
         self.cached_tokens = 0  # prompt tokens found in the prefix cache when the request was first admitted
         self.preemptions = 0
         self.computed_tokens = 0  # in total; see `RequestStats`
-        self.draft_pairs = 0  # routed pairs of drafts that the model made with fewer experts
+        self.routed_pairs = 0  # of these tokens, and of drafts that the model made with fewer experts
         self.isolated_until = 0  # tokens before this position run in a step of their own: a shared step failed there
         self.arrived_at = arrived_at
         self.arrival_number = 0  # its position in the order of arrival
@@ -88,11 +89,28 @@ class Sequence:
         """Tokens generated so far."""
         return len(self.tokens) - self.prompt_length
 
+    def counts_at(self, position: int) -> ExpertCounts:
+        """The expert counts of the token at `position`, which need not exist yet."""
+        return self.request.budget.at(position, self.prompt_length)
+
+    def count_runs(self, start: int, end: int) -> tuple[Run, ...]:
+        """The expert counts of the positions from `start` up to `end`, as runs of equal counts."""
+        return self.request.budget.runs(start, end, self.prompt_length)
+
+    @property
+    def largest_counts(self) -> ExpertCounts:
+        """The largest expert counts among the tokens still to be computed: an upper bound of each one's work."""
+        return self.request.budget.largest(self.computed, len(self.tokens), self.prompt_length)
+
+    def record_work(self, start: int, end: int) -> None:
+        """Add the computation of the positions from `start` up to `end` to the sequence's work."""
+        self.computed_tokens += end - start
+        self.routed_pairs += self.request.budget.pairs(start, end, self.prompt_length)
+
     def stats(self, now: float) -> RequestStats:
         """Times and work of the request if it ends at `now` (seconds on the clock that stamped the arrival)."""
         admitted = now if self.admitted_at is None else self.admitted_at
         first = now if self.first_token_at is None else self.first_token_at
-        pairs = self.computed_tokens * sum(self.request.budget.per_layer)
         return RequestStats(
             queue_s=admitted - self.arrived_at,
             prefill_s=first - admitted,
@@ -100,5 +118,5 @@ class Sequence:
             cached_tokens=self.cached_tokens,
             preemptions=self.preemptions,
             computed_tokens=self.computed_tokens,
-            routed_pairs=pairs + self.draft_pairs,
+            routed_pairs=self.routed_pairs,
         )

@@ -83,7 +83,8 @@ class Speculator:
             return 0
         known = self._known(sequence)
         known.source = MODEL
-        draft = step_budget.load.seconds_alone(capped_counts(sequence.request.budget.per_layer, self.experts))
+        position, budget = len(sequence.tokens), sequence.request.budget.at_most(self.experts)
+        draft = step_budget.load.seconds_alone(budget.at(position, sequence.prompt_length))
         return self._worthwhile(sequence, known, min(most, self._longest), step_budget, draft)
 
     def record_acceptance(self, sequence: Sequence, drafted: int, accepted: int) -> None:
@@ -106,7 +107,7 @@ class Speculator:
         The step is taken to hold the sequence's own token already; `each` guess costs so much before it is checked.
         """
         rate = known.rates[known.source]
-        after = step_budget.load.seconds_with(sequence.request.budget.per_layer)
+        after = step_budget.load.seconds_with(sequence.counts_at(len(sequence.tokens)))
         count, chance, before = 0, rate, after(0)
         while count < most:
             spent = after(count + 1) - before + each
@@ -149,11 +150,6 @@ def _continued(tokens: list[int], at: int, most: int) -> tuple[int, ...]:
     """Tokens from `at`; what repeats itself up to the end goes on repeating."""
     period = len(tokens) - at
     return tuple(tokens[at + i % period] for i in range(most))
-
-
-def capped_counts(counts: tuple[int, ...], experts: int) -> tuple[int, ...]:
-    """The counts that guesses are made with."""
-    return tuple(min(experts, count) for count in counts)
 
 
 def speculator_of(setting: str) -> Speculator | None:

@@ -133,7 +133,7 @@ class StepStats(msgspec.Struct, frozen=True, gc=False, array_like=True):
     routed_pairs: int  # sum over tokens and MoE layers of the counts that ran
     trained_pairs: int  # what the same tokens would have cost at the trained count
     distinct_experts: int  # experts (∞-MoE: groups of units) used, summed over layers
-    mixed: bool  # more than one budget in the batch
+    mixed: bool  # tokens of different expert counts in the batch
     load_imbalance: float  # busiest expert's pairs over the mean of all experts, mean over layers; 0 without experts
     preemptions: int
     prefix_queries: int  # prompt tokens looked up in the prefix cache, each prompt once

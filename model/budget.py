@@ -5,21 +5,62 @@ It does not know how a count becomes work; that is `model/moe/`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.errors import InvalidRequest
+
+ExpertCounts = tuple[int, ...]  # of one token: one expert count per MoE layer
+Run = tuple[ExpertCounts, int]  # counts, and how many neighbouring positions have them
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertBudget:
-    """One expert count per MoE layer. Beside the tokens, this is what keys the prefix cache."""
+    """What the tokens of a request may use: one expert count per MoE layer.
 
-    per_layer: tuple[int, ...]
+    The engine asks for the counts of positions (`at`, `runs`), never for `per_layer`: a rule by which they differ is a
+    field here and its line in these two. The prefix cache is keyed by the counts of the positions of a block.
+    """
+
+    per_layer: ExpertCounts
+
+    def at(self, position: int, prompt: int) -> ExpertCounts:
+        """The counts of the token at `position`, in a sequence whose first `prompt` tokens are its prompt."""
+        return self.per_layer
+
+    def runs(self, start: int, end: int, prompt: int) -> tuple[Run, ...]:
+        """The same of the positions from `start` up to `end`, as runs of equal counts."""
+        return ((self.per_layer, end - start),)
+
+    @property
+    def without_counts(self) -> "ExpertBudget":
+        """What the budget says beside the counts of positions: nothing yet."""
+        return replace(self, per_layer=())
+
+    def pairs(self, start: int, end: int, prompt: int) -> int:
+        """The work of these positions: (token, expert) pairs, or draws, summed over the MoE layers."""
+        return sum(sum(counts) * tokens for counts, tokens in self.runs(start, end, prompt))
+
+    def largest(self, start: int, end: int, prompt: int) -> ExpertCounts:
+        """The largest count of each layer among these positions: an upper bound of what one of them costs."""
+        first, *others = (counts for counts, _ in self.runs(start, end, prompt))
+        return tuple(map(max, first, *others)) if others else first
+
+    def at_most(self, limit: int) -> "ExpertBudget":
+        """The same budget with no count above `limit`."""
+        return ExpertBudget(_at_most(self.per_layer, limit))
 
     @property
     def mean(self) -> float:
         """The count to report when layers differ; exact when they do not."""
-        return sum(self.per_layer) / len(self.per_layer) if self.per_layer else 0.0
+        return _mean(self.per_layer)
+
+
+def _at_most(counts: ExpertCounts, limit: int) -> ExpertCounts:
+    return tuple(min(limit, count) for count in counts)
+
+
+def _mean(counts: ExpertCounts) -> float:
+    return sum(counts) / len(counts) if counts else 0.0
 
 
 @dataclass(frozen=True, slots=True)

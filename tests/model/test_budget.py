@@ -1,0 +1,36 @@
+"""Budgets: the counts of positions, compared with a brute-force model that has one entry per position."""
+
+from itertools import chain, pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.budget import ExpertBudget, ExpertCounts
+
+COUNTS = st.tuples(st.integers(1, 4), st.integers(1, 4))
+BUDGETS = st.builds(ExpertBudget, COUNTS)
+SPAN = st.tuples(st.integers(0, 12), st.integers(1, 12))
+
+
+def by_position(budget: ExpertBudget, prompt: int) -> list[ExpertCounts]:
+    """The rule said once more, position by position, for the first 24."""
+    return [budget.per_layer for _ in range(24)]
+
+
+@given(BUDGETS, SPAN, st.integers(1, 14))
+def test_runs_are_the_counts_of_their_positions(budget: ExpertBudget, span: tuple[int, int], prompt: int) -> None:
+    start, length = span
+    expected = by_position(budget, prompt)[start : start + length]
+    runs = budget.runs(start, start + length, prompt)
+    assert list(chain.from_iterable([counts] * tokens for counts, tokens in runs)) == expected
+    assert [budget.at(start + i, prompt) for i in range(length)] == expected
+    assert all(before != after for (before, _), (after, _) in pairwise(runs))
+    assert budget.pairs(start, start + length, prompt) == sum(map(sum, expected))
+    assert budget.largest(start, start + length, prompt) == tuple(map(max, zip(*expected, strict=True)))
+
+
+@given(BUDGETS, st.integers(1, 4), st.integers(1, 14))
+def test_a_limit_holds_at_every_position(budget: ExpertBudget, limit: int, prompt: int) -> None:
+    limited = by_position(budget.at_most(limit), prompt)
+    expected = [tuple(min(limit, count) for count in counts) for counts in by_position(budget, prompt)]
+    assert limited == expected
