@@ -50,8 +50,13 @@ class ExpertBudget:
         return ExpertBudget(_at_most(self.per_layer, limit))
 
     @property
-    def mean(self) -> float:
-        """The count to report when layers differ; exact when they do not."""
+    def uniform(self) -> int | None:
+        """The one count of all positions and layers; None where they differ, or there are no layers."""
+        counts = set(self.per_layer)
+        return counts.pop() if len(counts) == 1 else None
+
+    def mean(self, prompt: int, generated: int) -> float:
+        """The count to report for so many tokens: the mean over tokens and layers, exact where all are equal."""
         return _mean(self.per_layer)
 
 

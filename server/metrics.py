@@ -65,7 +65,7 @@ SERIES = (
     Series(
         "histogram",
         "request_num_experts",
-        "Expert count of a sequence that ran, mean over layers",
+        "Expert count of a sequence that ran, mean over its tokens and layers",
         (),
         EXPERTS,
     ),
@@ -203,9 +203,8 @@ class Metrics:
 
     def label(self, budget: ExpertBudget) -> str:
         """The budget as a label from a closed set, whatever callers ask for."""
-        first = budget.per_layer[0] if budget.per_layer else -1
-        uniform = all(count == first for count in budget.per_layer)
-        return str(first) if uniform and first in self._counts else "other"
+        count = budget.uniform
+        return str(count) if count in self._counts else "other"
 
     def on_report(self, report: StepReport) -> None:
         stats = self.last = report.stats

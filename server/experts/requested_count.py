@@ -155,6 +155,12 @@ def _check_type(experts: ExpertRange, requested: RequestedCount, value: Any) -> 
         raise InvalidRequest(message, requested.param, "invalid_type")
 
 
-def echoed_count(budget: ExpertBudget) -> int | float:
-    """The count as answers report it: the mean over the layers, as an integer where it is one."""
-    return int(budget.mean) if budget.mean == int(budget.mean) else round(budget.mean, 4)
+def echoed_count(budget: ExpertBudget, prompt: int = 0, generated: int = 1) -> int | float:
+    """The count as answers report it: the mean over so many tokens and the layers, as an integer where it is one."""
+    mean = budget.mean(prompt, generated)
+    return int(mean) if mean == int(mean) else round(mean, 4)
+
+
+def count_in_header(budget: ExpertBudget) -> str:
+    """The budget as the header of an answer says it, before any token is known."""
+    return f"{echoed_count(budget):g}"

@@ -23,7 +23,7 @@ def usage_of(call: GenerationCall) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": thought},
-        "num_experts": call.num_experts,
+        "num_experts": call.num_experts_with(completion),
         **_pairs(lives),
     }
 
@@ -57,8 +57,12 @@ class RunningUsage:
         if not self.wanted:
             return {}
         usage, completion = usage_of(self.call), sum(self._tokens.values())
-        total = usage["prompt_tokens"] + completion
-        return {"usage": usage | {"completion_tokens": completion, "total_tokens": total}}
+        so_far = {
+            "completion_tokens": completion,
+            "total_tokens": usage["prompt_tokens"] + completion,
+            "num_experts": self.call.num_experts_with(completion),
+        }
+        return {"usage": usage | so_far}
 
 
 def metrics_of(call: GenerationCall) -> dict[str, Any]:

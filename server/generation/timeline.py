@@ -70,7 +70,8 @@ class Lifecycle:
         """Pairs of tokens and experts that were computed for it. The engine says so with the first token and the last;
         where a stop string ended the sequence here, those since the first are added."""
         stated = self.stats.routed_pairs if self.stats else 0
-        return stated + (self.tokens - self.told) * sum(self.budget.per_layer)
+        last = self.prompt_tokens - 1  # from each position from here on one token was generated
+        return stated + self.budget.pairs(last + self.told, last + self.tokens, self.prompt_tokens)
 
     @property
     def routed_pairs_trained(self) -> int:
@@ -80,15 +81,18 @@ class Lifecycle:
 
     def _count_prompt(self) -> None:
         """Once it has been read: what was refused is in no figure, and what several answers share in one."""
-        self.metrics.observe("request_num_experts", self.budget.mean)
         if not self.prompt.done:
             self.prompt.done = True
             self.metrics.inc("prompt_tokens", self.label, by=self.prompt_tokens)
+
+    def _observe_count(self) -> None:
+        self.metrics.observe("request_num_experts", self.budget.mean(self.prompt_tokens, self.tokens))
 
     def succeed(self, reason: str) -> None:
         if self._end(reason):
             if self.first is None:  # only its prompt was read
                 self._count_prompt()
+                self._observe_count()
             self.metrics.inc("request_success", reason, self.label)
             self._observe_times()
 
@@ -110,6 +114,8 @@ class Lifecycle:
         if self.outcome is not None:
             return False
         self.outcome = outcome
+        if self.first is not None:
+            self._observe_count()
         if self.account is not None and self.tokens:
             self.metrics.inc("key_tokens", self.account.name, "generation", by=self.tokens)
         return True

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from model.errors import MoedialError
 from server.errors import ClientGone
 from server.event_loop.slices import in_slices
+from server.experts.requested_count import count_in_header
 from server.formats.base import Format, is_long
 from server.generation.output_processor import Delta
 from server.http.h11 import CHUNKS, Chunks
@@ -67,7 +68,7 @@ async def answer(
     service: Service, request: Request, call: GenerationCall, write: Callable[[GenerationCall, Tokenizer], Format]
 ) -> Response:
     """The response to an accepted call. What fails before the first event is still an HTTP error."""
-    headers = {"x-num-experts": f"{call.num_experts:g}"}
+    headers = {"x-num-experts": count_in_header(call.budget)}
     try:
         format = write(call, service.tokenizer)
         call.generation.start()

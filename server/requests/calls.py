@@ -61,7 +61,12 @@ class GenerationCall:
 
     @property
     def num_experts(self) -> int | float:
-        return echoed_count(self.budget)
+        """The expert count as the answer reports it so far: a mean over its tokens."""
+        return self.num_experts_with(sum(sequence.life.tokens for sequence in self.generation.sequences))
+
+    def num_experts_with(self, generated: int) -> int | float:
+        """The same with so many generated tokens. A prompt counts once however many answers it has."""
+        return echoed_count(self.budget, sum(map(len, self.prompts)), generated)
 
 
 Prepared = tuple[OutputSpec, list[list[int]]]  # and the token ids of each prompt

@@ -28,7 +28,7 @@ class Usage(Answer):
     total_tokens: int
     prompt_tokens_details: PromptDetails
     completion_tokens_details: CompletionDetails
-    num_experts: float = Field(description="The count that ran; the mean where layers differ")
+    num_experts: float = Field(description="The count that ran; the mean where tokens or layers differ")
     routed_pairs: int = Field(description="Pairs of a token and an expert, or draws, that were computed")
     routed_pairs_trained: int = Field(description="What the same tokens would have cost at the trained count")
 

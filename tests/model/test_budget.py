@@ -1,6 +1,6 @@
 """Budgets: the counts of positions, compared with a brute-force model that has one entry per position."""
 
-from itertools import chain, pairwise
+from itertools import chain
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ SPAN = st.tuples(st.integers(0, 12), st.integers(1, 12))
 
 def by_position(budget: ExpertBudget, prompt: int) -> list[ExpertCounts]:
     """The rule said once more, position by position, for the first 24."""
-    return [budget.per_layer for _ in range(24)]
+    return [budget.per_layer] * 24
 
 
 @given(BUDGETS, SPAN, st.integers(1, 14))
@@ -24,7 +24,7 @@ def test_runs_are_the_counts_of_their_positions(budget: ExpertBudget, span: tupl
     runs = budget.runs(start, start + length, prompt)
     assert list(chain.from_iterable([counts] * tokens for counts, tokens in runs)) == expected
     assert [budget.at(start + i, prompt) for i in range(length)] == expected
-    assert all(before != after for (before, _), (after, _) in pairwise(runs))
+    assert all(tokens > 0 for _, tokens in runs)
     assert budget.pairs(start, start + length, prompt) == sum(map(sum, expected))
     assert budget.largest(start, start + length, prompt) == tuple(map(max, zip(*expected, strict=True)))
 
@@ -34,3 +34,10 @@ def test_a_limit_holds_at_every_position(budget: ExpertBudget, limit: int, promp
     limited = by_position(budget.at_most(limit), prompt)
     expected = [tuple(min(limit, count) for count in counts) for counts in by_position(budget, prompt)]
     assert limited == expected
+
+
+@given(BUDGETS, st.integers(1, 14), st.integers(0, 10))
+def test_the_mean_is_over_the_tokens_of_prompt_and_answer(budget: ExpertBudget, prompt: int, generated: int) -> None:
+    counts = list(chain.from_iterable(by_position(budget, prompt)[: prompt + generated]))
+    assert abs(budget.mean(prompt, generated) - sum(counts) / len(counts)) < 1e-12
+    assert budget.mean(prompt, generated) == budget.per_layer[0] or len(set(counts)) > 1
