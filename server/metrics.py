@@ -118,7 +118,7 @@ SERIES = (
 )
 
 
-class Spread:
+class HistogramBuffer:
     """One histogram's child: how many values fell into each bucket, the last one without a bound, and their sum."""
 
     __slots__ = ("bounds", "counts", "sum")
@@ -146,7 +146,7 @@ class Metrics:
         self._own = [model_name, ENGINE]
         self._bounds = {series.name: series.buckets for series in SERIES}
         self._counters: dict[Key, float] = {(s.name,): 0.0 for s in SERIES if s.kind == "counter" and not s.labels}
-        self._spreads: dict[Key, Spread] = {}
+        self._spreads: dict[Key, HistogramBuffer] = {}
         self._watched: dict[Key, Callable[[], float]] = {}
         self._counts: frozenset[int] = frozenset()
         self.last: StepStats | None = None
@@ -158,15 +158,15 @@ class Metrics:
         self._counters[key] = self._counters.get(key, 0.0) + by
 
     def observe(self, name: str, value: float, *labels: str) -> None:
-        self.spread(name, *labels).add(value)
+        self.histogram_buffer(name, *labels).add(value)
 
-    def spread(self, name: str, *labels: str) -> Spread:
+    def histogram_buffer(self, name: str, *labels: str) -> HistogramBuffer:
         """One histogram's child, for who adds to it often."""
         key = (name, *labels)
-        spread = self._spreads.get(key)
-        if spread is None:
-            spread = self._spreads[key] = Spread(self._bounds[name])
-        return spread
+        histogram_buffer = self._spreads.get(key)
+        if histogram_buffer is None:
+            histogram_buffer = self._spreads[key] = HistogramBuffer(self._bounds[name])
+        return histogram_buffer
 
     def watch(self, name: str, read: Callable[[], float]) -> None:
         """A gauge or counter that is read when it is scraped."""
@@ -190,8 +190,8 @@ class Metrics:
             else:
                 histogram = HistogramMetricFamily(name, series.help, labels=labels)
                 for key in self._of(self._spreads, series):
-                    spread = self._spreads[key]
-                    histogram.add_metric([*self._own, *key[1:]], spread.buckets(), spread.sum)
+                    histogram_buffer = self._spreads[key]
+                    histogram.add_metric([*self._own, *key[1:]], histogram_buffer.buckets(), histogram_buffer.sum)
                 yield histogram
 
     @staticmethod

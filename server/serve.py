@@ -24,7 +24,7 @@ from server import logs
 from server.access.keys import warn_if_open
 from server.app import create_app, protocol_for
 from server.dialects.base import Dialect
-from server.dialects.detect import by_name, detect
+from server.dialects.detect import detect, dialect_named
 from server.http.listening import allow_open_files, check_certificate, listen
 from server.logs import dropped_line
 from server.requests.templates import Templates
@@ -126,7 +126,7 @@ def dialect_of(settings: Settings, chat: Templates | None, tokenizer: Tokenizer)
     template = chat.source if chat else None
     if settings.dialect == "auto":
         return detect(template, tokenizer.specials, tokenizer.added)
-    return by_name(settings.dialect, tokenizer.specials, tokenizer.added, template)
+    return dialect_named(settings.dialect, tokenizer.specials, tokenizer.added, template)
 
 
 def defaults_of(settings: Settings, folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from server.errors import TooManyConnections, code_of, http_error_of
 from server.event_loop.lanes import Lane
 from server.experts.served_models import ServedModels
 from server.generation.admission import Admission
-from server.generation.compiling import Compiler
+from server.generation.compiling import GrammarCompiler
 from server.metrics import NO_ROUTE, Metrics
 from server.processes import watch_processes
 from server.protocols import ChatTemplate, Engine, Tokenizer
@@ -37,7 +37,7 @@ class Service:
         self.settings, self.engine, self.tokenizer, self.chat, self.card = settings, engine, tokenizer, chat, card
         self.dialect = dialect  # how the model writes calls and thoughts
         self.sampling_defaults = sampling_defaults  # by request field, where a request is silent
-        self.compiler = Compiler(engine)
+        self.compiler = GrammarCompiler(engine)
         self.metrics = Metrics(settings.name)
         self.keys = read_keys(settings.api_keys, settings.api_keys_file)
         self.accounts = {name: Account(name, limits) for name, limits in self.keys.limits.items()}
@@ -154,7 +154,9 @@ class Service:
         watch("engine_seconds_since_report", lambda: self.engine.silence)
         watch("num_requests_running", lambda: self._gauge("running"))
         watch("num_requests_waiting", lambda: self.admission.waiting + self._gauge("waiting"))
-        watch("oldest_waiting_seconds", lambda: max(self.admission.turns.oldest_s, self._gauge("oldest_waiting_s")))
+        watch(
+            "oldest_waiting_seconds", lambda: max(self.admission.fair_queue.oldest_s, self._gauge("oldest_waiting_s"))
+        )
         watch("kv_cache_usage_perc", lambda: self._gauge("blocks_used") / max(1.0, self._gauge("blocks_total")))
         watch("step_unique_experts", lambda: self._gauge("distinct_experts"))
         watch("expert_load_imbalance", lambda: self._gauge("load_imbalance"))

@@ -1,6 +1,7 @@
-"""The seam between a model's own way of writing calls and thoughts, and the wire: what every dialect can do.
+"""What every dialect can do. A dialect is one model family's way of writing tool calls and reasoning in its text.
 
-A dialect is text in, pieces out. It knows no HTTP, no tokenizer and no request beyond its tools.
+A dialect turns text into delta parts, and writes grammars of such text. It knows no HTTP, no tokenizer, and of a
+request only its tools.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,10 @@ import msgspec
 
 
 @dataclass(frozen=True, slots=True)
-class Tool:
-    """One function that the model may call; `parameters` is a JSON schema of its arguments, an object.
+class ToolSpec:
+    """A function that the model may call; `parameters` is the JSON schema of its arguments, which are an object.
 
-    `closed`: what it does not name is ruled out unless it says otherwise.
+    `closed`: properties that the schema does not name are ruled out, unless it says otherwise.
     """
 
     name: str
@@ -29,13 +30,13 @@ class Content(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reasoning(msgspec.Struct, frozen=True, gc=False):
-    """Text that the family marks as thinking."""
+    """Text that the family delimits as reasoning."""
 
     text: str
 
 
 class CallStart(msgspec.Struct, frozen=True, gc=False):
-    """Call number `index` of this answer begins; calls are numbered from 0 and do not overlap."""
+    """Tool call number `index` of this answer begins; calls are numbered from 0 and do not overlap."""
 
     index: int
     name: str
@@ -48,44 +49,53 @@ class CallArguments(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
-Piece = Content | Reasoning | CallStart | CallArguments
+DeltaPart = Content | Reasoning | CallStart | CallArguments
 
 
-class Reader(Protocol):
-    """Turns one answer's text, as it grows, into pieces. What the pieces join to never depends on how it was split."""
+class OutputParser(Protocol):
+    """Parses one answer's text as it grows. The joined parts do not depend on how the text was split."""
 
     @property
     def in_call(self) -> bool:
-        """Whether a call has begun that is not whole yet."""
+        """Whether a call has begun and is not complete yet."""
 
     @property
-    def over(self) -> bool:
-        """Whether the one call that may be made is whole: what follows is no part of the answer."""
+    def complete(self) -> bool:
+        """Whether the only call that may be made is complete, so that the answer ends with it."""
 
-    def push(self, text: str) -> list[Piece]: ...
+    def push(self, text: str) -> list[DeltaPart]:
+        """The parts that can be shown once `text` has been added."""
 
-    def flush(self, cut: bool = False, last: str = "") -> list[Piece]:
-        """What is held back, now that the answer has ended with `last`. Text that turned out to be no call is content;
-        with `cut`, by a limit or a stop string, a mark or a call without its name that the end broke off is dropped."""
+    def flush(self, cut: bool = False, last: str = "") -> list[DeltaPart]:
+        """The parts that were held back, now that the answer has ended with `last`.
+
+        Text that turned out to be no call is content. `cut`: a limit or a stop string ended the answer, so that an
+        incomplete delimiter, or a call without its name, at the end is dropped.
+        """
 
 
 class Dialect(Protocol):
-    """One way of writing. Made for a checkpoint, so that it knows which of its marks are special tokens."""
+    """One family's syntax. It is made for a checkpoint, whose special tokens it knows."""
 
     name: str
-    marks: tuple[str, ...]  # special tokens whose text the reader must see
-    ends: tuple[str, ...]  # special tokens that end an answer, beside the checkpoint's own
+    delimiters: tuple[str, ...]  # special tokens whose text the parser must see
+    end_tokens: tuple[str, ...]  # special tokens that end an answer, beside the checkpoint's own
 
-    def reader(self, prompt: str, tools: Sequence[Tool], single: bool = False) -> Reader:
-        """For one answer. `prompt` is the rendered template: its end may have opened a thought. Without tools,
-        nothing is read as a call; with `single`, the first whole call ends the answer."""
+    def parser(self, prompt: str, tools: Sequence[ToolSpec], single: bool = False) -> OutputParser:
+        """A parser of one answer.
 
-    def calls(self, prompt: str, tools: Sequence[Tool], parallel: bool) -> str:
-        """A Lark grammar (llguidance's) of answers that call: thoughts where the family has them, then one call of
-        one of `tools`, or with `parallel` one or more. (Harmony's answers end with their first call: it stays one.)"""
+        `prompt` is the rendered template, whose end may have opened the reasoning. Without tools nothing is parsed as a
+        call; with `single` the first complete call ends the answer.
+        """
 
-    def free(self) -> str:
-        """Lark that defines `answer` as any text in which no call begins."""
+    def call_grammar(self, prompt: str, tools: Sequence[ToolSpec], parallel: bool) -> str:
+        """A Lark grammar (llguidance's) of answers that call one of `tools`, or with `parallel` one or more times.
 
-    def answers(self, prompt: str, rules: str) -> str:
-        """A Lark grammar of answers whose content is `answer`, which `rules` defines; thoughts may come before."""
+        Reasoning may come first where the family has it. (Harmony's answers end with their first call: it stays one.)
+        """
+
+    def free_text_rules(self) -> str:
+        """Lark rules that define `answer` as any text in which no call begins."""
+
+    def answer_grammar(self, prompt: str, rules: str) -> str:
+        """A Lark grammar of answers whose content is `answer`, which `rules` defines; reasoning may come first."""

@@ -1,7 +1,7 @@
-"""JSON schemas whose objects are closed: properties that a schema does not name are ruled out unless it says otherwise.
+"""Closes the objects of JSON schemas: properties that a schema does not name are ruled out unless it says otherwise.
 
-By the standard a silent schema allows any others, and a small model then makes up names for ever; OpenAI's strict
-schemas, xgrammar and llama.cpp close such objects, too. It knows no grammar.
+By the standard a schema that says nothing allows any further properties, and a small model then invents names without
+end; OpenAI's strict schemas, xgrammar and llama.cpp close such objects as well. It knows no grammar.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,28 +10,31 @@ from itertools import count
 from typing import Any
 from urllib.parse import unquote
 
-SPOKEN = ("additionalProperties", "unevaluatedProperties")  # with either, a schema says itself what else there may be
-NAMING = ("properties", "patternProperties")
-BRANCHES = ("allOf", "anyOf", "oneOf")
-# Where schemas stand: those that apply to the same value, and those of values within it
-HERE_ONE, HERE_MAP = ("if", "then", "else"), ("dependentSchemas",)
-WITHIN_ONE = ("items", "additionalItems", "contains", "additionalProperties", "unevaluatedProperties")
-WITHIN_MAP, WITHIN_LIST = (*NAMING, "$defs", "definitions"), ("prefixItems", "items")
-DEEPEST = 64  # references that follow from one another
-MOST = 20_000  # names that are put together, over all objects
+# Keys that say which further properties are allowed, and keys that name properties
+EXPLICIT_KEYS = ("additionalProperties", "unevaluatedProperties")
+NAMING_KEYS = ("properties", "patternProperties")
+BRANCH_KEYS = ("allOf", "anyOf", "oneOf")
+# Keys whose values are schemas: those that apply to the same value, and those of values within it
+SAME_VALUE_KEYS = ("if", "then", "else")
+SAME_VALUE_MAPS = ("dependentSchemas",)
+INNER_KEYS = ("items", "additionalItems", "contains", "additionalProperties", "unevaluatedProperties")
+INNER_MAPS = (*NAMING_KEYS, "$defs", "definitions")
+INNER_LISTS = ("prefixItems", "items")
+MAX_REFERENCES = 64  # in a chain
+MAX_NAMES = 20_000  # of properties collected over all objects
 
 Schema = dict[str, Any]
 
 
-class TooEntangled(ValueError):
-    """A schema's objects are put together from more parts than the limits allow. Says which limit."""
+class SchemaTooComplex(ValueError):
+    """A schema's objects are composed of more parts than the limits allow; the message says which limit."""
 
 
 def closed(schema: Mapping[str, Any]) -> Schema:
     """`schema` with its objects closed, wherever they stand.
 
-    An object that names no properties stays open. One that is put together (`allOf`, or `$ref`, `anyOf` beside other
-    properties) is closed as a whole, since parts that are closed each by itself contradict each other:
+    An object that names no properties stays open. A composed one (`allOf`, or `$ref` or `anyOf` beside other
+    properties) is closed as a whole, since parts that are each closed by themselves contradict each other:
 
         {"properties": {"a": A}, "allOf": [{"$ref": "#/$defs/b"}]}, where b has a property "b"
         becomes {"properties": {"a": A, "b": true}, "additionalProperties": false, "allOf": …}, and b stays open.
@@ -39,196 +42,205 @@ def closed(schema: Mapping[str, Any]) -> Schema:
     Other references to b then lead to a closed copy of it.
 
     Raises:
-        TooEntangled: it is put together from too many parts.
+        SchemaTooComplex: it is composed of too many parts.
     """
-    whole: Schema = _Closing(dict(schema)).whole()
-    return whole
+    return _Closer(dict(schema)).run()
 
 
 @dataclass
-class _Said:
-    """What a schema says of an object's properties, with all that applies to the same value."""
+class _Properties:
+    """The properties that a schema and all that applies to the same value name."""
 
     names: dict[str, None] = field(default_factory=dict)
     patterns: dict[str, None] = field(default_factory=dict)
-    speaks: bool = False  # whether a part says what else there may be, or cannot be found
+    explicit: bool = False  # whether a part says which further ones are allowed, or cannot be found
 
-    def add(self, other: "_Said") -> None:
+    def add(self, other: "_Properties") -> None:
         self.names |= other.names
         self.patterns |= other.patterns
-        self.speaks |= other.speaks
+        self.explicit |= other.explicit
 
 
-class _Closing:
-    """Schemas are known by their identity: a reference leads to the same object that stands in the tree."""
+class _Closer:
+    """Closes one schema. Subschemas are known by their identity: a reference leads to the same object as the tree."""
 
     def __init__(self, root: Schema) -> None:
         self.root = root
-        self.parts: set[int] = set()  # schemas to which composites refer
-        self.known: dict[int, _Said] = {}
-        self.targets: dict[str, Any] = {}
-        self.copies: dict[int, tuple[str, Schema]] = {}  # of parts: their names among the definitions, and the parts
+        self.shared: set[int] = set()  # ids of schemas to which composed ones refer
+        self.properties_of: dict[int, _Properties] = {}
+        self.resolved: dict[str, Any] = {}
+        self.copies: dict[int, tuple[str, Schema]] = {}  # of shared schemas: their names among the definitions
         self.names = 0
-        for node in _all(root):
-            if _sources(node) > 1:
-                self._mark_parts(node, DEEPEST)
+        for node in _subschemas(root):
+            if _part_count(node) > 1:
+                self._find_shared(node, MAX_REFERENCES)
 
-    def whole(self) -> Schema:
+    def run(self) -> Schema:
         made: Schema = self._closed(self.root)
         copied: dict[str, Any] = {}
         while waiting := [copy for copy in self.copies.values() if copy[0] not in copied]:
             copied |= {name: self._closed(part, copy=True) for name, part in waiting}
         return made | {"$defs": _map(made, "$defs") | copied} if copied else made
 
-    def _mark_parts(self, node: Any, depth: int) -> None:
-        target = self._target(node.get("$ref")) if isinstance(node, dict) else None
-        for part in self._here(node, depth):
+    def _find_shared(self, node: Any, depth: int) -> None:
+        target = self._referenced(node.get("$ref")) if isinstance(node, dict) else None
+        for part in self._same_value(node, depth):
             if part is target:
-                if id(part) in self.parts:
+                if id(part) in self.shared:
                     continue
-                self.parts.add(id(part))
-            self._mark_parts(part, depth - 1)
+                self.shared.add(id(part))
+            self._find_shared(part, depth - 1)
 
     def _closed(self, node: Any, copy: bool = False) -> Any:
         if not isinstance(node, dict):
             return node
-        part = id(node) in self.parts and not copy
-        together = part or _sources(node) > 1
-        made = self._inside(node, together)
-        if not together and id(target := self._target(node.get("$ref"))) in self.parts:
+        part = id(node) in self.shared and not copy
+        composed = part or _part_count(node) > 1
+        made = self._with_closed_inside(node, composed)
+        target = self._referenced(node.get("$ref"))
+        if not composed and id(target) in self.shared:
             made["$ref"] = self._copy_of(target)
-        if part or any(key in node for key in SPOKEN):
+        if part or any(key in node for key in EXPLICIT_KEYS):
             return made
-        if together:
-            return self._close(made, self.said(node, DEEPEST))
-        return self._close(made, _own(node)) if any(key in node for key in NAMING) else made
+        if composed:
+            return self._close(made, self.properties(node, MAX_REFERENCES))
+        return self._close(made, _own_properties(node)) if any(key in node for key in NAMING_KEYS) else made
 
     def _copy_of(self, part: Schema) -> str:
-        """A reference to it. With names beside it, the reference itself could be closed, but not where it leads back
-        to itself: the library does not take those."""
+        """A reference to a closed copy of `part`, which may refer to itself.
+
+        Closing the reference itself, with the names beside it, would do otherwise, but llguidance refuses such a
+        schema where it leads back to itself.
+        """
         if id(part) not in self.copies:
             taken = {*_map(self.root, "$defs"), *(name for name, _ in self.copies.values())}
-            free = (name for i in count(len(self.copies)) if (name := f"closed-{i}") not in taken)
-            self.copies[id(part)] = next(free), part
+            names = (f"closed-{i}" for i in count(len(self.copies)))
+            self.copies[id(part)] = next(name for name in names if name not in taken), part
         return f"#/$defs/{self.copies[id(part)][0]}"
 
     def _open(self, node: Any) -> Any:
-        """A part of what is closed as a whole."""
-        return self._inside(node, True) if isinstance(node, dict) else node
+        """A part of a composed schema, which is closed as a whole."""
+        return self._with_closed_inside(node, True) if isinstance(node, dict) else node
 
-    def _inside(self, node: Schema, together: bool) -> Schema:
-        """With the schemas in it closed; not those that apply to the same value where it is put `together`."""
-        here = self._open if together else self._closed
+    def _with_closed_inside(self, node: Schema, composed: bool) -> Schema:
+        """`node` with the schemas in it closed; where it is `composed`, not those that apply to the same value."""
+        here = self._open if composed else self._closed
         made = dict(node)
         for key, value in node.items():
-            if key in BRANCHES and isinstance(value, list):
+            if key in BRANCH_KEYS and isinstance(value, list):
                 made[key] = [here(one) for one in value]
-            elif key in HERE_ONE:
+            elif key in SAME_VALUE_KEYS:
                 made[key] = here(value)
-            elif key in HERE_MAP and isinstance(value, dict):
+            elif key in SAME_VALUE_MAPS and isinstance(value, dict):
                 made[key] = {name: here(one) for name, one in value.items()}
-            elif key in WITHIN_MAP and isinstance(value, dict):
+            elif key in INNER_MAPS and isinstance(value, dict):
                 made[key] = {name: self._closed(one) for name, one in value.items()}
-            elif key in WITHIN_LIST and isinstance(value, list):
+            elif key in INNER_LISTS and isinstance(value, list):
                 made[key] = [self._closed(one) for one in value]
-            elif key in WITHIN_ONE:
+            elif key in INNER_KEYS:
                 made[key] = self._closed(value)
         return made
 
-    def _close(self, made: Schema, said: _Said) -> Schema:
-        if said.speaks or not (said.names or said.patterns or any(key in made for key in NAMING)):
+    def _close(self, made: Schema, properties: _Properties) -> Schema:
+        names_any = properties.names or properties.patterns or any(key in made for key in NAMING_KEYS)
+        if properties.explicit or not names_any:
             return made
-        self._count(said)
+        self._count(properties)
         own, patterns = _map(made, "properties"), _map(made, "patternProperties")
-        if said.names:
-            made["properties"] = {name: own.get(name, True) for name in said.names}
-        if said.patterns:
-            made["patternProperties"] = {pattern: patterns.get(pattern, True) for pattern in said.patterns}
+        if properties.names:
+            made["properties"] = {name: own.get(name, True) for name in properties.names}
+        if properties.patterns:
+            made["patternProperties"] = {pattern: patterns.get(pattern, True) for pattern in properties.patterns}
         return made | {"additionalProperties": False}
 
-    def said(self, node: Any, depth: int) -> _Said:
-        """Of `node` and of all that applies to the same value."""
+    def properties(self, node: Any, depth: int) -> _Properties:
+        """The properties that `node` and all that applies to the same value name."""
         if not isinstance(node, dict):
-            return _Said()
-        if id(node) in self.known:
-            return self.known[id(node)]
-        found = self.known[id(node)] = _own(node)
-        found.speaks |= "$ref" in node and self._target(node["$ref"]) is None
-        for part in self._here(node, depth):
-            other = self.said(part, depth - 1)
+            return _Properties()
+        if id(node) in self.properties_of:
+            return self.properties_of[id(node)]
+        found = self.properties_of[id(node)] = _own_properties(node)
+        found.explicit |= "$ref" in node and self._referenced(node["$ref"]) is None
+        for part in self._same_value(node, depth):
+            other = self.properties(part, depth - 1)
             self._count(other)
             found.add(other)
         return found
 
-    def _here(self, node: Any, depth: int) -> Iterator[Any]:
+    def _same_value(self, node: Any, depth: int) -> Iterator[Any]:
         """The other schemas that apply to the same value."""
         if not depth:
-            raise TooEntangled(f"at most {DEEPEST} references from one another")
+            raise SchemaTooComplex(f"at most {MAX_REFERENCES} references from one another")
         if isinstance(node, dict):
-            yield from _here(node)
-            if (target := self._target(node.get("$ref"))) is not None:
+            yield from _same_value(node)
+            if (target := self._referenced(node.get("$ref"))) is not None:
                 yield target
 
-    def _target(self, reference: Any) -> Any:
-        """What a reference within the schema leads to; None for any other."""
+    def _referenced(self, reference: Any) -> Any:
+        """The schema that a local reference leads to; None for any other reference."""
         if not isinstance(reference, str) or reference[:2] not in ("#", "#/"):
             return None
-        if reference not in self.targets:
-            self.targets[reference] = self._found(reference)
-        return self.targets[reference]
+        if reference not in self.resolved:
+            self.resolved[reference] = self._resolve(reference)
+        return self.resolved[reference]
 
-    def _found(self, reference: str) -> Any:
+    def _resolve(self, reference: str) -> Any:
         node: Any = self.root
         for step in unquote(reference[1:]).split("/")[1:]:
             step = step.replace("~1", "/").replace("~0", "~")
-            node = node.get(step) if isinstance(node, dict) else _entry(node, step)
+            node = node.get(step) if isinstance(node, dict) else _item(node, step)
         return node if isinstance(node, dict) else None
 
-    def _count(self, said: _Said) -> None:
-        self.names += len(said.names) + len(said.patterns)
-        if self.names > MOST:
-            raise TooEntangled(f"at most {MOST} names of properties put together")
+    def _count(self, properties: _Properties) -> None:
+        self.names += len(properties.names) + len(properties.patterns)
+        if self.names > MAX_NAMES:
+            raise SchemaTooComplex(f"at most {MAX_NAMES} names of properties put together")
 
 
-def _own(node: Schema) -> _Said:
-    """In the order in which they are written, for so they will be answered; what is required may have no schema."""
+def _own_properties(node: Schema) -> _Properties:
+    """The properties that `node` itself names, in the order in which answers will have them. A required one may have no
+    schema."""
     required = node.get("required")
     names = [*_map(node, "properties"), *(required if isinstance(required, list) else ())]
-    known = dict.fromkeys(name for name in names if isinstance(name, str))
-    return _Said(known, dict.fromkeys(_map(node, "patternProperties")), any(key in node for key in SPOKEN))
+    patterns = dict.fromkeys(_map(node, "patternProperties"))
+    explicit = any(key in node for key in EXPLICIT_KEYS)
+    return _Properties(dict.fromkeys(name for name in names if isinstance(name, str)), patterns, explicit)
 
 
-def _sources(node: Schema) -> int:
-    """Of how many parts an object is put together."""
-    parts = [any(key in node for key in keys) for keys in (("$ref",), NAMING, HERE_ONE, ("anyOf",), ("oneOf",))]
+def _part_count(node: Schema) -> int:
+    """How many parts a schema is composed of."""
+    kinds_of_parts = (("$ref",), NAMING_KEYS, SAME_VALUE_KEYS, ("anyOf",), ("oneOf",))
+    count = sum(any(key in node for key in keys) for keys in kinds_of_parts)
     branches = node.get("allOf")
-    return sum(parts) + (len(branches) if isinstance(branches, list) else 0)
+    return count + (len(branches) if isinstance(branches, list) else 0)
 
 
-def _here(node: Schema) -> Iterator[Any]:
-    for key in BRANCHES:
+def _same_value(node: Schema) -> Iterator[Any]:
+    """The subschemas that apply to the same value as `node`."""
+    for key in BRANCH_KEYS:
         yield from node[key] if isinstance(node.get(key), list) else ()
-    yield from (node[key] for key in HERE_ONE if key in node)
-    for key in HERE_MAP:
+    yield from (node[key] for key in SAME_VALUE_KEYS if key in node)
+    for key in SAME_VALUE_MAPS:
         yield from _map(node, key).values()
 
 
-def _within(node: Schema) -> Iterator[Any]:
-    for key in WITHIN_MAP:
+def _inner(node: Schema) -> Iterator[Any]:
+    """The subschemas of values within the value of `node`."""
+    for key in INNER_MAPS:
         yield from _map(node, key).values()
-    for key in WITHIN_LIST:
+    for key in INNER_LISTS:
         yield from node[key] if isinstance(node.get(key), list) else ()
-    yield from (node[key] for key in WITHIN_ONE if key in node)
+    yield from (node[key] for key in INNER_KEYS if key in node)
 
 
-def _all(root: Schema) -> Iterable[Schema]:
-    """Every schema in the tree that is an object."""
+def _subschemas(root: Schema) -> Iterable[Schema]:
+    """Every subschema that is an object."""
     waiting: list[Any] = [root]
     while waiting:
         node = waiting.pop()
         if isinstance(node, dict):
             yield node
-            waiting += [*_here(node), *_within(node)]
+            waiting += [*_same_value(node), *_inner(node)]
 
 
 def _map(node: Schema, key: str) -> dict[str, Any]:
@@ -236,7 +248,7 @@ def _map(node: Schema, key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _entry(node: Any, step: str) -> Any:
-    """Of a list; none has so many that a place takes ten digits."""
+def _item(node: Any, step: str) -> Any:
+    """The item of a list at an index of up to nine digits."""
     place = int(step) if step.isdecimal() and len(step) < 10 else -1
     return node[place] if isinstance(node, list) and 0 <= place < len(node) else None

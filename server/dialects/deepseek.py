@@ -1,19 +1,18 @@
-"""DeepSeek V3, R1 and V3.1: calls between marks of their own, thoughts in `<think>`, which a prompt may open or close.
+"""DeepSeek V3, R1 and V3.1: calls between delimiters of their own, reasoning in `<think>`, which a prompt may open.
 
-V3 and R1 write `function`, the name on a line and fenced JSON; V3.1 the name and bare JSON. Both are read from either.
+V3 and R1 write `function`, the name on a line and fenced JSON; V3.1 writes the name and bare JSON. Both are parsed.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 
-from server.dialects.base import Tool
-from server.dialects.cursor import Script, Tape
-from server.dialects.deltas import Pieces
-from server.dialects.grammar import NO_TOKENS, literal, one_of, repeated, spell
-from server.dialects.grammar import arguments as arguments_rule
+from server.dialects.base import ToolSpec
+from server.dialects.cursor import Cursor, Parser
+from server.dialects.deltas import Deltas
+from server.dialects.grammar import NO_TOKENS, arguments_rule, lark_text, literal, one_of, repeated
 from server.dialects.objects import last_arguments
-from server.dialects.reasoning import Thoughts
-from server.dialects.tagged import Form, Marked
+from server.dialects.reasoning import ReasoningTags
+from server.dialects.tagged import CallSyntax, TaggedDialect
 
 CALLS, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
@@ -22,72 +21,72 @@ FENCE = "```json"
 _NAME = re.compile(r"[^\s<>{}\[\]\"`]+")
 
 
-class DeepSeek(Marked):
-    """`fenced`: the checkpoint is of the older kind, as far as a forced call is concerned."""
+class DeepSeek(TaggedDialect):
+    """`fenced`: forced calls are written as V3 and R1 write them."""
 
     name = "deepseek"
-    call_marks = (CALLS, CALL, SEPARATOR, CALL_END, CALLS_END)
+    call_delimiters = (CALLS, CALL, SEPARATOR, CALL_END, CALLS_END)
 
     def __init__(
         self,
         specials: Mapping[str, int],
-        thoughts: Thoughts | None = None,
+        reasoning: ReasoningTags | None = None,
         added: Mapping[str, int] = NO_TOKENS,
         fenced: bool = False,
     ) -> None:
-        super().__init__(specials, thoughts, added)
+        super().__init__(specials, reasoning, added)
         self._fenced = fenced
 
-    def form(self, tools: Sequence[Tool]) -> Form:
-        return Form({CALLS: _calls, CALL: _call}, (CALL_END, CALLS_END))
+    def call_syntax(self, tools: Sequence[ToolSpec]) -> CallSyntax:
+        return CallSyntax({CALLS: _calls, CALL: _call}, (CALL_END, CALLS_END))
 
-    def call_rules(self, tools: Sequence[Tool], parallel: bool) -> str:
-        opening, closing = spell(CALLS, self._ids), spell(CALLS_END, self._ids)
+    def call_rules(self, tools: Sequence[ToolSpec], parallel: bool) -> str:
+        opening, closing = lark_text(CALLS, self._ids), lark_text(CALLS_END, self._ids)
         calls = repeated("moe_call", '"\\n"?' if self._fenced else "", parallel)
         return f"moe_calls: {opening} {calls} {closing}\n" + one_of("moe_call", [self._call_rule(t) for t in tools])
 
-    def _call_rule(self, tool: Tool) -> str:
+    def _call_rule(self, tool: ToolSpec) -> str:
         name, arguments = literal(tool.name), arguments_rule(tool)
         if self._fenced:
-            opening = spell(f"{CALL}function{SEPARATOR}", self._ids)
-            fence, closing = literal(f"\n{FENCE}\n"), spell(f"\n```{CALL_END}", self._ids)
+            opening = lark_text(f"{CALL}function{SEPARATOR}", self._ids)
+            fence, closing = literal(f"\n{FENCE}\n"), lark_text(f"\n```{CALL_END}", self._ids)
             return f"{opening} {name} {fence} {arguments} {closing}"
-        opening, middle, closing = (spell(mark, self._ids) for mark in (CALL, SEPARATOR, CALL_END))
+        opening, middle, closing = (lark_text(delimiter, self._ids) for delimiter in (CALL, SEPARATOR, CALL_END))
         return f"{opening} {name} {middle} {arguments} {closing}"
 
 
-def _calls(tape: Tape, pieces: Pieces) -> Script[bool]:
-    yield from tape.skip()
-    return bool((yield from tape.starts(CALL))) and (yield from _call(tape, pieces))
+def _calls(cursor: Cursor, deltas: Deltas) -> Parser[bool]:
+    yield from cursor.skip()
+    return bool((yield from cursor.take_one_of(CALL))) and (yield from _call(cursor, deltas))
 
 
-def _call(tape: Tape, pieces: Pieces) -> Script[bool]:
-    yield from tape.skip()
-    name = yield from tape.word(_NAME)
-    if not name or not (yield from tape.starts(SEPARATOR)):
+def _call(cursor: Cursor, deltas: Deltas) -> Parser[bool]:
+    yield from cursor.skip()
+    name = yield from cursor.word(_NAME)
+    if not name or not (yield from cursor.take_one_of(SEPARATOR)):
         return False
-    if name == "function" and (yield from tape.peek()) != "{":  # V3: the kind of call, its name comes only now
-        name = yield from tape.word(_NAME)
-        if not (yield from tape.peek()):
+    if name == "function" and (yield from cursor.peek()) != "{":  # V3 writes the kind of call first, then its name
+        name = yield from cursor.word(_NAME)
+        if not (yield from cursor.peek()):
             return False
     if not name or not name.isprintable():
         return False
-    tape.unpin()
-    pieces.call(name)
-    yield from _fenced(tape, pieces)
+    cursor.unpin()
+    deltas.call(name)
+    yield from _fenced(cursor, deltas)
     return True
 
 
-def _fenced(tape: Tape, pieces: Pieces) -> Script[None]:
-    """Arguments, in a fence or not. What has no object there is content."""
-    yield from tape.skip()
-    fence = yield from tape.starts("```")
+def _fenced(cursor: Cursor, deltas: Deltas) -> Parser[None]:
+    """Parse arguments, in a fence or not. Without an object there, the text is content."""
+    yield from cursor.skip()
+    fence = yield from cursor.take_one_of("```")
     if fence:
-        yield from tape.starts("json")
-    yield from tape.skip()
-    if (yield from tape.peek()) != "{":
+        yield from cursor.take_one_of("json")
+    yield from cursor.skip()
+    if (yield from cursor.peek()) != "{":
         return
-    yield from last_arguments(tape, pieces)
-    yield from tape.skip()
+    yield from last_arguments(cursor, deltas)
+    yield from cursor.skip()
     if fence:
-        yield from tape.starts("```")
+        yield from cursor.take_one_of("```")

@@ -1,147 +1,153 @@
-"""What a script has read, as pieces: calls are numbered, whitespace around marks is dropped, neighbours are joined.
+"""What a parser has found, as delta parts: calls are numbered, adjacent texts joined, spaces around delimiters dropped.
 
-It knows no marks and reads no text.
+It knows no delimiters and reads no text.
 """
 
 from collections.abc import Callable
 
-from server.dialects.base import CallArguments, CallStart, Content, Piece, Reasoning
-from server.dialects.cursor import Script, Tape
+from server.dialects.base import CallArguments, CallStart, Content, DeltaPart, Reasoning
+from server.dialects.cursor import Cursor, Parser
 
 
-class Trim:
-    """Text between marks. Whitespace waits until text follows it: before a mark it is dropped, as are line ends after.
+class WhitespaceTrimmer:
+    """Trims text between delimiters. Trailing whitespace is held back until text follows it: before a delimiter it is
+    dropped, and so are line ends after one.
 
-    Spaces after a mark stay where a text follows them: they may indent its first line.
+    Spaces after a delimiter stay where text follows them: they may indent its first line.
     """
 
     def __init__(self) -> None:
         self.shown = False
-        self.last = False  # no mark can come any more: whitespace need not wait
-        self._after_mark, self._space = False, ""
+        self.last = False  # no delimiter can come any more, so that whitespace is not held back
+        self._after_delimiter, self._space = False, ""
 
     def write(self, text: str) -> str:
         """What may be shown now."""
-        if not text or (text.isspace() and (self._after_mark or not self.last)):
+        if not text or (text.isspace() and (self._after_delimiter or not self.last)):
             self._space += text
             return ""
         text = self._space + text
         body = text if self.last else text.rstrip()
         self._space, self.shown = text[len(body) :], True
-        if self._after_mark:
-            body, self._after_mark = body.lstrip("\r\n"), False
+        if self._after_delimiter:
+            body, self._after_delimiter = body.lstrip("\r\n"), False
         return body
 
-    def mark(self) -> None:
-        """A mark stands here."""
-        self._after_mark, self._space = True, ""
+    def delimiter(self) -> None:
+        """Note that a delimiter stands here."""
+        self._after_delimiter, self._space = True, ""
 
-    def part(self) -> None:
-        """Another part of the same text begins here, with a line of its own."""
+    def new_paragraph(self) -> None:
+        """Let another part of the same text begin here, on a line of its own."""
         if self.shown:
-            self._after_mark, self._space = False, "\n"
+            self._after_delimiter, self._space = False, "\n"
 
     def end(self) -> str:
-        """Whitespace that nothing follows; none is left of a text that a mark began and that never came."""
-        space = "" if self._after_mark else self._space
+        """The whitespace at the end of the answer; none where a delimiter began a text that never came."""
+        space = "" if self._after_delimiter else self._space
         self._space = ""
         return space
 
 
-class Pieces:
-    """The pieces since the last `take`. `single`: after one whole call the answer is over, and nothing is added."""
+class Deltas:
+    """Collects the parts that a parser finds, until `take`. `single`: the answer is complete after one call."""
 
     def __init__(self, single: bool = False) -> None:
         self.calls = 0  # that have begun
-        self.in_call = self.over = False
+        self.in_call = self.complete = False
         self._single = single
-        self._out: list[Piece] = []
-        self._content, self._thought = Trim(), Trim()
+        self._parts: list[DeltaPart] = []
+        self._content, self._reasoning = WhitespaceTrimmer(), WhitespaceTrimmer()
 
     def content(self, text: str) -> None:
         self._add(Content(self._content.write(text)))
 
-    def thought(self, text: str) -> None:
-        self._add(Reasoning(self._thought.write(text)))
+    def reasoning(self, text: str) -> None:
+        self._add(Reasoning(self._reasoning.write(text)))
 
-    def content_part(self) -> None:
-        self._content.part()
+    def new_content(self) -> None:
+        """Begin another message of content."""
+        self._content.new_paragraph()
 
-    def thought_part(self) -> None:
-        self._thought.part()
+    def new_reasoning(self) -> None:
+        """Begin another message of reasoning."""
+        self._reasoning.new_paragraph()
 
-    def no_more_marks(self) -> None:
+    def no_more_delimiters(self) -> None:
         self._content.last = True
 
-    def mark(self) -> None:
-        """A mark stands here: the whitespace around it belongs to nobody."""
-        self._content.mark()
-        self._thought.mark()
+    def delimiter(self) -> None:
+        """Note that a delimiter stands here: the whitespace around it is no text."""
+        self._content.delimiter()
+        self._reasoning.delimiter()
 
     def call(self, name: str) -> None:
-        self.over = self.over or (self._single and self.calls > 0)
-        if self.over:
+        """Begin a call."""
+        self.complete = self.complete or (self._single and self.calls > 0)
+        if self.complete:
             return
-        self.mark()
-        self._out.append(CallStart(self.calls, name))
+        self.delimiter()
+        self._parts.append(CallStart(self.calls, name))
         self.calls += 1
         self.in_call = True
 
     def arguments(self, text: str) -> None:
-        """More of the call that began last."""
+        """Add to the arguments of the call that began last."""
         self._add(CallArguments(self.calls - 1, text))
 
     def call_end(self) -> None:
-        """The call that began last is whole."""
+        """Note that the call that began last is complete."""
         self.in_call = False
-        self.over = self._single
+        self.complete = self._single
 
     def end(self) -> None:
-        self._add(Reasoning(self._thought.end()))
+        """Release the whitespace that was held back."""
+        self._add(Reasoning(self._reasoning.end()))
         self._add(Content(self._content.end()))
 
-    def take(self) -> list[Piece]:
-        out, self._out = self._out, []
-        return out
+    def take(self) -> list[DeltaPart]:
+        """The parts since the last `take`."""
+        parts, self._parts = self._parts, []
+        return parts
 
-    def _add(self, piece: Content | Reasoning | CallArguments) -> None:
-        last = self._out[-1] if self._out else None
-        if not piece.text or self.over:
+    def _add(self, part: Content | Reasoning | CallArguments) -> None:
+        last = self._parts[-1] if self._parts else None
+        if not part.text or self.complete:
             return
-        if isinstance(piece, Content) and isinstance(last, Content):
-            self._out[-1] = Content(last.text + piece.text)
-        elif isinstance(piece, Reasoning) and isinstance(last, Reasoning):
-            self._out[-1] = Reasoning(last.text + piece.text)
-        elif isinstance(piece, CallArguments) and isinstance(last, CallArguments) and last.index == piece.index:
-            self._out[-1] = CallArguments(last.index, last.text + piece.text)
+        if isinstance(part, Content) and isinstance(last, Content):
+            self._parts[-1] = Content(last.text + part.text)
+        elif isinstance(part, Reasoning) and isinstance(last, Reasoning):
+            self._parts[-1] = Reasoning(last.text + part.text)
+        elif isinstance(part, CallArguments) and isinstance(last, CallArguments) and last.index == part.index:
+            self._parts[-1] = CallArguments(last.index, last.text + part.text)
         else:
-            self._out.append(piece)
+            self._parts.append(part)
 
 
-class ScriptReader:
-    """Runs a script over one answer. The script ends only after the tape has, so no text is left behind."""
+class StreamingParser:
+    """The `OutputParser` that runs a parser over one answer. A parser ends only when the text has, so none is left."""
 
-    def __init__(self, script: Callable[[Tape, Pieces], Script[None]], begun: str = "", single: bool = False) -> None:
-        self._tape, self._pieces = Tape(), Pieces(single)
-        self._script = script(self._tape, self._pieces)
-        self._tape.feed(begun)
+    def __init__(self, parse: Callable[[Cursor, Deltas], Parser[None]], begun: str = "", single: bool = False) -> None:
+        self._cursor, self._deltas = Cursor(), Deltas(single)
+        self._parser = parse(self._cursor, self._deltas)
+        self._cursor.feed(begun)
 
     @property
     def in_call(self) -> bool:
-        return self._pieces.in_call
+        return self._deltas.in_call
 
     @property
-    def over(self) -> bool:
-        return self._pieces.over
+    def complete(self) -> bool:
+        return self._deltas.complete
 
-    def push(self, text: str) -> list[Piece]:
-        self._tape.feed(text)
-        next(self._script, None)
-        return self._pieces.take()
+    def push(self, text: str) -> list[DeltaPart]:
+        self._cursor.feed(text)
+        next(self._parser, None)
+        return self._deltas.take()
 
-    def flush(self, cut: bool = False, last: str = "") -> list[Piece]:
-        self._tape.feed(last)
-        self._tape.ended, self._tape.cut = True, cut
-        next(self._script, None)
-        self._pieces.end()
-        return self._pieces.take()
+    def flush(self, cut: bool = False, last: str = "") -> list[DeltaPart]:
+        self._cursor.feed(last)
+        self._cursor.ended, self._cursor.cut = True, cut
+        next(self._parser, None)
+        self._deltas.end()
+        return self._deltas.take()

@@ -1,6 +1,6 @@
-"""Which dialect a checkpoint writes, from its chat template and its special tokens, or by a name that someone chose.
+"""Finds the dialect of a checkpoint from its chat template and its special tokens, or by the name in a setting.
 
-It reads templates as text, for the marks in them; it renders none.
+It searches templates for delimiters; it renders none.
 """
 
 from collections.abc import Mapping
@@ -14,61 +14,64 @@ from server.dialects.hermes import Hermes
 from server.dialects.llama import TAGS, Llama
 from server.dialects.mistral import Mistral
 from server.dialects.plain import Plain
-from server.dialects.reasoning import Thoughts
+from server.dialects.reasoning import ReasoningTags
 
-# Any of these betrays a family. Llama comes last: fine-tunes of it keep its tokens and write as others do.
-_SIGNS = {
+# Any of these tells a family. Llama comes last: its fine-tunes keep its tokens and may write as other families do.
+_FAMILY_DELIMITERS = {
     "harmony": (harmony.CHANNEL,),
     "deepseek": (deepseek.CALLS, deepseek.CALL),
     "mistral": (mistral.CALLS,),
     "hermes": (hermes.OPEN,),
     "llama": (*TAGS, '"parameters": dictionary'),
 }
-_THOUGHTS = (("[THINK]", "[/THINK]"), ("<think>", "</think>"))
-NAMES = ("plain", *sorted(_SIGNS))
+_REASONING_TAGS = (("[THINK]", "[/THINK]"), ("<think>", "</think>"))
+DIALECTS = ("plain", *sorted(_FAMILY_DELIMITERS))
 
 
 def detect(template: str | None, specials: Mapping[str, int], added: Mapping[str, int] = NO_TOKENS) -> Dialect:
-    """The dialect of a checkpoint. The template's word counts first.
+    """The dialect of a checkpoint; the template decides before the tokens.
 
     `specials`: the special tokens and their ids; `added`: the other tokens that stand for a text as a whole.
     """
     family = _family(template or "") or _family("\0".join((*specials, *added)))
-    thinks = _pair(template or "", specials) is not None
-    return _make(family or ("hermes" if thinks else "plain"), template or "", specials, added, False)
+    reasons = _reasoning_tags(template or "", specials) is not None
+    return _make(family or ("hermes" if reasons else "plain"), template or "", specials, added, False)
 
 
-def by_name(
+def dialect_named(
     name: str, specials: Mapping[str, int], added: Mapping[str, int] = NO_TOKENS, template: str | None = None
 ) -> Dialect:
-    """The dialect called `name`. With the template, too, it knows whether this checkpoint thinks.
+    """The dialect called `name`; the template tells whether this checkpoint reasons.
 
     Raises:
-        ValueError: there is none of that name; lists those there are.
+        ValueError: there is none of that name; the message lists all.
     """
-    if name not in NAMES:
-        raise ValueError(f"dialect must be one of {', '.join(NAMES)}, got {name!r:.64}")
+    if name not in DIALECTS:
+        raise ValueError(f"dialect must be one of {', '.join(DIALECTS)}, got {name!r:.64}")
     return _make(name, template or "", specials, added, template is None and name in ("hermes", "deepseek"))
 
 
 def _family(text: str) -> str | None:
-    return next((name for name, signs in _SIGNS.items() if any(sign in text for sign in signs)), None)
+    for name, delimiters in _FAMILY_DELIMITERS.items():
+        if any(delimiter in text for delimiter in delimiters):
+            return name
+    return None
 
 
-def _pair(template: str, specials: Mapping[str, int]) -> tuple[str, str] | None:
-    """Merely added tokens tell nothing: Qwen3's models that do not think have them too."""
-    return next((pair for pair in _THOUGHTS if pair[0] in template or pair[0] in specials), None)
+def _reasoning_tags(template: str, specials: Mapping[str, int]) -> tuple[str, str] | None:
+    """The reasoning tags of a checkpoint. Added tokens do not count: Qwen3's models without reasoning have them too."""
+    return next((pair for pair in _REASONING_TAGS if pair[0] in template or pair[0] in specials), None)
 
 
-def _make(name: str, template: str, specials: Mapping[str, int], added: Mapping[str, int], thinks: bool) -> Dialect:
-    """`thinks`: it does so even if neither template nor tokens say it."""
+def _make(name: str, template: str, specials: Mapping[str, int], added: Mapping[str, int], reasons: bool) -> Dialect:
+    """`reasons`: the checkpoint does so even if neither template nor tokens tell."""
     if name == "plain":
         return Plain(specials, added)
     if name == "harmony":
         return Harmony(specials, added)
-    pair = _pair(template, specials)
-    opening, closing = pair or _THOUGHTS[0 if name == "mistral" else 1]
-    thoughts = Thoughts(opening, closing, thinks or pair is not None, opening in specials)
+    pair = _reasoning_tags(template, specials)
+    opening, closing = pair or _REASONING_TAGS[0 if name == "mistral" else 1]
+    reasoning = ReasoningTags(opening, closing, reasons or pair is not None, opening in specials)
     if name == "deepseek":
-        return DeepSeek(specials, thoughts, added, deepseek.FENCE in template)
-    return {"hermes": Hermes, "mistral": Mistral, "llama": Llama}[name](specials, thoughts, added)
+        return DeepSeek(specials, reasoning, added, deepseek.FENCE in template)
+    return {"hermes": Hermes, "mistral": Mistral, "llama": Llama}[name](specials, reasoning, added)

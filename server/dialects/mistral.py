@@ -1,84 +1,83 @@
-"""Mistral: `[TOOL_CALLS]` with an array of objects, or before each call as `name[ARGS]{…}`; thoughts in `[THINK]`.
+"""Mistral: `[TOOL_CALLS]` with an array of objects, or before each call as `name[ARGS]{…}`; reasoning in `[THINK]`.
 
-A checkpoint that has `[ARGS]` as a token is taken to write the newer form; both are read from any.
+Forced calls take the newer form where `[ARGS]` is a token of the checkpoint; both forms are parsed for any.
 """
 
 import re
 from collections.abc import Sequence
 
-from server.dialects.base import Tool
-from server.dialects.cursor import Script, Tape
-from server.dialects.deltas import Pieces
-from server.dialects.grammar import arguments as arguments_rule
-from server.dialects.grammar import literal, object_call, one_of, repeated, spell
+from server.dialects.base import ToolSpec
+from server.dialects.cursor import Cursor, Parser
+from server.dialects.deltas import Deltas
+from server.dialects.grammar import arguments_rule, lark_text, literal, object_call_rule, one_of, repeated
 from server.dialects.objects import call_object, last_arguments
-from server.dialects.tagged import Form, Marked
+from server.dialects.tagged import CallSyntax, TaggedDialect
 
 CALLS, ARGS, ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _NAME = re.compile(r"[^\s{}\[\]\"]+")
 
 
-class Mistral(Marked):
+class Mistral(TaggedDialect):
     name = "mistral"
-    call_marks = (CALLS, ARGS, ID)
+    call_delimiters = (CALLS, ARGS, ID)
 
-    def form(self, tools: Sequence[Tool]) -> Form:
-        return Form({CALLS: _calls})
+    def call_syntax(self, tools: Sequence[ToolSpec]) -> CallSyntax:
+        return CallSyntax({CALLS: _calls})
 
-    def call_rules(self, tools: Sequence[Tool], parallel: bool) -> str:
+    def call_rules(self, tools: Sequence[ToolSpec], parallel: bool) -> str:
         return self._named_rules(tools, parallel) if ARGS in self._ids else self._array_rules(tools, parallel)
 
-    def _named_rules(self, tools: Sequence[Tool], parallel: bool) -> str:
-        opening, middle = spell(CALLS, self._ids), spell(ARGS, self._ids)
-        # older checkpoints of this form were trained to make up an id of nine characters
-        middle = f"({spell(ID, self._ids)} /[a-zA-Z0-9]{{9}}/)? {middle}" if ID in self._ids else middle
+    def _named_rules(self, tools: Sequence[ToolSpec], parallel: bool) -> str:
+        opening, middle = lark_text(CALLS, self._ids), lark_text(ARGS, self._ids)
+        # older checkpoints of this call_syntax were trained to make up an id of nine characters
+        middle = f"({lark_text(ID, self._ids)} /[a-zA-Z0-9]{{9}}/)? {middle}" if ID in self._ids else middle
         calls = one_of("moe_call", [f"{opening} {literal(t.name)} {middle} {arguments_rule(t)}" for t in tools])
         return f"moe_calls: {'moe_call+' if parallel else 'moe_call'}\n{calls}"
 
-    def _array_rules(self, tools: Sequence[Tool], parallel: bool) -> str:
-        opening = spell(CALLS, self._ids)
-        calls = one_of("moe_call", [object_call(tool) for tool in tools])
+    def _array_rules(self, tools: Sequence[ToolSpec], parallel: bool) -> str:
+        opening = lark_text(CALLS, self._ids)
+        calls = one_of("moe_call", [object_call_rule(tool) for tool in tools])
         return f'moe_calls: {opening} " "? "[" {repeated("moe_call", "/, ?/", parallel)} "]"\n{calls}'
 
 
-def _calls(tape: Tape, pieces: Pieces) -> Script[bool]:
-    yield from tape.skip()
-    if (yield from tape.starts("[")):
-        return (yield from _array(tape, pieces))
-    return (yield from _named(tape, pieces))
+def _calls(cursor: Cursor, deltas: Deltas) -> Parser[bool]:
+    yield from cursor.skip()
+    if (yield from cursor.take_one_of("[")):
+        return (yield from _array(cursor, deltas))
+    return (yield from _named(cursor, deltas))
 
 
-def _array(tape: Tape, pieces: Pieces) -> Script[bool]:
-    """The first object decides whether these are calls; what breaks after it is content from there on."""
-    yield from tape.skip()
-    if not (yield from call_object(tape, pieces)):
+def _array(cursor: Cursor, deltas: Deltas) -> Parser[bool]:
+    """Parse an array of calls, which its first object must be one of. From the first error on, the rest is content."""
+    yield from cursor.skip()
+    if not (yield from call_object(cursor, deltas)):
         return False
     while True:
-        tape.pin()
-        yield from tape.skip()
-        after = yield from tape.starts(",", "]")
+        cursor.pin()
+        yield from cursor.skip()
+        after = yield from cursor.take_one_of(",", "]")
         if after == "]":
             return True
-        yield from tape.skip()
-        if not (yield from tape.peek()):  # the array is cut here
-            tape.unpin()
+        yield from cursor.skip()
+        if not (yield from cursor.peek()):  # the answer was cut within the array
+            cursor.unpin()
             return True
-        if not after or not (yield from call_object(tape, pieces)):
-            tape.rewind()
+        if not after or not (yield from call_object(cursor, deltas)):
+            cursor.rewind()
             return True
 
 
-def _named(tape: Tape, pieces: Pieces) -> Script[bool]:
-    name = yield from tape.word(_NAME)
-    unmarked = (yield from tape.peek()) == "{"  # some write no mark between the name and its arguments
-    mark = "" if unmarked else (yield from tape.starts(ARGS, ID))
-    if not name.isprintable() or not name or not (unmarked or mark):
+def _named(cursor: Cursor, deltas: Deltas) -> Parser[bool]:
+    name = yield from cursor.word(_NAME)
+    bare = (yield from cursor.peek()) == "{"  # some models write no delimiter between the name and its arguments
+    delimiter = "" if bare else (yield from cursor.take_one_of(ARGS, ID))
+    if not name.isprintable() or not name or not (bare or delimiter):
         return False
-    tape.unpin()
-    pieces.call(name)
-    if mark == ID:
-        yield from tape.word(_NAME)
-        yield from tape.starts(ARGS)
-    yield from tape.skip()
-    yield from last_arguments(tape, pieces)
+    cursor.unpin()
+    deltas.call(name)
+    if delimiter == ID:
+        yield from cursor.word(_NAME)
+        yield from cursor.take_one_of(ARGS)
+    yield from cursor.skip()
+    yield from last_arguments(cursor, deltas)
     return True

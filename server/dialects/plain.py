@@ -1,6 +1,6 @@
-"""A model whose family marks nothing: its answer is content, whatever it holds.
+"""A model whose family has no delimiters: its answer is content, whatever it contains.
 
-Asked for calls all the same, it writes them in the Hermes form, and only then are they looked for.
+Where a request has tools, such a model writes calls as Hermes does, and only then are they looked for.
 """
 
 from collections.abc import Mapping

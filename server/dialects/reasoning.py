@@ -1,4 +1,4 @@
-"""How a family marks thoughts in running text, and how a prompt may have begun or ruled out one.
+"""How a family delimits reasoning in running text, and how a prompt may have opened or closed it already.
 
 It knows no calls.
 """
@@ -6,17 +6,17 @@ It knows no calls.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from server.dialects.cursor import Script, Tape
-from server.dialects.deltas import Pieces
-from server.dialects.grammar import spell, thinking
+from server.dialects.cursor import Cursor, Parser
+from server.dialects.deltas import Deltas
+from server.dialects.grammar import lark_text, reasoning_rule
 
 
 @dataclass(frozen=True, slots=True)
-class Thoughts:
-    """Two marks. `declared`: the family is known to think, so that a forced answer may begin with a thought.
+class ReasoningTags:
+    """The two tags of a family. `declared`: it is known to reason, so that a forced answer may begin with reasoning.
 
-    A thought is looked for at the start of an answer. `anywhere`: the opening mark is a special token, which no model
-    writes by quoting it, so it opens a thought wherever it stands.
+    Reasoning is looked for at the start of an answer. `anywhere`: the opening tag is a special token, which no model
+    writes to quote it, so that it opens reasoning wherever it stands.
     """
 
     open: str = "<think>"
@@ -30,32 +30,32 @@ class Thoughts:
     def closed(self, prompt: str) -> bool:
         return prompt.rstrip().endswith(self.close)
 
-    def first(self, tape: Tape, pieces: Pieces, opened: bool) -> Script[None]:
-        """The thought at the start, if there is one. One that the prompt opened may be opened again."""
-        tape.pin()
-        yield from tape.skip()
-        if (yield from tape.starts(self.open)):
-            tape.unpin()
+    def parse_first(self, cursor: Cursor, deltas: Deltas, opened: bool) -> Parser[None]:
+        """Parse the reasoning at the start, if there is any. What the prompt opened may be opened again."""
+        cursor.pin()
+        yield from cursor.skip()
+        if (yield from cursor.take_one_of(self.open)):
+            cursor.unpin()
         else:
-            tape.rewind()
+            cursor.rewind()
             if not opened:
                 return
-        yield from self.rest(tape, pieces)
+        yield from self.parse_rest(cursor, deltas)
 
-    def rest(self, tape: Tape, pieces: Pieces) -> Script[None]:
-        """A thought whose opening mark has been taken."""
-        pieces.mark()
-        if (yield from tape.until((self.close,), pieces.thought)):
-            tape.take(len(self.close))
-            pieces.mark()
+    def parse_rest(self, cursor: Cursor, deltas: Deltas) -> Parser[None]:
+        """Parse reasoning whose opening tag has been taken."""
+        deltas.delimiter()
+        if (yield from cursor.write_until((self.close,), deltas.reasoning)):
+            cursor.take(len(self.close))
+            deltas.delimiter()
 
     def before(self, prompt: str, ids: Mapping[str, int]) -> tuple[str, str]:
-        """What a grammar's start holds before the answer itself, and the rules for it."""
+        """What a grammar has before the answer itself, and the rules that define it."""
         if self.opened(prompt):
             return "moe_thought", self._rules(ids)
         if self.declared and not self.closed(prompt):
-            return f"({spell(self.open, ids)} moe_thought)?", self._rules(ids)
+            return f"({lark_text(self.open, ids)} moe_thought)?", self._rules(ids)
         return "", ""
 
     def _rules(self, ids: Mapping[str, int]) -> str:
-        return f"{thinking(self.close, ids)}moe_thought: moe_thinking MOE_GAP?\nMOE_GAP: /\\n{{1,2}}/\n"
+        return f"{reasoning_rule(self.close, ids)}moe_thought: moe_thinking MOE_GAP?\nMOE_GAP: /\\n{{1,2}}/\n"

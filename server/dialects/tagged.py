@@ -1,114 +1,116 @@
-"""What the families share that mark thoughts and calls in running text: the loop that reads, the grammar around calls.
+"""Dialects that delimit reasoning and calls with tags in running text: their common parser, and the grammar of a call.
 
-A family says what follows its marks; this file knows none of them.
+A family says what follows its tags; this file knows none of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from server.dialects.base import Reader, Tool
-from server.dialects.cursor import Script, Tape
-from server.dialects.deltas import Pieces, ScriptReader
-from server.dialects.grammar import NO_TOKENS, free_text, ids_of
-from server.dialects.reasoning import Thoughts
+from server.dialects.base import OutputParser, ToolSpec
+from server.dialects.cursor import Cursor, Parser
+from server.dialects.deltas import Deltas, StreamingParser
+from server.dialects.grammar import NO_TOKENS, free_text_rules, token_ids_of
+from server.dialects.reasoning import ReasoningTags
 
-# Reads calls. False: there is none, nothing has been written, and the caller goes back to its pin.
-Attempt = Callable[[Tape, Pieces], Script[bool]]
-ANY = Tool("any")
+# Parses calls. False: there is none, nothing has been written, and the cursor is to go back to its pin.
+CallParser = Callable[[Cursor, Deltas], Parser[bool]]
+ANY_TOOL = ToolSpec("any")
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """How calls are written: what follows each opening mark, the marks that end one, and a call that needs no mark."""
+class CallSyntax:
+    """How calls are written."""
 
-    opens: Mapping[str, Attempt] = field(default_factory=dict)
-    closes: tuple[str, ...] = ()
-    bare: Attempt | None = None
+    opens: Mapping[str, CallParser] = field(default_factory=dict)  # what follows each opening tag
+    closes: tuple[str, ...] = ()  # the tags that end a call
+    untagged: CallParser | None = None  # calls that need no tag, at the start of an answer
 
 
-class Marked:
-    """A dialect of marks in running text. `specials` are the checkpoint's special tokens and their ids.
+class TaggedDialect:
+    """A dialect of tags in running text. `specials` are the checkpoint's special tokens and their ids.
 
-    `added`: tokens that stand for a text as a whole but are not special. A text shows them, so a reader needs no more;
-    a grammar must name them by id, as llguidance takes such a token for special if it looks like `<mark>`.
+    `added`: tokens that stand for a text as a whole but are not special. They are shown as text, so that a parser sees
+    them anyway; a grammar must name them by id, as llguidance takes such a token for special if it looks like `<tag>`.
     """
 
     name: str
-    call_marks: tuple[str, ...] = ()
-    end_marks: tuple[str, ...] = ()
+    call_delimiters: tuple[str, ...] = ()
+    end_delimiters: tuple[str, ...] = ()
 
     def __init__(
-        self, specials: Mapping[str, int], thoughts: Thoughts | None = None, added: Mapping[str, int] = NO_TOKENS
+        self, specials: Mapping[str, int], reasoning: ReasoningTags | None = None, added: Mapping[str, int] = NO_TOKENS
     ) -> None:
-        self._thoughts = thoughts
-        written = self.call_marks if thoughts is None else (*self.call_marks, thoughts.open, thoughts.close)
-        self._ids = ids_of(written, {**added, **specials})
-        self.marks = tuple(mark for mark in written if mark in specials)
-        self.ends = tuple(mark for mark in self.end_marks if mark in specials)
+        self._reasoning = reasoning
+        tags = () if reasoning is None else (reasoning.open, reasoning.close)
+        written = (*self.call_delimiters, *tags)
+        self._ids = token_ids_of(written, {**added, **specials})
+        self.delimiters = tuple(delimiter for delimiter in written if delimiter in specials)
+        self.end_tokens = tuple(delimiter for delimiter in self.end_delimiters if delimiter in specials)
 
-    def form(self, tools: Sequence[Tool]) -> Form:
+    def call_syntax(self, tools: Sequence[ToolSpec]) -> CallSyntax:
         raise NotImplementedError
 
-    def call_rules(self, tools: Sequence[Tool], parallel: bool) -> str:
+    def call_rules(self, tools: Sequence[ToolSpec], parallel: bool) -> str:
         """Lark rules that define `moe_calls`."""
         raise NotImplementedError
 
-    def reader(self, prompt: str, tools: Sequence[Tool], single: bool = False) -> Reader:
-        form = self.form(tools) if tools else Form()
-        opened = self._thoughts is not None and self._thoughts.opened(prompt)
-        return ScriptReader(lambda tape, pieces: self._read(tape, pieces, form, opened), single=single)
+    def parser(self, prompt: str, tools: Sequence[ToolSpec], single: bool = False) -> OutputParser:
+        syntax = self.call_syntax(tools) if tools else CallSyntax()
+        opened = self._reasoning is not None and self._reasoning.opened(prompt)
+        return StreamingParser(lambda cursor, deltas: self._parse(cursor, deltas, syntax, opened), single=single)
 
-    def calls(self, prompt: str, tools: Sequence[Tool], parallel: bool) -> str:
+    def call_grammar(self, prompt: str, tools: Sequence[ToolSpec], parallel: bool) -> str:
         if not tools:
             raise ValueError("a call needs at least one tool")
         return self._grammar(prompt, "moe_calls", self.call_rules(tools, parallel))
 
-    def free(self) -> str:
-        return free_text(tuple(self.form((ANY,)).opens))
+    def free_text_rules(self) -> str:
+        return free_text_rules(tuple(self.call_syntax((ANY_TOOL,)).opens))
 
-    def answers(self, prompt: str, rules: str) -> str:
+    def answer_grammar(self, prompt: str, rules: str) -> str:
         return self._grammar(prompt, "answer", rules)
 
     def _grammar(self, prompt: str, rest: str, rules: str) -> str:
-        head, thoughts = self._thoughts.before(prompt, self._ids) if self._thoughts else ("", "")
-        return f"start: {head} {rest}\n{thoughts}{rules}"
+        head, reasoning = self._reasoning.before(prompt, self._ids) if self._reasoning else ("", "")
+        return f"start: {head} {rest}\n{reasoning}{rules}"
 
-    def _read(self, tape: Tape, pieces: Pieces, form: Form, opened: bool) -> Script[None]:
-        thoughts = self._thoughts
-        if thoughts is not None:
-            yield from thoughts.first(tape, pieces, opened)
-        if form.bare is not None:
-            yield from _bare(tape, pieces, form.bare)
-        anywhere = (thoughts.open,) if thoughts is not None and thoughts.anywhere else ()
-        marks = (*form.opens, *form.closes, *anywhere)
-        if not marks:
-            pieces.no_more_marks()
-        while mark := (yield from tape.until(marks, pieces.content)):
-            if mark in form.opens:
-                yield from _marked(tape, pieces, mark, form.opens[mark])
+    def _parse(self, cursor: Cursor, deltas: Deltas, syntax: CallSyntax, opened: bool) -> Parser[None]:
+        reasoning = self._reasoning
+        if reasoning is not None:
+            yield from reasoning.parse_first(cursor, deltas, opened)
+        if syntax.untagged is not None:
+            yield from _untagged(cursor, deltas, syntax.untagged)
+        anywhere = (reasoning.open,) if reasoning is not None and reasoning.anywhere else ()
+        delimiters = (*syntax.opens, *syntax.closes, *anywhere)
+        if not delimiters:
+            deltas.no_more_delimiters()
+        while delimiter := (yield from cursor.write_until(delimiters, deltas.content)):
+            if delimiter in syntax.opens:
+                yield from _tagged(cursor, deltas, delimiter, syntax.opens[delimiter])
                 continue
-            tape.take(len(mark))
-            if thoughts is not None and mark == thoughts.open:
-                yield from thoughts.rest(tape, pieces)
-            elif not pieces.calls:  # a closing mark that closes nothing
-                pieces.content(mark)
+            cursor.take(len(delimiter))
+            if reasoning is not None and delimiter == reasoning.open:
+                yield from reasoning.parse_rest(cursor, deltas)
+            elif not deltas.calls:  # a closing tag that closes nothing
+                deltas.content(delimiter)
 
 
-def _marked(tape: Tape, pieces: Pieces, mark: str, attempt: Attempt) -> Script[None]:
-    """A call after its mark; where none comes, the mark is content and what follows is read again."""
-    tape.pin()
-    tape.take(len(mark))
-    if (yield from attempt(tape, pieces)):
-        tape.unpin()
+def _tagged(cursor: Cursor, deltas: Deltas, tag: str, parse: CallParser) -> Parser[None]:
+    """Parse a call after its tag; where none comes, the tag is content, and what follows it is parsed again."""
+    cursor.pin()
+    cursor.take(len(tag))
+    if (yield from parse(cursor, deltas)):
+        cursor.unpin()
     else:
-        tape.rewind()
-        pieces.content(tape.take(len(mark)))
+        cursor.rewind()
+        deltas.content(cursor.take(len(tag)))
 
 
-def _bare(tape: Tape, pieces: Pieces, attempt: Attempt) -> Script[None]:
-    tape.pin()
-    yield from tape.skip()
-    if (yield from attempt(tape, pieces)):
-        tape.unpin()
+def _untagged(cursor: Cursor, deltas: Deltas, parse: CallParser) -> Parser[None]:
+    """Parse calls at the start of the answer, if there are any."""
+    cursor.pin()
+    yield from cursor.skip()
+    if (yield from parse(cursor, deltas)):
+        cursor.unpin()
     else:
-        tape.rewind()
+        cursor.rewind()

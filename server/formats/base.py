@@ -1,4 +1,7 @@
-"""The seam between running a call and writing it: what every endpoint's format can do."""
+"""What every endpoint's format can do: write the deltas of a call as one body or as server-sent events.
+
+A format knows neither connections nor how a call runs.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -8,13 +11,13 @@ from typing import Any
 import orjson
 
 from engine.types import Logprob
-from server.dialects.base import CallArguments, CallStart, Content, Piece, Reasoning
+from server.dialects.base import CallArguments, CallStart, Content, DeltaPart, Reasoning
 from server.errors import error_body
 from server.event_loop.slices import Steps, long_list
-from server.generation.output_processor import LOWEST, Delta, TokenLogprob
+from server.generation.output_processor import MIN_LOGPROB, Delta, TokenLogprob
 from server.protocols import Tokenizer
 
-MANY = 256  # deltas that are written without a pause
+LONG = 256  # deltas; more are written in slices
 
 
 class Format(ABC):
@@ -26,11 +29,11 @@ class Format(ABC):
 
     @abstractmethod
     def chunks(self, delta: Delta) -> Iterable[dict[str, Any]]:
-        """What one delta becomes."""
+        """The chunks that one delta becomes."""
 
     @abstractmethod
     def closing(self) -> Iterable[dict[str, Any]]:
-        """Chunks after the last delta: the usage, where it was asked for."""
+        """Chunks after the last delta: the usage, where it is requested."""
 
     @abstractmethod
     def frame(self, chunk: dict[str, Any]) -> bytes:
@@ -38,27 +41,29 @@ class Format(ABC):
 
     @abstractmethod
     def failure(self, error: Exception) -> bytes:
-        """The event that ends a stream which failed; the status line has gone out."""
+        """The event that ends a stream with an error, since its status has been sent already."""
 
     @abstractmethod
     def body(self, deltas: list[Delta]) -> Steps[dict[str, Any]]:
-        """The whole answer at once. It may be millions of figures, so it is made in steps."""
+        """The whole answer as one object. It may have millions of numbers, so that it is made in steps."""
 
     def begin(self) -> Steps[bytes]:
+        """The events that come before any text, in steps."""
         return _framed(self, self.opening())
 
     def write(self, deltas: Iterable[Delta]) -> bytes:
+        """The events of `deltas`."""
         return b"".join([self.frame(chunk) for delta in deltas for chunk in self.chunks(delta)])
 
     def steps_of(self, deltas: list[Delta]) -> Steps[bytes]:
-        """What `write` gives, in steps."""
+        """What `write` returns, in steps."""
         written = []
         for delta in deltas:
             written.append((yield from _framed(self, self.chunks(delta))))
         return b"".join(written)
 
     def end(self) -> bytes:
-        """What ends a stream that ended well."""
+        """The events that end a stream without an error."""
         return b"".join(map(self.frame, self.closing()))
 
 
@@ -71,21 +76,23 @@ def _framed(format: Format, chunks: Iterable[dict[str, Any]]) -> Steps[bytes]:
 
 
 def is_long(deltas: list[Delta]) -> bool:
-    """Whether writing them may take a while: a prompt's figures come at once, and some formats end with all of it."""
-    return len(deltas) > MANY or any(delta.prompt is not None or delta.finish is not None for delta in deltas)
+    """Whether writing them may take a while.
+
+    A prompt's log-probabilities come all at once, and a last event may repeat the whole answer.
+    """
+    return len(deltas) > LONG or any(delta.prompt is not None or delta.finish is not None for delta in deltas)
 
 
 class DataFormat(Format):
-    """Server-sent events as completions and chat write them: data alone, and a last word.
+    """Server-sent events as completions and chat have them: only data, and `[DONE]` at the end.
 
-    Most deltas are a piece of text and nothing else. Their chunks differ in that text alone, so what is around it is
-    written once.
+    Most deltas are text and nothing else. Their chunks differ in that text only, so that the rest is serialised once.
     """
 
-    def __init__(self, same: bool = True) -> None:
-        """`same`: whether chunks of text differ in nothing else."""
-        self._same = same
-        self._around: dict[int, tuple[bytes, bytes]] = {}
+    def __init__(self, uniform: bool = True) -> None:
+        """`uniform`: whether chunks of text differ in nothing but their text."""
+        self._same = uniform
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     def frame(self, chunk: dict[str, Any]) -> bytes:
         return b"data: " + orjson.dumps(chunk) + b"\n\n"
@@ -100,25 +107,25 @@ class DataFormat(Format):
         return super().end() + b"data: [DONE]\n\n"
 
     def _written(self, delta: Delta) -> bytes:
-        text = _lone_text(delta) if self._same else None
+        text = _only_text(delta) if self._same else None
         if text is None:
             return super().write((delta,))
-        if delta.index not in self._around:
-            whole = super().write((Delta(delta.index, (Content(PLACE),)),))
-            before, _, after = whole.rpartition(orjson.dumps(PLACE))
-            self._around[delta.index] = before, after
-        return orjson.dumps(text).join(self._around[delta.index])
+        if delta.index not in self._frames:
+            whole = super().write((Delta(delta.index, (Content(PLACEHOLDER),)),))
+            before, _, after = whole.rpartition(orjson.dumps(PLACEHOLDER))
+            self._frames[delta.index] = before, after
+        return orjson.dumps(text).join(self._frames[delta.index])
 
 
-PLACE = "text"  # nothing that comes after it in a chunk is this in quotes
+PLACEHOLDER = "text"  # nothing after it in a chunk is this word in quotes
 
 
-def _lone_text(delta: Delta) -> str | None:
-    """The text of a delta that is nothing else."""
-    if len(delta.pieces) != 1 or delta.logprobs or delta.finish or delta.prompt is not None:
+def _only_text(delta: Delta) -> str | None:
+    """The text of a delta that has nothing else; None for any other delta."""
+    if len(delta.parts) != 1 or delta.logprobs or delta.finish or delta.prompt is not None:
         return None
-    piece = delta.pieces[0]
-    return piece.text if isinstance(piece, Content) else None
+    part = delta.parts[0]
+    return part.text if isinstance(part, Content) else None
 
 
 def token_text(data: bytes) -> str:
@@ -143,65 +150,68 @@ def _entry(tokenizer: Tokenizer, id: int, value: float) -> dict[str, Any]:
 def prompt_entries(
     tokenizer: Tokenizer, tokens: Sequence[int], found: Sequence[Logprob], listed: int
 ) -> Steps[list[Any]]:
-    """vLLM's prompt_logprobs: of each token of a prompt the best and itself by id; nothing comes before the first."""
-    scored = (
-        {str(id): _ranked(tokenizer, id, *told) for id, told in _told(token, logprob, listed).items()}
-        for token, logprob in zip(tokens[1:], found, strict=True)
-    )
-    entries: list[Any] = yield from long_list(chain((None,), scored))
-    return entries
+    """vLLM's `prompt_logprobs`: for each token of a prompt the best tokens and itself, by id; null for the first."""
+    pairs = zip(tokens[1:], found, strict=True)
+    entries = (_prompt_entry(tokenizer, token, logprob, listed) for token, logprob in pairs)
+    written: list[Any] = yield from long_list(chain((None,), entries))
+    return written
 
 
-def _told(token: int, logprob: Logprob, listed: int) -> dict[int, tuple[float, int | None]]:
-    """Value and rank by id. The rank of a token that is not among the best is not known."""
-    best = {id: (value, place + 1) for place, (id, value) in enumerate(logprob.top[:listed])}
-    rank = next((place + 1 for place, (id, _) in enumerate(logprob.top) if id == token), None)
+def _prompt_entry(tokenizer: Tokenizer, token: int, logprob: Logprob, listed: int) -> dict[str, Any]:
+    values = _values_by_id(token, logprob, listed)
+    return {str(id): _ranked(tokenizer, id, value, rank) for id, (value, rank) in values.items()}
+
+
+def _values_by_id(token: int, logprob: Logprob, listed: int) -> dict[int, tuple[float, int | None]]:
+    """Log-probability and rank by id. The rank of a token that is not among the best is unknown."""
+    best = {id: (value, rank) for rank, (id, value) in enumerate(logprob.top[:listed], 1)}
+    rank = next((rank for rank, (id, _) in enumerate(logprob.top, 1) if id == token), None)
     return {token: (logprob.value, rank), **best}
 
 
 def _ranked(tokenizer: Tokenizer, id: int, value: float, rank: int | None) -> dict[str, Any]:
     text = tokenizer.token_bytes(id).decode(errors="replace")
-    return {"logprob": max(value, LOWEST), "rank": rank, "decoded_token": text}
+    return {"logprob": max(value, MIN_LOGPROB), "rank": rank, "decoded_token": text}
 
 
-def joined(deltas: Iterable[Delta]) -> Steps[dict[int, Delta]]:
-    """All deltas of each choice as one."""
+def merge_deltas(deltas: Iterable[Delta]) -> Steps[dict[int, Delta]]:
+    """The deltas of each choice merged into one, by index."""
     by_index: dict[int, list[Delta]] = {}
-    for place, delta in enumerate(deltas):
+    for position, delta in enumerate(deltas):
         by_index.setdefault(delta.index, []).append(delta)
-        if place % MANY == MANY - 1:
+        if position % LONG == LONG - 1:
             yield
     answers = {}
     for index, own in by_index.items():
-        answers[index] = _one(index, own)
+        answers[index] = _merged(index, own)
         yield
     return answers
 
 
-def _one(index: int, own: list[Delta]) -> Delta:
-    pieces = tuple(piece for delta in own for piece in delta.pieces)
+def _merged(index: int, own: list[Delta]) -> Delta:
+    parts = tuple(part for delta in own for part in delta.parts)
     logprobs = tuple(entry for delta in own for entry in delta.logprobs)
     finish = next((delta.finish for delta in own if delta.finish), None)
     prompt = next((delta.prompt for delta in own if delta.prompt is not None), None)
     reason = next((delta.stop_reason for delta in own if delta.finish), None)
-    return Delta(index, pieces, logprobs, finish, prompt, reason)
+    return Delta(index, parts, logprobs, finish, prompt, reason)
 
 
-def reasoning_of(pieces: Iterable[Piece]) -> str:
-    return "".join(piece.text for piece in pieces if isinstance(piece, Reasoning))
+def reasoning_of(parts: Iterable[DeltaPart]) -> str:
+    return "".join(part.text for part in parts if isinstance(part, Reasoning))
 
 
-def content_of(pieces: Iterable[Piece]) -> str:
-    return "".join(piece.text for piece in pieces if isinstance(piece, Content))
+def content_of(parts: Iterable[DeltaPart]) -> str:
+    return "".join(part.text for part in parts if isinstance(part, Content))
 
 
-def calls_of(pieces: Iterable[Piece]) -> list[tuple[str, str]]:
+def calls_of(parts: Iterable[DeltaPart]) -> list[tuple[str, str]]:
     """Name and arguments of every call, in order."""
     names: dict[int, str] = {}
     arguments: dict[int, str] = {}
-    for piece in pieces:
-        if isinstance(piece, CallStart):
-            names[piece.index] = piece.name
-        elif isinstance(piece, CallArguments):
-            arguments[piece.index] = arguments.get(piece.index, "") + piece.text
+    for part in parts:
+        if isinstance(part, CallStart):
+            names[part.index] = part.name
+        elif isinstance(part, CallArguments):
+            arguments[part.index] = arguments.get(part.index, "") + part.text
     return [(name, arguments.get(index, "")) for index, name in names.items()]

@@ -3,9 +3,17 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from server.dialects.base import CallArguments, CallStart, Content, Piece, Reasoning
+from server.dialects.base import CallArguments, CallStart, Content, DeltaPart, Reasoning
 from server.event_loop.slices import Steps, at_once, long_list
-from server.formats.base import DataFormat, calls_of, content_of, joined, prompt_entries, reasoning_of, token_entry
+from server.formats.base import (
+    DataFormat,
+    calls_of,
+    content_of,
+    merge_deltas,
+    prompt_entries,
+    reasoning_of,
+    token_entry,
+)
 from server.formats.usage import RunningUsage, metrics_of, usage_of, usage_wanted
 from server.generation.output_processor import Delta, TokenLogprob
 from server.protocols import Tokenizer
@@ -13,26 +21,28 @@ from server.requests.calls import GenerationCall
 
 
 class ChatFormat(DataFormat):
+    """`chat.completion` objects and their chunks."""
+
     def __init__(self, call: GenerationCall, tokenizer: Tokenizer) -> None:
         self._usage = RunningUsage(call)
-        super().__init__(same=not self._usage.wanted)
+        super().__init__(uniform=not self._usage.wanted)
         self.call, self.tokenizer = call, tokenizer
         self._head = {"id": call.id, "object": "chat.completion.chunk", "created": call.created, "model": call.model}
         self._head["system_fingerprint"] = call.fingerprint
 
     def opening(self) -> Iterator[dict[str, Any]]:
-        """The role comes once and first: repeated in later deltas it corrupts LangChain's messages."""
+        """The role comes once and first: LangChain's messages are corrupted where later deltas repeat it."""
         for index in range(self.call.body.n):
             yield self._chunk(index, {"role": "assistant", "content": ""})
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        """A chunk per piece, the log-probabilities with the first; the finish reason is a chunk of its own."""
+        """A chunk per part, the log-probabilities with the first, then a chunk with the finish reason."""
         self._usage.update(delta)
         logprobs = at_once(self._logprobs(delta.logprobs))
-        said = [self._said(delta.index, piece) for piece in delta.pieces] or (
-            [{"content": ""}] if delta.logprobs else []
-        )
-        for part in said:
+        fields = [self._part(delta.index, part) for part in delta.parts]
+        if not fields and delta.logprobs:
+            fields = [{"content": ""}]
+        for part in fields:
             yield self._chunk(delta.index, part, logprobs)
             logprobs = None
         if delta.finish:
@@ -45,7 +55,7 @@ class ChatFormat(DataFormat):
             yield {**self._head, "choices": [], "usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
     def body(self, deltas: list[Delta]) -> Steps[dict[str, Any]]:
-        answers = yield from joined(deltas)
+        answers = yield from merge_deltas(deltas)
         choices = []
         for index in range(self.call.body.n):
             choices.append((yield from self._choice(answers[index])))
@@ -55,24 +65,21 @@ class ChatFormat(DataFormat):
             answer["prompt_logprobs"] = yield from scores
         return answer | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
-    def _said(self, choice: int, piece: Piece) -> dict[str, Any]:
-        match piece:
+    def _part(self, choice: int, part: DeltaPart) -> dict[str, Any]:
+        """The fields that one part adds to a chunk's delta."""
+        match part:
             case Content(text):
                 return {"content": text}
             case Reasoning(text):
                 return {"reasoning_content": text}
             case CallStart(index, name):
-                function = {"name": name, "arguments": ""}
-                return {
-                    "tool_calls": [
-                        {"index": index, "id": self._id(choice, index), "type": "function"} | {"function": function}
-                    ]
-                }
+                call = {"index": index, "id": self._id(choice, index), "type": "function"}
+                return {"tool_calls": [call | {"function": {"name": name, "arguments": ""}}]}
             case CallArguments(index, text):
                 return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
     def _id(self, choice: int, index: int) -> str:
-        """The same in a stream and in a whole answer; unique, as the call's own id is."""
+        """A tool call's id: the same in a stream and in a whole answer, and unique, as the generation call's id is."""
         return f"call_{self.call.id.rpartition('-')[2]}{choice:x}{index:03x}"
 
     def _chunk(
@@ -82,10 +89,10 @@ class ChatFormat(DataFormat):
         return {**self._head, "choices": [choice], **self._usage.fields()}
 
     def _choice(self, answer: Delta) -> Steps[dict[str, Any]]:
-        calls = [self._call(answer.index, place, *call) for place, call in enumerate(calls_of(answer.pieces))]
-        content = content_of(answer.pieces)
+        calls = [self._call(answer.index, index, *call) for index, call in enumerate(calls_of(answer.parts))]
+        content = content_of(answer.parts)
         message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
-        if reasoning := reasoning_of(answer.pieces):
+        if reasoning := reasoning_of(answer.parts):
             message["reasoning_content"] = reasoning
         if calls:
             message["tool_calls"] = calls

@@ -6,34 +6,37 @@ from typing import Any
 
 from engine.types import Logprob
 from server.event_loop.slices import ENTRIES, LongList, Steps, at_once
-from server.formats.base import DataFormat, joined, prompt_entries, token_text
+from server.formats.base import DataFormat, merge_deltas, prompt_entries, token_text
 from server.formats.usage import RunningUsage, metrics_of, usage_of, usage_wanted
-from server.generation.generation import Sequence
-from server.generation.output_processor import Delta, TokenLogprob, WireFinish, entry_of
+from server.generation.generation import AnswerSequence
+from server.generation.output_processor import Delta, FinishReason, TokenLogprob, token_logprob
 from server.protocols import Tokenizer
 from server.requests.calls import GenerationCall
 from server.schemas.completions import CompletionBody
 
-Scored = TokenLogprob | int  # of the first token of a prompt, only the token
+LogprobEntry = TokenLogprob | int  # the first token of a prompt has no log-probability
 
 
 class CompletionFormat(DataFormat):
-    """Sequences are numbered prompt by prompt; so are choices, unless `best_of` leaves some out."""
+    """`text_completion` objects and their chunks.
+
+    Sequences are numbered prompt by prompt; so are choices, unless `best_of` leaves some out.
+    """
 
     def __init__(self, call: GenerationCall, tokenizer: Tokenizer) -> None:
         self._usage = RunningUsage(call)
-        super().__init__(same=not self._usage.wanted)
+        super().__init__(uniform=not self._usage.wanted)
         assert isinstance(call.body, CompletionBody)
-        self.call, self.tokenizer, self.own = call, tokenizer, call.body
-        self._typed = _as_list(call.body.prompt)
-        self._decoded: dict[int, str] = {}  # echoes of ids, by prompt
+        self.call, self.tokenizer, self.request_body = call, tokenizer, call.body
+        self._texts = _as_list(call.body.prompt)
+        self._decoded: dict[int, str] = {}  # echoes of token ids, by prompt
         self._head = {"id": call.id, "object": "text_completion", "created": call.created, "model": call.model}
         self._head["system_fingerprint"] = call.fingerprint
 
     def opening(self) -> Iterator[dict[str, Any]]:
-        """What is echoed; where its log-probabilities are asked for, it comes with them and the first delta."""
-        for index in range(self.own.n * len(self.call.prompts)):
-            if (echo := self._echo(index)) and self.own.logprobs is None:
+        """The echo; with log-probabilities it comes later, with the first delta."""
+        for index in range(self.request_body.n * len(self.call.prompts)):
+            if (echo := self._echo(index)) and self.request_body.logprobs is None:
                 yield self._chunk(self._choice(Delta(index, ()), echo=echo))
 
     def chunks(self, delta: Delta) -> Iterator[dict[str, Any]]:
@@ -49,8 +52,8 @@ class CompletionFormat(DataFormat):
 
     def _chunks(self, delta: Delta, logprobs: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         self._usage.update(delta)
-        echo = self._echo(delta.index) if delta.prompt is not None and self.own.logprobs is not None else ""
-        if delta.pieces or delta.logprobs or echo:
+        echo = self._echo(delta.index) if delta.prompt is not None and self.request_body.logprobs is not None else ""
+        if delta.parts or delta.logprobs or echo:
             yield self._chunk(self._choice(delta, logprobs, echo))
         if delta.finish:
             ended = self._choice(Delta(delta.index, ()), finish=delta.finish)
@@ -61,28 +64,31 @@ class CompletionFormat(DataFormat):
             yield self._object([]) | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
     def body(self, deltas: list[Delta]) -> Steps[dict[str, Any]]:
-        answers = yield from joined(deltas)
+        answers = yield from merge_deltas(deltas)
         choices = []
-        for index, place in enumerate(self._places()):
-            choices.append((yield from self._whole(answers[place], index)))
+        for index, sequence in enumerate(self._returned()):
+            choices.append((yield from self._full_choice(answers[sequence], index)))
         return self._object(choices) | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
-    def _places(self) -> list[int]:
-        """The sequences that are returned: of each prompt the n likeliest, by log-probability per token."""
-        answers, n = self.own.answers, self.own.n
+    def _returned(self) -> list[int]:
+        """The indices of the sequences that are returned: for each prompt the n with the best mean log-probability."""
+        answers, n = self.request_body.answers, self.request_body.n
         if answers == n:
             return list(range(n * len(self.call.prompts)))
-        lives = self.call.generation.sequences
-        ranked = [sorted(lives[first : first + answers], key=_badness) for first in range(0, len(lives), answers)]
-        return [sequence.transcript.index for best in ranked for sequence in best[:n]]
+        sequences = self.call.generation.sequences
+        ranked = [
+            sorted(sequences[first : first + answers], key=_negative_mean_logprob)
+            for first in range(0, len(sequences), answers)
+        ]
+        return [sequence.output.index for best in ranked for sequence in best[:n]]
 
-    def _whole(self, answer: Delta, index: int) -> Steps[dict[str, Any]]:
+    def _full_choice(self, answer: Delta, index: int) -> Steps[dict[str, Any]]:
         logprobs = yield from self._logprobs(answer)
         choice = self._choice(answer, logprobs, self._echo(answer.index), answer.finish)
         choice |= {"index": index, "stop_reason": answer.stop_reason}
-        if self.own.prompt_logprobs is not None:
-            tokens = self.call.prompts[answer.index // self.own.answers]
-            scores = prompt_entries(self.tokenizer, tokens, answer.prompt or (), self.own.prompt_logprobs)
+        if self.request_body.prompt_logprobs is not None:
+            tokens = self.call.prompts[answer.index // self.request_body.answers]
+            scores = prompt_entries(self.tokenizer, tokens, answer.prompt or (), self.request_body.prompt_logprobs)
             choice["prompt_logprobs"] = yield from scores
         return choice
 
@@ -93,31 +99,31 @@ class CompletionFormat(DataFormat):
         return {**self._head, "choices": choices}
 
     def _echo(self, index: int) -> str:
-        """A whole text is echoed as it was typed, ids and the rest of a text as they decode."""
-        prompt = index // self.own.answers
-        if not self.own.echo:
+        """The echo of a prompt: a whole text as it was sent, token ids and truncated texts as they decode."""
+        prompt = index // self.request_body.answers
+        if not self.request_body.echo:
             return ""
-        if self._as_typed(prompt):
-            return str(self._typed[prompt])
+        if self._is_unchanged(prompt):
+            return str(self._texts[prompt])
         if prompt not in self._decoded:
-            specials = not self.own.skip_special_tokens
+            specials = not self.request_body.skip_special_tokens
             self._decoded[prompt] = self.tokenizer.decode(self.call.prompts[prompt], specials)
         return self._decoded[prompt]
 
-    def _as_typed(self, prompt: int) -> bool:
-        return isinstance(self._typed[prompt], str) and self.own.truncate_prompt_tokens is None
+    def _is_unchanged(self, prompt: int) -> bool:
+        return isinstance(self._texts[prompt], str) and self.request_body.truncate_prompt_tokens is None
 
     def _choice(
-        self, delta: Delta, logprobs: dict[str, Any] | None = None, echo: str = "", finish: WireFinish | None = None
+        self, delta: Delta, logprobs: dict[str, Any] | None = None, echo: str = "", finish: FinishReason | None = None
     ) -> dict[str, Any]:
         return {"index": delta.index, "text": echo + delta.text, "logprobs": logprobs, "finish_reason": finish}
 
     def _logprobs(self, delta: Delta) -> Steps[dict[str, Any] | None]:
-        prompt = delta.prompt if self.own.echo else None
-        if self.own.logprobs is None or not (delta.logprobs or prompt is not None):
+        prompt = delta.prompt if self.request_body.echo else None
+        if self.request_body.logprobs is None or not (delta.logprobs or prompt is not None):
             return None
         columns = {name: LongList() for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
-        entries = chain(self._prompt(delta.index, prompt), self._shifted(delta))
+        entries = chain(self._prompt_entries(delta.index, prompt), self._generated_entries(delta))
         for place, (entry, offset) in enumerate(entries):
             if place and place % ENTRIES == 0:
                 for column in columns.values():
@@ -130,17 +136,17 @@ class CompletionFormat(DataFormat):
             columns["text_offset"].append(offset)
         return {name: column.value for name, column in columns.items()}
 
-    def _shifted(self, delta: Delta) -> Iterator[tuple[Scored, int]]:
-        """The generated tokens; their text begins after what is echoed."""
+    def _generated_entries(self, delta: Delta) -> Iterator[tuple[LogprobEntry, int]]:
+        """The generated tokens; their text begins after the echo."""
         echo = len(self._echo(delta.index))
         return ((entry, echo + entry.offset) for entry in delta.logprobs)
 
-    def _prompt(self, index: int, found: tuple[Logprob, ...] | None) -> Iterator[tuple[Scored, int]]:
-        """The prompt's tokens and where their texts begin. Nothing comes before the first, so it has no probability."""
+    def _prompt_entries(self, index: int, found: tuple[Logprob, ...] | None) -> Iterator[tuple[LogprobEntry, int]]:
+        """The prompt's tokens and where their texts begin. The first has no log-probability."""
         if found is None:
             return
-        prompt = index // self.own.answers
-        hidden = self.own.skip_special_tokens or self._as_typed(prompt)
+        prompt = index // self.request_body.answers
+        hidden = self.request_body.skip_special_tokens or self._is_unchanged(prompt)
         decoder, offset = self.tokenizer.stream(() if hidden else tuple(self.tokenizer.specials)), 0
         tokens = self.call.prompts[prompt]
         for token, logprob in zip(tokens, (None, *found), strict=True):
@@ -148,11 +154,11 @@ class CompletionFormat(DataFormat):
             offset += len(decoder.push(token))
 
     def _scored(self, token: int, logprob: Logprob, offset: int) -> TokenLogprob:
-        """With as many alternatives as are asked for here; there may be more of them for others."""
-        return entry_of(token, Logprob(logprob.value, logprob.top[: self.own.logprobs]), offset)
+        """With as many alternatives as `logprobs` asks for; `prompt_logprobs` may have asked for more."""
+        return token_logprob(token, Logprob(logprob.value, logprob.top[: self.request_body.logprobs]), offset)
 
     def _top(self, entry: TokenLogprob) -> dict[str, float]:
-        """The best tokens and the actual one. Two tokens may have one text: then the likelier one has it."""
+        """The best tokens and the actual one, by text. Of two tokens with the same text the likelier one counts."""
         values: dict[str, float] = {}
         for id, value in (*entry.top, (entry.token, entry.value)):
             text = self._text(id)
@@ -164,9 +170,9 @@ class CompletionFormat(DataFormat):
 
 
 def _as_list(prompt: Any) -> list[Any]:
-    """The prompts of a body, of whichever shape."""
+    """The prompts of a body as a list, in whichever shape they were sent."""
     return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
 
 
-def _badness(sequence: Sequence) -> float:
-    return -sequence.transcript.total / max(1, sequence.life.tokens)
+def _negative_mean_logprob(sequence: AnswerSequence) -> float:
+    return -sequence.output.total_logprob / max(1, sequence.timeline.tokens)

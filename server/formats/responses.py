@@ -1,6 +1,6 @@
-"""How /v1/responses writes an answer: one object, or the events on the way to it. It runs nothing.
+"""How /v1/responses writes an answer: as one object, or as the events that lead to it. It runs nothing.
 
-The whole answer is what the events lead to: they are made either way, so that the two cannot differ.
+The whole answer is built from the same events as a stream, so that the two cannot differ.
 """
 
 import time
@@ -10,36 +10,38 @@ from typing import Any
 import orjson
 
 from model.errors import InvalidRequest
-from server.dialects.base import CallArguments, CallStart, Content, Piece, Reasoning
+from server.dialects.base import CallArguments, CallStart, Content, DeltaPart, Reasoning
 from server.errors import error_body
 from server.event_loop.slices import Steps
 from server.formats.base import Format, token_entry
-from server.formats.items import Event, FunctionCall, Message, OutputItem, Status, Thought
+from server.formats.items import Event, FunctionCallItem, ItemStatus, MessageItem, OutputItem, ReasoningItem
 from server.formats.usage import metrics_of, usage_of
 from server.generation.output_processor import Delta, TokenLogprob
 from server.protocols import Tokenizer
 from server.requests.calls import GenerationCall
-from server.requests.responses_as_chat import own_words
+from server.requests.responses_as_chat import with_response_names
 from server.schemas.responses import PlainFormat, ResponsesBody, SchemaFormat
 
 
 class ResponsesFormat(Format):
+    """`response` objects, and the events that lead to them."""
+
     def __init__(self, call: GenerationCall, tokenizer: Tokenizer, body: ResponsesBody) -> None:
-        self.call, self.tokenizer, self.body_asked = call, tokenizer, body
+        self.call, self.tokenizer, self.request_body = call, tokenizer, body
         self._key = call.id.partition("_")[2]
-        self._echo = echo_of(call, body)
-        self._ended: list[dict[str, Any]] = []  # items
-        self._item: OutputItem | None = None  # that is being written
-        self._status: Status = "in_progress"
+        self._echo = request_echo(call, body)
+        self._finished_items: list[dict[str, Any]] = []
+        self._item: OutputItem | None = None  # the one that is being written
+        self._status: ItemStatus = "in_progress"
         self._events = 0
-        self._scores = Scores(tokenizer)
+        self._logprobs = PendingLogprobs(tokenizer)
 
     def opening(self) -> Iterator[Event]:
         yield self._numbered({"type": "response.created", "response": self._response()})
         yield self._numbered({"type": "response.in_progress", "response": self._response()})
 
     def chunks(self, delta: Delta) -> Iterator[Event]:
-        return map(self._numbered, self._told(delta))
+        return map(self._numbered, self._delta_events(delta))
 
     def closing(self) -> Iterator[Event]:
         yield self._numbered({"type": f"response.{self._status}", "response": self._response()})
@@ -48,13 +50,15 @@ class ResponsesFormat(Format):
         return f"event: {chunk['type']}\ndata: ".encode() + orjson.dumps(chunk) + b"\n\n"
 
     def failure(self, error: Exception) -> bytes:
-        said = error_body(own_words(error) if isinstance(error, InvalidRequest) else error)["error"]
-        told = {"code": said["code"], "message": said["message"], "param": said["param"]}
-        return self.frame(self._numbered({"type": "error", **told}))
+        if isinstance(error, InvalidRequest):
+            error = with_response_names(error)
+        fields = error_body(error)["error"]
+        event = {"type": "error", "code": fields["code"], "message": fields["message"], "param": fields["param"]}
+        return self.frame(self._numbered(event))
 
     def body(self, deltas: list[Delta]) -> Steps[dict[str, Any]]:
         for delta in deltas:
-            for _ in self._told(delta):
+            for _ in self._delta_events(delta):
                 yield
         return self._response()
 
@@ -63,61 +67,69 @@ class ResponsesFormat(Format):
         self._events += 1
         return numbered
 
-    def _told(self, delta: Delta) -> Iterator[Event]:
-        self._scores.push(delta.logprobs)
-        for piece in delta.pieces:
-            yield from self._said(piece)
+    def _delta_events(self, delta: Delta) -> Iterator[Event]:
+        self._logprobs.push(delta.logprobs)
+        for part in delta.parts:
+            yield from self._part_events(part)
         if delta.finish:
-            yield from self._finished("incomplete" if delta.finish == "length" else "completed")
+            yield from self._finish("incomplete" if delta.finish == "length" else "completed")
 
-    def _said(self, piece: Piece) -> Iterator[Event]:
-        match piece:
+    def _part_events(self, part: DeltaPart) -> Iterator[Event]:
+        match part:
             case Content(text):
-                yield from self._added(Message, text, self._scores.take(text, isinstance(self._item, Message)))
+                logprobs = self._logprobs.take(text, isinstance(self._item, MessageItem))
+                yield from self._text_events(MessageItem, text, logprobs)
             case Reasoning(text):
-                self._scores.take(text, isinstance(self._item, Thought))
-                yield from self._added(Thought, text, [])
+                self._logprobs.take(text, isinstance(self._item, ReasoningItem))
+                yield from self._text_events(ReasoningItem, text, [])
             case CallStart(_, name):
-                yield from self._begun(FunctionCall(self._key, self._place, name))
+                yield from self._begin(FunctionCallItem(self._key, self._next_index, name))
             case CallArguments(_, text):
                 assert self._item is not None  # calls do not overlap, and each has begun
-                self._scores.take(text, False)
+                self._logprobs.take(text, False)
                 yield self._item.add(text, [])
 
-    def _added(self, kind: type[Message] | type[Thought], text: str, scores: list[TokenLogprob]) -> Iterator[Event]:
-        if not isinstance(self._item, kind):
-            yield from self._begun(kind(self._key, self._place))
+    def _text_events(
+        self, item_type: type[MessageItem] | type[ReasoningItem], text: str, logprobs: list[TokenLogprob]
+    ) -> Iterator[Event]:
+        """Add text to the current item, which is a new one where that is of another type."""
+        if not isinstance(self._item, item_type):
+            yield from self._begin(item_type(self._key, self._next_index))
         assert self._item is not None
-        yield self._item.add(text, [self._entry(score) for score in scores])
+        yield self._item.add(text, [self._entry(logprob) for logprob in logprobs])
 
-    def _entry(self, score: TokenLogprob) -> orjson.Fragment:
-        """Written once, for it is repeated in the events that end its text."""
-        return orjson.Fragment(orjson.dumps(token_entry(self.tokenizer, score)))
+    def _entry(self, logprob: TokenLogprob) -> orjson.Fragment:
+        """A log-probability, serialised once: the events that end its text repeat it."""
+        return orjson.Fragment(orjson.dumps(token_entry(self.tokenizer, logprob)))
 
     @property
-    def _place(self) -> int:
-        """Of an item that is yet to begin."""
-        return len(self._ended) + (self._item is not None)
+    def _next_index(self) -> int:
+        """The output index of the next item to begin."""
+        return len(self._finished_items) + (self._item is not None)
 
-    def _begun(self, item: OutputItem) -> Iterator[Event]:
+    def _begin(self, item: OutputItem) -> Iterator[Event]:
+        """End the current item and begin `item`."""
         yield from self._end("completed")
         self._item = item
         yield from item.begin()
 
-    def _end(self, status: Status) -> Iterator[Event]:
+    def _end(self, status: ItemStatus) -> Iterator[Event]:
         if self._item is not None:
             yield from self._item.end(status)
-            self._ended.append(self._item.whole(status))
+            self._finished_items.append(self._item.snapshot(status))
             self._item = None
 
-    def _finished(self, status: Status) -> Iterator[Event]:
-        """An answer without a word is an empty message. Of the log-probabilities that are left, those of tokens without
-        text belong to the last one; the others wrote marks."""
-        rest = [score for score in self._scores.rest() if not self.tokenizer.token_bytes(score.token)]
-        if rest and isinstance(self._item, Message):
-            yield from self._added(Message, "", rest)
-        if not (self._item or self._ended):
-            yield from self._begun(Message(self._key, 0))
+    def _finish(self, status: ItemStatus) -> Iterator[Event]:
+        """End the answer; one without text is an empty message.
+
+        Of the log-probabilities that are left, those of tokens without text belong to the last item; the others are of
+        delimiters.
+        """
+        rest = [logprob for logprob in self._logprobs.take_rest() if not self.tokenizer.token_bytes(logprob.token)]
+        if rest and isinstance(self._item, MessageItem):
+            yield from self._text_events(MessageItem, "", rest)
+        if not (self._item or self._finished_items):
+            yield from self._begin(MessageItem(self._key, 0))
         yield from self._end(status)
         self._status = status
 
@@ -132,14 +144,14 @@ class ResponsesFormat(Format):
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if self._status == "incomplete" else None,
             **self._echo,
-            "output": list(self._ended),
+            "output": list(self._finished_items),
             "usage": usage_of_response(self.call) if ended else None,
             **({"metrics": metrics_of(self.call)} if ended else {}),
         }
 
 
-class Scores:
-    """Log-probabilities that wait for their text: whose a token was is known when its text is shown."""
+class PendingLogprobs:
+    """Log-probabilities of tokens whose text has not been shown: only then is known which item a token belongs to."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -149,17 +161,18 @@ class Scores:
         self._held += [(self._tokenizer.token_bytes(entry.token), entry) for entry in entries]
 
     def take(self, text: str, follows: bool) -> list[TokenLogprob]:
-        """The tokens that wrote `text`. Those before it wrote marks, and are dropped; those after it wait on.
+        """The tokens of `text`. Those before it are of delimiters and are dropped; those after it are kept.
 
-        `follows`: the text goes on with what was taken last, so that no mark need be in between. Otherwise, of two
-        places where the text could be, it is the last: marks come before.
+        `follows`: the text continues what was taken last, so that no delimiter need be in between. Otherwise, where
+        the text occurs twice, its last occurrence is meant: delimiters come before it.
         """
         if not self._held:
             return []
-        data, wanted = b"".join(own for own, _ in self._held), text.encode("utf-8", "replace")
+        data = b"".join(own for own, _ in self._held)
+        wanted = text.encode("utf-8", "replace")
         start = 0 if follows and data.startswith(wanted) else data.rfind(wanted)
         if start < 0:  # a tokenizer that does not write its bytes as they are
-            return self.rest()
+            return self.take_rest()
         taken, kept, at = [], [], 0
         for own, entry in self._held:
             if at >= start + len(wanted):
@@ -170,13 +183,13 @@ class Scores:
         self._held = kept
         return taken
 
-    def rest(self) -> list[TokenLogprob]:
+    def take_rest(self) -> list[TokenLogprob]:
         held, self._held = self._held, []
         return [entry for _, entry in held]
 
 
-def echo_of(call: GenerationCall, body: ResponsesBody) -> dict[str, Any]:
-    """What a response repeats of its request, with the values that ran."""
+def request_echo(call: GenerationCall, body: ResponsesBody) -> dict[str, Any]:
+    """The fields of the request that a response repeats, with the values that were used."""
     choice, format = body.tool_choice, body.text.format or PlainFormat()
     verbosity = {"verbosity": body.text.verbosity} if body.text.verbosity else {}
     return {
@@ -206,7 +219,7 @@ def _format(format: PlainFormat | SchemaFormat) -> dict[str, Any]:
 
 
 def usage_of_response(call: GenerationCall) -> dict[str, Any]:
-    """A chat's figures by their names here. Nothing is billed for writing to the cache."""
+    """The usage of a chat under the names of this API. Nothing is billed for writing to the cache."""
     usage = usage_of(call)
     return {
         "input_tokens": usage["prompt_tokens"],

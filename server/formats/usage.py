@@ -6,25 +6,27 @@ It knows numbers, not text.
 from typing import Any
 
 from server.generation.output_processor import Delta
-from server.generation.timeline import Lifecycle
+from server.generation.timeline import Timeline
 from server.requests.calls import GenerationCall
 
 
 def usage_of(call: GenerationCall) -> dict[str, Any]:
     """The `usage` object. A prompt counts once however many answers it has, as OpenAI counts."""
-    lives = [sequence.life for sequence in call.generation.sequences]
+    timelines = [sequence.timeline for sequence in call.generation.sequences]
     prompt = sum(map(len, call.prompts))
-    completion = sum(life.tokens for life in lives)
-    cached = sum(life.stats.cached_tokens for life in lives[:: call.body.answers] if life.stats is not None)
-    thought = sum(sequence.transcript.reasoning for sequence in call.generation.sequences)
+    completion = sum(timeline.tokens for timeline in timelines)
+    cached = sum(
+        timeline.stats.cached_tokens for timeline in timelines[:: call.body.answers] if timeline.stats is not None
+    )
+    reasoning = sum(sequence.output.reasoning_tokens for sequence in call.generation.sequences)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
-        "completion_tokens_details": {"reasoning_tokens": thought},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
         "num_experts": call.num_experts_with(completion),
-        **_pairs(lives),
+        **_pairs(timelines),
     }
 
 
@@ -67,34 +69,34 @@ class RunningUsage:
 
 def metrics_of(call: GenerationCall) -> dict[str, Any]:
     """The `metrics` object, with vLLM's names: milliseconds, and null where nothing was measured."""
-    lives = [sequence.life for sequence in call.generation.sequences]
-    answered = [life for life in lives if life.first is not None]
-    return {**_times(answered), "num_experts": call.num_experts, **_pairs(lives)}
+    timelines = [sequence.timeline for sequence in call.generation.sequences]
+    answered = [timeline for timeline in timelines if timeline.first_token_at is not None]
+    return {**_times(answered), "num_experts": call.num_experts, **_pairs(timelines)}
 
 
-def _pairs(lives: list[Lifecycle]) -> dict[str, int]:
+def _pairs(timelines: list[Timeline]) -> dict[str, int]:
     """The work of all sequences: the pairs computed, and those that the trained count would have needed.
 
     Tokens found in the prefix cache count in neither.
     """
     return {
-        "routed_pairs": sum(life.routed_pairs for life in lives),
-        "routed_pairs_trained": sum(life.routed_pairs_trained for life in lives),
+        "routed_pairs": sum(timeline.routed_pairs for timeline in timelines),
+        "routed_pairs_trained": sum(timeline.routed_pairs_trained for timeline in timelines),
     }
 
 
-def _times(lives: list[Lifecycle]) -> dict[str, float | None]:
-    if not lives:
+def _times(timelines: list[Timeline]) -> dict[str, float | None]:
+    if not timelines:
         names = ("time_to_first_token_ms", "queue_time_ms", "generation_time_ms", "mean_itl_ms", "tokens_per_second")
         return dict.fromkeys(names)
-    first = min(life.first or 0.0 for life in lives)
-    arrived, last = lives[0].arrived, max(life.last for life in lives)
-    gaps = sum(life.last - (life.first or 0.0) for life in lives)
-    steps = sum(life.tokens - 1 for life in lives)
-    tokens = sum(life.tokens for life in lives)
+    first = min(timeline.first_token_at or 0.0 for timeline in timelines)
+    arrived, last = timelines[0].arrived, max(timeline.last_token_at for timeline in timelines)
+    gaps = sum(timeline.last_token_at - (timeline.first_token_at or 0.0) for timeline in timelines)
+    steps = sum(timeline.tokens - 1 for timeline in timelines)
+    tokens = sum(timeline.tokens for timeline in timelines)
     return {
         "time_to_first_token_ms": _ms(first - arrived),
-        "queue_time_ms": _ms(max(life.queue_s for life in lives)),
+        "queue_time_ms": _ms(max(timeline.queue_s for timeline in timelines)),
         "generation_time_ms": _ms(last - first),
         "mean_itl_ms": _ms(gaps / steps) if steps else None,
         "tokens_per_second": round(tokens / (last - arrived), 2) if last > arrived else None,

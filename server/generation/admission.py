@@ -1,7 +1,7 @@
-"""The bounded queue in front of the engine: a slot is taken before any work, and turns go round.
+"""The bounded queue in front of the engine: a request reserves room in it before any work is done for it.
 
-Counts sequences (a request of n counts n), by owner too, and prompt tokens. Whose turn it is, is in
-`server/generation/turns.py`. It knows neither requests nor the engine.
+It counts sequences (a request with n = 4 counts 4) and prompt tokens, by API key (`owner`) as well. Which sequence runs
+next is decided in `server/generation/fair_queue.py`. It knows neither requests nor the engine.
 """
 
 import math
@@ -11,16 +11,16 @@ from contextlib import asynccontextmanager
 
 from model.errors import EngineBusy, InvalidRequest
 from server.errors import KeyShareTaken
-from server.generation.turns import Line, Turns
+from server.generation.fair_queue import CallQueue, FairQueue
 
 
 class Admission:
-    """`running` sequences may be with the engine (and a few more, so that its batch refills without waiting for us).
+    """Up to `running` sequences are in the engine (and a few more, so that its batch is refilled without a round trip).
 
     Where eight or more may run, one call leaves an eighth of the batch to others.
 
-    `shares`: of the sequences and of the prompt tokens held at once, by owner; at least one. An owner without a share
-    may have all.
+    `shares`: by owner, the share of sequences and of prompt tokens that may be held at once, but at least one. An owner
+    without an entry may hold all.
     """
 
     def __init__(self, running: int, queue: int, max_tokens: int, shares: Mapping[str, float]) -> None:
@@ -31,16 +31,17 @@ class Admission:
         self.max_tokens = max_tokens
         self.held = 0
         self.tokens = 0
-        places = min(self.capacity, running + 1 + running // 8)
-        self.turns = Turns(places, running - running // 8 if running >= 8 else places)
+        slots = min(self.capacity, running + 1 + running // 8)
+        max_per_call = running - running // 8 if running >= 8 else slots
+        self.fair_queue = FairQueue(slots, max_per_call)
 
     @property
     def waiting(self) -> int:
-        """Sequences that wait for their turn."""
-        return self.turns.waiting
+        """Sequences that wait for a slot in the engine's batch."""
+        return self.fair_queue.waiting
 
     def reserve(self, sequences: int, owner: str) -> "Reservation":
-        """Take slots now or refuse now.
+        """Reserve room now or refuse now.
 
         Raises:
             InvalidRequest: more than this server, or this owner, could ever hold.
@@ -59,10 +60,10 @@ class Admission:
         return Reservation(self, sequences, owner)
 
     def check_share(self, owner: str, more: int, held: int, whole: int, unit: str, field: str) -> None:
-        """Hold an owner to its share of the `whole`.
+        """Check that `more` keeps an owner within its share of the `whole`.
 
         Raises:
-            InvalidRequest: more than its share, whatever is free.
+            InvalidRequest: more than its share, even if all of it were free.
             KeyShareTaken: no room in its share at this moment.
         """
         if owner not in self._shares:
@@ -78,27 +79,28 @@ class Admission:
 
 
 class Reservation:
-    """Slots held by one call. Releasing twice is harmless."""
+    """The room that one call holds. Releasing twice is harmless."""
 
     def __init__(self, admission: Admission, sequences: int, owner: str) -> None:
         self._admission, self._sequences, self._owner, self._tokens = admission, sequences, owner, 0
-        self._line = Line(owner)
+        self._queue = CallQueue(owner)
 
     @asynccontextmanager
-    async def turn(self, timeout: float) -> AsyncIterator[None]:
-        """Wait for a place in the engine's batch, and hold it. `timeout`: in seconds, until the call's first place.
+    async def slot(self, timeout: float) -> AsyncIterator[None]:
+        """Wait for a slot in the engine's batch, and hold it. `timeout`: in seconds, until the call's first slot.
 
         Raises:
-            QueueTimeout: it has run out.
+            QueueTimeout: the time is over.
         """
-        turns = self._admission.turns
-        await turns.take(self._line, timeout)
+        fair_queue = self._admission.fair_queue
+        await fair_queue.acquire(self._queue, timeout)
         try:
             yield
         finally:
-            turns.give_back(self._line)
+            fair_queue.release(self._queue)
 
     def add_tokens(self, count: int) -> None:
+        """Reserve room for prompt tokens. Raises InvalidRequest, EngineBusy or KeyShareTaken."""
         held, limit = self._admission.tokens, self._admission.max_tokens
         if count > limit:
             raise InvalidRequest(f"prompt: {count} tokens in all; this server holds at most {limit} at once", "prompt")

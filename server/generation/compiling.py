@@ -1,6 +1,6 @@
-"""Has the engine compile a call's grammar before the call takes its turn: it holds no place in the batch meanwhile.
+"""Has the engine compile a call's grammar before the call takes a slot, so that none is held meanwhile.
 
-It knows grammars as texts, and a bounded queue of its own; what is wrong with one, the engine says.
+It knows grammars as texts, and bounds how many wait; the engine says what is wrong with one.
 """
 
 import asyncio
@@ -13,16 +13,17 @@ from model.errors import EngineBusy, MoedialError
 from server.errors import QueueTimeout
 from server.protocols import Engine
 
-WAITING = 32  # calls at a time: each may take the compiler a second
-REMEMBERED = 4096  # grammars that were found good, by their digests
+MAX_WAITING = 32  # calls at a time: each may take the compiler a second
+MAX_REMEMBERED = 4096  # digests of grammars that compiled
 
 
-class Compiler:
-    """Grammars that this engine process has compiled are not asked about again."""
+class GrammarCompiler:
+    """Asks the engine to compile grammars, except those that the same engine process has compiled before."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._good: OrderedDict[bytes, int] = OrderedDict()  # and in which engine process; the oldest first
+        # digests, and in which engine process; the oldest first
+        self._compiled: OrderedDict[bytes, int] = OrderedDict()
         self.waiting = 0
 
     async def compile(self, id: str, grammar: str, timeout: float) -> None:
@@ -33,26 +34,26 @@ class Compiler:
             EngineBusy: too many wait already, or it took too long.
         """
         digest, process = sha256(grammar.encode("utf-8", "surrogatepass")).digest(), self._engine.restarts
-        if self._good.get(digest) == process:
+        if self._compiled.get(digest) == process:
             return
-        if self.waiting >= WAITING:
+        if self.waiting >= MAX_WAITING:
             raise EngineBusy(f"the queue of grammars is full: {self.waiting} wait to be compiled; try again later")
         self.waiting += 1
         try:
             async with asyncio.timeout(timeout):
-                await self._compiled(id, grammar)
+                await self._compile(id, grammar)
         except TimeoutError:
             raise QueueTimeout(f"waited {timeout:g} s for the grammar to be compiled; try again later", 5) from None
         finally:
             self.waiting -= 1
-        self._good[digest] = process
-        if len(self._good) > REMEMBERED:
-            self._good.popitem(last=False)
+        self._compiled[digest] = process
+        if len(self._compiled) > MAX_REMEMBERED:
+            self._compiled.popitem(last=False)
 
-    async def _compiled(self, id: str, grammar: str) -> None:
+    async def _compile(self, id: str, grammar: str) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def take(found: Sequence[TimedEvent] | MoedialError) -> None:
+        def on_result(found: Sequence[TimedEvent] | MoedialError) -> None:
             if done.done():
                 return
             if isinstance(found, MoedialError):
@@ -60,7 +61,7 @@ class Compiler:
             else:
                 done.set_result(None)
 
-        self._engine.compile(id, grammar, take)
+        self._engine.compile(id, grammar, on_result)
         try:
             await done
         finally:

@@ -1,6 +1,6 @@
-"""From one sequence's token events to what may be shown: whole characters, never a part of a stop string, in pieces.
+"""From one sequence's token events to deltas: whole characters only, and never a part of a stop string.
 
-It knows no HTTP and no JSON; what is a call or a thought, the dialect's reader says.
+It knows no HTTP and no JSON; the dialect's parser tells calls and reasoning from content.
 """
 
 from collections import deque
@@ -10,12 +10,12 @@ from typing import Literal
 import msgspec
 
 from engine.types import Logprob, TokenEvent
-from server.dialects.base import CallStart, Content, Piece, Reader, Reasoning
-from server.dialects.cursor import BROKEN
+from server.dialects.base import CallStart, Content, DeltaPart, OutputParser, Reasoning
+from server.dialects.cursor import PARTIAL_CHARACTER
 from server.protocols import IncrementalDecoder
 
-WireFinish = Literal["stop", "length", "tool_calls"]
-LOWEST = -9999.0  # JSON has no -Infinity; this is what other servers send
+FinishReason = Literal["stop", "length", "tool_calls"]
+MIN_LOGPROB = -9999.0  # in place of -Infinity, which JSON does not have; other servers send the same
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
@@ -28,36 +28,36 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
-    """What one event adds to choice `index`; with `finish` it is the last one.
+    """What one event adds to choice `index`; the last delta has `finish`.
 
-    `prompt`: log-probabilities of the prompt's tokens but the first, with the first delta of who asked for them.
-    `stop_reason`: with `finish`, the caller's own stop string or stop token that ended the answer.
+    `prompt`: in the first delta, the log-probabilities of the prompt's tokens but the first, where requested.
+    `stop_reason`: in the last delta, the request's own stop string or stop token that ended the answer.
     """
 
     index: int
-    pieces: tuple[Piece, ...]
+    parts: tuple[DeltaPart, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
-    finish: WireFinish | None = None
+    finish: FinishReason | None = None
     prompt: tuple[Logprob, ...] | None = None
     stop_reason: str | int | None = None
     tokens: int = 0  # of the answer so far
 
     @property
     def text(self) -> str:
-        """The content alone."""
-        return "".join([piece.text for piece in self.pieces if isinstance(piece, Content)])
+        """The content, without reasoning and calls."""
+        return "".join([part.text for part in self.parts if isinstance(part, Content)])
 
     @property
     def empty(self) -> bool:
-        """Whether nobody needs to hear of it."""
-        return not (self.pieces or self.logprobs or self.finish or self.prompt is not None)
+        """Whether nothing is to be sent for it."""
+        return not (self.parts or self.logprobs or self.finish or self.prompt is not None)
 
 
 class StopMatcher:
     """Releases text as soon as no stop string can begin in it.
 
-    The match is the one that completes first (of two, the longer), so the result does not depend on how text is split.
-    With `include`, the text ends with it.
+    The match is the one that is complete first (of two, the longer), so that the result does not depend on how text is
+    split. With `include` the text ends with it, otherwise before it.
     """
 
     def __init__(self, stops: Sequence[str], include: bool = False) -> None:
@@ -66,12 +66,13 @@ class StopMatcher:
         self._held = ""
 
     def push(self, text: str) -> str:
+        """The text that can be shown, once `text` has been added."""
         if not self.stops:
             return text
         text = self._held + text
-        found = [(text.find(stop), stop) for stop in self.stops if stop in text]
-        if found:
-            end, start = min((at + len(stop), at) for at, stop in found)
+        matches = [(text.find(stop), stop) for stop in self.stops if stop in text]
+        if matches:
+            end, start = min((at + len(stop), at) for at, stop in matches)
             self.matched, self._held = text[start:end], ""
             return text[: end if self._include else start]
         cut = self._first_possible_start(text)
@@ -93,12 +94,12 @@ class StopMatcher:
         return cut
 
 
-class Transcript:
-    """The answer of one sequence as it grows.
+class OutputProcessor:
+    """The output of one sequence as it grows.
 
-    `ends_shown`: whether a stop token gets a log-probability, too. `calls_only`: there is no content, only marks around
-    calls; one that is cut off is nothing to show. `stop_ids`: the caller's own stop tokens; with `include_stop`, what
-    ends the answer, one of them or a stop string, is a part of it.
+    `ends_shown`: whether a stop token gets a log-probability as well. `calls_only`: the answer has no content, so that
+    other text is an incomplete delimiter, which is not shown. `stop_ids`: the request's own stop tokens; with
+    `include_stop` the answer includes the stop token or stop string that ended it.
     """
 
     def __init__(
@@ -106,36 +107,36 @@ class Transcript:
         index: int,
         decoder: IncrementalDecoder,
         stops: Sequence[str],
-        reader: Reader | None = None,
+        parser: OutputParser | None = None,
         ends_shown: bool = False,
         calls_only: bool = False,
         stop_ids: Sequence[int] = (),
         include_stop: bool = False,
     ) -> None:
         self.index = index
-        self.finish: WireFinish | None = None
-        self.total = 0.0  # log-probability of all tokens so far, where it is asked for
-        self._decoder, self._reader, self._ends_shown, self._calls_only = decoder, reader, ends_shown, calls_only
+        self.finish: FinishReason | None = None
+        self.total_logprob = 0.0  # of all tokens so far, where log-probabilities are requested
+        self._decoder, self._parser, self._ends_shown, self._calls_only = decoder, parser, ends_shown, calls_only
         self._matcher = StopMatcher(stops, include_stop)
         self._stop_ids, self._include_stop = stop_ids, include_stop
         self._tokens = 0
-        self.reasoning = 0  # tokens that added to a thought
+        self.reasoning_tokens = 0
         self._calls = False
-        self._decoded = 0  # characters that came out of the decoder
-        self._shown = 0  # characters that were released
+        self._decoded = 0  # characters so far
+        self._shown = 0  # characters so far
         self._held: deque[TokenLogprob] = deque()
 
     def push(self, event: TokenEvent) -> Delta:
-        """Add one event. A stop token ends the text and is not part of it."""
+        """The delta of one event. A stop token ends the text and is no part of it."""
         text = ""
         ends = event.finish == "stop"
         hidden = ends and not (self._include_stop and event.token in self._stop_ids)
         if event.token is not None:
             self._tokens += 1
             if event.logprob is not None:
-                self.total += event.logprob.value
+                self.total_logprob += event.logprob.value
                 if self._ends_shown or not hidden:
-                    self._held.append(entry_of(event.token, event.logprob, self._decoded))
+                    self._held.append(token_logprob(event.token, event.logprob, self._decoded))
             text = "" if hidden else self._decoder.push(event.token)
         if event.finish is not None:
             text += self._decoder.flush()
@@ -144,7 +145,7 @@ class Transcript:
 
     def _release(self, text: str, event: TokenEvent) -> Delta:
         shown = self._matcher.push(text)
-        finish: WireFinish | None = None
+        finish: FinishReason | None = None
         if self._matcher.matched:
             finish = "stop"
         elif event.finish is not None:
@@ -152,42 +153,47 @@ class Transcript:
             finish = "stop" if event.finish == "stop" else "length"
         self._shown += len(shown)
         self.finish = finish
-        pieces = tuple(self._read(self._reader, shown)) if self._reader else ((Content(shown),) if shown else ())
+        parts = self._parts(shown)
         reason = None if self.finish is None else self._reason(event)
-        return Delta(self.index, pieces, self._entries(), self.finish, event.prompt_logprobs, reason, self._tokens)
+        return Delta(self.index, parts, self._entries(), self.finish, event.prompt_logprobs, reason, self._tokens)
+
+    def _parts(self, shown: str) -> tuple[DeltaPart, ...]:
+        if self._parser is not None:
+            return tuple(self._parse(self._parser, shown))
+        return (Content(shown),) if shown else ()
 
     def _reason(self, event: TokenEvent) -> str | int | None:
         if self._matcher.matched:
             return self._matcher.matched
         return event.token if event.finish == "stop" and event.token in self._stop_ids else None
 
-    def _read(self, reader: Reader, shown: str) -> list[Piece]:
-        """The pieces of the text, and what they make of the finish reason."""
-        pieces = self._read_last(reader, shown) if self.finish else reader.push(shown) if shown else []
-        self._calls = self._calls or any(isinstance(piece, CallStart) for piece in pieces)
+    def _parse(self, parser: OutputParser, shown: str) -> list[DeltaPart]:
+        """The parts of the text; calls among them change the finish reason."""
+        parts = self._parse_last(parser, shown) if self.finish else parser.push(shown) if shown else []
+        self._calls = self._calls or any(isinstance(part, CallStart) for part in parts)
         if self._calls:
-            self._judge_calls(reader)
-        self.reasoning += any(isinstance(piece, Reasoning) for piece in pieces)
-        return [piece for piece in pieces if not isinstance(piece, Content)] if self._calls_only else pieces
+            self._update_finish(parser)
+        self.reasoning_tokens += any(isinstance(part, Reasoning) for part in parts)
+        return [part for part in parts if not isinstance(part, Content)] if self._calls_only else parts
 
-    def _read_last(self, reader: Reader, shown: str) -> list[Piece]:
-        """Of a text that is cut, half a character waits for the end, which says whether a mark was cut in it."""
+    def _parse_last(self, parser: OutputParser, shown: str) -> list[DeltaPart]:
+        """The parts of the last text. Where the answer was cut, an incomplete character counts as its end."""
         cut = self.finish == "length" or bool(self._matcher.matched and not self._include_stop)
-        text = shown.rstrip(BROKEN) if cut else shown
-        pieces = reader.push(text) if text else []
-        if reader.over:
+        text = shown.rstrip(PARTIAL_CHARACTER) if cut else shown
+        parts = parser.push(text) if text else []
+        if parser.complete:
             self.finish = "stop"
-        return pieces + reader.flush(cut, shown[len(text) :])
+        return parts + parser.flush(cut, shown[len(text) :])
 
-    def _judge_calls(self, reader: Reader) -> None:
-        """A call that a stop string cut is none to be made; one that ends the answer stops it."""
-        if self.finish is None and reader.over:
+    def _update_finish(self, parser: OutputParser) -> None:
+        """Let a complete call that must be the only one end the answer; a call cut by a stop string is not reported."""
+        if self.finish is None and parser.complete:
             self.finish = "stop"
-        if self.finish == "stop" and not (self._matcher.matched and reader.in_call):
+        if self.finish == "stop" and not (self._matcher.matched and parser.in_call):
             self.finish = "tool_calls"
 
     def _entries(self) -> tuple[TokenLogprob, ...]:
-        """Log-probabilities leave with their text: a held one would leak what is held."""
+        """The log-probabilities whose text has been shown: earlier ones would reveal text that is held back."""
         everything = self.finish is not None and not self._matcher.matched
         entries = []
         while self._held and (everything or self._held[0].offset < self._shown):
@@ -195,7 +201,7 @@ class Transcript:
         return tuple(entries)
 
 
-def entry_of(token: int, logprob: Logprob, offset: int) -> TokenLogprob:
-    """As it is written: JSON has no infinity."""
-    top = tuple((id, max(value, LOWEST)) for id, value in logprob.top)
-    return TokenLogprob(token, max(logprob.value, LOWEST), top, offset)
+def token_logprob(token: int, logprob: Logprob, offset: int) -> TokenLogprob:
+    """A log-probability as it is written: JSON has no infinity."""
+    top = tuple((id, max(value, MIN_LOGPROB)) for id, value in logprob.top)
+    return TokenLogprob(token, max(logprob.value, MIN_LOGPROB), top, offset)

@@ -100,7 +100,7 @@ async def _collect(call: GenerationCall) -> list[Delta]:
 async def _events(
     service: Service, call: GenerationCall, format: Format, first: list[Delta]
 ) -> AsyncGenerator[bytes, None]:
-    """What is there at one time leaves in one piece."""
+    """What is there at one time leaves in one part."""
     if opening := await in_slices(format.begin()):
         yield opening
     deltas = first
@@ -119,7 +119,7 @@ async def _events(
 
 
 class WholeResponse(Response):
-    """Starlette's Response, but a long body leaves in pieces, as fast as the caller takes them, and for so many seconds
+    """Starlette's Response, but a long body leaves in parts, as fast as the caller takes them, and for so many seconds
     at the most."""
 
     def __init__(self, body: bytes, headers: dict[str, str], limit: float) -> None:
@@ -135,8 +135,8 @@ class WholeResponse(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         body = memoryview(self.body)
         for start in range(0, len(body), PIECE):
-            piece = bytes(body[start : start + PIECE])
-            await send({"type": "http.response.body", "body": piece, "more_body": start + PIECE < len(body)})
+            part = bytes(body[start : start + PIECE])
+            await send({"type": "http.response.body", "body": part, "more_body": start + PIECE < len(body)})
 
 
 class EventStream(Response):
@@ -173,7 +173,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         chunks: Chunks | None = self.request.scope["state"].get(CHUNKS)
         if chunks is not None and len(self.call.generation.sequences) == 1:
-            self.call.generation.direct = partial(self._write, chunks)
+            self.call.generation.write_direct = partial(self._write, chunks)
         async with aclosing(self.events) as events:
             async for event in events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -190,7 +190,7 @@ async def _close(request: Request, call: GenerationCall) -> None:
     """End the call and write its one log line: figures, never text."""
     await call.generation.close()
     key = {"key": name} if (name := key_name_of(request)) else {}
-    lives = [sequence.life for sequence in call.generation.sequences]
+    timelines = [sequence.timeline for sequence in call.generation.sequences]
     log.info(
         "call",
         request_id=request.scope["state"].get("request_id"),
@@ -199,7 +199,7 @@ async def _close(request: Request, call: GenerationCall) -> None:
         model=call.model,
         num_experts=call.num_experts,
         prompt_tokens=sum(map(len, call.prompts)),
-        completion_tokens=sum(life.tokens for life in lives),
-        outcomes=[life.outcome for life in lives],
-        seconds=round(max([life.last for life in lives] + [call.arrived]) - call.arrived, 4),
+        completion_tokens=sum(timeline.tokens for timeline in timelines),
+        outcomes=[timeline.outcome for timeline in timelines],
+        seconds=round(max([timeline.last_token_at for timeline in timelines] + [call.arrived]) - call.arrived, 4),
     )

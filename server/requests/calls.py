@@ -62,7 +62,7 @@ class GenerationCall:
     @property
     def num_experts(self) -> int | float:
         """The expert count as the answer reports it so far: a mean over its tokens."""
-        return self.num_experts_with(sum(sequence.life.tokens for sequence in self.generation.sequences))
+        return self.num_experts_with(sum(sequence.timeline.tokens for sequence in self.generation.sequences))
 
     def num_experts_with(self, generated: int) -> int | float:
         """The same with so many generated tokens. A prompt counts once however many answers it has."""

@@ -1,6 +1,6 @@
-"""/v1/responses as a chat: its body becomes a chat's, and what a chat refuses is said in the caller's own words.
+"""Turns the body of /v1/responses into a chat body, and the names in the chat's errors back into those of the request.
 
-It knows both bodies; it checks nothing that the chat checks, and writes no answer.
+It knows both bodies. It checks nothing that the chat checks, and formats no answer.
 """
 
 import re
@@ -38,23 +38,23 @@ from server.service import Service
 
 SHARED = SampledBody.model_fields.keys() | TemplateBody.model_fields.keys()
 OWN = (ResponsesBody.model_fields.keys() - SHARED) | ResponsesBody.unsupported.keys() | MOVED.keys() | {"extra_body"}
-WORDS = {
+RESPONSE_NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
 }
-FIRST_WORDS = {**WORDS, "messages": "input", "prompt": "input"}
-# not within quotes, where a caller's own values stand, nor as a part of another name
-WORD = re.compile(rf"(?<![\w.'\"])({'|'.join(WORDS)})(?![\w'\"])")
-FIRST = re.compile(rf"({'|'.join(FIRST_WORDS)})(?=[\[.:]|$)")
+NAMES_AT_START = {**RESPONSE_NAMES, "messages": "input", "prompt": "input"}
+# not within quotes, which enclose values of the request, nor as a part of another name
+NAME = re.compile(rf"(?<![\w.'\"])({'|'.join(RESPONSE_NAMES)})(?![\w'\"])")
+NAME_AT_START = re.compile(rf"({'|'.join(NAMES_AT_START)})(?=[\[.:]|$)")
 
 
 async def open_response(service: Service, request: IncomingRequest) -> tuple[GenerationCall, ResponsesBody]:
-    """The call, and the body as it was asked, which the answer repeats."""
+    """The call, and the body as it was sent, which the answer repeats."""
     arrived = time.monotonic()
     checked, body = await read_json(service, request, partial(_check_response, service, request))
-    with in_own_words():
+    with errors_with_response_names():
         return await open_conversation(service, request, checked, arrived, "resp_"), body
 
 
@@ -65,23 +65,23 @@ def _check_response(
     raw = merge_extra_body(given)
     body = read_body(raw, service.settings)
     unknown = unknown_nested(body, raw)
-    with in_own_words():
+    with errors_with_response_names():
         checked = check_chat(service, request, chat_of(body, raw) | _nested_counts(given))
     return replace(checked, unknown=checked.unknown + unknown), body
 
 
 def chat_of(body: ResponsesBody, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The raw body of the chat that `body`, read from `raw`, asks for. What this API does not know is passed on.
+    """The raw chat body of `body`, which was read from `raw`. Fields that this API does not have are passed on.
 
     Raises:
-        InvalidRequest: alternatives of tokens are asked for, but no log-probabilities.
+        InvalidRequest: `top_logprobs` is set, but log-probabilities are not included.
     """
     logprobs = LOGPROBS in body.include
     if body.top_logprobs and not logprobs:
         raise InvalidRequest(
             f'top_logprobs is {body.top_logprobs}, which needs include: ["{LOGPROBS}"]', "top_logprobs"
         )
-    said: dict[str, Any] = {
+    translated: dict[str, Any] = {
         "messages": _messages(body),
         "max_completion_tokens": body.max_output_tokens,
         "logprobs": logprobs,
@@ -93,7 +93,7 @@ def chat_of(body: ResponsesBody, raw: Mapping[str, Any]) -> dict[str, Any]:
         "reasoning_effort": body.reasoning.effort,
     }
     passed = {field: value for field, value in raw.items() if field not in OWN}
-    return passed | {field: value for field, value in said.items() if value is not None}
+    return passed | {field: value for field, value in translated.items() if value is not None}
 
 
 def _nested_counts(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,34 +103,36 @@ def _nested_counts(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _messages(body: ResponsesBody) -> list[dict[str, Any]]:
-    turns = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-    said = [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-    for item in said:
-        _add(turns, item)
-    return turns
+    messages = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
+    items = [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
+    for item in items:
+        _add(messages, item)
+    return messages
 
 
-def _add(turns: list[dict[str, Any]], item: InputItem) -> None:
-    """The items of one answer become one message, as templates know them: thought, text, calls."""
+def _add(messages: list[dict[str, Any]], item: InputItem) -> None:
+    """Add an item. The items of one answer become one message, as chat templates expect: reasoning, text, calls."""
     match item:
         case InputReasoning():
-            if text := "".join(part.text for part in item.content or ()):
-                _turn(turns, "reasoning_content", "content", "tool_calls")["reasoning_content"] = text
+            text = "".join(part.text for part in item.content or ())
+            if text:
+                message = _assistant_message(messages, "reasoning_content", "content", "tool_calls")
+                message["reasoning_content"] = text
         case InputMessage(role="assistant"):
-            _turn(turns, "content")["content"] = _text(item.content)
+            _assistant_message(messages, "content")["content"] = _text(item.content)
         case InputMessage():
-            turns.append({"role": item.role, "content": _text(item.content)})
+            messages.append({"role": item.role, "content": _text(item.content)})
         case InputCall():
-            _turn(turns).setdefault("tool_calls", []).append(_call(item))
+            _assistant_message(messages).setdefault("tool_calls", []).append(_call(item))
         case InputCallOutput():
-            turns.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})
+            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})
 
 
-def _turn(turns: list[dict[str, Any]], *fields: str) -> dict[str, Any]:
-    """The assistant's message to add to: the last, or a new one where that has one of `fields`."""
-    if not turns or turns[-1]["role"] != "assistant" or any(field in turns[-1] for field in fields):
-        turns.append({"role": "assistant"})
-    return turns[-1]
+def _assistant_message(messages: list[dict[str, Any]], *fields: str) -> dict[str, Any]:
+    """The assistant's message to add to: the last one, or a new one where that has one of `fields` already."""
+    if not messages or messages[-1]["role"] != "assistant" or any(field in messages[-1] for field in fields):
+        messages.append({"role": "assistant"})
+    return messages[-1]
 
 
 def _text(content: str | list[InputPart]) -> str | list[dict[str, Any]]:
@@ -172,20 +174,21 @@ def _chosen(tool: FlatChoice) -> dict[str, Any]:
 
 
 @contextmanager
-def in_own_words() -> Iterator[None]:
-    """What is refused inside, a chat or the engine refuses by a chat's names."""
+def errors_with_response_names() -> Iterator[None]:
+    """Replaces the names of chat fields in errors that are raised inside."""
     try:
         yield
     except InvalidRequest as error:
-        raise own_words(error) from None
+        raise with_response_names(error) from None
 
 
-def own_words(error: InvalidRequest) -> InvalidRequest:
-    """The same refusal with the names that the caller wrote."""
-    message = WORD.sub(lambda found: WORDS[found[0]], _first(error.message))
-    return type(error)(message, None if error.param is None else _first(error.param), error.code)
+def with_response_names(error: InvalidRequest) -> InvalidRequest:
+    """The same error with the field names of /v1/responses."""
+    message = NAME.sub(lambda found: RESPONSE_NAMES[found[0]], _rename_start(error.message))
+    return type(error)(message, None if error.param is None else _rename_start(error.param), error.code)
 
 
-def _first(text: str) -> str:
-    found = FIRST.match(text)
-    return FIRST_WORDS[found[0]] + text[found.end() :] if found else text
+def _rename_start(text: str) -> str:
+    """`text` with the name that it begins with replaced."""
+    found = NAME_AT_START.match(text)
+    return NAMES_AT_START[found[0]] + text[found.end() :] if found else text

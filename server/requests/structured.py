@@ -11,7 +11,7 @@ from typing import Any
 from llguidance import grammar_from, regex_to_lark
 
 from model.errors import InvalidRequest, shown
-from server.dialects.closed_schemas import TooEntangled, closed
+from server.dialects.closed_schemas import SchemaTooComplex, closed
 from server.requests.output_fields import ConstraintField, closing_of, constraint_fields, whitespace_of
 from server.schemas.base import GenerationBody
 
@@ -89,7 +89,7 @@ def _schema(asked: ConstraintField, writing: Mapping[str, Any], close: bool) -> 
     if close and isinstance(value, dict):
         try:
             value = closed(value)
-        except TooEntangled as error:
+        except SchemaTooComplex as error:
             raise InvalidRequest(f"{field} cannot be closed: {error}", field) from None
     return Constraint(field, f"answer: {json_rule({} if value is True else value, writing)}\n")
 

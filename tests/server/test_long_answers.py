@@ -15,14 +15,14 @@ from engine.process.messages import Events, payload_of, read_from_engine
 from engine.types import Logprob, Request, TokenEvent
 from server.dialects.base import Content
 from server.event_loop.slices import ENTRIES, LongList, Steps, at_once, in_slices, long_list
-from server.generation.output_processor import Delta, entry_of
+from server.generation.output_processor import Delta, token_logprob
 from tests.server import fakes
 from tests.server.fakes import INFO, FakeEngine
 from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, on_loopback
 from tests.server.test_hostile_bodies import Poller
 from tests.server.test_responses import RESPONSES
 
-WAIT = 0.7  # of a neighbour: several times what is needed, and a fraction of what one piece took
+WAIT = 0.7  # of a neighbour: several times what is needed, and a fraction of what one part took
 TOKENS, LISTED = 700, 20
 
 
@@ -134,10 +134,10 @@ def test_many_generated_tokens_are_listed_as_few_are(path: str) -> None:
             entry for event in streamed for entry in event.get("logprobs", []) if "delta" in event["type"]
         ]
     else:
-        pieces = [chunk["choices"][0]["logprobs"] for chunk in streamed]
+        parts = [chunk["choices"][0]["logprobs"] for chunk in streamed]
         name = "content" if path == CHAT else "top_logprobs"
         entries = whole["choices"][0]["logprobs"][name]
-        assert entries == [entry for piece in pieces if piece for entry in piece[name]]
+        assert entries == [entry for part in parts if part for entry in part[name]]
     assert len(entries) == 300
 
 
@@ -153,7 +153,7 @@ def test_what_tokens_leave_is_no_work_for_the_garbage_collector() -> None:
     deltas = []
     for event in message.events:
         assert event.token is not None and event.logprob is not None
-        entries = (entry_of(event.token, event.logprob, 0),)
+        entries = (token_logprob(event.token, event.logprob, 0),)
         deltas.append(Delta(0, (Content("a"),), entries, prompt=event.prompt_logprobs))
     gc.collect()
     assert len(gc.get_objects()) - before < 100, "of 1000 tokens with 23 log-probabilities each"

@@ -4,7 +4,7 @@ import pytest
 
 from model.budget import ExpertBudget
 from model.errors import EngineDown
-from server.generation.timeline import Lifecycle, PromptCount
+from server.generation.timeline import SharedPromptCount, Timeline
 from server.metrics import Metrics
 from tests.server.fakes import FakeEngine
 from tests.server.harness import CHAT, COMPLETIONS, ended, in_memory, service_of, value
@@ -62,13 +62,13 @@ def test_what_was_refused_has_no_expert_count() -> None:
 
 
 def test_a_prompt_is_counted_once_whichever_answer_comes_first() -> None:
-    metrics, prompt = Metrics("tiny"), PromptCount()
-    lives = [Lifecycle(metrics, ExpertBudget((2,)), 3, 0.5, prompt=prompt) for _ in range(3)]
-    lives[0].abort()
-    for life in lives[1:]:
-        life.token(1.0)
-        life.succeed("stop")
-    assert [metrics._counters[name, lives[0].label] for name in ("prompt_tokens", "generation_tokens")] == [3, 2]
+    metrics, prompt = Metrics("tiny"), SharedPromptCount()
+    timelines = [Timeline(metrics, ExpertBudget((2,)), 3, 0.5, prompt=prompt) for _ in range(3)]
+    timelines[0].abort()
+    for timeline in timelines[1:]:
+        timeline.record_token(1.0)
+        timeline.succeed("stop")
+    assert [metrics._counters[name, timelines[0].label] for name in ("prompt_tokens", "generation_tokens")] == [3, 2]
 
 
 def test_step_reports_feed_the_engine_series() -> None:
@@ -95,12 +95,12 @@ def test_step_reports_feed_the_engine_series() -> None:
 def test_a_token_that_is_heard_of_late_does_not_make_time_run_backwards() -> None:
     """What was held is stamped with when it was made, by a clock that wakes late."""
     metrics = Metrics("tiny")
-    life = Lifecycle(metrics, ExpertBudget((2,)), prompt_tokens=3, arrived=0.5)
+    timeline = Timeline(metrics, ExpertBudget((2,)), prompt_tokens=3, arrived=0.5)
     for at in (1.0, 1.5, 1.2):
-        life.token(at)
-    gaps = metrics.spread("inter_token_latency_seconds", life.label)
+        timeline.record_token(at)
+    gaps = metrics.histogram_buffer("inter_token_latency_seconds", timeline.label)
     assert gaps.sum == pytest.approx(0.5) and sum(gaps.counts) == 2
-    assert (life.first, life.last, life.tokens) == (1.0, 1.5, 3)
+    assert (timeline.first_token_at, timeline.last_token_at, timeline.tokens) == (1.0, 1.5, 3)
 
 
 def test_the_engine_process_and_both_processes_use_are_exported() -> None:

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from model.errors import GenerationFailed, InvalidRequest
 from server.dialects.hermes import Hermes
-from server.dialects.reasoning import Thoughts
+from server.dialects.reasoning import ReasoningTags
 from server.schemas.response_object import ResponseEvent, ResponseObject
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import ended, frames, in_memory, on_loopback, service_of, value
@@ -56,7 +56,7 @@ def engine(served: tuple[openai.OpenAI, FakeEngine]) -> FakeEngine:
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     with in_memory() as client:
-        service_of(client).dialect = Hermes({}, Thoughts())
+        service_of(client).dialect = Hermes({}, ReasoningTags())
         yield client
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.types import Request
-from server.dialects.detect import by_name
+from server.dialects.detect import dialect_named
 from server.schemas import answers
 from tests.server.fakes import EOS, FakeEngine, says
 from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, on_loopback, service_of, value
@@ -118,7 +118,7 @@ def test_a_bad_grammar_is_a_400_for_its_own_request(stream: bool) -> None:
 def test_calls_by_the_real_client(choice: Any) -> None:
     engine = FakeEngine(says(CALL))
     with on_loopback(engine) as (url, service):
-        service.dialect = by_name("hermes", {})
+        service.dialect = dialect_named("hermes", {})
         api = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         options = {"tool_choice": choice} if choice else {}
         answer = api.chat.completions.create(model="tiny@k2", messages=USER, tools=[TOOL], **options)
@@ -139,7 +139,7 @@ def test_calls_by_the_real_client(choice: Any) -> None:
 def test_without_a_choice_the_model_hears_of_no_tools() -> None:
     engine = FakeEngine(says(CALL))
     with in_memory(engine) as client:
-        service_of(client).dialect = by_name("hermes", {})
+        service_of(client).dialect = dialect_named("hermes", {})
         body = {"messages": USER, "tools": [TOOL], "tool_choice": "none"}
         choice = client.post(CHAT, json=body).json()["choices"][0]
     assert choice["message"]["content"] == CALL and choice["finish_reason"] == "stop"
@@ -191,7 +191,7 @@ def test_streamed_and_whole_agree_and_keep_to_the_contract(
 ) -> None:
     engine = FakeEngine(says("".join(said)))
     with in_memory(engine) as client:
-        service_of(client).dialect = by_name("hermes", {})
+        service_of(client).dialect = dialect_named("hermes", {})
         body = {"messages": USER, "max_tokens": most, "logprobs": True, "stop": ["stop"] if stop else []}
         body |= {"tools": [TOOL], "parallel_tool_calls": parallel} if tools else {}
         whole = client.post(CHAT, json=body).json()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from server.dialects.base import Content, Dialect, Reasoning, Tool
-from server.dialects.detect import NAMES, by_name, detect
+from server.dialects.base import Content, Dialect, Reasoning, ToolSpec
+from server.dialects.detect import DIALECTS, detect, dialect_named
 from tests.server.dialects.writing import read
 
 QWEN3 = "{{- '<tool_call>\\n{\"name\": \"' }} ... {{- '<think>\\n\\n</think>\\n\\n' }}"
@@ -44,21 +44,21 @@ def test_families(template: str | None, specials: dict[str, int], name: str) -> 
 
 
 def thinks(dialect: Dialect) -> bool:
-    return "moe_thought" in dialect.calls("", [Tool("t")], False)
+    return "moe_thought" in dialect.call_grammar("", [ToolSpec("t")], False)
 
 
 def test_thoughts_are_forced_first_only_where_they_are_known() -> None:
     assert thinks(detect(QWEN3, {})) and thinks(detect(R1, {})) and thinks(detect(None, MISTRAL_TOKENS))
     assert not thinks(detect(QWEN25, {})) and not thinks(detect(MISTRAL, {})) and not thinks(detect(None, {}))
-    assert thinks(by_name("hermes", {})) and not thinks(by_name("hermes", {}, template=QWEN25))
+    assert thinks(dialect_named("hermes", {})) and not thinks(dialect_named("hermes", {}, template=QWEN25))
 
 
 def test_added_tokens_tell_a_family_but_no_thoughts() -> None:
     tokens = {"<tool_call>": 5, "</tool_call>": 6, "<think>": 7, "</think>": 8}
     dialect = detect(None, {}, tokens)
-    assert dialect.name == "hermes" and dialect.marks == () and not thinks(dialect)
-    assert "<[5]>" in dialect.calls("", [Tool("t")], False)
-    assert "<[8]>" in dialect.calls("<think>\n", [Tool("t")], False)
+    assert dialect.name == "hermes" and dialect.delimiters == () and not thinks(dialect)
+    assert "<[5]>" in dialect.call_grammar("", [ToolSpec("t")], False)
+    assert "<[8]>" in dialect.call_grammar("<think>\n", [ToolSpec("t")], False)
 
 
 def test_thoughts_are_read_at_the_start_even_where_they_are_not_known() -> None:
@@ -67,21 +67,21 @@ def test_thoughts_are_read_at_the_start_even_where_they_are_not_known() -> None:
 
 
 def test_marks_that_are_special_tokens_are_listed() -> None:
-    assert detect(None, MISTRAL_TOKENS).marks == ("[TOOL_CALLS]", "[THINK]", "[/THINK]")
-    assert detect(LLAMA31, LLAMA_TOKENS).marks == ("<|python_tag|>",)
-    assert detect(QWEN3, {"<|im_end|>": 1}).marks == ()
+    assert detect(None, MISTRAL_TOKENS).delimiters == ("[TOOL_CALLS]", "[THINK]", "[/THINK]")
+    assert detect(LLAMA31, LLAMA_TOKENS).delimiters == ("<|python_tag|>",)
+    assert detect(QWEN3, {"<|im_end|>": 1}).delimiters == ()
 
 
 def test_the_older_deepseek_fences_its_arguments() -> None:
-    assert "```json" in detect(R1, {}).calls("", [Tool("t")], False)
-    assert "```json" not in detect(V31, {}).calls("", [Tool("t")], False)
+    assert "```json" in detect(R1, {}).call_grammar("", [ToolSpec("t")], False)
+    assert "```json" not in detect(V31, {}).call_grammar("", [ToolSpec("t")], False)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIALECTS)
 def test_every_name(name: str) -> None:
-    assert by_name(name, {}).name == name
+    assert dialect_named(name, {}).name == name
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"plain, deepseek, harmony, hermes, llama, mistral, got 'qwen'"):
-        by_name("qwen", {})
+        dialect_named("qwen", {})

@@ -2,16 +2,16 @@
 
 import pytest
 
-from server.dialects.base import CallArguments, CallStart, Content, Dialect, Reasoning, Tool
-from server.dialects.detect import by_name
-from tests.server.dialects.writing import TOOLS, pieces_of, read, specials
+from server.dialects.base import CallArguments, CallStart, Content, Dialect, Reasoning, ToolSpec
+from server.dialects.detect import dialect_named
+from tests.server.dialects.writing import TOOLS, parts_of, read, specials
 
 sizes = pytest.mark.parametrize("size", [0, 1, 5])
 CALL = [CallStart(0, "add"), CallArguments(0, '{"a": 1}')]
 
 
 def dialect(name: str) -> Dialect:
-    return by_name(name, specials(name))
+    return dialect_named(name, specials(name))
 
 
 @sizes
@@ -36,7 +36,7 @@ def test_a_call_object_in_other_words(body: str, size: int) -> None:
 @pytest.mark.parametrize("arguments", ["", ', "arguments": null', ', "arguments": {}'])
 def test_a_call_without_arguments_has_an_empty_object(arguments: str, size: int) -> None:
     text = f'<tool_call>{{"name": "add"{arguments}}}</tool_call>'
-    assert read(dialect("hermes"), text, size=size) == pieces_of([("add", "{}")])
+    assert read(dialect("hermes"), text, size=size) == parts_of([("add", "{}")])
 
 
 @sizes
@@ -80,11 +80,11 @@ def test_what_stands_too_much_in_a_call_is_content(size: int) -> None:
 
 def test_a_mark_inside_an_argument_is_argument() -> None:
     call = ("add", '{"a": "</tool_call><tool_call>", "b": "<|call|>"}')
-    assert read(dialect("hermes"), f'<tool_call>{{"name": "add", "arguments": {call[1]}}}</tool_call>') == pieces_of(
+    assert read(dialect("hermes"), f'<tool_call>{{"name": "add", "arguments": {call[1]}}}</tool_call>') == parts_of(
         [call]
     )
     text = f"<|channel|>commentary to=functions.add<|message|>{call[1]}<|call|>"
-    assert read(dialect("harmony"), text, size=1) == pieces_of([call])
+    assert read(dialect("harmony"), text, size=1) == parts_of([call])
 
 
 @sizes
@@ -103,19 +103,19 @@ def test_a_think_token_opens_a_thought_anywhere(size: int) -> None:
 
 @sizes
 def test_a_model_may_open_again_what_the_prompt_opened(size: int) -> None:
-    pieces = [Reasoning("hm"), Content("Hi")]
-    assert read(dialect("deepseek"), "<think>\nhm</think>Hi", "…<think>\n", size=size) == pieces
+    parts = [Reasoning("hm"), Content("Hi")]
+    assert read(dialect("deepseek"), "<think>\nhm</think>Hi", "…<think>\n", size=size) == parts
 
 
 @pytest.mark.parametrize("name", ["plain", "hermes", "llama"])
 def test_whitespace_waits_only_where_a_mark_may_follow(name: str) -> None:
-    reader = dialect(name).reader("", ())
-    assert reader.push("Hi\n") == [Content("Hi\n")]
-    assert reader.push("\n") == [Content("\n")]
-    reader = dialect("hermes").reader("", TOOLS)
-    assert reader.push("Hi\n") == [Content("Hi")]
-    assert reader.push(" ") == []
-    assert reader.push("x") == [Content("\n x")]
+    parser = dialect(name).parser("", ())
+    assert parser.push("Hi\n") == [Content("Hi\n")]
+    assert parser.push("\n") == [Content("\n")]
+    parser = dialect("hermes").parser("", TOOLS)
+    assert parser.push("Hi\n") == [Content("Hi")]
+    assert parser.push(" ") == []
+    assert parser.push("x") == [Content("\n x")]
 
 
 @sizes
@@ -161,14 +161,14 @@ def test_llama_calls_only_with_tools_and_only_first(size: int) -> None:
 
 
 def test_llama_json_is_let_go_as_soon_as_it_is_none() -> None:
-    reader = dialect("llama").reader("", TOOLS)
-    assert reader.push('{"title"') == [Content('{"title"')]
+    parser = dialect("llama").parser("", TOOLS)
+    assert parser.push('{"title"') == [Content('{"title"')]
 
 
 @sizes
 def test_deepseek_tool_called_function(size: int) -> None:
     text = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
-    assert read(dialect("deepseek"), text, size=size) == pieces_of([("function", "{}")])
+    assert read(dialect("deepseek"), text, size=size) == parts_of([("function", "{}")])
 
 
 @sizes
@@ -206,7 +206,7 @@ def test_harmony_builtin_tools_and_other_bodies(size: int) -> None:
 @pytest.mark.parametrize(
     ("text", "content"),
     [
-        ("Just text, <b>no</b> marks", "Just text, <b>no</b> marks"),
+        ("Just text, <b>no</b> delimiters", "Just text, <b>no</b> delimiters"),
         ("<|channel|>final<|message|>Hi<|end|><|start|>assistant<|chan", "Hi"),
         ("<|channel|>final<|message|>Hi<|end|>", "Hi"),
         ("<|channel|>final<|message|>Hi<|end|>there", "Hithere"),
@@ -229,25 +229,25 @@ def test_harmony_body_that_the_prompt_began(size: int) -> None:
 
 
 def test_ends_and_marks_are_tokens_of_the_checkpoint() -> None:
-    assert dialect("harmony").ends == ("<|return|>", "<|call|>")
-    assert by_name("harmony", {"<|return|>": 5}).ends == ("<|return|>",)
-    assert by_name("mistral", {"[TOOL_CALLS]": 5}).marks == ("[TOOL_CALLS]",)
-    assert by_name("hermes", {}).marks == ()
-    assert dialect("llama").ends == ("<|eom_id|>",)
+    assert dialect("harmony").end_tokens == ("<|return|>", "<|call|>")
+    assert dialect_named("harmony", {"<|return|>": 5}).end_tokens == ("<|return|>",)
+    assert dialect_named("mistral", {"[TOOL_CALLS]": 5}).delimiters == ("[TOOL_CALLS]",)
+    assert dialect_named("hermes", {}).delimiters == ()
+    assert dialect("llama").end_tokens == ("<|eom_id|>",)
 
 
 def test_a_long_call_is_read_in_time_that_grows_with_it() -> None:
     call = ("add", '{"text": "' + "a\\n" * 30_000 + '"}')
     text = f'<tool_call>{{"name": "add", "arguments": {call[1]}}}</tool_call>'
-    assert read(dialect("hermes"), text, size=3) == pieces_of([call])
+    assert read(dialect("hermes"), text, size=3) == parts_of([call])
     assert read(dialect("hermes"), "\n" * 60_000, size=3) == [Content("\n" * 60_000)]
 
 
 def test_a_deep_value_does_not_overflow() -> None:
     call = ("add", '{"a": ' + "[" * 5000 + "]" * 5000 + "}")
-    assert read(dialect("hermes"), f'<tool_call>{{"arguments": {call[1]}, "name": "add"}}') == pieces_of([call])
+    assert read(dialect("hermes"), f'<tool_call>{{"arguments": {call[1]}, "name": "add"}}') == parts_of([call])
 
 
 def test_names_are_not_checked_where_marks_are_certain() -> None:
     text = '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>'
-    assert read(dialect("hermes"), text, tools=[Tool("add")]) == pieces_of([("unknown", "{}")])
+    assert read(dialect("hermes"), text, tools=[ToolSpec("add")]) == parts_of([("unknown", "{}")])

@@ -1,4 +1,4 @@
-"""Whatever a grammar lets a model write, the reader finds the calls in it: drawn at random, token by token."""
+"""Whatever a grammar lets a model write, the parser finds the calls in it: drawn at random, token by token."""
 
 import json
 import random
@@ -14,21 +14,21 @@ from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import server.dialects.grammar as grammar
-from server.dialects.base import CallArguments, CallStart, Content, Dialect, Piece, Reasoning, Tool
-from server.dialects.detect import by_name, detect
-from tests.server.dialects.writing import SPECIALS, WRITINGS, read
+from server.dialects.base import CallArguments, CallStart, Content, DeltaPart, Dialect, Reasoning, ToolSpec
+from server.dialects.detect import detect, dialect_named
+from tests.server.dialects.writing import FAMILIES, SPECIALS, read
 
 BUNDLED = Path("weights/bundled/infinity-stories/tokenizer.json")
 EOS, FIRST = 0, 300  # ids: the end, and the first of the tokens that a test adds
 DRAWS = 24
 TOOLS = (
-    Tool("now"),
-    Tool("any", {}),
-    Tool(
+    ToolSpec("now"),
+    ToolSpec("any", {}),
+    ToolSpec(
         'w/eird "näme" #\'{}%json',
         {"properties": {"on": {"type": "boolean"}, "of": {"enum": ["C", 'F"']}}, "required": ["on"]},
     ),
-    Tool(
+    ToolSpec(
         "tree",
         {
             "type": "object",
@@ -39,7 +39,7 @@ TOOLS = (
         },
     ),
 )
-MARKS = ("<tool_call>", "</tool_call>", "<think>", "</think>", "<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>", "</")
+DELIMITERS = ("<tool_call>", "</tool_call>", "<think>", "</think>", "<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>", "</")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Case:
 
 def of(name: str, prompt: str = "", template: str | None = None, tokens: tuple[str, ...] | None = None) -> Case:
     tokens = SPECIALS.get(name, ()) if tokens is None else tokens
-    return Case(by_name(name, ids(tokens), {}, template), prompt, tokens)
+    return Case(dialect_named(name, ids(tokens), {}, template), prompt, tokens)
 
 
 def ids(tokens: tuple[str, ...]) -> dict[str, int]:
@@ -65,8 +65,8 @@ BEGUN = "<|start|>assistant"
 CASES = {
     "plain": of("plain"),
     "hermes": of("hermes"),
-    "hermes-added": Case(by_name("hermes", {}, ids(MARKS)), added=MARKS),
-    "hermes-special": of("hermes", tokens=MARKS),
+    "hermes-added": Case(dialect_named("hermes", {}, ids(DELIMITERS)), added=DELIMITERS),
+    "hermes-special": of("hermes", tokens=DELIMITERS),
     "hermes-opened": of("hermes", "<think>\n"),
     "hermes-closed": of("hermes", "<think>\n\n</think>\n\n"),
     "hermes-thoughtless": Case(detect("<tool_call>", {})),
@@ -75,7 +75,7 @@ CASES = {
     "mistral-opened": of("mistral", "[THINK]"),
     "llama": of("llama"),
     "deepseek-v3": Case(detect("<｜tool▁calls▁begin｜> ```json <think>", {}), "<think>\n"),
-    "deepseek-added": Case(by_name("deepseek", {}, ids(MARKS)), added=MARKS),
+    "deepseek-added": Case(dialect_named("deepseek", {}, ids(DELIMITERS)), added=DELIMITERS),
     "deepseek-v3.1": of("deepseek", "</think>"),
     "harmony": of("harmony", BEGUN),
     "harmony-opened": of("harmony", f"{BEGUN}<|channel|>analysis<|message|>"),
@@ -87,7 +87,7 @@ pytestmark = pytest.mark.usefixtures("short_thoughts")
 
 @pytest.fixture
 def short_thoughts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar, "LONGEST_THOUGHT", 30)
+    monkeypatch.setattr(grammar, "MAX_REASONING", 30)
 
 
 @cache
@@ -128,7 +128,7 @@ def draw(text: str, case: Case, seed: int, longest: int = 3000) -> str:
         choices = [token for token in choices if token != EOS]
         if rng.random() < 0.5:
             choices = [token for token in choices if token in closing] or choices
-        if rng.random() < 0.3:  # tokens that are marks, where there are any
+        if rng.random() < 0.3:  # tokens that are delimiters, where there are any
             choices = [token for token in choices if token >= FIRST] or choices
         out.append(rng.choice(choices))
         assert m.consume_token(out[-1]), m.get_error()
@@ -141,21 +141,21 @@ def accepts(text: str, case: Case, answer: str) -> bool:
     return m.try_consume_tokens(ids) == len(ids) and m.is_accepting()
 
 
-def tools_of(case: Case) -> tuple[Tool, ...]:
+def tools_of(case: Case) -> tuple[ToolSpec, ...]:
     """Where a name stands bare it has no spaces."""
     quoted = case.dialect.name in ("plain", "hermes", "llama") or case is CASES["mistral-array"]
     return TOOLS if quoted else tuple(tool for tool in TOOLS if " " not in tool.name)
 
 
-def calls_in(pieces: list[Piece]) -> Iterator[tuple[str, str]]:
-    for i, piece in enumerate(pieces):
-        if isinstance(piece, CallStart):
-            following = pieces[i + 1]
+def calls_in(parts: list[DeltaPart]) -> Iterator[tuple[str, str]]:
+    for i, part in enumerate(parts):
+        if isinstance(part, CallStart):
+            following = parts[i + 1]
             assert isinstance(following, CallArguments)
-            yield piece.name, following.text
+            yield part.name, following.text
 
 
-def check(calls: list[tuple[str, str]], tools: Mapping[str, Tool]) -> None:
+def check(calls: list[tuple[str, str]], tools: Mapping[str, ToolSpec]) -> None:
     for name, arguments in calls:
         value = json.loads(arguments)
         assert isinstance(value, dict)
@@ -167,12 +167,12 @@ def check(calls: list[tuple[str, str]], tools: Mapping[str, Tool]) -> None:
 def test_what_the_grammar_allows_is_read_as_calls(name: str, parallel: bool) -> None:
     case, counts, called = CASES[name], set(), set()
     dialect, tools = case.dialect, {tool.name: tool for tool in tools_of(case)}
-    text = dialect.calls(case.prompt, tuple(tools.values()), parallel)
+    text = dialect.call_grammar(case.prompt, tuple(tools.values()), parallel)
     for seed in range(DRAWS):
         answer = draw(text, case, seed)
-        pieces = read(dialect, answer, case.prompt, tuple(tools.values()), size=1 + seed % 9)
-        assert not [piece for piece in pieces if isinstance(piece, Content)], answer
-        calls = list(calls_in(pieces))
+        parts = read(dialect, answer, case.prompt, tuple(tools.values()), size=1 + seed % 9)
+        assert not [part for part in parts if isinstance(part, Content)], answer
+        calls = list(calls_in(parts))
         check(calls, tools)
         counts.add(len(calls))
         called |= {name for name, _arguments in calls}
@@ -183,27 +183,27 @@ def test_what_the_grammar_allows_is_read_as_calls(name: str, parallel: bool) -> 
 @cases
 def test_thoughts_come_first_where_the_family_thinks(name: str) -> None:
     case = CASES[name]
-    text = case.dialect.answers(case.prompt, 'answer: "Yes"')
-    thoughts = set()
+    text = case.dialect.answer_grammar(case.prompt, 'answer: "Yes"')
+    reasoning = set()
     for seed in range(DRAWS):
-        pieces = read(case.dialect, draw(text, case, seed), case.prompt, ())
-        assert pieces[-1] == Content("Yes")
-        assert all(isinstance(piece, Reasoning) for piece in pieces[:-1])
-        thoughts.add(len(pieces) > 1)
+        parts = read(case.dialect, draw(text, case, seed), case.prompt, ())
+        assert parts[-1] == Content("Yes")
+        assert all(isinstance(part, Reasoning) for part in parts[:-1])
+        reasoning.add(len(parts) > 1)
     never = name in ("plain", "hermes-closed", "hermes-thoughtless", "llama", "deepseek-v3.1")
-    assert (True in thoughts) is not never
+    assert (True in reasoning) is not never
 
 
 def test_rules_of_answers_keep_their_names() -> None:
     rules = f'answer: less | LESS\nless: %json {json.dumps({"enum": [1]})}\nLESS: "2" | GAP\nGAP: "3"'
     for case in CASES.values():
-        text = case.dialect.answers(case.prompt, rules)
+        text = case.dialect.answer_grammar(case.prompt, rules)
         answers = [read(case.dialect, draw(text, case, seed), case.prompt, ())[-1] for seed in range(DRAWS)]
         assert set(answers) == {Content("1"), Content("2"), Content("3")}
 
 
 def test_plain_answers_are_the_rules_alone() -> None:
-    text = by_name("plain", {}).answers("<think>", 'answer: "a"')
+    text = dialect_named("plain", {}).answer_grammar("<think>", 'answer: "a"')
     assert text.split() == ["start:", "answer", "answer:", '"a"']
 
 
@@ -211,25 +211,25 @@ def test_plain_answers_are_the_rules_alone() -> None:
 def test_free_text_holds_no_call(name: str) -> None:
     """Any text but one with the beginning of a call; what is drawn is read as content."""
     case = CASES[name]
-    grammar = case.dialect.answers(case.prompt, case.dialect.free())
-    written = next(w for w in WRITINGS if w.id.startswith(case.dialect.name))
+    grammar = case.dialect.answer_grammar(case.prompt, case.dialect.free_text_rules())
+    written = next(w for w in FAMILIES if w.id.startswith(case.dialect.name))
     called = f"Oh {'<|python_tag|>' if case.dialect.name == 'llama' else written.calls([('add', '{}')])}"
     if not case.prompt:
         assert accepts(grammar, case, written.content("Hello <b>, [1] and\n\nmore."))
     assert not accepts(grammar, case, called)
     for seed in range(8):
-        pieces = read(case.dialect, draw(grammar, case, seed, 20_000), case.prompt, TOOLS)
-        assert not list(calls_in(pieces))
+        parts = read(case.dialect, draw(grammar, case, seed, 20_000), case.prompt, TOOLS)
+        assert not list(calls_in(parts))
 
 
 def test_a_harmony_answer_that_the_prompt_began() -> None:
-    text = CASES["harmony"].dialect.answers("<|start|>assistant<|channel|>final<|message|>", 'answer: "a"')
+    text = CASES["harmony"].dialect.answer_grammar("<|start|>assistant<|channel|>final<|message|>", 'answer: "a"')
     assert accepts(text, CASES["harmony"], "a") and accepts(text, CASES["harmony"], "a<|return|>")
 
 
 def test_json_is_compact_or_usual_and_nothing_else() -> None:
-    tool = Tool("t", {"properties": {"a": {}, "b": {}}, "required": ["a", "b"]})
-    text = by_name("hermes", {}).calls("", [tool], False)
+    tool = ToolSpec("t", {"properties": {"a": {}, "b": {}}, "required": ["a", "b"]})
+    text = dialect_named("hermes", {}).call_grammar("", [tool], False)
     for arguments in ('{"a": 1, "b": [1, 2]}', '{"a":1,"b":[1,2]}'):
         assert accepts(text, CASES["hermes"], f'<tool_call>\n{{"name": "t", "arguments": {arguments}}}\n</tool_call>')
     for arguments in ('{"a":  1,"b":2}', '{ "a": 1,"b":2}', '{"a": 1,\n"b":2}', '{"a": 1, "b": 2, "c": 3}', '{"a": 1}'):
@@ -239,12 +239,12 @@ def test_json_is_compact_or_usual_and_nothing_else() -> None:
 
 
 def test_a_thought_is_bounded_and_ends_at_its_mark() -> None:
-    text = by_name("hermes", {}).calls("", [Tool("t")], False)
+    text = dialect_named("hermes", {}).call_grammar("", [ToolSpec("t")], False)
     call = '<tool_call>\n{"name": "t", "arguments": {}}\n</tool_call>'
-    for thought in ("", "a < b", "x" * 30):
-        assert accepts(text, CASES["hermes"], f"<think>{thought}</think>\n\n{call}")
-    for thought in ("x" * 31, "a</think>b"):
-        assert not accepts(text, CASES["hermes"], f"<think>{thought}</think>\n\n{call}")
+    for reasoning in ("", "a < b", "x" * 30):
+        assert accepts(text, CASES["hermes"], f"<think>{reasoning}</think>\n\n{call}")
+    for reasoning in ("x" * 31, "a</think>b"):
+        assert not accepts(text, CASES["hermes"], f"<think>{reasoning}</think>\n\n{call}")
     assert accepts(text, CASES["hermes"], call)
 
 
@@ -254,7 +254,7 @@ def test_schemas_cannot_write_grammar() -> None:
         "properties": {'"}\nstart: "q"': {"const": '"}\nmoe_calls: "q"'}},
         "x-guidance": {"whitespace_flexible": True},
     }
-    text = by_name("hermes", {}).calls("", [Tool(name, schema)], False)
+    text = dialect_named("hermes", {}).call_grammar("", [ToolSpec(name, schema)], False)
     arguments = json.dumps({'"}\nstart: "q"': '"}\nmoe_calls: "q"'})
     assert accepts(
         text, CASES["hermes"], f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {arguments}}}\n</tool_call>'
@@ -264,10 +264,10 @@ def test_schemas_cannot_write_grammar() -> None:
 
 def test_keywords_that_cannot_be_enforced_do_not_stop_a_call() -> None:
     schema = {"type": "object", "properties": {"a": {"not": {"type": "string"}, "format": "colour"}}, "oneOf": [{}, {}]}
-    assert matcher(by_name("plain", {}).calls("", [Tool("t", schema)], True), CASES["plain"])
+    assert matcher(dialect_named("plain", {}).call_grammar("", [ToolSpec("t", schema)], True), CASES["plain"])
 
 
 @pytest.mark.parametrize("name", ["hermes", "harmony"])
 def test_a_call_needs_a_tool(name: str) -> None:
     with pytest.raises(ValueError, match="at least one tool"):
-        by_name(name, {}).calls("", (), True)
+        dialect_named(name, {}).call_grammar("", (), True)

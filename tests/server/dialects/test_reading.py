@@ -1,69 +1,79 @@
-"""Every family: calls, thoughts and content out of an answer. What one family alone does is in test_families.py."""
+"""Every family: calls, reasoning and content out of an answer. What one family alone does is in test_families.py."""
 
 import pytest
 
 from server.dialects.base import CallArguments, CallStart, Content, Reasoning
-from tests.server.dialects.writing import ADD, MARKED, THINKING, TOOLS, WEATHER, WRITINGS, Writing, pieces_of, read
+from tests.server.dialects.writing import (
+    ADD,
+    FAMILIES,
+    TAGGED,
+    THINKING,
+    TOOLS,
+    WEATHER,
+    Family,
+    parts_of,
+    read,
+)
 
-every = pytest.mark.parametrize("w", WRITINGS, ids=lambda w: w.id)
+every = pytest.mark.parametrize("w", FAMILIES, ids=lambda w: w.id)
 thinking = pytest.mark.parametrize("w", THINKING, ids=lambda w: w.id)
-marked = pytest.mark.parametrize("w", MARKED, ids=lambda w: w.id)
+tagged = pytest.mark.parametrize("w", TAGGED, ids=lambda w: w.id)
 sizes = pytest.mark.parametrize("size", [0, 1, 7])
 TEXT = 'Hello {"a": 1} <b>, [x] 你好\n\n    and more. '
 
 
 @every
 @sizes
-def test_an_answer_is_content(w: Writing, size: int) -> None:
+def test_an_answer_is_content(w: Family, size: int) -> None:
     assert read(w.dialect, w.content(TEXT), size=size) == [Content(TEXT)]
     assert read(w.dialect, w.content(TEXT), tools=(), size=size) == [Content(TEXT)]
 
 
 @every
 @sizes
-def test_one_call(w: Writing, size: int) -> None:
-    assert read(w.dialect, w.calls([WEATHER]), size=size) == pieces_of([WEATHER])
+def test_one_call(w: Family, size: int) -> None:
+    assert read(w.dialect, w.calls([WEATHER]), size=size) == parts_of([WEATHER])
 
 
 @every
 @sizes
-def test_several_calls(w: Writing, size: int) -> None:
+def test_several_calls(w: Family, size: int) -> None:
     calls = [WEATHER, ADD, ("add", "{}")]
-    assert read(w.dialect, w.calls(calls), size=size) == pieces_of(calls)
+    assert read(w.dialect, w.calls(calls), size=size) == parts_of(calls)
 
 
 @thinking
 @sizes
-def test_thought_then_call(w: Writing, size: int) -> None:
-    text = w.thought("I should\n\ncall.") + w.calls([ADD])
-    assert read(w.dialect, text, size=size) == [Reasoning("I should\n\ncall."), *pieces_of([ADD])]
+def test_thought_then_call(w: Family, size: int) -> None:
+    text = w.reasoning("I should\n\ncall.") + w.calls([ADD])
+    assert read(w.dialect, text, size=size) == [Reasoning("I should\n\ncall."), *parts_of([ADD])]
 
 
 @thinking
 @sizes
 @pytest.mark.parametrize("tools", [TOOLS, ()])
-def test_thought_then_content(w: Writing, size: int, tools: tuple) -> None:
-    text = w.thought("Hm.") + w.content("Hi there.\n")
+def test_thought_then_content(w: Family, size: int, tools: tuple) -> None:
+    text = w.reasoning("Hm.") + w.content("Hi there.\n")
     assert read(w.dialect, text, tools=tools, size=size) == [Reasoning("Hm."), Content("Hi there.\n")]
 
 
 @thinking
 @sizes
-def test_a_thought_that_the_prompt_opened(w: Writing, size: int) -> None:
+def test_a_thought_that_the_prompt_opened(w: Family, size: int) -> None:
     text = w.reopened("Hm.") + w.content("  Hi.")
     assert read(w.dialect, text, f"question{w.opened}", size=size) == [Reasoning("Hm."), Content("  Hi.")]
     text = w.reopened("Hm.") + w.calls([ADD])
-    assert read(w.dialect, text, f"question{w.opened}", size=size) == [Reasoning("Hm."), *pieces_of([ADD])]
+    assert read(w.dialect, text, f"question{w.opened}", size=size) == [Reasoning("Hm."), *parts_of([ADD])]
 
 
 @thinking
-def test_a_thought_that_never_closes(w: Writing) -> None:
+def test_a_thought_that_never_closes(w: Family) -> None:
     assert read(w.dialect, "on and on", w.opened, size=1) == [Reasoning("on and on")]
 
 
 @every
 @sizes
-def test_arguments_that_are_cut_stay(w: Writing, size: int) -> None:
+def test_arguments_that_are_cut_stay(w: Family, size: int) -> None:
     text = w.calls([WEATHER])
     text = text[: text.index("<", text.index("deep")) + 1]
     name, arguments = WEATHER
@@ -72,73 +82,73 @@ def test_arguments_that_are_cut_stay(w: Writing, size: int) -> None:
 
 
 @every
-def test_arguments_and_names_come_as_they_are_written(w: Writing) -> None:
+def test_arguments_and_names_come_as_they_are_written(w: Family) -> None:
     """A name when it is whole, and every character of the arguments with the push that brings it."""
     text, (name, arguments) = w.calls([WEATHER]), WEATHER
-    reader, seen, got, at = w.dialect.reader("", TOOLS), "", "", text.index(arguments)
+    parser, seen, got, at = w.dialect.parser("", TOOLS), "", "", text.index(arguments)
     for i, char in enumerate(text):
-        for piece in reader.push(char):
-            seen = piece.name if isinstance(piece, CallStart) else seen
-            got += piece.text if isinstance(piece, CallArguments) else ""
+        for part in parser.push(char):
+            seen = part.name if isinstance(part, CallStart) else seen
+            got += part.text if isinstance(part, CallArguments) else ""
         assert got == arguments[: max(0, i + 1 - at)]
         assert seen == (name if i + 1 >= at else seen)
     assert seen == name
 
 
-@marked
+@tagged
 @sizes
-def test_marks_are_text_without_tools(w: Writing, size: int) -> None:
+def test_marks_are_text_without_tools(w: Family, size: int) -> None:
     text = "See: " + w.calls([ADD, ADD])
     assert read(w.dialect, text, tools=(), size=size) == [Content(text)]
 
 
-@marked
+@tagged
 @sizes
-def test_text_before_a_call_loses_only_its_last_spaces(w: Writing, size: int) -> None:
+def test_text_before_a_call_loses_only_its_last_spaces(w: Family, size: int) -> None:
     assert read(w.dialect, f"  One moment.\n\n{w.calls([ADD])}\n", size=size) == [
         Content("  One moment."),
-        *pieces_of([ADD]),
+        *parts_of([ADD]),
     ]
 
 
-@marked
+@tagged
 @sizes
-def test_text_after_a_call(w: Writing, size: int) -> None:
-    assert read(w.dialect, f"{w.calls([ADD])}\n\n Done.", size=size) == [*pieces_of([ADD]), Content(" Done.")]
+def test_text_after_a_call(w: Family, size: int) -> None:
+    assert read(w.dialect, f"{w.calls([ADD])}\n\n Done.", size=size) == [*parts_of([ADD]), Content(" Done.")]
 
 
-@marked
+@tagged
 @sizes
 @pytest.mark.parametrize("cut", [3, 12, 16])
-def test_a_call_cut_before_its_name_is_content(w: Writing, size: int, cut: int) -> None:
+def test_a_call_cut_before_its_name_is_content(w: Family, size: int, cut: int) -> None:
     text = "Oh: " + w.calls([("get_weather_of_the_day", "{}")])[:cut]
     assert "get_weather_of_the_day" not in text
     assert read(w.dialect, text, size=size) == [Content(text)]
 
 
-@marked
+@tagged
 @sizes
-def test_a_mark_without_a_call_is_content(w: Writing, size: int) -> None:
-    mark = w.calls([ADD])[: w.calls([ADD]).index("]" if w.id.startswith("mistral") else ">") + 1]
-    text = f"The mark {mark} \n is used, {mark}{mark} like so {mark}"
+def test_a_mark_without_a_call_is_content(w: Family, size: int) -> None:
+    delimiter = w.calls([ADD])[: w.calls([ADD]).index("]" if w.id.startswith("mistral") else ">") + 1]
+    text = f"The delimiter {delimiter} \n is used, {delimiter}{delimiter} like so {delimiter}"
     assert read(w.dialect, text, size=size) == [Content(text)]
-    assert read(w.dialect, text + w.calls([ADD]), size=size) == [Content(text), *pieces_of([ADD])]
+    assert read(w.dialect, text + w.calls([ADD]), size=size) == [Content(text), *parts_of([ADD])]
 
 
 @every
 @sizes
-def test_whitespace_alone_is_content(w: Writing, size: int) -> None:
+def test_whitespace_alone_is_content(w: Family, size: int) -> None:
     assert read(w.dialect, w.content(" \n\n"), size=size) == [Content(" \n\n")]
     assert read(w.dialect, "", size=size) == []
 
 
 @thinking
-def test_an_empty_thought_leaves_nothing(w: Writing) -> None:
-    assert read(w.dialect, w.thought("\n") + w.content("Hi"), size=1) == [Content("Hi")]
+def test_an_empty_thought_leaves_nothing(w: Family) -> None:
+    assert read(w.dialect, w.reasoning("\n") + w.content("Hi"), size=1) == [Content("Hi")]
 
 
 @pytest.mark.parametrize("w", [w for w in THINKING if not w.id.startswith("harmony")], ids=lambda w: w.id)
 @sizes
-def test_a_mark_in_a_thought_is_thought(w: Writing, size: int) -> None:
-    thought = f"maybe {w.calls([ADD])} or not"
-    assert read(w.dialect, w.thought(thought) + "No.", size=size) == [Reasoning(thought), Content("No.")]
+def test_a_mark_in_a_thought_is_thought(w: Family, size: int) -> None:
+    reasoning = f"maybe {w.calls([ADD])} or not"
+    assert read(w.dialect, w.reasoning(reasoning) + "No.", size=size) == [Reasoning(reasoning), Content("No.")]

@@ -1,11 +1,11 @@
-"""What every family would write: one entry each, with its dialect, its calls and its thoughts. It checks nothing."""
+"""What every family would write: one entry each, with its dialect, its calls and its reasoning. It checks nothing."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from server.dialects.base import CallArguments, CallStart, Content, Dialect, Piece, Reasoning, Tool
-from server.dialects.detect import by_name
+from server.dialects.base import CallArguments, CallStart, Content, DeltaPart, Dialect, Reasoning, ToolSpec
+from server.dialects.detect import dialect_named
 
 SPECIALS = {
     "mistral": ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]"),
@@ -13,22 +13,22 @@ SPECIALS = {
     "harmony": ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"),
 }
 Call = tuple[str, str]  # name, the JSON text of the arguments
-TOOLS = (Tool("get_weather"), Tool("add"))
+TOOLS = (ToolSpec("get_weather"), ToolSpec("add"))
 WEATHER = ("get_weather", '{"city": "Köln", "say": "a \\"}{\\" b", "deep": {"x": [1, {"y": "<"}], "z": null}}')
 ADD = ("add", '{"a":1,"b": -2.5e3}')
 
 
 @dataclass(frozen=True)
-class Writing:
-    """`calls` writes calls, `content` an answer's text, `thought` a thought before either."""
+class Family:
+    """`calls` writes calls, `content` an answer's text, `reasoning` a reasoning before either."""
 
     id: str
     dialect: Dialect
     calls: Callable[[Sequence[Call]], str]
     content: Callable[[str], str] = str
-    thought: Callable[[str], str] = "<think>\n{}\n</think>\n\n".format
-    opened: str = "<think>\n"  # a prompt's end that opens a thought
-    reopened: Callable[[str], str] = "{}\n</think>\n\n".format  # a thought that the prompt opened
+    reasoning: Callable[[str], str] = "<think>\n{}\n</think>\n\n".format
+    opened: str = "<think>\n"  # a prompt's end that opens a reasoning
+    reopened: Callable[[str], str] = "{}\n</think>\n\n".format  # a reasoning that the prompt opened
 
 
 def specials(name: str, first: int = 300) -> dict[str, int]:
@@ -36,7 +36,7 @@ def specials(name: str, first: int = 300) -> dict[str, int]:
 
 
 def _dialect(name: str) -> Dialect:
-    return by_name(name, specials(name))
+    return dialect_named(name, specials(name))
 
 
 def _object(call: Call, key: str = "arguments") -> str:
@@ -93,57 +93,59 @@ def _harmony_role_first(calls: Sequence[Call]) -> str:
     )
 
 
-_BRACKETS = {"thought": "[THINK]{}[/THINK]".format, "opened": "[THINK]", "reopened": "{}[/THINK]".format}
+_BRACKETS = {"reasoning": "[THINK]{}[/THINK]".format, "opened": "[THINK]", "reopened": "{}[/THINK]".format}
 _HARMONY = {
     "content": "<|channel|>final<|message|>{}".format,
-    "thought": "<|channel|>analysis<|message|>{}<|end|><|start|>assistant".format,
+    "reasoning": "<|channel|>analysis<|message|>{}<|end|><|start|>assistant".format,
     "opened": "<|start|>assistant<|channel|>analysis<|message|>",
     "reopened": "{}<|end|><|start|>assistant".format,
 }
-WRITINGS = (
-    Writing("plain", _dialect("plain"), _hermes),
-    Writing("hermes", _dialect("hermes"), _hermes),
-    Writing("mistral-array", _dialect("mistral"), _mistral_array, **_BRACKETS),
-    Writing("mistral-named", _dialect("mistral"), _mistral_named, **_BRACKETS),
-    Writing("mistral-ids", _dialect("mistral"), _mistral_ids, **_BRACKETS),
-    Writing("llama", _dialect("llama"), _llama),
-    Writing("llama-tagged", _dialect("llama"), _llama_tagged),
-    Writing("deepseek-v3", _dialect("deepseek"), _deepseek_fenced),
-    Writing("deepseek-v3.1", _dialect("deepseek"), _deepseek_bare),
-    Writing("harmony", _dialect("harmony"), _harmony, **_HARMONY),
-    Writing("harmony-role", _dialect("harmony"), _harmony_role_first, **_HARMONY),
+FAMILIES = (
+    Family("plain", _dialect("plain"), _hermes),
+    Family("hermes", _dialect("hermes"), _hermes),
+    Family("mistral-array", _dialect("mistral"), _mistral_array, **_BRACKETS),
+    Family("mistral-named", _dialect("mistral"), _mistral_named, **_BRACKETS),
+    Family("mistral-ids", _dialect("mistral"), _mistral_ids, **_BRACKETS),
+    Family("llama", _dialect("llama"), _llama),
+    Family("llama-tagged", _dialect("llama"), _llama_tagged),
+    Family("deepseek-v3", _dialect("deepseek"), _deepseek_fenced),
+    Family("deepseek-v3.1", _dialect("deepseek"), _deepseek_bare),
+    Family("harmony", _dialect("harmony"), _harmony, **_HARMONY),
+    Family("harmony-role", _dialect("harmony"), _harmony_role_first, **_HARMONY),
 )
-THINKING = WRITINGS[1:]
-MARKED = tuple(w for w in WRITINGS if not w.id.startswith(("harmony", "llama")))
+THINKING = FAMILIES[1:]
+TAGGED = tuple(w for w in FAMILIES if not w.id.startswith(("harmony", "llama")))
 
 
-def read(dialect: Dialect, text: str, prompt: str = "", tools: Sequence[Tool] = TOOLS, size: int = 0) -> list[Piece]:
-    """The pieces of `text`, pushed whole or `size` characters at a time, with neighbours of one kind joined."""
+def read(
+    dialect: Dialect, text: str, prompt: str = "", tools: Sequence[ToolSpec] = TOOLS, size: int = 0
+) -> list[DeltaPart]:
+    """The parts of `text`, pushed whole or `size` characters at a time, with neighbours of one kind joined."""
     step = size or max(1, len(text))
-    return read_parts(dialect, [text[at : at + step] for at in range(0, len(text), step)], prompt, tools)
+    return read_chunks(dialect, [text[at : at + step] for at in range(0, len(text), step)], prompt, tools)
 
 
-def read_parts(dialect: Dialect, parts: Sequence[str], prompt: str, tools: Sequence[Tool]) -> list[Piece]:
-    reader = dialect.reader(prompt, tools)
-    pieces = [piece for part in parts for piece in reader.push(part)]
-    return joined([*pieces, *reader.flush()])
+def read_chunks(dialect: Dialect, chunks: Sequence[str], prompt: str, tools: Sequence[ToolSpec]) -> list[DeltaPart]:
+    parser = dialect.parser(prompt, tools)
+    parts = [part for chunk in chunks for part in parser.push(chunk)]
+    return joined([*parts, *parser.flush()])
 
 
-def joined(pieces: Sequence[Piece]) -> list[Piece]:
-    out: list[Piece] = []
-    for piece in pieces:
+def joined(parts: Sequence[DeltaPart]) -> list[DeltaPart]:
+    out: list[DeltaPart] = []
+    for part in parts:
         last = out[-1] if out else None
-        assert isinstance(piece, CallStart) or piece.text, "an empty piece"
-        if isinstance(piece, Content) and isinstance(last, Content):
-            out[-1] = Content(last.text + piece.text)
-        elif isinstance(piece, Reasoning) and isinstance(last, Reasoning):
-            out[-1] = Reasoning(last.text + piece.text)
-        elif isinstance(piece, CallArguments) and isinstance(last, CallArguments) and last.index == piece.index:
-            out[-1] = CallArguments(last.index, last.text + piece.text)
+        assert isinstance(part, CallStart) or part.text, "an empty part"
+        if isinstance(part, Content) and isinstance(last, Content):
+            out[-1] = Content(last.text + part.text)
+        elif isinstance(part, Reasoning) and isinstance(last, Reasoning):
+            out[-1] = Reasoning(last.text + part.text)
+        elif isinstance(part, CallArguments) and isinstance(last, CallArguments) and last.index == part.index:
+            out[-1] = CallArguments(last.index, last.text + part.text)
         else:
-            out.append(piece)
+            out.append(part)
     return out
 
 
-def pieces_of(calls: Sequence[Call]) -> list[Piece]:
-    return [piece for i, (name, text) in enumerate(calls) for piece in (CallStart(i, name), CallArguments(i, text))]
+def parts_of(calls: Sequence[Call]) -> list[DeltaPart]:
+    return [part for i, (name, text) in enumerate(calls) for part in (CallStart(i, name), CallArguments(i, text))]

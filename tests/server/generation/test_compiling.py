@@ -1,4 +1,4 @@
-"""Grammars are compiled before their calls take a turn: a plain request never waits behind them."""
+"""Grammars are compiled before their calls take a slot: a plain request never waits behind them."""
 
 import threading
 from typing import Any
@@ -47,7 +47,7 @@ def test_several_answers_have_one_grammar() -> None:
 
 
 def test_the_queue_of_grammars_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "WAITING", 2)
+    monkeypatch.setattr(compiling, "MAX_WAITING", 2)
     engine = compiles_slowly()
     with on_loopback(engine) as (url, service), in_background(2, url + COMPLETIONS, with_grammar("a+")):
         eventually(lambda: service.compiler.waiting == 2)

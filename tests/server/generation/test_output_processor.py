@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.types import Logprob, TokenEvent
-from server.generation.output_processor import StopMatcher, Transcript
+from server.generation.output_processor import OutputProcessor, StopMatcher
 from tests.server.fakes import EOS, FakeDecoder
 
 TEXT = st.text("ab\n", max_size=24)
@@ -49,32 +49,32 @@ def events(data: bytes, logprobs: bool = False) -> list[TokenEvent]:
 
 @given(st.text(max_size=20))
 def test_characters_leave_whole_and_in_order(text: str) -> None:
-    transcript = Transcript(0, FakeDecoder(), [])
-    deltas = [transcript.push(event) for event in events(text.encode("utf-8", "replace"))]
+    output = OutputProcessor(0, FakeDecoder(), [])
+    deltas = [output.push(event) for event in events(text.encode("utf-8", "replace"))]
     assert "".join(delta.text for delta in deltas) == text.encode("utf-8", "replace").decode()
     assert all("�" not in delta.text for delta in deltas)
     assert deltas[-1].finish == "stop"
 
 
 def test_half_a_character_at_the_end_is_shown_as_damaged_not_dropped() -> None:
-    transcript = Transcript(0, FakeDecoder(), [])
-    first = transcript.push(TokenEvent("r", 0xE2))
-    last = transcript.push(TokenEvent("r", 0x82, finish="length"))
+    output = OutputProcessor(0, FakeDecoder(), [])
+    first = output.push(TokenEvent("r", 0xE2))
+    last = output.push(TokenEvent("r", 0x82, finish="length"))
     assert (first.text, last.text, last.finish) == ("", "�", "length")
 
 
 def test_log_probabilities_leave_with_their_text_and_never_show_a_stop_string() -> None:
-    transcript = Transcript(0, FakeDecoder(), ["cde"])
-    deltas = [transcript.push(event) for event in events(b"abcd", logprobs=True)]
+    output = OutputProcessor(0, FakeDecoder(), ["cde"])
+    deltas = [output.push(event) for event in events(b"abcd", logprobs=True)]
     assert [len(delta.logprobs) for delta in deltas] == [1, 1, 0, 0, 2]
     assert [entry.offset for delta in deltas for entry in delta.logprobs] == [0, 1, 2, 3]
     assert deltas[0].logprobs[0].top == ((65, -9999.0),)
-    stopped = Transcript(0, FakeDecoder(), ["cd"])
+    stopped = OutputProcessor(0, FakeDecoder(), ["cd"])
     shown = [entry.token for event in events(b"abcd", logprobs=True)[:4] for entry in stopped.push(event).logprobs]
     assert bytes(shown) == b"ab"
 
 
 def test_log_probabilities_of_a_split_character_are_all_kept() -> None:
-    transcript = Transcript(0, FakeDecoder(), [])
-    deltas = [transcript.push(event) for event in events("€".encode(), logprobs=True)]
+    output = OutputProcessor(0, FakeDecoder(), [])
+    deltas = [output.push(event) for event in events("€".encode(), logprobs=True)]
     assert [len(delta.logprobs) for delta in deltas] == [0, 0, 3, 0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.dialects.detect import by_name
+from server.dialects.detect import dialect_named
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, service_of, value
 
@@ -75,7 +75,7 @@ def whole(answer: dict[str, Any]) -> tuple[str, list[str], str]:
 @pytest.mark.parametrize("said", [f"Well. {CALL}", "Well."])
 def test_no_limit_shows_markup_of_a_free_answer(said: str) -> None:
     with in_memory(FakeEngine(says(said))) as client:
-        service_of(client).dialect = by_name("hermes", {})
+        service_of(client).dialect = dialect_named("hermes", {})
         body: dict[str, Any] = {"messages": USER, "tools": [ADD]}
         for most in range(1, len(said) + 1):
             content, calls, finish = whole(client.post(CHAT, json=body | {"max_tokens": most}).json())
@@ -90,7 +90,7 @@ def test_without_parallel_calls_the_first_one_ends_a_free_answer(stream: bool) -
     engine = FakeEngine(says(f"Well. {CALL}\n{CALL}\nThat is all."))
     engine.together = 4
     with in_memory(engine) as client:
-        service_of(client).dialect = by_name("hermes", {})
+        service_of(client).dialect = dialect_named("hermes", {})
         body = {"messages": USER, "tools": [ADD], "stream": stream}
         response = client.post(CHAT, json=body | {"parallel_tool_calls": False})
         found = streamed(response.text) if stream else whole(response.json())
@@ -251,7 +251,7 @@ def asked_both(mode: str, *names: str, **more: Any) -> list[tuple[str, dict[str,
 def test_only_allowed_tools_can_be_called_and_all_are_told(mode: str) -> None:
     engine = FakeEngine()
     with in_memory(engine) as client:
-        service_of(client).dialect = by_name("hermes", {})
+        service_of(client).dialect = dialect_named("hermes", {})
         for path, body in asked_both(mode, "sub"):
             assert client.post(path, json=body).status_code == 200
         named = {"tool_choice": "required", "tools": [SUB], "messages": USER}

@@ -8,9 +8,9 @@ from starlette.testclient import TestClient
 
 from model.errors import InvalidRequest
 from server.dialects.hermes import Hermes
-from server.dialects.reasoning import Thoughts
+from server.dialects.reasoning import ReasoningTags
 from server.errors import ModelNotFound
-from server.requests.responses_as_chat import chat_of, own_words
+from server.requests.responses_as_chat import chat_of, with_response_names
 from server.schemas.responses import read_body
 from tests.server.fakes import REFUSED
 from tests.server.harness import in_memory, service_of, value
@@ -20,7 +20,7 @@ from tests.server.test_responses import RESPONSES, SCORES, WEATHER
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     with in_memory() as client:
-        service_of(client).dialect = Hermes({}, Thoughts())
+        service_of(client).dialect = Hermes({}, ReasoningTags())
         yield client
 
 
@@ -194,7 +194,7 @@ def test_refusals_in_the_callers_words(client: TestClient, fields: dict[str, Any
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_the_engine_refuses_is_renamed(stream: bool) -> None:
     class Refusing(Hermes):
-        def answers(self, prompt: str, rules: str) -> str:
+        def answer_grammar(self, prompt: str, rules: str) -> str:
             return REFUSED
 
     with in_memory() as client:
@@ -212,8 +212,8 @@ def test_only_names_are_renamed() -> None:
         ("got max_tokens'", "got max_tokens'"),
         ("my_max_tokens, a.max_tokens", "my_max_tokens, a.max_tokens"),
     ):
-        assert own_words(InvalidRequest(before)).message == after
-    error = own_words(ModelNotFound("no such model", "model", "a_code"))
+        assert with_response_names(InvalidRequest(before)).message == after
+    error = with_response_names(ModelNotFound("no such model", "model", "a_code"))
     assert isinstance(error, ModelNotFound) and (error.param, error.code) == ("model", "a_code")
 
 
