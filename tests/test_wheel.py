@@ -14,7 +14,7 @@ from release.check_wheel import missing
 from server.version import VERSION
 from tests.e2e.live import Live, ready_url
 
-pytestmark = [pytest.mark.slow, pytest.mark.redundant]  # it compiles every kernel
+pytestmark = [pytest.mark.slow, pytest.mark.redundant, pytest.mark.timeout(600)]  # it compiles every kernel
 ROOT = Path(__file__).parent.parent
 
 

@@ -36,6 +36,7 @@ def test_a_count_per_moe_layer(tmp_path: Path) -> None:
             live.client.completions.create(model="tiny", **QUESTION, extra_body={"experts": {"count": [1, 1, 1, 1]}})
 
 
+@pytest.mark.redundant  # tests/families/test_engine.py refuses the count, in one process
 def test_a_dense_model_answers_and_refuses_a_count(tmp_path: Path) -> None:
     with served("gpt2", 0, tmp_path) as live:
         assert live.client.completions.create(model="tiny", **QUESTION).choices[0].text is not None
@@ -43,7 +44,7 @@ def test_a_dense_model_answers_and_refuses_a_count(tmp_path: Path) -> None:
             live.client.completions.create(model="tiny", **QUESTION, extra_body={"num_experts": 1})
 
 
-@pytest.mark.parametrize("consent", [False, True])
+@pytest.mark.parametrize("consent", [False, pytest.param(True, marks=pytest.mark.redundant)])
 def test_a_router_made_for_one_count(consent: bool, tmp_path: Path) -> None:
     flags = ["--allow-extrapolated-experts"] if consent else []
     with served("llama4_text", 0, tmp_path, *flags) as live:
@@ -55,6 +56,7 @@ def test_a_router_made_for_one_count(consent: bool, tmp_path: Path) -> None:
                 live.client.completions.create(**ask)  # type: ignore[call-overload]
 
 
+@pytest.mark.redundant  # tests/families/test_engine.py runs the same layers, in one process
 def test_recurrent_layers_serve_without_a_prefix_cache(tmp_path: Path) -> None:
     with served("qwen3_next", 0, tmp_path) as live:
         texts = {live.client.completions.create(model="tiny", **QUESTION).choices[0].text for _ in range(3)}

@@ -171,7 +171,7 @@ def test_a_call_that_may_be_made(api: openai.OpenAI, choice: Any) -> None:
     assert answer.message.tool_calls or answer.message.content
 
 
-@pytest.mark.parametrize("mode", ["auto", "required"])
+@pytest.mark.parametrize("mode", ["auto", pytest.param("required", marks=pytest.mark.redundant)])
 def test_only_allowed_tools_are_called(api: openai.OpenAI, mode: str) -> None:
     subset = {"mode": mode, "tools": [{"type": "function", "function": {"name": "draw_animal"}}]}
     choice: Any = {"type": "allowed_tools", "allowed_tools": subset}

@@ -105,7 +105,11 @@ def post(live: Live, path: str, **body: Any) -> Any:
     return response.json()
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+# A map may grow to the limit of tokens: by far the slowest, and the same grammar as an object.
+schemas = [pytest.param(name, marks=pytest.mark.redundant if name == "a map" else ()) for name in SCHEMAS]
+
+
+@pytest.mark.parametrize("name", schemas)
 def test_an_answer_satisfies_its_schema_at_every_count(live: Live, name: str) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMAS[name], "strict": True}}
     # RFC 3339 has a year 0000, and Python's calendar has not: days are only held to their form
@@ -183,6 +187,7 @@ def test_cached_tokens_are_told_however_an_answer_ends(live: Live) -> None:
         assert usage["prompt_tokens_details"]["cached_tokens"] == 80
 
 
+@pytest.mark.redundant  # tests/engine/test_mixed_batch.py and test_speculation.py compare and count, in one process
 def test_guesses_are_counted_and_change_nothing(live: Live) -> None:
     body = {"prompt": "The cat. The dog. The cat. The dog. The cat.", "max_tokens": 60, "seed": 5, "ignore_eos": True}
     body |= {"guided_regex": "( The (cat|dog)\\.){5} The end of this story is near", "ignore_eos": False}

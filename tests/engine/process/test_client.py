@@ -172,7 +172,7 @@ def test_death_fails_the_running_and_serves_again(death: str, count: int) -> Non
     run(test)
 
 
-@pytest.mark.parametrize("busy", [True, False])
+@pytest.mark.parametrize("busy", [pytest.param(True, marks=pytest.mark.redundant), False])
 def test_a_process_that_hangs_is_killed_and_the_next_one_serves(busy: bool) -> None:
     async def test() -> None:
         async with serving("slow", hang_seconds=0.5) as client:
@@ -217,6 +217,7 @@ def test_a_process_that_hangs_while_it_loads_is_replaced() -> None:
     run(test)
 
 
+@pytest.mark.redundant  # seven seconds of waiting; test_silence.py has the rule, with a clock of its own
 def test_long_steps_silence_without_work_and_a_busy_loop_are_no_hang() -> None:
     async def test() -> None:
         async with serving("long", hang_seconds=1.0) as client:
