@@ -1,4 +1,4 @@
-"""A family is one file, found by its name: this one. python examples/adding_a_family.py
+"""A family is one file, found by its name: this one. Run it with `python examples/adding_a_family.py`.
 
 It is the whole of a family with `"model_type": "adding_a_family"`: what its config.json means (`decoder_config`) and
 what its tensors are called (`NAMES`). In the repository it would lie in `model/families/`, and a test would compare it

@@ -61,7 +61,7 @@ def serving(installed: Path, home: Path, path: str = "/nowhere") -> Iterator[Liv
     flags = ("--port", "0", "--threads", "1", "--log-level", "warning")
     process = started(installed, home, "serve", *flags, path=path)
     try:
-        yield Live(ready_url(process), process)
+        yield Live(ready_url(process, seconds=500), process)
     finally:
         process.terminate()
         process.communicate()

@@ -72,10 +72,10 @@ def serving(*flags: str, watched: bool = True) -> Iterator[Live]:
             process.stdout.close()
 
 
-def ready_url(process: subprocess.Popen[str]) -> str:
+def ready_url(process: subprocess.Popen[str], seconds: float = READY_SECONDS) -> str:
     """The address that the ready text names; fails where the server ends before it."""
     assert process.stdout is not None
-    deadline = time.monotonic() + READY_SECONDS
+    deadline = time.monotonic() + seconds
     for line in process.stdout:
         if match := re.search(r"curl (http://[\d.:]+)/", line):
             return match[1]
