@@ -56,30 +56,44 @@ inline int64_t list_tiles(const Pages& pages, int64_t kv_heads, int64_t max_rows
     return count;
 }
 
-// out [rows, heads * head_width]: attention of every new token over its sequence up to itself.
-// queries: [rows, stride >= heads * head_width].
-void attend(const float* queries, int64_t stride, const Cache& cache, const Pages& pages,
-            const Attention& attention, float* out) {
-    const int64_t width = cache.head_width, heads = attention.heads;
-    const int64_t max_rows = QUERIES / (heads / cache.kv_heads);
-    const Inputs in = inputs(cache.kind, pages.rows * heads, width);
+// The queries of every row and head in the cache's kind, as rows of a product.
+inline Inputs encode_queries(const float* queries, int64_t stride, const Cache& cache, int64_t rows,
+                             int64_t heads) {
+    const int64_t width = cache.head_width;
+    const Inputs in = inputs(cache.kind, rows * heads, width);
     parallel_rows(
-        pages.rows, 16,
+        rows, 16,
         [&](int64_t first, int64_t last) {
             for (int64_t row = first; row < last; row++)
                 for (int64_t head = 0; head < heads; head++)
                     encode(queries + row * stride + head * width, width, in, row * heads + head,
                            width);
         },
-        4 * pages.rows * heads * width);
-    QueryTile* tiles =
-        scratch().take<QueryTile>((pages.rows / max_rows + pages.count) * cache.kv_heads);
-    const int64_t count = list_tiles(pages, cache.kv_heads, max_rows, tiles);
+        4 * rows * heads * width);
+    return in;
+}
+
+inline int64_t longest_context(const Pages& pages) {
     int64_t longest = 0;
     for (int64_t span = 0; span < pages.count; span++)
         longest = std::max(longest, pages.spans[span].context);
-    const int64_t parts = ceil_div(longest, PART), room = QUERIES * width;
+    return longest;
+}
+
+// out [rows, heads * head_width]: attention of every new token over its sequence up to itself.
+// queries: [rows, stride >= heads * head_width].
+void attend(const float* queries, int64_t stride, const Cache& cache, const Pages& pages,
+            const Attention& attention, float* out) {
+    const int64_t width = cache.head_width, heads = attention.heads;
+    const int64_t max_rows = QUERIES / (heads / cache.kv_heads);
+    const Inputs in = encode_queries(queries, stride, cache, pages.rows, heads);
     const Attender attender{in, cache, pages, attention};
+    QueryTile* tiles =
+        scratch().take<QueryTile>((pages.rows / max_rows + pages.count) * cache.kv_heads);
+    const int64_t count = list_tiles(pages, cache.kv_heads, max_rows, tiles);
+    const int64_t longest = longest_context(pages);
+    const int64_t parts = ceil_div(longest, PART), room = QUERIES * width;
+
     // Few tiles with long contexts: their parts are computed side by side. Otherwise each task
     // computes the parts of its own tile in turn. The parts and their order are the same.
     const bool split = parts > 1 && count < 4 * threads();
@@ -90,20 +104,20 @@ void attend(const float* queries, int64_t stride, const Cache& cache, const Page
         runs[i].out = outs + i * room;
         attender.part(tiles[i / parts], i % parts * PART, (i % parts + 1) * PART, runs[i]);
     });
-    const auto run = [&](int64_t i) {
+    const auto run = [&](const QueryTile& tile, const Running* done) {
         static thread_local std::vector<float> local;
         local.resize(2 * room);
-        const int64_t queries_here = attender.count(tiles[i]);
-        const int64_t until = attender.position(tiles[i], queries_here - 1) + 1;
+        const int64_t here = attender.count(tile), until = attender.position(tile, here - 1) + 1;
         Running sums, next;
         sums.out = local.data(), next.out = sums.out + room;
-        attender.part(tiles[i], 0, split ? 0 : PART, sums);
+        attender.part(tile, 0, split ? 0 : PART, sums);  // split: nothing seen yet
         for (int64_t part = split ? 0 : 1; part * PART < until; part++) {
-            if (!split) attender.part(tiles[i], part * PART, (part + 1) * PART, next);
-            absorb(sums, split ? runs[i * parts + part] : next, queries_here, width);
+            if (!split) attender.part(tile, part * PART, (part + 1) * PART, next);
+            absorb(sums, split ? done[part] : next, here, width);
         }
-        divide(attender, tiles[i], sums, out);
+        divide(attender, tile, sums, out);
     };
+
     // Several tiles in a row to one thread, which then knows what it will read next.
     const int64_t in_a_row = count >= 16 * threads() ? 4 : 1;
     parallel_rows(
@@ -111,7 +125,7 @@ void attend(const float* queries, int64_t stride, const Cache& cache, const Page
         [&](int64_t first, int64_t last) {
             for (int64_t i = first; i < last; i++) {
                 if (i + 1 < last) attender.expect(tiles[i + 1]);
-                run(i);
+                run(tiles[i], runs + i * parts);
             }
         },
         2 * pages.rows * heads * width * longest);

@@ -11,11 +11,13 @@ inline Matrix matrix(const PackedParams& params, int64_t outputs, int64_t inputs
     return matrix(params.packed, params.scales, outputs, inputs, count);
 }
 
+// A norm over `width` values. Without a weight it does nothing.
 inline Norm bind(int64_t width, const NormParams& params) {
     return {vector(params.weight, width, "norm weight"), vector(params.bias, width, "norm bias"),
             float(params.eps)};
 }
 
+// W norm(x) + bias. `outputs`: those of W without its padding.
 struct NormedLinear {
     Norm norm;
     Linear layer;
@@ -29,6 +31,8 @@ inline NormedLinear bind(int64_t width, const LinearParams& params) {
             params.outputs};
 }
 
+// `count` experts of `units` units each, stored with units padded to a multiple of 16: padded units
+// have zeros in both matrices and add nothing.
 inline Experts experts_of(const PackedParams& up, const PackedParams& down, int64_t count,
                           int64_t units, int64_t width, bool gated, int64_t activation) {
     TORCH_CHECK(count > 0 && units > 0 && width > 0, "experts need at least one unit and input");
@@ -46,12 +50,14 @@ inline Experts bind(int64_t width, const ExpertsParams& params, int64_t count) {
                       params.activation);
 }
 
+// The first bias is as long as the padded outputs of `up`: it is added to whole vectors.
 inline FeedForward bind(int64_t width, const FeedForwardParams& params) {
     const Experts expert = bind(width, params.expert, 1);
     return {bind(width, params.norm), expert, vector(params.up_bias, expert.up.outputs, "up bias"),
             vector(params.down_bias, width, "down bias")};
 }
 
+// At most 32 heads share a key-value head: so many queries fill one tile (`attender.h`).
 inline Attention bind(const MaskParams& params, int64_t heads, int64_t kv_heads) {
     TORCH_CHECK(kv_heads > 0 && heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= 32, heads,
                 " heads cannot share ", kv_heads, " key-value heads (at most 32 each)");
@@ -62,6 +68,7 @@ inline Attention bind(const MaskParams& params, int64_t heads, int64_t kv_heads)
     return attention;
 }
 
+// Queries, keys and values come from one matrix, [heads + 2 kv_heads][head_width] outputs.
 inline AttentionBlock bind(int64_t width, const AttentionParams& params) {
     const int64_t head = params.head_width;
     const int64_t queries = params.heads * head, keys = params.kv_heads * head;
@@ -69,6 +76,7 @@ inline AttentionBlock bind(int64_t width, const AttentionParams& params) {
     AttentionBlock block;
     block.kv_heads = params.kv_heads, block.head_width = head;
     block.norm = bind(width, params.norm);
+    // Queries and keys are normed over all heads at once, or each head on its own.
     const auto head_norm = [&](const OptionalTensor& weight, int64_t all) {
         return bind(params.norm_per_head ? head : all, NormParams{weight, {}, params.norm.eps});
     };
@@ -105,6 +113,7 @@ inline TopK bind(int64_t width, const TopKParams& params) {
     return block;
 }
 
+// `latent_dim` is the router's, or that of the Gaussian which an op is given.
 inline Draws bind(const DrawsParams& params, int64_t latent_dim) {
     return {data<const float>(params.quantiles, "quantiles"),
             params.layer,
@@ -130,6 +139,7 @@ inline UnitRows unit_rows(int64_t width, const InfinityParams& params, const Exp
     return {(const int32_t*)up.data_ptr(), (const char*)down.data_ptr(), params.crossover_rows};
 }
 
+// A group has units / groups units, and a tile holds whole groups; the last tile may have padding.
 inline Infinity bind(int64_t width, const InfinityParams& params) {
     const int64_t units = params.units, groups = params.groups, tile_units = params.tile_units;
     TORCH_CHECK(groups > 0 && units > 0 && units % groups == 0 && tile_units > 0 &&

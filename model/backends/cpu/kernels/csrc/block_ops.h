@@ -16,6 +16,7 @@ inline void attention_block_op(const AttentionParams& params, Tensor x, Tensor c
     const AttentionBlock block = bind(x.size(1), params);
     check_positions(block, pages);
     Op op;
+    // A step without rows has nothing to do, and no task to hand out.
     if (x.size(0)) attention_block(rows, x.size(1), block, layer_cache, pages);
 }
 

@@ -32,6 +32,7 @@ inline void prepare_row(float* qkv, int64_t position, const AttentionBlock& laye
     }
 }
 
+// Projection, preparation of rows, cache write, attention, projection back onto x.
 void attention_block(float* x, int64_t width, const AttentionBlock& layer, const Cache& cache,
                      const Pages& pages) {
     const int64_t head = cache.head_width, queries = layer.attention.heads * head;
@@ -39,6 +40,7 @@ void attention_block(float* x, int64_t width, const AttentionBlock& layer, const
     const Inputs in = encode_rows(x, pages.rows, width, width, layer.norm, layer.qkv.weight);
     float* qkv = scratch().take<float>(pages.rows * stride);
     linear_rows(in, pages.rows, layer.qkv, false, stride, stride, qkv);
+    // Where each row stands in its sequence.
     int64_t* position = scratch().take<int64_t>(pages.rows);
     for (int64_t index = 0; index < pages.count; index++) {
         const Span& span = pages.spans[index];
@@ -52,6 +54,7 @@ void attention_block(float* x, int64_t width, const AttentionBlock& layer, const
                 prepare_row(qkv + row * stride, position[row], layer, cache.kv_heads, head);
         },
         4 * pages.rows * stride);
+    // Written before they are read: a token attends to itself.
     const float* keys = qkv + queries;
     write_cache(keys, keys + cache.kv_heads * head, stride, cache, pages);
     float* out = scratch().take<float>(pages.rows * queries);

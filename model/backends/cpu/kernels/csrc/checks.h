@@ -27,6 +27,7 @@ struct Op {
     ~Op() { scratch().reset(); }
 };
 
+// The values of a contiguous tensor whose dtype is T.
 template <class T>
 T* data(const Tensor& tensor, const char* name) {
     TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
@@ -35,6 +36,7 @@ T* data(const Tensor& tensor, const char* name) {
     return (T*)tensor.data_ptr();
 }
 
+// The values of a float32 tensor of so many dimensions.
 inline float* floats(const Tensor& tensor, const char* name, int64_t dimensions = 2) {
     TORCH_CHECK(tensor.dim() == dimensions, name, " must have ", dimensions, " dimensions, got ",
                 tensor.dim());
@@ -53,6 +55,7 @@ inline int64_t up_to(int64_t value, int64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
+// How packed weights are stored is told by their dtype; uint8 stands for int8 that is widened.
 inline Kind kind_of(const Tensor& packed) {
     switch (packed.scalar_type()) {
         case at::kFloat: return FLOAT;
@@ -98,6 +101,7 @@ inline BudgetRows budget_of(const Tensor& counts, int64_t k_max) {
     return budget;
 }
 
+// Pairs, or draws, of all tokens together.
 inline int64_t total_of(const BudgetRows& budget) {
     int64_t total = 0;
     for (int64_t token = 0; token < budget.tokens; token++) total += budget.counts[token];
@@ -118,7 +122,7 @@ inline Cache cache_of(const Tensor& cache, int64_t kv_heads, int64_t head_width,
     Cache made;
     made.kind = cache.scalar_type() == at::kFloat ? FLOAT : BFLOAT16;
     made.keys = (int32_t*)cache.data_ptr();
-    made.values = (int32_t*)((char*)cache.data_ptr() + cache.nbytes() / 2);
+    made.values = (int32_t*)((char*)cache.data_ptr() + cache.nbytes() / 2);  // behind all keys
     made.kv_heads = kv_heads, made.head_width = head_width;
     blocks = cache.size(1) / block_size;
     return made;
@@ -135,7 +139,7 @@ inline Pages pages_of(const Tensor& spans, const Tensor& tables, int64_t rows, i
     pages.tables = data<const int64_t>(tables, "tables");
     pages.count = spans.size(0), pages.rows = rows;
     pages.table_width = tables.size(1), pages.block_size = block_size;
-    int64_t next = 0;
+    int64_t next = 0;  // the first row that no span has had
     for (int64_t index = 0; index < pages.count; index++) {
         const Span& span = pages.spans[index];
         TORCH_CHECK(span.first == next && span.rows > 0 && span.context >= span.rows, "span ",
@@ -153,6 +157,7 @@ inline Pages pages_of(const Tensor& spans, const Tensor& tables, int64_t rows, i
     return pages;
 }
 
+// Embeddings [count, width], not packed; none where the model has none.
 inline Table table_of(const OptionalTensor& rows, int64_t width, const char* name) {
     if (!rows) return {};
     TORCH_CHECK(rows->dim() == 2 && rows->size(1) == width && rows->is_contiguous(), name,
@@ -163,6 +168,7 @@ inline Table table_of(const OptionalTensor& rows, int64_t width, const char* nam
     return {kind, (const char*)rows->data_ptr(), rows->size(0)};
 }
 
+// An uninitialised tensor of another shape.
 inline Tensor like(const Tensor& tensor, std::vector<int64_t> shape) {
     return at::empty(shape, tensor.options());
 }

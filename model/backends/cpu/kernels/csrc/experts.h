@@ -86,6 +86,7 @@ inline void up_tile(const Inputs& in, const RoutedPairs& pairs, const Experts& e
                     const Work& work, int64_t panel, const float* bias, const Hidden& to) {
     Block& room = block();
     const Matrix matrix = experts.up.at(work.expert);
+    // Of the matrix' outputs, the slice; of the expert's units, [first, first + count).
     const Slice slice{&matrix, panel * PANEL, matrix.panel_outputs(panel)};
     const int64_t first = experts.gated ? slice.first / 2 : slice.first;
     const int64_t count = experts.gated ? slice.outputs / 2 : slice.outputs;
@@ -120,6 +121,7 @@ inline void down_tile(const Hidden& hidden, const RoutedPairs& pairs, const Matr
             room.rows[row] = hidden.in.row(pair + row);
             room.sums[row] = (int32_t*)(y + token * width + slice.first);
         }
+        // Tokens' sums are not in a row: the product is told where each one lies.
         product(room.rows, now, {&matrix, slice.first, slice.outputs},
                 direct ? room.sums : room.own, 0, direct);
         if (direct) continue;
@@ -142,6 +144,7 @@ inline void prefetch_slice(const Matrix& matrix, const Slice& slice) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(matrix.panel(panel) + i);
 }
 
+// Room for the hidden rows of all pairs.
 inline Hidden hidden_rows(const Experts& experts, int64_t pairs) {
     Hidden hidden{inputs(experts.down.kind, pairs, experts.down.inputs)};
     if (experts.down.kind == INT8)
@@ -207,6 +210,7 @@ inline void run_down(const ExpertsRun& step, int64_t rows, int64_t width, bool a
             const int64_t end = std::min(slices.count(), from + columns_per_task);
             const int64_t first = slices.at(from).first;
             const int64_t last = std::min(end * slices.width, padded);
+            // The task's columns of all tokens are cleared, summed and added by this thread.
             for (int64_t row = 0; row < rows; row++)
                 std::memset(sums + row * padded + first, 0, (last - first) * 4);
             for (int64_t piece = 0; piece < pieces; piece++) {

@@ -23,6 +23,7 @@ void norm(const float* x, int64_t rows, int64_t width, const Norm& layer, float*
 void embed(const int64_t* ids, const int64_t* positions, int64_t rows, int64_t width,
            const Table& embeddings, const Table& position_embeddings, float* x) {
     const auto add = [&](const Table& table, int64_t index, float* y) {
+        // Only one of the two is read.
         const float* floats = (const float*)table.data + index * width;
         const uint16_t* halves = (const uint16_t*)table.data + index * width;
         for (int64_t i = 0; i < width; i++)
@@ -59,6 +60,7 @@ void constrain(const float* x, const float* raw, const int32_t* allowed, const i
             for (int64_t row = first; row < last; row++) {
                 const int64_t at = row * width;
                 const int32_t* mask = allowed + mask_of[row] * words;
+                // A row that its mask leaves without a finite value is made again from `raw`.
                 if (mask_of[row] < 0)
                     std::memcpy(y + at, x + at, width * 4);
                 else if (!constrain_row(x + at, mask, width, y + at))

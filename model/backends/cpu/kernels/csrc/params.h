@@ -242,18 +242,28 @@ std::vector<Tensor> tensors_of(Params params) {
     return found;
 }
 
+// An argument from torch's stack, which is dropped afterwards: tensors are moved.
+inline void take(c10::IValue& value, Tensor& member) { member = std::move(value).toTensor(); }
+inline void take(c10::IValue& value, OptionalTensor& member) {
+    if (!value.isNone()) member = std::move(value).toTensor();
+}
+inline void take(c10::IValue& value, int64_t& member) { member = value.toInt(); }
+inline void take(c10::IValue& value, double& member) { member = value.toDouble(); }
+inline void take(c10::IValue& value, bool& member) { member = value.toBool(); }
+
 // Calls kernel(params, step arguments...) with what torch has put on its stack: the arguments that
-// change with every step, then the parameters in the order of `each`.
+// change with every step, then the parameters in the order of `each`. The number of arguments is
+// the schema's, which was made from the same list.
 template <auto kernel, class Result, class Params, class... Step>
 void call_boxed(Result (*)(const Params&, Step...), size_t count, torch::jit::Stack& stack) {
-    const c10::IValue* first = stack.data() + stack.size() - count;
-    const c10::IValue* next = first + sizeof...(Step);
+    c10::IValue* first = stack.data() + stack.size() - count;
+    c10::IValue* next = first + sizeof...(Step);
     Params params;
-    params.each(
-        [&](Name, auto& member) { member = (next++)->to<std::decay_t<decltype(member)>>(); });
+    params.each([&](Name, auto& member) { take(*next++, member); });
     const auto call = [&]<size_t... Index>(std::index_sequence<Index...>) {
         return kernel(params, first[Index].template to<std::decay_t<Step>>()...);
     };
+    // What was taken is replaced by what is returned.
     if constexpr (std::is_void_v<Result>) {
         call(std::index_sequence_for<Step...>{});
         torch::jit::drop(stack, count);

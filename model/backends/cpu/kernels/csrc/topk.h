@@ -5,6 +5,7 @@
 
 namespace moedial {
 
+// Relative to the highest logit, so that no power overflows.
 inline void softmax_row(const float* logits, int64_t count, float* probabilities) {
     float highest = logits[0], total = 0;
     for (int64_t i = 1; i < count; i++) highest = logits[i] > highest ? logits[i] : highest;
@@ -65,6 +66,7 @@ inline void sort_pairs(const int32_t* expert, const float* weight, const BudgetR
         }
 }
 
+// Each token's best experts, weighted by their probabilities, as pairs sorted by expert.
 void route(const float* logits, int64_t stride, const BudgetRows& budget, int64_t experts,
            bool normalise, int32_t* token, float* weight, int64_t* ends) {
     const int64_t k_max = budget.k_max;
@@ -82,6 +84,7 @@ void route(const float* logits, int64_t stride, const BudgetRows& budget, int64_
                 softmax_row(logits + row * stride, experts, probabilities);
                 best_row(probabilities, experts, count, chosen + row * k_max, weights);
                 if (!normalise) continue;
+                // Summed in falling order, which does not depend on the expert's numbers.
                 for (int64_t rank = 0; rank < count; rank++) total += weights[rank];
                 for (int64_t rank = 0; rank < count; rank++) weights[rank] /= total;
             }
@@ -96,6 +99,7 @@ inline int64_t sum_of_counts(const BudgetRows& budget) {
     return total;
 }
 
+// How many pairs each expert has.
 inline void loads(const int64_t* ends, int64_t experts, int64_t* load) {
     for (int64_t expert = 0; expert < experts; expert++)
         load[expert] = ends[expert] - (expert ? ends[expert - 1] : 0);
