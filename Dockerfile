@@ -3,19 +3,27 @@ FROM python:3.11-slim AS build
 WORKDIR /app
 RUN python -m venv /opt/venv
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# Where the index offers several builds of torch, point TORCH_FIND_LINKS at the CPU wheel.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++
+# Where the index offers several builds of torch, TORCH_INDEX is the address of one that has the build for CPUs, or
+# TORCH_FIND_LINKS a folder with that wheel.
+ARG TORCH_INDEX=""
 ARG TORCH_FIND_LINKS=""
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-RUN /opt/venv/bin/pip install -c constraints.txt ${TORCH_FIND_LINKS:+--find-links "$TORCH_FIND_LINKS"} torch
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE ./
+RUN /opt/venv/bin/pip install -c constraints.txt ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} \
+    ${TORCH_FIND_LINKS:+--find-links "$TORCH_FIND_LINKS"} torch
+RUN /opt/venv/bin/pip install -c constraints.txt 'setuptools>=80' numpy torch
 COPY model model
 COPY weights weights
 COPY engine engine
 COPY server server
 COPY training training
 COPY terminal terminal
-RUN /opt/venv/bin/pip install -c constraints.txt '.[hub]'
+COPY release release
+# For `moedial version`: docker build --build-arg COMMIT=$(git rev-parse --short=12 HEAD)
+ARG COMMIT="unknown"
+RUN echo "$COMMIT" > server/commit.txt
 # Native kernels for every instruction set of this kind of machine; which one runs is chosen when the server starts.
-RUN apt-get update && apt-get install --yes --no-install-recommends g++ && cd / && /opt/venv/bin/python -m model.backends.cpu.kernels.build
+RUN /opt/venv/bin/pip install --no-build-isolation -c constraints.txt '.[hub]' && cd / && /opt/venv/bin/moedial version
 
 FROM python:3.11-slim
 RUN useradd --create-home --uid 10001 moedial
