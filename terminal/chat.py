@@ -5,6 +5,7 @@ from contextlib import closing
 from terminal.answer import Answer
 from terminal.commands import obey
 from terminal.connection import Server
+from terminal.counts import label
 from terminal.errors import Refused, TerminalError, Unreachable
 from terminal.models import Card
 from terminal.options import ChatOptions
@@ -25,7 +26,7 @@ def run(options: ChatOptions) -> int:
     with closing(Server(options.url, options.key)) as server:
         session = _session(server, options)
         _greet(session, options, screen)
-        for line in screen.lines(lambda: f"K {session.count or 'default'} > "):
+        for line in screen.lines(lambda: f"K {label(session.count)} > "):
             _hear(session, screen, line)
             if session.over:
                 break

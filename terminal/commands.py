@@ -6,6 +6,7 @@ A new command is one function and one row of COMMANDS.
 from collections.abc import Callable
 from contextlib import suppress
 
+from terminal.counts import label
 from terminal.errors import BadOption, TerminalError
 from terminal.sanitize import one_line
 from terminal.session import Session
@@ -16,7 +17,7 @@ def count(session: Session, word: str) -> str:
         session.count = None
     elif word:
         session.count = session.card().check(word)
-    return f"K {session.count or 'default'}{_range(session)}"
+    return f"K {label(session.count)}{_range(session)}"
 
 
 def _range(session: Session) -> str:
@@ -45,7 +46,7 @@ def model(session: Session, name: str) -> str:
         return card.counts + back
     try:
         if session.count is not None:
-            card.check(str(session.count))
+            card.check(label(session.count))
     except BadOption as error:
         session.count = None
         return f"{error}; K is back at its default"
@@ -62,7 +63,7 @@ def leave(session: Session, _: str) -> str:
 
 
 COMMANDS: dict[str, tuple[str, str, Callable[[Session, str], str]]] = {
-    "k": ("/k [N|default]", "experts per token from now on; alone: the count and what the model takes", count),
+    "k": ("/k [N|default]", "experts per token from now on; 8:2: 8 in prompts, 2 in answers; alone: which", count),
     "reset": ("/reset", "forget what was said", reset),
     "system": ("/system [TEXT]", "the system message from now on; alone: none", system),
     "model": ("/model [NAME]", "another model from now on; alone: which there are", model),

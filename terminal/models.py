@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from terminal.counts import Count, parse_count, parts_of
 from terminal.errors import BadOption, Refused
 from terminal.sanitize import one_line
 
@@ -36,17 +37,20 @@ class Card:
             return f"{self.id} stands for K {self.fixed}"
         return f"{self.id} takes {self.dial}" if self.dial else f"the server does not say which counts {self.id} takes"
 
-    def check(self, word: str) -> int:
+    def check(self, word: str) -> Count:
         """The count that was typed.
 
         Raises:
-            BadOption: no integer, out of the model's range, or not the alias's count; the message says what can be.
+            BadOption: no count, out of the model's range, or not the alias's count; the message says what can be.
         """
-        digits = word.isascii() and word.isdecimal() and len(word) < 10
-        inside = digits and int(word) >= 1 and (self.dial is None or self.dial.low <= int(word) <= self.dial.high)
-        if self.dense or not inside or self.fixed not in (None, int(word)):
+        count = parse_count(word)
+        if self.dense or count is None or self.fixed not in (None, count) or not self._takes(count):
             raise BadOption(f"K cannot be {one_line(word)}: {self.counts}")
-        return int(word)
+        return count
+
+    def _takes(self, count: Count) -> bool:
+        dial = self.dial
+        return dial is None or all(dial.low <= part <= dial.high for part in parts_of(count))
 
 
 def cards_of(body: Any) -> list[Card]:

@@ -33,7 +33,14 @@ class Target:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions(Target):
     k: Annotated[
-        str | None, _help("Experts per token", "--k", "--num-experts", metavar="N", show_default="the server's")
+        str | None,
+        _help(
+            "Experts per token; 8:2 is 8 in the prompt and 2 in the answer",
+            "--k",
+            "--num-experts",
+            metavar="N",
+            show_default="the server's",
+        ),
     ] = None
     system: Annotated[str, _help("A system message", show_default=False)] = ""
     temperature: Annotated[float | None, _help("0: greedy", min=0)] = None
@@ -67,7 +74,7 @@ class LoadOptions(Target):
     ] = None
     rate: Annotated[float | None, _help("Instead: arrivals per second, Poisson, however many are open")] = None
     mix: Annotated[
-        str, _help("Shares of expert counts, count:share; a count is a number or 'default'; shares are relative")
+        str, _help("Shares of expert counts, count:share; a count is N, N:M or 'default'; shares are relative")
     ] = "default:1"
     prompt_tokens: Annotated[
         str | None, _help("Length of prompts: N, or LOW-HIGH uniformly; needs the server's /tokenize")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from terminal.connection import Server
+from terminal.counts import Count, request_fields
 from terminal.models import Card, chosen
 
 
@@ -13,7 +14,7 @@ class Session:
 
     server: Server
     model: str = ""
-    count: int | None = None
+    count: Count | None = None
     system: str = ""
     sampling: dict[str, Any] = field(default_factory=dict)  # temperature, max_tokens, seed; absent: the server's
     turns: list[dict[str, str]] = field(default_factory=list)
@@ -48,7 +49,7 @@ class Session:
             **asked,
             "stream": True,
             "stream_options": {"include_usage": True},
-            **({} if self.count is None else {"num_experts": self.count}),
+            **request_fields(self.count),
             **self.sampling,
         }
 

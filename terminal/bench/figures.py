@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from terminal.bench.load import Run
-from terminal.bench.mix import Count, label
 from terminal.bench.outcome import Outcome
+from terminal.counts import Count, label, parts_of
 
 Row = dict[str, Any]
 SERIES = ("ttft_ms", "itl_ms", "e2e_ms", "stream_tokens_per_second")
@@ -51,12 +51,16 @@ def series(outcomes: Iterable[Outcome], name: str) -> list[float]:
             return [o.speed for o in good if o.speed is not None]
 
 
-def by_count(outcomes: Iterable[Outcome]) -> dict[Count, list[Outcome]]:
+def by_count(outcomes: Iterable[Outcome]) -> dict[Count | None, list[Outcome]]:
     """In order of the counts, requests that did not say one last."""
-    groups: dict[Count, list[Outcome]] = {}
+    groups: dict[Count | None, list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.count, []).append(outcome)
-    return dict(sorted(groups.items(), key=lambda item: math.inf if item[0] is None else item[0]))
+    return dict(sorted(groups.items(), key=lambda item: _place(item[0])))
+
+
+def _place(count: Count | None) -> tuple[float, ...]:
+    return (math.inf,) if count is None else parts_of(count)
 
 
 def errors(outcomes: Iterable[Outcome]) -> dict[str, int]:
@@ -93,7 +97,7 @@ def row(name: int | str, outcomes: Sequence[Outcome], seconds: float) -> Row:
 def rows(run: Run) -> list[Row]:
     """One per count, then one over all."""
     counts = by_count(run.outcomes)
-    named = [row(label(c) if c is None else c, outcomes, run.seconds) for c, outcomes in counts.items()]
+    named = [row(c if isinstance(c, int) else label(c), outcomes, run.seconds) for c, outcomes in counts.items()]
     return [*named, row("all", run.outcomes, run.seconds)]
 
 

@@ -4,24 +4,21 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from terminal.counts import Count, label, parse_count
 from terminal.errors import BadOption
 from terminal.sanitize import one_line
 
-Count = int | None  # None: the request does not say
+COUNT = re.compile(r"[1-9][0-9]{0,8}(:[1-9][0-9]{0,8})?|default")
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    count: Count
+    count: Count | None  # None: the request does not say
     weight: Fraction
 
 
-def label(count: Count) -> str:
-    return "default" if count is None else str(count)
-
-
 def parse_mix(text: str) -> tuple[Share, ...]:
-    """`1:0.5,4:0.3,default:0.2`. Weights are relative, so that 1:1,8:1 is half and half.
+    """`1:0.5,4:0.3,8:2:0.1,default:0.1`, the share last. Weights are relative, so that 1:1,8:1 is half and half.
 
     Raises:
         BadOption: not of that form, a count twice, or a weight that is not positive.
@@ -34,18 +31,20 @@ def parse_mix(text: str) -> tuple[Share, ...]:
 
 
 def _share(word: str) -> Share:
-    count, _, weight = word.partition(":")
-    known = re.fullmatch(r"[1-9][0-9]{0,8}|default", count) and re.fullmatch(r"[0-9./]{1,16}", weight)
+    count, _, weight = word.rpartition(":")
+    known = COUNT.fullmatch(count) and re.fullmatch(r"[0-9./]{1,16}", weight)
     try:
-        share = Share(None if count == "default" else int(count), Fraction(weight)) if known else None
+        share = Share(parse_count(count), Fraction(weight)) if known else None
     except (ValueError, ZeroDivisionError):
         share = None
     if share is None or share.weight <= 0:
-        raise BadOption(f"--mix takes count:share pairs such as 1:0.5,8:0.5 or default:1, got {one_line(repr(word))}")
+        raise BadOption(
+            f"--mix takes count:share pairs, such as 1:0.5,8:2:0.5 or default:1, got {one_line(repr(word))}"
+        )
     return share
 
 
-def apportion(shares: tuple[Share, ...], total: int) -> list[Count]:
+def apportion(shares: tuple[Share, ...], total: int) -> list[Count | None]:
     """`total` counts, each share less than one request from its exact part (largest remainders, ties to the first)."""
     whole = sum(share.weight for share in shares)
     exact = [share.weight * total / whole for share in shares]

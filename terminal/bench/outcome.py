@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from terminal.bench.mix import Count
 from terminal.bench.plan import Job
+from terminal.counts import Count
 from terminal.errors import StreamFailed, TerminalError
 from terminal.sse import Chunk, Chunks
 
@@ -22,7 +22,7 @@ FIELDS = ("content", "reasoning_content", "reasoning", "tool_calls")
 class Outcome:
     """Times in seconds; `began` and `ended` on time.perf_counter(). `failure` None: it went well."""
 
-    count: Count
+    count: Count | None
     began: float
     ended: float
     late: float  # how long after its planned arrival it was sent

@@ -7,7 +7,8 @@ import math
 import random
 from dataclasses import dataclass
 
-from terminal.bench.mix import Count, Share, apportion
+from terminal.bench.mix import Share, apportion
+from terminal.counts import Count
 from terminal.errors import BadOption
 from terminal.sanitize import one_line
 
@@ -23,7 +24,7 @@ class Lengths:
 @dataclass(frozen=True, slots=True)
 class Job:
     number: int
-    count: Count
+    count: Count | None
     length: int | None  # prompt tokens; None: a prompt as it is
     places: int  # seed of where in the text the tokens come from
     at: float | None  # seconds after the start; None: as soon as there is room

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from terminal.bench.figures import by_count, percentile, series
 from terminal.bench.load import Run
-from terminal.bench.mix import Count, label
+from terminal.counts import Count, label
 from terminal.errors import BadOption
 
 if TYPE_CHECKING:
@@ -44,19 +44,19 @@ def draw(run: Run, path: Path, title: str) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _colours(counts: list[Count]) -> dict[Count, str]:
+def _colours(counts: list[Count | None]) -> dict[Count | None, str]:
     """Light to dark as the count grows."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
     known = [count for count in counts if count is not None]
-    colours: dict[Count, str] = {None: GREY}
+    colours: dict[Count | None, str] = {None: GREY}
     for i, count in enumerate(known):
         colours[count] = to_hex(colormaps["viridis_r"](0.15 + 0.85 * i / max(1, len(known) - 1)))
     return colours
 
 
-def _cumulative(axes: "Axes", values: dict[Count, list[float]], colours: dict[Count, str]) -> None:
+def _cumulative(axes: "Axes", values: dict[Count | None, list[float]], colours: dict[Count | None, str]) -> None:
     for count, ordered in values.items():
         if ordered:
             axes.ecdf(ordered, color=colours[count], label=_name(count))
@@ -66,7 +66,7 @@ def _cumulative(axes: "Axes", values: dict[Count, list[float]], colours: dict[Co
         axes.legend(loc="lower right", fontsize="small")
 
 
-def _boxes(axes: "Axes", values: dict[Count, list[float]], colours: dict[Count, str]) -> None:
+def _boxes(axes: "Axes", values: dict[Count | None, list[float]], colours: dict[Count | None, str]) -> None:
     drawn = {count: found for count, found in values.items() if found}
     axes.grid(alpha=0.3, axis="y")
     if not drawn:
@@ -79,5 +79,5 @@ def _boxes(axes: "Axes", values: dict[Count, list[float]], colours: dict[Count, 
     axes.set_ylim(bottom=0)
 
 
-def _name(count: Count) -> str:
-    return label(count) if count is None else f"K = {count}"
+def _name(count: Count | None) -> str:
+    return label(count) if count is None else f"K = {label(count)}"

@@ -27,6 +27,7 @@ from terminal.bench.mix import parse_mix
 from terminal.bench.plan import Job, check_rate, parse_lengths, plan
 from terminal.bench.prompts import Prompt, Prompts
 from terminal.connection import Server
+from terminal.counts import request_fields
 from terminal.errors import BadOption, TerminalError
 from terminal.models import chosen
 from terminal.options import INTERRUPTED, LoadOptions
@@ -86,7 +87,7 @@ def body(options: LoadOptions, model: str, job: Job, prompt: Prompt) -> dict[str
     return {
         "model": model,
         **asked,
-        **({} if job.count is None else {"num_experts": job.count}),
+        **request_fields(job.count),
         "max_tokens": options.max_tokens,
         "temperature": options.temperature,
         "seed": job.seed,

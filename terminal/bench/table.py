@@ -42,6 +42,8 @@ def _cells(row: Row) -> list[Text]:
 def _name(row: Row) -> str:
     """The count that was asked for, and below it what the server says it used, where that is another."""
     used = [f"{count:g}" for count in row["used"]]
+    if len(used) > 2:  # a mean over the tokens of each request
+        used = [f"{used[0]} to {used[-1]}"]
     same = row["num_experts"] == "all" or used in ([], [str(row["num_experts"])])
     return str(row["num_experts"]) if same else f"{row['num_experts']}\nused {', '.join(used)}"
 

@@ -36,6 +36,22 @@ def test_a_conversation_with_the_server() -> None:
     assert {request.sampling.seed for request in engine.seen} == {3}
 
 
+def test_a_count_for_the_prompt_and_another_for_the_answer() -> None:
+    engine = FakeEngine()
+    with on_loopback(engine) as (url, _):
+        shown = talk(url, "/k 8:2", "hi", "/k 9:2", "/k 8:", "/k 8:2:1", "/k 2:2", "again")
+    assert "K 8:2; tiny takes 1 to 8" in shown and "K cannot be 9:2: tiny takes 1 to 8" in shown
+    assert "K cannot be 8:: tiny" in shown and "K cannot be 8:2:1: tiny" in shown
+    assert [(request.budget.prefill, request.budget.per_layer) for request in engine.seen] == [
+        ((8, 8, 8), (2, 2, 2)),
+        ((), (2, 2, 2)),
+    ]
+    figures = [line for line in shown.splitlines() if "tokens/s" in line]
+    prompt, answer = len(engine.seen[0].prompt), 12
+    mean = (8 * prompt + 2 * answer) / (prompt + answer)
+    assert figures[0].endswith(f"· K {round(mean, 4):g}") and figures[1].endswith("· K 2")
+
+
 def test_k_alone_shows_and_a_bad_one_changes_nothing() -> None:
     engine = FakeEngine()
     with on_loopback(engine) as (url, _):

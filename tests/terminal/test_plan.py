@@ -60,6 +60,7 @@ def test_mixes_as_typed() -> None:
     shares = parse_mix("1:0.5, 4:0.3,default:1/5")
     assert shares == (Share(1, Fraction(1, 2)), Share(4, Fraction(3, 10)), Share(None, Fraction(1, 5)))
     assert apportion(shares, 10) == [1] * 5 + [4] * 3 + [None] * 2
+    assert parse_mix("8:2:1/2,2:1") == (Share((8, 2), Fraction(1, 2)), Share(2, Fraction(1)))
 
 
 def test_what_is_left_over_goes_to_the_largest_remainders_and_ties_to_the_first() -> None:
@@ -68,7 +69,27 @@ def test_what_is_left_over_goes_to_the_largest_remainders_and_ties_to_the_first(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "1:", ":1", "0:1", "-1:1", "1:0", "1:-1", "1:nan", "1:1e9", "x:1", "1:1/0", "1:1,", "²:1", "01:1"]
+    "text",
+    [
+        "",
+        "1",
+        "1:",
+        ":1",
+        "0:1",
+        "-1:1",
+        "1:0",
+        "1:-1",
+        "1:nan",
+        "1:1e9",
+        "x:1",
+        "1:1/0",
+        "1:1,",
+        "²:1",
+        "01:1",
+        "8::1",
+        "1:2:3:4",
+        "0:2:1",
+    ],
 )
 def test_mixes_that_are_none(text: str) -> None:
     with pytest.raises(BadOption, match="count:share pairs"):
