@@ -15,26 +15,35 @@ Run = tuple[ExpertCounts, int]  # counts, and how many neighbouring positions ha
 
 @dataclass(frozen=True, slots=True)
 class ExpertBudget:
-    """What the tokens of a request may use: one expert count per MoE layer.
+    """What the tokens of a request may use: one expert count per MoE layer, for prompt positions possibly another.
 
     The engine asks for the counts of positions (`at`, `runs`), never for `per_layer`: a rule by which they differ is a
     field here and its line in these two. The prefix cache is keyed by the counts of the positions of a block.
     """
 
-    per_layer: ExpertCounts
+    per_layer: ExpertCounts  # of generated positions, and of prompt positions that have no counts of their own
+    prefill: ExpertCounts = ()  # of prompt positions; empty: the same as of others
+
+    def __post_init__(self) -> None:
+        if self.prefill == self.per_layer:  # one form of one meaning, so that equal budgets compare equal
+            object.__setattr__(self, "prefill", ())
 
     def at(self, position: int, prompt: int) -> ExpertCounts:
         """The counts of the token at `position`, in a sequence whose first `prompt` tokens are its prompt."""
-        return self.per_layer
+        return self.prefill if self.prefill and position < prompt else self.per_layer
 
     def runs(self, start: int, end: int, prompt: int) -> tuple[Run, ...]:
         """The same of the positions from `start` up to `end`, as runs of equal counts."""
-        return ((self.per_layer, end - start),)
+        if not self.prefill or start >= prompt:
+            return ((self.per_layer, end - start),)
+        if end <= prompt:
+            return ((self.prefill, end - start),)
+        return (self.prefill, prompt - start), (self.per_layer, end - prompt)
 
     @property
     def without_counts(self) -> "ExpertBudget":
         """What the budget says beside the counts of positions: nothing yet."""
-        return replace(self, per_layer=())
+        return replace(self, per_layer=(), prefill=())
 
     def pairs(self, start: int, end: int, prompt: int) -> int:
         """The work of these positions: (token, expert) pairs, or draws, summed over the MoE layers."""
@@ -47,17 +56,19 @@ class ExpertBudget:
 
     def at_most(self, limit: int) -> "ExpertBudget":
         """The same budget with no count above `limit`."""
-        return ExpertBudget(_at_most(self.per_layer, limit))
+        return ExpertBudget(_at_most(self.per_layer, limit), _at_most(self.prefill, limit))
 
     @property
     def uniform(self) -> int | None:
         """The one count of all positions and layers; None where they differ, or there are no layers."""
-        counts = set(self.per_layer)
+        counts = {*self.per_layer, *self.prefill}
         return counts.pop() if len(counts) == 1 else None
 
     def mean(self, prompt: int, generated: int) -> float:
         """The count to report for so many tokens: the mean over tokens and layers, exact where all are equal."""
-        return _mean(self.per_layer)
+        if not self.prefill:
+            return _mean(self.per_layer)
+        return (prompt * _mean(self.prefill) + generated * _mean(self.per_layer)) / (prompt + generated)
 
 
 def _at_most(counts: ExpertCounts, limit: int) -> ExpertCounts:

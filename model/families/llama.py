@@ -1,8 +1,7 @@
 """Llama (arXiv 2302.13971, 2407.21783): a dense baseline, without experts to count."""
 
 from model.config_reader import Fields, activation, attention, decoder, head_width, rope
-from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import Dense
+from model.shapes.decoder import DecoderConfig, Dense
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -26,6 +25,6 @@ EXAMPLES = (
 def decoder_config(fields: Fields) -> DecoderConfig:
     """Read config.json; defaults are those of transformers' LlamaConfig."""
     bias = fields.get("attention_bias", False)
-    self_attention = attention(fields, rope(fields, head_width(fields)), bias=bias, out_bias=bias)
+    mixer = attention(fields, rope(fields, head_width(fields)), bias=bias, out_bias=bias)
     ffn = Dense(fields["intermediate_size"], activation(fields), bias=fields.get("mlp_bias", False))
-    return decoder(fields, self_attention, ffn)
+    return decoder(fields, mixer, ffn)

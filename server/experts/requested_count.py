@@ -17,7 +17,8 @@ from model.errors import InvalidRequest, shown
 FIELD = "num_experts"
 HEADER = "X-Num-Experts"
 EXPERT_FIELDS = (FIELD, "experts")
-UNSUPPORTED_KEYS = ("prefill", "decode", "threshold", "normaliser", "repair", "profile", "mask", "contrast", "auto")
+PHASES = ("prefill", "decode")  # keys of `experts`: of prompt positions, and of generated ones
+UNSUPPORTED_KEYS = ("threshold", "normaliser", "repair", "profile", "mask", "contrast", "auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,10 @@ class RequestedCount:
     source: str  # where it stands, as error messages say it
     param: str  # the field that an error names
     value: Any
+
+
+class CountsByPhase(dict[str, Any]):
+    """The value of `experts` with one or both of PHASES, which are not validated yet."""
 
 
 def aliases_for(extra: Mapping[str, int], experts: ExpertRange) -> dict[str, int]:
@@ -57,7 +62,8 @@ def _counts_in(fields: Mapping[str, Any], place: str) -> list[RequestedCount]:
         counts.append(RequestedCount(f"{FIELD} in {place}", FIELD, fields[FIELD]))
     count = _count_of_experts(fields.get("experts"))
     if count is not None:
-        name = "experts.count" if isinstance(fields["experts"], Mapping) else "experts"
+        whole = isinstance(fields["experts"], int) or isinstance(count, CountsByPhase)
+        name = "experts" if whole else "experts.count"
         counts.append(RequestedCount(f"{name} in {place}", "experts", count))
     return counts
 
@@ -79,7 +85,7 @@ def merge_extra_body(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _count_of_experts(experts: Any) -> Any:
-    """The count in the field `experts`, which is an integer or an object; None where there is none."""
+    """The count, or the counts by phase, in the field `experts`: an integer or an object; None where there is none."""
     if experts is None:
         return None
     if isinstance(experts, int) and not isinstance(experts, bool):
@@ -87,11 +93,17 @@ def _count_of_experts(experts: Any) -> Any:
     if not isinstance(experts, Mapping):
         shapes = 'an integer, or an object such as {"count": 4}'
         raise InvalidRequest(f"experts must be {shapes}, got {shown(experts)}", "experts")
-    for key, value in experts.items():
-        if key != "count" and value is not None:
+    given = {key: value for key, value in experts.items() if value is not None}
+    for key in given:
+        if key not in ("count", *PHASES):
             state = "is not supported yet" if key in UNSUPPORTED_KEYS else "is unknown"
-            raise InvalidRequest(f"experts.{key:.64} {state}; supported: count", "experts", "unsupported_parameter")
-    return experts.get("count")
+            supported = "supported: count, or prefill and decode"
+            raise InvalidRequest(f"experts.{key:.64} {state}; {supported}", "experts", "unsupported_parameter")
+    phases = CountsByPhase((key, given[key]) for key in PHASES if key in given)
+    if phases and "count" in given:
+        both = f"experts.count and experts.{next(iter(phases))} exclude each other"
+        raise InvalidRequest(f"{both}; got {shown(given)}", "experts")
+    return phases or given.get("count")
 
 
 def refuse_misspelled(keys: Iterable[str]) -> None:
@@ -126,7 +138,7 @@ def resolve(experts: ExpertRange, default: int, counts: Iterable[RequestedCount]
         InvalidRequest: a count is no integer or out of range, or two counts differ.
     """
     counts = list(counts)
-    budgets = [_budget(experts, count) for count in counts]
+    budgets = [_budget(experts, default, count) for count in counts]
     for count, budget in zip(counts[1:], budgets[1:], strict=True):
         if budget != budgets[0]:
             raise _disagreement(counts[0], count)
@@ -138,9 +150,20 @@ def _disagreement(one: RequestedCount, other: RequestedCount) -> InvalidRequest:
     return InvalidRequest(f"{first} and {second}; they must agree", FIELD)
 
 
-def _budget(experts: ExpertRange, requested: RequestedCount) -> ExpertBudget:
+def _budget(experts: ExpertRange, default: int, requested: RequestedCount) -> ExpertBudget:
+    if not isinstance(requested.value, CountsByPhase):
+        return _plain_budget(experts, requested)
+    place = requested.source.removeprefix("experts")
+    counts = dict.fromkeys(PHASES, (default,) * experts.layers)
+    for phase, value in requested.value.items():
+        field = f"experts.{phase}"
+        counts[phase] = _plain_budget(experts, RequestedCount(field + place, field, value)).per_layer
+    return ExpertBudget(counts["decode"], prefill=counts["prefill"])
+
+
+def _plain_budget(experts: ExpertRange, requested: RequestedCount) -> ExpertBudget:
     value, param = requested.value, requested.param
-    if isinstance(value, list) and param == "experts":
+    if isinstance(value, list) and param != FIELD:
         for count in value[: experts.layers]:  # a longer list is refused for its length
             _check_type(experts, requested, count)
         return experts.budget(value, param)
@@ -162,5 +185,6 @@ def echoed_count(budget: ExpertBudget, prompt: int = 0, generated: int = 1) -> i
 
 
 def count_in_header(budget: ExpertBudget) -> str:
-    """The budget as the header of an answer says it, before any token is known."""
-    return f"{echoed_count(budget):g}"
+    """The budget as the header of an answer says it, before any token is known: `4`, or `8:2` for prompt and answer."""
+    answer = f"{echoed_count(budget):g}"
+    return f"{echoed_count(budget, 1, 0):g}:{answer}" if budget.prefill else answer

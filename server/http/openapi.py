@@ -42,6 +42,9 @@ GETS: dict[str, type[BaseModel]] = {
 EXAMPLES: Mapping[str, dict[str, Any]] = {
     "/v1/completions": {
         "two experts": {"value": {"prompt": "Once upon a time", "max_tokens": 64, "num_experts": 2}},
+        "eight in the prompt, two in the answer": {
+            "value": {"prompt": "Once upon a time", "max_tokens": 64, "experts": {"prefill": 8, "decode": 2}}
+        },
         "an alias": {"value": {"model": "infinity-stories@k2", "prompt": "Once upon a time", "seed": 7}},
         "a score": {"value": {"prompt": [[1, 2, 3]], "max_tokens": 0, "echo": True, "logprobs": 1}},
     },

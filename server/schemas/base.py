@@ -16,12 +16,17 @@ from server.settings import Settings
 
 Model = TypeVar("Model", bound=BaseModel)
 COUNT_SCHEMA: dict[str, Any] = {"type": "integer", "minimum": 1}
+COUNTS_SCHEMA: dict[str, Any] = {"anyOf": [COUNT_SCHEMA, {"type": "array", "items": COUNT_SCHEMA}]}
 EXPERTS_SCHEMA: dict[str, Any] = {
     "anyOf": [
         COUNT_SCHEMA,
+        {"type": "object", "properties": {"count": COUNTS_SCHEMA}},
         {
             "type": "object",
-            "properties": {"count": {"anyOf": [COUNT_SCHEMA, {"type": "array", "items": COUNT_SCHEMA}]}},
+            "properties": {
+                "prefill": COUNTS_SCHEMA | {"description": "Of the prompt's tokens; absent: the server's default"},
+                "decode": COUNTS_SCHEMA | {"description": "Of generated tokens; absent: the server's default"},
+            },
         },
     ]
 }
@@ -129,7 +134,9 @@ class SampledBody(BaseModel):
         None, description="Experts per token; /v1/models has the range", json_schema_extra=COUNT_SCHEMA, examples=[2]
     )
     experts: Any = Field(
-        None, description="The same, or an object with it; a count per MoE layer too", json_schema_extra=EXPERTS_SCHEMA
+        None,
+        description="The same, or an object: a count, or one for prompts and one for answers; per MoE layer too",
+        json_schema_extra=EXPERTS_SCHEMA,
     )
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)

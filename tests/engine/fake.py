@@ -25,7 +25,8 @@ CRASH, POISON, LOST = 1001, 1002, 1003  # prompt tokens: the runner raises, repo
 
 
 def request(id: str, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 4, **options: Any) -> Request:
-    budget = ExpertBudget(options.pop("budget", (2, 2)))
+    """`budget` and `prefill`: expert counts per layer, of all tokens and of the prompt's own."""
+    budget = ExpertBudget(options.pop("budget", (2, 2)), options.pop("prefill", ()))
     seed, salt = options.pop("seed", 0), options.pop("salt", "")
     return Request(id, prompt, budget, Sampling(max_tokens=max_tokens, seed=seed, **options), salt=salt)
 
@@ -55,19 +56,19 @@ class FakeRunner:
             for chunk in plan
             if chunk.scored_positions
         )
-        pairs = sum(len(chunk.tokens) * sum(chunk.sequence.request.budget.per_layer) for chunk in plan)
+        pairs = sum(sum(counts) * tokens for chunk in plan for counts, tokens in chunk.count_runs)
         return StepResult(tuple(result for result in sampled if result), MoEWork(pairs, 2 * pairs, 1, 1.0), scores)
 
     def reference(self, request: Request) -> list[int]:
         """The text of a request that runs alone, without cache or interruption."""
         tokens, state = list(request.prompt), b""
-        for token in tokens:
-            state = self._state(request, state, token, request.prompt)
+        for position, token in enumerate(tokens):
+            state = self._state(request, state, position, token, request.prompt)
         while len(tokens) < len(request.prompt) + request.sampling.max_tokens:
             tokens.append(token_of(state))
             if tokens[-1] in request.sampling.stop_token_ids:
                 break
-            state = self._state(request, state, tokens[-1], tokens[-1:])
+            state = self._state(request, state, len(tokens) - 1, tokens[-1], tokens[-1:])
         return tokens[len(request.prompt) :]
 
     def _compute(self, chunk: Chunk) -> list[bytes]:
@@ -80,7 +81,7 @@ class FakeRunner:
         state = self._slots[self._slot(chunk, chunk.start - 1)] if chunk.start else b""
         states = []
         for position, token in enumerate(tokens, chunk.start):
-            state = self._state(sequence.request, state, token, tokens)
+            state = self._state(sequence.request, state, position, token, tokens)
             self._slots[self._slot(chunk, position)] = state
             states.append(state)
         return states[chunk.length - 1 :]
@@ -88,9 +89,10 @@ class FakeRunner:
     def _slot(self, chunk: Chunk, position: int) -> tuple[int, int]:
         return chunk.sequence.blocks[position // self._block_size], position % self._block_size
 
-    def _state(self, request: Request, state: bytes, token: int, chunk: object) -> bytes:
+    def _state(self, request: Request, state: bytes, position: int, token: int, chunk: object) -> bytes:
         seed = request.noise if self._noisy else None
-        return digest(state, token, request.budget, seed, tuple(chunk) if self._mixing else None)  # type: ignore[arg-type]
+        counts = request.budget.prefill if position < len(request.prompt) else ()
+        return digest(state, token, counts or request.budget.per_layer, seed, tuple(chunk) if self._mixing else None)  # type: ignore[arg-type]
 
     @staticmethod
     def _sample(chunk: Chunk, states: list[bytes]) -> Sampled | None:

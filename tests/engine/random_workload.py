@@ -16,13 +16,13 @@ from engine.calibrate import MOST_ROWS
 from engine.engine import Engine
 from engine.plan import Plan
 from engine.runner import ExpertStats, ModelRunner
+from engine.sequence import Sequence
 from engine.types import EngineSettings, Finish, Request, Sampling, StepStats
-from model.backends.base import Runnable
-from model.backends.torch.backend import TorchRunnable
+from model.backends.cpu.decoder import NativeDecoder
+from model.backends.torch.attend import bytes_per_block, bytes_per_sequence
 from model.budget import ExpertBudget
 from model.decoder import Decoder
 from model.shapes.decoder import DecoderConfig
-from model.shapes.memory import bytes_per_block, bytes_per_sequence
 from tests.model.tiny import VOCABULARY, decoder
 
 
@@ -37,6 +37,7 @@ class Served:
     native: bool = False
     dtype: torch.dtype = torch.float32
     quantize: Literal["none", "int8", "int8-weights"] = "none"
+    by_phase: bool = False  # many requests have counts of their own for prompts
     speculate: str = "off"  # of crowds; what runs alone is never guessed at
 
     @property
@@ -47,16 +48,16 @@ class Served:
         fixed = {"quantize": self.quantize, "quantize_layers": "all"}
         return EngineSettings(model="", block_size=self.block, **fixed | changes)  # type: ignore[arg-type]
 
-    def prepared(self, model: Decoder) -> Runnable:
+    def prepared(self, model: Decoder) -> Decoder | NativeDecoder:
         """In the form that is served; a native one takes the model over."""
         if not self.native:
-            return TorchRunnable(model)
+            return model
         made, reason = prepare(model.to(self.dtype), self.settings())
-        assert made.exact, reason
+        assert isinstance(made, NativeDecoder), reason
         return made
 
     @cache  # noqa: B019 - as many as there are layouts
-    def model(self) -> Runnable:
+    def model(self) -> Decoder | NativeDecoder:
         return self.prepared(decoder(self.config))
 
     def assert_same(self, row_V: Tensor, expected_V: Tensor) -> None:
@@ -92,7 +93,7 @@ class Bench:
                 if chunk.samples:  # the rows after it depend on whether guesses are right
                     self.logits.setdefault(chunk.sequence.id, {})[len(chunk.sequence.tokens)] = logits_BV[row].clone()
                     row += 1 + len(chunk.drafts)
-            self.computed.append(sum(len(c.tokens) * sum(c.sequence.request.budget.per_layer) for c in plan))
+            self.computed.append(sum(sum(map(sum, counts_of(c.sequence, c.start, len(c.tokens)))) for c in plan))
             self.chunks += sum(not chunk.reaches_end for chunk in plan)
             self.found += sum(chunk.start for chunk in plan if chunk.sequence.id not in self.last)
             self.last = {chunk.sequence.id for chunk in plan}
@@ -124,13 +125,14 @@ def bench(
     step_tokens: int = 64,
     running: int = 8,
     cache: bool = True,
-    model: Runnable | None = None,
+    model: Decoder | NativeDecoder | None = None,
 ) -> Bench:
     """`model`: another than the one that is served to all."""
     model, config = model or served.model(), served.config
-    per_block = bytes_per_block(config.memory, served.block, model.dtype.itemsize)
+    memory = [shape.memory for shape in config.mixers]
+    per_block = bytes_per_block(memory, served.block, model.dtype)
     settings = served.settings(
-        kv_cache_bytes=blocks * per_block + bytes_per_sequence(config.memory) * max(running, MOST_ROWS),
+        kv_cache_bytes=blocks * per_block + bytes_per_sequence(memory) * max(running, MOST_ROWS),
         max_running=running,
         max_step_tokens=step_tokens,
         prefix_cache=cache,
@@ -143,7 +145,7 @@ def bench(
     return made
 
 
-def alone(served: Served, request: Request, model: Runnable | None = None) -> Bench:
+def alone(served: Served, request: Request, model: Decoder | NativeDecoder | None = None) -> Bench:
     made = bench(replace(served, speculate="off"), cache=False, model=model or served.model())
     made.engine.add(request)
     return made.finish()
@@ -164,7 +166,15 @@ def random_request(rng: random.Random, id: int, served: Served) -> Request:
         repetition_penalty=rng.choice([1.0, 1.2]),
         stop_token_ids=(rng.randrange(VOCABULARY),),
     )
-    return Request(str(id), tuple(prompt), ExpertBudget(budget), sampling)
+    prefill = rng.choice([(), (1,) * layers, (3,) * layers]) if served.by_phase else ()
+    return Request(str(id), tuple(prompt), ExpertBudget(budget, prefill), sampling)
+
+
+def counts_of(sequence: Sequence, start: int, length: int) -> list[tuple[int, ...]]:
+    """The rule of a budget said once more: the counts of `length` tokens from position `start` on."""
+    budget, prompt = sequence.request.budget, len(sequence.request.prompt)
+    positions = range(start, start + length)
+    return [budget.prefill or budget.per_layer if each < prompt else budget.per_layer for each in positions]
 
 
 def storm(served: Served, seed: int, requests: int) -> tuple[Bench, list[Request]]:

@@ -1,9 +1,10 @@
 """Block accounting and prefix sharing: nothing leaks, nothing is freed twice, only equal prefixes are shared."""
 
+from itertools import takewhile
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -22,6 +23,19 @@ def computed(blocks: BlockManager, id: str, prompt: tuple[int, ...], **options: 
     sequence.computed = len(prompt)
     blocks.publish(sequence)
     return sequence
+
+
+def answered(id: str, tokens: tuple[int, ...], prompt: int, **options: Any) -> Sequence:
+    """A sequence after a preemption: its first `prompt` tokens are its prompt, the others were generated."""
+    sequence = Sequence(request(id, tokens[:prompt], **options), 0.0)
+    sequence.tokens += tokens[prompt:]
+    return sequence
+
+
+def by_position(sequence: Sequence) -> list[tuple[int, ...]]:
+    """The rule of a budget said once more: the counts of every token, one after the other."""
+    budget, prompt = sequence.request.budget, len(sequence.request.prompt)
+    return [budget.prefill or budget.per_layer] * prompt + [budget.per_layer] * (len(sequence.tokens) - prompt)
 
 
 def cached(blocks: BlockManager, prompt: tuple[int, ...], **options: Any) -> int:
@@ -59,6 +73,41 @@ def test_budgets_never_share() -> None:
     assert cached(blocks, PROMPT, budget=(2, 3)) == 0
     assert cached(blocks, PROMPT, budget=(2, 2, 2)) == 0
     assert cached(blocks, PROMPT, budget=(2, 2)) == 8
+
+
+COUNTS = st.tuples(st.integers(1, 2))
+TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tuple)
+
+
+def sequences(id: str) -> st.SearchStrategy[Sequence]:
+    """Sequences of few different tokens, so that many begin alike, with prompts of any length."""
+    return st.builds(answered, st.just(id), TOKENS, st.integers(1, 14), budget=COUNTS, prefill=st.just(()) | COUNTS)
+
+
+@given(sequences("one"), sequences("two"))
+def test_blocks_are_shared_where_tokens_and_counts_are_equal_position_by_position(one: Sequence, two: Sequence) -> None:
+    """Whatever their prompts' lengths: as many as a model says that looks at every position, neither more nor fewer."""
+    blocks = BlockManager(16, SIZE)
+    assert blocks.admit(one) and blocks.reserve(one, len(one.tokens))
+    one.computed = len(one.tokens)
+    blocks.publish(one)
+    pairs = zip(
+        zip(one.tokens, by_position(one), strict=True), zip(two.tokens, by_position(two), strict=True), strict=False
+    )
+    equal = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    assert blocks.admit(two)
+    assert two.computed == min(equal // SIZE, (len(two.tokens) - 1) // SIZE) * SIZE
+    assert two.blocks == one.blocks[: len(two.blocks)]
+
+
+def test_equal_tokens_and_budgets_with_other_prompt_lengths_share_up_to_the_shorter_prompt() -> None:
+    blocks = BlockManager(16, SIZE)
+    counts = {"budget": (2, 2), "prefill": (8, 8)}
+    computed(blocks, "long", tuple(range(13)), **counts)
+    short = answered("short", tuple(range(13)), 9, **counts)
+    assert blocks.admit(short) and short.computed == 8  # the third block has a prompt token and three generated ones
+    plain = answered("plain", tuple(range(13)), 9, budget=(8, 8))
+    assert blocks.admit(plain) and plain.computed == 12
 
 
 @pytest.mark.parametrize(("noisy", "found"), [(True, 0), (False, 8)])
@@ -186,11 +235,20 @@ class Blocks(RuleBasedStateMachine):
         self.content: dict[int, tuple[object, ...]] = {}
         self.count = 0
 
-    @rule(length=st.integers(1, 8), base=st.integers(0, 1), count=st.integers(1, 2), seed=st.integers(0, 1))
-    def admit(self, length: int, base: int, count: int, seed: int) -> None:
+    @rule(
+        length=st.integers(1, 8),
+        prompt=st.integers(1, 8),
+        base=st.integers(0, 1),
+        count=st.integers(1, 2),
+        prefill=st.integers(0, 2),
+        seed=st.integers(0, 1),
+    )
+    def admit(self, length: int, prompt: int, base: int, count: int, prefill: int, seed: int) -> None:
         self.count += 1
-        prompt = tuple(range(base, base + length))
-        sequence = Sequence(request(str(self.count), prompt, budget=(count,), seed=seed), 0.0)
+        tokens = tuple(range(base, base + length))
+        sequence = answered(
+            str(self.count), tokens, prompt, budget=(count,), prefill=(prefill,) * bool(prefill), seed=seed
+        )
         if not self.blocks.admit(sequence):
             return
         self.held.append(sequence)
@@ -235,8 +293,8 @@ class Blocks(RuleBasedStateMachine):
 
     @staticmethod
     def expected(sequence: Sequence, index: int) -> tuple[object, ...]:
-        request = sequence.request
-        return tuple(sequence.tokens[: (index + 1) * 2]), request.budget, request.sampling.seed
+        tokens = sequence.tokens[: (index + 1) * 2]
+        return tuple(zip(tokens, by_position(sequence), strict=False)), sequence.request.sampling.seed
 
 
 TestBlocks = Blocks.TestCase

@@ -14,10 +14,9 @@ import torch
 from engine.types import Request, Sampling
 from model.backends.cpu.kernels.library import load
 from model.budget import ExpertBudget
-from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import Dense
+from model.shapes.decoder import DecoderConfig, Dense
 from tests.engine.random_workload import Served, alone, assert_as_alone, bench, storm
-from tests.model.tiny import VOCABULARY, decoder, gpt2_like, infinity, llama_like, topk
+from tests.model.tiny import VOCABULARY, PagedRun, decoder, gpt2_like, infinity, llama_like, topk
 
 
 def layouts(context: int, head_width: int, block: int) -> dict[str, DecoderConfig]:
@@ -47,6 +46,7 @@ GUESSED = [
     *(("experts=1", name) for name in LAYOUTS if not name.endswith("units")),
     *(("ngram", name) for name in ("both", "native-topk", "native-infinity", "native-both")),
 ]
+PLAIN = [("off", name) for name in ("topk", "infinity", "native-topk", "native-infinity", "native-both")]
 ROUNDED = {
     f"{name}-{str(dtype).removeprefix('torch.')}-{quantize}": replace(served, dtype=dtype, quantize=quantize)
     for (name, served), (dtype, quantize) in product(NATIVE.items(), PRECISIONS)
@@ -68,6 +68,7 @@ def check_storm(served: Served, seed: int) -> None:
     crowd, requests = storm(served, seed, served.requests)
     for request in requests:
         assert_as_alone(served, crowd, alone(served, request), request.id)
+    assert not served.by_phase or len({request.budget.prefill for request in requests}) == 3
     assert crowd.ends.keys() == {request.id for request in requests}
     # The storm was one: else the equality above would say little.
     assert sum(stats.preemptions for stats in crowd.stats) > 2
@@ -89,6 +90,11 @@ def test_so_it_does_with_weights_that_are_rounded(served: Served) -> None:
     check_storm(served, seed=2)
 
 
+@each({name: replace(served, by_phase=True) for name, served in LAYOUTS.items() if not name.endswith("units")})
+def test_so_it_does_where_prompts_have_counts_of_their_own(served: Served) -> None:
+    check_storm(served, seed=2)
+
+
 @each({f"{name}-{who}": replace(LAYOUTS[name], speculate=who) for who, name in GUESSED})
 def test_so_it_does_when_tokens_are_guessed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.speculation.WORTH", 0.0)  # whatever it is worth
@@ -99,6 +105,38 @@ def test_so_it_does_when_tokens_are_guessed(served: Served, monkeypatch: pytest.
     assert drafted > 10 and accepted < drafted
     assert accepted or served.length < 80, "a short random text hardly ever repeats itself"
     assert crowd.engine.scheduler.blocks.used == 0
+
+
+@each({f"{name}-{who}": replace(LAYOUTS[name], speculate=who) for who, name in [*PLAIN, *GUESSED]})
+def test_every_position_keeps_the_counts_of_its_phase(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through chunks, preemption, drafts and prefixes found again: the logits are those of one pass over the text with
+    the counts of every position side by side."""
+    monkeypatch.setattr("engine.speculation.WORTH", 0.0)
+    layers = len(served.config.mixtures)
+    counts = [((1,) * layers, (4,) * layers), ((5,) * layers, (1,) * layers), ((1, 6)[:layers], (3, 2)[:layers])]
+    long = tuple(range(2 * served.block + 3))
+    prompts = [(7,), (7, 8), (1, 2, 3) * 4, long, long]
+    crowd = bench(served, blocks=served.few, step_tokens=7, running=5)
+    requests = [
+        Request(f"{n}-{m}", prompt, ExpertBudget(decode, prefill), Sampling(served.length // 2, seed=0, temperature=0))
+        for m, (prefill, decode) in enumerate(counts)
+        for n, prompt in enumerate(prompts)
+    ]
+    for request in requests:
+        crowd.engine.add(request)
+    crowd.finish()
+    assert sum(stats.preemptions for stats in crowd.stats) and crowd.found
+    for request in requests:
+        ids = [*request.prompt, *crowd.tokens[request.id]]
+        rows = [by_phase(request, position) for position in range(len(ids))]
+        whole = PagedRun(served.model(), [ids], [torch.tensor(rows).T.contiguous()], served.block).step({0: len(ids)})
+        for made in (crowd, alone(served, request)):  # alone, steps of one token follow upon each other
+            for length, row_V in made.logits[request.id].items():
+                served.assert_same(row_V, whole[0][length - 1])
+
+
+def by_phase(request: Request, position: int) -> tuple[int, ...]:
+    return request.budget.prefill if position < len(request.prompt) else request.budget.per_layer
 
 
 @each(LAYOUTS)

@@ -112,14 +112,19 @@ def test_cached_tokens_reach_the_stats() -> None:
     assert min(last.stats.queue_s, last.stats.prefill_s, last.stats.decode_s) >= 0
 
 
+@pytest.mark.parametrize("prefill", [(), (3, 1)])
 @pytest.mark.parametrize("truth", [None, 1.0, 0.5])
-def test_the_work_of_all_sequences_is_that_of_all_steps(truth: float | None) -> None:
+def test_the_work_of_all_sequences_is_that_of_all_steps(truth: float | None, prefill: tuple[int, ...]) -> None:
     """Also where some are set back, share a prefix or are guessed at; tokens from the cache cost nothing."""
     runner = FakeRunner(SIZE)
     manager, speculator = BlockManager(7, SIZE), None if truth is None else Oracle(runner, truth)
     scheduler = Scheduler(manager, 4, 16, 200, speculator=speculator)
     for index, name in enumerate("aabb"):
-        scheduler.add(request(f"{name}{index}", (index // 2, 1, 2, 3, 4), max_tokens=12, budget=(index // 2 + 1, 2)))
+        scheduler.add(
+            request(
+                f"{name}{index}", (index // 2, 1, 2, 3, 4), max_tokens=12, budget=(index // 2 + 1, 2), prefill=prefill
+            )
+        )
     pairs = tokens = preemptions = 0
     ends = []
     while scheduler.has_work:
@@ -131,6 +136,24 @@ def test_the_work_of_all_sequences_is_that_of_all_steps(truth: float | None) -> 
     assert preemptions and len(ends) == 4 and sum(stats.cached_tokens for stats in ends if stats)
     assert sum(stats.routed_pairs for stats in ends if stats) == pairs
     assert sum(stats.computed_tokens for stats in ends if stats) == tokens
+
+
+@pytest.mark.parametrize(("prefill", "found"), [((), 16), ((5, 5), 4), ((3, 4), 16)])
+def test_an_answer_that_becomes_a_prompt_is_found_where_its_counts_are_those_of_a_prompt(
+    prefill: tuple[int, ...], found: int
+) -> None:
+    """The first request's prompt fills one block and a half; what it was answered has the counts of an answer."""
+    scheduler, runner = make(), FakeRunner(SIZE)
+    counts = {"budget": (3, 4), "prefill": prefill}
+    first = request("first", tuple(range(6)), max_tokens=12, **counts)
+    scheduler.add(first)
+    said = [event.token for event in finish(scheduler, runner)["first"]]
+    assert said == runner.reference(first)
+    again = request("again", (*first.prompt, *said), max_tokens=12, **counts)
+    scheduler.add(again)
+    events = finish(scheduler, runner)["again"]
+    assert [event.token for event in events] == runner.reference(again)
+    assert events[-1].stats is not None and events[-1].stats.cached_tokens == found
 
 
 def test_tokens_from_the_cache_cost_nothing() -> None:

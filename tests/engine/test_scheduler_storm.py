@@ -1,6 +1,7 @@
 """Any order of arrivals, steps, aborts and faults: everyone ends once, with the right text, and nothing leaks."""
 
 import random
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,6 +19,9 @@ from tests.engine.costs import seconds
 from tests.engine.fake import FakeRunner, request
 
 SIZE = 2
+BUDGET = st.fixed_dictionaries(
+    {"budget": st.tuples(st.integers(1, 2)), "prefill": st.just(()) | st.tuples(st.integers(1, 2))}
+)
 COST = StepCost(fixed=1.0, per_token=0.2, per_pair=0.4, per_expert=0.1, pools=(ExpertPool(8),))
 
 
@@ -86,15 +90,30 @@ class Storm(RuleBasedStateMachine):
         length=st.integers(1, 12),
         base=st.integers(0, 1),
         new=st.integers(1, 10),
-        budget=st.integers(1, 2),
+        budget=BUDGET,
         seed=st.integers(0, 1),
         stops=st.booleans(),
     )
-    def add(self, length: int, base: int, new: int, budget: int, seed: int, stops: bool) -> None:
-        each = request(f"r{len(self.requests)}", tuple(range(base, base + length)), new, budget=(budget,), seed=seed)
+    def add(self, length: int, base: int, new: int, budget: dict[str, Any], seed: int, stops: bool) -> None:
+        self.ask(tuple(range(base, base + length)), new, budget, seed, stops)
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data(), new=st.integers(1, 6), budget=st.none() | BUDGET)
+    def go_on(self, data: st.DataObject, new: int, budget: dict[str, Any] | None) -> None:
+        """What another request said and heard is a prompt now, in part or whole, often with its budget: tokens and
+        budgets are equal, prompt lengths are not."""
+        before = data.draw(st.sampled_from(sorted(self.requests.values(), key=lambda each: each.id)))
+        said = (*before.prompt, *self.runner.reference(before))
+        prompt = said[: data.draw(st.integers(1, len(said)))]
+        same = {"budget": before.budget.per_layer, "prefill": before.budget.prefill}
+        self.ask(prompt, new, budget or same, before.sampling.seed, False)
+
+    def ask(self, prompt: tuple[int, ...], new: int, budget: dict[str, Any], seed: int, stops: bool) -> None:
+        length = len(prompt)
+        each = request(f"r{len(self.requests)}", prompt, new, **budget, seed=seed)
         if stops:
             stop = self.runner.reference(each)[new // 2]
-            each = request(each.id, each.prompt, new, budget=(budget,), seed=seed, stop_token_ids=(stop,))
+            each = request(each.id, each.prompt, new, **budget, seed=seed, stop_token_ids=(stop,))
         capacity = min(20, self.scheduler.blocks.total * SIZE + 1)
         try:
             self.scheduler.add(each)

@@ -48,6 +48,17 @@ def test_an_alias_that_is_not_listed_adds_no_label() -> None:
     assert labels == {"1": 1, "2": 1, "4": 1, "8": 1, "other": 4}
 
 
+def test_counts_by_phase_have_no_label_of_their_own_and_are_observed_as_their_mean() -> None:
+    with in_memory() as client:
+        for experts in ({"prefill": 8, "decode": 2}, {"prefill": 2, "decode": 2}, {"prefill": 8}, {"decode": 4}):
+            assert client.post(COMPLETIONS, json={"prompt": "hi you", "experts": experts}).status_code == 200
+        service = service_of(client)
+    labels = {k: value(service, "request_success_total", num_experts=k) for k in ("2", "4", "8", "other")}
+    assert labels == {"2": 1, "4": 1, "8": 0, "other": 2}
+    means = [(6 * prefill + 12 * decode) / 18 for prefill, decode in ((8, 2), (2, 2), (8, 4), (4, 4))]
+    assert value(service, "request_num_experts_sum") == pytest.approx(sum(means))
+
+
 def test_what_was_refused_has_no_expert_count() -> None:
     """Here: more prompt tokens than there is room for, a grammar that the engine refuses, a lost engine."""
     engine = FakeEngine()

@@ -19,16 +19,17 @@ def test_a_call_has_the_sum_of_its_sequences() -> None:
         assert {name: figures[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("experts", [2, [1, 2, 6]])
+@pytest.mark.parametrize("experts", [{"count": 2}, {"count": [1, 2, 6]}, {"prefill": 8, "decode": [1, 2, 6]}])
 def test_a_stream_that_a_stop_string_ends_counts_what_was_computed(experts: Any) -> None:
     """The engine's last word came with the first token; each one since was computed from the one before it."""
     engine = FakeEngine(says("abc-STOP-and much more"))
     engine.first_stats = True
-    body = {"messages": [{"role": "user", "content": "hi"}], "stop": "-STOP-", "experts": {"count": experts}}
+    body = {"messages": [{"role": "user", "content": "hi"}], "stop": "-STOP-", "experts": experts}
     with in_memory(engine) as client:
         text = client.post(CHAT, json=body | {"stream": True, "stream_options": {"include_usage": True}}).text
     usage = orjson.loads(frames(text)[-2])["usage"]
-    per_token = sum(experts) if isinstance(experts, list) else experts * INFO.experts.layers
+    count = experts.get("count") or experts["decode"]
+    per_token = sum(count) if isinstance(count, list) else count * INFO.experts.layers
     later = len("abc-STOP-") - 1
     assert usage["routed_pairs"] == STATS.routed_pairs + later * per_token
     assert usage["routed_pairs_trained"] == TRAINED + later * INFO.experts.trained * INFO.experts.layers

@@ -6,9 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.budget import ExpertRange
+from model.budget import ExpertBudget, ExpertRange
 from model.errors import InvalidRequest
-from server.experts.requested_count import aliases_for, counts_in_body, counts_in_header, echoed_count, resolve
+from server.experts.requested_count import (
+    aliases_for,
+    count_in_header,
+    counts_in_body,
+    counts_in_header,
+    echoed_count,
+    resolve,
+)
 
 RANGE = ExpertRange(layers=3, trained=4, minimum=1, maximum=8)
 JSON = st.recursive(
@@ -73,7 +80,12 @@ def test_a_bad_list_is_refused(value: Any) -> None:
 @pytest.mark.parametrize(
     ("experts", "word"),
     [
-        ({"prefill": 8}, "not supported yet"),
+        ({"normaliser": "raw"}, "not supported yet"),
+        ({"prefill": 8, "mask": "legal"}, "not supported yet"),
+        ({"prefil": 8}, "unknown; supported: count, or prefill and decode"),
+        ({"count": 4, "prefill": 8}, "experts.count and experts.prefill exclude each other"),
+        ({"count": 4, "decode": 4}, "experts.count and experts.decode exclude each other"),
+        ({"count": {}}, "experts.count in the body must be an integer"),
         ({"threshold": 0.5}, "not supported yet"),
         ({"cuont": 4}, "unknown"),
         (4.5, "object"),
@@ -130,7 +142,7 @@ def test_ordinary_fields_are_not_taken_for_expert_fields(key: str) -> None:
     assert counts({key: 2}) == (4, 4, 4)
 
 
-@given(JSON, JSON, st.text(max_size=5))
+@given(JSON, JSON | st.dictionaries(st.sampled_from(["count", "prefill", "decode"]), JSON), st.text(max_size=5))
 def test_whatever_comes_is_a_budget_in_range_or_a_refusal(number: Any, experts: Any, header: str) -> None:
     try:
         budget = counts({"num_experts": number, "experts": experts}, [header] if header else [])
@@ -138,6 +150,48 @@ def test_whatever_comes_is_a_budget_in_range_or_a_refusal(number: Any, experts: 
         assert error.param
     else:
         assert len(budget) == RANGE.layers and all(type(k) is int and 1 <= k <= 8 for k in budget)
+
+
+@pytest.mark.parametrize(
+    ("experts", "prefill", "decode"),
+    [
+        ({"prefill": 8, "decode": 2}, (8, 8, 8), (2, 2, 2)),
+        ({"prefill": 8}, (8, 8, 8), (4, 4, 4)),
+        ({"decode": 1, "prefill": None}, (4, 4, 4), (1, 1, 1)),
+        ({"prefill": [1, 2, 3], "decode": 8, "count": None}, (1, 2, 3), (8, 8, 8)),
+        ({"prefill": 3, "decode": [3, 3, 3]}, (3, 3, 3), (3, 3, 3)),
+        ({"decode": 4}, (4, 4, 4), (4, 4, 4)),
+    ],
+)
+def test_prompts_and_answers_have_counts_of_their_own(experts: Any, prefill: Any, decode: Any) -> None:
+    for body in ({"experts": experts}, {"extra_body": {"experts": experts}}):
+        budget = resolve(RANGE, 4, counts_in_body(body))
+        assert [budget.at(position, 2) for position in range(4)] == [prefill, prefill, decode, decode]
+        assert (budget.prefill == ()) == (prefill == decode), "equal counts are one count"
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("value", [0, 9, -1, "8", 2.0, True, {}, {"count": 2}, [4, 4], [4, 4, 9], [4, "4", 4], []])
+def test_a_bad_count_of_a_phase_is_refused_by_its_field(phase: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=f"experts.{phase}") as error:
+        counts({"experts": {"prefill": 2, "decode": 2} | {phase: value}})
+    assert error.value.param == f"experts.{phase}"
+    assert "1 and 8" in error.value.message or "3 MoE layers" in error.value.message
+    wrong = 9 if value == [4, 4, 9] else "'4'" if value == [4, "4", 4] else value
+    assert str(wrong) in error.value.message or f"{len(value)} entries" in error.value.message
+
+
+def test_counts_by_phase_agree_with_every_other_way_or_are_refused() -> None:
+    phases = {"experts": {"prefill": 2, "decode": 4}}
+    for other in ({"num_experts": 2}, {"num_experts": 4}, {"extra_body": {"experts": {"prefill": 4, "decode": 2}}}):
+        with pytest.raises(InvalidRequest, match=r"\{'prefill': 2, 'decode': 4\}.*must agree"):
+            counts(phases | other)
+    with pytest.raises(InvalidRequest, match="must agree"):
+        counts(phases, ["2"])
+    assert counts({"experts": {"prefill": 2, "decode": 2}, "num_experts": 2}, ["2"]) == (2, 2, 2)
+    assert counts(phases | {"extra_body": phases}) == (4, 4, 4)
+    with pytest.raises(InvalidRequest, match=r"experts\.prefill was given, but this model has no"):
+        resolve(ExpertRange(0, 0, 0, 0), 0, counts_in_body(phases))
 
 
 def test_aliases_cover_powers_of_two_and_the_operators_words() -> None:
@@ -150,3 +204,10 @@ def test_aliases_cover_powers_of_two_and_the_operators_words() -> None:
 def test_a_count_is_echoed_as_an_integer_unless_layers_differ() -> None:
     assert echoed_count(RANGE.budget(2)) == 2 and isinstance(echoed_count(RANGE.budget(2)), int)
     assert echoed_count(RANGE.budget([1, 2, 2])) == 1.6667
+
+
+def test_counts_by_phase_are_echoed_as_a_mean_over_tokens_and_in_the_header_as_they_are() -> None:
+    budget = ExpertBudget((1, 2, 3), prefill=(8, 8, 8))
+    assert echoed_count(budget, 3, 1) == 6.5
+    assert echoed_count(budget, 4, 0) == 8 and isinstance(echoed_count(budget, 4, 0), int)
+    assert count_in_header(budget) == "8:2" and count_in_header(RANGE.budget(4)) == "4"

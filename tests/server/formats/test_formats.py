@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from model.budget import ExpertBudget
 from server.dialects.base import Content
 from server.formats.base import Format
 from server.formats.chat import ChatFormat
@@ -86,6 +87,30 @@ def test_openai_asks_for_experts_in_three_ways(served: tuple[openai.OpenAI, Fake
         api.completions.create(model="tiny@k8", prompt="hi", extra_body={"num_experts": 2})
     with pytest.raises(openai.NotFoundError, match=r"tiny@k9.*tiny@kN, N from 1 to 8"):
         api.completions.create(model="tiny@k9", prompt="hi")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_counts_by_phase_reach_the_engine_and_come_back_as_a_mean(
+    served: tuple[openai.OpenAI, FakeEngine], stream: bool
+) -> None:
+    """Of all tokens: those of the prompt at its count and the twelve of the answer at theirs."""
+    api, engine = served
+    fields: dict[str, Any] = {"experts": {"prefill": 8, "decode": 2}}
+    if stream:
+        fields["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+    raw = api.completions.with_raw_response.create(model="tiny", prompt="hi you", stream=stream, extra_body=fields)
+    chunks = list(raw.parse()) if stream else [raw.parse()]
+    assert raw.headers["x-num-experts"] == "8:2"
+    assert engine.seen[-1].budget == ExpertBudget((2, 2, 2), prefill=(8, 8, 8))
+    for usage in (chunk.usage for chunk in chunks):
+        prompt, answer = usage.prompt_tokens, usage.completion_tokens
+        assert usage.num_experts == round((8 * prompt + 2 * answer) / (prompt + answer), 4)
+    assert (prompt, answer) == (6, 12)
+    if not stream:
+        assert chunks[0].metrics["num_experts"] == 4
+    with pytest.raises(openai.BadRequestError, match=r"experts\.decode must be between 1 and 8.*got 9") as error:
+        api.completions.create(model="tiny", prompt="hi", extra_body={"experts": {"decode": 9}})
+    assert error.value.param == "experts.decode"
 
 
 def test_openai_lists_models(served: tuple[openai.OpenAI, FakeEngine]) -> None:
