@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.machine import facts, use_threads
 from benchmarks.tables import grid
-from model.backends.cpu.blocks import Quantize
+from model.backends.base import Quantize
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
 from model.backends.torch.attend import WholeAttend
@@ -48,9 +48,10 @@ class Whole:
         rows, length = len(batch.ids_T) // attend.length, attend.length
         blocks = -(-length // BLOCK)
         spans_B3 = torch.tensor([(row * length, length, length) for row in range(rows)])
-        pages = Pages(torch.arange(rows * blocks).view(rows, blocks), spans_B3)
-        batch = replace(batch, experts_LT=batch.experts_LT.contiguous())
-        return self.model(batch, self.model.cache(rows * blocks, BLOCK).attend(pages))
+        cache = self.model.cache(rows * blocks, BLOCK)
+        pages = Pages(cache, torch.arange(rows * blocks).view(rows, blocks), spans_B3)
+        batch = replace(batch, counts_LT=batch.counts_LT.contiguous())
+        return self.model(batch, pages)
 
 
 def losses(folder: Path, text: Path, counts: list[int], limit: int) -> dict[str, list[float]]:

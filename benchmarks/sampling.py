@@ -24,8 +24,13 @@ from engine.build import keep_freed_memory
 from engine.sampling.sampler import sample
 from engine.sequence import Sequence
 from engine.types import Request, Sampling
+from model.backends.base import SamplingOps
+from model.backends.cpu.kernels.library import load
+from model.backends.cpu.sampling import NativeSampling
+from model.backends.torch.sampling import TorchSampling
 from model.budget import ExpertBudget
 
+OPS: SamplingOps = NativeSampling() if load().native else TorchSampling()
 SHAPES = [(vocabulary, batch) for vocabulary in (4096, 16_384, 50_304, 151_936) for batch in (1, 8, 32, 64)]
 CASES: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -64,7 +69,7 @@ def measure(vocabulary: int, batch: int) -> dict[str, float]:
     costs = {"read": microseconds(lambda: logits_BV.sum(-1))}
     for name, options in CASES.items():
         sequences = [sequence(row, options) for row in range(batch)]
-        costs[name] = microseconds(partial(sample, logits_BV, sequences))
+        costs[name] = microseconds(partial(sample, OPS, logits_BV, sequences))
     return costs
 
 

@@ -5,7 +5,8 @@ import math
 import torch
 
 from model.decoder import Decoder
-from model.shapes.decoder import DecoderConfig, Infinity, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Infinity, TopK
 
 EXPERT_PARTS = ("ffn.gate_up", "ffn.up", "ffn.down")
 BYTES = {"bf16": (2, 2), "8 bit": (1, 1), "8 bit experts": (2, 1)}  # per shared and per expert weight, without scales
@@ -14,7 +15,10 @@ BYTES = {"bf16": (2, 2), "8 bit": (1, 1), "8 bit experts": (2, 1)}  # per shared
 def expert_weights(config: DecoderConfig) -> int:
     """Weights of one expert (∞-MoE: of one block)."""
     kind = config.mixtures[0]
-    return 2 * config.width * kind.block if isinstance(kind, Infinity) else 3 * config.width * kind.width
+    if isinstance(kind, Infinity):
+        return 2 * config.width * kind.block
+    assert isinstance(kind, TopK)
+    return 3 * config.width * kind.width
 
 
 def shared_weights(config: DecoderConfig) -> int:

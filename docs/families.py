@@ -3,9 +3,10 @@
 import importlib
 from typing import Any
 
-from model.backends.cpu.decoder import refusal
-from model.shapes.attention import Delta
-from model.shapes.decoder import DecoderConfig, TopK
+from model.backends.base import Options
+from model.backends.cpu.refusal import refusal
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import TopK
 from weights.load import decoder_config, families
 
 # A config of real proportions; a family's example says what is its own.
@@ -33,9 +34,9 @@ def _line(name: str) -> str:
     if not getattr(module, "EXAMPLES", ()):
         return f"| `{name}` | {says} | as the checkpoint says | kernels | yes |"
     config = decoder_config(_large(module.EXAMPLES[0]) | {"model_type": name})
-    reason = refusal(config, 16)
-    recurrent = any(isinstance(shape, Delta) for shape in config.mixers)
-    cells = (f"`{name}`", says, _counts(config), "torch" if reason else "kernels", "no" if recurrent else "yes")
+    reason = refusal(config, Options())
+    runs_on, prefixes = "torch" if reason else "kernels", "yes" if config.prefix_reusable else "no"
+    cells = (f"`{name}`", says, _counts(config), runs_on, prefixes)
     return f"| {' | '.join(cells)} |"
 
 

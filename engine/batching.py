@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.plan import Plan
 from engine.sequence import Sequence
-from model.batch import Batch, Pages
+from model.batch import Batch, Cache, Pages
 from model.budget import ExpertCounts
 
 Ints = NDArray[np.int64]
@@ -22,13 +22,13 @@ PlanShape = list[tuple[Sequence, int, int, int, ExpertCounts]]
 
 
 class InputBatchBuilder:
-    """Builds the input of each step for a cache with blocks of `block_size` tokens.
+    """Builds the input of each step for one cache.
 
     The tensors of one step are overwritten by the next.
     """
 
-    def __init__(self, block_size: int) -> None:
-        self._block_size = block_size
+    def __init__(self, cache: Cache) -> None:
+        self._cache, self._block_size = cache, cache.block_size
         self._shape: PlanShape = []
         self._first_pages: list[int] = []  # per sequence in the tables: the page of its first new token
         self._ids_T = self._positions_T = self._end_B = _ints([])
@@ -70,7 +70,7 @@ class InputBatchBuilder:
         self._first_pages = (start_B // self._block_size).tolist()
         batch = self._batch_of(plan, first_B, length_B)
         slots_B = torch.from_numpy(_ints([chunk.sequence.slot for chunk in plan]))
-        self._pages = Pages(_tables(plan, self._block_size), torch.from_numpy(spans_B3), slots_B)
+        self._pages = Pages(self._cache, _tables(plan, self._block_size), torch.from_numpy(spans_B3), slots_B)
         self._batch = batch
         return batch, self._pages
 
@@ -85,7 +85,7 @@ class InputBatchBuilder:
             ids_T=torch.from_numpy(self._ids_T),
             positions_T=torch.from_numpy(self._positions_T),
             seeds_T=torch.from_numpy(seeds_B.repeat(length_B)),
-            experts_LT=torch.from_numpy(counts_LT),
+            counts_LT=torch.from_numpy(counts_LT),
             k_max=int(counts_NL.max(initial=0)),
             pairs_L=tuple(pairs_L.tolist()),
             rows_B=torch.from_numpy(_logit_rows(plan, first_B)),

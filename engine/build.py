@@ -23,15 +23,14 @@ from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
 from engine.speculation import Speculator, speculator_of
 from engine.types import EngineInfo, EngineSettings, Request, Sampling, TokenEvent
-from model.backends.cpu.decoder import NativeDecoder, refusal
-from model.backends.cpu.kernels.library import load
-from model.backends.cpu.kernels.provide import provide
-from model.backends.torch.attend import bytes_per_block, bytes_per_sequence
+from model.backends import choose
+from model.backends.base import Options, Runnable
 from model.budget import ExpertBudget
 from model.decoder import Decoder, parameter_count
 from model.errors import CheckpointError, InvalidRequest
 from model.resources import available_cores, available_memory
-from model.shapes.decoder import DecoderConfig, Infinity, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.memory import bytes_per_block, bytes_per_sequence
 from weights.folder import resolve_model
 from weights.load import load_model, read_config, run_dtype
 from weights.tokenizer import Tokenizer
@@ -51,20 +50,19 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     started = time.perf_counter()
     keep_freed_memory()
     log_resources()
-    torch.set_num_threads(settings.threads or available_cores().value)
+    threads = settings.threads or available_cores().value
+    torch.set_num_threads(threads)  # for reading the weights
     folder = resolve_model(settings.model)
     config, raw = read_config(folder)
     check(config, settings)
     cache_blocks(config, settings, run_dtype(raw, settings.dtype))
     tokenizer = tokenizer_for(folder, config, settings)
-    provide()
+    choose.provide()
     with Progress(settings.terminal_columns) as progress:
         loaded, _ = load_model(folder, settings.dtype, progress)
     loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
     parameters = parameter_count(loaded)
-    model, reason = prepare(loaded, settings)
-    if isinstance(model, NativeDecoder):
-        torch.set_num_threads(1)  # torch computes little beside the kernels; a second thread pool would slow them
+    model, reason = prepare(loaded, settings, threads)
     give_back_freed_memory()
     engine, blocks = assemble(model, settings, grammars=grammars_for(folder, model.config, tokenizer))
     info = EngineInfo(
@@ -93,6 +91,7 @@ def check(config: DecoderConfig, settings: EngineSettings) -> None:
             experts.budget(settings.default_num_experts, "default_num_experts")
     except InvalidRequest as error:
         raise CheckpointError(error.message) from None
+    choose.choose(config, options_of(config, settings))
 
 
 def tokenizer_for(folder: Path, config: DecoderConfig, settings: EngineSettings) -> Tokenizer | None:
@@ -132,24 +131,28 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def prepare(model: Decoder, settings: EngineSettings) -> tuple[Decoder | NativeDecoder, str]:
-    """The decoder on the fastest backend of this machine, and, if that is torch, the reason. A native decoder takes
-    over the weights.
+def prepare(model: Decoder, settings: EngineSettings, threads: int = 0) -> tuple[Runnable, str]:
+    """The decoder on the fastest backend that runs it, and why it is not a faster one. A backend may take over the
+    weights.
 
     Raises:
-        CheckpointError: int8 is asked for, which only the native kernels have.
+        CheckpointError: no backend runs it.
     """
-    kernels = load()
-    reason = kernels.reason or refusal(model.config, settings.block_size)
-    if reason is None:
-        length = model_length(model.config, settings)
-        native = NativeDecoder(model, length, settings.quantize, settings.quantize_layers == "experts")
-        torch.ops.moedial.set_threads(torch.get_num_threads())
-        return native, ""
-    if settings.quantize != "none":
-        raise CheckpointError(f"quantize {settings.quantize} needs the native kernels: {reason}")
-    log.warning("plain torch runs this model, several times slower than the native kernels: %s", reason)
-    return model, reason
+    runnable, reason = choose.prepare(model, options_of(model.config, settings, threads))
+    if reason:
+        log.warning("plain torch runs this model, several times slower than the native kernels: %s", reason)
+    return runnable, reason
+
+
+def options_of(config: DecoderConfig, settings: EngineSettings, threads: int = 0) -> Options:
+    """What a backend needs to know of the settings."""
+    return Options(
+        block_size=settings.block_size,
+        length=model_length(config, settings),
+        quantize=settings.quantize,
+        quantize_layers=settings.quantize_layers,
+        threads=threads or settings.threads,
+    )
 
 
 def log_resources() -> None:
@@ -168,7 +171,7 @@ def keep_freed_memory() -> None:
 
 
 def assemble(
-    model: Decoder | NativeDecoder,
+    model: Runnable,
     settings: EngineSettings,
     cost: StepCost | None = None,
     grammars: Grammars | None = None,
@@ -179,7 +182,7 @@ def assemble(
     manager = BlockManager(
         blocks,
         settings.block_size,
-        prefix_cache=settings.prefix_cache and model.token_local and model.reusable,
+        prefix_cache=settings.prefix_cache and config.prefix_reusable,
         noisy=config.draws_noise,
     )
     scheduler = Scheduler(
@@ -187,25 +190,25 @@ def assemble(
         max_running=settings.max_running,
         max_step_tokens=settings.max_step_tokens,
         max_model_len=model_length(config, settings),
-        chunked=model.token_local,
+        chunked=config.chunkable,
         cost=cost,
         step_seconds=settings.step_ms / 1000,
         speculator=speculator_for(model, settings),
     )
     runner = ModelRunner(model, model.cache(blocks, settings.block_size, state_slots(settings)))
     runner.draft_experts = scheduler.speculator.experts if scheduler.speculator else 0
-    return Engine(runner, scheduler, grammars, repeatable=model.reusable), blocks
+    return Engine(runner, scheduler, grammars, repeatable=not config.has_states), blocks
 
 
-def speculator_for(model: Decoder | NativeDecoder, settings: EngineSettings) -> Speculator | None:
+def speculator_for(model: Runnable, settings: EngineSettings) -> Speculator | None:
     """The speculator that the settings ask for, or None. Raises CheckpointError if drafts cannot be verified."""
     try:
         speculator = speculator_of(settings.speculate)
     except InvalidRequest as error:
         raise CheckpointError(error.message) from None
-    if settings.speculate == "grammar" and not isinstance(model, NativeDecoder):
+    if settings.speculate == "grammar" and not model.exact:
         return None  # the default must be exact, and torch's products may round a draft's row differently
-    if speculator is not None and not (model.token_local and model.reusable):
+    if speculator is not None and not model.config.prefix_reusable:
         why = "this model keeps states, or mixes tokens, so that guesses cannot be undone"
         raise CheckpointError(f"speculate {settings.speculate}: {why}")
     return speculator
@@ -228,11 +231,10 @@ def state_slots(settings: EngineSettings) -> int:
 def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype, workspace: int = 0) -> int:
     """How many KV blocks the memory setting allows, at most what `max_running` whole contexts can use. `workspace`:
     bytes that attention needs in addition to the cache."""
-    memory = [shape.memory for shape in config.mixers]
-    per_block = max(1, bytes_per_block(memory, settings.block_size, dtype))
+    per_block = max(1, bytes_per_block(config.memory, settings.block_size, dtype.itemsize))
     free = max(0, available_memory().value - workspace)
     allowed = settings.kv_cache_bytes or int(free * settings.kv_cache_fraction)
-    allowed -= bytes_per_sequence(memory) * state_slots(settings)
+    allowed -= bytes_per_sequence(config.memory) * state_slots(settings)
     length = model_length(config, settings)
     blocks_per_context = -(-length // settings.block_size)
     if allowed // per_block < blocks_per_context:
@@ -245,30 +247,24 @@ def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.d
 
 def pools(config: DecoderConfig) -> tuple[ExpertPool, ...]:
     """The expert pool of each MoE layer, for the cost model."""
-    return tuple(
-        ExpertPool(kind.blocks, kind.kept) if isinstance(kind, Infinity) else ExpertPool(kind.experts)
-        for kind in config.mixtures
-    )
+    return tuple(ExpertPool(*shape.pool) for shape in config.mixtures)
 
 
-def describe(model: Decoder | NativeDecoder, settings: EngineSettings) -> dict[str, Any]:
+def describe(model: Runnable, settings: EngineSettings) -> dict[str, Any]:
     """The fields of `EngineInfo` that follow from the model and the settings."""
     config = model.config
-    kind = config.mixtures[0] if config.mixtures else None
-    total = 0
-    if isinstance(kind, Infinity):
-        total = kind.blocks
-    elif isinstance(kind, TopK):
-        total = kind.experts
+    total = shared = 0
+    if config.mixtures:
+        (total, _), shared = config.mixtures[0].pool, config.mixtures[0].shared_experts
     return {
         "dtype": str(model.dtype).removeprefix("torch."),
         "vocabulary": config.vocabulary,
         "max_model_len": model_length(config, settings),
         "experts": config.experts,
         "experts_total": total,
-        "shared_experts": int(isinstance(kind, TopK) and kind.shared is not None),
+        "shared_experts": shared,
         "block_size": settings.block_size,
-        "kernels": load().name if isinstance(model, NativeDecoder) else "torch",
+        "kernels": model.kernels,
         "quantize": quantization(settings),
         "step_cost": None,
     }

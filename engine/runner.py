@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from msgspec import structs
 from torch import Tensor
@@ -13,11 +12,8 @@ from engine.sampling.logprobs import scores
 from engine.sampling.sampler import sample
 from engine.sequence import Sequence
 from engine.types import Logprob
-from model.backends.cpu.cache import NativeCache
-from model.backends.cpu.decoder import NativeDecoder
-from model.backends.cpu.kernels.library import load
-from model.backends.torch.attend import PagedCache
-from model.decoder import Decoder
+from model.backends.base import Runnable, SamplingOps
+from model.batch import Cache
 
 
 class ExpertStats:
@@ -25,33 +21,20 @@ class ExpertStats:
 
     def __init__(self) -> None:
         self.pairs = 0
-        self._loads: list[Tensor] = []
+        self.loads: list[Tensor] = []
 
     def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
         self.pairs += pairs
-        self._loads.append(load_E)
-
-    def work(self, trained_pairs: int) -> MoEWork:
-        """The work of all mixtures observed so far; `trained_pairs` is what the trained count would have cost."""
-        distinct, imbalance = torch.ops.moedial.spread(self._loads) if load().native else _load_spread(self._loads)
-        return MoEWork(self.pairs, trained_pairs, distinct, imbalance / max(1, len(self._loads)))
-
-
-def _load_spread(loads: list[Tensor]) -> tuple[int, float]:
-    """The experts with at least one token, and the busiest expert's load over the mean; both summed over mixtures."""
-    arrays = [load.numpy() for load in loads]
-    distinct = sum(int(np.count_nonzero(load_E)) for load_E in arrays)
-    imbalance = sum(float(load_E.max() / load_E.mean()) for load_E in arrays if load_E.any())
-    return distinct, imbalance
+        self.loads.append(load_E)
 
 
 class ModelRunner:
-    """A decoder, on native kernels or torch, with its paged cache."""
+    """A runnable model, with the cache that it made."""
 
-    def __init__(self, model: Decoder | NativeDecoder, cache: PagedCache | NativeCache) -> None:
+    def __init__(self, model: Runnable, cache: Cache) -> None:
         self.model, self.cache = model, cache
-        self._inputs = InputBatchBuilder(cache.block_size)
-        self._draft_inputs = InputBatchBuilder(cache.block_size)
+        self._inputs = InputBatchBuilder(cache)
+        self._draft_inputs = InputBatchBuilder(cache)
         self.draft_experts = 0  # the expert count of drafts, where chunks ask for model drafts
         self._trained_pairs = model.config.experts.trained * len(model.config.mixtures)  # per token
 
@@ -67,10 +50,15 @@ class ModelRunner:
         logits_RV = self.forward(plan, expert_stats)
         scoring = [chunk for chunk in plan if chunk.scored_positions]
         sampled_rows = len(logits_RV) - sum(len(chunk.scored_positions) for chunk in scoring)
-        sampled = _sample(logits_RV[:sampled_rows], plan) if sampled_rows else ()
+        sampled = _sample(self.model, logits_RV[:sampled_rows], plan) if sampled_rows else ()
         tokens = sum(chunk.length + len(chunk.drafts) for chunk in plan)
-        work = expert_stats.work(tokens * self._trained_pairs)
+        work = self._work(expert_stats, tokens * self._trained_pairs)
         return StepResult(sampled, work, _prompt_logprobs(logits_RV[sampled_rows:], scoring))
+
+    def _work(self, expert_stats: ExpertStats, trained_pairs: int) -> MoEWork:
+        """The work of all mixtures in the step; `trained_pairs` is what the trained count would have cost."""
+        distinct, imbalance = self.model.load_spread(expert_stats.loads)
+        return MoEWork(expert_stats.pairs, trained_pairs, distinct, imbalance / max(1, len(expert_stats.loads)))
 
     def forward(self, plan: Plan, expert_stats: ExpertStats) -> Tensor:
         """Logits [R, V] of the rows that chunks ask for, in plan order: rows to sample from, then rows that score."""
@@ -78,9 +66,7 @@ class ModelRunner:
 
     def _forward(self, inputs: InputBatchBuilder, plan: Plan, expert_stats: ExpertStats) -> Tensor:
         batch, pages = inputs.build(plan)
-        # The cache is of the decoder's own kind, which no type can say here.
-        logits_RV: Tensor = self.model(batch, self.cache.attend(pages), expert_stats)  # type: ignore[arg-type]
-        return logits_RV
+        return self.model(batch, pages, expert_stats)
 
     def _draft(self, plan: Plan, expert_stats: ExpertStats) -> Plan:
         """The same plan with drafts that the model made with fewer experts, one token per forward pass.
@@ -92,15 +78,16 @@ class ModelRunner:
             active = [chunk for chunk in plan if chunk.model_drafts > done]
             sequences = [copies[chunk.sequence.id] for chunk in active]
             step = tuple(Chunk(own, chunk.start + done, 1) for chunk, own in zip(active, sequences, strict=True))
-            results = sample(self._forward(self._draft_inputs, step, expert_stats), sequences)
+            logits_RV = self._forward(self._draft_inputs, step, expert_stats)
+            results = sample(self.model, logits_RV, sequences)
             for sequence, result in zip(sequences, results, strict=True):
                 sequence.tokens.append(result.token)
         return tuple(_with_drafts(chunk, copies.get(chunk.sequence.id)) for chunk in plan)
 
 
-def _sample(logits_RV: Tensor, plan: Plan) -> tuple[Sampled, ...]:
+def _sample(ops: SamplingOps, logits_RV: Tensor, plan: Plan) -> tuple[Sampled, ...]:
     chunks = [chunk for chunk in plan if chunk.samples]
-    return sample(logits_RV, [chunk.sequence for chunk in chunks], [chunk.drafts for chunk in chunks])
+    return sample(ops, logits_RV, [chunk.sequence for chunk in chunks], [chunk.drafts for chunk in chunks])
 
 
 def _draft_sequence(chunk: Chunk, experts: int) -> Sequence:

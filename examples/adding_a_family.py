@@ -17,7 +17,8 @@ from engine.build import build_engine
 from engine.types import EngineSettings, Request, Sampling
 from model.config_reader import Fields, activation, attention, decoder, head_width, rope
 from model.decoder import Decoder
-from model.shapes.decoder import DecoderConfig, Router, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Router, TopK
 from weights.load import read_config
 from weights.save import save_model
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.shapes.decoder import Activation
+from model.shapes.mixtures import Activation
 
 CLAMP, STEEPNESS = 7.0, 1.702  # of gpt-oss
 

@@ -20,12 +20,21 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Pages:
-    """Where keys and values of this step live in the paged cache."""
+class Cache:
+    """What is kept of all sequences: a tensor for each of `config.memory`, laid out by the backend that made it."""
 
+    block_size: int
+    layers: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Where keys, values and states of this step's sequences live in a cache."""
+
+    cache: Cache
     tables_BP: Tensor  # int64: block ids of each sequence, padded with 0
     spans_B3: Tensor  # int64: of each sequence its first row, new tokens, and cached and new tokens together
-    slots_B: Tensor | None = None  # int64: of each sequence the place of its states; needed by recurrent layers alone
+    slots_B: Tensor | None = None  # int64: of each sequence the slot of its states; only layers with states need it
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -35,12 +44,12 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """T new tokens. `k_max` is the largest count in `experts_LT`, kept on the host so that nothing waits for it."""
+    """T new tokens. `k_max` is the largest count in `counts_LT`, kept on the host so that nothing waits for it."""
 
     ids_T: Tensor  # int64
     positions_T: Tensor  # int64, absolute
     seeds_T: Tensor  # int64, each token's request seed
-    experts_LT: Tensor  # int64, the allowed count per MoE layer and token
+    counts_LT: Tensor  # int64, the allowed count per MoE layer and token
     k_max: int
-    pairs_L: tuple[int, ...]  # the sums of `experts_LT`, on the host too
+    pairs_L: tuple[int, ...]  # the sums of `counts_LT`, on the host too
     rows_B: Tensor  # int64: the rows whose logits are wanted

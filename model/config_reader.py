@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from model.shapes.attention import Attention, Mixer, Rope
+from model.shapes.attention import Attention, AttentionShape
 from model.shapes.checks import sizes
-from model.shapes.decoder import DecoderConfig, Dense, FeedForward
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense, FeedForward
+from model.shapes.rope import Rope
 
 # Keys that say nothing of what a served model computes: names, training, generation, other programs' switches.
 _HARMLESS = """model_type architectures torch_dtype dtype transformers_version use_cache initializer_range _name_or_path
@@ -179,9 +181,12 @@ def activation(fields: Fields) -> Any:
 
 
 def decoder(
-    fields: Fields, mixers: Mixer | Sequence[Mixer], layers: FeedForward | Sequence[FeedForward], **changes: Any
+    fields: Fields,
+    attention: AttentionShape | Sequence[AttentionShape],
+    feed_forward: FeedForward | Sequence[FeedForward],
+    **changes: Any,
 ) -> DecoderConfig:
-    """A decoder with the usual names; one mixer or feed-forward layer stands for that of every layer.
+    """A decoder with the usual names; one attention or feed-forward shape stands for that of every layer.
 
     Raises:
         KeyError: a size is missing.
@@ -192,8 +197,8 @@ def decoder(
         "vocabulary": fields["vocab_size"],
         "width": fields["hidden_size"],
         "context": fields["max_position_embeddings"],
-        "mixers": tuple(mixers) if isinstance(mixers, Sequence) else (mixers,) * count,
-        "layers": tuple(layers) if isinstance(layers, Sequence) else (layers,) * count,
+        "attention": tuple(attention) if isinstance(attention, Sequence) else (attention,) * count,
+        "feed_forward": tuple(feed_forward) if isinstance(feed_forward, Sequence) else (feed_forward,) * count,
         "norm_eps": fields.get("rms_norm_eps", 1e-6),
         "tied": bool(fields.get("tie_word_embeddings", False)),
     }

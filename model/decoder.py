@@ -1,40 +1,28 @@
-"""The one decoder skeleton: embed, then per layer a mixer and a feed-forward layer or mixture, then the head.
+"""The one decoder skeleton: embed, then per layer attention and a feed-forward layer or mixture, then the head.
 
-Every family is the same code under a `DecoderConfig` of its own. It knows no files and no requests.
+Every family is the same code under a `DecoderConfig` of its own, and no kind of layer is known here. It knows no files
+and no requests.
 """
+
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attention.attention import SelfAttention
-from model.attention.base import Attend, MixerModule, Place
-from model.attention.gated_delta_net import GatedDelta
-from model.attention.mla import LatentAttention
+import model.attention
+import model.moe
 from model.attention.rope import rotary_tables
-from model.backends.torch.attend import PagedCache
-from model.backends.torch.tiles import WORKSPACE
 from model.batch import Batch
-from model.layers import DenseFFN, norm_layer
-from model.moe.base import Mixture, Observer, Use
-from model.moe.infinity import InfinityMixture
-from model.moe.topk import TopKMixture
-from model.shapes.attention import Attention, Delta, Latent, Mixer
-from model.shapes.decoder import DecoderConfig, Dense, FeedForward, Infinity
+from model.layers import norm_layer
+from model.registry import module_for, register_all
+from model.shapes.attention import AttentionShape
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import FeedForward
+from model.step import LayerStep, Observer, Past
 
-
-def feed_forward(width: int, config: FeedForward) -> nn.Module:
-    """The module for one layer's feed-forward config."""
-    if isinstance(config, Dense):
-        return DenseFFN(width, config)
-    return InfinityMixture(width, config) if isinstance(config, Infinity) else TopKMixture(width, config)
-
-
-def mixer(shape: Mixer, config: DecoderConfig) -> MixerModule:
-    """The module for the shape of one layer's mixer."""
-    if isinstance(shape, Attention):
-        return SelfAttention(shape, config)
-    return LatentAttention(shape, config) if isinstance(shape, Latent) else GatedDelta(shape, config)
+register_all(model.attention, model.moe)
 
 
 def embedding(count: int, width: int) -> nn.Embedding:
@@ -45,24 +33,22 @@ def embedding(count: int, width: int) -> nn.Embedding:
 class Layer(nn.Module):
     """Pre-norm residual block."""
 
-    def __init__(self, config: DecoderConfig, shape: Mixer, ffn: FeedForward) -> None:
+    def __init__(self, config: DecoderConfig, attention: AttentionShape, feed_forward: FeedForward) -> None:
         super().__init__()
-        self.mixer_norm = norm_layer(config)
-        self.mixer = mixer(shape, config)
+        self.attention_norm = norm_layer(config)
+        self.attention = module_for(attention, config)
         self.ffn_norm = norm_layer(config)
-        self.ffn = feed_forward(config.width, ffn)
+        self.ffn = module_for(feed_forward, config)
         self.scale = config.residual_scale
 
-    def forward(self, x_TD: Tensor, place: Place, use: Use | None) -> Tensor:
-        x_TD = x_TD + self.scale * self.mixer(self.mixer_norm(x_TD), place)
-        h_TD = self.ffn_norm(x_TD)
-        return x_TD + self.scale * (self.ffn(h_TD) if use is None else self.ffn(h_TD, use))
+    def forward(self, x_TD: Tensor, attention_step: LayerStep, ffn_step: LayerStep) -> Tensor:
+        """Both halves, each added to what it was computed from."""
+        x_TD = x_TD + self.scale * self.attention(self.attention_norm(x_TD), attention_step)
+        return x_TD + self.scale * self.ffn(self.ffn_norm(x_TD), ffn_step)
 
 
 class Decoder(nn.Module):
     """A decoder-only language model. Parameters are uninitialised until a loader or a trainer fills them."""
-
-    workspace = WORKSPACE  # bytes that a step's attention takes beside the cache
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -71,62 +57,58 @@ class Decoder(nn.Module):
         if config.positions == "learned":
             self.embed_positions = embedding(config.context, config.width)
         self.layers = nn.ModuleList(
-            Layer(config, shape, ffn) for shape, ffn in zip(config.mixers, config.layers, strict=True)
+            Layer(config, *shapes) for shapes in zip(config.attention, config.feed_forward, strict=True)
         )
         self.norm = norm_layer(config)
         if not config.tied:
             self.head = nn.Linear(config.width, config.vocabulary, bias=config.head_bias)
-        self._ropes = {s.rope for s in config.mixers if not isinstance(s, Delta) and s.rope is not None}
-
-    @property
-    def token_local(self) -> bool:
-        """Whether every mixture treats each token by itself (so that chunked prefill and prefix reuse are exact)."""
-        return all(m.token_local for m in self.modules() if isinstance(m, Mixture))
-
-    @property
-    def reusable(self) -> bool:
-        """Whether what is kept of a prefix can serve another sequence: not a recurrent state, which has moved on."""
-        return all(m.reusable for m in self.modules() if isinstance(m, MixerModule))
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self.embed.weight.dtype
 
-    def cache(self, blocks: int, block_size: int, slots: int = 0) -> PagedCache:
-        """A paged cache for this decoder, with states for `slots` sequences."""
-        memory = [shape.memory for shape in self.config.mixers]
-        return PagedCache(memory, blocks, block_size, self.dtype, slots)
-
-    def forward(self, batch: Batch, attend: Attend, observer: Observer | None = None) -> Tensor:
+    def forward(self, batch: Batch, past: Past, observer: Observer | None = None) -> Tensor:
         """Logits of the wanted rows, [B, V], in the model's dtype."""
-        return self.logits(self.hidden(batch, attend, observer)[batch.rows_B])
+        return self.logits(self.hidden(batch, past, observer)[batch.rows_B])
 
-    def hidden(self, batch: Batch, attend: Attend, observer: Observer | None = None) -> Tensor:
+    def hidden(self, batch: Batch, past: Past, observer: Observer | None = None) -> Tensor:
         """Final normed hidden states of all T tokens, [T, D]."""
         x_TD = self.embed(batch.ids_T)
         if self.config.embed_scale != 1:
             x_TD = x_TD * self.config.embed_scale
         if self.config.positions == "learned":
             x_TD = x_TD + self.embed_positions(batch.positions_T)
-        tables = {rope: rotary_tables(batch.positions_T, rope) for rope in self._ropes}
-        mixtures = 0
-        for index, layer in enumerate(self.layers):
-            use = None
-            if isinstance(layer.ffn, Mixture):
-                use = _use(batch, mixtures, observer)
-                mixtures += 1
-            x_TD = layer(x_TD, Place(index, batch.positions_T, tables, attend), use)
+        for layer, steps in zip(self.layers, self._steps(batch, past, observer), strict=True):
+            x_TD = layer(x_TD, *steps)
         return self.norm(x_TD)
+
+    def _steps(self, batch: Batch, past: Past, observer: Observer | None) -> Iterator[tuple[LayerStep, LayerStep]]:
+        """What each layer's halves see. Feed-forward layers that keep something come after all attention layers in
+        `config.memory`."""
+        rotary = {rope: rotary_tables(batch.positions_T, rope) for rope in self.config.ropes}
+        moe_layer, memory = 0, len(self.config.attention)
+        for number, shape in enumerate(self.config.feed_forward):
+            counts_T = batch.counts_LT[moe_layer] if shape.pool[0] else batch.counts_LT.new_empty(0)
+            step = LayerStep(
+                counts_T=counts_T,
+                k_max=batch.k_max,
+                seeds_T=batch.seeds_T,
+                positions_T=batch.positions_T,
+                moe_layer=moe_layer,
+                observer=observer,
+                past=past,
+                memory=number,
+                rotary=rotary,
+            )
+            yield step, step if shape.memory is None else replace(step, memory=memory)
+            moe_layer += shape.pool[0] > 0
+            memory += shape.memory is not None
 
     def logits(self, x_BD: Tensor) -> Tensor:
         """[B, V] for final hidden states."""
         logits_BV = F.linear(x_BD, self.embed.weight) if self.config.tied else self.head(x_BD)
         return logits_BV if self.config.logit_scale == 1 else logits_BV * self.config.logit_scale
-
-
-def _use(batch: Batch, layer: int, observer: Observer | None) -> Use:
-    return Use(layer, batch.experts_LT[layer], batch.k_max, batch.seeds_T, batch.positions_T, observer)
 
 
 @torch.inference_mode()

@@ -1,11 +1,14 @@
-"""The parts of a decoder that are neither mixtures nor mixers: norms and dense feed-forward layers."""
+"""Norms and dense feed-forward layers."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.activation import activate, activate_gated
-from model.shapes.decoder import DecoderConfig, Dense
+from model.registry import LayerModule, module_for
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense
+from model.step import LayerStep
 
 
 class RMSNorm(nn.Module):
@@ -30,7 +33,7 @@ def norm_layer(config: DecoderConfig) -> nn.Module:
     return nn.LayerNorm(config.width, config.norm_eps)
 
 
-class DenseFFN(nn.Module):
+class DenseFFN(LayerModule):
     """Plain or gated feed-forward layer; gate and up are one matrix [2F, D]."""
 
     def __init__(self, width: int, config: Dense) -> None:
@@ -39,9 +42,14 @@ class DenseFFN(nn.Module):
         self.up = nn.Linear(width, config.width * (2 if config.gated else 1), bias=config.bias)
         self.down = nn.Linear(config.width, width, bias=config.bias)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, step: LayerStep | None = None) -> Tensor:
         h_TF = self.up(x_TD)
         if not self.config.gated:
             return self.down(activate(h_TF, self.config.activation))
         gate_TF, up_TF = h_TF.chunk(2, dim=-1)
         return self.down(activate_gated(gate_TF, up_TF, self.config.activation))
+
+
+@module_for.register
+def _(shape: Dense, decoder: DecoderConfig) -> DenseFFN:
+    return DenseFFN(decoder.width, shape)

@@ -70,8 +70,8 @@ def random_infinity(make: Make) -> Any:
     return infinity(
         units=block * size(make, max(1, 300 // block)),
         block=block,
-        space=size(make, 40),
-        share=make.rng.choice([0.01, 0.1, 0.25, 0.6, 1.0]),
+        latent_dim=size(make, 40),
+        keep_ratio=make.rng.choice([0.01, 0.1, 0.25, 0.6, 1.0]),
         activation=make.rng.choice([*ACTIVATIONS]),
         draws=make.rng.choice(["independent", "antithetic"]),
         sigma_link=make.rng.choice(["exp", "softplus"]),

@@ -35,8 +35,8 @@ def compile_parts(model: Decoder) -> None:
     """Fuse what has static shapes. The routing itself is ragged and stays eager."""
     layers: Iterable[Any] = model.layers
     for layer in layers:
-        layer.mixer.compile(dynamic=False)
-        layer.mixer_norm.compile(dynamic=False)
+        layer.attention.compile(dynamic=False)
+        layer.attention_norm.compile(dynamic=False)
         layer.ffn_norm.compile(dynamic=False)
         if isinstance(layer.ffn, TopKMixture):
             layer.ffn.dense = torch.compile(layer.ffn.dense, dynamic=False)  # type: ignore[method-assign]

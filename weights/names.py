@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from model.shapes.attention import Attention, Latent, Mixer
-from model.shapes.decoder import DecoderConfig, Dense, FeedForward, Infinity, TopK
+from model.shapes.attention import MLA, Attention, AttentionShape, GatedDeltaNet
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense, FeedForward, Infinity, TopK
 from weights.rules import Copy, Fuse, Ignore, Rule, Stack, renamed
 
 IGNORED = (
@@ -78,10 +79,10 @@ def _decoder(config: DecoderConfig) -> Iterator[Rule]:
     yield Copy("embed.weight", "model.embed_tokens.weight")
     if config.positions == "learned":
         yield Copy("embed_positions.weight", "model.embed_positions.weight")
-    for number, (shape, ffn) in enumerate(zip(config.mixers, config.layers, strict=True)):
+    for number, (shape, ffn) in enumerate(zip(config.attention, config.feed_forward, strict=True)):
         ours, theirs = f"layers.{number}.", f"model.layers.{number}."
-        yield from mixer(shape, ours + "mixer.", theirs)
-        yield from norm(config, ours + "mixer_norm", theirs + "input_layernorm")
+        yield from attention(shape, ours + "attention.", theirs)
+        yield from norm(config, ours + "attention_norm", theirs + "input_layernorm")
         yield from norm(config, ours + "ffn_norm", theirs + "post_attention_layernorm")
         yield from feed_forward(config.width, ffn, ours + "ffn.", theirs + "mlp.")
     yield from norm(config, "norm", "model.norm")
@@ -97,11 +98,18 @@ def norm(config: DecoderConfig, ours: str, theirs: str) -> Iterator[Rule]:
         yield Copy(f"{ours}.{part}", f"{theirs}.{part}")
 
 
-def mixer(shape: Mixer, ours: str, theirs: str) -> Iterator[Rule]:
+def attention(shape: AttentionShape, ours: str, theirs: str) -> Iterator[Rule]:
     """The part of a layer that lets tokens see each other; `theirs` is the layer."""
-    if isinstance(shape, Attention):
-        return _attention(shape, ours, theirs + "self_attn.")
-    return _latent(shape, ours, theirs + "self_attn.") if isinstance(shape, Latent) else _delta(ours, theirs)
+    match shape:
+        case Attention():
+            return _attention(shape, ours, theirs + "self_attn.")
+        case MLA():
+            return _mla(shape, ours, theirs + "self_attn.")
+        case GatedDeltaNet():
+            return _gated_delta_net(ours, theirs)
+    raise TypeError(
+        f"layers of the kind {type(shape).__name__} have no shared names: the family needs a table of its own"
+    )
 
 
 def _attention(shape: Attention, ours: str, theirs: str) -> Iterator[Rule]:
@@ -117,7 +125,7 @@ def _attention(shape: Attention, ours: str, theirs: str) -> Iterator[Rule]:
         yield Copy(ours + "sinks", theirs + "sinks")
 
 
-def _latent(shape: Latent, ours: str, theirs: str) -> Iterator[Rule]:
+def _mla(shape: MLA, ours: str, theirs: str) -> Iterator[Rule]:
     names = {"query": "q_proj"}
     if shape.query_rank is not None:
         names = {"query_down": "q_a_proj", "query_norm": "q_a_layernorm", "query": "q_b_proj"}
@@ -128,7 +136,7 @@ def _latent(shape: Latent, ours: str, theirs: str) -> Iterator[Rule]:
             yield Copy(f"{ours}{our}.bias", f"{theirs}{their}.bias")
 
 
-def _delta(ours: str, theirs: str) -> Iterator[Rule]:
+def _gated_delta_net(ours: str, theirs: str) -> Iterator[Rule]:
     names = {
         "project.weight": "in_proj_qkvz.weight",
         "rates.weight": "in_proj_ba.weight",
@@ -145,9 +153,16 @@ def _delta(ours: str, theirs: str) -> Iterator[Rule]:
 
 def feed_forward(width: int, ffn: FeedForward, ours: str, theirs: str) -> Iterator[Rule]:
     """One layer's feed-forward part, by kind."""
-    if isinstance(ffn, Dense):
-        return dense(ffn, ours, theirs)
-    return _infinity(ours, theirs) if isinstance(ffn, Infinity) else _topk(width, ffn, ours, theirs)
+    match ffn:
+        case Dense():
+            return dense(ffn, ours, theirs)
+        case Infinity():
+            return _infinity(ours, theirs)
+        case TopK():
+            return _topk(width, ffn, ours, theirs)
+    raise TypeError(
+        f"layers of the kind {type(ffn).__name__} have no shared names: the family needs a table of its own"
+    )
 
 
 def dense(ffn: Dense, ours: str, theirs: str) -> Iterator[Rule]:

@@ -7,13 +7,15 @@ from torch import Tensor, nn
 
 from model.backends.cpu.blocks import feed_forward_block, precision_for
 from model.backends.cpu.kernels.library import load
-from model.moe.base import Use
 from model.moe.infinity import InfinityMixture
 from model.moe.topk import TopKMixture
-from model.shapes.decoder import Infinity, TopK
+from model.shapes.mixtures import Infinity, TopK
+from model.step import LayerStep
 
 
-def native_layer(config: TopK | Infinity, parameters: dict[str, Tensor]) -> Callable[[Tensor, Use], Tensor] | None:
+def native_layer(
+    config: TopK | Infinity, parameters: dict[str, Tensor]
+) -> Callable[[Tensor, LayerStep], Tensor] | None:
     """x_TD, use ↦ y_TD with the router included, around `parameters` (named as in the mixture's module, bf16), laid out
     for the kernel here and not in the call; None where there is no kernel for this machine.
 
@@ -28,7 +30,7 @@ def native_layer(config: TopK | Infinity, parameters: dict[str, Tensor]) -> Call
     block = feed_forward_block(nn.Identity(), module, 0, precision_for(torch.bfloat16))
     op, arguments = getattr(torch.ops.moedial, block.op).default, block.arguments()
 
-    def run(x_TD: Tensor, use: Use) -> Tensor:
+    def run(x_TD: Tensor, use: LayerStep) -> Tensor:
         y_TD = x_TD.float()
         noise = (use.seeds_T, use.positions_T) if isinstance(config, Infinity) else ()
         op(y_TD, use.counts_T, *noise, use.k_max, *arguments)

@@ -1,13 +1,14 @@
 """The mixture layers that `benchmarks.layer` measures: their shapes, random weights, inputs, and what a call must
 move and compute at least. It runs nothing and knows no system."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from model.moe.base import Mixture, Use
-from model.shapes.decoder import Infinity, Router, TopK
+from model.registry import LayerModule
+from model.shapes.mixtures import Infinity, Router, TopK
+from model.step import LayerStep
 
 Parameters = dict[str, Tensor]
 COLD_BYTES = 256 << 20  # copies of a layer that together no cache holds
@@ -41,7 +42,11 @@ class Shape:
 SHAPES = (
     Shape("olmoe", 1024, TopK(experts=64, width=512, trained=8, router=Router())),
     Shape("mixtral", 1024, TopK(experts=8, width=2048, trained=2, router=Router(normalise=True))),
-    Shape("infinity", 768, Infinity(units=12288, space=64, share=0.25, trained=2, maximum=LARGEST_COUNT, block=64)),
+    Shape(
+        "infinity",
+        768,
+        Infinity(units=12288, latent_dim=64, keep_ratio=0.25, trained=2, maximum=LARGEST_COUNT, block=64),
+    ),
 )
 
 
@@ -56,8 +61,8 @@ def parameters(shape: Shape, seed: int) -> Parameters:
     if isinstance(kind, TopK):
         gate_up, down = matrix(kind.experts, 2 * kind.width, width), matrix(kind.experts, width, kind.width)
         return {"router": matrix(kind.experts, width), "gate_up": gate_up, "down": down}
-    router = torch.cat([matrix(kind.space, width), torch.zeros(kind.space, width).bfloat16()])
-    scores, up, down = matrix(kind.blocks, kind.space), matrix(kind.units, width), matrix(width, kind.units)
+    router = torch.cat([matrix(kind.latent_dim, width), torch.zeros(kind.latent_dim, width).bfloat16()])
+    scores, up, down = matrix(kind.blocks, kind.latent_dim), matrix(kind.units, width), matrix(width, kind.units)
     return {"router": router, "scores": scores, "up": up, "down": down}
 
 
@@ -66,7 +71,7 @@ class Call:
     """The input of one call."""
 
     x_TD: Tensor
-    use: Use
+    use: LayerStep
 
 
 def calls(shape: Shape, tokens: int, count: int) -> list[Call]:
@@ -76,7 +81,7 @@ def calls(shape: Shape, tokens: int, count: int) -> list[Call]:
     for number in range(max(4, min(64, 4096 // tokens))):
         x_TD = torch.randn(tokens, shape.width, generator=generator).bfloat16()
         counts_T, seeds_T = torch.full((tokens,), count), torch.full((tokens,), number)
-        made.append(Call(x_TD, Use(0, counts_T, count, seeds_T, torch.arange(tokens))))
+        made.append(Call(x_TD, LayerStep(counts_T, count, seeds_T, torch.arange(tokens))))
     return made
 
 
@@ -100,18 +105,18 @@ class Work:
     flops: float
 
 
-def work(shape: Shape, reference: Mixture, inputs: list[Call]) -> Work:
+def work(shape: Shape, reference: LayerModule, inputs: list[Call]) -> Work:
     """Bytes: router, distinct experts, tokens in and out; hidden units may stay in the cache. Operations: router, the
     scores of every draw, and each (token, expert) pair; for ∞-MoE a pair is a token and a block of the union it
     keeps."""
     load = Load()
     for call in inputs:
         use = call.use
-        reference(call.x_TD, Use(use.layer, use.counts_T, use.k_max, use.seeds_T, use.positions_T, load))
+        reference(call.x_TD, replace(use, observer=load))
     tokens, count = len(inputs[0].x_TD), inputs[0].use.k_max
     kind, distinct, pairs = shape.kind, load.distinct / len(inputs), load.pairs / len(inputs)
     router = reference.get_parameter("router").numel()
-    shared = router + (kind.blocks * kind.space if isinstance(kind, Infinity) else 0)
-    draws = tokens * count * kind.blocks * kind.space if isinstance(kind, Infinity) else 0
+    shared = router + (kind.blocks * kind.latent_dim if isinstance(kind, Infinity) else 0)
+    draws = tokens * count * kind.blocks * kind.latent_dim if isinstance(kind, Infinity) else 0
     moved = 2 * (shared + distinct * shape.call_weights + 2 * tokens * shape.width)
     return Work(distinct, moved, 2 * (tokens * router + draws + pairs * shape.call_weights))

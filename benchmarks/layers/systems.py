@@ -13,16 +13,17 @@ from benchmarks.layers.native import native_layer
 from benchmarks.layers.shapes import Parameters, Shape
 from benchmarks.machine import packed_linear
 from model.activation import activate
-from model.moe.base import Mixture, Use
 from model.moe.infinity import InfinityMixture
 from model.moe.topk import TopKMixture
-from model.shapes.decoder import Infinity, TopK
+from model.registry import LayerModule
+from model.shapes.mixtures import Infinity, TopK
+from model.step import LayerStep
 
-Layer = Callable[[Tensor, Use], Tensor]
+Layer = Callable[[Tensor, LayerStep], Tensor]
 PACKED_ROWS = 16  # the height that packed weights are laid out for
 
 
-def torch_mixture(shape: Shape, weights: Parameters) -> Mixture:
+def torch_mixture(shape: Shape, weights: Parameters) -> LayerModule:
     """Our mixture in plain torch, whatever kernels there are."""
     with torch.device("meta"):
         mixture = module_of(shape)
@@ -58,7 +59,7 @@ def transformers_layer(shape: Shape, weights: Parameters, implementation: str) -
     block.load_state_dict({names[name]: tensor for name, tensor in weights.items()}, assign=True)
     block.requires_grad_(False).eval()
 
-    def run(x_TD: Tensor, use: Use) -> Tensor:
+    def run(x_TD: Tensor, use: LayerStep) -> Tensor:
         block.gate.top_k = use.k_max
         mixed_TD: Tensor = block(x_TD[None])[0]
         return mixed_TD

@@ -1,6 +1,6 @@
 """What grammars leave of logits: whatever they forbid becomes impossible. Row by row; it compiles nothing.
 
-The masks have been computed beside the engine; here they are applied, by a native kernel or, without, by numpy.
+The masks have been computed beside the engine; here the backend applies them.
 """
 
 import time
@@ -8,13 +8,11 @@ from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.grammars.matcher import Words, unpacked
+from engine.grammars.matcher import Words
 from engine.sequence import Sequence
-from model.backends.cpu.kernels.library import load
+from model.backends.base import SamplingOps
 
 TOO_COMPLEX = "grammar_too_complex"
 MASK_WAIT_SECONDS = 0.002  # seconds for masks of guesses, which were asked for before the model ran
@@ -31,7 +29,11 @@ Faults = dict[int, Fault]
 
 
 def constrained(
-    logits_BV: Tensor, raw_BV: Tensor, sequences: list[Sequence], before_B: list[tuple[int, ...]] | None
+    ops: SamplingOps,
+    logits_BV: Tensor,
+    raw_BV: Tensor,
+    sequences: list[Sequence],
+    before_B: list[tuple[int, ...]] | None,
 ) -> tuple[Tensor, Faults]:
     """Adjusted logits with what grammars forbid at minus infinity, and which rows are not to be sampled from.
 
@@ -60,27 +62,7 @@ def constrained(
         mask_of_B[own[: len(words_RW)]] = len(masks) + np.arange(len(words_RW))
         masks += list(words_RW)
         faults |= dict.fromkeys(own[len(words_RW) :], Fault())
-    masked_BV = _applied(logits_BV, raw_BV, masks, mask_of_B)
+    masked_BV = ops.constrain(logits_BV, raw_BV, np.stack(masks), mask_of_B) if masks else logits_BV
     if matcher is not None:
         matcher.spend(time.perf_counter() - began, len(masks))
     return masked_BV, faults
-
-
-def _applied(logits_BV: Tensor, raw_BV: Tensor, masks: list[Words], mask_of_B: NDArray[np.int64]) -> Tensor:
-    if not masks:
-        return logits_BV
-    allowed_MW = np.stack(masks)
-    if load().native:
-        masked_BV: Tensor = torch.ops.moedial.constrain(
-            logits_BV.contiguous(), raw_BV, torch.from_numpy(allowed_MW), torch.from_numpy(mask_of_B)
-        )
-        return masked_BV
-    masked_BV = logits_BV.clone()
-    values_BV: NDArray[np.float32] = masked_BV.numpy()
-    allowed_MV = unpacked(allowed_MW, values_BV.shape[1])
-    for row in np.flatnonzero(mask_of_B >= 0):
-        allowed_V = allowed_MV[mask_of_B[row]]
-        if not np.isfinite(values_BV[row, allowed_V]).any():
-            values_BV[row] = raw_BV[row].numpy()
-        values_BV[row, ~allowed_V] = -np.inf
-    return masked_BV

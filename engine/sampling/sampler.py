@@ -17,23 +17,25 @@ from engine.sampling.logprobs import logprobs
 from engine.sampling.penalties import adjusted, forbidden
 from engine.sequence import Sequence
 from engine.types import NO_TOKEN_LEFT
-from model.backends.cpu.kernels.library import load
+from model.backends.base import SamplingOps
 from model.noise import uniform
 
 NOTHING_LEFT = Fault("allowed_token_ids, bad_words and what the answer must match leave no token", NO_TOKEN_LEFT)
 Drafts = list[tuple[int, ...]]
 
 
-def sample(logits_RV: Tensor, sequences: list[Sequence], drafts: Drafts | None = None) -> tuple[Sampled, ...]:
+def sample(
+    ops: SamplingOps, logits_RV: Tensor, sequences: list[Sequence], drafts: Drafts | None = None
+) -> tuple[Sampled, ...]:
     """The next token of each sequence and the log-probabilities it asked for; the logits are left as they are.
 
     A sequence with guesses has a row for its next token and one more after each guess. Guesses stand as long as each is
     the token that was sampled before it; then they are `more`.
     """
     if drafts is None or not any(drafts):
-        return _rows(logits_RV, sequences, None)
+        return _rows(ops, logits_RV, sequences, None)
     places = [(s, guess[:ahead]) for s, guess in zip(sequences, drafts, strict=True) for ahead in range(len(guess) + 1)]
-    results = iter(_rows(logits_RV, [sequence for sequence, _ in places], [before for _, before in places]))
+    results = iter(_rows(ops, logits_RV, [sequence for sequence, _ in places], [before for _, before in places]))
     return tuple(_accepted([next(results) for _ in range(len(guess) + 1)], guess) for guess in drafts)
 
 
@@ -46,16 +48,18 @@ def _accepted(results: list[Sampled], guesses: tuple[int, ...]) -> Sampled:
     return replace(results[0], after_drafts=tuple(results[1 : right + 1]))
 
 
-def _rows(logits_BV: Tensor, sequences: list[Sequence], before_B: Drafts | None) -> tuple[Sampled, ...]:
+def _rows(
+    ops: SamplingOps, logits_BV: Tensor, sequences: list[Sequence], before_B: Drafts | None
+) -> tuple[Sampled, ...]:
     """One result per row. `before_B`: the guesses that a row comes after."""
-    if load().native and logits_BV.dtype == torch.float32 and all(sequence.plain_greedy for sequence in sequences):
-        best: list[int] = torch.ops.moedial.best(logits_BV).tolist()
+    if all(sequence.plain_greedy for sequence in sequences):
+        best = ops.greedy(logits_BV)
         return tuple(Sampled(0, error=NOT_FINITE) if token < 0 else Sampled(token) for token in best)
     raw_BV = logits_BV.float().contiguous()
     finite_B: NDArray[np.bool_] = torch.isfinite(raw_BV.sum(-1)).numpy()
     ahead_B = None if before_B is None else [len(before) for before in before_B]
     adjusted_BV = adjusted(raw_BV, sequences)
-    constrained_BV, faults = constrained(adjusted_BV, raw_BV, sequences, before_B)
+    constrained_BV, faults = constrained(ops, adjusted_BV, raw_BV, sequences, before_B)
     token_B = _choose(constrained_BV, finite_B, sequences, ahead_B)
     for row in forbidden(token_B, adjusted_BV, sequences):
         faults.setdefault(row, NOTHING_LEFT)

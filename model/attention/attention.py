@@ -1,20 +1,21 @@
 """Grouped-query attention with everything that the families add to it: norms, clipping, windows, sinks, gates.
 
-It does not know where keys and values are kept; that is behind `Attend`.
+It does not know where keys and values are kept; that is behind `LayerStep.attend`.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attention.base import MixerModule, Place, Rule
 from model.attention.rope import rotate
 from model.layers import RMSNorm
+from model.registry import LayerModule, module_for
 from model.shapes.attention import Attention
 from model.shapes.decoder import DecoderConfig
+from model.step import LayerStep, MaskSpec
 
 
-class SelfAttention(MixerModule):
+class SelfAttention(LayerModule):
     """Query, key and value are one matrix [(H + 2G)·C, D]; with a gate, queries and gates alternate by head: 2H."""
 
     def __init__(self, shape: Attention, config: DecoderConfig) -> None:
@@ -31,24 +32,25 @@ class SelfAttention(MixerModule):
             self.sinks = nn.Parameter(torch.empty(heads))
         self._eps = config.norm_eps
 
-    def forward(self, x_TD: Tensor, place: Place) -> Tensor:
+    def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         shape = self.shape
         q_THC, k_TGC, v_TGC, gate = self.project(x_TD)
         if shape.rope is not None:
-            q_THC, k_TGC = (rotate(x, place.tables[shape.rope], shape.rope) for x in (q_THC, k_TGC))
+            q_THC, k_TGC = (rotate(x, step.rotary[shape.rope], shape.rope) for x in (q_THC, k_TGC))
         if shape.qk_norm == "unit":
             q_THC, k_TGC = (F.rms_norm(x.float(), x.shape[-1:], eps=self._eps).to(x.dtype) for x in (q_THC, k_TGC))
         if shape.floor_scale is not None:
-            steps_T11 = ((place.positions_T.float() + 1) / shape.floor_scale).floor()[:, None, None]
+            steps_T11 = ((step.positions_T.float() + 1) / shape.floor_scale).floor()[:, None, None]
             q_THC = (q_THC * (1 + shape.attn_scale * steps_T11.log1p())).to(q_THC.dtype)
-        y_TX = place.attend(place.layer, q_THC, k_TGC, v_TGC, self.rule).flatten(1)
+        y_TX = step.attend(q_THC, k_TGC, v_TGC, self.mask_spec).flatten(1)
         return self.out(y_TX if gate is None else y_TX * gate.sigmoid())
 
     @property
-    def rule(self) -> Rule:
+    def mask_spec(self) -> MaskSpec:
+        """What its queries see."""
         s = self.shape
         scale = s.head_width**-0.5 if s.scale is None else s.scale
-        return Rule(scale, s.window, s.chunk, self.sinks if s.sinks else None)
+        return MaskSpec(scale, s.window, s.chunk, self.sinks if s.sinks else None)
 
     def project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries [T, H, C], keys and values [T, G, C], normed and clipped as the family asks; the gate [T, H·C]."""
@@ -64,3 +66,8 @@ class SelfAttention(MixerModule):
         if self.shape.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v, gate
+
+
+@module_for.register
+def _(shape: Attention, decoder: DecoderConfig) -> SelfAttention:
+    return SelfAttention(shape, decoder)

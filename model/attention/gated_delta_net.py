@@ -1,4 +1,4 @@
-"""Gated delta rule behind a short causal convolution (Qwen3-Next; Gated DeltaNet, arXiv 2412.06464 eq. 10).
+"""Gated delta spec behind a short causal convolution (Qwen3-Next; Gated DeltaNet, arXiv 2412.06464 eq. 10).
 
 Per value head a state S [K, V], float32: S ← e^g · S; S ← S + k ⊗ β(v - Sᵀk); y = Sᵀq. The state and the last inputs of
 the convolution are all that is kept of a sequence. Computed token by token, so that chunks change nothing.
@@ -8,19 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attention.base import MixerModule, Place
 from model.layers import RMSNorm
-from model.shapes.attention import Delta
+from model.registry import LayerModule, module_for
+from model.shapes.attention import GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
+from model.step import LayerStep
 
 
-class GatedDelta(MixerModule):
+class GatedDeltaNetAttention(LayerModule):
     """`project` gives, by key head, query, key, values and output gates; `rates` gives, by key head, β and decay
     logits."""
 
-    reusable = False
-
-    def __init__(self, shape: Delta, config: DecoderConfig) -> None:
+    def __init__(self, shape: GatedDeltaNet, config: DecoderConfig) -> None:
         super().__init__()
         self.shape = shape
         values = shape.value_heads * shape.value_width
@@ -32,12 +31,12 @@ class GatedDelta(MixerModule):
         self.norm = RMSNorm(shape.value_width, config.norm_eps)
         self.out = nn.Linear(values, config.width, bias=False)
 
-    def forward(self, x_TD: Tensor, place: Place) -> Tensor:
+    def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         s = self.shape
         mixed_TC, gate_THV = self._split(self.project(x_TD))
         beta_TH, decay_TH = self._rates(self.rates(x_TD))
         y_THV = torch.empty(len(x_TD), s.value_heads, s.value_width)
-        for rows, state, fresh in place.attend.states(place.layer, len(x_TD), s.memory.size):
+        for rows, state, fresh in step.states(s.memory.size):
             past, memory = state.split((s.channels * (s.kernel - 1), state.numel() - s.channels * (s.kernel - 1)))
             past_CK, memory_HKV = past.view(s.channels, -1), memory.view(s.value_heads, s.key_width, s.value_width)
             if fresh:
@@ -85,6 +84,11 @@ class GatedDelta(MixerModule):
             memory_HKV += torch.einsum("hk,hv->hkv", k_RHK[r], beta_RH[r, :, None] * (v_RHV[r] - known_HV))
             out.append(torch.einsum("hkv,hk->hv", memory_HKV, q_RHK[r]))
         return torch.stack(out)
+
+
+@module_for.register
+def _(shape: GatedDeltaNet, decoder: DecoderConfig) -> GatedDeltaNetAttention:
+    return GatedDeltaNetAttention(shape, decoder)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -7,17 +7,18 @@ only these are kept, and values are the latents themselves.
 import torch
 from torch import Tensor, nn
 
-from model.attention.base import MixerModule, Place, Rule
 from model.attention.rope import rotate
 from model.layers import RMSNorm
-from model.shapes.attention import Latent
+from model.registry import LayerModule, module_for
+from model.shapes.attention import MLA
 from model.shapes.decoder import DecoderConfig
+from model.step import LayerStep, MaskSpec
 
 
-class LatentAttention(MixerModule):
+class MLAAttention(LayerModule):
     """`down` gives latent and rotary key [rank + W, D]; `up` [H·(N + V), rank] makes keys and values of a latent."""
 
-    def __init__(self, shape: Latent, config: DecoderConfig) -> None:
+    def __init__(self, shape: MLA, config: DecoderConfig) -> None:
         super().__init__()
         self.shape = shape
         queries = shape.heads * (shape.plain_width + shape.rope.width)
@@ -32,8 +33,8 @@ class LatentAttention(MixerModule):
         self.up = nn.Linear(shape.rank, shape.heads * (shape.plain_width + shape.value_width), bias=False)
         self.out = nn.Linear(shape.heads * shape.value_width, config.width, bias=shape.bias)
 
-    def forward(self, x_TD: Tensor, place: Place) -> Tensor:
-        s, tables = self.shape, place.tables[self.shape.rope]
+    def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
+        s, tables = self.shape, step.rotary[self.shape.rope]
         plain_THN, turned_THW = self._queries(x_TD).split((s.plain_width, s.rope.width), dim=-1)
         latent_TR, key_TW = self.down(x_TD).split((s.rank, s.rope.width), dim=-1)
         key_T1W = rotate(key_TW[:, None], tables, s.rope)
@@ -41,13 +42,14 @@ class LatentAttention(MixerModule):
         to_keys_HNR, to_values_HVR = self.up.weight.unflatten(0, (s.heads, -1)).split((s.plain_width, s.value_width), 1)
         q_THR = torch.einsum("thn,hnr->thr", plain_THN, to_keys_HNR)
         q_THC = torch.cat([q_THR, rotate(turned_THW, tables, s.rope)], dim=-1)
-        mixed_THR = place.attend(place.layer, q_THC, k_T1C, s.rank, self.rule)
+        mixed_THR = step.attend(q_THC, k_T1C, s.rank, self.mask_spec)
         return self.out(torch.einsum("thr,hvr->thv", mixed_THR, to_values_HVR).flatten(1))
 
     @property
-    def rule(self) -> Rule:
+    def mask_spec(self) -> MaskSpec:
+        """What its queries see."""
         s = self.shape
-        return Rule((s.plain_width + s.rope.width) ** -0.5 if s.scale is None else s.scale)
+        return MaskSpec((s.plain_width + s.rope.width) ** -0.5 if s.scale is None else s.scale)
 
     def _queries(self, x_TD: Tensor) -> Tensor:
         """[T, H, N + W]."""
@@ -55,3 +57,8 @@ class LatentAttention(MixerModule):
             x_TD = self.query_norm(self.query_down(x_TD))
         q_THC: Tensor = self.query(x_TD).unflatten(-1, (self.shape.heads, -1))
         return q_THC
+
+
+@module_for.register
+def _(shape: MLA, decoder: DecoderConfig) -> MLAAttention:
+    return MLAAttention(shape, decoder)

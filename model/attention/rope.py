@@ -10,9 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from model.shapes.attention import Rope
-
-Tables = tuple[Tensor, Tensor]
+from model.shapes.rope import Rope, yarn_mscale
+from model.step import Tables
 
 
 def rotary_tables(positions_T: Tensor, rope: Rope) -> Tables:
@@ -49,11 +48,6 @@ def attention_factors(rope: Rope) -> tuple[float, float]:
     elif rope.scaling == "longrope" and rope.factor > 1:
         factor = math.sqrt(1 + math.log(rope.factor) / math.log(rope.original))
     return factor, factor
-
-
-def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
-    """0.1 · mscale · ln(factor) + 1 (2309.00071 eq. 22; DeepSeek's form)."""
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def _yarn_factor(rope: Rope) -> float:

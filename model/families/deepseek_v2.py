@@ -3,7 +3,8 @@ chosen from all or from the groups whose best expert is best; shared experts, fi
 
 from model.config_reader import Fields, decoder
 from model.families.deepseek_v3 import LATENT, YARN, feed_forwards, latent
-from model.shapes.decoder import DecoderConfig, Router
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Router
 
 EXAMPLES = (
     LATENT

@@ -4,10 +4,11 @@ count, one included, as transformers does."""
 
 from typing import Any
 
-from model.attention.rope import yarn_mscale
 from model.config_reader import Fields, activation, decoder, dense, rope
-from model.shapes.attention import Latent, Rope
-from model.shapes.decoder import DecoderConfig, Dense, FeedForward, Router, TopK
+from model.shapes.attention import MLA
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense, FeedForward, Router, TopK
+from model.shapes.rope import Rope, yarn_mscale
 
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
@@ -63,17 +64,17 @@ EXAMPLES = (
 
 def decoder_config(fields: Fields) -> DecoderConfig:
     """Read config.json. Raises KeyError for a missing size: every published file states them all."""
-    mixer = latent(fields, interleaved=fields.get("rope_interleave") is not False)
-    return decoder(fields, mixer, feed_forwards(fields, biased_router(fields)))
+    self_attention = latent(fields, interleaved=fields.get("rope_interleave") is not False)
+    return decoder(fields, self_attention, feed_forwards(fields, biased_router(fields)))
 
 
-def latent(fields: Fields, *, interleaved: bool = True) -> Latent:
-    """Latent attention; YaRN's `mscale_all_dim` sharpens it."""
+def latent(fields: Fields, *, interleaved: bool = True) -> MLA:
+    """MLA attention; YaRN's `mscale_all_dim` sharpens it."""
     heads, plain, turned = fields["num_attention_heads"], fields["qk_nope_head_dim"], fields["qk_rope_head_dim"]
     fields.expect("num_key_value_heads", heads)
     fields.knows("head_dim", "qk_head_dim")  # sums of the widths above
     positions = rope(fields, turned, interleaved=interleaved)
-    return Latent(
+    return MLA(
         heads=heads,
         query_rank=fields.get("q_lora_rank"),
         rank=fields["kv_lora_rank"],
@@ -104,7 +105,7 @@ def biased_router(fields: Fields) -> Router:
         groups=fields.get("n_group") or 1,
         kept_groups=fields.get("topk_group") or 1,
         group_score="top2",
-        least_sum=1e-20,
+        eps=1e-20,
     )
 
 

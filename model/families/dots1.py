@@ -3,7 +3,8 @@ query and key head. The kept weights are normalised at every count, one included
 """
 
 from model.config_reader import Fields, activation, attention, decoder, dense, head_width, rope, windows
-from model.shapes.decoder import DecoderConfig, Router, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Router, TopK
 
 EXAMPLES = (
     {
@@ -48,14 +49,14 @@ def decoder_config(fields: Fields) -> DecoderConfig:
         fields.expect(key, *served)
     positions, bias = rope(fields, head_width(fields)), fields.get("attention_bias", False)
     window, first = fields.get("sliding_window", 4096), fields.get("max_window_layers", 62)
-    mixers = [
+    self_attention = [
         attention(fields, positions, qk_norm="head", bias=bias, out_bias=bias, window=each)
         for each in windows(fields, window, lambda layer: layer >= first)
     ]
     plain, count = dense(fields, fields["intermediate_size"]), fields["num_hidden_layers"]
     before = fields.get("first_k_dense_replace") or 0
     mixture = _mixture(fields)
-    return decoder(fields, mixers, [plain if layer < before else mixture for layer in range(count)])
+    return decoder(fields, self_attention, [plain if layer < before else mixture for layer in range(count)])
 
 
 def _mixture(fields: Fields) -> TopK:
@@ -68,7 +69,7 @@ def _mixture(fields: Fields) -> TopK:
         groups=fields.get("n_group") or 1,
         kept_groups=fields.get("topk_group") or 1,
         group_score="top2",
-        least_sum=1e-20,
+        eps=1e-20,
     )
     return TopK(
         experts=fields.either("n_routed_experts", "num_local_experts"),

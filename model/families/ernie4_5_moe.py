@@ -2,7 +2,8 @@
 a least sum; neighbouring elements are turned in pairs. The experts themselves have no biases."""
 
 from model.config_reader import Fields, activation, attention, decoder, dense, head_width, rope
-from model.shapes.decoder import DecoderConfig, Dense, Router, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense, Router, TopK
 
 EXAMPLES = (
     {
@@ -32,11 +33,11 @@ def decoder_config(fields: Fields) -> DecoderConfig:
     """Read config.json; defaults are those of transformers' Ernie4_5_MoeConfig."""
     bias = bool(fields.get("use_bias", False))
     positions = rope(fields, head_width(fields), interleaved=True, theta=500000.0)
-    mixer = attention(fields, positions, bias=bias, out_bias=bias)
+    self_attention = attention(fields, positions, bias=bias, out_bias=bias)
     mixture, plain = _mixture(fields, bias), dense(fields, fields.get("intermediate_size", 12288), bias=bias)
     return decoder(
         fields,
-        mixer,
+        self_attention,
         [mixture if sparse else plain for sparse in _sparse_layers(fields)],
         norm_eps=fields.get("rms_norm_eps", 1e-5),
         tied=_tied(fields, bias),
@@ -62,7 +63,7 @@ def _mixture(fields: Fields, bias: bool) -> TopK:
         experts=fields.either("moe_num_experts", "num_experts", default=64),
         width=width,
         trained=fields.either("moe_k", "num_experts_per_tok", default=6),
-        router=Router(normalise=True, selection_bias=True, least_sum=fields.get("moe_norm_min", 1e-12), clamp_sum=True),
+        router=Router(normalise=True, selection_bias=True, eps=fields.get("moe_norm_min", 1e-12), clamp_sum=True),
         activation=kind,
         shared=Dense(width * shared, kind, bias=bias) if shared else None,
     )

@@ -35,11 +35,11 @@ EXAMPLES = (
 
 def decoder_config(fields: Fields) -> DecoderConfig:
     """Read config.json. Raises KeyError for a missing size of a mixture: every published file states them all."""
-    mixer = attention(
+    self_attention = attention(
         fields,
         rope(fields, head_width(fields), share=0.5),
         qk_norm="head" if fields.get("use_qk_norm", False) else "none",
         bias=fields.get("attention_bias", False),
     )
     mixtures = feed_forwards(fields, biased_router(fields))
-    return decoder(fields, mixer, mixtures, norm_eps=fields.get("rms_norm_eps", 1e-5))
+    return decoder(fields, self_attention, mixtures, norm_eps=fields.get("rms_norm_eps", 1e-5))

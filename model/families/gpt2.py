@@ -2,7 +2,8 @@
 
 from model.config_reader import Fields, activation, attention, decoder
 from model.shapes.attention import Attention
-from model.shapes.decoder import DecoderConfig, Dense
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense
 
 SHARED = {
     "n_embd": "hidden_size",
@@ -26,9 +27,9 @@ def decoder_config(fields: Fields) -> DecoderConfig:
     fields = Fields(defaults | {SHARED.get(key, key): value for key, value in fields.items()})
     fields.knows("n_ctx", "output_past", "reorder_and_upcast_attn")  # buffers and precision, not what is computed
     ffn = Dense(fields.get("n_inner") or 4 * fields["hidden_size"], activation(fields), gated=False, bias=True)
-    mixers = [_attention(fields, layer) for layer in range(fields["num_hidden_layers"])]
+    self_attention = [_attention(fields, layer) for layer in range(fields["num_hidden_layers"])]
     norms = {"norm": "layer", "norm_eps": fields.get("layer_norm_epsilon", 1e-5)}
-    return decoder(fields, mixers, ffn, positions="learned", **norms)
+    return decoder(fields, self_attention, ffn, positions="learned", **norms)
 
 
 def _attention(fields: Fields, layer: int) -> Attention:

@@ -9,7 +9,8 @@ from typing import Any
 from model.activation import CLAMP, STEEPNESS
 from model.config_reader import Fields, attention, decoder, head_width, rope, windows
 from model.shapes.attention import Attention
-from model.shapes.decoder import DecoderConfig, Router, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Router, TopK
 
 NAMES = {"gate": "router"}
 YARN = {
@@ -53,10 +54,10 @@ def decoder_config(fields: Fields) -> DecoderConfig:
         bias=True,
         interleaved=True,
     )
-    return decoder(fields, _mixers(fields), mixture, norm_eps=fields.get("rms_norm_eps", 1e-5))
+    return decoder(fields, _attention_layers(fields), mixture, norm_eps=fields.get("rms_norm_eps", 1e-5))
 
 
-def _mixers(fields: Fields) -> list[Attention]:
+def _attention_layers(fields: Fields) -> list[Attention]:
     positions = rope(fields, fields["head_dim"] or head_width(fields), theta=150000.0)
     fields.expect("initial_context_length", positions.original)
     bias = fields.get("attention_bias", True)

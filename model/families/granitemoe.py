@@ -3,7 +3,8 @@ softmax over all, normalised; and multipliers of embeddings, attention, residual
 """
 
 from model.config_reader import Fields, activation, attention, decoder, head_width, rope
-from model.shapes.decoder import DecoderConfig, Dense, Router, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense, Router, TopK
 
 SCALES = {
     "embedding_multiplier": 3.0,
@@ -33,10 +34,10 @@ def granite(fields: Fields, shared: Dense | None) -> DecoderConfig:
         shared=shared,
     )
     bias, scale = fields.get("attention_bias", False), fields.get("attention_multiplier", 1.0)
-    mixer = attention(fields, rope(fields, head_width(fields)), scale=scale, bias=bias, out_bias=bias)
+    self_attention = attention(fields, rope(fields, head_width(fields)), scale=scale, bias=bias, out_bias=bias)
     return decoder(
         fields,
-        mixer,
+        self_attention,
         mixture,
         embed_scale=fields.get("embedding_multiplier", 1.0),
         residual_scale=fields.get("residual_multiplier", 1.0),

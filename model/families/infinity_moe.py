@@ -1,15 +1,16 @@
 """∞-MoE checkpoints (`model_type: "infinity_moe"`, ours): every choice that the paper leaves open is a stated field."""
 
 from model.config_reader import Fields, attention, decoder, rope
-from model.shapes.decoder import DecoderConfig, Infinity
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Infinity
 
 
 def decoder_config(fields: Fields) -> DecoderConfig:
     """Read config.json. Raises KeyError for a missing field: nothing is assumed."""
     mixture = Infinity(
         units=fields["intermediate_size"],
-        space=fields["gate_dim"],
-        share=fields["kept_share"],
+        latent_dim=fields["gate_dim"],
+        keep_ratio=fields["kept_share"],
         trained=fields["num_experts_per_tok"],
         maximum=fields["max_experts_per_tok"],
         block=fields["mask_block"],
@@ -22,7 +23,7 @@ def decoder_config(fields: Fields) -> DecoderConfig:
     bias = fields.get("attention_bias", False)
     rotary = fields["positions"] == "rotary"
     fields.knows("rope_theta")
-    mixer = attention(
+    self_attention = attention(
         fields,
         rope(fields, width) if rotary else None,
         head_width=width,
@@ -32,7 +33,7 @@ def decoder_config(fields: Fields) -> DecoderConfig:
     )
     return decoder(
         fields,
-        mixer,
+        self_attention,
         mixture,
         norm=fields["norm"],
         norm_eps=fields.get("norm_eps", 1e-5),

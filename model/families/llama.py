@@ -1,7 +1,8 @@
 """Llama (arXiv 2302.13971, 2407.21783): a dense baseline, without experts to count."""
 
 from model.config_reader import Fields, activation, attention, decoder, head_width, rope
-from model.shapes.decoder import DecoderConfig, Dense
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -25,6 +26,6 @@ EXAMPLES = (
 def decoder_config(fields: Fields) -> DecoderConfig:
     """Read config.json; defaults are those of transformers' LlamaConfig."""
     bias = fields.get("attention_bias", False)
-    mixer = attention(fields, rope(fields, head_width(fields)), bias=bias, out_bias=bias)
+    self_attention = attention(fields, rope(fields, head_width(fields)), bias=bias, out_bias=bias)
     ffn = Dense(fields["intermediate_size"], activation(fields), bias=fields.get("mlp_bias", False))
-    return decoder(fields, mixer, ffn)
+    return decoder(fields, self_attention, ffn)

@@ -8,7 +8,8 @@ from typing import Any
 
 from model.config_reader import Fields, activation, attention, decoder, head_width, layer_kinds, rope
 from model.shapes.attention import Attention
-from model.shapes.decoder import DecoderConfig, Dense, FeedForward, Router, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense, FeedForward, Router, TopK
 
 NAMES = {"mlp": "feed_forward", "gate": "router", "shared_experts": "shared_expert"}
 LLAMA3 = {
@@ -52,7 +53,7 @@ EXAMPLES: tuple[dict[str, Any], ...] = (
 def decoder_config(fields: Fields) -> DecoderConfig:
     """Read config.json; defaults are those of transformers' Llama4TextConfig."""
     fields.knows("_attn_implementation_autoset", "for_llm_compressor")
-    return decoder(fields, _mixers(fields), _layers(fields), norm_eps=fields.get("rms_norm_eps", 1e-5))
+    return decoder(fields, _attention_layers(fields), _layers(fields), norm_eps=fields.get("rms_norm_eps", 1e-5))
 
 
 def _layers(fields: Fields) -> list[FeedForward]:
@@ -72,7 +73,7 @@ def _layers(fields: Fields) -> list[FeedForward]:
     return [mixture if layer in sparse else plain for layer in range(count)]
 
 
-def _mixers(fields: Fields) -> list[Attention]:
+def _attention_layers(fields: Fields) -> list[Attention]:
     count, every = fields["num_hidden_layers"], fields.get("no_rope_layer_interval", 4)
     turned = fields.get("no_rope_layers") or [(layer + 1) % every != 0 for layer in range(count)]
     chunked, full = "chunked_attention", "full_attention"

@@ -2,7 +2,8 @@
 for choosing alone, weights normalised at every count, one included."""
 
 from model.config_reader import Fields, activation, attention, decoder, rope
-from model.shapes.decoder import DecoderConfig, Router, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Router, TopK
 
 NAMES = {
     "mlp": "block_sparse_moe",
@@ -29,7 +30,7 @@ def decoder_config(fields: Fields) -> DecoderConfig:
     _same_as_published(fields)
     head = fields.get("head_dim") or 128
     share = (fields.get("rotary_dim") or head) / head
-    mixer = attention(fields, rope(fields, head, theta=5e6, share=share), head_width=head, qk_norm="full")
+    self_attention = attention(fields, rope(fields, head, theta=5e6, share=share), head_width=head, qk_norm="full")
     mixture = TopK(
         experts=fields.either("num_local_experts", "num_experts", default=256),
         width=fields.get("intermediate_size", 1536),
@@ -37,7 +38,7 @@ def decoder_config(fields: Fields) -> DecoderConfig:
         router=Router(score="sigmoid", normalise=True, selection_bias=True),
         activation=activation(fields),
     )
-    return decoder(fields, mixer, mixture)
+    return decoder(fields, self_attention, mixture)
 
 
 def _same_as_published(fields: Fields) -> None:

@@ -1,7 +1,8 @@
 """Mixtral (arXiv 2401.04088): softmax over the chosen experts' logits, which is softmax over all, normalised."""
 
 from model.config_reader import Fields, activation, attention, decoder, head_width, rope
-from model.shapes.decoder import DecoderConfig, Router, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Router, TopK
 
 NAMES = {"mlp": "block_sparse_moe", "gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 EXAMPLES = (
@@ -26,5 +27,5 @@ def decoder_config(fields: Fields) -> DecoderConfig:
         activation=activation(fields),
     )
     positions = rope(fields, head_width(fields), theta=1e6)
-    mixer = attention(fields, positions, window=fields.get("sliding_window") or 0)
-    return decoder(fields, mixer, mixture, norm_eps=fields.get("rms_norm_eps", 1e-5))
+    self_attention = attention(fields, positions, window=fields.get("sliding_window") or 0)
+    return decoder(fields, self_attention, mixture, norm_eps=fields.get("rms_norm_eps", 1e-5))

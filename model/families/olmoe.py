@@ -1,7 +1,8 @@
 """OLMoE (arXiv 2409.02060): norms over all query and key heads, softmax over all experts, weights as they are."""
 
 from model.config_reader import Fields, activation, attention, decoder, rope
-from model.shapes.decoder import DecoderConfig, Router, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Router, TopK
 
 EXAMPLES = (
     {"num_key_value_heads": 2},
@@ -14,7 +15,7 @@ def decoder_config(fields: Fields) -> DecoderConfig:
     width = fields["hidden_size"] // fields["num_attention_heads"]
     fields.knows("head_dim")
     bias = fields.get("attention_bias", False)
-    mixer = attention(
+    self_attention = attention(
         fields,
         rope(fields, width),
         head_width=width,
@@ -30,4 +31,4 @@ def decoder_config(fields: Fields) -> DecoderConfig:
         router=Router(normalise=fields.get("norm_topk_prob", False)),
         activation=activation(fields),
     )
-    return decoder(fields, mixer, mixture, norm_eps=fields.get("rms_norm_eps", 1e-5))
+    return decoder(fields, self_attention, mixture, norm_eps=fields.get("rms_norm_eps", 1e-5))

@@ -7,7 +7,8 @@ transformers 5.23 keeps LongRoPE's short factors; the long ones are used here, a
 from typing import Any
 
 from model.config_reader import Fields, activation, attention, decoder, head_width, rope
-from model.shapes.decoder import DecoderConfig, Router, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Router, TopK
 
 NAMES = {"mlp": "block_sparse_moe", "gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 LONGROPE: dict[str, Any] = {
@@ -47,6 +48,8 @@ def decoder_config(fields: Fields) -> DecoderConfig:
         raise ValueError(f"rope_type is {positions.scaling!r}, but phimoe knows 'longrope' alone")
     bias = fields.get("attention_bias", False)
     window = fields.get("sliding_window") or 0
-    mixer = attention(fields, positions, bias=bias, out_bias=bias, window=window)
+    self_attention = attention(fields, positions, bias=bias, out_bias=bias, window=window)
     head_bias = bool(fields.get("lm_head_bias", False))
-    return decoder(fields, mixer, mixture, norm="layer", norm_eps=fields.get("rms_norm_eps", 1e-5), head_bias=head_bias)
+    return decoder(
+        fields, self_attention, mixture, norm="layer", norm_eps=fields.get("rms_norm_eps", 1e-5), head_bias=head_bias
+    )

@@ -3,7 +3,8 @@ biases of queries, keys and values. Where windows are used, every second layer b
 """
 
 from model.config_reader import Fields, activation, attention, decoder, dense, head_width, rope, sparse_layers, windows
-from model.shapes.decoder import DecoderConfig, Router, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Router, TopK
 
 NAMES = {"shared_experts": "shared_expert"}
 EXAMPLES = (
@@ -47,9 +48,9 @@ def decoder_config(fields: Fields) -> DecoderConfig:
         shared_gate=True,
     )
     positions, bias = rope(fields, head_width(fields)), fields.get("qkv_bias", True)
-    mixers = [attention(fields, positions, bias=bias, window=window) for window in _windows(fields)]
+    self_attention = [attention(fields, positions, bias=bias, window=window) for window in _windows(fields)]
     plain = dense(fields, fields.get("intermediate_size", 5632))
-    return decoder(fields, mixers, [mixture if moe else plain for moe in sparse_layers(fields)])
+    return decoder(fields, self_attention, [mixture if moe else plain for moe in sparse_layers(fields)])
 
 
 def _windows(fields: Fields) -> list[int]:

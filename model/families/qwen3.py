@@ -25,8 +25,8 @@ def decoder_config(fields: Fields) -> DecoderConfig:
     positions = rope(fields, width)
     window, first = fields.get("sliding_window", 4096), fields.get("max_window_layers", 28)
     used = window if fields.get("use_sliding_window") else None
-    mixers = [
+    self_attention = [
         attention(fields, positions, head_width=width, qk_norm="head", bias=bias, out_bias=bias, window=each)
         for each in windows(fields, used, lambda layer: layer >= first)
     ]
-    return decoder(fields, mixers, dense(fields, fields["intermediate_size"]))
+    return decoder(fields, self_attention, dense(fields, fields["intermediate_size"]))

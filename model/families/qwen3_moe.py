@@ -1,7 +1,8 @@
 """Qwen3-MoE (arXiv 2505.09388): norms of each query and key head, softmax over all experts, mostly normalised."""
 
 from model.config_reader import Fields, activation, attention, decoder, dense, head_width, rope, sparse_layers
-from model.shapes.decoder import DecoderConfig, Router, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Router, TopK
 
 EXAMPLES = (
     {"moe_intermediate_size": 12, "num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": True, "head_dim": 12},
@@ -30,7 +31,7 @@ def decoder_config(fields: Fields) -> DecoderConfig:
     fields.expect("use_sliding_window", False)
     fields.knows("sliding_window", "max_window_layers")
     bias = fields.get("attention_bias", False)
-    mixer = attention(fields, rope(fields, head_width(fields)), qk_norm="head", bias=bias, out_bias=bias)
+    self_attention = attention(fields, rope(fields, head_width(fields)), qk_norm="head", bias=bias, out_bias=bias)
     sparse = sparse_layers(fields)
     plain = dense(fields, fields.get("intermediate_size", 6144))
-    return decoder(fields, mixer, [mixture if moe else plain for moe in sparse])
+    return decoder(fields, self_attention, [mixture if moe else plain for moe in sparse])

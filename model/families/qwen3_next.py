@@ -16,8 +16,9 @@ from model.config_reader import (
     rope,
     sparse_layers,
 )
-from model.shapes.attention import Delta, Mixer
-from model.shapes.decoder import DecoderConfig, Dense, Router, TopK
+from model.shapes.attention import AttentionShape, GatedDeltaNet
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense, Router, TopK
 
 NAMES = {"shared_experts": "shared_expert"}
 EXAMPLES: tuple[dict[str, Any], ...] = (
@@ -69,10 +70,10 @@ def decoder_config(fields: Fields) -> DecoderConfig:
     )
     plain = dense(fields, fields.get("intermediate_size", 5632))
     layers = [mixture if moe else plain for moe in sparse_layers(fields)]
-    return decoder(fields, _mixers(fields), layers, norm_offset=1.0)
+    return decoder(fields, _attention_layers(fields), layers, norm_offset=1.0)
 
 
-def _mixers(fields: Fields) -> list[Mixer]:
+def _attention_layers(fields: Fields) -> list[AttentionShape]:
     every, linear, full = fields.get("full_attention_interval", 4), "linear_attention", "full_attention"
     usual = [linear if (layer + 1) % every else full for layer in range(fields["num_hidden_layers"])]
     bias = fields.get("attention_bias", False)
@@ -82,8 +83,8 @@ def _mixers(fields: Fields) -> list[Mixer]:
     return [whole if kind == full else delta for kind in layer_kinds(fields, usual, linear, full)]
 
 
-def _delta(fields: Fields) -> Delta:
-    return Delta(
+def _delta(fields: Fields) -> GatedDeltaNet:
+    return GatedDeltaNet(
         key_heads=fields.get("linear_num_key_heads", 16),
         value_heads=fields.get("linear_num_value_heads", 32),
         key_width=fields.get("linear_key_head_dim", 128),

@@ -12,26 +12,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.activation import activate
-from model.moe.base import Calls, Mixture, Use, ranks, sort_calls
-from model.shapes.decoder import Infinity
+from model.moe.base import RoutedPairs, ranks, sort_pairs
+from model.registry import LayerModule, module_for
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Infinity
+from model.step import LayerStep
 
 
-class InfinityMixture(Mixture):
+class InfinityMixture(LayerModule):
     """Router [2Z, D] (mean, then raw spread), scores W_z [blocks, Z], up W1 [F, D], down W2 [D, F]."""
 
     def __init__(self, width: int, config: Infinity) -> None:
         super().__init__()
         self.config = config
-        self.router = nn.Parameter(torch.empty(2 * config.space, width))
-        self.scores = nn.Parameter(torch.empty(config.blocks, config.space))
+        self.router = nn.Parameter(torch.empty(2 * config.latent_dim, width))
+        self.scores = nn.Parameter(torch.empty(config.blocks, config.latent_dim))
         self.up = nn.Parameter(torch.empty(config.units, width))
         self.down = nn.Parameter(torch.empty(width, config.units))
         self.execute: Callable[[Tensor, Tensor], Tensor] | None = None  # another way than `run_masked`
 
-    def forward(self, x_TD: Tensor, use: Use) -> Tensor:
-        mask_TE = self.masks(x_TD, use)
-        if use.observer is not None:
-            use.observer.routed(use.layer, int(use.counts_T.sum()), (mask_TE != 0).sum(0), None)
+    def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
+        mask_TE = self.masks(x_TD, step)
+        if step.observer is not None:
+            step.observer.routed(step.moe_layer, int(step.counts_T.sum()), (mask_TE != 0).sum(0), None)
         return (self.execute or self.run_masked)(x_TD, mask_TE)
 
     def gaussian(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,24 +43,24 @@ class InfinityMixture(Mixture):
         linked_TZ = raw_TZ.exp() if self.config.sigma_link == "exp" else F.softplus(raw_TZ)
         return mean_TZ, linked_TZ + self.config.sigma_min
 
-    def masks(self, x_TD: Tensor, use: Use) -> Tensor:
+    def masks(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         """m̄ [T, blocks], float32: the mean over a token's draws of its top-share masks, raw scores kept (eq. 6)."""
         mean_TZ, sigma_TZ = self.gaussian(x_TD)
-        token_R, sample_R = ranks(use.counts_T, use.k_max).nonzero(as_tuple=True)
-        z_RZ = mean_TZ[token_R] + sigma_TZ[token_R] * self.noise(token_R, sample_R, use)
+        token_R, sample_R = ranks(step.counts_T, step.k_max).nonzero(as_tuple=True)
+        z_RZ = mean_TZ[token_R] + sigma_TZ[token_R] * self.noise(token_R, sample_R, step)
         with torch.autocast(
             x_TD.device.type, enabled=False
         ):  # which blocks win is decided in float32, also in training
             mask_RE = keep_top(F.linear(z_RZ, self.scores.float()), self.config.kept)
         sum_TE = mask_RE.new_zeros(len(x_TD), self.config.blocks).index_add(0, token_R, mask_RE)
-        return sum_TE / use.counts_T[:, None]
+        return sum_TE / step.counts_T[:, None]
 
-    def noise(self, token_R: Tensor, sample_R: Tensor, use: Use) -> Tensor:
+    def noise(self, token_R: Tensor, sample_R: Tensor, step: LayerStep) -> Tensor:
         """ε_RZ of each (token, sample). Antithetic draws come in pairs: an odd sample mirrors the one before it."""
         if self.config.draws == "independent":
-            return use.noise(token_R, sample_R, self.config.space)
+            return step.noise(token_R, sample_R, self.config.latent_dim)
         sign_R = 1 - 2 * (sample_R % 2)
-        return use.noise(token_R, sample_R // 2, self.config.space) * sign_R[:, None]
+        return step.noise(token_R, sample_R // 2, self.config.latent_dim) * sign_R[:, None]
 
     def run_masked(self, x_TD: Tensor, mask_TE: Tensor) -> Tensor:
         """One masked dense pass for all tokens and counts (eq. 7). Saves nothing, but in few large products."""
@@ -65,23 +68,28 @@ class InfinityMixture(Mixture):
         masked_TEg = h_TF.unflatten(-1, (self.config.blocks, self.config.block)) * mask_TE[..., None].to(h_TF.dtype)
         return F.linear(masked_TEg.flatten(1), self.down)
 
-    def calls(self, mask_TE: Tensor) -> Calls:
+    def pairs(self, mask_TE: Tensor) -> RoutedPairs:
         """The same work as a ragged list: a kept block is an expert of `block` units, its mean score the weight."""
         token_R, expert_R = mask_TE.nonzero(as_tuple=True)
-        return sort_calls(token_R, expert_R, mask_TE[token_R, expert_R], self.config.blocks)
+        return sort_pairs(token_R, expert_R, mask_TE[token_R, expert_R], self.config.blocks)
 
-    def run_calls(self, x_TD: Tensor, calls: Calls) -> Tensor:
+    def run_pairs(self, x_TD: Tensor, pairs: RoutedPairs) -> Tensor:
         """Compute only the kept blocks: the reference for a native ragged kernel, with `run_masked`'s values."""
         y_TD = torch.zeros_like(x_TD)
         start, size = 0, self.config.block
-        for block, end in enumerate(calls.ends_E.tolist()):
+        for block, end in enumerate(pairs.ends_E.tolist()):
             if end > start:
-                units, token_r = slice(block * size, (block + 1) * size), calls.token_R[start:end]
+                units, token_r = slice(block * size, (block + 1) * size), pairs.token_R[start:end]
                 h_rg = activate(F.linear(x_TD[token_r], self.up[units]), self.config.activation)
-                weighted_rg = h_rg * calls.weight_R[start:end, None].to(h_rg.dtype)
+                weighted_rg = h_rg * pairs.weight_R[start:end, None].to(h_rg.dtype)
                 y_TD.index_add_(0, token_r, F.linear(weighted_rg, self.down[:, units]))
                 start = end
         return y_TD
+
+
+@module_for.register
+def _(shape: Infinity, decoder: DecoderConfig) -> InfinityMixture:
+    return InfinityMixture(decoder.width, shape)
 
 
 def keep_top(scores_RE: Tensor, kept: int) -> Tensor:

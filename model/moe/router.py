@@ -7,7 +7,7 @@ not know what an expert is.
 import torch
 from torch import Tensor
 
-from model.shapes.decoder import Router
+from model.shapes.mixtures import Router
 
 
 def choose(logits_TE: Tensor, allowed_TK: Tensor, router: Router, bias_E: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def choose(logits_TE: Tensor, allowed_TK: Tensor, router: Router, bias_E: Tensor
     if router.normalise:
         # A running sum: a token's divisor does not depend on how many ranks its neighbours may use.
         sum_T1 = (weight_TK * allowed_TK).cumsum(-1)[:, -1:]
-        weight_TK = weight_TK / (sum_T1.clamp(min=router.least_sum) if router.clamp_sum else sum_T1 + router.least_sum)
+        weight_TK = weight_TK / (sum_T1.clamp(min=router.eps) if router.clamp_sum else sum_T1 + router.eps)
     return expert_TK, weight_TK * router.scale
 
 

@@ -13,12 +13,15 @@ from torch.nn import functional as F
 
 from model.activation import activate_gated
 from model.layers import DenseFFN
-from model.moe.base import Calls, Mixture, Use, ranks, sort_calls
+from model.moe.base import RoutedPairs, ranks, sort_pairs
 from model.moe.router import choose, scores
-from model.shapes.decoder import TopK
+from model.registry import LayerModule, module_for
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import TopK
+from model.step import LayerStep
 
 
-class TopKMixture(Mixture):
+class TopKMixture(LayerModule):
     """Router [E, D], gate and up fused [E, 2F, D], down [E, D, F]."""
 
     def __init__(self, width: int, config: TopK) -> None:
@@ -39,15 +42,15 @@ class TopKMixture(Mixture):
             self.shared = DenseFFN(width, config.shared)
         if config.shared_gate:
             self.shared_gate = nn.Linear(width, 1, bias=False)
-        self.execute: Callable[[Tensor, Calls], Tensor] | None = None  # another way than `run_ragged`
+        self.execute: Callable[[Tensor, RoutedPairs], Tensor] | None = None  # another way than `run_ragged`
 
-    def forward(self, x_TD: Tensor, use: Use) -> Tensor:
+    def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         logits_TE = self.logits(x_TD)
-        calls = self.route(logits_TE, use)
-        if use.observer is not None:
+        pairs = self.route(logits_TE, step)
+        if step.observer is not None:
             probs_TE = scores(logits_TE, self.config.router)
-            use.observer.routed(use.layer, len(calls.token_R), calls.load_E, probs_TE)
-        y_TD = (self.execute or self.run_ragged)(x_TD, calls)
+            step.observer.routed(step.moe_layer, len(pairs.token_R), pairs.load_E, probs_TE)
+        y_TD = (self.execute or self.run_ragged)(x_TD, pairs)
         return y_TD if self.config.shared is None else y_TD + self.always(x_TD)
 
     def logits(self, x_TD: Tensor) -> Tensor:
@@ -55,26 +58,26 @@ class TopKMixture(Mixture):
         logits_TE = F.linear(x_TD, self.router).float()
         return logits_TE + self.router_bias.float() if self.config.router.logit_bias else logits_TE
 
-    def route(self, logits_TE: Tensor, use: Use) -> Calls:
+    def route(self, logits_TE: Tensor, step: LayerStep) -> RoutedPairs:
         """The first count(t) of each token's experts, best first, as pairs sorted by expert."""
-        allowed_TK = ranks(use.counts_T, use.k_max)
+        allowed_TK = ranks(step.counts_T, step.k_max)
         bias_E = self.selection_bias.float() if self.config.router.selection_bias else None
         expert_TK, weight_TK = choose(logits_TE, allowed_TK, self.config.router, bias_E)
         token_R, rank_R = allowed_TK.nonzero(as_tuple=True)
-        return sort_calls(token_R, expert_TK[token_R, rank_R], weight_TK[token_R, rank_R], self.config.experts)
+        return sort_pairs(token_R, expert_TK[token_R, rank_R], weight_TK[token_R, rank_R], self.config.experts)
 
     def always(self, x_TD: Tensor) -> Tensor:
         """The shared part, whatever the count."""
         y_TD: Tensor = self.shared(x_TD)
         return y_TD * self.shared_gate(x_TD).sigmoid() if self.config.shared_gate else y_TD
 
-    def run_ragged(self, x_TD: Tensor, calls: Calls) -> Tensor:
+    def run_ragged(self, x_TD: Tensor, pairs: RoutedPairs) -> Tensor:
         """Σ over a token's pairs of weight · expert(x), expert by expert in rising order."""
         y_TD = torch.zeros_like(x_TD)
         start = 0
-        for expert, end in enumerate(calls.ends_E.tolist()):
+        for expert, end in enumerate(pairs.ends_E.tolist()):
             if end > start:
-                token_r, weight_r1 = calls.token_R[start:end], calls.weight_R[start:end, None]
+                token_r, weight_r1 = pairs.token_R[start:end], pairs.weight_R[start:end, None]
                 y_TD.index_add_(0, token_r, self.expert(x_TD[token_r], weight_r1, expert).to(x_TD.dtype))
                 start = end
         return y_TD
@@ -92,14 +95,19 @@ class TopKMixture(Mixture):
         gate, up = (both[..., 0::2], both[..., 1::2]) if self.config.interleaved else both.chunk(2, dim=-1)
         return activate_gated(gate, up, self.config.activation)
 
-    def run_dense(self, x_TD: Tensor, calls: Calls) -> Tensor:
+    def run_dense(self, x_TD: Tensor, pairs: RoutedPairs) -> Tensor:
         """The same sum over all experts with zero weights: saves nothing, but in few large products. For training, of
         mixtures without biases."""
-        weight_TE = calls.weight_R.new_zeros(len(x_TD), self.config.experts)
-        return self.dense(x_TD, weight_TE.index_put((calls.token_R, calls.expert_R), calls.weight_R))
+        weight_TE = pairs.weight_R.new_zeros(len(x_TD), self.config.experts)
+        return self.dense(x_TD, weight_TE.index_put((pairs.token_R, pairs.expert_R), pairs.weight_R))
 
     def dense(self, x_TD: Tensor, weight_TE: Tensor) -> Tensor:
         """Σ_e weight[t, e] · expert_e(x_t)."""
         both_TEF = F.linear(x_TD, self.gate_up.flatten(0, 1)).unflatten(-1, self.gate_up.shape[:2])
         h_TEF = self.activated(both_TEF) * weight_TE[..., None].to(both_TEF.dtype)
         return F.linear(h_TEF.flatten(1), self.down.transpose(0, 1).flatten(1))
+
+
+@module_for.register
+def _(shape: TopK, decoder: DecoderConfig) -> TopKMixture:
+    return TopKMixture(decoder.width, shape)

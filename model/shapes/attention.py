@@ -1,77 +1,29 @@
-"""The shapes of what lets tokens see each other: attention, latent attention, recurrent layers, and rotary positions.
+"""The shapes of what lets tokens see each other: attention, multi-head latent attention, recurrent layers.
 
 Frozen values that families build from a checkpoint's config.json; what no decoder can have is a ValueError. What a
-layer keeps of a sequence is part of its shape: `Pages` grow with it, a `State` does not.
+layer keeps of a sequence is part of its shape.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-from model.shapes.checks import naturals, one_of, positive, reals, sizes
+from model.shapes.checks import naturals, one_of, reals, sizes
+from model.shapes.memory import Memory, PagedMemory, StateMemory
+from model.shapes.rope import Rope
 
-Scaling = Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"]
 QKNorm = Literal["none", "full", "head", "unit"]
 
 
-@dataclass(frozen=True, slots=True)
-class Pages:
-    """Memory that grows with the sequence: per token `heads` keys of `key_width`, and values unless they are the first
-    columns of the keys."""
+class AttentionShape(Protocol):
+    """What the decoder and the engine ask the shape of a layer's first half."""
 
-    heads: int
-    key_width: int
-    values: bool = True
+    @property
+    def memory(self) -> Memory:
+        """What is kept of a running sequence between steps."""
 
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """Memory of fixed size per sequence: `size` float32 values."""
-
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rope:
-    """Rotary positions (Su et al. 2021) of the first `width` elements of a head, and how they are stretched.
-
-    `interleaved`: pairs are neighbours (2i, 2i + 1), not (i, i + width / 2). The fields below `scaling` are those of
-    Hugging Face's `rope_parameters`; what a scaling does not use is ignored. `original` is the context before
-    stretching.
-    """
-
-    width: int
-    theta: float = 10000.0
-    interleaved: bool = False
-    scaling: Scaling = "default"
-    factor: float = 1.0
-    original: int = 0
-    attention_factor: float | None = None  # what cosines and sines are multiplied by; None: as the scaling says
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float = 0.0
-    mscale_all_dim: float = 0.0
-    truncate: bool = True
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
-    short_mscale: float | None = None
-    long_mscale: float | None = None
-
-    def __post_init__(self) -> None:
-        sizes(rotary_width=self.width)
-        one_of("rope_type", self.scaling, Scaling)
-        if self.width % 2:
-            raise ValueError(f"rotary positions need an even width, got {self.width}")
-        if self.scaling in ("dynamic", "yarn", "llama3", "longrope"):
-            sizes(original_max_position_embeddings=self.original)
-        positive(rope_theta=self.theta, factor=self.factor)
-        for value in (*self.short_factor, *self.long_factor):
-            positive(short_factor_or_long_factor=value)
-        reals(attention_factor=self.attention_factor, mscale=self.mscale, mscale_all_dim=self.mscale_all_dim)
-        reals(beta_fast=self.beta_fast, beta_slow=self.beta_slow)
-        reals(low_freq_factor=self.low_freq_factor, high_freq_factor=self.high_freq_factor)
-        reals(short_mscale=self.short_mscale, long_mscale=self.long_mscale)
+    @property
+    def rope(self) -> Rope | None:
+        """The rotary positions that it uses, if any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +60,13 @@ class Attention:
             raise ValueError(f"rotary positions of {self.rope.width} elements do not fit heads of {self.head_width}")
 
     @property
-    def memory(self) -> Pages:
-        return Pages(self.kv_heads, self.head_width)
+    def memory(self) -> PagedMemory:
+        """Keys and values of every token."""
+        return PagedMemory(self.kv_heads, self.head_width)
 
 
 @dataclass(frozen=True, slots=True)
-class Latent:
+class MLA:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434 §2.1): the cache holds one latent of `rank` and one
     rotary key per token, shared by all heads."""
 
@@ -132,13 +85,14 @@ class Latent:
         reals(scale=self.scale, norm_eps=self.norm_eps)
 
     @property
-    def memory(self) -> Pages:
-        return Pages(1, self.rank + self.rope.width, values=False)
+    def memory(self) -> PagedMemory:
+        """One latent and one rotary key per token; values are the latents."""
+        return PagedMemory(1, self.rank + self.rope.width, values=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """Gated delta rule (arXiv 2412.06464) behind a short causal convolution, as in Qwen3-Next: a recurrent state per
+class GatedDeltaNet:
+    """Gated delta spec (arXiv 2412.06464) behind a short causal convolution, as in Qwen3-Next: a recurrent state per
     head instead of keys and values."""
 
     key_heads: int
@@ -146,6 +100,7 @@ class Delta:
     key_width: int
     value_width: int
     kernel: int  # of the convolution
+    rope = None
 
     def __post_init__(self) -> None:
         sizes(key_heads=self.key_heads, value_heads=self.value_heads, kernel=self.kernel)
@@ -159,8 +114,6 @@ class Delta:
         return 2 * self.key_heads * self.key_width + self.value_heads * self.value_width
 
     @property
-    def memory(self) -> State:
-        return State(self.channels * (self.kernel - 1) + self.value_heads * self.key_width * self.value_width)
-
-
-Mixer = Attention | Latent | Delta
+    def memory(self) -> StateMemory:
+        """The last inputs of the convolution, and a matrix per value head."""
+        return StateMemory(self.channels * (self.kernel - 1) + self.value_heads * self.key_width * self.value_width)

@@ -15,7 +15,7 @@ from benchmarks.tables import grid, rivals, table
 from benchmarks.touched import expert_weights, shared_weights, step_bytes
 from benchmarks.workload import OUTPUT
 from model.decoder import Decoder, parameter_count
-from model.shapes.decoder import Infinity, Router, TopK
+from model.shapes.mixtures import Infinity, Router, TopK
 from weights.load import read_config
 from weights.tokenizer import Tokenizer
 
@@ -105,7 +105,7 @@ def test_figures_of_known_times() -> None:
 
 
 TOPK = Shape("topk", 64, TopK(experts=8, width=32, trained=2, router=Router(normalise=True)))
-INFINITE = Shape("infinity", 64, Infinity(units=256, space=16, share=0.25, trained=2, maximum=8, block=32))
+INFINITE = Shape("infinity", 64, Infinity(units=256, latent_dim=16, keep_ratio=0.25, trained=2, maximum=8, block=32))
 
 
 @pytest.mark.parametrize("shape", [TOPK, INFINITE], ids=lambda shape: shape.name)

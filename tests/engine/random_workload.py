@@ -18,11 +18,12 @@ from engine.plan import Plan
 from engine.runner import ExpertStats, ModelRunner
 from engine.sequence import Sequence
 from engine.types import EngineSettings, Finish, Request, Sampling, StepStats
-from model.backends.cpu.decoder import NativeDecoder
-from model.backends.torch.attend import bytes_per_block, bytes_per_sequence
+from model.backends.base import Runnable
+from model.backends.torch.backend import TorchRunnable
 from model.budget import ExpertBudget
 from model.decoder import Decoder
 from model.shapes.decoder import DecoderConfig
+from model.shapes.memory import bytes_per_block, bytes_per_sequence
 from tests.model.tiny import VOCABULARY, decoder
 
 
@@ -48,16 +49,16 @@ class Served:
         fixed = {"quantize": self.quantize, "quantize_layers": "all"}
         return EngineSettings(model="", block_size=self.block, **fixed | changes)  # type: ignore[arg-type]
 
-    def prepared(self, model: Decoder) -> Decoder | NativeDecoder:
+    def prepared(self, model: Decoder) -> Runnable:
         """In the form that is served; a native one takes the model over."""
         if not self.native:
-            return model
+            return TorchRunnable(model)
         made, reason = prepare(model.to(self.dtype), self.settings())
-        assert isinstance(made, NativeDecoder), reason
+        assert made.exact, reason
         return made
 
     @cache  # noqa: B019 - as many as there are layouts
-    def model(self) -> Decoder | NativeDecoder:
+    def model(self) -> Runnable:
         return self.prepared(decoder(self.config))
 
     def assert_same(self, row_V: Tensor, expected_V: Tensor) -> None:
@@ -125,14 +126,13 @@ def bench(
     step_tokens: int = 64,
     running: int = 8,
     cache: bool = True,
-    model: Decoder | NativeDecoder | None = None,
+    model: Runnable | None = None,
 ) -> Bench:
     """`model`: another than the one that is served to all."""
     model, config = model or served.model(), served.config
-    memory = [shape.memory for shape in config.mixers]
-    per_block = bytes_per_block(memory, served.block, model.dtype)
+    per_block = bytes_per_block(config.memory, served.block, model.dtype.itemsize)
     settings = served.settings(
-        kv_cache_bytes=blocks * per_block + bytes_per_sequence(memory) * max(running, MOST_ROWS),
+        kv_cache_bytes=blocks * per_block + bytes_per_sequence(config.memory) * max(running, MOST_ROWS),
         max_running=running,
         max_step_tokens=step_tokens,
         prefix_cache=cache,
@@ -145,7 +145,7 @@ def bench(
     return made
 
 
-def alone(served: Served, request: Request, model: Decoder | NativeDecoder | None = None) -> Bench:
+def alone(served: Served, request: Request, model: Runnable | None = None) -> Bench:
     made = bench(replace(served, speculate="off"), cache=False, model=model or served.model())
     made.engine.add(request)
     return made.finish()

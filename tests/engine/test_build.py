@@ -9,12 +9,14 @@ import torch
 from engine import build
 from engine.build import assemble, build_engine, describe, prepare
 from engine.types import EngineSettings
+from model.backends.cpu import backend
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import Kernels, load
-from model.backends.torch.attend import bytes_per_block
+from model.backends.torch.backend import TorchRunnable
 from model.decoder import Decoder
 from model.errors import CheckpointError
 from model.resources import Amount
+from model.shapes.memory import bytes_per_block
 from tests.model.tiny import decoder, llama_like, topk
 from tests.weights.checkpoints import OLMOE, write_config
 
@@ -27,7 +29,7 @@ def wide(head_width: int) -> Decoder:
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "load", lambda: Kernels("torch", "they are not built"))
+    monkeypatch.setattr(backend, "load", lambda: Kernels("torch", "they are not built"))
 
 
 @pytest.mark.skipif(not load().native, reason="native kernels are not loaded")
@@ -44,14 +46,14 @@ def test_a_model_that_they_do_not_take_runs_on_torch_and_says_why(
 ) -> None:
     settings = EngineSettings(model="", block_size=block)
     model, reason = prepare(wide(head), settings)
-    assert isinstance(model, Decoder) and word in reason
+    assert isinstance(model, TorchRunnable) and word in reason
     assert word in caplog.text
     assert describe(model, settings)["kernels"] == "torch"
 
 
 def test_without_kernels_everything_runs_on_torch(no_kernels: None, caplog: pytest.LogCaptureFixture) -> None:
     model, reason = prepare(wide(16), SETTINGS)
-    assert isinstance(model, Decoder) and reason == "they are not built"
+    assert isinstance(model, TorchRunnable) and reason == "they are not built"
     assert caplog.text.count("they are not built") == 1
     assemble(model, SETTINGS)
 
@@ -77,7 +79,7 @@ def test_cache_and_threads_follow_the_container(
     """Whatever the host has: here a limit that leaves room for ten blocks of the fraction that the cache may have."""
     config = wide(16).config
     settings = EngineSettings(model="", kv_cache_fraction=0.5, max_running=64)
-    per_block = bytes_per_block([shape.memory for shape in config.mixers], settings.block_size, torch.float32)
+    per_block = bytes_per_block(config.memory, settings.block_size, 4)
     monkeypatch.setattr(build, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
     monkeypatch.setattr(build, "available_cores", lambda: Amount(3, "cpu.max"))
     assert build.cache_blocks(config, settings, torch.float32) == 10

@@ -14,19 +14,20 @@ from engine.scheduler import Scheduler
 from engine.types import Finish, Request, Sampling, StepReport
 from model.backends.cpu.kernels.library import load
 from model.budget import ExpertBudget
-from model.shapes.attention import Attention, Delta, Rope
+from model.shapes.attention import Attention, GatedDeltaNet
+from model.shapes.rope import Rope
 from tests.engine.fake import CRASH, FakeRunner, request
 from tests.engine.random_workload import Served, alone, bench
 from tests.model.tiny import VOCABULARY, infinity, llama_like, topk
 
 ROWS = 7
 RECURRENT = (
-    Delta(key_heads=2, value_heads=4, key_width=4, value_width=4, kernel=3),
+    GatedDeltaNet(key_heads=2, value_heads=4, key_width=4, value_width=4, kernel=3),
     Attention(4, 2, 6, rope=Rope(6)),
 )
 SERVED = {
     "torch": Served(llama_like(topk(), topk(), context=80), block=4, few=20, requests=0),
-    "recurrent": Served(llama_like(topk(), topk(), mixers=RECURRENT, context=80), block=4, few=20, requests=0),
+    "recurrent": Served(llama_like(topk(), topk(), attention=RECURRENT, context=80), block=4, few=20, requests=0),
     "native": Served(llama_like(infinity(), topk(), context=80, head_width=16), 16, 5, 0, native=True),
 }
 FAULTS = {"in its prompt": 1, "later": 9}  # tokens that "bad" has when steps that hold it begin to fail

@@ -14,7 +14,8 @@ import torch
 from engine.types import Request, Sampling
 from model.backends.cpu.kernels.library import load
 from model.budget import ExpertBudget
-from model.shapes.decoder import DecoderConfig, Dense
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense
 from tests.engine.random_workload import Served, alone, assert_as_alone, bench, storm
 from tests.model.tiny import VOCABULARY, PagedRun, decoder, gpt2_like, infinity, llama_like, topk
 

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.errors import CheckpointError
-from model.shapes.attention import Attention, Latent
-from model.shapes.decoder import DecoderConfig, Dense, TopK
+from model.shapes.attention import MLA, Attention
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense, TopK
 from tests.families import reference
 from tests.families.test_parity import loaded
 from tests.model.tiny import whole_logits
@@ -186,11 +187,11 @@ MINIMAX: dict[str, Any] = {
 
 
 def halves(raw: dict[str, Any]) -> tuple[DecoderConfig, Any, TopK]:
-    """The decoder, its first mixer and its first mixture."""
+    """The decoder, its first attention layer and its first mixture."""
     config = decoder_config(raw)
     mixture = config.mixtures[0]
     assert isinstance(mixture, TopK)
-    return config, config.mixers[0], mixture
+    return config, config.attention[0], mixture
 
 
 @pytest.mark.parametrize(
@@ -211,25 +212,25 @@ def test_the_counts_of_published_configs(raw: dict[str, Any], layers: int, train
 
 
 def test_deepseek_v3_as_published() -> None:
-    config, mixer, mixture = halves(DEEPSEEK_V3)
-    assert isinstance(mixer, Latent) and mixer.memory.key_width == 576 and mixer.rope.interleaved
-    assert mixer.scale == pytest.approx(192**-0.5 * 1.3688879**2)
-    assert mixture.shared == Dense(2048, "silu") and config.layers[2] == Dense(18432, "silu")
+    config, attention, mixture = halves(DEEPSEEK_V3)
+    assert isinstance(attention, MLA) and attention.memory.key_width == 576 and attention.rope.interleaved
+    assert attention.scale == pytest.approx(192**-0.5 * 1.3688879**2)
+    assert mixture.shared == Dense(2048, "silu") and config.feed_forward[2] == Dense(18432, "silu")
 
 
 def test_the_others_as_published() -> None:
-    mixer = halves(GLM)[1]
-    assert isinstance(mixer, Attention) and mixer.rope is not None
-    assert (mixer.rope.width, mixer.qk_norm, mixer.bias, mixer.out_bias) == (64, "head", True, False)
-    mixer = halves(MINIMAX)[1]
-    assert (mixer.rope.width, mixer.rope.theta, mixer.qk_norm) == (64, 5e6, "full")
-    config, mixer, mixture = halves(ERNIE)
-    assert mixer.rope.interleaved and config.tied and mixture.shared == Dense(3072, "silu")
+    attention = halves(GLM)[1]
+    assert isinstance(attention, Attention) and attention.rope is not None
+    assert (attention.rope.width, attention.qk_norm, attention.bias, attention.out_bias) == (64, "head", True, False)
+    attention = halves(MINIMAX)[1]
+    assert (attention.rope.width, attention.rope.theta, attention.qk_norm) == (64, 5e6, "full")
+    config, attention, mixture = halves(ERNIE)
+    assert attention.rope.interleaved and config.tied and mixture.shared == Dense(3072, "silu")
     assert halves(ERNIE | {"moe_num_shared_experts": 0})[2].shared is None
 
 
 def test_mixtures_in_every_so_many_layers() -> None:
-    layers = decoder_config(DEEPSEEK_V3 | {"num_hidden_layers": 7, "moe_layer_freq": 2}).layers
+    layers = decoder_config(DEEPSEEK_V3 | {"num_hidden_layers": 7, "moe_layer_freq": 2}).feed_forward
     assert [isinstance(layer, TopK) for layer in layers] == [False, False, False, False, True, False, True]
 
 

@@ -22,7 +22,7 @@ DOTS1 = {**SHAPE, "model_type": "dots1", "n_routed_experts": 4, "num_experts_per
 
 
 def windows(raw: dict[str, Any]) -> list[int]:
-    return [mixer.window for mixer in decoder_config(raw).mixers if isinstance(mixer, Attention)]
+    return [shape.window for shape in decoder_config(raw).attention if isinstance(shape, Attention)]
 
 
 def test_gpt2_as_first_published_loads_as_well(tmp_path: Path) -> None:

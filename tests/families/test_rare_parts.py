@@ -16,8 +16,8 @@ from model.attention.rope import rotary_tables
 from model.errors import CheckpointError
 from model.families.phimoe import LONGROPE
 from model.moe.router import choose
-from model.shapes.attention import Attention, Delta
-from model.shapes.decoder import Router
+from model.shapes.attention import Attention, GatedDeltaNet
+from model.shapes.mixtures import Router
 from tests.families import reference
 from tests.model.tiny import whole_logits
 from weights.load import decoder_config, load_model
@@ -90,7 +90,7 @@ LLAMA4 = reference.BASE | {"model_type": "llama4_text", "head_dim": 8, "num_loca
 
 def test_gpt_oss_as_published() -> None:
     config = decoder_config(GPT_OSS)
-    shapes = [mixer for mixer in config.mixers if isinstance(mixer, Attention)]
+    shapes = [shape for shape in config.attention if isinstance(shape, Attention)]
     assert [shape.window for shape in shapes] == [128, 0] * 12
     assert all(shape.rope is not None and not shape.rope.truncate and shape.sinks for shape in shapes)
     assert (config.experts.minimum, config.experts.trained, config.experts.maximum) == (1, 4, 32)
@@ -98,8 +98,8 @@ def test_gpt_oss_as_published() -> None:
 
 def test_qwen3_next_as_published() -> None:
     config = decoder_config(QWEN3_NEXT)
-    assert [isinstance(mixer, Delta) for mixer in config.mixers] == [True, True, True, False] * 12
-    shape = config.mixers[3]
+    assert [isinstance(shape, GatedDeltaNet) for shape in config.attention] == [True, True, True, False] * 12
+    shape = config.attention[3]
     assert isinstance(shape, Attention) and shape.rope is not None
     assert (shape.rope.width, shape.rope.theta, shape.gated) == (64, 1e7, True)
 
@@ -147,7 +147,7 @@ def test_clamped_experts_beyond_the_clamp() -> None:
 
 
 def test_longrope_turns_to_its_long_factors_beyond_the_first_context() -> None:
-    shape = decoder_config(PHIMOE).mixers[0]
+    shape = decoder_config(PHIMOE).attention[0]
     assert isinstance(shape, Attention) and shape.rope is not None
     cos, sin = rotary_tables(torch.tensor([39, 40]), shape.rope)
     for row, position, name, scale in ((0, 39, "short_factor", 1.2), (1, 40, "long_factor", 1.3)):

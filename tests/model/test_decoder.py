@@ -8,7 +8,8 @@ import torch
 
 from model.backends.torch.attend import WholeAttend
 from model.decoder import Decoder, parameter_count
-from model.shapes.decoder import DecoderConfig, Dense
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense
 from tests.model.tiny import (
     VOCABULARY,
     PagedRun,

@@ -7,19 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.backends.cpu.decoder import NativeDecoder
+from model.backends.base import Runnable
 from model.backends.torch.attend import WholeAttend
+from model.backends.torch.backend import TorchRunnable
 from model.batch import Batch, Pages, Span
 from model.decoder import Decoder
-from model.moe.base import Observer, Use
-from model.shapes.attention import Attention, Rope
-from model.shapes.decoder import DecoderConfig, FeedForward, Infinity, Router, TopK
+from model.shapes.attention import Attention
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import FeedForward, Infinity, Router, TopK
+from model.shapes.rope import Rope
+from model.step import LayerStep, Observer
 
 VOCABULARY = 61
 
 
 def infinity(**changes: Any) -> Infinity:
-    fields: dict[str, Any] = {"units": 48, "space": 6, "share": 0.25, "trained": 2, "maximum": 8, "block": 4}
+    fields: dict[str, Any] = {"units": 48, "latent_dim": 6, "keep_ratio": 0.25, "trained": 2, "maximum": 8, "block": 4}
     return Infinity(**fields | changes)
 
 
@@ -38,8 +41,8 @@ def llama_like(*layers: FeedForward, **changes: Any) -> DecoderConfig:
     shape["out_bias"] = shape.get("bias", False)
     if changes.get("positions", "rotary") == "rotary":
         shape.setdefault("rope", Rope(shape["head_width"]))
-    fields: dict[str, Any] = {"vocabulary": VOCABULARY, "width": 24, "context": 64, "layers": layers}
-    return DecoderConfig(**fields | {"mixers": (Attention(**shape),) * len(layers)} | changes)
+    fields: dict[str, Any] = {"vocabulary": VOCABULARY, "width": 24, "context": 64, "feed_forward": layers}
+    return DecoderConfig(**fields | {"attention": (Attention(**shape),) * len(layers)} | changes)
 
 
 def gpt2_like(*layers: FeedForward, **changes: Any) -> DecoderConfig:
@@ -67,10 +70,12 @@ def decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
     return model.eval().requires_grad_(False)
 
 
-def use(counts: Sequence[int], seed: int = 5, layer: int = 0, observer: Observer | None = None) -> Use:
+def use(counts: Sequence[int], seed: int = 5, layer: int = 0, observer: Observer | None = None) -> LayerStep:
     """One sequence's tokens at positions 0, 1, 2, … of one request."""
     tokens = len(counts)
-    return Use(layer, torch.tensor(counts), max(counts), torch.full((tokens,), seed), torch.arange(tokens), observer)
+    return LayerStep(
+        torch.tensor(counts), max(counts), torch.full((tokens,), seed), torch.arange(tokens), layer, observer
+    )
 
 
 def whole_logits(model: Decoder, ids: Sequence[int], counts: Sequence[int], seed: int = 0) -> Tensor:
@@ -85,7 +90,7 @@ def whole_batch(ids: Sequence[int], counts: Sequence[int], seed: int = 0) -> Bat
         ids_T=torch.tensor(ids),
         positions_T=torch.arange(tokens),
         seeds_T=torch.full((tokens,), seed),
-        experts_LT=torch.tensor(counts, dtype=torch.int64)[:, None].expand(-1, tokens),
+        counts_LT=torch.tensor(counts, dtype=torch.int64)[:, None].expand(-1, tokens),
         k_max=max(counts, default=0),
         pairs_L=tuple(tokens * count for count in counts),
         rows_B=torch.arange(tokens),
@@ -106,16 +111,17 @@ class PagedRun:
 
     def __init__(
         self,
-        model: Decoder | NativeDecoder,
+        model: Decoder | Runnable,
         rows: list[list[int]],
         counts: list[list[int]] | list[Tensor],
         block_size: int = 4,
     ) -> None:
-        self.model, self.rows, self.size = model, rows, block_size
+        self.model = TorchRunnable(model) if isinstance(model, Decoder) else model
+        self.rows, self.size = rows, block_size
         self.counts = [per_token(count, len(row)) for count, row in zip(counts, rows, strict=True)]
         needed = [-(-len(row) // block_size) for row in rows]
         blocks = sum(needed) + 1
-        self.cache = model.cache(blocks, block_size, slots=len(rows))
+        self.cache = self.model.cache(blocks, block_size, slots=len(rows))
         for layer in self.cache.layers:
             layer.fill_(9.0)  # what an earlier sequence left behind
         free = random.Random(1).sample(range(blocks), blocks)
@@ -130,7 +136,7 @@ class PagedRun:
             self.done[row] += length
             spans.append(Span(first, length, self.done[row]))
             first += length
-        logits = self.model(self._batch(parts), self.cache.attend(self._pages(parts, tuple(spans))))
+        logits = self.model(self._batch(parts), self._pages(parts, tuple(spans)))
         return {row: part for (row, _), part in zip(parts, logits.split(list(lengths.values())), strict=True)}
 
     def _batch(self, parts: list[tuple[int, Tensor]]) -> Batch:
@@ -140,7 +146,7 @@ class PagedRun:
             ids_T=torch.cat([torch.tensor(self.rows[row])[at] for row, at in parts]),
             positions_T=torch.cat([at for _, at in parts]),
             seeds_T=torch.cat([torch.full((len(at),), row) for row, at in parts]),
-            experts_LT=counts_LT,
+            counts_LT=counts_LT,
             k_max=int(counts_LT.amax()) if counts_LT.numel() else 0,
             pairs_L=tuple(counts_LT.sum(1).tolist()),
             rows_B=torch.arange(tokens),
@@ -150,4 +156,4 @@ class PagedRun:
         longest = max(len(self.blocks[row]) for row, _ in parts)
         tables = [(self.blocks[row] + [0] * longest)[:longest] for row, _ in parts]
         spans_B3 = torch.tensor([(s.first, s.rows, s.context) for s in spans])
-        return Pages(torch.tensor(tables), spans_B3, torch.tensor([row for row, _ in parts]))
+        return Pages(self.cache, torch.tensor(tables), spans_B3, torch.tensor([row for row, _ in parts]))

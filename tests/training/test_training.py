@@ -123,7 +123,7 @@ def test_muon_takes_the_hidden_matrices_and_adam_everything_else() -> None:
     first, rest = ({names[id(p)] for p in o.param_groups[0]["params"]} for o in (muon, adam))
     assert isinstance(muon, Muon) and first.isdisjoint(rest) and first | rest == set(names.values())
     kinds = {name.split(".", 2)[-1] for name in first}
-    assert kinds == {"mixer.qkv.weight", "mixer.out.weight", "ffn.gate_up", "ffn.down", "ffn.up"}
+    assert kinds == {"attention.qkv.weight", "attention.out.weight", "ffn.gate_up", "ffn.down", "ffn.up"}
 
 
 def test_the_loss_is_the_cross_entropy_of_the_next_token() -> None:

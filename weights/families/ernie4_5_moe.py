@@ -1,6 +1,7 @@
 """ERNIE 4.5's tensors: the shared names, but for the biases that choose experts, which are stored as one row."""
 
-from model.shapes.decoder import DecoderConfig, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import TopK
 from weights.names import hugging_face
 from weights.rules import Copy, Rule
 
@@ -13,7 +14,7 @@ def rules(config: DecoderConfig) -> tuple[Rule, ...]:
             f"model.layers.{number}.mlp.moe_statics.e_score_correction_bias",
             stored=(1, ffn.experts),
         )
-        for number, ffn in enumerate(config.layers)
+        for number, ffn in enumerate(config.feed_forward)
         if isinstance(ffn, TopK)
     )
     return rows + hugging_face(config)

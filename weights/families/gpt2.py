@@ -8,7 +8,12 @@ from model.shapes.decoder import DecoderConfig
 from weights.names import norm
 from weights.rules import Copy, Rule
 
-MATRICES = {"mixer.qkv": "attn.c_attn", "mixer.out": "attn.c_proj", "ffn.up": "mlp.c_fc", "ffn.down": "mlp.c_proj"}
+MATRICES = {
+    "attention.qkv": "attn.c_attn",
+    "attention.out": "attn.c_proj",
+    "ffn.up": "mlp.c_fc",
+    "ffn.down": "mlp.c_proj",
+}
 
 
 def rules(config: DecoderConfig) -> tuple[Rule, ...]:
@@ -20,7 +25,7 @@ def rules(config: DecoderConfig) -> tuple[Rule, ...]:
 def _decoder(config: DecoderConfig, prefix: str) -> Iterator[Rule]:
     yield Copy("embed.weight", prefix + "wte.weight")
     yield Copy("embed_positions.weight", prefix + "wpe.weight")
-    for layer in range(len(config.layers)):
+    for layer in range(len(config.feed_forward)):
         yield from _layer(config, f"layers.{layer}.", f"{prefix}h.{layer}.")
     yield from norm(config, "norm", prefix + "ln_f")
 
@@ -29,5 +34,5 @@ def _layer(config: DecoderConfig, ours: str, theirs: str) -> Iterator[Rule]:
     for our, their in MATRICES.items():
         yield Copy(f"{ours}{our}.weight", f"{theirs}{their}.weight", transposed=True)
         yield Copy(f"{ours}{our}.bias", f"{theirs}{their}.bias")
-    yield from norm(config, ours + "mixer_norm", theirs + "ln_1")
+    yield from norm(config, ours + "attention_norm", theirs + "ln_1")
     yield from norm(config, ours + "ffn_norm", theirs + "ln_2")

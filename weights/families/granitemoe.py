@@ -4,7 +4,8 @@ opens no files.
 
 from collections.abc import Iterator
 
-from model.shapes.decoder import DecoderConfig, TopK
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import TopK
 from weights.names import hugging_face
 from weights.rules import Copy, Rule
 
@@ -15,7 +16,7 @@ def rules(config: DecoderConfig) -> tuple[Rule, ...]:
 
 
 def _mixtures(config: DecoderConfig) -> Iterator[Rule]:
-    for number, ffn in enumerate(config.layers):
+    for number, ffn in enumerate(config.feed_forward):
         ours, layer = f"layers.{number}.ffn.", f"model.layers.{number}."
         sparse, shared = layer + "block_sparse_moe.", layer + "shared_mlp."
         yield Copy(ours + "router", sparse + "router.layer.weight")

@@ -6,12 +6,12 @@ Each is made from the plain-torch module that defines it, whose values it comput
 import statistics
 import time
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from model.attention.attention import SelfAttention
+from model.backends.base import Quantize
 from model.backends.cpu.kernels.pack import INPUTS, OUTPUTS, Kind, interleave, kind_for, pack
 from model.backends.cpu.kernels.params import (
     AttentionParams,
@@ -28,9 +28,8 @@ from model.layers import DenseFFN, RMSNorm
 from model.moe.infinity import InfinityMixture
 from model.moe.topk import TopKMixture
 from model.noise import normal_table
-from model.shapes.decoder import Infinity, TopK
+from model.shapes.mixtures import Infinity, TopK
 
-Quantize = Literal["none", "int8", "int8-weights"]
 GROUPED_UNITS = 64  # a mixture whose groups are narrower is run in tiles of so many units
 EVERY = 1 << 40  # more units than there are
 ops = torch.ops.moedial
@@ -84,9 +83,9 @@ def attention_block(
     norm: nn.Module, module: SelfAttention, rotary: Tensor | None, precision: Precision
 ) -> AttentionParams:
     """Norm, queries, keys and values, rotary positions, cache, attention and output projection."""
-    shape, rule = module.shape, module.rule
+    shape, spec = module.shape, module.mask_spec
     q_norm, k_norm = getattr(module, "q_norm", None), getattr(module, "k_norm", None)
-    sinks = None if rule.sinks_H is None else _float(rule.sinks_H)
+    sinks = None if spec.sinks_H is None else _float(spec.sinks_H)
     return AttentionParams(
         norm=norm_params(norm),
         qkv=pack(module.qkv.weight, precision.linears),
@@ -101,7 +100,7 @@ def attention_block(
         heads=shape.heads,
         kv_heads=shape.kv_heads,
         head_width=shape.head_width,
-        mask=MaskParams(rule.scale, rule.window, sinks=sinks),
+        mask=MaskParams(spec.scale, spec.window, sinks=sinks),
     )
 
 
@@ -129,7 +128,7 @@ def infinity_block(mixture: int, norm: nn.Module, module: InfinityMixture, preci
         norm=norm_params(norm),
         router=pack(module.router, precision.base),
         scores=pack(module.scores, "float").packed,  # which groups win is decided in float32
-        latent_dim=config.space,
+        latent_dim=config.latent_dim,
         up=pack(up, precision.experts),
         down=pack(down, precision.experts),
         units=config.units,

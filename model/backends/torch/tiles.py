@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.attention.base import Rule
 from model.batch import Span
+from model.step import MaskSpec
 
 WORKSPACE = 64 << 20  # bytes that attention takes at the most beside its output
 TILE = 2 << 20  # bytes of one tile: keys and values in float32, scores and weights; what is larger leaves the caches
@@ -65,56 +65,56 @@ class Group:
     slots_bS: Tensor  # where the keys lie in the cache
 
 
-def first_seen(position: int, rule: Rule) -> int:
+def first_seen(position: int, spec: MaskSpec) -> int:
     """The first position that a query at `position` sees."""
-    first = max(0, position - rule.window + 1) if rule.window else 0
-    return max(first, position // rule.chunk * rule.chunk) if rule.chunk else first
+    first = max(0, position - spec.window + 1) if spec.window else 0
+    return max(first, position // spec.chunk * spec.chunk) if spec.chunk else first
 
 
-def seen(query: Tensor, key: Tensor, rule: Rule) -> Tensor:
+def seen(query: Tensor, key: Tensor, spec: MaskSpec) -> Tensor:
     """Whether the token at position `query` sees the one at `key`; both broadcast."""
     mask = key <= query
-    if rule.window:
-        mask = mask & (key > query - rule.window)
-    if rule.chunk:
-        mask = mask & (key // rule.chunk == query // rule.chunk)
+    if spec.window:
+        mask = mask & (key > query - spec.window)
+    if spec.chunk:
+        mask = mask & (key // spec.chunk == query // spec.chunk)
     return mask
 
 
-def groups(spans: Sequence[Span], tables_BP: Tensor, block_size: int, rule: Rule, sizes: Sizes) -> list[Group]:
+def groups(spans: Sequence[Span], tables_BP: Tensor, block_size: int, spec: MaskSpec, sizes: Sizes) -> list[Group]:
     """The queries of a step, cut so that a tile of each group fits WORKSPACE and padding at most doubles the work."""
     singles = [(index, span.first, span.context - 1) for index, span in enumerate(spans) if span.rows == 1]
-    made = [_group(part, 1, tables_BP, block_size, rule) for part in _alike(singles, rule, sizes)]
+    made = [_group(part, 1, tables_BP, block_size, spec) for part in _alike(singles, spec, sizes)]
     for index, span in enumerate(spans):
         for first in range(0, span.rows if span.rows > 1 else 0, sizes.rows):
             rows = min(sizes.rows, span.rows - first)
             part = [(index, span.first + first, span.context - span.rows + first)]
-            made.append(_group(part, rows, tables_BP, block_size, rule))
+            made.append(_group(part, rows, tables_BP, block_size, spec))
     return made
 
 
-Place = tuple[int, int, int]  # a sequence, the first of its rows in the step, and that row's position
+Query = tuple[int, int, int]  # a sequence, the first of its rows in the step, and that row's position
 
 
-def _alike(singles: list[Place], rule: Rule, sizes: Sizes) -> Iterable[list[Place]]:
+def _alike(singles: list[Query], spec: MaskSpec, sizes: Sizes) -> Iterable[list[Query]]:
     """Single queries by the length of what they see: within a part the longest is at most twice the shortest."""
     most = max(1, TILE // LEAST_TILE // (sizes.key_bytes + sizes.score_bytes))
-    part: list[Place] = []
+    part: list[Query] = []
     shortest = 0
-    for length, place in sorted(
-        (position + 1 - first_seen(position, rule), (i, r, position)) for i, r, position in singles
+    for length, query in sorted(
+        (position + 1 - first_seen(position, spec), (i, r, position)) for i, r, position in singles
     ):
         if part and (length > 2 * shortest or len(part) == most):
             yield part
             part = []
         shortest = shortest if part else length
-        part.append(place)
+        part.append(query)
     if part:
         yield part
 
 
-def _group(part: list[Place], rows: int, tables_BP: Tensor, block_size: int, rule: Rule) -> Group:
-    first_b1 = torch.tensor([[first_seen(position, rule)] for _, _, position in part])
+def _group(part: list[Query], rows: int, tables_BP: Tensor, block_size: int, spec: MaskSpec) -> Group:
+    first_b1 = torch.tensor([[first_seen(position, spec)] for _, _, position in part])
     last_b1 = torch.tensor([[position + rows - 1] for _, _, position in part])
     keys_bS = first_b1 + torch.arange(int((last_b1 - first_b1).max()) + 1)
     known_bS = torch.where(keys_bS <= last_b1, keys_bS, first_b1)
@@ -128,24 +128,24 @@ def _group(part: list[Place], rows: int, tables_BP: Tensor, block_size: int, rul
     )
 
 
-def attend(q_bRHC: Tensor, cache_PSGC: Tensor, group: Group, rule: Rule, sizes: Sizes) -> Tensor:
+def attend(q_bRHC: Tensor, cache_PSGC: Tensor, group: Group, spec: MaskSpec, sizes: Sizes) -> Tensor:
     """Scaled dot-product attention of a group's queries, in float32 whatever the cache's dtype; returns [b, R, H, V].
 
     Sinks are where the running softmax begins: a score of their own that adds nothing.
     """
     sequences, rows = group.rows_bR.shape
     shared = sizes.heads // sizes.kv_heads  # queries of one kv head
-    if rows > 1 and _fused(group, rule, sizes):
-        return _at_once(q_bRHC, cache_PSGC, group, rule, sizes)
-    q_bGNC = _by_kv_head(q_bRHC.float() * rule.scale, sizes.kv_heads)
+    if rows > 1 and _fused(group, spec, sizes):
+        return _at_once(q_bRHC, cache_PSGC, group, spec, sizes)
+    q_bGNC = _by_kv_head(q_bRHC.float() * spec.scale, sizes.kv_heads)
     shape = (sequences, sizes.kv_heads, rows * shared)
-    top_bGN1, total_bGN1 = _start(rule, shape, rows, sizes)
+    top_bGN1, total_bGN1 = _start(spec, shape, rows, sizes)
     out_bGNV = torch.zeros(*shape, sizes.value_width)
     length, step = group.keys_bS.shape[1], sizes.tile(sequences, rows)
     for first in range(0, length, step):
         keys = slice(first, min(first + step, length))
         k_bGSC, v_bGSV = _read(cache_PSGC, group.slots_bS[:, keys], sizes.value_width)
-        mask_bRS = seen(group.queries_bR[:, :, None], group.keys_bS[:, None, keys], rule)
+        mask_bRS = seen(group.queries_bR[:, :, None], group.keys_bS[:, None, keys], spec)
         score_bGNS = q_bGNC @ k_bGSC.transpose(-1, -2)
         score_bGNS.unflatten(2, (rows, shared)).masked_fill_(~mask_bRS[:, None, :, None], -torch.inf)
         higher_bGN1 = torch.maximum(top_bGN1, score_bGNS.amax(-1, keepdim=True))
@@ -157,19 +157,19 @@ def attend(q_bRHC: Tensor, cache_PSGC: Tensor, group: Group, rule: Rule, sizes: 
     return out_bGRKV.transpose(1, 2).flatten(2, 3).to(q_bRHC.dtype)
 
 
-def _fused(group: Group, rule: Rule, sizes: Sizes) -> bool:
+def _fused(group: Group, spec: MaskSpec, sizes: Sizes) -> bool:
     """Whether torch's own kernel, a third faster for many queries, keeps to WORKSPACE: it knows no sinks, and writes
     whole score matrices where keys and values differ in width."""
-    plain = rule.sinks_H is None and sizes.key_width == sizes.value_width
+    plain = spec.sinks_H is None and sizes.key_width == sizes.value_width
     return plain and group.slots_bS.numel() * sizes.key_bytes <= WORKSPACE
 
 
-def _at_once(q_bRHC: Tensor, cache_PSGC: Tensor, group: Group, rule: Rule, sizes: Sizes) -> Tensor:
+def _at_once(q_bRHC: Tensor, cache_PSGC: Tensor, group: Group, spec: MaskSpec, sizes: Sizes) -> Tensor:
     k_bGSC, v_bGSV = _read(cache_PSGC, group.slots_bS, sizes.value_width)
-    mask_b1RS = seen(group.queries_bR[:, :, None], group.keys_bS[:, None], rule)[:, None]
+    mask_b1RS = seen(group.queries_bR[:, :, None], group.keys_bS[:, None], spec)[:, None]
     q_bHRC = q_bRHC.transpose(1, 2).float()
     out_bHRV = F.scaled_dot_product_attention(
-        q_bHRC, k_bGSC, v_bGSV, mask_b1RS, scale=rule.scale, enable_gqa=sizes.heads != sizes.kv_heads
+        q_bHRC, k_bGSC, v_bGSV, mask_b1RS, scale=spec.scale, enable_gqa=sizes.heads != sizes.kv_heads
     )
     return out_bHRV.transpose(1, 2).to(q_bRHC.dtype)
 
@@ -179,11 +179,11 @@ def _by_kv_head(q_bRHC: Tensor, kv_heads: int) -> Tensor:
     return q_bRHC.unflatten(2, (kv_heads, -1)).transpose(1, 2).flatten(2, 3)
 
 
-def _start(rule: Rule, shape: tuple[int, int, int], rows: int, sizes: Sizes) -> tuple[Tensor, Tensor]:
+def _start(spec: MaskSpec, shape: tuple[int, int, int], rows: int, sizes: Sizes) -> tuple[Tensor, Tensor]:
     """The running maximum and sum before the first key."""
-    if rule.sinks_H is None:
+    if spec.sinks_H is None:
         return torch.full((*shape, 1), LOWEST), torch.zeros(*shape, 1)
-    sinks_GK = rule.sinks_H.float().unflatten(0, (sizes.kv_heads, -1))
+    sinks_GK = spec.sinks_H.float().unflatten(0, (sizes.kv_heads, -1))
     sinks_bGNK = sinks_GK[None, :, None].expand(shape[0], -1, rows, -1)
     return sinks_bGNK.flatten(2).unsqueeze(-1), torch.ones(*shape, 1)
 

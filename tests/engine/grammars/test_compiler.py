@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from engine.grammars.compiler import Grammars, Matcher
 from engine.grammars.validator import Judge, Lapse
-from engine.sampling.constraints import constrained
-from engine.sampling.sampler import sample
 from engine.sequence import Sequence
 from engine.types import Request, Sampling
 from model.budget import ExpertBudget
 from model.errors import InvalidRequest
+from tests.engine.sampling.ops import constrained, sample
 from weights.folder import BUNDLED, DEFAULT
 from weights.tokenizer import Tokenizer
 

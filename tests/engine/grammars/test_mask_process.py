@@ -19,12 +19,12 @@ from engine.grammars.mask_messages import Ahead, Masks, Open
 from engine.grammars.mask_process import MaskServer, live_bytes
 from engine.grammars.matcher import Matcher
 from engine.sampling.constraints import TOO_COMPLEX
-from engine.sampling.sampler import sample
 from engine.sequence import Sequence
 from engine.types import EngineSettings, Request, Sampling, TokenEvent
 from model.budget import ExpertBudget
 from model.errors import GenerationFailed, InvalidRequest
 from server.generation.generation import _failure
+from tests.engine.sampling.ops import sample
 from weights.folder import BUNDLED
 
 FOLDER: Path = BUNDLED / "topk-stories"

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from engine.plan import Sampled
-from engine.sampling.sampler import sample
 from engine.sequence import Sequence
 from engine.types import Request, Sampling
 from model.budget import ExpertBudget
+from tests.engine.sampling.ops import sample
 
 LOGITS = [2.0, 0.5, 1.0, -1.0, 0.0, 3.0, -2.0, 0.25]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.sampling import draw, sampler
 from engine.types import Sampling
 from tests.engine.sampling.draws import LOGITS, best, frequencies, one, sequence, softmax
+from tests.engine.sampling.ops import sample
 
 FOUR = [math.log(p) for p in (0.5, 0.3, 0.15, 0.05)]
 
@@ -169,7 +170,7 @@ def test_what_rounding_leaves_of_the_last_block_is_not_drawn(monkeypatch: pytest
     monkeypatch.setattr(sampler, "uniform", lambda seed, position: 1 - 2.0**-53)
     rows = torch.randn(100, draw.BLOCK + 100, generator=torch.Generator().manual_seed(4))
     rows[:, draw.BLOCK + 60 :] = -900
-    tokens = [sampled.token for sampled in sampler.sample(rows, [sequence() for _ in rows])]
+    tokens = [sampled.token for sampled in sample(rows, [sequence() for _ in rows])]
     assert all(token == draw.BLOCK + 59 for token in tokens)
 
 

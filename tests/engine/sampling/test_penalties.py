@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.sampling.penalties import Touched, adjusted
-from engine.sampling.sampler import sample
 from engine.sequence import Sequence
 from tests.engine.sampling.draws import LOGITS, best, frequencies, one, sequence
+from tests.engine.sampling.ops import sample
 from tests.engine.sampling.test_sampler import OPTIONS, TOKENS
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.sampling import draw
-from engine.sampling.sampler import sample
 from engine.sequence import Sequence
 from tests.engine.sampling.draws import LOGITS, best, frequencies, one, sequence, softmax
+from tests.engine.sampling.ops import sample
 
 TOKENS = 12
 

@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from model.attention.rope import rotary_tables, rotate
 from model.config_reader import Fields, rope
-from model.shapes.attention import Rope
+from model.shapes.rope import Rope
 
 WIDTH, ORIGINAL, LONGEST = 16, 32, 128
 LONG = {

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.moe.base import Use
 from model.moe.infinity import InfinityMixture, keep_top
 from model.noise import mix, mix_int, normal, uniform
-from model.shapes.decoder import Infinity
+from model.shapes.mixtures import Infinity
+from model.step import LayerStep
 from tests.model.tiny import infinity, randomise, use
 
 WIDTH = 16
@@ -21,7 +21,7 @@ KINDS = [
     infinity(block=1),
     infinity(block=4),
     infinity(block=4, draws="antithetic", activation="relu"),
-    infinity(block=1, sigma_link="softplus", sigma_min=0.25, share=0.1, activation="gelu_tanh"),
+    infinity(block=1, sigma_link="softplus", sigma_min=0.25, keep_ratio=0.1, activation="gelu_tanh"),
 ]
 
 
@@ -39,11 +39,13 @@ def counts_of(number: int, largest: int = 8) -> list[int]:
     return [1 + (3 * i) % largest for i in range(number)]
 
 
-def draw(config: Infinity, given: Use, token: int, sample: int) -> Tensor:
+def draw(config: Infinity, given: LayerStep, token: int, sample: int) -> Tensor:
     """ε of one (token, sample) in float64, as the config's rule says."""
     mirrored = config.draws == "antithetic"
     base = sample // 2 if mirrored else sample
-    row = normal(given.seeds_T[token, None], given.layer, given.positions_T[token, None], torch.tensor([base]), 6)[0]
+    row = normal(given.seeds_T[token, None], given.moe_layer, given.positions_T[token, None], torch.tensor([base]), 6)[
+        0
+    ]
     return row.double() * (-1 if mirrored and sample % 2 else 1)
 
 
@@ -57,11 +59,11 @@ def act(config: Infinity, x: float) -> float:
             return 0.5 * x * (1 + math.erf(x / math.sqrt(2)))
 
 
-def k_passes(module: InfinityMixture, x_D: Tensor, given: Use, token: int) -> Tensor:
+def k_passes(module: InfinityMixture, x_D: Tensor, given: LayerStep, token: int) -> Tensor:
     """(1/K) Σ_k W2 (Act(W1 x) ⊙ mask(W_z z_k)), step by step in float64 (methods §1.1)."""
     config = module.config
     router, scores, up, down = (p.double() for p in (module.router, module.scores, module.up, module.down))
-    mean_Z, raw_Z = (router @ x_D.double()).split(config.space)
+    mean_Z, raw_Z = (router @ x_D.double()).split(config.latent_dim)
     linked_Z = raw_Z.exp() if config.sigma_link == "exp" else (1 + raw_Z.exp()).log()
     h_F = torch.tensor([act(config, value) for value in (up @ x_D.double()).tolist()], dtype=torch.float64)
     total_D = torch.zeros(WIDTH, dtype=torch.float64)
@@ -97,15 +99,15 @@ def test_one_pass_equals_k_passes(config: Infinity) -> None:
 def test_ragged_calls_equal_the_masked_pass(config: Infinity) -> None:
     module, x_TD = mixture(config), tokens(20)
     mask_TE = module.masks(x_TD, use(counts_of(20)))
-    calls = module.calls(mask_TE)
-    assert len(calls.token_R) == int((mask_TE != 0).sum()) < mask_TE.numel()
-    torch.testing.assert_close(module.run_calls(x_TD, calls), module.run_masked(x_TD, mask_TE), atol=2e-6, rtol=1e-5)
+    pairs = module.pairs(mask_TE)
+    assert len(pairs.token_R) == int((mask_TE != 0).sum()) < mask_TE.numel()
+    torch.testing.assert_close(module.run_pairs(x_TD, pairs), module.run_masked(x_TD, mask_TE), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("config", KINDS, ids=str)
 def test_one_draw_keeps_exactly_the_share(config: Infinity) -> None:
     mask_TE = mixture(config).masks(tokens(50), use([1] * 50))
-    assert config.kept == max(1, round(config.blocks * config.share))
+    assert config.kept == max(1, round(config.blocks * config.keep_ratio))
     assert ((mask_TE != 0).sum(-1) == config.kept).all()
 
 
@@ -150,10 +152,12 @@ def test_a_tokens_mask_does_not_depend_on_its_batch(config: Infinity) -> None:
     mask_TE = module.masks(x_TD, full)
     for rows_r in (torch.randperm(40, generator=torch.Generator().manual_seed(1)), torch.arange(0, 40, 3)):
         counts_r = full.counts_T[rows_r]
-        part = Use(0, counts_r, int(counts_r.max()), full.seeds_T[rows_r], full.positions_T[rows_r])
+        part = LayerStep(counts_r, int(counts_r.max()), full.seeds_T[rows_r], full.positions_T[rows_r])
         assert torch.equal(module.masks(x_TD[rows_r], part), mask_TE[rows_r])
     for t in range(40):
-        alone = Use(0, full.counts_T[t, None], int(full.counts_T[t]), full.seeds_T[t, None], full.positions_T[t, None])
+        alone = LayerStep(
+            full.counts_T[t, None], int(full.counts_T[t]), full.seeds_T[t, None], full.positions_T[t, None]
+        )
         mask_1E = module.masks(x_TD[t, None], alone)
         assert torch.equal(mask_1E != 0, mask_TE[t, None] != 0)
         torch.testing.assert_close(mask_1E, mask_TE[t, None], atol=1e-6, rtol=1e-5)

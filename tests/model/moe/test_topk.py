@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.moe.base import Calls
+from model.moe.base import RoutedPairs
 from model.moe.topk import TopKMixture
 from tests.model.tiny import randomise, topk, use
 
@@ -23,10 +23,10 @@ def tokens(count: int) -> Tensor:
     return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(3))
 
 
-def chosen(calls: Calls, count: int) -> list[dict[int, float]]:
+def chosen(pairs: RoutedPairs, count: int) -> list[dict[int, float]]:
     """Each token's experts and weights."""
     experts: list[dict[int, float]] = [{} for _ in range(count)]
-    for token, expert, weight in zip(calls.token_R, calls.expert_R, calls.weight_R, strict=True):
+    for token, expert, weight in zip(pairs.token_R, pairs.expert_R, pairs.weight_R, strict=True):
         assert int(expert) not in experts[int(token)]
         experts[int(token)][int(expert)] = float(weight)
     return experts
@@ -51,14 +51,14 @@ def routings(draw: st.DrawFn) -> tuple[Tensor, list[int], bool]:
 @given(routings())
 def test_each_token_gets_its_best_experts_ties_to_the_lower_index(case: tuple[Tensor, list[int], bool]) -> None:
     probs_TE, counts, normalise = case
-    calls = mixture(probs_TE.shape[1], normalise).route(probs_TE.log(), use(counts))
-    found = chosen(calls, len(counts))
+    pairs = mixture(probs_TE.shape[1], normalise).route(probs_TE.log(), use(counts))
+    found = chosen(pairs, len(counts))
     for token, count in enumerate(counts):
         expected = by_hand(probs_TE[token].tolist(), count, normalise)
         assert found[token].keys() == expected.keys()
         assert found[token] == pytest.approx(expected, abs=1e-6)
-    assert len(calls.token_R) == sum(counts) == int(calls.load_E.sum())
-    order = list(zip(calls.expert_R.tolist(), calls.token_R.tolist(), strict=True))
+    assert len(pairs.token_R) == sum(counts) == int(pairs.load_E.sum())
+    order = list(zip(pairs.expert_R.tolist(), pairs.token_R.tolist(), strict=True))
     assert order == sorted(order)
 
 
@@ -69,8 +69,8 @@ def test_ragged_equals_dense(data: st.DataObject) -> None:
     counts = [data.draw(st.integers(1, experts)) for _ in range(count)]
     module = mixture(experts, data.draw(st.booleans()))
     x_TD = tokens(count)
-    calls = module.route(x_TD @ module.router.T, use(counts))
-    torch.testing.assert_close(module.run_ragged(x_TD, calls), module.run_dense(x_TD, calls), atol=1e-5, rtol=1e-5)
+    pairs = module.route(x_TD @ module.router.T, use(counts))
+    torch.testing.assert_close(module.run_ragged(x_TD, pairs), module.run_dense(x_TD, pairs), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
@@ -122,9 +122,9 @@ def test_work_is_the_sum_of_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         return linear(x, weight, bias)
 
     x_TD = tokens(7)
-    calls = module.route(x_TD @ module.router.T, use(counts))
+    pairs = module.route(x_TD @ module.router.T, use(counts))
     monkeypatch.setattr("model.moe.topk.F.linear", counting)
-    module.run_ragged(x_TD, calls)
+    module.run_ragged(x_TD, pairs)
     assert sum(rows) == 2 * sum(counts)  # gate-and-up, then down, for each pair
     module(x_TD, use(counts, observer=seen))
     assert seen.pairs == sum(counts) < 7 * max(counts)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.backends.cpu.kernels.pack import Packed
-from model.shapes.decoder import Activation
+from model.shapes.mixtures import Activation
 
 ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in csrc/kernels.h
 

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from model.activation import activate
 from model.attention.rope import rotate
 from model.backends.cpu.kernels.pack import HALF, Kind, Packed, unpack
-from model.moe.base import Calls, Use, ranks
+from model.moe.base import RoutedPairs, ranks
 from model.moe.infinity import InfinityMixture, keep_top
 from model.moe.topk import TopKMixture
-from model.shapes.attention import Rope
-from model.shapes.decoder import Activation, Infinity, Router, TopK
+from model.shapes.mixtures import Activation, Infinity, Router, TopK
+from model.shapes.rope import Rope
+from model.step import LayerStep
 
 ROUND, PART = 128, 1024  # keys after which the running maximum of csrc/attender.h is renewed, and is begun anew
 
@@ -124,23 +125,23 @@ def part_gates(rows_RN: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([gates.flatten(1), last[0]], -1), torch.cat([ups.flatten(1), last[1]], -1)
 
 
-def experts(x_TD: Tensor, calls: Calls, layer: Experts) -> Tensor:
+def experts(x_TD: Tensor, pairs: RoutedPairs, layer: Experts) -> Tensor:
     """Σ over each row's pairs of weight · expert(x); the weight meets the activated units, before they are rounded."""
     y_TD, start = torch.zeros_like(x_TD, dtype=torch.float64), 0
-    for expert, end in enumerate(calls.ends_E.tolist()):
+    for expert, end in enumerate(pairs.ends_E.tolist()):
         if end > start:
-            token_r = calls.token_R[start:end].long()
-            h_rF = layer.hidden(x_TD[token_r], expert) * calls.weight_R[start:end, None].double()
+            token_r = pairs.token_R[start:end].long()
+            h_rF = layer.hidden(x_TD[token_r], expert) * pairs.weight_R[start:end, None].double()
             y_TD.index_add_(0, token_r, layer.out(h_rF, expert))
             start = end
     return y_TD
 
 
-def route(logits_TE: Tensor, counts_T: Tensor, normalise: bool) -> Calls:
+def route(logits_TE: Tensor, counts_T: Tensor, normalise: bool) -> RoutedPairs:
     """Softmax and each token's best experts, as the mixture itself chooses them."""
     module = TopKMixture(1, TopK(experts=logits_TE.shape[1], width=1, trained=1, router=Router(normalise=normalise)))
     nothing_T, k_max = torch.zeros_like(counts_T), int(counts_T.amax()) if len(counts_T) else 0
-    return module.route(logits_TE.double(), Use(0, counts_T, k_max, nothing_T, nothing_T))
+    return module.route(logits_TE.double(), LayerStep(counts_T, k_max, nothing_T, nothing_T))
 
 
 def topk_block(
@@ -148,8 +149,8 @@ def topk_block(
 ) -> tuple[Tensor, Tensor]:
     """x + experts(norm(x)), and each expert's pairs."""
     h_TD = norm(x_TD)
-    calls = route(router(h_TD).float(), counts_T, normalise)
-    return x_TD + experts(h_TD, calls, layer), calls.load_E
+    pairs = route(router(h_TD).float(), counts_T, normalise)
+    return x_TD + experts(h_TD, pairs, layer), pairs.load_E
 
 
 def ffn_block(x_TD: Tensor, norm: Norm, layer: Experts) -> Tensor:
@@ -157,7 +158,7 @@ def ffn_block(x_TD: Tensor, norm: Norm, layer: Experts) -> Tensor:
     return x_TD + layer.out(layer.hidden(norm(x_TD), 0), 0)
 
 
-def draw(gaussian_TZ: Tensor, use: Use, config: Infinity) -> Tensor:
+def draw(gaussian_TZ: Tensor, use: LayerStep, config: Infinity) -> Tensor:
     """z_RZ = mean + spread · ε for each token's draws in order; `gaussian` is the means, then the raw spreads."""
     mean_TZ, raw_TZ = gaussian_TZ.double().chunk(2, dim=-1)
     sigma_TZ = (raw_TZ.exp() if config.sigma_link == "exp" else F.softplus(raw_TZ)) + config.sigma_min
@@ -174,7 +175,7 @@ def masks(scores_RE: Tensor, counts_T: Tensor, kept: int) -> Tensor:
 
 
 def infinity_block(
-    x_TD: Tensor, use: Use, config: Infinity, norm: Norm, router: Weight, scores: Weight, layer: Experts
+    x_TD: Tensor, use: LayerStep, config: Infinity, norm: Norm, router: Weight, scores: Weight, layer: Experts
 ) -> tuple[Tensor, Tensor]:
     """x + the masked feed-forward layer of norm(x), and each score's tokens. `layer` has an expert per run of units."""
     h_TD = norm(x_TD)

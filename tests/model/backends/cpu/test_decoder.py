@@ -8,13 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backends.cpu.blocks import Quantize
-from model.backends.cpu.decoder import NativeDecoder, refusal
+from model.backends.base import Options, Quantize
+from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
+from model.backends.cpu.refusal import refusal
+from model.backends.torch.backend import TorchRunnable
 from model.batch import Batch, Pages
 from model.decoder import Decoder
-from model.shapes.attention import Attention, Latent, Rope
-from model.shapes.decoder import DecoderConfig, Dense, FeedForward, Infinity, Router
+from model.shapes.attention import MLA, Attention
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense, FeedForward, Infinity, Router
+from model.shapes.rope import Rope
 from tests.model.tiny import VOCABULARY, PagedRun, decoder, gpt2_like, infinity, llama_like, topk
 
 LENGTH = 64
@@ -34,7 +38,7 @@ def wide(block: int, units: int = 192, **changes: object) -> Infinity:
 
 
 SIGMOID = Router("sigmoid")
-LATENT = Latent(4, None, 8, 8, Rope(8), 8)
+LATENT = MLA(4, None, 8, 8, Rope(8), 8)
 WINDOW = Attention(4, 4, 32, Rope(32), window=5)
 LAYOUTS: dict[str, DecoderConfig] = {
     "llama-topk": llama(topk(), topk(normalise=True)),
@@ -47,13 +51,13 @@ LAYOUTS: dict[str, DecoderConfig] = {
     "blocks-of-64": llama(wide(64), wide(64, draws="antithetic")),
     "blocks-of-32": llama(wide(32), wide(32, sigma_link="softplus")),
     "blocks-of-16": gpt2(wide(16, activation="gelu_tanh"), wide(16, draws="antithetic", sigma_min=0.1)),
-    "units": llama(wide(1), wide(1, draws="antithetic", share=0.1)),
+    "units": llama(wide(1), wide(1, draws="antithetic", keep_ratio=0.1)),
     "units-softplus": gpt2(wide(1, sigma_link="softplus"), wide(1, units=50, draws="antithetic")),
     "eights": llama(wide(8), wide(8, sigma_link="softplus", draws="antithetic")),
     "units-of-width-32": llama(wide(1), wide(8, activation="relu"), width=32),
     "all-kinds": gpt2(PLAIN, topk(), infinity(), GATED),
     "qwen3": llama(topk(normalise=True), topk(), qk_norm="head", scale=0.3),
-    "windows": llama(topk(), topk(), mixers=(WINDOW, Attention(4, 2, 16, Rope(16, 500.0)))),
+    "windows": llama(topk(), topk(), attention=(WINDOW, Attention(4, 2, 16, Rope(16, 500.0)))),
     "sinks": llama(topk(), topk(), sinks=True, window=3, bias=True),
     "zero-centred": llama(topk(), topk(), qk_norm="head", norm_offset=1.0, scale=0.05),
     "yarn": llama(topk(), topk(), rope=Rope(16, scaling="yarn", factor=4.0, original=16)),
@@ -140,7 +144,7 @@ class Seen:
 def test_both_tell_the_same_of_their_work(name: str) -> None:
     model, seen = decoder(LAYOUTS[name]), []
     rows, per_token = sequences(model.config, "mixed")
-    for made, size in ((model, 4), (native(model), 16)):
+    for made, size in ((TorchRunnable(model), 4), (native(model), 16)):
         observer, run = Seen(), PagedRun(made, rows, per_token, block_size=size)
         run.model = lambda batch, pages, made=made, observer=observer: made(batch, pages, observer)
         run.step({row: len(ids) for row, ids in enumerate(rows)})
@@ -152,9 +156,9 @@ def test_only_the_wanted_rows_get_logits() -> None:
     made = native(decoder(LAYOUTS["llama-topk"]))
     cache, ids_T = made.cache(3, 16), torch.arange(20)
     fixed = (ids_T, torch.arange(20), torch.zeros(20, dtype=torch.int64), torch.full((2, 20), 2), 2, (40, 40))
-    pages = Pages(torch.tensor([[1, 2]]), torch.tensor([[0, 20, 20]]))
+    pages = Pages(cache, torch.tensor([[1, 2]]), torch.tensor([[0, 20, 20]]))
     all_rows, few, none = (
-        made(Batch(*fixed, rows_B=torch.tensor(rows, dtype=torch.int64)), cache.attend(pages))
+        made(Batch(*fixed, rows_B=torch.tensor(rows, dtype=torch.int64)), pages)
         for rows in (list(range(20)), [17, 3], [])
     )
     assert torch.equal(few, all_rows[[17, 3]]) and none.shape == (0, VOCABULARY)
@@ -168,7 +172,7 @@ def test_the_model_is_taken_over(name: str) -> None:
     made = NativeDecoder(model, LENGTH)
     assert not any(layer() for layer in layers)  # each is given back as soon as the next is taken
     assert made.parameters == parameters and len(model.layers) == 0
-    assert made.config == LAYOUTS[name] and made.dtype == torch.float32 and made.token_local
+    assert made.config == LAYOUTS[name] and made.dtype == torch.float32 and made.exact
 
 
 @pytest.mark.parametrize(
@@ -178,15 +182,15 @@ def test_the_model_is_taken_over(name: str) -> None:
         (llama(topk(), heads=32, kv_heads=1), 64, None),
         (llama_like(topk()), 16, "the head width 6 is not a multiple of 16"),
         (llama(topk(), heads=66, kv_heads=2), 16, "33 query heads share one key-value head, more than 32"),
-        (llama(topk(), topk(), mixers=(WINDOW, LATENT)), 16, "layers of the kind Latent"),
+        (llama(topk(), topk(), attention=(WINDOW, LATENT)), 16, "layers of the kind MLA"),
         (llama(topk(), rope=Rope(8)), 16, "rotary positions of neighbouring pairs or of parts of a head"),
         (llama(topk(), chunk=4), 16, "attention in chunks, with a gate, with a temperature, or with unit queries"),
         (
             llama(topk(router=Router("sigmoid"))),
             16,
-            "a router other than softmax, or experts with biases or a shared part",
+            "a router other than softmax, or experts with biases or a shared part (Router.score is 'sigmoid')",
         ),
-        (llama(Dense(8, "swiglu_clamped")), 16, "this activation"),
+        (llama(Dense(8, "swiglu_clamped")), 16, "Dense.activation is 'swiglu_clamped'"),
         (llama(topk(), logit_scale=2.0), 16, "a bias of the head, or embeddings, residuals or logits that are scaled"),
         (llama(topk()), 24, "the block size 24 is not a multiple of 16"),
     ],
@@ -194,4 +198,4 @@ def test_the_model_is_taken_over(name: str) -> None:
 def test_what_the_kernels_cannot_run_is_refused_with_a_reason(
     config: DecoderConfig, block_size: int, reason: str | None
 ) -> None:
-    assert refusal(config, block_size) == reason
+    assert refusal(config, Options(block_size)) == reason

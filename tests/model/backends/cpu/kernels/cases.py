@@ -12,8 +12,8 @@ from model.backends.cpu.kernels import reference
 from model.backends.cpu.kernels.pack import Kind, Packed, interleave, pack
 from model.backends.cpu.kernels.params import ExpertsParams, FeedForwardParams, LinearParams, NormParams
 from model.backends.cpu.kernels.reference import Experts, Norm, Weight
-from model.moe.base import Calls, sort_calls
-from model.shapes.decoder import Activation
+from model.moe.base import RoutedPairs, sort_pairs
+from model.shapes.mixtures import Activation
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NORMS = ("none", "rms", "layer")
@@ -223,9 +223,9 @@ class ExpertsCase:
     def __post_init__(self) -> None:
         self.rows, self.rounded = len(self.x_TD), self.layer.up.kind != "float"
 
-    def calls(self, rows_r: Tensor) -> Calls:
+    def calls(self, rows_r: Tensor) -> RoutedPairs:
         token_R, expert_R = self.chosen_TE[rows_r].nonzero(as_tuple=True)
-        return sort_calls(token_R, expert_R, self.weight_TE[rows_r][token_R, expert_R], self.layer.count)
+        return sort_pairs(token_R, expert_R, self.weight_TE[rows_r][token_R, expert_R], self.layer.count)
 
     def run(self, rows_r: Tensor) -> Tensor:
         calls, layer = self.calls(rows_r), self.layer

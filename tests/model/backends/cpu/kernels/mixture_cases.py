@@ -11,9 +11,10 @@ from model.backends.cpu.kernels import reference
 from model.backends.cpu.kernels.pack import DTYPE, Kind, Packed, pack
 from model.backends.cpu.kernels.params import InfinityParams, RouterParams, TopKParams
 from model.backends.cpu.kernels.reference import Norm, Weight
-from model.moe.base import Use, ranks
+from model.moe.base import ranks
 from model.moe.infinity import InfinityMixture
-from model.shapes.decoder import Infinity
+from model.shapes.mixtures import Infinity
+from model.step import LayerStep
 from tests.model.backends.cpu.kernels.cases import Layer, Make, norm_params, ops
 from tests.model.tiny import randomise
 
@@ -57,7 +58,7 @@ class DrawCase:
     """z of each token's draws, [T, k_max, Z], zeros behind the last."""
 
     gaussian_TZ: Tensor
-    use: Use
+    use: LayerStep
     config: Infinity
     rounded = False
 
@@ -65,7 +66,7 @@ class DrawCase:
         self.rows = len(self.gaussian_TZ)
 
     def run(self, rows_r: Tensor) -> Tensor:
-        draws = draws_params(self.use.layer, self.config)
+        draws = draws_params(self.use.moe_layer, self.config)
         z_RZ = ops.draw(self.gaussian_TZ[rows_r], *use_args(part(self.use, rows_r)), *draws.arguments())
         return self.spread(z_RZ, self.use.counts_T[rows_r])
 
@@ -78,23 +79,24 @@ class DrawCase:
         return self.spread(reference.draw(self.gaussian_TZ, self.use, self.config), self.use.counts_T)
 
 
-def part(use: Use, rows_r: Tensor) -> Use:
+def part(use: LayerStep, rows_r: Tensor) -> LayerStep:
     counts_T = use.counts_T[rows_r]
     return replace(use, counts_T=counts_T, seeds_T=use.seeds_T[rows_r], positions_T=use.positions_T[rows_r])
 
 
-def use_args(use: Use) -> tuple[Any, ...]:
+def use_args(use: LayerStep) -> tuple[Any, ...]:
     return use.counts_T, use.seeds_T, use.positions_T, use.k_max
 
 
-def random_use(make: Make, rows: int, most: int) -> Use:
+def random_use(make: Make, rows: int, most: int) -> LayerStep:
     """Rows of several requests at any positions."""
     counts_T, positions_T = make.whole(1, most, rows), make.whole(0, 100_000, rows)
-    return Use(make.rng.randrange(5), counts_T, most, make.whole(-(2**62), 2**62, rows), positions_T)
+    layer, seeds_T = make.rng.randrange(5), make.whole(-(2**62), 2**62, rows)
+    return LayerStep(counts_T, most, seeds_T, positions_T, layer)
 
 
 def draw_case(make: Make, rows: int, config: Infinity) -> DrawCase:
-    return DrawCase(make.normal(rows, 2 * config.space), random_use(make, rows, config.maximum), config)
+    return DrawCase(make.normal(rows, 2 * config.latent_dim), random_use(make, rows, config.maximum), config)
 
 
 @dataclass
@@ -171,7 +173,7 @@ class InfinityCase:
     """x += ∞-MoE(norm(x))."""
 
     x_TD: Tensor
-    use: Use
+    use: LayerStep
     config: Infinity
     norm: Norm
     router: Packed
@@ -190,7 +192,7 @@ class InfinityCase:
             norm=norm_params(self.norm),
             router=self.router,
             scores=self.scores.packed,
-            latent_dim=c.space,
+            latent_dim=c.latent_dim,
             up=layer.up,
             down=layer.down,
             units=c.units,
@@ -198,7 +200,7 @@ class InfinityCase:
             groups=c.blocks,
             kept=c.kept,
             activation=layer.activation,
-            draws=draws_params(self.use.layer, c),
+            draws=draws_params(self.use.moe_layer, c),
             up_rows=up_rows,
             down_rows=down_rows,
             crossover_rows=self.crossover_rows,

@@ -185,7 +185,7 @@ def attention_case(
     make: Make, lengths: Sequence[int], config: DecoderConfig, kind: Kind, norm_per_head: bool = False, **rest: Any
 ) -> AttentionCase:
     """`rest`: block_size, window, softcap, sinks. The cache is bfloat16 unless the weights are float32."""
-    c, shape, layout = config, config.mixers[0], Layout(make, lengths, rest.get("block_size", 16))
+    c, shape, layout = config, config.attention[0], Layout(make, lengths, rest.get("block_size", 16))
     assert isinstance(shape, shapes.Attention)
     queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     qkv, out = pack(make.weight(queries + 2 * keys, c.width), kind), pack(make.weight(c.width, queries), kind)

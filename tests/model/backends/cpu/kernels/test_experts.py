@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model.backends.cpu.kernels.pack import Kind
 from model.backends.cpu.kernels.params import ACTIVATIONS
-from model.shapes.decoder import Activation
+from model.shapes.mixtures import Activation
 from tests.model.backends.cpu.kernels.cases import (
     KINDS,
     NORMS,

@@ -10,7 +10,7 @@ from model.backends.cpu.kernels.pack import Kind
 from model.backends.cpu.kernels.params import ACTIVATIONS
 from model.moe.infinity import keep_top
 from model.noise import normal
-from model.shapes.decoder import Activation, Infinity
+from model.shapes.mixtures import Activation, Infinity
 from tests.model.backends.cpu.kernels.cases import KINDS, NORMS, Case, Make, check, ops
 from tests.model.backends.cpu.kernels.mixture_cases import (
     DrawCase,
@@ -56,10 +56,10 @@ def test_no_rows_route_nowhere() -> None:
 
 
 CONFIGS = [
-    infinity(space=1),
-    infinity(space=6, draws="antithetic", sigma_min=0.1),
-    infinity(space=16, sigma_link="softplus"),
-    infinity(space=35, draws="antithetic", sigma_link="softplus", sigma_min=0.5),
+    infinity(latent_dim=1),
+    infinity(latent_dim=6, draws="antithetic", sigma_min=0.1),
+    infinity(latent_dim=16, sigma_link="softplus"),
+    infinity(latent_dim=35, draws="antithetic", sigma_link="softplus", sigma_min=0.5),
 ]
 
 
@@ -72,7 +72,7 @@ def test_draws(config: Infinity, rows: int) -> None:
 def test_spreads_far_from_zero() -> None:
     """Softplus of a large number is the number, of a very negative one nothing."""
     case = draw_case(Make(2), 4, infinity(sigma_link="softplus"))
-    case.gaussian_TZ[:, case.config.space :] = torch.tensor([-50.0, -5, 19.9, 20.1, 60, 1e4])
+    case.gaussian_TZ[:, case.config.latent_dim :] = torch.tensor([-50.0, -5, 19.9, 20.1, 60, 1e4])
     check(case)
 
 
@@ -80,14 +80,14 @@ def test_spreads_far_from_zero() -> None:
 def test_noise_is_that_of_the_model_bit_for_bit(draws: Any) -> None:
     """A mean of 0 and a spread of e^0 leave the noise itself."""
     for width in (1, 4, 6, 33):
-        config, make = infinity(space=width, draws=draws, maximum=9), Make(width)
+        config, make = infinity(latent_dim=width, draws=draws, maximum=9), Make(width)
         use = random_use(make, 60, 9)
         use.seeds_T[:4] = torch.tensor([0, -1, 2**63 - 1, -(2**63)])
         found = DrawCase(torch.zeros(60, 2 * width), use, config).run(torch.arange(60))
         for t, count in enumerate(use.counts_T.tolist()):
             sample_K = torch.arange(count)
             base_K = sample_K // 2 if draws == "antithetic" else sample_K
-            key = (use.seeds_T[t].repeat(count), use.layer, use.positions_T[t].repeat(count), base_K)
+            key = (use.seeds_T[t].repeat(count), use.moe_layer, use.positions_T[t].repeat(count), base_K)
             sign_K1 = torch.where((sample_K % 2 == 1) & (draws == "antithetic"), -1.0, 1.0)[:, None]
             assert torch.equal(found[t, :count], normal(*key, width) * sign_K1)
 
@@ -149,11 +149,11 @@ def test_topk_blocks_activate(kind: Kind, activation: Activation) -> None:
 # A config, and the units that are one expert of the ragged work: a block each, or runs of several.
 RUNS = [
     (infinity(units=96, block=16), 16),
-    (infinity(units=192, block=64, share=0.5, draws="antithetic"), 64),
+    (infinity(units=192, block=64, keep_ratio=0.5, draws="antithetic"), 64),
     (infinity(units=96, block=32, activation="gelu_tanh", sigma_link="softplus"), 32),
-    (infinity(units=100, block=1, share=0.1), 64),
-    (infinity(units=144, block=8, share=0.3, activation="relu"), 64),
-    (infinity(units=50, block=5, activation="silu", space=9), 80),
+    (infinity(units=100, block=1, keep_ratio=0.1), 64),
+    (infinity(units=144, block=8, keep_ratio=0.3, activation="relu"), 64),
+    (infinity(units=50, block=5, activation="silu", latent_dim=9), 80),
     (infinity(units=48, block=3), 48),
 ]  # fmt: skip
 
@@ -193,7 +193,7 @@ def test_infinity_blocks_norm_first_and_tell_their_loads(kind: Kind, norm: str) 
 
 def test_infinity_blocks_of_more_rows_than_one_piece_of_work_takes() -> None:
     """Every row keeps every block, so that each has them all."""
-    check(infinity_case(Make(6), 801, 8, infinity(units=32, block=16, share=1.0), 16, "float"))
+    check(infinity_case(Make(6), 801, 8, infinity(units=32, block=16, keep_ratio=1.0), 16, "float"))
 
 
 def test_how_uneven_the_loads_are() -> None:

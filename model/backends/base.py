@@ -1,0 +1,116 @@
+"""What a backend is: code that turns a loaded decoder into a `Runnable` for one kind of hardware.
+
+The engine, its sampler and its statistics ask a runnable and never name a backend. Options are plain values; nothing
+here knows the engine's settings, requests or files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.batch import Batch, Cache, Pages
+from model.decoder import Decoder
+from model.shapes.decoder import DecoderConfig
+from model.step import Observer
+
+Quantize = Literal["none", "int8", "int8-weights"]  # int8: activations too, row by row
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a model is to run."""
+
+    block_size: int = 16  # tokens per block of the cache
+    length: int = 0  # positions served; 0: the decoder's context
+    quantize: Quantize = "none"
+    quantize_layers: Literal["experts", "all"] = "experts"  # all: every matrix but the routers
+    threads: int = 0  # 0: as many as torch uses now, whose own stay as they are
+    device: str = "cpu"
+
+
+class SamplingOps(Protocol):
+    """What the sampler leaves to the backend that made the logits."""
+
+    def greedy(self, logits_BV: Tensor) -> list[int]:
+        """The best token of each row, of equals the lowest; -1 for a row that is not finite."""
+        ...
+
+    def constrain(
+        self, logits_BV: Tensor, raw_BV: Tensor, allowed_MW: NDArray[np.int32], mask_of_B: NDArray[np.int64]
+    ) -> Tensor:
+        """Float32 logits with what masks of packed bits forbid at minus infinity; a row's mask is -1 for none.
+
+        Where nothing finite is left, the row is taken from `raw_BV` first.
+        """
+        ...
+
+
+class Runnable(SamplingOps, Protocol):
+    """A decoder, ready to compute steps."""
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The decoder's shape."""
+        ...
+
+    @property
+    def kernels(self) -> str:
+        """What it runs on, in one word: an instruction set, or "torch"."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """Whether a row's logits are the same bits in any batch and at any chunking."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights and the cache are."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values in the cache."""
+        ...
+
+    @property
+    def workspace(self) -> int:
+        """Bytes that a step's attention takes beside the cache."""
+        ...
+
+    def cache(self, blocks: int, block_size: int, slots: int = 0) -> Cache:
+        """An empty cache of so many blocks, with states for `slots` sequences."""
+        ...
+
+    def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
+        """Logits of the wanted rows, [B, V]. What the step adds to the past is written to the pages' cache."""
+        ...
+
+    def load_spread(self, loads: Sequence[Tensor]) -> tuple[int, float]:
+        """Of the pairs per expert of several MoE layers: how many experts have any, and the sum over the layers of the
+        busiest expert's pairs over the mean."""
+        ...
+
+
+class Backend(Protocol):
+    """One way to run decoders."""
+
+    def provide(self) -> None:
+        """Get ready whatever models come: load or compile what is missing."""
+        ...
+
+    def refusal(self, config: DecoderConfig, options: Options) -> str | None:
+        """Why this backend cannot run such a decoder, or None.
+
+        It fails closed: a shape, a field or a value that the backend has not been written for is refused.
+        """
+        ...
+
+    def prepare(self, decoder: Decoder, options: Options) -> Runnable:
+        """The decoder, which `refusal` has let pass, in the form that runs. It may take the weights over."""
+        ...

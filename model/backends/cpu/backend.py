@@ -1,0 +1,33 @@
+"""The CPU backend: native kernels, for the decoders that they are written for (`model/backends/cpu/refusal.py`)."""
+
+import torch
+
+from model.backends.base import Options
+from model.backends.cpu.decoder import NativeDecoder
+from model.backends.cpu.kernels.library import load
+from model.backends.cpu.kernels.provide import provide
+from model.backends.cpu.refusal import refusal
+from model.decoder import Decoder
+from model.shapes.decoder import DecoderConfig
+
+
+class CpuBackend:
+    """Runs a decoder as one program of native kernels."""
+
+    def provide(self) -> None:
+        """Load the kernels, or compile them first where an installation brought none that fit."""
+        provide()
+
+    def refusal(self, config: DecoderConfig, options: Options) -> str | None:
+        """Why there are no kernels on this machine, or none for this decoder."""
+        return load().reason or refusal(config, options)
+
+    def prepare(self, decoder: Decoder, options: Options) -> NativeDecoder:
+        """The weights are taken over. The kernels get the threads; torch keeps one, since what is left to it is small
+        and a second pool's threads would be in the way."""
+        length = options.length or decoder.config.context
+        native = NativeDecoder(decoder, length, options.quantize, options.quantize_layers == "experts")
+        torch.ops.moedial.set_threads(options.threads or torch.get_num_threads())
+        if options.threads:
+            torch.set_num_threads(1)
+        return native

@@ -1,0 +1,119 @@
+"""Why the native kernels cannot run a decoder. It fails closed: what they are not written for is refused by itself.
+
+`TAKEN` names every field that the kernels read, and where only some values of it have a kernel, these. A field that is
+not named must have its default.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any
+
+from model.backends.base import Options
+from model.backends.cpu.cache import TILE
+from model.backends.cpu.kernels.params import ACTIVATIONS
+from model.shapes.attention import Attention, AttentionShape
+from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import Dense, FeedForward, Infinity, Router, TopK
+from model.shapes.rope import Rope
+
+MOST_SHARERS = 32  # query heads of one key-value head that the attention kernel takes
+ANY: tuple[object, ...] = ()  # every value of a field
+ACTIVATION = tuple(ACTIVATIONS)
+
+Values = Mapping[str, tuple[object, ...]]
+TAKEN: dict[type, Values] = {
+    DecoderConfig: {
+        **dict.fromkeys(("vocabulary", "width", "context", "attention", "feed_forward", "norm_eps", "tied"), ANY),
+        **dict.fromkeys(("norm_offset", "extrapolates"), ANY),
+        "norm": ("layer", "rms"),
+        "positions": ("rotary", "learned"),
+    },
+    Attention: {
+        **dict.fromkeys(("heads", "kv_heads", "head_width", "rope", "bias", "out_bias", "clip", "scale"), ANY),
+        **dict.fromkeys(("window", "sinks"), ANY),
+        "qk_norm": ("none", "full", "head"),
+    },
+    Rope: {
+        # Tables of cosines and sines are made in torch for every position, whatever stretches them.
+        **dict.fromkeys(("width", "theta", "factor", "original", "attention_factor", "beta_fast", "beta_slow"), ANY),
+        **dict.fromkeys(("mscale", "mscale_all_dim", "truncate", "low_freq_factor", "high_freq_factor"), ANY),
+        **dict.fromkeys(("short_factor", "long_factor", "short_mscale", "long_mscale"), ANY),
+        "scaling": ("default", "linear", "dynamic", "yarn", "llama3", "longrope"),
+    },
+    Dense: {**dict.fromkeys(("width", "gated", "bias"), ANY), "activation": ACTIVATION},
+    TopK: {**dict.fromkeys(("experts", "width", "trained", "router", "fixed"), ANY), "activation": ACTIVATION},
+    Router: {"score": ("softmax",), "normalise": ANY},
+    Infinity: {
+        **dict.fromkeys(("units", "latent_dim", "keep_ratio", "trained", "maximum", "block", "sigma_min"), ANY),
+        "activation": ACTIVATION,
+        "sigma_link": ("exp", "softplus"),
+        "draws": ("independent", "antithetic"),
+    },
+}
+
+
+def refusal(config: DecoderConfig, options: Options) -> str | None:
+    """Why the kernels cannot run this decoder in this way, or None."""
+    return next(_reasons(config, options), None)
+
+
+def _reasons(config: DecoderConfig, options: Options) -> Iterator[str]:
+    for shape in config.attention:
+        yield from _attention_reasons(shape)
+    for ffn in config.feed_forward:
+        yield from _feed_forward_reasons(ffn)
+    if config.head_bias or (config.embed_scale, config.residual_scale, config.logit_scale) != (1, 1, 1):
+        yield "a bias of the head, or embeddings, residuals or logits that are scaled"
+    yield from unknown(config)
+    if options.block_size % TILE:
+        yield f"the block size {options.block_size} is not a multiple of {TILE}"
+    if options.device != "cpu":
+        yield f"the device {options.device}"
+    if options.quantize not in ("none", "int8", "int8-weights") or options.quantize_layers not in ("experts", "all"):
+        yield f"quantize {options.quantize} of {options.quantize_layers}"
+
+
+def _attention_reasons(shape: AttentionShape) -> Iterator[str]:
+    if type(shape) is not Attention:
+        yield f"layers of the kind {type(shape).__name__}"
+        return
+    if shape.head_width % TILE:
+        yield f"the head width {shape.head_width} is not a multiple of {TILE}"
+    if shape.heads // shape.kv_heads > MOST_SHARERS:
+        yield f"{shape.heads // shape.kv_heads} query heads share one key-value head, more than {MOST_SHARERS}"
+    if shape.rope is not None and (shape.rope.interleaved or shape.rope.width != shape.head_width):
+        yield "rotary positions of neighbouring pairs or of parts of a head"
+    if shape.chunk or shape.gated or shape.floor_scale is not None or shape.qk_norm == "unit":
+        yield "attention in chunks, with a gate, with a temperature, or with unit queries"
+    yield from unknown(shape)
+
+
+def _feed_forward_reasons(ffn: FeedForward) -> Iterator[str]:
+    if type(ffn) not in (Dense, TopK, Infinity):
+        yield f"layers of the kind {type(ffn).__name__}"
+        return
+    found = next(unknown(ffn), None)
+    if type(ffn) is TopK and found is not None and "activation" not in found:
+        yield f"a router other than softmax, or experts with biases or a shared part ({found})"
+    elif found is not None:
+        yield found
+
+
+def unknown(shape: Any) -> Iterator[str]:
+    """Each field of a shape, and of the shapes in it, that has no kernel at its value."""
+    taken = TAKEN.get(type(shape))
+    if taken is None:
+        yield f"a {type(shape).__name__}"
+        return
+    for field in fields(shape):
+        value = getattr(shape, field.name)
+        known = taken.get(field.name, (_default(field),))
+        if known != ANY and value not in known:
+            yield f"{type(shape).__name__}.{field.name} is {value!r:.60}"
+        elif is_dataclass(value):
+            yield from unknown(value)
+
+
+def _default(field: "Field[Any]") -> object:
+    """What the field is when it is not used; nothing equals it where there is no default."""
+    return field.default if field.default is not MISSING else object()

@@ -1,0 +1,24 @@
+"""What the sampler leaves to a backend, on native kernels. It knows rows of logits, no sequences and no settings."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class NativeSampling:
+    """See `SamplingOps`."""
+
+    def greedy(self, logits_BV: Tensor) -> list[int]:
+        """The best token of each row; -1 for a row that is not finite."""
+        tokens: list[int] = torch.ops.moedial.best(logits_BV.float()).tolist()
+        return tokens
+
+    def constrain(
+        self, logits_BV: Tensor, raw_BV: Tensor, allowed_MW: NDArray[np.int32], mask_of_B: NDArray[np.int64]
+    ) -> Tensor:
+        """A copy of the logits without what the masks forbid, in one pass."""
+        masked_BV: Tensor = torch.ops.moedial.constrain(
+            logits_BV.contiguous(), raw_BV, torch.from_numpy(allowed_MW), torch.from_numpy(mask_of_B)
+        )
+        return masked_BV

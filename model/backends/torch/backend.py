@@ -1,0 +1,87 @@
+"""The reference backend: plain torch, every kind of layer. Several times slower than native kernels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.backends.base import Options
+from model.backends.torch.attend import PagedAttend
+from model.backends.torch.sampling import TorchSampling
+from model.backends.torch.tiles import WORKSPACE
+from model.batch import Batch, Cache, Pages
+from model.decoder import Decoder
+from model.shapes.decoder import DecoderConfig
+from model.step import Observer
+
+
+class TorchBackend:
+    """Runs every decoder as it is."""
+
+    def provide(self) -> None:
+        """Torch is there."""
+
+    def refusal(self, config: DecoderConfig, options: Options) -> str | None:
+        """It has no 8-bit weights."""
+        if options.device != "cpu":
+            return f"device {options.device} is not supported, only cpu"
+        return None if options.quantize == "none" else f"quantize {options.quantize} needs the native kernels"
+
+    def prepare(self, decoder: Decoder, options: Options) -> "TorchRunnable":
+        """Nothing is copied."""
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        return TorchRunnable(decoder)
+
+
+class TorchRunnable(TorchSampling):
+    """A decoder over a paged cache."""
+
+    kernels = "torch"
+    exact = False  # matrix products of different heights may round differently
+    workspace = WORKSPACE
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The decoder's shape."""
+        return self.decoder.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.decoder.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.decoder.embed.weight.device
+
+    def cache(self, blocks: int, block_size: int, slots: int = 0) -> Cache:
+        """Zeros, one tensor for each of `config.memory`: pages in the model's dtype, states in float32."""
+        return Cache(
+            block_size,
+            [
+                torch.zeros(
+                    kind.tensor_shape(blocks * block_size, slots),
+                    dtype=self.dtype if kind.per_token else torch.float32,
+                    device=self.device,
+                )
+                for kind in self.config.memory
+            ],
+        )
+
+    def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
+        """Logits of the wanted rows, [B, V], in the model's dtype."""
+        logits_BV: Tensor = self.decoder(batch, PagedAttend(pages), observer)
+        return logits_BV
+
+    def load_spread(self, loads: Sequence[Tensor]) -> tuple[int, float]:
+        """See `Runnable`."""
+        arrays: list[NDArray[np.int64]] = [load_E.numpy() for load_E in loads]
+        uneven = sum(float(array.max() / array.mean()) for array in arrays if array.any())
+        return sum(int(np.count_nonzero(array)) for array in arrays), uneven

@@ -1,0 +1,213 @@
+"""The shapes of feed-forward layers: dense ones, and every kind of mixture of experts.
+
+Frozen values that families build from a checkpoint's config.json; what no decoder can have is a ValueError. A shape
+answers for its kind (`FeedForward`), so that neither the decoder nor the engine tells kinds apart: a new kind is a new
+class here or in a file of its own, and the module in `model/moe/` that computes it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from model.shapes.checks import counts, one_of, reals, sizes
+from model.shapes.memory import Memory
+
+MOST_EXPERTS = 8192  # of one layer; each has tensors of its own in a checkpoint
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"]
+Score = Literal["softmax", "sigmoid", "sparse_mixer"]
+GroupScore = Literal["max", "top2"]
+SigmaLink = Literal["exp", "softplus"]
+Draws = Literal["independent", "antithetic"]
+
+
+class FeedForward(Protocol):
+    """What the decoder and the engine ask a layer's feed-forward shape."""
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """Experts that a token chooses among, and how many of them one draw touches (0: one per routed pair).
+
+        (0, 0) for a dense layer, which has no expert count.
+        """
+
+    @property
+    def trained(self) -> int:
+        """The expert count of the checkpoint's training."""
+
+    @property
+    def maximum(self) -> int:
+        """The largest expert count that can be served."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the layer is defined for the trained count only."""
+
+    @property
+    def shared_experts(self) -> int:
+        """Experts that run for every token and are no part of the count."""
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether the request's noise seed changes the output, and so belongs to the prefix cache's key."""
+
+    @property
+    def token_local(self) -> bool:
+        """Whether a token's output depends on that token only, not on others of its sequence."""
+
+    @property
+    def memory(self) -> Memory | None:
+        """What is kept of a running sequence between steps, if anything.
+
+        A kind that is not token-local and keeps nothing must see a prompt whole: its prompts are not cut into chunks.
+        """
+
+
+class TokenLocal:
+    """The answers of a kind whose tokens do not see each other: nothing is kept of a sequence, nothing is drawn."""
+
+    __slots__ = ()
+    token_local = True
+    memory = None
+    draws_noise = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dense(TokenLocal):
+    """An ordinary feed-forward layer of `width` hidden units."""
+
+    width: int
+    activation: Activation
+    gated: bool = True
+    bias: bool = False
+    pool = (0, 0)
+    trained = maximum = shared_experts = 0
+    fixed = False
+
+    def __post_init__(self) -> None:
+        sizes(width=self.width)
+        one_of("activation", self.activation, Activation)
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """How router logits become a choice and its weights.
+
+    "softmax" or "sigmoid" over all experts (Shazeer et al. 2017; DeepSeek-V3, arXiv 2412.19437 eq. 15), or
+    Phi-3.5-MoE's sparse mixer, which gives each kept expert its share among those close to it.
+    """
+
+    score: Score = "softmax"
+    normalise: bool = False  # divide the K kept weights by their sum
+    scale: float = 1.0  # what the weights are multiplied by in the end
+    logit_bias: bool = False
+    selection_bias: bool = False  # added to the scores for choosing, not for weighing
+    groups: int = 1  # of neighbouring experts
+    kept_groups: int = 1  # a token chooses inside its best groups
+    group_score: GroupScore = "max"  # of a group: its best score, or the sum of its two best
+    weigh_input: bool = False  # the weight multiplies an expert's input, not its output (Llama 4)
+    jitter: float = 0.01  # sparse mixer: how far below the best an expert may lie, relatively, to share with it
+    eps: float = 0.0  # added to, or with `clamp_sum` the least of, the sum that normalises
+    clamp_sum: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("score", self.score, Score)
+        one_of("group_score", self.group_score, GroupScore)
+        sizes(groups=self.groups, kept_groups=self.kept_groups)
+        reals(scale=self.scale, jitter=self.jitter, eps=self.eps)
+        if self.kept_groups > self.groups:
+            raise ValueError(f"{self.kept_groups} groups cannot be kept of {self.groups}")
+
+
+@dataclass(frozen=True, slots=True)
+class TopK(TokenLocal):
+    """Sparse mixture: a token runs the K of its `experts` that its router scores best.
+
+    `shared` runs for every token and is no part of K. `fixed`: only the trained count is defined for this router.
+    """
+
+    experts: int
+    width: int
+    trained: int
+    router: Router = Router()
+    activation: Activation = "silu"
+    bias: bool = False
+    interleaved: bool = False  # gate and up rows alternate
+    shared: Dense | None = None
+    shared_gate: bool = False  # the shared part times the sigmoid of its own logit
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        sizes(experts=self.experts, width=self.width)
+        if self.experts > MOST_EXPERTS:
+            raise ValueError(f"experts must be at most {MOST_EXPERTS}, got {self.experts}")
+        if self.experts % self.router.groups:
+            raise ValueError(f"{self.experts} experts cannot be cut into {self.router.groups} groups")
+        if self.router.group_score == "top2" and self.router.groups > 1 and self.router.groups * 2 > self.experts:
+            raise ValueError(f"{self.router.groups} groups of {self.experts} experts have no two best")
+        counts(self.trained, self.maximum)
+        one_of("activation", self.activation, Activation)
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """All experts; each routed pair touches one."""
+        return self.experts, 0
+
+    @property
+    def shared_experts(self) -> int:
+        """One, however wide, or none."""
+        return int(self.shared is not None)
+
+    @property
+    def maximum(self) -> int:
+        """All experts of the groups that a token keeps."""
+        if self.router.score == "sparse_mixer":
+            return 2  # what it is defined for
+        return self.experts // self.router.groups * self.router.kept_groups
+
+
+@dataclass(frozen=True, slots=True)
+class Infinity(TokenLocal):
+    """∞-MoE (arXiv 2601.17680): a Gaussian over expert space; each of K draws z masks one wide feed-forward layer.
+
+    The fields below `trained` are choices that the paper leaves open; a checkpoint states each of them.
+    """
+
+    units: int  # width of the one feed-forward layer
+    latent_dim: int  # Z: width of the expert space
+    keep_ratio: float  # share of the units that one draw keeps
+    trained: int
+    maximum: int  # the largest K served: the paper sets none, a server must
+    block: int = 1  # neighbouring units that share one score; 1 is the paper
+    activation: Activation = "gelu"
+    sigma_link: SigmaLink = "exp"
+    sigma_min: float = 0.0  # added to the linked value
+    draws: Draws = "independent"
+    fixed = False
+    shared_experts = 0
+    draws_noise = True
+
+    def __post_init__(self) -> None:
+        sizes(units=self.units, latent_dim=self.latent_dim, block=self.block)
+        reals(sigma_min=self.sigma_min, kept_share=self.keep_ratio)
+        counts(self.trained, self.maximum)
+        one_of("activation", self.activation, Activation)
+        one_of("sigma_link", self.sigma_link, SigmaLink)
+        one_of("draws", self.draws, Draws)
+        if self.units % self.block:
+            raise ValueError(f"{self.units} units cannot be cut into blocks of {self.block}")
+        if not 0 < self.keep_ratio <= 1:
+            raise ValueError(f"the kept share must be above 0 and at most 1, got {self.keep_ratio!r:.40}")
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """The blocks of units, of which each draw keeps some."""
+        return self.blocks, self.kept
+
+    @property
+    def blocks(self) -> int:
+        """Runs of neighbouring units that share one score."""
+        return self.units // self.block
+
+    @property
+    def kept(self) -> int:
+        """Blocks that one draw keeps."""
+        return max(1, round(self.blocks * self.keep_ratio))

@@ -1,0 +1,86 @@
+"""What one half of a layer sees of a step: expert counts, positions and seeds of its tokens, and what is kept of their
+past.
+
+Attention and feed-forward modules take the same value, a `LayerStep`, so that a mixture may look at other tokens of its
+sequences as attention does. How the past is kept (whole sequences, pages, states) is a backend's business. No requests,
+no blocks here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from model.batch import Span
+from model.noise import normal
+from model.shapes.rope import Rope
+
+Tables = tuple[Tensor, Tensor]  # cosines and sines of rotary positions
+
+
+@dataclass(frozen=True, slots=True)
+class MaskSpec:
+    """What a query sees beside causality, and how strongly. `sinks_H`: logits that take weight and give nothing."""
+
+    scale: float
+    window: int = 0  # positions, itself included; 0: all
+    chunk: int = 0  # only within the same run of so many positions; 0: all
+    sinks_H: Tensor | None = None
+
+
+class Past(Protocol):
+    """One step's access to what is kept of its sequences, over all layers. `memory`: the place in `config.memory`."""
+
+    def attend(self, memory: int, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, spec: MaskSpec) -> Tensor:
+        """Attention [T, H, V]. Keys and values of this step are included; G divides H. Values that are a number are the
+        first so many columns of the keys."""
+
+    def spans(self, rows: int) -> tuple[Span, ...]:
+        """Each sequence's part of the step's `rows` tokens."""
+
+    def states(self, memory: int, rows: int, size: int) -> Iterator[tuple[slice, Tensor, bool]]:
+        """For each sequence of the step's `rows` tokens: its rows, the state of `size` values, written in place, and
+        whether the sequence starts with this step, so that the state is still another sequence's."""
+
+
+class Observer(Protocol):
+    """Is told what each MoE layer did: for metrics while serving, for balance losses while training."""
+
+    def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
+        """`pairs` computed; `load_E` tokens per expert (∞-MoE: per block); `scores_TE` router probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStep:
+    """One half of a layer during one step of T tokens. Without MoE layers there are no counts."""
+
+    counts_T: Tensor  # int64, 1 <= count <= k_max: what each token may use in this layer
+    k_max: int
+    seeds_T: Tensor
+    positions_T: Tensor
+    moe_layer: int = 0  # its number among the MoE layers: keys noise, and names the layer to the observer
+    observer: Observer | None = None
+    past: Past | None = None
+    memory: int = -1  # the place of what this half keeps in `config.memory`; -1: it keeps nothing
+    rotary: Mapping[Rope, Tables] = field(default_factory=dict)  # of every kind that the decoder uses
+
+    def attend(self, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, spec: MaskSpec) -> Tensor:
+        """See `Past.attend`; of this half."""
+        assert self.past is not None
+        return self.past.attend(self.memory, q_THC, k_TGC, v_TGV, spec)
+
+    def states(self, size: int) -> Iterator[tuple[slice, Tensor, bool]]:
+        """See `Past.states`; of this half."""
+        assert self.past is not None
+        return self.past.states(self.memory, len(self.positions_T), size)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The rows of each sequence."""
+        assert self.past is not None
+        return self.past.spans(len(self.positions_T))
+
+    def noise(self, token_R: Tensor, sample_R: Tensor, width: int) -> Tensor:
+        """ε_RZ ~ N(0, I) for (token, sample) rows; the same for a token whatever the batch."""
+        return normal(self.seeds_T[token_R], self.moe_layer, self.positions_T[token_R], sample_R, width)
