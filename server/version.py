@@ -4,7 +4,6 @@ import hashlib
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from engine.environment import child_environment
@@ -25,12 +24,15 @@ def fingerprint_of(name: str, info: EngineInfo, default_count: int) -> str:
 
 def report() -> str:
     """What an issue should say of an installation: version, build, Python, torch and kernels, a line each."""
+    torch, _, kernels = _output([sys.executable, "-m", "model.backends"]).partition(
+        "\n"
+    )  # this process never loads torch
     lines = {
         "moedial": VERSION,
         "build": build_of(),
         "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
-        "torch": _version_of("torch"),
-        "kernels": _kernels(),
+        "torch": torch or "cannot be loaded",
+        "kernels": kernels or "unknown",
     }
     return "\n".join(f"{name:8} {value}" for name, value in lines.items())
 
@@ -43,18 +45,6 @@ def build_of() -> str:
     if (HOUSE / ".git").exists() and commit:
         return f"{commit}, checked out in {HOUSE}"
     return "unknown"
-
-
-def _version_of(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _kernels() -> str:
-    """Asked of another process: this one never loads torch."""
-    return _output([sys.executable, "-m", "model.backends"]) or "unknown: torch cannot be loaded"
 
 
 def _output(command: list[str]) -> str:

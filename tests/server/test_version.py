@@ -40,6 +40,5 @@ def test_a_build_says_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_what_cannot_be_found_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(version.sys, "executable", "/nowhere/python")
-    assert version._kernels() == "unknown: torch cannot be loaded"
-    assert version._version_of("no-such-package") == "not installed"
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert version.report().splitlines()[3:] == ["torch    cannot be loaded", "kernels  unknown"]
