@@ -1,7 +1,7 @@
-"""What a step costs, estimated from its work: seconds = fixed + α·tokens + β·routed pairs + γ·distinct experts.
+"""The cost model: seconds of a step = fixed + α·tokens + β·routed pairs + γ·distinct experts.
 
-It sees expert counts and numbers of tokens, no sequences, no blocks and no clock; `engine/calibrate.py` measures the
-constants. Standard library only: `StepCost` crosses to the HTTP process.
+It knows expert counts and numbers of tokens, no sequences, blocks or clock; `engine/calibrate.py` measures the four
+constants. It uses the standard library only, since `StepCost` is sent to the HTTP process.
 """
 
 import math
@@ -14,19 +14,19 @@ from functools import lru_cache
 
 from model.budget import ExpertCounts, Run
 
-MIN_PREFILL_SHARE, MAX_PREFILL_SHARE = 0.25, 0.75  # of a step's time, for reading prompts
+MIN_PREFILL_SHARE, MAX_PREFILL_SHARE = 0.25, 0.75  # of a step's time
 PREFILL_SHARE_PER_SECOND = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertPool:
-    """The experts of one MoE layer; for ∞-MoE its blocks, of which each draw touches `kept`."""
+    """The experts of one MoE layer; for ∞-MoE its groups of units, of which each draw uses `kept`."""
 
     experts: int
-    kept: int = 0  # 0: each pair touches one expert, and those of one token differ
+    kept: int = 0  # 0: each routed pair uses one expert, and a token's experts differ
 
     def untouched_probability(self, count: int) -> float:
-        """The probability that a token with this count leaves a given expert untouched, were routing uniform."""
+        """The probability that a token with this count does not use a given expert, if routing is uniform."""
         if self.kept:
             return max(0.0, 1 - self.kept / self.experts) ** count
         return max(0.0, 1 - count / self.experts)
@@ -34,7 +34,7 @@ class ExpertPool:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """The constants of one model on one machine, none below 0, in seconds; and what its tokens choose from."""
+    """The cost model's constants for one model on one machine, in seconds, none negative; and its expert pools."""
 
     fixed: float
     per_token: float
@@ -43,7 +43,7 @@ class StepCost:
     pools: tuple[ExpertPool, ...]  # one per MoE layer
 
     def seconds(self, tokens: float, pairs: float, distinct: float) -> float:
-        """The estimate for a step; `pairs` and `distinct` experts are sums over the MoE layers."""
+        """The estimated seconds of a step; `pairs` and `distinct` experts are sums over the MoE layers."""
         return self.fixed + self.per_token * tokens + self.per_pair * pairs + self.per_expert * distinct
 
 
@@ -51,26 +51,26 @@ NO_COST = StepCost(0.0, 0.0, 0.0, 0.0, ())
 
 
 def prefill_share(age: float) -> float:
-    """The share of a step's time that is kept for prompts, where the oldest has waited `age` seconds: a quarter, then a
-    tenth more each second, up to three quarters. Decodes beside it take at most four times as long as alone."""
+    """The share of a step's time reserved for prefill if the oldest prompt has waited `age` seconds: a quarter, plus a
+    tenth per second, up to three quarters. So a step takes at most four times as long as its decodes need."""
     return min(MAX_PREFILL_SHARE, MIN_PREFILL_SHARE + PREFILL_SHARE_PER_SECOND * age)
 
 
 class StepLoad:
     """The work of one step while it is planned.
 
-    A layer is expected to touch E · (1 - Π missed) distinct experts, as if routing were uniform. Real routers have
-    favourites and touch fewer, so that the estimate errs towards shorter steps.
+    A layer is expected to use E · (1 - Π untouched_probability) distinct experts, as if routing were uniform. Real
+    routers are not uniform and use fewer, so the estimate is rather too high.
     """
 
     def __init__(self, cost: StepCost) -> None:
         self._cost = cost
         self._experts = sum(pool.experts for pool in cost.pools)
         self._tokens: Counter[ExpertCounts] = Counter()
-        self.other_seconds = 0.0  # seconds of what is no work of the model
+        self.other_seconds = 0.0  # time of work outside the model
 
     def add(self, counts: ExpertCounts, tokens: int) -> None:
-        """Put in tokens that may use these counts."""
+        """Add tokens with these expert counts."""
         self._tokens[counts] += tokens
 
     @property
@@ -83,107 +83,114 @@ class StepLoad:
 
     @property
     def distinct_experts(self) -> float:
-        """Experts that the step is expected to touch, summed over the MoE layers."""
+        """Experts that the step is expected to use, summed over the MoE layers."""
         return self._experts - sum(self._untouched())
 
     @property
     def seconds(self) -> float:
-        """The estimate for what is in."""
+        """The estimated seconds of the step so far."""
         return _seconds(self._cost, tuple(self._tokens.items())) + self.other_seconds
 
     def max_tokens_within(self, counts: ExpertCounts, seconds: float, most: int) -> int:
-        """How many of `most` more tokens with these counts a step of `seconds` has room for.
+        """How many more tokens with these counts, at most `most`, a step of `seconds` has room for.
 
-        Found by bisection, since the estimate only grows with the tokens.
+        Found by bisection, since the estimate grows with the tokens.
         """
         return bisect_right(range(1, most + 1), seconds, key=self.seconds_with(counts))
 
     def seconds_with(self, counts: ExpertCounts) -> Callable[[int], float]:
-        """The estimate with so many more tokens with these counts."""
-        tokens, pairs, experts, each = self.tokens, self.routed_pairs, self._experts, sum(counts)
-        untouched, missed = self._untouched(), self._missed(counts)
+        """A function from a number of further tokens with these counts to the estimated seconds of the step."""
+        tokens, pairs, pairs_per_token = self.tokens, self.routed_pairs, sum(counts)
+        untouched_L, probability_L = self._untouched(), self._probabilities(counts)
 
         def seconds(more: int) -> float:
-            left = sum(there * miss**more for there, miss in zip(untouched, missed, strict=True))
-            return self._cost.seconds(tokens + more, pairs + more * each, experts - left) + self.other_seconds
+            untouched = sum(was * p**more for was, p in zip(untouched_L, probability_L, strict=True))
+            model = self._cost.seconds(tokens + more, pairs + more * pairs_per_token, self._experts - untouched)
+            return model + self.other_seconds
 
         return seconds
 
     def seconds_alone(self, counts: ExpertCounts) -> float:
-        """The estimate for a step of one token with these counts and nothing else."""
+        """The estimated seconds of a step of one token with these counts and nothing else."""
         return _seconds(self._cost, ((counts, 1),))
 
     def _untouched(self) -> list[float]:
-        """Expected experts, per MoE layer, that no token of the step uses."""
-        untouched = [float(pool.experts) for pool in self._cost.pools]
+        """Per MoE layer, the expected number of experts that no token of the step uses."""
+        untouched_L = [float(pool.experts) for pool in self._cost.pools]
         for counts, tokens in self._tokens.items():
-            untouched = [there * miss**tokens for there, miss in zip(untouched, self._missed(counts), strict=True)]
-        return untouched
+            probability_L = self._probabilities(counts)
+            untouched_L = [was * p**tokens for was, p in zip(untouched_L, probability_L, strict=True)]
+        return untouched_L
 
-    def _missed(self, counts: ExpertCounts) -> list[float]:
+    def _probabilities(self, counts: ExpertCounts) -> list[float]:
+        """Per MoE layer, the probability that one token with these counts does not use a given expert."""
         # Not strict: a cost without pools does not count distinct experts.
         return [pool.untouched_probability(count) for pool, count in zip(self._cost.pools, counts, strict=False)]
 
 
 @lru_cache(64)
 def _seconds(cost: StepCost, tokens: tuple[tuple[ExpertCounts, int], ...]) -> float:
-    """Kept, since a step of many decodes is like the one before."""
+    """The estimated seconds of a step with so many tokens per expert counts. Cached: while sequences decode, one step
+    is like the last."""
     load = StepLoad(cost)
-    for counts, here in tokens:
-        load.add(counts, here)
+    for counts, number in tokens:
+        load.add(counts, number)
     return cost.seconds(load.tokens, load.routed_pairs, load.distinct_experts)
 
 
 class StepBudget:
-    """What one step may still take: tokens always; seconds too, as soon as it decodes.
+    """What one step may still compute: bounded by tokens, and by seconds as soon as a sequence decodes in it.
 
-    Prompts get the seconds that decodes leave of the target, but never less than a share of the step: what decodes take
-    is then the rest. No chunk is shorter than `min_chunk` for lack of seconds, unless a prompt ends with it; the first
-    prompt gets that much whatever it costs, so that reading never stops.
+    Prompts get the time that decodes leave of the target, but never less than a share of the step. No chunk is shorter
+    than `min_chunk` for lack of time, unless its prompt ends with it. The first prompt gets `min_chunk` tokens whatever
+    they cost, so that prefill always progresses.
     """
 
     def __init__(self, cost: StepCost, tokens: int, seconds: float, min_chunk: int) -> None:
         self.load = StepLoad(cost)
-        self.tokens = tokens  # left
-        self.has_prompts = False  # a prompt is in
+        self.tokens = tokens  # that the step may still compute
+        self.has_prompts = False
         self.has_decodes = False
         self._seconds, self._min_chunk = seconds, min_chunk
 
     @property
     def time_bounded(self) -> bool:
-        """Whether time bounds what is read."""
+        """Whether time bounds the prefill of this step."""
         return self.has_decodes and self._seconds < math.inf
 
     @property
     def min_chunk(self) -> int:
-        """The shortest chunk that a prompt is cut to, if there are tokens for it."""
+        """The shortest chunk that a prompt is cut to, as far as the step has tokens left."""
         return min(self._min_chunk, self.tokens)
 
     def reserve_for_prompts(self, share: float) -> None:
-        """Begin with prompts, which may have this share of the step's time."""
+        """After the decodes: let prompts use at least this share of the step's time."""
         self._seconds = max(self._seconds, self.load.seconds / (1 - share))
 
     def half(self) -> "StepBudget":
-        """Half of what is left, of the same step: `take` from the whole."""
+        """A budget of half of what is left of this step. Only to compare with: `spend` from the whole."""
         half = copy(self)
         half.tokens = self.tokens // 2
         half._seconds = (self.load.seconds + self._seconds) / 2
         return half
 
     def max_prompt_tokens(self, counts: ExpertCounts) -> int:
-        """How many tokens of prompts with these counts the step still has room for."""
-        return self.load.max_tokens_within(counts, self._seconds, self.tokens) if self.time_bounded else self.tokens
+        """How many prompt tokens with these counts the step still has room for."""
+        if not self.time_bounded:
+            return self.tokens
+        return self.load.max_tokens_within(counts, self._seconds, self.tokens)
 
     def max_chunk(self, counts: ExpertCounts) -> int:
-        """The longest chunk that the step still takes of a prompt that must be cut; 0 where none is worth it."""
+        """The longest chunk of a prompt that must be cut; 0 if the room left is shorter than a chunk should be."""
         fit = self.max_prompt_tokens(counts)
         if fit >= self.min_chunk:
             return fit
         return 0 if self.has_prompts else self.min_chunk
 
     def spend(self, counts: ExpertCounts, tokens: int, *, prompt: bool) -> None:
-        """Put in a chunk of a prompt, or the one token of a sequence that decodes."""
-        self.has_prompts, self.has_decodes = self.has_prompts or prompt, self.has_decodes or not prompt
+        """Account for a chunk: of a prompt, or of a sequence that decodes."""
+        self.has_prompts |= prompt
+        self.has_decodes |= not prompt
         self.tokens -= tokens
         self.load.add(counts, tokens)
 

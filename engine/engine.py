@@ -156,19 +156,21 @@ class Engine:
         else:
             isolation.take_apart(plan)
         self._retries = isolation.runs
-        if error is not None or isolation.failed or isolation.spoiled:
+        if error is not None or isolation.failed or isolation.recompute:
             log.error(
                 "of %d sequences %d end, %d are computed again (%d more runs)",
                 len(plan),
                 len(isolation.failed),
-                len(isolation.spoiled),
+                len(isolation.recompute),
                 isolation.runs,
             )
         for chunk, fault in isolation.failed:
             # The class name tells an operator what to look for; the text of a foreign exception may tell too much.
-            self.scheduler.drop([chunk], f"the model failed while computing this request ({type(fault).__name__})")
+            self.scheduler.fail_chunks(
+                [chunk], f"the model failed while computing this request ({type(fault).__name__})"
+            )
         good = tuple(isolation.good)
-        events = self.scheduler.commit(good, isolation.sampled, isolation.scores, isolation.spoiled)
+        events = self.scheduler.commit(good, isolation.sampled, isolation.scores, isolation.recompute)
         return events, isolation.work
 
     def _compute(self, plan: Plan) -> StepResult:

@@ -29,7 +29,7 @@ class Isolation:
     scores: list[tuple[Logprob, ...] | None] = field(default_factory=list)
     works: list[MoEWork] = field(default_factory=list)
     failed: list[tuple[Chunk, Exception]] = field(default_factory=list)
-    spoiled: list[Chunk] = field(default_factory=list)
+    recompute: list[Chunk] = field(default_factory=list)
     runs: int = 0
 
     def take(self, plan: Plan) -> None:
@@ -64,7 +64,7 @@ class Isolation:
         if len(plan) == 1:
             self.failed.append((plan[0], error))
         elif not self.repeatable:
-            self.spoiled += plan
+            self.recompute += plan
         else:
             for part in (plan[::2], plan[1::2]):  # so that rows of one call, which are neighbours, are not tried first
                 self._retry(part, error)

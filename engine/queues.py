@@ -1,6 +1,6 @@
-"""Sequences that wait and sequences that run, each in order of arrival, and what must hold of that order.
+"""The scheduler's two queues, waiting and running sequences, each in order of arrival.
 
-It plans nothing, and knows blocks only by who holds them.
+They plan nothing, and know of blocks only which sequences hold some.
 """
 
 from collections import OrderedDict
@@ -9,17 +9,17 @@ from itertools import chain, islice
 
 from engine.sequence import Sequence
 
-WINDOW = 64  # waiting sequences among which the oldest is sought: set back, one is younger than its place
+WINDOW = 64  # the oldest wait is looked for among so many: a preempted sequence is not sorted by `waiting_since`
 
 
 class Queues:
-    """At most one sequence is partly read: `partly`. Those that overtook it come after it in the order, and so give way
-    before it does."""
+    """Waiting and running sequences. At most one is partly prefilled: `partial_prefill`. Sequences that overtook it
+    come after it in the order of arrival, and so are preempted before it is."""
 
     def __init__(self) -> None:
         self.waiting: OrderedDict[str, Sequence] = OrderedDict()
         self.running: OrderedDict[str, Sequence] = OrderedDict()
-        self.partial_prefill: Sequence | None = None  # runs, and more than one of its tokens is still to be computed
+        self.partial_prefill: Sequence | None = None  # runs, with more than one token still to be computed
         self._count = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -29,11 +29,11 @@ class Queues:
         self.waiting[sequence.id] = sequence
 
     def start(self, sequence: Sequence) -> None:
-        """Move a sequence that waits to those that run."""
+        """Move a waiting sequence to the running ones."""
         _insert(self.running, self.waiting.pop(sequence.id))
 
     def requeue(self, sequence: Sequence, now: float) -> None:
-        """Move a sequence that runs to those that wait."""
+        """Move a running sequence back to the waiting ones."""
         sequence.waiting_since = now
         _insert(self.waiting, self.running.pop(sequence.id))
         self._forget(sequence)
@@ -45,11 +45,12 @@ class Queues:
         self._forget(sequence)
 
     def next_ready(self, count: int) -> tuple[Sequence, ...]:
-        """The first `count` that wait for nothing but their turn."""
+        """The first `count` waiting sequences that do not wait for a grammar mask."""
         return tuple(islice((sequence for sequence in self.waiting.values() if sequence.ready), count))
 
     def record_prefill(self, sequence: Sequence) -> None:
-        """Take in that a chunk of a sequence was computed. A prompt with one token left is like a decode."""
+        """Update `partial_prefill` after a chunk of a sequence was computed. A prompt with one token left counts as a
+        sequence that decodes."""
         if sequence.pending > 1:
             self.partial_prefill = sequence
         else:
@@ -57,24 +58,24 @@ class Queues:
 
     @property
     def has_plain(self) -> bool:
-        """Whether a sequence without a grammar runs, or waits among the first."""
-        some = chain(self.running.values(), islice(self.waiting.values(), WINDOW))
-        return any(sequence.matcher is None for sequence in some)
+        """Whether a sequence without a grammar runs or is among the first that wait."""
+        first = chain(self.running.values(), islice(self.waiting.values(), WINDOW))
+        return any(sequence.matcher is None for sequence in first)
 
     @property
     def youngest(self) -> Sequence:
-        """The sequence that gives way when memory runs out: of those that run, the last to arrive."""
+        """The running sequence that arrived last: the one to preempt when blocks run out."""
         return next(reversed(self.running.values()))
 
     @property
     def waiting_since(self) -> float | None:
-        """When the sequence that has waited longest for its next token began to; None where none waits."""
-        partly = () if self.partial_prefill is None else (self.partial_prefill,)
-        unread = chain(partly, islice(self.waiting.values(), WINDOW))
+        """When the oldest waiting sequence began to wait for its next token; None if none waits."""
+        partial = () if self.partial_prefill is None else (self.partial_prefill,)
+        unread = chain(partial, islice(self.waiting.values(), WINDOW))
         return min((sequence.waiting_since for sequence in unread), default=None)
 
     def check(self, holders: Set[str], chunked: bool) -> None:
-        """Verify that `holders` of blocks run, the order, and that `partly` is what it says.
+        """Verify that all `holders` of blocks run, the order of arrival, and `partial_prefill`.
 
         Raises:
             RuntimeError: one does not hold.
@@ -85,9 +86,9 @@ class Queues:
             numbers = [sequence.arrival_number for sequence in queue.values()]
             if numbers != sorted(numbers):
                 raise RuntimeError("scheduler: the order of arrival is broken")
-        partly = [sequence for sequence in self.running.values() if sequence.pending > 1]
-        if chunked and partly != ([] if self.partial_prefill is None else [self.partial_prefill]):
-            raise RuntimeError("scheduler: more than one prompt is partly read, or another than the one that is known")
+        partial = [sequence for sequence in self.running.values() if sequence.pending > 1]
+        if chunked and partial != ([] if self.partial_prefill is None else [self.partial_prefill]):
+            raise RuntimeError("scheduler: more than one prompt is partly prefilled, or another one than is recorded")
 
     def _forget(self, sequence: Sequence) -> None:
         if self.partial_prefill is sequence:
@@ -95,7 +96,7 @@ class Queues:
 
 
 def _insert(queue: OrderedDict[str, Sequence], sequence: Sequence) -> None:
-    """Put a sequence in its place by arrival: mostly the end or the beginning, so that few others must move."""
+    """Insert a sequence in order of arrival. The position is usually the end or the start, so few others move."""
     older = [other.id for other in queue.values() if other.arrival_number < sequence.arrival_number]
     queue[sequence.id] = sequence
     if len(older) + 1 < len(queue):

@@ -1,7 +1,7 @@
-"""Continuous batching: which tokens of which sequences the next step computes, and what its results mean.
+"""The scheduler of continuous batching: it plans which tokens a step computes, and commits the step's results.
 
-Sequences that decode come first, then prompts, in order of arrival (`engine/prefill.py`); the youngest sequence is the
-one to give way when memory runs out. No tensors, no processes.
+Sequences that decode come first, then prompts, in order of arrival (`engine/prefill.py`). When blocks run out, the
+youngest sequence is preempted. It knows no tensors and no processes.
 """
 
 import math
@@ -22,23 +22,23 @@ from engine.speculation import Speculator
 from engine.types import Finish, Logprob, Request, TokenEvent
 from model.errors import InvalidRequest
 
-Scores = tuple[Logprob, ...] | None
+PromptLogprobs = tuple[Logprob, ...] | None
 
 
 class Scheduler:
-    """Plans steps over at most `max_running` sequences and `max_step_tokens` tokens a step.
+    """Plans steps of at most `max_running` sequences and `max_step_tokens` tokens.
 
-    With a `cost` and `step_seconds`, a step that decodes reads only so much of prompts that its estimated time stays
-    within `step_seconds`, but `min_chunk` tokens at least, and a share of the step that grows with the age of the
-    oldest that waits: a prompt is cut by its cost, so that one with many experts gets the shorter chunk. `cost` may be
-    set between steps.
+    With a `cost` and `step_seconds`, a step that decodes prefills only as much as keeps its estimated time within
+    `step_seconds`, but at least `min_chunk` tokens, and at least a share of the step that grows with the age of the
+    oldest waiting sequence. Prompts are cut by cost: one with many experts gets a shorter chunk. `cost` may be set
+    between steps.
 
-    With `chunked=False` (mixtures that mix tokens) a prompt is read whole and a preempted sequence is recomputed just
-    as it was first computed: the prompt in one chunk, then token by token. Such a prompt may exceed `max_step_tokens`,
-    as the only prompt of its step, and it is never cut by cost.
+    With `chunked=False` (mixtures that mix tokens) a prompt is prefilled whole, and a preempted sequence is recomputed
+    as it was first computed: the prompt in one chunk, then token by token. Such a prompt may exceed `max_step_tokens`
+    as the only prompt of its step, and is never cut by cost.
 
-    A `speculator` guesses at what sequences that decode will say next. Its guesses take tokens of a step and blocks
-    that are free, and nothing from anybody.
+    A `speculator` proposes drafts for sequences that decode. Drafts use only tokens of the step and blocks that no
+    other sequence needs.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class Scheduler:
         self._step_seconds, self._min_chunk = step_seconds if step_seconds and chunked else math.inf, min_chunk
         self.queues = Queues()
         self._waiting, self._running = self.queues.waiting, self.queues.running
-        self._prompts = PrefillPlanner(blocks, self.queues, max_running, chunked, clock)
-        self._planned: set[str] = set()  # in the plan that is not committed yet
-        self._doomed: set[str] = set()  # of these, aborted: they end with the commit
-        self._events: list[TokenEvent] = []  # ends that no commit has reported yet
+        self._prefills = PrefillPlanner(blocks, self.queues, max_running, chunked, clock)
+        self._planned: set[str] = set()  # ids in the plan that is not committed yet
+        self._aborting: set[str] = set()  # those of them that were aborted: they end with the commit
+        self._events: list[TokenEvent] = []  # final events that no commit has returned yet
 
     @property
     def running(self) -> int:
@@ -90,14 +90,13 @@ class Scheduler:
 
     @property
     def oldest_waiting_s(self) -> float:
-        """How long the sequence that has waited longest has waited for its next token, in the queue or partly read; in
-        seconds, 0 where none waits."""
+        """Seconds for which the oldest waiting sequence has waited for its next token; 0 if none waits."""
         since = self.queues.waiting_since
         return 0.0 if since is None else self._clock() - since
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do or report anything."""
+        """Whether a step would compute or report anything."""
         return bool(self._running or self._waiting or self._events)
 
     def add(self, request: Request, matcher: Matcher | None = None) -> None:
@@ -114,15 +113,15 @@ class Scheduler:
     def abort(self, request_id: str) -> None:
         """End a request; its last event comes with the next commit. An unknown id is ignored: it may just have ended.
 
-        Blocks are free on return, unless a step is running on them: then they are with its commit.
+        Its blocks are free on return, or, if it is part of the running step, after that step's commit.
         """
         if request_id in self._planned:
-            self._doomed.add(request_id)
+            self._aborting.add(request_id)
         elif sequence := self._running.get(request_id) or self._waiting.get(request_id):
             self._finish(sequence, "abort")
 
     def schedule(self) -> Plan:
-        """Choose the next step's chunks and hold blocks for them. Every plan must be committed or failed.
+        """Choose the next step's chunks and allocate their blocks. Every plan must be committed or failed.
 
         Raises:
             RuntimeError: the last plan is still open.
@@ -131,33 +130,33 @@ class Scheduler:
             raise RuntimeError("the last plan is neither committed nor failed")
         self.plan_stats = PlanStats()
         step_budget = StepBudget(self.cost or NO_COST, self.max_step_tokens, self._step_seconds, self._min_chunk)
-        plan = self._decodes(step_budget)
-        if self.queues.partial_prefill or (self._waiting and not self._prompts.full):
+        plan = self._plan_decodes(step_budget)
+        if self.queues.partial_prefill or (self._waiting and not self._prefills.full):
             if step_budget.time_bounded:
                 step_budget.reserve_for_prompts(prefill_share(self.oldest_waiting_s))
-            plan += self._prompts.plan(step_budget, self.plan_stats)
+            plan += self._prefills.plan(step_budget, self.plan_stats)
         self.plan_stats.estimated_s = step_budget.load.seconds if plan else 0.0
         self._planned = {chunk.sequence.id for chunk in plan}
         return tuple(plan)
 
-    def _decodes(self, step_budget: StepBudget) -> list[Chunk]:
-        """The next tokens of all sequences that decode, in order of arrival."""
+    def _plan_decodes(self, step_budget: StepBudget) -> list[Chunk]:
+        """One chunk, with drafts if any, for every sequence that decodes, in order of arrival."""
         plan: list[Chunk] = []
-        if (partly := self.queues.partial_prefill) is not None:
-            self._make_room(partly)
-        going = list(self._running.values())
-        for place, sequence in enumerate(going, 1):
-            decodes = sequence is not partly and sequence.id in self._running and sequence.ready
-            if decodes and (chunk := self._decode(sequence, step_budget)):
+        if (partial := self.queues.partial_prefill) is not None:
+            self._reserve_for_partial_prefill(partial)
+        running = list(self._running.values())
+        for index, sequence in enumerate(running, 1):
+            decodes = sequence is not partial and sequence.id in self._running and sequence.ready
+            if decodes and (chunk := self._decode_chunk(sequence, step_budget)):
                 step_budget.load.other_seconds += sequence.matcher.row_seconds if sequence.matcher else 0.0
-                plan.append(self._guess(chunk, step_budget, len(going) - place))
+                plan.append(self._add_drafts(chunk, step_budget, len(running) - index))
         return plan
 
     def commit(
-        self, plan: Plan, sampled: Seq[Sampled], scores: Seq[Scores] = (), spoiled: Seq[Chunk] = ()
+        self, plan: Plan, sampled: Seq[Sampled], scores: Seq[PromptLogprobs] = (), recompute: Seq[Chunk] = ()
     ) -> list[TokenEvent]:
-        """Take in a step's results, one `Sampled` per sampling chunk and `scores` of those that score, in plan order;
-        returns all events since the last. Sequences of `spoiled` chunks are computed again from their first token on.
+        """Apply a step's results, one `Sampled` per sampling chunk and `scores` per scoring chunk, in plan order, and
+        return all events since the last commit. Sequences of `recompute` chunks are recomputed from their first token.
 
         Raises:
             ValueError: the number of results is wrong; nothing has changed.
@@ -166,33 +165,35 @@ class Scheduler:
         results, scored = iter(sampled), iter(scores)
         for chunk in plan:
             found = next(scored) if chunk.scored_positions else ()
-            self._advance(chunk, next(results) if chunk.samples else None, found)
+            self._commit_chunk(chunk, next(results) if chunk.samples else None, found)
         if self.speculator is not None:
             self.speculator.record_step(self.plan_stats.estimated_s, len(sampled) + self.plan_stats.accepted)
-        if spoiled:
-            self._set_back(spoiled)
-        return self._close()
+        if recompute:
+            self._recompute(recompute)
+        return self._take_events()
 
     def fail(self, plan: Plan, message: str) -> list[TokenEvent]:
-        """End every sequence of an open plan with an error; whatever they computed is forgotten."""
-        self.drop(plan, message)
-        return self._close()
+        """End every sequence of an open plan with an error; nothing that they computed stays in the prefix cache."""
+        self.fail_chunks(plan, message)
+        return self._take_events()
 
-    def drop(self, chunks: Seq[Chunk], message: str) -> None:
-        """End these sequences of an open plan with an error; the rest of it is to be committed."""
+    def fail_chunks(self, chunks: Seq[Chunk], message: str) -> None:
+        """End some sequences of an open plan with an error; the rest of the plan is still to be committed."""
         for chunk in chunks:
-            doomed = chunk.sequence.id in self._doomed
-            self._finish(chunk.sequence, "abort" if doomed else "error", error=None if doomed else message)
+            if chunk.sequence.id in self._aborting:
+                self._finish(chunk.sequence, "abort")
+            else:
+                self._finish(chunk.sequence, "error", error=message)
 
     def reset(self, message: str) -> list[TokenEvent]:
-        """End everything with an error and start afresh: the way out of a fault in the scheduler itself."""
+        """End all sequences with an error and free all blocks: the recovery from a fault in the scheduler itself."""
         self.blocks.clear()
         for sequence in [*self._running.values(), *self._waiting.values()]:
             self._finish(sequence, "error", error=message)
-        return self._close()
+        return self._take_events()
 
     def check(self) -> None:
-        """Verify the block manager's invariants and our own, between steps.
+        """Verify the invariants of the block manager and of the queues, between steps.
 
         Raises:
             RuntimeError: one does not hold.
@@ -200,8 +201,8 @@ class Scheduler:
         self.blocks.check()
         self.queues.check(self.blocks.holders, self._chunked)
 
-    def _decode(self, sequence: Sequence, step_budget: StepBudget) -> Chunk | None:
-        """The next token of a running sequence, which takes its block from the youngest sequence if need be."""
+    def _decode_chunk(self, sequence: Sequence, step_budget: StepBudget) -> Chunk | None:
+        """The next token of a running sequence; preempts the youngest sequences until there is a block for it."""
         while not self.blocks.reserve(sequence, sequence.computed + 1):
             self._preempt(youngest := self.queues.youngest)
             if youngest is sequence:
@@ -210,24 +211,23 @@ class Scheduler:
         step_budget.spend_runs(chunk.count_runs, prompt=False)
         return chunk
 
-    def _make_room(self, partly: Sequence) -> None:
-        """Hold a block for a prompt partly read, for which what overtook it gives way; it waits for older sequences."""
-        while (last := self.queues.youngest) is not partly and not self.blocks.reserve(partly, partly.computed + 1):
+    def _reserve_for_partial_prefill(self, partial: Sequence) -> None:
+        """Allocate the next block of a partly prefilled prompt, preempting younger sequences for it but not older."""
+        while (last := self.queues.youngest) is not partial and not self.blocks.reserve(partial, partial.computed + 1):
             self._preempt(last)
 
-    def _guess(self, chunk: Chunk, step_budget: StepBudget, others: int) -> Chunk:
-        """The chunk of a sequence that decodes, with guesses: as many as leave the `others` of the step their token and
-        a block each."""
+    def _add_drafts(self, chunk: Chunk, step_budget: StepBudget, others: int) -> Chunk:
+        """The chunk with drafts: as many as leave the `others` of the step one token and one block each."""
         sequence = chunk.sequence
         if self.speculator is None or not chunk.samples:
             return chunk
         room = self.blocks.token_capacity(sequence) - 1 - others * self.blocks.block_size
-        guessed = self.speculator.add_drafts(chunk, min(step_budget.tokens - others, room), step_budget)
-        if count := len(guessed.drafts) + guessed.model_drafts:
+        drafted = self.speculator.add_drafts(chunk, min(step_budget.tokens - others, room), step_budget)
+        if count := len(drafted.drafts) + drafted.model_drafts:
             self.blocks.reserve(sequence, sequence.computed + 1 + count)
             after = chunk.start + chunk.length
             step_budget.spend_runs(sequence.count_runs(after, after + count), prompt=False)
-        return guessed
+        return drafted
 
     def _preempt(self, sequence: Sequence) -> None:
         self.blocks.release(sequence)
@@ -235,26 +235,26 @@ class Scheduler:
         self.plan_stats.preemptions += 1
         self.queues.requeue(sequence, self._clock())
 
-    def _set_back(self, chunks: Seq[Chunk]) -> None:
-        """Preempt these, to be computed apart from others."""
+    def _recompute(self, chunks: Seq[Chunk]) -> None:
+        """Preempt the chunks' sequences; up to where these chunks end, each will run in a step of its own."""
         for chunk in chunks:
             sequence = chunk.sequence
             sequence.isolated_until = max(sequence.isolated_until, chunk.start + chunk.length)
-            if sequence.id in self._doomed:
+            if sequence.id in self._aborting:
                 self._finish(sequence, "abort")
             elif sequence.id in self._running:
                 self._preempt(sequence)
 
-    def _advance(self, chunk: Chunk, result: Sampled | None, scores: Scores) -> None:
-        """Take in one chunk's results. Nothing computed by a sequence that failed is offered to others."""
-        sequence, ends = chunk.sequence, chunk.reaches_end
+    def _commit_chunk(self, chunk: Chunk, result: Sampled | None, scores: PromptLogprobs) -> None:
+        """Apply one chunk's results. Blocks of a sequence that failed are not published to the prefix cache."""
+        sequence, reaches_end = chunk.sequence, chunk.reaches_end
         sequence.computed = chunk.start + chunk.length
         sequence.record_work(chunk.start, sequence.computed)
         if chunk.drafts or chunk.model_drafts:
             count_draft_work(chunk, self.speculator.experts if self.speculator else 0)
-        if self._chunked and (self.queues.partial_prefill is sequence or not ends):
+        if self._chunked and (self.queues.partial_prefill is sequence or not reaches_end):
             self.queues.record_prefill(sequence)
-        if sequence.id in self._doomed:
+        if sequence.id in self._aborting:
             self._finish(sequence, "abort")
         elif scores is None:
             self._finish(sequence, "error", error=NOT_FINITE)
@@ -263,18 +263,18 @@ class Scheduler:
         else:
             sequence.prompt_logprobs += scores
             if result is not None:
-                self._append(chunk, (result, *result.after_drafts))
+                self._append_tokens(chunk, (result, *result.after_drafts))
             else:
                 self.blocks.publish(sequence)
-                if ends:
-                    self._finish(sequence, "length")  # only the prompt was to be scored
+                if reaches_end:
+                    self._finish(sequence, "length")  # only log-probabilities of the prompt were wanted
 
-    def _append(self, chunk: Chunk, results: tuple[Sampled, ...]) -> None:
-        """Add what was sampled: the next token, and those after it that guesses were right about."""
+    def _append_tokens(self, chunk: Chunk, results: tuple[Sampled, ...]) -> None:
+        """Append the sampled tokens: the next one, and one after each accepted draft."""
         sequence = chunk.sequence
         kept, finish = append_tokens(sequence, results, self.max_model_len)
         sequence.computed += len(kept) - 1
-        self._learn(chunk, len(kept) - 1)
+        self._record_drafts(chunk, len(kept) - 1)
         self.blocks.publish(sequence)
         last = None if finish is None else kept.pop()
         for result in kept:
@@ -282,7 +282,7 @@ class Scheduler:
         if last is not None and finish is not None:
             self._finish(sequence, finish, last, last.error, last.code)
 
-    def _learn(self, chunk: Chunk, accepted: int) -> None:
+    def _record_drafts(self, chunk: Chunk, accepted: int) -> None:
         if self.speculator is not None and (drafted := len(chunk.drafts) + chunk.model_drafts):
             self.plan_stats.drafted += drafted
             self.plan_stats.accepted += accepted
@@ -295,8 +295,8 @@ class Scheduler:
         self.queues.remove(sequence)
         self._events.append(end_event(sequence, finish, last, error, code, self._clock))
 
-    def _close(self) -> list[TokenEvent]:
+    def _take_events(self) -> list[TokenEvent]:
         self._planned.clear()
-        self._doomed.clear()
+        self._aborting.clear()
         events, self._events = self._events, []
         return events

@@ -1,9 +1,9 @@
-"""Guesses at the next tokens of a sequence, checked all at once in one step: speculation without a second model.
+"""Speculative decoding without a second model: where drafts come from, and how many are worth verifying.
 
-Where a grammar leaves no choice, that is the guess. Where what was written last has been written before in the prompt
-or the answer, what followed then is guessed (n-gram look-up; "prompt lookup decoding"). Or the model itself guesses
-with fewer experts. Either way a guess only stands if it is the very token that would have been sampled: answers are
-the same, token for token, at any temperature, because a token depends on its logits, the seed and the position alone.
+Drafts are tokens that a grammar leaves no alternative to; or what followed the last occurrence of the same n-gram in
+the prompt or the answer ("prompt lookup decoding"); or tokens that the model itself makes with fewer experts. A draft
+is accepted only if it equals the token that is sampled at its position. So answers are the same, token for token, at
+any temperature: a token depends only on its logits, the seed and the position.
 
 It knows tokens and times, no model.
 """
@@ -15,145 +15,160 @@ from engine.plan import Chunk
 from engine.sequence import Sequence
 from model.errors import InvalidRequest
 
-LONGEST = 8  # guesses at a time
-GRAMS = (4, 3, 2)  # tokens that must have been written before, longest first
-FORCED, MODEL = (
-    0,
-    1,
-)  # the other sources of guesses: a grammar that leaves no choice, and the model with fewer experts
-PRIORS = {FORCED: 0.95, MODEL: 0.8, 4: 0.6, 3: 0.5, 2: 0.3}  # of a guess being right, before anything is known
-LEARN, FORGET = 0.15, 0.002  # weight of one more guess; of the prior, per step in which guessing did not pay
-SHARED = 0.02  # weight of one sequence's guess for what is expected of the next sequence
-WORTH = 0.2  # without a cost model: the least chance of being right
-MARGIN = 1.5  # expected gain over expected cost: costs of larger steps are underestimated
-SMOOTH = 0.1  # weight of the last step's time per token
+MAX_DRAFTS = 8  # per sequence and step, unless a grammar forces more
+NGRAM_LENGTHS = (4, 3, 2)  # the longest n-gram that occurred before is used
+FORCED, MODEL = 0, 1  # sources of drafts beside the n-gram lengths: forced by a grammar, or made with fewer experts
+PRIORS = {FORCED: 0.95, MODEL: 0.8, 4: 0.6, 3: 0.5, 2: 0.3}  # acceptance rates before anything is observed
+LEARNING_RATE = 0.15  # weight of one more draft in its sequence's acceptance rate
+FORGETTING_RATE = 0.002  # weight of the prior in that rate, per step in which drafts were not worthwhile
+PRIOR_RATE = 0.02  # weight of one draft in the rate that new sequences start with
+MIN_PROBABILITY = 0.2  # without a cost model: the least probability of acceptance
+MARGIN = 1.5  # the least expected gain over expected cost: costs of larger steps are underestimated
+SMOOTHING = 0.1  # weight of the last step in `seconds_per_token`
 
 
 @dataclass(slots=True)
 class DraftState:
-    """What is known of one sequence: what followed each run of tokens last, and how good guesses were by their source.
+    """What is known of one sequence: its n-grams, and the acceptance rate of drafts per source.
 
-    A run of four tokens foretells more than one of two, so each length is a source of its own.
+    A longer n-gram predicts better, so each length is a source of its own.
     """
 
     rates: dict[int, float]
-    source: int = FORCED  # of the last guesses
-    read: int = 0  # tokens that are in the index
-    after: dict[tuple[int, ...], int] = field(default_factory=dict)  # a run, and the position that followed it last
+    source: int = FORCED  # of the last drafts
+    indexed: int = 0  # how many tokens are in the n-gram index
+    following: dict[tuple[int, ...], int] = field(default_factory=dict)  # n-gram → position after its last occurrence
 
 
 class Speculator:
-    """Decides how many tokens to guess for a sequence, so that the expected gain pays for checking them.
+    """Decides how many draft tokens a sequence gets, so that the expected gain pays for verifying them.
 
-    Where a grammar leaves no choice, that is the guess. Else, with `looks_up`, n-grams are looked up, or with `experts`
-    the model guesses with so many. Guessing stops for a sequence where it does not pay, and is tried again now and
-    then: what was learnt is slowly forgotten.
+    Tokens forced by a grammar come first. Otherwise, with `ngrams`, drafts come from an n-gram look-up, or, with
+    `experts`, from the model at that expert count. A sequence whose drafts are not worthwhile gets none, until its
+    acceptance rate has slowly returned to the prior.
     """
 
-    def __init__(self, looks_up: bool = True, experts: int = 0, longest: int = LONGEST) -> None:
-        self.experts, self._looks_up, self._longest = experts, looks_up, longest
-        self.value = 0.0  # estimated seconds per token of late: what one more token is worth
-        self._expected = dict(PRIORS)  # of a new sequence
+    def __init__(self, ngrams: bool = True, experts: int = 0, max_drafts: int = MAX_DRAFTS) -> None:
+        self.experts, self._ngrams, self._max_drafts = experts, ngrams, max_drafts
+        self.seconds_per_token = 0.0  # smoothed estimate: what one more token per step is worth
+        self._initial_rates = dict(PRIORS)  # of a new sequence
 
-    def add_drafts(self, chunk: Chunk, most: int, step_budget: StepBudget) -> Chunk:
-        """A decoding sequence's chunk with guesses, `most` at the most, and none beyond its last token."""
+    def add_drafts(self, chunk: Chunk, limit: int, step_budget: StepBudget) -> Chunk:
+        """The chunk of a decoding sequence with at most `limit` drafts, none of them beyond the last token wanted."""
         sequence = chunk.sequence
-        most = min(most, sequence.request.sampling.max_tokens - sequence.output_count - 1)
-        drafts = self.propose(sequence, most, step_budget)
-        ahead = 0 if drafts else self.model_drafts(sequence, most, step_budget)
-        return Chunk(sequence, chunk.start, chunk.length, drafts, ahead)
+        limit = min(limit, sequence.request.sampling.max_tokens - sequence.output_count - 1)
+        drafts = self.propose(sequence, limit, step_budget)
+        model_drafts = 0 if drafts else self.model_drafts(sequence, limit, step_budget)
+        return Chunk(sequence, chunk.start, chunk.length, drafts, model_drafts)
 
-    def propose(self, sequence: Sequence, most: int, step_budget: StepBudget) -> tuple[int, ...]:
-        """Up to `most` tokens that may follow. Call it for sequences that decode, at most once a step."""
-        if most < 1 or not (self._looks_up or sequence.matcher) or not _predictable(sequence):
+    def propose(self, sequence: Sequence, limit: int, step_budget: StepBudget) -> tuple[int, ...]:
+        """Up to `limit` draft tokens from a grammar or n-grams. Call it at most once per step and decoding sequence."""
+        if limit < 1 or not (self._ngrams or sequence.matcher) or not _can_verify(sequence):
             return ()
         if sequence.matcher is not None and sequence.matcher.dear:
-            return ()  # what may follow a guess would come too late
-        known = self._known(sequence)
+            return ()  # the masks after the drafts would be late
+        state = self._state(sequence)
         found: tuple[int, ...] = ()
         if sequence.matcher is not None:
-            found, known.source = tuple(sequence.matcher.forced()[:most]), FORCED
-        if not found and self._looks_up:
-            found = _look_up(sequence, known, min(most, self._longest))
-        return found[: self._worthwhile(sequence, known, len(found), step_budget, 0.0)] if found else ()
+            found = tuple(sequence.matcher.forced()[:limit])
+            state.source = FORCED
+        if not found and self._ngrams:
+            found = _ngram_drafts(sequence, state, min(limit, self._max_drafts))
+        if not found:
+            return ()
+        return found[: self._worthwhile_count(sequence, state, len(found), step_budget, 0.0)]
 
-    def model_drafts(self, sequence: Sequence, most: int, step_budget: StepBudget) -> int:
-        """How many tokens the model shall guess itself, with fewer experts."""
-        if not self.experts or most < 1 or not _predictable(sequence) or sequence.matcher is not None:
+    def model_drafts(self, sequence: Sequence, limit: int, step_budget: StepBudget) -> int:
+        """How many drafts the model shall make itself, with fewer experts."""
+        if not self.experts or limit < 1 or not _can_verify(sequence) or sequence.matcher is not None:
             return 0
-        known = self._known(sequence)
-        known.source = MODEL
-        position, budget = len(sequence.tokens), sequence.request.budget.at_most(self.experts)
-        draft = step_budget.load.seconds_alone(budget.at(position, sequence.prompt_length))
-        return self._worthwhile(sequence, known, min(most, self._longest), step_budget, draft)
+        state = self._state(sequence)
+        state.source = MODEL
+        budget = sequence.request.budget.at_most(self.experts)
+        counts = budget.at(len(sequence.tokens), sequence.prompt_length)
+        draft_seconds = step_budget.load.seconds_alone(counts)
+        return self._worthwhile_count(sequence, state, min(limit, self._max_drafts), step_budget, draft_seconds)
 
     def record_acceptance(self, sequence: Sequence, drafted: int, accepted: int) -> None:
-        """Take in how many of so many guesses were right."""
-        known = self._known(sequence)
-        for right in (*[1] * accepted, *[0] * (accepted < drafted)):
-            known.rates[known.source] += LEARN * (right - known.rates[known.source])
-            self._expected[known.source] += SHARED * (right - self._expected[known.source])
+        """Update the rates: `accepted` of `drafted` drafts were accepted. Drafts after a miss do not count."""
+        state = self._state(sequence)
+        outcomes = [1] * accepted
+        if accepted < drafted:
+            outcomes.append(0)
+        for outcome in outcomes:
+            state.rates[state.source] += LEARNING_RATE * (outcome - state.rates[state.source])
+            self._initial_rates[state.source] += PRIOR_RATE * (outcome - self._initial_rates[state.source])
 
     def record_step(self, seconds: float, tokens: int) -> None:
-        """Take in what a step was expected to take, and how many tokens came of it."""
+        """Update `seconds_per_token` after a step with this estimated time yielded this many tokens."""
         if tokens:
-            self.value += (SMOOTH if self.value else 1.0) * (seconds / tokens - self.value)
+            weight = SMOOTHING if self.seconds_per_token else 1.0
+            self.seconds_per_token += weight * (seconds / tokens - self.seconds_per_token)
 
-    def _worthwhile(
-        self, sequence: Sequence, known: DraftState, most: int, step_budget: StepBudget, each: float
+    def _worthwhile_count(
+        self, sequence: Sequence, state: DraftState, limit: int, step_budget: StepBudget, draft_seconds: float
     ) -> int:
-        """How many of `most` guesses pay for themselves: the n-th is right with the rate's n-th power.
+        """How many of `limit` drafts pay for themselves: the n-th is accepted with probability rate^n.
 
-        The step is taken to hold the sequence's own token already; `each` guess costs so much before it is checked.
+        The step must already hold the sequence's own token; making one draft takes `draft_seconds`.
         """
-        rate = known.rates[known.source]
+        rate = state.rates[state.source]
         after = step_budget.load.seconds_with(sequence.counts_at(len(sequence.tokens)))
-        count, chance, before = 0, rate, after(0)
-        while count < most:
-            spent = after(count + 1) - before + each
-            if not (chance * self.value > MARGIN * spent if self.value else chance > WORTH):
-                break
-            count, chance, before = count + 1, chance * rate, after(count + 1)
+        count, probability, before = 0, rate, after(0)
+        while count < limit and self._pays(probability, after(count + 1) - before + draft_seconds):
+            count += 1
+            probability *= rate
+            before = after(count)
         if not count:
-            known.rates[known.source] += FORGET * (PRIORS[known.source] - rate)
+            state.rates[state.source] += FORGETTING_RATE * (PRIORS[state.source] - rate)
         return count
 
-    def _known(self, sequence: Sequence) -> DraftState:
+    def _pays(self, probability: float, seconds: float) -> bool:
+        """Whether a draft that is accepted with this probability is worth this much time."""
+        if not self.seconds_per_token:
+            return probability > MIN_PROBABILITY
+        return probability * self.seconds_per_token > MARGIN * seconds
+
+    def _state(self, sequence: Sequence) -> DraftState:
         if not isinstance(sequence.draft_state, DraftState):
-            sequence.draft_state = DraftState(dict(self._expected))
+            sequence.draft_state = DraftState(dict(self._initial_rates))
         return sequence.draft_state
 
 
-def _predictable(sequence: Sequence) -> bool:
-    """Whether the logits after a guess are those that would be sampled from: penalties and bad words look back."""
+def _can_verify(sequence: Sequence) -> bool:
+    """Whether the rows after drafts have the logits that would be sampled from: penalties and bad words depend on the
+    tokens before, so that such sequences get no drafts."""
     sampling = sequence.request.sampling
     return not sampling.penalises and not sampling.bad_words and sequence.output_count >= sampling.min_tokens
 
 
-def _look_up(sequence: Sequence, known: DraftState, most: int) -> tuple[int, ...]:
-    """What followed the last time that the text ended as it does now."""
-    tokens, after = sequence.tokens, known.after
-    for end in range(max(known.read, 1), len(tokens)):  # the last token is followed by nothing yet
-        for gram in GRAMS:
-            if end >= gram:
-                after[tuple(tokens[end - gram : end])] = end
-    known.read = len(tokens)
-    for gram in GRAMS:
-        at = after.get(tuple(tokens[-gram:])) if len(tokens) >= gram else None
-        if at is not None:
-            known.source = gram
-            return _continued(tokens, at, most)
+def _ngram_drafts(sequence: Sequence, state: DraftState, limit: int) -> tuple[int, ...]:
+    """The tokens that followed the last earlier occurrence of the n-gram at the end of the sequence."""
+    tokens, following = sequence.tokens, state.following
+    for end in range(max(state.indexed, 1), len(tokens)):  # the last token is followed by nothing yet
+        for length in NGRAM_LENGTHS:
+            if end >= length:
+                following[tuple(tokens[end - length : end])] = end
+    state.indexed = len(tokens)
+    for length in NGRAM_LENGTHS:
+        position = following.get(tuple(tokens[-length:])) if len(tokens) >= length else None
+        if position is not None:
+            state.source = length
+            return _continuation(tokens, position, limit)
     return ()
 
 
-def _continued(tokens: list[int], at: int, most: int) -> tuple[int, ...]:
-    """Tokens from `at`; what repeats itself up to the end goes on repeating."""
-    period = len(tokens) - at
-    return tuple(tokens[at + i % period] for i in range(most))
+def _continuation(tokens: list[int], position: int, limit: int) -> tuple[int, ...]:
+    """`limit` tokens from `position` on; where the text ends they start again, as a repeating text would.
+
+    Example: from position 2 of [7, 8, 7, 8], five tokens are 7, 8, 7, 8, 7.
+    """
+    period = len(tokens) - position
+    return tuple(tokens[position + i % period] for i in range(limit))
 
 
 def speculator_of(setting: str) -> Speculator | None:
-    """From "off", "grammar", "ngram" or "experts=K".
+    """The speculator of a setting: "off" (None), "grammar", "ngram" or "experts=K".
 
     Raises:
         InvalidRequest: it is none of these.
@@ -161,8 +176,8 @@ def speculator_of(setting: str) -> Speculator | None:
     if setting == "off":
         return None
     if setting in ("grammar", "ngram"):
-        return Speculator(looks_up=setting == "ngram")
+        return Speculator(ngrams=setting == "ngram")
     word, _, count = setting.partition("=")
     if word != "experts" or not count.isdecimal() or int(count) < 1:
         raise InvalidRequest(f"speculate must be off, grammar, ngram or experts=K, got {setting!r:.64}", "speculate")
-    return Speculator(looks_up=False, experts=int(count))
+    return Speculator(ngrams=False, experts=int(count))

@@ -98,7 +98,7 @@ def test_so_it_does_where_prompts_have_counts_of_their_own(served: Served) -> No
 
 @each({f"{name}-{who}": replace(LAYOUTS[name], speculate=who) for who, name in GUESSED})
 def test_so_it_does_when_tokens_are_guessed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.speculation.WORTH", 0.0)  # whatever it is worth
+    monkeypatch.setattr("engine.speculation.MIN_PROBABILITY", 0.0)  # whatever it is worth
     crowd, requests = storm(served, seed=4, requests=served.requests)
     for request in requests:
         assert_as_alone(served, crowd, alone(served, request), request.id)

@@ -415,5 +415,5 @@ def test_check_sees_a_second_prompt_partly_read() -> None:
     step(scheduler, runner)
     scheduler.check()
     scheduler._running["short"].computed = 0
-    with pytest.raises(RuntimeError, match="more than one prompt is partly read"):
+    with pytest.raises(RuntimeError, match="more than one prompt is partly prefilled"):
         scheduler.check()

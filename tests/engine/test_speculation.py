@@ -10,7 +10,7 @@ from engine.blocks import BlockManager
 from engine.cost import ExpertPool, StepBudget, StepCost
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
-from engine.speculation import LONGEST, PRIORS, Speculator, speculator_of
+from engine.speculation import MAX_DRAFTS, PRIORS, Speculator, speculator_of
 from model.errors import InvalidRequest
 from tests.engine.fake import FakeRunner, request
 from tests.engine.test_scheduler import finish, text
@@ -69,7 +69,7 @@ def proposed_or_none(of: Sequence) -> tuple[int, ...]:
 
 def test_guessing_stops_where_it_does_not_pay_and_is_tried_again() -> None:
     speculator, of = Speculator(), sequence(1, 2, 1, 2)
-    speculator.value = 1.0
+    speculator.seconds_per_token = 1.0
     assert speculator.propose(of, 8, step_budget(CHEAP))
     assert speculator.propose(of, 8, step_budget(DEAR)) == ()
     some = StepCost(fixed=1.0, per_token=0.15, per_pair=0.0, per_expert=0.0, pools=(ExpertPool(8),))
@@ -83,12 +83,12 @@ def test_guessing_stops_where_it_does_not_pay_and_is_tried_again() -> None:
 
 def test_the_better_the_guesses_the_longer() -> None:
     speculator, of = Speculator(), sequence(1, 2, 1, 2)
-    speculator.value = 0.05
-    before = len(speculator.propose(of, LONGEST, step_budget(CHEAP)))
+    speculator.seconds_per_token = 0.05
+    before = len(speculator.propose(of, MAX_DRAFTS, step_budget(CHEAP)))
     for _ in range(20):
-        speculator.propose(of, LONGEST, step_budget(CHEAP))
+        speculator.propose(of, MAX_DRAFTS, step_budget(CHEAP))
         speculator.record_acceptance(of, 4, 4)
-    assert before < len(speculator.propose(of, LONGEST, step_budget(CHEAP))) == LONGEST
+    assert before < len(speculator.propose(of, MAX_DRAFTS, step_budget(CHEAP))) == MAX_DRAFTS
 
 
 class Truth(Speculator):
