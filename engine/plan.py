@@ -65,6 +65,7 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 Plan = tuple[Chunk, ...]
+PromptLogprobs = tuple[Logprob, ...] | None  # of one chunk's scored positions; None: one of them is not finite
 
 
 def sample_count(plan: Plan) -> int:
@@ -129,7 +130,7 @@ class StepResult:
 
     sampled: tuple[Sampled, ...]
     work: MoEWork
-    scores: tuple[tuple[Logprob, ...] | None, ...] = ()
+    scores: tuple[PromptLogprobs, ...] = ()
 
 
 class Runner(Protocol):

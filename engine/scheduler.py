@@ -14,15 +14,13 @@ from engine.cost import NO_COST, StepBudget, StepCost, prefill_share
 from engine.fits_context import require_fits_context
 from engine.grammars.matcher import Matcher
 from engine.outputs import append_tokens, count_draft_work, end_event, token_event
-from engine.plan import NOT_FINITE, Chunk, Plan, PlanStats, Sampled, require_results
+from engine.plan import NOT_FINITE, Chunk, Plan, PlanStats, PromptLogprobs, Sampled, require_results
 from engine.prefill import PrefillPlanner
 from engine.queues import Queues
 from engine.sequence import Sequence
 from engine.speculation import Speculator
-from engine.types import Finish, Logprob, Request, TokenEvent
+from engine.types import Finish, Request, TokenEvent
 from model.errors import InvalidRequest
-
-PromptLogprobs = tuple[Logprob, ...] | None
 
 
 class Scheduler:
@@ -57,7 +55,7 @@ class Scheduler:
     ) -> None:
         if not 1 <= max_running <= max_step_tokens:
             raise ValueError(
-                f"max_step_tokens ({max_step_tokens}) must be at least max_running ({max_running}), 1 or more"
+                f"max_step_tokens {max_step_tokens} must be at least max_running {max_running}, at least 1"
             )
         if blocks.prefix_cache and not chunked:
             raise ValueError("a model that must read prompts whole cannot use a prefix cache")
@@ -69,8 +67,8 @@ class Scheduler:
         self.max_running, self.max_step_tokens, self.max_model_len = max_running, max_step_tokens, max_model_len
         self.cost, self.speculator = cost, speculator
         self.plan_stats = PlanStats()  # of the last plan
-        self._chunked, self._clock = chunked, clock
-        self._step_seconds, self._min_chunk = step_seconds if step_seconds and chunked else math.inf, min_chunk
+        self._chunked, self._clock, self._min_chunk = chunked, clock, min_chunk
+        self._step_seconds = step_seconds if step_seconds and chunked else math.inf
         self.queues = Queues()
         self._waiting, self._running = self.queues.waiting, self.queues.running
         self._prefills = PrefillPlanner(blocks, self.queues, max_running, chunked, clock)
@@ -144,12 +142,14 @@ class Scheduler:
         plan: list[Chunk] = []
         if (partial := self.queues.partial_prefill) is not None:
             self._reserve_for_partial_prefill(partial)
-        running = list(self._running.values())
-        for index, sequence in enumerate(running, 1):
-            decodes = sequence is not partial and sequence.id in self._running and sequence.ready
-            if decodes and (chunk := self._decode_chunk(sequence, step_budget)):
+        decoding = [sequence for sequence in self._running.values() if sequence is not partial]
+        others = len(decoding) + (partial is not None)  # sequences that still need a token of this step
+        for sequence in decoding:
+            others -= 1
+            running = sequence.id in self._running  # unless it was just preempted
+            if running and sequence.ready and (chunk := self._decode_chunk(sequence, step_budget)):
                 step_budget.load.other_seconds += sequence.matcher.row_seconds if sequence.matcher else 0.0
-                plan.append(self._add_drafts(chunk, step_budget, len(running) - index))
+                plan.append(self._add_drafts(chunk, step_budget, others))
         return plan
 
     def commit(

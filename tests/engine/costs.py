@@ -11,7 +11,7 @@ COST = StepCost(fixed=2e-3, per_token=2e-5, per_pair=2e-5, per_expert=5e-5, pool
 
 def work_of(pools: tuple[ExpertPool, ...], chunks: Iterable[Chunk]) -> tuple[int, int, float]:
     """Tokens, routed pairs and expected distinct experts of a step of these chunks."""
-    tokens = [c.sequence.counts_at(c.start + index) for c in chunks for index in range(c.length)]
+    tokens = [c.sequence.counts_at(c.start + index) for c in chunks for index in range(len(c.tokens))]  # with drafts
     distinct = 0.0
     for layer, pool in enumerate(pools):
         untouched = float(pool.experts)
