@@ -180,10 +180,8 @@ class Scheduler:
     def fail_chunks(self, chunks: Seq[Chunk], message: str) -> None:
         """End some sequences of an open plan with an error; the rest of the plan is still to be committed."""
         for chunk in chunks:
-            if chunk.sequence.id in self._aborting:
-                self._finish(chunk.sequence, "abort")
-            else:
-                self._finish(chunk.sequence, "error", error=message)
+            aborted = chunk.sequence.id in self._aborting
+            self._finish(chunk.sequence, "abort" if aborted else "error", error=None if aborted else message)
 
     def reset(self, message: str) -> list[TokenEvent]:
         """End all sequences with an error and free all blocks: the recovery from a fault in the scheduler itself."""
