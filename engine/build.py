@@ -179,6 +179,8 @@ def assemble(
     """An engine around a loaded model, and the number of its KV blocks. Without a `cost`, only tokens bound a step."""
     config = model.config
     blocks = cache_blocks(config, settings, model.dtype, model.workspace)
+    if settings.prefix_cache and not config.prefix_reusable:
+        log.info("no prefix cache: this model keeps states, or mixes tokens, which no other sequence can share")
     manager = BlockManager(
         blocks,
         settings.block_size,

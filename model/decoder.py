@@ -22,8 +22,6 @@ from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import FeedForward
 from model.step import LayerStep, Observer, Past
 
-register_all(model.attention, model.moe)
-
 
 def embedding(count: int, width: int) -> nn.Embedding:
     """Without torch's initial values: drawing them for a model without memory imports much, and takes a second."""
@@ -52,6 +50,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        register_all(model.attention, model.moe)
         self.config = config
         self.embed = embedding(config.vocabulary, config.width)
         if config.positions == "learned":

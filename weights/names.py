@@ -9,11 +9,12 @@ import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import singledispatch
 from typing import Any
 
-from model.shapes.attention import MLA, Attention, AttentionShape, GatedDeltaNet
+from model.shapes.attention import MLA, Attention, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import Dense, FeedForward, Infinity, TopK
+from model.shapes.mixtures import Dense, Infinity, TopK
 from weights.rules import Copy, Fuse, Ignore, Rule, Stack, renamed
 
 IGNORED = (
@@ -84,7 +85,7 @@ def _decoder(config: DecoderConfig) -> Iterator[Rule]:
         yield from attention(shape, ours + "attention.", theirs)
         yield from norm(config, ours + "attention_norm", theirs + "input_layernorm")
         yield from norm(config, ours + "ffn_norm", theirs + "post_attention_layernorm")
-        yield from feed_forward(config.width, ffn, ours + "ffn.", theirs + "mlp.")
+        yield from feed_forward(ffn, config.width, ours + "ffn.", theirs + "mlp.")
     yield from norm(config, "norm", "model.norm")
     if not config.tied:
         yield Copy("head.weight", "lm_head.weight")
@@ -98,21 +99,19 @@ def norm(config: DecoderConfig, ours: str, theirs: str) -> Iterator[Rule]:
         yield Copy(f"{ours}.{part}", f"{theirs}.{part}")
 
 
-def attention(shape: AttentionShape, ours: str, theirs: str) -> Iterator[Rule]:
-    """The part of a layer that lets tokens see each other; `theirs` is the layer."""
-    match shape:
-        case Attention():
-            return _attention(shape, ours, theirs + "self_attn.")
-        case MLA():
-            return _mla(shape, ours, theirs + "self_attn.")
-        case GatedDeltaNet():
-            return _gated_delta_net(ours, theirs)
-    raise TypeError(
-        f"layers of the kind {type(shape).__name__} have no shared names: the family needs a table of its own"
-    )
+@singledispatch
+def attention(shape: object, ours: str, theirs: str) -> Iterator[Rule]:
+    """The rules of a layer's first half, by the kind of its shape; `theirs` is the layer.
+
+    Raises:
+        TypeError: the kind has no names here.
+    """
+    raise TypeError(f"there are no tensor names for layers of the kind {type(shape).__name__}")
 
 
+@attention.register
 def _attention(shape: Attention, ours: str, theirs: str) -> Iterator[Rule]:
+    theirs += "self_attn."
     query, group = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     sizes = (query * 2 if shape.gated else query, group, group)
     for part in ["weight", "bias"] if shape.bias else ["weight"]:
@@ -125,7 +124,9 @@ def _attention(shape: Attention, ours: str, theirs: str) -> Iterator[Rule]:
         yield Copy(ours + "sinks", theirs + "sinks")
 
 
+@attention.register
 def _mla(shape: MLA, ours: str, theirs: str) -> Iterator[Rule]:
+    theirs += "self_attn."
     names = {"query": "q_proj"}
     if shape.query_rank is not None:
         names = {"query_down": "q_a_proj", "query_norm": "q_a_layernorm", "query": "q_b_proj"}
@@ -136,7 +137,8 @@ def _mla(shape: MLA, ours: str, theirs: str) -> Iterator[Rule]:
             yield Copy(f"{ours}{our}.bias", f"{theirs}{their}.bias")
 
 
-def _gated_delta_net(ours: str, theirs: str) -> Iterator[Rule]:
+@attention.register
+def _gated_delta_net(shape: GatedDeltaNet, ours: str, theirs: str) -> Iterator[Rule]:
     names = {
         "project.weight": "in_proj_qkvz.weight",
         "rates.weight": "in_proj_ba.weight",
@@ -151,18 +153,19 @@ def _gated_delta_net(ours: str, theirs: str) -> Iterator[Rule]:
     yield from (Copy(ours + our, f"{theirs}linear_attn.{their}") for our, their in names.items())
 
 
-def feed_forward(width: int, ffn: FeedForward, ours: str, theirs: str) -> Iterator[Rule]:
-    """One layer's feed-forward part, by kind."""
-    match ffn:
-        case Dense():
-            return dense(ffn, ours, theirs)
-        case Infinity():
-            return _infinity(ours, theirs)
-        case TopK():
-            return _topk(width, ffn, ours, theirs)
-    raise TypeError(
-        f"layers of the kind {type(ffn).__name__} have no shared names: the family needs a table of its own"
-    )
+@singledispatch
+def feed_forward(shape: object, width: int, ours: str, theirs: str) -> Iterator[Rule]:
+    """The rules of a layer's feed-forward part, by the kind of its shape.
+
+    Raises:
+        TypeError: the kind has no names here.
+    """
+    raise TypeError(f"there are no tensor names for layers of the kind {type(shape).__name__}")
+
+
+@feed_forward.register
+def _dense(shape: Dense, width: int, ours: str, theirs: str) -> Iterator[Rule]:
+    return dense(shape, ours, theirs)
 
 
 def dense(ffn: Dense, ours: str, theirs: str) -> Iterator[Rule]:
@@ -176,12 +179,14 @@ def dense(ffn: Dense, ours: str, theirs: str) -> Iterator[Rule]:
         yield Copy(f"{ours}down.{part}", f"{theirs}down_proj.{part}")
 
 
-def _infinity(ours: str, theirs: str) -> Iterator[Rule]:
+@feed_forward.register
+def _infinity(shape: Infinity, width: int, ours: str, theirs: str) -> Iterator[Rule]:
     names = {"router": "router", "scores": "mask_scores", "up": "up_proj", "down": "down_proj"}
     yield from (Copy(ours + our, f"{theirs}{their}.weight") for our, their in names.items())
 
 
-def _topk(width: int, ffn: TopK, ours: str, theirs: str) -> Iterator[Rule]:
+@feed_forward.register
+def _topk(ffn: TopK, width: int, ours: str, theirs: str) -> Iterator[Rule]:
     yield Copy(ours + "router", theirs + "gate.weight")
     if ffn.router.logit_bias:
         yield Copy(ours + "router_bias", theirs + "gate.bias")

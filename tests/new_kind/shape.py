@@ -1,0 +1,40 @@
+"""The shape of a mixture whose experts see the mean of a sequence's tokens so far."""
+
+from dataclasses import dataclass
+
+from model.shapes.checks import counts, sizes
+from model.shapes.memory import StateMemory
+
+
+@dataclass(frozen=True, slots=True)
+class RunningMean:
+    """Of `experts` of `hidden` units, a token runs the K that its router scores best. Router and experts read the mean
+    of the inputs of the token and those before it."""
+
+    width: int
+    experts: int
+    hidden: int
+    trained: int
+    fixed = False
+    shared_experts = 0
+    draws_noise = False
+    token_local = False
+
+    def __post_init__(self) -> None:
+        sizes(width=self.width, experts=self.experts, hidden=self.hidden)
+        counts(self.trained, self.experts)
+
+    @property
+    def pool(self) -> tuple[int, int]:
+        """All experts; each routed pair touches one."""
+        return self.experts, 0
+
+    @property
+    def maximum(self) -> int:
+        """All experts."""
+        return self.experts
+
+    @property
+    def memory(self) -> StateMemory:
+        """The sum of the inputs so far; how many they are follows from the position."""
+        return StateMemory(self.width)
