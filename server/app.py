@@ -1,4 +1,4 @@
-"""Puts the pieces together: one FastAPI app over one engine. Everything it needs is handed to it."""
+"""Puts the server together: one FastAPI app over one engine. Everything it needs is passed in."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -17,14 +17,14 @@ from server.access.sites import SitePolicy, hosts_of
 from server.dialects.base import Dialect
 from server.errors import RateLimited, code_of
 from server.http import error_responses, openapi
-from server.http.auth import LEVEL_HEADERS, Auth
+from server.http.auth import RATE_LIMIT_HEADERS, Auth
 from server.http.counts import HttpCounts
 from server.http.h11 import ConnectionLimits, protocol_of
 from server.http.listening import files_left
-from server.http.middleware import BodyBudget, Cut, HeadAsGet, Limits, RequestId, Reserve
+from server.http.middleware import BodyBudget, BodyLimits, HeadAsGet, RequestId, ReservedConnections, StopGuard
 from server.http.routes import docs, generate, models, probes, tokens
 from server.http.sites import Sites
-from server.protocols import ChatTemplate, Engine, Tokenizer
+from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProtocol
 from server.requests.output_spec import PLAIN
 from server.service import Service
 from server.settings import Settings
@@ -32,19 +32,19 @@ from server.version import VERSION
 
 log = structlog.get_logger("server")
 STOP_SECONDS = 5.0
-PARTS = (docs, generate, models, probes, tokens)
+ROUTE_MODULES = (docs, generate, models, probes, tokens)
 
 
 def create_app(
     settings: Settings,
-    engine: Engine,
-    tokenizer: Tokenizer,
-    chat: ChatTemplate | None,
+    engine: EngineProtocol,
+    tokenizer: TokenizerProtocol,
+    chat: ChatTemplateProtocol | None,
     card: Mapping[str, Any],
     sampling_defaults: Mapping[str, Any] = MappingProxyType({}),
     dialect: Dialect = PLAIN,
 ) -> FastAPI:
-    """The app. HTTP answers at once; the model loads beside it, and `Service` says how that ended."""
+    """The app. HTTP answers at once while the model loads; `Service` says how that ended."""
     service = Service(settings, engine, tokenizer, chat, card, sampling_defaults, dialect)
 
     @asynccontextmanager
@@ -62,15 +62,15 @@ def create_app(
         version=VERSION,
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
+        docs_url=None,  # FastAPI's own pages load scripts from other sites
         redoc_url=None,
     )
     app.state.service = service
     error_responses.install(app)
     openapi.install(app)
     _add_middleware(app, service)
-    for part in PARTS:
-        app.include_router(part.router)
+    for module in ROUTE_MODULES:
+        app.include_router(module.router)
     return app
 
 
@@ -78,25 +78,25 @@ async def _boot(service: Service) -> None:
     try:
         await service.boot()
     except Exception as error:
-        service.boot_error = error  # the command says it, once
+        service.boot_error = error  # the command prints it
         if not isinstance(error, MoedialError):
             log.error("internal error", exc_info=error)
 
 
 def _add_middleware(app: FastAPI, service: Service) -> None:
     """The last one added is the outermost."""
-    settings, note = service.settings, partial(_note_refused, service)
+    settings, on_refused = service.settings, partial(_record_refusal, service)
     budget = BodyBudget(settings.max_inflight_body_bytes)
     service.metrics.watch("http_body_bytes", lambda: budget.held)
     app.add_middleware(
-        Limits,
+        BodyLimits,
         max_fields=settings.max_header_fields,
         max_bytes=settings.max_body_bytes,
         timeout=settings.body_timeout,
         budget=budget,
     )
-    app.add_middleware(Auth, keys=service.keys, accounts=service.accounts, note=partial(_note_key, service))
-    app.add_middleware(Reserve, note=note)
+    app.add_middleware(Auth, keys=service.keys, accounts=service.accounts, on_result=partial(_record_key, service))
+    app.add_middleware(ReservedConnections, on_refused=on_refused)
     origins = settings.allow_origin
     if origins:
         app.add_middleware(
@@ -105,44 +105,43 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
             allow_methods=("GET", "HEAD", "POST"),
             allow_headers=("*",),
             allow_private_network=True,
-            expose_headers=("x-request-id", "x-num-experts", "x-should-retry", "retry-after", *LEVEL_HEADERS),
+            expose_headers=("x-request-id", "x-num-experts", "x-should-retry", "retry-after", *RATE_LIMIT_HEADERS),
         )
     hosts = hosts_of(settings.allowed_hosts, settings.host, bool(service.keys))
     policy = SitePolicy(hosts, frozenset(origins), keys=bool(service.keys))
-    app.add_middleware(Sites, policy=policy, on_refused=note)
+    app.add_middleware(Sites, policy=policy, on_refused=on_refused)
     app.add_middleware(HeadAsGet)
-    routes = [*app.routes, *(route for part in PARTS for route in part.router.routes)]
+    routes = [*app.routes, *(route for module in ROUTE_MODULES for route in module.router.routes)]
     app.add_middleware(HttpCounts, routes=routes, count=partial(service.metrics.inc, "http_requests"))
-    app.add_middleware(Cut)
+    app.add_middleware(StopGuard)
     app.add_middleware(RequestId)
 
 
 def protocol_for(service: Service) -> type[asyncio.Protocol]:
     """The class of the app's connections, for uvicorn."""
     settings = service.settings
-    return protocol_of(
-        ConnectionLimits(
-            max_connections=settings.max_connections,
-            max_answered=files_left(settings.max_connections),
-            max_header_bytes=settings.max_header_bytes,
-            header_timeout=settings.header_timeout,
-            on_refused=service.on_connection_refused,
-        )
+    limits = ConnectionLimits(
+        max_connections=settings.max_connections,
+        max_lingering=files_left(settings.max_connections),
+        max_header_bytes=settings.max_header_bytes,
+        header_timeout=settings.header_timeout,
+        on_refused=service.on_connection_refused,
     )
+    return protocol_of(limits)
 
 
-def _note_key(service: Service, scope: Scope, error: MoedialError | None) -> None:
-    """Count a request that a key has made or been refused."""
+def _record_key(service: Service, scope: Scope, error: MoedialError | None) -> None:
+    """Count a request of a key, accepted or refused."""
     key = scope["state"]["key_name"]
     if error is None:
         return service.metrics.inc("key_requests", key)
     if isinstance(error, RateLimited):
         service.metrics.inc("key_requests_limited", key, error.limit)
-    _note_refused(service, scope, error)
+    _record_refusal(service, scope, error)
 
 
-def _note_refused(service: Service, scope: Scope, error: MoedialError) -> None:
-    """Log a request that is refused before it has a route, and count it where it asks for an answer."""
+def _record_refusal(service: Service, scope: Scope, error: MoedialError) -> None:
+    """Log a request that is refused before it reaches a route, and count it on the routes that generate."""
     state = scope["state"]
     named = {"key": state["key_name"]} if state.get("key_name") else {}
     log.info("refused", code=code_of(error), reason=str(error), request_id=state.get("request_id"), **named)

@@ -1,6 +1,6 @@
-"""The `moedial` command. Options of `serve` derive from the settings class; none is typed twice.
+"""The `moedial` command. The options of `serve` are derived from the settings class.
 
-It parses and prints; the work is elsewhere. A new sub-command is one function with `@app.command()`.
+It parses arguments and prints errors; the work is done elsewhere. A sub-command is a function with `@app.command()`.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from server.configuration.options import default_of, flag_of, group_of
 from server.configuration.variables import BadSetting, forget_keys
 from server.settings import Settings
 from server.standard_streams import open_missing
-from terminal.cli import bench, chat, run_once  # their options only; httpx and the rest are loaded when they run
+from terminal.cli import bench, chat, run_once  # only their options; httpx and the rest are imported when they run
 
 app = typer.Typer(name="moedial", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -42,47 +42,51 @@ def moedial(
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    """A setting as a typer option. Its text goes to pydantic unparsed, so flag and variable are read alike."""
+    """A setting as a typer option. pydantic parses its text, so that a flag is read as its variable is."""
     flag, switch = flag_of(name), isinstance(field.default, bool)
     default = default_of(field)
+    variable = PREFIX + name.upper() + (f"; default {default}" if default else "")
+    names = f"{flag}/--no-{flag[2:]}" if switch else flag
+    metavar = None if switch else name.rpartition("_")[2].upper()
     option = typer.Option(
-        *([f"{flag}/--no-{flag[2:]}"] if switch else [flag]),
-        help=f"{field.description} [{PREFIX}{name.upper()}{default and '; default ' + default}]",
+        names,
+        help=f"{field.description} [{variable}]",
         show_default=False,
         rich_help_panel=group_of(field),
-        metavar=None if switch else name.rpartition("_")[2].upper(),
+        metavar=metavar,
     )
-    kind = bool | None if switch else list[str] | None if isinstance(field.default, tuple) else str | None
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+    kind: Any = str | None
+    if switch:
+        kind = bool | None
+    elif isinstance(field.default, tuple):
+        kind = list[str] | None
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, option])
 
 
 def serve(folder: str | None = None, **flags: Any) -> None:
     """Serve one model over HTTP."""
-    from server.serve import run  # late: --help and version need no server
+    from server.serve import run  # here, since --help and version need no server
 
     if folder is not None and flags.get("model") not in (None, folder):
         raise BadSetting(f"MODEL is {folder!r:.255} and --model is {flags['model']!r:.255}; give one of them")
     flags["model"] = folder or flags.get("model")
-    settings = Settings(**{name: _joined(value) for name, value in flags.items() if value not in (None, [])})
+    given = {name: value for name, value in flags.items() if value not in (None, [])}
+    settings = Settings(**{name: _joined(value) for name, value in given.items()})
     forget_keys(os.environ)
     run(settings)
 
 
 def _joined(value: Any) -> Any:
-    """A flag that may be repeated, as if its words had been given at once."""
+    """The values of a repeated flag as one comma-separated text."""
     return ",".join(value) if isinstance(value, list) else value
 
 
 _model = typer.Argument(metavar="MODEL", help="What to serve; --model says the same", show_default=False)
-_parameters = [
-    inspect.Parameter(
-        "folder",
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        default=None,
-        annotation=Annotated[str | None, _model],
-    ),
-    *(_parameter(name, field) for name, field in Settings.model_fields.items()),
-]
+_folder = inspect.Parameter(
+    "folder", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[str | None, _model]
+)
+_parameters = [_folder, *(_parameter(name, field) for name, field in Settings.model_fields.items())]
 serve.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defined]
 serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _parameters}
 app.command(cls=GroupedCommand)(serve)
@@ -100,14 +104,15 @@ def version() -> None:
 
 
 def main() -> None:
-    """The console entry. One clear line and a non-zero code for what a person can mend."""
+    """The entry point of the command: one line and a non-zero exit code for errors that a user can fix."""
     open_missing()
     try:
         app()
     except ValidationError as error:
         for fault in error.errors():
             name = str(fault["loc"][0])
-            print(f"moedial: {flag_of(name)} ({PREFIX}{name.upper()}): {fault['msg']}", file=sys.stderr)
+            option = f"{flag_of(name)} ({PREFIX}{name.upper()})"
+            print(f"moedial: {option}: {fault['msg']}", file=sys.stderr)
         sys.exit(2)
     except BadSetting as error:
         print(f"moedial: {error}", file=sys.stderr)

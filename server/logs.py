@@ -1,4 +1,4 @@
-"""The HTTP process's own rules for log lines. Prompts are never logged. How a line looks is `engine/logs.py`'s."""
+"""The HTTP process's rules for log lines. Prompts are never logged. `engine/logs.py` formats the lines."""
 
 import logging
 from datetime import UTC, datetime
@@ -8,13 +8,13 @@ from engine.logs import Level, LogFormat, as_json, as_text
 
 
 def configure(level: Level, format: LogFormat = "json") -> None:
-    """Set up the log, without uvicorn's lines about its own starting and stopping."""
+    """Set up logging, without uvicorn's lines about its start and stop."""
     logs.configure(level, format)
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 
 def dropped_line(format: LogFormat, count: int) -> str:
-    """The line that stands where `count` lines were dropped."""
+    """The line that takes the place of `count` dropped lines."""
     event = {
         "lines": count,
         "event": "log lines were dropped, their reader was too slow",
@@ -22,4 +22,5 @@ def dropped_line(format: LogFormat, count: int) -> str:
         "level": "warning",
         "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
     }
-    return (as_text if format == "text" else as_json)(None, "warning", event)
+    write = as_text if format == "text" else as_json
+    return write(None, "warning", event)

@@ -1,7 +1,7 @@
-"""Every Prometheus series, as data, in one registry of our own. All live in the HTTP process.
+"""Every Prometheus series, declared as data, in one registry. All are kept in the HTTP process.
 
-Fed by step reports and by `server/generation/timeline.py`; nothing here decides when something is counted. Counting
-happens for every token, on one thread, and is plain arithmetic; prometheus-client writes it down when it is scraped.
+They are fed by step reports and by `server/generation/timeline.py`; nothing here decides when something is counted.
+Counting happens for every token, on one thread, as plain arithmetic; prometheus-client formats it at a scrape.
 """
 
 from bisect import bisect_left
@@ -21,28 +21,28 @@ from server.processes import process_rows
 PREFIX = "moedial:"
 ENGINE = "0"
 # fmt: off
-FIRST = (
+FIRST_TOKEN_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160,
     640, 2560,
 )
-TOKEN = (
+TOKEN_BUCKETS = (
     0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5,
     5, 7.5, 10, 20, 40, 80,
 )
-WHOLE = (
+REQUEST_BUCKETS = (
     0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920,
     7680,
 )
 # fmt: on
-EXPERTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
-RATIO = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10)
-K = ("num_experts",)
-NO_ROUTE = "none"  # route and method of what is refused before it is a request
+COUNT_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
+RATIO_BUCKETS = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10)
+COUNT_LABEL = ("num_experts",)
+NO_ROUTE = "none"  # route and method of what is refused before it is a whole request
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series; `labels` come after `model_name` and `engine`, which all have."""
+    """One series; `labels` come after `model_name` and `engine`, which all series have."""
 
     kind: Literal["counter", "gauge", "histogram"]
     name: str
@@ -52,27 +52,49 @@ class Series:
 
 
 SERIES = (
-    Series("histogram", "time_to_first_token_seconds", "Arrival at HTTP to first token", K, FIRST),
     Series(
-        "histogram", "inter_token_latency_seconds", "Between two tokens of a sequence, when they were made", K, TOKEN
+        "histogram", "time_to_first_token_seconds", "Arrival at HTTP to first token", COUNT_LABEL, FIRST_TOKEN_BUCKETS
     ),
-    Series("histogram", "request_time_per_output_token_seconds", "Mean of a sequence, first token apart", K, TOKEN),
-    Series("histogram", "e2e_request_latency_seconds", "Arrival at HTTP to the end of a finished sequence", K, WHOLE),
-    Series("histogram", "request_queue_time_seconds", "Waiting, at HTTP and in the engine", K, WHOLE),
-    Series("histogram", "request_prefill_time_seconds", "First scheduled to first token", (), WHOLE),
-    Series("histogram", "request_decode_time_seconds", "First to last token", (), WHOLE),
-    Series("histogram", "request_inference_time_seconds", "Prefill and decode", (), WHOLE),
+    Series(
+        "histogram",
+        "inter_token_latency_seconds",
+        "Between two tokens of a sequence, when they were made",
+        COUNT_LABEL,
+        TOKEN_BUCKETS,
+    ),
+    Series(
+        "histogram",
+        "request_time_per_output_token_seconds",
+        "Mean of a sequence, first token apart",
+        COUNT_LABEL,
+        TOKEN_BUCKETS,
+    ),
+    Series(
+        "histogram",
+        "e2e_request_latency_seconds",
+        "Arrival at HTTP to the end of a finished sequence",
+        COUNT_LABEL,
+        REQUEST_BUCKETS,
+    ),
+    Series(
+        "histogram", "request_queue_time_seconds", "Waiting, at HTTP and in the engine", COUNT_LABEL, REQUEST_BUCKETS
+    ),
+    Series("histogram", "request_prefill_time_seconds", "First scheduled to first token", (), REQUEST_BUCKETS),
+    Series("histogram", "request_decode_time_seconds", "First to last token", (), REQUEST_BUCKETS),
+    Series("histogram", "request_inference_time_seconds", "Prefill and decode", (), REQUEST_BUCKETS),
     Series(
         "histogram",
         "request_num_experts",
         "Expert count of a sequence that ran, mean over its tokens and layers",
         (),
-        EXPERTS,
+        COUNT_BUCKETS,
     ),
-    Series("histogram", "step_time_over_estimate", "Time of an engine step over what was expected of it", (), RATIO),
-    Series("counter", "prompt_tokens", "Prompt tokens read, once per prompt however many answers it has", K),
-    Series("counter", "generation_tokens", "Tokens generated", K),
-    Series("counter", "request_success", "Sequences finished", ("finished_reason", *K)),
+    Series(
+        "histogram", "step_time_over_estimate", "Time of an engine step over what was expected of it", (), RATIO_BUCKETS
+    ),
+    Series("counter", "prompt_tokens", "Prompt tokens read, once per prompt however many answers it has", COUNT_LABEL),
+    Series("counter", "generation_tokens", "Tokens generated", COUNT_LABEL),
+    Series("counter", "request_success", "Sequences finished", ("finished_reason", *COUNT_LABEL)),
     Series("counter", "requests_rejected", "Requests refused, before they ran", ("reason",)),
     Series(
         "counter", "http_requests", "HTTP answers, by route template, when they began", ("route", "method", "status")
@@ -93,11 +115,11 @@ SERIES = (
         "Tokens of an API key: of accepted prompts, and generated, once the sequence has ended",
         ("key", "kind"),
     ),
-    Series("counter", "num_preemptions", "Sequences set back for lack of KV blocks"),
+    Series("counter", "num_preemptions", "Sequences preempted for lack of KV blocks"),
     Series("counter", "prefix_cache_queries", "Prompt tokens looked up in the prefix cache, once per sequence"),
     Series("counter", "prefix_cache_hits", "Prompt tokens found in the prefix cache"),
-    Series("counter", "spec_decode_num_draft_tokens", "Tokens guessed ahead"),
-    Series("counter", "spec_decode_num_accepted_tokens", "Of these, right"),
+    Series("counter", "spec_decode_num_draft_tokens", "Draft tokens proposed by speculation"),
+    Series("counter", "spec_decode_num_accepted_tokens", "Draft tokens that were accepted"),
     Series("counter", "routed_pairs", "(token, expert) computations done"),
     Series("counter", "routed_pairs_saved", "Computations saved against the trained count"),
     Series("counter", "step_mixed", "Engine steps that held more than one budget"),
@@ -119,94 +141,102 @@ SERIES = (
 
 
 class HistogramBuffer:
-    """One histogram's child: how many values fell into each bucket, the last one without a bound, and their sum."""
+    """The values of one histogram and its labels: a count per bucket, the last one without a bound, and their sum."""
 
     __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
+        self.bounds, self.sum = bounds, 0.0
+        self.counts = [0] * (len(bounds) + 1)
 
     def add(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Bounds as text, and how many values are at or below each."""
+        """The bounds as text, and how many values are at or below each."""
         names = [floatToGoString(bound) for bound in (*self.bounds, float("inf"))]  # type: ignore[no-untyped-call]
         return list(zip(names, map(float, accumulate(self.counts)), strict=True))
 
 
-Key = tuple[str, ...]  # a series' name and its own labels' values
+SeriesKey = tuple[str, ...]  # the name of a series and the values of its own labels
 
 
 class Metrics:
-    """`inc`, `observe` and `watch` by name. It is its registry's one collector."""
+    """Counts by the names of series. It is the only collector of its registry."""
 
     def __init__(self, model_name: str) -> None:
-        self._own = [model_name, ENGINE]
+        self._common_labels = [model_name, ENGINE]
         self._bounds = {series.name: series.buckets for series in SERIES}
-        self._counters: dict[Key, float] = {(s.name,): 0.0 for s in SERIES if s.kind == "counter" and not s.labels}
-        self._spreads: dict[Key, HistogramBuffer] = {}
-        self._watched: dict[Key, Callable[[], float]] = {}
-        self._counts: frozenset[int] = frozenset()
+        unlabelled = [series.name for series in SERIES if series.kind == "counter" and not series.labels]
+        self._counters: dict[SeriesKey, float] = {(name,): 0.0 for name in unlabelled}
+        self._histograms: dict[SeriesKey, HistogramBuffer] = {}
+        self._watched: dict[SeriesKey, Callable[[], float]] = {}
+        self._labelled_counts: frozenset[int] = frozenset()
         self.last: StepStats | None = None
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
     def inc(self, name: str, *labels: str, by: float = 1) -> None:
+        """Add to a counter."""
         key = (name, *labels)
         self._counters[key] = self._counters.get(key, 0.0) + by
 
     def observe(self, name: str, value: float, *labels: str) -> None:
+        """Add a value to a histogram."""
         self.histogram_buffer(name, *labels).add(value)
 
     def histogram_buffer(self, name: str, *labels: str) -> HistogramBuffer:
-        """One histogram's child, for who adds to it often."""
+        """The buffer of one histogram and its labels, for callers that add to it often."""
         key = (name, *labels)
-        histogram_buffer = self._spreads.get(key)
-        if histogram_buffer is None:
-            histogram_buffer = self._spreads[key] = HistogramBuffer(self._bounds[name])
-        return histogram_buffer
+        buffer = self._histograms.get(key)
+        if buffer is None:
+            buffer = self._histograms[key] = HistogramBuffer(self._bounds[name])
+        return buffer
 
     def watch(self, name: str, read: Callable[[], float]) -> None:
-        """A gauge or counter that is read when it is scraped."""
+        """Let a gauge or counter be read by `read` at every scrape."""
         self._watched[name,] = read
 
     def collect(self) -> Iterator[Metric]:
-        """For the registry: every series with what it has."""
+        """Every series with its values; the registry calls this."""
         for series in SERIES:
             name, labels = PREFIX + series.name, ("model_name", "engine", *series.labels)
             if series.kind == "counter":
                 counter = CounterMetricFamily(name, series.help, labels=labels)
                 for key in self._of(self._counters, series):
                     value = self._watched[key]() if key in self._watched else self._counters[key]
-                    counter.add_metric([*self._own, *key[1:]], value)
+                    counter.add_metric([*self._common_labels, *key[1:]], value)
                 yield counter
             elif series.kind == "gauge":
                 gauge = GaugeMetricFamily(name, series.help, labels=labels)
                 for key in self._of(self._watched, series):
-                    gauge.add_metric([*self._own, *key[1:]], self._watched[key]())
+                    values = [*self._common_labels, *key[1:]]
+                    gauge.add_metric(values, self._watched[key]())
                 yield gauge
             else:
                 histogram = HistogramMetricFamily(name, series.help, labels=labels)
-                for key in self._of(self._spreads, series):
-                    histogram_buffer = self._spreads[key]
-                    histogram.add_metric([*self._own, *key[1:]], histogram_buffer.buckets(), histogram_buffer.sum)
+                for key in self._of(self._histograms, series):
+                    buffer = self._histograms[key]
+                    values = [*self._common_labels, *key[1:]]
+                    histogram.add_metric(values, buffer.buckets(), buffer.sum)
                 yield histogram
 
     @staticmethod
-    def _of(store: Iterable[Key], series: Series) -> list[Key]:
+    def _of(store: Iterable[SeriesKey], series: Series) -> list[SeriesKey]:
         return [key for key in store if key[0] == series.name]
 
-    def know_counts(self, counts: Iterable[int]) -> None:
-        self._counts = frozenset(counts)
+    def set_count_labels(self, counts: Iterable[int]) -> None:
+        """Set the expert counts that are labels of their own; all others are counted as "other"."""
+        self._labelled_counts = frozenset(counts)
 
     def label(self, budget: ExpertBudget) -> str:
         """The budget as a label from a closed set, whatever callers ask for."""
         count = budget.uniform
-        return str(count) if count in self._counts else "other"
+        return str(count) if count in self._labelled_counts else "other"
 
     def on_report(self, report: StepReport) -> None:
+        """Count what one engine step did."""
         stats = self.last = report.stats
         for name, amount in (
             ("num_preemptions", stats.preemptions),
@@ -226,6 +256,7 @@ class Metrics:
             self.observe("step_time_over_estimate", stats.seconds / stats.estimated_s)
 
     def exposition(self) -> bytes:
+        """The answer to a scrape."""
         return generate_latest(self.registry)
 
 
@@ -235,5 +266,6 @@ def metrics_table() -> str:
     for series in SERIES:
         suffix = "_total" if series.kind == "counter" else ""
         labels = ", ".join(f"`{label}`" for label in ("model_name", "engine", *series.labels))
-        rows.append(f"| `{PREFIX}{series.name}{suffix}` | {series.kind} | {labels} | {series.help} |")
+        name = f"`{PREFIX}{series.name}{suffix}`"
+        rows.append(f"| {name} | {series.kind} | {labels} | {series.help} |")
     return "\n".join([*rows, *process_rows()]) + "\n"

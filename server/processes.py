@@ -1,6 +1,6 @@
-"""Memory, processor time and open files of both processes, under the names that every Prometheus client uses.
+"""Memory, processor time and open files of both processes, under the names that all Prometheus clients use.
 
-Read from /proc when they are scraped; elsewhere than on Linux there are none. It knows no request.
+They are read from /proc at a scrape; on other systems than Linux there are none. It knows no request.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,8 @@ def watch_processes(registry: CollectorRegistry, engine_pid: Callable[[], int | 
 def process_rows() -> list[str]:
     """The series as rows of the docs' table."""
     owners = (("", "of the HTTP process"), (f"{ENGINE_NAMESPACE}_", "of the engine process"))
-    return [
-        f"| `{name}process_{tail}` | {kind} | | {what}, {of} |" for name, of in owners for tail, kind, what in SERIES
-    ]
+    rows = []
+    for namespace, owner in owners:
+        for name, kind, meaning in SERIES:
+            rows.append(f"| `{namespace}process_{name}` | {kind} | | {meaning}, {owner} |")
+    return rows

@@ -1,6 +1,6 @@
-"""What the server needs from its neighbours, as protocols: the engine, the tokenizer and the chat template.
+"""What the server needs of its neighbours: protocols of the engine client, the tokenizer and the chat template.
 
-It names no implementation; tests put fakes here.
+It names no implementation; tests use fakes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,11 @@ from model.errors import MoedialError
 EngineState = Literal["loading", "ready", "restarting", "failed", "stopped"]
 
 
-class Engine(Protocol):
-    """The engine as seen from the HTTP process. `info` is known once the model has been loaded for the first time.
+class EngineProtocol(Protocol):
+    """The engine as the HTTP process sees it. `info` is known once the model has been loaded for the first time.
 
-    `restarts` counts processes after the first one, `silence` is the seconds since the one that serves said anything.
+    `restarts` counts engine processes after the first; `silence` is the time in seconds since the current one last sent
+    anything.
     """
 
     on_report: Callable[[StepReport], None] | None
@@ -41,17 +42,17 @@ class Engine(Protocol):
     async def stop(self, timeout: float) -> None: ...
 
     def submit(self, request: Request, sink: Callable[[Sequence[TimedEvent] | MoedialError], None]) -> None:
-        """`sink` gets every event, what comes together in one call, the last with `finish`; or the error that ends the
-        request. It must not raise."""
+        """Start a request. `sink` is called with its events, those that arrive together in one call, the last with
+        `finish`; or with the error that ends the request. It must not raise."""
 
     def compile(self, id: str, grammar: str, sink: Callable[[Sequence[TimedEvent] | MoedialError], None]) -> None:
-        """`sink` gets no events when the grammar can be used, or an error."""
+        """Compile a grammar. `sink` is called with no events when it can be used, or with an error."""
 
     def abort(self, request_id: str) -> None:
-        """The sink is not called again."""
+        """Stop a request; its sink is not called again."""
 
 
-class IncrementalDecoder(Protocol):
+class DecoderProtocol(Protocol):
     """Turns ids into text one at a time, holding back bytes that are not yet a whole character."""
 
     def push(self, id: int) -> str: ...
@@ -59,7 +60,7 @@ class IncrementalDecoder(Protocol):
     def flush(self) -> str: ...
 
 
-class Tokenizer(Protocol):
+class TokenizerProtocol(Protocol):
     @property
     def eos_ids(self) -> tuple[int, ...]: ...
 
@@ -69,28 +70,29 @@ class Tokenizer(Protocol):
 
     @property
     def named(self) -> Mapping[str, str]:
-        """The special tokens that have a part: bos_token, eos_token, pad_token, unk_token."""
+        """The special tokens that have a role: bos_token, eos_token, pad_token, unk_token."""
 
     def least_tokens(self, text: str) -> int:
-        """No fewer tokens than these come of a text; 0 where nothing is known."""
+        """A lower bound of the number of tokens of `text`; 0 where none is known."""
 
     def encode(self, text: str, framed: bool = True, most: int | None = None) -> list[int]:
-        """`framed`: with what the checkpoint puts around a prompt. Raises TooManyTokens beyond `most`."""
+        """Token ids. `framed`: with the tokens that the checkpoint puts around a prompt. Raises TooManyTokens beyond
+        `most`."""
 
     def encode_chat(self, text: str, framed: bool = False, most: int | None = None) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], specials: bool = False) -> str:
-        """`specials`: with the texts of special tokens."""
+        """The text of token ids; with `specials`, the texts of special tokens too."""
 
     def token_bytes(self, id: int) -> bytes: ...
 
-    def stream(self, shown: Sequence[str] = (), continues: bool = False) -> IncrementalDecoder:
-        """`shown`: special tokens whose text is wanted. `continues`: the text goes on from another."""
+    def stream(self, shown: Sequence[str] = (), continues: bool = False) -> DecoderProtocol:
+        """A decoder. `shown`: special tokens whose text is wanted. `continues`: the text follows another one."""
 
 
-class ChatTemplate(Protocol):
-    knows_tools: bool  # whether it writes them at all
-    knows_thinking: bool  # whether enable_thinking says anything to it
+class ChatTemplateProtocol(Protocol):
+    knows_tools: bool  # whether it uses tools
+    knows_thinking: bool  # whether it uses enable_thinking
     source: str
 
     def render(

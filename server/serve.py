@@ -1,4 +1,4 @@
-"""Runs the server: loads what is torch-free here, starts uvicorn, says when it is ready, drains on SIGTERM.
+"""Runs the server: loads what needs no torch, starts uvicorn, announces when it is ready, drains on SIGTERM.
 
 It knows processes and signals, not requests.
 """
@@ -27,7 +27,7 @@ from server.dialects.base import Dialect
 from server.dialects.detect import detect, dialect_named
 from server.http.listening import allow_open_files, check_certificate, listen
 from server.logs import dropped_line
-from server.requests.templates import Templates
+from server.requests.templates import SandboxedTemplate
 from server.schemas.base import GenerationBody, validate
 from server.service import Service
 from server.settings import Settings
@@ -41,9 +41,9 @@ CUT_SECONDS = 2  # after draining, for the last bytes to be read
 
 
 class ModelServer(uvicorn.Server):
-    """uvicorn that says when the model is ready, gives up when it cannot be loaded, and drains before it closes.
+    """uvicorn that announces when the model is ready, exits when it cannot be loaded, and drains before it closes.
 
-    Plain uvicorn closes its listeners at the first signal; this one answers (/ready: 503) until the rest is done.
+    Plain uvicorn closes its listeners at the first signal; this one answers (/ready: 503) until running requests end.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -53,7 +53,7 @@ class ModelServer(uvicorn.Server):
         self.announced = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second ends what still runs, a third waits for nothing."""
+        """Drain at the first signal, end running requests at the second, exit at once at the third."""
         self.force_exit = self.service.cut_short
         self.service.cut_short = self.service.draining
         self.service.drain()
@@ -62,14 +62,14 @@ class ModelServer(uvicorn.Server):
         if self.service.loaded is not None and not self.announced:
             self.announced = True
             gc.collect()
-            gc.freeze()  # what is loaded stays: looking through it again and again took 4 % of a stream's time
+            gc.freeze()  # what is loaded stays; collecting over it took 4 % of a stream's time
             say(ready_text(self.service, self._port(), time.monotonic() - self.began))
         if self.service.drained or self.service.boot_error is not None:
             self.should_exit = True
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Every request that still runs ends with its error, which its caller has `CUT_SECONDS` to read."""
+        """End every request that still runs with an error, which its client has `CUT_SECONDS` to read."""
         stopping: list[asyncio.Task[None]] = []
         if held := self.service.admission.held:
             log.warning("requests are cut off, the time to finish is over", sequences=held)
@@ -78,7 +78,7 @@ class ModelServer(uvicorn.Server):
         await asyncio.gather(*stopping)
 
     def _port(self) -> int:
-        """The port that was really bound, which --port 0 leaves open."""
+        """The port that was bound, which --port 0 leaves open."""
         return int(self.servers[0].sockets[0].getsockname()[1])
 
 
@@ -86,7 +86,7 @@ def run(settings: Settings) -> None:
     """Serve until a signal.
 
     Raises:
-        CannotListen: the host or the port cannot be had; nothing is loaded.
+        CannotListen: the host or the port cannot be bound; nothing is loaded.
         CheckpointError: the model cannot be loaded; nothing is served.
         BadCertificate: HTTPS cannot be served.
     """
@@ -100,29 +100,27 @@ def run(settings: Settings) -> None:
     pump.on_dropped = lambda count: service.metrics.inc("log_lines_dropped", by=count)
     warn_if_open(settings.host, service.keys)
     ModelServer(config_of(settings, app), service).run(sockets)
-    if (failure := service.boot_error) is not None:
-        raise (
-            failure
-            if isinstance(failure, MoedialError)
-            else CheckpointError(f"the model cannot be loaded: {failure!r}")
-        )
+    if isinstance(service.boot_error, MoedialError):
+        raise service.boot_error
+    if service.boot_error is not None:
+        raise CheckpointError(f"the model cannot be loaded: {service.boot_error!r}")
 
 
 def load(settings: Settings) -> FastAPI:
-    """The app around everything of a model but its weights, which an engine process loads once the app starts."""
+    """The app with everything of a model except its weights, which the engine process loads once the app starts."""
     folder = resolve_model(settings.model)
     engine = EngineClient(
         settings.engine_settings(folder), hang_seconds=settings.hang_seconds, load_timeout=settings.load_timeout
     )
     tokenizer = Tokenizer.load(folder, settings.generation_config == "auto")
     defaults = defaults_of(settings, folder)
-    chat = Templates.load(folder)
+    chat = SandboxedTemplate.load(folder)
     dialect = dialect_of(settings, chat, tokenizer)
     return create_app(settings, engine, tokenizer, chat, read_card(folder), defaults, dialect)
 
 
-def dialect_of(settings: Settings, chat: Templates | None, tokenizer: Tokenizer) -> Dialect:
-    """How the model writes calls and thoughts: as the operator says, or as its chat template does."""
+def dialect_of(settings: Settings, chat: SandboxedTemplate | None, tokenizer: Tokenizer) -> Dialect:
+    """How the model writes calls and reasoning: as the setting says, or as its chat template does."""
     template = chat.source if chat else None
     if settings.dialect == "auto":
         return detect(template, tokenizer.specials, tokenizer.added)
@@ -130,7 +128,7 @@ def dialect_of(settings: Settings, chat: Templates | None, tokenizer: Tokenizer)
 
 
 def defaults_of(settings: Settings, folder: Path) -> dict[str, Any]:
-    """The checkpoint's own sampling values, held to the ranges that requests are held to.
+    """The checkpoint's own sampling defaults, checked as those of a request are.
 
     Raises:
         CheckpointError: names the value that is out of its range.
@@ -166,21 +164,25 @@ def config_of(settings: Settings, app: FastAPI) -> uvicorn.Config:
 
 
 def ready_text(service: Service, port: int, seconds: float) -> str:
-    """One line that says what is served and where, two requests and a chat to paste, and where the docs are."""
+    """What is printed once the model is ready: its name and address, two requests and a chat to paste, the docs."""
     settings, info = service.settings, service.served_models.info
     experts = info.experts
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    scheme = "https" if settings.ssl_certfile else "http"
-    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    url = _url_of(settings, port)
     key = ' -H "authorization: Bearer $KEY"' if service.keys else ""
+    curl = f"  curl {url}/v1/completions{key} -H 'content-type: application/json' -d"
     counts = sorted({experts.minimum, min(8, experts.maximum)})
-    commands = [
-        f"  curl {url}/v1/completions{key} -H 'content-type: application/json' -d {shlex.quote(_body(n))}"
-        for n in counts
-    ]
-    what = f"{settings.name} ({info.family}, {experts.minimum} to {experts.maximum} experts per token)"
+    commands = [f"{curl} {shlex.quote(_body(count))}" for count in counts]
+    model = f"{settings.name} ({info.family}, {experts.minimum} to {experts.maximum} experts per token)"
     chat = f"  moedial chat --url {url}" + (' --key "$KEY"' if service.keys else "")
-    return "\n".join([f"ready in {seconds:.1f} s: {what} at {url}", *commands, chat, f"  docs: {url}/docs"])
+    ready = f"ready in {seconds:.1f} s: {model} at {url}"
+    return "\n".join([ready, *commands, chat, f"  docs: {url}/docs"])
+
+
+def _url_of(settings: Settings, port: int) -> str:
+    """The address under which this machine reaches the server."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    name = f"[{host}]" if ":" in host else host
+    return f"{'https' if settings.ssl_certfile else 'http'}://{name}:{port}"
 
 
 def _body(count: int) -> str:

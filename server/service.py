@@ -1,4 +1,4 @@
-"""What one server process holds: the engine, the tokenizer, the queue, the metrics, and whether it takes work.
+"""The state of one server process: engine, tokenizer, queue, thread pools, metrics, and whether it accepts work.
 
 It knows no route and no body.
 """
@@ -13,47 +13,52 @@ from server.access.keys import read_keys
 from server.access.quotas import Account
 from server.dialects.base import Dialect
 from server.errors import TooManyConnections, code_of, http_error_of
-from server.event_loop.lanes import Lane
+from server.event_loop.thread_pools import BoundedThreadPool
 from server.experts.served_models import ServedModels
 from server.generation.admission import Admission
 from server.generation.compiling import GrammarCompiler
 from server.metrics import NO_ROUTE, Metrics
 from server.processes import watch_processes
-from server.protocols import ChatTemplate, Engine, Tokenizer
+from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProtocol
 from server.settings import Settings
 
 
 class Service:
+    """One model being served, from loading to draining."""
+
     def __init__(
         self,
         settings: Settings,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        chat: ChatTemplate | None,
+        engine: EngineProtocol,
+        tokenizer: TokenizerProtocol,
+        chat: ChatTemplateProtocol | None,
         card: Mapping[str, Any],
         sampling_defaults: Mapping[str, Any],
         dialect: Dialect,
     ) -> None:
-        self.settings, self.engine, self.tokenizer, self.chat, self.card = settings, engine, tokenizer, chat, card
-        self.dialect = dialect  # how the model writes calls and thoughts
-        self.sampling_defaults = sampling_defaults  # by request field, where a request is silent
+        self.settings, self.engine, self.tokenizer = settings, engine, tokenizer
+        self.chat, self.card = chat, card
+        self.dialect = dialect  # how the model writes calls and reasoning
+        self.sampling_defaults = sampling_defaults  # by request field, for requests that do not set it
         self.compiler = GrammarCompiler(engine)
         self.metrics = Metrics(settings.name)
         self.keys = read_keys(settings.api_keys, settings.api_keys_file)
-        self.accounts = {name: Account(name, limits) for name, limits in self.keys.limits.items()}
-        shares = {name: limits.share_of_places for name, limits in self.keys.limits.items() if limits.share_of_places}
-        self.admission = Admission(settings.max_running, settings.queue_size, settings.max_queued_tokens, shares)
-        held = self.admission.capacity  # no more calls than these wait: none of them is refused here
-        self.body_parsing = Lane("large bodies", 2, settings.max_connections)
-        self.encoding = Lane("tokenising prompts", 2, held)
-        self.rendering = Lane("chat templates", 2, held)
-        self.token_routes = Lane("/tokenize and /detokenize", 1, 16)
+        limits = self.keys.limits.items()
+        self.accounts = {name: Account(name, limit) for name, limit in limits}
+        shares = {name: account.limits.share_of_places for name, account in self.accounts.items()}
+        held_shares = {name: share for name, share in shares.items() if share}
+        self.admission = Admission(settings.max_running, settings.queue_size, settings.max_queued_tokens, held_shares)
+        waiting = self.admission.capacity  # no more calls than these are held, so that none is refused here
+        self.body_parsing = BoundedThreadPool("large bodies", 2, settings.max_connections)
+        self.encoding = BoundedThreadPool("tokenising prompts", 2, waiting)
+        self.rendering = BoundedThreadPool("chat templates", 2, waiting)
+        self.token_routes = BoundedThreadPool("/tokenize and /detokenize", 1, 16)
         self.loaded: ServedModels | None = None
-        self.boot_error: Exception | None = None  # why the model was not loaded
+        self.boot_error: Exception | None = None  # why the model could not be loaded
         self.drain_started: float | None = None
-        self.cut_short = False  # what runs while the server drains is not waited for
+        self.cut_short = False  # whether a second signal ended the wait for running requests
         self.seen_fields: set[str] = set()  # unknown body fields that have been logged
-        self._reported = 0  # which engine process the last report is of
+        self._reported = 0  # the restart count at the last report
         self._watch()
         watch_processes(self.metrics.registry, lambda: engine.pid)
         engine.on_report = self._on_report
@@ -69,19 +74,20 @@ class Service:
         if self.engine.info is None:
             raise EngineDown("the engine is ready but says nothing of its model")
         try:
-            self.loaded = ServedModels.build(self.settings, self.engine.info, self.card, int(time.time()))
+            created = int(time.time())
+            self.loaded = ServedModels.build(self.settings, self.engine.info, self.card, created)
         except InvalidRequest as error:
             raise CheckpointError(error.message) from None
-        self.metrics.know_counts(self.loaded.counts)
+        self.metrics.set_count_labels(self.loaded.counts)
         self.metrics.watch("default_num_experts", lambda: self.loaded.default_count if self.loaded else 0)
 
     def salt_of(self, key_name: str) -> str:
-        """What keeps the prefixes of a key's requests apart from others; empty: shared with all."""
+        """What keeps the cached prefixes of a key's requests apart from others; empty: shared by all."""
         sharing = self.settings.prefix_sharing
         return key_name if sharing == "key" or (sharing == "auto" and len(self.keys) > 1) else ""
 
     def charge(self, key_name: str, prompt_tokens: int) -> None:
-        """Count an accepted prompt to its key, if there are keys."""
+        """Charge an accepted prompt to its key, if there are keys."""
         if (account := self.accounts.get(key_name)) is not None:
             account.spend_tokens(prompt_tokens)
             self.metrics.inc("key_tokens", key_name, "prompt", by=prompt_tokens)
@@ -90,22 +96,25 @@ class Service:
     def tokenizer_info(self) -> dict[str, Any]:
         """The names that lm-evaluation-harness and vLLM use; a checkpoint without such a token has null."""
         named = self.tokenizer.named
+        special = {name: named.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        info = self.served_models.info
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            **{name: named.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")},
+            **special,
             "chat_template": None if self.chat is None else self.chat.source,
-            "model_max_length": self.served_models.info.max_model_len,
-            "vocab_size": self.served_models.info.vocabulary,
+            "model_max_length": info.max_model_len,
+            "vocab_size": info.vocabulary,
         }
 
     @property
     def served_models(self) -> ServedModels:
+        """The loaded model and its aliases. Raises EngineDown while it is being loaded."""
         if self.loaded is None:
             raise EngineDown("the model is still being loaded; try again later")
         return self.loaded
 
     def check_ready(self) -> ServedModels:
-        """Raises EngineDown with the reason when no work can be taken."""
+        """Raises EngineDown with the reason where no work is accepted."""
         if self.loaded is not None and self.draining:
             raise EngineDown("the server is shutting down; try another one")
         return self.check_engine()
@@ -122,23 +131,20 @@ class Service:
         return self.drain_started is not None
 
     def drain(self) -> None:
-        """Take no more work. Only sets a flag, so a signal handler may call it."""
+        """Accept no more work. It only sets a flag, so that a signal handler may call it."""
         if self.drain_started is None:
             self.drain_started = time.monotonic()
 
     @property
     def drained(self) -> bool:
-        """Whether nothing is left to wait for, or no time is."""
+        """Whether all requests have ended, or the time for them is over."""
         if self.drain_started is None:
             return False
-        return (
-            self.cut_short
-            or self.admission.held == 0
-            or time.monotonic() - self.drain_started > self.settings.drain_seconds
-        )
+        overdue = time.monotonic() - self.drain_started > self.settings.drain_seconds
+        return self.cut_short or self.admission.held == 0 or overdue
 
     def on_connection_refused(self, error: MoedialError) -> None:
-        """Count an answer that was given before there was a request with a path."""
+        """Count a refusal that was sent before there was a request with a path."""
         self.metrics.inc("http_requests", NO_ROUTE, NO_ROUTE, str(http_error_of(error).status))
         if isinstance(error, TooManyConnections):
             self.metrics.inc("requests_rejected", code_of(error))
@@ -162,7 +168,7 @@ class Service:
         watch("expert_load_imbalance", lambda: self._gauge("load_imbalance"))
 
     def _gauge(self, name: str) -> float:
-        """The last step's figure; none where the engine is down, or a new process has taken no step yet."""
+        """The last step's figure; 0 where the engine is down, or a new process has run no step yet."""
         runs = self.engine.state == "ready" and self._reported == self.engine.restarts
         last = self.metrics.last if runs else None
         return float(getattr(last, name)) if last is not None else 0.0

@@ -1,4 +1,4 @@
-"""Every option of the server, once. Flags (`server/cli.py`), `MOEDIAL_*` variables and the docs table derive from here.
+"""Every option of the server. Flags (`server/cli.py`), `MOEDIAL_*` variables and the docs table are derived from here.
 
 It reads no file and knows nothing of HTTP.
 """
@@ -17,7 +17,7 @@ from engine.logs import Level, LogFormat
 from engine.types import EngineSettings
 from server.configuration.options import counts, default_of, flag_of, free_names, option, origins, secrets, words
 from server.configuration.variables import refuse_unknown
-from server.depth import JsonLimits
+from server.json_limits import JsonLimits
 from weights.folder import DEFAULT
 
 
@@ -29,11 +29,11 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
-        hide_input_in_errors=True,  # it may be a key
+        hide_input_in_errors=True,  # which may be a key
     )
 
     model: str = option(DEFAULT, "Model", "A folder, the name of a bundled model, or a Hugging Face hub id")
-    served_name: str = option("", "Model", "The model's name on the wire; by default the last part of --model")
+    served_name: str = option("", "Model", "The model's name in the API; by default the last part of --model")
     default_num_experts: int = option(0, "Model", "Experts per token when a request does not say; 0: as trained", ge=0)
     aliases: Annotated[dict[str, int], NoDecode, BeforeValidator(counts)] = option(
         {}, "Model", "Further aliases NAME@word, as fast=2,strong=8; NAME@k1, @k2, @k4 … always exist"
@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     dialect: Literal["auto", "plain", "hermes", "mistral", "llama", "deepseek", "harmony"] = option(
         "auto",
         "Model",
-        "How the model writes calls of tools and thoughts; auto: as its chat template does",
+        "How the model writes tool calls and reasoning; auto: as its chat template does",
     )
     schema_objects: Literal["closed", "open"] = option(
         "closed",
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     speculate: str = option(
         "grammar",
         "Engine",
-        "Guess tokens ahead and check them in one step, with the same answers: grammar (where a schema leaves no "
+        "Draft tokens ahead and check them in one step, with the same answers: grammar (where a schema leaves no "
         "choice), ngram (that, and what followed before), experts=K (that, and the model itself with K experts); off",
         pattern=r"^(off|grammar|ngram|experts=[1-9][0-9]{0,3})$",
     )
@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     hang_seconds: float = option(
         10.0,
         "Engine",
-        "Seconds without a word from the engine, or 20 times what its step was expected to take if that is more, "
+        "Seconds without a message from the engine, or 20 times what its step was expected to take if that is more, "
         "before it is killed and started again; 0: never",
         ge=0,
     )
@@ -167,7 +167,9 @@ class Settings(BaseSettings):
 
     queue_size: int = option(256, "Limits", "Sequences that may wait beside the running ones; beyond: 503", ge=0)
     max_queued_tokens: int = option(1_048_576, "Limits", "Prompt tokens held by all unfinished requests", ge=1)
-    queue_timeout: float = option(30.0, "Limits", "Seconds that a request may wait for its first turn", gt=0)
+    queue_timeout: float = option(
+        30.0, "Limits", "Seconds that a request may wait for its first slot in the batch", gt=0
+    )
     total_timeout: float = option(600.0, "Limits", "Seconds from arrival to the last token", gt=0)
     heartbeat: float = option(15.0, "Limits", "Seconds of silence before a stream sends an SSE comment", gt=0)
     max_body_bytes: int = option(8 << 20, "Limits", "Bytes of one request body", ge=1)
@@ -224,22 +226,24 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _know_variables(cls, values: Any) -> Any:
-        """Raises BadSetting for a variable that is no setting, and for one of keys without a key."""
+    def _check_variables(cls, values: Any) -> Any:
+        """Raises BadSetting for a variable that is no setting, and for a variable of keys that is empty."""
         refuse_unknown(os.environ, cls.model_fields, ("api_keys", "api_keys_file"))
         return values
 
     @cached_property
     def name(self) -> str:
-        """The model's name on the wire. A folder's path never leaves the machine, only its last part."""
+        """The model's name in the API. Of a folder's path only the last part leaves the machine."""
         if self.served_name:
             return self.served_name
         return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
 
     @cached_property
     def terminal_columns(self) -> int:
-        """The width of the terminal that shows the standard error stream; 0: it is none. As it was at first asking, for
-        the server then puts a pipe there (`server/stderr.py`)."""
+        """The width of the terminal that shows the standard error stream; 0: it is no terminal.
+
+        The first value is kept, since the server later puts a pipe there (`server/standard_streams.py`).
+        """
         try:
             return os.get_terminal_size(2).columns or 80
         except OSError:
@@ -247,7 +251,7 @@ class Settings(BaseSettings):
 
     @property
     def line_format(self) -> LogFormat:
-        """The format of log lines, decided."""
+        """The format of log lines, with "auto" resolved."""
         if self.log_format == "auto":
             return "text" if self.terminal_columns else "json"
         return self.log_format
@@ -286,7 +290,8 @@ class Settings(BaseSettings):
 def _rows() -> Iterator[str]:
     for name, field in Settings.model_fields.items():
         default = f"`{default_of(field)}`" if default_of(field) else ""
-        yield f"| `{flag_of(name)}` | `{PREFIX}{name.upper()}` | {default} | {field.description} |"
+        names = f"`{flag_of(name)}` | `{PREFIX}{name.upper()}`"
+        yield f"| {names} | {default} | {field.description} |"
 
 
 def settings_table() -> str:

@@ -1,4 +1,4 @@
-"""The standard streams, so that neither a missing one nor one that is not read stops the server.
+"""Keeps the server running when a standard stream is missing, or has a reader that stopped reading.
 
 It knows file descriptors, not log lines.
 """
@@ -14,14 +14,14 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-CAPACITY = 1 << 20  # bytes of log lines that wait for a slow reader, and of the pipe before them where that may be
-LONGEST_LINE = 1 << 18  # bytes; a longer one may be cut
+CAPACITY = 1 << 20  # bytes of log lines that wait for a slow reader, and of the pipe before them
+MAX_LINE = 1 << 18  # bytes; a longer one may be cut
 GATHER_SECONDS = 0.02  # between two reads: a thread that wakes for every line would hold up the event loop
-END_SECONDS = 0.5  # for the last lines to be read, when the process ends
+END_SECONDS = 0.5  # for the last lines to be read at the end of the process
 
 
 def open_missing() -> None:
-    """Open the null device in the place of standard streams that were closed when the process began.
+    """Open the null device in place of standard streams that were closed when the process began.
 
     Otherwise a socket may get such a number, and starting a child process, which sets up its own streams under these
     numbers, closes it.
@@ -39,7 +39,7 @@ def open_missing() -> None:
 
 
 def say(text: str) -> None:
-    """Write a text to the standard output without waiting for its reader, who may have gone."""
+    """Write a text to the standard output without waiting for its reader, which may have ended."""
 
     def write() -> None:
         with suppress(OSError):
@@ -49,18 +49,21 @@ def say(text: str) -> None:
 
 
 class StderrPump:
-    """Puts a pipe in the place of the standard error stream, of this process and of its children, and copies what comes
-    out of it. What a reader who has stopped leaves no room for is dropped and counted.
+    """Puts a pipe in place of the standard error stream of this process and its children, and copies its output.
 
-    `notice(n)` is the line that says how many lines were dropped; `whole_lines`: only whole lines are copied, so that
-    none is cut; on a terminal a progress bar is no line.
+    Lines for which a stalled reader leaves no room are dropped and counted.
+
+    `dropped_line(n)` is the line that reports n dropped lines; `whole_lines`: only whole lines are copied, so that none
+    is cut. On a terminal a progress bar is no line.
     """
 
-    def __init__(self, notice: Callable[[int], str], *, whole_lines: bool = True, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self, dropped_line: Callable[[int], str], *, whole_lines: bool = True, capacity: int = CAPACITY
+    ) -> None:
         self.on_dropped: Callable[[int], None] = lambda count: None
-        self._notice, self._whole_lines, self._capacity = notice, whole_lines, capacity
+        self._dropped_line, self._whole_lines, self._capacity = dropped_line, whole_lines, capacity
         self._waiting: deque[bytes] = deque()
-        self._bytes, self._unsaid, self._ended = 0, 0, False
+        self._bytes, self._unreported, self._ended = 0, 0, False
         self._end = b"\0%b\n" % os.urandom(16).hex().encode()  # comes last; no line holds it
         self._changed = threading.Condition()
         self._real = os.dup(2)
@@ -69,18 +72,17 @@ class StderrPump:
             fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, capacity)
         os.dup2(inlet, 2)
         os.close(inlet)
-        self._threads = [
-            threading.Thread(target=work, name="standard error", daemon=True) for work in (self._read, self._write)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        for work in (self._read, self._write):
+            self._threads.append(threading.Thread(target=work, name="standard error", daemon=True))
+            self._threads[-1].start()
         atexit.register(self.close)
 
     def close(self) -> None:
-        """Take the pipe away again, once the last lines have been copied or `END_SECONDS` have passed."""
+        """Remove the pipe, once the last lines have been copied or `END_SECONDS` have passed."""
         atexit.unregister(self.close)
         null = os.open(os.devnull, os.O_WRONLY)
-        os.write(2, self._end)  # the pipe itself ends only when no child has it
+        os.write(2, self._end)  # the pipe itself ends only when all children have closed it
         os.dup2(null, 2)
         os.close(null)
         deadline = time.monotonic() + END_SECONDS
@@ -99,13 +101,15 @@ class StderrPump:
                 time.sleep(GATHER_SECONDS)
         self._put(rest)
         with self._changed:
-            self._waiting += self._missing()
+            self._waiting += self._report()
             self._ended = True
             self._changed.notify()
 
     def _split(self, data: bytes) -> tuple[bytes, bytes]:
-        """What may be copied, and the beginning of a line, unless that is longer than any should be."""
-        end = data.rfind(b"\n") + 1 if self._whole_lines and len(data) < LONGEST_LINE else len(data)
+        """What may be copied, and the beginning of a line that is not complete, unless it is too long."""
+        end = len(data)
+        if self._whole_lines and len(data) < MAX_LINE:
+            end = data.rfind(b"\n") + 1
         return data[:end], data[end:]
 
     def _put(self, data: bytes) -> None:
@@ -115,7 +119,7 @@ class StderrPump:
             if self._bytes + len(data) > self._capacity:
                 self._drop(data)
                 return
-            for part in (*self._missing(), data):
+            for part in (*self._report(), data):
                 self._waiting.append(part)
                 self._bytes += len(part)
             self._changed.notify()
@@ -123,19 +127,19 @@ class StderrPump:
     def _drop(self, data: bytes) -> None:
         count = max(1, data.count(b"\n"))
         with self._changed:
-            self._unsaid += count
+            self._unreported += count
         self.on_dropped(count)
 
-    def _missing(self) -> list[bytes]:
-        """The line that says what was dropped since the last one, if anything was."""
-        count, self._unsaid = self._unsaid, 0
-        return [f"{self._notice(count)}\n".encode()] if count else []
+    def _report(self) -> list[bytes]:
+        """The line about what was dropped since the last such line, if anything was."""
+        count, self._unreported = self._unreported, 0
+        return [f"{self._dropped_line(count)}\n".encode()] if count else []
 
     def _write(self) -> None:
         while (data := self._next()) is not None:
             try:
                 _write_all(self._real, data)
-            except OSError:  # the reader has gone, or the disk is full
+            except OSError:  # the reader has ended, or the disk is full
                 self._drop(data)
             with self._changed:
                 self._bytes -= len(data)
@@ -151,7 +155,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
     while data:
         try:
             data = data[os.write(descriptor, data) :]
-        except BlockingIOError:  # another process that shares the stream has set it so
+        except BlockingIOError:  # another process that shares the stream made it non-blocking
             poll = select.poll()
             poll.register(descriptor, select.POLLOUT)
             poll.poll()

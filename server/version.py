@@ -1,4 +1,4 @@
-"""Which version this is, and what stands for it and the model in answers. It knows no route."""
+"""The version, what an issue should say of an installation, and the fingerprint of answers. It knows no route."""
 
 import hashlib
 import platform
@@ -10,13 +10,13 @@ from engine.environment import child_environment
 from engine.types import EngineInfo
 
 VERSION = "0.2.0"  # the only place: pyproject.toml reads it here
-HOUSE = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parent.parent
 COMMIT = Path(__file__).parent / "commit.txt"  # written when a wheel or a source archive is built
 REPORT_SECONDS = 60  # torch is loaded from a cold disk
 
 
 def fingerprint_of(name: str, info: EngineInfo, default_count: int) -> str:
-    """OpenAI's system_fingerprint: the same as long as equal requests get equal answers, after a restart too."""
+    """OpenAI's `system_fingerprint`: the same while equal requests get equal answers, across restarts."""
     model = (name, info.family, info.parameters, info.vocabulary, info.max_model_len, info.experts, default_count)
     parts = (VERSION, *model, info.dtype, info.quantize, info.kernels)
     return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
@@ -41,9 +41,9 @@ def build_of() -> str:
     """The commit that was built, or that is checked out."""
     if COMMIT.exists():
         return COMMIT.read_text().strip()
-    commit = _output(["git", "-C", str(HOUSE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
-    if (HOUSE / ".git").exists() and commit:
-        return f"{commit}, checked out in {HOUSE}"
+    commit = _output(["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
+    if (CHECKOUT / ".git").exists() and commit:
+        return f"{commit}, checked out in {CHECKOUT}"
     return "unknown"
 
 

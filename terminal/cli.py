@@ -1,4 +1,4 @@
-"""The terminal's commands, for `server/cli.py` to register. What they need is imported when they run."""
+"""The command-line clients, which `server/cli.py` registers. What they need is imported when they run."""
 
 import typer
 
@@ -35,4 +35,4 @@ bench.command("serve")(command(LoadOptions, _serve))
 
 @bench.callback()
 def _bench() -> None:
-    """Keeps `serve` a sub-command while it is the only one."""
+    """Keep `serve` a sub-command while it is the only one."""

@@ -1,6 +1,6 @@
-"""What lines that begin with a slash do: each changes the session and returns what to say. It neither reads nor prints.
+"""The commands of a chat, lines that begin with a slash: each changes the session and returns a text to show.
 
-A new command is one function and one row of COMMANDS.
+They neither read nor print. A new command is one function and one row of COMMANDS.
 """
 
 from collections.abc import Callable
@@ -9,10 +9,11 @@ from contextlib import suppress
 from terminal.counts import label
 from terminal.errors import BadOption, TerminalError
 from terminal.sanitize import one_line
-from terminal.session import Session
+from terminal.session import ChatSession
 
 
-def count(session: Session, word: str) -> str:
+def count(session: ChatSession, word: str) -> str:
+    """Set or show the expert count."""
     if word == "default":
         session.count = None
     elif word:
@@ -20,27 +21,32 @@ def count(session: Session, word: str) -> str:
     return f"K {label(session.count)}{_range(session)}"
 
 
-def _range(session: Session) -> str:
-    with suppress(TerminalError):  # the count is set whether or not the server can be asked
+def _range(session: ChatSession) -> str:
+    with suppress(TerminalError):  # the count is set even where the server cannot be reached
         return f"; {session.card().counts}"
     return ""
 
 
-def reset(session: Session, _: str) -> str:
-    session.turns.clear()
+def reset(session: ChatSession, _: str) -> str:
+    """Clear the conversation."""
+    session.messages.clear()
     return "a new conversation" + ("; the system message stays" if session.system else "")
 
 
-def system(session: Session, text: str) -> str:
+def system(session: ChatSession, text: str) -> str:
+    """Set or remove the system message."""
     session.system = text
     return "system message set" if text else "no system message"
 
 
-def model(session: Session, name: str) -> str:
+def model(session: ChatSession, name: str) -> str:
+    """Change the model or list all."""
     if not name:
-        return f"{session.card().id}; this server has: " + ", ".join(card.id for card in session.server.models())
+        current = session.card().id
+        names = ", ".join(card.id for card in session.server.models())
+        return f"{current}; this server has: {names}"
     card = session.switch(name)
-    if card.fixed is not None:  # the server refuses a count beside an alias that says another
+    if card.fixed is not None:  # the server refuses another count beside an alias
         back = "" if session.count is None else "; K is back at its default"
         session.count = None
         return card.counts + back
@@ -53,16 +59,18 @@ def model(session: Session, name: str) -> str:
     return card.counts
 
 
-def help(session: Session, _: str) -> str:
+def help(session: ChatSession, _: str) -> str:
+    """List the commands."""
     return "\n".join(f"{usage:<14}{meaning}" for usage, meaning, _ in COMMANDS.values())
 
 
-def leave(session: Session, _: str) -> str:
-    session.over = True
+def leave(session: ChatSession, _: str) -> str:
+    """End the chat."""
+    session.ended = True
     return ""
 
 
-COMMANDS: dict[str, tuple[str, str, Callable[[Session, str], str]]] = {
+COMMANDS: dict[str, tuple[str, str, Callable[[ChatSession, str], str]]] = {
     "k": ("/k [N|default]", "experts per token from now on; 8:2: 8 in prompts, 2 in answers; alone: which", count),
     "reset": ("/reset", "forget what was said", reset),
     "system": ("/system [TEXT]", "the system message from now on; alone: none", system),
@@ -72,8 +80,12 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Session, str], str]]] = {
 }
 
 
-def obey(session: Session, line: str) -> str:
-    """Raises BadOption for an unknown command, and what the command raises."""
+def run_command(session: ChatSession, line: str) -> str:
+    """Run the command of a line and return its text.
+
+    Raises:
+        BadOption: the command is unknown; or what the command raises.
+    """
     name, _, argument = line.removeprefix("/").partition(" ")
     if name not in COMMANDS:
         raise BadOption(f"there is no command /{one_line(name)}; /help lists them")

@@ -1,6 +1,6 @@
-"""A server at an address: how it is asked, and its refusals as errors of ours. It knows HTTP, not what is said over it.
+"""A connection to a server: how requests are sent, and how refusals become errors. It knows HTTP, not what is asked.
 
-No proxy, .netrc or redirect is followed: a key goes to the address that was typed, and a benchmark measures that one.
+No proxy, .netrc or redirect is used: a key goes only to the address that was typed, and a benchmark measures that one.
 """
 
 import ssl
@@ -13,23 +13,23 @@ import httpx
 import orjson
 
 from terminal.errors import BadOption, Refused, Unreachable
-from terminal.models import Card, cards_of
+from terminal.models import ModelCard, cards_of
 from terminal.sanitize import one_line
-from terminal.sse import Chunk, Chunks
+from terminal.sse import EventParser, StreamChunk
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
-CONNECT = 10.0  # seconds
+CONNECT_SECONDS = 10.0
 
 
 def address_of(url: str) -> str:
-    """Scheme and authority, and a path in front of /v1 if there is one.
+    """The address without /v1 at its end: scheme, authority, and a path if there is one.
 
     Raises:
         BadOption: no address of a server.
     """
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        valid = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
         httpx.URL(url)
     except (ValueError, httpx.InvalidURL):
         valid = False
@@ -41,17 +41,16 @@ def address_of(url: str) -> str:
 
 
 def client_options(url: str, key: str, timeout: float) -> dict[str, Any]:
-    """For httpx.Client and AsyncClient alike; `timeout` in seconds is the longest silence."""
+    """Arguments for httpx.Client and AsyncClient; `timeout` is the longest silence in seconds."""
     if not key.isascii() or not key.isprintable():
         raise BadOption("--key must be printable ASCII")
+    headers = {"content-type": "application/json", "accept-encoding": "identity"}  # compression would delay events
+    if key:
+        headers["authorization"] = f"Bearer {key}"
     return {
         "base_url": url,
-        "headers": {
-            "content-type": "application/json",
-            "accept-encoding": "identity",  # events are read as they are; compressing them would delay them
-            **({"authorization": f"Bearer {key}"} if key else {}),
-        },
-        "timeout": httpx.Timeout(timeout, connect=CONNECT),
+        "headers": headers,
+        "timeout": httpx.Timeout(timeout, connect=CONNECT_SECONDS),
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=None),
         "trust_env": False,
         "verify": ssl.create_default_context() if url.startswith("https:") else False,
@@ -59,23 +58,26 @@ def client_options(url: str, key: str, timeout: float) -> dict[str, Any]:
 
 
 def refusal(response: httpx.Response) -> Refused:
-    """An error status whose body has been read. Bodies that are not OpenAI's (a proxy's page) are not shown."""
+    """The error of a response whose body has been read. Bodies without an OpenAI error (of a proxy) are not shown."""
     status = response.status_code
     try:
         error = orjson.loads(response.content)["error"]
     except (ValueError, KeyError, TypeError, IndexError):
         error = None
-    said = error if isinstance(error, Mapping) else {"message": error if isinstance(error, str) else None}
-    message = one_line(str(said.get("message") or "no OpenAI error in the answer"))
-    code = one_line(str(said.get("code") or said.get("type") or response.reason_phrase))
+    if isinstance(error, str):
+        error = {"message": error}
+    fields = error if isinstance(error, Mapping) else {}
+    message = one_line(str(fields.get("message") or "no OpenAI error in the answer"))
+    code = one_line(str(fields.get("code") or fields.get("type") or response.reason_phrase))
     retry = one_line(response.headers.get("retry-after", ""))
     again = f"; try again in {retry} s" if retry.isdecimal() else ""
-    return Refused(f"{message} (HTTP {status}, {code}){again}", f"HTTP {status} {code}", code)
+    kind = f"HTTP {status} {code}"
+    return Refused(f"{message} (HTTP {status}, {code}){again}", kind, code)
 
 
 @contextmanager
-def translated(url: str) -> Iterator[None]:
-    """Turns what httpx raises into Unreachable."""
+def httpx_errors(url: str) -> Iterator[None]:
+    """Raises Unreachable for the exceptions that httpx raises inside."""
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -89,7 +91,7 @@ def translated(url: str) -> Iterator[None]:
 
 
 class Server:
-    """One server, asked from one thread.
+    """A client of one server, for one thread.
 
     Every method raises Unreachable, Refused, or StreamFailed.
     """
@@ -101,28 +103,28 @@ class Server:
     def close(self) -> None:
         self._client.close()
 
-    def models(self) -> list[Card]:
-        return cards_of(self._whole("GET", "/v1/models"))
+    def models(self) -> list[ModelCard]:
+        return cards_of(self._request("GET", "/v1/models"))
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._whole("POST", path, body)
+        return self._request("POST", path, body)
 
-    def stream(self, endpoint: str, body: Mapping[str, Any]) -> Generator[Chunk, None, None]:
-        """Chunks as they come. Closing the iterator closes the connection, by which the server knows to stop."""
-        chunks = Chunks()
+    def stream(self, endpoint: str, body: Mapping[str, Any]) -> Generator[StreamChunk, None, None]:
+        """The chunks of an answer as they arrive. Closing the iterator ends the connection and the answer."""
+        parser = EventParser()
         with (
-            translated(self.url),
+            httpx_errors(self.url),
             self._client.stream("POST", PATHS[endpoint], content=orjson.dumps(body)) as response,
         ):
             if response.status_code != 200:
                 response.read()
                 raise refusal(response)
             for data in response.iter_raw():
-                yield from chunks.feed(data)
-        chunks.end()
+                yield from parser.feed(data)
+        parser.end()
 
-    def _whole(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        with translated(self.url):
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        with httpx_errors(self.url):
             response = self._client.request(method, path, content=None if body is None else orjson.dumps(body))
         if response.status_code != 200:
             raise refusal(response)

@@ -1,16 +1,16 @@
 """Expert counts as they are typed, shown and sent: `4`, or `8:2` for eight in the prompt and two in the answer.
 
-It knows no model and so no range.
+It knows no model, and therefore no range.
 """
 
 from typing import Any
 
-Count = int | tuple[int, int]  # of all tokens; or of the prompt's, and of those that are generated
-LONGEST = 9  # digits
+Count = int | tuple[int, int]  # for all tokens; or for the prompt's and for generated ones
+MAX_DIGITS = 9
 
 
 def parse_count(word: str) -> Count | None:
-    """The count that was typed; None where it is none."""
+    """The count in a text; None where it is none."""
     numbers = [_number(part) for part in word.split(":")]
     match numbers:
         case [int(count)]:
@@ -21,7 +21,7 @@ def parse_count(word: str) -> Count | None:
 
 
 def _number(word: str) -> int | None:
-    digits = word.isascii() and word.isdecimal() and len(word) <= LONGEST
+    digits = word.isascii() and word.isdecimal() and len(word) <= MAX_DIGITS
     return int(word) if digits and int(word) >= 1 else None
 
 
@@ -36,7 +36,7 @@ def label(count: Count | None) -> str:
 
 
 def request_fields(count: Count | None) -> dict[str, Any]:
-    """What a request's body says of the count."""
+    """The fields of a request's body that set the count."""
     if count is None:
         return {}
     if isinstance(count, int):

@@ -1,11 +1,11 @@
-"""What can go wrong between this terminal and a server; each is one line that a person can act on. It prints nothing.
+"""The errors of the command-line clients, each with a one-line message that a user can act on. It prints nothing.
 
-`kind` is the short reason under which a benchmark counts the failure.
+`kind` is the short reason under which a benchmark counts a failure.
 """
 
 
 class TerminalError(Exception):
-    """The root. `exit_code` is what the command ends with if nothing catches it."""
+    """The base class. `exit_code` is that of the command if nothing catches the error."""
 
     exit_code = 1
 
@@ -15,17 +15,17 @@ class TerminalError(Exception):
 
 
 class BadOption(TerminalError):
-    """What was typed cannot be done: a flag, or a command of the chat."""
+    """A flag or a command of the chat that cannot be carried out."""
 
     exit_code = 2
 
 
 class Unreachable(TerminalError):
-    """No connection, none any more, or no answer in time."""
+    """No connection, a broken one, or no answer in time."""
 
 
 class Refused(TerminalError):
-    """The server answered with an error status, and `code` in its error."""
+    """The server answered with an error status; `code` is from its error."""
 
     def __init__(self, message: str, kind: str = "", code: str = "") -> None:
         super().__init__(message, kind)
@@ -33,4 +33,4 @@ class Refused(TerminalError):
 
 
 class StreamFailed(TerminalError):
-    """The answer began and then failed, or is not what the protocol says."""
+    """The answer failed after it had begun, or breaks the protocol."""

@@ -1,4 +1,4 @@
-"""What /v1/models says of a model: its name and the counts it takes. Servers that say less are read, too."""
+"""The model cards of /v1/models: names and allowed expert counts. Servers that say less are supported."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from terminal.sanitize import one_line
 
 
 @dataclass(frozen=True, slots=True)
-class Dial:
-    """The counts that a model takes; `low` to `high`, both included."""
+class ExpertCounts:
+    """The expert counts that a model allows: `low` to `high`, both included."""
 
     low: int
     high: int
@@ -23,46 +23,53 @@ class Dial:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class ModelCard:
+    """What a server says of one model."""
+
     id: str
-    dense: bool  # known to have no experts
-    dial: Dial | None  # None: the server does not say
+    dense: bool  # whether it is known to have no experts
+    allowed: ExpertCounts | None  # None: the server does not say
     fixed: int | None = None  # the count that this name, an alias, stands for
 
     @property
     def counts(self) -> str:
+        """The allowed counts in words."""
         if self.dense:
             return f"{self.id} has no experts to choose from"
         if self.fixed is not None:
             return f"{self.id} stands for K {self.fixed}"
-        return f"{self.id} takes {self.dial}" if self.dial else f"the server does not say which counts {self.id} takes"
+        return (
+            f"{self.id} takes {self.allowed}"
+            if self.allowed
+            else f"the server does not say which counts {self.id} takes"
+        )
 
     def check(self, word: str) -> Count:
         """The count that was typed.
 
         Raises:
-            BadOption: no count, out of the model's range, or not the alias's count; the message says what can be.
+            BadOption: no count, out of the model's range, or not the alias's count; the message says what is allowed.
         """
         count = parse_count(word)
-        if self.dense or count is None or self.fixed not in (None, count) or not self._takes(count):
+        if self.dense or count is None or self.fixed not in (None, count) or not self._allows(count):
             raise BadOption(f"K cannot be {one_line(word)}: {self.counts}")
         return count
 
-    def _takes(self, count: Count) -> bool:
-        dial = self.dial
-        return dial is None or all(dial.low <= part <= dial.high for part in parts_of(count))
+    def _allows(self, count: Count) -> bool:
+        allowed = self.allowed
+        return allowed is None or all(allowed.low <= part <= allowed.high for part in parts_of(count))
 
 
-def cards_of(body: Any) -> list[Card]:
-    """Raises Refused where the body is no list of models."""
+def cards_of(body: Any) -> list[ModelCard]:
+    """The cards in an answer of /v1/models. Raises Refused where that is no list of models."""
     try:
         return [_card(model) for model in body["data"]]
     except (KeyError, TypeError, AttributeError, ValueError):
         raise Refused("/v1/models did not answer with a list of models", "no models") from None
 
 
-def chosen(cards: list[Card], name: str) -> Card:
-    """The card of that name, or the first where no name was given.
+def chosen(cards: list[ModelCard], name: str) -> ModelCard:
+    """The card of that name, or the first where the name is empty.
 
     Raises:
         BadOption: no such model; the message names those that exist.
@@ -74,11 +81,11 @@ def chosen(cards: list[Card], name: str) -> Card:
     return found[0]
 
 
-def _card(model: Mapping[str, Any]) -> Card:
+def _card(model: Mapping[str, Any]) -> ModelCard:
     moe = (model.get("meta") or {}).get("moe")
     if not moe:
-        return Card(str(model["id"]), False, None)
+        return ModelCard(str(model["id"]), False, None)
     if not moe.get("layers", 1):
-        return Card(str(model["id"]), True, None)
-    dial = Dial(*(int(moe[name]) for name in ("min", "max", "default", "trained")))
-    return Card(str(model["id"]), False, dial, dial.default if model.get("parent") else None)
+        return ModelCard(str(model["id"]), True, None)
+    allowed = ExpertCounts(*(int(moe[name]) for name in ("min", "max", "default", "trained")))
+    return ModelCard(str(model["id"]), False, allowed, allowed.default if model.get("parent") else None)

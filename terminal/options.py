@@ -1,4 +1,4 @@
-"""What the commands can be told, each option once: flags, help and typed values derive from these dataclasses.
+"""The options of the command-line clients. Flags, help and typed values are derived from these dataclasses.
 
 It reads nothing and starts nothing.
 """
@@ -23,7 +23,7 @@ def _help(text: str, *names: str, **limits: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Which server, which model, by which key."""
+    """Server, model and key."""
 
     url: Annotated[str, _help("The server", envvar="MOEDIAL_URL")] = "http://127.0.0.1:8000"
     model: Annotated[str, _help("A name from /v1/models", show_default="the first")] = ""
@@ -49,7 +49,7 @@ class ChatOptions(Target):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What was said of it; the rest is the server's."""
+        """The sampling fields that were set; the server has defaults for the others."""
         given = {name: getattr(self, name) for name in ("temperature", "max_tokens", "seed")}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -94,9 +94,9 @@ class LoadOptions(Target):
 
 
 def command(kind: type[Options], run: Callable[[Options], int]) -> Callable[..., None]:
-    """A typer command that fills `kind` from flags and ends with the status that `run` returns.
+    """A typer command that fills `kind` from flags and exits with the status that `run` returns.
 
-    An error of ours is one line and its exit code; Ctrl-C is the status that shells give it.
+    A TerminalError is printed in one line and sets the exit code; Ctrl-C exits with the status that shells give it.
     """
 
     def call(**flags: Any) -> None:
@@ -110,10 +110,10 @@ def command(kind: type[Options], run: Callable[[Options], int]) -> Callable[...,
         raise typer.Exit(status)
 
     hints = get_type_hints(kind, include_extras=True)
-    named = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-        for f in fields(kind)  # type: ignore[arg-type]
-    ]
-    call.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    parameters = []
+    for field in fields(kind):  # type: ignore[arg-type]
+        name, keyword = field.name, inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, keyword, default=field.default, annotation=hints[name]))
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__, call.__doc__ = hints, run.__doc__
     return call

@@ -1,30 +1,30 @@
-"""`moedial run`: one question, one answer on standard output. Chat where the model has a template, else completion."""
+"""`moedial run`: one question, its answer on standard output. Chat where the model has a template, else completion."""
 
 import sys
 from contextlib import closing
 from typing import Any
 
-from terminal.answer import Answer
+from terminal.answer import StreamedAnswer
 from terminal.connection import Server
 from terminal.errors import BadOption, Refused
 from terminal.options import RunOptions
 from terminal.screen import Screen
-from terminal.session import Session
+from terminal.session import ChatSession
 
 NO_TEMPLATE = "no_chat_template"  # the code of a refusal
 
 
 def run(options: RunOptions) -> int:
-    """The exit status; what can be read of an answer that fails stays.
+    """Print one answer and return the exit status. What arrived of a failed answer stays on the screen.
 
     Raises:
-        BadOption: an option that cannot be done.
-        TerminalError: no server, a refusal, or an answer that broke off.
+        BadOption: an option is invalid.
+        TerminalError: no server, a refusal, or an incomplete answer.
     """
     screen = Screen(sys.stdout.isatty())
     prompt = _prompt(options)
     with closing(Server(options.url, options.key)) as server:
-        session = Session(server, options.model, None, options.system, options.sampling)
+        session = ChatSession(server, options.model, None, options.system, options.sampling)
         if options.k is not None:
             session.count = session.card().check(options.k)
         try:
@@ -43,7 +43,7 @@ def _prompt(options: RunOptions) -> str:
     return text
 
 
-def _answer(session: Session, screen: Screen, endpoint: str, prompt: str) -> None:
+def _answer(session: ChatSession, screen: Screen, endpoint: str, prompt: str) -> None:
     if endpoint != "completions":
         try:
             return _show(session, screen, "chat", session.body(prompt))
@@ -55,9 +55,9 @@ def _answer(session: Session, screen: Screen, endpoint: str, prompt: str) -> Non
     _show(session, screen, "completions", session.completion(prompt))
 
 
-def _show(session: Session, screen: Screen, endpoint: str, body: dict[str, Any]) -> None:
-    answer = Answer()
+def _show(session: ChatSession, screen: Screen, endpoint: str, body: dict[str, Any]) -> None:
+    answer = StreamedAnswer()
     with closing(session.server.stream(endpoint, body)) as chunks:
         for chunk in chunks:
-            for piece in answer.take(chunk):
-                screen.show(piece)
+            for part in answer.add(chunk):
+                screen.show(part)

@@ -1,7 +1,7 @@
-"""The terminal itself: lines that are typed or piped in, and what is shown. It knows colours, no conversation.
+"""The terminal: lines that are typed or piped in, and what is shown. It knows colours, no conversation.
 
-Whatever is shown passes `safe`, and none of it is read as rich's markup. At a terminal words wrap, and notes stand
-between the answers; without one, standard output has the text of answers and nothing else.
+All text passes `sanitize`, and none of it is read as rich's markup. At a terminal words wrap and notes stand between
+the answers; elsewhere standard output has the text of the answers and nothing else.
 """
 
 import io
@@ -12,35 +12,35 @@ from contextlib import suppress
 from rich.console import Console
 from rich.text import Text
 
-from terminal.answer import Piece
+from terminal.answer import AnswerPart
 from terminal.sanitize import one_line, plain
-from terminal.wrap import Wrap
+from terminal.wrap import WordWrap
 
-STYLES = {"text": None, "thought": "dim italic", "call": "cyan"}
+STYLES = {"text": None, "reasoning": "dim italic", "call": "cyan"}
 
 
 def at_terminal() -> bool:
-    """Whether a person types here and reads here."""
+    """Whether both input and output are a terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 class Screen:
-    """`attended`: a person reads it. `failed`: an error has been shown."""
+    """Input and output. `interactive`: a user at a terminal. `failed`: whether an error has been shown."""
 
-    def __init__(self, attended: bool) -> None:
+    def __init__(self, interactive: bool) -> None:
         for stream in (sys.stdin, sys.stdout):
-            if isinstance(stream, io.TextIOWrapper):  # bytes that are no text, or a locale without our characters
+            if isinstance(stream, io.TextIOWrapper):  # for bytes that are no text, or a locale without some characters
                 stream.reconfigure(errors="replace")
-        self.attended, self.failed = attended, False
-        self.console = _console(attended, stderr=False)
-        self._aside_console = self.console if attended else _console(attended, stderr=True)
-        self._wrap = Wrap() if attended and not self.console.is_dumb_terminal else None
+        self.interactive, self.failed = interactive, False
+        self.console = _console(interactive, stderr=False)
+        self._notes_console = self.console if interactive else _console(interactive, stderr=True)
+        self._wrap = WordWrap() if interactive and not self.console.is_dumb_terminal else None
         self._kind, self._end = "text", "\n"
 
-    def show(self, piece: Piece) -> None:
-        """A part of an answer, at once. Thoughts are no part of what a program reads."""
-        kind, text = piece[0], plain(piece[1])
-        if kind == "thought" and not self.attended:
+    def show(self, part: AnswerPart) -> None:
+        """Show a part of an answer at once. Reasoning is left out where a program reads the output."""
+        kind, text = part[0], plain(part[1])
+        if kind == "reasoning" and not self.interactive:
             return
         if kind != self._kind:
             self.close_line()
@@ -51,7 +51,7 @@ class Screen:
             self._end = text[-1]
 
     def close_line(self) -> None:
-        """An answer may end anywhere on its line."""
+        """End the line that an answer has begun, if any."""
         if self._end != "\n":
             self._write("\n", None)
         self._kind, self._end = "text", "\n"
@@ -59,32 +59,33 @@ class Screen:
             self._wrap.restart()
 
     def note(self, text: str) -> None:
-        """Something about the conversation, for a person."""
-        if self.attended:
+        """Show a note about the conversation, at a terminal only."""
+        if self.interactive:
             self.say(text)
 
     def say(self, text: str) -> None:
-        """What was asked for and is no answer of a model: without a terminal, on standard error."""
-        self._aside(plain(text), "dim")
+        """Show text that is no answer of a model; without a terminal, on standard error."""
+        self._print_note(plain(text), "dim")
 
-    def fault(self, error: Exception) -> None:
+    def error(self, exception: Exception) -> None:
+        """Show an error."""
         self.failed = True
-        self._aside(one_line(str(error)), "red")
+        self._print_note(one_line(str(exception)), "red")
 
-    def _aside(self, text: str, style: str) -> None:
+    def _print_note(self, text: str, style: str) -> None:
         self.close_line()
-        self._aside_console.print(Text(text, style), soft_wrap=not self.attended)
+        self._notes_console.print(Text(text, style), soft_wrap=not self.interactive)
 
     def _write(self, text: str, style: str | None) -> None:
-        with self.console.capture() as drawn:
+        with self.console.capture() as rendered:
             self.console.out(text, style=style, highlight=False, end="")
-        # not by the console itself: it writes its buffer again if Ctrl-C strikes between writing and clearing it
-        self.console.file.write(drawn.get())
+        # not by the console, which writes its buffer again if Ctrl-C arrives between writing and clearing it
+        self.console.file.write(rendered.get())
         self.console.file.flush()
 
     def lines(self, prompt: Callable[[], str]) -> Iterator[str]:
-        """Until they end. At a terminal, Ctrl-C at the prompt forgets the line."""
-        if not self.attended:
+        """The lines of input, until it ends. At a terminal, Ctrl-C at the prompt drops the line."""
+        if not self.interactive:
             yield from (line.strip() for line in iter(sys.stdin.readline, ""))
             return
         with suppress(ImportError):
@@ -93,13 +94,13 @@ class Screen:
             try:
                 yield input(plain(prompt())).strip()
             except EOFError:
-                self.console.out("")  # whatever comes after us begins on a line of its own
+                self.console.out("")  # the shell's prompt begins on a line of its own
                 return
             except KeyboardInterrupt:
                 self.console.out("")
 
 
-def _console(attended: bool, stderr: bool) -> Console:
-    """Colours are for people."""
-    colours = "auto" if attended else None
+def _console(interactive: bool, stderr: bool) -> Console:
+    """A console, with colours at a terminal only."""
+    colours = "auto" if interactive else None
     return Console(highlight=False, soft_wrap=True, stderr=stderr, color_system=colours)  # type: ignore[arg-type]

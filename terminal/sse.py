@@ -1,6 +1,6 @@
-"""Server-sent events as OpenAI's servers write them: bytes in, parsed chunks out. It opens no connection.
+"""Parses server-sent events as OpenAI-compatible servers write them: bytes in, parsed chunks out. It opens no socket.
 
-Lines end in LF or CRLF; the format's third way, a lone CR, is used by no server and not read.
+Lines end in LF or CRLF; a lone CR, the format's third line end, is used by no server and not supported.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,12 +11,12 @@ import orjson
 from terminal.errors import StreamFailed
 from terminal.sanitize import one_line
 
-Chunk = Mapping[str, Any]
-LONGEST = 16 << 20  # bytes of one event; beyond, somebody is filling our memory
+StreamChunk = Mapping[str, Any]
+MAX_EVENT_BYTES = 16 << 20  # a longer event would fill this client's memory
 
 
-class Chunks:
-    """One response, as it arrives. `complete` says whether the server has announced the end."""
+class EventParser:
+    """Parses one response as it arrives. `complete`: whether the server has announced the end."""
 
     __slots__ = ("_data", "_kind", "_rest", "_size", "complete")
 
@@ -25,7 +25,7 @@ class Chunks:
         self._data: list[bytes] = []
         self.complete = False
 
-    def feed(self, data: bytes) -> Iterator[Chunk]:
+    def feed(self, data: bytes) -> Iterator[StreamChunk]:
         """The chunks that these bytes complete.
 
         Raises:
@@ -43,16 +43,18 @@ class Chunks:
                 self._kind = b""
             elif line.startswith(b"event:"):
                 self._kind = line[6:].strip()
-        if len(self._rest) + self._size > LONGEST:
-            raise StreamFailed(f"an event of the stream is longer than {LONGEST} bytes", "event too long")
+        if len(self._rest) + self._size > MAX_EVENT_BYTES:
+            raise StreamFailed(f"an event of the stream is longer than {MAX_EVENT_BYTES} bytes", "event too long")
 
     def end(self) -> None:
-        """Call when the connection has no more bytes: a silent end is not an answer."""
+        """Call at the end of the connection. Raises StreamFailed where the server has not announced the end."""
         if not self.complete:
             raise StreamFailed("the stream ended before the answer was complete", "stream cut short")
 
-    def _event(self) -> Chunk | None:
-        data = self._data[0].strip() if len(self._data) == 1 else b"\n".join(self._data)
+    def _event(self) -> StreamChunk | None:
+        data = b"\n".join(self._data)
+        if len(self._data) == 1:
+            data = data.strip()
         self._data, self._size = [], 0
         if self.complete or data == b"[DONE]":
             self.complete = True
@@ -68,9 +70,9 @@ class Chunks:
         return chunk
 
 
-def _failure(chunk: Chunk) -> StreamFailed:
+def _failure(chunk: StreamChunk) -> StreamFailed:
     error = chunk.get("error")
-    said = error if isinstance(error, dict) else {"message": error or chunk.get("message")}
-    code = one_line(str(said.get("code") or said.get("type") or "unnamed"))
-    message = one_line(str(said.get("message") or "no reason given"))
+    fields = error if isinstance(error, dict) else {"message": error or chunk.get("message")}
+    code = one_line(str(fields.get("code") or fields.get("type") or "unnamed"))
+    message = one_line(str(fields.get("message") or "no reason given"))
     return StreamFailed(f"the answer failed: {message} ({code})", f"stream error: {code}")

@@ -1,23 +1,23 @@
-"""Breaks text between words at a width, while it streams. It knows columns, neither terminals nor colours."""
+"""Breaks text between words at a width while it streams. It knows columns, neither terminals nor colours."""
 
 from rich.cells import cell_len
 
 TAB = 8
-ERASE = "\x1b[1G\x1b[K"  # back to the line's first column, and nothing on the line; rich drops carriage returns
+ERASE = "\x1b[1G\x1b[K"  # clears the line; rich drops carriage returns
 
 
-class Wrap:
-    """The line that is being written. A word is shown as it grows; one that reaches the edge moves to the next line."""
+class WordWrap:
+    """Wraps the line being written. A word is shown as it grows; one that reaches the edge moves to the next line."""
 
     def __init__(self) -> None:
         self._line = ""
 
     def restart(self) -> None:
-        """Say that something else has ended the line."""
+        """Note that the line has been ended elsewhere."""
         self._line = ""
 
     def feed(self, text: str, width: int) -> str:
-        """What to write for `text`. The last of `width` columns stays free: some terminals wrap when it is filled."""
+        """What to write for `text`. The last of `width` columns stays empty: some terminals wrap when it is filled."""
         return "".join(self._put(character, width - 1) for character in text)
 
     def _put(self, character: str, width: int) -> str:
@@ -25,14 +25,15 @@ class Wrap:
             self._line = ""
             return character
         if character == "\t":
-            return "".join(self._put(" ", width) for _ in range(TAB - cell_len(self._line) % TAB))
+            blanks = TAB - cell_len(self._line) % TAB
+            return "".join(self._put(" ", width) for _ in range(blanks))
         if cell_len(self._line + character) > width:
-            return self._broken(character, width)
+            return self._break(character, width)
         self._line += character
         return character
 
-    def _broken(self, character: str, width: int) -> str:
-        """A blank ends the line. A word moves to the next line with what is shown of it; a long one is cut."""
+    def _break(self, character: str, width: int) -> str:
+        """Break the line: a blank ends it, a word moves to the next line, a long word is cut."""
         if character == " ":
             self._line = ""
             return "\n"

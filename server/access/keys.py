@@ -1,4 +1,4 @@
-"""The API keys that the server accepts: their names, bytes and limits, from --api-keys and --api-keys-file.
+"""The API keys that the server accepts: names, digests and limits, read from --api-keys and --api-keys-file.
 
 It knows no request. An error names the file, the key's name and the field, and never shows a key.
 """
@@ -24,9 +24,9 @@ from server.configuration.variables import BadSetting, nearest
 
 log = structlog.get_logger("server")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-MOST_KEYS = 1000  # each request is compared with every one, and each has series of its own
-MOST_BYTES = 1 << 20  # of the file
-LONGEST_KEY = 1024  # bytes
+MAX_KEYS = 1000  # each request is compared with every key, and each key has series of its own
+MAX_FILE_BYTES = 1 << 20
+MAX_KEY_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +39,24 @@ class ApiKey:
 
 
 class Keys:
-    """Accepted keys, each known by its digest alone."""
+    """The accepted keys, of which only digests are kept."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._salt = secrets.token_bytes(32)
         self.limits = {key.name: key.limits for key in keys}
-        self._digests = [(key.name, self._digest(key.secret.get_secret_value().encode())) for key in keys]
+        self._digests: list[tuple[str, bytes]] = []
+        for key in keys:
+            secret = key.secret.get_secret_value()
+            self._digests.append((key.name, self._digest(secret.encode())))
 
     def __len__(self) -> int:
         return len(self._digests)
 
     def name_of(self, given: bytes) -> str | None:
-        """The name of the key that is equal to `given`. Every key is compared, each in constant time, and digests are
-        of one length: time tells nothing about any of them."""
+        """The name of the key that equals `given`, if one does.
+
+        Every key is compared, in constant time, by digests of one length, so that timing reveals nothing.
+        """
         digest, found = self._digest(given), None
         for name, known in self._digests:
             if hmac.compare_digest(digest, known):
@@ -78,7 +83,7 @@ def read_keys(given: Sequence[SecretStr], file: str) -> Keys:
 
 
 def warn_if_open(host: str, keys: Keys) -> None:
-    """One line, where other machines may use the model without a key."""
+    """Log a warning where other machines may use the model without a key."""
     if not keys and not is_loopback(host):
         log.warning(
             "no API keys are set: every machine that reaches this address may use the model; "
@@ -112,17 +117,17 @@ def _keys_of(file: str) -> list[ApiKey]:
 
 
 def _text_of(file: str, where: str) -> str:
-    """A regular file's text: one that is none is not waited for."""
+    """The text of a regular file. Opening another kind, such as a pipe, does not block."""
     try:
         with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise BadSetting(f"{where}: is not a regular file")
-            data = stream.read(MOST_BYTES + 1)
+            data = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise BadSetting(f"{where}: {error.strerror}") from None
-    if len(data) > MOST_BYTES:
-        raise BadSetting(f"{where}: has more than {MOST_BYTES} bytes")
+    if len(data) > MAX_FILE_BYTES:
+        raise BadSetting(f"{where}: has more than {MAX_FILE_BYTES} bytes")
     if status.st_mode & stat.S_IROTH:
         log.warning("every user of this machine can read the API keys; chmod 600 it", file=str(Path(file).absolute()))
     return data.decode()
@@ -151,7 +156,7 @@ def _fault(error: ValidationError) -> str:
 
 
 def _check_secret(where: str, secret: str) -> None:
-    """What no client could send, or what would be equal to no key at all, is refused.
+    """Refuse a key that no client could send, or that is empty.
 
     Raises:
         BadSetting: says what is wrong with the key.
@@ -160,8 +165,8 @@ def _check_secret(where: str, secret: str) -> None:
         raise BadSetting(f"{where}: the key is empty")
     if secret != secret.strip(" \t") or any(ord(char) < 32 or ord(char) == 127 for char in secret):
         raise BadSetting(f"{where}: the key has spaces at its ends or control characters, which no header carries")
-    if len(_bytes_of(where, secret)) > LONGEST_KEY:
-        raise BadSetting(f"{where}: the key has more than {LONGEST_KEY} bytes")
+    if len(_bytes_of(where, secret)) > MAX_KEY_BYTES:
+        raise BadSetting(f"{where}: the key has more than {MAX_KEY_BYTES} bytes")
 
 
 def _bytes_of(where: str, secret: str) -> bytes:
@@ -172,8 +177,8 @@ def _bytes_of(where: str, secret: str) -> bytes:
 
 
 def _check_distinct(keys: Sequence[ApiKey]) -> None:
-    if len(keys) > MOST_KEYS:
-        raise BadSetting(f"there are {len(keys)} API keys; at most {MOST_KEYS} are accepted")
+    if len(keys) > MAX_KEYS:
+        raise BadSetting(f"there are {len(keys)} API keys; at most {MAX_KEYS} are accepted")
     names: dict[str, str] = {}  # by key
     for key in keys:
         if key.name in names.values():

@@ -1,4 +1,4 @@
-"""What one API key may use: requests and tokens per minute, as buckets that refill. It knows neither HTTP nor JSON."""
+"""What one API key may use: requests and tokens per minute, as token buckets. It knows neither HTTP nor JSON."""
 
 import math
 import time
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from server.errors import RateLimited
 
 MINUTE = 60.0
-Kind = Literal["requests", "tokens"]
+LimitKind = Literal["requests", "tokens"]
 Clock = Callable[[], float]
 
 
@@ -22,18 +22,20 @@ class KeyLimits:
     share_of_places: float | None = None
 
 
-class Level(NamedTuple):
-    """How full a bucket is: whole units left, and seconds until all are back."""
+class RemainingLimit(NamedTuple):
+    """What is left of a limit: whole units, and seconds until all of them are back."""
 
-    kind: Kind
+    kind: LimitKind
     limit: int
     remaining: int
     reset: float
 
 
 class Bucket:
-    """Holds a minute's worth of units and refills evenly. What is counted after the fact may overdraw it; the debt is
-    paid by waiting, so that the rate holds on average.
+    """Holds a minute's worth of units and refills evenly.
+
+    Units that are counted after their use may overdraw it; requests then wait until the debt is paid, so that the rate
+    holds on average.
 
     At 60 a minute: after 60 units at once `wait()` is 1 second, after 90 units 31 seconds.
     """
@@ -44,18 +46,18 @@ class Bucket:
 
     @property
     def level(self) -> float:
-        """Units that are there now; negative: the debt."""
+        """Units that are available now; negative: the debt."""
         now = self._clock()
         refilled = self._level + (now - self._at) * self.limit / MINUTE
         self._level, self._at = min(float(self.limit), refilled), now
         return self._level
 
     def spend(self, units: int) -> None:
-        """Take units, whether they are there or not."""
+        """Take units, even where fewer are available."""
         self._level = self.level - units
 
     def wait(self) -> float:
-        """Seconds until one unit is there; 0 if it is."""
+        """Seconds until one unit is available; 0 if it is now."""
         return max(0.0, 1 - self.level) * MINUTE / self.limit
 
     def reset(self) -> float:
@@ -64,8 +66,11 @@ class Bucket:
 
 
 class Account:
-    """One key's buckets. Tokens are counted when they are known: a key that has overdrawn them is refused at its next
-    request, and none that runs is cut."""
+    """The buckets of one key.
+
+    Tokens are counted when they are known: a key that has overdrawn them is refused at its next request, while its
+    running requests go on.
+    """
 
     def __init__(self, name: str, limits: KeyLimits, clock: Clock = time.monotonic) -> None:
         self.name, self.limits = name, limits
@@ -91,17 +96,19 @@ class Account:
             self._requests.spend(1)
 
     def spend_tokens(self, count: int) -> None:
-        """Count tokens of a prompt, or generated ones."""
+        """Count tokens, of a prompt or generated."""
         if self._tokens is not None:
             self._tokens.spend(count)
 
-    def levels(self) -> list[Level]:
+    def remaining(self) -> list[RemainingLimit]:
         """What is left of each limit that this key has."""
-        return [
-            Level(kind, bucket.limit, max(0, int(bucket.level)), bucket.reset()) for kind, bucket in self._buckets()
-        ]
+        limits = []
+        for kind, bucket in self._buckets():
+            units = max(0, int(bucket.level))
+            limits.append(RemainingLimit(kind, bucket.limit, units, bucket.reset()))
+        return limits
 
-    def _buckets(self) -> Iterator[tuple[Kind, Bucket]]:
+    def _buckets(self) -> Iterator[tuple[LimitKind, Bucket]]:
         if self._requests is not None:
             yield "requests", self._requests
         if self._tokens is not None:

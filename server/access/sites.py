@@ -19,7 +19,8 @@ LOCAL_SUFFIXES = (".localhost", ".local", ".internal")  # no public name has one
 
 def name_of(host: str) -> str:
     """The name in a Host header, without its port."""
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    is_ipv6 = host.startswith("[")
+    name, _, _ = host[1:].partition("]") if is_ipv6 else host.partition(":")
     return name.lower().removesuffix(".")
 
 
@@ -103,7 +104,8 @@ class SitePolicy:
         """Whether the page's site is allowed, or is this server under a name that no other site can have."""
         if not self.origins.isdisjoint({ANY, origin}):
             return True
-        return origin.partition("://")[2].lower() == host.lower() != "" and self.hosts.knows(name_of(host))
+        own = origin.partition("://")[2].lower()
+        return own == host.lower() != "" and self.hosts.knows(name_of(host))
 
 
 def _has_body(headers: Mapping[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""The help of a command with many options, readable at 80 columns: by group, each option above what it means.
+"""The help text of a command with many options, readable at 80 columns: by group, each option above its description.
 
 It knows typer's options, not what they are for.
 """

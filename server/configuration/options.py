@@ -1,4 +1,4 @@
-"""What an option is made of: how its text becomes a value, its group, its flag and its row in the docs.
+"""How an option is declared and parsed: its text to its value, its group, its flag, and its row in the docs.
 
 It knows no option by name.
 """
@@ -10,15 +10,24 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
-TEMPLATE_OWN = ("messages", "tools", "documents", "add_generation_prompt")  # no request sets these by name
+RESERVED_VARIABLES = (
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+)  # of the chat template; requests do not set these by name
 
 
 def words(value: Any) -> Any:
-    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+    """A comma-separated text as a tuple; other values unchanged."""
+    if not isinstance(value, str):
+        return value
+    stripped = (word.strip() for word in value.split(","))
+    return tuple(word for word in stripped if word)
 
 
 def secrets(value: Any) -> Any:
-    """Empty keys stay, to be refused: what was meant to close a server must not open it."""
+    """Keys as a tuple. Empty ones stay, to be refused: a mistake in a key must not open the server."""
     return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
 
 
@@ -33,19 +42,22 @@ def counts(value: Any) -> Any:
 
 
 def free_names(value: Any) -> Any:
+    """Names of template variables that the server does not set itself."""
     names = words(value)
-    if taken := [name for name in names if name in TEMPLATE_OWN]:
+    if taken := [name for name in names if name in RESERVED_VARIABLES]:
         raise ValueError(f"{taken[0]} is set by the server itself")
     return names
 
 
 def origins(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Origins as browsers send them. Raises ValueError for any other text."""
     if wrong := [origin for origin in value if not ORIGIN.fullmatch(origin)]:
         raise ValueError(f"an origin is scheme://host or scheme://host:port in small letters, got {wrong[0]!r}")
     return value
 
 
 def option(default: Any, group: str, description: str, **limits: Any) -> Any:
+    """A field of the settings."""
     return Field(default, description=description, json_schema_extra={"group": group}, **limits)
 
 
@@ -59,7 +71,7 @@ def flag_of(name: str) -> str:
 
 
 def default_of(field: FieldInfo) -> str:
-    """The default as a person would type it; empty when it is "nothing"."""
+    """The default as a user would type it; empty where there is none."""
     if isinstance(field.default, bool):
         return "on" if field.default else "off"
     return f"{field.default}" if field.default not in ("", (), {}) else ""

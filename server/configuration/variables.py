@@ -1,6 +1,6 @@
-"""The environment variables that begin like the server's own: each is known, or the server does not start.
+"""Checks the environment variables with the server's prefix: with an unknown one the server does not start.
 
-A misspelt variable must not open what it was meant to close. It knows names; values are read in `server/settings.py`.
+A misspelled variable must not open what it was meant to close. It knows names; `server/settings.py` reads values.
 """
 
 import difflib
@@ -10,14 +10,16 @@ from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from engine.environment import HANDED_ON, PREFIX
 from model.errors import MoedialError
 
-OTHERS = frozenset({"MOEDIAL_URL", "MOEDIAL_KEY", *HANDED_ON})  # of the terminal, and of the native kernels
+OTHER_VARIABLES = frozenset(
+    {"MOEDIAL_URL", "MOEDIAL_KEY", *HANDED_ON}
+)  # of the command-line clients and of the native kernels
 KEYS = frozenset({"MOEDIAL_API_KEYS", "MOEDIAL_KEY"})
 # Kubernetes and Docker set these for a service or container of this name.
-LINKS = re.compile(r"MOEDIAL_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)")
+CONTAINER_LINKS = re.compile(r"MOEDIAL_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)")
 
 
 class BadSetting(MoedialError):
-    """An option or variable that the server does not start with."""
+    """An option or variable with which the server does not start."""
 
 
 def refuse_unknown(environment: Mapping[str, str], settings: Collection[str], filled: Collection[str]) -> None:
@@ -27,7 +29,7 @@ def refuse_unknown(environment: Mapping[str, str], settings: Collection[str], fi
         BadSetting: names every unknown variable, and what it may have been meant to be.
     """
     known = {PREFIX + name.upper() for name in settings}
-    if unknown := list(_unknown(environment, known | OTHERS)):
+    if unknown := list(_unknown(environment, known | OTHER_VARIABLES)):
         raise BadSetting("; ".join(f"{name!r:.80} is no setting{_meant(name, known)}" for name in unknown))
     for name, value in environment.items():
         if name.upper() in {PREFIX + field.upper() for field in filled} and not value.strip():
@@ -41,7 +43,7 @@ def forget_keys(environment: MutableMapping[str, str]) -> None:
 
 
 def nearest(word: str, known: Collection[str]) -> str:
-    """`; did you mean …?` with the known word that is most like this one, or nothing."""
+    """`; did you mean …?` with the known word that is closest to `word`; empty if none is close."""
     close = difflib.get_close_matches(word.lower(), known, 1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -49,13 +51,12 @@ def nearest(word: str, known: Collection[str]) -> str:
 def _unknown(environment: Mapping[str, str], known: Collection[str]) -> Iterator[str]:
     for name in environment:
         upper = name.upper()
-        if upper.startswith(PREFIX) and upper not in known and not LINKS.fullmatch(upper):
+        if upper.startswith(PREFIX) and upper not in known and not CONTAINER_LINKS.fullmatch(upper):
             yield name
 
 
 def _meant(name: str, known: Collection[str]) -> str:
-    """The prefix is left out of the comparison: with it everything is alike."""
-    close = difflib.get_close_matches(
-        name.upper().removeprefix(PREFIX), [word.removeprefix(PREFIX) for word in known], 1
-    )
+    """A hint at the closest known variable. The prefix, which all share, is left out of the comparison."""
+    suffixes = [word.removeprefix(PREFIX) for word in known]
+    close = difflib.get_close_matches(name.upper().removeprefix(PREFIX), suffixes, 1)
     return f"; did you mean {PREFIX}{close[0]}?" if close else "; `moedial serve --help` lists them"

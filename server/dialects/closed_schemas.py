@@ -104,7 +104,9 @@ class _Closer:
             return made
         if composed:
             return self._close(made, self.properties(node, MAX_REFERENCES))
-        return self._close(made, _own_properties(node)) if any(key in node for key in NAMING_KEYS) else made
+        if any(key in node for key in NAMING_KEYS):
+            return self._close(made, _own_properties(node))
+        return made
 
     def _copy_of(self, part: Schema) -> str:
         """A reference to a closed copy of `part`, which may refer to itself.
@@ -113,9 +115,11 @@ class _Closer:
         schema where it leads back to itself.
         """
         if id(part) not in self.copies:
-            taken = {*_map(self.root, "$defs"), *(name for name, _ in self.copies.values())}
+            taken = set(_map(self.root, "$defs"))
+            taken |= {name for name, _ in self.copies.values()}
             names = (f"closed-{i}" for i in count(len(self.copies)))
-            self.copies[id(part)] = next(name for name in names if name not in taken), part
+            name = next(name for name in names if name not in taken)
+            self.copies[id(part)] = name, part
         return f"#/$defs/{self.copies[id(part)][0]}"
 
     def _open(self, node: Any) -> Any:

@@ -43,7 +43,8 @@ class DeepSeek(TaggedDialect):
     def call_rules(self, tools: Sequence[ToolSpec], parallel: bool) -> str:
         opening, closing = lark_text(CALLS, self._ids), lark_text(CALLS_END, self._ids)
         calls = repeated("moe_call", '"\\n"?' if self._fenced else "", parallel)
-        return f"moe_calls: {opening} {calls} {closing}\n" + one_of("moe_call", [self._call_rule(t) for t in tools])
+        rules = one_of("moe_call", [self._call_rule(tool) for tool in tools])
+        return f"moe_calls: {opening} {calls} {closing}\n{rules}"
 
     def _call_rule(self, tool: ToolSpec) -> str:
         name, arguments = literal(tool.name), arguments_rule(tool)

@@ -60,7 +60,10 @@ def _family(text: str) -> str | None:
 
 def _reasoning_tags(template: str, specials: Mapping[str, int]) -> tuple[str, str] | None:
     """The reasoning tags of a checkpoint. Added tokens do not count: Qwen3's models without reasoning have them too."""
-    return next((pair for pair in _REASONING_TAGS if pair[0] in template or pair[0] in specials), None)
+    for opening, closing in _REASONING_TAGS:
+        if opening in template or opening in specials:
+            return opening, closing
+    return None
 
 
 def _make(name: str, template: str, specials: Mapping[str, int], added: Mapping[str, int], reasons: bool) -> Dialect:

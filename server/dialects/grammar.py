@@ -31,8 +31,12 @@ def token_ids_of(delimiters: Sequence[str], tokens: Mapping[str, int]) -> Mappin
 
 def lark_text(text: str, ids: Mapping[str, int]) -> str:
     """`text` as a sequence of literals, and of token ids where delimiters are tokens."""
-    parts = re.split(f"({'|'.join(map(re.escape, ids))})", text) if ids else [text]
-    return " ".join(f"<[{ids[part]}]>" if part in ids else literal(part) for part in parts if part)
+    parts = [text]
+    if ids:
+        delimiters = "|".join(map(re.escape, ids))
+        parts = re.split(f"({delimiters})", text)
+    terms = [f"<[{ids[part]}]>" if part in ids else literal(part) for part in parts if part]
+    return " ".join(terms)
 
 
 def arguments_rule(tool: ToolSpec) -> str:

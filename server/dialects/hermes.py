@@ -23,7 +23,8 @@ class Hermes(TaggedDialect):
         return CallSyntax({OPEN: _call}, (CLOSE,))
 
     def call_rules(self, tools: Sequence[ToolSpec], parallel: bool) -> str:
-        opening, closing = lark_text(f"{OPEN}\n", self._ids), lark_text(f"\n{CLOSE}", self._ids)
+        opening = lark_text(f"{OPEN}\n", self._ids)
+        closing = lark_text(f"\n{CLOSE}", self._ids)
         calls = repeated("moe_call", lark_text("\n", self._ids), parallel)
         tool = one_of("moe_tool", [object_call_rule(tool) for tool in tools])
         return f"moe_calls: {calls}\nmoe_call: {opening} moe_tool {closing}\n{tool}"

@@ -31,7 +31,8 @@ class Mistral(TaggedDialect):
         opening, middle = lark_text(CALLS, self._ids), lark_text(ARGS, self._ids)
         # older checkpoints of this call_syntax were trained to make up an id of nine characters
         middle = f"({lark_text(ID, self._ids)} /[a-zA-Z0-9]{{9}}/)? {middle}" if ID in self._ids else middle
-        calls = one_of("moe_call", [f"{opening} {literal(t.name)} {middle} {arguments_rule(t)}" for t in tools])
+        bodies = [f"{opening} {literal(tool.name)} {middle} {arguments_rule(tool)}" for tool in tools]
+        calls = one_of("moe_call", bodies)
         return f"moe_calls: {'moe_call+' if parallel else 'moe_call'}\n{calls}"
 
     def _array_rules(self, tools: Sequence[ToolSpec], parallel: bool) -> str:

@@ -1,4 +1,4 @@
-"""Long work on the event loop in slices, between which others get their turns. It knows no work.
+"""Runs long work on the event loop in slices, between which other tasks run. It knows no work itself.
 
 Such work is a generator that yields wherever it may pause, and returns its result.
 """
@@ -13,11 +13,11 @@ import orjson
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]
 SLICE = 0.002  # seconds
-ENTRIES = 64  # of a long list, that are made and written at a time
+ENTRIES = 64  # of a long list that are serialised at a time
 
 
 async def in_slices(steps: Steps[Result]) -> Result:
-    """The result of all steps; others run whenever a slice of time is over."""
+    """The result of all steps; other tasks run whenever a slice of time is over."""
     due = time.perf_counter() + SLICE
     while True:
         try:
@@ -31,7 +31,7 @@ async def in_slices(steps: Steps[Result]) -> Result:
 
 
 def at_once(steps: Steps[Result]) -> Result:
-    """The result of all steps, where they are few."""
+    """The result of all steps, without a pause, where they are few."""
     while True:
         try:
             next(steps)
@@ -41,8 +41,8 @@ def at_once(steps: Steps[Result]) -> Result:
 
 
 class LongList:
-    """A list of an answer. What is in it is written every so often: bytes take a tenth of the memory, and the whole
-    answer is then written by copying."""
+    """A long list in an answer. Its entries are serialised in batches: bytes take a tenth of the memory, and the answer
+    then only copies them."""
 
     def __init__(self) -> None:
         self._written: list[bytes] = []
@@ -52,13 +52,14 @@ class LongList:
         self._open.append(entry)
 
     def flush(self) -> None:
+        """Serialise the entries since the last time."""
         if self._open:
             self._written.append(orjson.dumps(self._open)[1:-1])
             self._open = []
 
     @property
     def value(self) -> Any:
-        """For `orjson.dumps`: the list, or what is written of it."""
+        """The list for `orjson.dumps`, as far as possible already serialised."""
         if not self._written:
             return self._open
         self.flush()
@@ -66,10 +67,11 @@ class LongList:
 
 
 def long_list(entries: Iterable[Any]) -> Steps[Any]:
-    found = LongList()
-    for place, entry in enumerate(entries):
-        if place and place % ENTRIES == 0:
-            found.flush()
+    """The list of `entries` for `orjson.dumps`, made in steps."""
+    made = LongList()
+    for position, entry in enumerate(entries):
+        if position and position % ENTRIES == 0:
+            made.flush()
             yield
-        found.append(entry)
-    return found.value
+        made.append(entry)
+    return made.value

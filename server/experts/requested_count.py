@@ -146,7 +146,8 @@ def resolve(experts: ExpertRange, default: int, counts: Iterable[RequestedCount]
 
 
 def _disagreement(one: RequestedCount, other: RequestedCount) -> InvalidRequest:
-    first, second = f"{one.source} says {shown(one.value)}", f"{other.source} says {shown(other.value)}"
+    first = f"{one.source} says {shown(one.value)}"
+    second = f"{other.source} says {shown(other.value)}"
     return InvalidRequest(f"{first} and {second}; they must agree", FIELD)
 
 

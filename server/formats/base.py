@@ -15,7 +15,7 @@ from server.dialects.base import CallArguments, CallStart, Content, DeltaPart, R
 from server.errors import error_body
 from server.event_loop.slices import Steps, long_list
 from server.generation.output_processor import MIN_LOGPROB, Delta, TokenLogprob
-from server.protocols import Tokenizer
+from server.protocols import TokenizerProtocol
 
 LONG = 256  # deltas; more are written in slices
 
@@ -80,7 +80,9 @@ def is_long(deltas: list[Delta]) -> bool:
 
     A prompt's log-probabilities come all at once, and a last event may repeat the whole answer.
     """
-    return len(deltas) > LONG or any(delta.prompt is not None or delta.finish is not None for delta in deltas)
+    if len(deltas) > LONG:
+        return True
+    return any(delta.prompt is not None or delta.finish is not None for delta in deltas)
 
 
 class DataFormat(Format):
@@ -136,19 +138,19 @@ def token_text(data: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def token_entry(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, Any]:
+def token_entry(tokenizer: TokenizerProtocol, entry: TokenLogprob) -> dict[str, Any]:
     """A token, its log-probability and its alternatives, as chats and responses write them."""
     best = [_entry(tokenizer, id, value) for id, value in entry.top]
     return {**_entry(tokenizer, entry.token, entry.value), "top_logprobs": best}
 
 
-def _entry(tokenizer: Tokenizer, id: int, value: float) -> dict[str, Any]:
+def _entry(tokenizer: TokenizerProtocol, id: int, value: float) -> dict[str, Any]:
     data = tokenizer.token_bytes(id)
     return {"token": token_text(data), "logprob": value, "bytes": list(data)}
 
 
 def prompt_entries(
-    tokenizer: Tokenizer, tokens: Sequence[int], found: Sequence[Logprob], listed: int
+    tokenizer: TokenizerProtocol, tokens: Sequence[int], found: Sequence[Logprob], listed: int
 ) -> Steps[list[Any]]:
     """vLLM's `prompt_logprobs`: for each token of a prompt the best tokens and itself, by id; null for the first."""
     pairs = zip(tokens[1:], found, strict=True)
@@ -157,7 +159,7 @@ def prompt_entries(
     return written
 
 
-def _prompt_entry(tokenizer: Tokenizer, token: int, logprob: Logprob, listed: int) -> dict[str, Any]:
+def _prompt_entry(tokenizer: TokenizerProtocol, token: int, logprob: Logprob, listed: int) -> dict[str, Any]:
     values = _values_by_id(token, logprob, listed)
     return {str(id): _ranked(tokenizer, id, value, rank) for id, (value, rank) in values.items()}
 
@@ -165,11 +167,11 @@ def _prompt_entry(tokenizer: Tokenizer, token: int, logprob: Logprob, listed: in
 def _values_by_id(token: int, logprob: Logprob, listed: int) -> dict[int, tuple[float, int | None]]:
     """Log-probability and rank by id. The rank of a token that is not among the best is unknown."""
     best = {id: (value, rank) for rank, (id, value) in enumerate(logprob.top[:listed], 1)}
-    rank = next((rank for rank, (id, _) in enumerate(logprob.top, 1) if id == token), None)
-    return {token: (logprob.value, rank), **best}
+    ranks = {id: rank for rank, (id, _) in enumerate(logprob.top, 1)}
+    return {token: (logprob.value, ranks.get(token)), **best}
 
 
-def _ranked(tokenizer: Tokenizer, id: int, value: float, rank: int | None) -> dict[str, Any]:
+def _ranked(tokenizer: TokenizerProtocol, id: int, value: float, rank: int | None) -> dict[str, Any]:
     text = tokenizer.token_bytes(id).decode(errors="replace")
     return {"logprob": max(value, MIN_LOGPROB), "rank": rank, "decoded_token": text}
 

@@ -16,14 +16,14 @@ from server.formats.base import (
 )
 from server.formats.usage import RunningUsage, metrics_of, usage_of, usage_wanted
 from server.generation.output_processor import Delta, TokenLogprob
-from server.protocols import Tokenizer
+from server.protocols import TokenizerProtocol
 from server.requests.calls import GenerationCall
 
 
 class ChatFormat(DataFormat):
     """`chat.completion` objects and their chunks."""
 
-    def __init__(self, call: GenerationCall, tokenizer: Tokenizer) -> None:
+    def __init__(self, call: GenerationCall, tokenizer: TokenizerProtocol) -> None:
         self._usage = RunningUsage(call)
         super().__init__(uniform=not self._usage.wanted)
         self.call, self.tokenizer = call, tokenizer
@@ -61,8 +61,8 @@ class ChatFormat(DataFormat):
             choices.append((yield from self._choice(answers[index])))
         answer = {**self._head, "object": "chat.completion", "choices": choices}
         if (listed := self.call.body.prompt_logprobs) is not None:
-            scores = prompt_entries(self.tokenizer, self.call.prompts[0], answers[0].prompt or (), listed)
-            answer["prompt_logprobs"] = yield from scores
+            prompt, logprobs = self.call.prompts[0], answers[0].prompt or ()
+            answer["prompt_logprobs"] = yield from prompt_entries(self.tokenizer, prompt, logprobs, listed)
         return answer | {"usage": usage_of(self.call), "metrics": metrics_of(self.call)}
 
     def _part(self, choice: int, part: DeltaPart) -> dict[str, Any]:
@@ -89,7 +89,8 @@ class ChatFormat(DataFormat):
         return {**self._head, "choices": [choice], **self._usage.fields()}
 
     def _choice(self, answer: Delta) -> Steps[dict[str, Any]]:
-        calls = [self._call(answer.index, index, *call) for index, call in enumerate(calls_of(answer.parts))]
+        parsed = enumerate(calls_of(answer.parts))
+        calls = [self._call(answer.index, index, *call) for index, call in parsed]
         content = content_of(answer.parts)
         message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
         if reasoning := reasoning_of(answer.parts):

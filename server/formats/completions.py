@@ -10,7 +10,7 @@ from server.formats.base import DataFormat, merge_deltas, prompt_entries, token_
 from server.formats.usage import RunningUsage, metrics_of, usage_of, usage_wanted
 from server.generation.generation import AnswerSequence
 from server.generation.output_processor import Delta, FinishReason, TokenLogprob, token_logprob
-from server.protocols import Tokenizer
+from server.protocols import TokenizerProtocol
 from server.requests.calls import GenerationCall
 from server.schemas.completions import CompletionBody
 
@@ -23,7 +23,7 @@ class CompletionFormat(DataFormat):
     Sequences are numbered prompt by prompt; so are choices, unless `best_of` leaves some out.
     """
 
-    def __init__(self, call: GenerationCall, tokenizer: Tokenizer) -> None:
+    def __init__(self, call: GenerationCall, tokenizer: TokenizerProtocol) -> None:
         self._usage = RunningUsage(call)
         super().__init__(uniform=not self._usage.wanted)
         assert isinstance(call.body, CompletionBody)
@@ -52,7 +52,9 @@ class CompletionFormat(DataFormat):
 
     def _chunks(self, delta: Delta, logprobs: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         self._usage.update(delta)
-        echo = self._echo(delta.index) if delta.prompt is not None and self.request_body.logprobs is not None else ""
+        echo = ""
+        if delta.prompt is not None and self.request_body.logprobs is not None:
+            echo = self._echo(delta.index)
         if delta.parts or delta.logprobs or echo:
             yield self._chunk(self._choice(delta, logprobs, echo))
         if delta.finish:
@@ -76,11 +78,11 @@ class CompletionFormat(DataFormat):
         if answers == n:
             return list(range(n * len(self.call.prompts)))
         sequences = self.call.generation.sequences
-        ranked = [
-            sorted(sequences[first : first + answers], key=_negative_mean_logprob)
-            for first in range(0, len(sequences), answers)
-        ]
-        return [sequence.output.index for best in ranked for sequence in best[:n]]
+        returned: list[int] = []
+        for first in range(0, len(sequences), answers):
+            ranked = sorted(sequences[first : first + answers], key=_negative_mean_logprob)
+            returned += [sequence.output.index for sequence in ranked[:n]]
+        return returned
 
     def _full_choice(self, answer: Delta, index: int) -> Steps[dict[str, Any]]:
         logprobs = yield from self._logprobs(answer)
@@ -147,7 +149,8 @@ class CompletionFormat(DataFormat):
             return
         prompt = index // self.request_body.answers
         hidden = self.request_body.skip_special_tokens or self._is_unchanged(prompt)
-        decoder, offset = self.tokenizer.stream(() if hidden else tuple(self.tokenizer.specials)), 0
+        decoder = self.tokenizer.stream(() if hidden else tuple(self.tokenizer.specials))
+        offset = 0
         tokens = self.call.prompts[prompt]
         for token, logprob in zip(tokens, (None, *found), strict=True):
             yield (token if logprob is None else self._scored(token, logprob, offset)), offset

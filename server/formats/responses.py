@@ -17,7 +17,7 @@ from server.formats.base import Format, token_entry
 from server.formats.items import Event, FunctionCallItem, ItemStatus, MessageItem, OutputItem, ReasoningItem
 from server.formats.usage import metrics_of, usage_of
 from server.generation.output_processor import Delta, TokenLogprob
-from server.protocols import Tokenizer
+from server.protocols import TokenizerProtocol
 from server.requests.calls import GenerationCall
 from server.requests.responses_as_chat import with_response_names
 from server.schemas.responses import PlainFormat, ResponsesBody, SchemaFormat
@@ -26,7 +26,7 @@ from server.schemas.responses import PlainFormat, ResponsesBody, SchemaFormat
 class ResponsesFormat(Format):
     """`response` objects, and the events that lead to them."""
 
-    def __init__(self, call: GenerationCall, tokenizer: Tokenizer, body: ResponsesBody) -> None:
+    def __init__(self, call: GenerationCall, tokenizer: TokenizerProtocol, body: ResponsesBody) -> None:
         self.call, self.tokenizer, self.request_body = call, tokenizer, body
         self._key = call.id.partition("_")[2]
         self._echo = request_echo(call, body)
@@ -153,7 +153,7 @@ class ResponsesFormat(Format):
 class PendingLogprobs:
     """Log-probabilities of tokens whose text has not been shown: only then is known which item a token belongs to."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: TokenizerProtocol) -> None:
         self._tokenizer = tokenizer
         self._held: list[tuple[bytes, TokenLogprob]] = []
 

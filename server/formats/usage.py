@@ -15,9 +15,8 @@ def usage_of(call: GenerationCall) -> dict[str, Any]:
     timelines = [sequence.timeline for sequence in call.generation.sequences]
     prompt = sum(map(len, call.prompts))
     completion = sum(timeline.tokens for timeline in timelines)
-    cached = sum(
-        timeline.stats.cached_tokens for timeline in timelines[:: call.body.answers] if timeline.stats is not None
-    )
+    stats = [timeline.stats for timeline in timelines[:: call.body.answers]]  # one for each prompt
+    cached = sum(one.cached_tokens for one in stats if one is not None)
     reasoning = sum(sequence.output.reasoning_tokens for sequence in call.generation.sequences)
     return {
         "prompt_tokens": prompt,

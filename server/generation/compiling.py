@@ -11,7 +11,7 @@ from hashlib import sha256
 from engine.types import TimedEvent
 from model.errors import EngineBusy, MoedialError
 from server.errors import QueueTimeout
-from server.protocols import Engine
+from server.protocols import EngineProtocol
 
 MAX_WAITING = 32  # calls at a time: each may take the compiler a second
 MAX_REMEMBERED = 4096  # digests of grammars that compiled
@@ -20,7 +20,7 @@ MAX_REMEMBERED = 4096  # digests of grammars that compiled
 class GrammarCompiler:
     """Asks the engine to compile grammars, except those that the same engine process has compiled before."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EngineProtocol) -> None:
         self._engine = engine
         # digests, and in which engine process; the oldest first
         self._compiled: OrderedDict[bytes, int] = OrderedDict()

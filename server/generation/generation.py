@@ -18,7 +18,7 @@ from server.generation.admission import Reservation
 from server.generation.compiling import GrammarCompiler
 from server.generation.output_processor import Delta, OutputProcessor
 from server.generation.timeline import Timeline
-from server.protocols import Engine
+from server.protocols import EngineProtocol
 
 log = structlog.get_logger("server")
 
@@ -52,7 +52,7 @@ class Generation:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineProtocol,
         reservation: Reservation,
         sequences: tuple[AnswerSequence, ...],
         timeouts: Timeouts,

@@ -12,7 +12,7 @@ import msgspec
 from engine.types import Logprob, TokenEvent
 from server.dialects.base import CallStart, Content, DeltaPart, OutputParser, Reasoning
 from server.dialects.cursor import PARTIAL_CHARACTER
-from server.protocols import IncrementalDecoder
+from server.protocols import DecoderProtocol
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 MIN_LOGPROB = -9999.0  # in place of -Infinity, which JSON does not have; other servers send the same
@@ -70,9 +70,9 @@ class StopMatcher:
         if not self.stops:
             return text
         text = self._held + text
-        matches = [(text.find(stop), stop) for stop in self.stops if stop in text]
+        matches = [(text.find(stop) + len(stop), text.find(stop)) for stop in self.stops if stop in text]
         if matches:
-            end, start = min((at + len(stop), at) for at, stop in matches)
+            end, start = min(matches)
             self.matched, self._held = text[start:end], ""
             return text[: end if self._include else start]
         cut = self._first_possible_start(text)
@@ -86,7 +86,8 @@ class StopMatcher:
     def _first_possible_start(self, text: str) -> int:
         cut = len(text)
         for stop in self.stops:
-            at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+            first = max(0, len(text) - len(stop) + 1)
+            at = text.find(stop[0], first)
             while at != -1 and at < cut and not stop.startswith(text[at:]):
                 at = text.find(stop[0], at + 1)
             if at != -1:
@@ -105,7 +106,7 @@ class OutputProcessor:
     def __init__(
         self,
         index: int,
-        decoder: IncrementalDecoder,
+        decoder: DecoderProtocol,
         stops: Sequence[str],
         parser: OutputParser | None = None,
         ends_shown: bool = False,

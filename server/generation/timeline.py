@@ -74,7 +74,8 @@ class Timeline:
         """
         reported = self.stats.routed_pairs if self.stats else 0
         last = self.prompt_tokens - 1  # each position from here on generated one token
-        return reported + self.budget.pairs(last + self.tokens_at_stats, last + self.tokens, self.prompt_tokens)
+        start, end = last + self.tokens_at_stats, last + self.tokens
+        return reported + self.budget.pairs(start, end, self.prompt_tokens)
 
     @property
     def routed_pairs_trained(self) -> int:

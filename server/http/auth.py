@@ -1,6 +1,6 @@
-"""Who asks, and whether their key may ask now: a pure-ASGI middleware. It knows header bytes, not bodies.
+"""Authentication as a pure-ASGI middleware: which key a request has, and whether that may be used now.
 
-Sets `key_name` of the request's state: the name of the key, or nothing where there are no keys.
+It knows header bytes, not bodies. It sets `key_name` of the request's state; empty where there are no keys.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,18 +15,21 @@ from server.errors import RateLimited, Unauthorized
 from server.http.error_responses import error_response
 from server.http.middleware import OPEN_PATHS
 
-SPACE = b" \t"  # all that may stand around a field's value and between a scheme and its credentials
-LEVELS = ("limit", "remaining", "reset")  # of each kind of limit, as headers of OpenAI's names
-LEVEL_HEADERS = tuple(f"x-ratelimit-{what}-{kind}" for what in LEVELS for kind in ("requests", "tokens"))
-Note = Callable[[Scope, MoedialError | None], None]
+SPACE = b" \t"  # allowed around a field's value, and between a scheme and its credentials
+LIMIT_FIELDS = ("limit", "remaining", "reset")  # for each kind of limit; the headers have OpenAI's names
+RATE_LIMIT_HEADERS = tuple(f"x-ratelimit-{what}-{kind}" for what in LIMIT_FIELDS for kind in ("requests", "tokens"))
+OnResult = Callable[[Scope, MoedialError | None], None]
 
 
 class Auth:
-    """Denies every path but the open ones without a known key, when there are keys, and every POST of a key that has
-    used up its requests or tokens per minute. What costs something is a POST. `note` hears of every other request."""
+    """Refuses requests without a known key, where there are keys, except on the open paths.
 
-    def __init__(self, app: ASGIApp, keys: Keys, accounts: Mapping[str, Account], note: Note) -> None:
-        self.app, self.keys, self.accounts, self.note = app, keys, accounts, note
+    POST requests, which cost something, are also refused where a key has used up its requests or tokens per minute.
+    `on_result` is called for every refusal, and with None for every POST that was let in.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, accounts: Mapping[str, Account], on_result: OnResult) -> None:
+        self.app, self.keys, self.accounts, self.on_result = app, keys, accounts, on_result
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,18 +45,20 @@ class Auth:
         state["key_name"] = account.name
         if scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        await self._admit(account, scope, receive, _with_levels(account, send) if account.levels() else send)
+        await self._admit(account, scope, receive, send)
 
     async def _admit(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
+        if account.remaining():
+            send = _with_rate_limits(account, send)
         try:
             account.admit()
         except RateLimited as error:
             return await self._refuse(error, scope, receive, send)
-        self.note(scope, None)
+        self.on_result(scope, None)
         await self.app(scope, receive, send)
 
     async def _refuse(self, error: MoedialError, scope: Scope, receive: Receive, send: Send) -> None:
-        self.note(scope, error)
+        self.on_result(scope, error)
         await error_response(error)(scope, receive, send)
 
     def _name(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -67,7 +72,7 @@ class Auth:
 
 
 def credentials(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-    """Every key that a request holds, byte for byte. Authorization by another scheme than Bearer holds none of ours."""
+    """Every key in the headers, as bytes. Authorization by another scheme than Bearer has none."""
     found = []
     for name, value in headers:
         value = value.strip(SPACE)
@@ -81,16 +86,16 @@ def credentials(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
     return found
 
 
-def _with_levels(account: Account, send: Send) -> Send:
-    """`send` that tells, as OpenAI does, what is left of the key's limits."""
+def _with_rate_limits(account: Account, send: Send) -> Send:
+    """A `send` that adds headers, as OpenAI does, about what is left of the key's limits."""
 
-    async def send_with_levels(message: Message) -> None:
+    async def send_with_rate_limits(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for level in account.levels():
-                values = (str(level.limit), str(level.remaining), f"{level.reset:.3f}s")
-                for what, value in zip(LEVELS, values, strict=True):
-                    headers[f"x-ratelimit-{what}-{level.kind}"] = value
+            for limit in account.remaining():
+                values = (str(limit.limit), str(limit.remaining), f"{limit.reset:.3f}s")
+                for what, value in zip(LIMIT_FIELDS, values, strict=True):
+                    headers[f"x-ratelimit-{what}-{limit.kind}"] = value
         await send(message)
 
-    return send_with_levels
+    return send_with_rate_limits

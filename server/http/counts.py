@@ -1,6 +1,6 @@
-"""Counts HTTP answers by route, method and status: closed sets, whatever paths and methods callers invent.
+"""Counts HTTP answers by route template, method and status: closed sets, whatever paths and methods clients send.
 
-It knows no answer but its status.
+It knows nothing of an answer but its status.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class HttpCounts:
-    """Calls `count` with route template, method and status of every answer when it begins."""
+    """Calls `count` with the route template, method and status of every answer when it begins."""
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], count: Callable[[str, str, str], None]) -> None:
         self.app, self.count = app, count
@@ -36,7 +36,7 @@ class HttpCounts:
         try:
             await self.app(scope, receive, send_counted)
         except Exception:
-            if not begun:  # answered further out
+            if not begun:  # answered by an outer layer
                 self.count(route, method, "500")
             raise
 

@@ -1,8 +1,7 @@
-"""uvicorn's h11 protocol with what it does not have: limits on connections and on request heads,
-refusals in OpenAI's shape, a close that lets an early answer arrive, and a short way for the chunks of a streamed body,
-past ASGI's and h11's layers, which cost several times the write itself.
+"""uvicorn's h11 protocol with limits on connections and request heads, and with refusals in OpenAI's shape.
 
-It knows one connection and no request.
+A close lets an early answer arrive. The chunks of a streamed body have a direct path past ASGI and h11, which cost
+several times the write itself. It knows one connection and no request.
 """
 
 import asyncio
@@ -17,47 +16,49 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from model.errors import MoedialError
 from server.errors import BadHttp, HeadersTooLarge, HeaderTimeout, TooManyConnections
 from server.http.error_responses import error_response
-from server.http.readers import ReaderWatch
+from server.http.readers import StalledReaderWatch
 
-CHUNKS = "chunks"  # of an HTTP/1.1 request's state: its `Chunks`, for a response without a content-length alone
-RESERVED = "reserved"  # of a request's state: its connection is beyond the limit, so that only probes are answered
-RESERVE = 16  # connections beyond the limit that are kept for probes
-RESERVE_TIMEOUT = 2.0  # seconds for the headers of a request on one of these
-LEAST_IDLE = 5.0  # seconds between two requests after which a connection may lose its place to a new one
-LINGER_BYTES = 256 << 20  # of a body whose answer has been sent, read and dropped so that the answer arrives
+CHUNK_WRITER = (
+    "chunks"  # in an HTTP/1.1 request's state: its `ChunkWriter`, for responses without a content-length only
+)
+RESERVED = "reserved"  # in a request's state: its connection is beyond the limit, so that only probes are answered
+RESERVED_CONNECTIONS = 16  # beyond the limit, for probes
+RESERVED_HEADER_SECONDS = 2.0  # for the headers of a request on one of these
+MIN_IDLE_SECONDS = 5.0  # between two requests, after which a connection may be closed in favour of a new one
+LINGER_BYTES = 256 << 20  # of a body that are read and dropped after its answer, so that the answer arrives
 LINGER_SECONDS = 10.0
 
 
-class Chunks:
-    """Writes parts of a body that has begun, between two sends of ASGI's, exactly as h11 would."""
+class ChunkWriter:
+    """Writes chunks of a body that has begun, between two ASGI sends, exactly as h11 would."""
 
     def __init__(self, protocol: H11Protocol) -> None:
         self._transport, self._flow = protocol.transport, protocol.flow
 
     @property
     def paused(self) -> bool:
-        """Whether the reader is slow; ASGI's send waits for it."""
+        """Whether the client reads slowly, so that ASGI's send waits."""
         return self._flow.write_paused
 
     def write(self, data: bytes) -> None:
-        """Write a part, if there is anything in it and anyone to read it."""
-        if data and not self._transport.is_closing():  # without data it would be the last part
+        """Write a chunk, unless it is empty or the connection is closing."""
+        if data and not self._transport.is_closing():  # an empty chunk would end the body
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     max_connections: int
-    max_answered: int  # connections beside these that stay until what ended them has been read
+    max_lingering: int  # further connections that stay until their last answer has been read
     max_header_bytes: int
     header_timeout: float  # seconds
-    on_refused: Callable[[MoedialError], None]  # hears of each answer that is given without the application
+    on_refused: Callable[[MoedialError], None]  # called with each refusal that is sent without the application
 
 
 class BoundedParser(h11.Connection):
-    """h11's parser with an exact limit on request heads, no ambiguous framing, and its error as ours.
+    """h11's parser with an exact limit on request heads, without ambiguous framing, and with errors of this server.
 
-    h11 itself compares only what is incomplete with the limit: a head that comes in one piece passes whatever its size.
+    h11 itself compares only incomplete heads with the limit: one that arrives as a whole passes at any size.
     """
 
     def __init__(self, max_header_bytes: int) -> None:
@@ -94,40 +95,40 @@ class BoundedParser(h11.Connection):
 
 
 class BoundedProtocol(H11Protocol):
-    """One connection. `protocol_of` makes the class that uvicorn calls, with its limits."""
+    """One connection. `protocol_of` makes the class with limits that uvicorn is given."""
 
     limits: ClassVar[ConnectionLimits]
-    answered: ClassVar[set["BoundedProtocol"]]  # those that stay until what ended them has been read
-    idle: ClassVar[dict["BoundedProtocol", float]]  # since when each waits between two requests, the longest first
+    lingering: ClassVar[set["BoundedProtocol"]]  # those that stay until their last answer has been read
+    idle: ClassVar[dict["BoundedProtocol", float]]  # since when each waits for its next request, the longest first
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn: BoundedParser = BoundedParser(self.limits.max_header_bytes)
         self._deadline: asyncio.TimerHandle | None = None
         self._reserved = False
-        self._to_drop: int | None = None  # bytes that may still come while an answered connection closes
+        self._to_drop: int | None = None  # bytes that may still arrive while a lingering connection closes
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._reader = ReaderWatch(transport, self.loop)
+        self._reader = StalledReaderWatch(transport, self.loop)
         limit = self.limits.max_connections
         if self._open() > limit:
             self._close_idle()
         count = self._open()
         self._reserved = count > limit
-        if count <= limit + RESERVE:
+        if count <= limit + RESERVED_CONNECTIONS:
             self._wait_for_headers()
             return
         self._refuse(TooManyConnections(f"the server has {limit} connections, which is its limit; try again later"))
 
     def _open(self) -> int:
-        """How many connections there are without those that only wait for their answer to be read."""
-        return len(self.connections) - len(self.answered)
+        """How many connections there are, without lingering ones."""
+        return len(self.connections) - len(self.lingering)
 
     def _close_idle(self) -> None:
-        """Close the connection that has waited longest between two requests, unless its next one may just be coming."""
+        """Close the connection that has waited longest for its next request, if that is long enough."""
         longest, since = next(iter(self.idle.items()), (None, 0.0))
-        if longest is not None and self.loop.time() - since >= LEAST_IDLE:
+        if longest is not None and self.loop.time() - since >= MIN_IDLE_SECONDS:
             del self.idle[longest]
             self.connections.discard(longest)
             longest.timeout_keep_alive_handler()
@@ -145,7 +146,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.idle.pop(self, None)
-        self.answered.discard(self)
+        self.lingering.discard(self)
         self._stop_waiting()
         self._reader.stop()
         super().connection_lost(exc)
@@ -173,11 +174,11 @@ class BoundedProtocol(H11Protocol):
             self._begin()
 
     def _begin(self) -> None:
-        """Prepare a request whose head is whole; the application does not begin before the loop's next turn."""
+        """Prepare a request whose head is complete; the application starts in the loop's next iteration."""
         state: dict[str, Any] = self.cycle.scope["state"]
         self.cycle.transport = AnswerTransport(self)  # type: ignore[assignment]
         if self.cycle.scope["http_version"] == "1.1":
-            state[CHUNKS] = Chunks(self)
+            state[CHUNK_WRITER] = ChunkWriter(self)
         if self._reserved:
             state[RESERVED] = self.limits.max_connections
             self.cycle.keep_alive = False
@@ -186,7 +187,7 @@ class BoundedProtocol(H11Protocol):
         if self._to_drop is not None:
             self.server_state.total_requests += 1
             return
-        # a pipelined next request may already be half here: its time starts now
+        # a part of a pipelined next request may have arrived: its time starts now
         super().on_response_complete()
         if self._busy() or self.transport.is_closing():
             return
@@ -202,14 +203,14 @@ class BoundedProtocol(H11Protocol):
             super().shutdown()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Log nothing: an upgrade is an offer, and callers could fill the log with advice to install packages."""
+        """Log nothing: an upgrade is optional, and clients could fill the log with advice to install packages."""
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls when h11 refuses what came."""
+        """Refuse the request; uvicorn calls this when h11 cannot parse it."""
         self._refuse(self.conn.error or BadHttp(msg))
 
-    def close_answered(self) -> None:
-        """Close after a response. Where the request's body is still coming, a plain close would reset the connection,
+    def close_after_answer(self) -> None:
+        """Close after a response. While the request's body is still arriving, a plain close would reset the connection,
         and the client would lose the answer."""
         if self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:
             self._linger()
@@ -217,12 +218,12 @@ class BoundedProtocol(H11Protocol):
             self._close()
 
     def _close(self) -> None:
-        """Close as soon as what was written has been taken."""
+        """Close as soon as the client has read what was written."""
         self.transport.close()
         self._reader.start()
 
     def _refuse(self, error: MoedialError) -> None:
-        """Answer for the connection, without the application, and close it."""
+        """Send a refusal without the application, and close the connection."""
         self._stop_waiting()
         self._unset_keepalive_if_required()
         self.limits.on_refused(error)
@@ -236,11 +237,11 @@ class BoundedProtocol(H11Protocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Send the end of the stream, and close when the client has, or has sent or taken too much."""
+        """Send the end of the stream, and close once the client has, or has sent too much or taken too long."""
         self._unset_keepalive_if_required()
         self._to_drop = LINGER_BYTES
-        self.answered.add(self)
-        if len(self.answered) > self.limits.max_answered:  # the answer may be lost: open files are not for all
+        self.lingering.add(self)
+        if len(self.lingering) > self.limits.max_lingering:  # the answer may be lost: files cannot stay open for all
             self.transport.close()
             return
         if self.transport.can_write_eof():
@@ -260,9 +261,9 @@ class BoundedProtocol(H11Protocol):
     def _wait_for_headers(self) -> None:
         if self._deadline is None:
             seconds = self.limits.header_timeout
-            self._deadline = self.loop.call_later(
-                min(seconds, RESERVE_TIMEOUT) if self._reserved else seconds, self._late
-            )
+            if self._reserved:
+                seconds = min(seconds, RESERVED_HEADER_SECONDS)
+            self._deadline = self.loop.call_later(seconds, self._late)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:
@@ -276,15 +277,15 @@ class BoundedProtocol(H11Protocol):
 
 
 class AnswerTransport:
-    """A transport as uvicorn's response uses it; closing lets the answer arrive."""
+    """The transport for uvicorn's response, whose close lets the answer arrive."""
 
     def __init__(self, protocol: BoundedProtocol) -> None:
         self.write, self.is_closing = protocol.transport.write, protocol.transport.is_closing
-        self.close = protocol.close_answered
+        self.close = protocol.close_after_answer
 
 
 def raw_response(error: MoedialError) -> bytes:
-    """The bytes of a refusal, for a connection that has no request."""
+    """The bytes of a refusal on a connection without a request."""
     response = error_response(error)
     lines = [b"HTTP/1.1 %d %b" % (response.status_code, HTTPStatus(response.status_code).phrase.encode())]
     lines += [b"%b: %b" % header for header in response.raw_headers]
@@ -293,4 +294,4 @@ def raw_response(error: MoedialError) -> bytes:
 
 def protocol_of(limits: ConnectionLimits) -> type[asyncio.Protocol]:
     """The class of connections with these limits."""
-    return type("Protocol", (BoundedProtocol,), {"limits": limits, "answered": set(), "idle": {}})
+    return type("Protocol", (BoundedProtocol,), {"limits": limits, "lingering": set(), "idle": {}})

@@ -1,6 +1,6 @@
-"""What the process needs before it serves: sockets that listen, a certificate, and as many open files as connections.
+"""What the process needs before it loads a model: listening sockets, a certificate, and enough open files.
 
-All of it is had before anything is loaded, so that a taken port costs no time. It knows no requests.
+A bound_port port is therefore refused at once. It knows no requests.
 """
 
 import errno
@@ -18,13 +18,13 @@ from model.errors import MoedialError
 
 log = structlog.get_logger("server")
 OTHER_FILES = 256  # beside connections: the engine's socket, logs, libraries
-MOST_ANSWERED = 8192  # connections beyond the limit that are open for a while, so that they read why they are refused
-BACKLOG = 2048  # connections that wait while the model's files are read; uvicorn's own number
-NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # IPv6 is switched off, mostly
+MAX_LINGERING = 8192  # connections beyond the limit that stay open until their refusal has been read
+BACKLOG = 2048  # connections that wait while the model is loaded; uvicorn's default
+NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # mostly since IPv6 is switched off
 
 
 class CannotListen(MoedialError):
-    """The address that the server is to listen on cannot be had."""
+    """The address that the server is to listen on cannot be bound."""
 
 
 class BadCertificate(MoedialError):
@@ -32,7 +32,7 @@ class BadCertificate(MoedialError):
 
 
 def check_certificate(certfile: str, keyfile: str) -> None:
-    """Raises BadCertificate with the reason, where uvicorn would end with a traceback or ask for a passphrase."""
+    """Raises BadCertificate with the reason; uvicorn would end with a traceback or ask for a passphrase."""
     if not certfile:
         return
     files = f"--ssl-certfile {certfile}" + (f", --ssl-keyfile {keyfile}" if keyfile else "")
@@ -43,11 +43,13 @@ def check_certificate(certfile: str, keyfile: str) -> None:
 
 
 def allow_open_files(connections: int) -> None:
-    """Raise the soft limit on open files to what connections need, also those that are refused, as far as the hard
-    limit lets it. Warn where that is too little for `connections` alone."""
+    """Raise the soft limit on open files to what connections need, refused ones included, up to the hard limit.
+
+    A warning is logged where that is not enough for `connections`.
+    """
     needed = connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = min(needed + MOST_ANSWERED, _number(hard))
+    allowed = min(needed + MAX_LINGERING, _number(hard))
     if _number(soft) < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < needed:
@@ -55,9 +57,9 @@ def allow_open_files(connections: int) -> None:
 
 
 def files_left(connections: int) -> int:
-    """How many connections beyond `connections` may stay until an answer has been read, by the limit on open files."""
+    """How many connections beyond `connections` the limit on open files leaves for those whose answer is being read."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(0, min(MOST_ANSWERED, _number(soft) - connections - OTHER_FILES))
+    return max(0, min(MAX_LINGERING, _number(soft) - connections - OTHER_FILES))
 
 
 def _number(limit: int) -> int:
@@ -70,20 +72,21 @@ def listen(host: str, port: int) -> list[socket.socket]:
     Raises:
         CannotListen: says which of host and port is at fault, and why.
     """
-    with ExitStack() as opened:
+    with ExitStack() as stack:
         sockets: list[socket.socket] = []
         refused: OSError | None = None
         for family, address in _addresses(host, port):
-            taken = sockets[0].getsockname()[1] if sockets else port
+            bound_port = sockets[0].getsockname()[1] if sockets else port
             try:
-                sockets.append(opened.enter_context(_listener(family, (address[0], taken, *address[2:]))))
+                listener = _listener(family, (address[0], bound_port, *address[2:]))
+                sockets.append(stack.enter_context(listener))
             except OSError as error:
-                if error.errno not in NOT_HERE:
-                    raise _refusal(host, taken, error) from None
+                if error.errno not in NO_SUCH_ADDRESS:
+                    raise _refusal(host, bound_port, error) from None
                 refused = error
         if not sockets:
             raise _refusal(host, port, refused)
-        opened.pop_all()
+        stack.pop_all()
     return sockets
 
 
@@ -93,13 +96,16 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[A
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CannotListen(f"cannot listen on {host!r:.255}: no address of that name ({reason}); see --host") from None
-    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    addresses = ((family, address) for family, _, _, _, address in found)
+    return list(dict.fromkeys(addresses))
 
 
 def _listener(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports of a server that has just ended
+        listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # so that the port of a server that has just ended can be used
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(address)

@@ -1,7 +1,7 @@
 """Small pure-ASGI middlewares: request id, HEAD, and limits on connections, headers and bodies.
 
-Never BaseHTTPMiddleware: it costs three quarters of the streaming rate. They know bytes and headers, not JSON. Keys are
-checked in `server/http/auth.py`.
+They never derive from BaseHTTPMiddleware, which costs three quarters of the streaming rate. They know bytes and
+headers, not JSON. Keys are checked in `server/http/auth.py`.
 """
 
 import asyncio
@@ -30,11 +30,14 @@ STARTED = "response_started"  # of a request's state
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-UNCOUNTED = 64 << 10  # bytes of each body that are not in the budget: a few large ones never stop the short ones
+UNCOUNTED_BYTES = (
+    64 << 10
+)  # of each body; these are not in the budget, so that a few large bodies never stop short ones
 
 
 class RequestId:
-    """Takes a caller's well-formed x-request-id or draws one, and echoes it. Ill-formed ones could forge log lines."""
+    """Takes the client's x-request-id, or draws one, and returns it. Malformed ones, which could forge log lines, are
+    replaced."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -55,10 +58,10 @@ class RequestId:
         await self.app(scope, receive, send_with_id)
 
 
-class Cut:
-    """Ends a request that is still running when the server stops waiting for it, with an error and no traceback.
+class StopGuard:
+    """Answers a request that is still running when the server stops waiting for it with an error, without a traceback.
 
-    `RequestId` is outside of it and says whether a response has begun; one that has cannot become an error any more.
+    `RequestId` is outside of it and notes whether a response has begun, which can no longer become an error.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -67,7 +70,7 @@ class Cut:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self.app(scope, receive, send)
-        except asyncio.CancelledError:  # uvicorn cancels what has outlived the drain
+        except asyncio.CancelledError:  # uvicorn cancels what still runs after the drain
             if scope["type"] == "http" and not scope["state"].get(STARTED):
                 error = EngineStopped("the server was stopped before the request was answered")
                 await error_response(error)(scope, receive, send)
@@ -91,23 +94,23 @@ class HeadAsGet:
         await self.app({**scope, "method": "GET"}, receive, send_no_body)
 
 
-class Reserve:
-    """Answers probes alone on the connections that are kept for them."""
+class ReservedConnections:
+    """Answers only probes on the connections that are reserved for them."""
 
-    def __init__(self, app: ASGIApp, note: Callable[[Scope, MoedialError], None]) -> None:
-        self.app, self.note = app, note
+    def __init__(self, app: ASGIApp, on_refused: Callable[[Scope, MoedialError], None]) -> None:
+        self.app, self.on_refused = app, on_refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = scope.get("state", {}).get(RESERVED)
         if limit is None or scope["path"] in PROBES:
             return await self.app(scope, receive, send)
         error = TooManyConnections(f"the server has {limit} connections, which is its limit; try again later")
-        self.note(scope, error)
+        self.on_refused(scope, error)
         await error_response(error)(scope, receive, send)
 
 
 class BodyBudget:
-    """How many bytes the bodies of all unfinished requests have together, beyond the first few of each."""
+    """Counts the bytes that the bodies of all unfinished requests hold together, beyond the first few of each."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.held = limit, 0
@@ -125,8 +128,8 @@ class BodyBudget:
         self.held -= count
 
 
-class Limits:
-    """Bounds the header fields, and the body's bytes and time as it arrives. The route sees the refusal as it reads."""
+class BodyLimits:
+    """Bounds the number of header fields, and the bytes and time of a body. A route gets the error when it reads."""
 
     def __init__(self, app: ASGIApp, max_fields: int, max_bytes: int, timeout: float, budget: BodyBudget) -> None:
         self.app, self.max_fields, self.max_bytes, self.timeout = app, max_fields, max_bytes, timeout
@@ -141,14 +144,14 @@ class Limits:
         body = _BoundedBody(self, scope, receive)
         try:
             await self.app(scope, body, send)
-        finally:  # what was made of the body lives as long as its request
+        finally:  # what was parsed of the body lives as long as the request
             self.budget.give_back(body.held)
 
 
 class _BoundedBody:
-    """`receive` that counts. After the body it passes messages through, so that disconnects are still seen."""
+    """A `receive` that counts bytes. After the body it passes messages through, so that disconnects are seen."""
 
-    def __init__(self, limits: Limits, scope: Scope, receive: Receive) -> None:
+    def __init__(self, limits: BodyLimits, scope: Scope, receive: Receive) -> None:
         self.limits, self.receive = limits, receive
         self.deadline = time.monotonic() + limits.timeout
         declared = Headers(scope=scope).get("content-length", "")
@@ -165,7 +168,7 @@ class _BoundedBody:
         self.complete = message["type"] != "http.request" or not message.get("more_body", False)
         if self.seen > self.limits.max_bytes:
             raise TooLarge(f"the body has more than {self.limits.max_bytes} bytes, which is the limit")
-        self._hold(max(0, self.seen - UNCOUNTED))
+        self._hold(max(0, self.seen - UNCOUNTED_BYTES))
         return message
 
     def _hold(self, count: int) -> None:

@@ -1,6 +1,6 @@
-"""The contract at /openapi.json: bodies that are read by hand, answers that are written by hand, and every error.
+"""The OpenAPI document at /openapi.json: bodies and answers that FastAPI does not see, and errors.
 
-It describes; nothing is checked with it. Tests ask the server what it says here (`tests/server/test_schemathesis.py`).
+It describes only; nothing is checked with it. `tests/server/test_schemathesis.py` compares the server with it.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ HEADER = {
     "description": "Experts per token, for those who can set no field; body, model alias and header must agree",
     "schema": {"type": "integer", "minimum": 1},
 }
-# path: body, answer, event of a stream
+# by path: body, answer, event of a stream
 POSTS: dict[str, tuple[type[BaseModel], type[BaseModel], type[BaseModel] | None]] = {
     "/v1/completions": (CompletionBody, answers.Completion, answers.Completion),
     "/v1/chat/completions": (ChatBody, answers.ChatCompletion, answers.ChatChunk),
@@ -85,24 +85,21 @@ EXAMPLES: Mapping[str, dict[str, Any]] = {
 
 
 def install(app: FastAPI) -> None:
-    """Have the app describe itself so."""
+    """Let the app serve this document."""
 
-    def contract() -> dict[str, Any]:
+    def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = describe(app)
         return app.openapi_schema
 
-    app.openapi = contract  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The routes as FastAPI knows them, with what it cannot know."""
-    whole = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
-    bodies = [(body, "validation") for body, _, _ in POSTS.values()]
-    told = [answer for _, *pair in POSTS.values() for answer in pair if answer is not None]
-    models = [*bodies, *((answer, "serialization") for answer in (*told, *GETS.values(), answers.Error))]
-    refs, schemas = models_json_schema(list(dict.fromkeys(models)), ref_template=REF)  # type: ignore[arg-type]
-    whole["components"] = {
+    """FastAPI's description of the routes, completed with what it cannot know."""
+    document = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
+    refs, schemas = models_json_schema(_models(), ref_template=REF)  # type: ignore[arg-type]
+    document["components"] = {
         "schemas": schemas["$defs"],
         "securitySchemes": {
             "key": {"type": "http", "scheme": "bearer", "description": "Where the server has keys"},
@@ -110,9 +107,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
         },
     }
     if app.state.service.keys:
-        _guard(whole)
+        _require_keys(document)
     for path, (body, answer, event) in POSTS.items():
-        operation = whole["paths"][path]["post"]
+        operation = document["paths"][path]["post"]
         operation["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": refs[body, "validation"]}},
@@ -123,15 +120,27 @@ def describe(app: FastAPI) -> dict[str, Any]:
             operation["parameters"] = [HEADER]
         operation["responses"] = _responses(refs, answer, event)
     for path, answer in GETS.items():
-        whole["paths"][path]["get"]["responses"] = _responses(refs, answer, None)
-    return whole
+        document["paths"][path]["get"]["responses"] = _responses(refs, answer, None)
+    return document
 
 
-def _guard(whole: dict[str, Any]) -> None:
-    """Every operation needs one of the ways to send a key, but for the open ones."""
-    whole["security"] = [{"key": []}, {"x-api-key": []}]
+def _models() -> list[tuple[type[BaseModel], str]]:
+    """Every body and answer, and how its schema is meant; each once, in a fixed order."""
+    written: list[type[BaseModel]] = []
+    for _, answer, event in POSTS.values():
+        written += [answer] if event is None else [answer, event]
+    models: list[tuple[type[BaseModel], str]] = []
+    models += [(body, "validation") for body, _, _ in POSTS.values()]
+    written += [*GETS.values(), answers.Error]
+    models += [(model, "serialization") for model in written]
+    return list(dict.fromkeys(models))
+
+
+def _require_keys(document: dict[str, Any]) -> None:
+    """Require a key, sent in one of two ways, for every operation except the open ones."""
+    document["security"] = [{"key": []}, {"x-api-key": []}]
     for path in PROBES:
-        whole["paths"][path]["get"]["security"] = []
+        document["paths"][path]["get"]["security"] = []
 
 
 DESCRIPTION = """OpenAI's API over one mixture-of-experts model. Every request may say how many experts its tokens use:

@@ -1,22 +1,22 @@
-"""Readers that take nothing of what was written to them: their connection ends, or it would be held for ever.
+"""Ends connections whose client stopped reading what was written to it; otherwise they would be held without end.
 
 It knows a transport and its buffer, no HTTP.
 """
 
 import asyncio
 
-STALLED_SECONDS = 60.0  # in which a reader takes nothing
+STALLED_SECONDS = 60.0  # without progress
 
 
-class ReaderWatch:
-    """Watches one connection while something waits to be taken, and while it closes."""
+class StalledReaderWatch:
+    """Watches one connection while data waits to be read, and while it closes."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin to watch, unless that has begun."""
+        """Start watching, unless it has been started."""
         if self._timer is None:
             self._wait()
 
@@ -26,9 +26,9 @@ class ReaderWatch:
             self._timer = None
 
     def _wait(self) -> None:
-        self._timer = self._loop.call_later(STALLED_SECONDS, self._look, self._transport.get_write_buffer_size())
+        self._timer = self._loop.call_later(STALLED_SECONDS, self._check, self._transport.get_write_buffer_size())
 
-    def _look(self, before: int) -> None:
+    def _check(self, before: int) -> None:
         if self._transport.get_write_buffer_size() < before:
             self._wait()
         else:

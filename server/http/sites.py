@@ -19,7 +19,9 @@ class Sites:
         self.app, self.policy, self.on_refused = app, policy, on_refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = self.policy.refusal(scope["method"], Headers(scope=scope)) if scope["type"] == "http" else None
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        error = self.policy.refusal(scope["method"], Headers(scope=scope))
         if error is None:
             return await self.app(scope, receive, send)
         self.on_refused(scope, error)

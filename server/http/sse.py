@@ -1,4 +1,4 @@
-"""Sends a call's answer: as server-sent events, or whole. Both stop at once when the caller has gone.
+"""Sends a call's answer, as server-sent events or whole. Both stop at once when the client disconnects.
 
 It knows frames and connections, not what is in a chunk.
 """
@@ -21,24 +21,24 @@ from server.event_loop.slices import in_slices
 from server.experts.requested_count import count_in_header
 from server.formats.base import Format, is_long
 from server.generation.output_processor import Delta
-from server.http.h11 import CHUNKS, Chunks
+from server.http.h11 import CHUNK_WRITER, ChunkWriter
 from server.http.incoming import key_name_of
-from server.protocols import Tokenizer
+from server.protocols import TokenizerProtocol
 from server.requests.calls import GenerationCall
 from server.service import Service
 
 log = structlog.get_logger("server")
-T = TypeVar("T")
-WAITING = b": waiting\n\n"
-PIECE = 256 << 10  # bytes of a long body that are sent at a time
-GRACE = 5.0  # seconds beyond the total timeout for a slow reader to take the last events
+Result = TypeVar("Result")
+HEARTBEAT = b": waiting\n\n"
+PART_BYTES = 256 << 10  # of a long body, sent at a time
+GRACE_SECONDS = 5.0  # beyond the total timeout, for a slow reader to take the last events
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`, cancelled as soon as the caller disconnects.
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    """Run `work`, and cancel it as soon as the client disconnects.
 
     Raises:
-        ClientGone: the caller has gone.
+        ClientGone: the client has disconnected.
     """
     task, gone = asyncio.current_task(), False
     assert task is not None
@@ -51,7 +51,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         except Exception as error:
             log.error("internal error", exc_info=error)
         gone = True
-        task.cancel()  # it is waiting inside of `work`, or this would not run
+        task.cancel()  # it is waiting inside `work`, otherwise this would not run
 
     watcher = asyncio.create_task(watch())
     try:
@@ -65,16 +65,19 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def answer(
-    service: Service, request: Request, call: GenerationCall, write: Callable[[GenerationCall, Tokenizer], Format]
+    service: Service,
+    request: Request,
+    call: GenerationCall,
+    write: Callable[[GenerationCall, TokenizerProtocol], Format],
 ) -> Response:
-    """The response to an accepted call. What fails before the first event is still an HTTP error."""
+    """The response to an accepted call. An error before the first event is still an HTTP error."""
     headers = {"x-num-experts": count_in_header(call.budget)}
     try:
         format = write(call, service.tokenizer)
         call.generation.start()
         if not call.body.stream:
             return await _whole(service, request, call, format, headers)
-        first = await unless_gone(request.receive, call.generation.next(service.settings.heartbeat))
+        first = await until_disconnect(request.receive, call.generation.next(service.settings.heartbeat))
     except BaseException:
         await _close(request, call)
         raise
@@ -84,10 +87,10 @@ async def answer(
 async def _whole(
     service: Service, request: Request, call: GenerationCall, format: Format, headers: dict[str, str]
 ) -> Response:
-    deltas = await unless_gone(request.receive, _collect(call))
-    body = await unless_gone(request.receive, in_slices(format.body(deltas)))
+    deltas = await until_disconnect(request.receive, _collect(call))
+    body = await until_disconnect(request.receive, in_slices(format.body(deltas)))
     await _close(request, call)
-    return WholeResponse(orjson.dumps(body), headers, service.settings.total_timeout + GRACE)
+    return WholeResponse(orjson.dumps(body), headers, service.settings.total_timeout + GRACE_SECONDS)
 
 
 async def _collect(call: GenerationCall) -> list[Delta]:
@@ -100,48 +103,49 @@ async def _collect(call: GenerationCall) -> list[Delta]:
 async def _events(
     service: Service, call: GenerationCall, format: Format, first: list[Delta]
 ) -> AsyncGenerator[bytes, None]:
-    """What is there at one time leaves in one part."""
+    """The events of a stream; deltas that arrive together are written together."""
     if opening := await in_slices(format.begin()):
         yield opening
     deltas = first
     try:
         while True:
-            yield (await in_slices(format.steps_of(deltas)) if is_long(deltas) else format.write(deltas)) or WAITING
+            yield (await in_slices(format.steps_of(deltas)) if is_long(deltas) else format.write(deltas)) or HEARTBEAT
             if call.generation.finished:
                 break
             deltas = await call.generation.next(service.settings.heartbeat)
     except Exception as error:
         if not isinstance(error, MoedialError):
             log.error("internal error", exc_info=error)
-        yield format.failure(error)  # a silent end would read as success
+        yield format.failure(error)  # an end without an error would read as success
         return
     yield format.end()
 
 
 class WholeResponse(Response):
-    """Starlette's Response, but a long body leaves in parts, as fast as the caller takes them, and for so many seconds
-    at the most."""
+    """Starlette's Response, but a long body is sent in parts, as fast as the client reads, within `limit` seconds."""
 
     def __init__(self, body: bytes, headers: dict[str, str], limit: float) -> None:
         super().__init__(body, 200, headers, "application/json")
         self.limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(TimeoutError):  # a body that is not whole closes the connection
+        with suppress(TimeoutError):  # an incomplete body closes the connection
             async with asyncio.timeout(self.limit):
                 await self._send(send)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         body = memoryview(self.body)
-        for start in range(0, len(body), PIECE):
-            part = bytes(body[start : start + PIECE])
-            await send({"type": "http.response.body", "body": part, "more_body": start + PIECE < len(body)})
+        for start in range(0, len(body), PART_BYTES):
+            part = bytes(body[start : start + PART_BYTES])
+            await send({"type": "http.response.body", "body": part, "more_body": start + PART_BYTES < len(body)})
 
 
 class EventStream(Response):
-    """Starlette's StreamingResponse, but it always closes what it streams, bounds the time of a slow reader, and lets
-    the tokens of a lone sequence go straight to the connection (`server/http/h11.py`), while that takes them."""
+    """Starlette's StreamingResponse, but it always closes the call and bounds the time of a slow reader.
+
+    The deltas of a call with one sequence go straight to the connection (`server/http/h11.py`) while that takes them.
+    """
 
     media_type = "text/event-stream"
 
@@ -158,39 +162,41 @@ class EventStream(Response):
         del self.headers["content-length"]
         self.events = _events(service, call, format, first)
         self.request, self.call, self.format = request, call, format
-        self.limit = service.settings.total_timeout + GRACE
+        self.limit = service.settings.total_timeout + GRACE_SECONDS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(self.limit):
-                await unless_gone(receive, self._send(send))
+                await until_disconnect(receive, self._send(send))
         except (ClientGone, TimeoutError):
-            pass  # nobody reads any more; the sequences are aborted below
+            pass  # the client reads no more; the sequences are aborted below
         finally:
             await _close(self.request, self.call)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        chunks: Chunks | None = self.request.scope["state"].get(CHUNKS)
-        if chunks is not None and len(self.call.generation.sequences) == 1:
-            self.call.generation.write_direct = partial(self._write, chunks)
+        writer: ChunkWriter | None = self.request.scope["state"].get(CHUNK_WRITER)
+        if writer is not None and len(self.call.generation.sequences) == 1:
+            self.call.generation.write_direct = partial(self._write, writer)
         async with aclosing(self.events) as events:
             async for event in events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _write(self, chunks: Chunks, deltas: list[Delta]) -> bool:
-        if chunks.paused or deltas[0].prompt is not None:  # the scores of a prompt come first, and are written in steps
+    def _write(self, writer: ChunkWriter, deltas: list[Delta]) -> bool:
+        if writer.paused or deltas[0].prompt is not None:  # log-probabilities of a prompt are written in steps
             return False
-        chunks.write(self.format.write(deltas) or WAITING)
+        writer.write(self.format.write(deltas) or HEARTBEAT)
         return True
 
 
 async def _close(request: Request, call: GenerationCall) -> None:
-    """End the call and write its one log line: figures, never text."""
+    """End the call and write its log line, which has numbers and never text."""
     await call.generation.close()
-    key = {"key": name} if (name := key_name_of(request)) else {}
+    key_name = key_name_of(request)
+    key = {"key": key_name} if key_name else {}
     timelines = [sequence.timeline for sequence in call.generation.sequences]
+    last = max([timeline.last_token_at for timeline in timelines] + [call.arrived])
     log.info(
         "call",
         request_id=request.scope["state"].get("request_id"),
@@ -201,5 +207,5 @@ async def _close(request: Request, call: GenerationCall) -> None:
         prompt_tokens=sum(map(len, call.prompts)),
         completion_tokens=sum(timeline.tokens for timeline in timelines),
         outcomes=[timeline.outcome for timeline in timelines],
-        seconds=round(max([timeline.last_token_at for timeline in timelines] + [call.arrived]) - call.arrived, 4),
+        seconds=round(last - call.arrived, 4),
     )

@@ -15,7 +15,6 @@ import structlog
 
 from model.budget import ExpertBudget
 from model.errors import InvalidRequest, shown
-from server.depth import least_bytes
 from server.experts.requested_count import (
     counts_in_body,
     counts_in_header,
@@ -26,7 +25,8 @@ from server.experts.requested_count import (
 )
 from server.generation.admission import Reservation
 from server.generation.generation import Generation, Timeouts
-from server.protocols import ChatTemplate
+from server.json_limits import min_json_bytes
+from server.protocols import ChatTemplateProtocol
 from server.requests.encoding import bad_word_tokens, encode_all
 from server.requests.json_body import IncomingRequest, read_json
 from server.requests.limits import check_limits, max_new_tokens, prompts_of, tokens_to_keep
@@ -142,12 +142,11 @@ def render(
         raise InvalidRequest("this model has no chat template; use /v1/completions", "messages", "no_chat_template")
     if tools and not service.chat.knows_tools:
         raise InvalidRequest("this model's chat template knows no tools", "tools", "unsupported_parameter")
+    plain_messages = [message.for_template() for message in messages]
+    plain_tools = [tool.for_template() for tool in tools] if tools else None
+    named = body.chat_template_kwargs | dict(variables) | _thinking(service.chat, body)
     return service.chat.render(
-        [message.plain() for message in messages],
-        [tool.plain() for tool in tools or ()] or None,
-        body.add_generation_prompt,
-        body.chat_template_kwargs | dict(variables) | _thinking(service.chat, body),
-        body.continue_final_message,
+        plain_messages, plain_tools, body.add_generation_prompt, named, body.continue_final_message
     )
 
 
@@ -156,7 +155,7 @@ def _schema_rules(service: Service) -> tuple[int, bool]:
     return service.settings.max_grammar_bytes, service.settings.schema_objects == "closed"
 
 
-def _thinking(chat: ChatTemplate, body: TemplateBody) -> dict[str, bool]:
+def _thinking(chat: ChatTemplateProtocol, body: TemplateBody) -> dict[str, bool]:
     """`enable_thinking` as a variable of the template.
 
     Raises:
@@ -180,11 +179,12 @@ async def _off_loop(body: GenerationBody, make: Callable[..., OutputSpec], *args
 
 
 def _grammar_is_long(body: GenerationBody) -> bool:
-    schemas = [tool.function.parameters for tool in body.tools or ()] if isinstance(body, ChatBody) else []
+    tools = body.tools if isinstance(body, ChatBody) else None
+    schemas = [tool.function.parameters for tool in tools or ()]
     fields = constraint_fields(body)
     if any(field.kind == "grammar" for field in fields):
         return True
-    return least_bytes([*(field.value for field in fields), schemas], SHORT_GRAMMAR) > SHORT_GRAMMAR
+    return min_json_bytes([*(field.value for field in fields), schemas], SHORT_GRAMMAR) > SHORT_GRAMMAR
 
 
 def _tokens_to_keep(service: Service, body: GenerationBody) -> int | None:

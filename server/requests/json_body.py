@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from model.errors import InvalidRequest
-from server.depth import JsonTooLarge, parse
+from server.json_limits import JsonTooLarge, parse
 from server.service import Service
 from server.settings import Settings
 

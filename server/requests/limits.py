@@ -1,4 +1,4 @@
-"""Reading a body and holding it to the limits that an operator can set. Every refusal names field, value and limit.
+"""Checks a body against the limits that an operator can set. Every refusal names field, value and limit.
 
 It knows shapes and sizes, not what a field means to the engine.
 """
@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any
 
 from model.errors import InvalidRequest, context_exceeded, shown
-from server.depth import least_bytes
+from server.json_limits import min_json_bytes
 from server.requests.output_fields import constraint_fields
 from server.schemas.base import GenerationBody
 from server.schemas.chat import AssistantMessage, ChatBody, Message, TemplateBody, text_of
@@ -18,12 +18,15 @@ COMPLETION_TOKENS = 16  # OpenAI's default for completions
 
 
 def check_limits(body: GenerationBody, settings: Settings) -> None:
+    """Raises InvalidRequest for the first limit that a body exceeds."""
     _at_most("n", body.n, settings.max_n)
     if isinstance(body, CompletionBody):
         _check_completion(body, settings)
     elif body.answer_limit == 0:
         raise InvalidRequest("max_tokens must be at least 1, got 0", "max_tokens")
-    _at_most("logprobs" if isinstance(body, CompletionBody) else "top_logprobs", _wanted(body), settings.max_logprobs)
+    _at_most(
+        "logprobs" if isinstance(body, CompletionBody) else "top_logprobs", _alternatives(body), settings.max_logprobs
+    )
     _at_most("prompt_logprobs", body.prompt_logprobs or 0, settings.max_logprobs)
     if body.prompt_logprobs is not None and body.stream:
         raise InvalidRequest(f"prompt_logprobs = {body.prompt_logprobs} cannot be streamed", "prompt_logprobs")
@@ -43,15 +46,15 @@ def check_limits(body: GenerationBody, settings: Settings) -> None:
 
 
 def _check_sizes(body: GenerationBody, limit: int) -> None:
-    """What a grammar is written from, before it is written out to be measured."""
-    asked = constraint_fields(body)
-    for one in asked:
-        # the size of a text is measured where it is read
-        if not isinstance(one.value, str) and (size := least_bytes(one.value, limit)) > limit:
-            raise InvalidRequest(f"{one.field} must be at most {limit} bytes, got at least {size}", one.field)
-    if isinstance(body, ChatBody) and body.tools and (asked or body.tool_choice not in (None, "auto", "none")):
+    """Check the size of what a grammar is written from, before it is serialised."""
+    fields = constraint_fields(body)
+    for field in fields:
+        # texts are measured where they are read
+        if not isinstance(field.value, str) and (size := min_json_bytes(field.value, limit)) > limit:
+            raise InvalidRequest(f"{field.field} must be at most {limit} bytes, got at least {size}", field.field)
+    if isinstance(body, ChatBody) and body.tools and (fields or body.tool_choice not in (None, "auto", "none")):
         schemas = [tool.function.parameters for tool in body.tools]
-        if (size := least_bytes(schemas, 2 * limit)) > 2 * limit:
+        if (size := min_json_bytes(schemas, 2 * limit)) > 2 * limit:
             raise InvalidRequest(f"tools make a grammar of at least {size} bytes; at most {2 * limit}", "tools")
 
 
@@ -90,7 +93,7 @@ def _check_continued(body: TemplateBody, messages: list[Message]) -> None:
         raise InvalidRequest(f"{field} needs a last message of the assistant that has text and no tool_calls", field)
 
 
-def _wanted(body: GenerationBody) -> int:
+def _alternatives(body: GenerationBody) -> int:
     if isinstance(body, ChatBody) and body.top_logprobs and not body.logprobs:
         raise InvalidRequest(f"top_logprobs is {body.top_logprobs}, which needs logprobs: true", "top_logprobs")
     return body.alternatives or 0
@@ -102,7 +105,7 @@ def _at_most(field: str, value: int, limit: int, unit: str = "") -> None:
 
 
 def prompts_of(value: Any, limit: int) -> list[str | list[int]]:
-    """The four shapes of `prompt` as one: a list of texts or of token-id lists."""
+    """`prompt`, in any of its four shapes, as a list of texts or of token-id lists."""
     prompts = [value] if isinstance(value, str) or _are_ids(value) else value
     if not isinstance(prompts, list) or not prompts:
         shapes = "a string, a list of strings, token ids or a list of token-id lists"
@@ -117,11 +120,12 @@ def prompts_of(value: Any, limit: int) -> list[str | list[int]]:
 
 
 def _are_ids(value: Any) -> bool:
-    """A non-empty list of real integers: JSON's true is not a token."""
+    """Whether a value is a non-empty list of integers; true is none."""
     return isinstance(value, list) and set(map(type, value)) == {int}
 
 
 def biases_of(body: GenerationBody) -> dict[int, float]:
+    """`logit_bias` by token id. Raises InvalidRequest for keys that are no ids."""
     biases = {}
     for key, value in body.logit_bias.items():
         if not (key.isascii() and key.isdecimal() and len(key) <= 10):
@@ -145,16 +149,16 @@ def tokens_to_keep(body: GenerationBody, context: int) -> int | None:
     return kept
 
 
-def max_new_tokens(asked: int | None, default: int | None, prompt: int, context: int) -> int:
-    """How many tokens may be generated; `default` None means the rest of the context.
+def max_new_tokens(requested: int | None, default: int | None, prompt: int, context: int) -> int:
+    """How many tokens may be generated; a `default` of None means the rest of the context.
 
     Raises:
         InvalidRequest: prompt and answer do not fit the context.
     """
     room = context - prompt
-    least = 1 if asked is None else asked
+    least = 1 if requested is None else requested
     if least > room:
         raise context_exceeded(prompt, least, context)
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     return room if default is None else min(default, room)

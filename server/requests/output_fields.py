@@ -1,6 +1,6 @@
-"""Which fields of a body say what an answer must match: OpenAI's, vLLM's, SGLang's, llama.cpp's and Ollama's names.
+"""Which fields of a body constrain the answer: names of OpenAI, vLLM, SGLang, llama.cpp and Ollama for the same things.
 
-It knows fields and what kind of thing each holds; it writes no grammar.
+It knows fields and what each holds; it writes no grammar.
 """
 
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from typing import Any, Literal
 from model.errors import InvalidRequest, shown
 from server.schemas.base import GenerationBody, ResponseFormat, StructuredOutputs
 
-Kind = Literal["schema", "regex", "choice", "grammar"]
+ConstraintKind = Literal["schema", "regex", "choice", "grammar"]
 OBJECT = {"type": "object"}
 RESPONSE_FORMAT = "response_format"
-FIELDS: tuple[tuple[str, Kind], ...] = (
+FIELDS: tuple[tuple[str, ConstraintKind], ...] = (
     ("guided_json", "schema"),
     ("json_schema", "schema"),
     ("guided_regex", "regex"),
@@ -23,30 +23,32 @@ FIELDS: tuple[tuple[str, Kind], ...] = (
     ("grammar", "grammar"),
     ("ebnf", "grammar"),
 )
-EMPTY_IS_NONE = ("grammar", "format")  # clients of llama.cpp and Ollama send an empty text for nothing
+EMPTY_IS_NONE = ("grammar", "format")  # clients of llama.cpp and Ollama send an empty text for none
 
 
 @dataclass(frozen=True, slots=True)
 class ConstraintField:
+    """One constraint as the body gives it."""
+
     field: str
-    kind: Kind
+    kind: ConstraintKind
     value: Any
 
 
 def constraint_fields(body: GenerationBody) -> list[ConstraintField]:
-    """All that a body asks for.
+    """The constraints of a body.
 
     Raises:
-        InvalidRequest: a field says that there is something, and does not say what.
+        InvalidRequest: a field announces a constraint and does not give it.
     """
-    found = [*_of_format(body.response_format), *_of_ollama(body.format)]
+    found = [*_of_response_format(body.response_format), *_of_ollama(body.format)]
     found += [ConstraintField(field, kind, getattr(body, field)) for field, kind in FIELDS]
     found += _of_structured_outputs(body.structured_outputs)
     return [asked for asked in found if asked.value is not None and not _is_none(asked)]
 
 
-def whitespace_of(body: GenerationBody) -> tuple[str, str] | None:
-    """The field that says which white space JSON may have, and its pattern."""
+def whitespace_pattern_of(body: GenerationBody) -> tuple[str, str] | None:
+    """The field that sets the white space of JSON, and its pattern."""
     if body.guided_whitespace_pattern is not None:
         return "guided_whitespace_pattern", body.guided_whitespace_pattern
     new = body.structured_outputs
@@ -55,8 +57,8 @@ def whitespace_of(body: GenerationBody) -> tuple[str, str] | None:
     return None
 
 
-def closing_of(body: GenerationBody) -> bool | None:
-    """Whether the body itself says that schemas are closed, or open."""
+def objects_closed(body: GenerationBody) -> bool | None:
+    """Whether the body itself sets schemas to be closed or open; None where it does not."""
     new = body.structured_outputs
     return None if new is None else new.disable_additional_properties
 
@@ -65,8 +67,8 @@ def _is_none(asked: ConstraintField) -> bool:
     return asked.field in EMPTY_IS_NONE and asked.value == ""
 
 
-def _of_format(wanted: ResponseFormat | None) -> Iterator[ConstraintField]:
-    """The schema stands in `json_schema`, or, as llama.cpp takes it, beside the type."""
+def _of_response_format(wanted: ResponseFormat | None) -> Iterator[ConstraintField]:
+    """The schema of a response format: in `json_schema`, or beside the type, as llama.cpp has it."""
     if wanted is None:
         return
     given = {
@@ -81,7 +83,7 @@ def _of_format(wanted: ResponseFormat | None) -> Iterator[ConstraintField]:
     if fields and (wanted.type == "text" or (wanted.type == "json_object" and wanted.json_schema is not None)):
         raise InvalidRequest(f'{fields[0]} needs type "json_schema", got {shown(wanted.type)}', fields[0])
     schema = given[fields[0]] if fields else OBJECT
-    if wanted.type == "json_object" and schema in ({}, True):  # says nothing, so that the type alone holds
+    if wanted.type == "json_object" and schema in ({}, True):  # allows anything, so that only the type counts
         schema = OBJECT
     if wanted.type != "text":
         yield ConstraintField(RESPONSE_FORMAT, "schema", schema)
@@ -96,7 +98,7 @@ def _of_ollama(wanted: Any) -> Iterator[ConstraintField]:
 def _of_structured_outputs(new: StructuredOutputs | None) -> list[ConstraintField]:
     if new is None:
         return []
-    given: dict[str, tuple[Kind, Any]] = {
+    given: dict[str, tuple[ConstraintKind, Any]] = {
         "json": ("schema", new.json_),
         "regex": ("regex", new.regex),
         "choice": ("choice", new.choice),

@@ -67,7 +67,9 @@ def chat_output_spec(body: ChatBody, dialect: Dialect, prompt: str, limit: int, 
 def _chat_output_spec(body: ChatBody, dialect: Dialect, prompt: str, limit: int, close: bool) -> OutputSpec:
     offered = tuple(replace(tool, closed=close) for tool in offered_tools(body))
     choice, constraint = choice_of(body), constraint_of(body, limit, close)
-    tools = tuple(tool for tool in offered if choice.names is None or tool.name in choice.names)
+    tools = offered
+    if choice.names is not None:
+        tools = tuple(tool for tool in offered if tool.name in choice.names)
     if choice.forced:
         _check_can_wait(constraint)
         field, grammar = "tools", dialect.call_grammar(prompt, tools, not choice.one)
@@ -115,7 +117,8 @@ def offered_tools(body: ChatBody) -> tuple[ToolSpec, ...]:
     Raises:
         InvalidRequest: the chosen tool is not among them, or two have the same name.
     """
-    tools = tuple(ToolSpec(t.function.name, t.function.parameters or NO_SCHEMA) for t in body.tools or ())
+    functions = [tool.function for tool in body.tools or ()]
+    tools = tuple(ToolSpec(function.name, function.parameters or NO_SCHEMA) for function in functions)
     names = [tool.name for tool in tools]
     duplicate = next((name for name in names if names.count(name) > 1), None)
     if duplicate:

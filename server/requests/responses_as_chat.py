@@ -18,8 +18,8 @@ from server.requests.json_body import IncomingRequest, read_json
 from server.schemas.base import SampledBody
 from server.schemas.chat import ChatBody, TemplateBody
 from server.schemas.responses import (
+    CHAT_NAMES,
     LOGPROBS,
-    MOVED,
     FlatAllowed,
     FlatChoice,
     FlatTool,
@@ -36,8 +36,13 @@ from server.schemas.responses import (
 from server.schemas.unknown import unknown_nested
 from server.service import Service
 
-SHARED = SampledBody.model_fields.keys() | TemplateBody.model_fields.keys()
-OWN = (ResponsesBody.model_fields.keys() - SHARED) | ResponsesBody.unsupported.keys() | MOVED.keys() | {"extra_body"}
+CHAT_FIELDS = SampledBody.model_fields.keys() | TemplateBody.model_fields.keys()
+RESPONSE_FIELDS = (
+    (ResponsesBody.model_fields.keys() - CHAT_FIELDS)
+    | ResponsesBody.unsupported.keys()
+    | CHAT_NAMES.keys()
+    | {"extra_body"}
+)
 RESPONSE_NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
@@ -92,7 +97,7 @@ def chat_of(body: ResponsesBody, raw: Mapping[str, Any]) -> dict[str, Any]:
         "parallel_tool_calls": body.parallel_tool_calls,
         "reasoning_effort": body.reasoning.effort,
     }
-    passed = {field: value for field, value in raw.items() if field not in OWN}
+    passed = {field: value for field, value in raw.items() if field not in RESPONSE_FIELDS}
     return passed | {field: value for field, value in translated.items() if value is not None}
 
 

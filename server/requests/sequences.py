@@ -44,7 +44,10 @@ def build_sequences(
     _check_tokens(service, body, prompts)
     _check_prompt_logprobs(body, prompts)
     builder = SequenceBuilder(service, body, spec, budget, id, arrived, key, bad_words)
-    return tuple(sequence for index, prompt in enumerate(prompts) for sequence in builder.sequences(index, prompt))
+    sequences: list[AnswerSequence] = []
+    for index, prompt in enumerate(prompts):
+        sequences += builder.sequences(index, prompt)
+    return tuple(sequences)
 
 
 class SequenceBuilder:
@@ -61,7 +64,8 @@ class SequenceBuilder:
         key: str,
         bad_words: TokenLists,
     ) -> None:
-        self.service, self.body, self.spec, self.budget, self.id = service, body, spec, budget, id
+        self.service, self.body, self.spec = service, body, spec
+        self.budget, self.id = budget, id
         self.arrived, self.bad_words = arrived, bad_words
         experts = service.served_models.info.experts
         self.trained_pairs = experts.trained * experts.layers  # of one token
@@ -148,7 +152,8 @@ class SequenceBuilder:
         specials = self.service.tokenizer.specials
         texts = self.spec.dialect.end_tokens if self.spec.parsed else ()
         dialect_ids = [specials[text] for text in texts if text in specials]
-        return tuple(dict.fromkeys((*self.service.tokenizer.eos_ids, *dialect_ids, *self.body.stop_token_ids)))
+        ids = (*self.service.tokenizer.eos_ids, *dialect_ids, *self.body.stop_token_ids)
+        return tuple(dict.fromkeys(ids))
 
 
 def _check_tokens(service: Service, body: GenerationBody, prompts: TokenLists) -> None:

@@ -1,6 +1,6 @@
-"""What an answer must match, as one grammar, which the engine compiles.
+"""Writes what an answer must match as one grammar, which the engine compiles.
 
-It writes grammars and checks their size; whether one makes sense, the grammar library says in the engine.
+It checks sizes; whether a grammar makes sense is for the grammar library in the engine to say.
 """
 
 import json
@@ -12,28 +12,28 @@ from llguidance import grammar_from, regex_to_lark
 
 from model.errors import InvalidRequest, shown
 from server.dialects.closed_schemas import SchemaTooComplex, closed
-from server.requests.output_fields import ConstraintField, closing_of, constraint_fields, whitespace_of
+from server.requests.output_fields import ConstraintField, constraint_fields, objects_closed, whitespace_pattern_of
 from server.schemas.base import GenerationBody
 
-# Without these, a grammar allows white space without end, and small models write just that.
+# Without these a grammar allows white space without end, which small models then write.
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-ALL, ANSWERS, CALLS, OWN = "moe_all", "moe_answers", "moe_calls", "moe_own"  # grammars beside each other
+ALL, ANSWERS, CALLS, OWN = "moe_all", "moe_answers", "moe_calls", "moe_own"  # names of grammars in one text
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """`rules` is Lark that defines `answer`; `own` is a caller's whole grammar, to which they refer."""
+    """`rules` is Lark that defines `answer`; `own` is a client's complete grammar, to which the rules refer."""
 
     field: str
     rules: str
     own: str = ""
 
     def grammar(self, answers: str) -> str:
-        """As one text for the engine; `answers` is Lark that includes the rules."""
+        """The grammar as one text for the engine; `answers` is Lark that includes the rules."""
         return self._together(answers) if self.own else answers
 
     def either(self, answers: str, calls: str) -> str:
-        """What matches, or `calls`, which is Lark of its own."""
+        """A grammar of matching answers, or of `calls`, which is Lark of its own."""
         return self._together(f"start: @{ANSWERS} | @{CALLS}\n", **{ANSWERS: answers, CALLS: calls})
 
     def _together(self, start: str, **others: str) -> str:
@@ -42,46 +42,48 @@ class Constraint:
 
 
 def constraint_of(body: GenerationBody, limit: int, close: bool) -> Constraint | None:
-    """The one constraint that a body asks for; with `close`, objects of schemas are closed where these are silent.
+    """The constraint of a body, if it has one; with `close`, objects of schemas are closed where these do not say.
 
     Raises:
-        InvalidRequest: there are two, one is larger than `limit` bytes, or empty.
+        InvalidRequest: there are two, or one is empty or larger than `limit` bytes.
     """
-    asked, whitespace = constraint_fields(body), whitespace_of(body)
-    if len(asked) > 1:
-        one, other = asked[0].field, asked[1].field
+    fields, whitespace = constraint_fields(body), whitespace_pattern_of(body)
+    if len(fields) > 1:
+        one, other = fields[0].field, fields[1].field
         raise InvalidRequest(f"{other} and {one} both say what the answer must match; give one", other)
-    if whitespace is not None and not (asked and asked[0].kind == "schema"):
+    if whitespace is not None and not (fields and fields[0].kind == "schema"):
         raise InvalidRequest(f"{whitespace[0]} needs a JSON schema beside it", whitespace[0])
-    if not asked:
+    if not fields:
         return None
-    (one_asked,) = asked
-    _check_size(one_asked, limit)
-    if one_asked.kind == "schema":
+    (constraint,) = fields
+    _check_size(constraint, limit)
+    if constraint.kind == "schema":
         written = COMPACT if whitespace is None else {"whitespace_pattern": whitespace[1]}
-        return _schema(one_asked, written, close if (own := closing_of(body)) is None else own)
-    return WRITERS[one_asked.kind](one_asked.field, one_asked.value)
+        own = objects_closed(body)
+        return _schema(constraint, written, close if own is None else own)
+    return WRITERS[constraint.kind](constraint.field, constraint.value)
 
 
-def _check_size(asked: ConstraintField, limit: int) -> None:
-    text = asked.value if isinstance(asked.value, str) else json.dumps(asked.value)
+def _check_size(constraint: ConstraintField, limit: int) -> None:
+    text = constraint.value if isinstance(constraint.value, str) else json.dumps(constraint.value)
     if (size := len(text.encode("utf-8", "replace"))) > limit:
-        raise InvalidRequest(f"{asked.field} must be at most {limit} bytes, got {size}", asked.field)
+        raise InvalidRequest(f"{constraint.field} must be at most {limit} bytes, got {size}", constraint.field)
 
 
 def json_rule(schema: Any, writing: Mapping[str, Any] = COMPACT) -> str:
-    """A schema as a term of Lark; `writing` says which white space there is, where the schema does not."""
+    """A schema as a term of Lark; `writing` sets the white space, unless the schema does."""
     if isinstance(schema, dict):
         options = schema.get("x-guidance")
-        schema = {**schema, "x-guidance": {**writing, **(options if isinstance(options, dict) else {})}}
+        own = options if isinstance(options, dict) else {}
+        schema = {**schema, "x-guidance": {**writing, **own}}
     return f"%json {json.dumps(schema)}"
 
 
-def _schema(asked: ConstraintField, writing: Mapping[str, Any], close: bool) -> Constraint:
-    field, value = asked.field, asked.value
+def _schema(constraint: ConstraintField, writing: Mapping[str, Any], close: bool) -> Constraint:
+    field, value = constraint.field, constraint.value
     if isinstance(value, str):
         try:
-            value = json.loads(value)  # its depth was seen to with the body's
+            value = json.loads(value)  # its depth has been checked with the body
         except (ValueError, RecursionError):
             raise InvalidRequest(f"{field} is a text, but no JSON: {shown(value)}", field) from None
     if not isinstance(value, dict | bool):
@@ -110,7 +112,7 @@ def _choice(field: str, value: list[str]) -> Constraint:
 
 
 def _own(field: str, value: str) -> Constraint:
-    """A caller's grammar keeps its own names: it stands apart and is referred to."""
+    """A client's grammar is kept apart and referred to, so that it keeps its own names."""
     try:
         lark = grammar_from("grammar", value)
     except ValueError as error:

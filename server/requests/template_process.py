@@ -1,8 +1,8 @@
-"""The process that renders a checkpoint's chat template: `python -m server.requests.template_process FOLDER SECONDS`.
+"""The worker process that renders a chat template: `python -m server.requests.template_process FOLDER SECONDS`.
 
-A sandbox keeps a template from the machine, but not from its time and memory; a process can be killed. It reads
-conversations from a socket, its standard input, and writes what the template makes of them. A conversation that costs
-more processor time than SECONDS ends it. It knows no requests.
+A sandbox keeps a template from the machine, but not from taking time and memory; a process can be killed. It reads
+conversations from a socket, its standard input, and writes the rendered texts. A conversation that takes more than
+SECONDS of processor time ends the process. It knows no requests.
 """
 
 import json
@@ -20,12 +20,12 @@ from model.errors import CheckpointError, InvalidRequest
 from weights.chat import ChatTemplate
 
 SIZE = struct.Struct("<I")
-RENDERED, REFUSED = b"+", b"-"  # what an answer begins with
+RENDERED, REFUSED = b"+", b"-"  # the first byte of an answer
 MEMORY = 1 << 30  # bytes of address space; a body of 8 MB in the smallest messages needs a fifth of it
 
 
 def send(connection: socket.socket, data: bytes) -> None:
-    """One frame. Raises OSError as the socket does."""
+    """Send one frame. Raises OSError as the socket does."""
     connection.sendall(SIZE.pack(len(data)) + data)
 
 
@@ -34,7 +34,7 @@ def receive(connection: socket.socket, deadline: float | None = None) -> bytes:
 
     Raises:
         EOFError: the other end has closed.
-        TimeoutError: it did not come in time.
+        TimeoutError: it did not arrive in time.
         OSError: as the socket does.
     """
     size = SIZE.unpack(_exactly(connection, SIZE.size, deadline))[0]
@@ -46,7 +46,8 @@ def _exactly(connection: socket.socket, size: int, deadline: float | None) -> by
     while len(data) < size:
         if deadline is not None:
             connection.settimeout(max(1e-3, deadline - time.monotonic()))
-        if not (part := connection.recv(min(size - len(data), 1 << 20))):
+        part = connection.recv(min(size - len(data), 1 << 20))
+        if not part:
             raise EOFError
         data += part
     return bytes(data)
@@ -74,7 +75,7 @@ def _described(template: ChatTemplate | None) -> dict[str, Any] | None:
 
 
 def _serve(connection: socket.socket, template: ChatTemplate, seconds: float) -> None:
-    """Until the parent is gone. The timer's signal, which has no handler, ends the process."""
+    """Answer requests until the parent has ended. The timer's signal, which has no handler, ends the process."""
     try:
         while True:
             request = receive(connection)

@@ -1,6 +1,6 @@
-"""Chat templates as the server uses them: rendered in processes, each killed where it takes too long.
+"""Renders chat templates in worker processes, each of which is killed where a conversation takes too long.
 
-There are as many as there are threads that render. What a template is and what it may do, `weights/` knows.
+There are as many workers as threads that render. `weights/chat.py` knows what a template is and may do.
 """
 
 import json
@@ -22,41 +22,41 @@ from model.errors import CheckpointError, InvalidRequest
 from server.requests.template_process import RENDERED, receive, send
 
 log = structlog.get_logger("server")
-SECONDS = 5.0  # of processor time, for one conversation
-PATIENCE = 4  # times as long on the clock, beside other work
-START_SECONDS = 60.0  # to begin, with the template compiled
+CPU_SECONDS = 5.0  # for one conversation
+WALL_FACTOR = 4  # times the processor time that may pass on the clock, beside other work
+START_SECONDS = 60.0  # for a worker to start and compile the template
 SAMPLE = [{"role": "user", "content": "Hello"}]
 
 
-class Lapse(Exception):
-    """The process did not answer in time, or ended."""
+class TemplateWorkerFailed(Exception):
+    """A worker did not answer in time, or ended."""
 
 
-class Templates:
-    """One checkpoint's chat template; what it says of itself is as in `weights.chat.ChatTemplate`."""
+class SandboxedTemplate:
+    """One checkpoint's chat template, with the properties of `weights.chat.ChatTemplate`."""
 
     def __init__(self, folder: Path, source: str, knows_tools: bool, knows_thinking: bool) -> None:
         self._folder, self.source = folder, source
         self.knows_tools, self.knows_thinking = knows_tools, knows_thinking
-        self._idle: list[Worker] = []
+        self._idle: list[TemplateWorker] = []
 
     @classmethod
-    def load(cls, folder: Path) -> "Templates | None":
-        """The template, tried on a sample; None where the checkpoint has none.
+    def load(cls, folder: Path) -> "SandboxedTemplate | None":
+        """The template, after it has rendered a sample; None where the checkpoint has none.
 
         Raises:
-            CheckpointError: it cannot be read, or a sample takes it longer than any conversation may take.
+            CheckpointError: it cannot be read, or the sample takes longer than a conversation may.
         """
         try:
             worker, about = _start(folder)
-        except Lapse as lapse:
-            raise CheckpointError(f"{folder}: the chat template cannot be read: {lapse}") from None
+        except TemplateWorkerFailed as failure:
+            raise CheckpointError(f"{folder}: the chat template cannot be read: {failure}") from None
         if about is None:
             worker.stop()
             return None
         made = cls(folder, about["source"], about["knows_tools"], about["knows_thinking"])
         made._idle.append(worker)
-        made._try_out()
+        made._render_sample()
         return made
 
     def render(
@@ -70,19 +70,19 @@ class Templates:
         """The prompt text for `messages`. It blocks; the calling thread must live as long as the process does.
 
         Raises:
-            InvalidRequest: the template refuses these messages, or they cost it more than its limits.
+            InvalidRequest: the template refuses these messages, or exceeds its limits on them.
         """
         try:
             return self._render(messages, tools, add_generation_prompt, dict(variables or {}), continue_final_message)
-        except Lapse as lapse:
-            raise InvalidRequest(f"the chat template cannot render these messages: {lapse}", "messages") from None
+        except TemplateWorkerFailed as failure:
+            raise InvalidRequest(f"the chat template cannot render these messages: {failure}", "messages") from None
 
-    def _try_out(self) -> None:
-        """What a template does not do to a sample, it may do to real messages: only too much time ends the start."""
+    def _render_sample(self) -> None:
+        """Render a sample message. An error is only logged, since real messages may pass; taking too long is fatal."""
         try:
             self._render(SAMPLE, None, True, {})
-        except Lapse as lapse:
-            raise CheckpointError(f"{self._folder}: the chat template cannot render one message: {lapse}") from None
+        except TemplateWorkerFailed as failure:
+            raise CheckpointError(f"{self._folder}: the chat template cannot render one message: {failure}") from None
         except InvalidRequest as error:
             log.warning("a sample of one user message was not rendered", reason=error.message)
 
@@ -101,15 +101,15 @@ class Templates:
         except RecursionError:
             raise InvalidRequest("the messages are nested too deeply for the chat template", "messages") from None
         worker = self._worker()
-        answer = worker.ask(request, SECONDS * PATIENCE)
+        answer = worker.exchange(request, CPU_SECONDS * WALL_FACTOR)
         self._idle.append(worker)
         text = answer[1:].decode()
         if answer[:1] != RENDERED:
             raise InvalidRequest(text, "messages")
         return text
 
-    def _worker(self) -> "Worker":
-        """An idle one, or a new one."""
+    def _worker(self) -> "TemplateWorker":
+        """An idle worker, or a new one."""
         while self._idle:
             if (worker := self._idle.pop()).runs:
                 return worker
@@ -117,21 +117,24 @@ class Templates:
 
 
 def _written(request: dict[str, Any]) -> bytes:
-    """As JSON. `json` holds the interpreter's lock for a tenth of a second per eight megabytes, ten times as long as
-    orjson, which cannot write integers beyond 64 bits and halves of surrogate pairs."""
+    """A request as JSON.
+
+    `json` is the fallback for integers beyond 64 bits and halves of surrogate pairs: it holds the interpreter's lock
+    for a tenth of a second per eight megabytes, ten times as long as orjson.
+    """
     try:
         return orjson.dumps(request)
     except orjson.JSONEncodeError:
         return json.dumps(request).encode()
 
 
-class Worker:
-    """The parent's end of one process. It dies with the thread that made it."""
+class TemplateWorker:
+    """The parent's end of one worker process, which ends with the thread that started it."""
 
     def __init__(self, folder: Path) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "server.requests.template_process", str(folder), str(SECONDS)]
+            command = [sys.executable, "-m", "server.requests.template_process", str(folder), str(CPU_SECONDS)]
             self._process: subprocess.Popen[bytes] = subprocess.Popen(
                 command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=child_environment()
             )
@@ -140,11 +143,11 @@ class Worker:
     def runs(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, request: bytes | None, seconds: float) -> bytes:
-        """What the process answers; to no request, what it says of itself.
+    def exchange(self, request: bytes | None, seconds: float) -> bytes:
+        """The worker's answer to `request`; without one, its description of the template.
 
         Raises:
-            Lapse: it did not in time, or ended over it; it has been killed.
+            TemplateWorkerFailed: it did not answer in time, or ended; it has been killed.
         """
         try:
             if request is not None:
@@ -153,14 +156,14 @@ class Worker:
             return receive(self._socket, time.monotonic() + seconds)
         except TimeoutError:
             self.stop()
-            raise Lapse(f"it took longer than {seconds:g} s") from None
+            raise TemplateWorkerFailed(f"it took longer than {seconds:g} s") from None
         except (EOFError, OSError):
             timed_out = self.stop() == -signal.SIGPROF
-            reason = f"it took longer than {SECONDS:g} s" if timed_out else "its process ended"
-            raise Lapse(reason) from None
+            reason = f"it took longer than {CPU_SECONDS:g} s" if timed_out else "its process ended"
+            raise TemplateWorkerFailed(reason) from None
 
     def stop(self) -> int:
-        """The exit status; one that was ending by itself has it from there."""
+        """End the process and return its exit status."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(0.1)
         self._process.kill()
@@ -168,15 +171,15 @@ class Worker:
         return self._process.wait()
 
 
-def _start(folder: Path) -> tuple[Worker, Any]:
-    """A process that has compiled the template, and what it says of it: null where there is none.
+def _start(folder: Path) -> tuple[TemplateWorker, Any]:
+    """A worker that has compiled the template, and its description of it; None where there is no template.
 
     Raises:
         CheckpointError: the template, or a file it needs, cannot be read or parsed.
-        Lapse: it did not begin.
+        TemplateWorkerFailed: it did not start.
     """
-    worker = Worker(folder)
-    about = json.loads(worker.ask(None, START_SECONDS))
+    worker = TemplateWorker(folder)
+    about = json.loads(worker.exchange(None, START_SECONDS))
     if about is not None and "error" in about:
         worker.stop()
         raise CheckpointError(about["error"])

@@ -1,4 +1,4 @@
-"""What `tool_choice` means: which of the tools may be called, and whether a call must be made. It knows no grammar."""
+"""Reads `tool_choice`: which of the tools may be called, and whether a call must be made. It knows no grammar."""
 
 from dataclasses import dataclass
 
@@ -7,24 +7,24 @@ from server.schemas.chat import AllowedTools, ChatBody, ChosenTool
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """`names`: of the tools that may be called; None: all. `forced`: the answer is a call; `one`: and only one."""
+class CallChoice:
+    """Which calls an answer may have."""
 
-    names: tuple[str, ...] | None = None
-    forced: bool = False
-    one: bool = False
+    names: tuple[str, ...] | None = None  # of the tools that may be called; None: all
+    forced: bool = False  # whether the answer must be a call
+    one: bool = False  # whether there is at most one call
 
 
-def choice_of(body: ChatBody) -> Choice:
-    """Of a body whose `tool_choice` may be anything but `none`."""
+def choice_of(body: ChatBody) -> CallChoice:
+    """The choice of a body whose `tool_choice` is not `none`."""
     match body.tool_choice:
-        case ChosenTool(function=function):  # who names one gets one
-            return Choice((function.name,), True, True)
+        case ChosenTool(function=function):  # naming a tool asks for one call
+            return CallChoice((function.name,), True, True)
         case AllowedTools(allowed_tools=allowed):
             names = tuple(tool.function.name for tool in allowed.tools)
-            return Choice(names, allowed.mode == "required", not body.parallel_tool_calls)
+            return CallChoice(names, allowed.mode == "required", not body.parallel_tool_calls)
         case choice:
-            return Choice(None, choice == "required", not body.parallel_tool_calls)
+            return CallChoice(None, choice == "required", not body.parallel_tool_calls)
 
 
 def check_choice(body: ChatBody, known: list[str]) -> None:

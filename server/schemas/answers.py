@@ -1,6 +1,6 @@
-"""What the server answers, as types, for the contract in /openapi.json. Tests hold real answers to them.
+"""The types of the server's answers, for /openapi.json. Tests compare real answers with them.
 
-Nothing here makes an answer: that is `server/formats/`, without the cost of a model per chunk.
+Nothing here writes an answer: `server/formats/` does, without the cost of a model per chunk.
 """
 
 from typing import Any, Literal
@@ -10,19 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field
 STOP_REASON = "The request's own stop string or stop token that ended the answer"
 
 
-class Answer(BaseModel):
+class AnswerModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class PromptDetails(Answer):
+class PromptDetails(AnswerModel):
     cached_tokens: int
 
 
-class CompletionDetails(Answer):
+class CompletionDetails(AnswerModel):
     reasoning_tokens: int
 
 
-class Usage(Answer):
+class Usage(AnswerModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -33,7 +33,7 @@ class Usage(Answer):
     routed_pairs_trained: int = Field(description="What the same tokens would have cost at the trained count")
 
 
-class RequestMetrics(Answer):
+class RequestMetrics(AnswerModel):
     """Milliseconds, but for the last four; null where nothing was measured."""
 
     time_to_first_token_ms: float | None
@@ -46,7 +46,7 @@ class RequestMetrics(Answer):
     routed_pairs_trained: int
 
 
-class CompletionLogprobs(Answer):
+class CompletionLogprobs(AnswerModel):
     """Lists of one length; null for the first token of a prompt, which nothing comes before."""
 
     tokens: list[str]
@@ -55,7 +55,7 @@ class CompletionLogprobs(Answer):
     text_offset: list[int]
 
 
-class PromptToken(Answer):
+class PromptToken(AnswerModel):
     logprob: float
     rank: int | None = Field(description="Among all tokens, from 1; null beyond those that are listed")
     decoded_token: str
@@ -64,7 +64,7 @@ class PromptToken(Answer):
 PromptLogprobs = list[dict[str, PromptToken] | None]  # by token id; null for the first token
 
 
-class CompletionChoice(Answer):
+class CompletionChoice(AnswerModel):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
@@ -73,7 +73,7 @@ class CompletionChoice(Answer):
     prompt_logprobs: PromptLogprobs | None = None
 
 
-class Completion(Answer):
+class Completion(AnswerModel):
     """Also every chunk of a stream; `usage` and `metrics` are in the last one, where they are asked for, and `usage` in
     every one with `continuous_usage_stats`."""
 
@@ -87,7 +87,7 @@ class Completion(Answer):
     metrics: RequestMetrics | None = None
 
 
-class BestToken(Answer):
+class BestToken(AnswerModel):
     token: str
     logprob: float
     bytes: list[int]
@@ -97,23 +97,23 @@ class TokenEntry(BestToken):
     top_logprobs: list[BestToken]
 
 
-class ChatLogprobs(Answer):
+class ChatLogprobs(AnswerModel):
     content: list[TokenEntry]
     refusal: None
 
 
-class FunctionCalled(Answer):
+class FunctionCalled(AnswerModel):
     name: str
     arguments: str = Field(description="JSON, as a text")
 
 
-class ToolCalled(Answer):
+class ToolCalled(AnswerModel):
     id: str
     type: Literal["function"]
     function: FunctionCalled
 
 
-class AnswerMessage(Answer):
+class AnswerMessage(AnswerModel):
     role: Literal["assistant"]
     content: str | None
     refusal: None
@@ -121,7 +121,7 @@ class AnswerMessage(Answer):
     tool_calls: list[ToolCalled] | None = None
 
 
-class ChatChoice(Answer):
+class ChatChoice(AnswerModel):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
@@ -129,7 +129,7 @@ class ChatChoice(Answer):
     stop_reason: str | int | None = Field(description=STOP_REASON)
 
 
-class ChatCompletion(Answer):
+class ChatCompletion(AnswerModel):
     id: str
     object: Literal["chat.completion"]
     created: int
@@ -141,12 +141,12 @@ class ChatCompletion(Answer):
     prompt_logprobs: PromptLogprobs | None = None
 
 
-class FunctionDelta(Answer):
+class FunctionDelta(AnswerModel):
     name: str | None = None
     arguments: str
 
 
-class ToolDelta(Answer):
+class ToolDelta(AnswerModel):
     """The first of a call has its id and name."""
 
     index: int
@@ -155,14 +155,14 @@ class ToolDelta(Answer):
     function: FunctionDelta
 
 
-class ChatDelta(Answer):
+class ChatDelta(AnswerModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolDelta] | None = None
 
 
-class ChunkChoice(Answer):
+class ChunkChoice(AnswerModel):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
@@ -170,7 +170,7 @@ class ChunkChoice(Answer):
     stop_reason: str | int | None = Field(None, description=STOP_REASON)
 
 
-class ChatChunk(Answer):
+class ChatChunk(AnswerModel):
     """One server-sent event of a streamed chat; the last one, where it is asked for, has the usage and no choices."""
 
     id: str
@@ -183,20 +183,20 @@ class ChatChunk(Answer):
     metrics: RequestMetrics | None = None
 
 
-class ErrorDetails(Answer):
+class ErrorDetails(AnswerModel):
     message: str
     type: str
     param: str | None
     code: str
 
 
-class Error(Answer):
+class Error(AnswerModel):
     """Every refusal and failure; in a stream that has begun, the data of an `error` event."""
 
     error: ErrorDetails
 
 
-class Model(Answer):
+class Model(AnswerModel):
     """The model or one of its aliases; `meta.moe` has the range of counts and what each was measured to be worth."""
 
     id: str
@@ -209,22 +209,22 @@ class Model(Answer):
     meta: dict[str, Any]
 
 
-class Models(Answer):
+class Models(AnswerModel):
     object: Literal["list"]
     data: list[Model]
 
 
-class Tokenized(Answer):
+class Tokenized(AnswerModel):
     count: int
     max_model_len: int
     tokens: list[int]
 
 
-class Detokenized(Answer):
+class Detokenized(AnswerModel):
     prompt: str
 
 
-class TokenizerInfo(Answer):
+class TokenizerInfo(AnswerModel):
     tokenizer_class: str
     bos_token: str | None
     eos_token: str | None

@@ -43,7 +43,9 @@ def _shape(value: Any) -> str:
 
 Item = TypeVar("Item")
 # tagged by its type, so that an error names the item at fault and not the other branch of the union
-TextOr = Annotated[Annotated[str, Tag("Text")] | Annotated[list[Item], Tag("List")], Discriminator(_shape)]
+TextBranch = Annotated[str, Tag("Text")]
+ListBranch = Annotated[list[Item], Tag("List")]
+TextOr = Annotated[TextBranch | ListBranch[Item], Discriminator(_shape)]
 
 
 def _as_list(value: Any) -> Any:
@@ -92,6 +94,7 @@ class ResponseFormat(BaseModel):
 
 
 SchemaOrText = Annotated[dict[str, Any] | bool | str, KEYS, JsonText]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Choices = Annotated[list[str], AtMost("max_choices", "texts")]
 
 
@@ -169,7 +172,7 @@ class SampledBody(BaseModel):
     spaces_between_special_tokens: Literal[True] = Field(True, description="Nothing changes: none are added or removed")
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
-    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], AtMost("max_logit_bias")] = {}
+    logit_bias: Annotated[dict[str, Bias], AtMost("max_logit_bias")] = {}
     stream: bool = False
     user: str | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -248,7 +251,8 @@ def _refusal(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(f"{field[:128]} {verb}{first['msg']}", field[:128])
     got = "" if first["type"] == "missing" else f", got {shown(first['input'])}"
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-    return InvalidRequest(f"{field[:128]}: {first['msg'][:256]}{got}", field[:128], code)
+    message = f"{field[:128]}: {first['msg'][:256]}{got}"
+    return InvalidRequest(message, field[:128], code)
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -262,5 +266,6 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 def _names_a_branch(part: int | str) -> bool:
     """Whether pydantic added this part, which names a branch of a union, to the path that the client wrote."""
-    named = isinstance(part, str) and (part.startswith(("list[", "literal[")) or part[:1].isupper())
-    return part in UNION_TAGS or named
+    if part in UNION_TAGS:
+        return True
+    return isinstance(part, str) and (part.startswith(("list[", "literal[")) or part[:1].isupper())

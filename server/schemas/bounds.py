@@ -1,7 +1,7 @@
-"""Bounds that hold before pydantic looks at what is in a list, an object or a text: each wrong entry becomes an error
-object, and a million of them stop the server.
+"""Bounds that are checked before pydantic looks into a list, an object or a text.
 
-It knows settings by their names, no field.
+pydantic makes an error object of each wrong entry, and a million of them would stop the server. It knows settings by
+their names, no field.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,19 @@ from pydantic import AfterValidator, GetCoreSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import with_info_before_validator_function
 
-from server.depth import JsonLimits, JsonTooLarge, parse
+from server.json_limits import JsonLimits, JsonTooLarge, parse
 from server.settings import Settings
 
 TOO_MANY, BAD_JSON = "too_many", "bad_json"  # kinds of errors
-INNER = ("nullable", "default", "function-before", "function-after", "function-wrap")
+WRAPPER_SCHEMAS = ("nullable", "default", "function-before", "function-after", "function-wrap")
 
 
 @dataclass(frozen=True, slots=True)
 class AtMost:
-    """How many entries a list or an object may have. `limit` is a number, or the name of a setting. Of a list, one
-    wrong entry is enough."""
+    """How many entries a list or an object may have; `limit` is a number, or the name of a setting.
+
+    Validation of a list stops at the first wrong entry.
+    """
 
     limit: int | str
     unit: str = "entries"
@@ -45,7 +47,7 @@ class AtMost:
 def _fail_fast(schema: Any) -> None:
     if schema["type"] == "list":
         schema["fail_fast"] = True
-    elif schema["type"] in INNER:
+    elif schema["type"] in WRAPPER_SCHEMAS:
         _fail_fast(schema["schema"])
     elif schema["type"] == "tagged-union":
         for branch in schema["choices"].values():
@@ -67,9 +69,9 @@ def json_limits_of(info: ValidationInfo) -> JsonLimits:
 
 
 def _check_json(value: Any, info: ValidationInfo) -> Any:
-    """What is no JSON passes: whether it may be none, others decide."""
+    """Check the limits of a text of JSON. Text that is no JSON passes: other checks decide whether it may."""
     limits = json_limits_of(info)
-    if not isinstance(value, str) or _harmless(value, limits):
+    if not isinstance(value, str) or _surely_within(value, limits):
         return value
     try:
         parse(value.encode("utf-8", "replace"), limits)
@@ -84,12 +86,13 @@ def bad_json(message: str) -> PydanticCustomError:
     return PydanticCustomError(BAD_JSON, "{message}", {"message": message})
 
 
-def _harmless(text: str, limits: JsonLimits) -> bool:
-    """Seen without parsing: most texts are short, and shallow."""
-    return len(text) <= limits.values and text.count("{") + text.count("[") <= limits.depth
+def _surely_within(text: str, limits: JsonLimits) -> bool:
+    """Whether a text is within the limits, as most are, as far as its length and brackets tell."""
+    brackets = text.count("{") + text.count("[")
+    return len(text) <= limits.values and brackets <= limits.depth
 
 
-JsonText = AfterValidator(_check_json)  # for texts that are parsed later on: no deeper and no larger than a body
-# an object that is passed on as it is: what is in it is held to the limits of the whole body
+JsonText = AfterValidator(_check_json)  # for texts that are parsed later: they have the limits of a body
+# an object that is passed on unchanged; its contents count towards the limits of the body
 KEYS = AtMost("max_json_objects", "keys")
 FreeObject = Annotated[dict[str, Any], KEYS]

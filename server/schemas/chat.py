@@ -1,6 +1,6 @@
-"""The body of /v1/chat/completions: messages, tools, and what the checkpoint's template may be told.
+"""The body of /v1/chat/completions: messages, tools, and variables of the chat template.
 
-It knows fields and their ranges; what a template makes of them is the checkpoint's business.
+It knows fields and their ranges; what a template makes of them is up to the checkpoint.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from model.errors import shown
-from server.depth import JsonTooLarge, check_count
+from server.json_limits import JsonTooLarge, check_count
 from server.schemas.base import GenerationBody, TextOr
 from server.schemas.bounds import AtMost, FreeObject, JsonText, bad_json, json_limits_of
 
@@ -49,7 +49,7 @@ class ToolCall(BaseModel):
 
 
 def _only_text(value: Any) -> Any:
-    """Say so, before pydantic complains of every branch that a part could have been."""
+    """Refuse parts that are no text with one clear error, where pydantic would report every branch of the union."""
     for part in value if isinstance(value, list) else ():
         if isinstance(part, dict) and part.get("type", "text") != "text":
             raise ValueError(f"only text parts are supported, got a part of type {shown(part['type'], 32)}")
@@ -59,79 +59,80 @@ def _only_text(value: Any) -> Any:
 Text = Annotated[TextOr[TextPart], BeforeValidator(_only_text), AtMost("max_parts", "parts")]
 
 
-class Said(BaseModel):
-    """What all messages have. `plain` is for the template: one text, and only what is there."""
+class MessageBase(BaseModel):
+    """The fields of all messages."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
     content: Text
     name: str | None = None
 
-    def plain(self) -> dict[str, Any]:
-        said = {"role": self.spoken_by, "content": text_of(self.content)}
-        return said if self.name is None else said | {"name": self.name}
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates expect it: one text, and only the fields that are set."""
+        message = {"role": self.template_role, "content": text_of(self.content)}
+        return message if self.name is None else message | {"name": self.name}
 
     @property
-    def spoken_by(self) -> str:
+    def template_role(self) -> str:
         raise NotImplementedError
 
 
-class SystemMessage(Said):
-    """OpenAI's "developer" is its newer word for the same."""
+class SystemMessage(MessageBase):
+    """Instructions; "developer" is OpenAI's newer name for "system"."""
 
     role: Literal["system", "developer"]
 
     @property
-    def spoken_by(self) -> str:
+    def template_role(self) -> str:
         return "system"
 
 
-class UserMessage(Said):
+class UserMessage(MessageBase):
     role: Literal["user"]
 
     @property
-    def spoken_by(self) -> str:
+    def template_role(self) -> str:
         return self.role
 
 
-class AssistantMessage(Said):
+class AssistantMessage(MessageBase):
     role: Literal["assistant"]
     content: Text | None = None  # type: ignore[assignment]
     tool_calls: Annotated[list[ToolCall] | None, AtMost("max_parts", "calls")] = None
     reasoning_content: str | None = None
 
     @property
-    def spoken_by(self) -> str:
+    def template_role(self) -> str:
         return self.role
 
-    def plain(self) -> dict[str, Any]:
-        said = super().plain()
+    def for_template(self) -> dict[str, Any]:
+        message = super().for_template()
         if self.reasoning_content:
-            said["reasoning_content"] = self.reasoning_content
+            message["reasoning_content"] = self.reasoning_content
         if self.tool_calls:
-            said["tool_calls"] = [_plain_call(call) for call in self.tool_calls]
-        return said
+            message["tool_calls"] = [_call_for_template(call) for call in self.tool_calls]
+        return message
 
 
-class ToolMessage(Said):
-    """What a called function said."""
+class ToolMessage(MessageBase):
+    """The result of a called function."""
 
     role: Literal["tool"]
     tool_call_id: str | None = None
 
     @property
-    def spoken_by(self) -> str:
+    def template_role(self) -> str:
         return self.role
 
-    def plain(self) -> dict[str, Any]:
-        return super().plain() | ({"tool_call_id": self.tool_call_id} if self.tool_call_id else {})
+    def for_template(self) -> dict[str, Any]:
+        return super().for_template() | ({"tool_call_id": self.tool_call_id} if self.tool_call_id else {})
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 
 
 def _check_calls(messages: list[Message], info: ValidationInfo) -> list[Message]:
-    """Each text of arguments is bounded; so are all of them together."""
+    """Check that the arguments of all calls together are within the limits; each text is checked by itself as well."""
     calls = [call for message in messages if isinstance(message, AssistantMessage) for call in message.tool_calls or ()]
     try:
         check_count([call.function.arguments.encode("utf-8", "replace") for call in calls], json_limits_of(info))
@@ -144,11 +145,12 @@ Messages = Annotated[list[Message], AfterValidator(_check_calls), AtMost("max_me
 
 
 def text_of(content: str | list[TextPart] | None) -> str:
+    """The content as one text; parts are joined by line ends."""
     return content if isinstance(content, str) else "\n".join(part.text for part in content or ())
 
 
-def _plain_call(call: ToolCall) -> dict[str, Any]:
-    """transformers' templates take arguments as an object; what is no JSON is left as it is."""
+def _call_for_template(call: ToolCall) -> dict[str, Any]:
+    """A call for the template: transformers' templates take arguments as an object. Text that is no JSON is kept."""
     try:
         arguments = orjson.loads(call.function.arguments or "{}")
     except orjson.JSONDecodeError:
@@ -171,8 +173,8 @@ class Tool(BaseModel):
     type: Literal["function"]
     function: FunctionTool
 
-    def plain(self) -> dict[str, Any]:
-        """For the template."""
+    def for_template(self) -> dict[str, Any]:
+        """The tool as chat templates expect it."""
         return {"type": "function", "function": self.function.model_dump(exclude_none=True, exclude={"strict"})}
 
 
@@ -200,7 +202,7 @@ class AllowedSubset(BaseModel):
 
 
 class AllowedTools(BaseModel):
-    """All tools are told to the model, so that prompts begin alike; these may be called."""
+    """The prompt has all tools, so that the prefix cache can be used; only these may be called."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -209,7 +211,7 @@ class AllowedTools(BaseModel):
 
 
 def choice_kind(value: Any) -> str:
-    """Which of the shapes of `tool_choice` a value has."""
+    """The tag of a value of `tool_choice`."""
     if isinstance(value, str):
         return "Mode"
     given = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
@@ -217,13 +219,13 @@ def choice_kind(value: Any) -> str:
 
 
 Mode = Annotated[Literal["auto", "none", "required"], Tag("Mode")]
-ToolChoice = Annotated[
-    Mode | Annotated[ChosenTool, Tag("Chosen")] | Annotated[AllowedTools, Tag("Allowed")], Discriminator(choice_kind)
-]
+Chosen = Annotated[ChosenTool, Tag("Chosen")]
+Allowed = Annotated[AllowedTools, Tag("Allowed")]
+ToolChoice = Annotated[Mode | Chosen | Allowed, Discriminator(choice_kind)]
 
 
 class TemplateBody(BaseModel):
-    """What a request may ask of the chat template; its variables only by names that the operator allows."""
+    """The fields that control the chat template; its variables must be allowed by the operator."""
 
     add_generation_prompt: bool = True
     continue_final_message: bool = Field(

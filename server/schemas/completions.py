@@ -1,4 +1,4 @@
-"""The body of /v1/completions. It knows fields and their ranges, nothing of what they do."""
+"""The body of /v1/completions. It knows fields and their ranges, not what they do."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

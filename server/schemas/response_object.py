@@ -1,26 +1,26 @@
-"""What /v1/responses answers, as types, for the contract in /openapi.json. Tests hold real answers to them.
+"""The types of the answers of /v1/responses, for /openapi.json. Tests compare real answers with them.
 
-Nothing here makes an answer: that is `server/formats/responses.py`.
+Nothing here writes an answer: `server/formats/responses.py` does.
 """
 
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from server.schemas.answers import Answer, CompletionDetails, RequestMetrics, TokenEntry
+from server.schemas.answers import AnswerModel, CompletionDetails, RequestMetrics, TokenEntry
 from server.schemas.responses import FlatTool, FlatToolChoice
 
 Status = Literal["completed", "incomplete"]
 
 
-class OutputText(Answer):
+class OutputText(AnswerModel):
     type: Literal["output_text"]
     text: str
     annotations: list[dict[str, Any]] = Field(max_length=0)
     logprobs: list[TokenEntry] = Field(description="Of the tokens of this text; empty unless asked for")
 
 
-class OutputMessage(Answer):
+class OutputMessage(AnswerModel):
     id: str
     type: Literal["message"]
     role: Literal["assistant"]
@@ -28,12 +28,12 @@ class OutputMessage(Answer):
     content: list[OutputText]
 
 
-class ReasoningText(Answer):
+class ReasoningText(AnswerModel):
     type: Literal["reasoning_text"]
     text: str
 
 
-class OutputReasoning(Answer):
+class OutputReasoning(AnswerModel):
     id: str
     type: Literal["reasoning"]
     status: Status
@@ -41,7 +41,7 @@ class OutputReasoning(Answer):
     content: list[ReasoningText]
 
 
-class OutputCall(Answer):
+class OutputCall(AnswerModel):
     id: str
     type: Literal["function_call"]
     status: Status
@@ -50,12 +50,12 @@ class OutputCall(Answer):
     arguments: str = Field(description="JSON, as a text")
 
 
-class InputDetails(Answer):
+class InputDetails(AnswerModel):
     cached_tokens: int
     cache_write_tokens: int
 
 
-class ResponseUsage(Answer):
+class ResponseUsage(AnswerModel):
     input_tokens: int
     input_tokens_details: InputDetails
     output_tokens: int
@@ -66,11 +66,11 @@ class ResponseUsage(Answer):
     routed_pairs_trained: int = Field(description="What the same tokens would have cost at the trained count")
 
 
-class IncompleteDetails(Answer):
+class IncompleteDetails(AnswerModel):
     reason: Literal["max_output_tokens"]
 
 
-class ResponseObject(Answer):
+class ResponseObject(AnswerModel):
     """What the request said is repeated, with the values that ran."""
 
     id: str
@@ -103,7 +103,7 @@ class ResponseObject(Answer):
     user: str | None
 
 
-class ResponseEvent(Answer):
+class ResponseEvent(AnswerModel):
     """One server-sent event, in the order of `sequence_number`; the last one is completed, incomplete or error."""
 
     model_config = ConfigDict(extra="allow")

@@ -1,6 +1,6 @@
-"""The body of /v1/responses: what a client may send, and what of OpenAI's API is refused by name.
+"""The body of /v1/responses: which fields a client may send, and which of OpenAI's are refused by name.
 
-It knows fields and their ranges; what they mean in a chat is `server/requests/responses_as_chat.py`'s business.
+It knows fields and their ranges; `server/requests/responses_as_chat.py` turns them into a chat.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from server.schemas.bounds import AtMost, FreeObject, JsonText
 from server.schemas.chat import Mode, Name, TemplateBody, choice_kind
 from server.settings import Settings
 
-# OpenAI's own words for them, so that who moves from chat is told where to
-MOVED: Mapping[str, str] = {
+# Names of chat fields and what they are called here, for clients that move from chat
+CHAT_NAMES: Mapping[str, str] = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
@@ -27,51 +27,49 @@ MOVED: Mapping[str, str] = {
     "logprobs": "include",
 }
 LOGPROBS = "message.output_text.logprobs"
-KINDS: Mapping[str, str] = {
+ITEM_CLASSES: Mapping[str, str] = {
     "message": "InputMessage",
     "function_call": "InputCall",
     "function_call_output": "InputCallOutput",
     "reasoning": "InputReasoning",
 }
-PARTS = ("input_text", "output_text", "reasoning_text")
-FUNCTION = ("function",)
-CHOICES = ("function", "allowed_tools")
-ECHOED = ("instructions", "metadata", "reasoning", "text", "tool_choice", "tools", "user")
+PART_TYPES = ("input_text", "output_text", "reasoning_text")
+TOOL_TYPES = ("function",)
+CHOICE_TYPES = ("function", "allowed_tools")
+ECHOED_FIELDS = ("instructions", "metadata", "reasoning", "text", "tool_choice", "tools", "user")
+MAX_PARTS = AtMost("max_parts", "parts")
+OUTPUT_FIELDS = frozenset({"id", "status"})  # fields of an answer's items that ask for nothing when they are sent back
 
 
-PARTS_AT_MOST = AtMost("max_parts", "parts")
-
-
-ANSWERED = frozenset({"id", "status"})  # what an item of an answer has beside its content; it asks nothing
-
-
-class Given(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class InputPart(Given):
-    """Text; `output_text` is what an answer of a previous turn has."""
+class InputPart(StrictModel):
+    """Text; `output_text` is of an answer of a previous turn."""
 
-    carried: ClassVar[frozenset[str]] = frozenset({"annotations", "logprobs"})  # of an answer; they ask nothing
+    ignored_fields: ClassVar[frozenset[str]] = frozenset(
+        {"annotations", "logprobs"}
+    )  # of an answer; they ask for nothing
 
     type: Literal["input_text", "output_text"]
     text: str
 
 
-class InputMessage(Given):
-    """With `type` or without it, with one text or parts of it."""
+class InputMessage(StrictModel):
+    """A message, with or without `type`, as one text or as parts."""
 
-    carried: ClassVar[frozenset[str]] = ANSWERED
+    ignored_fields: ClassVar[frozenset[str]] = OUTPUT_FIELDS
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[TextOr[InputPart], PARTS_AT_MOST]
+    content: Annotated[TextOr[InputPart], MAX_PARTS]
 
 
-class InputCall(Given):
+class InputCall(StrictModel):
     """A call that the model made in a previous turn."""
 
-    carried: ClassVar[frozenset[str]] = ANSWERED
+    ignored_fields: ClassVar[frozenset[str]] = OUTPUT_FIELDS
 
     type: Literal["function_call"]
     call_id: str
@@ -79,35 +77,35 @@ class InputCall(Given):
     arguments: Annotated[str, JsonText] = Field(description="JSON, as a text")
 
 
-class InputCallOutput(Given):
-    """What the called function said."""
+class InputCallOutput(StrictModel):
+    """The result of a called function."""
 
-    carried: ClassVar[frozenset[str]] = ANSWERED
+    ignored_fields: ClassVar[frozenset[str]] = OUTPUT_FIELDS
 
     type: Literal["function_call_output"]
     call_id: str
-    output: Annotated[TextOr[InputPart], PARTS_AT_MOST]
+    output: Annotated[TextOr[InputPart], MAX_PARTS]
 
 
-class ReasoningPart(Given):
+class ReasoningPart(StrictModel):
     type: Literal["reasoning_text"]
     text: str
 
 
-class InputReasoning(Given):
-    """A thought of a previous turn. A summary is for people: the model is told the thought itself, or nothing."""
+class InputReasoning(StrictModel):
+    """Reasoning of a previous turn. Its summary is for people: the prompt has the reasoning itself, or nothing."""
 
-    carried: ClassVar[frozenset[str]] = ANSWERED | {"summary"}
+    ignored_fields: ClassVar[frozenset[str]] = OUTPUT_FIELDS | {"summary"}
 
     type: Literal["reasoning"]
-    content: Annotated[list[ReasoningPart] | None, PARTS_AT_MOST] = None
+    content: Annotated[list[ReasoningPart] | None, MAX_PARTS] = None
     encrypted_content: None = Field(None, description="Only who wrote it can read it")
 
 
 def _kind(item: Any) -> str:
-    """The class of an item. What is no item is taken for a message, and refused as one."""
+    """The tag of an item. Any other value is validated, and refused, as a message."""
     given = item.get("type", "message") if isinstance(item, Mapping) else getattr(item, "type", "message")
-    return KINDS.get(given, "InputMessage") if isinstance(given, str) else "InputMessage"
+    return ITEM_CLASSES.get(given, "InputMessage") if isinstance(given, str) else "InputMessage"
 
 
 InputItem = Annotated[
@@ -119,7 +117,7 @@ InputItem = Annotated[
 ]
 
 
-class FlatTool(Given):
+class FlatTool(StrictModel):
     type: Literal["function"]
     name: Name
     description: str | None = None
@@ -127,33 +125,33 @@ class FlatTool(Given):
     strict: bool | None = None
 
 
-class FlatChoice(Given):
+class FlatChoice(StrictModel):
     type: Literal["function"]
     name: str
 
 
-class FlatAllowed(Given):
-    """All tools are told to the model, so that prompts begin alike; these may be called."""
+class FlatAllowed(StrictModel):
+    """The prompt has all tools, so that the prefix cache can be used; only these may be called."""
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: Annotated[list[FlatChoice], AtMost("max_tools", "tools")] = Field(min_length=1)
 
 
-FlatToolChoice = Annotated[
-    Mode | Annotated[FlatChoice, Tag("Chosen")] | Annotated[FlatAllowed, Tag("Allowed")], Discriminator(choice_kind)
-]
+FlatChosenBranch = Annotated[FlatChoice, Tag("Chosen")]
+FlatAllowedBranch = Annotated[FlatAllowed, Tag("Allowed")]
+FlatToolChoice = Annotated[Mode | FlatChosenBranch | FlatAllowedBranch, Discriminator(choice_kind)]
 
 
-class PlainFormat(Given):
+class PlainFormat(StrictModel):
     type: Literal["text", "json_object"] = "text"
     schema_: FreeObject | None = Field(
         default=None, alias="schema", description="Of the object; llama.cpp's way to give one"
     )
 
 
-class SchemaFormat(Given):
-    """`strict` asks for nothing more, the schema always holds."""
+class SchemaFormat(StrictModel):
+    """A schema. `strict` changes nothing: answers always match it."""
 
     type: Literal["json_schema"]
     name: str = Field(max_length=64)
@@ -167,31 +165,34 @@ def _format_kind(value: Any) -> str:
     return "SchemaFormat" if given == "json_schema" else "PlainFormat"
 
 
-class TextOptions(Given):
-    format: (
-        Annotated[
-            Annotated[PlainFormat, Tag("PlainFormat")] | Annotated[SchemaFormat, Tag("SchemaFormat")],
-            Discriminator(_format_kind),
-        ]
-        | None
-    ) = None
+PlainBranch = Annotated[PlainFormat, Tag("PlainFormat")]
+SchemaBranch = Annotated[SchemaFormat, Tag("SchemaFormat")]
+TextFormat = Annotated[PlainBranch | SchemaBranch, Discriminator(_format_kind)]
+
+
+class TextOptions(StrictModel):
+    format: TextFormat | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class ReasoningOptions(Given):
-    """A summary is never written, so "auto" is all that may be asked of it."""
+class ReasoningOptions(StrictModel):
+    """Summaries are never written, so that "auto" is the only value they may have."""
 
     effort: Annotated[str | None, Field(max_length=32, description="For templates that know it")] = None
     summary: Literal["auto"] | None = None
     generate_summary: Literal["auto"] | None = None
 
 
-class ResponseStreamOptions(Given):
+class ResponseStreamOptions(StrictModel):
     include_obfuscation: Literal[False] | None = None
 
 
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+
+
 class ResponsesBody(SampledBody, TemplateBody):
-    """Nothing is stored: `store` is accepted, since clients send it, and the answer says that it is false."""
+    """The body. Nothing is stored: `store` is accepted, since clients send it, and the answer has `store: false`."""
 
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **SampledBody.unsupported,
@@ -230,9 +231,9 @@ class ResponsesBody(SampledBody, TemplateBody):
     tool_choice: FlatToolChoice = "auto"
     parallel_tool_calls: bool = True
     reasoning: ReasoningOptions = ReasoningOptions()
-    metadata: Annotated[
-        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], AtMost(16)
-    ] = Field({}, max_length=16, description="Comes back as it is")
+    metadata: Annotated[dict[MetadataKey, MetadataValue], AtMost(16)] = Field(
+        {}, max_length=16, description="Comes back as it is"
+    )
     store: bool = Field(False, description="Accepted; nothing is stored")
     truncation: Literal["disabled"] = "disabled"
     stream_options: ResponseStreamOptions | None = None
@@ -242,37 +243,39 @@ def read_body(raw: Mapping[str, Any], settings: Settings | None = None) -> Respo
     """The typed body.
 
     Raises:
-        InvalidRequest: a field has a bad value, belongs to a chat, or asks for what is not there.
+        InvalidRequest: a field has a bad value, belongs to a chat, or is not supported.
     """
-    for field, home in MOVED.items():
+    for field, name in CHAT_NAMES.items():
         if raw.get(field) is not None and raw[field] is not False:
-            raise InvalidRequest(f"{field} is {home} in /v1/responses", field, "unsupported_parameter")
+            raise InvalidRequest(f"{field} is {name} in /v1/responses", field, "unsupported_parameter")
     refuse_unsupported(ResponsesBody, raw)
-    _refuse_kinds(raw, Settings.model_fields["max_messages"].default if settings is None else settings.max_messages)
+    _refuse_types(raw, Settings.model_fields["max_messages"].default if settings is None else settings.max_messages)
     body = validate(ResponsesBody, raw, settings=settings)
-    _refuse_unwritable(raw)
+    _refuse_large_integers(raw)
     return body
 
 
-def _refuse_kinds(raw: Mapping[str, Any], most: int) -> None:
-    """Items, parts and tools of kinds that are not there: pictures, files, hosted tools, what would be stored. Of
-    lists, only as much is looked at as can be valid."""
-    for i, item in enumerate(_list(raw.get("input"))[:most]):
-        _check_kind(item, f"input[{i}]", tuple(KINDS))
+def _refuse_types(raw: Mapping[str, Any], limit: int) -> None:
+    """Refuse items, parts and tools of types that are not supported, such as images, files and hosted tools.
+
+    Of a list, only as many entries are checked as it may have.
+    """
+    for i, item in enumerate(_list(raw.get("input"))[:limit]):
+        _check_type(item, f"input[{i}]", tuple(ITEM_CLASSES))
         for field in ("content", "output") if isinstance(item, Mapping) else ():
-            for j, part in enumerate(_list(item.get(field))[:most]):
-                _check_kind(part, f"input[{i}].{field}[{j}]", PARTS)
-    for i, tool in enumerate(_list(raw.get("tools"))[:most]):
-        _check_kind(tool, f"tools[{i}]", FUNCTION)
+            for j, part in enumerate(_list(item.get(field))[:limit]):
+                _check_type(part, f"input[{i}].{field}[{j}]", PART_TYPES)
+    for i, tool in enumerate(_list(raw.get("tools"))[:limit]):
+        _check_type(tool, f"tools[{i}]", TOOL_TYPES)
     choice = raw.get("tool_choice")
-    _check_kind(choice, "tool_choice", CHOICES)
-    for i, tool in enumerate(_list(choice.get("tools") if isinstance(choice, Mapping) else None)[:most]):
-        _check_kind(tool, f"tool_choice.tools[{i}]", FUNCTION)
+    _check_type(choice, "tool_choice", CHOICE_TYPES)
+    for i, tool in enumerate(_list(choice.get("tools") if isinstance(choice, Mapping) else None)[:limit]):
+        _check_type(tool, f"tool_choice.tools[{i}]", TOOL_TYPES)
 
 
-def _refuse_unwritable(raw: Mapping[str, Any]) -> None:
-    """What is read as JSON may be none that can be written: integers beyond 64 bits."""
-    for field in ECHOED:
+def _refuse_large_integers(raw: Mapping[str, Any]) -> None:
+    """Refuse echoed fields that cannot be serialised, since they have integers beyond 64 bits."""
+    for field in ECHOED_FIELDS:
         try:
             orjson.dumps(raw.get(field))
         except orjson.JSONEncodeError as error:
@@ -283,7 +286,7 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _check_kind(value: Any, where: str, known: tuple[str, ...]) -> None:
+def _check_type(value: Any, where: str, known: tuple[str, ...]) -> None:
     kind = value.get("type") if isinstance(value, Mapping) else None
     if isinstance(kind, str) and kind not in known:
         message = f"{where}.type: {shown(kind)} is not supported; supported: {', '.join(known)}"

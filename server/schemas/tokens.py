@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from server.schemas.bounds import AtMost
 from server.schemas.chat import Messages, TemplateBody, Tools
 
-MOST_TOKENS = 1_000_000  # of one text
+MAX_TOKENS = 1_000_000  # of one text
 
 
 class TokenizeBody(TemplateBody):
@@ -24,4 +24,4 @@ class TokenizeBody(TemplateBody):
 class DetokenizeBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    tokens: Annotated[list[int], AtMost(MOST_TOKENS, "ids")] = Field(max_length=MOST_TOKENS, examples=[[1, 2, 3]])
+    tokens: Annotated[list[int], AtMost(MAX_TOKENS, "ids")] = Field(max_length=MAX_TOKENS, examples=[[1, 2, 3]])

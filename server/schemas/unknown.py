@@ -1,4 +1,4 @@
-"""Which fields of a body nothing reads. It knows models and their fields, not what becomes of the names."""
+"""Finds the fields of a body that nothing reads. It knows models and their fields, not what is done with the names."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -8,50 +8,54 @@ from pydantic import BaseModel
 
 from server.schemas.base import SampledBody
 
-MOST = 256  # different paths that are told of one body
+MAX_PATHS = 256  # reported for one body
 
 
-def unknown_fields(kind: type[SampledBody], raw: Mapping[str, Any]) -> list[str]:
-    """Those of the top level."""
-    return [key for key in raw if key not in kind.model_fields and key not in kind.unsupported and key != "extra_body"]
+def unknown_fields(body_type: type[SampledBody], raw: Mapping[str, Any]) -> list[str]:
+    """The unknown fields at the top level."""
+    known = {*body_type.model_fields, *body_type.unsupported, "extra_body"}
+    return [key for key in raw if key not in known]
 
 
 def unknown_nested(body: BaseModel, raw: Mapping[str, Any]) -> list[str]:
-    """Those further down that are not null, each path once and without places in lists: `messages[].weight`.
+    """The unknown fields further down that are not null, each path once, such as `messages[].weight`.
 
-    `body` was read from `raw`, so the two have one shape; an object that no model describes, as a schema, is not
-    looked into.
+    `body` was parsed from `raw`, so that they have the same shape. Objects without a model, such as schemas, are not
+    searched.
     """
     found: dict[str, None] = {}
-    for _ in _parts(body, raw, "", found):
-        if len(found) >= MOST:
+    for _ in _search(body, raw, "", found):
+        if len(found) >= MAX_PATHS:
             break
-    return list(found)[:MOST]
+    return list(found)[:MAX_PATHS]
 
 
-def _parts(model: BaseModel, raw: Mapping[str, Any], path: str, found: dict[str, None]) -> Iterator[None]:
-    """Goes from object to object, and adds what it finds."""
+def _search(model: BaseModel, raw: Mapping[str, Any], path: str, found: dict[str, None]) -> Iterator[None]:
+    """Add the unknown fields of one object after the other to `found`."""
     known, nested = _fields(type(model))
     if path and not known.issuperset(raw):
-        found |= dict.fromkeys(f"{path}.{key[:64]}" for key in raw if key not in known and raw[key] is not None)
+        unknown = [key for key in raw if key not in known and raw[key] is not None]
+        found |= dict.fromkeys(f"{path}.{key[:64]}" for key in unknown)
     yield
     for name, key in nested:
-        value, given, here = getattr(model, name), raw.get(key), f"{path}.{key}" if path else key
+        value, given = getattr(model, name), raw.get(key)
+        here = f"{path}.{key}" if path else key
         pairs = [(value, given)]
         if isinstance(value, list) and isinstance(given, list):
             pairs, here = list(zip(value, given, strict=False)), here + "[]"
-        for one, its in pairs:
-            if isinstance(one, BaseModel) and isinstance(its, Mapping):
-                yield from _parts(one, its, here, found)
+        for inner, inner_raw in pairs:
+            if isinstance(inner, BaseModel) and isinstance(inner_raw, Mapping):
+                yield from _search(inner, inner_raw, here, found)
 
 
 @cache
-def _fields(kind: type[BaseModel]) -> tuple[frozenset[str], tuple[tuple[str, str], ...]]:
-    """The keys that a model reads or that ask nothing (`carried`); names and keys of the fields that hold models."""
-    keys = {name: field.alias or name for name, field in kind.model_fields.items()}
-    by_name = frozenset(keys) if kind.model_config.get("populate_by_name") else frozenset()
-    nested = [(name, keys[name]) for name, field in kind.model_fields.items() if _holds_models(field.annotation)]
-    return by_name.union(keys.values(), getattr(kind, "carried", ())), tuple(nested)
+def _fields(body_type: type[BaseModel]) -> tuple[frozenset[str], tuple[tuple[str, str], ...]]:
+    """The keys that a model reads or may ignore; names and keys of the fields that hold models."""
+    keys = {name: field.alias or name for name, field in body_type.model_fields.items()}
+    by_name = frozenset(keys) if body_type.model_config.get("populate_by_name") else frozenset()
+    fields = body_type.model_fields.items()
+    nested = [(name, keys[name]) for name, field in fields if _holds_models(field.annotation)]
+    return by_name.union(keys.values(), getattr(body_type, "ignored_fields", ())), tuple(nested)
 
 
 def _holds_models(annotation: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Sends the requests of a plan and collects what each came to. It knows one event loop, and no statistics."""
+"""Sends the requests of a plan and collects their outcomes. It knows one event loop, and no statistics."""
 
 import asyncio
 import time
@@ -10,27 +10,30 @@ from typing import Any
 import httpx
 import orjson
 
-from terminal.bench.outcome import Outcome, Recorder
-from terminal.bench.plan import Job
-from terminal.connection import PATHS, client_options, refusal, translated
+from terminal.bench.outcome import Recorder, RequestOutcome
+from terminal.bench.plan import PlannedRequest
+from terminal.connection import PATHS, client_options, httpx_errors, refusal
 from terminal.errors import TerminalError, Unreachable
 
-Body = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 
 
 @dataclass(slots=True)
-class Run:
-    """What has been measured; it grows while requests end. `unfinished`: sent or planned, when Ctrl-C stopped it."""
+class RunResult:
+    """The outcomes so far. `unfinished`: requests that had not ended when Ctrl-C stopped the run."""
 
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[RequestOutcome] = field(default_factory=list)
     seconds: float = 0.0
     busy: float = 0.0  # share of one core that this process used
     unfinished: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """`concurrency` matters to jobs without a planned arrival; `timeout` in seconds is a request's whole life."""
+class LoadGenerator:
+    """Runs plans against one server.
+
+    `concurrency` is for requests without a planned arrival; `timeout`, in seconds, is for a whole request.
+    """
 
     url: str
     key: str
@@ -38,51 +41,56 @@ class Load:
     timeout: float
     concurrency: int
 
-    def run(self, jobs: Sequence[Job], bodies: Sequence[Body], on_end: Callable[[], None]) -> Run:
-        """All of them, to their end, or to Ctrl-C. A request that fails is an outcome, too."""
-        found = Run()
+    def run(
+        self, requests: Sequence[PlannedRequest], bodies: Sequence[JsonObject], on_end: Callable[[], None]
+    ) -> RunResult:
+        """Send all requests and wait for their ends, or for Ctrl-C. A request that fails is an outcome as well."""
+        result = RunResult()
         with suppress(KeyboardInterrupt):
-            asyncio.run(self._run(found, jobs, [orjson.dumps(body) for body in bodies], on_end))
-        found.unfinished = len(jobs) - len(found.outcomes)
-        return found
+            asyncio.run(self._run(result, requests, [orjson.dumps(body) for body in bodies], on_end))
+        result.unfinished = len(requests) - len(result.outcomes)
+        return result
 
-    async def _run(self, found: Run, jobs: Sequence[Job], bodies: Sequence[bytes], on_end: Callable[[], None]) -> None:
+    async def _run(
+        self, result: RunResult, requests: Sequence[PlannedRequest], bodies: Sequence[bytes], on_end: Callable[[], None]
+    ) -> None:
         start, used = time.perf_counter(), time.process_time()
         try:
-            await self._send_all(found.outcomes, start, jobs, bodies, on_end)
+            await self._send_all(result.outcomes, start, requests, bodies, on_end)
         finally:
-            found.seconds = time.perf_counter() - start
-            found.busy = (time.process_time() - used) / found.seconds
+            result.seconds = time.perf_counter() - start
+            result.busy = (time.process_time() - used) / result.seconds
 
     async def _send_all(
         self,
-        outcomes: list[Outcome],
+        outcomes: list[RequestOutcome],
         start: float,
-        jobs: Sequence[Job],
+        requests: Sequence[PlannedRequest],
         bodies: Sequence[bytes],
         on_end: Callable[[], None],
     ) -> None:
 
-        async def send(job: Job, body: bytes) -> None:
-            late = 0.0 if job.at is None else max(0.0, time.perf_counter() - start - job.at)
-            outcomes.append(await self._ask(client, Recorder(job, late), body))
+        async def send(request: PlannedRequest, body: bytes) -> None:
+            elapsed = time.perf_counter() - start
+            late = 0.0 if request.at is None else max(0.0, elapsed - request.at)
+            outcomes.append(await self._send(client, Recorder(request, late), body))
             on_end()
 
         async with httpx.AsyncClient(**client_options(self.url, self.key, self.timeout)) as client:
-            queue = iter(zip(jobs, bodies, strict=True))
+            remaining = iter(zip(requests, bodies, strict=True))
             async with asyncio.TaskGroup() as group:
-                if jobs and jobs[0].at is not None:
-                    for job, body in queue:
-                        await asyncio.sleep(max(0.0, start + (job.at or 0.0) - time.perf_counter()))
-                        group.create_task(send(job, body))
+                if requests and requests[0].at is not None:
+                    for request, body in remaining:
+                        await asyncio.sleep(max(0.0, start + (request.at or 0.0) - time.perf_counter()))
+                        group.create_task(send(request, body))
                 else:
-                    for _ in range(min(self.concurrency, len(jobs))):
-                        group.create_task(_drain(queue, send))
+                    for _ in range(min(self.concurrency, len(requests))):
+                        group.create_task(_work(remaining, send))
 
-    async def _ask(self, client: httpx.AsyncClient, recorder: Recorder, body: bytes) -> Outcome:
+    async def _send(self, client: httpx.AsyncClient, recorder: Recorder, body: bytes) -> RequestOutcome:
         loop = asyncio.get_running_loop()
         try:
-            with translated(self.url):
+            with httpx_errors(self.url):
                 async with (
                     asyncio.timeout(self.timeout),
                     client.stream("POST", PATHS[self.endpoint], content=body) as response,
@@ -92,7 +100,9 @@ class Load:
                         raise refusal(response)
                     async for data in response.aiter_raw():
                         recorder.feed(data)
-                        loop.call_soon(recorder.end_read)  # pieces of one read follow each other before the loop turns
+                        loop.call_soon(
+                            recorder.end_read
+                        )  # the parts of one read arrive within one iteration of the loop
             return recorder.finish()
         except TimeoutError:
             return recorder.failed(Unreachable(f"no answer within {self.timeout:g} s", "timeout"))
@@ -100,7 +110,7 @@ class Load:
             return recorder.failed(error)
 
 
-async def _drain(queue: Any, send: Any) -> None:
-    """One of `concurrency` workers: the next job as soon as the last has ended."""
-    for job, body in queue:
-        await send(job, body)
+async def _work(remaining: Any, send: Any) -> None:
+    """One of `concurrency` workers: sends the next request as soon as its last has ended."""
+    for request, body in remaining:
+        await send(request, body)

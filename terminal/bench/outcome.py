@@ -1,4 +1,4 @@
-"""What one request came to: when its text arrived, what the server says it used, or why it failed.
+"""The outcome of one request: when its text arrived, what the server reports, or why it failed.
 
 It knows the clock and chunks, neither connections nor other requests.
 """
@@ -10,27 +10,27 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from terminal.bench.plan import Job
+from terminal.bench.plan import PlannedRequest
 from terminal.counts import Count
 from terminal.errors import StreamFailed, TerminalError
-from terminal.sse import Chunk, Chunks
+from terminal.sse import EventParser, StreamChunk
 
-FIELDS = ("content", "reasoning_content", "reasoning", "tool_calls")
+DELTA_FIELDS = ("content", "reasoning_content", "reasoning", "tool_calls")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """Times in seconds; `began` and `ended` on time.perf_counter(). `failure` None: it went well."""
+class RequestOutcome:
+    """Times in seconds; `began` and `ended` are of time.perf_counter(). `failure` is None for a successful request."""
 
     count: Count | None
     began: float
     ended: float
     late: float  # how long after its planned arrival it was sent
-    arrivals: Sequence[float]  # of text; what one read of the connection brought arrived at one time
+    arrivals: Sequence[float]  # of text; all text of one read of the connection arrives at the same time
     prompt_tokens: int
-    cached: int  # of the prompt's tokens, those that the server says it still knew
+    cached: int  # tokens of the prompt that the server reports as cached
     tokens: int
-    used: float | None  # the count that the server says it used
+    used: float | None  # the count that the server reports
     failure: TerminalError | None
 
     @property
@@ -43,28 +43,28 @@ class Outcome:
 
     @property
     def speed(self) -> float | None:
-        """Tokens per second after the first: None where all text came at once."""
+        """Tokens per second after the first; None where all text arrived at once."""
         seconds = self.arrivals[-1] - self.arrivals[0] if self.arrivals else 0.0
         return (self.tokens - 1) / seconds if seconds > 0 and self.tokens > 1 else None
 
 
 class Recorder:
-    """Fed with the bytes of one response.
+    """Records the bytes of one response.
 
-    A server that holds tokens for some milliseconds sends them in one burst. HTTP hands a burst over in pieces, whose
-    distances are this client's own time: all until `end_read` are one arrival.
+    A server that buffers tokens for some milliseconds sends them in one burst, which HTTP passes on in parts; the time
+    between these is this client's own. All parts until `end_read` are therefore one arrival.
     """
 
-    def __init__(self, job: Job, late: float) -> None:
-        self.job, self.late = job, late
-        self.chunks, self.arrivals = Chunks(), array("d")
+    def __init__(self, planned: PlannedRequest, late: float) -> None:
+        self.planned, self.late = planned, late
+        self.events, self.arrivals = EventParser(), array("d")
         self.usage: Mapping[str, Any] = {}
-        self.reading = False  # text of the read that goes on has arrived
+        self.reading = False  # whether text of the current read has arrived
         self.began = time.perf_counter()
 
     def feed(self, data: bytes) -> None:
-        """One piece of the stream: the first text of a read is an arrival."""
-        for chunk in self.chunks.feed(data):
+        """Add a part of the stream; the first text of a read is an arrival."""
+        for chunk in self.events.feed(data):
             if _has_text(chunk) and not self.reading:
                 self.arrivals.append(time.perf_counter())
                 self.reading = True
@@ -72,41 +72,46 @@ class Recorder:
                 self.usage = usage
 
     def end_read(self) -> None:
-        """Whatever comes now was not there before."""
+        """Note that what follows belongs to another read."""
         self.reading = False
 
-    def finish(self) -> Outcome:
-        """Raises StreamFailed where the stream was cut, or had no usage to count tokens by."""
-        self.chunks.end()
+    def finish(self) -> RequestOutcome:
+        """The outcome of a complete stream.
+
+        Raises:
+            StreamFailed: the stream was cut, or had no usage to count tokens by.
+        """
+        self.events.end()
         try:
             prompt, tokens = int(self.usage["prompt_tokens"]), int(self.usage["completion_tokens"])
             cached = int((self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
             used = self.usage.get("num_experts")
         except (KeyError, TypeError, ValueError, AttributeError):
             raise StreamFailed("the stream ended without usage", "no usage in the stream") from None
-        return replace(self._outcome(None), prompt_tokens=prompt, cached=cached, tokens=tokens, used=_figure(used))
+        return replace(self._outcome(None), prompt_tokens=prompt, cached=cached, tokens=tokens, used=_number(used))
 
-    def failed(self, error: TerminalError) -> Outcome:
+    def failed(self, error: TerminalError) -> RequestOutcome:
+        """The outcome of a request that failed."""
         return self._outcome(error)
 
-    def _outcome(self, failure: TerminalError | None) -> Outcome:
-        return Outcome(
-            self.job.count, self.began, time.perf_counter(), self.late, self.arrivals, 0, 0, 0, None, failure
-        )
+    def _outcome(self, failure: TerminalError | None) -> RequestOutcome:
+        ended = time.perf_counter()
+        count, arrivals = self.planned.count, self.arrivals
+        return RequestOutcome(count, self.began, ended, self.late, arrivals, 0, 0, 0, None, failure)
 
 
-def _figure(value: Any) -> float | None:
+def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def _has_text(chunk: Chunk) -> bool:
-    """Raises StreamFailed where the chunk has not the shape of OpenAI's."""
+def _has_text(chunk: StreamChunk) -> bool:
+    """Whether a chunk has text. Raises StreamFailed where it is no chunk of OpenAI's API."""
     try:
         for choice in chunk.get("choices") or ():
             if choice.get("text"):
                 return True
             delta = choice.get("delta")
-            if delta and any(delta.get(field) for field in FIELDS):
+            if delta and any(delta.get(field) for field in DELTA_FIELDS):
                 return True
     except (AttributeError, TypeError):
         raise StreamFailed("a chunk of the stream has an unknown shape", "bad chunk") from None

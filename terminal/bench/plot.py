@@ -1,4 +1,4 @@
-"""Draws a run: how TTFT and ITL are distributed by count, and how fast one stream is. The one file with matplotlib."""
+"""Draws a run: distributions of TTFT and ITL by count, and the speed of one stream. The only module with matplotlib."""
 
 from importlib.util import find_spec
 from itertools import chain
@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from terminal.bench.figures import by_count, percentile, series
-from terminal.bench.load import Run
+from terminal.bench.load import RunResult
 from terminal.counts import Count, label
 from terminal.errors import BadOption
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-GREY = "#777777"  # of requests that asked for no count: they have no place on the scale
+GREY = "#777777"  # of requests without a count, which are not on the scale
 
 
 def check(path: Path) -> None:
-    """Before the run, not after it. Raises BadOption."""
+    """Raises BadOption, before the run, where the plot cannot be drawn or written."""
     if find_spec("matplotlib") is None:
         raise BadOption("--plot needs matplotlib: pip install 'moedial[training]'")
     from matplotlib.figure import Figure
@@ -27,7 +27,8 @@ def check(path: Path) -> None:
         raise BadOption(f"--plot {path}: the name must end in one of {', '.join(sorted(formats))}")
 
 
-def draw(run: Run, path: Path, title: str) -> None:
+def draw(run: RunResult, path: Path, title: str) -> None:
+    """Write the plot of a run to a file."""
     from matplotlib.figure import Figure
 
     groups = by_count(run.outcomes)
@@ -52,7 +53,8 @@ def _colours(counts: list[Count | None]) -> dict[Count | None, str]:
     known = [count for count in counts if count is not None]
     colours: dict[Count | None, str] = {None: GREY}
     for i, count in enumerate(known):
-        colours[count] = to_hex(colormaps["viridis_r"](0.15 + 0.85 * i / max(1, len(known) - 1)))
+        position = i / max(1, len(known) - 1)
+        colours[count] = to_hex(colormaps["viridis_r"](0.15 + 0.85 * position))
     return colours
 
 
@@ -71,7 +73,8 @@ def _boxes(axes: "Axes", values: dict[Count | None, list[float]], colours: dict[
     axes.grid(alpha=0.3, axis="y")
     if not drawn:
         return
-    boxes = axes.boxplot(list(drawn.values()), tick_labels=[label(c) for c in drawn], patch_artist=True, widths=0.5)
+    names = [label(count) for count in drawn]
+    boxes = axes.boxplot(list(drawn.values()), tick_labels=names, patch_artist=True, widths=0.5)
     for box, count in zip(boxes["boxes"], drawn, strict=True):
         box.set_facecolor(colours[count])
     for median in boxes["medians"]:

@@ -1,14 +1,14 @@
-"""`moedial bench serve`: loads a running server with a mix of expert counts and says what its clients saw.
+"""`moedial bench serve`: loads a running server with a mix of expert counts and reports what its clients measure.
 
 TTFT: from sending a request to the first text. ITL: between two reads of one stream that brought text; a read may bring
-several tokens, so tokens are counted by the server's usage. Whole: to the end of the stream. Stream tok/s: tokens
+several tokens, so that tokens are counted by the server's usage. Whole: to the end of the stream. Stream tok/s: tokens
 after the first over the time from the first text to the last. tok/s: all tokens of a row over the time of the run; it
 grows with the row's share of the mix. Failed requests are counted by reason and are in no other figure.
 
-Limits of measuring at a client: the connection is in it, new ones with their set-up; this process is one event loop on
-one core, some thousand events a second (docs/terminal.md), which it shares with a server on the same machine: `busy` is
-its share of a core. With --concurrency a slow server is sent fewer requests, so its tail looks better than what people
-who arrive by themselves would see: that is what --rate is for. A run's end, when few requests are left, is in tok/s.
+Limits of measuring at a client: the figures include the connection, and the set-up of new ones; this process is one
+event loop on one core, some thousand events a second (docs/terminal.md), which it shares with a server on the same
+machine: `busy` is its share of a core. With --concurrency a slow server gets fewer requests, so that its tail looks
+better than to users who arrive independently: --rate is for that. The end of a run, with few requests left, counts.
 """
 
 import math
@@ -21,11 +21,11 @@ import orjson
 import typer
 
 from terminal.bench import figures, plot, table
-from terminal.bench.figures import Row
-from terminal.bench.load import Load, Run
+from terminal.bench.figures import FiguresRow
+from terminal.bench.load import LoadGenerator, RunResult
 from terminal.bench.mix import parse_mix
-from terminal.bench.plan import Job, check_rate, parse_lengths, plan
-from terminal.bench.prompts import Prompt, Prompts
+from terminal.bench.plan import PlannedRequest, check_rate, parse_lengths, plan
+from terminal.bench.prompts import Prompt, PromptSource
 from terminal.connection import Server
 from terminal.counts import request_fields
 from terminal.errors import BadOption, TerminalError
@@ -33,14 +33,14 @@ from terminal.models import chosen
 from terminal.options import INTERRUPTED, LoadOptions
 
 CONCURRENCY = 8
-ELSEWHERE = ("url", "model", "key", "json", "plot")  # not among the settings of the JSON line
+OWN_FIELDS = ("url", "model", "key", "json", "plot")  # not in the settings of the JSON line
 
 
 def run(options: LoadOptions) -> int:
-    """Prints a table and one JSON line; the exit status, after Ctrl-C 130.
+    """Print a table and one JSON line; returns the exit status, which is 130 after Ctrl-C.
 
     Raises:
-        BadOption: an option that cannot be done.
+        BadOption: an option is invalid.
         TerminalError: no server, or half of the requests failed.
         KeyboardInterrupt: Ctrl-C before a request had ended.
     """
@@ -50,12 +50,14 @@ def run(options: LoadOptions) -> int:
     _check(options)
     with closing(Server(options.url, options.key, options.timeout)) as server:
         model = options.model or chosen(server.models(), "").id
-        prompts = Prompts.prepare(server, model, options.prompts, lengths is not None, options.endpoint == "chat")
-        load = Load(server.url, options.key, options.endpoint, options.timeout, options.concurrency or CONCURRENCY)
+        prompts = PromptSource.prepare(server, model, options.prompts, lengths is not None, options.endpoint == "chat")
+        generator = LoadGenerator(
+            server.url, options.key, options.endpoint, options.timeout, options.concurrency or CONCURRENCY
+        )
         first = plan(shares, options.warmup, options.seed, lengths, None, "warmup")
-        warm = _send(load, options, first, prompts, "warming up")
-        jobs = plan(shares, options.requests, options.seed, lengths, options.rate)
-        result = Run() if warm.unfinished else _send(load, options, jobs, prompts, "measuring")
+        warm = _send(generator, options, first, prompts, "warming up")
+        requests = plan(shares, options.requests, options.seed, lengths, options.rate)
+        result = RunResult() if warm.unfinished else _send(generator, options, requests, prompts, "measuring")
     if not result.outcomes:
         raise KeyboardInterrupt
     _report(options, server.url, model, result, warm)
@@ -76,21 +78,26 @@ def _check(options: LoadOptions) -> None:
         plot.check(options.plot)
 
 
-def _send(load: Load, options: LoadOptions, jobs: list[Job], prompts: Prompts, stage: str) -> Run:
-    bodies = [body(options, prompts.model, job, prompts.of(job)) for job in jobs]
-    with _progress(stage, len(jobs)) as on_end:
-        return load.run(jobs, bodies, on_end)
+def _send(
+    generator: LoadGenerator, options: LoadOptions, requests: list[PlannedRequest], prompts: PromptSource, stage: str
+) -> RunResult:
+    bodies = [body(options, prompts.model, request, prompts.of(request)) for request in requests]
+    with _progress(stage, len(requests)) as on_end:
+        return generator.run(requests, bodies, on_end)
 
 
-def body(options: LoadOptions, model: str, job: Job, prompt: Prompt) -> dict[str, Any]:
-    asked = {"messages": [{"role": "user", "content": prompt}]} if options.endpoint == "chat" else {"prompt": prompt}
+def body(options: LoadOptions, model: str, request: PlannedRequest, prompt: Prompt) -> dict[str, Any]:
+    """The body of one request."""
+    given: dict[str, Any] = {"prompt": prompt}
+    if options.endpoint == "chat":
+        given = {"messages": [{"role": "user", "content": prompt}]}
     return {
         "model": model,
-        **asked,
-        **request_fields(job.count),
+        **given,
+        **request_fields(request.count),
         "max_tokens": options.max_tokens,
         "temperature": options.temperature,
-        "seed": job.seed,
+        "seed": request.seed,
         **({"ignore_eos": True} if options.ignore_eos else {}),
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -99,7 +106,7 @@ def body(options: LoadOptions, model: str, job: Job, prompt: Prompt) -> dict[str
 
 @contextmanager
 def _progress(stage: str, total: int) -> Iterator[Callable[[], None]]:
-    """On standard error, and only where somebody looks."""
+    """Show progress on standard error, at a terminal only."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -109,13 +116,13 @@ def _progress(stage: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _report(options: LoadOptions, url: str, model: str, result: Run, warm: Run) -> None:
+def _report(options: LoadOptions, url: str, model: str, result: RunResult, warm: RunResult) -> None:
     rows = figures.rows(result)
     record = _record(options, url, model, result, warm, rows)
     line = orjson.dumps(record).decode()
     total = f"{rows[-1]['tokens_per_second']:,.0f} tokens/s in all"
     title = f"{model}: {total}, {len(result.outcomes)} requests in {result.seconds:.1f} s"
-    table.show(rows, title, record["error_examples"], figures.doubts(result, warm))
+    table.show(rows, title, record["error_examples"], figures.warnings(result, warm))
     typer.echo(line)
     if options.json is not None:
         try:
@@ -126,18 +133,20 @@ def _report(options: LoadOptions, url: str, model: str, result: Run, warm: Run) 
         plot.draw(result, options.plot, title)
 
 
-def _check_failures(everything: Row) -> None:
-    """A run of which half failed says little about the server's speed, and a script is to notice."""
-    failed = everything["requests"] - everything["ok"]
-    if failed == everything["requests"]:
+def _check_failures(total: FiguresRow) -> None:
+    """Raises TerminalError where half of the requests failed: their figures say little about the server's speed."""
+    failed = total["requests"] - total["ok"]
+    if failed == total["requests"]:
         raise TerminalError("no request went well")
-    if 2 * failed >= everything["requests"]:
-        raise TerminalError(f"{failed} of {everything['requests']} requests failed")
+    if 2 * failed >= total["requests"]:
+        raise TerminalError(f"{failed} of {total['requests']} requests failed")
 
 
-def _record(options: LoadOptions, url: str, model: str, result: Run, warm: Run, rows: list[Row]) -> dict[str, Any]:
-    """The line for machines: how to repeat the run, and every figure. Never the key."""
-    settings = {name: value for name, value in asdict(options).items() if name not in ELSEWHERE}
+def _record(
+    options: LoadOptions, url: str, model: str, result: RunResult, warm: RunResult, rows: list[FiguresRow]
+) -> dict[str, Any]:
+    """The JSON line: the settings that repeat the run, and every figure. Never the key."""
+    settings = {name: value for name, value in asdict(options).items() if name not in OWN_FIELDS}
     return {
         "bench": "serve",
         "url": url,

@@ -5,50 +5,56 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from terminal.bench.figures import Row
+from terminal.bench.figures import FiguresRow
 from terminal.sanitize import one_line
 
-SPREADS = {
+SUMMARIES = {
     "ttft_ms": "TTFT, ms",
     "itl_ms": "ITL, ms",
     "e2e_ms": "whole, ms",
     "stream_tokens_per_second": "stream tok/s",
 }
-WIDTH = 120  # of output that is no terminal
+WIDTH = 120  # where the output is no terminal
 
 
-def show(rows: list[Row], title: str, failures: dict[str, str], notes: list[str]) -> None:
+def show(rows: list[FiguresRow], title: str, failures: dict[str, str], notes: list[str]) -> None:
+    """Print the table, failures and notes."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
     table = Table(title=Text(one_line(title)), box=SIMPLE_HEAD, title_justify="left", header_style="bold")
-    for head in ("K", "requests\nfailed", "tok/s", *(f"{name}\nmean\np50 / p90 / p99" for name in SPREADS.values())):
+    for head in ("K", "requests\nfailed", "tok/s", *(f"{name}\nmean\np50 / p90 / p99" for name in SUMMARIES.values())):
         table.add_column(head, justify="right")
     for number, row in enumerate(rows):
         table.add_row(*_cells(row), end_section=number == len(rows) - 2)
     console.print(table)
     for kind, number in rows[-1]["errors"].items():
-        console.print(Text(f"{number} failed with {one_line(kind)}, the first: {one_line(failures[kind])}", "red"))
+        first = one_line(failures[kind])
+        console.print(Text(f"{number} failed with {one_line(kind)}, the first: {first}", "red"))
     for note in notes:
         console.print(Text(one_line(note), "yellow"))
 
 
-def _cells(row: Row) -> list[Text]:
+def _cells(row: FiguresRow) -> list[Text]:
     failed = row["requests"] - row["ok"]
     counts = Text.assemble(f"{row['requests']}\n", (str(failed), "red" if failed else "dim"))
-    return [Text(_name(row)), counts, Text(_short(row["tokens_per_second"])), *(_spread(row[name]) for name in SPREADS)]
+    summaries = [_summary(row[name]) for name in SUMMARIES]
+    speed = Text(_short(row["tokens_per_second"]))
+    return [Text(_name(row)), counts, speed, *summaries]
 
 
-def _name(row: Row) -> str:
-    """The count that was asked for, and below it what the server says it used, where that is another."""
+def _name(row: FiguresRow) -> str:
+    """The requested count, and below it the count that the server reports, where that is another."""
     used = [f"{count:g}" for count in row["used"]]
     if len(used) > 2:  # a mean over the tokens of each request
         used = [f"{used[0]} to {used[-1]}"]
-    same = row["num_experts"] == "all" or used in ([], [str(row["num_experts"])])
-    return str(row["num_experts"]) if same else f"{row['num_experts']}\nused {', '.join(used)}"
+    name = str(row["num_experts"])
+    if name == "all" or used in ([], [name]):
+        return name
+    return f"{name}\nused {', '.join(used)}"
 
 
-def _spread(figures: Row) -> Text:
+def _summary(figures: FiguresRow) -> Text:
     points = " / ".join(_short(figures[name]) for name in ("p50", "p90", "p99"))
     return Text.assemble(f"{_short(figures['mean'])}\n", (points, "dim"))
 
@@ -56,4 +62,6 @@ def _spread(figures: Row) -> Text:
 def _short(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -203,14 +203,14 @@ def test_an_object_has_no_names_that_its_schema_has_not(api: openai.OpenAI) -> N
         assert set(found) == {"animal"} and set(found["animal"]) <= {"legs"}
 
 
-def test_a_streamed_call_is_the_whole_one_in_pieces(api: openai.OpenAI) -> None:
+def test_a_streamed_call_is_the_whole_one_in_parts(api: openai.OpenAI) -> None:
     body = CALLING | {"tool_choice": NAMED, "parallel_tool_calls": False}
     (whole,) = api.chat.completions.create(**body).choices[0].message.tool_calls or []
     chunks = [chunk.choices[0] for chunk in api.chat.completions.create(**body, stream=True)]
-    pieces = [call for chunk in chunks for call in chunk.delta.tool_calls or []]
-    assert pieces[0].id and pieces[0].function.name == "draw_animal"
-    assert not any(piece.id or piece.function.name for piece in pieces[1:]) and {p.index for p in pieces} == {0}
-    assert "".join(piece.function.arguments or "" for piece in pieces) == whole.function.arguments
+    parts = [call for chunk in chunks for call in chunk.delta.tool_calls or []]
+    assert parts[0].id and parts[0].function.name == "draw_animal"
+    assert not any(part.id or part.function.name for part in parts[1:]) and {p.index for p in parts} == {0}
+    assert "".join(part.function.arguments or "" for part in parts) == whole.function.arguments
     assert chunks[-1].finish_reason in ("tool_calls", "stop")
 
 
@@ -303,9 +303,9 @@ def test_responses_stream_a_call(api: openai.OpenAI) -> None:
     events = list(api.responses.create(**body | {"max_output_tokens": 100}, stream=True))
     added, *_ = [event for event in events if event.type == "response.output_item.added"]
     (done,) = [event for event in events if event.type == "response.function_call_arguments.done"]
-    pieces = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    parts = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
     assert added.item.type == "function_call" and added.item.name == "draw_animal" and added.item.call_id
-    assert "".join(pieces) == done.arguments and drawn(done.arguments) and done.item_id == added.item.id
+    assert "".join(parts) == done.arguments and drawn(done.arguments) and done.item_id == added.item.id
     assert events[-1].type == "response.completed" and events[-1].response.output[0].arguments == done.arguments
 
 

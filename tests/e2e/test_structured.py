@@ -199,7 +199,7 @@ def test_guesses_are_counted_and_change_nothing(live: Live) -> None:
         assert plain.metric("spec_decode_num_draft_tokens_total") == 0
 
 
-def test_a_bad_grammar_leaves_others_alone(live: Live) -> None:
+def test_a_bad_grammar_leaves_others_untouched(live: Live) -> None:
     response = httpx.post(f"{live.url}/v1/completions", json={"prompt": "a", "guided_regex": "(?=a)"}, timeout=30)
     assert response.status_code == 400 and response.json()["error"]["param"] == "guided_regex"
     done = post(live, "/v1/completions", prompt="a", guided_choice=["cat"], ignore_eos=True, max_tokens=12)["choices"][

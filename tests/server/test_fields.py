@@ -28,9 +28,9 @@ def answers(client: TestClient, path: str, body: dict[str, Any]) -> tuple[str, A
     choice = whole.json()["choices"][0]
     choices = [chunk["choices"][0] for chunk in chunks_of(client, path, body)]
     text = choice["message"]["content"] if path == CHAT else choice["text"]
-    pieces = [c["delta"].get("content", "") if path == CHAT else c["text"] for c in choices]
+    parts = [c["delta"].get("content", "") if path == CHAT else c["text"] for c in choices]
     ended = choices[-1]
-    assert "".join(pieces) == text
+    assert "".join(parts) == text
     assert (ended["finish_reason"], ended["stop_reason"]) == (choice["finish_reason"], choice["stop_reason"])
     assert all("stop_reason" not in c for c in choices[:-1])
     return text, choice["finish_reason"], choice["stop_reason"]

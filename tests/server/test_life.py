@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from model.errors import EngineDown, GenerationFailed, InvalidRequest
 from server.formats.completions import CompletionFormat
 from server.generation.output_processor import Delta
-from server.http.h11 import Chunks
+from server.http.h11 import ChunkWriter
 from server.service import Service
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import (
@@ -298,8 +298,8 @@ def test_a_running_stream_outlives_the_header_deadline() -> None:
 def test_tokens_go_straight_to_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what arrives is what ASGI's way makes of the same answer."""
     written: list[bytes] = []
-    write = Chunks.write
-    monkeypatch.setattr(Chunks, "write", lambda self, data: (written.append(data), write(self, data))[1])
+    write = ChunkWriter.write
+    monkeypatch.setattr(ChunkWriter, "write", lambda self, data: (written.append(data), write(self, data))[1])
     text = 6 * "straight to the wire"
     body = {"prompt": "hi", "stream": True, "stop": "x", "max_tokens": 200, "seed": 1}
     with on_loopback(FakeEngine(says(text))) as (url, _):
@@ -326,8 +326,8 @@ def test_an_http_1_0_caller_gets_no_chunks() -> None:
 def test_a_reader_who_is_slow_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection fills up; the tokens wait in the list and go on as it reads."""
     full: list[bool] = []
-    paused = Chunks.paused.fget  # type: ignore[attr-defined]
-    monkeypatch.setattr(Chunks, "paused", property(lambda self: (full.append(paused(self)), full[-1])[1]))
+    paused = ChunkWriter.paused.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(ChunkWriter, "paused", property(lambda self: (full.append(paused(self)), full[-1])[1]))
     text = "".join(chr(97 + i % 26) for i in range(4_000))
     engine = FakeEngine(says(text))
     assert engine.info is not None
@@ -362,7 +362,7 @@ def unchunked(answer: bytes) -> bytes:
     return body
 
 
-def test_a_fault_in_writing_ends_its_own_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_writing_ends_its_own_stream_only(monkeypatch: pytest.MonkeyPatch) -> None:
     write = CompletionFormat.write
 
     def broken(self: CompletionFormat, deltas: list[Delta]) -> bytes:

@@ -232,7 +232,7 @@ def test_experts_by_every_way(api: openai.OpenAI, engine: FakeEngine) -> None:
         api.responses.create(model="huge", input="hi")
 
 
-def test_thoughts_are_items_of_their_own(client: TestClient) -> None:
+def test_reasoning_are_items_of_their_own(client: TestClient) -> None:
     scripted(client, "<think>Hm, well.</think>\n\nYes. " + CALL)
     answer = post(client, tools=[WEATHER], **SCORES)
     thought, message, call = answer["output"]
@@ -276,7 +276,7 @@ def written(item: dict[str, Any]) -> tuple[str, str, list[Any]]:
     return item["type"], part["text"], part.get("logprobs", [])
 
 
-PIECES = st.lists(
+PARTS = st.lists(
     st.sampled_from(["<think>", "</think>", CALL, "<tool_call>", "a", "b €", "😀", "\n", " ", "<", "</tool_call>"]),
     max_size=6,
 )
@@ -284,15 +284,15 @@ PIECES = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    pieces=PIECES,
+    parts=PARTS,
     stop=st.lists(st.text("ab€😀\n", min_size=1, max_size=3), max_size=2),
     limit=st.integers(1, 120),
     tools=st.booleans(),
 )
 def test_streamed_and_whole_agree(
-    client: TestClient, pieces: list[str], stop: list[str], limit: int, tools: bool
+    client: TestClient, parts: list[str], stop: list[str], limit: int, tools: bool
 ) -> None:
-    scripted(client, "".join(pieces))
+    scripted(client, "".join(parts))
     body = {"stop": stop, "max_output_tokens": limit, "tools": [WEATHER] if tools else [], **SCORES}
     whole, events = post(client, **body), streamed(client, **body)
     last = events[-1]["response"]

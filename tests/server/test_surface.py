@@ -1,4 +1,4 @@
-"""The rest of OpenAI's surface: scores of prompts, the best of several, structured output, tools, thoughts.
+"""The rest of OpenAI's surface: log-probabilities of prompts, best_of, structured output, tools, reasoning.
 
 The engine is a fake that says what it is told; that answers are held to their grammar is tested with a real one.
 """
@@ -46,7 +46,7 @@ def test_echo_with_log_probabilities_is_aligned() -> None:
     assert {name: values[:3] for name, values in found.items()} == only["logprobs"]
 
 
-def test_an_echo_alone_generates_nothing() -> None:
+def test_an_echo_by_itself_generates_nothing() -> None:
     with in_memory() as client:
         body = {"prompt": "hé", "echo": True, "max_tokens": 0}
         answer = client.post(COMPLETIONS, json=body).json()
@@ -73,7 +73,7 @@ def test_the_best_of_several_comes_first() -> None:
         engine.likely = lambda request: likely[int(request.id[-1])]
         answer = client.post(COMPLETIONS, json={"prompt": "hi", "best_of": 3, "n": 2, "seed": 5}).json()
     assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [(0, "good"), (1, "fair")]
-    assert all(choice["logprobs"] is None for choice in answer["choices"]), "nobody asked for them"
+    assert all(choice["logprobs"] is None for choice in answer["choices"]), "not requested"
     assert answer["usage"]["completion_tokens"] == 4 + 5 + 5, "what was generated counts"
     assert sorted(request.sampling.seed for request in engine.seen) == [5, 6, 7]
     assert {request.noise for request in engine.seen} == {0}, "the prompt is the same to all of them"
@@ -127,10 +127,10 @@ def test_calls_by_the_real_client(choice: Any) -> None:
     (call,) = answer.choices[0].message.tool_calls or ()
     assert answer.choices[0].finish_reason == "tool_calls" and answer.choices[0].message.content is None
     assert call.function.name == "add" and json.loads(call.function.arguments) == {"a": 1}
-    pieces = [piece for delta in deltas for piece in delta.delta.tool_calls or ()]
-    assert pieces[0].id and pieces[0].function and pieces[0].function.name == "add"
-    assert all(piece.id is None for piece in pieces[1:])
-    assert "".join(p.function.arguments or "" for p in pieces if p.function) == call.function.arguments
+    parts = [part for delta in deltas for part in delta.delta.tool_calls or ()]
+    assert parts[0].id and parts[0].function and parts[0].function.name == "add"
+    assert all(part.id is None for part in parts[1:])
+    assert "".join(p.function.arguments or "" for p in parts if p.function) == call.function.arguments
     assert deltas[-1].finish_reason == "tool_calls" and not any(delta.delta.content for delta in deltas)
     assert bool(engine.seen[0].sampling.grammar) == (choice not in ("auto", None))
     assert b"<tools add>" in bytes(engine.seen[0].prompt)
@@ -146,7 +146,7 @@ def test_without_a_choice_the_model_hears_of_no_tools() -> None:
     assert b"tools" not in bytes(engine.seen[0].prompt)
 
 
-def test_a_call_that_is_cut_off_is_length_and_shows_no_marks() -> None:
+def test_a_call_that_is_cut_off_is_length_and_shows_no_delimiters() -> None:
     with in_memory(FakeEngine(says(CALL))) as client:
         body = {"messages": USER, "tools": [TOOL], "tool_choice": "required"}
         cut = [client.post(CHAT, json=body | {"max_tokens": n}).json()["choices"][0] for n in range(1, len(CALL))]
@@ -258,7 +258,7 @@ def test_without_a_seed_every_prompt_of_a_list_draws_its_own() -> None:
     assert [r.sampling.seed for r in engine.seen[8:]] == [5, 5], "with a seed, a prompt's answer is its own in any list"
 
 
-def test_a_special_token_alone_is_looked_up_only_without_a_frame() -> None:
+def test_a_single_special_token_is_looked_up_only_without_a_frame() -> None:
     with in_memory() as client:
         assert client.post("/tokenize", json={"prompt": "<end>", "add_special_tokens": False}).json()["tokens"] == [EOS]
         assert client.post("/tokenize", json={"prompt": "<end>"}).json()["count"] == 5

@@ -33,7 +33,7 @@ def test_the_command_prints_a_report() -> None:
 
 def test_a_build_says_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(version, "COMMIT", tmp_path / "commit.txt")
-    monkeypatch.setattr(version, "HOUSE", tmp_path)
+    monkeypatch.setattr(version, "CHECKOUT", tmp_path)
     assert version.build_of() == "unknown"
     (tmp_path / "commit.txt").write_text("0123456789ab\n")
     assert version.build_of() == "0123456789ab"

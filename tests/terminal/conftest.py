@@ -1,4 +1,4 @@
-"""The server under test logs to standard output, where the terminal's words are looked for: it is kept quiet."""
+"""Keeps the server under test quiet: it logs to standard output, which the tests read."""
 
 from collections.abc import Iterator
 

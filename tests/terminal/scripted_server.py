@@ -1,5 +1,7 @@
-"""Servers for the terminal to meet: the real one with a fake engine is tests/server/harness.py's; here is one that
-sends whatever a test tells it, on a loopback port in a thread."""
+"""A server that answers as a test tells it, on a loopback port in a thread, and the command run against it.
+
+The real server with a fake engine is in tests/server/harness.py.
+"""
 
 import contextlib
 import json
@@ -43,8 +45,8 @@ def stream(*parts: bytes) -> Response:
 
 
 @dataclass
-class Stranger:
-    """`answers` are taken in turn, the last for ever; `bodies` is what was asked."""
+class ScriptedServer:
+    """Sends `answers` in order, and the last one again and again; `bodies` are the requests it got."""
 
     answers: list[Callable[[], Response]]
     cards: Any = field(default_factory=lambda: CARDS)
@@ -60,30 +62,31 @@ class Stranger:
 
 
 @contextlib.contextmanager
-def stranger(*answers: Callable[[], Response], **fields: Any) -> Iterator[Stranger]:
-    met = Stranger(list(answers), **fields)
-    routes = [Route("/v1/models", met.models)]
-    routes += [Route(f"/v1/{path}", met.generate, methods=["POST"]) for path in ("chat/completions", "completions")]
+def scripted_server(*answers: Callable[[], Response], **fields: Any) -> Iterator[ScriptedServer]:
+    scripted = ScriptedServer(list(answers), **fields)
+    routes = [Route("/v1/models", scripted.models)]
+    for path in ("chat/completions", "completions"):
+        routes.append(Route(f"/v1/{path}", scripted.generate, methods=["POST"]))
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
         server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_config=None, access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
             eventually(lambda: server.started)
-            met.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            yield met
+            scripted.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield scripted
         finally:
             server.should_exit = server.force_exit = True
             thread.join(10)
 
 
 def closed_port() -> str:
-    """An address where nobody listens."""
+    """An address on which nothing listens."""
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def moedial(*words: str, lines: str | bytes = "", attended: bool = False, env: Any = None) -> Result:
-    """The real command, in this process; `lines` are piped into it, or typed by a person who reads what comes."""
-    with patch("terminal.chat.at_terminal", return_value=attended):
+def moedial(*words: str, lines: str | bytes = "", interactive: bool = False, env: Any = None) -> Result:
+    """Run the command in this process; `lines` are piped into it, or typed at a terminal if `interactive`."""
+    with patch("terminal.chat.at_terminal", return_value=interactive):
         return CliRunner().invoke(app, list(words), input=lines, env={"COLUMNS": "200"} | (env or {}))

@@ -18,7 +18,7 @@ from typer.testing import Result
 
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import on_loopback
-from tests.terminal.scripted_server import closed_port, delta, ending, event, moedial, stranger, stream
+from tests.terminal.scripted_server import closed_port, delta, ending, event, moedial, scripted_server, stream
 
 SPREAD = {"n", "mean", "p50", "p90", "p99"}
 
@@ -141,7 +141,7 @@ def test_every_failure_is_counted_with_its_reason() -> None:
         lambda: JSONResponse(full, 503),
         lambda: stream(text, ending()),
     )
-    with stranger(*answers) as met:
+    with scripted_server(*answers) as met:
         result = bench(met.url, "--requests", "9", "--concurrency", "1", "--warmup", "1")
     line = last_line(result)
     assert line["all"]["errors"] == {
@@ -165,14 +165,14 @@ def test_half_of_the_requests_failed(failures: int, status: int, tmp_path: Path)
     def bad() -> Response:
         return JSONResponse({"error": {"message": "full", "code": "queue_full"}}, 503)
 
-    with stranger(*[bad] * failures, *[good] * (4 - failures)) as met:
+    with scripted_server(*[bad] * failures, *[good] * (4 - failures)) as met:
         path = tmp_path / "line.json"
         result = bench(met.url, "--requests", "4", "--concurrency", "1", "--json", str(path))
     assert result.exit_code == status and json.loads(path.read_text())["all"]["ok"] == 4 - failures
 
 
 def test_a_burst_is_one_arrival() -> None:
-    """Ten tokens in three writes, each token a piece of its own for HTTP."""
+    """Ten tokens in three writes, each token an HTTP chunk of its own."""
     sizes = (1, 5, 4)
 
     def bursts() -> Response:
@@ -184,13 +184,13 @@ def test_a_burst_is_one_arrival() -> None:
 
         return StreamingResponse(parts(), media_type="text/event-stream")
 
-    with stranger(bursts) as met:
+    with scripted_server(bursts) as met:
         line = last_line(bench(met.url, "--requests", "2", "--concurrency", "1"))
     assert line["all"]["itl_ms"]["n"] == 2 * 2 and line["all"]["itl_ms"]["p50"] > 25
     assert line["all"]["completion_tokens"] == 20
 
 
-def test_pieces_of_one_read_are_one_arrival() -> None:
+def test_parts_of_one_read_are_one_arrival() -> None:
     """A server that writes a burst at once, each token an HTTP chunk of its own."""
 
     def answer(connection: socket.socket) -> None:
@@ -235,7 +235,7 @@ def test_a_request_that_takes_too_long() -> None:
 
         return StreamingResponse(parts(), media_type="text/event-stream")
 
-    with stranger(endless) as met:
+    with scripted_server(endless) as met:
         result = bench(met.url, "--requests", "2", "--endpoint", "chat", "--timeout", "0.2")
     assert last_line(result)["all"]["errors"] == {"timeout": 2}
 
@@ -272,12 +272,12 @@ def test_without_matplotlib_the_run_does_not_begin(monkeypatch: pytest.MonkeyPat
     assert result.exit_code == 2 and "pip install 'moedial[training]'" in result.stderr
 
 
-def test_nobody_there_is_one_line() -> None:
+def test_no_server_is_one_line() -> None:
     result = bench(closed_port())
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1 and "cannot connect" in result.stderr
 
 
 def test_lengths_need_tokenize() -> None:
-    with stranger(lambda: stream(ending())) as met:
+    with scripted_server(lambda: stream(ending())) as met:
         result = bench(met.url, "--prompt-tokens", "8")
     assert result.exit_code == 1 and "--prompt-tokens needs /tokenize" in result.stderr

@@ -7,11 +7,11 @@ from starlette.responses import JSONResponse, Response
 
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import on_loopback
-from tests.terminal.scripted_server import closed_port, delta, ending, event, moedial, stranger, stream
+from tests.terminal.scripted_server import closed_port, delta, ending, event, moedial, scripted_server, stream
 
 
 def talk(url: str, *lines: str, options: tuple[str, ...] = ()) -> str:
-    result = moedial("chat", "--url", url, *options, lines="\n".join(lines) + "\n", attended=True)
+    result = moedial("chat", "--url", url, *options, lines="\n".join(lines) + "\n", interactive=True)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -52,7 +52,7 @@ def test_a_count_for_the_prompt_and_another_for_the_answer() -> None:
     assert figures[0].endswith(f"· K {round(mean, 4):g}") and figures[1].endswith("· K 2")
 
 
-def test_k_alone_shows_and_a_bad_one_changes_nothing() -> None:
+def test_k_without_a_count_shows_and_a_bad_one_changes_nothing() -> None:
     engine = FakeEngine()
     with on_loopback(engine) as (url, _):
         shown = talk(url, "/k", "/k 2", "/k 9", "/k two", "hi")
@@ -62,7 +62,7 @@ def test_k_alone_shows_and_a_bad_one_changes_nothing() -> None:
 
 
 def test_commands() -> None:
-    with stranger(hello) as met:
+    with scripted_server(hello) as met:
         shown = talk(
             met.url, "one", "/system A", "/reset", "two", "/system", "/nope", "//path", "/help", "/quit", "never said"
         )
@@ -80,7 +80,7 @@ def test_commands() -> None:
 
 
 def test_models() -> None:
-    with stranger(hello) as met:
+    with scripted_server(hello) as met:
         shown = talk(met.url, "/model", "/k 2", "/model none", "one", "/model dense", "two", "/k 1")
     assert "odd; this server has: odd, dense" in shown
     assert "there is no model none; this server has: odd, dense" in shown
@@ -99,7 +99,7 @@ def test_an_alias_has_its_count() -> None:
 
 
 def test_options_reach_the_body() -> None:
-    with stranger(hello) as met:
+    with scripted_server(hello) as met:
         given = ("--model", "odd", "--k", "3", "--temperature", "0.5", "--max-tokens", "9", "--seed", "1")
         talk(met.url, "hi", options=given)
     expected = {"model": "odd", "num_experts": 3, "temperature": 0.5, "max_tokens": 9, "seed": 1, "stream": True}
@@ -109,16 +109,16 @@ def test_options_reach_the_body() -> None:
 
 @pytest.mark.parametrize(("option", "message"), [(("--k", "9"), "1 to 8"), (("--model", "x"), "no model x")])
 def test_options_that_cannot_be_done_end_it(option: tuple[str, str], message: str) -> None:
-    with stranger(hello) as met:
+    with scripted_server(hello) as met:
         result = moedial("chat", "--url", met.url, *option, lines="hi\n")
     assert result.exit_code == 2 and message in result.stderr and not met.bodies
 
 
-def test_thoughts_and_calls_are_shown() -> None:
+def test_reasoning_and_calls_are_shown() -> None:
     call = {"index": 0, "id": "c", "function": {"name": "weather", "arguments": ""}}
     more = {"index": 0, "function": {"arguments": '{"city": "Bern"}'}}
     parts = (delta(reasoning_content="hm"), delta(content="So:"), delta(tool_calls=[call]), delta(tool_calls=[more]))
-    with stranger(lambda: stream(*parts, ending()), hello) as met:
+    with scripted_server(lambda: stream(*parts, ending()), hello) as met:
         shown = talk(met.url, "hi", "and?")
     assert 'hm\nSo:\n\n[call of weather] {"city": "Bern"}\n' in shown
     assert "hm" not in met.bodies[1]["messages"][1]["content"]
@@ -126,7 +126,7 @@ def test_thoughts_and_calls_are_shown() -> None:
 
 def test_what_a_model_says_cannot_steer_the_terminal() -> None:
     evil = "[bold red]x[/] \x1b]0;owned\x07\x1b[2J \x9bm :smile:"
-    with stranger(lambda: stream(delta(content=evil[:20]), delta(content=evil[20:]), ending())) as met:
+    with scripted_server(lambda: stream(delta(content=evil[:20]), delta(content=evil[20:]), ending())) as met:
         shown = talk(met.url, "hi")
     assert "[bold red]x[/] ␛]0;owned␇␛[2J <9b>m :smile:" in shown
     assert not set("\x1b\x07\x9b") & set(shown)
@@ -147,7 +147,7 @@ FAILURES: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("failure", "line"), FAILURES, ids=[line for _, line in FAILURES])
 def test_failures_are_one_line_and_the_conversation_goes_on(failure: Any, line: str) -> None:
-    with stranger(failure, hello) as met:
+    with scripted_server(failure, hello) as met:
         shown = talk(met.url, "first", "second")
     assert [shown_line for shown_line in shown.splitlines() if line in shown_line]
     assert "hello\n" in shown and "Traceback" not in shown
@@ -161,7 +161,7 @@ def test_refusals_of_the_real_server() -> None:
         assert "hello world" in talk(url, "hi", options=("--key", "right"))
 
 
-def test_nobody_there_is_no_end() -> None:
+def test_no_server_is_no_end() -> None:
     shown = talk(closed_port(), "hi", "/k 2", "/k", "/reset")
     assert shown.count("cannot connect to http://127.0.0.1") == 3 and "a new conversation" in shown
     assert "K default\n" in shown  # a count that could not be checked was not set
@@ -169,7 +169,7 @@ def test_nobody_there_is_no_end() -> None:
 
 def test_odd_figures_are_left_out() -> None:
     odd = event({"choices": [], "usage": {"completion_tokens": "many"}, "metrics": [1]}) + b"data: [DONE]\n\n"
-    with stranger(lambda: stream(delta(content="x"), odd), lambda: stream(odd)) as met:
+    with scripted_server(lambda: stream(delta(content="x"), odd), lambda: stream(odd)) as met:
         shown = talk(met.url, "hi", "ho", "he")
     assert "many" not in shown and "first after" in shown
     assert "nothing was said: turn forgotten" in shown
@@ -183,6 +183,6 @@ def test_a_cut_answer_says_so() -> None:
 
 
 def test_input_that_is_no_text() -> None:
-    with stranger(hello) as met:
+    with scripted_server(hello) as met:
         result = moedial("chat", "--url", met.url, lines=b"\xff\xfe?\n")
     assert result.exit_code == 0 and met.bodies[0]["messages"][0]["content"] == "��?"

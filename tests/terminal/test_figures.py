@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terminal.bench import figures
-from terminal.bench.load import Run
-from terminal.bench.outcome import Outcome, Recorder
-from terminal.bench.plan import Job
+from terminal.bench.load import RunResult
+from terminal.bench.outcome import Recorder, RequestOutcome
+from terminal.bench.plan import PlannedRequest
 from terminal.errors import Refused, StreamFailed
 from tests.terminal.scripted_server import DONE, delta, ending, event
 
-GOOD = Outcome(4, 10.0, 12.0, 0.0, (10.5, 11.0, 11.5), 7, 0, 9, 4, None)
+GOOD = RequestOutcome(4, 10.0, 12.0, 0.0, (10.5, 11.0, 11.5), 7, 0, 9, 4, None)
 BAD = replace(GOOD, failure=Refused("the queue is full", "HTTP 503 queue_full"), ended=99.0)
 
 
@@ -25,8 +25,8 @@ def test_percentiles_are_numpys(values: list[float], share: float) -> None:
 
 
 def test_spread() -> None:
-    assert figures.spread([3.0, 1.0, 2.0]) == {"n": 3, "mean": 2.0, "p50": 2.0, "p90": 2.8, "p99": 2.98}
-    assert figures.spread([]) == {"n": 0, "mean": None, "p50": None, "p90": None, "p99": None}
+    assert figures.summary([3.0, 1.0, 2.0]) == {"n": 3, "mean": 2.0, "p50": 2.0, "p90": 2.8, "p99": 2.98}
+    assert figures.summary([]) == {"n": 0, "mean": None, "p50": None, "p90": None, "p99": None}
 
 
 def test_one_request() -> None:
@@ -41,7 +41,7 @@ def test_no_speed_where_all_came_at_once() -> None:
 
 
 def test_failures_are_counted_and_in_no_other_figure() -> None:
-    found = figures.rows(Run([GOOD, BAD, replace(GOOD, count=None), replace(GOOD, count=1)], 2.0, 0.1))
+    found = figures.rows(RunResult([GOOD, BAD, replace(GOOD, count=None), replace(GOOD, count=1)], 2.0, 0.1))
     assert [row["num_experts"] for row in found] == [1, 4, "default", "all"]
     four, everything = found[1], found[3]
     assert (four["requests"], four["ok"], four["errors"]) == (2, 1, {"HTTP 503 queue_full": 1})
@@ -51,22 +51,22 @@ def test_failures_are_counted_and_in_no_other_figure() -> None:
 
 
 def test_doubts() -> None:
-    assert figures.doubts(Run([GOOD], 1.0, 0.1), Run([], 1.0, 0.0)) == []
-    found = figures.doubts(Run([replace(GOOD, late=0.5, cached=7)], 1.0, 0.95), Run([BAD], 1.0, 0.0))
+    assert figures.warnings(RunResult([GOOD], 1.0, 0.1), RunResult([], 1.0, 0.0)) == []
+    found = figures.warnings(RunResult([replace(GOOD, late=0.5, cached=7)], 1.0, 0.95), RunResult([BAD], 1.0, 0.0))
     words = ("warm-up", "100% of the prompt tokens", "95%", "500 ms")
     assert all(word in line for word, line in zip(words, found, strict=True))
 
 
 def recorder() -> Recorder:
-    return Recorder(Job(0, 4, None, 0, None, 0), 0.0)
+    return Recorder(PlannedRequest(0, 4, None, 0, None, 0), 0.0)
 
 
 def test_only_events_with_text_are_counted() -> None:
     told = recorder()
     text = event({"choices": [{"index": 0, "text": "a"}]})
     silent = event({"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]})
-    for piece in (delta(role="assistant", content=""), delta(content="b"), text, delta(reasoning_content="c"), silent):
-        told.feed(piece)
+    for part in (delta(role="assistant", content=""), delta(content="b"), text, delta(reasoning_content="c"), silent):
+        told.feed(part)
         told.end_read()
     told.feed(ending(completion_tokens=40, prompt_tokens_details={"cached_tokens": 2}))
     outcome = told.finish()

@@ -114,7 +114,7 @@ def test_without_a_terminal_ctrl_c_is_the_end(children: list[subprocess.Popen[st
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_benchmark(children: list[subprocess.Popen[str]]) -> None:
+def test_ctrl_c_ends_a_benchdelimiter(children: list[subprocess.Popen[str]]) -> None:
     engine = FakeEngine()
     engine.gate = asyncio.Event()
     with on_loopback(engine) as (url, _):
@@ -128,7 +128,7 @@ def test_ctrl_c_ends_a_benchmark(children: list[subprocess.Popen[str]]) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_a_benchmark_has_measured(children: list[subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_a_benchdelimiter_has_measured(children: list[subprocess.Popen[str]], tmp_path: Path) -> None:
     """Three requests end, one after the other, and the fourth hangs."""
 
     def script(request: Request) -> list[int]:

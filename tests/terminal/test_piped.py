@@ -4,7 +4,7 @@ from starlette.responses import JSONResponse, Response
 
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import on_loopback
-from tests.terminal.scripted_server import closed_port, delta, ending, moedial, stranger, stream
+from tests.terminal.scripted_server import closed_port, delta, ending, moedial, scripted_server, stream
 
 FULL = {"error": {"message": "it does not fit", "code": "context_length_exceeded"}}
 
@@ -17,22 +17,22 @@ def refused() -> Response:
     return JSONResponse(FULL, 400)
 
 
-def test_a_chat_prints_answers_alone() -> None:
+def test_a_chat_prints_answers_only() -> None:
     with on_loopback(FakeEngine()) as (url, _):
         result = moedial("chat", "--url", url, "--k", "2", lines="hi\n/k 4\nagain\n")
     assert (result.exit_code, result.stdout) == (0, "hello world\nhello world\n")
     assert result.stderr.splitlines() == ["K 4; tiny takes 1 to 8, default 4, trained 4"]  # what was asked for
 
 
-def test_thoughts_are_no_answer_and_long_lines_stay_whole() -> None:
+def test_reasoning_are_no_answer_and_long_lines_stay_whole() -> None:
     story = "word " * 100
-    with stranger(lambda: stream(delta(reasoning_content="hm"), delta(content=story), ending())) as met:
+    with scripted_server(lambda: stream(delta(reasoning_content="hm"), delta(content=story), ending())) as met:
         for words, lines in ((("chat",), "hi\n"), (("run", "hi"), "")):
             assert moedial(*words, "--url", met.url, lines=lines).stdout == story + "\n"
 
 
 def test_an_error_is_in_the_exit_status_of_a_chat() -> None:
-    with stranger(refused, hello) as met:
+    with scripted_server(refused, hello) as met:
         result = moedial("chat", "--url", met.url, lines="first\nsecond\n")
     assert (result.exit_code, result.stdout) == (1, "hello\n")
     assert result.stderr.splitlines() == ["it does not fit (HTTP 400, context_length_exceeded)"]
@@ -40,9 +40,9 @@ def test_an_error_is_in_the_exit_status_of_a_chat() -> None:
 
 
 def test_a_person_is_told_of_a_full_context() -> None:
-    with stranger(refused, hello, refused, hello) as met:
+    with scripted_server(refused, hello, refused, hello) as met:
         words = ("chat", "--url", met.url)
-        shown = moedial(*words, lines="long\none\ntwo\n/reset\nthree\n", attended=True)
+        shown = moedial(*words, lines="long\none\ntwo\n/reset\nthree\n", interactive=True)
     hint = "the conversation no longer fits the context: /reset begins a new one. it does not fit"
     assert shown.output.count(hint) == 1 and shown.output.count("it does not fit") == 2 and shown.exit_code == 0
     assert [len(body["messages"]) for body in met.bodies] == [1, 1, 3, 1]
@@ -50,7 +50,7 @@ def test_a_person_is_told_of_a_full_context() -> None:
 
 def test_the_servers_own_refusal_of_a_long_conversation_has_the_hint() -> None:
     with on_loopback(FakeEngine(says("a" * 150))) as (url, _):
-        shown = moedial("chat", "--url", url, lines="hi\n" + "b" * 100 + "\n", attended=True).output
+        shown = moedial("chat", "--url", url, lines="hi\n" + "b" * 100 + "\n", interactive=True).output
     assert "/reset begins a new one" in shown
 
 
@@ -66,7 +66,7 @@ def test_run_prints_the_answer() -> None:
 
 
 def test_run_reads_standard_input() -> None:
-    with stranger(hello) as met:
+    with scripted_server(hello) as met:
         assert moedial("run", "--url", met.url, lines="two\nlines\n").output == "hello\n"
         nothing = moedial("run", "--url", met.url, lines="\n")
     assert met.bodies[0]["messages"][0]["content"] == "two\nlines"
@@ -84,7 +84,7 @@ def test_run_continues_a_text_where_there_is_no_template() -> None:
 
 
 def test_run_ends_with_the_errors_status() -> None:
-    with stranger(refused, lambda: stream(delta(content="par"))) as met:
+    with scripted_server(refused, lambda: stream(delta(content="par"))) as met:
         full, cut = (moedial("run", "hi", "--url", met.url) for _ in range(2))
         wrong = moedial("run", "hi", "--url", met.url, "--k", "9")
     assert (full.exit_code, full.stdout) == (1, "") and len(full.stderr.splitlines()) == 1

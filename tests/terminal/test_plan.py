@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terminal.bench.mix import Share, apportion, parse_mix
-from terminal.bench.plan import Lengths, check_rate, parse_lengths, plan
+from terminal.bench.mix import MixEntry, apportion, parse_mix
+from terminal.bench.plan import PromptLengths, check_rate, parse_lengths, plan
 from terminal.errors import BadOption
 
 COUNTS = st.none() | st.integers(1, 64)
 WEIGHTS = st.fractions(Fraction(1, 1000), 100, max_denominator=1000)
 MIXES = st.dictionaries(COUNTS, WEIGHTS, min_size=1, max_size=6).map(
-    lambda mix: tuple(Share(count, weight) for count, weight in mix.items())
+    lambda mix: tuple(MixEntry(count, weight) for count, weight in mix.items())
 )
 
 
 @given(MIXES, st.integers(1, 500), st.integers(0, 9))
-def test_shares_are_honoured_up_to_rounding(mix: tuple[Share, ...], total: int, seed: int) -> None:
+def test_shares_are_honoured_up_to_rounding(mix: tuple[MixEntry, ...], total: int, seed: int) -> None:
     found = Counter(job.count for job in plan(mix, total, seed, None, None))
     whole = sum(share.weight for share in mix)
     assert found.total() == total
@@ -28,8 +28,8 @@ def test_shares_are_honoured_up_to_rounding(mix: tuple[Share, ...], total: int, 
 
 
 @given(MIXES, st.integers(1, 50), st.integers(0, 9), st.none() | st.floats(0.1, 100))
-def test_same_seed_same_plan(mix: tuple[Share, ...], total: int, seed: int, rate: float | None) -> None:
-    lengths = Lengths(3, 9)
+def test_same_seed_same_plan(mix: tuple[MixEntry, ...], total: int, seed: int, rate: float | None) -> None:
+    lengths = PromptLengths(3, 9)
     jobs = plan(mix, total, seed, lengths, rate)
     assert jobs == plan(mix, total, seed, lengths, rate)
     assert all(3 <= (job.length or 0) <= 9 for job in jobs)
@@ -43,24 +43,24 @@ def test_another_seed_is_another_plan_and_the_order_is_mixed() -> None:
 
 
 def test_runs_that_differ_in_the_mix_share_the_rest() -> None:
-    few, many = (plan(parse_mix(text), 30, 5, Lengths(1, 99), 10.0) for text in ("1:1", "1:1,8:2"))
-    assert [(j.length, j.places, j.at, j.seed) for j in few] == [(j.length, j.places, j.at, j.seed) for j in many]
+    few, many = (plan(parse_mix(text), 30, 5, PromptLengths(1, 99), 10.0) for text in ("1:1", "1:1,8:2"))
+    assert [(j.length, j.text_seed, j.at, j.seed) for j in few] == [(j.length, j.text_seed, j.at, j.seed) for j in many]
 
 
 def test_arrivals_are_poisson() -> None:
     times = [job.at or 0.0 for job in plan(parse_mix("1:1"), 4000, 0, None, 50.0)]
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     mean = sum(gaps) / len(gaps)
-    spread = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
+    summary = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
     assert times[0] == 0 and min(gaps) >= 0
-    assert mean == pytest.approx(1 / 50, rel=0.1) and spread == pytest.approx(mean, rel=0.1)
+    assert mean == pytest.approx(1 / 50, rel=0.1) and summary == pytest.approx(mean, rel=0.1)
 
 
 def test_mixes_as_typed() -> None:
     shares = parse_mix("1:0.5, 4:0.3,default:1/5")
-    assert shares == (Share(1, Fraction(1, 2)), Share(4, Fraction(3, 10)), Share(None, Fraction(1, 5)))
+    assert shares == (MixEntry(1, Fraction(1, 2)), MixEntry(4, Fraction(3, 10)), MixEntry(None, Fraction(1, 5)))
     assert apportion(shares, 10) == [1] * 5 + [4] * 3 + [None] * 2
-    assert parse_mix("8:2:1/2,2:1") == (Share((8, 2), Fraction(1, 2)), Share(2, Fraction(1)))
+    assert parse_mix("8:2:1/2,2:1") == (MixEntry((8, 2), Fraction(1, 2)), MixEntry(2, Fraction(1)))
 
 
 def test_what_is_left_over_goes_to_the_largest_remainders_and_ties_to_the_first() -> None:
@@ -102,7 +102,7 @@ def test_a_count_twice() -> None:
 
 
 def test_lengths_as_typed() -> None:
-    assert parse_lengths("128") == Lengths(128, 128) and parse_lengths("16-256") == Lengths(16, 256)
+    assert parse_lengths("128") == PromptLengths(128, 128) and parse_lengths("16-256") == PromptLengths(16, 256)
 
 
 @pytest.mark.parametrize("text", ["", "0", "-5", "5-", "9-3", "1-2-3", "a", "²"])

@@ -1,4 +1,4 @@
-"""What may reach a terminal: no text of a stranger can steer it."""
+"""What may reach a terminal: no text of a server can steer it."""
 
 import unicodedata
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terminal.sanitize import LINE, one_line, plain
+from terminal.sanitize import MAX_LINE, one_line, plain
 
 ANY = st.text(st.characters(codec=None) | st.sampled_from("\x1b\x9b\x07\r\n\t[31m"))
 
@@ -44,4 +44,4 @@ def test_examples(text: str, shown: str) -> None:
 @given(ANY)
 def test_one_line_is_one_line_and_short(text: str) -> None:
     line = one_line(text)
-    assert "\n" not in line and "\t" not in line and len(line) <= LINE + 2
+    assert "\n" not in line and "\t" not in line and len(line) <= MAX_LINE + 2

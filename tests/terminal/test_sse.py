@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from terminal import sse
 from terminal.errors import StreamFailed
-from terminal.sse import Chunks
+from terminal.sse import EventParser
 
 STREAM = (
     b': waiting\n\nevent: message\nid: 7\ndata: {"a": 1}\n\ndata:{"b":\ndata: 2}\r\n\r\n\n\ndata: {"c": "\\u001b"}\n\n'
@@ -18,8 +18,8 @@ STREAM = (
 CHUNKS = [{"a": 1}, {"b": 2}, {"c": "\x1b"}]
 
 
-def read(*parts: bytes) -> tuple[list[Any], Chunks]:
-    chunks = Chunks()
+def read(*parts: bytes) -> tuple[list[Any], EventParser]:
+    chunks = EventParser()
     return [chunk for part in parts for chunk in chunks.feed(part)], chunks
 
 
@@ -62,6 +62,6 @@ def test_an_error_event_does_not_colour_the_next() -> None:
 
 @pytest.mark.parametrize("part", [b"data: " + b"x" * 90, b"data: x\n" * 20])
 def test_memory_is_bounded(part: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "LONGEST", 80)
+    monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 80)
     with pytest.raises(StreamFailed, match="longer than 80 bytes"):
         read(part)

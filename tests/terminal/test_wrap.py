@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from terminal.screen import Screen
-from terminal.wrap import ERASE, Wrap
+from terminal.wrap import ERASE, WordWrap
 
 
-def drawn(pieces: list[str], width: int) -> list[str]:
-    """The lines of a terminal to which the pieces of a stream are written."""
-    wrap, lines = Wrap(), [""]
-    for part in re.split(rf"({re.escape(ERASE)}|\n)", "".join(wrap.feed(piece, width) for piece in pieces)):
-        if part == ERASE:
+def drawn(parts: list[str], width: int) -> list[str]:
+    """The lines of a terminal to which the parts of a stream are written."""
+    wrap, lines = WordWrap(), [""]
+    for text in re.split(rf"({re.escape(ERASE)}|\n)", "".join(wrap.feed(part, width) for part in parts)):
+        if text == ERASE:
             lines[-1] = ""
-        elif part == "\n":
+        elif text == "\n":
             lines.append("")
         else:
-            lines[-1] += part
+            lines[-1] += text
     return lines
 
 
@@ -40,23 +40,23 @@ def test_what_has_no_blanks_is_cut() -> None:
 
 
 @given(st.lists(st.text(st.sampled_from("ab \n\t\u4f60"), max_size=30)), st.integers(4, 40))
-def test_nothing_is_lost_or_too_wide(pieces: list[str], width: int) -> None:
-    lines = drawn(pieces, width)
+def test_nothing_is_lost_or_too_wide(parts: list[str], width: int) -> None:
+    lines = drawn(parts, width)
     assert all(cell_len(line) < width for line in lines)
-    assert "".join("".join(lines).split()) == "".join("".join(pieces).split())
-    assert lines == drawn(list("".join(pieces)), width)  # cut elsewhere, the same
+    assert "".join("".join(lines).split()) == "".join("".join(parts).split())
+    assert lines == drawn(list("".join(parts)), width)  # cut elsewhere, the same
 
 
 @pytest.mark.parametrize(
-    ("attended", "shown"), [(True, f"one two t{ERASE}one two\nthree\nnote\n"), (False, "one two three\n")]
+    ("interactive", "shown"), [(True, f"one two t{ERASE}one two\nthree\nnote\n"), (False, "one two three\n")]
 )
-def test_the_screen_wraps_for_a_person_alone(
-    attended: bool, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_screen_wraps_for_a_terminal_only(
+    interactive: bool, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "10")
-    screen = Screen(attended)
-    for piece in ("one ", "two t", "hree"):
-        screen.show(("text", piece))
+    screen = Screen(interactive)
+    for part in ("one ", "two t", "hree"):
+        screen.show(("text", part))
     screen.note("note")
     screen.close_line()
     assert capsys.readouterr().out == shown

@@ -51,7 +51,7 @@ async def responses(request: Request) -> Response:
 async def _opened(
     service: Service, request: Request, open: Callable[[Service, IncomingRequest], Awaitable[Opened]]
 ) -> Opened:
-    """A request that never becomes a call is counted here, once."""
+    """What `open` returns; a request that is refused is counted here, once."""
     try:
         return await open(service, incoming(request))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""GET /v1/models: the model and its aliases, with the quality that each expert count buys."""
+"""GET /v1/models: the model and its aliases, with the quality that was measured at each expert count."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""What machines ask: /live (the process runs), /health (the model answers), /ready (takes work), /version, /metrics.
+"""Probes: /live (the process runs), /health (the model answers), /ready (accepts work), /version, /metrics.
 
-Open without a key.
+They need no key.
 """
 
 from fastapi import APIRouter, Request
@@ -15,7 +15,7 @@ router = APIRouter(tags=["probes"])
 
 @router.get("/live")
 async def live() -> dict[str, str]:
-    """The HTTP process runs; always 200. For an orchestrator that restarts what does not answer."""
+    """The HTTP process runs; always 200. For an orchestrator that restarts a server that does not answer."""
     return {"status": "alive"}
 
 

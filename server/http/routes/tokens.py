@@ -1,6 +1,6 @@
-"""POST /tokenize and /detokenize, at the root, where evaluation tools look for them. They need no engine slot.
+"""POST /tokenize and /detokenize, at the root, where evaluation tools expect them. They need no slot in the queue.
 
-What may take long runs, and is written, beside the event loop, one at a time.
+What may take long runs, and is serialised, in a thread, one request at a time.
 """
 
 from functools import partial
@@ -14,11 +14,11 @@ from starlette.responses import Response
 from model.errors import InvalidRequest
 from server.http.incoming import incoming
 from server.requests.calls import render
-from server.requests.encoding import most_characters
+from server.requests.encoding import max_characters
 from server.requests.json_body import read_json
 from server.requests.limits import check_template
 from server.schemas.base import validate
-from server.schemas.tokens import MOST_TOKENS, DetokenizeBody, TokenizeBody
+from server.schemas.tokens import MAX_TOKENS, DetokenizeBody, TokenizeBody
 from server.service import Service
 from weights.tokenizer import TooManyTokens
 
@@ -50,7 +50,7 @@ async def detokenize(request: Request) -> Response:
 
 @router.get("/tokenizer_info")
 async def tokenizer_info(request: Request) -> dict[str, Any]:
-    """What evaluation tools ask of a tokenizer: its special tokens as texts, and the chat template."""
+    """What evaluation tools need of a tokenizer: its special tokens as texts, and the chat template."""
     service: Service = request.app.state.service
     return dict(service.tokenizer_info)
 
@@ -66,27 +66,32 @@ def _tokenized(service: Service, body: TokenizeBody) -> Response:
         ids = _ids(service, body)
     except TooManyTokens as error:
         field = "messages" if body.prompt is None else "prompt"
-        reason = f"{field}: at least {error.count} tokens; at most {MOST_TOKENS} are listed"
+        reason = f"{field}: at least {error.count} tokens; at most {MAX_TOKENS} are listed"
         raise InvalidRequest(reason, field) from None
     return _json({"count": len(ids), "max_model_len": length, "tokens": ids})
 
 
 def _ids(service: Service, body: TokenizeBody) -> list[int]:
-    """A prompt that is one special token, unframed, is that token: so evaluation tools look up the id of a token whose
-    text /tokenizer_info told them. Everywhere else, what a client writes is plain text."""
+    """The token ids of the prompt or the messages.
+
+    A prompt that is the text of a special token, unframed, is that token: evaluation tools so look up the ids of texts
+    from /tokenizer_info. In all other places a client's text is plain text.
+    """
     tokenizer, framed = service.tokenizer, body.add_special_tokens
     if not framed and (special := tokenizer.specials.get(body.prompt or "")) is not None:
         return [special]
-    text = render(service, body, body.messages or [], body.tools, {}) if body.prompt is None else body.prompt
-    most = most_characters(service.served_models.info.max_model_len)
+    text = body.prompt
+    if text is None:
+        text = render(service, body, body.messages or [], body.tools, {})
+    most = max_characters(service.served_models.info.max_model_len)
     if len(text) > most:
         field = "messages" if body.prompt is None else "prompt"
         raise InvalidRequest(f"{field}: {len(text)} characters; at most {most} are tokenised", field)
-    if (least := tokenizer.least_tokens(text)) > MOST_TOKENS:
-        raise TooManyTokens(least, MOST_TOKENS)
+    if (least := tokenizer.least_tokens(text)) > MAX_TOKENS:
+        raise TooManyTokens(least, MAX_TOKENS)
     if body.prompt is None:
-        return tokenizer.encode_chat(text, most=MOST_TOKENS)
-    return tokenizer.encode(text, framed, most=MOST_TOKENS)
+        return tokenizer.encode_chat(text, most=MAX_TOKENS)
+    return tokenizer.encode(text, framed, most=MAX_TOKENS)
 
 
 def _detokenized(service: Service, body: DetokenizeBody) -> Response:

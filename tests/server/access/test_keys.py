@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from server.access.keys import read_keys, warn_if_open
 from server.access.sites import is_loopback
-from server.configuration.variables import OTHERS, BadSetting
+from server.configuration.variables import OTHER_VARIABLES, BadSetting
 from server.settings import Settings
 from tests.server.harness import in_memory, key_file
 
@@ -38,8 +38,8 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(
     assert name in str(caught.value) and meant in str(caught.value) and SECRET not in str(caught.value)
 
 
-def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*OTHERS, "MOEDIAL_SERVICE_HOST", "MOEDIAL_PORT_8000_TCP_ADDR", "MOEDIAL_SERVICE_PORT_HTTP"):
+def test_variables_of_others_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*OTHER_VARIABLES, "MOEDIAL_SERVICE_HOST", "MOEDIAL_PORT_8000_TCP_ADDR", "MOEDIAL_SERVICE_PORT_HTTP"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("OTHER_API_KEY", "1")
     assert Settings().port == 8000
@@ -47,7 +47,7 @@ def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_list_of_other_variables_is_whole() -> None:
     """Every variable that any source names is a setting or in the list."""
-    known = OTHERS | {f"MOEDIAL_{name.upper()}" for name in Settings.model_fields}
+    known = OTHER_VARIABLES | {f"MOEDIAL_{name.upper()}" for name in Settings.model_fields}
     command = [
         "grep",
         "-rhoE",
@@ -61,7 +61,7 @@ def test_the_list_of_other_variables_is_whole() -> None:
     ]
     found = set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
     links = {"MOEDIAL_SERVICE_HOST", "MOEDIAL_SERVICE_PORT", "MOEDIAL"}
-    assert found >= OTHERS and found - links <= known
+    assert found >= OTHER_VARIABLES and found - links <= known
 
 
 @pytest.mark.parametrize("keys", ["", " ", ",", "sk-one,", ",sk-one", "sk-one, ,sk-two", "sk-one,sk-one", "a\nb"])

@@ -67,7 +67,7 @@ def test_tokens_are_refused_at_the_next_request_only(clock: Clock) -> None:
     with pytest.raises(RateLimited, match="100 tokens per minute") as caught:
         account.admit()
     assert (caught.value.limit, caught.value.retry_after) == ("tokens", 37)
-    assert [(level.kind, level.remaining) for level in account.levels()] == [("requests", 9), ("tokens", 0)]
+    assert [(limit.kind, limit.remaining) for limit in account.remaining()] == [("requests", 9), ("tokens", 0)]
     clock.now += 37
     account.admit()
 
@@ -77,4 +77,4 @@ def test_without_limits_nothing_is_refused(clock: Clock) -> None:
     for _ in range(1000):
         account.admit()
         account.spend_tokens(1_000_000)
-    assert account.levels() == []
+    assert account.remaining() == []

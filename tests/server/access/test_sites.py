@@ -36,7 +36,7 @@ LOCAL = ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "a.localhos
 FOREIGN = ("evil.example", "localhost.evil.example:8000", "127.0.0.1.evil.example", "evil.example.", "1.2.3.4.5")
 
 
-def test_without_keys_a_local_server_answers_to_local_names_alone() -> None:
+def test_without_keys_a_local_server_answers_to_local_names_only() -> None:
     """A page whose name is made to resolve to this machine has that name in the Host header."""
     with in_memory() as client:
         for host in LOCAL:
@@ -85,7 +85,7 @@ def test_pages_of_other_sites_are_refused(origin: str, path: str) -> None:
         assert "access-control-allow-origin" not in refused.headers
 
 
-def test_a_servers_own_pages_may_ask_it_by_local_names_alone() -> None:
+def test_a_servers_own_pages_may_ask_it_by_local_names_only() -> None:
     with in_memory(host="0.0.0.0") as client:
         assert asked(client, origin="http://testserver").status_code == 200
         assert asked(client, origin="http://localhost:8000", host="localhost:8000").status_code == 200

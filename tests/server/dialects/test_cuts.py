@@ -68,7 +68,7 @@ def test_what_stands_before_a_cut_call_stays(w: Family) -> None:
 
 
 @every
-def test_a_thought_that_is_cut_anywhere_shows_no_mark(w: Family) -> None:
+def test_reasoning_that_is_cut_anywhere_shows_no_delimiter(w: Family) -> None:
     if w.id == "plain":
         pytest.skip("it has no reasoning")
     whole = w.reasoning("Hm.") + w.content("Yes.")
@@ -89,7 +89,7 @@ def test_any_text_in_any_parts(w: Family, data: st.DataObject, bits: list[str], 
 
 
 @every
-def test_half_a_character_of_a_mark_is_dropped_with_it(w: Family) -> None:
+def test_half_a_character_of_a_delimiter_is_dropped_with_it(w: Family) -> None:
     whole = w.calls([ADD]).encode()
     for end in range(1, len(whole)):
         answer = answered(w, whole[:end], "length")
@@ -129,7 +129,7 @@ def test_after_a_broken_call_there_is_no_other(w: Family) -> None:
     assert len(calls_of(parts)) <= 1
 
 
-def test_a_text_that_only_looks_like_a_mark_is_whole_where_the_model_ended_it() -> None:
+def test_a_text_that_only_looks_like_a_delimiter_is_whole_where_the_model_ended_it() -> None:
     hermes = dialect_named("hermes", {})
     for answer in ("a <", "a <tool_call>", 'a <tool_call>{"na', "a </tool"):
         parser = hermes.parser("", TOOLS)

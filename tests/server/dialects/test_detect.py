@@ -1,4 +1,4 @@
-"""Templates and tokens as checkpoints have them, in extract."""
+"""SandboxedTemplate and tokens as checkpoints have them, in extract."""
 
 import pytest
 
@@ -47,13 +47,13 @@ def thinks(dialect: Dialect) -> bool:
     return "moe_thought" in dialect.call_grammar("", [ToolSpec("t")], False)
 
 
-def test_thoughts_are_forced_first_only_where_they_are_known() -> None:
+def test_reasoning_are_forced_first_only_where_they_are_known() -> None:
     assert thinks(detect(QWEN3, {})) and thinks(detect(R1, {})) and thinks(detect(None, MISTRAL_TOKENS))
     assert not thinks(detect(QWEN25, {})) and not thinks(detect(MISTRAL, {})) and not thinks(detect(None, {}))
     assert thinks(dialect_named("hermes", {})) and not thinks(dialect_named("hermes", {}, template=QWEN25))
 
 
-def test_added_tokens_tell_a_family_but_no_thoughts() -> None:
+def test_added_tokens_tell_a_family_but_no_reasoning() -> None:
     tokens = {"<tool_call>": 5, "</tool_call>": 6, "<think>": 7, "</think>": 8}
     dialect = detect(None, {}, tokens)
     assert dialect.name == "hermes" and dialect.delimiters == () and not thinks(dialect)
@@ -61,12 +61,12 @@ def test_added_tokens_tell_a_family_but_no_thoughts() -> None:
     assert "<[8]>" in dialect.call_grammar("<think>\n", [ToolSpec("t")], False)
 
 
-def test_thoughts_are_read_at_the_start_even_where_they_are_not_known() -> None:
+def test_reasoning_are_read_at_the_start_even_where_they_are_not_known() -> None:
     assert read(detect(QWEN25, {}), "<think>a</think>b") == [Reasoning("a"), Content("b")]
     assert read(detect(MISTRAL, {"[TOOL_CALLS]": 9}), "[THINK]a[/THINK]b") == [Reasoning("a"), Content("b")]
 
 
-def test_marks_that_are_special_tokens_are_listed() -> None:
+def test_delimiters_that_are_special_tokens_are_listed() -> None:
     assert detect(None, MISTRAL_TOKENS).delimiters == ("[TOOL_CALLS]", "[THINK]", "[/THINK]")
     assert detect(LLAMA31, LLAMA_TOKENS).delimiters == ("<|python_tag|>",)
     assert detect(QWEN3, {"<|im_end|>": 1}).delimiters == ()

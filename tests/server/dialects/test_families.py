@@ -65,7 +65,7 @@ def test_an_object_that_is_no_call_is_content(body: str, size: int) -> None:
 
 
 @sizes
-def test_broken_arguments_end_at_the_mark(size: int) -> None:
+def test_broken_arguments_end_at_the_delimiter(size: int) -> None:
     text = '<tool_call>{"name": "add", "arguments": {"a": 1</tool_call>\n<tool_call>{"name": "add", "arguments": {}}'
     expected = [CallStart(0, "add"), CallArguments(0, '{"a": 1'), CallStart(1, "add"), CallArguments(1, "{}")]
     assert read(dialect("hermes"), text, size=size) == expected
@@ -78,7 +78,7 @@ def test_what_stands_too_much_in_a_call_is_content(size: int) -> None:
     assert read(dialect("hermes"), text, size=size) == expected
 
 
-def test_a_mark_inside_an_argument_is_argument() -> None:
+def test_a_delimiter_inside_an_argument_is_argument() -> None:
     call = ("add", '{"a": "</tool_call><tool_call>", "b": "<|call|>"}')
     assert read(dialect("hermes"), f'<tool_call>{{"name": "add", "arguments": {call[1]}}}</tool_call>') == parts_of(
         [call]
@@ -88,14 +88,14 @@ def test_a_mark_inside_an_argument_is_argument() -> None:
 
 
 @sizes
-def test_a_quoted_think_mark_opens_no_thought(size: int) -> None:
+def test_a_quoted_think_delimiter_opens_no_reasoning(size: int) -> None:
     text = "R1 writes <think> before it answers, and </think> after."
     assert read(dialect("hermes"), text, size=size) == [Content(text)]
     assert read(dialect("plain"), f"<think>{text}", size=size) == [Content(f"<think>{text}")]
 
 
 @sizes
-def test_a_think_token_opens_a_thought_anywhere(size: int) -> None:
+def test_a_think_token_opens_reasoning_anywhere(size: int) -> None:
     text = "Well. [THINK]hm[/THINK] So. [THINK] ha [/THINK]"
     expected = [Content("Well."), Reasoning("hm"), Content(" So."), Reasoning(" ha")]
     assert read(dialect("mistral"), text, size=size) == expected
@@ -108,7 +108,7 @@ def test_a_model_may_open_again_what_the_prompt_opened(size: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "hermes", "llama"])
-def test_whitespace_waits_only_where_a_mark_may_follow(name: str) -> None:
+def test_whitespace_waits_only_where_a_delimiter_may_follow(name: str) -> None:
     parser = dialect(name).parser("", ())
     assert parser.push("Hi\n") == [Content("Hi\n")]
     assert parser.push("\n") == [Content("\n")]
@@ -119,12 +119,12 @@ def test_whitespace_waits_only_where_a_mark_may_follow(name: str) -> None:
 
 
 @sizes
-def test_a_prompt_that_closed_the_thought(size: int) -> None:
+def test_a_prompt_that_closed_the_reasoning(size: int) -> None:
     assert read(dialect("deepseek"), "Hi</think>", "…<think></think>", size=size) == [Content("Hi</think>")]
 
 
 @sizes
-def test_mistral_without_marks_between_name_and_arguments(size: int) -> None:
+def test_mistral_without_delimiters_between_name_and_arguments(size: int) -> None:
     assert read(dialect("mistral"), '[TOOL_CALLS]add{"a": 1}', size=size) == CALL
     text = "[TOOL_CALLS]add, and [TOOL_CALLS] " + "x" * 300 + "[ARGS]{}"
     assert read(dialect("mistral"), text, size=size) == [Content(text)]
@@ -228,7 +228,7 @@ def test_harmony_body_that_the_prompt_began(size: int) -> None:
     assert read(dialect("harmony"), "Hello", ended, size=size) == [Content("Hello")]
 
 
-def test_ends_and_marks_are_tokens_of_the_checkpoint() -> None:
+def test_ends_and_delimiters_are_tokens_of_the_checkpoint() -> None:
     assert dialect("harmony").end_tokens == ("<|return|>", "<|call|>")
     assert dialect_named("harmony", {"<|return|>": 5}).end_tokens == ("<|return|>",)
     assert dialect_named("mistral", {"[TOOL_CALLS]": 5}).delimiters == ("[TOOL_CALLS]",)
@@ -248,6 +248,6 @@ def test_a_deep_value_does_not_overflow() -> None:
     assert read(dialect("hermes"), f'<tool_call>{{"arguments": {call[1]}, "name": "add"}}') == parts_of([call])
 
 
-def test_names_are_not_checked_where_marks_are_certain() -> None:
+def test_names_are_not_checked_where_delimiters_are_certain() -> None:
     text = '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>'
     assert read(dialect("hermes"), text, tools=[ToolSpec("add")]) == parts_of([("unknown", "{}")])

@@ -82,11 +82,11 @@ CASES = {
     "harmony-text": of("harmony", BEGUN, None, ()),
 }
 cases = pytest.mark.parametrize("name", CASES)
-pytestmark = pytest.mark.usefixtures("short_thoughts")
+pytestmark = pytest.mark.usefixtures("short_reasoning")
 
 
 @pytest.fixture
-def short_thoughts(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_reasoning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar, "MAX_REASONING", 30)
 
 
@@ -181,7 +181,7 @@ def test_what_the_grammar_allows_is_read_as_calls(name: str, parallel: bool) -> 
 
 
 @cases
-def test_thoughts_come_first_where_the_family_thinks(name: str) -> None:
+def test_reasoning_come_first_where_the_family_thinks(name: str) -> None:
     case = CASES[name]
     text = case.dialect.answer_grammar(case.prompt, 'answer: "Yes"')
     reasoning = set()
@@ -202,7 +202,7 @@ def test_rules_of_answers_keep_their_names() -> None:
         assert set(answers) == {Content("1"), Content("2"), Content("3")}
 
 
-def test_plain_answers_are_the_rules_alone() -> None:
+def test_plain_answers_are_the_rules_only() -> None:
     text = dialect_named("plain", {}).answer_grammar("<think>", 'answer: "a"')
     assert text.split() == ["start:", "answer", "answer:", '"a"']
 
@@ -238,7 +238,7 @@ def test_json_is_compact_or_usual_and_nothing_else() -> None:
         )
 
 
-def test_a_thought_is_bounded_and_ends_at_its_mark() -> None:
+def test_reasoning_is_bounded_and_ends_at_its_delimiter() -> None:
     text = dialect_named("hermes", {}).call_grammar("", [ToolSpec("t")], False)
     call = '<tool_call>\n{"name": "t", "arguments": {}}\n</tool_call>'
     for reasoning in ("", "a < b", "x" * 30):

@@ -44,7 +44,7 @@ def test_several_calls(w: Family, size: int) -> None:
 
 @thinking
 @sizes
-def test_thought_then_call(w: Family, size: int) -> None:
+def test_reasoning_then_call(w: Family, size: int) -> None:
     text = w.reasoning("I should\n\ncall.") + w.calls([ADD])
     assert read(w.dialect, text, size=size) == [Reasoning("I should\n\ncall."), *parts_of([ADD])]
 
@@ -52,14 +52,14 @@ def test_thought_then_call(w: Family, size: int) -> None:
 @thinking
 @sizes
 @pytest.mark.parametrize("tools", [TOOLS, ()])
-def test_thought_then_content(w: Family, size: int, tools: tuple) -> None:
+def test_reasoning_then_content(w: Family, size: int, tools: tuple) -> None:
     text = w.reasoning("Hm.") + w.content("Hi there.\n")
     assert read(w.dialect, text, tools=tools, size=size) == [Reasoning("Hm."), Content("Hi there.\n")]
 
 
 @thinking
 @sizes
-def test_a_thought_that_the_prompt_opened(w: Family, size: int) -> None:
+def test_reasoning_that_the_prompt_opened(w: Family, size: int) -> None:
     text = w.reopened("Hm.") + w.content("  Hi.")
     assert read(w.dialect, text, f"question{w.opened}", size=size) == [Reasoning("Hm."), Content("  Hi.")]
     text = w.reopened("Hm.") + w.calls([ADD])
@@ -67,7 +67,7 @@ def test_a_thought_that_the_prompt_opened(w: Family, size: int) -> None:
 
 
 @thinking
-def test_a_thought_that_never_closes(w: Family) -> None:
+def test_reasoning_that_never_closes(w: Family) -> None:
     assert read(w.dialect, "on and on", w.opened, size=1) == [Reasoning("on and on")]
 
 
@@ -97,7 +97,7 @@ def test_arguments_and_names_come_as_they_are_written(w: Family) -> None:
 
 @tagged
 @sizes
-def test_marks_are_text_without_tools(w: Family, size: int) -> None:
+def test_delimiters_are_text_without_tools(w: Family, size: int) -> None:
     text = "See: " + w.calls([ADD, ADD])
     assert read(w.dialect, text, tools=(), size=size) == [Content(text)]
 
@@ -128,7 +128,7 @@ def test_a_call_cut_before_its_name_is_content(w: Family, size: int, cut: int) -
 
 @tagged
 @sizes
-def test_a_mark_without_a_call_is_content(w: Family, size: int) -> None:
+def test_a_delimiter_without_a_call_is_content(w: Family, size: int) -> None:
     delimiter = w.calls([ADD])[: w.calls([ADD]).index("]" if w.id.startswith("mistral") else ">") + 1]
     text = f"The delimiter {delimiter} \n is used, {delimiter}{delimiter} like so {delimiter}"
     assert read(w.dialect, text, size=size) == [Content(text)]
@@ -137,18 +137,18 @@ def test_a_mark_without_a_call_is_content(w: Family, size: int) -> None:
 
 @every
 @sizes
-def test_whitespace_alone_is_content(w: Family, size: int) -> None:
+def test_whitespace_only_is_content(w: Family, size: int) -> None:
     assert read(w.dialect, w.content(" \n\n"), size=size) == [Content(" \n\n")]
     assert read(w.dialect, "", size=size) == []
 
 
 @thinking
-def test_an_empty_thought_leaves_nothing(w: Family) -> None:
+def test_empty_reasoning_leaves_nothing(w: Family) -> None:
     assert read(w.dialect, w.reasoning("\n") + w.content("Hi"), size=1) == [Content("Hi")]
 
 
 @pytest.mark.parametrize("w", [w for w in THINKING if not w.id.startswith("harmony")], ids=lambda w: w.id)
 @sizes
-def test_a_mark_in_a_thought_is_thought(w: Family, size: int) -> None:
+def test_a_delimiter_in_reasoning_is_reasoning(w: Family, size: int) -> None:
     reasoning = f"maybe {w.calls([ADD])} or not"
     assert read(w.dialect, w.reasoning(reasoning) + "No.", size=size) == [Reasoning(reasoning), Content("No.")]

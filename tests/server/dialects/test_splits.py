@@ -122,7 +122,7 @@ def test_no_word_is_lost(w: Family, bits: list[str]) -> None:
 
 
 @every
-def test_no_part_of_a_mark_is_shown_while_it_may_become_one(w: Family) -> None:
+def test_no_part_of_a_delimiter_is_shown_while_it_may_become_one(w: Family) -> None:
     whole = w.reasoning("Hm.") + w.calls([ADD, ADD]) if w.id != "plain" else w.calls([ADD, ADD])
     parser = w.dialect.parser("", TOOLS)
     for char in whole:

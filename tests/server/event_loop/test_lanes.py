@@ -4,9 +4,9 @@ import asyncio
 import threading
 
 import pytest
+from server.event_loop.lanes import Lane
 
 from model.errors import EngineBusy
-from server.event_loop.lanes import Lane
 
 
 def test_a_job_runs_elsewhere_and_its_result_comes_back() -> None:

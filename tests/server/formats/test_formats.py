@@ -250,7 +250,7 @@ def test_tokenize_and_back() -> None:
 )
 @pytest.mark.parametrize("logprobs", [False, True])
 @pytest.mark.parametrize("chat", [False, True])
-def test_a_text_alone_is_written_as_every_chunk_is(
+def test_a_text_delta_is_written_as_every_chunk_is(
     chat: bool, logprobs: bool, said: list[tuple[int, str]], model: str
 ) -> None:
     """The short way of the common case, beside the long one."""

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.access.keys import read_keys
-from server.http.auth import LEVEL_HEADERS, credentials
+from server.http.auth import RATE_LIMIT_HEADERS, credentials
 from server.http.middleware import PROBES
 from tests.server.fakes import FakeEngine, says
 from tests.server.harness import CHAT, COMPLETIONS, eventually, in_memory, key_file, on_loopback, service_of, value
@@ -94,7 +94,7 @@ def test_requests_per_minute(tmp_path: Path) -> None:
         assert [answer.status_code for answer in (first, second, third)] == [200, 200, 429]
         assert [first.headers[f"x-ratelimit-{what}-requests"] for what in ("limit", "remaining")] == ["2", "1"]
         told = {name for name in first.headers if name.startswith("x-ratelimit")}
-        assert told == {name for name in LEVEL_HEADERS if name.endswith("requests")}
+        assert told == {name for name in RATE_LIMIT_HEADERS if name.endswith("requests")}
         assert re.fullmatch(r"\d+\.\d{3}s", first.headers["x-ratelimit-reset-requests"])
         error = third.json()["error"]
         assert (error["type"], error["code"], error["param"]) == ("rate_limit_error", "rate_limit_exceeded", None)

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.http import h11 as protocol
+from server.http import h11
 from server.service import Service
 from tests.server.fakes import FakeEngine
 from tests.server.harness import COMPLETIONS, eventually, on_loopback, value
@@ -64,7 +64,7 @@ def server() -> Iterator[tuple[str, Service]]:
         yield url, service
 
 
-def test_a_head_is_held_to_its_limit_exactly_also_in_one_piece(server: tuple[str, Service]) -> None:
+def test_a_head_is_held_to_its_limit_exactly_also_in_one_part(server: tuple[str, Service]) -> None:
     url, service = server
     limit = service.settings.max_header_bytes
     head = b"GET /live HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-long: "
@@ -120,7 +120,7 @@ def test_an_early_answer_arrives_while_the_body_is_still_being_sent(settings: di
 
 
 def test_an_answered_connection_closes_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(h11, "LINGER_SECONDS", 0.1)
     with on_loopback(FakeEngine(), max_body_bytes=1000) as (url, _), connected(url) as connection:
         connection.sendall(POST + b"content-length: 2000\r\n\r\n")
         assert answered(connection)[0] == 413
@@ -131,7 +131,7 @@ def test_an_answered_connection_closes_after_a_while(monkeypatch: pytest.MonkeyP
 
 
 def test_an_answered_connection_closes_after_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "LINGER_BYTES", 1 << 20)
+    monkeypatch.setattr(h11, "LINGER_BYTES", 1 << 20)
     with on_loopback(FakeEngine(), max_body_bytes=1000) as (url, _), connected(url) as connection:
         connection.sendall(POST + b"content-length: 2000000000\r\n\r\n")
         with pytest.raises(OSError):
@@ -174,7 +174,7 @@ def test_connections_are_counted_and_probes_have_some_of_their_own() -> None:
         over = httpx.post(url + COMPLETIONS, json={"prompt": "hi"})
         assert over.status_code == 503 and over.json()["error"]["code"] == "too_many_connections"
         assert int(over.headers["retry-after"]) >= 1 and "2 connections" in over.json()["error"]["message"]
-        waiting = [stack.enter_context(connected(url)) for _ in range(protocol.RESERVE)]
+        waiting = [stack.enter_context(connected(url)) for _ in range(h11.RESERVED_CONNECTIONS)]
         status, error = refusal_of(url, b"")
         assert (status, error["code"]) == (503, "too_many_connections")
         assert value(service, "requests_rejected_total", reason="too_many_connections") == 2
@@ -197,7 +197,7 @@ def test_a_connection_between_two_requests_keeps_its_place() -> None:
 
 
 def test_a_new_connection_takes_the_place_of_the_longest_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "LEAST_IDLE", 0.0)
+    monkeypatch.setattr(h11, "MIN_IDLE_SECONDS", 0.0)
     with on_loopback(FakeEngine(), max_connections=3) as (url, _), contextlib.ExitStack() as stack:
         busy, *idle = [stack.enter_context(connected(url)) for _ in range(3)]
         busy.sendall(POST + b"content-length: 16\r\n\r\n" + BODY[:5])
@@ -214,7 +214,7 @@ def test_a_new_connection_takes_the_place_of_the_longest_idle_one(monkeypatch: p
 def test_connections_that_have_been_refused_take_no_place() -> None:
     """They stay for a while, so that the refusal is read."""
     with on_loopback(FakeEngine(), max_connections=1) as (url, _), contextlib.ExitStack() as stack:
-        first, *_ = [stack.enter_context(connected(url)) for _ in range(protocol.RESERVE + 1)]
+        first, *_ = [stack.enter_context(connected(url)) for _ in range(h11.RESERVED_CONNECTIONS + 1)]
         refused = [stack.enter_context(connected(url)) for _ in range(10)]
         assert {connection.recv(13) for connection in refused} == {b"HTTP/1.1 503 "}
         first.close()
@@ -242,7 +242,7 @@ def test_a_client_that_asks_before_it_sends_is_answered_before(server: tuple[str
 
 
 def test_those_who_idle_on_a_kept_connection_lose_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "RESERVE_TIMEOUT", 0.1)
+    monkeypatch.setattr(h11, "RESERVED_HEADER_SECONDS", 0.1)
     with on_loopback(FakeEngine(), max_connections=1) as (url, _), connected(url) as first, connected(url) as idle:
         first.sendall(b"GET /li")
         assert answered(idle)[2]["error"]["code"] == "header_timeout"

@@ -9,8 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.http import readers
-from server.http import sse as stream
+from server.http import readers, sse
 from tests.server import fakes
 from tests.server.harness import COMPLETIONS, eventually, on_loopback, value
 from tests.server.test_long_answers import SCORED, engine_of, scores
@@ -80,7 +79,7 @@ def test_who_takes_something_gets_everything() -> None:
 
 
 def test_an_answer_that_takes_too_long_to_be_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "GRACE", -4.0)
+    monkeypatch.setattr(sse, "GRACE_SECONDS", -4.0)
     with on_loopback(engine_of(2_000), total_timeout=5.0) as (url, _), asked(url) as slow:
         size, count, end = size_of(slow), 0, time.monotonic() + 2.0
         while time.monotonic() < end:

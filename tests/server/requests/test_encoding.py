@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from model.errors import EngineBusy
 from server.app import create_app
-from server.event_loop.lanes import Lane
+from server.event_loop.thread_pools import BoundedThreadPool
 from server.settings import Settings
 from tests.server.fakes import FakeChat, FakeEngine, FakeTokenizer
 from tests.server.harness import CHAT, COMPLETIONS, eventually, in_memory, service_of
@@ -80,7 +80,7 @@ def test_a_prompt_that_proves_too_long_is_refused_by_its_count(tokenizer: Tokeni
 
 
 def test_token_routes_bound_what_they_list(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> None:
-    monkeypatch.setattr("server.http.routes.tokens.MOST_TOKENS", 100)
+    monkeypatch.setattr("server.http.routes.tokens.MAX_TOKENS", 100)
     app = create_app(Settings(model="tiny"), FakeEngine(), tokenizer, FakeChat(), {})
     with TestClient(app) as client:
         eventually(lambda: service_of(client).loaded is not None)
@@ -150,7 +150,7 @@ class Held(FakeTokenizer):
         return FakeTokenizer.encode(self, text, framed, most)
 
 
-def test_a_crowd_at_tokenize_is_bounded_and_leaves_completions_alone() -> None:
+def test_many_requests_at_tokenize_is_bounded_and_leaves_completions_untouched() -> None:
     held = Held()
     app = create_app(Settings(model="tiny"), FakeEngine(), held, FakeChat(), {})
     with TestClient(app) as client:
@@ -173,7 +173,7 @@ def test_a_crowd_at_tokenize_is_bounded_and_leaves_completions_alone() -> None:
 
 def test_a_lane_gives_its_places_back() -> None:
     async def check() -> None:
-        lane, go = Lane("work", 1, 1), threading.Event()
+        lane, go = BoundedThreadPool("work", 1, 1), threading.Event()
         first = asyncio.ensure_future(lane.run(go.wait, 10))
         second = asyncio.ensure_future(lane.run(int, "2"))
         await asyncio.sleep(0.05)

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from model.errors import CheckpointError, InvalidRequest
 from server.requests import templates
-from server.requests.templates import Templates
+from server.requests.templates import SandboxedTemplate
 from tests.weights.reference_chats import CALLS, CHATS, TOOLS
 from tests.weights.words import USER, write_tokenizer
 from weights.chat import ChatTemplate
@@ -25,8 +25,8 @@ CALM = "{% if messages[0].content == 'bomb' %}BOMB{% else %}calm{% endif %}"
 SHORT = 0.5
 
 
-def loaded(folder: Path, source: str) -> Templates:
-    made = Templates.load(write_tokenizer(folder, chat_template=source))
+def loaded(folder: Path, source: str) -> SandboxedTemplate:
+    made = SandboxedTemplate.load(write_tokenizer(folder, chat_template=source))
     assert made is not None
     return made
 
@@ -42,7 +42,7 @@ def test_it_renders_what_the_template_renders(tmp_path: Path) -> None:
                 assert template.render(*asked) == plain.render(*asked)
     assert not loaded(tmp_path, "x").knows_tools and not loaded(tmp_path, "x").knows_thinking
     assert loaded(tmp_path, "{{ enable_thinking }}").knows_thinking
-    assert Templates.load(write_tokenizer(tmp_path, chat_template=[{"name": "tools", "template": "x"}])) is None
+    assert SandboxedTemplate.load(write_tokenizer(tmp_path, chat_template=[{"name": "tools", "template": "x"}])) is None
 
 
 TIME = ["{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"]
@@ -58,7 +58,7 @@ MEMORY = [
 
 @pytest.mark.parametrize("bomb", TIME + MEMORY)
 def test_a_bomb_ends_as_its_requests_refusal(bomb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "SECONDS", SHORT if bomb in TIME else 20.0)
+    monkeypatch.setattr(templates, "CPU_SECONDS", SHORT if bomb in TIME else 20.0)
     template = loaded(tmp_path, CALM.replace("BOMB", bomb))
     with pytest.raises(
         InvalidRequest, match=r"longer than 0\.5 s" if bomb in TIME else "1024 MB|refuses|ended"
@@ -75,7 +75,7 @@ def test_a_template_is_tried_at_the_start(tmp_path: Path, monkeypatch: pytest.Mo
     assert "a system message comes first" in logged[0]["reason"] and logged[0]["log_level"] == "warning"
     with pytest.raises(InvalidRequest, match="a system message comes first"):
         refusing.render(HELLO)
-    monkeypatch.setattr(templates, "SECONDS", SHORT)
+    monkeypatch.setattr(templates, "CPU_SECONDS", SHORT)
     with pytest.raises(CheckpointError, match=r"cannot render one message: it took longer than 0\.5 s"):
         loaded(tmp_path, TIME[0])
 
@@ -96,12 +96,12 @@ def test_a_process_that_died_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_process_that_stands_still_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "SECONDS", 0.1)
+    monkeypatch.setattr(templates, "CPU_SECONDS", 0.1)
     template = loaded(tmp_path, "{{ messages[0].content }}")
     os.kill(template._idle[0]._process.pid, signal.SIGSTOP)
     with pytest.raises(InvalidRequest, match="longer than"):
         template.render(HELLO)
-    monkeypatch.setattr(templates, "SECONDS", 5.0)
+    monkeypatch.setattr(templates, "CPU_SECONDS", 5.0)
     assert template.render(HELLO) == "Hello"
 
 
@@ -121,8 +121,8 @@ def test_it_ends_with_the_server(tmp_path: Path) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
-from server.requests.templates import Templates
-print(Templates.load(Path(sys.argv[1]))._idle[0]._process.pid, flush=True)
+from server.requests.templates import SandboxedTemplate
+print(SandboxedTemplate.load(Path(sys.argv[1]))._idle[0]._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)

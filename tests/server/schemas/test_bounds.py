@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from model.errors import InvalidRequest, shown
-from server.depth import JsonLimits, JsonTooLarge, deeper, least_bytes, parse
+from server.json_limits import JsonLimits, JsonTooLarge, is_deeper, min_json_bytes, parse
 from server.schemas.bounds import AtMost
 from server.schemas.chat import ChatBody
 from server.schemas.completions import CompletionBody
@@ -135,12 +135,12 @@ def test_json_beyond_limits(text: str, limit: str) -> None:
 
 
 def test_depth_and_size() -> None:
-    assert not deeper([[1], {"a": [2]}], 3) and deeper([[1], {"a": [2]}], 2) and not deeper(1, 0)
+    assert not is_deeper([[1], {"a": [2]}], 3) and is_deeper([[1], {"a": [2]}], 2) and not is_deeper(1, 0)
     for thing in ([], {}, [1, 2], {"a": [True, None], "bc": "d"}, "x", [[[]]], {"k": {"k": 1}}):
-        assert least_bytes(thing, 100) <= len(json.dumps(thing)), thing
-    assert least_bytes({"a": ["x", "y"]}, 100) == len('{"a": ["x", "y"]}')
+        assert min_json_bytes(thing, 100) <= len(json.dumps(thing)), thing
+    assert min_json_bytes({"a": ["x", "y"]}, 100) == len('{"a": ["x", "y"]}')
     begun = time.process_time()
-    assert least_bytes([[1] * 1_000_000] * 100, 100) > 100 and time.process_time() - begun < 0.5
+    assert min_json_bytes([[1] * 1_000_000] * 100, 100) > 100 and time.process_time() - begun < 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""How deep JSON may be nested, how much of it there may be, and what that costs to find out. It knows no field.
+"""Parses JSON within limits on depth and size, which are checked before most of the work. It knows no field.
 
-A body of eight megabytes can hold millions of objects: parsing them stops every other request, for the interpreter's
-lock is held. So what parsing would make is counted first, in slices between which others run.
+A body of eight megabytes can hold millions of objects: parsing it holds the interpreter's lock and stops every other
+request. What parsing would make is therefore counted first, in slices between which others run.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ class JsonLimits:
 
 
 class JsonTooLarge(ValueError):
-    """JSON, but nested deeper or with more in it than the limits allow. Says which, as "at most 64 levels"."""
+    """JSON beyond a limit, which the message names, such as "at most 64 levels"."""
 
 
 def parse(data: bytes | bytearray, limits: JsonLimits) -> Any:
@@ -42,14 +42,16 @@ def parse(data: bytes | bytearray, limits: JsonLimits) -> Any:
         if "recursion limit" in str(error):
             raise JsonTooLarge(f"at most {limits.depth} levels") from None
         raise
-    if deeper(value, limits.depth):
+    if is_deeper(value, limits.depth):
         raise JsonTooLarge(f"at most {limits.depth} levels")
     return value
 
 
 def check_count(texts: Sequence[bytes | bytearray], limits: JsonLimits) -> None:
-    """Raises JsonTooLarge where parsing the texts would make more, together, than is allowed. What is within strings
-    is told from the rest only if all of it would be too much."""
+    """Raises JsonTooLarge where parsing the texts would make more, together, than is allowed.
+
+    Strings are left out of the count only if the count with them would be too much, since finding them takes time.
+    """
     if sum(data.count(b",") for data in texts) < limits.values and sum(map(_objects, texts)) <= limits.objects:
         return
     commas = objects = 0
@@ -63,8 +65,8 @@ def check_count(texts: Sequence[bytes | bytearray], limits: JsonLimits) -> None:
 
 
 def _outside_strings(data: bytes | bytearray) -> Iterator[bytes]:
-    """What is left of a JSON text without its strings, in slices."""
-    unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")  # every quote left begins or ends a string
+    """A JSON text without its strings, in slices."""
+    unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")  # every remaining quote begins or ends a string
     within = 0
     for start in range(0, len(unescaped), SLICE):
         parts = unescaped[start : start + SLICE].split(b'"')
@@ -73,28 +75,34 @@ def _outside_strings(data: bytes | bytearray) -> Iterator[bytes]:
 
 
 def _objects(data: bytes | bytearray) -> int:
+    """How many objects, lists and keys the text can have."""
     return data.count(b"{") + data.count(b"[") + data.count(b":")
 
 
-def deeper(value: Any, limit: int) -> bool:
+def is_deeper(value: Any, limit: int) -> bool:
     """Whether lists and objects are nested deeper than `limit`."""
-    lists, objects = _sorted_out([value])
+    lists, objects = _containers([value])
     for _ in range(limit):
         if not (lists or objects):
             break
-        lists, objects = _sorted_out(chain(chain.from_iterable(lists), chain.from_iterable(map(dict.values, objects))))
+        values = chain(chain.from_iterable(lists), chain.from_iterable(map(dict.values, objects)))
+        lists, objects = _containers(values)
     return bool(lists or objects)
 
 
-def _sorted_out(values: Iterable[Any]) -> tuple[list[list[Any]], list[dict[Any, Any]]]:
-    """The lists and the objects among them."""
+def _containers(values: Iterable[Any]) -> tuple[list[list[Any]], list[dict[Any, Any]]]:
+    """The lists and the objects among `values`."""
     containers = [value for value in values if type(value) in CONTAINERS]
-    return [one for one in containers if type(one) is list], [one for one in containers if type(one) is dict]
+    lists = [container for container in containers if type(container) is list]
+    objects = [container for container in containers if type(container) is dict]
+    return lists, objects
 
 
-def least_bytes(value: Any, enough: int) -> int:
-    """A lower bound of the bytes of `json.dumps(value)`, exact but for escapes and long numbers. It stops counting
-    beyond `enough`, so that its cost does not grow with the value."""
+def min_json_bytes(value: Any, enough: int) -> int:
+    """A lower bound of the bytes of `json.dumps(value)`, exact except for escapes and long numbers.
+
+    Counting stops beyond `enough`, so that its cost does not grow with the value.
+    """
     size, waiting = 0, [value]
     while waiting and size <= enough:
         node = waiting.pop()
