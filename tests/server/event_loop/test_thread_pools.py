@@ -4,15 +4,15 @@ import asyncio
 import threading
 
 import pytest
-from server.event_loop.lanes import Lane
 
 from model.errors import EngineBusy
+from server.event_loop.thread_pools import BoundedThreadPool
 
 
 def test_a_job_runs_elsewhere_and_its_result_comes_back() -> None:
     async def body() -> None:
-        lane = Lane("sums", threads=1, waiting=0)
-        assert await lane.run(lambda a, b: (a + b, threading.current_thread().name.startswith("sums")), 2, b=3) == (
+        pool = BoundedThreadPool("sums", threads=1, waiting=0)
+        assert await pool.run(lambda a, b: (a + b, threading.current_thread().name.startswith("sums")), 2, b=3) == (
             5,
             True,
         )
@@ -23,20 +23,20 @@ def test_a_job_runs_elsewhere_and_its_result_comes_back() -> None:
 def test_an_error_of_the_job_is_the_callers() -> None:
     async def body() -> None:
         with pytest.raises(ZeroDivisionError):
-            await Lane("divisions", threads=1, waiting=0).run(lambda: 1 // 0)
+            await BoundedThreadPool("divisions", threads=1, waiting=0).run(lambda: 1 // 0)
 
     asyncio.run(body())
 
 
 def test_no_more_than_the_limit_are_held_and_a_place_comes_free() -> None:
     async def body() -> None:
-        lane, release = Lane("waits", threads=1, waiting=1), threading.Event()
-        held = [asyncio.ensure_future(lane.run(release.wait, 10)) for _ in range(2)]
+        pool, release = BoundedThreadPool("waits", threads=1, waiting=1), threading.Event()
+        held = [asyncio.ensure_future(pool.run(release.wait, 10)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(EngineBusy, match="the queue for waits is full: 2 jobs are held"):
-            await lane.run(release.wait, 10)
+            await pool.run(release.wait, 10)
         release.set()
         assert await asyncio.gather(*held) == [True, True]
-        assert await lane.run(release.wait, 10)
+        assert await pool.run(release.wait, 10)
 
     asyncio.run(body())
