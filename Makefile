@@ -47,7 +47,7 @@ coverage: $(VENV)/.dev  ## branch coverage of server, engine, weights and model;
 	sh release/coverage_floor.sh $(BIN)/coverage 90 server engine weights model && exit $$passed
 
 # Each prints a table and one line of JSON, and fails where something was lost, held back or left behind.
-STORMS := bodies crowds grammars connections keys checkpoints lives "greedy_call --most 5" "engine_deaths --kills 5 --hangs 1" "waves --waves 6"
+STORMS := bodies many_clients grammars connections keys checkpoints lifecycle "greedy_call --most 5" "engine_deaths --kills 5 --hangs 1" "waves --waves 6"
 
 test-storms: $(VENV)/.dev  ## floods, hostile requests, kills and hangs against real servers: six minutes
 	failed=""; for storm in $(STORMS); do echo "## $$storm"; $(BIN)/python -m tests.storms.$$storm || failed="$$failed $$storm"; \

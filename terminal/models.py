@@ -10,7 +10,7 @@ from terminal.sanitize import one_line
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertCounts:
+class CountRange:
     """The expert counts that a model allows: `low` to `high`, both included."""
 
     low: int
@@ -28,7 +28,7 @@ class ModelCard:
 
     id: str
     dense: bool  # whether it is known to have no experts
-    allowed: ExpertCounts | None  # None: the server does not say
+    allowed: CountRange | None  # None: the server does not say
     fixed: int | None = None  # the count that this name, an alias, stands for
 
     @property
@@ -87,5 +87,5 @@ def _card(model: Mapping[str, Any]) -> ModelCard:
         return ModelCard(str(model["id"]), False, None)
     if not moe.get("layers", 1):
         return ModelCard(str(model["id"]), True, None)
-    allowed = ExpertCounts(*(int(moe[name]) for name in ("min", "max", "default", "trained")))
+    allowed = CountRange(*(int(moe[name]) for name in ("min", "max", "default", "trained")))
     return ModelCard(str(model["id"]), False, allowed, allowed.default if model.get("parent") else None)

@@ -61,7 +61,7 @@ class PromptToken(AnswerModel):
     decoded_token: str
 
 
-PromptLogprobs = list[dict[str, PromptToken] | None]  # by token id; null for the first token
+PromptLogprobList = list[dict[str, PromptToken] | None]  # by token id; null for the first token
 
 
 class CompletionChoice(AnswerModel):
@@ -70,7 +70,7 @@ class CompletionChoice(AnswerModel):
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
     stop_reason: str | int | None = Field(None, description=STOP_REASON)
-    prompt_logprobs: PromptLogprobs | None = None
+    prompt_logprobs: PromptLogprobList | None = None
 
 
 class Completion(AnswerModel):
@@ -138,7 +138,7 @@ class ChatCompletion(AnswerModel):
     choices: list[ChatChoice]
     usage: Usage
     metrics: RequestMetrics
-    prompt_logprobs: PromptLogprobs | None = None
+    prompt_logprobs: PromptLogprobList | None = None
 
 
 class FunctionDelta(AnswerModel):

@@ -14,7 +14,7 @@ from model.errors import InvalidRequest, shown
 from server.schemas.bounds import BAD_JSON, KEYS, TOO_MANY, AtMost, JsonText
 from server.settings import Settings
 
-Model = TypeVar("Model", bound=BaseModel)
+BodyModel = TypeVar("BodyModel", bound=BaseModel)
 COUNT_SCHEMA: dict[str, Any] = {"type": "integer", "minimum": 1}
 COUNTS_SCHEMA: dict[str, Any] = {"anyOf": [COUNT_SCHEMA, {"type": "array", "items": COUNT_SCHEMA}]}
 EXPERTS_SCHEMA: dict[str, Any] = {
@@ -216,11 +216,11 @@ class GenerationBody(SampledBody):
 
 
 def validate(
-    kind: type[Model],
+    kind: type[BodyModel],
     raw: Mapping[str, Any],
     defaults: Mapping[str, Any] = MappingProxyType({}),
     settings: Settings | None = None,
-) -> Model:
+) -> BodyModel:
     """The typed body. Without `settings`, their default limits hold.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One running server for every client. Where the clients are not installed, none of these tests is collected."""
+"""One running server for all clients. Where the clients are not installed, none of these tests is collected."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -18,5 +18,5 @@ def address() -> Iterator[str]:
 
 @pytest.fixture
 def base(address: str) -> str:
-    """What clients call the base URL."""
+    """The base URL of clients."""
     return f"{address}/v1"

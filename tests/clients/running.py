@@ -1,4 +1,4 @@
-"""A real `moedial serve` for clients that live in a venv of their own, where moedial is not. It knows no client."""
+"""A real `moedial serve` for clients in a venv of their own, without moedial. It knows no client."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Two little tasks for lm-evaluation-harness, written as files: stories to continue, and endings to choose."""
+"""Two small tasks for lm-evaluation-harness, written as files: stories to continue, and endings to choose."""
 
 import json
 from pathlib import Path

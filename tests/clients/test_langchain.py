@@ -7,7 +7,7 @@ import pytest
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAI
 
-from tests.clients.asks import DRAW, PROMPT, SLEEP, Book, DrawAnimal
+from tests.clients.inputs import DRAW, PROMPT, SLEEP, Book, DrawAnimal
 from tests.clients.running import MODEL
 
 ASKED = "Tell me a story."

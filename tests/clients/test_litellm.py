@@ -1,4 +1,4 @@
-"""LiteLLM's `completion` and its kin against a real server, through its two providers for OpenAI's API."""
+"""LiteLLM's `completion` and similar functions against a real server, through its two providers for OpenAI's API."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # read at import; else it l
 import litellm
 import pytest
 
-from tests.clients.asks import DRAW, PROMPT, QUESTION, SLEEP, Book, drawn
+from tests.clients.inputs import DRAW, PROMPT, QUESTION, SLEEP, Book, drawn
 from tests.clients.running import MODEL
 
 CHAT, TEXT = f"openai/{MODEL}", f"text-completion-openai/{MODEL}"

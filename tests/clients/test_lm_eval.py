@@ -17,7 +17,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLI
 
 
 def evaluated(base: str, folder: Path, *options: str, **arguments: object) -> dict[str, Any]:
-    """Run both tasks as people do; the report, with every sample by task."""
+    """Run both tasks with the command; returns the report, with every sample by task."""
     write_tasks(folder / "tasks")
     values = {"base_url": f"{base}/completions", "max_length": CONTEXT} | arguments
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--log_samples"]
@@ -46,7 +46,7 @@ def _samples(folder: Path, task: str) -> list[dict[str, Any]]:
 
 
 def scored(base: str, model: str, context: str, continuation: str, begun: bool = False) -> float:
-    """The same log-likelihood, asked for by hand: the same tokens, and no answer at all.
+    """The same log-likelihood, requested directly: the same tokens, and no answer at all.
 
     `begun`: the token that begins a text stands before every context, and not before an empty one alone.
     """

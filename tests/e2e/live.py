@@ -49,7 +49,7 @@ class Live:
 
 @contextmanager
 def serving(*flags: str, watched: bool = True) -> Iterator[Live]:
-    """Start a server, wait for its ready line, stop it with SIGTERM. A test fails when the server stood still beside it
+    """Start a server, wait for its ready line, stop it with SIGTERM. A test fails when the server stalled meanwhile
     or took too much memory (`tests/freezes.py`), unless it is not `watched`."""
     moedial = str(Path(sys.executable).with_name("moedial"))
     command = [moedial, "serve", "--port", "0", *flags]

@@ -1,4 +1,4 @@
-"""The whole product over real HTTP: `moedial serve` with the bundled models, asked by the real `openai` client."""
+"""The whole product over real HTTP: `moedial serve` with the bundled models, with the real `openai` client."""
 
 import signal
 import threading
@@ -89,7 +89,7 @@ def test_equal_prompts_of_a_list_are_drawn_apart(live: Live) -> None:
     assert len({answer.text for answer in answers}) > 1
 
 
-def test_a_crowd_with_other_counts_changes_nothing(live: Live) -> None:
+def test_many_requests_with_other_counts_changes_nothing(live: Live) -> None:
     alone = {k: complete(live, extra_body={"num_experts": k}, max_tokens=24).choices[0].text for k in (1, 2, 4, 8)}
     with ThreadPoolExecutor(4) as pool:
         answers = pool.map(lambda k: complete(live, extra_body={"num_experts": k}, max_tokens=24), alone)

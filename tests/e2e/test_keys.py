@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.live import Live, serving
 
 pytestmark = pytest.mark.slow
-SHOWN, FILED, WRONG = "sk-from-the-variable", "sk-from-the-file", "sk-of-a-stranger"
+SHOWN, FILED, WRONG = "sk-from-the-variable", "sk-from-the-file", "sk-that-is-unknown"
 PROMPT = "Once upon a time, there was a little girl who lived in a house by the sea. " * 4
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.clients.asks import DRAW, PROMPT, QUESTION, SLEEP, SURE, Book, DrawAnimal, drawn
+from tests.clients.inputs import DRAW, PROMPT, QUESTION, SLEEP, SURE, Book, DrawAnimal, drawn
 from tests.e2e.live import Live, serving
 from weights.folder import DEFAULT
 
@@ -36,7 +36,7 @@ def live() -> Iterator[Live]:
 
 
 def options(live: Live) -> Any:
-    """Strict: what comes back is held to the package's own types, which it otherwise takes on trust."""
+    """Strict: answers are validated by the package's own types, which it does not do by default."""
     strict = {"_strict_response_validation": True}
     return {"base_url": f"{live.url}/v1", "api_key": "unused", "max_retries": 0, "timeout": 60} | strict
 
@@ -102,7 +102,7 @@ def test_completions_async_and_many_at_once(live: Live) -> None:
 
 
 def test_a_prompt_is_scored_without_an_answer(live: Live) -> None:
-    """As on OpenAI's own server the first entry is null, which the package's types have not heard of."""
+    """As on OpenAI's own server the first entry is null, which the package's types do not have."""
     (choice,) = live.client.completions.create(**PROMPTED | {"max_tokens": 0, "echo": True, "logprobs": 1}).choices
     assert choice.text == PROMPT and choice.logprobs is not None and choice.finish_reason == "length"
     first, *rest = choice.logprobs.token_logprobs or []

@@ -1,4 +1,4 @@
-"""Structured output, scores and guesses on the bundled model over real HTTP, at every count: what is promised holds."""
+"""Structured output, log-probabilities and speculation on the bundled model over real HTTP, at every expert count."""
 
 import json
 import re
@@ -188,7 +188,7 @@ def test_cached_tokens_are_told_however_an_answer_ends(live: Live) -> None:
 
 
 @pytest.mark.redundant  # tests/engine/test_mixed_batch.py and test_speculation.py compare and count, in one process
-def test_guesses_are_counted_and_change_nothing(live: Live) -> None:
+def test_drafts_are_counted_and_change_nothing(live: Live) -> None:
     body = {"prompt": "The cat. The dog. The cat. The dog. The cat.", "max_tokens": 60, "seed": 5, "ignore_eos": True}
     body |= {"guided_regex": "( The (cat|dog)\\.){5} The end of this story is near", "ignore_eos": False}
     guessed = post(live, "/v1/completions", **body)["choices"][0]["text"]

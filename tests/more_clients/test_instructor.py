@@ -10,7 +10,7 @@ from instructor import Mode
 from openai import OpenAI
 from pydantic import BaseModel
 
-from tests.clients.asks import QUESTION
+from tests.clients.inputs import QUESTION
 from tests.clients.running import MODEL
 
 TOOLS = [Mode.TOOLS, Mode.TOOLS_STRICT, Mode.FUNCTIONS]

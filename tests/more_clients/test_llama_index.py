@@ -9,7 +9,7 @@ from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
 
-from tests.clients.asks import PROMPT, Book, DrawAnimal
+from tests.clients.inputs import PROMPT, Book, DrawAnimal
 from tests.clients.running import CONTEXT, MODEL
 
 Only = Callable[[int], AbstractContextManager[None]]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.asks import DrawAnimal
+from tests.clients.inputs import DrawAnimal
 from tests.clients.running import MODEL
 
 Only = Callable[[int], AbstractContextManager[None]]

@@ -17,7 +17,7 @@ from agents import (
 )
 from openai import AsyncOpenAI
 
-from tests.clients.asks import Book
+from tests.clients.inputs import Book
 from tests.clients.running import MODEL
 
 Only = Callable[[int], AbstractContextManager[None]]

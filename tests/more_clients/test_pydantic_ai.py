@@ -9,7 +9,7 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from tests.clients.asks import Book, DrawAnimal
+from tests.clients.inputs import Book, DrawAnimal
 from tests.clients.running import MODEL
 
 ASKED = "Tell me a story."

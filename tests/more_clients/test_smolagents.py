@@ -6,7 +6,7 @@ from typing import Any
 from smolagents import OpenAIModel, tool
 from smolagents.models import agglomerate_stream_deltas
 
-from tests.clients.asks import DRAW, Book
+from tests.clients.inputs import DRAW, Book
 from tests.clients.running import MODEL
 
 ASKED: Any = [{"role": "user", "content": [{"type": "text", "text": "Tell me a story."}]}]

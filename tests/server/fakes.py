@@ -1,4 +1,4 @@
-"""A byte tokenizer, a chat template and an engine that do what a test tells them. No model, no process."""
+"""A byte tokenizer, a chat template and an engine whose behaviour tests set. No model, no process."""
 
 import asyncio
 import codecs
@@ -117,7 +117,7 @@ def says(text: str) -> Script:
 
 
 class FakeEngine:
-    """Follows `script` per request; waits for `gate` before each token; raises or ends as told."""
+    """Answers each request by `script`; waits for `gate` before each token; fails where a test sets it to."""
 
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or says("hello world")
@@ -129,7 +129,7 @@ class FakeEngine:
         self.gate: asyncio.Event | None = None  # None: open
         self.likely: Callable[[Request], float] = lambda _: -0.5  # log-probability of every token of a request
         self.free = 0  # tokens of each request that need no gate
-        self.first_stats = False  # whether the first event says how far things are, as a real engine's does
+        self.first_stats = False  # whether the first event has stats, as a real engine's does
         self.together = 1  # events that arrive at one time
         self.fail_at: dict[str, tuple[int, Exception | str]] = {}  # by id suffix: after so many tokens
         self.load_error: Exception | None = None

@@ -1,6 +1,6 @@
 """A server to test: in memory with Starlette's client, or with uvicorn on a loopback port in a thread.
 
-Beside every request runs a poller that fails the test when the server stands still or takes too much memory
+Beside every request runs a poller that fails the test when the server stalls or takes too much memory
 (`tests/freezes.py`).
 """
 
@@ -116,7 +116,7 @@ def ended(service: Service) -> float:
 
 @contextlib.contextmanager
 def in_background(count: int, url: str, body: dict[str, Any]) -> Iterator[list[httpx.Response]]:
-    """Sends `count` requests at once; the answers are there after the block."""
+    """Sends `count` requests at once; the answers are complete after the block."""
     answers: list[httpx.Response] = []
     send = lambda: answers.append(httpx.post(url, json=body, timeout=20))  # noqa: E731
     threads = [threading.Thread(target=send) for _ in range(count)]

@@ -1,1 +1,1 @@
-"""Storms: scripts that attack a real server for minutes, count what happens to every request, and end with figures."""
+"""Storms: scripts that put a real server under load for minutes, count how every request ends, and print figures."""

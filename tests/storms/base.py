@@ -1,5 +1,4 @@
-"""What storms share: waves of requests against a real server, a neighbour who asks small things beside them, and an
-account of how everything ended.
+"""What storms share: waves of requests against a real server beside a neighbour with small requests, and their results.
 
 A wave passes if each of its requests ended once, in a way that the wave allows. It knows no particular attack.
 """
@@ -20,7 +19,7 @@ import psutil
 
 from tests.e2e.live import Live, serving
 
-PATIENCE = 120.0  # seconds for one answer
+ANSWER_SECONDS = 120.0  # seconds for one answer
 ANSWERED, REFUSED, FAILED, LEFT, LOST = "answered", "refused", "failed", "left", "lost"
 ENDS = (ANSWERED, REFUSED, FAILED, LEFT, LOST)
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
@@ -32,7 +31,7 @@ Attack = Callable[["Storm", int], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """`count` requests, so many at once. `allowed`: how they may end. `counted`: the server counts each once."""
+    """`count` requests, some of them at once. `allowed`: how they may end; `counted`: the server counts each once."""
 
     name: str
     attack: Attack
@@ -44,12 +43,12 @@ class Wave:
 
 @dataclass
 class Storm:
-    """What happened so far."""
+    """The results so far."""
 
     live: Live
     client: httpx.AsyncClient
     ends: dict[str, Counter[str]] = field(default_factory=dict)
-    waits: dict[str, list[float]] = field(default_factory=dict)  # by wave: seconds until a neighbour's last byte
+    waits: dict[str, list[float]] = field(default_factory=dict)  # by wave: seconds until the neighbour's last byte
     growth: dict[str, int] = field(default_factory=dict)  # by wave: bytes that both processes took
     neighbour: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -68,7 +67,7 @@ class Storm:
         return self.end_of(answer.status_code, answer.content)
 
     def end_of(self, status: int, content: bytes) -> str:
-        """How an answer says that its request ended; what is not in OpenAI's shape is a fault."""
+        """How a request ended according to its answer. An answer that is not in OpenAI's shape is a fault."""
         if status == 200:
             return FAILED if b"event: error" in content[-2000:] else ANSWERED
         try:
@@ -81,10 +80,9 @@ class Storm:
 
 
 async def rage(live: Live, waves: Sequence[Wave], key: str = "") -> Storm:
-    """Every wave after the other, beside the neighbour, who has `key`; what is held and counted at the end must be
-    right."""
+    """Run the waves one after the other beside the neighbour, which uses `key`; then check what is held and counted."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-    async with httpx.AsyncClient(base_url=live.url, timeout=PATIENCE, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=ANSWER_SECONDS, limits=limits) as client:
         storm, before = Storm(live, client), await asyncio.to_thread(_counted, live)
         beside = [asyncio.create_task(_neighbour(storm, key)), asyncio.create_task(_weigh(storm))]
         await asyncio.sleep(2.0)
@@ -116,7 +114,7 @@ async def _run(storm: Storm, wave: Wave) -> None:
 async def _neighbour(storm: Storm, key: str) -> None:
     """One small stream after the other, on connections of its own."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    async with httpx.AsyncClient(base_url=storm.live.url, timeout=PATIENCE, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=storm.live.url, timeout=ANSWER_SECONDS, headers=headers) as client:
         while not storm.over:
             wave, started = storm.wave, time.monotonic()
             end = LOST
@@ -143,7 +141,7 @@ def memory(live: Live) -> int:
     total = 0
     own = psutil.Process(live.process.pid)
     for process in (own, *own.children(recursive=True)):
-        with suppress(psutil.Error):  # it has just ended
+        with suppress(psutil.Error):  # the process has just ended
             total += process.memory_info().rss
     return total
 
@@ -179,7 +177,7 @@ def figures(storm: Storm) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """For people."""
+    """The figures as a table."""
     columns = ("sent", *ENDS, "neighbour_median", "neighbour_worst", "growth")
     rows = [f"| wave | {' | '.join(name.replace('_', ' ') for name in columns)} |", "|---" * (len(columns) + 1) + "|"]
     rows += [f"| {wave} | {' | '.join(str(row[name]) for name in columns)} |" for wave, row in result["waves"].items()]

@@ -1,5 +1,4 @@
-"""What a client can do to a server with what it asks: values that are none, bodies that are large or wrong, texts that
-are long or strange.
+"""A storm of bodies: invalid values, large or malformed bodies, long or unusual texts.
 
 `python -m tests.storms.bodies [WAVE …]`
 """

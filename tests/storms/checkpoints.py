@@ -1,5 +1,4 @@
-"""What a damaged checkpoint can do: bytes of its files are changed, cut off or repeated at random, and the command
-either serves or ends soon with one sentence.
+"""A storm of damaged checkpoints: bytes are changed, cut off or repeated at random; the command serves or refuses.
 
 `python -m tests.storms.checkpoints --count 20 --seed 1`
 """

@@ -1,8 +1,7 @@
-"""What a client can do to a server with connections alone: floods of them, heads and bodies that never end, bodies that
-are too large, bytes that are no HTTP, callers that leave.
+"""A storm of connections: floods of them, heads and bodies that never end or are too large, bytes that are no HTTP.
 
 `python -m tests.storms.connections` prints a table and one line of JSON, and fails unless each connection was answered
-or left by itself, memory stayed within what the limits allow, and a neighbour's requests went on.
+or closed by its client, memory stayed within what the limits allow, and a neighbour's requests went on.
 """
 
 import argparse
@@ -28,7 +27,7 @@ CONNECTIONS = 128
 FLAGS = ("--log-level", "error", "--max-connections", str(CONNECTIONS), "--max-inflight-body-bytes", str(BODIES))
 TIMES = ("--header-timeout", "5", "--body-timeout", "6")
 ALLOWED = BODIES + CONNECTIONS * 200_000 + 60 * MB  # bodies, heads and buffers, and what the process keeps of its own
-PATIENCE = 60.0  # seconds for an answer
+ANSWER_SECONDS = 60.0  # seconds for an answer
 BODY = b'{"prompt": "Once upon a time", "max_tokens": 16, "num_experts": 1, "stream": true}'
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 LEFT = "left"
@@ -44,7 +43,7 @@ Caller = Callable[["Storm", int], Awaitable[str]]
 
 @dataclass
 class Storm:
-    """What happened so far."""
+    """The results so far."""
 
     live: Live
     ends: dict[str, Counter[str]] = field(
@@ -69,7 +68,7 @@ async def _exchange(storm: Storm, *parts: bytes, pause: float = 0.0) -> str:
             await writer.drain()
             await asyncio.sleep(pause)
     try:
-        answer = await asyncio.wait_for(reader.read(), PATIENCE)
+        answer = await asyncio.wait_for(reader.read(), ANSWER_SECONDS)
         return answer.split(b" ", 2)[1].decode() if answer else "nothing"
     finally:
         writer.close()
@@ -99,7 +98,7 @@ async def leave(storm: Storm, number: int) -> str:
     """Hang up after the first bytes of the answer."""
     reader, writer = await storm.connect()
     writer.write(HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
-    first = await asyncio.wait_for(reader.read(1000), PATIENCE)
+    first = await asyncio.wait_for(reader.read(1000), ANSWER_SECONDS)
     writer.close()
     status = first.split(b" ", 2)[1].decode()
     return LEFT if status == "200" else status
@@ -133,7 +132,7 @@ async def run(live: Live, rounds: int) -> Storm:
 async def _ask(storm: Storm) -> None:
     """A neighbour with a connection of its own, which it keeps."""
     body = {"prompt": "Once upon a time", "max_tokens": 1, "num_experts": 1}
-    async with httpx.AsyncClient(base_url=storm.live.url, timeout=PATIENCE) as client:
+    async with httpx.AsyncClient(base_url=storm.live.url, timeout=ANSWER_SECONDS) as client:
         while not storm.over:
             started = time.monotonic()
             storm.neighbour[str((await client.post("/v1/completions", json=body)).status_code)] += 1

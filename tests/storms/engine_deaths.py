@@ -1,4 +1,4 @@
-"""Kills and stops the engine process of a real server again and again, under load.
+"""A storm that kills and stops the engine process of a real server again and again, under load.
 
 `python -m tests.storms.engine_deaths --kills 100 --hangs 20` prints a table and one line of JSON, and fails unless HTTP
 always answered, every request ended exactly once, answers never changed, and nothing was left behind.
@@ -33,7 +33,7 @@ ENDS = ("answered", "refused", "failed", "left")
 
 @dataclass
 class Storm:
-    """What happened so far."""
+    """The results so far."""
 
     live: Live
     rng: random.Random
@@ -50,7 +50,7 @@ class Storm:
 
 
 async def storm(live: Live, kills: int, hangs: int, seed: int) -> Storm:
-    """Keep load on the server while its engine dies and hangs so many times, in random order."""
+    """Keep load on the server while its engine dies and hangs that many times, in random order."""
     found = Storm(live, random.Random(seed))
     deaths = ["kill"] * kills + ["hang"] * hangs
     found.rng.shuffle(deaths)
@@ -95,7 +95,7 @@ def engine_pid(live: Live) -> int | None:
         try:
             if "engine.process.worker" in child.cmdline():
                 return child.pid
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # the process has just ended
             continue
     return None
 

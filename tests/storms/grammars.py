@@ -1,5 +1,4 @@
-"""What a client can do to a server with grammars and schemas: those that take long to compile, those whose every token
-is dear, those that never end.
+"""A storm of grammars and schemas: slow to compile, expensive at every token, or without an end.
 
 `python -m tests.storms.grammars [WAVE …]`
 """
@@ -53,13 +52,13 @@ async def schemas(storm: Storm, number: int) -> str:
 
 
 async def slow_to_compile(storm: Storm, number: int) -> str:
-    """Another one each time, so that nothing that is kept helps."""
+    """A different one each time, so that no cache helps."""
     parts = [{"type": "string", "pattern": f"a.{{{i}}}b"} for i in range(1 + number, 40 + number)]
     return await storm.post(COMPLETIONS, ONCE | {"guided_json": {"allOf": parts}})
 
 
 async def many(storm: Storm, number: int) -> str:
-    """Thousands of small ones: what is kept of them has a bound."""
+    """Thousands of small ones; the cache of them is bounded."""
     words = [f"{word}{number}" for word in ("red", "green", "blue")]
     return await storm.post(COMPLETIONS, ONCE | {"guided_choice": words, "max_tokens": 8})
 

@@ -1,6 +1,6 @@
-"""One request of hundreds of sequences beside small ones, on a real server: how long do the small ones wait?
+"""One request of hundreds of sequences on a real server, and how long small requests beside it wait.
 
-`python -m tests.storms.greedy_call` prints a line of JSON with the times to first token of small requests alone and
+`python -m tests.storms.greedy_call` prints a line of JSON with the times to first token of small requests without and
 beside the large one, and fails where one of them is refused or waits longer than `--most` seconds.
 """
 

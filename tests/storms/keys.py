@@ -1,4 +1,4 @@
-"""What one key can do to another, and callers without a key to both: floods beside a neighbour with a key of its own.
+"""A storm of requests by one key, and without a key, beside a neighbour with a key of its own.
 
 `python -m tests.storms.keys [WAVE …]`
 """

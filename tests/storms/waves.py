@@ -1,5 +1,4 @@
-"""Whether memory stays where it is: waves of mixed load with callers that leave, one after the other, and the memory of
-both processes after each.
+"""A storm that measures memory: waves of mixed load, with clients that leave, and both processes' memory after each.
 
 `python -m tests.storms.waves --waves 30 --plot docs/memory.png` prints a table and one line of JSON, and fails if the
 last third of the waves ended higher than the third before it, or a request was lost.
@@ -19,10 +18,10 @@ import httpx
 import psutil
 
 from tests.e2e.live import Live, serving
-from tests.storms.base import ANSWERED, CHAT, COMPLETIONS, LEFT, PATIENCE, RESPONSES, Storm
+from tests.storms.base import ANSWER_SECONDS, ANSWERED, CHAT, COMPLETIONS, LEFT, RESPONSES, Storm
 from tests.storms.bodies import scores, texts
-from tests.storms.crowds import leave_whole, leavers
 from tests.storms.engine_deaths import engine_pid
+from tests.storms.many_clients import leave_whole, leavers
 
 REQUESTS, AT_ONCE = 240, 40
 SLACK = 8 << 20  # bytes by which the last third may end above the third before it
@@ -60,7 +59,7 @@ MIX = (drawn, chatted, constrained, responded, leavers, leave_whole, texts, refu
 async def run(live: Live, waves: int) -> tuple[Storm, list[tuple[float, float]]]:
     """After each wave, the mebibytes of the HTTP process and of the engine with its helpers."""
     levels = []
-    async with httpx.AsyncClient(base_url=live.url, timeout=PATIENCE) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=ANSWER_SECONDS) as client:
         storm = Storm(live, client)
         for wave in range(waves):
             storm.wave = f"wave {wave}"

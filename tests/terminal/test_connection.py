@@ -5,7 +5,7 @@ import pytest
 
 from terminal.connection import Server, address_of, client_options, refusal
 from terminal.errors import BadOption, Unreachable
-from terminal.models import ExpertCounts, ModelCard, cards_of, chosen
+from terminal.models import CountRange, ModelCard, cards_of, chosen
 from tests.terminal.scripted_server import CARDS, closed_port
 
 
@@ -61,7 +61,7 @@ def test_no_server() -> None:
 
 def test_cards() -> None:
     odd, dense = cards_of(CARDS)
-    assert odd == ModelCard("odd", False, ExpertCounts(1, 8, 4, 4)) and dense.dense
+    assert odd == ModelCard("odd", False, CountRange(1, 8, 4, 4)) and dense.dense
     assert chosen([odd, dense], "") is odd and chosen([odd, dense], "dense") is dense
     with pytest.raises(BadOption, match="no model other; this server has: odd, dense"):
         chosen([odd, dense], "other")

@@ -1,4 +1,4 @@
-"""What every client asks for: one tool, one shape, and questions. It knows no client and no server."""
+"""What the tests of all clients send: one tool, one schema, and questions. It knows no client and no server."""
 
 from enum import StrEnum
 from typing import Any, Literal
@@ -23,7 +23,7 @@ class Page(BaseModel):
 
 
 class Book(BaseModel):
-    """A shape with what shapes are made of: a bounded text, a list of names, a flag, and an object inside."""
+    """A schema of typical parts: a bounded text, a list of names, a flag, and a nested object."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -62,5 +62,5 @@ SLEEP: Any = {"type": "function", "function": {"name": "sleep", "parameters": {"
 
 
 def drawn(arguments: str) -> DrawAnimal:
-    """The arguments of a call of `draw_animal`, held to its schema."""
+    """The arguments of a call of `draw_animal`, validated."""
     return DrawAnimal.model_validate_json(arguments)

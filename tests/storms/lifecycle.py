@@ -1,7 +1,6 @@
-"""What happens to requests around a server's life: before it is ready, while it drains, as it ends; and how it starts
-and stops where ports, disks and streams are not what they should be.
+"""A storm at the start and the end of a server: requests before it is ready and while it drains, and starts that fail.
 
-`python -m tests.storms.lives [CASE …]` prints a line per case and one line of JSON.
+`python -m tests.storms.lifecycle [CASE …]` prints a line per case and one line of JSON.
 """
 
 import argparse
@@ -32,7 +31,7 @@ COMMAND = str(Path(sys.executable).with_name("moedial"))
 
 
 def a_whole_life() -> dict[str, Any]:
-    """Requests from before the server listens until it has gone: each is answered, refused or ends with an error."""
+    """Requests from before the server listens until it has ended: each is answered, refused or ends with an error."""
     port = _free_port()
     process = subprocess.Popen([COMMAND, "serve", "--port", str(port), "--log-level", "error"], stdout=subprocess.PIPE)
     try:
@@ -128,7 +127,7 @@ def two_servers_on_one_model() -> dict[str, Any]:
 
 
 def _refused(*flags: str) -> dict[str, Any]:
-    """A start that ends with one sentence, soon."""
+    """Whether a start fails quickly, with one sentence."""
     started = time.monotonic()
     done = subprocess.run([COMMAND, "serve", *flags], capture_output=True, text=True, timeout=SECONDS)
     lines = done.stderr.strip().splitlines()
@@ -144,7 +143,7 @@ def _serves(requests: int = 5, **streams: Any) -> dict[str, Any]:
 
 
 def _answers(process: "subprocess.Popen[Any]", port: int, requests: int = 5) -> dict[str, Any]:
-    """Whether a server gets ready, answers so often, and ends with 0."""
+    """Whether a server gets ready, answers `requests` times, and exits with 0."""
     url, answered = f"http://127.0.0.1:{port}", 0
     try:
         deadline = time.monotonic() + SECONDS

@@ -1,7 +1,6 @@
-"""What many clients can do to a server together: thousands of requests at once, callers that leave, readers that are
-slow, one call that asks for everything, answers that do not fit the cache together.
+"""A storm of many clients: thousands of requests at once, clients that leave or read slowly, calls that fill the cache.
 
-`python -m tests.storms.crowds [WAVE …]`
+`python -m tests.storms.many_clients [WAVE …]`
 """
 
 import asyncio
@@ -14,7 +13,7 @@ import httpx
 from tests.storms.base import ANSWERED, CHAT, COMPLETIONS, FAILED, LEFT, LOST, REFUSED, Storm, Wave, main
 
 ONCE = {"prompt": "Once upon a time", "temperature": 0}
-# Room for 8 whole contexts, so that crowds preempt each other.
+# Room for 8 whole contexts, so that requests preempt each other.
 FLAGS = ("--kv-cache-bytes", str(24 << 20), "--max-connections", "4096")
 READ_SECONDS = 4.0  # of a reader who takes a byte at a time
 
@@ -65,7 +64,7 @@ async def slow_readers(storm: Storm, number: int) -> str:
 
 
 async def everything(storm: Storm, number: int) -> str:
-    """One call that would take every place for a long time."""
+    """One call that would take every slot for a long time."""
     body = {"prompt": ["Once upon a time", "A dog"] * 16, "n": 8, "max_tokens": 100, "logprobs": 20, "temperature": 1}
     return await storm.post(COMPLETIONS, body)
 
@@ -77,7 +76,7 @@ async def long_prompts(storm: Storm, number: int) -> str:
 
 
 async def squeezed(storm: Storm, number: int) -> str:
-    """Many long answers that do not fit the cache together: each must be what it is alone."""
+    """Many long answers that do not fit the cache together; each must equal the answer of a lone request."""
     body = ONCE | {"max_tokens": 300, "ignore_eos": True, "num_experts": 4}
     answer = await storm.client.post(COMPLETIONS, json=body)
     if answer.status_code != 200:
