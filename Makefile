@@ -54,11 +54,12 @@ test-storms: $(VENV)/.dev  ## floods, hostile requests, kills and hangs against 
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # The clients have a venv without torch, which conftest.py above their folder loads: pytest looks no higher than it.
+# Their packages may warn.
 test-clients: $(VENV)/.run $(CLIENTS)/.built  ## LangChain, LiteLLM and lm-evaluation-harness against a real server
-	$(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients --disable-warnings tests/clients
+	$(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients -W default --disable-warnings tests/clients
 
 test-more-clients: $(VENV)/.run $(MORE_CLIENTS)/.built  ## openai-agents, instructor, pydantic-ai, LlamaIndex, smolagents, llm, Vercel AI SDK
-	$(MORE_CLIENTS)/bin/python -m pytest --confcutdir=tests/more_clients --disable-warnings -rs tests/more_clients
+	$(MORE_CLIENTS)/bin/python -m pytest --confcutdir=tests/more_clients -W default --disable-warnings -rs tests/more_clients
 
 test-sanitized: $(VENV)/.dev  ## the kernels' tests under address and undefined-behaviour checks
 	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build
