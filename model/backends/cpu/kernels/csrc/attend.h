@@ -125,7 +125,7 @@ void attend(const float* queries, int64_t stride, const Cache& cache, const Page
         [&](int64_t first, int64_t last) {
             for (int64_t i = first; i < last; i++) {
                 if (i + 1 < last) attender.expect(tiles[i + 1]);
-                run(tiles[i], runs + i * parts);
+                run(tiles[i], split ? runs + i * parts : nullptr);
             }
         },
         2 * pages.rows * heads * width * longest);

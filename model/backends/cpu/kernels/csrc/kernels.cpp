@@ -59,11 +59,13 @@ void constrain(const float* x, const float* raw, const int32_t* allowed, const i
         [&](int64_t first, int64_t last) {
             for (int64_t row = first; row < last; row++) {
                 const int64_t at = row * width;
+                if (mask_of[row] < 0) {
+                    std::memcpy(y + at, x + at, width * 4);
+                    continue;
+                }
                 const int32_t* mask = allowed + mask_of[row] * words;
                 // A row that its mask leaves without a finite value is made again from `raw`.
-                if (mask_of[row] < 0)
-                    std::memcpy(y + at, x + at, width * 4);
-                else if (!constrain_row(x + at, mask, width, y + at))
+                if (!constrain_row(x + at, mask, width, y + at))
                     constrain_row(raw + at, mask, width, y + at);
             }
         },
