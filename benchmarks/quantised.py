@@ -50,8 +50,8 @@ class Whole:
         spans_B3 = torch.tensor([(row * length, length, length) for row in range(rows)])
         cache = self.model.cache(rows * blocks, BLOCK)
         pages = Pages(cache, torch.arange(rows * blocks).view(rows, blocks), spans_B3)
-        batch = replace(batch, counts_LT=batch.counts_LT.contiguous())
-        return self.model(batch, pages)
+        budget = replace(batch.budget, counts_LT=batch.budget.counts_LT.contiguous())
+        return self.model(replace(batch, budget=budget), pages)
 
 
 def losses(folder: Path, text: Path, counts: list[int], limit: int) -> dict[str, list[float]]:

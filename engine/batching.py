@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.plan import Plan
 from engine.sequence import Sequence
-from model.batch import Batch, Cache, Pages
+from model.batch import Batch, BudgetRows, Cache, Pages
 from model.budget import ExpertCounts
 
 Ints = NDArray[np.int64]
@@ -76,20 +76,23 @@ class InputBatchBuilder:
 
     def _batch_of(self, plan: Plan, first_B: Ints, length_B: Ints) -> Batch:
         requests = [chunk.sequence.request for chunk in plan]
-        runs = [run for chunk in plan for run in chunk.count_runs]
-        counts_NL, length_N = _ints([counts for counts, _ in runs]), _ints([tokens for _, tokens in runs])
-        counts_LT = np.ascontiguousarray(counts_NL.T.repeat(length_N, axis=1))
-        pairs_L = (counts_NL * length_N[:, None]).sum(0)
         seeds_B = _ints([request.noise for request in requests])
         return Batch(
             ids_T=torch.from_numpy(self._ids_T),
             positions_T=torch.from_numpy(self._positions_T),
             seeds_T=torch.from_numpy(seeds_B.repeat(length_B)),
-            counts_LT=torch.from_numpy(counts_LT),
-            k_max=int(counts_NL.max(initial=0)),
-            pairs_L=tuple(pairs_L.tolist()),
+            budget=_budget_rows(plan),
             rows_B=torch.from_numpy(_logit_rows(plan, first_B)),
         )
+
+
+def _budget_rows(plan: Plan) -> BudgetRows:
+    """What every token of the plan may use, from the runs of counts of its chunks."""
+    runs = [run for chunk in plan for run in chunk.count_runs]
+    counts_NL, length_N = _ints([counts for counts, _ in runs]), _ints([tokens for _, tokens in runs])
+    counts_LT = np.ascontiguousarray(counts_NL.T.repeat(length_N, axis=1))
+    pairs_L = (counts_NL * length_N[:, None]).sum(0)
+    return BudgetRows(torch.from_numpy(counts_LT), int(counts_NL.max(initial=0)), tuple(pairs_L.tolist()))
 
 
 def _logit_rows(plan: Plan, first_B: Ints) -> Ints:

@@ -43,13 +43,36 @@ class Pages:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerBudget:
+    """What each token may use in one MoE layer."""
+
+    counts_T: Tensor  # int64, 1 <= count <= k_max
+    k_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRows:
+    """What each of T tokens may use in each MoE layer: budgets as the layers and kernels read them.
+
+    It travels whole: a budget rule that they must know is a member here, in `LayerBudget` and in `BudgetRows` of
+    csrc/kernels.h. What the host must know is kept beside the tensor, so that nothing waits for a device.
+    """
+
+    counts_LT: Tensor  # int64
+    k_max: int  # the largest count
+    pairs_L: tuple[int, ...]  # the sums of the counts: an upper bound of each layer's work
+
+    def layer(self, moe_layer: int) -> LayerBudget:
+        """The part of one MoE layer."""
+        return LayerBudget(self.counts_LT[moe_layer], self.k_max)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """T new tokens. `k_max` is the largest count in `counts_LT`, kept on the host so that nothing waits for it."""
+    """T new tokens."""
 
     ids_T: Tensor  # int64
     positions_T: Tensor  # int64, absolute
     seeds_T: Tensor  # int64, each token's request seed
-    counts_LT: Tensor  # int64, the allowed count per MoE layer and token
-    k_max: int
-    pairs_L: tuple[int, ...]  # the sums of `counts_LT`, on the host too
+    budget: BudgetRows
     rows_B: Tensor  # int64: the rows whose logits are wanted

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import model.attention
 import model.moe
 from model.attention.rope import rotary_tables
-from model.batch import Batch
+from model.batch import Batch, LayerBudget
 from model.layers import norm_layer
 from model.registry import module_for, register_all
 from model.shapes.attention import AttentionShape
@@ -88,10 +88,9 @@ class Decoder(nn.Module):
         rotary = {rope: rotary_tables(batch.positions_T, rope) for rope in self.config.ropes}
         moe_layer, memory = 0, len(self.config.attention)
         for number, shape in enumerate(self.config.feed_forward):
-            counts_T = batch.counts_LT[moe_layer] if shape.pool[0] else batch.counts_LT.new_empty(0)
+            budget = batch.budget.layer(moe_layer) if shape.pool[0] else LayerBudget(batch.ids_T.new_empty(0), 0)
             step = LayerStep(
-                counts_T=counts_T,
-                k_max=batch.k_max,
+                budget=budget,
                 seeds_T=batch.seeds_T,
                 positions_T=batch.positions_T,
                 moe_layer=moe_layer,

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from model.batch import Span
+from model.batch import LayerBudget, Span
 from model.noise import normal
 from model.shapes.rope import Rope
 
@@ -55,8 +55,7 @@ class Observer(Protocol):
 class LayerStep:
     """One half of a layer during one step of T tokens. Without MoE layers there are no counts."""
 
-    counts_T: Tensor  # int64, 1 <= count <= k_max: what each token may use in this layer
-    k_max: int
+    budget: LayerBudget  # what each token may use in this layer
     seeds_T: Tensor
     positions_T: Tensor
     moe_layer: int = 0  # its number among the MoE layers: keys noise, and names the layer to the observer

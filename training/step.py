@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backends.torch.attend import WholeAttend
-from model.batch import Batch
+from model.batch import Batch, BudgetRows
 from model.decoder import Decoder
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Infinity
@@ -58,9 +58,7 @@ def make_batch(ids_BS: Tensor, counts: list[int], seed: int) -> Batch:
         ids_T=ids_BS.flatten(),
         positions_T=torch.arange(length).repeat(rows),
         seeds_T=(torch.arange(rows) + seed * 65536).repeat_interleave(length),
-        counts_LT=counts_L1.expand(-1, tokens),
-        k_max=max(counts),
-        pairs_L=tuple(tokens * count for count in counts),
+        budget=BudgetRows(counts_L1.expand(-1, tokens), max(counts), tuple(tokens * count for count in counts)),
         rows_B=torch.arange(tokens),
     )
 

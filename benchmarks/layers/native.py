@@ -33,7 +33,7 @@ def native_layer(
     def run(x_TD: Tensor, use: LayerStep) -> Tensor:
         y_TD = x_TD.float()
         noise = (use.seeds_T, use.positions_T) if isinstance(config, Infinity) else ()
-        op(y_TD, use.counts_T, *noise, use.k_max, *arguments)
+        op(y_TD, use.budget.counts_T, *noise, use.budget.k_max, *arguments)
         return y_TD.sub_(x_TD)
 
     return run

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from model.batch import LayerBudget
 from model.registry import LayerModule
 from model.shapes.mixtures import Infinity, Router, TopK
 from model.step import LayerStep
@@ -81,7 +82,7 @@ def calls(shape: Shape, tokens: int, count: int) -> list[Call]:
     for number in range(max(4, min(64, 4096 // tokens))):
         x_TD = torch.randn(tokens, shape.width, generator=generator).bfloat16()
         counts_T, seeds_T = torch.full((tokens,), count), torch.full((tokens,), number)
-        made.append(Call(x_TD, LayerStep(counts_T, count, seeds_T, torch.arange(tokens))))
+        made.append(Call(x_TD, LayerStep(LayerBudget(counts_T, count), seeds_T, torch.arange(tokens))))
     return made
 
 
@@ -113,7 +114,7 @@ def work(shape: Shape, reference: LayerModule, inputs: list[Call]) -> Work:
     for call in inputs:
         use = call.use
         reference(call.x_TD, replace(use, observer=load))
-    tokens, count = len(inputs[0].x_TD), inputs[0].use.k_max
+    tokens, count = len(inputs[0].x_TD), inputs[0].use.budget.k_max
     kind, distinct, pairs = shape.kind, load.distinct / len(inputs), load.pairs / len(inputs)
     router = reference.get_parameter("router").numel()
     shared = router + (kind.blocks * kind.latent_dim if isinstance(kind, Infinity) else 0)

@@ -60,7 +60,7 @@ def transformers_layer(shape: Shape, weights: Parameters, implementation: str) -
     block.requires_grad_(False).eval()
 
     def run(x_TD: Tensor, use: LayerStep) -> Tensor:
-        block.gate.top_k = use.k_max
+        block.gate.top_k = use.budget.k_max
         mixed_TD: Tensor = block(x_TD[None])[0]
         return mixed_TD
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from model.batch import LayerBudget
+
 
 @dataclass(frozen=True, slots=True)
 class RoutedPairs:
@@ -23,9 +25,10 @@ class RoutedPairs:
         return self.ends_E.diff(prepend=self.ends_E.new_zeros(1))
 
 
-def ranks(counts_T: Tensor, k_max: int) -> Tensor:
+def ranks(budget: LayerBudget) -> Tensor:
     """Which of `k_max` ranks each token may use: bool [T, K]. The one place where a count becomes a choice."""
-    return counts_T.new_tensor(range(k_max))[None, :] < counts_T[:, None]
+    counts_T = budget.counts_T
+    return counts_T.new_tensor(range(budget.k_max))[None, :] < counts_T[:, None]
 
 
 def sort_pairs(token_R: Tensor, expert_R: Tensor, weight_R: Tensor, experts: int) -> RoutedPairs:

@@ -34,7 +34,7 @@ class InfinityMixture(LayerModule):
     def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         mask_TE = self.masks(x_TD, step)
         if step.observer is not None:
-            step.observer.routed(step.moe_layer, int(step.counts_T.sum()), (mask_TE != 0).sum(0), None)
+            step.observer.routed(step.moe_layer, int(step.budget.counts_T.sum()), (mask_TE != 0).sum(0), None)
         return (self.execute or self.run_masked)(x_TD, mask_TE)
 
     def gaussian(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,14 +46,14 @@ class InfinityMixture(LayerModule):
     def masks(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         """m̄ [T, blocks], float32: the mean over a token's draws of its top-share masks, raw scores kept (eq. 6)."""
         mean_TZ, sigma_TZ = self.gaussian(x_TD)
-        token_R, sample_R = ranks(step.counts_T, step.k_max).nonzero(as_tuple=True)
+        token_R, sample_R = ranks(step.budget).nonzero(as_tuple=True)
         z_RZ = mean_TZ[token_R] + sigma_TZ[token_R] * self.noise(token_R, sample_R, step)
         with torch.autocast(
             x_TD.device.type, enabled=False
         ):  # which blocks win is decided in float32, also in training
             mask_RE = keep_top(F.linear(z_RZ, self.scores.float()), self.config.kept)
         sum_TE = mask_RE.new_zeros(len(x_TD), self.config.blocks).index_add(0, token_R, mask_RE)
-        return sum_TE / step.counts_T[:, None]
+        return sum_TE / step.budget.counts_T[:, None]
 
     def noise(self, token_R: Tensor, sample_R: Tensor, step: LayerStep) -> Tensor:
         """ε_RZ of each (token, sample). Antithetic draws come in pairs: an odd sample mirrors the one before it."""

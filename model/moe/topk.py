@@ -60,7 +60,7 @@ class TopKMixture(LayerModule):
 
     def route(self, logits_TE: Tensor, step: LayerStep) -> RoutedPairs:
         """The first count(t) of each token's experts, best first, as pairs sorted by expert."""
-        allowed_TK = ranks(step.counts_T, step.k_max)
+        allowed_TK = ranks(step.budget)
         bias_E = self.selection_bias.float() if self.config.router.selection_bias else None
         expert_TK, weight_TK = choose(logits_TE, allowed_TK, self.config.router, bias_E)
         token_R, rank_R = allowed_TK.nonzero(as_tuple=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from model.backends.base import Runnable
 from model.backends.torch.attend import WholeAttend
 from model.backends.torch.backend import TorchRunnable
-from model.batch import Batch, Pages, Span
+from model.batch import Batch, BudgetRows, LayerBudget, Pages, Span
 from model.decoder import Decoder
 from model.shapes.attention import Attention
 from model.shapes.decoder import DecoderConfig
@@ -74,7 +74,11 @@ def use(counts: Sequence[int], seed: int = 5, layer: int = 0, observer: Observer
     """One sequence's tokens at positions 0, 1, 2, … of one request."""
     tokens = len(counts)
     return LayerStep(
-        torch.tensor(counts), max(counts), torch.full((tokens,), seed), torch.arange(tokens), layer, observer
+        LayerBudget(torch.tensor(counts), max(counts)),
+        torch.full((tokens,), seed),
+        torch.arange(tokens),
+        layer,
+        observer,
     )
 
 
@@ -90,11 +94,14 @@ def whole_batch(ids: Sequence[int], counts: Sequence[int], seed: int = 0) -> Bat
         ids_T=torch.tensor(ids),
         positions_T=torch.arange(tokens),
         seeds_T=torch.full((tokens,), seed),
-        counts_LT=torch.tensor(counts, dtype=torch.int64)[:, None].expand(-1, tokens),
-        k_max=max(counts, default=0),
-        pairs_L=tuple(tokens * count for count in counts),
+        budget=budget_rows(torch.tensor(counts, dtype=torch.int64)[:, None].expand(-1, tokens)),
         rows_B=torch.arange(tokens),
     )
+
+
+def budget_rows(counts_LT: Tensor) -> BudgetRows:
+    """These counts, with what the host knows of them."""
+    return BudgetRows(counts_LT, int(counts_LT.amax()) if counts_LT.numel() else 0, tuple(counts_LT.sum(1).tolist()))
 
 
 def per_token(counts: list[int] | Tensor, tokens: int) -> Tensor:
@@ -146,9 +153,7 @@ class PagedRun:
             ids_T=torch.cat([torch.tensor(self.rows[row])[at] for row, at in parts]),
             positions_T=torch.cat([at for _, at in parts]),
             seeds_T=torch.cat([torch.full((len(at),), row) for row, at in parts]),
-            counts_LT=counts_LT,
-            k_max=int(counts_LT.amax()) if counts_LT.numel() else 0,
-            pairs_L=tuple(counts_LT.sum(1).tolist()),
+            budget=budget_rows(counts_LT),
             rows_B=torch.arange(tokens),
         )
 

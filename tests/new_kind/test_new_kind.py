@@ -25,6 +25,7 @@ from model.backends.choose import choose
 from model.backends.cpu.kernels.library import load
 from model.backends.torch.attend import WholeAttend
 from model.backends.torch.backend import TorchBackend
+from model.batch import LayerBudget
 from model.budget import ExpertBudget
 from model.decoder import Decoder
 from model.errors import CheckpointError
@@ -65,7 +66,7 @@ class Definition(nn.Module):
         self.router, self.up, self.down = module.router, module.up, module.down
 
     def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
-        return torch.stack([self.token(x_TD[: t + 1].mean(0), int(k)) for t, k in enumerate(step.counts_T)])
+        return torch.stack([self.token(x_TD[: t + 1].mean(0), int(k)) for t, k in enumerate(step.budget.counts_T)])
 
     def token(self, m_D: Tensor, count: int) -> Tensor:
         probs = (self.router @ m_D).softmax(0)
@@ -117,7 +118,7 @@ def test_any_chunks_in_any_company(largest: int, together: int) -> None:
 
 def test_the_past_matters() -> None:
     """Else equality would say little: with attention as it is, another first token changes what the mixtures add."""
-    step = LayerStep(torch.full((6,), 2), 2, torch.zeros(6), torch.arange(6), past=WholeAttend(6))
+    step = LayerStep(LayerBudget(torch.full((6,), 2), 2), torch.zeros(6), torch.arange(6), past=WholeAttend(6))
     module: Any = decoder(CONFIG).layers[0].ffn
     x_TD = torch.randn(6, 24, generator=torch.Generator().manual_seed(1))
     other_TD = torch.cat([torch.zeros(1, 24), x_TD[1:]])

@@ -78,8 +78,8 @@ class NativeDecoder(NativeSampling):
             batch.ids_T,
             batch.positions_T,
             batch.seeds_T,
-            batch.counts_LT,
-            batch.k_max,
+            batch.budget.counts_LT,
+            batch.budget.k_max,
             batch.rows_B,
             cache.layers,
             pages.spans_B3,
@@ -87,7 +87,8 @@ class NativeDecoder(NativeSampling):
             cache.block_size,
         )
         if observer is not None:
-            for mixture, (pairs, load_E) in enumerate(zip(batch.pairs_L, load_N.split(self._loads), strict=True)):
+            loads = zip(batch.budget.pairs_L, load_N.split(self._loads), strict=True)
+            for mixture, (pairs, load_E) in enumerate(loads):
                 observer.routed(mixture, pairs, load_E, None)
         result: Tensor = logits_BV
         return result

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model.batch import LayerBudget
 from model.moe.infinity import InfinityMixture, keep_top
 from model.noise import mix, mix_int, normal, uniform
 from model.shapes.mixtures import Infinity
@@ -67,7 +68,7 @@ def k_passes(module: InfinityMixture, x_D: Tensor, given: LayerStep, token: int)
     linked_Z = raw_Z.exp() if config.sigma_link == "exp" else (1 + raw_Z.exp()).log()
     h_F = torch.tensor([act(config, value) for value in (up @ x_D.double()).tolist()], dtype=torch.float64)
     total_D = torch.zeros(WIDTH, dtype=torch.float64)
-    count = int(given.counts_T[token])
+    count = int(given.budget.counts_T[token])
     for sample in range(count):
         z_Z = mean_Z + (linked_Z + config.sigma_min) * draw(config, given, token, sample)
         score_E = scores @ z_Z
@@ -151,12 +152,14 @@ def test_a_tokens_mask_does_not_depend_on_its_batch(config: Infinity) -> None:
     module, x_TD, full = mixture(config), tokens(40), use(counts_of(40))
     mask_TE = module.masks(x_TD, full)
     for rows_r in (torch.randperm(40, generator=torch.Generator().manual_seed(1)), torch.arange(0, 40, 3)):
-        counts_r = full.counts_T[rows_r]
-        part = LayerStep(counts_r, int(counts_r.max()), full.seeds_T[rows_r], full.positions_T[rows_r])
+        counts_r = full.budget.counts_T[rows_r]
+        part = LayerStep(LayerBudget(counts_r, int(counts_r.max())), full.seeds_T[rows_r], full.positions_T[rows_r])
         assert torch.equal(module.masks(x_TD[rows_r], part), mask_TE[rows_r])
     for t in range(40):
         alone = LayerStep(
-            full.counts_T[t, None], int(full.counts_T[t]), full.seeds_T[t, None], full.positions_T[t, None]
+            LayerBudget(full.budget.counts_T[t, None], int(full.budget.counts_T[t])),
+            full.seeds_T[t, None],
+            full.positions_T[t, None],
         )
         mask_1E = module.masks(x_TD[t, None], alone)
         assert torch.equal(mask_1E != 0, mask_TE[t, None] != 0)

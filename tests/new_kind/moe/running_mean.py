@@ -24,7 +24,7 @@ class RunningMeanMixture(LayerModule):
     def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         m_TD = self._means(x_TD, step)
         probs_TE = F.linear(m_TD, self.router).float().softmax(-1)
-        allowed_TK = ranks(step.counts_T, step.k_max)
+        allowed_TK = ranks(step.budget)
         expert_TE = probs_TE.sort(dim=-1, descending=True, stable=True).indices
         token_R, rank_R = allowed_TK.nonzero(as_tuple=True)
         expert_R = expert_TE[token_R, rank_R]

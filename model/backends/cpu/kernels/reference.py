@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from model.activation import activate
 from model.attention.rope import rotate
 from model.backends.cpu.kernels.pack import HALF, Kind, Packed, unpack
+from model.batch import LayerBudget
 from model.moe.base import RoutedPairs, ranks
 from model.moe.infinity import InfinityMixture, keep_top
 from model.moe.topk import TopKMixture
@@ -141,7 +142,7 @@ def route(logits_TE: Tensor, counts_T: Tensor, normalise: bool) -> RoutedPairs:
     """Softmax and each token's best experts, as the mixture itself chooses them."""
     module = TopKMixture(1, TopK(experts=logits_TE.shape[1], width=1, trained=1, router=Router(normalise=normalise)))
     nothing_T, k_max = torch.zeros_like(counts_T), int(counts_T.amax()) if len(counts_T) else 0
-    return module.route(logits_TE.double(), LayerStep(counts_T, k_max, nothing_T, nothing_T))
+    return module.route(logits_TE.double(), LayerStep(LayerBudget(counts_T, k_max), nothing_T, nothing_T))
 
 
 def topk_block(
@@ -162,7 +163,7 @@ def draw(gaussian_TZ: Tensor, use: LayerStep, config: Infinity) -> Tensor:
     """z_RZ = mean + spread · ε for each token's draws in order; `gaussian` is the means, then the raw spreads."""
     mean_TZ, raw_TZ = gaussian_TZ.double().chunk(2, dim=-1)
     sigma_TZ = (raw_TZ.exp() if config.sigma_link == "exp" else F.softplus(raw_TZ)) + config.sigma_min
-    token_R, sample_R = ranks(use.counts_T, use.k_max).nonzero(as_tuple=True)
+    token_R, sample_R = ranks(use.budget).nonzero(as_tuple=True)
     noise_RZ = InfinityMixture(1, config).noise(token_R, sample_R, use)
     return mean_TZ[token_R] + sigma_TZ[token_R] * noise_RZ
 
@@ -180,7 +181,7 @@ def infinity_block(
     """x + the masked feed-forward layer of norm(x), and each score's tokens. `layer` has an expert per run of units."""
     h_TD = norm(x_TD)
     z_RZ = draw(router(h_TD).float(), use, config)
-    mask_TE = masks(scores(z_RZ.float()).float(), use.counts_T, config.kept)
+    mask_TE = masks(scores(z_RZ.float()).float(), use.budget.counts_T, config.kept)
     runs, units = layer.up.values_ENK.shape[:2]
     mask_TF = F.pad(mask_TE.repeat_interleave(config.block, dim=1), (0, runs * units - config.units))
     y_TD = x_TD.double()

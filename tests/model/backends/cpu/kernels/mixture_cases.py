@@ -11,6 +11,7 @@ from model.backends.cpu.kernels import reference
 from model.backends.cpu.kernels.pack import DTYPE, Kind, Packed, pack
 from model.backends.cpu.kernels.params import InfinityParams, RouterParams, TopKParams
 from model.backends.cpu.kernels.reference import Norm, Weight
+from model.batch import LayerBudget
 from model.moe.base import ranks
 from model.moe.infinity import InfinityMixture
 from model.shapes.mixtures import Infinity
@@ -68,31 +69,36 @@ class DrawCase:
     def run(self, rows_r: Tensor) -> Tensor:
         draws = draws_params(self.use.moe_layer, self.config)
         z_RZ = ops.draw(self.gaussian_TZ[rows_r], *use_args(part(self.use, rows_r)), *draws.arguments())
-        return self.spread(z_RZ, self.use.counts_T[rows_r])
+        return self.spread(z_RZ, self.use.budget.counts_T[rows_r])
 
     def spread(self, z_RZ: Tensor, counts_T: Tensor) -> Tensor:
-        token_R, sample_R = ranks(counts_T, self.use.k_max).nonzero(as_tuple=True)
-        empty = z_RZ.new_zeros(len(counts_T), self.use.k_max, z_RZ.shape[1])
+        token_R, sample_R = ranks(LayerBudget(counts_T, self.use.budget.k_max)).nonzero(as_tuple=True)
+        empty = z_RZ.new_zeros(len(counts_T), self.use.budget.k_max, z_RZ.shape[1])
         return empty.index_put((token_R, sample_R), z_RZ)
 
     def expected(self) -> Tensor:
-        return self.spread(reference.draw(self.gaussian_TZ, self.use, self.config), self.use.counts_T)
+        return self.spread(reference.draw(self.gaussian_TZ, self.use, self.config), self.use.budget.counts_T)
 
 
 def part(use: LayerStep, rows_r: Tensor) -> LayerStep:
-    counts_T = use.counts_T[rows_r]
-    return replace(use, counts_T=counts_T, seeds_T=use.seeds_T[rows_r], positions_T=use.positions_T[rows_r])
+    counts_T = use.budget.counts_T[rows_r]
+    return replace(
+        use,
+        budget=LayerBudget(counts_T, use.budget.k_max),
+        seeds_T=use.seeds_T[rows_r],
+        positions_T=use.positions_T[rows_r],
+    )
 
 
 def use_args(use: LayerStep) -> tuple[Any, ...]:
-    return use.counts_T, use.seeds_T, use.positions_T, use.k_max
+    return use.budget.counts_T, use.seeds_T, use.positions_T, use.budget.k_max
 
 
 def random_use(make: Make, rows: int, most: int) -> LayerStep:
     """Rows of several requests at any positions."""
     counts_T, positions_T = make.whole(1, most, rows), make.whole(0, 100_000, rows)
     layer, seeds_T = make.rng.randrange(5), make.whole(-(2**62), 2**62, rows)
-    return LayerStep(counts_T, most, seeds_T, positions_T, layer)
+    return LayerStep(LayerBudget(counts_T, most), seeds_T, positions_T, layer)
 
 
 def draw_case(make: Make, rows: int, config: Infinity) -> DrawCase:

@@ -84,7 +84,7 @@ def test_noise_is_that_of_the_model_bit_for_bit(draws: Any) -> None:
         use = random_use(make, 60, 9)
         use.seeds_T[:4] = torch.tensor([0, -1, 2**63 - 1, -(2**63)])
         found = DrawCase(torch.zeros(60, 2 * width), use, config).run(torch.arange(60))
-        for t, count in enumerate(use.counts_T.tolist()):
+        for t, count in enumerate(use.budget.counts_T.tolist()):
             sample_K = torch.arange(count)
             base_K = sample_K // 2 if draws == "antithetic" else sample_K
             key = (use.seeds_T[t].repeat(count), use.moe_layer, use.positions_T[t].repeat(count), base_K)
