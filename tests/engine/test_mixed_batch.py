@@ -112,7 +112,7 @@ def test_so_it_does_when_tokens_are_guessed(served: Served, monkeypatch: pytest.
 def test_every_position_keeps_the_counts_of_its_phase(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through chunks, preemption, drafts and prefixes found again: the logits are those of one pass over the text with
     the counts of every position side by side."""
-    monkeypatch.setattr("engine.speculation.WORTH", 0.0)
+    monkeypatch.setattr("engine.speculation.MIN_PROBABILITY", 0.0)
     layers = len(served.config.mixtures)
     counts = [((1,) * layers, (4,) * layers), ((5,) * layers, (1,) * layers), ((1, 6)[:layers], (3, 2)[:layers])]
     long = tuple(range(2 * served.block + 3))
