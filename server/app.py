@@ -32,6 +32,7 @@ from server.version import VERSION
 
 log = structlog.get_logger("server")
 STOP_SECONDS = 5.0
+EXPOSED_HEADERS = ("x-request-id", "x-num-experts", "x-should-retry", "retry-after", *RATE_LIMIT_HEADERS)
 ROUTE_MODULES = (docs, generate, models, probes, tokens)
 
 
@@ -105,7 +106,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
             allow_methods=("GET", "HEAD", "POST"),
             allow_headers=("*",),
             allow_private_network=True,
-            expose_headers=("x-request-id", "x-num-experts", "x-should-retry", "retry-after", *RATE_LIMIT_HEADERS),
+            expose_headers=EXPOSED_HEADERS,
         )
     hosts = hosts_of(settings.allowed_hosts, settings.host, bool(service.keys))
     policy = SitePolicy(hosts, frozenset(origins), keys=bool(service.keys))

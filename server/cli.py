@@ -83,10 +83,10 @@ def _joined(value: Any) -> Any:
 
 
 _model = typer.Argument(metavar="MODEL", help="What to serve; --model says the same", show_default=False)
-_folder = inspect.Parameter(
-    "folder", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[str | None, _model]
-)
-_parameters = [_folder, *(_parameter(name, field) for name, field in Settings.model_fields.items())]
+_positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_folder = inspect.Parameter("folder", _positional, default=None, annotation=Annotated[str | None, _model])
+_settings = [_parameter(name, field) for name, field in Settings.model_fields.items()]
+_parameters = [_folder, *_settings]
 serve.__signature__ = inspect.Signature(_parameters)  # type: ignore[attr-defined]
 serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _parameters}
 app.command(cls=GroupedCommand)(serve)

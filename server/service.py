@@ -22,6 +22,8 @@ from server.processes import watch_processes
 from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProtocol
 from server.settings import Settings
 
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
 
 class Service:
     """One model being served, from loading to draining."""
@@ -96,7 +98,7 @@ class Service:
     def tokenizer_info(self) -> dict[str, Any]:
         """The names that lm-evaluation-harness and vLLM use; a checkpoint without such a token has null."""
         named = self.tokenizer.named
-        special = {name: named.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        special = {name: named.get(name) for name in SPECIAL_TOKENS}
         info = self.served_models.info
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -57,7 +57,9 @@ class ModelCard:
 
     def _allows(self, count: Count) -> bool:
         allowed = self.allowed
-        return allowed is None or all(allowed.low <= part <= allowed.high for part in parts_of(count))
+        if allowed is None:
+            return True
+        return all(allowed.low <= part <= allowed.high for part in parts_of(count))
 
 
 def cards_of(body: Any) -> list[ModelCard]:

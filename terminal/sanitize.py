@@ -5,7 +5,8 @@ _KEPT = "\n\t"
 # text even where chunks cut the sequence in two. A carriage return could overwrite a line, but is mostly a part of a
 # line end; it is removed.
 _C0 = [code for code in range(0x20) if chr(code) not in _KEPT]
-_TABLE: dict[int, str | None] = {code: chr(0x2400 + code) for code in _C0}
+_TABLE: dict[int, str | None] = {}
+_TABLE |= {code: chr(0x2400 + code) for code in _C0}
 _TABLE |= {ord("\r"): None, 0x7F: "\u2421"}
 _TABLE |= {code: f"<{code:02x}>" for code in range(0x80, 0xA0)}  # C1: control characters for some terminals
 _TABLE |= {code: "\ufffd" for code in range(0xD800, 0xE000)}  # lone surrogates: no terminal can be sent them

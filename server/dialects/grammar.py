@@ -35,8 +35,8 @@ def lark_text(text: str, ids: Mapping[str, int]) -> str:
     if ids:
         delimiters = "|".join(map(re.escape, ids))
         parts = re.split(f"({delimiters})", text)
-    terms = [f"<[{ids[part]}]>" if part in ids else literal(part) for part in parts if part]
-    return " ".join(terms)
+    tokens = {part: f"<[{id}]>" for part, id in ids.items()}
+    return " ".join(tokens.get(part) or literal(part) for part in parts if part)
 
 
 def arguments_rule(tool: ToolSpec) -> str:

@@ -31,9 +31,11 @@ class Mistral(TaggedDialect):
         opening, middle = lark_text(CALLS, self._ids), lark_text(ARGS, self._ids)
         # older checkpoints of this call_syntax were trained to make up an id of nine characters
         middle = f"({lark_text(ID, self._ids)} /[a-zA-Z0-9]{{9}}/)? {middle}" if ID in self._ids else middle
-        bodies = [f"{opening} {literal(tool.name)} {middle} {arguments_rule(tool)}" for tool in tools]
-        calls = one_of("moe_call", bodies)
+        calls = one_of("moe_call", [self._named_rule(tool, opening, middle) for tool in tools])
         return f"moe_calls: {'moe_call+' if parallel else 'moe_call'}\n{calls}"
+
+    def _named_rule(self, tool: ToolSpec, opening: str, middle: str) -> str:
+        return f"{opening} {literal(tool.name)} {middle} {arguments_rule(tool)}"
 
     def _array_rules(self, tools: Sequence[ToolSpec], parallel: bool) -> str:
         opening = lark_text(CALLS, self._ids)

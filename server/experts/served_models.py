@@ -43,7 +43,8 @@ class ServedModels:
         suffixes = aliases_for(settings.aliases, info.experts)
         aliases = {f"{settings.name}@{suffix}": count for suffix, count in suffixes.items()}
         fingerprint = fingerprint_of(settings.name, info, default)
-        return cls(settings.name, info, default, aliases, tuple(card.get("quality") or ()), created, fingerprint)
+        quality = tuple(card.get("quality") or ())
+        return cls(settings.name, info, default, aliases, quality, created, fingerprint)
 
     @property
     def counts(self) -> frozenset[int]:
@@ -62,7 +63,8 @@ class ServedModels:
             return self.aliases[alias]
         experts = self.info.experts
         name, _, suffix = alias.rpartition("@")
-        count = int(suffix[1:]) if name == self.name and _COUNT_SUFFIX.fullmatch(suffix) else 0
+        is_count = name == self.name and _COUNT_SUFFIX.fullmatch(suffix)
+        count = int(suffix[1:]) if is_count else 0
         if experts.layers and experts.minimum <= count <= experts.maximum:
             return count
         form = f", and {self.name}@kN, N from {experts.minimum} to {experts.maximum}" if experts.layers else ""

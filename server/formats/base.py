@@ -161,12 +161,14 @@ def prompt_entries(
 
 def _prompt_entry(tokenizer: TokenizerProtocol, token: int, logprob: Logprob, listed: int) -> dict[str, Any]:
     values = _values_by_id(token, logprob, listed)
-    return {str(id): _ranked(tokenizer, id, value, rank) for id, (value, rank) in values.items()}
+    return {str(id): _ranked(tokenizer, id, *ranked) for id, ranked in values.items()}
 
 
 def _values_by_id(token: int, logprob: Logprob, listed: int) -> dict[int, tuple[float, int | None]]:
     """Log-probability and rank by id. The rank of a token that is not among the best is unknown."""
-    best = {id: (value, rank) for rank, (id, value) in enumerate(logprob.top[:listed], 1)}
+    best = {}
+    for rank, (id, value) in enumerate(logprob.top[:listed], 1):
+        best[id] = (value, rank)
     ranks = {id: rank for rank, (id, _) in enumerate(logprob.top, 1)}
     return {token: (logprob.value, ranks.get(token)), **best}
 

@@ -93,12 +93,14 @@ def _times(timelines: list[Timeline]) -> dict[str, float | None]:
     gaps = sum(timeline.last_token_at - (timeline.first_token_at or 0.0) for timeline in timelines)
     steps = sum(timeline.tokens - 1 for timeline in timelines)
     tokens = sum(timeline.tokens for timeline in timelines)
+    queue = max(timeline.queue_s for timeline in timelines)
+    speed = tokens / (last - arrived) if last > arrived else None
     return {
         "time_to_first_token_ms": _ms(first - arrived),
-        "queue_time_ms": _ms(max(timeline.queue_s for timeline in timelines)),
+        "queue_time_ms": _ms(queue),
         "generation_time_ms": _ms(last - first),
         "mean_itl_ms": _ms(gaps / steps) if steps else None,
-        "tokens_per_second": round(tokens / (last - arrived), 2) if last > arrived else None,
+        "tokens_per_second": None if speed is None else round(speed, 2),
     }
 
 

@@ -70,7 +70,7 @@ class StopMatcher:
         if not self.stops:
             return text
         text = self._held + text
-        matches = [(text.find(stop) + len(stop), text.find(stop)) for stop in self.stops if stop in text]
+        matches = [(start + len(stop), start) for stop in self.stops if (start := text.find(stop)) >= 0]
         if matches:
             end, start = min(matches)
             self.matched, self._held = text[start:end], ""

@@ -27,7 +27,8 @@ HEADER = {
     "schema": {"type": "integer", "minimum": 1},
 }
 # by path: body, answer, event of a stream
-POSTS: dict[str, tuple[type[BaseModel], type[BaseModel], type[BaseModel] | None]] = {
+ModelType = type[BaseModel]
+POSTS: dict[str, tuple[ModelType, ModelType, ModelType | None]] = {
     "/v1/completions": (CompletionBody, answers.Completion, answers.Completion),
     "/v1/chat/completions": (ChatBody, answers.ChatCompletion, answers.ChatChunk),
     "/v1/responses": (ResponsesBody, response_object.ResponseObject, response_object.ResponseEvent),

@@ -44,7 +44,7 @@ def constraint_fields(body: GenerationBody) -> list[ConstraintField]:
     found = [*_of_response_format(body.response_format), *_of_ollama(body.format)]
     found += [ConstraintField(field, kind, getattr(body, field)) for field, kind in FIELDS]
     found += _of_structured_outputs(body.structured_outputs)
-    return [asked for asked in found if asked.value is not None and not _is_none(asked)]
+    return [field for field in found if field.value is not None and not _is_none(field)]
 
 
 def whitespace_pattern_of(body: GenerationBody) -> tuple[str, str] | None:
@@ -63,8 +63,8 @@ def objects_closed(body: GenerationBody) -> bool | None:
     return None if new is None else new.disable_additional_properties
 
 
-def _is_none(asked: ConstraintField) -> bool:
-    return asked.field in EMPTY_IS_NONE and asked.value == ""
+def _is_none(field: ConstraintField) -> bool:
+    return field.field in EMPTY_IS_NONE and field.value == ""
 
 
 def _of_response_format(wanted: ResponseFormat | None) -> Iterator[ConstraintField]:

@@ -89,22 +89,26 @@ class SequenceBuilder:
                 sampling = replace(sampling, prompt_logprobs=None)
             position = index * self.body.answers + answer
             seeded = replace(sampling, seed=(seed + answer) & LARGEST_SEED)
-            request = Request(f"{self.id}-{position}", prompt, self.budget, seeded, self.noise, self.salt)
-            decoder = self.service.tokenizer.stream(self._shown(), continues=self._continues())
-            output = OutputProcessor(
-                position,
-                decoder,
-                self.body.stop,
-                self.spec.parser(),
-                ends_shown=self.echoes_logprobs,
-                calls_only=self.spec.forced,
-                stop_ids=self.body.stop_token_ids,
-                include_stop=self.body.include_stop_str_in_output,
-            )
-            timeline = Timeline(
-                self.service.metrics, self.budget, len(prompt), self.arrived, self.account, self.trained_pairs, count
-            )
-            yield AnswerSequence(request, output, timeline)
+            id = f"{self.id}-{position}"
+            request = Request(id, prompt, self.budget, seeded, self.noise, self.salt)
+            yield AnswerSequence(request, self._output(position), self._timeline(len(prompt), count))
+
+    def _output(self, position: int) -> OutputProcessor:
+        body, spec = self.body, self.spec
+        return OutputProcessor(
+            position,
+            self.service.tokenizer.stream(self._shown(), continues=self._continues()),
+            body.stop,
+            spec.parser(),
+            ends_shown=self.echoes_logprobs,
+            calls_only=spec.forced,
+            stop_ids=body.stop_token_ids,
+            include_stop=body.include_stop_str_in_output,
+        )
+
+    def _timeline(self, prompt: int, count: SharedPromptCount) -> Timeline:
+        metrics, arrived = self.service.metrics, self.arrived
+        return Timeline(metrics, self.budget, prompt, arrived, self.account, self.trained_pairs, count)
 
     def _continues(self) -> bool:
         """Whether an answer continues a text, in which a word may have begun."""

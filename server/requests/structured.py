@@ -122,4 +122,5 @@ def _own(field: str, value: str) -> Constraint:
     return Constraint(field, f"answer: @{OWN}\n", lark)
 
 
-WRITERS: Mapping[str, Callable[[str, Any], Constraint]] = {"regex": _regex, "choice": _choice, "grammar": _own}
+Writer = Callable[[str, Any], Constraint]
+WRITERS: Mapping[str, Writer] = {"regex": _regex, "choice": _choice, "grammar": _own}
