@@ -7,6 +7,7 @@ from model.backends.base import Options
 from model.backends.cpu.refusal import refusal
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import TopK
+from tests.families.examples import examples_of
 from weights.load import decoder_config, families
 
 # A config of real proportions; a family's example says what is its own.
@@ -31,9 +32,10 @@ def table() -> str:
 def _line(name: str) -> str:
     module = importlib.import_module(f"model.families.{name}")
     says = (module.__doc__ or "").strip().splitlines()[0].partition(":")[0].partition(" (")[0].partition(",")[0]
-    if not getattr(module, "EXAMPLES", ()):
+    examples = examples_of(name)
+    if not examples:
         return f"| `{name}` | {says} | as the checkpoint says | kernels | yes |"
-    config = decoder_config(_large(module.EXAMPLES[0]) | {"model_type": name})
+    config = decoder_config(_large(examples[0]) | {"model_type": name})
     reason = refusal(config, Options())
     runs_on, prefixes = "torch" if reason else "kernels", "yes" if config.prefix_reusable else "no"
     cells = (f"`{name}`", says, _counts(config), runs_on, prefixes)

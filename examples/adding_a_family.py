@@ -15,7 +15,7 @@ import torch
 import model.families
 from engine.build import build_engine
 from engine.types import EngineSettings, Request, Sampling
-from model.config_reader import Fields, activation, attention, decoder, head_width, rope
+from model.config_reader import ConfigReader, activation, attention, decoder, head_width, rope
 from model.decoder import Decoder
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Router, TopK
@@ -39,16 +39,18 @@ CONFIG = {
 }
 
 
-def decoder_config(fields: Fields) -> DecoderConfig:
+def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Every key is read by name: a key that is set and not read is refused on loading."""
     mixture = TopK(
-        experts=fields["num_specialists"],
-        width=fields["intermediate_size"],
-        trained=fields["specialists_per_token"],
+        experts=hf_config["num_specialists"],
+        width=hf_config["intermediate_size"],
+        trained=hf_config["specialists_per_token"],
         router=Router(normalise=True),
-        activation=activation(fields),
+        activation=activation(hf_config),
     )
-    return decoder(fields, attention(fields, rope(fields, head_width(fields), theta=1e4)), mixture, norm_eps=1e-5)
+    return decoder(
+        hf_config, attention(hf_config, rope(hf_config, head_width(hf_config), theta=1e4)), mixture, norm_eps=1e-5
+    )
 
 
 def write_random(folder: Path) -> None:

@@ -42,7 +42,7 @@ def check_numbers(raw: Mapping[str, Any]) -> None:
             check_numbers(value)
 
 
-class Fields(Mapping[str, Any]):
+class ConfigReader(Mapping[str, Any]):
     """config.json, remembering which keys were asked for."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
@@ -58,7 +58,7 @@ class Fields(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._raw)
 
-    def knows(self, *keys: str) -> None:
+    def mark_read(self, *keys: str) -> None:
         """These change nothing here, whatever they are: the family has seen to it."""
         self._read.update(keys)
 
@@ -92,12 +92,14 @@ class Fields(Mapping[str, Any]):
             )
 
 
-def head_width(fields: Fields) -> int:
+def head_width(hf_config: ConfigReader) -> int:
     """Of a query or key."""
-    return int(fields.get("head_dim") or fields["hidden_size"] // fields["num_attention_heads"])
+    return int(hf_config.get("head_dim") or hf_config["hidden_size"] // hf_config["num_attention_heads"])
 
 
-def rope(fields: Fields, width: int, *, interleaved: bool = False, theta: float = 10000.0, share: float = 1.0) -> Rope:
+def rope(
+    hf_config: ConfigReader, width: int, *, interleaved: bool = False, theta: float = 10000.0, share: float = 1.0
+) -> Rope:
     """Rotary positions of heads of `width`, from `rope_parameters` (transformers 5), or `rope_scaling` and
     `rope_theta`.
 
@@ -106,10 +108,10 @@ def rope(fields: Fields, width: int, *, interleaved: bool = False, theta: float 
     Raises:
         ValueError: a kind or a parameter of scaling that is not known.
     """
-    given = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-    fields.knows("rope_scaling", "rope_parameters")
-    base, turned = fields.get("rope_theta"), fields.get("partial_rotary_factor")
-    original, largest = fields.get("original_max_position_embeddings"), fields.get("max_position_embeddings")
+    given = dict(hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {})
+    hf_config.mark_read("rope_scaling", "rope_parameters")
+    base, turned = hf_config.get("rope_theta"), hf_config.get("partial_rotary_factor")
+    original, largest = hf_config.get("original_max_position_embeddings"), hf_config.get("max_position_embeddings")
     kind: Any = given.pop("rope_type", given.pop("type", None)) or "default"
     given.pop("type", None)
     base = given.pop("rope_theta", None) or base or theta
@@ -130,58 +132,58 @@ def rope(fields: Fields, width: int, *, interleaved: bool = False, theta: float 
         raise ValueError(f"rope_parameters: {error}") from None
 
 
-def attention(fields: Fields, positions: Rope | None, **changes: Any) -> Attention:
+def attention(hf_config: ConfigReader, positions: Rope | None, **changes: Any) -> Attention:
     """Grouped-query attention with the usual names."""
-    heads = fields["num_attention_heads"]
+    heads = hf_config["num_attention_heads"]
     shape: dict[str, Any] = {
         "heads": heads,
-        "kv_heads": fields.get("num_key_value_heads") or heads,
-        "head_width": head_width(fields),
+        "kv_heads": hf_config.get("num_key_value_heads") or heads,
+        "head_width": head_width(hf_config),
         "rope": positions,
     }
     return Attention(**shape | changes)
 
 
-def windows(fields: Fields, window: int | None, slides: Callable[[int], bool]) -> list[int]:
+def windows(hf_config: ConfigReader, window: int | None, slides: Callable[[int], bool]) -> list[int]:
     """How far back each layer sees, 0 for all: as `layer_types` says, or else, where there is a window, as `slides`.
 
     Raises:
         ValueError: layers of other kinds, or layers that slide without a window.
     """
-    count, (full, sliding) = fields["num_hidden_layers"], ("full_attention", "sliding_attention")
+    count, (full, sliding) = hf_config["num_hidden_layers"], ("full_attention", "sliding_attention")
     usual = [sliding if window and slides(layer) else full for layer in range(count)]
-    kinds = layer_kinds(fields, usual, full, sliding)
+    kinds = layer_kinds(hf_config, usual, full, sliding)
     if sliding in kinds and not window:
         raise ValueError("layer_types has layers that slide, but there is no sliding_window")
     return [window or 0 if kind == sliding else 0 for kind in kinds]
 
 
-def layer_kinds(fields: Fields, usual: Sequence[str], *known: str) -> list[str]:
+def layer_kinds(hf_config: ConfigReader, usual: Sequence[str], *known: str) -> list[str]:
     """What `layer_types` says of each layer, or else `usual`.
 
     Raises:
         ValueError: a kind that is not known, or too few of them.
     """
-    count = fields["num_hidden_layers"]
-    kinds = list(fields.get("layer_types") or usual)[:count]
+    count = hf_config["num_hidden_layers"]
+    kinds = list(hf_config.get("layer_types") or usual)[:count]
     if len(kinds) != count or not set(kinds) <= set(known):
         raise ValueError(f"layer_types must say {' or '.join(known)} of each of the {count} layers")
     return kinds
 
 
-def dense(fields: Fields, width: int, *, bias: bool = False) -> Dense:
+def dense(hf_config: ConfigReader, width: int, *, bias: bool = False) -> Dense:
     """A gated feed-forward layer."""
-    return Dense(width, activation(fields), bias=bias)
+    return Dense(width, activation(hf_config), bias=bias)
 
 
-def activation(fields: Fields) -> Any:
+def activation(hf_config: ConfigReader) -> Any:
     """In our words; one that is not known is refused where it is used."""
-    name = fields.get("hidden_act") or fields.get("hidden_activation") or "silu"
+    name = hf_config.get("hidden_act") or hf_config.get("hidden_activation") or "silu"
     return {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}.get(name, name)
 
 
 def decoder(
-    fields: Fields,
+    hf_config: ConfigReader,
     attention: AttentionShape | Sequence[AttentionShape],
     feed_forward: FeedForward | Sequence[FeedForward],
     **changes: Any,
@@ -192,21 +194,23 @@ def decoder(
         KeyError: a size is missing.
         ValueError: a field that the family has not read.
     """
-    count = fields["num_hidden_layers"]
+    count = hf_config["num_hidden_layers"]
     shape: dict[str, Any] = {
-        "vocabulary": fields["vocab_size"],
-        "width": fields["hidden_size"],
-        "context": fields["max_position_embeddings"],
+        "vocabulary": hf_config["vocab_size"],
+        "width": hf_config["hidden_size"],
+        "context": hf_config["max_position_embeddings"],
         "attention": tuple(attention) if isinstance(attention, Sequence) else (attention,) * count,
         "feed_forward": tuple(feed_forward) if isinstance(feed_forward, Sequence) else (feed_forward,) * count,
-        "norm_eps": fields.get("rms_norm_eps", 1e-6),
-        "tied": bool(fields.get("tie_word_embeddings", False)),
+        "norm_eps": hf_config.get("rms_norm_eps", 1e-6),
+        "tied": bool(hf_config.get("tie_word_embeddings", False)),
     }
-    fields.check()
+    hf_config.check()
     return DecoderConfig(**shape | changes)
 
 
-def sparse_layers(fields: Fields) -> list[bool]:
+def sparse_layers(hf_config: ConfigReader) -> list[bool]:
     """Which layers are mixtures, in Qwen's words: every `decoder_sparse_step`-th, but those of `mlp_only_layers`."""
-    step, plain = fields.get("decoder_sparse_step", 1), fields.get("mlp_only_layers") or []
-    return [layer not in plain and step > 0 and (layer + 1) % step == 0 for layer in range(fields["num_hidden_layers"])]
+    step, plain = hf_config.get("decoder_sparse_step", 1), hf_config.get("mlp_only_layers") or []
+    return [
+        layer not in plain and step > 0 and (layer + 1) % step == 0 for layer in range(hf_config["num_hidden_layers"])
+    ]

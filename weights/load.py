@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from model.config_reader import Fields, check_numbers
+from model.config_reader import ConfigReader, check_numbers
 from model.decoder import Decoder
 from model.errors import CheckpointError
 from model.shapes.decoder import DecoderConfig
@@ -62,7 +62,7 @@ def decoder_config(raw: Mapping[str, Any]) -> DecoderConfig:
     family = importlib.import_module(f"model.families.{name}")
     try:
         check_numbers(raw)
-        config: DecoderConfig = family.decoder_config(Fields(raw))
+        config: DecoderConfig = family.decoder_config(ConfigReader(raw))
         return config
     except KeyError as error:
         raise CheckpointError(f"config.json: field {error.args[0]!r} is missing for {name}") from None

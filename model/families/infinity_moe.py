@@ -1,42 +1,42 @@
 """∞-MoE checkpoints (`model_type: "infinity_moe"`, ours): every choice that the paper leaves open is a stated field."""
 
-from model.config_reader import Fields, attention, decoder, rope
+from model.config_reader import ConfigReader, attention, decoder, rope
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Infinity
 
 
-def decoder_config(fields: Fields) -> DecoderConfig:
+def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json. Raises KeyError for a missing field: nothing is assumed."""
     mixture = Infinity(
-        units=fields["intermediate_size"],
-        latent_dim=fields["gate_dim"],
-        keep_ratio=fields["kept_share"],
-        trained=fields["num_experts_per_tok"],
-        maximum=fields["max_experts_per_tok"],
-        block=fields["mask_block"],
-        activation=fields["activation"],
-        sigma_link=fields["sigma_link"],
-        sigma_min=fields["sigma_min"],
-        draws=fields["draws"],
+        units=hf_config["intermediate_size"],
+        latent_dim=hf_config["gate_dim"],
+        keep_ratio=hf_config["kept_share"],
+        trained=hf_config["num_experts_per_tok"],
+        maximum=hf_config["max_experts_per_tok"],
+        block=hf_config["mask_block"],
+        activation=hf_config["activation"],
+        sigma_link=hf_config["sigma_link"],
+        sigma_min=hf_config["sigma_min"],
+        draws=hf_config["draws"],
     )
-    width = fields.get("head_dim", fields["hidden_size"] // fields["num_attention_heads"])
-    bias = fields.get("attention_bias", False)
-    rotary = fields["positions"] == "rotary"
-    fields.knows("rope_theta")
+    width = hf_config.get("head_dim", hf_config["hidden_size"] // hf_config["num_attention_heads"])
+    bias = hf_config.get("attention_bias", False)
+    rotary = hf_config["positions"] == "rotary"
+    hf_config.mark_read("rope_theta")
     self_attention = attention(
-        fields,
-        rope(fields, width) if rotary else None,
+        hf_config,
+        rope(hf_config, width) if rotary else None,
         head_width=width,
-        qk_norm=fields.get("qk_norm", "none"),
+        qk_norm=hf_config.get("qk_norm", "none"),
         bias=bias,
         out_bias=bias,
     )
     return decoder(
-        fields,
+        hf_config,
         self_attention,
         mixture,
-        norm=fields["norm"],
-        norm_eps=fields.get("norm_eps", 1e-5),
-        positions=fields["positions"],
-        tied=fields["tie_word_embeddings"],
+        norm=hf_config["norm"],
+        norm_eps=hf_config.get("norm_eps", 1e-5),
+        positions=hf_config["positions"],
+        tied=hf_config["tie_word_embeddings"],
     )

@@ -1,34 +1,29 @@
 """OLMoE (arXiv 2409.02060): norms over all query and key heads, softmax over all experts, weights as they are."""
 
-from model.config_reader import Fields, activation, attention, decoder, rope
+from model.config_reader import ConfigReader, activation, attention, decoder, rope
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Router, TopK
 
-EXAMPLES = (
-    {"num_key_value_heads": 2},
-    {"tie_word_embeddings": True, "norm_topk_prob": True, "clip_qkv": 0.5, "attention_bias": True},
-)
 
-
-def decoder_config(fields: Fields) -> DecoderConfig:
+def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json; defaults are those of transformers' OlmoeConfig."""
-    width = fields["hidden_size"] // fields["num_attention_heads"]
-    fields.knows("head_dim")
-    bias = fields.get("attention_bias", False)
+    width = hf_config["hidden_size"] // hf_config["num_attention_heads"]
+    hf_config.mark_read("head_dim")
+    bias = hf_config.get("attention_bias", False)
     self_attention = attention(
-        fields,
-        rope(fields, width),
+        hf_config,
+        rope(hf_config, width),
         head_width=width,
         qk_norm="full",
-        clip=fields.get("clip_qkv"),
+        clip=hf_config.get("clip_qkv"),
         bias=bias,
         out_bias=bias,
     )
     mixture = TopK(
-        experts=fields.get("num_experts", 64),
-        width=fields["intermediate_size"],
-        trained=fields.get("num_experts_per_tok", 8),
-        router=Router(normalise=fields.get("norm_topk_prob", False)),
-        activation=activation(fields),
+        experts=hf_config.get("num_experts", 64),
+        width=hf_config["intermediate_size"],
+        trained=hf_config.get("num_experts_per_tok", 8),
+        router=Router(normalise=hf_config.get("norm_topk_prob", False)),
+        activation=activation(hf_config),
     )
-    return decoder(fields, self_attention, mixture, norm_eps=fields.get("rms_norm_eps", 1e-5))
+    return decoder(hf_config, self_attention, mixture, norm_eps=hf_config.get("rms_norm_eps", 1e-5))

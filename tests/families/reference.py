@@ -1,6 +1,5 @@
 """Tiny random models of `transformers`, one per example of a family, and their logits at any expert count."""
 
-import importlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
+from tests.families.examples import examples_of
 from tests.model.tiny import randomise
 from weights.load import families
 
@@ -41,19 +41,20 @@ def examples() -> Iterator[tuple[str, int]]:
 
 def example_list(family: str) -> tuple[dict[str, Any], ...]:
     """The family's tiny configs: at least two, that differ in what matters."""
-    given: tuple[dict[str, Any], ...] = getattr(importlib.import_module(f"model.families.{family}"), "EXAMPLES", ())
-    return given
+    return examples_of(family)
 
 
-def merged(example: dict[str, Any]) -> dict[str, Any]:
-    """The example over the base, which is the text part's where there are others."""
-    return example | {"text_config": BASE | example["text_config"]} if "text_config" in example else BASE | example
+def merged(example: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The example over the base, with changes; both are the text part's where there are others."""
+    if "text_config" in example:
+        return example | {"text_config": BASE | example["text_config"] | changes}
+    return BASE | example | changes
 
 
 def build(family: str, number: int, **changes: Any) -> PreTrainedModel:
     """A random float32 model of the family's example."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(SAME.get(family, family), **merged(example_list(family)[number]) | changes)
+    config = AutoConfig.for_model(SAME.get(family, family), **merged(example_list(family)[number], **changes))
     config._experts_implementation = "eager"
     kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     model = kind.from_config(config, attn_implementation="eager").eval().float()

@@ -1,6 +1,6 @@
 """Every family in the folder gives the logits of `transformers`: at the trained count, at one, and at the largest.
 
-A family is tested by existing: its file's `EXAMPLES` are tiny configs that differ in what matters. Prompts are longer
+Every family has tiny configs that differ in what matters (`tests/families/examples`). Prompts are longer
 than their windows. Each checkpoint is written by transformers, in several files, and must come back out bit for bit.
 """
 

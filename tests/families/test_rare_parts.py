@@ -14,11 +14,11 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from model.activation import activate_gated
 from model.attention.rope import rotary_tables
 from model.errors import CheckpointError
-from model.families.phimoe import LONGROPE
 from model.moe.router import choose
 from model.shapes.attention import Attention, GatedDeltaNet
 from model.shapes.mixtures import Router
 from tests.families import reference
+from tests.families.examples.phimoe import LONGROPE
 from tests.model.tiny import whole_logits
 from weights.load import decoder_config, load_model
 

@@ -5,19 +5,27 @@
     families/running_mean.py   model/families/running_mean.py
     names/running_mean.py      weights/families/running_mean.py
 
-No other file changes. `install` adds these folders to the places that are searched.
+No other file changes. `installed` adds these folders to the places that are searched.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def install() -> None:
-    """Have the model and the weights find the files here; once is enough."""
+@contextmanager
+def installed() -> Iterator[None]:
+    """Have the model and the weights find the files here meanwhile."""
     import model.families
     import model.moe
     import weights.families
 
     here = Path(__file__).parent
-    for package, folder in ((model.moe, "moe"), (model.families, "families"), (weights.families, "names")):
-        if str(here / folder) not in package.__path__:
-            package.__path__.append(str(here / folder))
+    places = [(model.moe.__path__, "moe"), (model.families.__path__, "families"), (weights.families.__path__, "names")]
+    for path, folder in places:
+        path.append(str(here / folder))
+    try:
+        yield
+    finally:
+        for path, folder in places:
+            path.remove(str(here / folder))

@@ -32,12 +32,11 @@ from model.errors import CheckpointError
 from model.step import LayerStep
 from tests.engine.random_workload import Served, alone, assert_as_alone, storm
 from tests.model.tiny import VOCABULARY, PagedRun, decoder, llama_like, randomise, topk, whole_batch
-from tests.new_kind import install
+from tests.new_kind import installed
 from tests.new_kind.shape import RunningMean
 from weights.load import load_model, read_config
 from weights.save import save_model
 
-install()
 MEAN = RunningMean(width=24, experts=6, hidden=12, trained=2)
 CONFIG = llama_like(MEAN, topk(), MEAN, context=40)
 SERVED = Served(CONFIG, block=4, few=10, requests=20)
@@ -56,6 +55,13 @@ RAW: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "dtype": "float32",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kind() -> Iterator[None]:
+    """The new kind, for this file's tests only."""
+    with installed():
+        yield
 
 
 class Definition(nn.Module):

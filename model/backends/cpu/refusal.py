@@ -93,7 +93,7 @@ def _feed_forward_reasons(ffn: FeedForward) -> Iterator[str]:
         yield f"layers of the kind {type(ffn).__name__}"
         return
     found = next(unknown(ffn), None)
-    if type(ffn) is TopK and found is not None and "activation" not in found:
+    if type(ffn) is TopK and found is not None and not found.startswith("TopK.activation"):
         yield f"a router other than softmax, or experts with biases or a shared part ({found})"
     elif found is not None:
         yield found

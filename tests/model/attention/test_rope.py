@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from model.attention.rope import rotary_tables, rotate
-from model.config_reader import Fields, rope
+from model.config_reader import ConfigReader, rope
 from model.shapes.rope import Rope
 
 WIDTH, ORIGINAL, LONGEST = 16, 32, 128
@@ -48,7 +48,7 @@ def theirs(parameters: dict[str, Any], positions: list[int]) -> tuple[torch.Tens
 def test_tables_are_those_of_transformers(name: str) -> None:
     """Within the original context at once, and beyond it token by token, which is how their two length-dependent kinds
     are decoded."""
-    ours = rope(Fields(config(SCALINGS[name])), WIDTH)
+    ours = rope(ConfigReader(config(SCALINGS[name])), WIDTH)
     steps = [list(range(ORIGINAL)), [ORIGINAL], [ORIGINAL + 1], [LONGEST - 1]]
     for positions in steps:
         found = rotary_tables(torch.tensor(positions), ours)
@@ -58,7 +58,7 @@ def test_tables_are_those_of_transformers(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCALINGS)
 def test_a_token_turns_alike_in_any_chunk(name: str) -> None:
-    ours, positions = rope(Fields(config(SCALINGS[name])), WIDTH), torch.arange(LONGEST)
+    ours, positions = rope(ConfigReader(config(SCALINGS[name])), WIDTH), torch.arange(LONGEST)
     whole = rotary_tables(positions, ours)
     parts = [rotary_tables(part, ours) for part in positions.split(7)]
     assert all(torch.equal(torch.cat([p[i] for p in parts]), whole[i]) for i in range(2))

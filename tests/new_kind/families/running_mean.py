@@ -1,16 +1,16 @@
 """A family with mixtures of the kind `RunningMean`."""
 
-from model.config_reader import Fields, attention, decoder, head_width, rope
+from model.config_reader import ConfigReader, attention, decoder, head_width, rope
 from model.shapes.decoder import DecoderConfig
 from tests.new_kind.shape import RunningMean
 
 
-def decoder_config(fields: Fields) -> DecoderConfig:
+def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json."""
     mixture = RunningMean(
-        width=fields["hidden_size"],
-        experts=fields["num_experts"],
-        hidden=fields["intermediate_size"],
-        trained=fields["num_experts_per_tok"],
+        width=hf_config["hidden_size"],
+        experts=hf_config["num_experts"],
+        hidden=hf_config["intermediate_size"],
+        trained=hf_config["num_experts_per_tok"],
     )
-    return decoder(fields, attention(fields, rope(fields, head_width(fields))), mixture)
+    return decoder(hf_config, attention(hf_config, rope(hf_config, head_width(hf_config))), mixture)
