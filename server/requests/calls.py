@@ -32,7 +32,7 @@ from server.requests.json_body import IncomingRequest, read_json
 from server.requests.limits import check_limits, max_new_tokens, prompts_of, tokens_to_keep
 from server.requests.output_fields import constraint_fields
 from server.requests.output_spec import OutputSpec, chat_output_spec, completion_output_spec, offered_tools
-from server.requests.sequences import build_sequences
+from server.requests.sequences import SequenceBuilder
 from server.schemas.base import GenerationBody, refuse_unsupported, validate
 from server.schemas.chat import ChatBody, Message, TemplateBody, Tool
 from server.schemas.completions import CompletionBody
@@ -257,7 +257,8 @@ async def _open(
         spec, tokens = await prepare()
         prompts = tuple(map(tuple, tokens))
         bad_words = await bad_word_tokens(service, body.bad_words) if body.bad_words else ()
-        sequences = build_sequences(service, body, spec, prompts, budget, call_id, arrived, key, bad_words)
+        builder = SequenceBuilder(service, body, spec, budget, call_id, arrived, key, bad_words)
+        sequences = builder.build(prompts)
         reservation.add_tokens(body.answers * sum(map(len, prompts)))
         service.charge(key, sum(map(len, prompts)))
     except BaseException:

@@ -25,33 +25,8 @@ LARGEST_SEED = 2**63 - 1
 TokenLists = tuple[tuple[int, ...], ...]
 
 
-def build_sequences(
-    service: Service,
-    body: GenerationBody,
-    spec: OutputSpec,
-    prompts: TokenLists,
-    budget: ExpertBudget,
-    id: str,
-    arrived: float,
-    key: str,
-    bad_words: TokenLists = (),
-) -> tuple[AnswerSequence, ...]:
-    """`body.answers` sequences for every prompt, in the order of choices. `bad_words`: tokens not to be generated.
-
-    Raises:
-        InvalidRequest: a token id is out of range, or a prompt and its answer do not fit the context.
-    """
-    _check_tokens(service, body, prompts)
-    _check_prompt_logprobs(body, prompts)
-    builder = SequenceBuilder(service, body, spec, budget, id, arrived, key, bad_words)
-    sequences: list[AnswerSequence] = []
-    for index, prompt in enumerate(prompts):
-        sequences += builder.sequences(index, prompt)
-    return tuple(sequences)
-
-
 class SequenceBuilder:
-    """What the sequences of one call share."""
+    """What the sequences of one call share. `bad_words`: tokens not to be generated."""
 
     def __init__(
         self,
@@ -76,7 +51,17 @@ class SequenceBuilder:
         self.biases = tuple(biases_of(body).items())
         self.allowed = tuple(dict.fromkeys(body.allowed_token_ids))
 
-    def sequences(self, index: int, prompt: tuple[int, ...]) -> Iterator[AnswerSequence]:
+    def build(self, prompts: TokenLists) -> tuple[AnswerSequence, ...]:
+        """`body.answers` sequences for every prompt, in the order of choices.
+
+        Raises:
+            InvalidRequest: a token id is out of range, or a prompt and its answer do not fit the context.
+        """
+        _check_tokens(self.service, self.body, prompts)
+        _check_prompt_logprobs(self.body, prompts)
+        return tuple(sequence for index, prompt in enumerate(prompts) for sequence in self._sequences(index, prompt))
+
+    def _sequences(self, index: int, prompt: tuple[int, ...]) -> Iterator[AnswerSequence]:
         """The sequences of one prompt. Answer j is sampled with seed + j, so that a prompt gets the same answers in a
         list as by itself. Without a seed every prompt draws one, so that equal prompts get different answers.
 
