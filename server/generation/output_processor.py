@@ -154,14 +154,13 @@ class OutputProcessor:
             finish = "stop" if event.finish == "stop" else "length"
         self._shown += len(shown)
         self.finish = finish
-        parts = self._parts(shown)
+        parts: tuple[DeltaPart, ...] = ()
+        if self._parser is not None:
+            parts = tuple(self._parse(self._parser, shown))
+        elif shown:
+            parts = (Content(shown),)
         reason = None if self.finish is None else self._reason(event)
         return Delta(self.index, parts, self._entries(), self.finish, event.prompt_logprobs, reason, self._tokens)
-
-    def _parts(self, shown: str) -> tuple[DeltaPart, ...]:
-        if self._parser is not None:
-            return tuple(self._parse(self._parser, shown))
-        return (Content(shown),) if shown else ()
 
     def _reason(self, event: TokenEvent) -> str | int | None:
         if self._matcher.matched:

@@ -11,8 +11,8 @@ from server.dialects.base import CallArguments, CallStart, Content, DeltaPart, D
 from server.dialects.detect import dialect_named
 from server.formats.base import calls_of, content_of, reasoning_of
 from server.generation.output_processor import OutputProcessor
+from tests.server.dialects.families import ADD, FAMILIES, TOOLS, WEATHER, Family, joined, parts_of
 from tests.server.dialects.test_splits import PROMPTS, broken_up, text
-from tests.server.dialects.writing import ADD, FAMILIES, TOOLS, WEATHER, Family, joined, parts_of
 from tests.server.fakes import FakeDecoder
 
 every = pytest.mark.parametrize("w", FAMILIES, ids=lambda w: w.id)

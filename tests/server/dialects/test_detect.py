@@ -4,7 +4,7 @@ import pytest
 
 from server.dialects.base import Content, Dialect, Reasoning, ToolSpec
 from server.dialects.detect import DIALECTS, detect, dialect_named
-from tests.server.dialects.writing import read
+from tests.server.dialects.families import read
 
 QWEN3 = "{{- '<tool_call>\\n{\"name\": \"' }} ... {{- '<think>\\n\\n</think>\\n\\n' }}"
 QWEN25 = '{{- \'<tool_call>\\n{"name": "\' }}'

@@ -4,7 +4,7 @@ import pytest
 
 from server.dialects.base import CallArguments, CallStart, Content, Dialect, Reasoning, ToolSpec
 from server.dialects.detect import dialect_named
-from tests.server.dialects.writing import TOOLS, parts_of, read, specials
+from tests.server.dialects.families import TOOLS, parts_of, read, specials
 
 sizes = pytest.mark.parametrize("size", [0, 1, 5])
 CALL = [CallStart(0, "add"), CallArguments(0, '{"a": 1}')]

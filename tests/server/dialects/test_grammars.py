@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 import server.dialects.grammar as grammar
 from server.dialects.base import CallArguments, CallStart, Content, DeltaPart, Dialect, Reasoning, ToolSpec
 from server.dialects.detect import detect, dialect_named
-from tests.server.dialects.writing import FAMILIES, SPECIALS, read
+from tests.server.dialects.families import FAMILIES, SPECIALS, read
 
 BUNDLED = Path("weights/bundled/infinity-stories/tokenizer.json")
 EOS, FIRST = 0, 300  # ids: the end, and the first of the tokens that a test adds

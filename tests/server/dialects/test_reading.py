@@ -3,7 +3,7 @@
 import pytest
 
 from server.dialects.base import CallArguments, CallStart, Content, Reasoning
-from tests.server.dialects.writing import (
+from tests.server.dialects.families import (
     ADD,
     FAMILIES,
     TAGGED,

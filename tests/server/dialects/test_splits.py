@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.dialects.base import CallArguments, CallStart, Content, Reasoning
-from tests.server.dialects.writing import ADD, FAMILIES, TOOLS, WEATHER, Family, read, read_chunks
+from tests.server.dialects.families import ADD, FAMILIES, TOOLS, WEATHER, Family, read, read_chunks
 
 every = pytest.mark.parametrize("w", FAMILIES, ids=lambda w: w.id)
 PROMPTS = ("", "<think>\n", "[THINK]", "<think></think>", "<|start|>assistant", "<|start|>assistant<|channel|>analysis")

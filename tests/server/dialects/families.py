@@ -1,4 +1,4 @@
-"""What every family would write: one entry each, with its dialect, its calls and its reasoning. It checks nothing."""
+"""What models of every family write: an entry each, with dialect, calls and reasoning. It checks nothing."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,15 +20,15 @@ ADD = ("add", '{"a":1,"b": -2.5e3}')
 
 @dataclass(frozen=True)
 class Family:
-    """`calls` writes calls, `content` an answer's text, `reasoning` a reasoning before either."""
+    """`calls` writes calls, `content` an answer's text, `reasoning` reasoning before either."""
 
     id: str
     dialect: Dialect
     calls: Callable[[Sequence[Call]], str]
     content: Callable[[str], str] = str
     reasoning: Callable[[str], str] = "<think>\n{}\n</think>\n\n".format
-    opened: str = "<think>\n"  # a prompt's end that opens a reasoning
-    reopened: Callable[[str], str] = "{}\n</think>\n\n".format  # a reasoning that the prompt opened
+    opened: str = "<think>\n"  # the end of a prompt that opens the reasoning
+    reopened: Callable[[str], str] = "{}\n</think>\n\n".format  # reasoning that the prompt opened
 
 
 def specials(name: str, first: int = 300) -> dict[str, int]:
