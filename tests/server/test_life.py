@@ -307,7 +307,7 @@ def test_tokens_go_straight_to_the_connection(monkeypatch: pytest.MonkeyPatch) -
         count = len(written)
         assert 5 < count < len(text)  # not before the headers, nor the last one
         assert httpx.post(url + COMPLETIONS, json=body | {"n": 2}).status_code == 200
-        assert len(written) == count  # what several sequences say at one time leaves in one piece
+        assert len(written) == count  # deltas of several sequences that arrive together are written together
     with in_memory(FakeEngine(says(text))) as client:
         layered = frames(client.post(COMPLETIONS, json=body).text)
     said = [[json.loads(frame)["choices"] for frame in got[:-1]] for got in (direct, layered)]

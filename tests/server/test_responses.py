@@ -235,8 +235,10 @@ def test_experts_by_every_way(api: openai.OpenAI, engine: FakeEngine) -> None:
 def test_reasoning_are_items_of_their_own(client: TestClient) -> None:
     scripted(client, "<think>Hm, well.</think>\n\nYes. " + CALL)
     answer = post(client, tools=[WEATHER], **SCORES)
-    thought, message, call = answer["output"]
-    assert thought["type"] == "reasoning" and thought["content"] == [{"type": "reasoning_text", "text": "Hm, well."}]
+    reasoning, message, call = answer["output"]
+    assert reasoning["type"] == "reasoning" and reasoning["content"] == [
+        {"type": "reasoning_text", "text": "Hm, well."}
+    ]
     assert message["content"][0]["text"] == "Yes." and call["name"] == "weather"
     assert [entry["token"] for entry in message["content"][0]["logprobs"]] == list("Yes.")
     assert answer["usage"]["output_tokens_details"]["reasoning_tokens"] > 0
@@ -307,7 +309,7 @@ def test_streamed_and_whole_agree(
     for kind, text, scores in rebuilt(events):
         if kind == "message" and "�" not in text:
             shown = b"".join(bytes(entry["bytes"]) for entry in scores).decode()
-            # where a beginning of a mark comes twice, which of them has been shown cannot be seen
+            # where the beginning of a delimiter comes twice, which of them has been shown cannot be seen
             assert shown == text or text.count("<") > 1
 
 

@@ -29,7 +29,12 @@ def chat(**body: Any) -> dict[str, Any]:
 
 
 def test_what_chat_it_becomes() -> None:
-    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}
+    reasoning = {
+        "type": "reasoning",
+        "id": "rs_1",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": "Hm."}],
+    }
     calls = [{"type": "function_call", "call_id": c, "name": "f", "arguments": "{}"} for c in "ab"]
     outputs = [
         {"type": "function_call_output", "call_id": "a", "output": "1"},
@@ -40,7 +45,7 @@ def test_what_chat_it_becomes() -> None:
         "role": "assistant",
         "content": [{"type": "output_text", "text": "So.", "annotations": []}],
     }
-    items = [{"role": "user", "content": "x"}, thought, said, *calls, *outputs, thought, said, said]
+    items = [{"role": "user", "content": "x"}, reasoning, said, *calls, *outputs, reasoning, said, said]
     written = [{"id": c, "type": "function", "function": {"name": "f", "arguments": "{}"}} for c in "ab"]
     text = [{"type": "text", "text": "So."}]
     assert chat(input=items, instructions="be")["messages"] == [
