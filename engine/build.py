@@ -17,7 +17,7 @@ from engine.blocks import BlockManager
 from engine.calibrate import MOST_ROWS, measure
 from engine.cost import ExpertPool, StepCost
 from engine.engine import Engine
-from engine.grammars.compiler import Grammars
+from engine.grammars.compiler import GrammarCompiler
 from engine.progress import Progress
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
@@ -108,10 +108,10 @@ def tokenizer_for(folder: Path, config: DecoderConfig, settings: EngineSettings)
     return tokenizer
 
 
-def grammars_for(folder: Path, config: DecoderConfig, tokenizer: Tokenizer | None) -> Grammars | None:
+def grammars_for(folder: Path, config: DecoderConfig, tokenizer: Tokenizer | None) -> GrammarCompiler | None:
     """The grammar compiler for a checkpoint's vocabulary; None if it has no tokenizer or no end-of-text token."""
     ends = tokenizer.eos_ids if tokenizer else ()
-    return Grammars(str(folder / "tokenizer.json"), config.vocabulary, ends) if ends else None
+    return GrammarCompiler(str(folder / "tokenizer.json"), config.vocabulary, ends) if ends else None
 
 
 def compute_one_token(engine: Engine, info: EngineInfo) -> None:
@@ -174,7 +174,7 @@ def assemble(
     model: Runnable,
     settings: EngineSettings,
     cost: StepCost | None = None,
-    grammars: Grammars | None = None,
+    grammars: GrammarCompiler | None = None,
 ) -> tuple[Engine, int]:
     """An engine around a loaded model, and the number of its KV blocks. Without a `cost`, only tokens bound a step."""
     config = model.config

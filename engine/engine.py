@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from engine.grammars.compiler import Grammars
+from engine.grammars.compiler import GrammarCompiler
 from engine.grammars.mask_client import MaskClient
 from engine.grammars.matcher import Matcher
 from engine.isolation import Isolation
@@ -34,7 +34,7 @@ class Engine:
     """
 
     def __init__(
-        self, runner: Runner, scheduler: Scheduler, grammars: Grammars | None = None, *, repeatable: bool = True
+        self, runner: Runner, scheduler: Scheduler, grammars: GrammarCompiler | None = None, *, repeatable: bool = True
     ) -> None:
         self.scheduler = scheduler
         self.announce: Callable[[float], None] = lambda _: None
@@ -66,7 +66,7 @@ class Engine:
             matcher.open()
         self.scheduler.add(request, matcher)
 
-    def compiler(self) -> Grammars:
+    def compiler(self) -> GrammarCompiler:
         """What compiles grammars for this model.
 
         Raises:

@@ -65,7 +65,7 @@ class Speculator:
         """Up to `limit` draft tokens from a grammar or n-grams. Call it at most once per step and decoding sequence."""
         if limit < 1 or not (self._ngrams or sequence.matcher) or not _can_verify(sequence):
             return ()
-        if sequence.matcher is not None and sequence.matcher.dear:
+        if sequence.matcher is not None and sequence.matcher.expensive:
             return ()  # the masks after the drafts would be late
         state = self._state(sequence)
         found: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""Grammars of answers: found good or bad on a thread beside the steps, by a process that may take its time.
+"""GrammarCompiler of answers: found good or bad on a thread beside the steps, by a process that may take its time.
 
 It knows no logits, no schedule and no masks (`engine/grammars/matcher.py`).
 """
@@ -11,37 +11,37 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from engine.grammars.matcher import MaskProcesses, Matcher, first_line
-from engine.grammars.validator import Judge, Lapse
+from engine.grammars.validator import GrammarValidator, ValidationTimeout
 from model.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
 
-KEPT_BYTES = 32 << 20  # of texts of grammars and what was found of them
-ENTRY_BYTES = 1000  # of one beside its text
-RETRY_SECONDS = 30.0  # before one that took too long, perhaps beside other work, is tried again
+KEPT_BYTES = 32 << 20  # size of the cache of results, keyed by grammar
+ENTRY_BYTES = 1000  # of one entry, in addition to its text
+RETRY_SECONDS = 30.0  # before a grammar that timed out, perhaps because the machine was busy, is tried again
 
 
-class Grammars:
+class GrammarCompiler:
     """Compiles grammars for one vocabulary. `tokenizer` is a tokenizer.json.
 
-    A grammar is used only after a process has compiled it in time (`engine/grammars/validator.py`). What was found of
-    those asked for last is remembered, good and bad; compiled ones are kept where they are used
+    A grammar is used only after the validator process has compiled it in time (`engine/grammars/validator.py`). Recent
+    results, good and bad, are cached; compiled grammars are kept in the process that uses them
     (`engine/grammars/mask_process.py`).
     """
 
     def __init__(self, tokenizer: str, vocabulary: int, ends: Sequence[int]) -> None:
-        self._judge = Judge(tokenizer, vocabulary, list(ends))
+        self._validator = GrammarValidator(tokenizer, vocabulary, list(ends))
         self.processes = MaskProcesses(tokenizer, vocabulary, ends)
-        # each with how long it holds, None for a good one; the least recently asked for first
+        # Per grammar: its error (None: it is valid) and until when that holds. Least recently used first.
         self._known: OrderedDict[str, tuple[InvalidRequest | None, float]] = OrderedDict()
         self._bytes = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
     def compile(self, grammar: str) -> Matcher:
-        """Now, on this thread, which is to be the only one that does.
+        """Validate a grammar now; returns a matcher for it. Call it from one thread only.
 
         Raises:
-            InvalidRequest: it is no grammar, nothing matches it, or it costs more than the limits.
+            InvalidRequest: it is no grammar, nothing matches it, or it is above the limits.
         """
         found = self._recall(grammar)
         if found is not None:
@@ -49,7 +49,7 @@ class Grammars:
         return Matcher(self.processes, grammar)
 
     def start(self, grammar: str, wake: Callable[[], None]) -> Future[Matcher]:
-        """On the thread of this pool, unless it is known; `wake` is called from there at the end."""
+        """Validate a grammar on the compiler's thread, unless it is cached; `wake` is called from there at the end."""
         refused, until = self._known.get(grammar, (None, 0.0))
         if refused is None and time.monotonic() < until:
             known: Future[Matcher] = Future()
@@ -63,25 +63,25 @@ class Grammars:
         known = self._known.pop(grammar, None)
         if known is None or time.monotonic() > known[1]:
             self._bytes += 0 if known else len(grammar) + ENTRY_BYTES
-            known = self._judged(grammar)
+            known = self._validate(grammar)
         self._known[grammar] = known
         while self._bytes > KEPT_BYTES:
             text, _ = self._known.popitem(last=False)
             self._bytes -= len(text) + ENTRY_BYTES
         return known[0]
 
-    def _judged(self, grammar: str) -> tuple[InvalidRequest | None, float]:
-        """Why it cannot be used, if so, and until when that holds."""
+    def _validate(self, grammar: str) -> tuple[InvalidRequest | None, float]:
+        """The grammar's error, or None if it is valid; and until when that holds."""
         try:
-            objection = self._judge.objection(grammar)
-        except Lapse as lapse:
-            return refusal(str(lapse)), time.monotonic() + RETRY_SECONDS
-        except Exception as error:  # whatever it is, it is this grammar's fault and ends nothing else
+            problem = self._validator.validate(grammar)
+        except ValidationTimeout as timeout:
+            return refusal(str(timeout)), time.monotonic() + RETRY_SECONDS
+        except Exception as error:  # only the request with this grammar may fail
             log.exception("a grammar failed to compile")
             return refusal(f"the grammar library failed ({type(error).__name__})"), 0.0
-        return refusal(objection) if objection else None, math.inf
+        return refusal(problem) if problem else None, math.inf
 
 
 def refusal(reason: str) -> InvalidRequest:
-    """What the request is told; the field at fault is known to the HTTP process alone."""
+    """The error of a request whose grammar cannot be used. Only the HTTP process knows which field held it."""
     return InvalidRequest(f"the grammar or schema cannot be used: {first_line(reason)}", "grammar", "invalid_grammar")

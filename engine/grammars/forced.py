@@ -1,4 +1,4 @@
-"""Tokens that a grammar leaves no choice about, a few at a time.
+"""Tokens that a grammar leaves no choice about, a few index a time.
 
 The library's own way looks as far ahead as the grammar's text goes, again for every token, and with the interpreter
 locked: 50 ms a token inside a literal of 60 kB.
@@ -11,31 +11,35 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
-MOST = 24  # steps, of one letter or a few
-CHOICES = 64  # where more tokens are allowed, they differ
+MAX_STEPS = 24  # how far to look ahead: one step is one letter or a few
+MAX_CHOICES = 64  # if more tokens are allowed, they have no common beginning
 
 
-class Forced:
-    """For one tokenizer."""
+class ForcedTokens:
+    """Finds forced tokens for one tokenizer."""
 
     def __init__(self, tokenizer: LLTokenizer, vocabulary: int, ends: Collection[int]) -> None:
         self._tokenizer, self._ends = tokenizer, ends
         self._scratch = allocate_token_bitmask(1, vocabulary)
 
     def after(self, inner: LLMatcher, row: NDArray[np.int32]) -> list[int]:
-        """What must come next in `inner`, whose mask is `row`, in the tokens that a text is usually made of."""
+        """The tokens that must come next in `inner`, whose mask is `row`, as the tokenizer would write them."""
         found: list[int] = []
-        while len(found) < MOST and (token := self._only(row)) is not None and inner.try_consume_tokens([token]):
+        while (
+            len(found) < MAX_STEPS
+            and (token := self._forced_token(row)) is not None
+            and inner.try_consume_tokens([token])
+        ):
             found.append(token)
             fill_next_token_bitmask(inner, self._scratch, 0)
             row = self._scratch[0]
         if found and not inner.is_error():
             inner.rollback(len(found))
-        return self._usual(found)
+        return self._retokenized(found)
 
-    def _only(self, row: NDArray[np.int32]) -> int | None:
-        """The shortest token allowed, if all others begin with it: whatever comes, its letters come first."""
-        if not 0 < int(np.bitwise_count(row).sum()) <= CHOICES:
+    def _forced_token(self, row: NDArray[np.int32]) -> int | None:
+        """The shortest allowed token, if all others begin with its text: then that text comes next in any case."""
+        if not 0 < int(np.bitwise_count(row).sum()) <= MAX_CHOICES:
             return None
         tokens = _tokens(row)
         if len(tokens) == 1:
@@ -44,11 +48,15 @@ class Forced:
             return None
         texts = [self._tokenizer.decode_bytes([token]) for token in tokens]
         shortest = min(texts, key=len)
-        return tokens[texts.index(shortest)] if all(text.startswith(shortest) for text in texts) else None
+        if not all(text.startswith(shortest) for text in texts):
+            return None
+        return tokens[texts.index(shortest)]
 
-    def _usual(self, tokens: list[int]) -> list[int]:
-        """The same text as far as it is certain how it is cut into tokens; special tokens are what they are."""
-        plain = next((at for at, token in enumerate(tokens) if self._tokenizer.is_special_token(token)), len(tokens))
+    def _retokenized(self, tokens: list[int]) -> list[int]:
+        """The same text in the tokenizer's own tokens, as far as they are certain; special tokens are kept."""
+        plain = next(
+            (index for index, token in enumerate(tokens) if self._tokenizer.is_special_token(token)), len(tokens)
+        )
         if plain == 0:
             return tokens[:1]
         return self._tokenizer.tokenize_partial(self._tokenizer.decode_bytes(tokens[:plain]))[0]
@@ -58,5 +66,5 @@ def _tokens(row: NDArray[np.int32]) -> list[int]:
     """The ids whose bits are set, few of them."""
     words = np.flatnonzero(row)
     bits = np.unpackbits(row[words].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
-    at, bit = bits.nonzero()
-    return [int(token) for token in words[at] * 32 + bit]
+    index, bit = bits.nonzero()
+    return [int(token) for token in words[index] * 32 + bit]

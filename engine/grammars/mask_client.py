@@ -1,7 +1,7 @@
-"""The engine's end of a process that computes masks: what is asked is written without waiting, what is answered is read
-when it has come, and a process that ends or stands still is replaced.
+"""The engine's end of a mask process: messages are written without waiting, replies are read when they have come, and a
+process that ends or stalls is replaced.
 
-It knows bytes and processes; what an answer means, its `Taker` knows. Use from one thread.
+It knows bytes and processes; the meaning of a reply is its `ReplyHandler`'s business. Use from one thread.
 """
 
 import logging
@@ -20,23 +20,23 @@ from engine.grammars.mask_messages import Close, Frames, FromMasks, Masks, ToMas
 log = logging.getLogger(__name__)
 
 READ_SIZE = 1 << 20
-BUFFER = 4 << 20  # bytes of a socket, so that masks of many answers do not make the process wait
-STILL_SECONDS = 20.0  # without a reply, before the process is replaced
+BUFFER = 4 << 20  # bytes of the socket's buffer, so that the process need not wait with masks of many answers
+STALL_SECONDS = 20.0  # without a reply, before the process is replaced
 START_SECONDS = 60.0  # the same until it has read its tokenizer
 
 
-class Taker(Protocol):
-    """Who asked."""
+class ReplyHandler(Protocol):
+    """Gets the replies to its messages."""
 
     def take(self, masks: Masks) -> None:
-        """The next reply, in the order of what was asked."""
+        """Take the next reply, in the order of the messages."""
 
     def lost(self, reason: str) -> None:
-        """There will be no reply to what was asked: the process ended. With a reason, over this very question."""
+        """The process ended without a reply; with a reason if this message was the one it was working on."""
 
 
 class MaskClient:
-    """One process, started with the first question. `command` gets a descriptor and a niceness, and then the rest."""
+    """One mask process, started with the first message. Its command line: a descriptor, a niceness, the arguments."""
 
     def __init__(self, module: str, niceness: int, *arguments: str) -> None:
         self._module, self._niceness, self._arguments = module, niceness, arguments
@@ -44,7 +44,9 @@ class MaskClient:
         self._socket: socket.socket | None = None
         self._decoder: msgspec.msgpack.Decoder[FromMasks] = msgspec.msgpack.Decoder(FromMasks)
         self._frames, self._unsent = Frames(), bytearray()
-        self._asked: OrderedDict[int, tuple[Taker, int]] = OrderedDict()  # by answer: who, and how many replies are due
+        self._asked: OrderedDict[int, tuple[ReplyHandler, int]] = (
+            OrderedDict()
+        )  # by answer: who, and how many replies are due
         self._closing: deque[int] = deque()
         self._since, self._patience, self._started = 0.0, START_SECONDS, 0
 
@@ -62,34 +64,34 @@ class MaskClient:
         return len(self._asked)
 
     def fileno(self) -> int:
-        """What is readable when a reply has come; only while the client is busy."""
+        """The descriptor that is readable when a reply has come; only while the client is busy."""
         assert self._socket is not None
         return self._socket.fileno()
 
     def start(self) -> int:
-        """Start the process, unless it runs; which one it is, counted from 1. A new one knows no answers."""
+        """Start the process unless it runs; returns its number, counted from 1. A new process knows no answers."""
         if self._process is None:
             self._start()
         return self._started
 
-    def ask(self, taker: Taker, message: ToMasks) -> None:
-        """Its reply goes to `taker`, in a later `collect`."""
+    def ask(self, handler: ReplyHandler, message: ToMasks) -> None:
+        """Send a message whose reply goes to `handler`, in a later `collect`."""
         self.start()
         if not self._asked:
             self._since = time.monotonic()
-        _, due = self._asked.get(message.id, (taker, 0))
-        self._asked[message.id] = taker, due + 1
+        _, due = self._asked.get(message.id, (handler, 0))
+        self._asked[message.id] = handler, due + 1
         if self._closing:
             self._write_closings()
         self._unsent += frame(message)
         self._write()
 
     def close(self, id: int) -> None:
-        """Forget an answer, and what it may still be told. Any thread may call it."""
+        """Drop an answer and the replies still due to it. Any thread may call it."""
         self._closing.append(id)
 
     def collect(self) -> None:
-        """Hand out the replies that have come, without waiting."""
+        """Pass on the replies that have come, without waiting."""
         if self._socket is None:
             return
         self._write()
@@ -139,24 +141,24 @@ class MaskClient:
                 del self._unsent[: self._socket.send(self._unsent)]
         except BlockingIOError:
             return
-        except OSError:  # it has ended, which the next `collect` finds
+        except OSError:  # the process has ended; the next `collect` notices
             self._unsent.clear()
 
     def _take(self, data: bytes) -> None:
         for payload in self._frames.feed(data):
             message = self._decoder.decode(payload)
-            self._since, self._patience = time.monotonic(), STILL_SECONDS
+            self._since, self._patience = time.monotonic(), STALL_SECONDS
             if isinstance(message, Masks) and (asked := self._asked.pop(message.id, None)):
-                taker, due = asked
+                handler, due = asked
                 if due > 1:
-                    self._asked[message.id] = taker, due - 1
-                taker.take(message)
+                    self._asked[message.id] = handler, due - 1
+                handler.take(message)
 
     def _replace(self, why: str) -> None:
-        """End the process; the first caller may be to blame, the others ask again."""
+        """End the process. The first message may have caused this and gets an error; the others are sent again."""
         log.error("a process that computes masks is replaced: %s", why)
         self.stop()
         asked, self._asked = self._asked, OrderedDict()
         self._closing.clear()
-        for at, (taker, _) in enumerate(asked.values()):
-            taker.lost("" if at else why)
+        for index, (handler, _) in enumerate(asked.values()):
+            handler.lost("" if index else why)

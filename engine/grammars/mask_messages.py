@@ -1,6 +1,6 @@
-"""What the engine process and a process that computes masks say to each other, as msgpack in frames with a length.
+"""The messages between the engine process and a mask process: msgpack in frames with a length.
 
-Plain values; both ends are ours.
+Plain values, no sockets and no grammars.
 """
 
 import struct
@@ -12,7 +12,7 @@ HEADER = struct.Struct("<I")
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag="open"):
-    """Follow a grammar from now on, for an answer that has come as far as `tokens`."""
+    """Start following a grammar, for an answer whose first tokens are `tokens`."""
 
     id: int
     grammar: str
@@ -20,21 +20,21 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag="open"):
 
 
 class Advance(msgspec.Struct, frozen=True, array_like=True, tag="advance"):
-    """These tokens have become part of the answer."""
+    """Append these tokens to the answer."""
 
     id: int
     tokens: tuple[int, ...]
 
 
-class Ahead(msgspec.Struct, frozen=True, array_like=True, tag="ahead"):
-    """What could follow each of these guesses?"""
+class LookAhead(msgspec.Struct, frozen=True, array_like=True, tag="ahead"):
+    """Ask for the masks after each of these draft tokens."""
 
     id: int
     drafts: tuple[int, ...]
 
 
 class Close(msgspec.Struct, frozen=True, array_like=True, tag="close"):
-    """Forget an answer. It is the only message without a reply."""
+    """Drop an answer. The only message without a reply."""
 
     id: int
 
@@ -42,8 +42,8 @@ class Close(msgspec.Struct, frozen=True, array_like=True, tag="close"):
 class Masks(msgspec.Struct, frozen=True, array_like=True, tag="masks"):
     """The reply to one message: masks, one row after the other, of 32-bit words.
 
-    `rows` is one mask for the next token, or, after `Ahead`, one for each guess that could be followed. `forced` are
-    tokens that must come next. `seconds` of the processor were spent on it.
+    `rows` is one mask for the next token, or, after `LookAhead`, one for each draft that the grammar allows. `forced`
+    are tokens that must come next. `seconds` is the processor time of the reply.
     """
 
     id: int
@@ -53,12 +53,12 @@ class Masks(msgspec.Struct, frozen=True, array_like=True, tag="masks"):
     error: str = ""
 
 
-class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
+class TokenizerLoaded(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     """The first message of a process: its tokenizer is loaded."""
 
 
-ToMasks = Open | Advance | Ahead | Close
-FromMasks = Masks | Ready
+ToMasks = Open | Advance | LookAhead | Close
+FromMasks = Masks | TokenizerLoaded
 _ENCODER = msgspec.msgpack.Encoder()
 
 

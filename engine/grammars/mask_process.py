@@ -1,7 +1,7 @@
-"""A process that computes masks: `python -m engine.grammars.mask_process FD NICENESS TOKENIZER VOCABULARY END…`.
+"""The mask process: `python -m engine.grammars.mask_process FD NICENESS TOKENIZER VOCABULARY END…`.
 
-The library holds the interpreter's lock while it takes in a token, which a grammar can make arbitrarily dear, and its
-automata grow with use. So it runs beside the engine: no step waits for it, its memory is its own, and it can be killed.
+The library holds the interpreter's lock while it consumes a token, which a grammar can make arbitrarily slow, and its
+automata grow with use. In a process of its own it delays no step, has its own memory limit, and can be killed.
 It knows grammars and tokens, no requests and no logits.
 """
 
@@ -27,33 +27,43 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
 from engine import parent
-from engine.grammars.forced import Forced
-from engine.grammars.mask_messages import Advance, Ahead, Close, Frames, Masks, Open, Ready, ToMasks, frame
+from engine.grammars.forced import ForcedTokens
+from engine.grammars.mask_messages import (
+    Advance,
+    Close,
+    Frames,
+    LookAhead,
+    Masks,
+    Open,
+    TokenizerLoaded,
+    ToMasks,
+    frame,
+)
 from engine.grammars.validator import LIMITS, MEMORY
 
-KEPT_BYTES = 256 << 20  # of compiled grammars that may be asked for again, beside those that are in use
-WEIGH_SECONDS = 0.05  # between two looks at the memory
+KEPT_BYTES = 256 << 20  # of cached compiled grammars, in addition to those in use
+EVICT_SECONDS = 0.05  # between two checks of the memory in use
 READ_SIZE = 1 << 20
 
 
-class Place:
-    """How far one answer has come in its grammar. An automaton of its own is shared with no other answer."""
+class GrammarState:
+    """One answer's position in its grammar. `own`: its automaton is not shared with other answers."""
 
     def __init__(self, inner: LLMatcher, opened: Open, own: bool) -> None:
         self.inner, self.grammar, self.own = inner, opened.grammar, own
-        self.said: list[int] = []
-        self.forced: list[int] = []  # what must come next, as far as it was looked for
+        self.tokens: list[int] = []
+        self.forced: list[int] = []  # tokens that must come next, as far as looked ahead
 
 
-class Key(NamedTuple):
-    """A compilation: of a grammar, for all who ask for it, or as one answer's own."""
+class CompileKey(NamedTuple):
+    """A compilation: of a grammar for all its answers, or for one answer."""
 
     grammar: str
     own: int = 0  # the answer's id
 
 
 class MaskServer:
-    """Answers messages through `send`. Grammars are compiled on a thread, `wake` is called when one is done."""
+    """Answers messages through `send`. GrammarCompiler are compiled on a thread, `wake` is called when one is done."""
 
     def __init__(
         self,
@@ -66,29 +76,29 @@ class MaskServer:
     ) -> None:
         self._tokenizer, self._ends, self._send, self._wake = tokenizer, frozenset(ends), send, wake
         self._vocabulary = vocabulary
-        self._forced = Forced(tokenizer, vocabulary, self._ends)
-        self._places: dict[int, Place] = {}
-        self.kept: OrderedDict[str, LLMatcher] = OrderedDict()  # compiled and never moved, least recently used first
-        self._compiling: dict[Key, list[Open]] = {}  # who waits
-        self._later: dict[int, list[ToMasks]] = {}  # what was asked since about those that wait
-        self._compiled: SimpleQueue[tuple[Key, LLMatcher]] = SimpleQueue()
+        self._forced = ForcedTokens(tokenizer, vocabulary, self._ends)
+        self._states: dict[int, GrammarState] = {}
+        self.kept: OrderedDict[str, LLMatcher] = OrderedDict()  # cache in initial state, least recently used first
+        self._compiling: dict[CompileKey, list[Open]] = {}  # the answers that wait for each compilation
+        self._later: dict[int, list[ToMasks]] = {}  # later messages of answers that wait
+        self._compiled: SimpleQueue[tuple[CompileKey, LLMatcher]] = SimpleQueue()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self._kept_bytes, self._empty, self._weighed = kept_bytes, live_bytes(), 0.0
+        self._kept_bytes, self._empty, self._evicted_at = kept_bytes, live_bytes(), 0.0
 
     def handle(self, message: ToMasks) -> None:
-        """Carry out one message, or keep it until what it asks about has been compiled."""
+        """Handle one message, or keep it until its grammar has been compiled."""
         began = time.thread_time()
         if message.id in self._later and not isinstance(message, Close):
             return self._later[message.id].append(message)
         match message:
             case Open():
                 self._open(message, began)
-            case Advance(id, tokens) if place := self._places.get(id):
-                self._advance(id, place, tokens, began)
-            case Ahead(id, drafts) if place := self._places.get(id):
-                self._ahead(id, place, drafts, began)
+            case Advance(id, tokens) if state := self._states.get(id):
+                self._advance(id, state, tokens, began)
+            case LookAhead(id, drafts) if state := self._states.get(id):
+                self._ahead(id, state, drafts, began)
             case Close(id):
-                self._places.pop(id, None)
+                self._states.pop(id, None)
                 self._later.pop(id, None)
                 for waiting in self._compiling.values():
                     waiting[:] = [opened for opened in waiting if opened.id != id]
@@ -97,83 +107,83 @@ class MaskServer:
         return None
 
     def collect(self) -> None:
-        """Go on with what waited for a compiled grammar, and keep to the bound of memory."""
+        """Serve the answers whose grammars have been compiled, and keep within the memory limit."""
         while not self._compiled.empty():
             key, inner = self._compiled.get()
             if not key.own and not inner.is_error():
                 self.kept[key.grammar] = inner
             for opened in self._compiling.pop(key):
                 later = self._later.pop(opened.id)
-                self._begin(opened, inner.deep_copy(), bool(key.own), time.thread_time())
+                self._follow(opened, inner.deep_copy(), bool(key.own), time.thread_time())
                 for message in later:
                     self.handle(message)
-        if time.monotonic() - self._weighed > WEIGH_SECONDS:
-            self.weigh()
+        if time.monotonic() - self._evicted_at > EVICT_SECONDS:
+            self.evict()
 
-    def weigh(self) -> None:
-        """Let go of compiled grammars, the least recently used first, while more memory is in use than may be kept."""
+    def evict(self) -> None:
+        """Drop cached grammars, the least recently used first, while more memory is in use than allowed."""
         while self.kept and live_bytes() - self._empty > self._kept_bytes:
             self.kept.popitem(last=False)
-        self._weighed = time.monotonic()
+        self._evicted_at = time.monotonic()
 
     def _open(self, opened: Open, began: float) -> None:
         found = self.kept.get(opened.grammar)
         if found is None:
-            return self._compile(opened, Key(opened.grammar))
+            return self._compile(opened, CompileKey(opened.grammar))
         self.kept.move_to_end(opened.grammar)
-        return self._begin(opened, found.deep_copy(), False, began)
+        return self._follow(opened, found.deep_copy(), False, began)
 
-    def _compile(self, opened: Open, key: Key) -> None:
+    def _compile(self, opened: Open, key: CompileKey) -> None:
         self._later[opened.id] = []
         waiting = self._compiling.setdefault(key, [])
         waiting.append(opened)
         if len(waiting) == 1:
             self._pool.submit(self._compile_now, key)
 
-    def _compile_now(self, key: Key) -> None:
+    def _compile_now(self, key: CompileKey) -> None:
         inner = LLMatcher(self._tokenizer, key.grammar, log_level=0, limits=LIMITS)
         self._compiled.put((key, inner))
         self._wake()
 
-    def _begin(self, opened: Open, inner: LLMatcher, own: bool, began: float) -> None:
-        place = self._places[opened.id] = Place(inner, opened, own)
-        self._advance(opened.id, place, opened.tokens, began)
+    def _follow(self, opened: Open, inner: LLMatcher, own: bool, began: float) -> None:
+        state = self._states[opened.id] = GrammarState(inner, opened, own)
+        self._advance(opened.id, state, opened.tokens, began)
 
-    def _advance(self, id: int, place: Place, tokens: tuple[int, ...], began: float) -> None:
+    def _advance(self, id: int, state: GrammarState, tokens: tuple[int, ...], began: float) -> None:
         for token in tokens:
             if token in self._ends:
                 break
-            place.said.append(token)
-            if not place.inner.consume_token(token):
+            state.tokens.append(token)
+            if not state.inner.consume_token(token):
                 break
-        row = self._fill(place.inner)
-        as_expected = place.forced[: len(tokens)] == list(tokens)
-        place.forced = place.forced[len(tokens) :] if as_expected else []
-        place.forced = place.forced or self._forced.after(place.inner, row)
-        if place.inner.is_error() and not place.own and place.inner.stop_reason() != "ParserTooComplex":
-            return self._start_over(id, place)
-        error = place.inner.get_error() if place.inner.is_error() else ""
-        return self._send(Masks(id, row.tobytes(), tuple(place.forced), time.thread_time() - began, error))
+        row = self._fill(state.inner)
+        as_expected = state.forced[: len(tokens)] == list(tokens)
+        state.forced = state.forced[len(tokens) :] if as_expected else []
+        state.forced = state.forced or self._forced.after(state.inner, row)
+        if state.inner.is_error() and not state.own and state.inner.stop_reason() != "ParserTooComplex":
+            return self._recompile_alone(id, state)
+        error = state.inner.get_error() if state.inner.is_error() else ""
+        return self._send(Masks(id, row.tobytes(), tuple(state.forced), time.thread_time() - began, error))
 
-    def _start_over(self, id: int, place: Place) -> None:
-        """Give an answer an automaton of its own: the shared one has reached a limit, for which any of those that share
-        it may be to blame. It is not used for further answers."""
-        self.kept.pop(place.grammar, None)
-        del self._places[id]
-        self._compile(Open(id, place.grammar, tuple(place.said)), Key(place.grammar, own=id))
+    def _recompile_alone(self, id: int, state: GrammarState) -> None:
+        """Give an answer an automaton of its own: the shared one has reached a limit, which any of its answers may have
+        caused. The shared one is not used for further answers."""
+        self.kept.pop(state.grammar, None)
+        del self._states[id]
+        self._compile(Open(id, state.grammar, tuple(state.tokens)), CompileKey(state.grammar, own=id))
 
-    def _ahead(self, id: int, place: Place, drafts: tuple[int, ...], began: float) -> None:
-        """Masks after each guess. After one that is forbidden, nothing is possible."""
+    def _ahead(self, id: int, state: GrammarState, drafts: tuple[int, ...], began: float) -> None:
+        """Reply with the masks after each draft; the rows after a forbidden draft allow nothing."""
         rows = np.zeros((len(drafts), -(-self._vocabulary // 32)), np.int32)
         taken = 0
         for row, draft in zip(rows, drafts, strict=True):
-            if draft in self._ends or not place.inner.try_consume_tokens([draft]):
+            if draft in self._ends or not state.inner.try_consume_tokens([draft]):
                 break
             taken += 1
-            row[:] = self._fill(place.inner)
-        if place.inner.is_error():  # the next token finds out why
+            row[:] = self._fill(state.inner)
+        if state.inner.is_error():  # the next `Advance` reports why
             return self._send(Masks(id, b"", (), time.thread_time() - began))
-        place.inner.rollback(taken)
+        state.inner.rollback(taken)
         return self._send(Masks(id, rows.tobytes(), (), time.thread_time() - began))
 
     def _fill(self, inner: LLMatcher) -> NDArray[np.int32]:
@@ -191,7 +201,7 @@ class _Mallinfo(ctypes.Structure):
 
 
 def live_bytes() -> int:
-    """Memory that is in use: what the C library has given out, or where it does not say, what is resident."""
+    """Bytes of memory in use: allocated by the C library, or, if it does not tell, resident."""
     try:
         mallinfo = ctypes.CDLL(None).mallinfo2
     except AttributeError:
@@ -202,7 +212,7 @@ def live_bytes() -> int:
 
 
 def main() -> None:
-    parent.follow()
+    parent.die_with_parent()
     descriptor, niceness, path, vocabulary, *ends = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.nice(int(niceness))
@@ -216,13 +226,13 @@ def main() -> None:
             lambda masks: sock.sendall(frame(masks)),
             lambda: waker.sendall(b"!"),
         )
-        with suppress(ConnectionError):  # the engine ended without reading what was sent
-            sock.sendall(frame(Ready()))
+        with suppress(ConnectionError):  # the engine ended without reading the last replies
+            sock.sendall(frame(TokenizerLoaded()))
             serve(server, sock, woken)
 
 
 def serve(server: MaskServer, sock: socket.socket, woken: socket.socket) -> None:
-    """Until the engine closes its end."""
+    """Serve until the engine closes its end."""
     decoder, frames = msgspec.msgpack.Decoder(ToMasks), Frames()
     while True:
         readable, _, _ = select.select([sock, woken], [], [])

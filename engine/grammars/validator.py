@@ -1,8 +1,8 @@
-"""A process that says whether a grammar can be compiled, and is killed where it does not say so in time.
+"""The grammar validator: a process that tries to compile a grammar, and is killed if it takes too long.
 
-The library bounds most of what a grammar may cost, but not all (whether a conjunction of patterns is empty may take it
-hours), and a thread cannot be stopped. `python -m engine.grammars.validator TOKENIZER VOCABULARY END…` answers on its
-standard output. It knows no requests.
+The library limits most of what a grammar may cost, but not all (deciding whether a conjunction of patterns is empty may
+take hours), and a thread cannot be stopped. `python -m engine.grammars.validator TOKENIZER VOCABULARY END…` reads
+grammars on standard input and answers on standard output. It knows no requests.
 """
 
 import resource
@@ -24,27 +24,27 @@ LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 SECONDS = 1.0  # for one grammar
-START_SECONDS = 60.0  # to begin, with the tokenizer
+START_SECONDS = 60.0  # for the process to start and load the tokenizer
 MEMORY = 4 << 30  # bytes of address space
 SIZE = struct.Struct("<I")
 
 
-class Lapse(Exception):
-    """No verdict."""
+class ValidationTimeout(Exception):
+    """A grammar was not validated in time, or the validator process ended."""
 
 
-class Judge:
-    """The parent's end. Use from one thread only, which must live as long as the process does."""
+class GrammarValidator:
+    """The engine's end of the validator process. Use from one thread, which must live as long as the process does."""
 
     def __init__(self, tokenizer: str, vocabulary: int, ends: list[int]) -> None:
         self._command = [sys.executable, "-m", "engine.grammars.validator", tokenizer, str(vocabulary), *map(str, ends)]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def objection(self, grammar: str) -> str:
-        """What is wrong with this grammar; empty if nothing is.
+    def validate(self, grammar: str) -> str:
+        """What is wrong with a grammar; empty if it is valid.
 
         Raises:
-            Lapse: there was no answer in time, or the process ended over it.
+            ValidationTimeout: there was no answer in time, or the process ended.
         """
         text = grammar.encode("utf-8", "replace")
         try:
@@ -55,10 +55,10 @@ class Judge:
             answer = self._answer(process, SECONDS)
         except (OSError, EOFError) as error:
             self._stop()
-            raise Lapse(str(error) or "compiling it failed, perhaps for lack of memory") from None
+            raise ValidationTimeout(str(error) or "compiling it failed, perhaps for lack of memory") from None
         if answer is None:
             self._stop()
-            raise Lapse(f"it was not compiled within {SECONDS:g} s")
+            raise ValidationTimeout(f"it was not compiled within {SECONDS:g} s")
         return answer
 
     def _start(self) -> "subprocess.Popen[bytes]":
@@ -75,7 +75,7 @@ class Judge:
             self._process = None
 
     def _answer(self, process: "subprocess.Popen[bytes]", seconds: float) -> str | None:
-        """None: not in time. Raises EOFError: the process has ended."""
+        """The process's next answer; None if it does not come in time. Raises EOFError if the process has ended."""
         assert process.stdout is not None
         if not select.select([process.stdout], [], [], seconds)[0]:
             return None
@@ -96,7 +96,7 @@ def _write(text: str) -> None:
 
 
 def main() -> None:
-    parent.follow()
+    parent.die_with_parent()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     path, vocabulary, *ends = sys.argv[1:]
     tokenizer = LLTokenizer(path, n_vocab=int(vocabulary), eos_token=[int(end) for end in ends])

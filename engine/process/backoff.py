@@ -1,9 +1,9 @@
-"""How long to wait before an engine process that ended is started again. It knows no process."""
+"""Exponential backoff: how long to wait before an engine process that ended is started again. It knows no process."""
 
 
 class Backoff:
-    """Nothing after a process that served well, else twice as long each time: what cannot load, or dies of its first
-    request, must not fill the log and the cores."""
+    """No delay after a process that served well, else twice the last delay: a process that cannot load, or dies of its
+    first request, must not fill the log and the cores."""
 
     def __init__(self, first: float, longest: float) -> None:
         self._next = self._first = first
@@ -14,5 +14,6 @@ class Backoff:
         if served_well:
             self._next = self._first
             return 0.0
-        delay, self._next = self._next, min(2 * self._next, self._longest)
+        delay = self._next
+        self._next = min(2 * delay, self._longest)
         return delay

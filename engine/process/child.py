@@ -1,6 +1,6 @@
-"""The parent's end of one engine process: spawn it, write and read messages, see it end.
+"""The HTTP process's end of one engine process: starts it, writes and reads messages, notices its end.
 
-Knows nothing of requests or restarts; `engine/process/client.py` decides what a message or a death means.
+It knows no requests and no restarts; `engine/process/client.py` decides what a message or an exit means.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from engine.environment import child_environment
 from engine.parent import DUMP_SIGNAL
 from engine.process.messages import HEADER, FromEngine, ToEngine, frame, frame_size, read_from_engine
 
-DUMP_SECONDS = 0.2  # for a process that hangs to say where
+DUMP_SECONDS = 0.2  # for a process that hangs to write its stack traces
 EXIT_GRACE = 5.0  # seconds from the closed socket to a kill
 _READ_LIMIT = 1024 * 1024  # bytes buffered before the socket is left to fill
 
@@ -56,7 +56,7 @@ class Child:
         return self._process.pid
 
     def send(self, message: ToEngine) -> None:
-        """Queue a message. One for a child that is gone is dropped: its death is seen by whoever reads.
+        """Queue a message. One for a child that has ended is dropped: the reader of `messages` sees the end.
 
         Raises:
             FrameError: the message is too large.
@@ -66,9 +66,9 @@ class Child:
             self._writer.write(data)
 
     async def messages(self) -> AsyncIterator[FromEngine]:
-        """What the child says, until it closes the socket. Raises `FrameError` if it does not make sense."""
+        """The child's messages until it closes the socket. Raises `FrameError` if something is no message."""
         buffer = bytearray()
-        # A death in the middle of a frame is no different from one between two frames.
+        # An exit in the middle of a frame is treated as one between two frames.
         with suppress(ConnectionError):
             while data := await self._reader.read(_READ_LIMIT):
                 buffer += data
@@ -87,13 +87,13 @@ class Child:
             self._process.kill()
 
     async def dump(self) -> None:
-        """Have the process write where each of its threads is, if it still can, to its standard error."""
+        """Make the process write the stack trace of each thread to its standard error, if it still can."""
         with suppress(ProcessLookupError):
             self._process.send_signal(DUMP_SIGNAL)
         await asyncio.sleep(DUMP_SECONDS)
 
-    def cut(self) -> None:
-        """End the process at once and hear no more of it."""
+    def kill_and_close(self) -> None:
+        """End the process at once and read no more of its messages."""
         self.kill()
         self._writer.transport.abort()
 
@@ -107,6 +107,8 @@ class Child:
             return await self._process.wait()
 
 
-def ending(status: int) -> str:
-    """How a process ended, in words."""
-    return f"by signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"with status {status}"
+def exit_description(status: int) -> str:
+    """How a process ended, for a log line: by a signal or with an exit status."""
+    if status < 0:
+        return f"by signal {-status} ({signal.strsignal(-status)})"
+    return f"with status {status}"

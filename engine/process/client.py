@@ -1,7 +1,7 @@
-"""The HTTP process's view of the engine: keeps an engine process alive and turns its messages into streams.
+"""The engine client of the HTTP process: keeps an engine process alive and turns its messages into streams of events.
 
-Knows nothing of models, scheduling or HTTP. Whatever happens to the child, every running request ends: with its last
-event, or with an exception.
+It knows no models, scheduling or HTTP. Whatever happens to the engine process, every running request ends: with its
+last event, or with an exception.
 """
 
 import asyncio
@@ -9,10 +9,10 @@ import logging
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Literal
 
 from engine.process.backoff import Backoff
-from engine.process.child import Child, ending
+from engine.process.child import Child, exit_description
+from engine.process.engine_state import EngineState, engine_down
 from engine.process.messages import (
     Abort,
     Busy,
@@ -28,35 +28,26 @@ from engine.process.messages import (
     Stop,
     Submit,
 )
-from engine.process.silence import Silence, too_long
+from engine.process.silence import SilenceTimer, too_long
 from engine.process.sinks import Sink, Sinks
 from engine.types import EngineInfo, EngineSettings, Request, StepReport, TimedEvent, TokenEvent
 from model.errors import EngineDown, EngineStopped, GenerationFailed, InvalidRequest, MoedialError
 
 log = logging.getLogger(__name__)
 
-State = Literal["loading", "ready", "restarting", "failed", "stopped"]
-
 COMMAND = (sys.executable, "-m", "engine.process.worker")
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds before a restart of what did not serve well
-FIRST_LOADS = 3  # processes that may end while they load a model that has never been loaded
-
-_WHY_DOWN: dict[State, str] = {
-    "loading": "the model is still loading",
-    "restarting": "the engine is restarting",
-    "failed": "the model could not be loaded",
-    "stopped": "the engine is stopped",
-}
+FIRST_LOADS = 3  # so many processes may end during the first load before the model is given up
 
 
 class EngineClient:
     """One engine process and the requests that run in it. Use from one event loop only.
 
-    `on_report` sees every step's report before its events are delivered. `command` starts the child; the number of a
-    file descriptor is appended to it. `failure` says why the last load failed, `restarts` counts new processes.
+    `on_report` gets every step's report before its events are delivered. `command` starts the child; the number of a
+    file descriptor is appended to it. `failure` is why the last load failed, `restarts` counts new processes.
 
-    A process that says nothing for `hang_seconds` (0: no limit) and for 20 times what its step was expected to take, or
-    does not load within `load_timeout` seconds, is killed and the next one started.
+    A process that sends nothing for `hang_seconds` (0: no limit) and for 20 times the expected time of its step, or
+    does not load within `load_timeout` seconds, is killed and replaced.
     """
 
     def __init__(
@@ -69,13 +60,13 @@ class EngineClient:
         load_timeout: float = 600.0,
     ) -> None:
         self.settings, self.on_report = settings, on_report
-        self.state: State = "stopped"
+        self.state: EngineState = "stopped"
         self.info: EngineInfo | None = None  # of the last process that loaded, kept while the next one does
         self.failure: str | None = None
         self.restarts = 0
         self._lost_loads = 0
         self._command, self._hang_seconds, self._load_timeout = tuple(command), hang_seconds, load_timeout
-        self._silence = Silence(0.0)
+        self._silence = SilenceTimer(0.0)
         self._hung, self._answered = False, False  # of the process that runs
         self._child: Child | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -91,11 +82,11 @@ class EngineClient:
 
     @property
     def silence(self) -> float:
-        """Seconds since the engine process that serves last said anything; 0 where none does."""
+        """Seconds since the last message of the engine process; 0 if none serves."""
         return self._silence.since if self.state == "ready" else 0.0
 
     async def start(self) -> None:
-        """Begin to load and return at once; `ready` waits. A client starts only once."""
+        """Start loading and return at once; `ready` waits for it. A client starts only once."""
         if self._supervisor is not None:
             raise RuntimeError("an engine client starts only once")
         self._change("loading")
@@ -105,7 +96,7 @@ class EngineClient:
         """Wait until requests can be served.
 
         Raises:
-            EngineDown: that is not so after `timeout` seconds, or never will be.
+            EngineDown: the engine is not ready after `timeout` seconds, or never will be.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -114,12 +105,12 @@ class EngineClient:
         except TimeoutError:
             raise EngineDown(f"the engine was not ready within {timeout} seconds") from None
         if self.state != "ready" or self.info is None:
-            raise self._down()
+            raise engine_down(self.state, self.failure)
         return self.info
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Run a request. `sink` gets its events, one or more at a time, the last one with `finish`, or the error that
-        ends it. It is called between two turns of the event loop, so it must be quick and must not raise.
+        ends it. It is called on the event loop, so it must be quick and must not raise.
 
         Raises:
             EngineDown: the engine takes no work now.
@@ -134,7 +125,7 @@ class EngineClient:
 
     def _ask(self, id: str, message: Submit | Compile, sink: Sink) -> None:
         if self.state != "ready" or self._child is None:
-            raise self._down()
+            raise engine_down(self.state, self.failure)
         if id in self._sinks:
             raise InvalidRequest(f"a request with id {id!r:.64} is already running", "id", "duplicate_id")
         try:
@@ -144,7 +135,7 @@ class EngineClient:
         self._sinks[id] = sink
 
     def abort(self, request_id: str) -> None:
-        """Nobody wants this request any more; its sink is not called again. One that has ended is left alone."""
+        """End a request whose reader has left; its sink is not called again. An unknown id is ignored."""
         if self._sinks.get(request_id) is None:
             return
         self._sinks[request_id] = None
@@ -220,7 +211,7 @@ class EngineClient:
             log.exception("the engine process could not be started")
             self._lose("restarting")
             return 0.0
-        self._child, self._silence = child, Silence(self._load_timeout, asks=False)
+        self._child, self._silence = child, SilenceTimer(self._load_timeout, asks=False)
         watch = asyncio.create_task(self._watch(child), name="engine watch")
         try:
             child.send(Start(self.settings))
@@ -229,43 +220,43 @@ class EngineClient:
             async for message in child.messages():
                 self._receive(message)
         except FrameError as error:
-            log.error("the engine process sent nonsense: %s", error)
+            log.error("the engine process sent an invalid message: %s", error)
         finally:
             watch.cancel()
             served = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
-            # What loaded once may load again: only a first load can fail for good.
+            # A model that loaded once can load again: only a first load can fail for good.
             self._lose("failed" if self.failure is not None and self.info is None else "restarting")
             status = await child.close()
-            log.info("engine process %d ended %s", child.pid, ending(status))
+            log.info("engine process %d ended %s", child.pid, exit_description(status))
             self._child = None
             self._count_lost_load(status)
         return served
 
     async def _watch(self, child: Child) -> None:
-        """Ask a silent process for a sign of life, and cut off one that hangs."""
+        """Ping a silent process, and kill one that hangs."""
         silence = await too_long(lambda: self._silence, lambda: child.send(Ping()))
         doing = f"with {len(self._sinks)} requests" if self._ready_at else "while it loads the model"
         log.error("engine process %d said nothing for %.1f s %s; it is killed", child.pid, silence.since, doing)
         self._hung = True
         await child.dump()
-        child.cut()
+        child.kill_and_close()
 
     def _count_lost_load(self, status: int) -> None:
-        """Give a model up when its first load has ended the process several times."""
+        """Give up a model whose first load has ended the process several times."""
         if self.info is not None or self.state in ("failed", "stopped"):
             return
         self._lost_loads += 1
         if self._lost_loads == FIRST_LOADS:
-            how = f"{FIRST_LOADS} times in a row while loading, the last time {ending(status)}"
+            how = f"{FIRST_LOADS} times in a row while loading, the last time {exit_description(status)}"
             self.failure = f"the engine process ended {how}"
             self._lose("failed")
 
     def _receive(self, message: FromEngine) -> None:
-        self._silence.heard(message.seconds if isinstance(message, Busy) else 0.0)
+        self._silence.reset(message.seconds if isinstance(message, Busy) else 0.0)
         match message:
             case Ready(info):
                 self.info, self.failure, self._ready_at = info, None, time.monotonic()
-                self._silence = Silence(self._hang_seconds)
+                self._silence = SilenceTimer(self._hang_seconds)
                 self._change("ready")
             case Failed(reason):
                 self.failure = reason
@@ -284,16 +275,18 @@ class EngineClient:
         try:
             self.on_report(report)
         except Exception:
-            log.exception("the report hook failed")  # statistics must not stop answers
+            log.exception("on_report failed")  # statistics must not stop answers
 
-    def _lose(self, state: State) -> None:
-        """There is no engine now: every running request ends."""
+    def _lose(self, state: EngineState) -> None:
+        """Enter a state without an engine process: every running request ends with an error."""
         self._change(state)
-        ended = "the engine process hung and was ended" if self._hung else "the engine process ended"
-        kind, why = (EngineStopped, "the server was stopped") if self.state == "stopped" else (GenerationFailed, ended)
+        kind: type[MoedialError] = GenerationFailed
+        why = "the engine process hung and was ended" if self._hung else "the engine process ended"
+        if self.state == "stopped":
+            kind, why = EngineStopped, "the server was stopped"
         self._sinks.fail(lambda: kind(f"{why} while the request was running"))
 
-    def _change(self, state: State) -> None:
+    def _change(self, state: EngineState) -> None:
         self.state = "stopped" if self._stopping.is_set() else state
         self._changed.set()
         self._changed = asyncio.Event()
@@ -304,7 +297,3 @@ class EngineClient:
                 return await self._stopping.wait()
         except TimeoutError:
             return False
-
-    def _down(self) -> EngineDown:
-        reason = _WHY_DOWN.get(self.state, "the engine is not running")
-        return EngineDown(f"{reason}: {self.failure}" if self.state == "failed" and self.failure else reason)

@@ -1,7 +1,7 @@
-"""When a step's report leaves the engine process: at once, or together with the next ones, where steps are short.
+"""The coalescer: sends a step's report to the HTTP process at once, or, if steps are short, together with later ones.
 
-A message wakes another process, which wakes a reader; for a model whose steps take a millisecond or two that is a fifth
-of the time of a token. It knows reports and seconds, not sockets.
+Every message wakes the other process and a reader in it; for a model whose steps take a millisecond or two that costs a
+fifth of a token's time. It knows reports and seconds, no sockets.
 """
 
 import time
@@ -13,32 +13,32 @@ from engine.process.messages import Reports
 from engine.types import StepReport
 
 
-class Outbox:
-    """Holds reports for at most `interval` seconds, as far as the last step tells how long the next one will take.
+class Coalescer:
+    """Buffers reports for at most `interval` seconds, if the next step takes as long as the last one.
 
-    A sequence's first event and its last are never held. (A caller's stop string ends an answer on the other side: the
-    engine knows nothing of it and goes on until it hears.)
+    The first and the last event of a sequence are never buffered. (Stop strings are found in the HTTP process: the
+    engine does not know them and goes on until it is told to abort.)
     """
 
     def __init__(
         self, send: Callable[[Reports], None], interval: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._send, self._interval, self._clock = send, interval, clock
-        self._held: list[tuple[StepReport, float]] = []  # and when each was made
-        self._sent = float("-inf")  # when nothing was held any more
+        self._buffered: list[tuple[StepReport, float]] = []  # with the time when each was made
+        self._sent = float("-inf")  # time of the last flush
 
     def put(self, report: StepReport, more: bool) -> None:
-        """`more`: whether another step comes after this one."""
+        """Buffer or send a report. `more`: whether another step follows."""
         now = self._clock()
-        self._held.append((report, now))
+        self._buffered.append((report, now))
         in_time = now + report.stats.seconds < self._sent + self._interval
         if not (more and in_time) or any([event.stats or event.finish for event in report.events]):
             self.flush()
 
     def flush(self) -> None:
-        """Send what is held."""
+        """Send all buffered reports."""
         self._sent = self._clock()
-        if self._held:
-            reports = tuple(replace(report, buffered_s=self._sent - made) for report, made in self._held)
-            self._held.clear()
+        if self._buffered:
+            reports = tuple(replace(report, buffered_s=self._sent - made) for report, made in self._buffered)
+            self._buffered.clear()
             self._send(Reports(reports))

@@ -1,6 +1,6 @@
-"""From the messages of the HTTP process to the engine: requests at once, or when their grammars have been compiled.
+"""The intake: adds requests from the HTTP process to the engine, at once or when their grammars have been compiled.
 
-It knows what a refusal is called on the wire, and no sockets.
+It knows the messages that refuse a request, and no sockets.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from model.errors import InvalidRequest
 
 
 class Intake:
-    """Hands requests to the engine: at once, or, where a grammar must be compiled first, when that is done."""
+    """Adds requests to the engine: at once, or, if a grammar must be compiled first, when that is done."""
 
     def __init__(self, engine: Engine, send: Callable[[FromEngine], None], wake: Callable[[], None]) -> None:
         self.engine, self.send, self._wake = engine, send, wake
@@ -41,7 +41,7 @@ class Intake:
             self.send(Rejected(request_id, "aborted before it began", None, "aborted"))
 
     def admit(self) -> bool:
-        """Pass on what has been compiled; whether there was anything."""
+        """Add the requests whose grammars have been compiled; returns whether there were any."""
         if not self.jobs:
             return False
         self.engine.collect_masks()
@@ -68,8 +68,8 @@ class Intake:
 
 
 def _compiled(request: Request | None, job: Future[Matcher]) -> bool:
-    """Whether a grammar was compiled or refused. A request waits for its first mask in the engine's queue; where only
-    the grammar is wanted, it is to be at hand where masks are computed."""
+    """Whether a grammar was compiled or refused. A request waits for its first mask in the engine's queue; a bare
+    grammar counts as compiled when the mask process has it."""
     if not job.done():
         return False
     if request is not None or job.exception() is not None:

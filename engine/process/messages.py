@@ -1,7 +1,7 @@
-"""The wire between the HTTP process and the engine process: tagged msgpack messages in frames of bounded size.
+"""The messages between the HTTP process and the engine process: tagged msgpack in frames of bounded size.
 
-A frame is a 4-byte little-endian length and that many bytes. Both ends are ours, yet what arrives is decoded into the
-declared types or refused: nothing that arrives can name code to run.
+A frame is a 4-byte little-endian length and that many bytes. Messages are decoded into the declared types or refused;
+none can name code to run. This file knows no sockets.
 """
 
 import struct
@@ -45,7 +45,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
-    """Say that you are alive."""
+    """Ask for a `Pong`, to see that the engine process is alive."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -55,7 +55,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The model cannot be loaded, for a reason that another try would not change."""
+    """The model cannot be loaded, and another attempt would fail as well."""
 
     message: str
 
@@ -70,7 +70,7 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
 
 
 class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
-    """A grammar can be used, and is at hand."""
+    """A grammar can be used, and the mask process has compiled it."""
 
     id: str
 
@@ -80,13 +80,13 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
 
 
 class Busy(msgspec.Struct, frozen=True, tag="busy"):
-    """A step begins that may take so long."""
+    """A step begins that may take this many seconds."""
 
     seconds: float
 
 
 class Reports(msgspec.Struct, frozen=True, tag="reports"):
-    """What one or more steps did, in order."""
+    """The reports of one or more steps, in order."""
 
     reports: tuple[StepReport, ...]
 
@@ -98,15 +98,15 @@ class Events(msgspec.Struct, frozen=True, tag="events"):
     buffered_s: float
 
 
-class Scores(msgspec.Struct, frozen=True, tag="scores"):
-    """The first of a prompt's log-probabilities; further ones follow, the last with the event that has them."""
+class PromptLogprobsPart(msgspec.Struct, frozen=True, tag="scores"):
+    """A part of a prompt's log-probabilities, in order; the last part comes with the request's event."""
 
     request_id: str
     logprobs: tuple[Logprob, ...]
 
 
 ToEngine = Start | Submit | Compile | Abort | Stop | Ping
-FromEngine = Ready | Failed | Rejected | Compiled | Pong | Busy | Reports | Events | Scores
+FromEngine = Ready | Failed | Rejected | Compiled | Pong | Busy | Reports | Events | PromptLogprobsPart
 Message = TypeVar("Message")
 
 _TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
@@ -114,7 +114,7 @@ _FROM_ENGINE: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(From
 
 
 class FrameError(Exception):
-    """The other end sent something that is no message, or more than a frame may hold."""
+    """The other process sent something that is no message, or a message is larger than a frame may be."""
 
 
 def frame(message: ToEngine | FromEngine) -> bytes:

@@ -1,4 +1,4 @@
-"""Where the events of running requests go: each request's sink gets what comes for it, and one end.
+"""Delivers the events of running requests: each request's sink gets its events, and exactly one end.
 
 It knows reports and requests, no process.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from engine.process.messages import Compiled, Events, Rejected, Scores
+from engine.process.messages import Compiled, Events, PromptLogprobsPart, Rejected
 from engine.types import Logprob, StepReport, TimedEvent, TokenEvent
 from model.errors import InvalidRequest, MoedialError
 
@@ -18,18 +18,18 @@ Sink = Callable[[Sequence[TimedEvent] | MoedialError], None]
 
 
 class Sinks(dict[str, Sink | None]):
-    """By request id. None: the reader has left, but the engine has not confirmed the end; the id is still taken."""
+    """The sinks by request id. None: the reader has left, but the engine has not confirmed the end; the id is taken."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._scores: dict[str, list[Logprob]] = {}  # of prompts, as far as they have come
+        self._scores: dict[str, list[Logprob]] = {}  # log-probabilities of prompts received so far
 
-    def receive(self, message: Rejected | Compiled | Events | Scores, now: float) -> bool:
-        """Pass on what is not a report; returns whether a request was answered to its end."""
+    def receive(self, message: Rejected | Compiled | Events | PromptLogprobsPart, now: float) -> bool:
+        """Deliver a message that is not a report; returns whether a request was answered to its end."""
         match message:
             case Events():
                 return self.distribute((message,), now)
-            case Scores(request_id, scores):
+            case PromptLogprobsPart(request_id, scores):
                 if self.get(request_id) is not None:
                     self._scores.setdefault(request_id, []).extend(scores)
             case Compiled(id):
@@ -39,7 +39,7 @@ class Sinks(dict[str, Sink | None]):
         return False
 
     def distribute(self, parts: Sequence[StepReport | Events], now: float) -> bool:
-        """Every request gets what has come for it in one piece. Returns whether one was answered to its end."""
+        """Deliver events, all of one request in one call. Returns whether a request was answered to its end."""
         arrivals: dict[str, list[TimedEvent]] = {}
         for part in parts:
             at = now - part.buffered_s
@@ -55,7 +55,7 @@ class Sinks(dict[str, Sink | None]):
         return answered
 
     def deliver(self, request_id: str, item: Sequence[TimedEvent] | MoedialError, *, last: bool) -> None:
-        """Hand something to a request's sink, if it is still wanted."""
+        """Call a request's sink, unless its reader has left."""
         if last:
             self._scores.pop(request_id, None)
         sink = self.pop(request_id, None) if last else self.get(request_id)
@@ -67,7 +67,7 @@ class Sinks(dict[str, Sink | None]):
             log.exception("the reader of a request failed")  # it must not end what all others depend on
 
     def fail(self, error: Callable[[], MoedialError]) -> None:
-        """Every request ends with an error of its own."""
+        """End every request with an error of its own."""
         for request_id in list(self):
             self.deliver(request_id, error(), last=True)
 

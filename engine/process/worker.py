@@ -1,7 +1,7 @@
-"""The engine process: `python -m engine.process.worker FD`, where FD is one end of a socket pair that the parent made.
+"""The engine process: `python -m engine.process.worker FD`, where FD is one end of a socket pair made by the parent.
 
 It loads the model that the first message names, then alternates between reading messages and stepping. It blocks on the
-socket while there is nothing to do, and ends when its parent does. What a model is, `engine/build.py` knows.
+socket while there is nothing to do, and ends when its parent ends. Models are built by `engine/build.py`.
 """
 
 import faulthandler
@@ -17,7 +17,7 @@ from functools import partial
 from engine import logs, parent
 from engine.engine import Engine
 from engine.grammars.mask_client import MaskClient
-from engine.process.coalescer import Outbox
+from engine.process.coalescer import Coalescer
 from engine.process.intake import Intake
 from engine.process.messages import (
     HEADER,
@@ -45,13 +45,13 @@ from model.errors import CheckpointError, EngineDown
 
 log = logging.getLogger(__name__)
 
-Builder = Callable[[EngineSettings], tuple[Engine, EngineInfo]]
+EngineBuilder = Callable[[EngineSettings], tuple[Engine, EngineInfo]]
 
 _READ_SIZE = 256 * 1024
 
 
 class Connection:
-    """The child's end of the socket: whole messages in, whole messages out."""
+    """The engine process's end of the socket: reads and writes whole messages."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -72,12 +72,12 @@ class Connection:
         self.write(frame(message))
 
     def write(self, data: bytes) -> None:
-        """The same of a message that is a frame already."""
+        """Write bytes that are a frame already; as `send`."""
         self._socket.sendall(data)
 
     def receive(self, *, wait: bool, beside: Sequence[MaskClient] = ()) -> list[ToEngine]:
-        """All messages that have arrived; with `wait`, sleeps until there is something to read, here or `beside`, or
-        `wake` is called.
+        """All messages that have arrived. With `wait`, first sleeps until this socket or one of `beside` is readable,
+        or `wake` is called.
 
         Raises:
             EOFError: the parent has closed its end.
@@ -111,12 +111,12 @@ class Connection:
         return messages
 
 
-def main(arguments: Sequence[str] | None = None, builder: Builder | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, builder: EngineBuilder | None = None) -> int:
     """Serve the parent at the other end of the file descriptor in `arguments`; returns the exit status.
 
-    `builder` replaces `engine.build.build_engine`, so that a test can run this very process around a fake model.
+    `builder` replaces `engine.build.build_engine`, so that a test can run this process with a fake model.
     """
-    parent.follow()
+    parent.die_with_parent()
     _show_crashes()
     logs.configure("info", "text")  # until the settings are here
     descriptor = int((sys.argv[1:] if arguments is None else arguments)[0])
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None, builder: Builder | None = None)
                 engine, settings = loaded
                 serve(connection, engine, settings.stream_interval_ms / 1000)
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            return 0  # without a parent there is nobody to serve
+            return 0  # the parent has ended
         except (EngineDown, FrameError) as error:
             log.error("the engine process ends: %s", error)
             return 1
@@ -136,31 +136,29 @@ def main(arguments: Sequence[str] | None = None, builder: Builder | None = None)
 
 
 def _show_crashes() -> None:
-    """A crash writes where each thread is, and so does a process that hangs, when its parent asks before it kills."""
+    """Write stack traces of all threads on a crash, and when the parent asks for them before it kills the process."""
     with suppress(OSError, RuntimeError, ValueError):  # without a standard error stream there is no place for it
         faulthandler.enable()
         faulthandler.register(parent.DUMP_SIGNAL, all_threads=True)
 
 
 def serve(connection: Connection, engine: Engine, interval: float) -> None:
-    """Run requests until a `Stop` has come and everything submitted has ended. `interval`: see `Outbox`, in seconds."""
+    """Run requests until a `Stop` has come and all of them have ended. `interval` is the coalescer's, in seconds."""
     stopping = False
-    intake, outbox = (
-        Intake(engine, connection.send, connection.wake),
-        Outbox(partial(_report, connection, engine), interval),
-    )
-    engine.announce = partial(_announce, connection, outbox)
+    intake = Intake(engine, connection.send, connection.wake)
+    coalescer = Coalescer(partial(_report, connection, engine), interval)
+    engine.announce = partial(_announce, connection, coalescer)
     while True:
         wait = not engine.has_work and (bool(intake.jobs) or not stopping)
         for message in connection.receive(wait=wait, beside=engine.awaited if wait else ()):
-            outbox.flush()  # what it asks for may make the next step a long one
-            stopping = _obey(message, intake) or stopping
+            coalescer.flush()  # the message may make the next step a long one
+            stopping = _handle(message, intake) or stopping
         if wait:
-            engine.collect_masks()  # one may be of an answer that was aborted: left unread, it would end every wait
+            engine.collect_masks()  # a mask of an aborted answer, left unread, would end every wait at once
         if intake.admit():
-            outbox.flush()
+            coalescer.flush()
         if engine.has_work:
-            outbox.put(_step(engine, outbox), more=engine.has_work)
+            coalescer.put(_step(engine, coalescer), more=engine.has_work)
         elif stopping and not intake.jobs:
             return
 
@@ -170,24 +168,24 @@ def _report(connection: Connection, engine: Engine, message: Reports) -> None:
         connection.write(data)
 
 
-def _announce(connection: Connection, outbox: Outbox, seconds: float) -> None:
-    """A long step begins: what was made before does not wait for its end."""
-    with suppress(OSError):  # a parent that is gone is seen by the next read
-        outbox.flush()
+def _announce(connection: Connection, coalescer: Coalescer, seconds: float) -> None:
+    """Before a long step: send the buffered reports, and how long the step may take."""
+    with suppress(OSError):  # the next read notices that the parent has ended
+        coalescer.flush()
         connection.send(Busy(seconds))
 
 
-def _step(engine: Engine, outbox: Outbox) -> StepReport:
-    """What was made before the device was lost is not lost with it."""
+def _step(engine: Engine, coalescer: Coalescer) -> StepReport:
+    """Run one step. If the device is lost, buffered reports are sent first."""
     try:
         return engine.step()
     except EngineDown:
-        outbox.flush()
+        coalescer.flush()
         raise
 
 
-def _obey(message: ToEngine, intake: Intake) -> bool:
-    """Carry out one message; true if it asks to stop."""
+def _handle(message: ToEngine, intake: Intake) -> bool:
+    """Handle one message; returns whether it asks to stop."""
     match message:
         case Submit(requests):
             for request in requests:
@@ -206,8 +204,8 @@ def _obey(message: ToEngine, intake: Intake) -> bool:
     return False
 
 
-def _load(connection: Connection, builder: Builder | None) -> tuple[Engine, EngineSettings] | None:
-    """Build the engine that the first message asks for, and tell the parent; None if that is impossible."""
+def _load(connection: Connection, builder: EngineBuilder | None) -> tuple[Engine, EngineSettings] | None:
+    """Build the engine that the first message asks for and report it to the parent; None if it cannot be built."""
     while not (messages := connection.receive(wait=True)):
         pass
     if len(messages) != 1 or not isinstance(messages[0], Start):
@@ -217,7 +215,7 @@ def _load(connection: Connection, builder: Builder | None) -> tuple[Engine, Engi
     try:
         engine, info = (builder or _default_builder())(settings)
     except CheckpointError as error:
-        connection.send(Failed(str(error)))  # whoever asked says it; a traceback would only hide it
+        connection.send(Failed(str(error)))  # the HTTP process logs it; a traceback would only hide it
         return None
     except Exception as error:
         log.exception("loading failed")
@@ -227,8 +225,8 @@ def _load(connection: Connection, builder: Builder | None) -> tuple[Engine, Engi
     return engine, settings
 
 
-def _default_builder() -> Builder:
-    # Imported here: it pulls in torch, which nothing else on this side of the border needs.
+def _default_builder() -> EngineBuilder:
+    # Imported here because it imports torch, which nothing else in this file needs.
     from engine.build import build_engine
 
     return build_engine

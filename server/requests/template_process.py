@@ -54,7 +54,7 @@ def _exactly(connection: socket.socket, size: int, deadline: float | None) -> by
 
 
 def main() -> None:
-    parent.follow()
+    parent.die_with_parent()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     with socket.socket(fileno=sys.stdin.fileno()) as connection:
         try:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engine.grammars.validator import Judge
+from engine.grammars.validator import GrammarValidator
 from engine.process.child import Child
 
 SECRET = "sk-never-hand-this-on"
@@ -42,7 +42,7 @@ def test_the_engine_process_knows_no_keys() -> None:
 
 
 def test_the_process_that_compiles_grammars_knows_no_keys() -> None:
-    judge = Judge(os.devnull, 10, [])
+    judge = GrammarValidator(os.devnull, 10, [])
     judge._command = [
         sys.executable,
         "-c",

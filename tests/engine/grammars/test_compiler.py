@@ -1,4 +1,4 @@
-"""Grammars on a real vocabulary: what they allow, how they end, and that a bad one is its own request's fault alone."""
+"""The grammar compiler on a real vocabulary: what grammars allow, how they end, and that only its own request fails."""
 
 import json
 import time
@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.grammars.compiler import Grammars, Matcher
-from engine.grammars.validator import Judge, Lapse
+from engine.grammars.compiler import GrammarCompiler, Matcher
+from engine.grammars.validator import GrammarValidator, ValidationTimeout
 from engine.sequence import Sequence
 from engine.types import Request, Sampling
 from model.budget import ExpertBudget
@@ -23,7 +23,7 @@ from weights.tokenizer import Tokenizer
 FOLDER: Path = BUNDLED / DEFAULT
 VOCABULARY, END = 4096, 0
 TOKENIZER = Tokenizer.load(FOLDER)
-GRAMMARS = Grammars(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,))
+GRAMMARS = GrammarCompiler(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,))
 AGE = 'start: "I am " /[0-9]{1,3}/ " years old"'
 
 
@@ -140,27 +140,27 @@ def test_what_takes_too_long_is_refused_and_others_go_on() -> None:
 
 
 def test_what_needs_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = Judge(str(FOLDER / "tokenizer.json"), VOCABULARY, [END])
-    assert judge.objection("start: /a/") == ""
+    judge = GrammarValidator(str(FOLDER / "tokenizer.json"), VOCABULARY, [END])
+    assert judge.validate("start: /a/") == ""
     assert judge._process is not None
     judge._process.kill()
-    with pytest.raises(Lapse):  # it has died, as it does beyond its bound of memory
-        judge.objection("start: /a/")
-    assert judge.objection("start: /a/") == ""
+    with pytest.raises(ValidationTimeout):  # it has died, as it does beyond its bound of memory
+        judge.validate("start: /a/")
+    assert judge.validate("start: /a/") == ""
 
 
 def test_what_only_took_too_long_is_tried_again_and_no_fault_gets_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    grammars = Grammars(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,))
-    faults: list[Exception] = [Lapse("busy"), ValueError("a bug")]
+    grammars = GrammarCompiler(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,))
+    faults: list[Exception] = [ValidationTimeout("busy"), ValueError("a bug")]
     asked: list[str] = []
 
-    def objection(grammar: str) -> str:
+    def validate(grammar: str) -> str:
         asked.append(grammar)
         if faults:
             raise faults.pop(0)
         return ""
 
-    monkeypatch.setattr(grammars._judge, "objection", objection)
+    monkeypatch.setattr(grammars._validator, "validate", validate)
     monkeypatch.setattr("engine.grammars.compiler.RETRY_SECONDS", 0.1)
     for words in ("busy", "busy"):
         with pytest.raises(InvalidRequest, match=words):
@@ -174,5 +174,5 @@ def test_what_only_took_too_long_is_tried_again_and_no_fault_gets_out(monkeypatc
 
 def test_a_grammar_that_was_asked_for_of_late_is_copied_fresh() -> None:
     GRAMMARS.compile(AGE).advance(TOKENIZER.encode("I am 1", framed=False))
-    anew = Grammars(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,)).compile(AGE)
+    anew = GrammarCompiler(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,)).compile(AGE)
     assert np.array_equal(GRAMMARS.compile(AGE).masks(), anew.masks())

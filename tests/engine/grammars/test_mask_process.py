@@ -14,8 +14,8 @@ from llguidance import LLTokenizer
 from engine.build import build_engine
 from engine.cost import StepCost
 from engine.engine import Engine
-from engine.grammars.compiler import Grammars
-from engine.grammars.mask_messages import Ahead, Masks, Open
+from engine.grammars.compiler import GrammarCompiler
+from engine.grammars.mask_messages import LookAhead, Masks, Open
 from engine.grammars.mask_process import MaskServer, live_bytes
 from engine.grammars.matcher import Matcher
 from engine.sampling.constraints import TOO_COMPLEX
@@ -35,8 +35,8 @@ EASY = "start: /[a-z ]*/"
 
 
 @pytest.fixture(scope="module")
-def grammars() -> Iterator[Grammars]:
-    found = Grammars(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,))
+def grammars() -> Iterator[GrammarCompiler]:
+    found = GrammarCompiler(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,))
     yield found
     found.processes.quick.stop()
     found.processes.slow.stop()
@@ -118,7 +118,7 @@ def test_masks_are_counted_and_part_of_what_a_step_is_expected_to_take(engine: E
     assert engine.step().stats.masks_s >= 0
 
 
-def test_an_exhausted_automaton_is_its_own_answers_fault(grammars: Grammars) -> None:
+def test_an_exhausted_automaton_is_its_own_answers_fault(grammars: GrammarCompiler) -> None:
     text = STATES % 40
     neighbour = grammars.compile(text)
     follow(neighbour, 1, 1)
@@ -128,9 +128,9 @@ def test_an_exhausted_automaton_is_its_own_answers_fault(grammars: Grammars) -> 
     assert follow(later := grammars.compile(text), 4, 3) == 3 and not later.error
 
 
-def test_masks_are_those_of_an_undisturbed_answer_after_the_automaton_was_replaced(grammars: Grammars) -> None:
+def test_masks_are_those_of_an_undisturbed_answer_after_the_automaton_was_replaced(grammars: GrammarCompiler) -> None:
     text = STATES % 41
-    twin, fresh = grammars.compile(text), Grammars(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,))
+    twin, fresh = grammars.compile(text), GrammarCompiler(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,))
     tokens = [int(np.flatnonzero(twin.masks()[0])[-1])]
     twin.advance(tokens)
     assert follow(grammars.compile(text), 5, 400) < 400
@@ -152,7 +152,7 @@ def test_kept_grammars_are_bounded_by_their_bytes() -> None:
     server = MaskServer(tokenizer, VOCABULARY, [END], replies.append, lambda: None, kept_bytes=bound)
     for number in range(1, 13):  # each grows to 5 MB
         exhaust(server, replies, number)
-        server.weigh()
+        server.evict()
         assert live_bytes() - began < bound + (8 << 20)
     assert 0 < len(server.kept) < 12
 
@@ -166,11 +166,11 @@ def exhaust(server: MaskServer, replies: list[Masks], number: int) -> None:
     row = np.frombuffer(replies[-1].rows, np.int32)
     allowed = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))
     for token in allowed[-40:]:
-        server.handle(Ahead(number, (int(token),) * 6))
-    server._places.clear()
+        server.handle(LookAhead(number, (int(token),) * 6))
+    server._states.clear()
 
 
-def test_a_process_that_dies_between_two_questions_is_replaced(grammars: Grammars) -> None:
+def test_a_process_that_dies_between_two_questions_is_replaced(grammars: GrammarCompiler) -> None:
     matcher, other = grammars.compile(EASY), grammars.compile('start: "cat"')
     follow(matcher, 1, 3)
     expected = matcher.masks()[0]
@@ -183,9 +183,9 @@ def test_a_process_that_dies_between_two_questions_is_replaced(grammars: Grammar
 
 
 def test_a_process_that_stands_still_is_replaced_and_one_answer_blamed(
-    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+    grammars: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.grammars.mask_client.STILL_SECONDS", 0.3)
+    monkeypatch.setattr("engine.grammars.mask_client.STALL_SECONDS", 0.3)
     first, second = grammars.compile(EASY), grammars.compile(EASY)
     first.wait()
     second.wait()
@@ -202,7 +202,7 @@ def test_a_process_that_stands_still_is_replaced_and_one_answer_blamed(
     assert "stood still" in first.error and not second.error and second.masks().any()
 
 
-def test_guesses_that_are_not_looked_at_in_time_are_dropped(grammars: Grammars) -> None:
+def test_guesses_that_are_not_looked_at_in_time_are_dropped(grammars: GrammarCompiler) -> None:
     matcher = grammars.compile(EASY)
     matcher.wait()
     sampling = Sampling(9, seed=1, temperature=0, grammar=EASY, stop_token_ids=(END,))

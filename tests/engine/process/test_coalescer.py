@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.process.coalescer import Outbox
+from engine.process.coalescer import Coalescer
 from engine.process.messages import Reports
 from engine.types import RequestStats, StepReport, TokenEvent
 from tests.server.fakes import step_stats
@@ -17,19 +17,21 @@ TOKEN, FIRST, LAST = TokenEvent("a", 1), TokenEvent("a", 1, stats=STATS), TokenE
 
 @dataclass
 class Desk:
-    """An outbox on a clock that steps move."""
+    """An coalescer on a clock that steps move."""
 
     interval: float
     now: float = 100.0
     sent: list[tuple[float, Reports]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.outbox = Outbox(lambda message: self.sent.append((self.now, message)), self.interval, lambda: self.now)
+        self.coalescer = Coalescer(
+            lambda message: self.sent.append((self.now, message)), self.interval, lambda: self.now
+        )
 
     def step(self, seconds: float, *events: TokenEvent, more: bool = True) -> None:
         self.now += seconds
         stats = msgspec.structs.replace(step_stats(1), seconds=seconds)
-        self.outbox.put(StepReport(events, stats), more)
+        self.coalescer.put(StepReport(events, stats), more)
 
     @property
     def sizes(self) -> list[int]:
@@ -73,7 +75,7 @@ def test_all_arrive_in_order_and_in_time(
         made.append((desk.now, numbered))
         if not more or any(event.stats for event in events):
             assert desk.sent[-1][1].reports[-1].events == numbered  # it has left, with all before it
-    desk.outbox.flush()
+    desk.coalescer.flush()
     arrived = [(at, report) for at, message in desk.sent for report in message.reports]
     assert [report.events for _, report in arrived] == [events for _, events in made]
     for (at, report), (when, _) in zip(arrived, made, strict=True):

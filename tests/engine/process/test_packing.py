@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.process import messages, packing
-from engine.process.messages import HEADER, Events, Reports, Scores, read_from_engine
+from engine.process.messages import HEADER, Events, PromptLogprobsPart, Reports, read_from_engine
 from engine.process.sinks import Sinks
 from engine.types import Logprob, RequestStats, StepReport, TimedEvent, TokenEvent
 from model.errors import MoedialError
@@ -42,7 +42,7 @@ def received(frames: Sequence[bytes], ids: Sequence[str]) -> tuple[dict[str, lis
             case Reports(several):
                 reports += len(several)
                 sinks.distribute(several, 100.0)
-            case Events() | Scores() as part:
+            case Events() | PromptLogprobsPart() as part:
                 sinks.receive(part, 100.0)
             case other:
                 raise AssertionError(other)
@@ -66,7 +66,7 @@ def test_whatever_is_cut_arrives_whole_and_in_order(sizes: list[list[tuple[str, 
             events.append(TokenEvent(id, number, logprob, prompt_logprobs=scores(size, 3) if size % 2 else None))
         made.append(report(*events))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "SOFT", 300)
+        patch.setattr(packing, "SOFT_LIMIT", 300)
         frames = list(packing.frames(tuple(made), lambda _: None))
     got, reports = received(frames, "abc")
     assert reports == len(made), "each step is counted once"
@@ -77,7 +77,7 @@ def test_whatever_is_cut_arrives_whole_and_in_order(sizes: list[list[tuple[str, 
 def test_a_prompts_scores_are_cut_to_frames_that_are_read_quickly() -> None:
     event = TokenEvent("a", 5, finish="length", stats=STATS, prompt_logprobs=scores(3000, 50))
     frames = list(packing.frames((report(TokenEvent("b", 1), event, TokenEvent("c", 2)),), lambda _: None))
-    assert len(frames) > 3 and max(map(len, frames)) < 1.1 * packing.SOFT
+    assert len(frames) > 3 and max(map(len, frames)) < 1.1 * packing.SOFT_LIMIT
     got, _ = received(frames, "abc")
     assert got == {"a": [event], "b": [TokenEvent("b", 1)], "c": [TokenEvent("c", 2)]}
 
@@ -92,7 +92,7 @@ def test_a_prompts_scores_are_cut_to_frames_that_are_read_quickly() -> None:
 def test_an_event_that_no_frame_holds_fails_its_request_alone(
     event: TokenEvent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "SOFT", 1000)
+    monkeypatch.setattr(packing, "SOFT_LIMIT", 1000)
     monkeypatch.setattr(messages, "MAX_FRAME", 50_000)
     given_up: list[str] = []
     frames = list(packing.frames((report(TokenEvent("a", 1), event, TokenEvent("c", 2)),), given_up.append))

@@ -5,12 +5,12 @@ import pytest
 from engine.pace import FIRST, Pace
 from engine.plan import Chunk, Plan
 from engine.process.backoff import Backoff
-from engine.process.silence import FACTOR, Silence
+from engine.process.silence import FACTOR, SilenceTimer
 from engine.sequence import Sequence
 from tests.engine.fake import request
 
 
-def seconds_until_too_long(silence: Silence, tick: float = 1.0) -> float:
+def seconds_until_too_long(silence: SilenceTimer, tick: float = 1.0) -> float:
     silence.tick(tick)  # the word came somewhere in this one
     passed = 0.0
     while not silence.tick(tick):
@@ -21,32 +21,32 @@ def seconds_until_too_long(silence: Silence, tick: float = 1.0) -> float:
 
 @pytest.mark.parametrize(("expected", "longest"), [(0.0, 10), (0.1, 10), (2.0, 2 * FACTOR)])
 def test_the_longest_silence_follows_from_what_is_expected(expected: float, longest: float) -> None:
-    silence = Silence(10.0)
-    silence.heard(expected)
+    silence = SilenceTimer(10.0)
+    silence.reset(expected)
     assert seconds_until_too_long(silence) == longest
-    silence.heard()
+    silence.reset()
     assert seconds_until_too_long(silence) == 10, "the next word is not expected to take as long"
 
 
 def test_without_a_limit_no_silence_is_too_long() -> None:
-    silence = Silence(0.0)
+    silence = SilenceTimer(0.0)
     assert not any(silence.tick(1.0) for _ in range(1000))
 
 
 def test_a_watcher_that_was_held_up_has_not_listened_in_between() -> None:
-    silence = Silence(10.0)
+    silence = SilenceTimer(10.0)
     assert not any(silence.tick(3600.0) for _ in range(5))
     assert silence.tick(3600.0)
 
 
 def test_a_sign_of_life_is_asked_for_once_in_a_silence() -> None:
-    silence = Silence(10.0)
+    silence = SilenceTimer(10.0)
     asked = []
     for _ in range(8):
         silence.tick(1.0)
         asked.append(silence.asks())
     assert asked == [False, True, *[False] * 6]
-    silence.heard()
+    silence.reset()
     silence.tick(2.0)
     assert not silence.asks()
     silence.tick(2.0)

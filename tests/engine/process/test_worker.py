@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from engine.engine import Engine
-from engine.grammars.compiler import Grammars, refusal
+from engine.grammars.compiler import GrammarCompiler, refusal
 from engine.grammars.matcher import Matcher
 from engine.pace import FIRST
 from engine.process import messages, packing
@@ -29,10 +29,10 @@ from engine.process.messages import (
     FromEngine,
     Ping,
     Pong,
+    PromptLogprobsPart,
     Ready,
     Rejected,
     Reports,
-    Scores,
     Start,
     Stop,
     Submit,
@@ -92,7 +92,7 @@ class Parent:
 class Serving:
     """`serve` in a thread, which may hold reports for long: its engine, the parent's end, and how it ended."""
 
-    def __init__(self, grammars: Grammars | None = None) -> None:
+    def __init__(self, grammars: GrammarCompiler | None = None) -> None:
         ours, theirs = socket.socketpair()
         self.parent, self.child = Parent(ours), theirs
         made = build_fake(SETTINGS)[0]
@@ -139,7 +139,7 @@ def test_abort() -> None:
     assert serving.engine.scheduler.blocks.used == 0
 
 
-class SlowGrammars(Grammars):
+class SlowGrammars(GrammarCompiler):
     """A grammar is the number of seconds that it takes, or "bad"."""
 
     def __init__(self) -> None:
@@ -181,7 +181,7 @@ def test_abort_while_a_grammar_is_compiled() -> None:
 
 
 def test_a_grammar_is_compiled_before_its_request_comes() -> None:
-    grammars = Grammars(str(BUNDLED / DEFAULT / "tokenizer.json"), 4096, (0,))
+    grammars = GrammarCompiler(str(BUNDLED / DEFAULT / "tokenizer.json"), 4096, (0,))
     serving = Serving(grammars)
     serving.parent.send(Compile("g", "start: /a/"), Compile("bad", "start: ("), Compile("left", "start: /b/"))
     serving.parent.send(Abort(("left",)))
@@ -217,7 +217,7 @@ def test_nonsense_ends_the_process(garbage: bytes) -> None:
 
 def test_a_report_larger_than_a_frame_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "MAX_FRAME", 2500)
-    monkeypatch.setattr(packing, "SOFT", 1000)
+    monkeypatch.setattr(packing, "SOFT_LIMIT", 1000)
     serving = Serving()
     requests = [request("scored", (1,) * 300, prompt_logprobs=0), request("other", (2,) * 300, prompt_logprobs=0)]
     for each in requests:  # one message would be too large
@@ -226,7 +226,7 @@ def test_a_report_larger_than_a_frame_ends_nothing(monkeypatch: pytest.MonkeyPat
     scores, ends = {"scored": 0, "other": 0}, 0
     while ends < 2:
         message = serving.parent.receive()
-        if isinstance(message, Scores):
+        if isinstance(message, PromptLogprobsPart):
             scores[message.request_id] += len(message.logprobs)
         parts = message.reports if isinstance(message, Reports) else [message] if isinstance(message, Events) else []
         for event in [event for part in parts for event in part.events]:
@@ -297,7 +297,7 @@ def test_idle_engine_sleeps() -> None:
 
 
 def test_idle_engine_sleeps_though_a_mask_came_for_an_answer_that_was_aborted() -> None:
-    grammars = Grammars(str(BUNDLED / DEFAULT / "tokenizer.json"), 4096, (0,))
+    grammars = GrammarCompiler(str(BUNDLED / DEFAULT / "tokenizer.json"), 4096, (0,))
     grammars.compile("start: /a/").masks()
     quick = grammars.processes.quick
     assert quick._process is not None
