@@ -18,7 +18,7 @@ from engine.calibrate import MOST_ROWS, measure
 from engine.cost import ExpertPool, StepCost
 from engine.engine import Engine
 from engine.grammars.compiler import GrammarCompiler
-from engine.progress import Progress
+from engine.progress import LoadingProgress
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
 from engine.speculation import Speculator, speculator_of
@@ -58,7 +58,7 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     cache_blocks(config, settings, run_dtype(raw, settings.dtype))
     tokenizer = tokenizer_for(folder, config, settings)
     choose.provide()
-    with Progress(settings.terminal_columns) as progress:
+    with LoadingProgress(settings.terminal_columns) as progress:
         loaded, _ = load_model(folder, settings.dtype, progress)
     loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
     parameters = parameter_count(loaded)

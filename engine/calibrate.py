@@ -1,7 +1,7 @@
-"""Measures what a step costs before anybody is served: a handful of made-up plans on the real runner, and a fit.
+"""Calibration of the cost model at start: runs a few synthetic plans on the real runner and fits the constants.
 
-The cache is still empty: the plans write to its blocks without asking, and nobody will ever find what they left there.
-What a plan did is what the runner reports; models are not known here.
+The KV cache is still empty: the plans write to blocks that are not allocated, and no sequence will find the contents.
+The work of a plan is what the runner reports; this file knows no models.
 """
 
 import logging
@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 SHAPES = ((1, 1), (4, 1), (16, 1), (1, 64), (1, 256))  # sequences, and how many tokens of each
 MOST_ROWS = max(rows for rows, _ in SHAPES)
 ROUNDS = 3
-LIMIT = 1.0  # seconds
+MAX_SECONDS = 1.0  # seconds
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Measurement:
     """One step's work and its time; `pairs` and `distinct` experts are sums over the MoE layers."""
 
     tokens: int
@@ -48,7 +48,7 @@ def measure(
     max_step_tokens: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> StepCost:
-    """What a step of this runner costs, found within a first step and `LIMIT` seconds."""
+    """The cost model of this runner, measured in one warm-up step and at most about `MAX_SECONDS`."""
     started = clock()
     samples = _run(runner, _plans(info, max_step_tokens), clock)
     cost = fit(samples, pools)
@@ -65,22 +65,23 @@ def measure(
     return cost
 
 
-def fit(samples: Seq[Sample], pools: tuple[ExpertPool, ...]) -> StepCost:
-    """The constants, none negative, with the least squared relative error: a short step matters as much as a long one.
+def fit(samples: Seq[Measurement], pools: tuple[ExpertPool, ...]) -> StepCost:
+    """The non-negative constants with the least squared relative error: short steps count as much as long ones.
 
-    What the samples cannot tell apart is put down to the tokens, so that doubt makes chunks shorter.
+    If the samples cannot distinguish two constants, the one per token gets the cost, which makes chunks shorter.
     """
-    work_SW = np.array([(each.tokens, each.pairs, each.distinct, 1) for each in samples], dtype=np.float64)
-    relative_SW = work_SW / np.array([[each.seconds] for each in samples])
+    work_SW = np.array([(sample.tokens, sample.pairs, sample.distinct, 1) for sample in samples], dtype=np.float64)
+    seconds_S = np.array([sample.seconds for sample in samples])
+    relative_SW = work_SW / seconds_S[:, None]
     per_token, per_pair, per_expert, fixed = non_negative(relative_SW, np.ones(len(samples))).tolist()
     return StepCost(fixed, per_token, per_pair, per_expert, pools)
 
 
 def non_negative(a_SW: Floats, b_S: Floats) -> Floats:
-    """The x >= 0 with the least |a·x - b|; among equals, the one with the fewest and then the first entries.
+    """The x >= 0 with the least |a·x - b|; of equal solutions, the one with the fewest and then the first entries.
 
-    The best x is the plain least-squares solution over the entries where it is not zero (Lawson & Hanson 1974, ch. 23).
-    With four unknowns there are fifteen choices of these: all are tried.
+    The solution is the plain least-squares solution over its non-zero entries (Lawson & Hanson 1974, ch. 23). With four
+    unknowns there are fifteen sets of non-zero entries: all are tried.
     """
     width = a_SW.shape[1]
     best_W, least = np.zeros(width), float(b_S @ b_S)
@@ -94,30 +95,34 @@ def non_negative(a_SW: Floats, b_S: Floats) -> Floats:
     return best_W
 
 
-def _run(runner: Runner, plans: Seq[Plan], clock: Callable[[], float]) -> list[Sample]:
-    """The median run of each plan. None is begun that would, at the last one's pace per token, end after the limit."""
-    runner.run(plans[0])  # the first step of a process is like no other
-    deadline, pace = clock() + LIMIT, 0.0
-    runs: list[list[Sample]] = [[] for _ in plans]
+def _run(runner: Runner, plans: Seq[Plan], clock: Callable[[], float]) -> list[Measurement]:
+    """The median run of each plan. A run is skipped if, at the last run's pace per token, it would end too late."""
+    runner.run(plans[0])  # the first step of a process is slower than any other
+    deadline, pace = clock() + MAX_SECONDS, 0.0
+    runs: list[list[Measurement]] = [[] for _ in plans]
     for plan, done in list(zip(plans, runs, strict=True)) * ROUNDS:
         tokens, started = sum(chunk.length for chunk in plan), clock()
         if started + pace * tokens > deadline:
             continue  # a smaller one may still do
         work = runner.run(plan).work
-        done.append(Sample(tokens, work.routed_pairs, work.distinct_experts, clock() - started))
+        done.append(Measurement(tokens, work.routed_pairs, work.distinct_experts, clock() - started))
         pace = done[-1].seconds / tokens
-    return [sorted(done, key=lambda sample: sample.seconds)[(len(done) - 1) // 2] for done in runs if done]
+    return [_median(done) for done in runs if done]
+
+
+def _median(runs: list[Measurement]) -> Measurement:
+    by_time = sorted(runs, key=lambda run: run.seconds)
+    return by_time[(len(by_time) - 1) // 2]
 
 
 def _plans(info: EngineInfo, max_step_tokens: int) -> list[Plan]:
-    """Plans of rising size that fit the engine, each with few experts and with as many as usual."""
-    return [
-        _plan(rows, length, budget, info)
-        for rows, length in SHAPES
-        if rows * length <= max_step_tokens and length <= info.max_model_len
-        if rows * -(-length // info.block_size) <= info.kv_blocks
-        for budget in _budgets(info.experts)
-    ]
+    """Plans of growing size that fit the engine, each with the fewest experts and with the trained count."""
+    plans: list[Plan] = []
+    for rows, length in SHAPES:
+        blocks = rows * -(-length // info.block_size)
+        if rows * length <= max_step_tokens and length <= info.max_model_len and blocks <= info.kv_blocks:
+            plans += [_plan(rows, length, budget, info) for budget in _budgets(info.experts)]
+    return plans
 
 
 def _budgets(experts: ExpertRange) -> list[ExpertBudget]:
@@ -126,7 +131,7 @@ def _budgets(experts: ExpertRange) -> list[ExpertBudget]:
 
 
 def _plan(rows: int, length: int, budget: ExpertBudget, info: EngineInfo) -> Plan:
-    """Random tokens, so that routers spread them as they would; each sequence has blocks of its own."""
+    """A plan of random tokens, so that routing is spread over the experts; each sequence has blocks of its own."""
     rng, blocks = random.Random(0), -(-length // info.block_size)
     chunks = []
     for row in range(rows):

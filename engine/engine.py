@@ -1,7 +1,7 @@
-"""The engine: a scheduler and a runner, one step at a time. `step` reads like the definition of continuous batching.
+"""The engine: a scheduler and a runner, one step at a time. `Engine.step` is the loop body of continuous batching.
 
-Synchronous, knows no process and no socket: tests and benchmarks use it directly. A fault of the runner ends the
-requests that it comes from and nothing else.
+It is synchronous and knows no process and no socket: tests and benchmarks use it directly. An error of the runner ends
+only the requests that cause it.
 """
 
 import logging
@@ -12,7 +12,7 @@ from engine.grammars.compiler import GrammarCompiler
 from engine.grammars.mask_client import MaskClient
 from engine.grammars.matcher import Matcher
 from engine.isolation import Isolation
-from engine.pace import LONG, Pace
+from engine.pace import LONG_STEP_SECONDS, Pace
 from engine.plan import NO_MOE_WORK, MoEWork, Plan, Runner, StepResult, sample_count
 from engine.scheduler import Scheduler
 from engine.types import Request, StepReport, StepStats, TokenEvent
@@ -21,16 +21,16 @@ from model.errors import EngineDown, InvalidRequest
 log = logging.getLogger(__name__)
 
 Outcome = tuple[list[TokenEvent], MoEWork]
-NOTHING = StepResult((), NO_MOE_WORK)
-MASK_WAIT_SECONDS, SHARE = 0.002, 0.1  # how long a step waits for masks: in seconds, or a share of the last step's time
-IDLE_SECONDS = 0.02  # the same where there is nothing else to do
+NO_RESULT = StepResult((), NO_MOE_WORK)
+MASK_WAIT_SECONDS, MASK_WAIT_SHARE = 0.002, 0.1  # a step waits for masks this long, or this share of the last step
+IDLE_WAIT_SECONDS = 0.02  # how long it waits if there is nothing else to do
 
 
 class Engine:
-    """Runs requests to their end. Not thread-safe: one loop calls everything.
+    """Runs requests to their end. Not thread-safe: use it from one thread.
 
-    `repeatable`: a plan whose run broke off may be run again (`engine/isolation.py`). `announce` hears, before a long
-    step, how many seconds it may take.
+    `repeatable`: a plan whose run failed may be run again (`engine/isolation.py`). `announce` is called before a long
+    step with the seconds that it may take.
     """
 
     def __init__(
@@ -40,22 +40,22 @@ class Engine:
         self.announce: Callable[[float], None] = lambda _: None
         self._runner, self._grammars, self._repeatable = runner, grammars, repeatable
         self._retries = 0  # in this step
-        self._last_s = 0.0  # what the last step took
-        self._masks_s = 0.0  # what masks have taken so far
+        self._last_s = 0.0  # duration of the last step
+        self._masks_s = 0.0  # time spent on masks so far
         self._pace = Pace()
 
     @property
     def runner(self) -> Runner:
-        """What computes the plans."""
+        """The runner that computes the plans."""
         return self._runner
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` would do or report anything."""
+        """Whether `step` would compute or report anything."""
         return self.scheduler.has_work
 
     def add(self, request: Request, matcher: Matcher | None = None) -> None:
-        """Queue a request. `matcher` is of its grammar, which is compiled now where none is given.
+        """Queue a request. `matcher` follows its grammar; without one the grammar is compiled now.
 
         Raises:
             InvalidRequest: it could never be served.
@@ -67,10 +67,10 @@ class Engine:
         self.scheduler.add(request, matcher)
 
     def compiler(self) -> GrammarCompiler:
-        """What compiles grammars for this model.
+        """The grammar compiler for this model's vocabulary.
 
         Raises:
-            InvalidRequest: it has no vocabulary to compile for.
+            InvalidRequest: the model has no tokenizer.
         """
         if self._grammars is None:
             raise InvalidRequest("this engine has no tokenizer, which grammars need", "grammar")
@@ -78,30 +78,31 @@ class Engine:
 
     @property
     def awaited(self) -> list[MaskClient]:
-        """What becomes readable when a mask that an answer waits for has come."""
+        """The clients that become readable when a mask has come that an answer waits for."""
         return self._grammars.processes.awaited if self._grammars else []
 
     def collect_masks(self) -> None:
-        """Take in masks that have come, without waiting."""
+        """Process the masks that have come, without waiting."""
         if self._grammars is not None:
             self._grammars.processes.collect()
 
-    def _settle(self) -> None:
-        """Take in masks. A step waits for the usual ones: not for long, where that would hold up answers without."""
+    def _wait_for_masks(self) -> None:
+        """Wait for the usual masks, but only briefly if answers without a grammar would be delayed."""
         if self._grammars is not None and self._grammars.processes.busy:
-            short = max(MASK_WAIT_SECONDS, SHARE * self._last_s)
-            self._grammars.processes.settle(short if self.scheduler.queues.has_plain else IDLE_SECONDS)
+            short = max(MASK_WAIT_SECONDS, MASK_WAIT_SHARE * self._last_s)
+            self._grammars.processes.settle(short if self.scheduler.queues.has_plain else IDLE_WAIT_SECONDS)
 
-    def _spent_on_masks(self) -> float:
-        """Seconds since this was last asked."""
-        before, self._masks_s = self._masks_s, self._grammars.processes.seconds if self._grammars else 0.0
+    def _mask_seconds(self) -> float:
+        """Seconds spent on masks since the last call."""
+        before = self._masks_s
+        self._masks_s = self._grammars.processes.seconds if self._grammars else 0.0
         return self._masks_s - before
 
-    def _await_masks(self) -> bool:
-        """Where nothing can be done without a mask, wait for one, but not for long; false where none is due."""
+    def _wait_for_any_mask(self) -> bool:
+        """Wait briefly for a mask if the step has nothing else to do; returns whether one is due."""
         if self._grammars is None or not self._grammars.processes.busy:
             return False
-        self._grammars.processes.wait(IDLE_SECONDS)
+        self._grammars.processes.wait(IDLE_WAIT_SECONDS)
         return True
 
     def abort(self, request_id: str) -> None:
@@ -118,26 +119,26 @@ class Engine:
         self._retries = 0
         plan: Plan = ()
         try:
-            self._settle()
+            self._wait_for_masks()
             plan = self.scheduler.schedule()
             read = sum(max(0, min(chunk.length, chunk.sequence.prompt_length - chunk.start)) for chunk in plan)
             events, work = self._run(plan)
-            if not plan and not events and self.has_work and not self._await_masks():
+            if not plan and not events and self.has_work and not self._wait_for_any_mask():
                 raise RuntimeError("there is work, but nothing could be scheduled")
         except EngineDown:
             raise
         except Exception:
-            # Nobody may wait for ever, and a broken bookkeeping cannot be trusted with anyone's blocks.
+            # No request may wait for ever, and the block manager's state cannot be trusted any more.
             log.exception("the scheduler failed; every request ends and the cache is emptied")
             events, work, read = self.scheduler.reset("the engine failed and had to start afresh"), NO_MOE_WORK, 0
         self._last_s = time.perf_counter() - started
         return StepReport(tuple(events), self._stats(plan, events, work, read, self._last_s))
 
     def _run(self, plan: Plan) -> Outcome:
-        """Compute and commit a plan."""
+        """Compute and commit a plan; returns its events and its work."""
         if not self._repeatable and any(chunk.start < chunk.sequence.isolated_until for chunk in plan):
             return self._isolate(plan, None)
-        result = NOTHING
+        result = NO_RESULT
         if plan:
             try:
                 result = self._compute(plan)
@@ -148,13 +149,13 @@ class Engine:
         return self.scheduler.commit(plan, result.sampled, result.scores), result.work
 
     def _isolate(self, plan: Plan, error: Exception | None) -> Outcome:
-        """Commit what can be computed of a plan that failed with `error`, or has sequences that may be at fault."""
+        """Commit as much as can be computed of a plan that failed with `error`, or that has suspected sequences."""
         isolation = Isolation(self._compute, self._repeatable)
         if error is not None:
             log.error("a step of %d sequences failed", len(plan), exc_info=error)
             isolation.divide(plan, error)
         else:
-            isolation.take_apart(plan)
+            isolation.run_suspects_alone(plan)
         self._retries = isolation.runs
         if error is not None or isolation.failed or isolation.recompute:
             log.error(
@@ -165,17 +166,17 @@ class Engine:
                 isolation.runs,
             )
         for chunk, fault in isolation.failed:
-            # The class name tells an operator what to look for; the text of a foreign exception may tell too much.
+            # The class name tells an operator what to look for; the message of a library's exception may leak too much.
             self.scheduler.fail_chunks(
                 [chunk], f"the model failed while computing this request ({type(fault).__name__})"
             )
-        good = tuple(isolation.good)
+        good = tuple(isolation.succeeded)
         events = self.scheduler.commit(good, isolation.sampled, isolation.scores, isolation.recompute)
         return events, isolation.work
 
     def _compute(self, plan: Plan) -> StepResult:
         expected = self._pace.expect(plan, self.scheduler.plan_stats.estimated_s)
-        if expected > LONG:
+        if expected > LONG_STEP_SECONDS:
             self.announce(expected)
         started = time.perf_counter()
         result = self._runner.run(plan)
@@ -207,5 +208,5 @@ class Engine:
             blocks_used=scheduler.blocks.used,
             blocks_total=scheduler.blocks.total,
             retries=self._retries,
-            masks_s=self._spent_on_masks(),
+            masks_s=self._mask_seconds(),
         )

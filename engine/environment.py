@@ -1,4 +1,4 @@
-"""The environment that child processes get. It knows variables, not what the children do."""
+"""The environment variables of child processes. It does not know what the children do."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ HANDED_ON = frozenset({"MOEDIAL_KERNELS", "MOEDIAL_KERNELS_SANITIZE"})  # all th
 
 
 def child_environment() -> dict[str, str]:
-    """Ours, with what must be set before torch is imported, and without the server's settings: API keys are among them,
-    and `/proc` shows the environment of a process as long as it runs."""
+    """This process's environment, with the variables that must be set before torch is imported, and without the
+    server's settings: they include API keys, and `/proc` shows the environment of a running process."""
     environment = {name: value for name, value in os.environ.items() if _handed_on(name)}
-    # An OpenMP thread that waits spins; with a busy neighbour that costs two thirds of the throughput.
+    # A waiting OpenMP thread spins; beside a busy process that costs two thirds of the throughput.
     environment.setdefault("GOMP_SPINCOUNT", "2000")
     # The child must run the code that the parent runs, wherever the command was started.
     paths = [str(Path(__file__).resolve().parent.parent), environment.get("PYTHONPATH", "")]
@@ -21,5 +21,5 @@ def child_environment() -> dict[str, str]:
 
 
 def _handed_on(name: str) -> bool:
-    """Settings are read in any case, so they are held back in any case."""
+    """Whether a child gets a variable. Settings are read in upper and lower case, so both are withheld."""
     return name in HANDED_ON or not name.upper().startswith(PREFIX)

@@ -1,8 +1,8 @@
-"""Which rows of a failed step are at fault: the step is run again in halves, until a part works or is one row.
+"""Fault isolation: finds the sequences that make a step fail, by running it again in halves down to single sequences.
 
-A part that works counts: the same tokens at the same positions give the same keys and values, whatever a run that broke
-off has written before. States of recurrent layers are not like that; sequences that have them are computed again.
-It knows plans and a way to run them, no scheduler.
+The results of a part that succeeds are kept: the same tokens at the same positions give the same keys and values,
+whatever the failed run has written. This does not hold for recurrent states; sequences with states are recomputed.
+It knows plans and a function that runs them, no scheduler.
 """
 
 from collections.abc import Callable
@@ -12,19 +12,19 @@ from engine.plan import NO_MOE_WORK, Chunk, MoEWork, Plan, Sampled, StepResult
 from engine.types import Logprob
 from model.errors import EngineDown
 
-HOPELESS = 64  # rows that fail one by one while none has worked: the fault is the model's, and the rest is not tried
+MAX_SINGLE_FAILURES = 64  # if so many fail alone and none succeeds, the model is at fault and the rest is not tried
 
 
 @dataclass(slots=True)
 class Isolation:
-    """Runs plans, and keeps what worked (`good`, with its results), what failed as one row, and what must be set back.
+    """Runs plans, and collects the chunks that succeeded with their results, that failed alone, and to recompute.
 
-    `repeatable`: a plan may be run again, since a run that broke off leaves nothing but keys and values.
+    `repeatable`: a plan may be run again, since a failed run changes nothing but keys and values.
     """
 
     run: Callable[[Plan], StepResult]
     repeatable: bool
-    good: list[Chunk] = field(default_factory=list)
+    succeeded: list[Chunk] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
     scores: list[tuple[Logprob, ...] | None] = field(default_factory=list)
     works: list[MoEWork] = field(default_factory=list)
@@ -32,8 +32,8 @@ class Isolation:
     recompute: list[Chunk] = field(default_factory=list)
     runs: int = 0
 
-    def take(self, plan: Plan) -> None:
-        """Run a plan, or as much of it as can be run.
+    def run_or_divide(self, plan: Plan) -> None:
+        """Run a plan; if it fails, run its parts.
 
         Raises:
             EngineDown: the device is lost.
@@ -46,45 +46,46 @@ class Isolation:
         except Exception as error:
             self.divide(plan, error)
         else:
-            self.good += plan
+            self.succeeded += plan
             self.sampled += result.sampled
             self.scores += result.scores
             self.works.append(result.work)
 
-    def take_apart(self, plan: Plan) -> None:
-        """Run a plan; sequences that were set back are run one by one, to show whose fault that was."""
+    def run_suspects_alone(self, plan: Plan) -> None:
+        """Run a plan, with the sequences of an earlier failed step one by one, to find the one at fault."""
         if together := tuple(chunk for chunk in plan if chunk.start >= chunk.sequence.isolated_until):
-            self.take(together)
+            self.run_or_divide(together)
         for chunk in plan:
             if chunk.start < chunk.sequence.isolated_until:
-                self.take((chunk,))
+                self.run_or_divide((chunk,))
 
     def divide(self, plan: Plan, error: Exception) -> None:
-        """Go on with a plan that has failed."""
+        """Handle a plan that has failed: run its halves, unless it is one chunk or may not be run again."""
         if len(plan) == 1:
             self.failed.append((plan[0], error))
         elif not self.repeatable:
             self.recompute += plan
         else:
-            for part in (plan[::2], plan[1::2]):  # so that rows of one call, which are neighbours, are not tried first
+            for part in (plan[::2], plan[1::2]):  # the answers of one call are neighbours: spread them over both halves
                 self._retry(part, error)
 
     def _retry(self, plan: Plan, error: Exception) -> None:
-        if not self.good and len(self.failed) >= HOPELESS:
+        if not self.succeeded and len(self.failed) >= MAX_SINGLE_FAILURES:
             self.failed += [(chunk, error) for chunk in plan]
             return
         for chunk in plan:
             chunk.sequence.sampler_state = None  # it may have been half updated, and follows from the tokens
-        self.take(plan)
+        self.run_or_divide(plan)
 
     @property
     def work(self) -> MoEWork:
-        """That of all parts that worked."""
+        """The work of all parts that succeeded."""
         if len(self.works) == 1:
             return self.works[0]
+        imbalance = max((work.load_imbalance for work in self.works), default=NO_MOE_WORK.load_imbalance)
         return MoEWork(
-            sum(work.routed_pairs for work in self.works),
-            sum(work.trained_pairs for work in self.works),
-            sum(work.distinct_experts for work in self.works),
-            max((work.load_imbalance for work in self.works), default=NO_MOE_WORK.load_imbalance),
+            routed_pairs=sum(work.routed_pairs for work in self.works),
+            trained_pairs=sum(work.trained_pairs for work in self.works),
+            distinct_experts=sum(work.distinct_experts for work in self.works),
+            load_imbalance=imbalance,
         )

@@ -1,6 +1,6 @@
-"""How log lines look, the same in the HTTP process and in the engine process: JSON, or text for people.
+"""The format of log lines, the same in the HTTP process and the engine process: JSON, or text for people.
 
-Line breaks and control characters are escaped, so that no caller can forge a line. It does not know who reads them.
+Line breaks and control characters are escaped, so that no client can forge a line. It does not know what is logged.
 """
 
 import logging
@@ -47,21 +47,23 @@ def configure(level: Level, format: LogFormat) -> None:
 
 
 def as_json(_logger: Any, _method: str, event: structlog.typing.EventDict) -> str:
-    """One JSON object."""
+    """A log line as one JSON object."""
+    fields = {key: _writable(value) if isinstance(value, str) else value for key, value in event.items()}
     try:
-        return _dumps({key: _writable(value) if isinstance(value, str) else value for key, value in event.items()})
+        return _dumps(fields)
     except TypeError:
         return _dumps(
-            {key: _writable(value if isinstance(value, str) else repr(value)) for key, value in event.items()}
+            {key: value if isinstance(value, str) else _writable(repr(value)) for key, value in fields.items()}
         )
 
 
 def as_text(_logger: Any, _method: str, event: structlog.typing.EventDict) -> str:
-    """`2026-11-26T17:02:43Z info server: the event key=value …`, and the lines of a traceback indented."""
+    """A log line as text: `2026-11-26T17:02:43Z info server: the event key=value …`, tracebacks indented below."""
     fields = dict(event)
     time, level, logger = (str(fields.pop(key, "-")) for key in ("timestamp", "level", "logger"))
-    said, trace = str(fields.pop("event", "")), str(fields.pop("exception", ""))
-    words = [f"{time[:19]}Z {level} {logger}: {_escaped(said)}", *(f"{key}={_value(fields[key])}" for key in fields)]
+    message, trace = str(fields.pop("event", "")), str(fields.pop("exception", ""))
+    words = [f"{time[:19]}Z {level} {logger}: {_escaped(message)}"]
+    words += [f"{key}={_value(value)}" for key, value in fields.items()]
     return "\n    ".join([" ".join(words), *map(_escaped, trace.splitlines())])
 
 

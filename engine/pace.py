@@ -1,41 +1,41 @@
-"""How long the next step may take, from how long the last ones took: for the process that waits for its report.
+"""An upper estimate of how long the next step takes, from the last steps: for the process that waits for its report.
 
-Rough and rather too long: it tells a long step from a process that hangs, and schedules nothing. It knows plans, no
-models; `engine/cost.py` has the fine estimate where there is one.
+It is rough and rather too long: it distinguishes a long step from a process that hangs, and plays no part in
+scheduling. It knows plans, no models; `engine/cost.py` has the precise estimate.
 """
 
 from engine.plan import Plan
 
-LONG = 0.25  # seconds; what is expected to take longer is announced
-FIRST = 30.0  # seconds expected of a first step of which nothing is known
-CONTEXT = 256  # tokens of context that cost as much to attend to as one more token costs otherwise
-FADES = 0.9  # of the slowest pace, per chunk that was faster
+LONG_STEP_SECONDS = 0.25  # a step that is expected to take longer is announced
+FIRST_STEP_SECONDS = 30.0  # expected of the first step, if there is no estimate
+CONTEXT_TOKENS = 256  # so many tokens of context cost as much as one token without context
+DECAY = 0.9  # of the slowest pace, per faster step
 
 
 class Pace:
-    """What steps took, by kind: those that read prompts by their work, others simply as the last one."""
+    """Expects a step to take as long as the last one, and prefill in it to take time in proportion to its work."""
 
     def __init__(self) -> None:
-        self._step: float | None = None  # seconds of the last one
+        self._step: float | None = None  # seconds of the last step
         self._per_work = 0.0
         self._work = 0
 
     def expect(self, plan: Plan, estimate: float) -> float:
-        """Seconds that the plan may take; `estimate` is the cost model's, 0 without one."""
+        """The seconds that a plan may take; `estimate` is the cost model's, 0 without one."""
         self._work = _work(plan)
         if self._step is None:
-            return estimate or FIRST
+            return estimate or FIRST_STEP_SECONDS
         return max(estimate, self._step + self._work * self._per_work)
 
     def record(self, seconds: float) -> None:
-        """The plan that was asked about took so long."""
+        """Record how long the last plan of `expect` took."""
         self._step = seconds
         if self._work:
-            self._per_work = max(seconds / self._work, FADES * self._per_work)
+            self._per_work = max(seconds / self._work, DECAY * self._per_work)
 
 
 def _work(plan: Plan) -> int:
-    """Of chunks of several tokens: each token, and more the longer its context is."""
+    """The work of a plan's prefill: its tokens, each weighted by its context. 0 if all chunks are single tokens."""
     if sum(chunk.length for chunk in plan) == len(plan):
         return 0
-    return sum(chunk.length * (CONTEXT + chunk.start + chunk.length) for chunk in plan if chunk.length > 1)
+    return sum(chunk.length * (CONTEXT_TOKENS + chunk.start + chunk.length) for chunk in plan if chunk.length > 1)

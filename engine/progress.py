@@ -1,4 +1,4 @@
-"""How far loading has come: a bar by bytes in a terminal, a line now and then in a log. It knows no tensors."""
+"""Progress of loading: a progress bar in a terminal, or a line every few seconds in a log. It knows no tensors."""
 
 import logging
 import time
@@ -6,24 +6,23 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 log = logging.getLogger(__name__)
 
 INTERVAL = 5.0  # seconds between lines
 
 
-class Progress:
-    """Called with the bytes done and all bytes. Use as a context manager.
+class LoadingProgress:
+    """Call it with the bytes loaded and the bytes in total. Use as a context manager.
 
-    `columns`: of the terminal at the other end of the standard error stream, where that is a pipe; 0: there is none.
+    `columns`: width of the terminal behind a standard error stream that is a pipe; 0: there is none.
     """
 
     def __init__(self, columns: int = 0) -> None:
         console = Console(stderr=True, force_terminal=True, width=columns) if columns else Console(stderr=True)
         parts = ("loading weights", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._bar = Bar(*parts, console=console, transient=True) if console.is_terminal else None
+        self._bar = Progress(*parts, console=console, transient=True) if console.is_terminal else None
         self._task = self._bar.add_task("", total=None) if self._bar else None
         self._said = time.monotonic()
 

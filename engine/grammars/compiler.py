@@ -1,5 +1,4 @@
-"""GrammarCompiler of answers: found good or bad on a thread beside the steps, by a process that may take its time.
-
+"""The grammar compiler: validates grammars in a process of their own, on a thread beside the engine's steps.
 It knows no logits, no schedule and no masks (`engine/grammars/matcher.py`).
 """
 

@@ -63,7 +63,7 @@ class CompileKey(NamedTuple):
 
 
 class MaskServer:
-    """Answers messages through `send`. GrammarCompiler are compiled on a thread, `wake` is called when one is done."""
+    """Replies to messages through `send`. Grammars are compiled on a thread; `wake` is called when one is done."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""What grammars leave of logits: whatever they forbid becomes impossible. Row by row; it compiles nothing.
+"""Applies grammar masks to logits: tokens that a grammar forbids get minus infinity, row by row.
 
-The masks have been computed beside the engine; here the backend applies them.
+A mask process computes the masks and the backend applies them; this file connects the two and compiles no grammar.
 """
 
 import time
@@ -15,11 +15,11 @@ from engine.sequence import Sequence
 from model.backends.base import SamplingOps
 
 TOO_COMPLEX = "grammar_too_complex"
-MASK_WAIT_SECONDS = 0.002  # seconds for masks of guesses, which were asked for before the model ran
+MASK_WAIT_SECONDS = 0.002  # how long to wait for the masks after drafts, which were asked for before the model ran
 
 
 class Fault(NamedTuple):
-    """Why nothing is sampled from a row. Without a message, what may come there was not known in time."""
+    """Why no token is sampled from a row. Without a message: its mask is late."""
 
     message: str = ""
     code: str = ""
@@ -35,10 +35,10 @@ def constrained(
     sequences: list[Sequence],
     before_B: list[tuple[int, ...]] | None,
 ) -> tuple[Tensor, Faults]:
-    """Adjusted logits with what grammars forbid at minus infinity, and which rows are not to be sampled from.
+    """The adjusted logits with minus infinity for forbidden tokens, and the rows that cannot be sampled from.
 
-    Rows of one sequence are neighbours, each after one more guess. Where settings and grammar together leave nothing
-    (a minimum length, and a grammar that has come to its end), the grammar wins: the row is as the model made it.
+    Rows of one sequence are neighbours, each after one more draft. If settings and grammar together allow no token
+    (such as a minimum length and a grammar that is complete), the grammar wins: it is applied to the model's logits.
     """
     rows = [row for row, sequence in enumerate(sequences) if sequence.matcher is not None]
     if not rows:

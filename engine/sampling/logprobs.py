@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens and of the best alternatives, under the model's own distribution.
+"""Log-probabilities of chosen tokens and of the best alternatives, under the model's unchanged distribution.
 
 It knows logits and how many alternatives each row wants, no sequences, settings or adjustments.
 """
@@ -10,27 +10,29 @@ from torch import Tensor
 
 from engine.types import Logprob
 
-GROUP = 1 << 24  # logits that are scored at a time, so that intermediates stay below some 200 MB
-BLOCK = 256  # neighbours at most, of which the best is looked at first
+GROUP = 1 << 24  # logits scored at a time, so that intermediates stay below about 200 MB
+BLOCK = 256  # the largest number of neighbours whose maximum is taken first
 
 
 def logprobs(
     logits_BV: Tensor, token_B: NDArray[np.int64], wanted_B: list[int | None], finite_B: NDArray[np.bool_]
 ) -> list[Logprob | None]:
-    """For each row that wants any and is finite: its token's, and those of the best tokens, of equals the lowest."""
+    """For each finite row that wants them: the log-probabilities of its token and of the best ones (None for others).
+    Of equal tokens the lower id comes first."""
     rows = [row for row, wanted in enumerate(wanted_B) if wanted is not None and finite_B[row]]
     found: list[Logprob | None] = [None] * len(wanted_B)
     if rows:
         logits_LV = logits_BV if len(rows) == len(logits_BV) else logits_BV.index_select(0, torch.tensor(rows))
         logprob_LV = logits_LV.log_softmax(-1)
         chosen = logprob_LV.numpy()[np.arange(len(rows)), token_B[rows]].tolist()
-        for row, value, top in zip(rows, chosen, _best(logprob_LV, [wanted_B[row] or 0 for row in rows]), strict=True):
+        best = _best(logprob_LV, [wanted_B[row] or 0 for row in rows])
+        for row, value, top in zip(rows, chosen, best, strict=True):
             found[row] = Logprob(value, top)
     return found
 
 
 def scores(logits_SV: Tensor, tokens: list[int], wanted: int | None) -> tuple[Logprob, ...] | None:
-    """Of each row the log-probability of its token, and the `wanted` best; None where a row is not finite."""
+    """Each row's log-probability of its token and its `wanted` best ones; None if any row is not finite."""
     found: list[Logprob] = []
     size = max(1, GROUP // logits_SV.shape[1])
     for first in range(0, len(tokens), size):
@@ -41,8 +43,8 @@ def scores(logits_SV: Tensor, tokens: list[int], wanted: int | None) -> tuple[Lo
 
 
 def _best(logprob_LV: Tensor, wanted: list[int]) -> list[tuple[tuple[int, float], ...]]:
-    """The best tokens of each row with their values. All that reach a bound are sorted, ties and all: choosing so many
-    of them would break the ties by what other rows want."""
+    """The best tokens of each row with their values. All tokens above a bound are sorted, ties included: a partial sort
+    would break ties differently depending on what other rows want."""
     rows, width = logprob_LV.shape
     wanted_L = np.minimum(wanted, width)
     if not wanted_L.any():
@@ -58,8 +60,8 @@ def _best(logprob_LV: Tensor, wanted: list[int]) -> list[tuple[tuple[int, float]
 
 
 def _bound(logprob_LV: Tensor, most: int) -> NDArray[np.float32]:
-    """A value per row that `most` of its tokens reach and few others do: so many blocks of neighbours have a best one
-    that does. Reading the vocabulary once for these is far cheaper than a partition of it."""
+    """A value per row that at least `most` of its tokens reach, and few more: the maxima of `most` blocks reach it.
+    One pass over the vocabulary is much cheaper than a partition of it."""
     rows, width = logprob_LV.shape
     block = min(max(width // (8 * most), 1), BLOCK)
     count = width // block

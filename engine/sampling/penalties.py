@@ -1,8 +1,7 @@
-"""What settings do to logits before a token is chosen: penalties, biases, tokens that are out of the question, and no
-end before the minimum length.
+"""Adjusts logits before a token is chosen: penalties, biases, excluded tokens, and no stop token before `min_tokens`.
 
-Only the tokens that a setting touches are read and written. They are kept with their sequence and grow with it, so a
-step costs no walk over what has been generated. It knows sequences and logits, not how a token is chosen.
+Only the tokens that a setting changes are read and written. They are kept per sequence and updated as it grows, so that
+a step does not scan all generated tokens. It knows sequences and logits, not how a token is chosen.
 """
 
 import numpy as np
@@ -16,7 +15,7 @@ ID, FACTOR, SHIFT = range(3)
 
 
 def adjusted(logits_BV: Tensor, sequences: list[Sequence]) -> Tensor:
-    """The float32 logits as the settings want them: a copy, or the same tensor where nobody asks for anything."""
+    """The float32 logits adjusted by the settings: a copy, or the same tensor if no setting changes anything."""
     parts = [(i, _table(s, logits_BV.shape[1])) for i, s in enumerate(sequences) if _adjusts(s)]
     if not parts:
         return logits_BV
@@ -25,26 +24,25 @@ def adjusted(logits_BV: Tensor, sequences: list[Sequence]) -> Tensor:
     copy_BV = logits_BV.clone()
     where = row_N, id_N.astype(np.int64)
     old_N = copy_BV.numpy()[where].astype(np.float64)
-    with np.errstate(over="ignore"):  # a logit may become infinite here: the best, then, or out of the question
-        # As transformers: towards zero from above, away from it below.
+    with np.errstate(over="ignore"):  # a logit may become infinite: then it is the best one or excluded
+        # As transformers: positive logits are divided, negative ones multiplied.
         copy_BV.numpy()[where] = np.where(old_N > 0, old_N / factor_N, old_N * factor_N) + shift_N
     for row, _ in parts:
         if sequences[row].request.sampling.allowed_token_ids:
-            _keep(copy_BV.numpy()[row], _touched(sequences[row], copy_BV.shape[1]).allowed)
+            _keep(copy_BV.numpy()[row], _adjusted_tokens(sequences[row], copy_BV.shape[1]).allowed)
     return copy_BV
 
 
 def forbidden(token_B: NDArray[np.int64], adjusted_BV: Tensor, sequences: list[Sequence]) -> list[int]:
-    """The rows that got a token which their settings forbid: nothing else was left, or their grammars won."""
-    return [
-        row
-        for row, sequence in enumerate(sequences)
-        if sequence.request.sampling.restricts
-        and (
-            _touched(sequence, adjusted_BV.shape[1]).forbids(sequence, int(token_B[row]))
-            or (sequence.matcher is None and adjusted_BV[row, int(token_B[row])] == -np.inf)
-        )
-    ]
+    """The rows that got a token which their settings forbid: no other was left, or their grammars took precedence."""
+    rows = [row for row, sequence in enumerate(sequences) if sequence.request.sampling.restricts]
+    return [row for row in rows if _is_forbidden(int(token_B[row]), adjusted_BV[row], sequences[row])]
+
+
+def _is_forbidden(token: int, adjusted_V: Tensor, sequence: Sequence) -> bool:
+    if _adjusted_tokens(sequence, adjusted_V.shape[0]).forbids(sequence, token):
+        return True
+    return sequence.matcher is None and bool(adjusted_V[token] == -np.inf)
 
 
 def _keep(row_V: NDArray[np.float32], ids: NDArray[np.int64]) -> None:
@@ -59,20 +57,20 @@ def _adjusts(sequence: Sequence) -> bool:
 
 
 def _table(sequence: Sequence, vocabulary: int) -> NDArray[np.float64]:
-    return _touched(sequence, vocabulary).table(sequence)
+    return _adjusted_tokens(sequence, vocabulary).table(sequence)
 
 
-def _touched(sequence: Sequence, vocabulary: int) -> "Touched":
-    if not isinstance(sequence.sampler_state, Touched):
-        sequence.sampler_state = Touched(sequence, vocabulary)
+def _adjusted_tokens(sequence: Sequence, vocabulary: int) -> "AdjustedTokens":
+    if not isinstance(sequence.sampler_state, AdjustedTokens):
+        sequence.sampler_state = AdjustedTokens(sequence, vocabulary)
     return sequence.sampler_state
 
 
-class Touched:
+class AdjustedTokens:
     """The tokens of one sequence whose logits change: columns of id, factor and shift, [3, N].
 
-    Stop tokens come first, so that the minimum length can mask them; ids beyond the vocabulary are left out, as a
-    checkpoint's own stop tokens may lie there. It follows from the sequence's tokens alone.
+    Stop tokens come first, so that the minimum length can mask them. Ids outside the vocabulary are left out: a
+    checkpoint's stop tokens may be there. The table is a function of the sequence's tokens.
     """
 
     __slots__ = ("_columns", "_generated", "_read", "_slots", "_stops", "_words", "allowed")
@@ -99,7 +97,7 @@ class Touched:
         self._read = sequence.prompt_length
 
     def table(self, sequence: Sequence) -> NDArray[np.float64]:
-        """The columns as they are after all of the sequence's tokens."""
+        """The columns after all of the sequence's tokens."""
         s = sequence.request.sampling
         if s.penalises:
             for position in range(self._read, len(sequence.tokens)):
@@ -123,13 +121,13 @@ class Touched:
         """The tokens that would complete a bad word."""
         if not self._words:
             return []
-        answer, before = sequence.output_count, sequence.tokens[-1]
-        words = [*self._words.get(-1, ()), *(self._words.get(before, ()) if answer else ())]
-        ends = (word for word in words if len(word) - 1 <= answer and word[:-1] == _last(sequence, len(word) - 1))
-        return [word[-1] for word in ends if word[-1] in self._slots]
+        words = list(self._words.get(-1, ()))
+        if sequence.output_count:
+            words += self._words.get(sequence.tokens[-1], ())
+        return [word[-1] for word in words if word[-1] in self._slots and _ends_with(sequence, word[:-1])]
 
     def _count(self, token: int, s: Sampling) -> None:
-        """One more token has been generated."""
+        """Update the columns for one more generated token."""
         slot = self._slots.setdefault(token, len(self._slots))
         if slot == self._columns.shape[1]:
             self._columns = np.concatenate([self._columns, np.zeros((3, slot + 64))], axis=1)
@@ -139,5 +137,8 @@ class Touched:
         self._columns[SHIFT, slot] -= s.frequency_penalty + s.presence_penalty * first
 
 
-def _last(sequence: Sequence, count: int) -> tuple[int, ...]:
-    return tuple(sequence.tokens[len(sequence.tokens) - count :])
+def _ends_with(sequence: Sequence, tokens: tuple[int, ...]) -> bool:
+    """Whether the generated tokens end with these."""
+    if len(tokens) > sequence.output_count:
+        return False
+    return tokens == tuple(sequence.tokens[len(sequence.tokens) - len(tokens) :])

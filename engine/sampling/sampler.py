@@ -1,7 +1,7 @@
-"""From logits to tokens, row by row independent: a row's result depends on its own logits, settings and seed alone.
+"""The sampler: from logits to tokens. A row's result depends only on its own logits, settings and seed.
 
-The random number of a token is keyed by (seed, position), so preemption and batch-mates change nothing.
-It knows sequences and logits, not scheduling; how numbers become tokens is `engine/sampling/draw.py`'s.
+The random number of a token is keyed by (seed, position), so that preemption and the rest of the batch change nothing.
+It knows sequences and logits, no scheduling; tokens are drawn by `engine/sampling/draw.py`.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.plan import NOT_FINITE, Sampled
 from engine.sampling.constraints import Fault, constrained
-from engine.sampling.draw import ASKED, draw
+from engine.sampling.draw import PARAMETERS, draw
 from engine.sampling.logprobs import logprobs
 from engine.sampling.penalties import adjusted, forbidden
 from engine.sequence import Sequence
@@ -20,38 +20,44 @@ from engine.types import NO_TOKEN_LEFT
 from model.backends.base import SamplingOps
 from model.noise import uniform
 
-NOTHING_LEFT = Fault("allowed_token_ids, bad_words and what the answer must match leave no token", NO_TOKEN_LEFT)
+NO_TOKEN_ALLOWED = Fault("allowed_token_ids, bad_words and what the answer must match leave no token", NO_TOKEN_LEFT)
 Drafts = list[tuple[int, ...]]
 
 
 def sample(
     ops: SamplingOps, logits_RV: Tensor, sequences: list[Sequence], drafts: Drafts | None = None
 ) -> tuple[Sampled, ...]:
-    """The next token of each sequence and the log-probabilities it asked for; the logits are left as they are.
+    """The next token of each sequence and the log-probabilities it asked for; the logits are not changed.
 
-    A sequence with guesses has a row for its next token and one more after each guess. Guesses stand as long as each is
-    the token that was sampled before it; then they are `more`.
+    A sequence with drafts has one row for its next token and one after each draft. A draft is accepted if all before it
+    are and it equals the token sampled at its position; the tokens after accepted drafts are `after_drafts`.
     """
     if drafts is None or not any(drafts):
         return _rows(ops, logits_RV, sequences, None)
-    places = [(s, guess[:ahead]) for s, guess in zip(sequences, drafts, strict=True) for ahead in range(len(guess) + 1)]
-    results = iter(_rows(ops, logits_RV, [sequence for sequence, _ in places], [before for _, before in places]))
-    return tuple(_accepted([next(results) for _ in range(len(guess) + 1)], guess) for guess in drafts)
+    row_sequences: list[Sequence] = []
+    before_B: Drafts = []
+    for sequence, draft in zip(sequences, drafts, strict=True):
+        for ahead in range(len(draft) + 1):
+            row_sequences.append(sequence)
+            before_B.append(draft[:ahead])
+    results = iter(_rows(ops, logits_RV, row_sequences, before_B))
+    return tuple(_verified([next(results) for _ in range(len(draft) + 1)], draft) for draft in drafts)
 
 
-def _accepted(results: list[Sampled], guesses: tuple[int, ...]) -> Sampled:
-    right = 0
-    while right < len(guesses) and results[right].error is None and results[right].token == guesses[right]:
-        right += 1
-    if results[right].error == "":  # what may follow the last right guess was not known in time
-        right -= 1
-    return replace(results[0], after_drafts=tuple(results[1 : right + 1]))
+def _verified(results: list[Sampled], draft: tuple[int, ...]) -> Sampled:
+    """The first result with those after accepted drafts; `results` has one for the next token and one per draft."""
+    accepted = 0
+    while accepted < len(draft) and results[accepted].error is None and results[accepted].token == draft[accepted]:
+        accepted += 1
+    if results[accepted].error == "":  # the mask after the last accepted draft is late
+        accepted -= 1
+    return replace(results[0], after_drafts=tuple(results[1 : accepted + 1]))
 
 
 def _rows(
     ops: SamplingOps, logits_BV: Tensor, sequences: list[Sequence], before_B: Drafts | None
 ) -> tuple[Sampled, ...]:
-    """One result per row. `before_B`: the guesses that a row comes after."""
+    """One result per row. `before_B`: the drafts that a row comes after."""
     if all(sequence.plain_greedy for sequence in sequences):
         best = ops.greedy(logits_BV)
         return tuple(Sampled(0, error=NOT_FINITE) if token < 0 else Sampled(token) for token in best)
@@ -62,47 +68,39 @@ def _rows(
     constrained_BV, faults = constrained(ops, adjusted_BV, raw_BV, sequences, before_B)
     token_B = _choose(constrained_BV, finite_B, sequences, ahead_B)
     for row in forbidden(token_B, adjusted_BV, sequences):
-        faults.setdefault(row, NOTHING_LEFT)
-    found = logprobs(raw_BV, token_B, [s.request.sampling.logprobs for s in sequences], finite_B)
-    return tuple(
-        Sampled(token, logprob) if ok and row not in faults else _failed(faults.get(row))
-        for row, (token, logprob, ok) in enumerate(zip(token_B.tolist(), found, finite_B.tolist(), strict=True))
-    )
+        faults.setdefault(row, NO_TOKEN_ALLOWED)
+    logprob_B = logprobs(raw_BV, token_B, [s.request.sampling.logprobs for s in sequences], finite_B)
+    results = [Sampled(token, logprob) for token, logprob in zip(token_B.tolist(), logprob_B, strict=True)]
+    for row in {*faults, *np.flatnonzero(~finite_B).tolist()}:
+        results[row] = _failed(faults.get(row))
+    return tuple(results)
 
 
 def _failed(fault: Fault | None) -> Sampled:
-    return Sampled(0, error=NOT_FINITE) if fault is None else Sampled(0, error=fault.message, code=fault.code)
+    if fault is None:
+        return Sampled(0, error=NOT_FINITE)
+    return Sampled(0, error=fault.message, code=fault.code)
 
 
 def _choose(
     logits_BV: Tensor, finite_B: NDArray[np.bool_], sequences: list[Sequence], ahead_B: list[int] | None
 ) -> NDArray[np.int64]:
-    """The best token of each row (of equals the lowest), or a drawn one where a temperature asks for it."""
+    """The best token of each row (of equal ones the lowest id), or a drawn one if the temperature is above 0."""
     values_BV: NDArray[np.float32] = logits_BV.numpy()
-    token_B: NDArray[np.int64] = values_BV.argmax(-1)  # numpy's runs at the speed of memory, torch's ten times slower
-    hot_B = np.array([sequence.request.sampling.temperature > 0 for sequence in sequences])
-    if hot_B.any():
-        # A best value that adjustments made infinite leaves nothing to draw from.
+    token_B: NDArray[np.int64] = values_BV.argmax(-1)  # numpy reads at memory speed, torch is ten times slower here
+    drawn_B = np.array([sequence.request.sampling.temperature > 0 for sequence in sequences])
+    if drawn_B.any():
+        # If adjustments made the best value infinite, there is nothing to draw from.
         best_B = values_BV[np.arange(len(token_B)), token_B]
-        rows_R = np.flatnonzero(hot_B & finite_B & np.isfinite(best_B))
-        places = [(sequences[row], ahead_B[row] if ahead_B else 0) for row in rows_R]
-        token_B[rows_R] = draw(logits_BV, rows_R, _asked(places, values_BV.shape[1]))
+        rows_R = np.flatnonzero(drawn_B & finite_B & np.isfinite(best_B))
+        vocabulary = values_BV.shape[1]
+        params = [_parameters(sequences[row], ahead_B[row] if ahead_B else 0, vocabulary) for row in rows_R]
+        token_B[rows_R] = draw(logits_BV, rows_R, np.array(params, PARAMETERS))
     return token_B
 
 
-def _asked(places: list[tuple[Sequence, int]], vocabulary: int) -> NDArray[np.void]:
-    """What each row wants of its draw, and its random number; a row may be some tokens ahead of its sequence."""
-    return np.array(
-        [
-            (
-                s.temperature,
-                min(s.top_k or vocabulary, vocabulary),
-                s.top_p,
-                s.min_p,
-                uniform(s.seed, len(sequence.tokens) + ahead),
-            )
-            for sequence, ahead in places
-            for s in (sequence.request.sampling,)
-        ],
-        ASKED,
-    )
+def _parameters(sequence: Sequence, ahead: int, vocabulary: int) -> tuple[float, int, float, float, float]:
+    """A row's `PARAMETERS`, `ahead` tokens after the end of its sequence."""
+    s = sequence.request.sampling
+    top_k = min(s.top_k or vocabulary, vocabulary)
+    return s.temperature, top_k, s.top_p, s.min_p, uniform(s.seed, len(sequence.tokens) + ahead)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.build import assemble, build_engine, describe, pools
-from engine.calibrate import LIMIT, SHAPES, Sample, fit, measure, non_negative
+from engine.calibrate import MAX_SECONDS, SHAPES, Measurement, fit, measure, non_negative
 from engine.cost import ExpertPool, StepCost
 from engine.plan import MoEWork, Plan, Sampled, StepResult
 from engine.types import EngineInfo, EngineSettings
@@ -50,10 +50,10 @@ class Bench:
         return list(dict.fromkeys((len(plan), plan[0].length) for plan in self.plans))
 
 
-def samples(cost: StepCost, noise: float) -> list[Sample]:
+def samples(cost: StepCost, noise: float) -> list[Measurement]:
     rng = np.random.default_rng(3)
     work = [(t, t * k * 2, round(32 * (1 - (1 - k / 16) ** t))) for t in (1, 4, 16, 64, 256) for k in (1, 4)]
-    return [Sample(*each, cost.seconds(*each) * (1 + noise * rng.standard_normal())) for each in work]
+    return [Measurement(*each, cost.seconds(*each) * (1 + noise * rng.standard_normal())) for each in work]
 
 
 def values(cost: StepCost) -> list[float]:
@@ -76,7 +76,7 @@ def test_fit_of_noisy_samples_is_never_negative(missing: str) -> None:
 
 
 def test_what_cannot_be_told_apart_is_the_tokens() -> None:
-    assert values(fit([Sample(1, 2, 2, 0.5)], ())) == pytest.approx([0, 0.5, 0, 0])
+    assert values(fit([Measurement(1, 2, 2, 0.5)], ())) == pytest.approx([0, 0.5, 0, 0])
 
 
 @settings(deadline=None)
@@ -138,7 +138,7 @@ def test_measuring_keeps_to_its_time(slower: int) -> None:
     bench = Bench(StepCost(*(slower * value for value in values(COST)), COST.pools))
     first = bench.cost.seconds(1, 2, 2)
     cost = bench.measure()
-    assert bench.now <= LIMIT + 2 * first
+    assert bench.now <= MAX_SECONDS + 2 * first
     assert cost.seconds(1, 2, 2) == pytest.approx(first, rel=0.5)
 
 

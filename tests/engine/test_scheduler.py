@@ -3,7 +3,7 @@
 import pytest
 
 from engine.blocks import BlockManager
-from engine.engine import NOTHING
+from engine.engine import NO_RESULT
 from engine.plan import Sampled
 from engine.scheduler import Scheduler
 from engine.types import TokenEvent
@@ -25,7 +25,7 @@ def shape(plan: object) -> list[tuple[str, int, int]]:
 
 def step(scheduler: Scheduler, runner: FakeRunner) -> list[TokenEvent]:
     plan = scheduler.schedule()
-    result = runner.run(plan) if plan else NOTHING
+    result = runner.run(plan) if plan else NO_RESULT
     return scheduler.commit(plan, result.sampled, result.scores)
 
 
@@ -129,7 +129,7 @@ def test_the_work_of_all_sequences_is_that_of_all_steps(truth: float | None, pre
     ends = []
     while scheduler.has_work:
         plan = scheduler.schedule()
-        result = runner.run(plan) if plan else NOTHING
+        result = runner.run(plan) if plan else NO_RESULT
         pairs, tokens = pairs + result.work.routed_pairs, tokens + sum(len(chunk.tokens) for chunk in plan)
         preemptions += scheduler.plan_stats.preemptions
         ends += [event.stats for event in scheduler.commit(plan, result.sampled, result.scores) if event.finish]

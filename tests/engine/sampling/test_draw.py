@@ -33,7 +33,7 @@ def distance(found: Counter[int], probs_V: Tensor) -> float:
 @pytest.mark.parametrize("width", [300, 1111])
 @pytest.mark.parametrize(("cut", "top_k"), [(False, 0), (True, 0), (True, 290)])
 def test_many_tokens_come_as_often_as_they_should(width: int, cut: bool, top_k: int) -> None:
-    """Over several blocks and a shorter one at the end, and among the best, of which more than `SHORT` are kept."""
+    """Over several blocks with a shorter one at the end, and among the best, with more than `RANKED_FIRST` kept."""
     logits = torch.randn(width, generator=torch.Generator().manual_seed(width))
     probs = (logits.double() / 1.5).softmax(-1)
     if top_k:
@@ -135,7 +135,7 @@ def test_the_chosen_token_is_always_an_allowed_one(data: st.DataObject) -> None:
         "seed": data.draw(st.integers(-(2**63), 2**63 - 1)),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(draw, "SHORT", data.draw(st.sampled_from([1, 4, 256])))
+        patch.setattr(draw, "RANKED_FIRST", data.draw(st.sampled_from([1, 4, 256])))
         patch.setattr(draw, "BLOCK", data.draw(st.sampled_from([3, 128])))
         assert one(logits, **options).token in allowed(logits, Sampling(max_tokens=1, **options))
 
@@ -147,7 +147,7 @@ def test_how_many_are_ranked_first_changes_nothing(options: dict[str, float], mo
     logits = torch.randn(3000, generator=torch.Generator().manual_seed(5)) * 2
     found = []
     for short in (1, 7, 256, 2999):
-        monkeypatch.setattr(draw, "SHORT", short)
+        monkeypatch.setattr(draw, "RANKED_FIRST", short)
         found.append(frequencies(logits, 400, **options))
     assert len(found[0]) > 50
     assert found == [found[0]] * 4

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.sampling.penalties import Touched, adjusted
+from engine.sampling.penalties import AdjustedTokens, adjusted
 from engine.sequence import Sequence
 from tests.engine.sampling.draws import LOGITS, best, frequencies, one, sequence
 from tests.engine.sampling.ops import sample
@@ -94,13 +94,13 @@ def test_every_step_is_as_defined(options: list[dict[str, Any]], said: list[int]
 
 def test_what_is_kept_goes_with_its_sequence() -> None:
     gc.collect()
-    before = sum(type(item) is Touched for item in gc.get_objects())
+    before = sum(type(item) is AdjustedTokens for item in gc.get_objects())
     sequences = [sequence(output=(1, 2), presence_penalty=1.0) for _ in range(5)]
     sample(torch.zeros(5, 8), sequences)
-    assert sum(type(item) is Touched for item in gc.get_objects()) == before + 5
+    assert sum(type(item) is AdjustedTokens for item in gc.get_objects()) == before + 5
     del sequences
     gc.collect()
-    assert sum(type(item) is Touched for item in gc.get_objects()) == before
+    assert sum(type(item) is AdjustedTokens for item in gc.get_objects()) == before
 
 
 @pytest.mark.parametrize("options", [{}, {"min_tokens": 1}, {"stop_token_ids": (3,)}])

@@ -127,7 +127,7 @@ def test_a_row_does_not_depend_on_its_neighbours(data: st.DataObject) -> None:
     step = data.draw(st.sampled_from([0.0, 0.5]))
     rows = logits_of(len(sequences), TOKENS, data.draw(st.integers(0, 2**32)), step)
     with pytest.MonkeyPatch.context() as patch:
-        for name, sizes in {"BLOCK": [5, 128], "SHORT": [1, 3, 256], "GROUP": [20, 1 << 22]}.items():
+        for name, sizes in {"BLOCK": [5, 128], "RANKED_FIRST": [1, 3, 256], "GROUP": [20, 1 << 22]}.items():
             patch.setattr(draw, name, data.draw(st.sampled_from(sizes)))
         assert sample(rows, sequences) == alone(rows, sequences)
 
