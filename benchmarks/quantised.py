@@ -18,15 +18,15 @@ from tokenizers import Tokenizer
 
 from benchmarks.machine import facts, use_threads
 from benchmarks.tables import grid
-from model.backends.base import Quantize
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
 from model.backends.torch.attend import WholeAttend
 from model.batch import Batch, Pages
+from model.options import DType, Quantize
 from training.evaluate import held_out_loss
 from training.export import windows
 from weights.folder import bundled_models, resolve_model
-from weights.load import DType, load_model
+from weights.load import load_model
 
 WINDOW, BLOCK = 512, 16
 QUANTIZED: tuple[Quantize, ...] = ("int8-weights", "int8")

@@ -3,8 +3,8 @@
 import importlib
 from typing import Any
 
-from model.backends.base import Options
 from model.backends.cpu.refusal import refusal
+from model.options import Options
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import TopK
 from tests.families.examples import examples_of

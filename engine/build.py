@@ -24,10 +24,11 @@ from engine.scheduler import Scheduler
 from engine.speculation import Speculator, speculator_of
 from engine.types import EngineInfo, EngineSettings, Request, Sampling, TokenEvent
 from model.backends import choose
-from model.backends.base import Options, Runnable
+from model.backends.base import Runnable
 from model.budget import ExpertBudget
 from model.decoder import Decoder, parameter_count
 from model.errors import CheckpointError, InvalidRequest
+from model.options import Options
 from model.resources import available_cores, available_memory
 from model.shapes.decoder import DecoderConfig
 from model.shapes.memory import bytes_per_block, bytes_per_sequence

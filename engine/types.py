@@ -15,7 +15,9 @@ import msgspec
 from engine.cost import StepCost
 from engine.logs import Level, LogFormat
 from model.budget import ExpertBudget, ExpertRange
+from model.options import DType, Quantize, QuantizeLayers
 
+GenerationConfig = Literal["auto", "none"]
 Finish = Literal["stop", "length", "error", "abort"]
 NO_TOKEN_LEFT = "no_token_left"  # code of an error: what a request asks for together leaves no token
 
@@ -183,13 +185,16 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How to run an engine. Plain data, so that it can be passed to a child process."""
+    """How to run an engine. Plain data, so that it can be passed to a child process.
+
+    The server's settings take their types and defaults from here (`server/settings.py`).
+    """
 
     model: str  # a folder that exists
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: DType = "auto"
     allow_extrapolated_experts: bool = False  # allow counts that a family's router was not made for
-    quantize: Literal["none", "int8", "int8-weights"] = "none"  # int8: activations too, row by row
-    quantize_layers: Literal["experts", "all"] = "experts"  # all: every matrix but the routers
+    quantize: Quantize = "none"
+    quantize_layers: QuantizeLayers = "experts"
     threads: int = 0  # 0: one per core
     block_size: int = 16
     kv_cache_bytes: int = 0  # 0: kv_cache_fraction of the memory that is free after loading
@@ -201,7 +206,7 @@ class EngineSettings:
     stream_interval_ms: int = 50  # tokens made faster than this are sent together; 0: every step is sent at once
     prefix_cache: bool = True
     speculate: str = "off"  # or "grammar", "ngram", "experts=K": where drafts come from (engine/speculation.py)
-    generation_config: Literal["auto", "none"] = "auto"  # whether that file's tokens end an answer
+    generation_config: GenerationConfig = "auto"  # whether that file's tokens end an answer
     # The server would refuse bad values of these after loading; they are checked before the weights are read.
     default_num_experts: int = 0  # 0: as trained
     aliases: dict[str, int] = field(default_factory=dict)

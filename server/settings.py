@@ -5,6 +5,7 @@ It reads no file and knows nothing of HTTP.
 
 import os
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,11 +15,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.environment import PREFIX
 from engine.logs import Level, LogFormat
-from engine.types import EngineSettings
+from engine.types import EngineSettings, GenerationConfig
+from model.options import DType, Quantize, QuantizeLayers
 from server.configuration.options import counts, default_of, flag_of, free_names, option, origins, secrets, words
 from server.configuration.variables import refuse_unknown
 from server.json_limits import JsonLimits
 from weights.folder import DEFAULT
+
+ENGINE = EngineSettings(model="")  # the engine's options have its types and, but for `speculate`, its defaults
 
 
 class Settings(BaseSettings):
@@ -34,16 +38,20 @@ class Settings(BaseSettings):
 
     model: str = option(DEFAULT, "Model", "A folder, the name of a bundled model, or a Hugging Face hub id")
     served_name: str = option("", "Model", "The model's name in the API; by default the last part of --model")
-    default_num_experts: int = option(0, "Model", "Experts per token when a request does not say; 0: as trained", ge=0)
+    default_num_experts: int = option(
+        ENGINE.default_num_experts, "Model", "Experts per token when a request does not say; 0: as trained", ge=0
+    )
     aliases: Annotated[dict[str, int], NoDecode, BeforeValidator(counts)] = option(
         {}, "Model", "Further aliases NAME@word, as fast=2,strong=8; NAME@k1, @k2, @k4 … always exist"
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Model", "Number format; auto: the checkpoint's")
+    dtype: DType = option(ENGINE.dtype, "Model", "Number format; auto: the checkpoint's")
     allow_extrapolated_experts: bool = option(
-        False, "Model", "Allow other counts than the trained one where a family's router is not made for them"
+        ENGINE.allow_extrapolated_experts,
+        "Model",
+        "Allow other counts than the trained one where a family's router is not made for them",
     )
-    generation_config: Literal["auto", "none"] = option(
-        "auto",
+    generation_config: GenerationConfig = option(
+        ENGINE.generation_config,
         "Model",
         "auto: where a request is silent, generation_config.json says temperature, top_p, top_k, min_p and "
         "repetition_penalty, and which tokens end an answer; none: it is not read",
@@ -72,27 +80,35 @@ class Settings(BaseSettings):
         "JSON objects of answers and calls whose schema names properties and is silent about others; closed: they have "
         "no others, open: any, as the standard has it",
     )
-    max_model_len: int = option(0, "Model", "Longest prompt plus answer, in tokens; 0: what the checkpoint says", ge=0)
-
-    quantize: Literal["none", "int8", "int8-weights"] = option(
-        "none", "Model", "Keep weights in 8 bits; int8 multiplies in 8 bits too. Needs the native kernels"
+    max_model_len: int = option(
+        ENGINE.max_model_len, "Model", "Longest prompt plus answer, in tokens; 0: what the checkpoint says", ge=0
     )
-    quantize_layers: Literal["experts", "all"] = option(
-        "experts", "Model", "What --quantize covers; all: every matrix but the routers"
+
+    quantize: Quantize = option(
+        ENGINE.quantize, "Model", "Keep weights in 8 bits; int8 multiplies in 8 bits too. Needs the native kernels"
+    )
+    quantize_layers: QuantizeLayers = option(
+        ENGINE.quantize_layers, "Model", "What --quantize covers; all: every matrix but the routers"
     )
 
     threads: int = option(
-        0, "Engine", "Compute threads; 0: one per core that the container's quota leaves", ge=0, le=1024
+        ENGINE.threads, "Engine", "Compute threads; 0: one per core that the container's quota leaves", ge=0, le=1024
     )
-    block_size: int = option(16, "Engine", "Tokens per KV cache block", ge=1, le=1024)
-    kv_cache_bytes: int = option(0, "Engine", "Size of the KV cache; 0: a fraction of the free memory", ge=0)
+    block_size: int = option(ENGINE.block_size, "Engine", "Tokens per KV cache block", ge=1, le=1024)
+    kv_cache_bytes: int = option(
+        ENGINE.kv_cache_bytes, "Engine", "Size of the KV cache; 0: a fraction of the free memory", ge=0
+    )
     kv_cache_fraction: float = option(
-        0.3, "Engine", "Share of the free memory (of the container's limit) for the KV cache", gt=0, lt=1
+        ENGINE.kv_cache_fraction,
+        "Engine",
+        "Share of the free memory (of the container's limit) for the KV cache",
+        gt=0,
+        lt=1,
     )
-    max_running: int = option(64, "Engine", "Sequences in one batch", ge=1, le=4096)
-    max_step_tokens: int = option(512, "Engine", "Tokens in one engine step", ge=1, le=1_000_000)
+    max_running: int = option(ENGINE.max_running, "Engine", "Sequences in one batch", ge=1, le=4096)
+    max_step_tokens: int = option(ENGINE.max_step_tokens, "Engine", "Tokens in one engine step", ge=1, le=1_000_000)
     step_ms: int = option(
-        50,
+        ENGINE.step_ms,
         "Engine",
         "Milliseconds a step may take, by estimate, while it both reads prompts and generates; 0: no such limit. "
         "At 50 a stream beside long prompts still gets 20 tokens a second, faster than people read",
@@ -100,7 +116,7 @@ class Settings(BaseSettings):
         le=60_000,
     )
     stream_interval_ms: int = option(
-        50,
+        ENGINE.stream_interval_ms,
         "Engine",
         "Tokens made faster than this, in milliseconds, travel together, each a chunk of its own still; at 50 a stream "
         "moves 20 times a second. A sequence's first and last are never held, but a stop string is noticed when it "
@@ -115,7 +131,9 @@ class Settings(BaseSettings):
         "choice), ngram (that, and what followed before), experts=K (that, and the model itself with K experts); off",
         pattern=r"^(off|grammar|ngram|experts=[1-9][0-9]{0,3})$",
     )
-    prefix_cache: bool = option(True, "Engine", "Reuse KV blocks of equal prompts with equal expert counts")
+    prefix_cache: bool = option(
+        ENGINE.prefix_cache, "Engine", "Reuse KV blocks of equal prompts with equal expert counts"
+    )
     prefix_sharing: Literal["auto", "all", "key"] = option(
         "auto",
         "Engine",
@@ -160,7 +178,7 @@ class Settings(BaseSettings):
         "for that, 6 fits the 10 s that Docker waits before it kills",
         ge=0,
     )
-    log_level: Level = option("info", "HTTP", "Least severe log line written")
+    log_level: Level = option(ENGINE.log_level, "HTTP", "Least severe log line written")
     log_format: Literal["auto", "text", "json"] = option(
         "auto", "HTTP", "How log lines look; auto: text where the standard error stream is a terminal, else json"
     )
@@ -261,30 +279,9 @@ class Settings(BaseSettings):
         return JsonLimits(self.max_json_depth, self.max_json_values, self.max_json_objects)
 
     def engine_settings(self, folder: Path) -> EngineSettings:
-        return EngineSettings(
-            model=str(folder),
-            dtype=self.dtype,
-            allow_extrapolated_experts=self.allow_extrapolated_experts,
-            quantize=self.quantize,
-            quantize_layers=self.quantize_layers,
-            threads=self.threads,
-            block_size=self.block_size,
-            kv_cache_bytes=self.kv_cache_bytes,
-            kv_cache_fraction=self.kv_cache_fraction,
-            max_model_len=self.max_model_len,
-            max_running=self.max_running,
-            max_step_tokens=self.max_step_tokens,
-            step_ms=self.step_ms,
-            stream_interval_ms=self.stream_interval_ms,
-            prefix_cache=self.prefix_cache,
-            speculate=self.speculate,
-            generation_config=self.generation_config,
-            default_num_experts=self.default_num_experts,
-            aliases=dict(self.aliases),
-            log_level=self.log_level,
-            log_format=self.line_format,
-            terminal_columns=self.terminal_columns,
-        )
+        own = {"model": str(folder), "aliases": dict(self.aliases), "log_format": self.line_format}
+        shared = {field.name: getattr(self, field.name) for field in fields(EngineSettings) if field.name not in own}
+        return EngineSettings(**shared | own)
 
 
 def _rows() -> Iterator[str]:

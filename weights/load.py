@@ -7,7 +7,7 @@ import importlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from model.config_reader import ConfigReader, check_numbers
 from model.decoder import Decoder
 from model.errors import CheckpointError
+from model.options import DType
 from model.shapes.decoder import DecoderConfig
 from weights.dequantise import Tensors
 from weights.files import TensorFiles
@@ -23,7 +24,6 @@ from weights.memory import check_memory, take_memory
 from weights.names import ignored, rules_for
 from weights.rules import Ignore, Piece, Rule
 
-DType = Literal["auto", "float32", "bfloat16"]
 Progress = Callable[[int, int], None]
 Plan = dict[str, tuple[Piece, ...]]  # what each parameter is filled from
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -1,12 +1,11 @@
 """What a backend is: code that turns a loaded decoder into a `Runnable` for one kind of hardware.
 
-The engine, its sampler and its statistics ask a runnable and never name a backend. Options are plain values; nothing
-here knows the engine's settings, requests or files.
+The engine, its sampler and its statistics ask a runnable and never name a backend. Nothing here knows the
+engine's settings, requests or files.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,22 +14,9 @@ from torch import Tensor
 
 from model.batch import Batch, Cache, Pages
 from model.decoder import Decoder
+from model.options import Options
 from model.shapes.decoder import DecoderConfig
 from model.step import Observer
-
-Quantize = Literal["none", "int8", "int8-weights"]  # int8: activations too, row by row
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a model is to run."""
-
-    block_size: int = 16  # tokens per block of the cache
-    length: int = 0  # positions served; 0: the decoder's context
-    quantize: Quantize = "none"
-    quantize_layers: Literal["experts", "all"] = "experts"  # all: every matrix but the routers
-    threads: int = 0  # 0: as many as torch uses now, whose own stay as they are
-    device: str = "cpu"
 
 
 class SamplingOps(Protocol):

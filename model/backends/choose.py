@@ -1,10 +1,11 @@
 """Which backend runs a model: the first that does not refuse it, and why the ones before it did."""
 
-from model.backends.base import Backend, Options, Runnable
+from model.backends.base import Backend, Runnable
 from model.backends.cpu.backend import CpuBackend
 from model.backends.torch.backend import TorchBackend
 from model.decoder import Decoder
 from model.errors import CheckpointError
+from model.options import Options
 from model.shapes.decoder import DecoderConfig
 
 BACKENDS: tuple[Backend, ...] = (CpuBackend(), TorchBackend())  # the fastest first

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from model.backends.base import Options
 from model.backends.cpu.backend import CpuBackend
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.refusal import refusal
+from model.options import Options
 from tests.families import reference
 from tests.families.examples.phimoe import LONGROPE
 from tests.families.test_parity import EXAMPLES, counts, each

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from engine.build import build_engine
 from engine.engine import Engine
 from engine.types import EngineInfo, EngineSettings, Request, Sampling
-from model.backends.base import Options
 from model.backends.choose import choose
 from model.backends.cpu.kernels.library import load
 from model.backends.torch.attend import WholeAttend
@@ -29,6 +28,7 @@ from model.batch import LayerBudget
 from model.budget import ExpertBudget
 from model.decoder import Decoder
 from model.errors import CheckpointError
+from model.options import Options
 from model.step import LayerStep
 from tests.engine.random_workload import Served, alone, assert_as_alone, storm
 from tests.model.tiny import VOCABULARY, PagedRun, decoder, llama_like, randomise, topk, whole_batch

@@ -2,12 +2,12 @@
 
 import torch
 
-from model.backends.base import Options
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.provide import provide
 from model.backends.cpu.refusal import refusal
 from model.decoder import Decoder
+from model.options import Options
 from model.shapes.decoder import DecoderConfig
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from model.attention.attention import SelfAttention
-from model.backends.base import Quantize
 from model.backends.cpu.kernels.pack import INPUTS, OUTPUTS, Kind, interleave, kind_for, pack
 from model.backends.cpu.kernels.params import (
     AttentionParams,
@@ -28,6 +27,7 @@ from model.layers import DenseFFN, RMSNorm
 from model.moe.infinity import InfinityMixture
 from model.moe.topk import TopKMixture
 from model.noise import normal_table
+from model.options import Quantize
 from model.shapes.mixtures import Infinity, TopK
 
 GROUPED_UNITS = 64  # a mixture whose groups are narrower is run in tiles of so many units

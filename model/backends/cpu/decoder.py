@@ -11,7 +11,6 @@ from torch import Tensor
 
 from model.attention.attention import SelfAttention
 from model.attention.rope import rotary_tables
-from model.backends.base import Quantize
 from model.backends.cpu.blocks import (
     attention_block,
     feed_forward_block,
@@ -25,6 +24,7 @@ from model.backends.cpu.kernels.params import BlockParams, LinearParams
 from model.backends.cpu.sampling import NativeSampling
 from model.batch import Batch, Cache, Pages
 from model.decoder import Decoder, Layer, parameter_count
+from model.options import Quantize
 from model.shapes.rope import Rope
 from model.step import Observer
 

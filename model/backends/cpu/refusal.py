@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-from model.backends.base import Options
 from model.backends.cpu.cache import TILE
 from model.backends.cpu.kernels.params import ACTIVATIONS
+from model.options import Options
 from model.shapes.attention import Attention, AttentionShape
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, FeedForward, Infinity, Router, TopK

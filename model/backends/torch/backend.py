@@ -7,12 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.backends.base import Options
 from model.backends.torch.attend import PagedAttend
 from model.backends.torch.sampling import TorchSampling
 from model.backends.torch.tiles import WORKSPACE
 from model.batch import Batch, Cache, Pages
 from model.decoder import Decoder
+from model.options import Options
 from model.shapes.decoder import DecoderConfig
 from model.step import Observer
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backends.base import Options, Quantize
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.refusal import refusal
 from model.backends.torch.backend import TorchRunnable
 from model.batch import Batch, Pages
 from model.decoder import Decoder
+from model.options import Options, Quantize
 from model.shapes.attention import MLA, Attention
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, FeedForward, Infinity, Router

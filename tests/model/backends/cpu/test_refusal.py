@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from model.backends.base import Options
 from model.backends.cpu import refusal as module
 from model.backends.cpu.refusal import TAKEN, refusal, unknown
+from model.options import Options
 from model.shapes.attention import Attention
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, Infinity, Router, TopK

@@ -1,0 +1,23 @@
+"""How a model is to run, as plain values: what a backend is asked for, and the words of the settings that lead to it.
+
+Standard library only: the settings of the engine and of the server use the same types. It knows no settings.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+DType = Literal["auto", "float32", "bfloat16"]  # auto: the checkpoint's own
+Quantize = Literal["none", "int8", "int8-weights"]  # int8: activations too, row by row
+QuantizeLayers = Literal["experts", "all"]  # all: every matrix but the routers
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a backend needs to know beside the decoder."""
+
+    block_size: int = 16  # tokens per block of the cache
+    length: int = 0  # positions served; 0: the decoder's context
+    quantize: Quantize = "none"
+    quantize_layers: QuantizeLayers = "experts"
+    threads: int = 0  # 0: as many as torch uses now, whose own stay as they are
+    device: str = "cpu"
