@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.pace import FIRST, Pace
+from engine.pace import FIRST_STEP_SECONDS, Pace
 from engine.plan import Chunk, Plan
 from engine.process.backoff import Backoff
 from engine.process.silence import FACTOR, SilenceTimer
@@ -58,7 +58,7 @@ def plan(*chunks: tuple[int, int]) -> Plan:
 
 
 def test_a_first_step_is_as_long_as_its_estimate_or_unknown() -> None:
-    assert Pace().expect(plan((0, 8)), 0.0) == FIRST
+    assert Pace().expect(plan((0, 8)), 0.0) == FIRST_STEP_SECONDS
     assert Pace().expect(plan((0, 8)), 0.2) == 0.2
 
 

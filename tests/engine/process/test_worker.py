@@ -15,7 +15,7 @@ import pytest
 from engine.engine import Engine
 from engine.grammars.compiler import GrammarCompiler, refusal
 from engine.grammars.matcher import Matcher
-from engine.pace import FIRST
+from engine.pace import FIRST_STEP_SECONDS
 from engine.process import messages, packing
 from engine.process.messages import (
     HEADER,
@@ -274,7 +274,7 @@ def test_a_ping_is_answered_between_steps_and_while_idle() -> None:
 def test_a_long_step_is_announced_after_what_was_made_before() -> None:
     serving = Serving()
     serving.parent.send(Submit((request("a", max_tokens=4),)))
-    assert serving.parent.receive_any() == Busy(FIRST), "nothing is known of the first step"
+    assert serving.parent.receive_any() == Busy(FIRST_STEP_SECONDS), "nothing is known of the first step"
     assert isinstance(serving.parent.receive_any(), Reports)
     run = serving.engine.runner.run
     serving.engine.runner.run = lambda plan: time.sleep(0.3) or run(plan)  # type: ignore[method-assign, func-returns-value]
