@@ -205,9 +205,8 @@ class Scheduler:
             self._preempt(youngest := self.queues.youngest)
             if youngest is sequence:
                 return None
-        chunk = Chunk(sequence, sequence.computed, 1)
-        step_budget.spend_runs(chunk.count_runs, prompt=False)
-        return chunk
+        step_budget.spend(sequence.counts_at(sequence.computed), 1, prompt=False)
+        return Chunk(sequence, sequence.computed, 1)
 
     def _reserve_for_partial_prefill(self, partial: Sequence) -> None:
         """Allocate the next block of a partly prefilled prompt, preempting younger sequences for it but not older."""

@@ -17,6 +17,8 @@ class Sequence:
     """
 
     __slots__ = (
+        "_unpriced_end",
+        "_unpriced_start",
         "admitted_at",
         "arrival_number",
         "arrived_at",
@@ -58,6 +60,7 @@ class Sequence:
         self.preemptions = 0
         self.computed_tokens = 0  # in total; see `RequestStats`
         self.routed_pairs = 0  # of these tokens, and of drafts that the model made with fewer experts
+        self._unpriced_start = self._unpriced_end = 0  # computed positions that are not in `routed_pairs` yet
         self.isolated_until = 0  # tokens before this position run in a step of their own: a shared step failed there
         self.arrived_at = arrived_at
         self.arrival_number = 0  # its position in the order of arrival
@@ -105,10 +108,19 @@ class Sequence:
     def record_work(self, start: int, end: int) -> None:
         """Add the computation of the positions from `start` up to `end` to the sequence's work."""
         self.computed_tokens += end - start
-        self.routed_pairs += self.request.budget.pairs(start, end, self.prompt_length)
+        if start != self._unpriced_end:
+            self._price_work()
+            self._unpriced_start = start
+        self._unpriced_end = end
+
+    def _price_work(self) -> None:
+        """Add the pairs of the last positions in a row; one by one they would cost time with every decoded token."""
+        self.routed_pairs += self.request.budget.pairs(self._unpriced_start, self._unpriced_end, self.prompt_length)
+        self._unpriced_start = self._unpriced_end
 
     def stats(self, now: float) -> RequestStats:
         """Times and work of the request if it ends at `now` (seconds on the clock that stamped the arrival)."""
+        self._price_work()
         admitted = now if self.admitted_at is None else self.admitted_at
         first = now if self.first_token_at is None else self.first_token_at
         return RequestStats(

@@ -47,7 +47,10 @@ class ExpertBudget:
 
     def pairs(self, start: int, end: int, prompt: int) -> int:
         """The work of these positions: (token, expert) pairs, or draws, summed over the MoE layers."""
-        return sum(sum(counts) * tokens for counts, tokens in self.runs(start, end, prompt))
+        pairs = 0
+        for counts, tokens in self.runs(start, end, prompt):
+            pairs += sum(counts) * tokens
+        return pairs
 
     def largest(self, start: int, end: int, prompt: int) -> ExpertCounts:
         """The largest count of each layer among these positions: an upper bound of what one of them costs."""
