@@ -11,8 +11,8 @@ from jinja2 import Template, TemplateError
 
 from model.errors import CheckpointError, InvalidRequest
 from weights.folder import read_json, read_text
-from weights.marks import mark_specials
 from weights.sandbox import environment, literals, read_names
+from weights.special_tokens import escape_specials
 from weights.tokenizer import token_text
 
 HERE = "CONTINUE_FINAL_MESSAGE_HERE"  # stands at the end of a message that is to be continued
@@ -96,7 +96,7 @@ class ChatTemplate:
         return _before_here(text) if continue_final_message else text
 
     def _message(self, message: dict[str, Any]) -> Any:
-        """transformers, too, leaves out what is null: many templates would write it as None."""
+        """A message with strings escaped and nulls left out, as transformers does: many templates would write None."""
         tokens = self._specials if message.get("role") in _TRUSTED else self._controls
         return _mark({key: value for key, value in message.items() if value is not None}, tokens)
 
@@ -143,7 +143,7 @@ def _by_name(value: Any) -> dict[str, str]:
 def _mark(value: Any, tokens: tuple[str, ...]) -> Any:
     """`value` with these token strings in every text of it broken."""
     if isinstance(value, str):
-        return mark_specials(value, tokens)
+        return escape_specials(value, tokens)
     if isinstance(value, dict):
         return {_mark(key, tokens): _mark(item, tokens) for key, item in value.items()}
     return [_mark(item, tokens) for item in value] if isinstance(value, list) else value

@@ -1,7 +1,7 @@
-"""Tensors that are stored in several, as quantised checkpoints do: what they amount to, put together as they are read.
+"""Dequantisation: tensors of quantised checkpoints, each stored as several, are computed as they are read.
 
-Each kind of storage is a finder, which says which stored names make up a tensor, and a function that makes it of them.
-It knows no families, and no parameters.
+Each format is a function that finds which stored tensors belong together, and one that computes the tensor from them.
+It knows no families and no parameters.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ from weights.files import Stored, TensorFiles
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """One tensor: the stored ones that it is made of, what it would be if it lay there itself, and how it is made."""
+class StoredTensor:
+    """One quantised tensor: the stored tensors that it consists of, its dtype and shape, and how it is computed."""
 
     names: tuple[str, ...]
     stored: Stored
@@ -27,7 +27,7 @@ class Packed:
 
 
 class Tensors:
-    """The tensors of a folder, read one at a time, whatever they are stored as."""
+    """The tensors of a folder, read one at a time, in whatever format they are stored."""
 
     def __init__(self, files: TensorFiles, quantisation: object = None) -> None:
         """`quantisation` is config.json's `quantization_config`.
@@ -37,25 +37,25 @@ class Tensors:
         """
         self._files = files
         said = quantisation if isinstance(quantisation, dict) else {}
-        self._packed = block_scaled(files.stored, said) | mxfp4(files.stored, said)
-        parts = {name for packed in self._packed.values() for name in packed.names}
+        self._derived = block_scaled(files.stored, said) | mxfp4(files.stored, said)
+        parts = {name for packed in self._derived.values() for name in packed.names}
         self.stored = {name: stored for name, stored in files.stored.items() if name not in parts}
-        self.stored |= {name: packed.stored for name, packed in self._packed.items()}
+        self.stored |= {name: packed.stored for name, packed in self._derived.items()}
 
     def read(self, name: str) -> Tensor:
         """One tensor, ready to be copied into a parameter."""
-        packed = self._packed.get(name)
+        packed = self._derived.get(name)
         return self._files.read(name) if packed is None else packed.make(*map(self._files.read, packed.names))
 
     def read_into(self, name: str, target: Tensor) -> None:
         """One tensor that is stored as `target` is."""
-        if name in self._packed:
+        if name in self._derived:
             target.copy_(self.read(name))
         else:
             self._files.read_into(name, target)
 
 
-def block_scaled(stored: Mapping[str, Stored], quantisation: Mapping[str, Any]) -> dict[str, Packed]:
+def block_scaled(stored: Mapping[str, Stored], quantisation: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """FP8 with one scale per block (DeepSeek-V3, arXiv 2412.19437 §3.3): `X` and `X_scale_inv`.
 
     Raises:
@@ -66,7 +66,7 @@ def block_scaled(stored: Mapping[str, Stored], quantisation: Mapping[str, Any]) 
         if weight.dtype is torch.float8_e4m3fn:
             block = _block(quantisation)
             _check_scales(name, weight, stored.get(name + "_scale_inv"), block)
-            found[name] = Packed((name, name + "_scale_inv"), weight, partial(scaled, block=block))
+            found[name] = StoredTensor((name, name + "_scale_inv"), weight, partial(scaled, block=block))
     return found
 
 
@@ -112,7 +112,7 @@ _E8M0 = torch.tensor([*(2.0 ** (code - 127) for code in range(255)), torch.nan])
 _GROUP = 16  # bytes, of two values each, that share a scale
 
 
-def mxfp4(stored: Mapping[str, Stored], quantisation: Mapping[str, Any]) -> dict[str, Packed]:
+def mxfp4(stored: Mapping[str, Stored], quantisation: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """gpt-oss' experts in four bits: `X_blocks` [E, rows, groups, 16] and `X_scales` are X [E, columns, rows].
 
     Raises:
@@ -127,7 +127,7 @@ def mxfp4(stored: Mapping[str, Stored], quantisation: Mapping[str, Any]) -> dict
             _check_groups(name, blocks, tensor + "_scales", stored.get(tensor + "_scales"))
             experts, rows, groups, _ = blocks.shape
             meant = replace(blocks, dtype=torch.bfloat16, shape=(experts, 2 * _GROUP * groups, rows))
-            found[tensor] = Packed((name, tensor + "_scales"), meant, unpacked)
+            found[tensor] = StoredTensor((name, tensor + "_scales"), meant, unpacked)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Where a model lives: a folder, the name of a bundled model, or a hub id. And the card that lies beside its weights.
+"""Finds a model: a folder, the name of a bundled model, or a hub id. Also reads its card and other small files.
 
 Torch-free, so that the HTTP process may use it. It does not read weights.
 """

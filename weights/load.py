@@ -1,4 +1,4 @@
-"""From a model folder to a decoder that is ready to run. Every tensor and every parameter is accounted for.
+"""Loads a model folder into a decoder that is ready to run. Every tensor and every parameter is accounted for.
 
 Peak memory is the model in its run-time dtype plus one tensor. It knows folders and families, not requests.
 """
@@ -22,15 +22,15 @@ from weights.files import TensorFiles
 from weights.folder import read_json
 from weights.memory import check_memory, take_memory
 from weights.names import ignored, rules_for
-from weights.rules import Ignore, Piece, Rule
+from weights.rules import Ignore, Rule, TensorPart
 
-Progress = Callable[[int, int], None]
-Plan = dict[str, tuple[Piece, ...]]  # what each parameter is filled from
+ProgressCallback = Callable[[int, int], None]
+FillPlan = dict[str, tuple[TensorPart, ...]]  # what each parameter is filled from
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def nobody(done: int, total: int) -> None:
-    """Progress that is not shown."""
+def no_progress(done: int, total: int) -> None:
+    """A progress callback that shows nothing."""
 
 
 def read_config(folder: Path) -> tuple[DecoderConfig, dict[str, Any]]:
@@ -77,7 +77,9 @@ def families() -> list[str]:
     return sorted(p.stem for root in model.families.__path__ for p in Path(root).glob("*.py") if p.stem != "__init__")
 
 
-def load_model(folder: Path, dtype: DType = "auto", progress: Progress = nobody) -> tuple[Decoder, dict[str, Any]]:
+def load_model(
+    folder: Path, dtype: DType = "auto", progress: ProgressCallback = no_progress
+) -> tuple[Decoder, dict[str, Any]]:
     """A decoder with the folder's weights, in eval mode, and the raw config.
 
     Args:
@@ -92,15 +94,15 @@ def load_model(folder: Path, dtype: DType = "auto", progress: Progress = nobody)
     check_memory(model)
     with TensorFiles(folder) as files, torch.no_grad():
         tensors = Tensors(files, raw.get("quantization_config"))
-        plan = _choose(model, rules_for(raw["model_type"], config), tensors.stored)
-        _refuse(_misfits(model, plan, tensors, ignored(raw)))
+        plan = _plan(model, rules_for(raw["model_type"], config), tensors.stored)
+        _refuse(_find_faults(model, plan, tensors, ignored(raw)))
         take_memory(model)
         _refuse(_fill(model, plan, tensors, progress))
     return model.eval().requires_grad_(False), raw
 
 
 def empty_model(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
-    """The decoder without memory. What decides between experts by tiny differences stays float32.
+    """The decoder on the meta device. Selection biases stay float32: tiny differences decide between experts.
 
     Raises:
         CheckpointError: a matrix of it has more elements than can be counted.
@@ -130,61 +132,62 @@ def _refuse(faults: list[str]) -> None:
         raise CheckpointError("the tensors do not fit the config: " + "; ".join(faults[:20]) + more)
 
 
-def _misfits(model: nn.Module, plan: Plan, files: Tensors, unneeded: tuple[Ignore, ...]) -> list[str]:
-    """Every missing, extra or misshapen tensor: known from the files' headers, before memory is taken."""
-    used = {piece.source for pieces in plan.values() for piece in pieces}
+def _find_faults(model: nn.Module, plan: FillPlan, files: Tensors, ignorable: tuple[Ignore, ...]) -> list[str]:
+    """Every missing, extra or misshapen tensor: found in the files' headers before memory is allocated."""
+    used = {part.source for parts in plan.values() for part in parts}
     faults = [f"missing {name}" for name in sorted(used - files.stored.keys())]
-    faults += [f"extra {name}" for name in sorted(files.stored.keys() - used) if not _ignored(name, plan, unneeded)]
-    for target, pieces in plan.items():
+    faults += [f"extra {name}" for name in sorted(files.stored.keys() - used) if not _ignored(name, plan, ignorable)]
+    for target, parts in plan.items():
         parameter = model.get_parameter(target)
-        for piece in pieces:
-            if piece.source in files.stored:
-                shape = files.stored[piece.source].shape
-                faults += filter(None, [piece.misfit(shape, parameter[piece.index].shape)])
+        for part in parts:
+            if part.source in files.stored:
+                shape = files.stored[part.source].shape
+                faults += filter(None, [part.shape_error(shape, parameter[part.index].shape)])
     return faults
 
 
-def _fill(model: nn.Module, plan: Plan, files: Tensors, progress: Progress) -> list[str]:
-    """Pull every parameter through its rule; the tensors that are broken."""
+def _fill(model: nn.Module, plan: FillPlan, files: Tensors, progress: ProgressCallback) -> list[str]:
+    """Fill every parameter by its rule; returns what is wrong with tensors."""
     faults: list[str] = []
-    done, total = 0, sum(files.stored[piece.source].bytes for pieces in plan.values() for piece in pieces)
-    for target, pieces in plan.items():
+    done = 0
+    total = sum(files.stored[part.source].bytes for parts in plan.values() for part in parts)
+    for target, parts in plan.items():
         parameter = model.get_parameter(target)
-        for piece in pieces:
-            if not _put(files, piece, parameter[piece.index]):
-                faults.append(f"{piece.source} has values that are not finite")
-            done += files.stored[piece.source].bytes
+        for part in parts:
+            if not _put(files, part, parameter[part.index]):
+                faults.append(f"{part.source} has values that are not finite")
+            done += files.stored[part.source].bytes
             progress(done, total)
     return faults
 
 
-def _put(files: Tensors, piece: Piece, part: Tensor) -> bool:
-    """Copy one tensor into its part; whether all its values are finite."""
-    if files.stored[piece.source].dtype == part.dtype and part.is_contiguous() and not piece.transposed:
-        files.read_into(piece.source, part)
+def _put(files: Tensors, part: TensorPart, target: Tensor) -> bool:
+    """Copy one tensor into its part of a parameter; returns whether all its values are finite."""
+    if files.stored[part.source].dtype == target.dtype and target.is_contiguous() and not part.transposed:
+        files.read_into(part.source, target)
     else:
-        part.copy_(piece.taken(files.read(piece.source)))
-    # The least and the greatest of a tensor are NaN where one of its values is: one pass at the speed of memory.
-    bounds = torch.stack(torch.aminmax(part)) if part.numel() else torch.zeros(1)
+        target.copy_(part.to_parameter(files.read(part.source)))
+    # Minimum and maximum of a tensor are NaN if one of its values is: one pass at memory speed.
+    bounds = torch.stack(torch.aminmax(target)) if target.numel() else torch.zeros(1)
     return bool(bounds.isfinite().all())
 
 
-def _choose(model: nn.Module, rules: tuple[Rule, ...], names: Mapping[str, object]) -> Plan:
+def _plan(model: nn.Module, rules: tuple[Rule, ...], names: Mapping[str, object]) -> FillPlan:
     """One rule per parameter: the first whose first tensor exists, else the first, so that its absence is named."""
-    plan: Plan = {}
+    plan: FillPlan = {}
     for rule in rules:
-        pieces = rule.pieces()
-        if rule.target not in plan or (plan[rule.target][0].source not in names and pieces[0].source in names):
-            plan[rule.target] = pieces
+        parts = rule.parts()
+        if rule.target not in plan or (plan[rule.target][0].source not in names and parts[0].source in names):
+            plan[rule.target] = parts
     unruled = {name for name, _ in model.named_parameters()} - plan.keys()
     if unruled:
         raise CheckpointError(f"no rule fills {', '.join(sorted(unruled))}")
     return plan
 
 
-def _ignored(name: str, plan: Mapping[str, object], unneeded: tuple[Ignore, ...]) -> bool:
-    """Whether a rule says that nobody needs this tensor: a tied head that is stored all the same, for one."""
+def _ignored(name: str, plan: Mapping[str, object], ignorable: tuple[Ignore, ...]) -> bool:
+    """Whether a rule says that this tensor is not needed, such as a tied head that is stored anyway."""
     if name == "lm_head.weight":
         return "head.weight" not in plan
-    patterns = (re.escape(rule.source).replace(r"\{l\}", r"\d+").replace(r"\{any\}", ".+") for rule in unneeded)
+    patterns = (re.escape(rule.source).replace(r"\{l\}", r"\d+").replace(r"\{any\}", ".+") for rule in ignorable)
     return any(re.fullmatch(pattern, name) for pattern in patterns)

@@ -1,4 +1,4 @@
-"""Memory for a model's weights, and whether there is enough. It knows parameters as so many bytes, no files."""
+"""Memory for a model's weights, and whether there is enough. It knows parameters as numbers of bytes, no files."""
 
 import torch
 from torch import nn
@@ -19,10 +19,9 @@ def check_memory(model: nn.Module) -> None:
 
 
 def take_memory(model: nn.Module) -> None:
-    """Give the parameters of a model on the meta device memory, with anybody's values. (`to_empty` of torch does that
-    too, but what it imports takes as long as reading half a gigabyte.)"""
+    """Allocate uninitialised memory for the parameters of a model on the meta device. (torch's `to_empty` does so too,
+    but its imports take as long as reading half a gigabyte.)"""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            setattr(
-                module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=False)
-            )
+            memory = torch.empty(parameter.shape, dtype=parameter.dtype)
+            setattr(module, name, nn.Parameter(memory, requires_grad=False))

@@ -1,7 +1,7 @@
-"""The tensor names that most families share: Hugging Face's Llama-like layout, with the parts that some of them add.
+"""The tensor names that most families share: Hugging Face's Llama layout, with the parts that some families add.
 
-A family with other words for the same things says so in its `NAMES`; one whose tensors are laid out otherwise has a
-table of its own in `weights/families/`. It opens no files.
+A family with other names for the same tensors lists them in its `NAMES`; one with another layout has a table of its own
+in `weights/families/`. It opens no files.
 """
 
 import importlib
@@ -24,20 +24,20 @@ IGNORED = (
         for prefix in ("", "transformer.")
         for mask in ("bias", "masked_bias")
     ),
-    Ignore("mtp.{any}", "layers that guess further tokens ahead, beside the decoder (Qwen3-Next)"),
-    Ignore("model.mtp_{any}", "the same (ERNIE 4.5)"),
-    *(Ignore(part + ".{any}", "what sees pictures (Llama 4)") for part in ("vision_model", "multi_modal_projector")),
+    Ignore("mtp.{any}", "layers for multi-token prediction, beside the decoder (Qwen3-Next)"),
+    Ignore("model.mtp_{any}", "multi-token prediction (ERNIE 4.5)"),
+    *(Ignore(part + ".{any}", "the vision part (Llama 4)") for part in ("vision_model", "multi_modal_projector")),
 )
 
 
 def ignored(raw: Mapping[str, Any]) -> tuple[Ignore, ...]:
-    """What a checkpoint of this config.json may carry and nobody needs: also the layers beyond the last, which guess
-    further tokens ahead (DeepSeek-V3, arXiv 2412.19437 §2.2)."""
+    """The tensors of a checkpoint that are not needed, among them the layers for multi-token prediction beyond the last
+    one (DeepSeek-V3, arXiv 2412.19437 §2.2)."""
     more = raw.get("num_nextn_predict_layers")
     if not isinstance(more, int) or not 0 < more < 100:
         return IGNORED
     beyond = (f"model.layers.{raw['num_hidden_layers'] + number}.{{any}}" for number in range(more))
-    return (*IGNORED, *(Ignore(source, "guesses further tokens") for source in beyond))
+    return (*IGNORED, *(Ignore(source, "multi-token prediction") for source in beyond))
 
 
 def rules_for(family: str, config: DecoderConfig) -> tuple[Rule, ...]:
@@ -51,7 +51,7 @@ def rules_for(family: str, config: DecoderConfig) -> tuple[Rule, ...]:
 
 
 def hugging_face(config: DecoderConfig, names: Mapping[str, str] | None = None) -> tuple[Rule, ...]:
-    """The shared layout, with whole words of it replaced by `names`; the shared names are understood as well."""
+    """The rules of the shared layout, with whole words replaced as in `names`; the shared names work as well."""
     shared = tuple(_decoder(config))
     if not names:
         return shared

@@ -1,7 +1,7 @@
 """How a checkpoint's tensor names map to a decoder's parameters, as data that works in both directions.
 
-A rule names one parameter and the pieces of it: which tensor goes to which part. Loading copies tensors into parts,
-export copies parts out to tensors; neither knows any name. No files are opened here.
+A rule names one parameter and its parts: which tensor is which part. Loading copies tensors into parts, export copies
+parts to tensors; neither knows any name. This file opens no files.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,29 +14,29 @@ Index = tuple[int | slice, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Tensor `source` is `parameter[index]`, in a file with its last two dimensions turned, or in another shape."""
+class TensorPart:
+    """Tensor `source` is `parameter[index]`; in the file transposed in its last two dimensions, or in another shape."""
 
     source: str
     index: Index = ()
     transposed: bool = False
     stored: tuple[int, ...] | None = None
 
-    def misfit(self, stored: tuple[int, ...], part: torch.Size) -> str | None:
+    def shape_error(self, stored: tuple[int, ...], part: torch.Size) -> str | None:
         """What is wrong with a stored tensor's shape for the parameter's part, or None."""
         wanted = tuple(part) if self.stored is None else self.stored
         if self.transposed:
             wanted = (*wanted[:-2], wanted[-1], wanted[-2])
         return None if stored == wanted else f"{self.source} has shape {stored}, not {wanted}"
 
-    def taken(self, tensor: Tensor) -> Tensor:
-        """The stored tensor as the parameter has it."""
+    def to_parameter(self, tensor: Tensor) -> Tensor:
+        """A stored tensor in the parameter's layout."""
         if self.transposed:
             return tensor.transpose(-1, -2)
         return tensor if self.stored is None else tensor.flatten()
 
-    def given(self, part: Tensor) -> Tensor:
-        """The parameter's part as it is stored."""
+    def to_stored(self, part: Tensor) -> Tensor:
+        """A parameter's part in the layout of the file."""
         if self.transposed:
             part = part.transpose(-1, -2)
         return part.contiguous() if self.stored is None else part.reshape(self.stored)
@@ -51,8 +51,8 @@ class Copy:
     transposed: bool = False
     stored: tuple[int, ...] | None = None
 
-    def pieces(self) -> tuple[Piece, ...]:
-        return (Piece(self.source, (), self.transposed, self.stored),)
+    def parts(self) -> tuple[TensorPart, ...]:
+        return (TensorPart(self.source, (), self.transposed, self.stored),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ class Fuse:
     sources: tuple[str, ...]
     sizes: tuple[int, ...]
 
-    def pieces(self) -> tuple[Piece, ...]:
-        return tuple(Piece(source, (rows,)) for source, rows in zip(self.sources, _rows(self.sizes), strict=True))
+    def parts(self) -> tuple[TensorPart, ...]:
+        return tuple(TensorPart(source, (rows,)) for source, rows in zip(self.sources, _rows(self.sizes), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ class Stack:
     sizes: tuple[int, ...]
     count: int
 
-    def pieces(self) -> tuple[Piece, ...]:
+    def parts(self) -> tuple[TensorPart, ...]:
         return tuple(
-            Piece(source.replace("{e}", str(expert)), (expert, rows))
+            TensorPart(source.replace("{e}", str(expert)), (expert, rows))
             for expert in range(self.count)
             for source, rows in zip(self.sources, _rows(self.sizes), strict=True)
         )
@@ -86,7 +86,7 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Ignore:
-    """A tensor that a checkpoint may carry and nobody needs. The reason is for the reader."""
+    """A tensor of a checkpoint that is not needed. The reason is documentation."""
 
     source: str
     reason: str

@@ -13,7 +13,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from weights.marks import MARK
+from weights.special_tokens import MARK
 
 MAX_REPEATED = 65_536  # characters of text * number
 

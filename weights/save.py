@@ -16,14 +16,14 @@ from weights.names import rules_for
 
 def tensors(model: Decoder, family: str) -> dict[str, Tensor]:
     """Every tensor under its published name; where a parameter has two layouts, the per-expert one."""
-    parts: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
     done: set[str] = set()
     for rule in rules_for(family, model.config):
         if rule.target not in done:
             done.add(rule.target)
             parameter = model.get_parameter(rule.target).detach()
-            parts |= {piece.source: piece.given(parameter[piece.index]) for piece in rule.pieces()}
-    return parts
+            stored |= {part.source: part.to_stored(parameter[part.index]) for part in rule.parts()}
+    return stored
 
 
 def save_model(model: Decoder, raw: Mapping[str, Any], folder: Path, dtype: torch.dtype) -> None:

@@ -1,7 +1,7 @@
-"""What each id adds to a text, in bytes, and the text of a sequence that grows id by id. It encodes nothing.
+"""The bytes of each token id, and incremental decoding of a growing sequence. It encodes nothing.
 
-The `tokenizers` library decodes whole sequences; its own stream stalls, fails, or takes quadratic time where a model
-writes bytes that are no text. Here a broken byte becomes U+FFFD and leaves its neighbours alone.
+The `tokenizers` library decodes whole sequences; its own stream stalls, fails, or takes quadratic time if a model
+writes invalid UTF-8. Here an invalid byte becomes U+FFFD without effect on its neighbours.
 """
 
 import codecs
@@ -12,7 +12,7 @@ from types import MappingProxyType
 from tokenizers import Tokenizer as Backend
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_BEFORE = "x"  # any text: what a decoder does to the first token alone it does not do after this one
+_BEFORE = "x"  # any text: some decoders treat the first token differently, so ids are decoded after this one
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -25,8 +25,8 @@ def byte_alphabet() -> dict[str, int]:
 _ALPHABET = byte_alphabet()
 
 
-class Spelling:
-    """The bytes of one tokenizer's ids; special tokens show nothing."""
+class TokenBytes:
+    """The bytes of one tokenizer's ids; none for special tokens."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -43,17 +43,17 @@ class Spelling:
         return id not in self._hidden and self._backend.id_to_token(id) is not None
 
     def first(self, id: int) -> bytes:
-        """The bytes of an id that begins a text: some decoders take a space away there."""
+        """The bytes of an id at the start of a text, where some decoders remove a space."""
         return self._piece(id, "")
 
     def later(self, id: int) -> bytes:
-        """The bytes of an id that follows others."""
+        """The bytes of an id after others."""
         if id not in self._later:
             self._later[id] = self._piece(id, _BEFORE)
         return self._later[id]
 
     def whole(self, id: int) -> str | None:
-        """The same as text; None if it is a part of a character."""
+        """The text of an id after others; None if its bytes are not whole characters."""
         if id not in self._whole:
             try:
                 self._whole[id] = self.later(id).decode()
@@ -82,9 +82,9 @@ class IncrementalDecoder:
     """Text of one growing id sequence; a character comes out only once all its bytes are there."""
 
     def __init__(
-        self, spelling: Spelling, shown: Mapping[int, str] = MappingProxyType({}), begun: bool = False
+        self, token_bytes: TokenBytes, shown: Mapping[int, str] = MappingProxyType({}), begun: bool = False
     ) -> None:
-        self._spelling, self._shown, self._begun = spelling, shown, begun
+        self._token_bytes, self._shown, self._begun = token_bytes, shown, begun
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id: int) -> str:
@@ -92,13 +92,13 @@ class IncrementalDecoder:
         if id in self._shown:
             return self._utf8.decode(self._shown[id].encode())
         if not self._begun:
-            self._begun = self._spelling.shows(id)
-            return self._utf8.decode(self._spelling.first(id))
-        text = self._spelling.whole(id)
+            self._begun = self._token_bytes.shows(id)
+            return self._utf8.decode(self._token_bytes.first(id))
+        text = self._token_bytes.whole(id)
         if text is None or self._utf8.getstate()[0]:  # it ends or goes on with a character that is split
-            return self._utf8.decode(self._spelling.later(id))
+            return self._utf8.decode(self._token_bytes.later(id))
         return text
 
     def flush(self) -> str:
-        """What a sequence that ends in the middle of a character still shows: a replacement character."""
+        """The rest at the end of a sequence: a replacement character if a character is incomplete."""
         return self._utf8.decode(b"", final=True)

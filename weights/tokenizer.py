@@ -1,6 +1,6 @@
-"""Text to ids and back, over `tokenizer.json` and the `tokenizers` library. Torch-free: the HTTP process uses it.
+"""The tokenizer: `tokenizer.json` and the `tokenizers` library. Torch-free, since the HTTP process uses it.
 
-Special-token strings that a user typed are ordinary text, in prompts and inside chat messages (`weights/marks.py`).
+Special-token strings that a user typed are ordinary text, in prompts and in messages (`weights/special_tokens.py`).
 It does not know templates, requests or stop strings.
 """
 
@@ -18,22 +18,22 @@ from tokenizers.processors import TemplateProcessing
 from model.errors import CheckpointError, InvalidRequest
 from weights.folder import read_json, read_text
 from weights.generation import read_eos_ids
-from weights.least import UNBOUNDED, Bound, bound_of
-from weights.marks import MARK, mark_specials
-from weights.token_bytes import IncrementalDecoder, Spelling
+from weights.special_tokens import MARK, escape_specials
+from weights.token_bytes import IncrementalDecoder, TokenBytes
+from weights.token_count_bound import NO_BOUND, TokenCountBound, bound_of
 
-# The library's own pool of threads has a thread per core: a short text would wait there behind long ones. Without it a
-# text is encoded on the thread that asks.
+# The library's thread pool has one thread per core, so that a short text would wait there behind long ones. Without it
+# a text is encoded on the calling thread.
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-PROBED = 1 << 18  # characters of a long text whose tokens are counted before all of it is encoded
+PROBED = 1 << 18  # so many characters of a long text are encoded first, to refuse one with too many tokens
 
 
 class TooManyTokens(InvalidRequest):
-    """A text of `count` tokens, where the caller takes fewer. Not `exact`: of so many at least."""
+    """A text has `count` tokens (not `exact`: at least so many), more than the caller allows."""
 
     def __init__(self, count: int, most: int, exact: bool = True) -> None:
         how_many = f"{'' if exact else 'at least '}{count}"
@@ -53,10 +53,10 @@ class Tokenizer:
         typed: Backend,
         eos_ids: tuple[int, ...],
         named: Mapping[str, str] = MappingProxyType({}),
-        bound: Bound = UNBOUNDED,
+        bound: TokenCountBound = NO_BOUND,
     ) -> None:
         self._backend, self._typed, self.eos_ids, self.named, self._bound = backend, typed, eos_ids, named, bound
-        self._spelling = Spelling(backend)
+        self._token_bytes = TokenBytes(backend)
 
     @classmethod
     def load(cls, folder: Path, generation_config: bool = True) -> "Tokenizer":
@@ -73,7 +73,10 @@ class Tokenizer:
             raw = read_text(path)
             data = json.loads(raw)
             bound = bound_of(data)
-            backend, typed = _ready(Backend.from_str(raw), config), _ready(Backend.from_str(_unmarking(data)), config)
+            backend, typed = (
+                _ready(Backend.from_str(raw), config),
+                _ready(Backend.from_str(_with_escapes_removed(data)), config),
+            )
             for made in (backend, typed):
                 made.decode(made.encode("a").ids)
         except (CheckpointError, KeyboardInterrupt, SystemExit):
@@ -123,7 +126,7 @@ class Tokenizer:
         return {token.content: id for id, token in added if token.special == special}
 
     def least_tokens(self, text: str) -> int:
-        """No fewer tokens than these come of `text`, known at the speed of memory; 0 where nothing is known."""
+        """A lower bound of the number of tokens of `text`, found at memory speed; 0 if none is known."""
         return self._bound.least_tokens(text)
 
     def encode(self, text: str, framed: bool = True, most: int | None = None) -> list[int]:
@@ -132,7 +135,7 @@ class Tokenizer:
         Raises:
             TooManyTokens: more than `most`.
         """
-        marked = mark_specials(text, tuple(self.specials))
+        marked = escape_specials(text, tuple(self.specials))
         return _ids(self._backend if marked == text else self._typed, marked, framed, most)
 
     def encode_chat(self, text: str, framed: bool = False, most: int | None = None) -> list[int]:
@@ -153,18 +156,19 @@ class Tokenizer:
         """A decoder for one growing sequence; of special tokens it shows those named. A text that `continues` another
         keeps the space that some decoders take from the first token."""
         known = {self.specials[text]: text for text in shown if text in self.specials}
-        return IncrementalDecoder(self._spelling, known, continues)
+        return IncrementalDecoder(self._token_bytes, known, continues)
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes one id stands for; empty for an id that the tokenizer does not use."""
         token = self._backend.id_to_token(id)
-        if token is None or self._spelling.shows(id):
-            return self._spelling.later(id)
+        if token is None or self._token_bytes.shows(id):
+            return self._token_bytes.later(id)
         return str(token).encode()
 
 
 def _ids(backend: Backend, text: str, framed: bool, most: int | None) -> list[int]:
-    """In a batch, the library lets go of the interpreter's lock, and takes half the time as it finds no offsets."""
+    """Encode as a batch of one: then the library releases the interpreter's lock, and needs half the time without
+    offsets."""
     if most is not None:
         _check_beginning(backend, text, most)
     encoding = backend.encode_batch_fast([text], add_special_tokens=framed)[0]
@@ -208,11 +212,11 @@ def _ready(backend: Backend, config: dict[str, Any]) -> Backend:
     return backend
 
 
-def _unmarking(data: dict[str, Any]) -> str:
-    """The same tokenizer with marks taken out of a text once its added tokens have been found in it.
+def _with_escapes_removed(data: dict[str, Any]) -> str:
+    """A tokenizer.json that removes the marks of escaped strings after it has looked for added tokens.
 
-    The library looks for tokens twice, before it normalises a text and, for those that say so, after. By then the
-    marks are gone, so here all are looked for before.
+    The library looks for added tokens before it normalizes a text and, for some of them, after. By then the marks are
+    gone, so here all added tokens are looked for before.
     """
     steps = [{"type": "Replace", "pattern": {"String": MARK}, "content": ""}, data.get("normalizer")]
     normalizer = {"type": "Sequence", "normalizers": [step for step in steps if step]}

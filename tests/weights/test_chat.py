@@ -10,7 +10,7 @@ from model.errors import CheckpointError, InvalidRequest
 from tests.weights.words import ASSISTANT, END, USER, write_tokenizer
 from training.export import TEMPLATE
 from weights.chat import MAX_OUTPUT, ChatTemplate
-from weights.marks import MARK
+from weights.special_tokens import MARK
 from weights.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]

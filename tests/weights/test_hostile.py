@@ -220,7 +220,7 @@ def test_grammars_end_with_the_tokens_that_the_server_ends_answers_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, ...]] = []
-    monkeypatch.setattr(build, "Grammars", lambda path, vocabulary, ends: made.append(tuple(ends)))
+    monkeypatch.setattr(build, "GrammarCompiler", lambda path, vocabulary, ends: made.append(tuple(ends)))
     settings = engine_of(tmp_path, eos_token_id=3)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
     for choice, ends in (("auto", (5, 0)), ("none", (3, 0))):

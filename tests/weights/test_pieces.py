@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.weights.pieces import BLANK, KINDS, ROLE, SPECIALS, THINK, pieces, write_pieces
-from weights.marks import mark_specials
+from weights.special_tokens import escape_specials
 from weights.tokenizer import Tokenizer
 
 WORDS = (
@@ -98,12 +98,12 @@ def test_typed_tokens_are_encoded_as_one_plain_text(tokenizer: Tokenizer, text: 
     bare["added_tokens"] = [token for token in bare["added_tokens"] if token["content"] == "<unk>"]
     wanted = tokenizer._backend.from_str(json.dumps(bare))
     wanted.encode_special_tokens = True
-    assert tokenizer.encode_chat(mark_specials(text, tokens)) == wanted.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode_chat(escape_specials(text, tokens)) == wanted.encode(text, add_special_tokens=False).ids
 
 
 def test_overlapping_tokens_are_all_broken() -> None:
-    assert mark_specials("abcab", ("ab", "bc")) == "a\ufdd0b\ufdd0ca\ufdd0b"
-    assert mark_specials("abc", ()) == mark_specials("abc", ("", "x")) == "abc"
+    assert escape_specials("abcab", ("ab", "bc")) == "a\ufdd0b\ufdd0ca\ufdd0b"
+    assert escape_specials("abc", ()) == escape_specials("abc", ("", "x")) == "abc"
 
 
 @pytest.mark.parametrize(

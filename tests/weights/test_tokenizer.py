@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from model.errors import CheckpointError
 from tests.weights.words import ASSISTANT, END, SPECIALS, USER, write_tokenizer
 from weights.generation import read_eos_ids
-from weights.marks import mark_specials
+from weights.special_tokens import escape_specials
 from weights.tokenizer import Tokenizer
 
 texts = st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=40)
@@ -42,7 +42,7 @@ def test_specials_that_a_user_types_in_a_prompt_are_plain(tokenizer: Tokenizer, 
 @settings(deadline=None, max_examples=60)
 @given(text=typed)
 def test_specials_that_a_user_types_in_a_chat_are_plain(tokenizer: Tokenizer, text: str) -> None:
-    rendered = END + USER + mark_specials(text, tokenizer.specials) + ASSISTANT
+    rendered = END + USER + escape_specials(text, tokenizer.specials) + ASSISTANT
     ids = tokenizer.encode_chat(rendered)
     assert [id for id in ids if id in (0, 1, 2)] == [0, 1, 2]
     assert ids[:2] == [0, 1] and ids[-1] == 2

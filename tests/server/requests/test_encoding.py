@@ -16,7 +16,7 @@ from server.event_loop.thread_pools import BoundedThreadPool
 from server.settings import Settings
 from tests.server.fakes import FakeChat, FakeEngine, FakeTokenizer
 from tests.server.harness import CHAT, COMPLETIONS, eventually, in_memory, service_of
-from weights.least import UNBOUNDED
+from weights.token_count_bound import UNBOUNDED
 from weights.tokenizer import Tokenizer, TooManyTokens
 
 BUNDLED = Path("weights/bundled/infinity-stories")

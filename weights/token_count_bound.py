@@ -1,36 +1,35 @@
-"""The least number of tokens that a text can have, known without tokenising it: what cannot fit need not be tokenised.
+"""A lower bound of a text's token count, without tokenizing it: a text that cannot fit need not be tokenized.
 
-The bound holds for tokenizers that lose nothing of a text but white space; of others it says nothing. It encodes
-nothing.
+The bound holds for tokenizers that lose nothing of a text but white space; for others it is 0. It encodes nothing.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weights.marks import MARK
+from weights.special_tokens import MARK
 from weights.token_bytes import byte_alphabet
 
 _LOSSLESS = ("ByteLevel", "Metaspace", "Digits", "UnicodeScripts", "Prepend")
 _WHITE = tuple(character for character in map(chr, range(0x3001)) if character.isspace())
 _BLANKS = ("Strip", "Whitespace", "WhitespaceSplit")
-# Bytes of a text that is not ASCII, to one byte of what a normalizer makes of it, at most. Composing joins 3 jamo into
-# one syllable, 9 bytes into 3; canonical equivalents are up to 3 times shorter, as Kelvin's sign, compatible ones 4
-# times, as mathematical letters. ASCII stays as long as it is.
+# By how much a normalizer can shorten a text that is not ASCII, in bytes. Composition joins 3 jamo into one syllable,
+# 9 bytes into 3; canonical equivalents are up to 3 times shorter (the Kelvin sign), compatible ones 4 times
+# (mathematical letters). ASCII keeps its length.
 _SHRINK = {"NFD": 3, "NFC": 9, "NFKD": 4, "NFKC": 12, "Lowercase": 3}
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
-    """`longest`: bytes that one token stands for, at most; 0 where that is not bounded. `shrink`: bytes of a text that
-    is not ASCII to one of its normalised form. `blanks`: white space may vanish."""
+class TokenCountBound:
+    """`longest`: the most bytes that one token stands for; 0 if not bounded. `shrink`: the most bytes of non-ASCII text
+    per byte of its normalized form. `blanks`: white space may be removed."""
 
     longest: int
     shrink: int = 1
     blanks: bool = False
 
     def least_tokens(self, text: str) -> int:
-        """No fewer tokens than these come of `text`; 0 where nothing is known."""
+        """A lower bound of the number of tokens of `text`; 0 if none is known."""
         if not self.longest:
             return 0
         plain = text.isascii()
@@ -40,16 +39,16 @@ class Bound:
         return -(-size // (self.longest * (1 if plain else self.shrink)))
 
 
-UNBOUNDED = Bound(0)
+NO_BOUND = TokenCountBound(0)
 
 
-def bound_of(data: Mapping[str, Any]) -> Bound:
+def bound_of(data: Mapping[str, Any]) -> TokenCountBound:
     """The bound that holds for a tokenizer.json."""
     steps = [*_flat(data.get("normalizer")), *_flat(data.get("pre_tokenizer"))]
     added, model = data.get("added_tokens") or [], data["model"]
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
     if not (all(map(_bounded, steps)) and _covers_all(model, byte_level)):
-        return UNBOUNDED
+        return NO_BOUND
     shrink = 1
     for step in steps:
         shrink *= _SHRINK.get(step["type"], 1)
@@ -57,7 +56,7 @@ def bound_of(data: Mapping[str, Any]) -> Bound:
     longest = max((len(token) if byte_level else len(token.encode()) for token in tokens), default=0)
     longest = max([longest, *(len(token["content"].encode()) for token in added)])
     blanks = any(step["type"] in _BLANKS for step in steps) or any(t.get("lstrip") or t.get("rstrip") for t in added)
-    return Bound(longest, shrink, blanks)
+    return TokenCountBound(longest, shrink, blanks)
 
 
 def _flat(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
@@ -72,7 +71,7 @@ def _flat(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 
 
 def _bounded(step: Mapping[str, Any]) -> bool:
-    """Whether it loses nothing but white space, or shortens a text by a known factor."""
+    """Whether a step loses nothing but white space, or shortens a text by a known factor."""
     kind = step["type"]
     if kind == "Replace":
         pattern = step["pattern"].get("String")
@@ -83,8 +82,7 @@ def _bounded(step: Mapping[str, Any]) -> bool:
 
 
 def _covers_all(model: Mapping[str, Any], byte_level: bool) -> bool:
-    """Whether every byte is a token of its own: elsewhere a run of unknown characters of any length may be one token,
-    or none."""
+    """Whether every byte is a token of its own. Otherwise many unknown characters may be one token, or none."""
     parts = ("continuing_subword_prefix", "end_of_word_suffix")
     if model.get("type") not in ("BPE", "Unigram") or any(model.get(part) for part in parts):
         return False

@@ -1,11 +1,15 @@
-"""Marks that keep token strings which a user typed from being read as tokens. It knows no tokenizer, no template."""
+"""Escapes special-token strings in user text, so that they are not tokenized as special tokens.
+
+An escape is a mark after the string's first character, which the tokenizer removes later. It knows no tokenizer and no
+template.
+"""
 
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 
 MARK = "\ufdd0"  # a Unicode non-character: never part of valid text
-WINDOW = 256 * 1024  # characters searched at a time: a search keeps the interpreter's lock
+WINDOW = 256 * 1024  # characters searched at a time: a search holds the interpreter's lock
 
 
 @lru_cache(maxsize=16)
@@ -13,8 +17,8 @@ def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(filter(None, tokens), key=len, reverse=True))) or "(?!)")
 
 
-def mark_specials(text: str, specials: Sequence[str]) -> str:
-    """Break every one of these token strings in `text`, overlapping ones too, by a mark after its first character."""
+def escape_specials(text: str, specials: Sequence[str]) -> str:
+    """`text` with a mark after the first character of each of these token strings, overlapping ones included."""
     specials = tuple(specials)
     pattern, longest = _any_of(specials), max(map(len, specials), default=0)
     pieces, begin, place = [], 0, 0

@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from tests.weights.pieces import KINDS, pieces
 from tests.weights.words import TEXTS
-from weights.least import UNBOUNDED, Bound, bound_of
-from weights.marks import MARK
+from weights.special_tokens import MARK
+from weights.token_count_bound import NO_BOUND, TokenCountBound, bound_of
 
 ODD = "ΆK\u1112\u1161\u11ab\U0001d400\ufb03\u3000\u0301e" + MARK
 texts = st.text(st.one_of(st.characters(exclude_categories=("Cs",)), st.sampled_from(ODD + "  \n\tab")), max_size=60)
@@ -42,7 +42,7 @@ def byte_level(name: str, added: AddedToken | None = None) -> Tokenizer:
     return made
 
 
-def bounded(tokenizer: Tokenizer) -> Bound:
+def bounded(tokenizer: Tokenizer) -> TokenCountBound:
     return bound_of(json.loads(tokenizer.to_str()))
 
 
@@ -109,7 +109,7 @@ def test_nothing_is_known_where_text_is_lost() -> None:
             setattr(tokenizer, name, part)
         assert bounded(tokenizer).least_tokens("ab" * 1000) == 0
     words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
-    assert bounded(words) == bounded(Tokenizer(models.BPE({"a": 0}, []))) == UNBOUNDED
+    assert bounded(words) == bounded(Tokenizer(models.BPE({"a": 0}, []))) == NO_BOUND
 
 
 def test_it_is_known_at_once_for_the_bundled_model() -> None:
