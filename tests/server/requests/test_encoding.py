@@ -16,7 +16,7 @@ from server.event_loop.thread_pools import BoundedThreadPool
 from server.settings import Settings
 from tests.server.fakes import FakeChat, FakeEngine, FakeTokenizer
 from tests.server.harness import CHAT, COMPLETIONS, eventually, in_memory, service_of
-from weights.token_count_bound import UNBOUNDED
+from weights.token_count_bound import NO_BOUND
 from weights.tokenizer import Tokenizer, TooManyTokens
 
 BUNDLED = Path("weights/bundled/infinity-stories")
@@ -107,7 +107,7 @@ def test_a_text_far_too_long_is_refused_by_its_beginning(tokenizer: Tokenizer, t
 
 def test_prompts_of_unknown_bound_are_refused_by_their_beginnings(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer.load(BUNDLED)
-    monkeypatch.setattr(tokenizer, "_bound", UNBOUNDED)
+    monkeypatch.setattr(tokenizer, "_bound", NO_BOUND)
     with TestClient(create_app(Settings(model="tiny"), FakeEngine(), tokenizer, FakeChat(), {})) as client:
         eventually(lambda: service_of(client).loaded is not None)
         error = client.post(COMPLETIONS, json={"prompt": LONG}).json()["error"]
