@@ -1,6 +1,6 @@
-"""Reading a checkpoint's config.json: what Hugging Face's families have in common, and an account of what was read.
+"""Reading a checkpoint's config.json: what the Hugging Face families have in common, and which keys were read.
 
-A key that nobody reads and that is not known to be harmless may change the mathematics: it is an error that names it.
+A key that is set, was not read and is not known to be harmless may change the mathematics: an error names it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ def check_numbers(raw: Mapping[str, Any]) -> None:
 
 
 class ConfigReader(Mapping[str, Any]):
-    """config.json, remembering which keys were asked for."""
+    """config.json as a mapping that records which keys were read."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         self._raw, self._read = raw, set[str]()
@@ -59,11 +59,11 @@ class ConfigReader(Mapping[str, Any]):
         return len(self._raw)
 
     def mark_read(self, *keys: str) -> None:
-        """These change nothing here, whatever they are: the family has seen to it."""
+        """Count these keys as read: their values do not change what the family computes."""
         self._read.update(keys)
 
     def either(self, *keys: str, default: Any = None) -> Any:
-        """The value of a field that goes by several names.
+        """The value of a key that has several names.
 
         Raises:
             ValueError: two of them disagree.
@@ -74,7 +74,7 @@ class ConfigReader(Mapping[str, Any]):
         return next(iter(given.values()), default)
 
     def expect(self, key: str, *values: object) -> None:
-        """The key is absent, null, or one of the values that this family can serve.
+        """Require the key to be absent, null, or one of the values that this family supports.
 
         Raises:
             ValueError: it is something else.
@@ -83,7 +83,7 @@ class ConfigReader(Mapping[str, Any]):
             raise ValueError(f"{key} is {self[key]!r:.60}, but only {', '.join(map(repr, values))} is supported")
 
     def check(self) -> None:
-        """Raise ValueError where a key that nobody read is set to something."""
+        """Raise ValueError if a key that was not read is set to something."""
         unread = (key for key in self._raw if key not in self._read and key not in HARMLESS)
         unknown = sorted(key for key in unread if self._raw[key] not in (None, False, 0, "", [], {}))
         if unknown:
@@ -93,7 +93,7 @@ class ConfigReader(Mapping[str, Any]):
 
 
 def head_width(hf_config: ConfigReader) -> int:
-    """Of a query or key."""
+    """The width of one head's queries and keys."""
     return int(hf_config.get("head_dim") or hf_config["hidden_size"] // hf_config["num_attention_heads"])
 
 
@@ -133,7 +133,7 @@ def rope(
 
 
 def attention(hf_config: ConfigReader, positions: Rope | None, **changes: Any) -> Attention:
-    """Grouped-query attention with the usual names."""
+    """Grouped-query attention from the usual keys."""
     heads = hf_config["num_attention_heads"]
     shape: dict[str, Any] = {
         "heads": heads,
@@ -145,7 +145,7 @@ def attention(hf_config: ConfigReader, positions: Rope | None, **changes: Any) -
 
 
 def windows(hf_config: ConfigReader, window: int | None, slides: Callable[[int], bool]) -> list[int]:
-    """How far back each layer sees, 0 for all: as `layer_types` says, or else, where there is a window, as `slides`.
+    """The sliding window of each layer, 0 for none: from `layer_types`, or else from `slides` if there is a window.
 
     Raises:
         ValueError: layers of other kinds, or layers that slide without a window.
@@ -159,7 +159,7 @@ def windows(hf_config: ConfigReader, window: int | None, slides: Callable[[int],
 
 
 def layer_kinds(hf_config: ConfigReader, usual: Sequence[str], *known: str) -> list[str]:
-    """What `layer_types` says of each layer, or else `usual`.
+    """The kind of each layer: `layer_types`, or else `usual`.
 
     Raises:
         ValueError: a kind that is not known, or too few of them.
@@ -177,7 +177,7 @@ def dense(hf_config: ConfigReader, width: int, *, bias: bool = False) -> Dense:
 
 
 def activation(hf_config: ConfigReader) -> Any:
-    """In our words; one that is not known is refused where it is used."""
+    """The activation's name in `Activation`; the shape that it is put into refuses an unknown one."""
     name = hf_config.get("hidden_act") or hf_config.get("hidden_activation") or "silu"
     return {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}.get(name, name)
 
@@ -188,7 +188,7 @@ def decoder(
     feed_forward: FeedForward | Sequence[FeedForward],
     **changes: Any,
 ) -> DecoderConfig:
-    """A decoder with the usual names; one attention or feed-forward shape stands for that of every layer.
+    """The decoder's shape from the usual keys; one attention or feed-forward shape stands for that of every layer.
 
     Raises:
         KeyError: a size is missing.

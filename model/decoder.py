@@ -52,6 +52,7 @@ class Decoder(nn.Module):
         super().__init__()
         register_all(model.attention, model.moe)
         self.config = config
+        self._ropes = config.ropes
         self.embed = embedding(config.vocabulary, config.width)
         if config.positions == "learned":
             self.embed_positions = embedding(config.context, config.width)
@@ -85,7 +86,7 @@ class Decoder(nn.Module):
     def _steps(self, batch: Batch, past: Past, observer: Observer | None) -> Iterator[tuple[LayerStep, LayerStep]]:
         """What each layer's halves see. Feed-forward layers that keep something come after all attention layers in
         `config.memory`."""
-        rotary = {rope: rotary_tables(batch.positions_T, rope) for rope in self.config.ropes}
+        rotary = {rope: rotary_tables(batch.positions_T, rope) for rope in self._ropes}
         moe_layer, memory = 0, len(self.config.attention)
         for number, shape in enumerate(self.config.feed_forward):
             budget = batch.budget.layer(moe_layer) if shape.pool[0] else LayerBudget(batch.ids_T.new_empty(0), 0)

@@ -1,8 +1,8 @@
-"""DeepSeek-V2 (arXiv 2405.04434): latent attention; softmax over all experts, weights as they are times a factor,
+"""DeepSeek-V2 (arXiv 2405.04434): MLA; softmax over all experts, weights as they are times a factor,
 chosen from all or from the groups whose best expert is best; shared experts, first layers without a mixture."""
 
 from model.config_reader import ConfigReader, decoder
-from model.families.deepseek_v3 import feed_forwards, latent
+from model.families.deepseek_v3 import feed_forwards, mla
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Router
 
@@ -10,7 +10,7 @@ from model.shapes.mixtures import Router
 def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json. Raises KeyError for a missing size: every published file states them all."""
     mixtures = feed_forwards(hf_config, _router(hf_config), bias=hf_config.get("mlp_bias", False))
-    return decoder(hf_config, latent(hf_config), mixtures)
+    return decoder(hf_config, mla(hf_config), mixtures)
 
 
 def _router(hf_config: ConfigReader) -> Router:

@@ -1,4 +1,4 @@
-"""DeepSeek-V3 (arXiv 2412.19437): latent attention; sigmoid scores, a learned bias for choosing alone, groups of
+"""DeepSeek-V3 (arXiv 2412.19437): MLA; sigmoid scores, a learned bias for choosing only, groups of
 experts ranked by their two best, shared experts, and first layers without a mixture. Weights are normalised at every
 count, one included, as transformers does."""
 
@@ -11,11 +11,11 @@ from model.shapes.rope import Rope, yarn_mscale
 
 def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json. Raises KeyError for a missing size: every published file states them all."""
-    self_attention = latent(hf_config, interleaved=hf_config.get("rope_interleave") is not False)
+    self_attention = mla(hf_config, interleaved=hf_config.get("rope_interleave") is not False)
     return decoder(hf_config, self_attention, feed_forwards(hf_config, biased_router(hf_config)))
 
 
-def latent(hf_config: ConfigReader, *, interleaved: bool = True) -> MLA:
+def mla(hf_config: ConfigReader, *, interleaved: bool = True) -> MLA:
     """MLA attention; YaRN's `mscale_all_dim` sharpens it."""
     heads, plain, turned = (
         hf_config["num_attention_heads"],

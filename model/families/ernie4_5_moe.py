@@ -1,4 +1,4 @@
-"""ERNIE 4.5 (Baidu, 2025): softmax over all experts, a learned bias for choosing alone, weights normalised by at least
+"""ERNIE 4.5 (Baidu, 2025): softmax over all experts, a learned bias for choosing only, weights normalised by at least
 a least sum; neighbouring elements are turned in pairs. The experts themselves have no biases."""
 
 from model.config_reader import ConfigReader, activation, attention, decoder, dense, head_width, rope

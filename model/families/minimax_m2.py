@@ -1,5 +1,5 @@
 """MiniMax-M2 (2025): norms over all query and key heads, heads that are turned in part; sigmoid scores, a learned bias
-for choosing alone, weights normalised at every count, one included."""
+for choosing only, weights normalised at every count, one included."""
 
 from model.config_reader import ConfigReader, activation, attention, decoder, rope
 from model.shapes.decoder import DecoderConfig
