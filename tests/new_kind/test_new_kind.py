@@ -22,9 +22,9 @@ from engine.engine import Engine
 from engine.types import EngineInfo, EngineSettings, Request, Sampling
 from model.backends.choose import choose
 from model.backends.cpu.kernels.library import load
-from model.backends.torch.attend import WholeAttend
+from model.backends.torch.attend import PagedAttend, WholeAttend
 from model.backends.torch.backend import TorchBackend
-from model.batch import LayerBudget
+from model.batch import Cache, LayerBudget, Pages, Span
 from model.budget import ExpertBudget
 from model.decoder import Decoder
 from model.errors import CheckpointError
@@ -129,6 +129,15 @@ def test_the_past_matters() -> None:
     x_TD = torch.randn(6, 24, generator=torch.Generator().manual_seed(1))
     other_TD = torch.cat([torch.zeros(1, 24), x_TD[1:]])
     assert ((module(x_TD, step) - module(other_TD, step)).abs().amax(-1) > 1e-3).all()
+
+
+def test_a_layer_can_ask_which_rows_are_one_sequences() -> None:
+    """Side by side and whole, or as the pages of a step have them."""
+    assert WholeAttend(3).spans(6) == (Span(0, 3, 3), Span(3, 3, 3))
+    spans_B3 = torch.tensor([[0, 1, 9], [1, 4, 4]])
+    pages = Pages(Cache(16, []), torch.zeros(2, 1, dtype=torch.int64), spans_B3)
+    step = LayerStep(LayerBudget(torch.ones(5), 1), torch.zeros(5), torch.arange(5), past=PagedAttend(pages))
+    assert step.spans == (Span(0, 1, 9), Span(1, 4, 4))
 
 
 def test_the_engine_serves_it_in_a_storm() -> None:
