@@ -6,6 +6,7 @@ checks of a sanitized build a read or write out of range ends the process; the s
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def route(make: Make, kind: Kind) -> Case:
 
 def random_infinity(make: Make) -> Any:
     block = make.rng.choice([1, 1, 2, 3, 5, 8, 16, 32, 48, 64])
-    return infinity(
+    config = infinity(
         units=block * size(make, max(1, 300 // block)),
         block=block,
         latent_dim=size(make, 40),
@@ -75,7 +76,14 @@ def random_infinity(make: Make) -> Any:
         activation=make.rng.choice([*ACTIVATIONS]),
         draws=make.rng.choice(["independent", "antithetic"]),
         sigma_link=make.rng.choice(["exp", "softplus"]),
+        aggregate=make.rng.choice(["mean", "norm"]),
     )
+    largest = config.maximum
+    if make.rng.random() < 0.3 and config.points >= largest:
+        config = replace(config, draws="points")
+    if make.rng.random() < 0.3 and config.kept * largest <= config.blocks:
+        config = replace(config, replacement=False)
+    return config
 
 
 def draw(make: Make, kind: Kind) -> Case:

@@ -18,6 +18,8 @@ def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
         sigma_link=hf_config["sigma_link"],
         sigma_min=hf_config["sigma_min"],
         draws=hf_config["draws"],
+        replacement=hf_config.get("replacement", True),
+        aggregate=hf_config.get("aggregate", "mean"),
     )
     width = hf_config.get("head_dim", hf_config["hidden_size"] // hf_config["num_attention_heads"])
     bias = hf_config.get("attention_bias", False)

@@ -2,7 +2,9 @@
 
 Because the second matrix is linear and the first is shared, the mean of K expert outputs equals one pass under the mean
 of the K masks: ŷ = (1/K) Σ_k W2(Act(W1 x) ⊙ mask(z_k)) = W2(Act(W1 x) ⊙ m̄). `masks` computes m̄ from exactly ΣK draws.
-With `block` > 1 neighbouring units share a score (our extension; block = 1 is the paper).
+Ours, and named in the config: with `block` > 1 neighbouring units share a score; draws can be fixed points
+(`model/moe/points.py`), a draw can keep only what no earlier draw of its token kept (`replacement` false), and the mean
+mask can be brought to the norm of its draws (`aggregate` "norm").
 """
 
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 from model.activation import activate
 from model.moe.base import RoutedPairs, ranks, sort_pairs
+from model.moe.points import fixed_points
 from model.registry import LayerModule, module_for
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Infinity
@@ -51,12 +54,13 @@ class InfinityMixture(LayerModule):
         with torch.autocast(
             x_TD.device.type, enabled=False
         ):  # which blocks win is decided in float32, also in training
-            mask_RE = keep_top(F.linear(z_RZ, self.scores.float()), self.config.kept)
-        sum_TE = mask_RE.new_zeros(len(x_TD), self.config.blocks).index_add(0, token_R, mask_RE)
-        return sum_TE / step.budget.counts_T[:, None]
+            score_RE = F.linear(z_RZ, self.scores.float())
+        return mean_masks(score_RE, step.budget.counts_T, self.config)
 
     def noise(self, token_R: Tensor, sample_R: Tensor, step: LayerStep) -> Tensor:
         """ε_RZ of each (token, sample). Antithetic draws come in pairs: an odd sample mirrors the one before it."""
+        if self.config.draws == "points":
+            return fixed_points(self.config.maximum, self.config.latent_dim).to(sample_R.device)[sample_R]
         if self.config.draws == "independent":
             return step.noise(token_R, sample_R, self.config.latent_dim)
         sign_R = 1 - 2 * (sample_R % 2)
@@ -90,6 +94,44 @@ class InfinityMixture(LayerModule):
 @module_for.register
 def _(shape: Infinity, decoder: DecoderConfig) -> InfinityMixture:
     return InfinityMixture(decoder.width, shape)
+
+
+def mean_masks(score_RE: Tensor, counts_T: Tensor, config: Infinity) -> Tensor:
+    """m̄ [T, blocks]: the mean of what each draw of a token keeps. Its rows lie together, in the order of the draws."""
+    mask_RE = keep_top(score_RE, config.kept) if config.replacement else keep_new(score_RE, counts_T, config.kept)
+    token_R = torch.arange(len(counts_T), device=counts_T.device).repeat_interleave(counts_T)
+    sum_TE = mask_RE.new_zeros(len(counts_T), config.blocks).index_add(0, token_R, mask_RE)
+    mean_TE = sum_TE / counts_T[:, None]
+    if config.aggregate == "mean":
+        return mean_TE
+    square_R1 = mask_RE.square().sum(-1, keepdim=True)
+    square_T1 = square_R1.new_zeros(len(counts_T), 1).index_add(0, token_R, square_R1)
+    return restore_norm(mean_TE, square_T1 / counts_T[:, None])
+
+
+def restore_norm(mean_TE: Tensor, square_T1: Tensor) -> Tensor:
+    """The mean masks, scaled to the root of the mean square norm of their draws, `square_T1`.
+
+    Masks that do not overlap shrink when they are averaged. The small numbers are those of the training.
+    """
+    norm_T1 = (mean_TE.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+    return mean_TE * ((square_T1 + 1e-12).sqrt() / norm_T1)
+
+
+def keep_new(scores_RE: Tensor, counts_T: Tensor, kept: int) -> Tensor:
+    """As `keep_top`, without replacement: a token's draw keeps the best blocks that none of its earlier draws kept."""
+    first_T = counts_T.cumsum(0) - counts_T  # each token's first row
+    mask_RE = torch.zeros_like(scores_RE)
+    taken_TE = torch.zeros(len(counts_T), scores_RE.shape[1], dtype=torch.bool, device=scores_RE.device)
+    for draw in range(int(counts_T.amax()) if len(counts_T) else 0):
+        token_t = (counts_T > draw).nonzero(as_tuple=True)[0]
+        score_tE, old_tE = scores_RE[first_T[token_t] + draw], taken_TE[token_t]
+        open_tE = score_tE.masked_fill(old_tE, -torch.inf)
+        threshold_t1 = open_tE.topk(kept, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+        new_tE = (open_tE >= threshold_t1) & ~old_tE
+        mask_RE[first_T[token_t] + draw] = torch.where(new_tE, score_tE, 0)
+        taken_TE[token_t] = old_tE | new_tE
+    return mask_RE
 
 
 def keep_top(scores_RE: Tensor, kept: int) -> Tensor:

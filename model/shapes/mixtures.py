@@ -16,7 +16,8 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"]
 Score = Literal["softmax", "sigmoid", "sparse_mixer"]
 GroupScore = Literal["max", "top2"]
 SigmaLink = Literal["exp", "softplus"]
-Draws = Literal["independent", "antithetic"]
+Draws = Literal["independent", "antithetic", "points"]
+Aggregate = Literal["mean", "norm"]
 
 
 class FeedForward(Protocol):
@@ -67,7 +68,11 @@ class TokenLocal:
     __slots__ = ()
     token_local = True
     memory = None
-    draws_noise = False
+
+    @property
+    def draws_noise(self) -> bool:
+        """Nothing is drawn."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +185,11 @@ class Infinity(TokenLocal):
     activation: Activation = "gelu"
     sigma_link: SigmaLink = "exp"
     sigma_min: float = 0.0  # added to the linked value
-    draws: Draws = "independent"
+    draws: Draws = "independent"  # of noise; "points": the same fixed points for every token
+    replacement: bool = True  # may a draw keep blocks that an earlier draw of its token kept
+    aggregate: Aggregate = "mean"  # of the draws' masks; "norm": the mean, brought to the norm of its draws
     fixed = False
     shared_experts = 0
-    draws_noise = True
 
     def __post_init__(self) -> None:
         sizes(units=self.units, latent_dim=self.latent_dim, block=self.block)
@@ -192,10 +198,27 @@ class Infinity(TokenLocal):
         one_of("activation", self.activation, Activation)
         one_of("sigma_link", self.sigma_link, SigmaLink)
         one_of("draws", self.draws, Draws)
+        one_of("aggregate", self.aggregate, Aggregate)
         if self.units % self.block:
             raise ValueError(f"{self.units} units cannot be cut into blocks of {self.block}")
         if not 0 < self.keep_ratio <= 1:
             raise ValueError(f"the kept share must be above 0 and at most 1, got {self.keep_ratio!r:.40}")
+        if self.draws == "points" and self.maximum > self.points:
+            raise ValueError(f"{self.maximum} draws are more than the {self.points} points of width {self.latent_dim}")
+        if not self.replacement and self.maximum * self.kept > self.blocks:
+            raise ValueError(
+                f"{self.maximum} draws without replacement cannot keep {self.kept} each of {self.blocks} blocks"
+            )
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether a request's seed changes the draws; fixed points are the same for all requests."""
+        return self.draws != "points"
+
+    @property
+    def points(self) -> int:
+        """How many fixed points there are (`model/moe/points.py`): the mean, and two for each further direction."""
+        return 2 * (max(2, 1 << (self.latent_dim - 1).bit_length()) - 1) + 1
 
     @property
     def pool(self) -> tuple[int, int]:

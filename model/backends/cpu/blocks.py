@@ -25,6 +25,7 @@ from model.backends.cpu.kernels.params import (
 )
 from model.layers import DenseFFN, RMSNorm
 from model.moe.infinity import InfinityMixture
+from model.moe.points import fixed_points
 from model.moe.topk import TopKMixture
 from model.noise import normal_table
 from model.options import Quantize
@@ -137,6 +138,8 @@ def infinity_block(mixture: int, norm: nn.Module, module: InfinityMixture, preci
         kept=config.kept,
         activation=config.activation,
         draws=draws_params(mixture, config),
+        replacement=config.replacement,
+        keep_norm=config.aggregate == "norm",
     )
     narrow = tile_units != config.block and precision.experts == precision.base and width % OUTPUTS == 0
     return with_unit_rows(params, module) if narrow else params
@@ -150,6 +153,7 @@ def draws_params(mixture: int, config: Infinity) -> DrawsParams:
         exponential=config.sigma_link == "exp",
         sigma_min=config.sigma_min,
         antithetic=config.draws == "antithetic",
+        points=fixed_points(config.maximum, config.latent_dim) if config.draws == "points" else None,
     )
 
 

@@ -47,7 +47,9 @@ TAKEN: dict[type, Values] = {
         **dict.fromkeys(("units", "latent_dim", "keep_ratio", "trained", "maximum", "block", "sigma_min"), ANY),
         "activation": ACTIVATION,
         "sigma_link": ("exp", "softplus"),
-        "draws": ("independent", "antithetic"),
+        "draws": ("independent", "antithetic", "points"),
+        "replacement": ANY,
+        "aggregate": ("mean", "norm"),
     },
 }
 

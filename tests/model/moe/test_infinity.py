@@ -1,5 +1,6 @@
 """∞-MoE: one pass equals the mean of K passes, draws are nested and keyed, a token knows nothing of its batch."""
 
+import dataclasses
 import math
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from model.batch import LayerBudget
 from model.moe.infinity import InfinityMixture, keep_top
+from model.moe.points import fixed_points
 from model.noise import mix, mix_int, normal, uniform
 from model.shapes.mixtures import Infinity
 from model.step import LayerStep
@@ -23,6 +25,10 @@ KINDS = [
     infinity(block=4),
     infinity(block=4, draws="antithetic", activation="relu"),
     infinity(block=1, sigma_link="softplus", sigma_min=0.25, keep_ratio=0.1, activation="gelu_tanh"),
+    infinity(block=4, draws="points"),
+    infinity(block=1, keep_ratio=0.1, replacement=False),
+    infinity(block=4, draws="antithetic", aggregate="norm"),
+    infinity(block=2, keep_ratio=0.125, draws="points", replacement=False, aggregate="norm"),
 ]
 
 
@@ -42,6 +48,8 @@ def counts_of(number: int, largest: int = 8) -> list[int]:
 
 def draw(config: Infinity, given: LayerStep, token: int, sample: int) -> Tensor:
     """ε of one (token, sample) in float64, as the config's rule says."""
+    if config.draws == "points":
+        return fixed_points(sample + 1, config.latent_dim)[sample].double()
     mirrored = config.draws == "antithetic"
     base = sample // 2 if mirrored else sample
     row = normal(given.seeds_T[token, None], given.moe_layer, given.positions_T[token, None], torch.tensor([base]), 6)[
@@ -68,13 +76,22 @@ def k_passes(module: InfinityMixture, x_D: Tensor, given: LayerStep, token: int)
     linked_Z = raw_Z.exp() if config.sigma_link == "exp" else (1 + raw_Z.exp()).log()
     h_F = torch.tensor([act(config, value) for value in (up @ x_D.double()).tolist()], dtype=torch.float64)
     total_D = torch.zeros(WIDTH, dtype=torch.float64)
+    total_E, squares, taken = torch.zeros(config.blocks, dtype=torch.float64), 0.0, set[int]()
     count = int(given.budget.counts_T[token])
     for sample in range(count):
         z_Z = mean_Z + (linked_Z + config.sigma_min) * draw(config, given, token, sample)
         score_E = scores @ z_Z
-        kept = score_E.argsort(descending=True)[: config.kept]
+        best = [int(block) for block in score_E.argsort(descending=True)]
+        if not config.replacement:
+            best = [block for block in best if block not in taken]
+        kept = torch.tensor(best[: config.kept])
+        taken |= set(kept.tolist())
         mask_E = torch.zeros_like(score_E).index_copy(0, kept, score_E[kept])
         total_D += down @ (h_F * mask_E.repeat_interleave(config.block))
+        total_E += mask_E
+        squares += float(mask_E.square().sum())
+    if config.aggregate == "norm":
+        total_D *= math.sqrt(squares / count) / float((total_E / count).norm())
     return total_D / count
 
 
@@ -232,3 +249,41 @@ def test_uniform_is_uniform() -> None:
     draws = torch.tensor([uniform(9, position) for position in range(20_000)])
     assert draws.min() >= 0 and draws.max() < 1
     assert (draws.histc(10, 0, 1) / 20_000 - 0.1).abs().max() < 0.01
+
+
+def test_draws_without_replacement_keep_different_blocks() -> None:
+    config = infinity(block=1, keep_ratio=0.1, replacement=False)
+    mask_TE = mixture(config).masks(tokens(16), use(counts_of(16)))
+    assert ((mask_TE != 0).sum(-1) == torch.tensor(counts_of(16)) * config.kept).all()
+
+
+def test_fixed_points_know_no_seed_and_no_position() -> None:
+    module = mixture(infinity(draws="points"))
+    given_use = use([3] * 4)
+    other_use = dataclasses.replace(given_use, seeds_T=given_use.seeds_T + 7, positions_T=given_use.positions_T + 9)
+    assert torch.equal(module.masks(tokens(4), given_use), module.masks(tokens(4), other_use))
+    assert not module.config.draws_noise
+    assert infinity().draws_noise
+
+
+def test_the_mean_mask_gets_the_norm_of_its_draws() -> None:
+    plain = infinity(block=1, keep_ratio=0.1, replacement=False)
+    module = mixture(plain)
+    mean_TE = module.masks(tokens(6), use([4] * 6))
+    module.config = dataclasses.replace(plain, aggregate="norm")
+    norm_TE = module.masks(tokens(6), use([4] * 6))
+    # Draws that share no block: |mean|² = Σ|draw|² / K², so that the norm grows by √K.
+    torch.testing.assert_close(norm_TE, mean_TE * 2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"draws": "points", "latent_dim": 2, "maximum": 4}, "4 draws are more than the 3 points of width 2"),
+        ({"replacement": False, "maximum": 5}, "5 draws without replacement cannot keep 3 each of 12 blocks"),
+        ({"aggregate": "sum"}, "aggregate"),
+    ],
+)
+def test_impossible_draws_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        infinity(**changes)

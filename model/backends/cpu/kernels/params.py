@@ -175,6 +175,7 @@ class DrawsParams(Params):
     exponential: bool
     sigma_min: float
     antithetic: bool
+    points: Tensor | None = None  # fixed draws [largest count, Z], instead of random ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +198,8 @@ class InfinityParams(BlockParams):
     kept: int
     activation: Activation
     draws: DrawsParams
+    replacement: bool = True  # a draw may keep what an earlier draw kept
+    keep_norm: bool = False  # the mean mask gets the mean norm of its draws
     up_rows: Tensor | None = None
     down_rows: Tensor | None = None
     crossover_rows: int = 0

@@ -4,6 +4,7 @@ Inputs are rounded where the kernels round them, and in the same way (`encode`).
 order of float32 sums, and now and then a number so close to a tie that it is rounded to the other side.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -168,11 +169,31 @@ def draw(gaussian_TZ: Tensor, use: LayerStep, config: Infinity) -> Tensor:
     return mean_TZ[token_R] + sigma_TZ[token_R] * noise_RZ
 
 
-def masks(scores_RE: Tensor, counts_T: Tensor, kept: int) -> Tensor:
+def masks(scores_RE: Tensor, counts_T: Tensor, kept: int, replacement: bool = True, keep_norm: bool = False) -> Tensor:
     """The mean over each token's draws of the scores that each keeps, [T, scores]."""
+    if not replacement or keep_norm:
+        return _masks_by_draw(scores_RE, counts_T, kept, replacement, keep_norm)
     token_R = torch.arange(len(counts_T)).repeat_interleave(counts_T)
     sum_TE = scores_RE.new_zeros(len(counts_T), scores_RE.shape[1], dtype=torch.float64)
     return sum_TE.index_add(0, token_R, keep_top(scores_RE, kept).double()) / counts_T[:, None]
+
+
+def _masks_by_draw(scores_RE: Tensor, counts_T: Tensor, kept: int, replacement: bool, keep_norm: bool) -> Tensor:
+    """The same, draw by draw in float64: without replacement, or with the norm of the draws."""
+    mean_TE = scores_RE.new_zeros(len(counts_T), scores_RE.shape[1], dtype=torch.float64)
+    for token, rows_KE in enumerate(scores_RE.split(counts_T.tolist())):
+        taken_E = torch.zeros(scores_RE.shape[1], dtype=torch.bool)
+        squares = 0.0
+        for row_E in rows_KE:
+            open_E = row_E if replacement else row_E.masked_fill(taken_E, -torch.inf)
+            keep_E = (open_E >= open_E.topk(kept).values.amin()) & (open_E > -torch.inf)
+            taken_E |= keep_E
+            mean_TE[token] += torch.where(keep_E, row_E, 0).double() / len(rows_KE)
+            squares += float(torch.where(keep_E, row_E, 0).double().square().sum()) / len(rows_KE)
+        if keep_norm:
+            own = float(mean_TE[token].square().sum())
+            mean_TE[token] *= math.sqrt(squares + 1e-12) / math.sqrt(own + 1e-6)
+    return mean_TE
 
 
 def infinity_block(
@@ -181,7 +202,8 @@ def infinity_block(
     """x + the masked feed-forward layer of norm(x), and each score's tokens. `layer` has an expert per run of units."""
     h_TD = norm(x_TD)
     z_RZ = draw(router(h_TD).float(), use, config)
-    mask_TE = masks(scores(z_RZ.float()).float(), use.budget.counts_T, config.kept)
+    score_RE = scores(z_RZ.float()).float()
+    mask_TE = masks(score_RE, use.budget.counts_T, config.kept, config.replacement, config.aggregate == "norm")
     runs, units = layer.up.values_ENK.shape[:2]
     mask_TF = F.pad(mask_TE.repeat_interleave(config.block, dim=1), (0, runs * units - config.units))
     y_TD = x_TD.double()

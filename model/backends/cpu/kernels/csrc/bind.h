@@ -115,12 +115,19 @@ inline TopK bind(int64_t width, const TopKParams& params) {
 
 // `latent_dim` is the router's, or that of the Gaussian which an op is given.
 inline Draws bind(const DrawsParams& params, int64_t latent_dim) {
-    return {data<const float>(params.quantiles, "quantiles"),
-            params.layer,
-            latent_dim,
-            params.exponential,
-            params.antithetic,
-            float(params.sigma_min)};
+    Draws draws;
+    draws.quantiles = data<const float>(params.quantiles, "quantiles");
+    if (params.points) {
+        TORCH_CHECK(params.points->dim() == 2 && params.points->size(1) == latent_dim,
+                    "points must be [largest count, ", latent_dim, "], got ",
+                    params.points->sizes());
+        draws.points = floats(*params.points, "points");
+        draws.point_rows = params.points->size(0);
+    }
+    draws.layer = params.layer, draws.latent_dim = latent_dim;
+    draws.exponential = params.exponential, draws.antithetic = params.antithetic;
+    draws.sigma_min = float(params.sigma_min);
+    return draws;
 }
 
 // The wide layer's units as rows, where both matrices are given: like the panels, not int8.
@@ -157,7 +164,8 @@ inline Infinity bind(int64_t width, const InfinityParams& params) {
     block.tiles =
         experts_of(params.up, params.down, tiles, tile_units, width, false, params.activation);
     block.draws = bind(params.draws, params.latent_dim);
-    block.groups = groups, block.group_units = units / groups, block.kept = params.kept;
+    block.groups = groups, block.group_units = units / groups;
+    block.rule = {params.kept, params.replacement, params.keep_norm};
     block.rows = unit_rows(width, params, block.tiles);
     return block;
 }

@@ -51,6 +51,7 @@ inline Tensor infinity_block_op(const InfinityParams& params, Tensor x, const Te
                 "counts do not fit");
     budget.seeds = data<const int64_t>(seeds, "seeds");
     budget.positions = data<const int64_t>(positions, "positions");
+    within_points(budget, block.draws);
     Tensor load = at::zeros({block.groups}, at::kLong);
     Op op;
     if (budget.tokens) infinity_block(rows, x.size(1), block, budget, load.data_ptr<int64_t>());

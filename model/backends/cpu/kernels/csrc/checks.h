@@ -101,6 +101,14 @@ inline BudgetRows budget_of(const Tensor& counts, int64_t k_max) {
     return budget;
 }
 
+// Fixed draws are read from a table: a token must not have more draws than it has rows.
+inline void within_points(const BudgetRows& budget, const Draws& draws) {
+    if (!draws.points) return;
+    for (int64_t token = 0; token < budget.tokens; token++)
+        TORCH_CHECK(budget.counts[token] <= draws.point_rows, "count ", budget.counts[token],
+                    " is higher than the ", draws.point_rows, " fixed draws");
+}
+
 // Pairs, or draws, of all tokens together.
 inline int64_t total_of(const BudgetRows& budget) {
     int64_t total = 0;

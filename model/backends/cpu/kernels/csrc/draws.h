@@ -46,10 +46,15 @@ inline int64_t* first_draws(const BudgetRows& budget) {
     return first;
 }
 
-// One point: mean + sigma · noise. Antithetic draws come in pairs, the second with the noise's sign
-// turned.
+// One point: mean + sigma · noise, where the noise of fixed draws is a row of their table.
+// Antithetic draws come in pairs, the second with the noise's sign turned.
 inline void draw_point(const float* mean, const float* sigma, uint64_t key, int64_t index,
                        const Draws& draws, float* point) {
+    if (draws.points) {
+        const float* fixed = draws.points + index * draws.latent_dim;
+        for (int64_t i = 0; i < draws.latent_dim; i++) point[i] = mean[i] + sigma[i] * fixed[i];
+        return;
+    }
     noise_row(key, uint64_t(draws.antithetic ? index / 2 : index), draws, point);
     const float sign = draws.antithetic && index % 2 ? -1.0f : 1.0f;
     for (int64_t i = 0; i < draws.latent_dim; i++)

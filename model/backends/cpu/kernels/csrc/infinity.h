@@ -34,24 +34,68 @@ inline int32_t threshold(const int32_t* orders, int64_t count, int64_t kept) {
     return int32_t(low);
 }
 
-// mask [tokens, groups]: the mean over a token's draws of its scores, those under the draw's
-// `kept`-th largest zeroed.
+// Adds one draw's kept scores to `sums`, those under its `kept`-th largest being dropped. Every
+// draw may keep any group. Returns the sum of their squares.
+inline float add_draw(const float* row, int64_t groups, const MaskRule& rule, int32_t* orders,
+                      float* sums) {
+    for (int64_t i = 0; i < groups; i++) orders[i] = order_of(row[i]);
+    const int32_t least = threshold(orders, groups, rule.kept);
+    for (int64_t i = 0; i < groups; i++) sums[i] += orders[i] >= least ? row[i] : 0.0f;
+    if (!rule.keep_norm) return 0;
+    float squares = 0;
+    for (int64_t i = 0; i < groups; i++) squares += orders[i] >= least ? row[i] * row[i] : 0.0f;
+    return squares;
+}
+
+// The same without replacement: what an earlier draw took ranks behind everything else.
+inline float add_new_draw(const float* row, int64_t groups, const MaskRule& rule, int32_t* orders,
+                          char* taken, float* sums) {
+    for (int64_t i = 0; i < groups; i++) orders[i] = taken[i] ? INT32_MIN : order_of(row[i]);
+    const int32_t least = threshold(orders, groups, rule.kept);
+    float squares = 0;
+    for (int64_t i = 0; i < groups; i++) {
+        if (taken[i] || orders[i] < least) continue;
+        taken[i] = 1;
+        sums[i] += row[i];
+        squares += row[i] * row[i];
+    }
+    return squares;
+}
+
+// Scales the mean mask to the root mean square of its draws' norms, `squares` being the sum of
+// their squares: draws that keep different groups would otherwise shrink their mean. The small
+// numbers are those of the model's training.
+inline void restore_norm(float* mean, int64_t groups, float squares, int64_t draws) {
+    float own = 0;
+    for (int64_t i = 0; i < groups; i++) own += mean[i] * mean[i];
+    const float wanted = std::sqrt(squares / float(draws) + 1e-12f);
+    const float scale = wanted / std::sqrt(own + 1e-6f);
+    for (int64_t i = 0; i < groups; i++) mean[i] *= scale;
+}
+
+// mask [tokens, groups]: the mean over a token's draws of the scores that each keeps.
 void masks(const float* scores, int64_t stride, const BudgetRows& budget, int64_t groups,
-           int64_t kept, float* mask) {
+           const MaskRule& rule, float* mask) {
     const int64_t* first_draw = first_draws(budget);
-    int32_t* room = scratch().take<int32_t>(ceil_div(budget.tokens, 4) * groups);
+    const int64_t tasks = ceil_div(budget.tokens, 4);
+    int32_t* order_room = scratch().take<int32_t>(tasks * groups);
+    char* taken_room = scratch().take<char>(tasks * groups);
     parallel_rows(budget.tokens, 4, [&](int64_t first, int64_t last) {
-        int32_t* orders = room + first / 4 * groups;
+        int32_t* orders = order_room + first / 4 * groups;
+        char* taken = taken_room + first / 4 * groups;
         for (int64_t token = first; token < last; token++) {
             float* sums = mask + token * groups;
             std::memset(sums, 0, groups * 4);
+            std::memset(taken, 0, groups);
+            float squares = 0;
             for (int64_t draw = first_draw[token]; draw < first_draw[token + 1]; draw++) {
                 const float* row = scores + draw * stride;
-                for (int64_t i = 0; i < groups; i++) orders[i] = order_of(row[i]);
-                const int32_t least = threshold(orders, groups, kept);
-                for (int64_t i = 0; i < groups; i++) sums[i] += orders[i] >= least ? row[i] : 0.0f;
+                squares += rule.replacement ? add_draw(row, groups, rule, orders, sums)
+                                            : add_new_draw(row, groups, rule, orders, taken, sums);
             }
-            for (int64_t i = 0; i < groups; i++) sums[i] /= float(budget.counts[token]);
+            const int64_t draws = budget.counts[token];
+            for (int64_t i = 0; i < groups; i++) sums[i] /= float(draws);
+            if (rule.keep_norm) restore_norm(sums, groups, squares, draws);
         }
     });
 }
@@ -124,7 +168,7 @@ inline RoutedPairs mask_pairs(const float* mask, int64_t tokens, const Infinity&
 inline bool few_units(const float* mask, int64_t tokens, const Infinity& layer, int64_t* load) {
     const int64_t groups = layer.groups, limit = layer.rows.crossover_rows;
     // A token keeps this many at least.
-    if (tokens * layer.kept * layer.group_units > limit) return false;
+    if (tokens * layer.rule.kept * layer.group_units > limit) return false;
     std::memset(load, 0, groups * 8);
     int64_t kept = 0;
     for (int64_t i = 0; i < tokens * groups; i++)
@@ -145,7 +189,7 @@ inline const float* infinity_masks(const Inputs& in, const Infinity& layer,
     float* scores = scratch().take<float>(draws * score_stride);
     linear_rows(encoded, draws, {layer.scores}, false, score_stride, score_stride, scores);
     float* mask = scratch().take<float>(budget.tokens * layer.groups);
-    masks(scores, score_stride, budget, layer.groups, layer.kept, mask);
+    masks(scores, score_stride, budget, layer.groups, layer.rule, mask);
     return mask;
 }
 

@@ -159,7 +159,9 @@ struct TopK {
 // How the points of an ∞-MoE are drawn from each token's Gaussian.
 struct Draws {
     const float* quantiles = nullptr;  // [65536] of the standard normal distribution
-    int64_t layer = 0;                 // number of the mixture: part of the noise's key
+    const float* points = nullptr;     // [point_rows, latent_dim]: fixed draws, nothing is random
+    int64_t point_rows = 0;
+    int64_t layer = 0;  // number of the mixture: part of the noise's key
     int64_t latent_dim = 0;
     bool exponential = true;  // the spread is e^raw, else softplus(raw)
     bool antithetic = false;  // each second draw mirrors the one before
@@ -175,13 +177,21 @@ struct UnitRows {
 };
 
 // A wide layer whose units come in groups; each draw keeps the groups with the highest scores.
+// What a draw keeps of its scores, and what becomes of the draws' masks.
+struct MaskRule {
+    int64_t kept = 0;         // groups of one draw
+    bool replacement = true;  // a draw may keep what an earlier draw of its token kept
+    bool keep_norm = false;   // the mean mask is scaled to the root mean square of its draws' norms
+};
+
 struct Infinity {
     Norm norm;
     Matrix router, scores;
     Experts tiles;  // the wide layer, cut: one "expert" per `tiles.units` units, whole groups
     Draws draws;
-    int64_t groups = 0, group_units = 0, kept = 0;  // kept: groups of one draw
-    UnitRows rows;                                  // where groups are narrower than the tiles
+    MaskRule rule;
+    int64_t groups = 0, group_units = 0;
+    UnitRows rows;  // where groups are narrower than the tiles
 };
 
 // What a library of one instruction set does. Rows are float32.
@@ -230,7 +240,7 @@ void route(const float* logits, int64_t stride, const BudgetRows&, int64_t exper
 void draw(const float* gaussian, int64_t stride, const BudgetRows&, const Draws&, float* points);
 
 // mask [tokens, groups]: mean over a token's draws of the scores [ΣK, stride] that each keeps.
-void masks(const float* scores, int64_t stride, const BudgetRows&, int64_t groups, int64_t kept,
+void masks(const float* scores, int64_t stride, const BudgetRows&, int64_t groups, const MaskRule&,
            float* mask);
 
 // Blocks of a decoder layer, each x += f(norm(x)). Mixtures return their pairs and fill `load`,

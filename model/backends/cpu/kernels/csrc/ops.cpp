@@ -112,6 +112,7 @@ Tensor draw_op(const DrawsParams& params, const Tensor& gaussian, const Tensor& 
     budget.seeds = data<const int64_t>(seeds, "seeds");
     budget.positions = data<const int64_t>(positions, "positions");
     const Draws draws = bind(params, gaussian.size(1) / 2);
+    within_points(budget, draws);
     Tensor points = like(gaussian, {total_of(budget), draws.latent_dim});
     Op op;
     draw(in, gaussian.size(1), budget, draws, points.data_ptr<float>());
@@ -119,7 +120,8 @@ Tensor draw_op(const DrawsParams& params, const Tensor& gaussian, const Tensor& 
 }
 
 // The mean mask [tokens, groups] of the scores [ΣK, groups] of each token's draws.
-Tensor masks_op(const Tensor& scores, const Tensor& counts, int64_t k_max, int64_t kept) {
+Tensor masks_op(const Tensor& scores, const Tensor& counts, int64_t k_max, int64_t kept,
+                bool replacement, bool keep_norm) {
     const float* in = floats(scores, "scores");
     const BudgetRows budget = budget_of(counts, k_max);
     const int64_t groups = scores.size(1);
@@ -127,7 +129,7 @@ Tensor masks_op(const Tensor& scores, const Tensor& counts, int64_t k_max, int64
                 "masks: shapes do not fit");
     Tensor mask = like(scores, {budget.tokens, groups});
     Op op;
-    masks(in, groups, budget, groups, kept, mask.data_ptr<float>());
+    masks(in, groups, budget, groups, {kept, replacement, keep_norm}, mask.data_ptr<float>());
     return mask;
 }
 
@@ -203,7 +205,9 @@ TORCH_LIBRARY(moedial, library) {
     library.def(schema<DrawsParams>(
         "draw(Tensor gaussian, Tensor counts, Tensor seeds, Tensor positions, int k_max",
         "Tensor"));
-    library.def("masks(Tensor scores, Tensor counts, int k_max, int kept) -> Tensor");
+    library.def(
+        "masks(Tensor scores, Tensor counts, int k_max, int kept, bool replacement, "
+        "bool keep_norm) -> Tensor");
     library.def("best(Tensor logits) -> Tensor");
     library.def("constrain(Tensor logits, Tensor raw, Tensor allowed, Tensor mask_of) -> Tensor");
     define_block_ops(library);

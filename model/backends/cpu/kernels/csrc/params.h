@@ -166,13 +166,15 @@ struct TopKParams {
 
 // How the points of an ∞-MoE are drawn from each token's Gaussian.
 struct DrawsParams {
-    Tensor quantiles;   // [65536]
-    int64_t layer = 0;  // number of the mixture
+    Tensor quantiles;       // [65536]
+    OptionalTensor points;  // [largest count, latent_dim]: fixed draws, instead of random ones
+    int64_t layer = 0;      // number of the mixture
     bool exponential = true, antithetic = false;
     double sigma_min = 0;
 
     void each(auto&& visit) {
         visit({"quantiles"}, quantiles);
+        visit({"points"}, points);
         visit({"layer"}, layer);
         visit({"exponential"}, exponential);
         visit({"sigma_min"}, sigma_min);
@@ -189,6 +191,8 @@ struct InfinityParams {
     PackedParams up, down;  // the wide layer in tiles of `tile_units` units, whole groups
     int64_t units = 0, tile_units = 0, groups = 0, kept = 0, activation = 0;
     DrawsParams draws;
+    bool replacement = true;            // a draw may keep what an earlier draw kept
+    bool keep_norm = false;             // the mean mask gets the mean norm of its draws
     OptionalTensor up_rows, down_rows;  // the wide layer unit by unit
     int64_t crossover_rows = 0;         // kept units up to which it is read so
 
@@ -205,6 +209,8 @@ struct InfinityParams {
         visit({"kept"}, kept);
         visit({"activation"}, activation);
         draws.each(visit);
+        visit({"replacement"}, replacement);
+        visit({"keep_norm"}, keep_norm);
         visit({"up_rows"}, up_rows);
         visit({"down_rows"}, down_rows);
         visit({"crossover_rows"}, crossover_rows);

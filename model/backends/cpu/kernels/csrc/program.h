@@ -130,6 +130,8 @@ class Program : public torch::CustomClassHolder {
             const TopK* block = std::get_if<TopK>(&any);
             TORCH_CHECK(!block || budget.k_max <= block->router.experts, "counts up to ",
                         budget.k_max, " do not fit ", experts_of(any), " experts");
+            if (const auto* infinity = std::get_if<Infinity>(&any))
+                within_points(budget, infinity->draws);
             budgets.push_back(budget);
         }
         return budgets;

@@ -112,6 +112,8 @@ class MasksCase:
     scores_RE: Tensor
     counts_T: Tensor
     kept: int
+    replacement: bool = True
+    keep_norm: bool = False
     rounded = False
 
     def __post_init__(self) -> None:
@@ -120,10 +122,10 @@ class MasksCase:
     def run(self, rows_r: Tensor) -> Tensor:
         parts = self.scores_RE.split(self.counts_T.tolist())
         scores_RE = torch.cat([self.scores_RE[:0], *(parts[row] for row in rows_r.tolist())])
-        return ops.masks(scores_RE, self.counts_T[rows_r], 1 << 40, self.kept)
+        return ops.masks(scores_RE, self.counts_T[rows_r], 1 << 40, self.kept, self.replacement, self.keep_norm)
 
     def expected(self) -> Tensor:
-        return reference.masks(self.scores_RE, self.counts_T, self.kept)
+        return reference.masks(self.scores_RE, self.counts_T, self.kept, self.replacement, self.keep_norm)
 
 
 def masks_case(make: Make, rows: int, scores: int, kept: int, ties: bool = False) -> MasksCase:
@@ -207,6 +209,8 @@ class InfinityCase:
             kept=c.kept,
             activation=layer.activation,
             draws=draws_params(self.use.moe_layer, c),
+            replacement=c.replacement,
+            keep_norm=c.aggregate == "norm",
             up_rows=up_rows,
             down_rows=down_rows,
             crossover_rows=self.crossover_rows,

@@ -1,5 +1,6 @@
 """Routing, draws and masks, and the blocks of both mixtures that are made of them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,6 +61,7 @@ CONFIGS = [
     infinity(latent_dim=6, draws="antithetic", sigma_min=0.1),
     infinity(latent_dim=16, sigma_link="softplus"),
     infinity(latent_dim=35, draws="antithetic", sigma_link="softplus", sigma_min=0.5),
+    infinity(latent_dim=6, draws="points", sigma_min=0.1),
 ]
 
 
@@ -99,6 +101,24 @@ def test_masks(ties: bool, scores: int, kept: int) -> None:
         check(masks_case(Make(scores), rows, scores, kept, ties))
 
 
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("replacement, keep_norm", [(False, False), (True, True), (False, True)])
+def test_masks_without_replacement_and_with_the_norm_of_their_draws(
+    ties: bool, replacement: bool, keep_norm: bool
+) -> None:
+    for rows, scores, kept in ((1, 6, 1), (4, 37, 2), (30, 96, 3), (9, 300, 50)):
+        case = masks_case(Make(scores), rows, scores, kept, ties)
+        check(replace(case, replacement=replacement, keep_norm=keep_norm))
+
+
+def test_more_draws_than_fixed_points_are_refused() -> None:
+    config = infinity(draws="points", maximum=3)
+    case = draw_case(Make(1), 4, config)
+    case.use.budget.counts_T[1] = 3
+    with pytest.raises(RuntimeError, match="count 3 is higher than the 2 fixed draws"):
+        DrawCase(case.gaussian_TZ, case.use, infinity(draws="points", maximum=2)).run(torch.arange(4))
+
+
 def test_masks_keep_what_keep_top_keeps() -> None:
     """All that tie with the last that is kept are kept; by value, not by magnitude; the extremes of float32 too."""
     rows = [
@@ -110,13 +130,15 @@ def test_masks_keep_what_keep_top_keeps() -> None:
     ]
     for kept in range(1, 6):
         scores = torch.tensor(rows)
-        assert torch.equal(ops.masks(scores, torch.ones(5, dtype=torch.int64), 1, kept), keep_top(scores, kept))
+        assert torch.equal(
+            ops.masks(scores, torch.ones(5, dtype=torch.int64), 1, kept, True, False), keep_top(scores, kept)
+        )
 
 
 def test_the_sign_of_zero_does_not_change_a_mask() -> None:
     scores, one = torch.tensor([[0.0, -0.0, -1.0, -0.0, 0.0, 3.0]]), torch.tensor([1])
     for kept in range(1, 7):
-        assert torch.equal(ops.masks(scores, one, 1, kept), keep_top(scores, kept))
+        assert torch.equal(ops.masks(scores, one, 1, kept, True, False), keep_top(scores, kept))
 
 
 TOPK = [(8, 16, 1), (24, 12, 5), (40, 33, 16), (70, 64, 9)]  # width, expert width, experts
@@ -148,6 +170,7 @@ def test_topk_blocks_activate(kind: Kind, activation: Activation) -> None:
 
 # A config, and the units that are one expert of the ragged work: a block each, or runs of several.
 RUNS = [
+    (infinity(units=512, block=64, keep_ratio=0.12, draws="points", replacement=False, aggregate="norm"), 64),
     (infinity(units=96, block=16), 16),
     (infinity(units=192, block=64, keep_ratio=0.5, draws="antithetic"), 64),
     (infinity(units=96, block=32, activation="gelu_tanh", sigma_link="softplus"), 32),
@@ -155,6 +178,8 @@ RUNS = [
     (infinity(units=144, block=8, keep_ratio=0.3, activation="relu"), 64),
     (infinity(units=50, block=5, activation="silu", latent_dim=9), 80),
     (infinity(units=48, block=3), 48),
+    (infinity(units=96, block=4, keep_ratio=0.1, replacement=False), 64),
+    (infinity(units=96, block=2, draws="points", aggregate="norm"), 64),
 ]  # fmt: skip
 
 
@@ -166,7 +191,7 @@ def test_infinity_blocks(kind: Kind, config: Infinity, run: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["float", "bfloat16"])
-@pytest.mark.parametrize("config, run", RUNS[3:], ids=str)
+@pytest.mark.parametrize("config, run", RUNS[4:], ids=str)
 @pytest.mark.parametrize("width", [16, 48, 272])
 def test_kept_units_read_one_by_one_give_the_bits_of_all_in_one_pass(
     kind: Kind, config: Infinity, run: int, width: int
@@ -205,7 +230,7 @@ def test_how_uneven_the_loads_are() -> None:
 
 
 def blocks(kind: Kind) -> list[TopKCase | InfinityCase]:
-    return [topk_case(Make(3), 25, 40, 33, 6, kind, normalise=True), infinity_case(Make(3), 25, 40, *RUNS[3], kind)]
+    return [topk_case(Make(3), 25, 40, 33, 6, kind, normalise=True), infinity_case(Make(3), 25, 40, *RUNS[4], kind)]
 
 
 @each_kind

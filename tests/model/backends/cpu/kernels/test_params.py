@@ -80,5 +80,5 @@ class Wrong(Params):
 
 
 def test_other_names_than_the_ops_are_an_error() -> None:
-    with pytest.raises(TypeError, match="masks takes k_max, kept, and is given scores, most"):
+    with pytest.raises(TypeError, match="masks takes replacement, keep_norm, and is given scores, most"):
         Wrong(torch.ones(1), 2).arguments()
