@@ -7,6 +7,7 @@ The losses on the card are those of the exported weights, not of the training st
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,9 +70,16 @@ def windows(tokenizer: Tokenizer, text: Path, length: int, limit: int) -> tuple[
 
 
 def measure(model: Decoder, window_BS: Tensor, bytes_per_token: float) -> list[dict[str, Any]]:
+    """One row for each of `COUNTS` and the trained count, as `measure_counts`."""
+    return measure_counts(model, window_BS, bytes_per_token, sorted({*COUNTS, model.config.experts.trained}))
+
+
+def measure_counts(
+    model: Decoder, window_BS: Tensor, bytes_per_token: float, counts: Sequence[int]
+) -> list[dict[str, Any]]:
     """One row per expert count: loss, perplexity, bits per byte, agreement with the trained count's best token."""
     trained = model.config.experts.trained
-    losses = {k: held_out_loss(model, window_BS, k) for k in sorted({*COUNTS, trained})}
+    losses = {k: held_out_loss(model, window_BS, k) for k in counts}
     best = losses[trained]
     return [
         {

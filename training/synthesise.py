@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ STORY_CHARACTERS = range(200, 4001)
 
 
 KeysValues = list[tuple[Tensor, Tensor]]  # by layer
-Stories = multiprocessing.Queue[tuple[int, list[str]]]
+Stories: TypeAlias = "multiprocessing.Queue[tuple[int, list[str]]]"  # which cannot be subscripted when it runs
 
 
 @dataclass(frozen=True)
