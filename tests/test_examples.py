@@ -35,7 +35,7 @@ def run(name: str, *arguments: str) -> str:
 def test_curl_at_three_counts_and_a_refusal(live: Live) -> None:
     printed = run("counts.sh", live.url)
     assert re.findall(r'"usage":.*?"num_experts":(\d+)', printed) == ["1", "4", "8"]
-    assert "num_experts must be between 1 and 16 for this model, got 1000" in printed
+    assert "num_experts must be between 1 and 8 for this model, got 1000" in printed
 
 
 def test_the_openai_client_at_three_counts(live: Live) -> None:

@@ -90,7 +90,7 @@ def test_responses(base: str) -> None:
 
 
 def test_refusals(base: str) -> None:
-    with pytest.raises(litellm.BadRequestError, match="between 1 and 16"):
+    with pytest.raises(litellm.BadRequestError, match="between 1 and 8"):
         litellm.completion(**to(base, num_experts=99))
     with pytest.raises(litellm.NotFoundError):
         litellm.completion(**to(base, model="openai/nobody"))

@@ -101,7 +101,7 @@ def test_refused_counts_name_value_and_range(live: Live, value: object) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         complete(live, extra_body={"num_experts": value})
     assert caught.value.param == "num_experts"
-    assert "between 1 and 16" in str(caught.value) or "integer" in str(caught.value)
+    assert "between 1 and 8" in str(caught.value) or "integer" in str(caught.value)
 
 
 def test_refusals_of_other_fields(live: Live) -> None:

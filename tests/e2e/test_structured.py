@@ -13,7 +13,7 @@ from tests.e2e.live import Live, serving
 from weights.folder import DEFAULT
 
 pytestmark = pytest.mark.slow
-COUNTS = (1, 2, 4, 8, 16)
+COUNTS = (1, 2, 4, 8)
 WORD = {"type": "string", "maxLength": 10}
 SCHEMAS: dict[str, dict[str, Any]] = {
     "a person": {

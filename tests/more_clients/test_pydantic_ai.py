@@ -60,5 +60,5 @@ def test_a_shape_that_the_prompt_asks_for(base: str) -> None:
 
 
 def test_a_refusal(base: str) -> None:
-    with pytest.raises(ModelHTTPError, match="between 1 and 16"):
+    with pytest.raises(ModelHTTPError, match="between 1 and 8"):
         agent(base, OpenAIChatModel, 12, num_experts=99).run_sync(ASKED)

@@ -39,4 +39,4 @@ def test_a_shape(found: Any) -> None:
 
 
 def test_a_refusal(found: Any) -> None:
-    assert "between 1 and 16" in found["refusal"]
+    assert "between 1 and 8" in found["refusal"]
