@@ -10,8 +10,8 @@ import pytest
 
 from tests.training.gpu.tiny import shape
 from training.gpu.plan import Plan
-from training.gpu.study import SETS, Job, table, work
-from training.gpu.study_sets import FIRST, SECOND, Run
+from training.gpu.study import Job, table, work
+from training.gpu.study_sets import FIRST, SECOND, SETS, Run
 
 
 def test_rows_have_names_of_their_own() -> None:
