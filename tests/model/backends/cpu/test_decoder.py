@@ -12,7 +12,7 @@ from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.refusal import refusal
 from model.backends.torch.backend import TorchRunnable
-from model.batch import Batch, Pages
+from model.batch import Batch, BudgetRows, Pages
 from model.decoder import Decoder
 from model.options import Options, Quantize
 from model.shapes.attention import MLA, Attention
@@ -155,7 +155,8 @@ def test_both_tell_the_same_of_their_work(name: str) -> None:
 def test_only_the_wanted_rows_get_logits() -> None:
     made = native(decoder(LAYOUTS["llama-topk"]))
     cache, ids_T = made.cache(3, 16), torch.arange(20)
-    fixed = (ids_T, torch.arange(20), torch.zeros(20, dtype=torch.int64), torch.full((2, 20), 2), 2, (40, 40))
+    budget = BudgetRows(torch.full((2, 20), 2), 2, (40, 40))
+    fixed = (ids_T, torch.arange(20), torch.zeros(20, dtype=torch.int64), budget)
     pages = Pages(cache, torch.tensor([[1, 2]]), torch.tensor([[0, 20, 20]]))
     all_rows, few, none = (
         made(Batch(*fixed, rows_B=torch.tensor(rows, dtype=torch.int64)), pages)
