@@ -13,6 +13,7 @@ from engine.calibrate import MAX_SECONDS, SHAPES, Measurement, fit, measure, non
 from engine.cost import ExpertPool, StepCost
 from engine.plan import MoEWork, Plan, Sampled, StepResult
 from engine.types import EngineInfo, EngineSettings
+from model.backends.torch.backend import TorchRunnable
 from model.budget import ExpertRange
 from tests.engine.costs import COST, LAYERS, work_of
 from tests.engine.fake import build_fake, request
@@ -143,7 +144,7 @@ def test_measuring_keeps_to_its_time(slower: int) -> None:
 
 
 def test_the_real_runner_is_measured_and_nothing_is_left_behind() -> None:
-    model = decoder(llama_like(topk(), infinity(), context=64))
+    model = TorchRunnable(decoder(llama_like(topk(), infinity(), context=64)))
     settings = EngineSettings("", block_size=4, kv_cache_bytes=1 << 20)
     engine, blocks = assemble(model, settings)
     info = replace(INFO, kv_blocks=blocks, **describe(model, settings))
@@ -158,7 +159,7 @@ def test_the_real_runner_is_measured_and_nothing_is_left_behind() -> None:
 
 
 def test_an_assembled_engine_plans_by_the_cost_that_it_is_given() -> None:
-    model = decoder(llama_like(topk(), topk(), context=64))
+    model = TorchRunnable(decoder(llama_like(topk(), topk(), context=64)))
     settings = EngineSettings("", block_size=4, kv_cache_bytes=1 << 20, step_ms=20)
     lengths = []
     for cost in (None, StepCost(0.0, 1e-3, 0.0, 0.0, (ExpertPool(6), ExpertPool(6)))):
