@@ -60,14 +60,14 @@ class Loaded:
 
 
 def use_threads(threads: int) -> None:
-    """Torch's and the native kernels', now."""
+    """Set the number of threads of torch and of the native kernels."""
     torch.set_num_threads(1 if load().native else threads)  # as the server does
     if load().native:
         torch.ops.moedial.set_threads(threads)
 
 
 class Worker:
-    """The same in a process of its own; ready when made."""
+    """A loaded engine in a process of its own, ready once constructed."""
 
     def __init__(self, folder: Path) -> None:
         context = get_context("spawn")
@@ -78,11 +78,11 @@ class Worker:
         self.kernels: str = self._pipe.recv()
 
     def begin(self, counts: dict[int, int], total: int, threads: int, start: float) -> None:
-        """Have it serve with so many threads, from `start` on."""
+        """Start serving with this number of threads at time `start`."""
         self._pipe.send((counts, total, threads, start))
 
     def end(self) -> Times:
-        """What it measured. Raises EOFError when the process has died."""
+        """The worker's measurements. Raises EOFError if its process has ended."""
         times: Times = self._pipe.recv()
         return times
 
@@ -92,7 +92,7 @@ class Worker:
 
 
 def work(folder: Path, pipe: Connection) -> None:
-    """Say on which kernels it runs when it is loaded, then serve what comes through the pipe until it closes."""
+    """The worker process: report the kernels once loaded, then serve requests from the pipe until it closes."""
     loaded = Loaded.load(folder)
     pipe.send(load().name)
     while True:
@@ -105,7 +105,7 @@ def work(folder: Path, pipe: Connection) -> None:
 
 
 def side_by_side(workers: Sequence[Worker], shares: Sequence[dict[int, int]], total: int, threads: int) -> Times:
-    """Each worker serves its share, all from one moment on."""
+    """Run all workers at once, each on its share of the requests."""
     start = time.monotonic() + 0.1
     for worker, share in zip(workers, shares, strict=True):
         worker.begin(share, total, threads, start)

@@ -66,13 +66,13 @@ def main(
 
 
 def written(model: str, place: Path) -> Path:
-    """The checkpoint, written there."""
+    """Write the checkpoint into a folder; returns its path."""
     write_random(CHECKPOINTS[model], place / model)
     return place / model
 
 
 def cells(each: dict[str, Any]) -> list[str]:
-    """One line of the table."""
+    """The cells of one line of the table."""
     name = f"{each['batch']}, {each['num_experts']}"
     figures = (each["step_ms"], each["of_time"], each["of_bytes"], each["of_time"] / each["of_bytes"])
     return [name, *(f"{figure:.2f}" for figure in figures)]

@@ -72,7 +72,7 @@ def checkpoints(names: Sequence[str], scratch: Path) -> Iterator[tuple[str, Path
 
 
 def able(systems: Sequence[System], folder: Path) -> list[System]:
-    """Those that can run this checkpoint; the others say why not."""
+    """The systems that can run this checkpoint; prints why the others cannot."""
     config = read_json(folder / "config.json")
     reasons = {system.name: system.refuses(config) for system in systems}
     for name, reason in reasons.items():
@@ -82,7 +82,7 @@ def able(systems: Sequence[System], folder: Path) -> list[System]:
 
 
 def opened(systems: Sequence[System], folder: Path, count: int, stack: ExitStack) -> dict[System, Session]:
-    """All of them loaded at one count, until the stack closes."""
+    """Load all systems at one count; they are closed with the stack."""
     sessions = {}
     for system in systems:
         try:
@@ -95,7 +95,7 @@ def opened(systems: Sequence[System], folder: Path, count: int, stack: ExitStack
 def repeated(
     sessions: dict[System, Session], batches: Sequence[int], repeats: int
 ) -> dict[tuple[System, int], list[Rates]]:
-    """Every system in turn, `repeats` times."""
+    """Measure every system in turn, `repeats` times."""
     rates: dict[tuple[System, int], list[Rates]] = {}
     for _ in range(repeats):
         for system, session in list(sessions.items()):
@@ -126,7 +126,7 @@ def speed(model: str, system: System, batch: int, count: int, rates: Sequence[Ra
 def bench(
     name: str, folder: Path, systems: Sequence[System], batches: Sequence[int], counts: Sequence[int], repeats: int
 ) -> list[Speed]:
-    """All batches and counts of one checkpoint."""
+    """Measure all batches and counts of one checkpoint."""
     speeds = []
     for count in counts:
         with ExitStack() as stack:
@@ -139,7 +139,7 @@ def bench(
 
 
 def show(speed: Speed) -> None:
-    """One line as it comes, so that a long run can be watched."""
+    """Print one line per measurement, so that a long run can be watched."""
     print(
         f"{speed.model:20} {speed.system:16} batch {speed.batch:3}  K {speed.num_experts:2}  "
         f"prefill {speed.prefill:8.0f}  decode {speed.decode:8.1f} tok/s",
@@ -148,7 +148,7 @@ def show(speed: Speed) -> None:
 
 
 def ceilings(folder: Path, speeds: Sequence[Speed], read: float) -> str:
-    """What memory allows at batch 1, and the share of it that each system reaches."""
+    """The speed that memory bandwidth allows at batch 1, and the share of it that each system reaches."""
     config, _ = read_config(folder)
     rows = []
     for one in (row for row in speeds if row.batch == 1):
@@ -208,7 +208,7 @@ def main(
 
 
 def versions(systems: Sequence[System], speeds: Sequence[Speed]) -> dict[str, Any]:
-    """Of the systems that ran."""
+    """The versions of the systems that ran."""
     ran = {row.system for row in speeds}
     found = {system.name: system.version() for system in systems if system.name in ran}
     print(*(f"{name}: {version}" for name, version in found.items()), sep="\n")

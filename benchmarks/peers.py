@@ -33,7 +33,7 @@ CONVERTER = ("numpy", "transformers", "safetensors", "sentencepiece", "protobuf"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing done to this machine, in words and in code."""
+    """One step of an installation: its description and its code."""
 
     says: str
     does: Callable[[], object]
@@ -45,13 +45,13 @@ def python(folder: Path) -> Path:
 
 
 def installed(folder: Path) -> str | None:
-    """What is installed there, in one line; None if its installation never came to its end."""
+    """What is installed, in one line; None if the installation is not complete."""
     stamp = folder / "installed.txt"
     return stamp.read_text().strip() if stamp.exists() else None
 
 
 def call(folder: Path, *command: str | Path) -> None:
-    """Run a command; what it says goes to the peer's log."""
+    """Run a command; its output goes to the peer's log."""
     with (folder / "install.log").open("a") as log:
         subprocess.run([str(part) for part in command], check=True, stdout=log, stderr=subprocess.STDOUT)
 
@@ -74,7 +74,7 @@ def unpack(folder: Path) -> None:
 
 
 def llamacpp_source(folder: Path) -> Path:
-    """Where llama.cpp lies in the unpacked sdist."""
+    """The folder of llama.cpp in the unpacked sdist."""
     return folder / "source" / "vendor" / "llama.cpp"
 
 
@@ -92,7 +92,7 @@ def build(folder: Path, jobs: int) -> None:
 
 
 def llamacpp_steps(folder: Path, jobs: int) -> list[Step]:
-    """Tools and converter of llama.cpp."""
+    """The steps that install llama.cpp's tools and converter."""
     source = ("--no-binary", ":all:", "--no-deps", "--dest", folder, LLAMACPP_SOURCE)
     return [
         Step("a venv", partial(make_venv, folder)),
@@ -120,7 +120,7 @@ def name_vllm(folder: Path) -> None:
 
 
 def vllm_steps(folder: Path) -> list[Step]:
-    """vLLM without what loads other builds of torch."""
+    """The steps that install vLLM without the packages that would load other builds of torch."""
     unused = ("torchvision", "torchaudio", "torchcodec")
     return [
         Step("a venv", partial(make_venv, folder)),
@@ -137,7 +137,7 @@ def stamp(folder: Path, version: str) -> None:
 
 
 def install(name: str, folder: Path, steps: list[Step]) -> bool:
-    """All steps of one peer; False where one failed."""
+    """Run all steps of one peer; returns whether all succeeded."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, step in enumerate(steps, 1):
         print(f"{name} {number}/{len(steps)}: {step.says}", flush=True)

@@ -55,7 +55,7 @@ class Whole:
 
 
 def losses(folder: Path, text: Path, counts: list[int], limit: int) -> dict[str, list[float]]:
-    """Loss by count of every way to keep the weights."""
+    """The loss by expert count for every way to store the weights."""
     window_BS, _ = windows(Tokenizer.from_file(str(folder / "tokenizer.json")), text, WINDOW, limit)
     found = {}
     for dtype, quantize, part in WAYS:

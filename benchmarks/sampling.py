@@ -1,4 +1,4 @@
-"""What does choosing tokens cost, by batch, vocabulary and setting? `python -m benchmarks.sampling [THREADS]`.
+"""What does sampling cost, by batch, vocabulary and setting? `python -m benchmarks.sampling [THREADS]`.
 
 Measures: the engine's sampler on float32 logits [B, V] whose probabilities fall with about the 1.7th power of the rank,
 for sequences of 200 prompt and 200 generated tokens that all ask for the same. Medians of microseconds a step. The

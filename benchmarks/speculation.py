@@ -1,15 +1,15 @@
-"""Does guessing tokens ahead pay? `make bench-speculation`.
+"""Does speculative decoding pay? `make bench-speculation`.
 
-Measures: the same loaded model in three engines that take turns: without guesses, with n-gram look-up, and guessing
-with one expert itself. Three kinds of text at each batch: stories (a story's beginning, 160 tokens, free), JSON
-(answers held to a schema of records) and code-like (answers held to a grammar of assignments and calls). Answers are
-greedy and the same in all three, which is checked; new tokens over the time of the whole run, medians of runs in
-turn, as a ratio to the engine without guesses. `right` is the share of guesses that stood. Ceiling: 1 + the guesses
-per step that stood, as if checking were free; it is not: a step with guesses computes as many tokens more. No HTTP,
-no prefix cache.
+Measures: the same loaded model in three engines that take turns: without drafts, with n-gram drafts, and with drafts
+made by the model with one expert. Three kinds of text at each batch: stories (a story's beginning, 160 tokens, free),
+JSON (answers held to a schema of records) and code-like (answers held to a grammar of assignments and calls). Answers
+are greedy and the same in all three, which is checked; new tokens over the time of the whole run, medians of runs in
+turn, as a ratio to the engine without drafts. `right` is the share of accepted drafts. Ceiling: 1 + the accepted drafts
+per step, as if verification were free; it is not: a step with drafts computes that many more tokens. No HTTP, no prefix
+cache.
 
-With `--verify`: what a step costs that checks m guesses, over one that checks none, on a shape of
-`benchmarks.checkpoints`: below 1 + m, guessing can pay.
+With `--verify`: the cost of a step that verifies m drafts, over one without, on a shape of `benchmarks.checkpoints`:
+below 1 + m, speculation can pay.
 """
 
 import json
@@ -67,7 +67,7 @@ KINDS = {"stories": "", "JSON": RECORDS, "code-like": CODE}
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Tokens per second, and of the guesses how many were made and stood."""
+    """Tokens per second, and the numbers of drafts made and accepted."""
 
     speed: float
     drafted: int
@@ -97,7 +97,7 @@ def run(engine: Engine, prompts: Sequence[Sequence[int]], grammar: str, count: i
 
 
 def engines(folder: Path, threads: int) -> tuple[dict[str, Engine], Tokenizer]:
-    """One model, an engine per way to guess, each with the cost of a step as measured at start."""
+    """One model in an engine per source of drafts, each with the cost of a step as measured at start."""
     model, raw = load_model(folder, "auto")
     fixed: dict[str, Any] = {"model": str(folder), "threads": threads, "kv_cache_bytes": 1 << 28, "prefix_cache": False}
     native, reason = prepare(model, EngineSettings(**fixed))
@@ -133,7 +133,7 @@ def measured(folder: Path, count: int, batches: list[int], repeats: int, threads
                 for arm, engine in made.items():
                     runs[arm].append(run(engine, prompts, grammar, count, tokenizer.eos_ids))
             if len({each.texts for done in runs.values() for each in done}) != 1:
-                raise RuntimeError("guessing has changed an answer")
+                raise RuntimeError("speculation has changed an answer")
             rows += [_row(kind, batch, arm, done[1:], runs["off"][1:]) for arm, done in runs.items()]
     return rows
 
@@ -144,7 +144,7 @@ def _row(kind: str, batch: int, arm: str, runs: list[Run], base: list[Run]) -> d
     return {
         "text": kind,
         "batch": batch,
-        "draft_state": arm,
+        "drafts": arm,
         "tokens_per_second": median(each.speed for each in runs),
         "ratio": median(mine.speed / plain.speed for mine, plain in zip(runs, base, strict=True)),
         "drafted_per_token": drafted / tokens,
@@ -153,7 +153,7 @@ def _row(kind: str, batch: int, arm: str, runs: list[Run], base: list[Run]) -> d
 
 
 def verify(name: str, counts: list[int], threads: int, repeats: int = 9) -> list[dict[str, Any]]:
-    """A step of one sequence that checks m guesses, over one that checks none."""
+    """The cost of a step of one sequence that verifies m drafts, over one without drafts."""
     with tempfile.TemporaryDirectory() as place:
         write_random(CHECKPOINTS[name], Path(place))
         model, _ = load_model(Path(place), "bfloat16")
@@ -165,16 +165,27 @@ def verify(name: str, counts: list[int], threads: int, repeats: int = 9) -> list
         sequence = Running(Request("a", tuple(range(3, 131)), budget, Sampling(99, seed=1, temperature=0.0)), 0.0)
         sequence.blocks, sequence.slot = list(range(16)), 0
         engine.runner.run((Chunk(sequence, 0, 128),))
-        times: dict[int, list[float]] = {guesses: [] for guesses in (0, 1, 2, 4, 8)}
+        times: dict[int, list[float]] = {drafts: [] for drafts in (0, 1, 2, 4, 8)}
         for _ in range(repeats):
-            for guesses, found in times.items():
-                chunk = Chunk(sequence, 127, 1, tuple(range(500, 500 + 700 * guesses, 700)))
+            for drafts, found in times.items():
+                chunk = Chunk(sequence, 127, 1, tuple(range(500, 500 + 700 * drafts, 700)))
                 began = time.perf_counter()
                 engine.runner.run((chunk,))
                 found.append(time.perf_counter() - began)
         plain = median(times[0])
-        rows += [{"num_experts": count, "draft_state": m, "cost": median(found) / plain} for m, found in times.items()]
+        rows += [{"num_experts": count, "drafts": m, "cost": median(found) / plain} for m, found in times.items()]
     return rows
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """The cells of one line of the table."""
+    return [
+        f"{row['text']}, {row['batch']}, {row['drafts']}",
+        f"{row['tokens_per_second']:,.0f}",
+        f"{row['ratio']:.2f}",
+        f"{row['drafted_per_token']:.2f}",
+        "–" if row["right"] is None else f"{row['right']:.0%}",
+    ]
 
 
 def main(
@@ -191,22 +202,13 @@ def main(
     introduce(machine)
     for model in models:
         rows = found[model] = measured(BUNDLED / model, count, batches, repeats, threads)
-        head = ["text, batch, guesses", "tok/s", "ratio", "guesses per token", "right"]
-        lines = [
-            [
-                f"{row['text']}, {row['batch']}, {row['guesses']}",
-                f"{row['tokens_per_second']:,.0f}",
-                f"{row['ratio']:.2f}",
-                f"{row['drafted_per_token']:.2f}",
-                "–" if row["right"] is None else f"{row['right']:.0%}",
-            ]
-            for row in rows
-        ]
+        head = ["text, batch, drafts", "tok/s", "ratio", "drafts per token", "right"]
+        lines = [cells(row) for row in rows]
         print(f"\n**{model}**\n\n{grid(head, lines)}\n", flush=True)
     if shape:
         costs = found[shape] = verify(shape, [1, 2, 8], threads)
-        lines = [[f"{row['num_experts']}, {row['guesses']}", f"{row['cost']:.2f}"] for row in costs]
-        print(f"\n**{shape}: a step with m guesses over one without**\n\n{grid(['K, m', 'cost'], lines)}\n")
+        lines = [[f"{row['num_experts']}, {row['drafts']}", f"{row['cost']:.2f}"] for row in costs]
+        print(f"\n**{shape}: a step with m drafts over one without**\n\n{grid(['K, m', 'cost'], lines)}\n")
     print(json.dumps({"benchmark": "speculation", "machine": machine, "models": found}))
 
 

@@ -1,4 +1,4 @@
-"""The model card (README.md beside the weights), written from what was measured. It measures nothing itself."""
+"""Writes the model card (README.md beside the weights) from measured figures. It measures nothing itself."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From plain text to training tokens: a byte-level BPE of our own, some stories turned into chats, one flat array.
+"""Turns plain text into training tokens: trains a byte-level BPE, turns some stories into chats, writes one array.
 
 Documents are separated by a line `<|endoftext|>`. It knows tokenizers and numpy, not models.
 """

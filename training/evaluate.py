@@ -16,7 +16,7 @@ COUNTS = (1, 2, 4, 8)
 
 
 class WholeModel(Protocol):
-    """What computes whole sequences side by side: a `Decoder`, or what is called like one."""
+    """A callable that computes batches of whole sequences, such as a `Decoder`."""
 
     config: DecoderConfig
 

@@ -1,4 +1,4 @@
-"""From a finished run to a checkpoint that ships: bfloat16 weights, tokenizer, chat template, measured card.
+"""Exports a finished run as a checkpoint to ship: bfloat16 weights, tokenizer, chat template, measured card.
 
 Run `python -m training.export --help`; `docs/training.md` has the whole command.
 The losses on the card are those of the exported weights, not of the training state.
@@ -51,7 +51,7 @@ def export_weights(run: Path, folder: Path) -> None:
 
 
 def export_tokenizer(tokens: Path, folder: Path) -> None:
-    """tokenizer.json, and the little that Hugging Face readers need beside it."""
+    """Write tokenizer.json and the other files that Hugging Face's loaders need."""
     shutil.copy(tokens / "tokenizer.json", folder / "tokenizer.json")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}, indent=2) + "\n")

@@ -56,7 +56,7 @@ TOPK: dict[str, Any] = SHAPE | {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One training run. `largest_count`: K is uniform on 1..largest_count, anew for each layer and micro-batch."""
+    """One training run. `largest_count`: K is uniform on 1..largest_count, drawn for each layer and micro-batch."""
 
     config: Mapping[str, Any]
     steps: int = 900

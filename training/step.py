@@ -1,4 +1,4 @@
-"""One training step's pieces: initial weights, a batch with a random expert count per layer, and the loss.
+"""The parts of a training step: initial weights, a batch with a random expert count per layer, and the loss.
 
 K is drawn per layer and step, uniformly (M-MoE, 2509.26520), so that one model serves every count.
 It knows the decoder, not files, schedules or progress bars.
@@ -50,15 +50,16 @@ class Balance:
 
 
 def make_batch(ids_BS: Tensor, counts: list[int], seed: int) -> Batch:
-    """Whole sequences side by side; layer l uses counts[l] for every token. Each row has a seed of its own."""
+    """A batch of whole sequences; layer l uses counts[l] for every token. Each row has a seed of its own."""
     rows, length = ids_BS.shape
     tokens = rows * length
     counts_L1 = torch.tensor(counts)[:, None]
+    pairs_L = tuple(tokens * count for count in counts)
     return Batch(
         ids_T=ids_BS.flatten(),
         positions_T=torch.arange(length).repeat(rows),
         seeds_T=(torch.arange(rows) + seed * 65536).repeat_interleave(length),
-        budget=BudgetRows(counts_L1.expand(-1, tokens), max(counts), tuple(tokens * count for count in counts)),
+        budget=BudgetRows(counts_L1.expand(-1, tokens), max(counts), pairs_L),
         rows_B=torch.arange(tokens),
     )
 

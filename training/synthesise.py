@@ -1,7 +1,7 @@
 """Samples children's stories from a small Llama-layout model, many rows in lockstep, into one plain text file.
 
 Everything from the weight file to the finished stories lives here, tuned for a CPU with bfloat16 arithmetic.
-It refuses to know what the stories are for: who trains on them, with which tokeniser, or how they are split.
+It does not know who trains on the stories, with which tokenizer, or how they are split.
 """
 
 import argparse
@@ -9,7 +9,6 @@ import itertools
 import lzma
 import math
 import multiprocessing
-import re
 import struct
 import time
 from collections.abc import Iterator
@@ -24,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-BOS = 1
-SEPARATOR = "<|endoftext|>"
+from training.teacher_vocabulary import SEPARATOR, read_tokens, used_vocabulary
+
 CHECKPOINT_NAME = "llama2.data"
 WINDOW = 192  # positions attended to; on real stories as good as rebuilding a 256 context from its last 128
-BLOCK = 32  # consecutive positions of a key channel that lie together: one cache line
+BLOCK = 32  # consecutive positions of a key channel stored together: one cache line
 NOISE_ENTRIES = 1 << 25
 STORY_CHARACTERS = range(200, 4001)
 
@@ -53,7 +52,7 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingOptions:
     model: Path
     vocabulary_text: Path
     rows: int
@@ -75,37 +74,6 @@ def read_tensors(blob: bytes) -> tuple[ModelShape, dict[str, Tensor], int]:
         tensors[name] = torch.from_numpy(np.frombuffer(blob, "<f4", math.prod(size), offset).reshape(size).copy())
         offset += tensors[name].nbytes
     return shape, tensors, offset + shape.context * shape.head_width * 4  # rotary tables, not needed
-
-
-def read_tokens(blob: bytes, offset: int, count: int) -> tuple[list[bytes], list[float]]:
-    """Each token's bytes, and how eagerly it is merged."""
-    offset, pieces, scores = offset + 4, [], []  # past the longest piece's length
-    for _ in range(count):
-        score, length = struct.unpack_from("<fi", blob, offset)
-        piece = blob[offset + 8 : offset + 8 + length]
-        pieces.append(bytes.fromhex(piece[3:5].decode()) if re.fullmatch(rb"<0x[0-9A-F]{2}>", piece) else piece)
-        scores.append(score)
-        offset += 8 + length
-    return pieces, scores
-
-
-def encode_word(word: str, ids: dict[bytes, int], scores: list[float]) -> list[int]:
-    """Merges the best-scored neighbouring pair until none is left; unknown characters fall back to bytes."""
-    parts = [p for c in word for p in ([c.encode()] if c.encode() in ids else [bytes([b]) for b in c.encode()])]
-    while True:
-        pairs = [(scores[ids[a + b]], -i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in ids]
-        if not pairs:
-            return [ids[part] for part in parts]
-        at = -max(pairs)[1]
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-
-
-def used_vocabulary(text: str, pieces: list[bytes], scores: list[float]) -> list[int]:
-    """The ids that occur in the text, with BOS first; a story is encoded as if a space came before it."""
-    ids = {piece: i for i, piece in reversed(list(enumerate(pieces)))}
-    ids |= {piece: i for i, piece in enumerate(pieces) if i > 258 and len(piece) == 1}  # text before raw bytes
-    words = {w for story in text.split(SEPARATOR) for w in re.findall(r" +[^ ]*", " " + story.strip())}
-    return [BOS, *sorted({i for word in words for i in encode_word(word, ids, scores)} - {BOS})]
 
 
 def halves_first(weight_LDD: Tensor, shape: ModelShape) -> Tensor:
@@ -139,7 +107,7 @@ def attend(q_BHC: Tensor, k_BHC: Tensor, v_BHC: Tensor, mask_T: Tensor, past: tu
     return mixed_BHC + weights[..., -1:] * v_BHC.float()
 
 
-class Storyteller(nn.Module):
+class Teacher(nn.Module):
     """The network over the cut vocabulary; `kept_V` maps its ids to the checkpoint's."""
 
     def __init__(self, shape: ModelShape, t: dict[str, Tensor], kept_V: list[int]) -> None:
@@ -147,8 +115,9 @@ class Storyteller(nn.Module):
         self.shape = shape
         wq_LDD = halves_first(t["wq"], shape) * shape.head_width**-0.5
         qkv_LXD = torch.cat([wq_LDD, halves_first(t["wk"], shape), t["wv"]], 1)
+        gate_up_LXD = torch.cat([t["w1"], t["w3"]], 1)
         self.qkv, self.out = held(qkv_LXD * t["attention_norm"][:, None]), held(t["wo"])
-        self.gate_up, self.down = held(torch.cat([t["w1"], t["w3"]], 1) * t["ffn_norm"][:, None]), held(t["w2"])
+        self.gate_up, self.down = held(gate_up_LXD * t["ffn_norm"][:, None]), held(t["w2"])
         embedding_VD = t["embedding"][kept_V]
         self.ends = held(torch.stack([embedding_VD, embedding_VD * t["final_norm"]]))
 
@@ -157,7 +126,7 @@ class Storyteller(nn.Module):
         return x_BD + F.linear((F.silu(gate) * up).bfloat16(), self.down[layer])
 
     def forward(self, ids_B: Tensor, turn_2C: Tensor, mask_T: Tensor, past: KeysValues) -> tuple[Tensor, KeysValues]:
-        """Logits, and each layer's key and value; the caller stores them, lest the compiler copy the past."""
+        """Logits, and each layer's key and value. The caller stores them: the compiled code must not copy the past."""
         x_BD, fresh = F.embedding(ids_B, self.ends[0]).float(), []
         for layer in range(self.shape.layers):
             qkv = F.linear(normalise(x_BD), self.qkv[layer])
@@ -172,7 +141,7 @@ class Storyteller(nn.Module):
 class Sampler:
     """Rows of endless text: each goes on with its next story when one ends, all at the same position."""
 
-    def __init__(self, model: Storyteller, sampling: Sampling) -> None:
+    def __init__(self, model: Teacher, sampling: SamplingOptions) -> None:
         self.shape, self.rows = model.shape, sampling.rows
         self.generator = torch.Generator().manual_seed(sampling.seed)
         # Scaling the noise instead of the logits saves a pass; a table saves two logarithms per candidate.
@@ -223,8 +192,8 @@ def cut(blocks: Iterator[Tensor], pieces_V: list[bytes], rows: int) -> Iterator[
         yield block_BT.numel(), ended
 
 
-class Shelf:
-    """The output file, which takes each acceptable story once and counts what it already holds."""
+class StoryFile:
+    """The output file. It keeps each acceptable story once and counts those that it already holds."""
 
     def __init__(self, out: Path) -> None:
         before = out.read_text(encoding="utf-8").split(f"\n{SEPARATOR}\n")[:-1] if out.exists() else []
@@ -233,8 +202,9 @@ class Shelf:
         self.size, self.rejected = self.file.tell(), 0
 
     def accepts(self, story: str) -> bool:
-        plain = story.replace("\n", "").isprintable() and "\N{REPLACEMENT CHARACTER}" not in story
-        return plain and SEPARATOR not in story and hash(story) not in self.seen and len(story) in STORY_CHARACTERS
+        if not story.replace("\n", "").isprintable() or "\N{REPLACEMENT CHARACTER}" in story:
+            return False
+        return SEPARATOR not in story and hash(story) not in self.seen and len(story) in STORY_CHARACTERS
 
     def add(self, stories: list[str]) -> None:
         for story in stories:
@@ -246,35 +216,35 @@ class Shelf:
         self.file.flush()
 
 
-def load(model: Path, vocabulary_text: Path) -> tuple[Storyteller, list[bytes]]:
+def load(model: Path, vocabulary_text: Path) -> tuple[Teacher, list[bytes]]:
     blob = (model / CHECKPOINT_NAME if model.is_dir() else model).read_bytes()
     shape, tensors, offset = read_tensors(blob)
     pieces, scores = read_tokens(blob, offset, shape.vocabulary)
     text = vocabulary_text.read_bytes()
     text = lzma.decompress(text) if vocabulary_text.suffix == ".xz" else text
     kept_V = used_vocabulary(text.decode(), pieces, scores)
-    return Storyteller(shape, tensors, kept_V), [pieces[i] for i in kept_V]
+    return Teacher(shape, tensors, kept_V), [pieces[i] for i in kept_V]
 
 
 @torch.no_grad()
-def sample_forever(sampling: Sampling, queue: Stories) -> None:
-    """One process per thread: threads of one process wait for each other, ruinously so on a busy machine."""
+def sample_forever(sampling: SamplingOptions, queue: Stories) -> None:
+    """Sample in a process of its own, one per core: threads of one process wait for each other on a busy machine."""
     torch.set_num_threads(1)
     model, pieces_V = load(sampling.model, sampling.vocabulary_text)
     for counted_stories in cut(Sampler(model, sampling).blocks(), pieces_V, sampling.rows):
         queue.put(counted_stories)
 
 
-def fill(shelf: Shelf, queue: Stories, target: int) -> None:
+def write_stories(story_file: StoryFile, queue: Stories, target: int) -> None:
     sampled, began = 0, time.monotonic()
-    with tqdm(total=target, initial=shelf.size, unit="B", unit_scale=True, mininterval=5) as bar:
-        while shelf.size < target:
+    with tqdm(total=target, initial=story_file.size, unit="B", unit_scale=True, mininterval=5) as bar:
+        while story_file.size < target:
             count, stories = queue.get(timeout=600)  # samplers that died must not be waited for
-            shelf.add(stories)
+            story_file.add(stories)
             sampled += count
             rate = int(sampled / (time.monotonic() - began))
-            bar.set_postfix(stories=len(shelf.seen), rejected=shelf.rejected, tokens_s=rate, refresh=False)
-            bar.update(shelf.size - bar.n)
+            bar.set_postfix(stories=len(story_file.seen), rejected=story_file.rejected, tokens_s=rate, refresh=False)
+            bar.update(story_file.size - bar.n)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -292,12 +262,12 @@ def read_arguments() -> argparse.Namespace:
 
 def main() -> None:
     given, context = read_arguments(), multiprocessing.get_context("spawn")
-    shelf, queue = Shelf(given.out), context.Queue(maxsize=64)
-    seed = given.seed * 1_000_003 + len(shelf.seen) * given.threads  # what an earlier run wrote is not repeated
+    story_file, queue = StoryFile(given.out), context.Queue(maxsize=64)
+    seed = given.seed * 1_000_003 + len(story_file.seen) * given.threads  # what an earlier run wrote is not repeated
     for worker in range(given.threads):
-        sampling = Sampling(given.model, given.vocabulary_text, given.rows, given.temperature, seed + worker)
+        sampling = SamplingOptions(given.model, given.vocabulary_text, given.rows, given.temperature, seed + worker)
         context.Process(target=sample_forever, args=(sampling, queue), daemon=True).start()
-    fill(shelf, queue, int(given.megabytes * 1e6))
+    write_stories(story_file, queue, int(given.megabytes * 1e6))
 
 
 if __name__ == "__main__":

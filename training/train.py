@@ -1,7 +1,7 @@
 """The training loop: tokens in, a decoder out. Resumes, shows the loss per K, and plots it at the end.
 
 Run `python -m training.train --recipe infinity --tokens FOLDER --heldout FILE --out runs/infinity`.
-It writes training state and an exported checkpoint; what a checkpoint looks like is `weights/`' business.
+It writes training state and an exported checkpoint; `weights/` knows the format of checkpoints.
 """
 
 import json

@@ -87,7 +87,7 @@ def calls(shape: Shape, tokens: int, count: int) -> list[Call]:
 
 
 class Load:
-    """Observer that adds up what mixtures did."""
+    """Observes mixtures and sums their routed pairs and distinct experts."""
 
     def __init__(self) -> None:
         self.distinct, self.pairs = 0, 0

@@ -43,7 +43,7 @@ class OurEngine:
 
     @contextmanager
     def open(self, folder: Path, count: int) -> Iterator["OurSession"]:
-        """Load, unless it is loaded already, and run once."""
+        """Load the model unless it is loaded, and run once to warm up."""
         if self._loaded is None or self._loaded[0] != folder:
             self._loaded = None  # before the next is there
             self._loaded = (folder, *self._load(folder))
@@ -103,7 +103,7 @@ def requests(tokens: Sequence[Sequence[int]], budget: ExpertBudget, name: str = 
 
 
 def timed(engine: Engine, batch: int) -> Rates:
-    """Run until nothing is left. Prefill ends when every request has its first token; decoding is what follows."""
+    """Run all requests to their end. Prefill ends when every request has its first token; the rest is decoding."""
     started, first, seen, touched = time.perf_counter(), 0.0, set(), []
     while engine.has_work:
         report = engine.step()

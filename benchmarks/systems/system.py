@@ -38,7 +38,7 @@ class System(Protocol):
     weights: Weights
 
     def version(self) -> str:
-        """What is measured, for the record."""
+        """The system's version, for the record."""
         ...
 
     def refuses(self, config: dict[str, Any]) -> str | None:
