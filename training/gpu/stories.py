@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.corpus import END, ChatMaker, encode
-from training.synthesise import STORY_CHARACTERS, WINDOW, halves_first, read_tensors, read_tokens, used_vocabulary
+from training.synthesise import STORY_CHARACTERS, WINDOW, halves_first, read_tensors
+from training.teacher_vocabulary import read_tokens, used_vocabulary
 
 BLOCK = 256  # positions sampled between two looks at the clock
 Part = tuple[NDArray[np.uint16], int, int]  # token ids, characters, stories
