@@ -121,9 +121,10 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
 def protocol_for(service: Service) -> type[asyncio.Protocol]:
     """The class of the app's connections, for uvicorn."""
     settings = service.settings
+    connections = settings.max_connections
     limits = ConnectionLimits(
-        max_connections=settings.max_connections,
-        max_lingering=files_left(settings.max_connections),
+        max_connections=connections,
+        max_lingering=files_left(connections),
         max_header_bytes=settings.max_header_bytes,
         header_timeout=settings.header_timeout,
         on_refused=service.on_connection_refused,

@@ -48,9 +48,10 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     variable = PREFIX + name.upper() + (f"; default {default}" if default else "")
     names = f"{flag}/--no-{flag[2:]}" if switch else flag
     metavar = None if switch else name.rpartition("_")[2].upper()
+    described = f"{field.description} [{variable}]"
     option = typer.Option(
         names,
-        help=f"{field.description} [{variable}]",
+        help=described,
         show_default=False,
         rich_help_panel=group_of(field),
         metavar=metavar,

@@ -100,10 +100,11 @@ class Service:
         named = self.tokenizer.named
         special = {name: named.get(name) for name in SPECIAL_TOKENS}
         info = self.served_models.info
+        template = None if self.chat is None else self.chat.source
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **special,
-            "chat_template": None if self.chat is None else self.chat.source,
+            "chat_template": template,
             "model_max_length": info.max_model_len,
             "vocab_size": info.vocabulary,
         }

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from engine.environment import PREFIX
 from engine.logs import Level, LogFormat
 from engine.types import EngineSettings, GenerationConfig
 from model.options import DType, Quantize, QuantizeLayers
-from server.configuration.options import counts, default_of, flag_of, free_names, option, origins, secrets, words
+from server.configuration.options import Counts, FreeNames, Origins, Secrets, Words, default_of, flag_of, option
 from server.configuration.variables import refuse_unknown
 from server.json_limits import JsonLimits
 from weights.folder import DEFAULT
@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     default_num_experts: int = option(
         ENGINE.default_num_experts, "Model", "Experts per token when a request does not say; 0: as trained", ge=0
     )
-    aliases: Annotated[dict[str, int], NoDecode, BeforeValidator(counts)] = option(
+    aliases: Counts = option(
         {}, "Model", "Further aliases NAME@word, as fast=2,strong=8; NAME@k1, @k2, @k4 … always exist"
     )
     dtype: DType = option(ENGINE.dtype, "Model", "Number format; auto: the checkpoint's")
@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         "auto: where a request is silent, generation_config.json says temperature, top_p, top_k, min_p and "
         "repetition_penalty, and which tokens end an answer; none: it is not read",
     )
-    chat_template_kwargs: Annotated[tuple[str, ...], NoDecode, BeforeValidator(free_names)] = option(
+    chat_template_kwargs: FreeNames = option(
         (),
         "Model",
         "What a request's chat_template_kwargs may set, comma-separated, as enable_thinking; empty: none",
@@ -151,19 +151,19 @@ class Settings(BaseSettings):
 
     host: str = option("127.0.0.1", "HTTP", "Address to listen on")
     port: int = option(8000, "HTTP", "Port to listen on; 0: any free one", ge=0, le=65535)
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(secrets)] = option(
+    api_keys: Secrets = option(
         (), "HTTP", "Accepted API keys, comma-separated; none: no authentication. Prefer the file, or the variable"
     )
     api_keys_file: str = option(
         "", "HTTP", "A TOML file of accepted API keys with names and limits, as [alice] and key = …: docs/api.md"
     )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)] = option(
+    allowed_hosts: Words = option(
         (),
         "HTTP",
         "Names in Host headers that are answered beside local names and addresses, comma-separated, as llm.example.com "
         "or *.example.com; *: any. Empty: any, but without keys and on a loopback address local ones only",
     )
-    allow_origin: Annotated[tuple[str, ...], NoDecode, AfterValidator(origins), BeforeValidator(words)] = option(
+    allow_origin: Origins = option(
         (),
         "HTTP",
         "Sites whose web pages may use this server (CORS), comma-separated, as https://chat.example.com; *: any",
@@ -280,7 +280,8 @@ class Settings(BaseSettings):
 
     def engine_settings(self, folder: Path) -> EngineSettings:
         own = {"model": str(folder), "aliases": dict(self.aliases), "log_format": self.line_format}
-        shared = {field.name: getattr(self, field.name) for field in fields(EngineSettings) if field.name not in own}
+        names = {field.name for field in fields(EngineSettings)} - own.keys()
+        shared = {name: getattr(self, name) for name in names}
         return EngineSettings(**shared | own)
 
 

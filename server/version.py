@@ -24,13 +24,13 @@ def fingerprint_of(name: str, info: EngineInfo, default_count: int) -> str:
 
 def report() -> str:
     """What an issue should say of an installation: version, build, Python, torch and kernels, a line each."""
-    torch, _, kernels = _output([sys.executable, "-m", "model.backends"]).partition(
-        "\n"
-    )  # this process never loads torch
+    backends = _output([sys.executable, "-m", "model.backends"])  # this process never loads torch
+    torch, _, kernels = backends.partition("\n")
+    system = f"{platform.system()} {platform.machine()}"
     lines = {
         "moedial": VERSION,
         "build": build_of(),
-        "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+        "python": f"{platform.python_version()}, {system}",
         "torch": torch or "cannot be loaded",
         "kernels": kernels or "unknown",
     }

@@ -4,10 +4,11 @@ It knows no option by name.
 """
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic.fields import FieldInfo
+from pydantic_settings import NoDecode
 
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
 RESERVED_VARIABLES = (
@@ -54,6 +55,14 @@ def origins(value: tuple[str, ...]) -> tuple[str, ...]:
     if wrong := [origin for origin in value if not ORIGIN.fullmatch(origin)]:
         raise ValueError(f"an origin is scheme://host or scheme://host:port in small letters, got {wrong[0]!r}")
     return value
+
+
+# An option's text is parsed here, not as JSON.
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(secrets)]
+Counts = Annotated[dict[str, int], NoDecode, BeforeValidator(counts)]
+FreeNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(free_names)]
+Origins = Annotated[tuple[str, ...], NoDecode, AfterValidator(origins), BeforeValidator(words)]
 
 
 def option(default: Any, group: str, description: str, **limits: Any) -> Any:

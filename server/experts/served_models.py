@@ -92,6 +92,8 @@ class ServedModels:
                 raise InvalidRequest(f"{field}: token id {wrong!r:.64} is not between 0 and {last}", field)
 
     def _card(self, id: str, default: int, parent: str | None) -> dict[str, Any]:
+        meta = {"moe": self._moe(default), "execution": self._execution()}
+        longest = self.info.max_model_len
         return {
             "id": id,
             "object": "model",
@@ -99,8 +101,8 @@ class ServedModels:
             "owned_by": "moedial",
             "root": self.name,
             "parent": parent,
-            "max_model_len": self.info.max_model_len,
-            "meta": {"moe": self._moe(default), "execution": self._execution()},
+            "max_model_len": longest,
+            "meta": meta,
         }
 
     def _execution(self) -> dict[str, Any]:

@@ -97,10 +97,11 @@ class ChatFormat(DataFormat):
             message["reasoning_content"] = reasoning
         if calls:
             message["tool_calls"] = calls
+        logprobs = yield from self._logprobs(answer.logprobs)
         return {
             "index": answer.index,
             "message": message,
-            "logprobs": (yield from self._logprobs(answer.logprobs)),
+            "logprobs": logprobs,
             "finish_reason": answer.finish,
             "stop_reason": answer.stop_reason,
         }

@@ -18,13 +18,15 @@ def usage_of(call: GenerationCall) -> dict[str, Any]:
     stats = [timeline.stats for timeline in timelines[:: call.body.answers]]  # one for each prompt
     cached = sum(one.cached_tokens for one in stats if one is not None)
     reasoning = sum(sequence.output.reasoning_tokens for sequence in call.generation.sequences)
+    total = prompt + completion
+    num_experts = call.num_experts_with(completion)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
-        "total_tokens": prompt + completion,
+        "total_tokens": total,
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": reasoning},
-        "num_experts": call.num_experts_with(completion),
+        "num_experts": num_experts,
         **_pairs(timelines),
     }
 

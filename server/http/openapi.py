@@ -40,6 +40,10 @@ GETS: dict[str, type[BaseModel]] = {
     "/v1/models/{model_id}": answers.Model,
     "/tokenizer_info": answers.TokenizerInfo,
 }
+SECURITY_SCHEMES = {
+    "key": {"type": "http", "scheme": "bearer", "description": "Where the server has keys"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, elsewhere"},
+}
 EXAMPLES: Mapping[str, dict[str, Any]] = {
     "/v1/completions": {
         "two experts": {"value": {"prompt": "Once upon a time", "max_tokens": 64, "num_experts": 2}},
@@ -100,13 +104,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """FastAPI's description of the routes, completed with what it cannot know."""
     document = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
     refs, schemas = models_json_schema(_models(), ref_template=REF)  # type: ignore[arg-type]
-    document["components"] = {
-        "schemas": schemas["$defs"],
-        "securitySchemes": {
-            "key": {"type": "http", "scheme": "bearer", "description": "Where the server has keys"},
-            "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, elsewhere"},
-        },
-    }
+    document["components"] = {"schemas": schemas["$defs"], "securitySchemes": SECURITY_SCHEMES}
     if app.state.service.keys:
         _require_keys(document)
     for path, (body, answer, event) in POSTS.items():

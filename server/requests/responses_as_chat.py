@@ -37,12 +37,8 @@ from server.schemas.unknown import unknown_nested
 from server.service import Service
 
 CHAT_FIELDS = SampledBody.model_fields.keys() | TemplateBody.model_fields.keys()
-RESPONSE_FIELDS = (
-    (ResponsesBody.model_fields.keys() - CHAT_FIELDS)
-    | ResponsesBody.unsupported.keys()
-    | CHAT_NAMES.keys()
-    | {"extra_body"}
-)
+OWN_FIELDS = ResponsesBody.model_fields.keys() - CHAT_FIELDS
+RESPONSE_FIELDS = OWN_FIELDS | ResponsesBody.unsupported.keys() | CHAT_NAMES.keys() | {"extra_body"}
 RESPONSE_NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",

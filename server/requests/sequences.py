@@ -59,7 +59,10 @@ class SequenceBuilder:
         """
         _check_tokens(self.service, self.body, prompts)
         _check_prompt_logprobs(self.body, prompts)
-        return tuple(sequence for index, prompt in enumerate(prompts) for sequence in self._sequences(index, prompt))
+        built: list[AnswerSequence] = []
+        for index, prompt in enumerate(prompts):
+            built += self._sequences(index, prompt)
+        return tuple(built)
 
     def _sequences(self, index: int, prompt: tuple[int, ...]) -> Iterator[AnswerSequence]:
         """The sequences of one prompt. Answer j is sampled with seed + j, so that a prompt gets the same answers in a

@@ -135,7 +135,7 @@ class TemplateWorker:
         self._socket, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "server.requests.template_process", str(folder), str(CPU_SECONDS)]
-            self._process: subprocess.Popen[bytes] = subprocess.Popen(
+            self._process = subprocess.Popen(
                 command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=child_environment()
             )
 

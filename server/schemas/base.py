@@ -17,19 +17,18 @@ from server.settings import Settings
 BodyModel = TypeVar("BodyModel", bound=BaseModel)
 COUNT_SCHEMA: dict[str, Any] = {"type": "integer", "minimum": 1}
 COUNTS_SCHEMA: dict[str, Any] = {"anyOf": [COUNT_SCHEMA, {"type": "array", "items": COUNT_SCHEMA}]}
+PHASES_SCHEMA: dict[str, Any] = {
+    "prefill": COUNTS_SCHEMA | {"description": "Of the prompt's tokens; absent: the server's default"},
+    "decode": COUNTS_SCHEMA | {"description": "Of generated tokens; absent: the server's default"},
+}
 EXPERTS_SCHEMA: dict[str, Any] = {
     "anyOf": [
         COUNT_SCHEMA,
         {"type": "object", "properties": {"count": COUNTS_SCHEMA}},
-        {
-            "type": "object",
-            "properties": {
-                "prefill": COUNTS_SCHEMA | {"description": "Of the prompt's tokens; absent: the server's default"},
-                "decode": COUNTS_SCHEMA | {"description": "Of generated tokens; absent: the server's default"},
-            },
-        },
+        {"type": "object", "properties": PHASES_SCHEMA},
     ]
 }
+Unsupported = Mapping[str, tuple[Any, ...]]  # fields by name, each with the values that ask for nothing
 UNION_TAGS = ("str", "bool", "system", "developer", "user", "assistant", "tool")
 ZERO_IS_A_VALUE = ("prompt_logprobs",)  # fields in which 0 asks for something
 MAX_ALLOWED_IDS, MAX_BAD_WORDS = 1 << 16, 1 << 10
@@ -62,6 +61,9 @@ class StreamOptions(BaseModel):
 SCHEMA_KEYWORDS = ("type", "properties", "items", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "$defs")
 
 
+Schema = dict[str, Any] | bool
+
+
 class JsonSchema(BaseModel):
     """OpenAI's wrapper of a schema. `strict` changes nothing: answers always match the schema."""
 
@@ -69,7 +71,7 @@ class JsonSchema(BaseModel):
 
     name: str = Field("answer", max_length=64)
     description: str | None = None
-    schema_: Annotated[dict[str, Any] | bool, KEYS] = Field(True, alias="schema")
+    schema_: Annotated[Schema, KEYS] = Field(True, alias="schema")
     strict: bool | None = None
 
     @model_validator(mode="before")
@@ -88,14 +90,16 @@ class ResponseFormat(BaseModel):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
-    schema_: Annotated[dict[str, Any] | bool | None, KEYS] = Field(
+    schema_: Annotated[Schema | None, KEYS] = Field(
         None, alias="schema", description="A JSON schema; llama.cpp's place for it"
     )
 
 
-SchemaOrText = Annotated[dict[str, Any] | bool | str, KEYS, JsonText]
+SchemaOrText = Annotated[Schema | str, KEYS, JsonText]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Choices = Annotated[list[str], AtMost("max_choices", "texts")]
+AllowedIds = Annotated[list[int], AtMost(MAX_ALLOWED_IDS, "ids")]
+BadWords = Annotated[list[str], AtMost(MAX_BAD_WORDS, "strings")]
 
 
 class StructuredOutputs(BaseModel):
@@ -123,7 +127,7 @@ class SampledBody(BaseModel):
 
     # Fields of OpenAI's or vLLM's API that must not be ignored while they are not supported, each with the values that
     # ask for nothing and therefore pass.
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    unsupported: ClassVar[Unsupported] = {
         "use_beam_search": (),
         "prompt_embeds": (),
         "logits_processors": ([],),
@@ -157,10 +161,10 @@ class SampledBody(BaseModel):
     include_stop_str_in_output: bool = Field(
         False, description="Whether an answer keeps the string of `stop` or the token of `stop_token_ids` that ended it"
     )
-    allowed_token_ids: Annotated[list[int], AtMost(MAX_ALLOWED_IDS, "ids")] = Field(
+    allowed_token_ids: AllowedIds = Field(
         [], max_length=MAX_ALLOWED_IDS, description="No other token is generated, also none that ends the answer"
     )
-    bad_words: Annotated[list[str], AtMost(MAX_BAD_WORDS, "strings")] = Field(
+    bad_words: BadWords = Field(
         [],
         max_length=MAX_BAD_WORDS,
         description="Texts whose tokens are not generated, at the beginning of a word or not",

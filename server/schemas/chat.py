@@ -20,7 +20,7 @@ from pydantic import (
 
 from model.errors import shown
 from server.json_limits import JsonTooLarge, check_count
-from server.schemas.base import GenerationBody, TextOr
+from server.schemas.base import GenerationBody, TextOr, Unsupported
 from server.schemas.bounds import AtMost, FreeObject, JsonText, bad_json, json_limits_of
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -240,7 +240,7 @@ def _no_tools(value: Any) -> Any:
 
 
 class ChatBody(GenerationBody, TemplateBody):
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    unsupported: ClassVar[Unsupported] = {
         **GenerationBody.unsupported,
         "functions": ([],),
         "function_call": (),

@@ -1,20 +1,18 @@
 """The body of /v1/completions. It knows fields and their ranges, not what they do."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from server.schemas.base import GenerationBody
+from server.schemas.base import GenerationBody, Unsupported
 
 IDS = {"type": "array", "items": {"type": "integer"}}
-PROMPT: dict[str, Any] = {
-    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, IDS, {"type": "array", "items": IDS}]
-}
+TEXTS = {"type": "array", "items": {"type": "string"}}
+PROMPT: dict[str, Any] = {"anyOf": [{"type": "string"}, TEXTS, IDS, {"type": "array", "items": IDS}]}
 
 
 class CompletionBody(GenerationBody):
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {**GenerationBody.unsupported, "suffix": ()}
+    unsupported: ClassVar[Unsupported] = {**GenerationBody.unsupported, "suffix": ()}
 
     prompt: Any = Field(
         ...,

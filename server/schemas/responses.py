@@ -10,7 +10,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from model.errors import InvalidRequest, shown
-from server.schemas.base import SampledBody, TextOr, refuse_unsupported, validate
+from server.schemas.base import SampledBody, TextOr, Unsupported, refuse_unsupported, validate
 from server.schemas.bounds import AtMost, FreeObject, JsonText
 from server.schemas.chat import Mode, Name, TemplateBody, choice_kind
 from server.settings import Settings
@@ -189,12 +189,23 @@ class ResponseStreamOptions(StrictModel):
 
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], AtMost(16)]
+Included = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "message.input_image.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+]
 
 
 class ResponsesBody(SampledBody, TemplateBody):
     """The body. Nothing is stored: `store` is accepted, since clients send it, and the answer has `store: false`."""
 
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    unsupported: ClassVar[Unsupported] = {
         **SampledBody.unsupported,
         "prompt_logprobs": (),
         "previous_response_id": (),
@@ -210,30 +221,16 @@ class ResponsesBody(SampledBody, TemplateBody):
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     max_tool_calls: int | None = Field(None, ge=1, description="Of hosted tools, of which there are none")
-    include: Annotated[
-        list[
-            Literal[
-                "message.output_text.logprobs",
-                "reasoning.encrypted_content",
-                "message.input_image.image_url",
-                "file_search_call.results",
-                "web_search_call.results",
-                "web_search_call.action.sources",
-                "computer_call_output.output.image_url",
-                "code_interpreter_call.outputs",
-            ]
-        ],
-        AtMost(64, "names"),
-    ] = Field([], description="Only the first adds something; of the others no answer has any")
+    include: Annotated[list[Included], AtMost(64, "names")] = Field(
+        [], description="Only the first adds something; of the others no answer has any"
+    )
     top_logprobs: int | None = Field(None, ge=0)
     text: TextOptions = TextOptions()
     tools: Annotated[list[FlatTool], AtMost("max_tools", "tools")] = Field([])
     tool_choice: FlatToolChoice = "auto"
     parallel_tool_calls: bool = True
     reasoning: ReasoningOptions = ReasoningOptions()
-    metadata: Annotated[dict[MetadataKey, MetadataValue], AtMost(16)] = Field(
-        {}, max_length=16, description="Comes back as it is"
-    )
+    metadata: Metadata = Field({}, max_length=16, description="Comes back as it is")
     store: bool = Field(False, description="Accepted; nothing is stored")
     truncation: Literal["disabled"] = "disabled"
     stream_options: ResponseStreamOptions | None = None

@@ -8,6 +8,7 @@ from server.schemas.bounds import AtMost
 from server.schemas.chat import Messages, TemplateBody, Tools
 
 MAX_TOKENS = 1_000_000  # of one text
+TokenIds = Annotated[list[int], AtMost(MAX_TOKENS, "ids")]
 
 
 class TokenizeBody(TemplateBody):
@@ -24,4 +25,4 @@ class TokenizeBody(TemplateBody):
 class DetokenizeBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    tokens: Annotated[list[int], AtMost(MAX_TOKENS, "ids")] = Field(max_length=MAX_TOKENS, examples=[[1, 2, 3]])
+    tokens: TokenIds = Field(max_length=MAX_TOKENS, examples=[[1, 2, 3]])
