@@ -178,7 +178,7 @@ def main(
     count: Annotated[int, typer.Option(help="expert count; 0: as trained")] = 0,
     streams: Annotated[list[int], typer.Option("--streams")] = [1, 16, 64],  # noqa: B006
     seconds: Annotated[float, typer.Option(help="for the rounds of a row, which swing by a tenth and more")] = 200,
-    pairs: Annotated[int, typer.Option(help="server and engine, loaded anew", min=1)] = 5,
+    pairs: Annotated[int, typer.Option(help="server and engine, loaded again each time", min=1)] = 5,
     threads: Annotated[int, typer.Option(help="0: all cores")] = 0,
 ) -> None:
     """Print a table for people and one JSON line for machines."""

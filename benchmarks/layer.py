@@ -44,7 +44,7 @@ class Cell:
 
 def timed(ways: dict[str, list[Layer]], inputs: Sequence[Call], seconds: float) -> dict[str, float]:
     """Median seconds of a call, ways in turn for about `seconds` each. A way meets each input and copy long after
-    another way did, so that nobody finds weights in the cache."""
+    another way did, so that no run finds weights in the cache."""
     times: dict[str, list[float]] = {way: [] for way in ways}
     ends = time.perf_counter() + seconds * len(ways)
     for number in range(WARM_UP + MOST):

@@ -74,12 +74,15 @@ def compare(name: str, folder: Path, repeats: int) -> dict[str, Any]:
     parameters = list(empty_model(config, torch.bfloat16).parameters())
     sizes = [p.numel() * p.dtype.itemsize for p in parameters]
     runs = [(apart("read", folder), apart("load", folder)) for _ in range(repeats)]
+    read_seconds = [read["seconds"] for read, _ in runs]
+    load_seconds = [loaded["seconds"] for _, loaded in runs]
+    peak = max(loaded["bytes"] for _, loaded in runs)
     return {
         "model": name,
         "gigabytes": sum(sizes) / 1e9,
-        "read_s": statistics.median(read["seconds"] for read, _ in runs),
-        "load_s": statistics.median(loaded["seconds"] for _, loaded in runs),
-        "peak_gb": max(loaded["bytes"] for _, loaded in runs) / 1e9,
+        "read_s": statistics.median(read_seconds),
+        "load_s": statistics.median(load_seconds),
+        "peak_gb": peak / 1e9,
         "bound_gb": (sum(sizes) + max(sizes)) / 1e9,
     }
 

@@ -77,10 +77,11 @@ class Stack:
     count: int
 
     def parts(self) -> tuple[TensorPart, ...]:
+        fused = list(zip(self.sources, _rows(self.sizes), strict=True))
         return tuple(
             TensorPart(source.replace("{e}", str(expert)), (expert, rows))
             for expert in range(self.count)
-            for source, rows in zip(self.sources, _rows(self.sizes), strict=True)
+            for source, rows in fused
         )
 
 

@@ -1,5 +1,5 @@
 """`transformers` as one of the systems: a plain greedy loop over its model with its dynamic cache and `grouped_mm`
-experts, in this process. The expert count is fixed at load, so each session loads anew. It knows nothing of us."""
+experts, in this process. The expert count is fixed at load, so each session loads it again. It knows no moedial."""
 
 import time
 from collections.abc import Iterator, Sequence
