@@ -47,7 +47,8 @@ class ChatTemplate:
         names = read_names(self.source)
         self.knows_tools, self.knows_thinking = "tools" in names, "enable_thinking" in names
         self._specials, self._variables = special_strings, variables
-        self._controls = (*special_strings, *(t for t in other_tokens if t in written and not t.isspace()))
+        named = (token for token in other_tokens if token in written and not token.isspace())
+        self._controls = (*special_strings, *named)
 
     @classmethod
     def load(cls, folder: Path) -> "ChatTemplate | None":

@@ -45,7 +45,9 @@ class Tensors:
     def read(self, name: str) -> Tensor:
         """One tensor, ready to be copied into a parameter."""
         packed = self._derived.get(name)
-        return self._files.read(name) if packed is None else packed.make(*map(self._files.read, packed.names))
+        if packed is None:
+            return self._files.read(name)
+        return packed.make(*map(self._files.read, packed.names))
 
     def read_into(self, name: str, target: Tensor) -> None:
         """One tensor that is stored as `target` is."""
@@ -73,10 +75,12 @@ def block_scaled(stored: Mapping[str, Stored], quantisation: Mapping[str, Any]) 
 def scaled(weight: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
     """Each block of [..., n, m] times its scale of [..., ⌈n / rows⌉, ⌈m / columns⌉], in float32."""
     rows, columns = block
-    tall = scale.float().repeat_interleave(rows, dim=-2)[..., : weight.shape[-2], :]
+    height = weight.shape[-2]
+    tall = scale.float().repeat_interleave(rows, dim=-2)[..., :height, :]
     result = weight.float()
     for column in range(tall.shape[-1]):
-        result[..., column * columns : (column + 1) * columns] *= tall[..., column, None]
+        first = column * columns
+        result[..., first : first + columns] *= tall[..., column, None]
     return result
 
 
@@ -99,7 +103,8 @@ def _check_scales(name: str, weight: Stored, scale: Stored | None, block: tuple[
     if len(weight.shape) < 2:
         raise CheckpointError(f"{name} is stored in FP8 with shape {weight.shape}, but only matrices can be")
     *batch, height, width = weight.shape
-    wanted = (*batch, -(-height // block[0]), -(-width // block[1]))
+    rows, columns = block
+    wanted = (*batch, -(-height // rows), -(-width // columns))
     if scale.shape != wanted:
         raise CheckpointError(f"{name}_scale_inv has shape {scale.shape}, not {wanted}")
 
@@ -108,7 +113,8 @@ def _check_scales(name: str, weight: Stored, scale: Stored | None, block: tuple[
 _HALF = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _E2M1 = (*_HALF, *(-value for value in _HALF))
 _PAIRS = torch.tensor([(_E2M1[byte & 15], _E2M1[byte >> 4]) for byte in range(256)])
-_E8M0 = torch.tensor([*(2.0 ** (code - 127) for code in range(255)), torch.nan])[:, None]
+_POWERS = [2.0 ** (code - 127) for code in range(255)]
+_E8M0 = torch.tensor([*_POWERS, torch.nan])[:, None]
 _GROUP = 16  # bytes, of two values each, that share a scale
 
 
@@ -136,7 +142,9 @@ def unpacked(blocks: Tensor, scales: Tensor) -> Tensor:
     experts, rows, groups, _ = blocks.shape
     result = torch.empty(experts, rows, groups, 2 * _GROUP, dtype=torch.bfloat16)
     for values, block, scale in zip(result, blocks, scales, strict=True):
-        values.copy_(F.embedding(block.int(), _PAIRS).flatten(-2) * F.embedding(scale.int(), _E8M0))
+        pairs = F.embedding(block.int(), _PAIRS)
+        factors = F.embedding(scale.int(), _E8M0)
+        values.copy_(pairs.flatten(-2) * factors)
     return result.flatten(-2).transpose(-1, -2)
 
 
@@ -146,5 +154,6 @@ def _check_groups(name: str, blocks: Stored, partner: str, scales: Stored | None
         raise CheckpointError(f"{name} is stored in MXFP4, but its scales, {partner}, are missing")
     if len(blocks.shape) != 4 or blocks.shape[-1] != _GROUP:
         raise CheckpointError(f"{name} has shape {blocks.shape}, not [experts, rows, groups, {_GROUP}]")
-    if (scales.dtype, scales.shape) != (torch.uint8, blocks.shape[:-1]):
-        raise CheckpointError(f"{partner} has shape {scales.shape} of {scales.dtype}, not {blocks.shape[:-1]} of uint8")
+    wanted = blocks.shape[:-1]
+    if (scales.dtype, scales.shape) != (torch.uint8, wanted):
+        raise CheckpointError(f"{partner} has shape {scales.shape} of {scales.dtype}, not {wanted} of uint8")

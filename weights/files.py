@@ -22,6 +22,7 @@ from model.errors import CheckpointError
 from weights.folder import open_regular, read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLES = {".bin", ".pt", ".pth", ".ckpt"}  # formats that run code when they are read
 MAX_HEADER = 100 * 1024 * 1024
 DTYPES = {
     "F64": torch.float64,
@@ -106,7 +107,7 @@ class TensorFiles:
             return sorted(self._inside(name) for name in names)
         if (self.folder / SINGLE).exists():
             return [SINGLE]
-        others = sorted(p.name for p in self.folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+        others = sorted(path.name for path in self.folder.glob("*") if path.suffix in PICKLES)
         hint = f"; {', '.join(others[:3])} will not be opened, only safetensors is" if others else ""
         raise CheckpointError(f"{self.folder} has neither {SINGLE} nor {INDEX}{hint}")
 
@@ -136,16 +137,15 @@ class TensorFiles:
             if entry["dtype"] not in DTYPES:
                 raise CheckpointError(f"{name}: tensor {tensor!r} has dtype {entry['dtype']}, which is not supported")
             first = start + entry["data_offsets"][0]
-            self.stored[tensor] = Stored(name, first, DTYPES[entry["dtype"]], tuple(entry["shape"]))
+            dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+            self.stored[tensor] = Stored(name, first, dtype, shape)
 
     def _check_index(self) -> None:
         if not (self.folder / INDEX).exists():
             return
-        wrong = [
-            tensor
-            for tensor, file in self._weight_map().items()
-            if tensor not in self.stored or self.stored[tensor].file != file
-        ]
+        files = {tensor: stored.file for tensor, stored in self.stored.items()}
+        index = self._weight_map()
+        wrong = [tensor for tensor, file in index.items() if files.get(tensor) != file]
         if wrong:
             raise CheckpointError(f"{INDEX}: {len(wrong)} tensors are not where it says, first {wrong[0]!r}")
 

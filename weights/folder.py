@@ -72,7 +72,8 @@ def open_regular(path: Path) -> BinaryIO:
         OSError: it cannot be opened.
     """
     if stat.S_ISREG(path.stat().st_mode):
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = os.fdopen(descriptor, "rb")
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # still, or another one by now
             return file
         file.close()

@@ -74,7 +74,8 @@ def families() -> list[str]:
     """The `model_type`s that can be loaded: the files of model/families."""
     import model.families
 
-    return sorted(p.stem for root in model.families.__path__ for p in Path(root).glob("*.py") if p.stem != "__init__")
+    names = {path.stem for root in model.families.__path__ for path in Path(root).glob("*.py")}
+    return sorted(names - {"__init__"})
 
 
 def load_model(
@@ -122,7 +123,8 @@ def run_dtype(raw: Mapping[str, Any], dtype: DType) -> torch.dtype:
     """What "auto" means for this config."""
     if dtype != "auto":
         return STORED[dtype]
-    stored = STORED.get(str(raw.get("dtype", raw.get("torch_dtype", "float32"))).removeprefix("torch."), torch.float32)
+    name = raw.get("dtype", raw.get("torch_dtype", "float32"))
+    stored = STORED.get(str(name).removeprefix("torch."), torch.float32)
     return torch.bfloat16 if stored is torch.float16 else stored
 
 
@@ -136,7 +138,8 @@ def _find_faults(model: nn.Module, plan: FillPlan, files: Tensors, ignorable: tu
     """Every missing, extra or misshapen tensor: found in the files' headers before memory is allocated."""
     used = {part.source for parts in plan.values() for part in parts}
     faults = [f"missing {name}" for name in sorted(used - files.stored.keys())]
-    faults += [f"extra {name}" for name in sorted(files.stored.keys() - used) if not _ignored(name, plan, ignorable)]
+    unused = sorted(files.stored.keys() - used)
+    faults += [f"extra {name}" for name in unused if not _ignored(name, plan, ignorable)]
     for target, parts in plan.items():
         parameter = model.get_parameter(target)
         for part in parts:
@@ -150,7 +153,8 @@ def _fill(model: nn.Module, plan: FillPlan, files: Tensors, progress: ProgressCa
     """Fill every parameter by its rule; returns what is wrong with tensors."""
     faults: list[str] = []
     done = 0
-    total = sum(files.stored[part.source].bytes for parts in plan.values() for part in parts)
+    sources = [part.source for parts in plan.values() for part in parts]
+    total = sum(files.stored[source].bytes for source in sources)
     for target, parts in plan.items():
         parameter = model.get_parameter(target)
         for part in parts:

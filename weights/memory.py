@@ -12,10 +12,8 @@ def check_memory(model: nn.Module) -> None:
     needed = sum(p.numel() * p.dtype.itemsize for p in model.parameters())
     free = available_memory().value
     if needed > free:
-        raise CheckpointError(
-            f"the weights need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB of memory are free:"
-            f" {(needed - free) / 1e9:.2f} GB too little"
-        )
+        sizes = f"the weights need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB of memory are free"
+        raise CheckpointError(f"{sizes}: {(needed - free) / 1e9:.2f} GB too little")
 
 
 def take_memory(model: nn.Module) -> None:

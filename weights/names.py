@@ -17,16 +17,18 @@ from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, Infinity, TopK
 from weights.rules import Copy, Fuse, Ignore, Rule, Stack, renamed
 
+_GPT2_MASKS = tuple(
+    Ignore(f"{prefix}h.{{l}}.attn.{mask}", "GPT-2's causal mask, or the value of what it hides")
+    for prefix in ("", "transformer.")
+    for mask in ("bias", "masked_bias")
+)
 IGNORED = (
     Ignore("model.layers.{l}.self_attn.rotary_emb.inv_freq", "a function of the config"),
-    *(
-        Ignore(f"{prefix}h.{{l}}.attn.{mask}", "GPT-2's causal mask, or the value of what it hides")
-        for prefix in ("", "transformer.")
-        for mask in ("bias", "masked_bias")
-    ),
+    *_GPT2_MASKS,
     Ignore("mtp.{any}", "layers for multi-token prediction, beside the decoder (Qwen3-Next)"),
     Ignore("model.mtp_{any}", "multi-token prediction (ERNIE 4.5)"),
-    *(Ignore(part + ".{any}", "the vision part (Llama 4)") for part in ("vision_model", "multi_modal_projector")),
+    Ignore("vision_model.{any}", "the vision part (Llama 4)"),
+    Ignore("multi_modal_projector.{any}", "the vision part (Llama 4)"),
 )
 
 
@@ -55,7 +57,7 @@ def hugging_face(config: DecoderConfig, names: Mapping[str, str] | None = None) 
     shared = tuple(_decoder(config))
     if not names:
         return shared
-    patterns = [(re.compile(rf"(?<!\w){re.escape(old)}(?!\w)"), new) for old, new in names.items()]
+    patterns = [(_whole_word(old), new) for old, new in names.items()]
 
     def name(source: str) -> str:
         for pattern, new in patterns:
@@ -63,6 +65,10 @@ def hugging_face(config: DecoderConfig, names: Mapping[str, str] | None = None) 
         return source
 
     return tuple(each for rule in shared for each in (renamed(rule, name), rule))
+
+
+def _whole_word(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
 
 
 def turned_experts(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
@@ -115,7 +121,8 @@ def _attention(shape: Attention, ours: str, theirs: str) -> Iterator[Rule]:
     query, group = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     sizes = (query * 2 if shape.gated else query, group, group)
     for part in ["weight", "bias"] if shape.bias else ["weight"]:
-        yield Fuse(f"{ours}qkv.{part}", tuple(f"{theirs}{name}_proj.{part}" for name in "qkv"), sizes)
+        sources = tuple(f"{theirs}{name}_proj.{part}" for name in "qkv")
+        yield Fuse(f"{ours}qkv.{part}", sources, sizes)
     for part in ["weight", "bias"] if shape.out_bias else ["weight"]:
         yield Copy(f"{ours}out.{part}", f"{theirs}o_proj.{part}")
     if shape.qk_norm in ("full", "head"):
@@ -150,7 +157,8 @@ def _gated_delta_net(shape: GatedDeltaNet, ours: str, theirs: str) -> Iterator[R
         "log_decay": "A_log",
         "norm.weight": "norm.weight",
     }
-    yield from (Copy(ours + our, f"{theirs}linear_attn.{their}") for our, their in names.items())
+    for our, their in names.items():
+        yield Copy(ours + our, f"{theirs}linear_attn.{their}")
 
 
 @singledispatch
@@ -182,7 +190,8 @@ def dense(ffn: Dense, ours: str, theirs: str) -> Iterator[Rule]:
 @feed_forward.register
 def _infinity(shape: Infinity, width: int, ours: str, theirs: str) -> Iterator[Rule]:
     names = {"router": "router", "scores": "mask_scores", "up": "up_proj", "down": "down_proj"}
-    yield from (Copy(ours + our, f"{theirs}{their}.weight") for our, their in names.items())
+    for our, their in names.items():
+        yield Copy(ours + our, f"{theirs}{their}.weight")
 
 
 @feed_forward.register

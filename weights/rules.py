@@ -64,7 +64,8 @@ class Fuse:
     sizes: tuple[int, ...]
 
     def parts(self) -> tuple[TensorPart, ...]:
-        return tuple(TensorPart(source, (rows,)) for source, rows in zip(self.sources, _rows(self.sizes), strict=True))
+        slices = zip(self.sources, _rows(self.sizes), strict=True)
+        return tuple(TensorPart(source, (rows,)) for source, rows in slices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +78,11 @@ class Stack:
     count: int
 
     def parts(self) -> tuple[TensorPart, ...]:
-        fused = list(zip(self.sources, _rows(self.sizes), strict=True))
-        return tuple(
-            TensorPart(source.replace("{e}", str(expert)), (expert, rows))
-            for expert in range(self.count)
-            for source, rows in fused
-        )
+        return tuple(part for expert in range(self.count) for part in self._parts_of(expert))
+
+    def _parts_of(self, expert: int) -> Iterator[TensorPart]:
+        for source, rows in zip(self.sources, _rows(self.sizes), strict=True):
+            yield TensorPart(source.replace("{e}", str(expert)), (expert, rows))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ def save_model(model: Decoder, raw: Mapping[str, Any], folder: Path, dtype: torc
     """Write config.json and model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(dict(raw), indent=2) + "\n")
-    converted = {name: tensor.to(dtype).clone() for name, tensor in tensors(model, raw["model_type"]).items()}
+    stored = tensors(model, raw["model_type"])
+    converted = {name: tensor.to(dtype).clone() for name, tensor in stored.items()}
     save_file(converted, folder / SINGLE, metadata={"format": "pt"})
     (folder / SINGLE).chmod(0o644)  # the library writes for the owner alone

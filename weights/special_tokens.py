@@ -14,7 +14,8 @@ WINDOW = 256 * 1024  # characters searched at a time: a search holds the interpr
 
 @lru_cache(maxsize=16)
 def _any_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, sorted(filter(None, tokens), key=len, reverse=True))) or "(?!)")
+    longest_first = sorted(filter(None, tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def escape_specials(text: str, specials: Sequence[str]) -> str:

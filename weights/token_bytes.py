@@ -19,7 +19,8 @@ def byte_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-in for each byte, inverted."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+    itself = {chr(byte): byte for byte in printable}
+    return itself | {chr(256 + number): byte for number, byte in enumerate(others)}
 
 
 _ALPHABET = byte_alphabet()
@@ -68,7 +69,8 @@ class TokenBytes:
         if self._byte_level:
             known = all(character in _ALPHABET for character in token)
             return bytes(_ALPHABET[character] for character in token) if known else token.encode()
-        text = self._decode([before, token])[len(before) :] if before else self._decode([token])
+        tokens = [before, token] if before else [token]
+        text = self._decode(tokens)[len(before) :]
         if self._byte_fallback and _BYTE.fullmatch(token):
             return bytes([int(token[3:5], 16)]) if text else b""
         return text.encode()

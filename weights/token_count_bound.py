@@ -55,7 +55,8 @@ def bound_of(data: Mapping[str, Any]) -> TokenCountBound:
     tokens = _tokens(model)
     longest = max((len(token) if byte_level else len(token.encode()) for token in tokens), default=0)
     longest = max([longest, *(len(token["content"].encode()) for token in added)])
-    blanks = any(step["type"] in _BLANKS for step in steps) or any(t.get("lstrip") or t.get("rstrip") for t in added)
+    stripped = any(token.get("lstrip") or token.get("rstrip") for token in added)
+    blanks = stripped or any(step["type"] in _BLANKS for step in steps)
     return TokenCountBound(longest, shrink, blanks)
 
 
@@ -89,7 +90,9 @@ def _covers_all(model: Mapping[str, Any], byte_level: bool) -> bool:
     known = set(_tokens(model))
     if byte_level:
         return known.issuperset(byte_alphabet())
-    return bool(model.get("byte_fallback")) and known.issuperset(f"<0x{byte:02X}>" for byte in range(256))
+    if not model.get("byte_fallback"):
+        return False
+    return known.issuperset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 def _tokens(model: Mapping[str, Any]) -> list[str]:

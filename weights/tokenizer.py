@@ -55,8 +55,10 @@ class Tokenizer:
         named: Mapping[str, str] = MappingProxyType({}),
         bound: TokenCountBound = NO_BOUND,
     ) -> None:
-        self._backend, self._typed, self.eos_ids, self.named, self._bound = backend, typed, eos_ids, named, bound
+        self._backend, self._typed = backend, typed
         self._token_bytes = TokenBytes(backend)
+        self._bound = bound
+        self.eos_ids, self.named = eos_ids, named
 
     @classmethod
     def load(cls, folder: Path, generation_config: bool = True) -> "Tokenizer":
@@ -73,10 +75,8 @@ class Tokenizer:
             raw = read_text(path)
             data = json.loads(raw)
             bound = bound_of(data)
-            backend, typed = (
-                _ready(Backend.from_str(raw), config),
-                _ready(Backend.from_str(_with_escapes_removed(data)), config),
-            )
+            backend = _ready(Backend.from_str(raw), config)
+            typed = _ready(Backend.from_str(_with_escapes_removed(data)), config)
             for made in (backend, typed):
                 made.decode(made.encode("a").ids)
         except (CheckpointError, KeyboardInterrupt, SystemExit):
@@ -98,7 +98,8 @@ class Tokenizer:
         """
         if wrong := [id for id in self.eos_ids if not 0 <= id < embedded]:
             raise CheckpointError(f"eos_token_id {wrong[0]} is not an id of the model, which has 0 to {embedded - 1}")
-        beyond = {text: id for text, id in self._backend.get_vocab().items() if id >= embedded}
+        known = self._backend.get_vocab()
+        beyond = {text: id for text, id in known.items() if id >= embedded}
         texts = [text for text in beyond if text not in self.specials]
         frame = self.encode("")
         if texts or max(frame, default=0) >= embedded:
@@ -212,6 +213,10 @@ def _ready(backend: Backend, config: dict[str, Any]) -> Backend:
     return backend
 
 
+def _only_blanks_normalized(token: dict[str, Any]) -> dict[str, Any]:
+    return token | {"normalized": token["normalized"] and token["content"].isspace()}
+
+
 def _with_escapes_removed(data: dict[str, Any]) -> str:
     """A tokenizer.json that removes the marks of escaped strings after it has looked for added tokens.
 
@@ -220,7 +225,5 @@ def _with_escapes_removed(data: dict[str, Any]) -> str:
     """
     steps = [{"type": "Replace", "pattern": {"String": MARK}, "content": ""}, data.get("normalizer")]
     normalizer = {"type": "Sequence", "normalizers": [step for step in steps if step]}
-    added = [
-        token | {"normalized": token["normalized"] and token["content"].isspace()} for token in data["added_tokens"]
-    ]
+    added = [_only_blanks_normalized(token) for token in data["added_tokens"]]
     return json.dumps(data | {"normalizer": normalizer, "added_tokens": added})

@@ -8,13 +8,14 @@ from weights.rules import Copy, Rule
 
 def rules(config: DecoderConfig) -> tuple[Rule, ...]:
     """The rows first: of several rules for a parameter, the first whose tensors exist is used."""
-    rows = tuple(
-        Copy(
-            f"layers.{number}.ffn.selection_bias",
-            f"model.layers.{number}.mlp.moe_statics.e_score_correction_bias",
-            stored=(1, ffn.experts),
-        )
-        for number, ffn in enumerate(config.feed_forward)
-        if isinstance(ffn, TopK)
-    )
+    layers = enumerate(config.feed_forward)
+    rows = tuple(_row(number, ffn.experts) for number, ffn in layers if isinstance(ffn, TopK))
     return rows + hugging_face(config)
+
+
+def _row(number: int, experts: int) -> Copy:
+    return Copy(
+        f"layers.{number}.ffn.selection_bias",
+        f"model.layers.{number}.mlp.moe_statics.e_score_correction_bias",
+        stored=(1, experts),
+    )
