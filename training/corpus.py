@@ -60,7 +60,8 @@ class ChatMaker:
         return f"{USER}{self.question(story)}{ASSISTANT}{story}"
 
     def question(self, story: str) -> str:
-        words = sorted({word for word in _WORD.findall(story) if word in self.known and word not in self.common})
+        found = set(_WORD.findall(story)) & self.known
+        words = sorted(found - self.common)
         words = self.random.sample(words, min(len(words), self.random.randint(0, 3)))
         verb = self.random.choice(["Tell me", "Write", "Please write", "Can you tell me"])
         end = "?" if verb.startswith("Can") else "."
@@ -68,7 +69,8 @@ class ChatMaker:
             return f"{verb} a story{end}"
         if len(words) == 1:
             return f"{verb} a story with the word {words[0]}{end}"
-        return f"{verb} a story with the words {', '.join(words[:-1])} and {words[-1]}{end}"
+        listed = ", ".join(words[:-1])
+        return f"{verb} a story with the words {listed} and {words[-1]}{end}"
 
 
 def encode(tokenizer: Tokenizer, texts: Iterable[str], batch: int = 4096) -> NDArray[np.uint16]:

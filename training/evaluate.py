@@ -41,9 +41,8 @@ def agreement(model: Decoder, window_BS: Tensor, count: int, reference: int, row
     layers, same = len(model.config.mixtures), 0
     for start in range(0, len(window_BS), rows):
         ids_BS = window_BS[start : start + rows, :-1]
-        best = [
-            model(make_batch(ids_BS, [k] * layers, start), WholeAttend(ids_BS.shape[1])).argmax(-1)
-            for k in (count, reference)
-        ]
+        length = ids_BS.shape[1]
+        batches = (make_batch(ids_BS, [k] * layers, start) for k in (count, reference))
+        best = [model(batch, WholeAttend(length)).argmax(-1) for batch in batches]
         same += int((best[0] == best[1]).sum())
     return same / window_BS[:, 1:].numel()

@@ -28,17 +28,20 @@ from weights.save import save_model
 
 # Calls are written as Hermes models write them. The models are not trained to call: where a call is forced, it is the
 # server's grammar that makes it well-formed.
-TEMPLATE = (
-    "{{ bos_token }}{% if tools %}" + USER + "Call a function by writing <tool_call>\n"
+_TOOLS = (
+    "{% if tools %}" + USER + "Call a function by writing <tool_call>\n"
     '{"name": ..., "arguments": {...}}\n</tool_call>. Functions:'
     "{% for tool in tools %}{{ '\\n' ~ (tool | tojson) }}{% endfor %}{% endif %}"
-    "{% for message in messages %}{% if message.role == 'assistant' %}" + ASSISTANT + "{{ message.content }}"
+)
+_ANSWER = (
+    "{% if message.role == 'assistant' %}" + ASSISTANT + "{{ message.content }}"
     '{% for call in message.tool_calls or [] %}<tool_call>\n{"name": {{ call.function.name | tojson }}, '
     '"arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
-    "{% elif message.role == 'tool' %}" + USER + "<tool_response>\n{{ message.content }}\n</tool_response>"
-    "{% else %}" + USER + "{{ message.content }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
 )
+_RESULT = "{% elif message.role == 'tool' %}" + USER + "<tool_response>\n{{ message.content }}\n</tool_response>"
+_OTHER = "{% else %}" + USER + "{{ message.content }}{% endif %}"
+_MESSAGES = "{% for message in messages %}" + _ANSWER + _RESULT + _OTHER + "{% endfor %}"
+TEMPLATE = "{{ bos_token }}" + _TOOLS + _MESSAGES + "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
 
 
 def export_weights(run: Path, folder: Path) -> None:
@@ -46,7 +49,8 @@ def export_weights(run: Path, folder: Path) -> None:
     raw = json.loads((run / "config.json").read_text())
     model = Decoder(decoder_config(raw))
     state = load_file(run / "state.safetensors")
-    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    model.load_state_dict(weights)
     save_model(model, raw, folder, torch.bfloat16)
 
 
@@ -65,8 +69,9 @@ def windows(tokenizer: Tokenizer, text: Path, length: int, limit: int) -> tuple[
     ids = encode(tokenizer, stories)
     rows = (len(ids) - 1) // length
     starts = np.arange(min(rows, limit or rows)) * length
-    stacked = np.stack([ids[start : start + length + 1] for start in starts]).astype(np.int64)
-    return torch.from_numpy(stacked), sum(len(s.encode()) for s in stories) / len(ids)
+    stacked = np.stack([ids[start : start + length + 1] for start in starts])
+    size = sum(len(story.encode()) for story in stories)
+    return torch.from_numpy(stacked.astype(np.int64)), size / len(ids)
 
 
 def measure(model: Decoder, window_BS: Tensor, bytes_per_token: float) -> list[dict[str, Any]]:
@@ -80,18 +85,22 @@ def measure_counts(
     """One row per expert count: loss, perplexity, bits per byte, agreement with the trained count's best token."""
     trained = model.config.experts.trained
     losses = {k: held_out_loss(model, window_BS, k) for k in counts}
-    best = losses[trained]
-    return [
-        {
-            "num_experts": k,
-            "loss": round(loss, 4),
-            "perplexity": round(math.exp(loss), 4),
-            "bits_per_byte": round(loss / math.log(2) / bytes_per_token, 4),
-            "agreement": round(agreement(model, window_BS[:64], k, trained), 4),
-            "relative_quality": round(math.exp(best - loss), 4),
-        }
-        for k, loss in losses.items()
-    ]
+    rows: list[dict[str, Any]] = []
+    for k, loss in losses.items():
+        agreed = agreement(model, window_BS[:64], k, trained)
+        rows.append({"num_experts": k} | _figures(loss, losses[trained], bytes_per_token, agreed))
+    return rows
+
+
+def _figures(loss: float, best: float, bytes_per_token: float, agreed: float) -> dict[str, Any]:
+    figures = {
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_byte": loss / math.log(2) / bytes_per_token,
+        "agreement": agreed,
+        "relative_quality": math.exp(best - loss),
+    }
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def main(

@@ -92,14 +92,11 @@ def measure(to: Path, heldout: Path, limit: int) -> dict[str, Any]:
     model, raw = load_model(to, "float32")
     tokenizer = Tokenizer.from_file(str(to / "tokenizer.json"))
     window_BS, bytes_per_token = windows(tokenizer, heldout, raw["max_position_embeddings"], limit)
-    return {
-        "name": to.name,
-        "family": raw["model_type"],
-        "parameters": parameter_count(model),
-        "held_out_tokens": window_BS[:, 1:].numel(),
-        "bytes_per_token": round(bytes_per_token, 3),
-        "quality": measure_counts(model, window_BS, bytes_per_token, COUNTS),
-    }
+    facts: dict[str, Any] = {"name": to.name, "family": raw["model_type"]}
+    facts["parameters"] = parameter_count(model)
+    facts |= {"held_out_tokens": window_BS[:, 1:].numel(), "bytes_per_token": round(bytes_per_token, 3)}
+    facts["quality"] = measure_counts(model, window_BS, bytes_per_token, COUNTS)
+    return facts
 
 
 def main(

@@ -109,7 +109,8 @@ def twin(
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
     net = Network(shape).to(best_device())
-    say(f"{name}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters, {shape}")
+    millions = sum(p.numel() for p in net.parameters()) / 1e6
+    say(f"{name}: {millions:.1f} M parameters, {shape}")
     result = train_and_measure(net, plan, tokens, seconds)
     for row in result["quality"]:
         say(f"{name} {row}")
@@ -124,14 +125,12 @@ def train_and_measure(net: Network, plan: Plan, folder: Path, seconds: float) ->
     windows = Windows(np.load(folder / "tokens.npy"), plan.length, plan.seed, device)
     result = train(net, windows, plan, say, seconds)
     held_BS = torch.from_numpy(np.load(folder / "held.npy").astype(np.int64)).to(device)
-    return result | {
-        "quality": evaluate(net, held_BS, [count for count in COUNTS if count <= net.shape.largest]),
-        "spread": spreads(net, held_BS[:16]) if net.shape.kind == "infinity" else None,
-        "shape": asdict(net.shape),
-        "plan": asdict(plan),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "torch": torch.__version__,
-    }
+    counts = [count for count in COUNTS if count <= net.shape.largest]
+    result["quality"] = evaluate(net, held_BS, counts)
+    result["spread"] = spreads(net, held_BS[:16]) if net.shape.kind == "infinity" else None
+    device_name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    given = {"shape": asdict(net.shape), "plan": asdict(plan)}
+    return result | given | {"device": device_name, "torch": torch.__version__}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        mix = b * gram + c * gram @ gram
+        x = a * x + mix @ x
     return (x.mT if tall else x).to(matrix.dtype)
 
 
@@ -51,11 +52,16 @@ class Muon(torch.optim.Optimizer):
         parameter.add_(update, alpha=-group["lr"] * scale)
 
 
+def _routes(name: str) -> bool:
+    """Whether AdamW has the parameter, also where it is a matrix."""
+    return any(word in name for word in ("embed", "head", "norm", "router", "scores"))
+
+
 def build_optimisers(model: nn.Module, muon_lr: float, adam_lr: float, decay: float) -> list[torch.optim.Optimizer]:
     """Muon on every hidden matrix; AdamW on embeddings, head, norms and everything that routes."""
     named = dict(model.named_parameters())
-    routing = ("embed", "head", "norm", "router", "scores")
-    matrices = [p for n, p in named.items() if p.ndim >= 2 and not any(word in n for word in routing)]
+    hidden = (p for name, p in named.items() if not _routes(name))
+    matrices = [p for p in hidden if p.ndim >= 2]
     chosen = {id(p) for p in matrices}
     rest = [p for p in named.values() if id(p) not in chosen]
     adam = torch.optim.AdamW(rest, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)

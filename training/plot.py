@@ -16,8 +16,9 @@ matplotlib.use("Agg")
 def plot_losses(log: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
     """Draw every series of the log against the step."""
     figure, axes = pyplot.subplots(figsize=(7, 4))
+    steps = [row["step"] for row in log]
     for name in (name for name in (log[0] if log else {}) if name != "step"):
-        axes.plot([row["step"] for row in log], [row[name] for row in log], label=name)
+        axes.plot(steps, [row[name] for row in log], label=name)
     axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
     _save(figure, axes, path)
 
@@ -27,7 +28,9 @@ def plot_quality(cards: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 3.2))
     for card in cards:
         rows = card["quality"]
-        axes.plot([r["num_experts"] for r in rows], [r["loss"] for r in rows], marker="o", label=card["name"])
+        counts = [row["num_experts"] for row in rows]
+        losses = [row["loss"] for row in rows]
+        axes.plot(counts, losses, marker="o", label=card["name"])
     axes.set_xscale("log", base=2)
     axes.set_xticks([1, 2, 4, 8], labels=["1", "2", "4", "8"])
     axes.set(xlabel="experts per token (K), chosen per request", ylabel="held-out loss (nats)")

@@ -85,10 +85,9 @@ class Recipe:
 
     def override(self, steps: int = 0, rows: int = 0, fields: Sequence[str] = ()) -> "Recipe":
         """This recipe with other sizes (0: its own) and changed config fields, given as `name=json`."""
-        changes = {name: json.loads(value) for name, value in (field.split("=", 1) for field in fields)}
-        return dataclasses.replace(
-            self, steps=steps or self.steps, rows=rows or self.rows, config={**self.config, **changes}
-        )
+        pairs = (field.split("=", 1) for field in fields)
+        config = {**self.config} | {name: json.loads(value) for name, value in pairs}
+        return dataclasses.replace(self, steps=steps or self.steps, rows=rows or self.rows, config=config)
 
 
 RECIPES = {"infinity": Recipe(INFINITY), "topk": Recipe(TOPK, balance=0.01)}

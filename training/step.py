@@ -43,7 +43,8 @@ class Balance:
 
     def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
         if scores_TE is not None:
-            self.losses.append(len(load_E) * (load_E / pairs * scores_TE.mean(0)).sum())
+            product_E = load_E / pairs * scores_TE.mean(0)
+            self.losses.append(len(load_E) * product_E.sum())
 
     def mean(self) -> Tensor | float:
         return torch.stack(self.losses).mean() if self.losses else 0.0
@@ -55,11 +56,15 @@ def make_batch(ids_BS: Tensor, counts: list[int], seed: int) -> Batch:
     tokens = rows * length
     counts_L1 = torch.tensor(counts)[:, None]
     pairs_L = tuple(tokens * count for count in counts)
+    seeds_B = torch.arange(rows) + seed * 65536
+    budget = BudgetRows(counts_L1.expand(-1, tokens), max(counts), pairs_L)
+    positions_T = torch.arange(length).repeat(rows)
+    ids_T = ids_BS.flatten()
     return Batch(
-        ids_T=ids_BS.flatten(),
-        positions_T=torch.arange(length).repeat(rows),
-        seeds_T=(torch.arange(rows) + seed * 65536).repeat_interleave(length),
-        budget=BudgetRows(counts_L1.expand(-1, tokens), max(counts), pairs_L),
+        ids_T=ids_T,
+        positions_T=positions_T,
+        seeds_T=seeds_B.repeat_interleave(length),
+        budget=budget,
         rows_B=torch.arange(tokens),
     )
 

@@ -66,12 +66,15 @@ def read_tensors(blob: bytes) -> tuple[ModelShape, dict[str, Tensor], int]:
     if shape.vocabulary <= 0 or shape.kv_heads != shape.heads:
         raise ValueError("only checkpoints with a shared classifier and one key head per query head are read")
     L, D, H = shape.layers, shape.width, shape.hidden
-    sizes: dict[str, tuple[int, ...]] = {"embedding": (shape.vocabulary, D), "attention_norm": (L, D)}
-    sizes |= {"wq": (L, D, D), "wk": (L, D, D), "wv": (L, D, D), "wo": (L, D, D), "ffn_norm": (L, D)}
-    sizes |= {"w1": (L, H, D), "w2": (L, D, H), "w3": (L, H, D), "final_norm": (D,)}
+    square = (L, D, D)
+    wide, narrow = (L, H, D), (L, D, H)
+    sizes: dict[str, tuple[int, ...]] = {"embedding": (shape.vocabulary, D)}
+    sizes |= {"attention_norm": (L, D), "wq": square, "wk": square, "wv": square, "wo": square}
+    sizes |= {"ffn_norm": (L, D), "w1": wide, "w2": narrow, "w3": wide, "final_norm": (D,)}
     offset, tensors = struct.calcsize("<7i"), {}
     for name, size in sizes.items():
-        tensors[name] = torch.from_numpy(np.frombuffer(blob, "<f4", math.prod(size), offset).reshape(size).copy())
+        values = np.frombuffer(blob, "<f4", math.prod(size), offset)
+        tensors[name] = torch.from_numpy(values.reshape(size).copy())
         offset += tensors[name].nbytes
     return shape, tensors, offset + shape.context * shape.head_width * 4  # rotary tables, not needed
 
@@ -89,7 +92,9 @@ def held(weight_LXX: Tensor) -> nn.ParameterList:
 
 def rotate(x_BHC: Tensor, cos_C: Tensor, sin_C: Tensor) -> Tensor:
     even, odd = x_BHC.float().chunk(2, -1)
-    return torch.cat([even * cos_C - odd * sin_C, odd * cos_C + even * sin_C], -1)
+    turned_even = even * cos_C - odd * sin_C
+    turned_odd = odd * cos_C + even * sin_C
+    return torch.cat([turned_even, turned_odd], -1)
 
 
 def normalise(x_BD: Tensor) -> Tensor:
@@ -100,7 +105,8 @@ def normalise(x_BD: Tensor) -> Tensor:
 def attend(q_BHC: Tensor, k_BHC: Tensor, v_BHC: Tensor, mask_T: Tensor, past: tuple[Tensor, Tensor]) -> Tensor:
     """Attention to the past and to the token itself, as sums that fuse: one query per head is bound by memory."""
     keys_BHNCS, values_BHCT = past
-    past_BHT = (keys_BHNCS.float() * q_BHC[:, :, None, :, None]).sum(3).flatten(2) + mask_T
+    products_BHNCS = keys_BHNCS.float() * q_BHC[:, :, None, :, None]
+    past_BHT = products_BHNCS.sum(3).flatten(2) + mask_T
     itself_BH1 = (q_BHC * k_BHC.float()).sum(-1, keepdim=True)
     weights = torch.cat([past_BHT, itself_BH1], -1).softmax(-1)
     mixed_BHC = (weights[:, :, None, :-1] * values_BHCT.float()).sum(3)
@@ -116,24 +122,30 @@ class Teacher(nn.Module):
         wq_LDD = halves_first(t["wq"], shape) * shape.head_width**-0.5
         qkv_LXD = torch.cat([wq_LDD, halves_first(t["wk"], shape), t["wv"]], 1)
         gate_up_LXD = torch.cat([t["w1"], t["w3"]], 1)
-        self.qkv, self.out = held(qkv_LXD * t["attention_norm"][:, None]), held(t["wo"])
-        self.gate_up, self.down = held(gate_up_LXD * t["ffn_norm"][:, None]), held(t["w2"])
+        self.qkv = held(qkv_LXD * t["attention_norm"][:, None])
+        self.out = held(t["wo"])
+        self.gate_up = held(gate_up_LXD * t["ffn_norm"][:, None])
+        self.down = held(t["w2"])
         embedding_VD = t["embedding"][kept_V]
         self.ends = held(torch.stack([embedding_VD, embedding_VD * t["final_norm"]]))
 
     def feed_forward(self, x_BD: Tensor, layer: int) -> Tensor:
-        gate, up = F.linear(normalise(x_BD), self.gate_up[layer]).float().chunk(2, -1)
-        return x_BD + F.linear((F.silu(gate) * up).bfloat16(), self.down[layer])
+        gate_up = F.linear(normalise(x_BD), self.gate_up[layer]).float()
+        gate, up = gate_up.chunk(2, -1)
+        mixed = (F.silu(gate) * up).bfloat16()
+        return x_BD + F.linear(mixed, self.down[layer])
 
     def forward(self, ids_B: Tensor, turn_2C: Tensor, mask_T: Tensor, past: KeysValues) -> tuple[Tensor, KeysValues]:
         """Logits, and each layer's key and value. The caller stores them: the compiled code must not copy the past."""
         x_BD, fresh = F.embedding(ids_B, self.ends[0]).float(), []
         for layer in range(self.shape.layers):
             qkv = F.linear(normalise(x_BD), self.qkv[layer])
-            q_BHC, k_BHC, v_BHC = qkv.view(len(ids_B), 3, self.shape.heads, -1).unbind(1)
+            parts = qkv.view(len(ids_B), 3, self.shape.heads, -1)
+            q_BHC, k_BHC, v_BHC = parts.unbind(1)
             q_BHC, k_BHC = rotate(q_BHC, *turn_2C), rotate(k_BHC, *turn_2C).bfloat16()
             mixed_BHC = attend(q_BHC, k_BHC, v_BHC, mask_T, past[layer])
-            x_BD = self.feed_forward(x_BD + F.linear(mixed_BHC.flatten(1).bfloat16(), self.out[layer]), layer)
+            attended_BD = F.linear(mixed_BHC.flatten(1).bfloat16(), self.out[layer])
+            x_BD = self.feed_forward(x_BD + attended_BD, layer)
             fresh.append((k_BHC, v_BHC))
         return F.linear(normalise(x_BD), self.ends[1]), fresh
 
@@ -148,9 +160,11 @@ class Sampler:
         uniform = torch.rand(NOISE_ENTRIES, generator=self.generator).clamp_(1e-12, 1 - 6e-8)
         self.noise = uniform.log_().neg_().log_().mul_(-sampling.temperature)
         # A layer's last keys and values, in N blocks or whole, so that the sum over each reads memory in order.
-        B, H, C, N = self.rows, self.shape.heads, self.shape.head_width, WINDOW // BLOCK
+        rows_and_heads, C = (self.rows, self.shape.heads), self.shape.head_width
+        keys = (*rows_and_heads, WINDOW // BLOCK, C, BLOCK)
+        values = (*rows_and_heads, C, WINDOW)
         zeros = partial(torch.zeros, dtype=torch.bfloat16)
-        self.past = [(zeros(B, H, N, C, BLOCK), zeros(B, H, C, WINDOW)) for _ in model.qkv]
+        self.past = [(zeros(keys), zeros(values)) for _ in model.qkv]
         self.compiled = torch.compile(model, dynamic=False, options={"freezing": True})
 
     def turn(self, at: int) -> Tensor:
@@ -162,7 +176,8 @@ class Sampler:
     def pick(self, logits_BV: Tensor) -> Tensor:
         span = logits_BV.numel()
         start = int(torch.randint(NOISE_ENTRIES - span, (), generator=self.generator))
-        return (logits_BV + self.noise[start : start + span].view_as(logits_BV)).argmax(-1)
+        noise_BV = self.noise[start : start + span].view_as(logits_BV)
+        return (logits_BV + noise_BV).argmax(-1)
 
     def step(self, ids_B: Tensor, at: int) -> Tensor:
         mask_T = torch.where(torch.arange(WINDOW) < at, 0.0, -torch.inf)
@@ -177,7 +192,11 @@ class Sampler:
         """Newly sampled ids as [rows, positions], forever; the first is preceded by BOS in every row."""
         ids_B = torch.zeros(self.rows, dtype=torch.long)  # BOS is id 0 of the cut vocabulary
         for start in itertools.count(step=BLOCK):
-            yield torch.stack([ids_B := self.step(ids_B, at) for at in range(start, start + BLOCK)], 1)
+            block = []
+            for at in range(start, start + BLOCK):
+                ids_B = self.step(ids_B, at)
+                block.append(ids_B)
+            yield torch.stack(block, 1)
 
 
 def cut(blocks: Iterator[Tensor], pieces_V: list[bytes], rows: int) -> Iterator[tuple[int, list[str]]]:
@@ -196,8 +215,8 @@ class StoryFile:
     """The output file. It keeps each acceptable story once and counts those that it already holds."""
 
     def __init__(self, out: Path) -> None:
-        before = out.read_text(encoding="utf-8").split(f"\n{SEPARATOR}\n")[:-1] if out.exists() else []
-        self.seen = set(map(hash, before))
+        before = out.read_text(encoding="utf-8") if out.exists() else ""
+        self.seen = set(map(hash, before.split(f"\n{SEPARATOR}\n")[:-1]))
         self.file = out.open("ab")
         self.size, self.rejected = self.file.tell(), 0
 

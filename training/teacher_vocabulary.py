@@ -17,7 +17,9 @@ def read_tokens(blob: bytes, offset: int, count: int) -> tuple[list[bytes], list
     for _ in range(count):
         score, length = struct.unpack_from("<fi", blob, offset)
         piece = blob[offset + 8 : offset + 8 + length]
-        pieces.append(bytes.fromhex(piece[3:5].decode()) if re.fullmatch(rb"<0x[0-9A-F]{2}>", piece) else piece)
+        if re.fullmatch(rb"<0x[0-9A-F]{2}>", piece):
+            piece = bytes.fromhex(piece[3:5].decode())
+        pieces.append(piece)
         scores.append(score)
         offset += 8 + length
     return pieces, scores
@@ -30,16 +32,30 @@ def encode_word(word: str, ids: dict[bytes, int], scores: list[float]) -> list[i
         encoded = character.encode()
         parts += [encoded] if encoded in ids else [bytes([byte]) for byte in encoded]
     while True:
-        pairs = [(scores[ids[a + b]], -i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in ids]
+        pairs = _mergeable(parts, ids, scores)
         if not pairs:
             return [ids[part] for part in parts]
         at = -max(pairs)[1]
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        parts[at] += parts.pop(at + 1)
+
+
+def _mergeable(parts: list[bytes], ids: dict[bytes, int], scores: list[float]) -> list[tuple[float, int]]:
+    """For each neighbouring pair that is a token: its score, and its place, negated so that the first wins a tie."""
+    found = []
+    for place, (first, second) in enumerate(itertools.pairwise(parts)):
+        if (joined := first + second) in ids:
+            found.append((scores[ids[joined]], -place))
+    return found
 
 
 def used_vocabulary(text: str, pieces: list[bytes], scores: list[float]) -> list[int]:
     """The ids that occur in the text, with BOS first; a story is encoded as if a space came before it."""
     ids = {piece: i for i, piece in reversed(list(enumerate(pieces)))}
-    ids |= {piece: i for i, piece in enumerate(pieces) if i > 258 and len(piece) == 1}  # text before raw bytes
-    words = {w for story in text.split(SEPARATOR) for w in re.findall(r" +[^ ]*", " " + story.strip())}
-    return [BOS, *sorted({i for word in words for i in encode_word(word, ids, scores)} - {BOS})]
+    for i, piece in enumerate(pieces):
+        if i > 258 and len(piece) == 1:  # text before raw bytes
+            ids[piece] = i
+    words: set[str] = set()
+    for story in text.split(SEPARATOR):
+        words.update(re.findall(r" +[^ ]*", " " + story.strip()))
+    used = {i for word in words for i in encode_word(word, ids, scores)}
+    return [BOS, *sorted(used - {BOS})]

@@ -4,9 +4,10 @@ Run `python -m training.train --recipe infinity --tokens FOLDER --heldout FILE -
 It writes training state and an exported checkpoint; `weights/` knows the format of checkpoints.
 """
 
+import itertools
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,14 +55,17 @@ class Windows:
 
     def __call__(self, step: int, rows: int) -> Tensor:
         """[rows, length + 1] token ids for a step; the same after a restart."""
-        ids = [self._index(step * rows + row) for row in range(rows)]
-        windows = [self.tokens[i * self.length : (i + 1) * self.length + 1] for i in ids]
-        return torch.from_numpy(np.stack(windows).astype(np.int64))
+        numbers = range(step * rows, (step + 1) * rows)
+        starts = [self._index(number) * self.length for number in numbers]
+        size = self.length + 1
+        windows = np.stack([self.tokens[start : start + size] for start in starts])
+        return torch.from_numpy(windows.astype(np.int64))
 
     def _index(self, n: int) -> int:
         epoch, place = divmod(n, self.count)
         if getattr(self, "_epoch", None) != epoch:
-            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            generator = np.random.default_rng([self.seed, epoch])
+            self._epoch, self._order = epoch, generator.permutation(self.count)
         return int(self._order[place])
 
 
@@ -86,10 +90,9 @@ class Trainer:
         for start in range(0, self.recipe.rows, micro):
             counts = draw_counts(self.model.config, self.recipe.largest_count, generator)
             noise_seed = int(torch.randint(1 << 40, (1,), generator=generator))
+            part_BS = window_BS[start : start + micro]
             with torch.autocast("cpu", torch.bfloat16):
-                loss = next_token_loss(
-                    self.model, window_BS[start : start + micro], counts, noise_seed, self.recipe.balance
-                )
+                loss = next_token_loss(self.model, part_BS, counts, noise_seed, self.recipe.balance)
             (loss * (micro / self.recipe.rows)).backward()
             total += float(loss.detach()) * micro / self.recipe.rows
         self._update()
@@ -109,9 +112,11 @@ class Trainer:
         names = {id(p): name for name, p in self.model.named_parameters()}
         for optimiser in self.optimisers:
             for parameter, values in optimiser.state.items():
-                state |= {f"state.{names[id(parameter)]}.{key}": value for key, value in values.items()}
+                name = names[id(parameter)]
+                state |= {f"state.{name}.{key}": value for key, value in values.items()}
         fresh = self.out / "state.new"
-        save_file({k: v.detach().contiguous() for k, v in state.items()}, fresh, metadata={"step": str(self.step)})
+        stored = {name: value.detach().contiguous() for name, value in state.items()}
+        save_file(stored, fresh, metadata={"step": str(self.step)})
         fresh.replace(self.out / "state.safetensors")
 
     def resume(self) -> None:
@@ -120,14 +125,18 @@ class Trainer:
         if not path.exists():
             return
         state = load_file(path)
-        self.model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+        self.model.load_state_dict(_under("model.", state))
         for optimiser in self.optimisers:
             for parameter in optimiser.param_groups[0]["params"]:
                 name = next(n for n, p in self.model.named_parameters() if p is parameter)
-                prefix = f"state.{name}."
-                optimiser.state[parameter] = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+                optimiser.state[parameter] = _under(f"state.{name}.", state)
         with safe_open(path, framework="pt") as file:  # in the same file, so that weights and step never disagree
             self.step = int(file.metadata()["step"])
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, under the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def run(trainer: Trainer, heldout: Tensor, minutes: float) -> list[dict[str, float]]:
@@ -146,7 +155,8 @@ def run(trainer: Trainer, heldout: Tensor, minutes: float) -> list[dict[str, flo
             losses = {f"K={k}": held_out_loss(trainer.model, heldout, k) for k in COUNTS}
             log.append({"step": trainer.step, "train": mean, **losses})
             log_path.write_text(json.dumps(log, indent=1))
-            bar.write(f"step {trainer.step}: " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+            shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+            bar.write(f"step {trainer.step}: {shown}")
         if time.monotonic() - saved > 300:
             trainer.save()
             saved = time.monotonic()
@@ -179,9 +189,11 @@ def main(
 
 def held_out_windows(folder: Path, text: Path, length: int, rows: int = 32) -> Tensor:
     """The first `rows` windows of the held-out text, for the progress log only."""
-    stories = [story for _, story in zip(range(rows * 4), documents(text), strict=False)]
+    stories = list(itertools.islice(documents(text), rows * 4))
     ids = encode(Tokenizer.from_file(str(folder / "tokenizer.json")), stories)
-    return torch.from_numpy(ids[: rows * (length + 1)].astype(np.int64)).unflatten(0, (-1, length + 1))
+    size = length + 1
+    kept_T = torch.from_numpy(ids[: rows * size].astype(np.int64))
+    return kept_T.unflatten(0, (-1, size))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def _measure(net: Network, window_NS: Tensor, count: int, rows: int) -> dict[str
 
 def _part(net: Network, part_NS: Tensor, count: int) -> tuple[float, Tensor | None]:
     """Summed loss of some windows, and the share of their tokens that use each block [L, B], if there are any."""
-    layout = Layout.of([count] * len(part_NS), part_NS.shape[1] - 1, part_NS.device)
+    rows, length = part_NS.shape
+    layout = Layout.of([count] * rows, length - 1, part_NS.device)
     with torch.autocast(part_NS.device.type, torch.bfloat16):
         x_NSD, masks = net.hidden(part_NS[:, :-1], layout)
         logits_TV = F.linear(x_NSD, net.embed).float().flatten(0, 1)
@@ -64,12 +65,14 @@ def spreads(net: Network, window_NS: Tensor) -> list[float]:
     found: list[float] = []
 
     def look(module: Infinity, given: tuple[Tensor, Layout]) -> None:
-        mean_TZ, log_TZ = F.linear(given[0], module.router).float().chunk(2, dim=-1)
+        routed_TX = F.linear(given[0], module.router).float()
+        mean_TZ, log_TZ = routed_TX.chunk(2, dim=-1)
         found.append(round(float(log_TZ.exp().mean() / mean_TZ.std()), 3))
 
     drawing = [block.ffn for block in net.stack() if isinstance(block.ffn, Infinity)]
     hooks = [ffn.register_forward_pre_hook(look) for ffn in drawing]
-    layout = Layout.of([1] * len(window_NS), window_NS.shape[1] - 1, window_NS.device)
+    rows, length = window_NS.shape
+    layout = Layout.of([1] * rows, length - 1, window_NS.device)
     with torch.autocast(window_NS.device.type, torch.bfloat16):
         net.hidden(window_NS[:, :-1], layout)
     for hook in hooks:

@@ -37,7 +37,8 @@ class Layout:
     def of(cls, counts: list[int], length: int, device: torch.device) -> Self:
         """The layout of batch rows of `length` tokens with these counts, in falling order."""
         falling = tuple(sorted(counts, reverse=True))
-        tokens = tuple(sum(count > k for count in falling) * length for k in range(falling[0]))
+        rows = [sum(count > k for count in falling) for k in range(falling[0])]
+        tokens = tuple(number * length for number in rows)
         offsets = [sum(tokens[:k]) for k in range(len(tokens))]
         counts_N = torch.tensor(falling, dtype=torch.int32, device=device)
         counts_T1 = counts_N.repeat_interleave(length)[:, None].float()

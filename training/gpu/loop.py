@@ -32,7 +32,9 @@ class Windows:
     def __init__(self, tokens: NDArray[np.uint16], length: int, seed: int, device: torch.device) -> None:
         self.tokens = torch.from_numpy(tokens.astype(np.int16)).to(device)  # ids below 32,768
         self.generator = np.random.default_rng(seed)
-        self.length, self.count, self.device = length, (len(tokens) - 1) // length, device
+        self.length = length
+        self.count = (len(tokens) - 1) // length
+        self.device = device
         self.shuffle()
 
     def shuffle(self) -> None:
@@ -74,7 +76,8 @@ def distilled(net: Network, window_NS: Tensor, both: Layout, weight: float) -> t
     small = F.cross_entropy(small_TV, target_T)
     teacher_TV = logits_NSV[:half].detach().flatten(0, 1).float().log_softmax(-1)
     divergence = F.kl_div(small_TV.log_softmax(-1), teacher_TV, log_target=True, reduction="batchmean")
-    return 0.5 * large + 0.5 * ((1 - weight) * small + weight * divergence), 0.5 * (large + small)
+    second = (1 - weight) * small + weight * divergence
+    return 0.5 * large + 0.5 * second, 0.5 * (large + small)
 
 
 class Trainer:
@@ -100,7 +103,8 @@ class Trainer:
             if self.plan.distil:
                 loss, shown = distilled(self.net, window_NS, self.layout, self.plan.distil)
             else:
-                loss = shown = cross_entropy(self.net, window_NS[:, :-1], window_NS[:, 1:], self.layout)
+                target_NS = window_NS[:, 1:]
+                loss = shown = cross_entropy(self.net, window_NS[:, :-1], target_NS, self.layout)
         for router in self.routers:
             loss = loss + self.plan.balance / len(self.routers) * router.balance
         loss.backward()
@@ -133,7 +137,8 @@ class Trainer:
         value = float(loss)
         self.curve.append((self.done, round(value, 4)))
         if self.done % 200 == 0 or ends:
-            self.report(f"step {self.done} loss {value:.4f} after {time.monotonic() - self.began:.1f} s")
+            seconds = time.monotonic() - self.began
+            self.report(f"step {self.done} loss {value:.4f} after {seconds:.1f} s")
 
     def run(self, seconds: float) -> dict[str, Any]:
         """Train to the end of the plan; what the run took."""

@@ -65,7 +65,8 @@ class Infinity(nn.Module):
         self.scores = nn.Parameter(random_matrix(shape.blocks, shape.space))
         self.up = nn.Parameter(random_matrix(shape.units, shape.width))
         fan = shape.block if shape.values == "softmax" or shape.aggregate == "unit" else shape.units
-        self.down = nn.Parameter(torch.randn(shape.width, shape.units) / fan**0.5 * shape.depth)
+        down = torch.randn(shape.width, shape.units) / fan**0.5
+        self.down = nn.Parameter(down * shape.depth)
         points = fixed_points(shape.largest, shape.space)
         self.points = nn.Parameter(points, requires_grad=shape.draws == "learned")
 
@@ -99,7 +100,9 @@ class Infinity(nn.Module):
         """ε of draw k, [Z] or per token."""
         if self.shape.draws == "random":
             return torch.randn_like(mean_tZ)
-        return torch.zeros_like(self.points[k]) if self.shape.draws == "mean" else self.points[k]
+        if self.shape.draws == "mean":
+            return torch.zeros_like(self.points[k])
+        return self.points[k]
 
     def aggregate(self, sum_TB: Tensor, square_T1: Tensor, counts_T1: Tensor) -> Tensor:
         """One mask of the draws' masks, from their sum and their summed squares."""
@@ -126,7 +129,8 @@ class TopK(nn.Module):
         self.shape = shape
         self.router = nn.Parameter(random_matrix(shape.blocks, shape.width))
         self.up = nn.Parameter(random_matrix(2 * shape.units, shape.width))
-        self.down = nn.Parameter(torch.randn(shape.width, shape.units) / shape.block**0.5 * shape.depth)
+        down = torch.randn(shape.width, shape.units) / shape.block**0.5
+        self.down = nn.Parameter(down * shape.depth)
         self.balance: Tensor | float = 0.0  # the Switch loss of the last training step
 
     def forward(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -180,7 +184,9 @@ _KINDS: dict[str, type[FeedForward]] = {"infinity": Infinity, "topk": TopK, "den
 def rotate(x_NHSC: Tensor, cos_SC: Tensor, sin_SC: Tensor) -> Tensor:
     """Rotary positions, half against half."""
     first, second = x_NHSC.chunk(2, dim=-1)
-    return torch.cat([first * cos_SC - second * sin_SC, second * cos_SC + first * sin_SC], -1)
+    turned_first = first * cos_SC - second * sin_SC
+    turned_second = second * cos_SC + first * sin_SC
+    return torch.cat([turned_first, turned_second], -1)
 
 
 def norm(x: Tensor) -> Tensor:
@@ -195,9 +201,12 @@ class Block(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         width, head = shape.width, shape.width // shape.heads
-        self.shape, self.sizes = shape, (width, shape.kv_heads * head, shape.kv_heads * head)
+        key_width = shape.kv_heads * head
+        self.shape = shape
+        self.sizes = (width, key_width, key_width)
         self.qkv = nn.Parameter(random_matrix(sum(self.sizes), width))
-        self.out = nn.Parameter(torch.randn(width, width) / width**0.5 / math.sqrt(2 * shape.layers))
+        out = torch.randn(width, width) / width**0.5
+        self.out = nn.Parameter(out / math.sqrt(2 * shape.layers))
         self.ffn: FeedForward = _KINDS[shape.kind](shape)
 
     def forward(self, x_NSD: Tensor, tables: tuple[Tensor, Tensor], layout: Layout) -> tuple[Tensor, Tensor | None]:
@@ -208,10 +217,13 @@ class Block(nn.Module):
     def attend(self, x_NSD: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
         """Causal attention within each window."""
         head = self.shape.width // self.shape.heads
-        q, k, v = F.linear(x_NSD, self.qkv).split(self.sizes, dim=-1)
+        qkv = F.linear(x_NSD, self.qkv)
+        q, k, v = qkv.split(self.sizes, dim=-1)
         q, k = norm(q), norm(k)
-        q, k, v = (part.unflatten(-1, (-1, head)).transpose(1, 2) for part in (q, k, v))
-        q, k = rotate(q, *tables).to(v.dtype), rotate(k, *tables).to(v.dtype)
+        parts = [part.unflatten(-1, (-1, head)) for part in (q, k, v)]
+        q, k, v = (part.transpose(1, 2) for part in parts)
+        q = rotate(q, *tables).to(v.dtype)
+        k = rotate(k, *tables).to(v.dtype)
         shared = self.shape.kv_heads != self.shape.heads
         y_NHSC = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
         return F.linear(y_NHSC.transpose(1, 2).flatten(2), self.out)
@@ -219,14 +231,9 @@ class Block(nn.Module):
     def decoder_state(self) -> dict[str, Tensor]:
         """The weights as the decoder has them."""
         queries, keys, _ = self.sizes
-        state: dict[str, Tensor] = {
-            "attention_norm.weight": torch.ones(queries),
-            "ffn_norm.weight": torch.ones(queries),
-            "attention.qkv.weight": self.qkv,
-            "attention.out.weight": self.out,
-            "attention.q_norm.weight": torch.ones(queries),
-            "attention.k_norm.weight": torch.ones(keys),
-        }
+        norms = {"attention_norm": queries, "ffn_norm": queries, "attention.q_norm": queries, "attention.k_norm": keys}
+        state: dict[str, Tensor] = {"attention.qkv.weight": self.qkv, "attention.out.weight": self.out}
+        state |= {f"{name}.weight": torch.ones(width) for name, width in norms.items()}
         return state | {f"ffn.{name}": value for name, value in self.ffn.decoder_state().items()}
 
 
@@ -272,7 +279,9 @@ class Network(nn.Module):
 @torch.no_grad()
 def decoder_state(net: Network) -> dict[str, Tensor]:
     """The same weights under the names and in the shapes of `model.decoder.Decoder`."""
-    state: dict[str, Tensor] = {"embed.weight": net.embed, "norm.weight": torch.ones(net.shape.width)}
+    norm_D = torch.ones(net.shape.width)
+    state: dict[str, Tensor] = {"embed.weight": net.embed, "norm.weight": norm_D}
     for number, block in enumerate(net.stack()):
-        state |= {f"layers.{number}.{name}": value for name, value in block.decoder_state().items()}
+        weights = block.decoder_state()
+        state |= {f"layers.{number}.{name}": value for name, value in weights.items()}
     return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}

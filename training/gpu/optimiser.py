@@ -17,6 +17,10 @@ ROUTES = ("router", "scores", "points")
 View = tuple[int, int]  # how many matrices lie along a parameter's rows and columns
 
 
+def _routes(name: str) -> bool:
+    return any(word in name for word in ROUTES)
+
+
 def cut(stacked_GXY: Tensor, view: View) -> Tensor:
     """The matrices [G, rows, columns, x, y] of which each of G parameters [X, Y] is made."""
     rows, columns = view
@@ -37,16 +41,17 @@ class Muon:
         for parameter, view in zip(parameters, views, strict=True):
             groups.setdefault((*parameter.shape, *view), []).append(parameter)
         self.groups = list(groups.values())
-        self.views: list[View] = [(rows, columns) for *_, rows, columns in groups]
-        self.momentum = [torch.stack([torch.zeros_like(p) for p in group]) for group in self.groups]
+        self.views = [(rows, columns) for *_, rows, columns in groups]
+        self.momentum = [torch.stack(list(map(torch.zeros_like, group))) for group in self.groups]
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Move every parameter against its gradient's orthogonalised momentum."""
+        kept = 1 - lr * self.decay
         for group, view, momentum in zip(self.groups, self.views, self.momentum, strict=True):
             change, scale = self._change(group, view, momentum)
             for parameter, each in zip(group, change, strict=True):
-                parameter.mul_(1 - lr * self.decay).add_(each, alpha=-lr * scale)
+                parameter.mul_(kept).add_(each, alpha=-lr * scale)
 
     def _change(self, group: list[nn.Parameter], view: View, momentum: Tensor) -> tuple[Tensor, float]:
         """Direction [G, X, Y] of a step, and the factor for matrices that are taller than wide."""
@@ -54,7 +59,8 @@ class Muon:
         momentum.lerp_(grad, 0.05)
         update = grad.lerp_(momentum, 0.95)
         turned = orthogonalise(cut(update, view).contiguous())
-        return join(turned), max(1.0, turned.shape[-2] / turned.shape[-1]) ** 0.5
+        rows, columns = turned.shape[-2:]
+        return join(turned), max(1.0, rows / columns) ** 0.5
 
 
 class Optimiser:
@@ -63,7 +69,7 @@ class Optimiser:
     def __init__(self, net: Network, plan: Plan) -> None:
         named = {name: p for name, p in net.named_parameters() if p.requires_grad}
         embedding = [p for name, p in named.items() if "embed" in name]
-        routes = [p for name, p in named.items() if any(word in name for word in ROUTES)]
+        routes = [p for name, p in named.items() if _routes(name)]
         small = {id(p) for p in embedding + routes}
         matrices = {name: p for name, p in named.items() if id(p) not in small}
         views = [view_of(net.shape, plan, name) for name in matrices]

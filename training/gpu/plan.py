@@ -42,7 +42,10 @@ def draw_counts(style: str, rows: int, largest: int) -> list[int]:
     if style not in ("log", "uniform"):
         raise ValueError(f"counts must be log, uniform, sandwich or a number, got {style!r}")
     shares = [(row + 0.5) / rows for row in range(rows)]
-    drawn = [1 + int(share * largest) if style == "uniform" else _log_uniform(share, largest) for share in shares]
+    if style == "uniform":
+        drawn = [1 + int(share * largest) for share in shares]
+    else:
+        drawn = [_log_uniform(share, largest) for share in shares]
     return sorted(drawn, reverse=True)
 
 

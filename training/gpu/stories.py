@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.corpus import END, ChatMaker, encode
-from training.synthesise import STORY_CHARACTERS, WINDOW, halves_first, read_tensors
+from training.synthesise import STORY_CHARACTERS, WINDOW, ModelShape, halves_first, read_tensors
 from training.teacher_vocabulary import read_tokens, used_vocabulary
 
 BLOCK = 256  # positions sampled between two looks at the clock
@@ -39,19 +39,23 @@ def cut_teacher(model: Path, vocabulary_text: str, to: Path) -> int:
     shape, tensors, offset = read_tensors(blob)
     pieces, scores = read_tokens(blob, offset, shape.vocabulary)
     kept_V = used_vocabulary(vocabulary_text, pieces, scores)
-    queries_LDD, keys_LDD = halves_first(tensors["wq"], shape), halves_first(tensors["wk"], shape)
-    embed_VD = tensors["embedding"][kept_V]
-    state = {
-        "embed": embed_VD,
-        "head": embed_VD * tensors["final_norm"],
-        "qkv": torch.cat([queries_LDD, keys_LDD, tensors["wv"]], 1) * tensors["attention_norm"][:, None],
-        "out": tensors["wo"],
-        "gate_up": torch.cat([tensors["w1"], tensors["w3"]], 1) * tensors["ffn_norm"][:, None],
-        "down": tensors["w2"],
-    }
-    told = {"pieces": json.dumps([pieces[i].hex() for i in kept_V]), "heads": str(shape.heads)}
-    save_file({name: value.bfloat16().contiguous() for name, value in state.items()}, to, metadata=told)
+    state = _absorbed(tensors, shape, kept_V)
+    stored = {name: value.bfloat16().contiguous() for name, value in state.items()}
+    kept_pieces = [pieces[i].hex() for i in kept_V]
+    save_file(stored, to, metadata={"pieces": json.dumps(kept_pieces), "heads": str(shape.heads)})
     return len(kept_V)
+
+
+def _absorbed(tensors: dict[str, Tensor], shape: ModelShape, kept_V: list[int]) -> dict[str, Tensor]:
+    """The teacher's weights with the gains of the norms inside, embeddings cut to the kept tokens."""
+    queries_LDD, keys_LDD = halves_first(tensors["wq"], shape), halves_first(tensors["wk"], shape)
+    qkv_LXD = torch.cat([queries_LDD, keys_LDD, tensors["wv"]], 1)
+    gate_up_LXD = torch.cat([tensors["w1"], tensors["w3"]], 1)
+    embed_VD = tensors["embedding"][kept_V]
+    state = {"embed": embed_VD, "head": embed_VD * tensors["final_norm"]}
+    state["qkv"] = qkv_LXD * tensors["attention_norm"][:, None]
+    state["gate_up"] = gate_up_LXD * tensors["ffn_norm"][:, None]
+    return state | {"out": tensors["wo"], "down": tensors["w2"]}
 
 
 class Teacher:
@@ -77,16 +81,21 @@ class Teacher:
         x_BD = F.embedding(ids_B, self.tensors["embed"]).float()
         for layer in range(len(self.past)):
             x_BD = x_BD + self._attention(x_BD, layer, turn_2C)
-            gate_BF, up_BF = F.linear(normed(x_BD), self.tensors["gate_up"][layer]).chunk(2, -1)
-            x_BD = x_BD + F.linear(F.silu(gate_BF) * up_BF, self.tensors["down"][layer])
+            x_BD = x_BD + self._feed_forward(x_BD, layer)
         self.at += 1
         return F.linear(normed(x_BD), self.tensors["head"])
+
+    def _feed_forward(self, x_BD: Tensor, layer: int) -> Tensor:
+        gate_up_BX = F.linear(normed(x_BD), self.tensors["gate_up"][layer])
+        gate_BF, up_BF = gate_up_BX.chunk(2, -1)
+        return F.linear(F.silu(gate_BF) * up_BF, self.tensors["down"][layer])
 
     def _attention(self, x_BD: Tensor, layer: int, turn_2C: Tensor) -> Tensor:
         keys, values = self.past[layer]
         slot = self.at % WINDOW
         qkv_BX = F.linear(normed(x_BD), self.tensors["qkv"][layer])
-        q_BHC, k_BHC, v_BHC = qkv_BX.view(self.rows, 3, self.heads, self.width).unbind(1)
+        qkv_B3HC = qkv_BX.view(self.rows, 3, self.heads, self.width)
+        q_BHC, k_BHC, v_BHC = qkv_B3HC.unbind(1)
         keys[:, :, slot] = turn(k_BHC.float(), *turn_2C).bfloat16()
         values[:, :, slot] = v_BHC
         turned_BHC = turn(q_BHC.float(), *turn_2C).bfloat16()
@@ -102,7 +111,9 @@ def normed(x_BD: Tensor) -> Tensor:
 def turn(x_BHC: Tensor, cos_C: Tensor, sin_C: Tensor) -> Tensor:
     """Rotary positions, half against half."""
     first, second = x_BHC.chunk(2, -1)
-    return torch.cat([first * cos_C - second * sin_C, second * cos_C + first * sin_C], -1)
+    turned_first = first * cos_C - second * sin_C
+    turned_second = second * cos_C + first * sin_C
+    return torch.cat([turned_first, turned_second], -1)
 
 
 def attend(q_BHC: Tensor, k_BHWC: Tensor, v_BHWC: Tensor, last: int) -> Tensor:
@@ -111,8 +122,10 @@ def attend(q_BHC: Tensor, k_BHWC: Tensor, v_BHWC: Tensor, last: int) -> Tensor:
         from training.gpu import triton_kernels
 
         return triton_kernels.attend(q_BHC, k_BHWC, v_BHWC, last)
-    k_BHwC, v_BHwC = k_BHWC[:, :, : last + 1].float(), v_BHWC[:, :, : last + 1].float()
-    score_BHw = torch.einsum("bhc,bhwc->bhw", q_BHC.float(), k_BHwC) * q_BHC.shape[-1] ** -0.5
+    k_BHwC = k_BHWC[:, :, : last + 1].float()
+    v_BHwC = v_BHWC[:, :, : last + 1].float()
+    scale = q_BHC.shape[-1] ** -0.5
+    score_BHw = torch.einsum("bhc,bhwc->bhw", q_BHC.float(), k_BHwC) * scale
     return torch.einsum("bhw,bhwc->bhc", score_BHw.softmax(-1), v_BHwC).to(q_BHC.dtype)
 
 
@@ -184,7 +197,8 @@ def _encode_rows(rows: Rows) -> Part:
     stories = list(dict.fromkeys(found))
     if not stories:
         return np.zeros(0, np.uint16), 0, 0
-    return encode(_tokenizer(rows.tokenizer), map(maker, stories)), sum(map(len, stories)), len(stories)
+    ids = encode(_tokenizer(rows.tokenizer), map(maker, stories))
+    return ids, sum(map(len, stories)), len(stories)
 
 
 def workers(count: int = 0) -> Pool:
@@ -195,13 +209,13 @@ def workers(count: int = 0) -> Pool:
 
 def tokenise(pool: Pool, ids_BS: NDArray[np.int16], pieces: list[bytes], tokenizer: Path, seed: int) -> MapResult[Part]:
     """Start to encode all stories of the rows; `collect` waits for it. A 64th of the rows tells the common words."""
-    counted = [story for row in ids_BS[: max(1, len(ids_BS) // 64)] for story in stories_of(row, pieces)]
+    some_BS = ids_BS[: max(1, len(ids_BS) // 64)]
+    counted = [story for row in some_BS for story in stories_of(row, pieces)]
     maker = ChatMaker(counted, seed)
     known = maker.known or set(maker.common)
-    jobs = [
-        Rows(rows, pieces, str(tokenizer), maker.common, known, seed * 1000 + number)
-        for number, rows in enumerate(np.array_split(ids_BS, max(1, math.ceil(len(ids_BS) / 64))))
-    ]
+    job = functools.partial(Rows, pieces=pieces, tokenizer=str(tokenizer), common=maker.common, known=known)
+    parts = np.array_split(ids_BS, max(1, math.ceil(len(ids_BS) / 64)))
+    jobs = [job(ids_BS=part_BS, seed=number) for number, part_BS in enumerate(parts, seed * 1000)]
     return pool.map_async(_encode_rows, jobs, chunksize=1)
 
 

@@ -82,14 +82,20 @@ def table(out: Path, runs: tuple[Run, ...]) -> str:
     """The results as a table of text: loss and percentage of the wide layer per count, evenness, spreads, seconds."""
     order = {run.name: number for number, run in enumerate(runs)}
     found = [json.loads(line) for line in out.read_text().splitlines()]
-    return "\n".join(_line(each) for each in sorted(found, key=lambda each: order[each["name"]]))
+    found.sort(key=lambda each: order[each["name"]])
+    return "\n".join(map(_line, found))
+
+
+def _cell(quality: dict[str, Any]) -> str:
+    used = 100 * quality.get("used", 0)
+    return f"{quality['loss']:.3f} ({used:.0f})"
 
 
 def _line(found: dict[str, Any]) -> str:
     name = f"{found['name']:58} "
     if "error" in found:
         return name + found["error"][:100]
-    cells = [f"{q['loss']:.3f} ({100 * q.get('used', 0):.0f})" for q in found["quality"]]
+    cells = map(_cell, found["quality"])
     evenness = found["quality"][0].get("evenness", "")
     losses = "  ".join(f"{cell:>11}" for cell in cells)
     return f"{name}{losses}  {evenness} {found.get('spread', '')} {found['seconds']}s"
@@ -109,7 +115,8 @@ def main(
     """Run one set of the study and print its table."""
     if rows not in SETS:
         raise typer.BadParameter(f"--set must be one of {', '.join(SETS)}, got {rows!r}")
-    job = Job(rows, tokens, heldout, out, steps, processes, deadline or time.time() + seconds)
+    ends = deadline or time.time() + seconds
+    job = Job(rows, tokens, heldout, out, steps, processes, ends)
     if worker >= 0:
         torch.set_num_threads(1)
         work(job, worker)

@@ -25,7 +25,8 @@ def _pick(score, taken, kept: tl.constexpr, replace: tl.constexpr, T: tl.constex
         score = tl.where(taken != 0, float("-inf"), score)
     for _ in tl.static_range(kept):
         best = tl.max(score, axis=1)[:, None]
-        first = tl.min(tl.where(score == best, cols, B), axis=1)[:, None]
+        places = tl.where(score == best, cols, B)
+        first = tl.min(places, axis=1)[:, None]
         pick = cols == first
         keep = tl.where(pick, 1, keep)
         score = tl.where(pick, float("-inf"), score)
@@ -55,14 +56,16 @@ def _masks_forward(
     square = tl.zeros([T], tl.float32)
     taken = tl.zeros([T, B], tl.int32)
     for k in range(count):
-        at = (tl.load(offsets + k) + rows)[:, None] * blocks + cols[None, :]
+        row_at = (tl.load(offsets + k) + rows)[:, None] * blocks
+        at = row_at + cols[None, :]
         score = tl.load(scores + at, mask=real, other=float("-inf"))
         keep = _pick(score, taken, kept, replace, T, B)
         chosen = tl.where(keep != 0, score, 0.0)
         total += chosen
         square += tl.sum(chosen * chosen, axis=1)
         taken = taken | keep
-    tl.store(totals + rows[:, None] * blocks + cols[None, :], total, mask=real)
+    total_at = rows[:, None] * blocks + cols[None, :]
+    tl.store(totals + total_at, total, mask=real)
     tl.store(squares + rows, square)
 
 
@@ -86,14 +89,17 @@ def _masks_backward(
     cols = tl.arange(0, B)
     real = (cols < blocks)[None, :] & (rows >= 0)[:, None]
     count = tl.load(counts + first // length)
-    d_total = tl.load(d_totals + rows[:, None] * blocks + cols[None, :], mask=real, other=0.0)
+    total_at = rows[:, None] * blocks + cols[None, :]
+    d_total = tl.load(d_totals + total_at, mask=real, other=0.0)
     d_square = tl.load(d_squares + rows)[:, None]
     taken = tl.zeros([T, B], tl.int32)
     for k in range(count):
-        at = (tl.load(offsets + k) + rows)[:, None] * blocks + cols[None, :]
+        row_at = (tl.load(offsets + k) + rows)[:, None] * blocks
+        at = row_at + cols[None, :]
         score = tl.load(scores + at, mask=real, other=float("-inf"))
         keep = _pick(score, taken, kept, replace, T, B)
-        tl.store(d_scores + at, tl.where(keep != 0, d_total + 2 * score * d_square, 0.0), mask=real)
+        d_score = d_total + 2 * score * d_square
+        tl.store(d_scores + at, tl.where(keep != 0, d_score, 0.0), mask=real)
         taken = taken | keep
 
 
@@ -119,7 +125,8 @@ class Masks(torch.autograd.Function):
         score_RB, offset_K, counts_N = ctx.saved_tensors
         d_score_RB = torch.empty_like(score_RB)
         given = (score_RB, offset_K, counts_N, d_sum_TB.contiguous(), d_square_T1.contiguous())
-        _masks_backward[ctx.grid](*given, d_score_RB, ctx.length, score_RB.shape[1], **ctx.sizes)
+        blocks = score_RB.shape[1]
+        _masks_backward[ctx.grid](*given, d_score_RB, ctx.length, blocks, **ctx.sizes)
         return d_score_RB, None, None, None
 
 
@@ -128,8 +135,10 @@ def _places(blocks, stride, T: tl.constexpr, N: tl.constexpr, G: tl.constexpr):
     """Where a program's weights [T, N] and units [T, N, G] lie, in tensors with `blocks` and `stride` values a row."""
     rows = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)
     block = tl.program_id(1) * N + tl.arange(0, N)
-    units = block[None, :, None] * G + tl.arange(0, G)[None, None, :]
-    return rows[:, None] * blocks + block[None, :], rows[:, None, None] * stride + units
+    unit = tl.arange(0, G)[None, None, :]
+    units = block[None, :, None] * G + unit
+    weight_at = rows[:, None] * blocks + block[None, :]
+    return weight_at, rows[:, None, None] * stride + units
 
 
 @triton.jit
@@ -149,7 +158,8 @@ def _gate_backward(hidden, masks, d_out, d_hidden, d_masks, blocks, T: tl.conste
     weight = tl.load(masks + weight_at)[:, :, None]
     cdf = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
     pdf = 0.3989422804014327 * tl.exp(-0.5 * x * x)
-    tl.store(d_hidden + at, (d * weight * (cdf + x * pdf)).to(d_hidden.dtype.element_ty))
+    d_x = d * weight * (cdf + x * pdf)
+    tl.store(d_hidden + at, d_x.to(d_hidden.dtype.element_ty))
     tl.store(d_masks + weight_at, tl.sum(d * x * cdf, axis=2))
 
 
@@ -160,7 +170,8 @@ def _gated_forward(hidden, masks, out, blocks, T: tl.constexpr, N: tl.constexpr,
     up = tl.load(hidden + at + blocks * G).to(tl.float32)
     weight = tl.load(masks + weight_at)[:, :, None]
     _, out_at = _places(blocks, blocks * G, T, N, G)
-    tl.store(out + out_at, (gate * tl.sigmoid(gate) * up * weight).to(out.dtype.element_ty))
+    mixed = gate * tl.sigmoid(gate) * up * weight
+    tl.store(out + out_at, mixed.to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -173,9 +184,13 @@ def _gated_backward(hidden, masks, d_out, d_hidden, d_masks, blocks, T: tl.const
     weight = tl.load(masks + weight_at)[:, :, None]
     share = tl.sigmoid(gate)
     dm = d * weight
-    tl.store(d_hidden + at, (dm * up * share * (1 + gate * (1 - share))).to(d_hidden.dtype.element_ty))
-    tl.store(d_hidden + at + blocks * G, (dm * gate * share).to(d_hidden.dtype.element_ty))
-    tl.store(d_masks + weight_at, tl.sum(d * gate * share * up, axis=2))
+    slope = 1 + gate * (1 - share)
+    d_gate = dm * up * share * slope
+    d_up = dm * gate * share
+    d_weight = d * gate * share * up
+    tl.store(d_hidden + at, d_gate.to(d_hidden.dtype.element_ty))
+    tl.store(d_hidden + at + blocks * G, d_up.to(d_hidden.dtype.element_ty))
+    tl.store(d_masks + weight_at, tl.sum(d_weight, axis=2))
 
 
 class Gate(torch.autograd.Function):
@@ -199,7 +214,8 @@ class Gate(torch.autograd.Function):
         h, mask_TB = ctx.saved_tensors
         d_h, d_mask_TB = torch.empty_like(h), torch.empty_like(mask_TB)
         kernel = _gated_backward if ctx.gated else _gate_backward
-        kernel[ctx.grid](h, mask_TB, d_out_TF.contiguous(), d_h, d_mask_TB, mask_TB.shape[1], **ctx.sizes)
+        given = (h, mask_TB, d_out_TF.contiguous())
+        kernel[ctx.grid](*given, d_h, d_mask_TB, mask_TB.shape[1], **ctx.sizes)
         return d_h, d_mask_TB, None
 
 
@@ -219,29 +235,36 @@ def _decode(
     head = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, padded)
     real = cols < width
-    query = tl.load(queries + head * width + cols, mask=real, other=0.0).to(tl.float32) * scale
+    query_at = head * width + cols
+    query = tl.load(queries + query_at, mask=real, other=0.0).to(tl.float32) * scale
     largest = float("-inf")
     total = 0.0
     mixed = tl.zeros([padded], tl.float32)
     for start in range(0, window, tile):
         slots = start + tl.arange(0, tile)
-        at = head * window * width + slots[:, None] * width + cols[None, :]
-        key = tl.load(keys + at, mask=real[None, :], other=0.0).to(tl.float32)
-        score = tl.where(slots <= last, tl.sum(key * query[None, :], axis=1), float("-inf"))
+        slot_at = head * window * width + slots[:, None] * width
+        at = slot_at + cols[None, :]
+        key = tl.load(keys + at, mask=real[None, :], other=0.0)
+        product = tl.sum(key.to(tl.float32) * query[None, :], axis=1)
+        score = tl.where(slots <= last, product, float("-inf"))
         new = tl.maximum(largest, tl.max(score, axis=0))
         weight = tl.exp(score - new)
         fade = tl.exp(largest - new)
-        value = tl.load(values + at, mask=real[None, :], other=0.0).to(tl.float32)
-        mixed = mixed * fade + tl.sum(weight[:, None] * value, axis=0)
+        value = tl.load(values + at, mask=real[None, :], other=0.0)
+        weighted = weight[:, None] * value.to(tl.float32)
+        mixed = mixed * fade + tl.sum(weighted, axis=0)
         total = total * fade + tl.sum(weight, axis=0)
         largest = new
-    tl.store(out + head * width + cols, (mixed / total).to(out.dtype.element_ty), mask=real)
+    mean = mixed / total
+    tl.store(out + query_at, mean.to(out.dtype.element_ty), mask=real)
 
 
 def attend(q_BHC: Tensor, k_BHWC: Tensor, v_BHWC: Tensor, last: int) -> Tensor:
     """One query per row and head over the slots 0..last; [B, H, C]. The window is a multiple of 64, C at most 64."""
     rows, heads, width = q_BHC.shape
     out_BHC = torch.empty_like(q_BHC)
+    scale = width**-0.5
     sizes = {"window": k_BHWC.shape[2], "width": width, "padded": 64, "tile": 64}
-    _decode[(rows * heads,)](q_BHC, k_BHWC, v_BHWC, out_BHC, last, width**-0.5, **sizes, num_warps=4)
+    grid = (rows * heads,)
+    _decode[grid](q_BHC, k_BHWC, v_BHWC, out_BHC, last, scale, **sizes, num_warps=4)
     return out_BHC
