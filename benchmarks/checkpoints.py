@@ -92,7 +92,8 @@ def write_tokenizer(vocabulary: int, folder: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = list(islice(product(alphabet, alphabet), vocabulary - len(alphabet)))
     words = alphabet + [first + second for first, second in merges]
-    tokenizer = Tokenizer(models.BPE(vocab={word: id for id, word in enumerate(words)}, merges=merges))
+    ids = {word: id for id, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -24,20 +24,18 @@ from benchmarks.workload import OUTPUT, PROMPT
 
 def row(session: OurSession, batch: int, runs: dict[int, list[Rates]]) -> list[dict[str, Any]]:
     """Times and ratios of one batch."""
-    times = {count: median(batch / rates.decode for rates in each) for count, each in runs.items()}
-    touched = {count: median(rates.touched or 0 for rates in each) for count, each in runs.items()}
-    moved = {count: step_bytes(session.config, "bf16", touched[count], count) for count in runs}
-    most = max(runs)
-    return [
-        {
-            "batch": batch,
-            "num_experts": count,
-            "step_ms": times[count] * 1e3,
-            "of_time": times[count] / times[most],
-            "of_bytes": moved[count] / moved[most],
-        }
-        for count in sorted(runs)
-    ]
+    times, moved = {}, {}
+    for count, each in runs.items():
+        times[count] = median(batch / rates.decode for rates in each)
+        touched = median(rates.touched or 0 for rates in each)
+        moved[count] = step_bytes(session.config, "bf16", touched, count)
+    most, rows = max(runs), []
+    for count in sorted(runs):
+        found = {"batch": batch, "num_experts": count, "step_ms": times[count] * 1e3}
+        found["of_time"] = times[count] / times[most]
+        found["of_bytes"] = moved[count] / moved[most]
+        rows.append(found)
+    return rows
 
 
 def main(
@@ -74,7 +72,8 @@ def written(model: str, place: Path) -> Path:
 def cells(each: dict[str, Any]) -> list[str]:
     """The cells of one line of the table."""
     name = f"{each['batch']}, {each['num_experts']}"
-    figures = (each["step_ms"], each["of_time"], each["of_bytes"], each["of_time"] / each["of_bytes"])
+    ratio = each["of_time"] / each["of_bytes"]
+    figures = (each["step_ms"], each["of_time"], each["of_bytes"], ratio)
     return [name, *(f"{figure:.2f}" for figure in figures)]
 
 

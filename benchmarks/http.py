@@ -44,6 +44,7 @@ MOST = 64
 GLANCE = 0.1  # seconds between two looks at the sockets; what comes meanwhile fits their buffers
 TIMESTAMPS = 35  # SO_TIMESTAMPNS of Linux: when what is read arrived, by the real-time clock
 TIMESPEC = struct.Struct("@ll")  # seconds and nanoseconds
+TIMESPEC_SPACE = socket.CMSG_SPACE(TIMESPEC.size)
 Round = tuple[float, float, float]  # tokens per second alone and through HTTP, and the HTTP process's seconds per token
 COMMON: dict[str, Any] = {"prefix_cache": False, "max_running": MOST}
 
@@ -82,7 +83,7 @@ class Stream:
     def read(self) -> None:
         with suppress(BlockingIOError):
             while True:
-                data, extra, _, _ = self.socket.recvmsg(1 << 18, socket.CMSG_SPACE(TIMESPEC.size))
+                data, extra, _, _ = self.socket.recvmsg(1 << 18, TIMESPEC_SPACE)
                 if not data:
                     break
                 self.tail = (self.tail + data)[-2048:]
@@ -120,7 +121,8 @@ def server(model: str, flags: list[str]) -> Iterator[tuple[int, psutil.Process]]
     try:
         assert process.stdout is not None
         line = next(line for line in process.stdout if "curl" in line)
-        yield int(line.partition("127.0.0.1:")[2].partition("/")[0]), psutil.Process(process.pid)
+        address = line.partition("127.0.0.1:")[2]
+        yield int(address.partition("/")[0]), psutil.Process(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
@@ -154,7 +156,8 @@ def measured(
             run = partial(_round, engine, info, count or info.experts.trained, port, process)
             run(prompts(1, info.vocabulary))  # thrown away
             for wanted in streams:
-                until, tokens = time.monotonic() + seconds / pairs, prompts(wanted, info.vocabulary)
+                until = time.monotonic() + seconds / pairs
+                tokens = prompts(wanted, info.vocabulary)
                 runs[wanted].append(run(tokens))
                 while time.monotonic() < until:
                     runs[wanted].append(run(tokens))
@@ -168,6 +171,13 @@ def _row(streams: int, runs: list[Round]) -> dict[str, Any]:
     ratio = median(http / own for own, http, _ in runs)
     row = {"streams": streams, "rounds": len(runs), "engine": own, "http": http, "ratio": ratio}
     return row | {"http_cpu_us_per_token": spent * 1e6}
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """The cells of one line of the table."""
+    keys = (("engine", ",.0f"), ("http", ",.0f"), ("ratio", ".3f"), ("http_cpu_us_per_token", ".0f"))
+    figures = [format(row[key], how) for key, how in keys]
+    return [str(row["streams"]), str(row["rounds"]), *figures]
 
 
 def main(
@@ -193,10 +203,7 @@ def main(
                 write_random(CHECKPOINTS[model], Path(folder))
             rows = found[model] = measured(folder, count, streams, seconds, pairs, threads)
         head = ["streams", "rounds", "engine, tok/s", "HTTP, tok/s", "HTTP / engine", "HTTP process, µs per token"]
-        keys = (("engine", ",.0f"), ("http", ",.0f"), ("ratio", ".3f"), ("http_cpu_us_per_token", ".0f"))
-        lines = [
-            [str(row["streams"]), str(row["rounds"]), *(format(row[key], how) for key, how in keys)] for row in rows
-        ]
+        lines = [cells(row) for row in rows]
         print(f"\n**{model}**\n\n{grid(head, lines)}\n", flush=True)
     print(json.dumps({"benchmark": "http", "machine": machine, "models": found}))
 

@@ -81,22 +81,35 @@ def times_table(cells: Sequence[Cell]) -> str:
 
 
 def _times(cell: Cell) -> list[str]:
-    work, ours = cell.work, [t for way, t in cell.seconds.items() if way.startswith("ours")]
+    ours = [t for way, t in cell.seconds.items() if way.startswith("ours")]
     others = [t for way, t in cell.seconds.items() if not way.startswith("ours")]
-    least = [f"{work.distinct:.1f}", f"{work.bytes / 1e6:.1f}", f"{work.flops / 1e9:.3f}", f"{1e6 * cell.ceiling:,.0f}"]
     ratio = f"{min(others) / min(ours):.2f}" if others else "–"
-    return [f"{cell.tokens}, {cell.num_experts}", *least, *(f"{1e6 * t:,.0f}" for t in cell.seconds.values()), ratio]
+    times = (f"{1e6 * seconds:,.0f}" for seconds in cell.seconds.values())
+    return [f"{cell.tokens}, {cell.num_experts}", *_least(cell), *times, ratio]
+
+
+def _least(cell: Cell) -> list[str]:
+    """What any way has to move and to compute, and the time of it at the machine's limits."""
+    work, ceiling = cell.work, 1e6 * cell.ceiling
+    megabytes, gflop = work.bytes / 1e6, work.flops / 1e9
+    return [f"{work.distinct:.1f}", f"{megabytes:.1f}", f"{gflop:.3f}", f"{ceiling:,.0f}"]
 
 
 def rates_table(cells: Sequence[Cell]) -> str:
     """What every way achieves: GB/s of the bytes that must move, GFLOP/s, and the share of the ceiling."""
-    rows = [[f"{cell.tokens}, {cell.num_experts}", *(_rate(cell, t) for t in cell.seconds.values())] for cell in cells]
+    rows = [_rates(cell) for cell in cells]
     return grid(["tokens, K", *(f"{way}: GB/s, GFLOP/s" for way in cells[0].seconds)], rows)
 
 
+def _rates(cell: Cell) -> list[str]:
+    rates = (_rate(cell, seconds) for seconds in cell.seconds.values())
+    return [f"{cell.tokens}, {cell.num_experts}", *rates]
+
+
 def _rate(cell: Cell, seconds: float) -> str:
-    work, share = cell.work, cell.ceiling / seconds
-    return f"{work.bytes / seconds / 1e9:.1f}, {work.flops / seconds / 1e9:,.0f} ({share:.0%})"
+    gigabytes = cell.work.bytes / seconds / 1e9
+    gflop = cell.work.flops / seconds / 1e9
+    return f"{gigabytes:.1f}, {gflop:,.0f} ({cell.ceiling / seconds:.0%})"
 
 
 def json_row(cell: Cell) -> dict[str, Any]:
@@ -120,7 +133,8 @@ def main(
     rows = []
     for one in (one for one in SHAPES if not shape or one.name in shape):
         cells = list(bench(one, tokens, count, seconds, values["memory_gb_s"], values["matrix_gflop_s"]))
-        print(f"\n**{one.name}**: {one.kind}, width {one.width}, {one.copies} copies\n", times_table(cells), sep="\n")
+        print(f"\n**{one.name}**: {one.kind}, width {one.width}, {one.copies} copies\n")
+        print(times_table(cells))
         if "ours, native" not in cells[0].seconds:
             print("\nThere is no native kernel for this layer.")
         print(f"\n{rates_table(cells)}", flush=True)

@@ -62,7 +62,8 @@ def peak() -> int:
 def apart(kind: str, folder: Path) -> dict[str, float]:
     """The same in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.loading", "--kind", kind, "--folder", str(folder)]
-    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(run.stdout)
     return found
 
 
@@ -90,7 +91,8 @@ def compare(name: str, folder: Path, repeats: int) -> dict[str, Any]:
 def cells(row: dict[str, Any]) -> list[str]:
     """One line of the table."""
     ratio = row["load_s"] / row["read_s"]
-    figures = (row["gigabytes"], row["read_s"], row["load_s"], ratio, row["peak_gb"], row["bound_gb"])
+    times = (row["read_s"], row["load_s"], ratio)
+    figures = (row["gigabytes"], *times, row["peak_gb"], row["bound_gb"])
     return [row["model"], *(f"{figure:.2f}" for figure in figures)]
 
 

@@ -56,10 +56,13 @@ def processor() -> str:
     """The processor's name and those of its features that matrix products use."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    parts = (line.partition(":") for line in lines)
+    fields = {key.strip(): value.strip() for key, _, value in parts}
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
     features = [name for name in wanted if name in fields.get("flags", "").split()]
-    return f"{fields.get('model name', platform.machine())} ({', '.join(features)})" if features else platform.machine()
+    if not features:
+        return platform.machine()
+    return f"{fields.get('model name', platform.machine())} ({', '.join(features)})"
 
 
 def facts() -> dict[str, Any]:
@@ -77,7 +80,8 @@ def facts() -> dict[str, Any]:
 
 def introduce(values: dict[str, Any]) -> None:
     """The same for people; a busy machine is called one."""
-    print(*(f"{name}: {value}" for name, value in values.items()), sep="\n", flush=True)
+    lines = (f"{name}: {value}" for name, value in values.items())
+    print(*lines, sep="\n", flush=True)
     if values["load"] > 0.5:
         print("The machine is busy: these figures are not to be quoted.", flush=True)
 

@@ -41,18 +41,25 @@ def figures(times: Times, wishes: dict[int, int]) -> Figures:
     """Throughput in tokens per second, and per class the two latencies in milliseconds."""
     if any(len(moments) != OUTPUT for moments in times.values()):
         raise RuntimeError("a request did not get all its tokens")
-    result = {"tok/s": sum(map(len, times.values())) / max(moments[-1] for moments in times.values())}
+    seconds = max(moments[-1] for moments in times.values())
+    result = {"tok/s": sum(map(len, times.values())) / seconds}
     for count in sorted(set(wishes.values()), reverse=True):
         mine = [times[number] for number, wish in wishes.items() if wish == count]
+        gaps = [(moments[-1] - moments[0]) / (OUTPUT - 1) for moments in mine]
         result[f"first token, K={count} class, ms"] = 1e3 * mean(moments[0] for moments in mine)
-        result[f"per token, K={count} class, ms"] = 1e3 * mean((m[-1] - m[0]) / (OUTPUT - 1) for m in mine)
+        result[f"per token, K={count} class, ms"] = 1e3 * mean(gaps)
     return result
 
 
 def arms(loaded: Loaded, workers: list[Worker], wishes: dict[int, int], threads: int) -> dict[str, Arm]:
     """Every way to serve the same wishes."""
-    total, large, small = len(wishes), max(wishes.values()), min(wishes.values())
-    shares = [{n: k for n, k in wishes.items() if k == count} for count in (large, small)]
+    total = len(wishes)
+    large, small = max(wishes.values()), min(wishes.values())
+
+    def share(wanted: int) -> dict[int, int]:
+        return {number: count for number, count in wishes.items() if count == wanted}
+
+    shares = [share(large), share(small)]
 
     def alone(counts: dict[int, int]) -> Arm:
         return lambda: loaded.serve(counts, total, monotonic())
@@ -60,11 +67,12 @@ def arms(loaded: Loaded, workers: list[Worker], wishes: dict[int, int], threads:
     def apart(each: int) -> Arm:
         return lambda: side_by_side(workers, shares, total, each)
 
-    return {
-        "mixed": alone(wishes),
-        f"all at {large}": alone(dict.fromkeys(wishes, large)),
-        f"all at {small}": alone(dict.fromkeys(wishes, small)),
-    } | {f"two engines, {each} thread{'s' * (each > 1)} each": apart(each) for each in sorted({1, threads})}
+    found = {"mixed": alone(wishes)}
+    for count in (large, small):
+        found[f"all at {count}"] = alone(dict.fromkeys(wishes, count))
+    for each in sorted({1, threads}):
+        found[f"two engines, {each} thread{'s' * (each > 1)} each"] = apart(each)
+    return found
 
 
 def same_kernels(workers: list[Worker]) -> str:
@@ -80,7 +88,11 @@ def measure(all_arms: dict[str, Arm], wishes: dict[int, int], repeats: int) -> d
     for _ in range(repeats + 1):
         for name, arm in all_arms.items():
             rounds[name].append(figures(arm(), wishes))
-    return {name: {key: median(row[key] for row in rows[1:]) for key in rows[0]} for name, rows in rounds.items()}
+    return {name: _medians(rows[1:]) for name, rows in rounds.items()}
+
+
+def _medians(rows: list[Figures]) -> Figures:
+    return {key: median(row[key] for row in rows) for key in rows[0]}
 
 
 def verdict(results: dict[str, Figures]) -> dict[str, float | str]:
@@ -88,11 +100,17 @@ def verdict(results: dict[str, Figures]) -> dict[str, float | str]:
     speed = {name: row["tok/s"] for name, row in results.items()}
     pair = max((name for name in speed if name.startswith("two engines")), key=speed.__getitem__)
     one = next(name for name in speed if name.startswith("all at"))  # the larger count comes first
-    return {
-        f"mixed / {one}": speed["mixed"] / speed[one],
-        "better pair": pair,
-        "mixed / better pair": speed["mixed"] / speed[pair],
-    }
+    of_one, of_pair = speed["mixed"] / speed[one], speed["mixed"] / speed[pair]
+    return {f"mixed / {one}": of_one, "better pair": pair, "mixed / better pair": of_pair}
+
+
+def table(results: dict[str, Figures]) -> str:
+    """A line per arm, a column per figure."""
+    columns = list(results["mixed"])
+    lines = []
+    for name, row in results.items():
+        lines.append([name, *(f"{row[key]:,.1f}" for key in columns)])
+    return grid(["", *columns], lines)
 
 
 def main(
@@ -119,13 +137,11 @@ def main(
             stack.callback(worker.close)
         values["kernels"] = same_kernels(workers)
         results = measure(arms(Loaded.load(folder), workers, wishes, values["threads"]), wishes, repeats)
-    columns = list(results["mixed"])
     print(f"\n{model}: {batch} requests, half of them at K = {large}, half at K = {small}\n")
-    print(grid(["", *columns], [[name, *(f"{row[key]:,.1f}" for key in columns)] for name, row in results.items()]))
+    print(table(results))
     found = verdict(results)
-    print(
-        *(f"{name}: {value if isinstance(value, str) else f'{value:.2f}'}" for name, value in found.items()), sep="\n"
-    )
+    for name, value in found.items():
+        print(f"{name}: {value if isinstance(value, str) else f'{value:.2f}'}")
     line = json.dumps(values | {"model": model, "batch": batch, "arms": results} | found)
     print(line)
     if out is not None:

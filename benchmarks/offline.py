@@ -132,7 +132,8 @@ def bench(
         with ExitStack() as stack:
             rates = repeated(opened(systems, folder, count, stack), batches, repeats)
         gc.collect()
-        speeds += [speed(name, system, batch, count, rows) for (system, batch), rows in rates.items()]
+        for (system, batch), rows in rates.items():
+            speeds.append(speed(name, system, batch, count, rows))
         for row in speeds[-len(rates) :]:
             show(row)
     return speeds
@@ -151,15 +152,15 @@ def ceilings(folder: Path, speeds: Sequence[Speed], read: float) -> str:
     """The speed that memory bandwidth allows at batch 1, and the share of it that each system reaches."""
     config, _ = read_config(folder)
     rows = []
-    for one in (row for row in speeds if row.batch == 1):
-        touched = next(
-            (row.touched for row in speeds if row.batch == 1 and row.num_experts == one.num_experts and row.ours), None
-        )
-        gigabytes = step_bytes(config, one.weights, touched, one.num_experts) / 1e9
+    single = [row for row in speeds if row.batch == 1]
+    ours = [row for row in single if row.ours]
+    for one in single:
+        count = one.num_experts
+        touched = next((row.touched for row in ours if row.num_experts == count), None)
+        gigabytes = step_bytes(config, one.weights, touched, count) / 1e9
         ceiling = read / gigabytes
-        rows.append(
-            [one.system, str(one.num_experts), f"{gigabytes:.3f}", f"{ceiling:,.0f}", f"{one.decode / ceiling:.0%}"]
-        )
+        figures = (f"{gigabytes:.3f}", f"{ceiling:,.0f}", f"{one.decode / ceiling:.0%}")
+        rows.append([one.system, str(count), *figures])
     return grid(["batch 1", "K", "GB a token", "ceiling, tok/s", "reached"], rows)
 
 
@@ -174,8 +175,11 @@ def report(name: str, folder: Path, speeds: Sequence[Speed], read: float) -> Non
 
 def chosen(peers: str, quantize: str) -> list[System]:
     """Ours in bf16, ours quantised, then the peers asked for."""
-    ours = [OurEngine(), *(OurEngine(kind) for kind in quantize.split(",") if kind)]
-    return [*ours, *(system for name in peers.split(",") if name for system in PEERS[name])]
+    quantised = [OurEngine(kind) for kind in quantize.split(",") if kind]
+    systems: list[System] = [OurEngine(), *quantised]
+    for name in peers.split(","):
+        systems += PEERS[name] if name else []
+    return systems
 
 
 def main(
@@ -201,7 +205,8 @@ def main(
             new = bench(name, folder, able(systems, folder), batch, count, repeats)
             report(name, folder, new, values["memory_gb_s"])
             speeds += new
-    line = json.dumps(values | versions(systems, speeds) | {"rows": [asdict(row) for row in speeds]})
+    rows = [asdict(row) for row in speeds]
+    line = json.dumps(values | versions(systems, speeds) | {"rows": rows})
     print(line)
     if out is not None:
         out.write_text(line + "\n")

@@ -157,15 +157,18 @@ def main(
     plan: Annotated[bool, typer.Option("--plan", help="say what would be done, and stop")] = False,
 ) -> None:
     """Install the peers that are not installed yet. A peer is removed by deleting its folder."""
-    peers = {
-        "llamacpp": (LLAMACPP, llamacpp_steps(LLAMACPP, jobs or os.cpu_count() or 1)),
-        "vllm": (VLLM, vllm_steps(VLLM)),
-    }
-    for name in (name for name in only.split(",") if installed(peers[name][0])):
-        print(f"{name} is installed: {installed(peers[name][0])}")
-    missing = {name: peers[name] for name in only.split(",") if not installed(peers[name][0])}
+    jobs = jobs or os.cpu_count() or 1
+    peers = {"llamacpp": (LLAMACPP, llamacpp_steps(LLAMACPP, jobs)), "vllm": (VLLM, vllm_steps(VLLM))}
+    missing = {}
+    for name in only.split(","):
+        if found := installed(peers[name][0]):
+            print(f"{name} is installed: {found}")
+        else:
+            missing[name] = peers[name]
     for name, (folder, steps) in missing.items():
-        print(f"{name} goes to {folder.relative_to(ROOT)}:", *(f"  {step.says}" for step in steps), sep="\n")
+        print(f"{name} goes to {folder.relative_to(ROOT)}:")
+        for step in steps:
+            print(f"  {step.says}")
     if not plan and not all([install(name, folder, steps) for name, (folder, steps) in missing.items()]):
         raise typer.Exit(1)
 

@@ -68,12 +68,15 @@ def losses(folder: Path, text: Path, counts: list[int], limit: int) -> dict[str,
 
 def show(name: str, found: dict[str, list[float]], counts: list[int]) -> None:
     print(f"\n**{name}**\n")
-    print(grid(["weights", *(f"K = {count}" for count in counts)], [_row(way, found) for way in found]))
+    head = ["weights", *(f"K = {count}" for count in counts)]
+    print(grid(head, [_row(way, found) for way in found]))
 
 
 def _row(way: str, found: dict[str, list[float]]) -> list[str]:
     first = next(iter(found.values()))
-    return [way, *(f"{loss:.4f} ({loss - base:+.4f})" for loss, base in zip(found[way], first, strict=True))]
+    pairs = zip(found[way], first, strict=True)
+    cells = [f"{loss:.4f} ({loss - base:+.4f})" for loss, base in pairs]
+    return [way, *cells]
 
 
 def main(

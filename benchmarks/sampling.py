@@ -46,7 +46,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 def sequence(row: int, options: dict[str, Any]) -> Sequence:
     sampling = Sampling(max_tokens=999, seed=row, **options)
-    made = Sequence(Request(str(row), tuple(range(row, row + 200)), ExpertBudget(()), sampling), 0.0)
+    prompt = tuple(range(row, row + 200))
+    made = Sequence(Request(str(row), prompt, ExpertBudget(()), sampling), 0.0)
     made.tokens += [(7 * position + row) % 500 for position in range(200)]
     return made
 
@@ -65,7 +66,8 @@ def microseconds(call: Callable[[], object], budget_s: float = 0.4) -> float:
 def measure(vocabulary: int, batch: int) -> dict[str, float]:
     logits_BV = torch.randn(batch, vocabulary, generator=torch.Generator().manual_seed(7)) / 2
     for row_V in logits_BV:
-        row_V -= 1.7 * (torch.randperm(vocabulary, generator=torch.Generator().manual_seed(batch)) + 1).log()
+        generator = torch.Generator().manual_seed(batch)
+        row_V -= 1.7 * (torch.randperm(vocabulary, generator=generator) + 1).log()
     costs = {"read": microseconds(lambda: logits_BV.sum(-1))}
     for name, options in CASES.items():
         sequences = [sequence(row, options) for row in range(batch)]
@@ -78,7 +80,8 @@ if __name__ == "__main__":
     use_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
     introduce(machine := facts())
     found = {f"{vocabulary:,}, {batch}": measure(vocabulary, batch) for vocabulary, batch in SHAPES}
-    print(
-        grid(["V, B", "read", *CASES], [[shape, *(f"{c:,.0f}" for c in row.values())] for shape, row in found.items()])
-    )
+    lines = []
+    for shape, row in found.items():
+        lines.append([shape, *(f"{cost:,.0f}" for cost in row.values())])
+    print(grid(["V, B", "read", *CASES], lines))
     print(json.dumps(machine | {"microseconds": found}))

@@ -77,8 +77,9 @@ class Run:
 
 def run(engine: Engine, prompts: Sequence[Sequence[int]], grammar: str, count: int, ends: tuple[int, ...]) -> Run:
     budget = engine.runner.model.config.experts.budget(count)  # type: ignore[attr-defined]
-    texts: dict[str, list[int]] = {str(number): [] for number in range(len(prompts))}
+    texts: dict[str, list[int]] = {}
     for number, prompt in enumerate(prompts):
+        texts[str(number)] = []
         stops = ends if grammar else ()
         sampling = Sampling(OUTPUT, seed=number, temperature=0.0, grammar=grammar, stop_token_ids=stops)
         engine.add(Request(str(number), tuple(prompt), budget, sampling))
@@ -86,14 +87,16 @@ def run(engine: Engine, prompts: Sequence[Sequence[int]], grammar: str, count: i
     began = time.perf_counter()
     while engine.has_work:
         report = engine.step()
-        drafted, accepted = drafted + report.stats.drafted, accepted + report.stats.accepted
+        drafted += report.stats.drafted
+        accepted += report.stats.accepted
         for event in report.events:
             if event.error:
                 raise RuntimeError(event.error)
             if event.token is not None:
                 texts[event.request_id].append(event.token)
     seconds = time.perf_counter() - began
-    return Run(sum(map(len, texts.values())) / seconds, drafted, accepted, tuple(map(tuple, texts.values())))
+    tokens = sum(map(len, texts.values()))
+    return Run(tokens / seconds, drafted, accepted, tuple(map(tuple, texts.values())))
 
 
 def engines(folder: Path, threads: int) -> tuple[dict[str, Engine], Tokenizer]:
@@ -126,20 +129,27 @@ def measured(folder: Path, count: int, batches: list[int], repeats: int, threads
     rows = []
     for kind, grammar in KINDS.items():
         for batch in batches:
-            texts = [OPENINGS[i % len(OPENINGS)] + " And" * (i // len(OPENINGS)) for i in range(batch)]
-            prompts = [tokenizer.encode(text) for text in texts]
+            prompts = [tokenizer.encode(_opening(number)) for number in range(batch)]
             runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
             for _ in range(repeats + 1):
                 for arm, engine in made.items():
                     runs[arm].append(run(engine, prompts, grammar, count, tokenizer.eos_ids))
             if len({each.texts for done in runs.values() for each in done}) != 1:
                 raise RuntimeError("speculation has changed an answer")
-            rows += [_row(kind, batch, arm, done[1:], runs["off"][1:]) for arm, done in runs.items()]
+            for arm, done in runs.items():
+                rows.append(_row(kind, batch, arm, done[1:], runs["off"][1:]))
     return rows
 
 
+def _opening(number: int) -> str:
+    """The opening of one of a batch's stories; each text occurs once."""
+    turn, which = divmod(number, len(OPENINGS))
+    return OPENINGS[which] + " And" * turn
+
+
 def _row(kind: str, batch: int, arm: str, runs: list[Run], base: list[Run]) -> dict[str, Any]:
-    drafted, accepted = sum(each.drafted for each in runs), sum(each.accepted for each in runs)
+    drafted = sum(each.drafted for each in runs)
+    accepted = sum(each.accepted for each in runs)
     tokens = sum(len(text) for each in runs for text in each.texts)
     return {
         "text": kind,
@@ -162,18 +172,22 @@ def verify(name: str, counts: list[int], threads: int, repeats: int = 9) -> list
     rows = []
     for count in counts:
         budget = model.config.experts.budget(count)
-        sequence = Running(Request("a", tuple(range(3, 131)), budget, Sampling(99, seed=1, temperature=0.0)), 0.0)
+        sampling = Sampling(99, seed=1, temperature=0.0)
+        request = Request("a", tuple(range(3, 131)), budget, sampling)
+        sequence = Running(request, 0.0)
         sequence.blocks, sequence.slot = list(range(16)), 0
         engine.runner.run((Chunk(sequence, 0, 128),))
         times: dict[int, list[float]] = {drafts: [] for drafts in (0, 1, 2, 4, 8)}
         for _ in range(repeats):
             for drafts, found in times.items():
-                chunk = Chunk(sequence, 127, 1, tuple(range(500, 500 + 700 * drafts, 700)))
+                drafted = range(500, 500 + 700 * drafts, 700)
+                chunk = Chunk(sequence, 127, 1, tuple(drafted))
                 began = time.perf_counter()
                 engine.runner.run((chunk,))
                 found.append(time.perf_counter() - began)
         plain = median(times[0])
-        rows += [{"num_experts": count, "drafts": m, "cost": median(found) / plain} for m, found in times.items()]
+        for drafts, found in times.items():
+            rows.append({"num_experts": count, "drafts": drafts, "cost": median(found) / plain})
     return rows
 
 
@@ -186,6 +200,11 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{row['drafted_per_token']:.2f}",
         "–" if row["right"] is None else f"{row['right']:.0%}",
     ]
+
+
+def cost_cells(row: dict[str, Any]) -> list[str]:
+    """The cells of one line of the table of costs."""
+    return [f"{row['num_experts']}, {row['drafts']}", f"{row['cost']:.2f}"]
 
 
 def main(
@@ -207,7 +226,7 @@ def main(
         print(f"\n**{model}**\n\n{grid(head, lines)}\n", flush=True)
     if shape:
         costs = found[shape] = verify(shape, [1, 2, 8], threads)
-        lines = [[f"{row['num_experts']}, {row['drafts']}", f"{row['cost']:.2f}"] for row in costs]
+        lines = [cost_cells(row) for row in costs]
         print(f"\n**{shape}: a step with m drafts over one without**\n\n{grid(['K, m', 'cost'], lines)}\n")
     print(json.dumps({"benchmark": "speculation", "machine": machine, "models": found}))
 

@@ -13,24 +13,26 @@ Key = tuple[int, int]  # batch, count
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Padded columns, the first to the left, the others to the right."""
-    widths = [max(3, *map(len, column)) for column in zip(head, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    columns = zip(head, *rows, strict=True)
+    widths = [max(3, *map(len, column)) for column in columns]
+    right = ("-" * (width - 1) + ":" for width in widths[1:])
+    rule = ["-" * widths[0], *right]
     return "\n".join(_line(cells, widths) for cells in (head, rule, *rows))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cells[0].ljust(widths[0]),
-        *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)),
-    ]
-    return "| " + " | ".join(padded) + " |"
+    first, *others = cells
+    padded = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+    line = " | ".join([first.ljust(widths[0]), *padded])
+    return f"| {line} |"
 
 
 def speeds(rows: Sequence[Row], figure: str) -> dict[str, dict[Key, float]]:
     """One figure by system, then by batch and count."""
     result: dict[str, dict[Key, float]] = {}
     for row in rows:
-        result.setdefault(row["system"], {})[row["batch"], row["num_experts"]] = row[figure]
+        cells = result.setdefault(row["system"], {})
+        cells[row["batch"], row["num_experts"]] = row[figure]
     return result
 
 
@@ -38,7 +40,8 @@ def rivals(rows: Sequence[Row]) -> dict[str, str]:
     """Each peer and which of ours it is held against: the one that stores weights alike, else our first."""
     mine = {row["weights"]: row["system"] for row in rows if row["ours"]}
     first = next(iter(mine.values()))
-    return {row["system"]: mine.get(row["weights"], first) for row in rows if not row["ours"]}
+    peers = (row for row in rows if not row["ours"])
+    return {row["system"]: mine.get(row["weights"], first) for row in peers}
 
 
 def table(rows: Sequence[Row], figure: str) -> str:
@@ -46,14 +49,16 @@ def table(rows: Sequence[Row], figure: str) -> str:
     each peer's."""
     by_system, against = speeds(rows, figure), rivals(rows)
     keys = sorted({key for cells in by_system.values() for key in cells})
-    head = ["batch, K", *by_system, *(f"{ours} / {peer}" for peer, ours in against.items())]
-    return grid(head, [[f"{key[0]}, {key[1]}", *_cells(by_system, against, key)] for key in keys])
+    ratios = (f"{ours} / {peer}" for peer, ours in against.items())
+    lines = [_cells(by_system, against, key) for key in keys]
+    return grid(["batch, K", *by_system, *ratios], lines)
 
 
 def _cells(by_system: Mapping[str, Mapping[Key, float]], against: Mapping[str, str], key: Key) -> list[str]:
-    found = [cells.get(key) for cells in by_system.values()]
-    ratios = [_ratio(by_system[ours].get(key), by_system[peer].get(key)) for peer, ours in against.items()]
-    return ["–" if speed is None else f"{speed:,.0f}" for speed in found] + ratios
+    found = {system: cells.get(key) for system, cells in by_system.items()}
+    speeds = ("–" if speed is None else f"{speed:,.0f}" for speed in found.values())
+    ratios = (_ratio(found[ours], found[peer]) for peer, ours in against.items())
+    return [f"{key[0]}, {key[1]}", *speeds, *ratios]
 
 
 def _ratio(ours: float | None, theirs: float | None) -> str:

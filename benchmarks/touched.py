@@ -26,8 +26,11 @@ def shared_weights(config: DecoderConfig) -> int:
     with torch.device("meta"):
         model = Decoder(config)
     left_out = () if config.tied else ("embed.weight",)
-    named = model.named_parameters()
-    return sum(p.numel() for name, p in named if name not in left_out and not name.endswith(EXPERT_PARTS))
+    total = 0
+    for name, parameter in model.named_parameters():
+        if name not in left_out and not name.endswith(EXPERT_PARTS):
+            total += parameter.numel()
+    return total
 
 
 def step_bytes(config: DecoderConfig, weights: str, touched: float | None, count: int) -> float:

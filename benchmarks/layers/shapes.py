@@ -28,7 +28,9 @@ class Shape:
     def call_weights(self) -> int:
         """Weights of one expert (∞-MoE: of one block)."""
         kind = self.kind
-        return 2 * self.width * kind.block if isinstance(kind, Infinity) else 3 * self.width * kind.width
+        if isinstance(kind, Infinity):
+            return 2 * self.width * kind.block
+        return 3 * self.width * kind.width
 
     @property
     def experts(self) -> int:
@@ -40,15 +42,10 @@ class Shape:
         return 1 + -(-COLD_BYTES // (2 * self.experts * self.call_weights))
 
 
-SHAPES = (
-    Shape("olmoe", 1024, TopK(experts=64, width=512, trained=8, router=Router())),
-    Shape("mixtral", 1024, TopK(experts=8, width=2048, trained=2, router=Router(normalise=True))),
-    Shape(
-        "infinity",
-        768,
-        Infinity(units=12288, latent_dim=64, keep_ratio=0.25, trained=2, maximum=LARGEST_COUNT, block=64),
-    ),
-)
+OLMOE = TopK(experts=64, width=512, trained=8, router=Router())
+MIXTRAL = TopK(experts=8, width=2048, trained=2, router=Router(normalise=True))
+INFINITY = Infinity(units=12288, latent_dim=64, keep_ratio=0.25, trained=2, maximum=LARGEST_COUNT, block=64)
+SHAPES = (Shape("olmoe", 1024, OLMOE), Shape("mixtral", 1024, MIXTRAL), Shape("infinity", 768, INFINITY))
 
 
 def parameters(shape: Shape, seed: int) -> Parameters:
@@ -60,10 +57,13 @@ def parameters(shape: Shape, seed: int) -> Parameters:
 
     kind, width = shape.kind, shape.width
     if isinstance(kind, TopK):
-        gate_up, down = matrix(kind.experts, 2 * kind.width, width), matrix(kind.experts, width, kind.width)
+        gate_up = matrix(kind.experts, 2 * kind.width, width)
+        down = matrix(kind.experts, width, kind.width)
         return {"router": matrix(kind.experts, width), "gate_up": gate_up, "down": down}
-    router = torch.cat([matrix(kind.latent_dim, width), torch.zeros(kind.latent_dim, width).bfloat16()])
-    scores, up, down = matrix(kind.blocks, kind.latent_dim), matrix(kind.units, width), matrix(width, kind.units)
+    spreads = torch.zeros(kind.latent_dim, width).bfloat16()
+    router = torch.cat([matrix(kind.latent_dim, width), spreads])
+    scores = matrix(kind.blocks, kind.latent_dim)
+    up, down = matrix(kind.units, width), matrix(width, kind.units)
     return {"router": router, "scores": scores, "up": up, "down": down}
 
 
@@ -81,8 +81,9 @@ def calls(shape: Shape, tokens: int, count: int) -> list[Call]:
     made = []
     for number in range(max(4, min(64, 4096 // tokens))):
         x_TD = torch.randn(tokens, shape.width, generator=generator).bfloat16()
-        counts_T, seeds_T = torch.full((tokens,), count), torch.full((tokens,), number)
-        made.append(Call(x_TD, LayerStep(LayerBudget(counts_T, count), seeds_T, torch.arange(tokens))))
+        budget = LayerBudget(torch.full((tokens,), count), count)
+        seeds_T = torch.full((tokens,), number)
+        made.append(Call(x_TD, LayerStep(budget, seeds_T, torch.arange(tokens))))
     return made
 
 
@@ -114,10 +115,13 @@ def work(shape: Shape, reference: LayerModule, inputs: list[Call]) -> Work:
     for call in inputs:
         use = call.use
         reference(call.x_TD, replace(use, observer=load))
-    tokens, count = len(inputs[0].x_TD), inputs[0].use.budget.k_max
-    kind, distinct, pairs = shape.kind, load.distinct / len(inputs), load.pairs / len(inputs)
+    tokens = len(inputs[0].x_TD)
+    count = inputs[0].use.budget.k_max
+    kind, each = shape.kind, shape.call_weights
+    distinct, pairs = load.distinct / len(inputs), load.pairs / len(inputs)
     router = reference.get_parameter("router").numel()
-    shared = router + (kind.blocks * kind.latent_dim if isinstance(kind, Infinity) else 0)
-    draws = tokens * count * kind.blocks * kind.latent_dim if isinstance(kind, Infinity) else 0
-    moved = 2 * (shared + distinct * shape.call_weights + 2 * tokens * shape.width)
-    return Work(distinct, moved, 2 * (tokens * router + draws + pairs * shape.call_weights))
+    scores = kind.blocks * kind.latent_dim if isinstance(kind, Infinity) else 0
+    routed = tokens * router + tokens * count * scores
+    read = router + scores + distinct * each
+    moved = 2 * (read + 2 * tokens * shape.width)
+    return Work(distinct, moved, 2 * (routed + pairs * each))

@@ -45,11 +45,12 @@ def transformers_layer(shape: Shape, weights: Parameters, implementation: str) -
 
     kind = shape.kind
     assert isinstance(kind, TopK)
+    experts, trained = kind.experts, kind.trained
     config = OlmoeConfig(
         hidden_size=shape.width,
         intermediate_size=kind.width,
-        num_experts=kind.experts,
-        num_experts_per_tok=kind.trained,
+        num_experts=experts,
+        num_experts_per_tok=trained,
         norm_topk_prob=kind.router.normalise,
     )
     config._experts_implementation = implementation
@@ -91,19 +92,19 @@ def builders(shape: Shape) -> dict[str, Build]:
         "ours, torch": torch_mixture,
     }
     if isinstance(shape.kind, TopK) and find_spec("transformers"):
-        return ours | {
-            f"transformers, {kind}": partial(transformers_layer, implementation=kind)
-            for kind in ("grouped_mm", "eager")
-        }
+        for kind in ("grouped_mm", "eager"):
+            ours[f"transformers, {kind}"] = partial(transformers_layer, implementation=kind)
     if isinstance(shape.kind, Infinity):
-        return ours | {
-            "dense, packed": partial(dense_layer, packed=True),
-            "dense, unpacked": partial(dense_layer, packed=False),
-        }
+        ours["dense, packed"] = partial(dense_layer, packed=True)
+        ours["dense, unpacked"] = partial(dense_layer, packed=False)
     return ours
 
 
 def build(shape: Shape, copies: list[Parameters]) -> dict[str, list[Layer]]:
     """Every way that exists, once per copy of the weights."""
-    made = {name: [builder(shape, weights) for weights in copies] for name, builder in builders(shape).items()}
-    return {name: [layer for layer in layers if layer] for name, layers in made.items() if None not in layers}
+    made: dict[str, list[Layer]] = {}
+    for name, builder in builders(shape).items():
+        layers = [builder(shape, weights) for weights in copies]
+        if None not in layers:
+            made[name] = [layer for layer in layers if layer]
+    return made

@@ -66,4 +66,5 @@ class TransformersSession:
         for _ in range(OUTPUT - 1):
             out = self.model(token, past_key_values=out.past_key_values, use_cache=True)
             token = out.logits[:, -1].argmax(-1, keepdim=True)
-        return Rates(batch * PROMPT / (first - started), batch * (OUTPUT - 1) / (time.perf_counter() - first))
+        decode = batch * (OUTPUT - 1) / (time.perf_counter() - first)
+        return Rates(batch * PROMPT / (first - started), decode)

@@ -79,7 +79,8 @@ def call(command: Sequence[str | Path]) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     run = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
     if run.returncode:
-        raise PeerFailed(f"{Path(command[0]).name} ended with {run.returncode}: {(run.stderr or run.stdout)[-600:]}")
+        said = (run.stderr or run.stdout)[-600:]
+        raise PeerFailed(f"{Path(command[0]).name} ended with {run.returncode}: {said}")
     return run.stdout
 
 
@@ -90,7 +91,8 @@ def architecture(file: Path) -> str:
     with file.open("rb") as opened:
         head = opened.read(512)
     at = head.index(key) + len(key) + 4
-    return head[at + 8 : at + 8 + int.from_bytes(head[at : at + 8], "little")].decode()
+    length = int.from_bytes(head[at : at + 8], "little")
+    return head[at + 8 : at + 8 + length].decode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,10 +96,11 @@ class OurSession:
 
 def requests(tokens: Sequence[Sequence[int]], budget: ExpertBudget, name: str = "") -> list[Request]:
     """Greedy requests for OUTPUT tokens each."""
-    return [
-        Request(f"{name}{number}", tuple(prompt), budget, Sampling(OUTPUT, seed=number, temperature=0.0))
-        for number, prompt in enumerate(tokens)
-    ]
+    made = []
+    for number, prompt in enumerate(tokens):
+        sampling = Sampling(OUTPUT, seed=number, temperature=0.0)
+        made.append(Request(f"{name}{number}", tuple(prompt), budget, sampling))
+    return made
 
 
 def timed(engine: Engine, batch: int) -> Rates:
@@ -113,4 +114,6 @@ def timed(engine: Engine, batch: int) -> Rates:
         if not first and len(seen) == batch:
             first = time.perf_counter()
     ended = time.perf_counter()
-    return Rates(batch * PROMPT / (first - started), batch * (OUTPUT - 1) / (ended - first), mean(touched))
+    prefill = batch * PROMPT / (first - started)
+    decode = batch * (OUTPUT - 1) / (ended - first)
+    return Rates(prefill, decode, mean(touched))

@@ -113,11 +113,13 @@ class VllmSession:
         return {batch: self._run(batch) for batch in batches}
 
     def _run(self, batch: int) -> Rates:
+        wanted = {"prompts": prompts(batch, self.vocabulary)}
         with suppress(BrokenPipeError):  # the answer says why
-            _pipe(self.driver.stdin).write(json.dumps({"prompts": prompts(batch, self.vocabulary)}) + "\n")
+            _pipe(self.driver.stdin).write(json.dumps(wanted) + "\n")
             _pipe(self.driver.stdin).flush()
         took = self.answer()
-        return Rates(batch * PROMPT / took["prefill"], batch * (OUTPUT - 1) / (took["all"] - took["prefill"]))
+        decode = batch * (OUTPUT - 1) / (took["all"] - took["prefill"])
+        return Rates(batch * PROMPT / took["prefill"], decode)
 
     def answer(self) -> dict[str, float]:
         """The driver's next answer. Raises PeerFailed with the end of its log when it has ended."""
