@@ -32,7 +32,7 @@ inline Tensor topk_block_op(const TopKParams& params, Tensor x, const Tensor& co
                             int64_t k_max) {
     float* rows = floats(x, "x");
     const TopK block = bind(x.size(1), params);
-    const BudgetRows budget = budget_of(counts, k_max);
+    const LayerRows budget = budget_of(counts, k_max);
     TORCH_CHECK(budget.tokens == x.size(0) && k_max <= block.router.experts, "counts do not fit");
     Tensor load = at::zeros({block.router.experts}, at::kLong);
     Op op;
@@ -45,7 +45,7 @@ inline Tensor infinity_block_op(const InfinityParams& params, Tensor x, const Te
                                 const Tensor& seeds, const Tensor& positions, int64_t k_max) {
     float* rows = floats(x, "x");
     const Infinity block = bind(x.size(1), params);
-    BudgetRows budget = budget_of(counts, k_max);
+    LayerRows budget = budget_of(counts, k_max);
     TORCH_CHECK(budget.tokens == x.size(0) && seeds.numel() == budget.tokens &&
                     positions.numel() == budget.tokens,
                 "counts do not fit");

@@ -89,10 +89,10 @@ inline Matrix matrix(const Tensor& packed, const OptionalTensor& scales, int64_t
     return made;
 }
 
-// The budget rows of one mixture. Ascending row numbers are needed for nothing but memory safety;
-// the counts bound what is read and written.
-inline BudgetRows budget_of(const Tensor& counts, int64_t k_max) {
-    BudgetRows budget;
+// The counts of one mixture layer's tokens, without their seeds and positions. They bound what a
+// kernel reads and writes, so each one is checked.
+inline LayerRows budget_of(const Tensor& counts, int64_t k_max) {
+    LayerRows budget;
     budget.counts = data<const int64_t>(counts, "counts");
     budget.tokens = counts.numel(), budget.k_max = k_max;
     for (int64_t token = 0; token < budget.tokens; token++)
@@ -102,18 +102,11 @@ inline BudgetRows budget_of(const Tensor& counts, int64_t k_max) {
 }
 
 // Fixed draws are read from a table: a token must not have more draws than it has rows.
-inline void within_points(const BudgetRows& budget, const Draws& draws) {
+inline void within_points(const LayerRows& budget, const Draws& draws) {
     if (!draws.points) return;
     for (int64_t token = 0; token < budget.tokens; token++)
         TORCH_CHECK(budget.counts[token] <= draws.point_rows, "count ", budget.counts[token],
                     " is higher than the ", draws.point_rows, " fixed draws");
-}
-
-// Pairs, or draws, of all tokens together.
-inline int64_t total_of(const BudgetRows& budget) {
-    int64_t total = 0;
-    for (int64_t token = 0; token < budget.tokens; token++) total += budget.counts[token];
-    return total;
 }
 
 // One layer's cache. `blocks`: how many it has room for.

@@ -1,5 +1,5 @@
 // ∞-MoE: points drawn from each token's Gaussian. The numbers drawn are those of model/noise.py: a
-// token's draws depend on its request's seed, the layer and its position, and on nothing else.
+// token's draws depend on its noise seed, the layer and its position, and on nothing else.
 #pragma once
 #include "linear.h"
 
@@ -14,8 +14,8 @@ inline uint64_t mix(uint64_t bits) {
     return bits ^ (bits >> 31);
 }
 
-// What all draws of one token in one layer come from: its request's seed, the layer, its position.
-inline uint64_t noise_key(const BudgetRows& budget, int64_t token, int64_t layer) {
+// What all draws of one token in one layer come from: its noise seed, the layer, its position.
+inline uint64_t noise_key(const LayerRows& budget, int64_t token, int64_t layer) {
     const uint64_t of_layer = mix(uint64_t(budget.seeds[token]) + uint64_t(layer + 1) * GOLDEN);
     return mix(of_layer + uint64_t(budget.positions[token]) * GOLDEN);
 }
@@ -38,7 +38,7 @@ inline float spread(float raw, const Draws& draws) {
 }
 
 // Where each token's draws begin among those of all tokens.
-inline int64_t* first_draws(const BudgetRows& budget) {
+inline int64_t* first_draws(const LayerRows& budget) {
     int64_t* first = scratch().take<int64_t>(budget.tokens + 1);
     first[0] = 0;
     for (int64_t token = 0; token < budget.tokens; token++)
@@ -63,7 +63,7 @@ inline void draw_point(const float* mean, const float* sigma, uint64_t key, int6
 
 // points [ΣK, latent_dim], the draws of token 0 first. gaussian [tokens, stride]: means, then raw
 // spreads.
-void draw(const float* gaussian, int64_t stride, const BudgetRows& budget, const Draws& draws,
+void draw(const float* gaussian, int64_t stride, const LayerRows& budget, const Draws& draws,
           float* points) {
     const int64_t size = draws.latent_dim;
     const int64_t* first_draw = first_draws(budget);

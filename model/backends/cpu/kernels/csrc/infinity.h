@@ -74,7 +74,7 @@ inline void restore_norm(float* mean, int64_t groups, float squares, int64_t dra
 }
 
 // mask [tokens, groups]: the mean over a token's draws of the scores that each keeps.
-void masks(const float* scores, int64_t stride, const BudgetRows& budget, int64_t groups,
+void masks(const float* scores, int64_t stride, const LayerRows& budget, int64_t groups,
            const MaskRule& rule, float* mask) {
     const int64_t* first_draw = first_draws(budget);
     const int64_t tasks = ceil_div(budget.tokens, 4);
@@ -177,8 +177,8 @@ inline bool few_units(const float* mask, int64_t tokens, const Infinity& layer, 
 }
 
 // The mean mask of each token, [tokens, groups]: points, their scores, and what they keep.
-inline const float* infinity_masks(const Inputs& in, const Infinity& layer,
-                                   const BudgetRows& budget, int64_t draws) {
+inline const float* infinity_masks(const Inputs& in, const Infinity& layer, const LayerRows& budget,
+                                   int64_t draws) {
     const int64_t stride = layer.router.outputs, size = layer.draws.latent_dim;
     float* gaussian = scratch().take<float>(budget.tokens * stride);
     linear_rows(in, budget.tokens, {layer.router}, false, stride, stride, gaussian);
@@ -195,9 +195,9 @@ inline const float* infinity_masks(const Inputs& in, const Infinity& layer,
 
 // x += mean over the draws of the masked feed-forward layer of norm(x); returns ΣK and each group's
 // tokens.
-int64_t infinity_block(float* x, int64_t width, const Infinity& layer, const BudgetRows& budget,
+int64_t infinity_block(float* x, int64_t width, const Infinity& layer, const LayerRows& budget,
                        int64_t* load) {
-    const int64_t draws = sum_of_counts(budget), rows = budget.tokens;
+    const int64_t draws = budget.pairs(), rows = budget.tokens;
     float* normed = scratch().take<float>(rows * width);
     const Inputs in = encode_rows(x, rows, width, width, layer.norm, layer.router, normed);
     const float* mask = infinity_masks(in, layer, budget, draws);

@@ -135,15 +135,23 @@ struct AttentionBlock {
     Attention attention;
 };
 
-// The budget rows of one mixture's step: what each token may use, and what its draws depend on.
-struct BudgetRows {
+// The tokens of a step in one mixture layer: each one's count, and what its draws depend on. Plain
+// torch's counterpart is `LayerStep` (model/step.py).
+struct LayerRows {
     const int64_t* counts = nullptr;     // experts, or draws, of each token
-    const int64_t* seeds = nullptr;      // only where something is drawn
+    const int64_t* seeds = nullptr;      // noise seeds, only where something is drawn
     const int64_t* positions = nullptr;  // only where something is drawn
     int64_t tokens = 0, k_max = 0;       // k_max: no count is higher
+
+    // Pairs, or draws, of all tokens together: ΣK.
+    int64_t pairs() const {
+        int64_t total = 0;
+        for (int64_t token = 0; token < tokens; token++) total += counts[token];
+        return total;
+    }
 };
 
-// Which experts a token's pairs go to.
+// The router's matrix, and what becomes of the chosen experts' probabilities.
 struct Router {
     Matrix weight;  // [experts, width]
     int64_t experts = 0;
@@ -176,14 +184,14 @@ struct UnitRows {
     int64_t crossover_rows = 0;  // they are read for up to so many kept units of all tokens
 };
 
-// A wide layer whose units come in groups; each draw keeps the groups with the highest scores.
-// What a draw keeps of its scores, and what becomes of the draws' masks.
+// What a draw keeps of its scores, and how a token's draws become one mask.
 struct MaskRule {
     int64_t kept = 0;         // groups of one draw
     bool replacement = true;  // a draw may keep what an earlier draw of its token kept
     bool keep_norm = false;   // the mean mask is scaled to the root mean square of its draws' norms
 };
 
+// A wide layer whose units come in groups; each draw keeps the groups with the highest scores.
 struct Infinity {
     Norm norm;
     Matrix router, scores;
@@ -233,21 +241,21 @@ void attend(const float* queries, int64_t stride, const Cache&, const Pages&, co
 
 // Softmax, each token's best experts, pairs sorted by expert: token and weight [ΣK], ends
 // [experts].
-void route(const float* logits, int64_t stride, const BudgetRows&, int64_t experts, bool normalise,
+void route(const float* logits, int64_t stride, const LayerRows&, int64_t experts, bool normalise,
            int32_t* token, float* weight, int64_t* ends);
 
 // points [ΣK, latent_dim] for gaussian [tokens, stride]: means, then raw spreads.
-void draw(const float* gaussian, int64_t stride, const BudgetRows&, const Draws&, float* points);
+void draw(const float* gaussian, int64_t stride, const LayerRows&, const Draws&, float* points);
 
 // mask [tokens, groups]: mean over a token's draws of the scores [ΣK, stride] that each keeps.
-void masks(const float* scores, int64_t stride, const BudgetRows&, int64_t groups, const MaskRule&,
+void masks(const float* scores, int64_t stride, const LayerRows&, int64_t groups, const MaskRule&,
            float* mask);
 
 // Blocks of a decoder layer, each x += f(norm(x)). Mixtures return their pairs and fill `load`,
 // the tokens of each expert or group.
 void attention_block(float* x, int64_t width, const AttentionBlock&, const Cache&, const Pages&);
-int64_t topk_block(float* x, int64_t width, const TopK&, const BudgetRows&, int64_t* load);
-int64_t infinity_block(float* x, int64_t width, const Infinity&, const BudgetRows&, int64_t* load);
+int64_t topk_block(float* x, int64_t width, const TopK&, const LayerRows&, int64_t* load);
+int64_t infinity_block(float* x, int64_t width, const Infinity&, const LayerRows&, int64_t* load);
 void ffn_block(float* x, int64_t rows, int64_t width, const FeedForward&);
 
 }  // namespace moedial

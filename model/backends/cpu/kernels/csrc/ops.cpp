@@ -63,9 +63,9 @@ std::tuple<Tensor, Tensor, Tensor> route_op(const Tensor& logits, const Tensor& 
                                             int64_t k_max, bool normalise) {
     const float* in = floats(logits, "logits");
     const int64_t count = logits.size(1);
-    const BudgetRows budget = budget_of(counts, k_max);
+    const LayerRows budget = budget_of(counts, k_max);
     TORCH_CHECK(budget.tokens == logits.size(0) && k_max <= count, "counts do not fit the logits");
-    const int64_t pairs = total_of(budget);
+    const int64_t pairs = budget.pairs();
     Tensor token = at::empty({pairs}, at::kInt), weight = like(logits, {pairs});
     Tensor ends = at::empty({count}, at::kLong);
     Op op;
@@ -104,7 +104,7 @@ Tensor attend_op(const MaskParams& params, const Tensor& queries, const Tensor& 
 Tensor draw_op(const DrawsParams& params, const Tensor& gaussian, const Tensor& counts,
                const Tensor& seeds, const Tensor& positions, int64_t k_max) {
     const float* in = floats(gaussian, "gaussian");
-    BudgetRows budget = budget_of(counts, k_max);
+    LayerRows budget = budget_of(counts, k_max);
     TORCH_CHECK(gaussian.size(0) == budget.tokens && seeds.numel() == budget.tokens &&
                     positions.numel() == budget.tokens && params.quantiles.numel() == 65536 &&
                     gaussian.size(1) % 2 == 0,
@@ -113,7 +113,7 @@ Tensor draw_op(const DrawsParams& params, const Tensor& gaussian, const Tensor& 
     budget.positions = data<const int64_t>(positions, "positions");
     const Draws draws = bind(params, gaussian.size(1) / 2);
     within_points(budget, draws);
-    Tensor points = like(gaussian, {total_of(budget), draws.latent_dim});
+    Tensor points = like(gaussian, {budget.pairs(), draws.latent_dim});
     Op op;
     draw(in, gaussian.size(1), budget, draws, points.data_ptr<float>());
     return points;
@@ -123,9 +123,9 @@ Tensor draw_op(const DrawsParams& params, const Tensor& gaussian, const Tensor& 
 Tensor masks_op(const Tensor& scores, const Tensor& counts, int64_t k_max, int64_t kept,
                 bool replacement, bool keep_norm) {
     const float* in = floats(scores, "scores");
-    const BudgetRows budget = budget_of(counts, k_max);
+    const LayerRows budget = budget_of(counts, k_max);
     const int64_t groups = scores.size(1);
-    TORCH_CHECK(scores.size(0) == total_of(budget) && 1 <= kept && kept <= groups,
+    TORCH_CHECK(scores.size(0) == budget.pairs() && 1 <= kept && kept <= groups,
                 "masks: shapes do not fit");
     Tensor mask = like(scores, {budget.tokens, groups});
     Op op;

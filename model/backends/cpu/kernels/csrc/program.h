@@ -12,7 +12,8 @@
 
 namespace moedial {
 
-// A step as model/batch.py describes it, with what its sequences have in the cache.
+// A step as model/batch.py describes it: `Batch`, its `BudgetRows` (counts and k_max), and `Pages`.
+// `seeds` are the noise seeds.
 struct ProgramStep {
     const Tensor &ids, &positions, &seeds;  // [T]
     const Tensor& counts;                   // [mixtures, T]
@@ -46,10 +47,10 @@ class Program : public torch::CustomClassHolder {
 
     // Logits of the wanted rows, [B, V], and tokens per expert, mixture after mixture.
     std::tuple<Tensor, Tensor> run(const ProgramStep& step) const {
-        const BudgetRows all = check_rows(step);
+        const LayerRows all = check_rows(step);
         std::vector<Cache> caches;
         const Pages pages = pages_for(step, caches);
-        const std::vector<BudgetRows> budgets = budgets_for(step.counts, all);
+        const std::vector<LayerRows> budgets = budgets_for(step.counts, all);
         const int64_t wanted = step.rows.numel();
         Tensor hidden = at::empty({all.tokens, width}, at::kFloat);
         Tensor logits = at::empty({wanted, head_.outputs}, at::kFloat);
@@ -97,13 +98,13 @@ class Program : public torch::CustomClassHolder {
     }
 
     // All tokens of the step, without their counts.
-    BudgetRows check_rows(const ProgramStep& step) const {
+    LayerRows check_rows(const ProgramStep& step) const {
         const int64_t count = step.ids.numel();
         TORCH_CHECK(step.positions.numel() == count && step.seeds.numel() == count && count > 0,
                     "a step needs ids, positions and seeds of each token");
         TORCH_CHECK(step.counts.dim() == 2 && step.counts.size(1) == count, "counts must be [L, ",
                     count, "], got ", step.counts.sizes());
-        BudgetRows all;
+        LayerRows all;
         all.seeds = data<const int64_t>(step.seeds, "seeds");
         all.positions = data<const int64_t>(step.positions, "positions");
         all.tokens = count, all.k_max = step.k_max;
@@ -114,15 +115,15 @@ class Program : public torch::CustomClassHolder {
         return all;
     }
 
-    // The budget rows of each mixture.
-    std::vector<BudgetRows> budgets_for(const Tensor& counts, const BudgetRows& all) const {
-        std::vector<BudgetRows> budgets;
+    // The rows of each mixture layer: all tokens, with their counts in it.
+    std::vector<LayerRows> budgets_for(const Tensor& counts, const LayerRows& all) const {
+        std::vector<LayerRows> budgets;
         for (const auto& any : blocks_) {
             if (!experts_of(any)) continue;
             const int64_t layer = int64_t(budgets.size());
             TORCH_CHECK(layer < counts.size(0), "counts are for ", counts.size(0),
                         " mixtures, the decoder has more");
-            BudgetRows budget = all;
+            LayerRows budget = all;
             budget.counts = data<const int64_t>(counts, "counts") + layer * all.tokens;
             for (int64_t i = 0; i < budget.tokens; i++)
                 TORCH_CHECK(1 <= budget.counts[i] && budget.counts[i] <= budget.k_max, "count ",
@@ -160,7 +161,7 @@ class Program : public torch::CustomClassHolder {
 
     // All blocks in turn. `load`: where the next mixture writes its experts' tokens.
     void run_blocks(float* x, const std::vector<Cache>& caches, const Pages& pages,
-                    const std::vector<BudgetRows>& budgets, int64_t* load) const {
+                    const std::vector<LayerRows>& budgets, int64_t* load) const {
         int64_t attentions = 0, mixtures = 0;
         for (const auto& any : blocks_) {
             if (const auto* block = std::get_if<AttentionBlock>(&any)) {

@@ -45,8 +45,8 @@ struct PairsOut {
 };
 
 // Counting sort of the pairs by expert; within an expert by token. `expert` and `weight` have k_max
-// places per token, of which its count is used.
-inline void sort_pairs(const int32_t* expert, const float* weight, const BudgetRows& budget,
+// entries per token, of which its count is used.
+inline void sort_pairs(const int32_t* expert, const float* weight, const LayerRows& budget,
                        int64_t experts, const PairsOut& out) {
     const int64_t k_max = budget.k_max;
     std::memset(out.ends, 0, experts * 8);
@@ -67,7 +67,7 @@ inline void sort_pairs(const int32_t* expert, const float* weight, const BudgetR
 }
 
 // Each token's best experts, weighted by their probabilities, as pairs sorted by expert.
-void route(const float* logits, int64_t stride, const BudgetRows& budget, int64_t experts,
+void route(const float* logits, int64_t stride, const LayerRows& budget, int64_t experts,
            bool normalise, int32_t* token, float* weight, int64_t* ends) {
     const int64_t k_max = budget.k_max;
     int32_t* chosen = scratch().take<int32_t>(budget.tokens * k_max);
@@ -93,12 +93,6 @@ void route(const float* logits, int64_t stride, const BudgetRows& budget, int64_
     sort_pairs(chosen, chosen_weights, budget, experts, {token, weight, ends});
 }
 
-inline int64_t sum_of_counts(const BudgetRows& budget) {
-    int64_t total = 0;
-    for (int64_t token = 0; token < budget.tokens; token++) total += budget.counts[token];
-    return total;
-}
-
 // How many pairs each expert has.
 inline void loads(const int64_t* ends, int64_t experts, int64_t* load) {
     for (int64_t expert = 0; expert < experts; expert++)
@@ -106,10 +100,10 @@ inline void loads(const int64_t* ends, int64_t experts, int64_t* load) {
 }
 
 // x += experts(norm(x)); returns the routed pairs and each expert's share of them.
-int64_t topk_block(float* x, int64_t width, const TopK& layer, const BudgetRows& budget,
+int64_t topk_block(float* x, int64_t width, const TopK& layer, const LayerRows& budget,
                    int64_t* load) {
     const Matrix& router = layer.router.weight;
-    const int64_t pairs = sum_of_counts(budget), stride = router.outputs, rows = budget.tokens;
+    const int64_t pairs = budget.pairs(), stride = router.outputs, rows = budget.tokens;
     const int64_t count = layer.router.experts;
     // Router and experts may be stored in different kinds: the normed rows are kept for the second
     // encoding.
