@@ -100,7 +100,8 @@ def verdict(results: dict[str, Figures]) -> dict[str, float | str]:
     speed = {name: row["tok/s"] for name, row in results.items()}
     pair = max((name for name in speed if name.startswith("two engines")), key=speed.__getitem__)
     one = next(name for name in speed if name.startswith("all at"))  # the larger count comes first
-    of_one, of_pair = speed["mixed"] / speed[one], speed["mixed"] / speed[pair]
+    of_one = speed["mixed"] / speed[one]
+    of_pair = speed["mixed"] / speed[pair]
     return {f"mixed / {one}": of_one, "better pair": pair, "mixed / better pair": of_pair}
 
 

@@ -26,11 +26,11 @@ def report() -> str:
     """What an issue should say of an installation: version, build, Python, torch and kernels, a line each."""
     backends = _output([sys.executable, "-m", "model.backends"])  # this process never loads torch
     torch, _, kernels = backends.partition("\n")
-    system = f"{platform.system()} {platform.machine()}"
+    python = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     lines = {
         "moedial": VERSION,
         "build": build_of(),
-        "python": f"{platform.python_version()}, {system}",
+        "python": python,
         "torch": torch or "cannot be loaded",
         "kernels": kernels or "unknown",
     }

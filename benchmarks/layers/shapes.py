@@ -118,7 +118,8 @@ def work(shape: Shape, reference: LayerModule, inputs: list[Call]) -> Work:
     tokens = len(inputs[0].x_TD)
     count = inputs[0].use.budget.k_max
     kind, each = shape.kind, shape.call_weights
-    distinct, pairs = load.distinct / len(inputs), load.pairs / len(inputs)
+    distinct = load.distinct / len(inputs)
+    pairs = load.pairs / len(inputs)
     router = reference.get_parameter("router").numel()
     scores = kind.blocks * kind.latent_dim if isinstance(kind, Infinity) else 0
     routed = tokens * router + tokens * count * scores
