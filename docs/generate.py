@@ -12,7 +12,9 @@ PAGES = {
     "settings.md": (
         "# Settings\n\nEvery option of `moedial serve`, by flag and by environment variable. "
         "A flag wins over a variable, a variable over the default. "
-        "Other variables that begin with `MOEDIAL_` are refused.\n\n",
+        "Other variables that begin with `MOEDIAL_` are refused, except those of "
+        "the [native kernels](kernels.md), of the [command-line clients](terminal.md), "
+        "and those that Kubernetes and Docker set for a service of this name.\n\n",
         settings_table,
     ),
     "metrics.md": (

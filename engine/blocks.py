@@ -5,7 +5,7 @@ their positions and, where the family draws noise, the noise seed. Counts are ha
 may depend on where the prompt ends: equal tokens and equal budgets do not make equal blocks. The hash also covers the
 request's salt, so that API keys share no blocks. It is keyed with a random key per process, so that a client cannot
 construct a collision.
-Blocks are numbers here: this file does not know what a block contains or when a sequence runs.
+Blocks are numbers here. Not here: what a block contains (see `model/shapes/memory.py`).
 """
 
 import secrets

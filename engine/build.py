@@ -1,6 +1,6 @@
 """Builds an engine from its settings: loads the model, sizes the KV cache, connects scheduler and runner.
 
-It knows no process and no socket.
+Not here: the process and its socket (see `engine/process/worker.py`).
 """
 
 import ctypes
@@ -141,7 +141,7 @@ def prepare(model: Decoder, settings: EngineSettings, threads: int = 0) -> tuple
     """
     runnable, reason = choose.prepare(model, options_of(model.config, settings, threads))
     if reason:
-        log.warning("plain torch runs this model, several times slower than the native kernels: %s", reason)
+        log.warning("running on %s: %s", runnable.kernels, reason)
     return runnable, reason
 
 
@@ -212,7 +212,7 @@ def speculator_for(model: Runnable, settings: EngineSettings) -> Speculator | No
     if settings.speculate == "grammar" and not model.exact:
         return None  # the default must be exact, and torch's products may round a draft's row differently
     if speculator is not None and not model.config.prefix_reusable:
-        why = "this model keeps states, or mixes tokens, so that guesses cannot be undone"
+        why = "this model keeps states, or mixes tokens, so that drafts cannot be undone"
         raise CheckpointError(f"speculate {settings.speculate}: {why}")
     return speculator
 

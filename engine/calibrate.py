@@ -1,7 +1,7 @@
 """Calibration of the cost model at start: runs a few synthetic plans on the real runner and fits the constants.
 
 The KV cache is still empty: the plans write to blocks that are not allocated, and no sequence will find the contents.
-The work of a plan is what the runner reports; this file knows no models.
+The work of a plan is what the runner reports.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """The engine: a scheduler and a runner, one step at a time. `Engine.step` is the loop body of continuous batching.
 
-It is synchronous and knows no process and no socket: tests and benchmarks use it directly. An error of the runner ends
-only the requests that cause it.
+It is synchronous: tests and benchmarks use it directly. An error of the runner ends only the requests that cause it.
+Not here: the process around it (see `engine/process/worker.py`).
 """
 
 import logging
@@ -121,7 +121,7 @@ class Engine:
         try:
             self._wait_for_masks()
             plan = self.scheduler.schedule()
-            read = sum(max(0, min(chunk.length, chunk.sequence.prompt_length - chunk.start)) for chunk in plan)
+            prefilled = sum(max(0, min(chunk.length, chunk.sequence.prompt_length - chunk.start)) for chunk in plan)
             events, work = self._run(plan)
             if not plan and not events and self.has_work and not self._wait_for_any_mask():
                 raise RuntimeError("there is work, but nothing could be scheduled")
@@ -130,9 +130,9 @@ class Engine:
         except Exception:
             # No request may wait for ever, and the block manager's state cannot be trusted any more.
             log.exception("the scheduler failed; every request ends and the cache is emptied")
-            events, work, read = self.scheduler.reset("the engine failed and had to start afresh"), NO_MOE_WORK, 0
+            events, work, prefilled = self.scheduler.reset("the engine failed and had to start afresh"), NO_MOE_WORK, 0
         self._last_s = time.perf_counter() - started
-        return StepReport(tuple(events), self._stats(plan, events, work, read, self._last_s))
+        return StepReport(tuple(events), self._stats(plan, events, work, prefilled, self._last_s))
 
     def _run(self, plan: Plan) -> Outcome:
         """Compute and commit a plan; returns its events and its work."""
@@ -146,7 +146,7 @@ class Engine:
                 raise
             except Exception as error:
                 return self._isolate(plan, error)
-        return self.scheduler.commit(plan, result.sampled, result.scores), result.work
+        return self.scheduler.commit(plan, result.sampled, result.prompt_logprobs), result.work
 
     def _isolate(self, plan: Plan, error: Exception | None) -> Outcome:
         """Commit as much as can be computed of a plan that failed with `error`, or that has suspected sequences."""
@@ -171,7 +171,7 @@ class Engine:
                 [chunk], f"the model failed while computing this request ({type(fault).__name__})"
             )
         good = tuple(isolation.succeeded)
-        events = self.scheduler.commit(good, isolation.sampled, isolation.scores, isolation.recompute)
+        events = self.scheduler.commit(good, isolation.sampled, isolation.prompt_logprobs, isolation.recompute)
         return events, isolation.work
 
     def _compute(self, plan: Plan) -> StepResult:
@@ -185,12 +185,12 @@ class Engine:
             raise ValueError(f"the plan samples {sample_count(plan)} tokens, the runner returned {len(result.sampled)}")
         return result
 
-    def _stats(self, plan: Plan, events: list[TokenEvent], work: MoEWork, read: int, seconds: float) -> StepStats:
+    def _stats(self, plan: Plan, events: list[TokenEvent], work: MoEWork, prefilled: int, seconds: float) -> StepStats:
         scheduler = self.scheduler
         return StepStats(
             seconds=seconds,
             estimated_s=scheduler.plan_stats.estimated_s,
-            prompt_tokens=read,
+            prompt_tokens=prefilled,
             generated_tokens=sum(event.token is not None for event in events),
             routed_pairs=work.routed_pairs,
             trained_pairs=work.trained_pairs,

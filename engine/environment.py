@@ -1,4 +1,4 @@
-"""The environment variables of child processes. It does not know what the children do."""
+"""The environment variables of child processes."""
 
 import os
 from pathlib import Path

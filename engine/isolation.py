@@ -26,7 +26,7 @@ class Isolation:
     repeatable: bool
     succeeded: list[Chunk] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
-    scores: list[tuple[Logprob, ...] | None] = field(default_factory=list)
+    prompt_logprobs: list[tuple[Logprob, ...] | None] = field(default_factory=list)
     works: list[MoEWork] = field(default_factory=list)
     failed: list[tuple[Chunk, Exception]] = field(default_factory=list)
     recompute: list[Chunk] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Isolation:
         else:
             self.succeeded += plan
             self.sampled += result.sampled
-            self.scores += result.scores
+            self.prompt_logprobs += result.prompt_logprobs
             self.works.append(result.work)
 
     def run_suspects_alone(self, plan: Plan) -> None:

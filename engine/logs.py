@@ -1,6 +1,6 @@
 """The format of log lines, the same in the HTTP process and the engine process: JSON, or text for people.
 
-Line breaks and control characters are escaped, so that no client can forge a line. It does not know what is logged.
+Line breaks and control characters are escaped, so that no client can forge a line.
 """
 
 import logging

@@ -1,7 +1,4 @@
-"""Ties a child process to its parent: it ends with the parent, and ignores signals sent to the whole process group.
-
-It knows no engine.
-"""
+"""Ties a child process to its parent: it ends with the parent, and ignores signals sent to the whole process group."""
 
 import ctypes
 import signal

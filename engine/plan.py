@@ -18,9 +18,10 @@ NOT_FINITE = "the model produced logits that are not finite for this request"
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """Tokens `start` to `start + length` of one sequence and guesses at those that follow; blocks for all are held.
+    """Tokens `start` to `start + length` of one sequence, and drafts of those that follow; blocks for all are held.
 
-    `drafts` are such guesses; `ahead` says how many the runner makes itself, before it checks them.
+    `drafts` are those known when the step is planned; `model_drafts` says how many drafts the runner makes itself
+    before it verifies them.
     """
 
     sequence: Sequence
@@ -97,7 +98,8 @@ class Sampled(msgspec.Struct, frozen=True):
     """The next token of one chunk, or (with `error`, a sentence for the caller) why there is none. With a `code`, it is
     the request that is at fault.
 
-    `more`: further tokens, where guesses were right: each is what would have been sampled after the one before.
+    `after_drafts`: further tokens, one for each accepted draft: each is what would have been sampled after the one
+    before.
     """
 
     token: int
@@ -124,13 +126,13 @@ NO_MOE_WORK = MoEWork(routed_pairs=0, trained_pairs=0, distinct_experts=0, load_
 class StepResult:
     """One `Sampled` for each chunk with `.samples`, in plan order, and the work of the step.
 
-    `scores`: for each chunk with `.scored_positions`, in plan order, their log-probabilities; None where one of them is
-    not finite.
+    `prompt_logprobs`: for each chunk with `.scored_positions`, in plan order, the log-probabilities of its prompt
+    tokens; None where one of them is not finite.
     """
 
     sampled: tuple[Sampled, ...]
     work: MoEWork
-    scores: tuple[PromptLogprobs, ...] = ()
+    prompt_logprobs: tuple[PromptLogprobs, ...] = ()
 
 
 class Runner(Protocol):

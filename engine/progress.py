@@ -1,4 +1,4 @@
-"""Progress of loading: a progress bar in a terminal, or a line every few seconds in a log. It knows no tensors."""
+"""Progress of loading: a progress bar in a terminal, or a line every few seconds in a log."""
 
 import logging
 import time

@@ -71,8 +71,8 @@ class Queues:
     def waiting_since(self) -> float | None:
         """When the oldest waiting sequence began to wait for its next token; None if none waits."""
         partial = () if self.partial_prefill is None else (self.partial_prefill,)
-        unread = chain(partial, islice(self.waiting.values(), WINDOW))
-        return min((sequence.waiting_since for sequence in unread), default=None)
+        not_prefilled = chain(partial, islice(self.waiting.values(), WINDOW))
+        return min((sequence.waiting_since for sequence in not_prefilled), default=None)
 
     def check(self, holders: Set[str], chunked: bool) -> None:
         """Verify that all `holders` of blocks run, the order of arrival, and `partial_prefill`.

@@ -1,4 +1,7 @@
-"""Runs a plan on a decoder: builds the batch, calls the model, samples. It knows no queues and does not schedule."""
+"""Runs a plan on a decoder: builds the batch, calls the model, samples.
+
+Not here: scheduling (see `engine/scheduler.py`).
+"""
 
 from dataclasses import replace
 
@@ -8,7 +11,7 @@ from torch import Tensor
 
 from engine.batching import InputBatchBuilder
 from engine.plan import Chunk, MoEWork, Plan, Sampled, StepResult
-from engine.sampling.logprobs import scores
+from engine.sampling.logprobs import prompt_logprobs
 from engine.sampling.sampler import sample
 from engine.sequence import Sequence
 from engine.types import Logprob
@@ -113,6 +116,6 @@ def _prompt_logprobs(logits_NV: Tensor, chunks: list[Chunk]) -> tuple[tuple[Logp
     for chunk in chunks:
         tokens = [chunk.sequence.tokens[position] for position in chunk.scored_positions]
         rows_SV = logits_NV[first : first + len(tokens)]
-        found.append(scores(rows_SV, tokens, chunk.sequence.request.sampling.prompt_logprobs))
+        found.append(prompt_logprobs(rows_SV, tokens, chunk.sequence.request.sampling.prompt_logprobs))
         first += len(tokens)
     return tuple(found)

@@ -1,7 +1,7 @@
 """The scheduler of continuous batching: it plans which tokens a step computes, and commits the step's results.
 
 Sequences that decode come first, then prompts, in order of arrival (`engine/prefill.py`). When blocks run out, the
-youngest sequence is preempted. It knows no tensors and no processes.
+youngest sequence is preempted.
 """
 
 import math
@@ -58,11 +58,11 @@ class Scheduler:
                 f"max_step_tokens {max_step_tokens} must be at least max_running {max_running}, at least 1"
             )
         if blocks.prefix_cache and not chunked:
-            raise ValueError("a model that must read prompts whole cannot use a prefix cache")
+            raise ValueError("a model that must prefill prompts whole cannot use a prefix cache")
         if speculator is not None and not chunked:
-            raise ValueError("a model that mixes tokens cannot check guesses")
+            raise ValueError("a model that mixes tokens cannot verify drafts")
         if min_chunk < 1:
-            raise ValueError(f"min_chunk must be at least 1, or prompts would never be read; got {min_chunk}")
+            raise ValueError(f"min_chunk must be at least 1, or prompts would never be prefilled; got {min_chunk}")
         self.blocks = blocks
         self.max_running, self.max_step_tokens, self.max_model_len = max_running, max_step_tokens, max_model_len
         self.cost, self.speculator = cost, speculator
@@ -153,16 +153,18 @@ class Scheduler:
         return plan
 
     def commit(
-        self, plan: Plan, sampled: Seq[Sampled], scores: Seq[PromptLogprobs] = (), recompute: Seq[Chunk] = ()
+        self, plan: Plan, sampled: Seq[Sampled], prompt_logprobs: Seq[PromptLogprobs] = (), recompute: Seq[Chunk] = ()
     ) -> list[TokenEvent]:
-        """Apply a step's results, one `Sampled` per sampling chunk and `scores` per scoring chunk, in plan order, and
-        return all events since the last commit. Sequences of `recompute` chunks are recomputed from their first token.
+        """Apply a step's results and return all events since the last commit.
+
+        Results are in plan order: one `Sampled` per sampling chunk, one entry of `prompt_logprobs` per chunk with
+        scored positions. Sequences of `recompute` chunks are recomputed from their first token.
 
         Raises:
             ValueError: the number of results is wrong; nothing has changed.
         """
-        require_results(plan, len(sampled), len(scores))
-        results, scored = iter(sampled), iter(scores)
+        require_results(plan, len(sampled), len(prompt_logprobs))
+        results, scored = iter(sampled), iter(prompt_logprobs)
         for chunk in plan:
             found = next(scored) if chunk.scored_positions else ()
             self._commit_chunk(chunk, next(results) if chunk.samples else None, found)
@@ -242,7 +244,7 @@ class Scheduler:
             elif sequence.id in self._running:
                 self._preempt(sequence)
 
-    def _commit_chunk(self, chunk: Chunk, result: Sampled | None, scores: PromptLogprobs) -> None:
+    def _commit_chunk(self, chunk: Chunk, result: Sampled | None, prompt_logprobs: PromptLogprobs) -> None:
         """Apply one chunk's results. Blocks of a sequence that failed are not published to the prefix cache."""
         sequence, reaches_end = chunk.sequence, chunk.reaches_end
         sequence.computed = chunk.start + chunk.length
@@ -253,12 +255,12 @@ class Scheduler:
             self.queues.record_prefill(sequence)
         if sequence.id in self._aborting:
             self._finish(sequence, "abort")
-        elif scores is None:
+        elif prompt_logprobs is None:
             self._finish(sequence, "error", error=NOT_FINITE)
         elif result is not None and result.error is not None:
             self._finish(sequence, "error", error=result.error, code=result.code)
         else:
-            sequence.prompt_logprobs += scores
+            sequence.prompt_logprobs += prompt_logprobs
             if result is not None:
                 self._append_tokens(chunk, (result, *result.after_drafts))
             else:

@@ -1,7 +1,7 @@
 """`Sequence`: one request inside the engine, with its tokens, how many of them are computed, and its KV-cache blocks.
 
 A sequence has no phase: `pending` is 1 while it decodes and more while it prefills or recomputes.
-It does not know the scheduler, how blocks are shared, or tensors.
+Not here: how blocks are shared (see `engine/blocks.py`).
 """
 
 from engine.grammars.matcher import Matcher
@@ -10,7 +10,7 @@ from model.budget import ExpertCounts, Run
 
 
 class Sequence:
-    """A running or waiting request. The scheduler moves it; the block manager fills `blocks`, `hashes` and `offered`.
+    """A running or waiting request. The scheduler moves it; the block manager fills `blocks`, `hashes` and `published`.
 
     Invariants: `computed < len(tokens)`; `blocks` covers at least `computed` tokens;
     `hashes[i]` names the first i + 1 full blocks of `tokens`, which only ever grow.

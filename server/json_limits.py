@@ -1,4 +1,4 @@
-"""Parses JSON within limits on depth and size, which are checked before most of the work. It knows no field.
+"""Parses JSON within limits on depth and size, which are checked before most of the work.
 
 A body of eight megabytes can hold millions of objects: parsing it holds the interpreter's lock and stops every other
 request. What parsing would make is therefore counted first, in slices between which others run.

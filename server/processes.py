@@ -1,6 +1,6 @@
 """Memory, processor time and open files of both processes, under the names that all Prometheus clients use.
 
-They are read from /proc at a scrape; on other systems than Linux there are none. It knows no request.
+They are read from /proc at a scrape; on other systems than Linux there are none.
 """
 
 from collections.abc import Callable

@@ -52,8 +52,11 @@ class EngineProtocol(Protocol):
         """Stop a request; its sink is not called again."""
 
 
-class DecoderProtocol(Protocol):
-    """Turns ids into text one at a time, holding back bytes that are not yet a whole character."""
+class DetokenizerProtocol(Protocol):
+    """An incremental detokeniser: turns ids into text one at a time.
+
+    It holds back bytes that are not a whole character yet.
+    """
 
     def push(self, id: int) -> str: ...
 
@@ -86,8 +89,8 @@ class TokenizerProtocol(Protocol):
 
     def token_bytes(self, id: int) -> bytes: ...
 
-    def stream(self, shown: Sequence[str] = (), continues: bool = False) -> DecoderProtocol:
-        """A decoder. `shown`: special tokens whose text is wanted. `continues`: the text follows another one."""
+    def stream(self, shown: Sequence[str] = (), continues: bool = False) -> DetokenizerProtocol:
+        """A detokeniser. `shown`: special tokens whose text is wanted. `continues`: the text follows another one."""
 
 
 class ChatTemplateProtocol(Protocol):

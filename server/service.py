@@ -1,6 +1,6 @@
 """The state of one server process: engine, tokenizer, queue, thread pools, metrics, and whether it accepts work.
 
-It knows no route and no body.
+Not here: routes (see `server/http/routes`).
 """
 
 import time
@@ -16,7 +16,7 @@ from server.errors import TooManyConnections, code_of, http_error_of
 from server.event_loop.thread_pools import BoundedThreadPool
 from server.experts.served_models import ServedModels
 from server.generation.admission import Admission
-from server.generation.compiling import GrammarCompiler
+from server.generation.compiling import GrammarCheckQueue
 from server.metrics import NO_ROUTE, Metrics
 from server.processes import watch_processes
 from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProtocol
@@ -42,7 +42,7 @@ class Service:
         self.chat, self.card = chat, card
         self.dialect = dialect  # how the model writes calls and reasoning
         self.sampling_defaults = sampling_defaults  # by request field, for requests that do not set it
-        self.compiler = GrammarCompiler(engine)
+        self.compiler = GrammarCheckQueue(engine)
         self.metrics = Metrics(settings.name)
         self.keys = read_keys(settings.api_keys, settings.api_keys_file)
         limits = self.keys.limits.items()

@@ -1,7 +1,4 @@
-"""Every option of the server. Flags (`server/cli.py`), `MOEDIAL_*` variables and the docs table are derived from here.
-
-It reads no file and knows nothing of HTTP.
-"""
+"""Every option of the server. Flags (`server/cli.py`), `MOEDIAL_*` variables and the docs table derive from here."""
 
 import os
 from collections.abc import Iterator
@@ -110,7 +107,7 @@ class Settings(BaseSettings):
     step_ms: int = option(
         ENGINE.step_ms,
         "Engine",
-        "Milliseconds a step may take, by estimate, while it both reads prompts and generates; 0: no such limit. "
+        "Milliseconds a step may take, by estimate, while it both prefills prompts and decodes; 0: no such limit. "
         "At 50 a stream beside long prompts still gets 20 tokens a second, faster than people read",
         ge=0,
         le=60_000,
@@ -127,8 +124,9 @@ class Settings(BaseSettings):
     speculate: str = option(
         "grammar",
         "Engine",
-        "Draft tokens ahead and check them in one step, with the same answers: grammar (where a schema leaves no "
-        "choice), ngram (that, and what followed before), experts=K (that, and the model itself with K experts); off",
+        "Draft tokens and verify them in one step, with the same answers. grammar: drafts where a schema leaves no "
+        "choice; ngram: those, and what followed the same n-gram before; experts=K: grammar drafts, and drafts by the "
+        "model with K experts (no n-grams); off: none",
         pattern=r"^(off|grammar|ngram|experts=[1-9][0-9]{0,3})$",
     )
     prefix_cache: bool = option(

@@ -1,4 +1,4 @@
-"""The version, what an issue should say of an installation, and the fingerprint of answers. It knows no route."""
+"""The version, what an issue should say of an installation, and the fingerprint of answers."""
 
 import hashlib
 import platform

@@ -1,5 +1,6 @@
 """The grammar compiler: validates grammars in a process of their own, on a thread beside the engine's steps.
-It knows no logits, no schedule and no masks (`engine/grammars/matcher.py`).
+
+Not here: masks (see `engine/grammars/matcher.py`).
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Forced tokens: those that a grammar leaves no alternative to, a few at a time. It knows no logits and no requests.
+"""Forced tokens: those that a grammar leaves no alternative to, a few at a time.
 
 The library's own function looks ahead to the end of a forced text, again for every token, and holds the interpreter's
 lock meanwhile: 50 ms per token inside a literal of 60 kB.

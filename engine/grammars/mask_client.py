@@ -1,7 +1,7 @@
 """The engine's end of a mask process: messages are written without waiting, replies are read when they have come, and a
 process that ends or stalls is replaced.
 
-It knows bytes and processes; the meaning of a reply is its `ReplyHandler`'s business. Use from one thread.
+Not here: what a reply means (see `ReplyHandler`). Use from one thread.
 """
 
 import logging

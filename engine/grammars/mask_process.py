@@ -2,7 +2,6 @@
 
 The library holds the interpreter's lock while it consumes a token, which a grammar can make arbitrarily slow, and its
 automata grow with use. In a process of its own it delays no step, has its own memory limit, and can be killed.
-It knows grammars and tokens, no requests and no logits.
 """
 
 import ctypes

@@ -2,7 +2,8 @@
 
 Masks come a little later than they are asked for (`ready`); until then this answer is left out of the batch. A grammar
 whose masks are expensive moves to a second process, where it delays only others like it, and an answer that spends too
-much time ends with an error of its own. It knows no logits and no schedule.
+much time ends with an error of its own.
+Not here: how masks are applied to logits (see `engine/sampling/constraints.py`).
 """
 
 import itertools
@@ -160,13 +161,13 @@ class Matcher:
         """Wait up to `seconds` for replies, unless they are late already."""
         self._processes.settle(seconds)
 
-    def words(self, guesses: int) -> Words:
-        """Packed masks [1 + guesses, ceil(V / 32)]: of the next token, and after each draft of the last `look_ahead`.
+    def words(self, drafts: int) -> Words:
+        """Packed masks [1 + drafts, ceil(V / 32)]: of the next token, and after each draft of the last `look_ahead`.
         Only the first row while those have not come; for the first row it waits."""
         self.open()
         while not self.error and any(kind is not LookAhead for kind in self._due):
             self._processes.wait(1.0)
-        if not guesses or self._ahead is None or len(self._ahead) != guesses:
+        if not drafts or self._ahead is None or len(self._ahead) != drafts:
             return self._row[None]
         return np.concatenate([self._row[None], self._ahead])
 

@@ -2,7 +2,7 @@
 
 The library limits most of what a grammar may cost, but not all (deciding whether a conjunction of patterns is empty may
 take hours), and a thread cannot be stopped. `python -m engine.grammars.validator TOKENIZER VOCABULARY END…` reads
-grammars on standard input and answers on standard output. It knows no requests.
+grammars on standard input and answers on standard output.
 """
 
 import resource

@@ -1,4 +1,4 @@
-"""Exponential backoff: how long to wait before an engine process that ended is started again. It knows no process."""
+"""Exponential backoff: how long to wait before an engine process that ended is started again."""
 
 
 class Backoff:

@@ -1,6 +1,6 @@
 """The HTTP process's end of one engine process: starts it, writes and reads messages, notices its end.
 
-It knows no requests and no restarts; `engine/process/client.py` decides what a message or an exit means.
+Not here: what a message or an exit means (see `engine/process/client.py`).
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The engine client of the HTTP process: keeps an engine process alive and turns its messages into streams of events.
 
-It knows no models, scheduling or HTTP. Whatever happens to the engine process, every running request ends: with its
+Whatever happens to the engine process, every running request ends: with its
 last event, or with an exception.
 """
 

@@ -1,7 +1,7 @@
 """The coalescer: sends a step's report to the HTTP process at once, or, if steps are short, together with later ones.
 
 Every message wakes the other process and a reader in it; for a model whose steps take a millisecond or two that costs a
-fifth of a token's time. It knows reports and seconds, no sockets.
+fifth of a token's time.
 """
 
 import time

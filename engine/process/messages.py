@@ -1,7 +1,7 @@
 """The messages between the HTTP process and the engine process: tagged msgpack in frames of bounded size.
 
 A frame is a 4-byte little-endian length and that many bytes. Messages are decoded into the declared types or refused;
-none can name code to run. This file knows no sockets.
+none can name code to run.
 """
 
 import struct

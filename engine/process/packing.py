@@ -1,7 +1,7 @@
 """Packs step reports into frames of bounded size: large ones are split between reports, between events, and inside the
 log-probabilities of a prompt. The order stays.
 
-A reader decodes a frame in one go, so the frame size bounds how long its event loop is blocked. It knows no socket.
+A reader decodes a frame in one go, so the frame size bounds how long its event loop is blocked.
 """
 
 from collections.abc import Callable, Iterator

@@ -52,10 +52,10 @@ def constrained(
         own = list(group)
         matcher = sequences[own[0]].matcher
         assert matcher is not None
-        guesses = len(before_B[own[-1]]) if before_B else 0
-        if guesses:
+        drafts = len(before_B[own[-1]]) if before_B else 0
+        if drafts:
             matcher.settle(MASK_WAIT_SECONDS)
-        words_RW = matcher.words(guesses)
+        words_RW = matcher.words(drafts)
         if matcher.error:
             faults |= dict.fromkeys(own, Fault(f"the grammar became too complex: {matcher.error}", TOO_COMPLEX))
             continue

@@ -31,7 +31,7 @@ def logprobs(
     return found
 
 
-def scores(logits_SV: Tensor, tokens: list[int], wanted: int | None) -> tuple[Logprob, ...] | None:
+def prompt_logprobs(logits_SV: Tensor, tokens: list[int], wanted: int | None) -> tuple[Logprob, ...] | None:
     """Each row's log-probability of its token and its `wanted` best ones; None if any row is not finite."""
     found: list[Logprob] = []
     size = max(1, GROUP // logits_SV.shape[1])

@@ -1,6 +1,6 @@
 """The API keys that the server accepts: names, digests and limits, read from --api-keys and --api-keys-file.
 
-It knows no request. An error names the file, the key's name and the field, and never shows a key.
+An error names the file, the key's name and the field, and never shows a key.
 """
 
 import hmac

@@ -1,4 +1,4 @@
-"""What one API key may use: requests and tokens per minute, as token buckets. It knows neither HTTP nor JSON."""
+"""What one API key may use: requests and tokens per minute, as token buckets."""
 
 import math
 import time

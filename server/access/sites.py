@@ -2,7 +2,7 @@
 
 A browser sends requests of any page to a server on the user's machine, and only withholds the answers from the page.
 A page whose name is made to resolve to that machine (DNS rebinding) gets the answers as well. The first case shows in
-the Origin header, the second in the Host header. The policy sees headers; it knows no route and no key.
+the Origin header, the second in the Host header.
 """
 
 import ipaddress

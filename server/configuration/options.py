@@ -1,6 +1,6 @@
 """How an option is declared and parsed: its text to its value, its group, its flag, and its row in the docs.
 
-It knows no option by name.
+Not here: the options themselves (see `server/settings.py`).
 """
 
 import re

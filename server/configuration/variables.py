@@ -1,6 +1,6 @@
 """Checks the environment variables with the server's prefix: with an unknown one the server does not start.
 
-A misspelled variable must not open what it was meant to close. It knows names; `server/settings.py` reads values.
+A misspelled variable must not open what it was meant to close. Not here: values (see `server/settings.py`).
 """
 
 import difflib

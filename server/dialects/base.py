@@ -1,7 +1,7 @@
 """What every dialect can do. A dialect is one model family's way of writing tool calls and reasoning in its text.
 
-A dialect turns text into delta parts, and writes grammars of such text. It knows no HTTP, no tokenizer, and of a
-request only its tools.
+A dialect turns text into delta parts, and writes grammars of such text. Of a request it
+sees only the tools.
 """
 
 from collections.abc import Mapping, Sequence

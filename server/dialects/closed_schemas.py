@@ -1,7 +1,7 @@
 """Closes the objects of JSON schemas: properties that a schema does not name are ruled out unless it says otherwise.
 
 By the standard a schema that says nothing allows any further properties, and a small model then invents names without
-end; OpenAI's strict schemas, xgrammar and llama.cpp close such objects as well. It knows no grammar.
+end; OpenAI's strict schemas, xgrammar and llama.cpp close such objects as well.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

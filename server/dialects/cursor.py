@@ -1,7 +1,7 @@
 """A cursor over the text of an answer as it arrives, from which the parsers of all dialects read.
 
 A parser is a generator that yields where it must wait for more text. What it reads depends on the text only, never on
-how the text was split. The cursor knows no delimiters and produces no delta parts.
+how the text was split.
 """
 
 import re

@@ -1,7 +1,4 @@
-"""What a parser has found, as delta parts: calls are numbered, adjacent texts joined, spaces around delimiters dropped.
-
-It knows no delimiters and reads no text.
-"""
+"""What a parser has found, as delta parts: calls numbered, adjacent texts joined, spaces around delimiters dropped."""
 
 from collections.abc import Callable
 

@@ -1,6 +1,6 @@
 """Grammars in llguidance's Lark: literals, special tokens, a tool's arguments. Rules written here begin with `moe_`.
 
-It knows no family. Names and schemas are data: they cannot become grammar.
+Names and schemas are data: they cannot become grammar.
 """
 
 import json

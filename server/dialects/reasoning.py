@@ -1,7 +1,4 @@
-"""How a family delimits reasoning in running text, and how a prompt may have opened or closed it already.
-
-It knows no calls.
-"""
+"""How a family delimits reasoning in running text, and how a prompt may have opened or closed it already."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Dialects that delimit reasoning and calls with tags in running text: their common parser, and the grammar of a call.
 
-A family says what follows its tags; this file knows none of them.
+Not here: what follows a family's tags (see the family's own file).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Runs long work on the event loop in slices, between which other tasks run. It knows no work itself.
+"""Runs long work on the event loop in slices, between which other tasks run.
 
 Such work is a generator that yields wherever it may pause, and returns its result.
 """

@@ -1,6 +1,6 @@
 """Bounded thread pools for work that would hold up the event loop, one for each kind of work.
 
-One kind of work can therefore neither use up another's threads nor queue without end. It knows no work itself.
+One kind of work can therefore neither use up another's threads nor queue without end.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""What every endpoint's format can do: write the deltas of a call as one body or as server-sent events.
+"""What every endpoint's format can do: write the deltas of a generation call as one body or as server-sent events.
 
-A format knows neither connections nor how a call runs.
+Not here: sending (see `server/http/sse.py`) and running a generation call (see `server/generation`).
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ LONG = 256  # deltas; more are written in slices
 
 
 class Format(ABC):
-    """Writes one call's answer, whole or as server-sent events. Chunks and bodies are plain dicts."""
+    """Writes the answer to one generation call, whole or as server-sent events. Chunks and bodies are plain dicts."""
 
     @abstractmethod
     def opening(self) -> Iterable[dict[str, Any]]:
@@ -210,7 +210,7 @@ def content_of(parts: Iterable[DeltaPart]) -> str:
 
 
 def calls_of(parts: Iterable[DeltaPart]) -> list[tuple[str, str]]:
-    """Name and arguments of every call, in order."""
+    """Name and arguments of every tool call, in order."""
     names: dict[int, str] = {}
     arguments: dict[int, str] = {}
     for part in parts:

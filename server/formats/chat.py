@@ -1,4 +1,4 @@
-"""How /v1/chat/completions writes an answer: one message per choice, or chunks of it. It runs nothing."""
+"""How /v1/chat/completions writes an answer: one message per choice, or chunks of it."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""How /v1/completions writes an answer: `text_completion` objects, whole or in chunks. It runs nothing."""
+"""How /v1/completions writes an answer: `text_completion` objects, whole or in chunks."""
 
 from collections.abc import Iterator
 from itertools import chain

@@ -1,6 +1,6 @@
 """The items of a response's output while they are written: the events on the way, and the item at any moment.
 
-They know neither the call nor the numbers of events.
+Not here: the numbers of events (see `server/formats/responses.py`).
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""How /v1/responses writes an answer: as one object, or as the events that lead to it. It runs nothing.
+"""How /v1/responses writes an answer: as one object, or as the events that lead to it.
 
 The whole answer is built from the same events as a stream, so that the two cannot differ.
 """

@@ -1,7 +1,4 @@
-"""The `usage` and `metrics` objects of an answer, computed from the timelines of a call's sequences.
-
-It knows numbers, not text.
-"""
+"""The `usage` and `metrics` objects of an answer, computed from the timelines of a request's sequences."""
 
 from typing import Any
 

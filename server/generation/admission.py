@@ -1,7 +1,7 @@
 """The bounded queue in front of the engine: a request reserves room in it before any work is done for it.
 
 It counts sequences (a request with n = 4 counts 4) and prompt tokens, by API key (`owner`) as well. Which sequence runs
-next is decided in `server/generation/fair_queue.py`. It knows neither requests nor the engine.
+next is decided in `server/generation/fair_queue.py`.
 """
 
 import math
@@ -79,7 +79,7 @@ class Admission:
 
 
 class Reservation:
-    """The room that one call holds. Releasing twice is harmless."""
+    """The room that one generation call holds. Releasing twice is harmless."""
 
     def __init__(self, admission: Admission, sequences: int, owner: str) -> None:
         self._admission, self._sequences, self._owner, self._tokens = admission, sequences, owner, 0

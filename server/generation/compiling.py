@@ -1,6 +1,6 @@
-"""Has the engine compile a call's grammar before the call takes a slot, so that none is held meanwhile.
+"""Has the engine compile a request's grammar before the request takes a slot, so that none is held meanwhile.
 
-It knows grammars as texts, and bounds how many wait; the engine says what is wrong with one.
+A bounded number of grammars waits. Not here: compiling (see `engine/grammars/compiler.py`).
 """
 
 import asyncio
@@ -13,11 +13,11 @@ from model.errors import EngineBusy, MoedialError
 from server.errors import QueueTimeout
 from server.protocols import EngineProtocol
 
-MAX_WAITING = 32  # calls at a time: each may take the compiler a second
+MAX_WAITING = 32  # requests at a time: each may take the compiler a second
 MAX_REMEMBERED = 4096  # digests of grammars that compiled
 
 
-class GrammarCompiler:
+class GrammarCheckQueue:
     """Asks the engine to compile grammars, except those that the same engine process has compiled before."""
 
     def __init__(self, engine: EngineProtocol) -> None:

@@ -1,6 +1,7 @@
-"""Who gets the next slot in the engine's batch: keys in rotation, within a key its calls, within a call its sequences.
+"""Which sequence gets the next slot in the engine's batch: API keys in rotation, within a key its requests in rotation,
+within a request its sequences in order.
 
-It knows how many slots there are and which call holds them, no requests and no tokens.
+A "call" here and in the files beside is a generation call: one HTTP request that generates, with all its sequences.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ Slot = asyncio.Future[None]  # done once it has been granted
 
 
 class CallQueue:
-    """The sequences of one call that wait for a slot, in order, and how many of them hold one."""
+    """The sequences of one generation call that wait for a slot, in order, and how many of them hold one."""
 
     def __init__(self, owner: str) -> None:
         self.owner, self.held = owner, 0

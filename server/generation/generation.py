@@ -1,6 +1,6 @@
-"""Runs the sequences of one call side by side and passes on their deltas in order of arrival.
+"""Runs the sequences of one generation call (one HTTP request) side by side and passes on their deltas as they arrive.
 
-Every sequence ends exactly once; closing early aborts what still runs. It knows neither HTTP nor JSON.
+Every sequence ends exactly once; closing early aborts what still runs.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from engine.types import NO_TOKEN_LEFT, Request, TimedEvent, TokenEvent
 from model.errors import GenerationFailed, InvalidRequest, MoedialError
 from server.errors import GenerationTimeout
 from server.generation.admission import Reservation
-from server.generation.compiling import GrammarCompiler
+from server.generation.compiling import GrammarCheckQueue
 from server.generation.output_processor import Delta, OutputProcessor
 from server.generation.timeline import Timeline
 from server.protocols import EngineProtocol
@@ -34,14 +34,14 @@ class AnswerSequence:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """In seconds: until a call's first slot in the batch, and from its start to its end."""
+    """In seconds: until a generation call's first slot in the batch, and from its start to its end."""
 
     queue: float
     total: float
 
 
 class Generation:
-    """The running sequences of one call.
+    """The running sequences of one generation call.
 
     The path of a token is short, since at thousands of tokens per second each task and timer on it is expensive: the
     engine client calls a sink, which passes deltas to `write_direct`, or else to the one reader that waits in `next`.
@@ -56,7 +56,7 @@ class Generation:
         reservation: Reservation,
         sequences: tuple[AnswerSequence, ...],
         timeouts: Timeouts,
-        compiler: GrammarCompiler,
+        compiler: GrammarCheckQueue,
         grammar_field: str = "",
     ) -> None:
         self.sequences, self._grammar_field, self._compiler = sequences, grammar_field, compiler

@@ -1,6 +1,6 @@
 """From one sequence's token events to deltas: whole characters only, and never a part of a stop string.
 
-It knows no HTTP and no JSON; the dialect's parser tells calls and reasoning from content.
+The dialect's parser tells tool calls and reasoning from content. Not here: JSON (see `server/formats`).
 """
 
 from collections import deque
@@ -12,7 +12,7 @@ import msgspec
 from engine.types import Logprob, TokenEvent
 from server.dialects.base import CallStart, Content, DeltaPart, OutputParser, Reasoning
 from server.dialects.cursor import PARTIAL_CHARACTER
-from server.protocols import DecoderProtocol
+from server.protocols import DetokenizerProtocol
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 MIN_LOGPROB = -9999.0  # in place of -Infinity, which JSON does not have; other servers send the same
@@ -106,7 +106,7 @@ class OutputProcessor:
     def __init__(
         self,
         index: int,
-        decoder: DecoderProtocol,
+        decoder: DetokenizerProtocol,
         stops: Sequence[str],
         parser: OutputParser | None = None,
         ends_shown: bool = False,

@@ -1,6 +1,6 @@
 """The timeline of one sequence, for metrics: arrival, first token, further tokens, and exactly one end.
 
-All times are of this process's monotonic clock, except the durations that the engine measured. It knows no text.
+All times are of this process's monotonic clock, except the durations that the engine measured.
 """
 
 import time
@@ -112,7 +112,7 @@ class Timeline:
             self.metrics.inc("requests_failed", kind)
 
     def abort(self) -> None:
-        """End because the call was closed; nothing happens to a sequence that has ended."""
+        """End because the generation call was closed; nothing happens to a sequence that has ended."""
         if self._end("aborted"):
             self.metrics.inc("requests_aborted")
 

@@ -1,7 +1,4 @@
-"""Counts HTTP answers by route template, method and status: closed sets, whatever paths and methods clients send.
-
-It knows nothing of an answer but its status.
-"""
+"""Counts HTTP answers by route template, method and status: closed sets, whatever paths and methods clients send."""
 
 from collections.abc import Callable, Iterable
 

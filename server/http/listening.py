@@ -1,6 +1,6 @@
 """What the process needs before it loads a model: listening sockets, a certificate, and enough open files.
 
-A bound_port port is therefore refused at once. It knows no requests.
+A port that is already in use is therefore refused at once.
 """
 
 import errno

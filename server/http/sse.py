@@ -1,6 +1,6 @@
-"""Sends a call's answer, as server-sent events or whole. Both stop at once when the client disconnects.
+"""Sends the answer to a generation call, as server-sent events or whole. Both stop at once when the client disconnects.
 
-It knows frames and connections, not what is in a chunk.
+Not here: what is in a chunk (see `server/formats`).
 """
 
 import asyncio
@@ -70,7 +70,7 @@ async def answer(
     call: GenerationCall,
     write: Callable[[GenerationCall, TokenizerProtocol], Format],
 ) -> Response:
-    """The response to an accepted call. An error before the first event is still an HTTP error."""
+    """The response to an accepted generation call. An error before the first event is still an HTTP error."""
     headers = {"x-num-experts": count_in_header(call.budget)}
     try:
         format = write(call, service.tokenizer)
@@ -191,7 +191,7 @@ class EventStream(Response):
 
 
 async def _close(request: Request, call: GenerationCall) -> None:
-    """End the call and write its log line, which has numbers and never text."""
+    """End the generation call and write its log line, which has numbers and never text."""
     await call.generation.close()
     key_name = key_name_of(request)
     key = {"key": key_name} if key_name else {}

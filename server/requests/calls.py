@@ -1,6 +1,6 @@
 """From a JSON body to a generation call: every fault of a request is found here or below, before the engine sees it.
 
-It knows fields and limits. It runs nothing and formats no answer.
+Not here: running a generation call (see `server/generation`) and formatting its answer (see `server/formats`).
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class CheckedBody(Generic[Body]):
 
 
 async def open_completion(service: Service, request: IncomingRequest) -> GenerationCall:
-    """The call of a request to /v1/completions. Raises InvalidRequest, EngineBusy or EngineDown."""
+    """The generation call of a request to /v1/completions. Raises InvalidRequest, EngineBusy or EngineDown."""
     arrived = time.monotonic()
     checked, prompts = await read_json(service, request, partial(_check_completion, service, request))
     body = checked.body
@@ -101,7 +101,7 @@ async def open_completion(service: Service, request: IncomingRequest) -> Generat
 
 
 async def open_chat(service: Service, request: IncomingRequest) -> GenerationCall:
-    """The call of a request to /v1/chat/completions. Raises InvalidRequest, EngineBusy or EngineDown."""
+    """The generation call of a request to /v1/chat/completions. Raises InvalidRequest, EngineBusy or EngineDown."""
     arrived = time.monotonic()
     checked = await read_json(service, request, partial(check_chat, service, request))
     return await open_conversation(service, request, checked, arrived)
@@ -114,7 +114,7 @@ async def open_conversation(
     arrived: float,
     id_prefix: str = "chatcmpl-",
 ) -> GenerationCall:
-    """The call of a checked chat body."""
+    """The generation call of a checked chat body."""
     body = checked.body
     _log_unknown(service, checked.unknown)
     reservation = service.admission.reserve(body.answers, request.key_name)

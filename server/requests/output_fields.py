@@ -1,6 +1,6 @@
 """Which fields of a body constrain the answer: names of OpenAI, vLLM, SGLang, llama.cpp and Ollama for the same things.
 
-It knows fields and what each holds; it writes no grammar.
+Not here: the grammar that they become (see `server/requests/structured.py`).
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """From a body and its tokenised prompts to the sequences that the engine runs: sampling, seeds, output processors.
 
-It knows fields and limits; it runs nothing and writes no answer.
+Not here: running them (see `server/generation`).
 """
 
 import secrets

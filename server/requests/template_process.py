@@ -2,7 +2,7 @@
 
 A sandbox keeps a template from the machine, but not from taking time and memory; a process can be killed. It reads
 conversations from a socket, its standard input, and writes the rendered texts. A conversation that takes more than
-SECONDS of processor time ends the process. It knows no requests.
+SECONDS of processor time ends the process.
 """
 
 import json

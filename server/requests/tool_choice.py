@@ -1,4 +1,4 @@
-"""Reads `tool_choice`: which of the tools may be called, and whether a call must be made. It knows no grammar."""
+"""Reads `tool_choice`: which of the tools may be called, and whether a call must be made."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
 """The body of /v1/chat/completions: messages, tools, and variables of the chat template.
 
-It knows fields and their ranges; what a template makes of them is up to the checkpoint.
+Not here: how messages become a prompt (see `server/requests/templates.py`).
 """
 
 from collections.abc import Mapping

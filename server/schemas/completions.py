@@ -1,4 +1,4 @@
-"""The body of /v1/completions. It knows fields and their ranges, not what they do."""
+"""The body of /v1/completions. Not here: what its fields do (see `server/requests`)."""
 
 from typing import Any, ClassVar
 

@@ -1,6 +1,6 @@
 """The body of /v1/responses: which fields a client may send, and which of OpenAI's are refused by name.
 
-It knows fields and their ranges; `server/requests/responses_as_chat.py` turns them into a chat.
+Not here: how it is turned into a chat (see `server/requests/responses_as_chat.py`).
 """
 
 from collections.abc import Mapping

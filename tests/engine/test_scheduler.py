@@ -26,7 +26,7 @@ def shape(plan: object) -> list[tuple[str, int, int]]:
 def step(scheduler: Scheduler, runner: FakeRunner) -> list[TokenEvent]:
     plan = scheduler.schedule()
     result = runner.run(plan) if plan else NO_RESULT
-    return scheduler.commit(plan, result.sampled, result.scores)
+    return scheduler.commit(plan, result.sampled, result.prompt_logprobs)
 
 
 def finish(scheduler: Scheduler, runner: FakeRunner, limit: int = 1000) -> dict[str, list[TokenEvent]]:
@@ -132,7 +132,9 @@ def test_the_work_of_all_sequences_is_that_of_all_steps(truth: float | None, pre
         result = runner.run(plan) if plan else NO_RESULT
         pairs, tokens = pairs + result.work.routed_pairs, tokens + sum(len(chunk.tokens) for chunk in plan)
         preemptions += scheduler.plan_stats.preemptions
-        ends += [event.stats for event in scheduler.commit(plan, result.sampled, result.scores) if event.finish]
+        ends += [
+            event.stats for event in scheduler.commit(plan, result.sampled, result.prompt_logprobs) if event.finish
+        ]
     assert preemptions and len(ends) == 4 and sum(stats.cached_tokens for stats in ends if stats)
     assert sum(stats.routed_pairs for stats in ends if stats) == pairs
     assert sum(stats.computed_tokens for stats in ends if stats) == tokens
