@@ -12,7 +12,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
-from model.budget import ExpertCounts, Run
+from model.budget import CountRun, ExpertCounts
 
 MIN_PREFILL_SHARE, MAX_PREFILL_SHARE = 0.25, 0.75  # of a step's time
 PREFILL_SHARE_PER_SECOND = 0.1
@@ -194,7 +194,7 @@ class StepBudget:
         self.tokens -= tokens
         self.load.add(counts, tokens)
 
-    def spend_runs(self, runs: Iterable[Run], *, prompt: bool) -> None:
+    def spend_runs(self, runs: Iterable[CountRun], *, prompt: bool) -> None:
         """The same of positions whose counts differ."""
         for counts, tokens in runs:
             self.spend(counts, tokens, prompt=prompt)

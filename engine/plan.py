@@ -11,7 +11,7 @@ import msgspec
 
 from engine.sequence import Sequence
 from engine.types import Logprob
-from model.budget import Run
+from model.budget import CountRun
 
 NO_POSITIONS = range(0)
 NOT_FINITE = "the model produced logits that are not finite for this request"
@@ -60,7 +60,7 @@ class Chunk(msgspec.Struct, frozen=True):
         return [*self.sequence.tokens[self.start : self.start + self.length], *self.drafts]
 
     @property
-    def count_runs(self) -> tuple[Run, ...]:
+    def count_runs(self) -> tuple[CountRun, ...]:
         """The expert counts of what is computed, as runs of equal counts."""
         return self.sequence.count_runs(self.start, self.start + self.length + len(self.drafts))
 

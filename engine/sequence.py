@@ -6,7 +6,7 @@ Not here: how blocks are shared (see `engine/blocks.py`).
 
 from engine.grammars.matcher import Matcher
 from engine.types import Logprob, Request, RequestStats
-from model.budget import ExpertCounts, Run
+from model.budget import CountRun, ExpertCounts
 
 
 class Sequence:
@@ -96,7 +96,7 @@ class Sequence:
         """The expert counts of the token at `position`, which need not exist yet."""
         return self.request.budget.at(position, self.prompt_length)
 
-    def count_runs(self, start: int, end: int) -> tuple[Run, ...]:
+    def count_runs(self, start: int, end: int) -> tuple[CountRun, ...]:
         """The expert counts of the positions from `start` up to `end`, as runs of equal counts."""
         return self.request.budget.runs(start, end, self.prompt_length)
 

@@ -1,7 +1,7 @@
 """One step's input to the decoder: new tokens of many sequences side by side, and where their keys and values live.
 
 Shape suffixes used throughout `model/`: T tokens, B sequences, D width, H heads, G kv heads, C head width, F expert
-width, E experts (or blocks), K count, R routed pairs, S context slots, Z expert-space width, L MoE layers,
+width, E experts (∞-MoE: groups of units), K count, R routed pairs, S context slots, Z expert-space width, L MoE layers,
 V vocabulary, P pages. This file knows no requests, no scheduling and no mixture.
 """
 
@@ -54,8 +54,9 @@ class LayerBudget:
 class BudgetRows:
     """What each of T tokens may use in each MoE layer: budgets as the layers and kernels read them.
 
-    It travels whole: a budget rule that they must know is a member here, in `LayerBudget` and in `BudgetRows` of
-    csrc/kernels.h. What the host must know is kept beside the tensor, so that nothing waits for a device.
+    A new member must also be passed on: to one layer in `LayerBudget`; to the native kernels in
+    `NativeDecoder.__call__`, `ProgramStep` (csrc/program.h) and `LayerRows` (csrc/kernels.h). What the host must know
+    is kept beside the tensor, so that nothing waits for a device.
     """
 
     counts_LT: Tensor  # int64
@@ -73,6 +74,6 @@ class Batch:
 
     ids_T: Tensor  # int64
     positions_T: Tensor  # int64, absolute
-    seeds_T: Tensor  # int64, each token's request seed
+    seeds_T: Tensor  # int64, the noise seed of each token's request
     budget: BudgetRows
     rows_B: Tensor  # int64: the rows whose logits are wanted

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from model.errors import InvalidRequest
 
 ExpertCounts = tuple[int, ...]  # of one token: one expert count per MoE layer
-Run = tuple[ExpertCounts, int]  # counts, and how many neighbouring positions have them
+CountRun = tuple[ExpertCounts, int]  # counts, and how many neighbouring positions have them
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class ExpertBudget:
         """The counts of the token at `position`, in a sequence whose first `prompt` tokens are its prompt."""
         return self.prefill if self.prefill and position < prompt else self.per_layer
 
-    def runs(self, start: int, end: int, prompt: int) -> tuple[Run, ...]:
+    def runs(self, start: int, end: int, prompt: int) -> tuple[CountRun, ...]:
         """The same of the positions from `start` up to `end`, as runs of equal counts."""
         if not self.prefill or start >= prompt:
             return ((self.per_layer, end - start),)
@@ -59,7 +59,7 @@ class ExpertBudget:
 
     def at_most(self, limit: int) -> "ExpertBudget":
         """The same budget with no count above `limit`."""
-        return ExpertBudget(_at_most(self.per_layer, limit), _at_most(self.prefill, limit))
+        return replace(self, per_layer=_at_most(self.per_layer, limit), prefill=_at_most(self.prefill, limit))
 
     @property
     def uniform(self) -> int | None:

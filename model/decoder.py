@@ -40,7 +40,7 @@ class Layer(nn.Module):
         self.scale = config.residual_scale
 
     def forward(self, x_TD: Tensor, attention_step: LayerStep, ffn_step: LayerStep) -> Tensor:
-        """Both halves, each added to what it was computed from."""
+        """Both sublayers, each added to its input (before the norm)."""
         x_TD = x_TD + self.scale * self.attention(self.attention_norm(x_TD), attention_step)
         return x_TD + self.scale * self.ffn(self.ffn_norm(x_TD), ffn_step)
 
@@ -84,8 +84,10 @@ class Decoder(nn.Module):
         return self.norm(x_TD)
 
     def _steps(self, batch: Batch, past: Past, observer: Observer | None) -> Iterator[tuple[LayerStep, LayerStep]]:
-        """What each layer's halves see. Feed-forward layers that keep something come after all attention layers in
-        `config.memory`."""
+        """For each layer, the steps of its attention and of its feed-forward layer.
+
+        In `config.memory`, feed-forward layers that keep something come after all attention layers.
+        """
         rotary = {rope: rotary_tables(batch.positions_T, rope) for rope in self._ropes}
         moe_layer, memory = 0, len(self.config.attention)
         for number, shape in enumerate(self.config.feed_forward):

@@ -1,6 +1,6 @@
 """Random numbers that depend on *what* is drawn, never on when or beside whom: a counter-based generator.
 
-One 64-bit hash of (request seed, layer, absolute position, counter) gives four 16-bit indices into a table of normal
+One 64-bit hash of (noise seed, layer, absolute position, counter) gives four 16-bit indices into a table of normal
 quantiles. Integer hashing and a table look-up give the same bits whatever the batch, the chunk or the vector width,
 which a log/cos pipeline does not. It knows nothing of mixtures or requests beyond those four integers.
 """

@@ -1,7 +1,9 @@
 """Which module computes which shape. The decoder asks here; a file in `attention/` or `moe/` registers its own.
 
-@module_for.register
-def _(shape: TopK, decoder: DecoderConfig) -> TopKMixture: ...
+Example:
+    @module_for.register
+    def _(shape: TopK, decoder: DecoderConfig) -> TopKMixture:
+        return TopKMixture(decoder.width, shape)
 """
 
 import importlib
@@ -16,7 +18,7 @@ from model.step import LayerStep
 
 
 class LayerModule(nn.Module):
-    """One half of a layer: y_TD = f(x_TD)."""
+    """A sublayer, attention or feed-forward: y_TD = f(x_TD)."""
 
     def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         """Compute one step's rows."""
@@ -25,7 +27,7 @@ class LayerModule(nn.Module):
 
 @singledispatch
 def module_for(shape: object, decoder: DecoderConfig) -> LayerModule:
-    """The module, its parameters uninitialised, that computes a layer's half of this shape.
+    """The module, its parameters uninitialised, that computes a sublayer of this shape.
 
     Raises:
         TypeError: no module is registered for this kind of shape.

@@ -1,5 +1,5 @@
-"""What one half of a layer sees of a step: expert counts, positions and seeds of its tokens, and what is kept of their
-past.
+"""What a sublayer (attention or feed-forward) sees of a step: expert counts, positions and noise seeds of its tokens,
+and the cache of their past.
 
 Attention and feed-forward modules take the same value, a `LayerStep`, so that a mixture may look at other tokens of its
 sequences as attention does. How the past is kept (whole sequences, pages, states) is a backend's business. No requests,
@@ -30,7 +30,7 @@ class MaskSpec:
 
 
 class Past(Protocol):
-    """One step's access to what is kept of its sequences, over all layers. `memory`: the place in `config.memory`."""
+    """One step's access to what is kept of its sequences, over all layers. `memory`: index in `config.memory`."""
 
     def attend(self, memory: int, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, spec: MaskSpec) -> Tensor:
         """Attention [T, H, V]. Keys and values of this step are included; G divides H. Values that are a number are the
@@ -48,29 +48,29 @@ class Observer(Protocol):
     """Is told what each MoE layer did: for metrics while serving, for balance losses while training."""
 
     def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
-        """`pairs` computed; `load_E` tokens per expert (∞-MoE: per block); `scores_TE` router probabilities."""
+        """`pairs` computed; `load_E` tokens per expert (∞-MoE: per group); `scores_TE` router probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerStep:
-    """One half of a layer during one step of T tokens. Without MoE layers there are no counts."""
+    """One sublayer's view of a step of T tokens. Dense layers have no counts."""
 
     budget: LayerBudget  # what each token may use in this layer
-    seeds_T: Tensor
+    seeds_T: Tensor  # noise seeds
     positions_T: Tensor
     moe_layer: int = 0  # its number among the MoE layers: keys noise, and names the layer to the observer
     observer: Observer | None = None
     past: Past | None = None
-    memory: int = -1  # the place of what this half keeps in `config.memory`; -1: it keeps nothing
+    memory: int = -1  # index of its cache in `config.memory` and `Cache.layers`; -1: it keeps nothing
     rotary: Mapping[Rope, Tables] = field(default_factory=dict)  # of every kind that the decoder uses
 
     def attend(self, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, spec: MaskSpec) -> Tensor:
-        """See `Past.attend`; of this half."""
+        """See `Past.attend`; of this sublayer."""
         assert self.past is not None
         return self.past.attend(self.memory, q_THC, k_TGC, v_TGV, spec)
 
     def states(self, size: int) -> Iterator[tuple[slice, Tensor, bool]]:
-        """See `Past.states`; of this half."""
+        """See `Past.states`; of this sublayer."""
         assert self.past is not None
         return self.past.states(self.memory, len(self.positions_T), size)
 

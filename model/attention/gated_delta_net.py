@@ -1,4 +1,4 @@
-"""Gated delta spec behind a short causal convolution (Qwen3-Next; Gated DeltaNet, arXiv 2412.06464 eq. 10).
+"""Gated delta rule behind a short causal convolution (Qwen3-Next; Gated DeltaNet, arXiv 2412.06464 eq. 10).
 
 Per value head a state S [K, V], float32: S ← e^g · S; S ← S + k ⊗ β(v - Sᵀk); y = Sᵀq. The state and the last inputs of
 the convolution are all that is kept of a sequence. Computed token by token, so that chunks change nothing.

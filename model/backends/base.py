@@ -74,7 +74,7 @@ class Runnable(SamplingOps, Protocol):
         ...
 
     def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
-        """Logits of the wanted rows, [B, V]. What the step adds to the past is written to the pages' cache."""
+        """Logits of the wanted rows, [B, V], on the CPU. Keys, values and states are written to the pages' cache."""
         ...
 
     def load_spread(self, loads: Sequence[Tensor]) -> tuple[int, float]:

@@ -26,7 +26,7 @@ class RoutedPairs:
 
 
 def ranks(budget: LayerBudget) -> Tensor:
-    """Which of `k_max` ranks each token may use: bool [T, K]. The one place where a count becomes a choice."""
+    """Which of `k_max` ranks each token may use: bool [T, K]. Plain torch only: the kernels have `route` in topk.h."""
     counts_T = budget.counts_T
     return counts_T.new_tensor(range(budget.k_max))[None, :] < counts_T[:, None]
 

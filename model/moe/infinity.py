@@ -2,9 +2,9 @@
 
 Because the second matrix is linear and the first is shared, the mean of K expert outputs equals one pass under the mean
 of the K masks: ŷ = (1/K) Σ_k W2(Act(W1 x) ⊙ mask(z_k)) = W2(Act(W1 x) ⊙ m̄). `masks` computes m̄ from exactly ΣK draws.
-Ours, and named in the config: with `block` > 1 neighbouring units share a score; draws can be fixed points
-(`model/moe/points.py`), a draw can keep only what no earlier draw of its token kept (`replacement` false), and the mean
-mask can be brought to the norm of its draws (`aggregate` "norm").
+Ours, and named in the config: with `block` > 1 (config key mask_block) a group of neighbouring units shares a score;
+draws can be fixed points (`model/moe/points.py`), a draw can keep only what no earlier draw of its token kept
+(`replacement` false), and the mean mask can be brought to the norm of its draws (`aggregate` "norm").
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from model.step import LayerStep
 
 
 class InfinityMixture(LayerModule):
-    """Router [2Z, D] (mean, then raw spread), scores W_z [blocks, Z], up W1 [F, D], down W2 [D, F]."""
+    """Router [2Z, D] (mean, then raw spread), scores W_z [groups, Z], up W1 [F, D], down W2 [D, F]."""
 
     def __init__(self, width: int, config: Infinity) -> None:
         super().__init__()
@@ -47,13 +47,13 @@ class InfinityMixture(LayerModule):
         return mean_TZ, linked_TZ + self.config.sigma_min
 
     def masks(self, x_TD: Tensor, step: LayerStep) -> Tensor:
-        """m̄ [T, blocks], float32: the mean over a token's draws of its top-share masks, raw scores kept (eq. 6)."""
+        """m̄ [T, groups], float32: the mean over a token's draws of its top-share masks, raw scores kept (eq. 6)."""
         mean_TZ, sigma_TZ = self.gaussian(x_TD)
         token_R, sample_R = ranks(step.budget).nonzero(as_tuple=True)
         z_RZ = mean_TZ[token_R] + sigma_TZ[token_R] * self.noise(token_R, sample_R, step)
         with torch.autocast(
             x_TD.device.type, enabled=False
-        ):  # which blocks win is decided in float32, also in training
+        ):  # which groups win is decided in float32, also in training
             score_RE = F.linear(z_RZ, self.scores.float())
         return mean_masks(score_RE, step.budget.counts_T, self.config)
 
@@ -73,12 +73,12 @@ class InfinityMixture(LayerModule):
         return F.linear(masked_TEg.flatten(1), self.down)
 
     def pairs(self, mask_TE: Tensor) -> RoutedPairs:
-        """The same work as a ragged list: a kept block is an expert of `block` units, its mean score the weight."""
+        """The same work as a ragged list: a kept group is an expert of `block` units, its mean score the weight."""
         token_R, expert_R = mask_TE.nonzero(as_tuple=True)
         return sort_pairs(token_R, expert_R, mask_TE[token_R, expert_R], self.config.blocks)
 
     def run_pairs(self, x_TD: Tensor, pairs: RoutedPairs) -> Tensor:
-        """Compute only the kept blocks: the reference for a native ragged kernel, with `run_masked`'s values."""
+        """Compute only the kept groups: the reference for a native ragged kernel, with `run_masked`'s values."""
         y_TD = torch.zeros_like(x_TD)
         start, size = 0, self.config.block
         for block, end in enumerate(pairs.ends_E.tolist()):
@@ -97,7 +97,7 @@ def _(shape: Infinity, decoder: DecoderConfig) -> InfinityMixture:
 
 
 def mean_masks(score_RE: Tensor, counts_T: Tensor, config: Infinity) -> Tensor:
-    """m̄ [T, blocks]: the mean of what each draw of a token keeps. Its rows lie together, in the order of the draws."""
+    """m̄ [T, groups]: the mean of what each draw of a token keeps. Its rows lie together, in the order of the draws."""
     mask_RE = keep_top(score_RE, config.kept) if config.replacement else keep_new(score_RE, counts_T, config.kept)
     token_R = torch.arange(len(counts_T), device=counts_T.device).repeat_interleave(counts_T)
     sum_TE = mask_RE.new_zeros(len(counts_T), config.blocks).index_add(0, token_R, mask_RE)
@@ -119,7 +119,7 @@ def restore_norm(mean_TE: Tensor, square_T1: Tensor) -> Tensor:
 
 
 def keep_new(scores_RE: Tensor, counts_T: Tensor, kept: int) -> Tensor:
-    """As `keep_top`, without replacement: a token's draw keeps the best blocks that none of its earlier draws kept."""
+    """As `keep_top`, without replacement: a token's draw keeps the best groups that none of its earlier draws kept."""
     first_T = counts_T.cumsum(0) - counts_T  # each token's first row
     mask_RE = torch.zeros_like(scores_RE)
     taken_TE = torch.zeros(len(counts_T), scores_RE.shape[1], dtype=torch.bool, device=scores_RE.device)

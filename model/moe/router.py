@@ -1,7 +1,7 @@
 """Routers of sparse mixtures: from logits to the first K of each token's experts and their weights.
 
-One full sort by one rule serves every count: K's choice is a prefix of K + 1's, and ties go to the lower index. It does
-not know what an expert is.
+Experts are ranked once, ties to the lower index (here a stable sort; the kernels make K selections, `route` in
+csrc/topk.h), so that the choice of K is a prefix of the choice of K + 1.
 """
 
 import torch

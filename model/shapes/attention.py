@@ -15,7 +15,7 @@ QKNorm = Literal["none", "full", "head", "unit"]
 
 
 class AttentionShape(Protocol):
-    """What the decoder and the engine ask the shape of a layer's first half."""
+    """What the decoder and the engine ask the shape of a layer's attention."""
 
     @property
     def memory(self) -> Memory:

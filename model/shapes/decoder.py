@@ -1,7 +1,7 @@
 """The shape of a whole decoder, as a frozen value. Families build it from a checkpoint's config.json.
 
 A value that no decoder can have is a ValueError. Nothing here knows tensor names, files or requests; the shapes of a
-layer's two halves are in `model/shapes/attention.py` and `model/shapes/mixtures.py`.
+layer's two sublayers are in `model/shapes/attention.py` and `model/shapes/mixtures.py`.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,7 @@ Positions = Literal["rotary", "learned"]
 class DecoderConfig:
     """One decoder-only transformer of pre-norm layers. Widths are in elements, `context` in tokens.
 
-    `attention` and `feed_forward` are the shapes of each layer's two halves: what lets tokens see each other, and what
-    follows it.
+    `attention` and `feed_forward` are the shapes of each layer's two sublayers, in the order in which they run.
     """
 
     vocabulary: int
@@ -38,7 +37,7 @@ class DecoderConfig:
     tied: bool = False
     head_bias: bool = False
     embed_scale: float = 1.0
-    residual_scale: float = 1.0  # what each half of a layer is multiplied by before it is added
+    residual_scale: float = 1.0  # what each sublayer's output is multiplied by before it is added
     logit_scale: float = 1.0
     extrapolates: bool = False  # other counts than the trained one are allowed even where a router is not made for them
 
@@ -73,7 +72,7 @@ class DecoderConfig:
 
     @property
     def draws_noise(self) -> bool:
-        """Whether a request's seed changes the hidden states, and so belongs to the prefix cache's key."""
+        """Whether a request's noise seed changes the hidden states, and so belongs to the prefix cache's key."""
         return any(shape.draws_noise for shape in self.feed_forward)
 
     @property

@@ -173,7 +173,8 @@ class TopK(TokenLocal):
 class Infinity(TokenLocal):
     """∞-MoE (arXiv 2601.17680): a Gaussian over expert space; each of K draws z masks one wide feed-forward layer.
 
-    The fields below `trained` are choices that the paper leaves open; a checkpoint states each of them.
+    The fields below `trained` are choices that the paper leaves open; a checkpoint states each of them. Errors name the
+    keys of config.json: `latent_dim` is gate_dim, `keep_ratio` is kept_share, `block` is mask_block.
     """
 
     units: int  # width of the one feed-forward layer
@@ -181,18 +182,18 @@ class Infinity(TokenLocal):
     keep_ratio: float  # share of the units that one draw keeps
     trained: int
     maximum: int  # the largest K served: the paper sets none, a server must
-    block: int = 1  # neighbouring units that share one score; 1 is the paper
+    block: int = 1  # neighbouring units that share one score, a group; 1 is the paper
     activation: Activation = "gelu"
     sigma_link: SigmaLink = "exp"
     sigma_min: float = 0.0  # added to the linked value
     draws: Draws = "independent"  # of noise; "points": the same fixed points for every token
-    replacement: bool = True  # may a draw keep blocks that an earlier draw of its token kept
+    replacement: bool = True  # may a draw keep groups that an earlier draw of its token kept
     aggregate: Aggregate = "mean"  # of the draws' masks; "norm": the mean, brought to the norm of its draws
     fixed = False
     shared_experts = 0
 
     def __post_init__(self) -> None:
-        sizes(units=self.units, latent_dim=self.latent_dim, block=self.block)
+        sizes(intermediate_size=self.units, gate_dim=self.latent_dim, mask_block=self.block)
         reals(sigma_min=self.sigma_min, kept_share=self.keep_ratio)
         counts(self.trained, self.maximum)
         one_of("activation", self.activation, Activation)
@@ -200,19 +201,21 @@ class Infinity(TokenLocal):
         one_of("draws", self.draws, Draws)
         one_of("aggregate", self.aggregate, Aggregate)
         if self.units % self.block:
-            raise ValueError(f"{self.units} units cannot be cut into blocks of {self.block}")
+            raise ValueError(f"{self.units} units cannot be cut into groups of {self.block} (mask_block)")
         if not 0 < self.keep_ratio <= 1:
-            raise ValueError(f"the kept share must be above 0 and at most 1, got {self.keep_ratio!r:.40}")
+            raise ValueError(f"kept_share must be above 0 and at most 1, got {self.keep_ratio!r:.40}")
         if self.draws == "points" and self.maximum > self.points:
-            raise ValueError(f"{self.maximum} draws are more than the {self.points} points of width {self.latent_dim}")
+            raise ValueError(
+                f"{self.maximum} draws are more than the {self.points} points of width {self.latent_dim} (gate_dim)"
+            )
         if not self.replacement and self.maximum * self.kept > self.blocks:
             raise ValueError(
-                f"{self.maximum} draws without replacement cannot keep {self.kept} each of {self.blocks} blocks"
+                f"{self.maximum} draws without replacement cannot keep {self.kept} each of {self.blocks} groups"
             )
 
     @property
     def draws_noise(self) -> bool:
-        """Whether a request's seed changes the draws; fixed points are the same for all requests."""
+        """Whether a request's noise seed changes the draws; fixed points are the same for all requests."""
         return self.draws != "points"
 
     @property
@@ -227,10 +230,10 @@ class Infinity(TokenLocal):
 
     @property
     def blocks(self) -> int:
-        """Runs of neighbouring units that share one score."""
+        """The number of groups of neighbouring units that share one score."""
         return self.units // self.block
 
     @property
     def kept(self) -> int:
-        """Blocks that one draw keeps."""
+        """Groups that one draw keeps."""
         return max(1, round(self.blocks * self.keep_ratio))

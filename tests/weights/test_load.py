@@ -131,8 +131,10 @@ BAD_CONFIGS: dict[str, tuple[object, str]] = {
         "may change what it computes: rope_interleave",
     ),
     "unknown part of rotary": (OLMOE | {"rope_parameters": {"rope_type": "linear", "twist": 2}}, "'twist'"),
-    "blocks do not divide": (INFINITY | {"mask_block": 5}, "24 units cannot be cut into blocks of 5"),
-    "share above one": (INFINITY | {"kept_share": 1.5}, "kept share"),
+    "groups do not divide": (INFINITY | {"mask_block": 5}, "24 units cannot be cut into groups of 5 (mask_block)"),
+    "no group": (INFINITY | {"mask_block": 0}, "mask_block must be a whole number of at least 1, got 0"),
+    "expert space of another type": (INFINITY | {"gate_dim": "4"}, "gate_dim must be a whole number"),
+    "share above one": (INFINITY | {"kept_share": 1.5}, "kept_share must be above 0 and at most 1, got 1.5"),
     "trained above all": (OLMOE | {"num_experts_per_tok": 6}, "trained expert count 6"),
     "trained none": (INFINITY | {"num_experts_per_tok": 0}, "trained must be"),
 }

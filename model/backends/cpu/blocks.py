@@ -124,7 +124,7 @@ def infinity_block(mixture: int, norm: nn.Module, module: InfinityMixture, preci
     config: Infinity = module.config
     width = module.up.shape[1]
     tile_units = config.block if config.block % OUTPUTS == 0 else grouped_units(config)
-    up, down = blocks_of(module, tile_units)
+    up, down = tiles_of(module, tile_units)
     params = InfinityParams(
         norm=norm_params(norm),
         router=pack(module.router, precision.base),
@@ -195,15 +195,15 @@ def unit_rows(module: InfinityMixture) -> tuple[Tensor, Tensor]:
 
 
 def grouped_units(config: Infinity) -> int:
-    """The narrowest multiple of 16 and of the block that is not under `GROUPED_UNITS`."""
+    """Units of a tile: the smallest multiple of 16 and of the group's units that is at least `GROUPED_UNITS`."""
     units = config.block
     while units % 16 or units < GROUPED_UNITS:
         units += config.block
     return units
 
 
-def blocks_of(module: InfinityMixture, units: int) -> tuple[Tensor, Tensor]:
-    """Up [B, units, D] and down [B, D, units] of each run of `units` units, the last padded with zeros."""
+def tiles_of(module: InfinityMixture, units: int) -> tuple[Tensor, Tensor]:
+    """Up [N, units, D] and down [N, D, units] of the N tiles of `units` units, the last padded with zeros."""
     pad = -module.config.units % units
     up = nn.functional.pad(module.up, (0, 0, 0, pad)).unflatten(0, (-1, units))
     down = nn.functional.pad(module.down, (0, pad)).unflatten(1, (-1, units)).transpose(0, 1)

@@ -280,7 +280,7 @@ def test_the_mean_mask_gets_the_norm_of_its_draws() -> None:
     "changes, message",
     [
         ({"draws": "points", "latent_dim": 2, "maximum": 4}, "4 draws are more than the 3 points of width 2"),
-        ({"replacement": False, "maximum": 5}, "5 draws without replacement cannot keep 3 each of 12 blocks"),
+        ({"replacement": False, "maximum": 5}, "5 draws without replacement cannot keep 3 each of 12 groups"),
         ({"aggregate": "sum"}, "aggregate"),
     ],
 )

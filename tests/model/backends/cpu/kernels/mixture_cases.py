@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.backends.cpu.blocks import blocks_of, draws_params, unit_rows
+from model.backends.cpu.blocks import draws_params, tiles_of, unit_rows
 from model.backends.cpu.kernels import reference
 from model.backends.cpu.kernels.pack import DTYPE, Kind, Packed, pack
 from model.backends.cpu.kernels.params import InfinityParams, RouterParams, TopKParams
@@ -234,7 +234,7 @@ def infinity_case(
     """`run` units, a multiple of 16 and of the config's block, are one expert of the ragged work."""
     module = InfinityMixture(width, config)
     randomise(module, make.rng.randrange(1 << 30))
-    up, down = (part.detach() for part in blocks_of(module, run))
+    up, down = (part.detach() for part in tiles_of(module, run))
     layer = Layer(pack(up, kind), pack(down, kind), len(up), run, False, config.activation)
     router = pack(module.router.detach(), "bfloat16" if kind != "float" else kind)
     scores, norms = pack(module.scores.detach(), "float"), make.norm(norm, width)
