@@ -71,7 +71,8 @@ class ExpertBudget:
         """The count to report for so many tokens: the mean over tokens and layers, exact where all are equal."""
         if not self.prefill:
             return _mean(self.per_layer)
-        return (prompt * _mean(self.prefill) + generated * _mean(self.per_layer)) / (prompt + generated)
+        total = prompt * _mean(self.prefill) + generated * _mean(self.per_layer)
+        return total / (prompt + generated)
 
 
 def _at_most(counts: ExpertCounts, limit: int) -> ExpertCounts:

@@ -25,6 +25,8 @@ summary_type summary_use_proj summary_activation summary_first_dropout summary_p
 HARMLESS = frozenset(_HARMLESS.split())
 
 
+_UNSET: tuple[object, ...] = (None, False, 0, "", [], {})  # values that say no more than an absent key
+
 MOST_LAYERS = 1024
 _LAYERS = ("num_hidden_layers", "n_layer")
 
@@ -80,12 +82,13 @@ class ConfigReader(Mapping[str, Any]):
             ValueError: it is something else.
         """
         if self.get(key) is not None and self[key] not in values:
-            raise ValueError(f"{key} is {self[key]!r:.60}, but only {', '.join(map(repr, values))} is supported")
+            known = ", ".join(map(repr, values))
+            raise ValueError(f"{key} is {self[key]!r:.60}, but only {known} is supported")
 
     def check(self) -> None:
         """Raise ValueError if a key that was not read is set to something."""
         unread = (key for key in self._raw if key not in self._read and key not in HARMLESS)
-        unknown = sorted(key for key in unread if self._raw[key] not in (None, False, 0, "", [], {}))
+        unknown = sorted(key for key in unread if self._raw[key] not in _UNSET)
         if unknown:
             raise ValueError(
                 f"fields that this family does not know, and that may change what it computes: {', '.join(unknown)}"
@@ -135,12 +138,9 @@ def rope(
 def attention(hf_config: ConfigReader, positions: Rope | None, **changes: Any) -> Attention:
     """Grouped-query attention from the usual keys."""
     heads = hf_config["num_attention_heads"]
-    shape: dict[str, Any] = {
-        "heads": heads,
-        "kv_heads": hf_config.get("num_key_value_heads") or heads,
-        "head_width": head_width(hf_config),
-        "rope": positions,
-    }
+    kv_heads = hf_config.get("num_key_value_heads") or heads
+    width = head_width(hf_config)
+    shape: dict[str, Any] = {"heads": heads, "kv_heads": kv_heads, "head_width": width, "rope": positions}
     return Attention(**shape | changes)
 
 
@@ -196,11 +196,15 @@ def decoder(
     """
     count = hf_config["num_hidden_layers"]
     shape: dict[str, Any] = {
+        "attention": _of_each_layer(attention, count),
+        "feed_forward": _of_each_layer(feed_forward, count),
+    }
+    shape |= {
         "vocabulary": hf_config["vocab_size"],
         "width": hf_config["hidden_size"],
         "context": hf_config["max_position_embeddings"],
-        "attention": tuple(attention) if isinstance(attention, Sequence) else (attention,) * count,
-        "feed_forward": tuple(feed_forward) if isinstance(feed_forward, Sequence) else (feed_forward,) * count,
+    }
+    shape |= {
         "norm_eps": hf_config.get("rms_norm_eps", 1e-6),
         "tied": bool(hf_config.get("tie_word_embeddings", False)),
     }
@@ -208,9 +212,13 @@ def decoder(
     return DecoderConfig(**shape | changes)
 
 
+def _of_each_layer(given: Any, count: int) -> tuple[Any, ...]:
+    return tuple(given) if isinstance(given, Sequence) else (given,) * count
+
+
 def sparse_layers(hf_config: ConfigReader) -> list[bool]:
     """Which layers are mixtures, in Qwen's words: every `decoder_sparse_step`-th, but those of `mlp_only_layers`."""
     step, plain = hf_config.get("decoder_sparse_step", 1), hf_config.get("mlp_only_layers") or []
-    return [
-        layer not in plain and step > 0 and (layer + 1) % step == 0 for layer in range(hf_config["num_hidden_layers"])
-    ]
+    count = hf_config["num_hidden_layers"]
+    chosen = [step > 0 and (layer + 1) % step == 0 for layer in range(count)]
+    return [sparse and layer not in plain for layer, sparse in enumerate(chosen)]

@@ -56,9 +56,8 @@ class Decoder(nn.Module):
         self.embed = embedding(config.vocabulary, config.width)
         if config.positions == "learned":
             self.embed_positions = embedding(config.context, config.width)
-        self.layers = nn.ModuleList(
-            Layer(config, *shapes) for shapes in zip(config.attention, config.feed_forward, strict=True)
-        )
+        shapes = zip(config.attention, config.feed_forward, strict=True)
+        self.layers = nn.ModuleList(Layer(config, *pair) for pair in shapes)
         self.norm = norm_layer(config)
         if not config.tied:
             self.head = nn.Linear(config.width, config.vocabulary, bias=config.head_bias)
@@ -89,9 +88,10 @@ class Decoder(nn.Module):
         In `config.memory`, feed-forward layers that keep something come after all attention layers.
         """
         rotary = {rope: rotary_tables(batch.positions_T, rope) for rope in self._ropes}
+        no_counts = LayerBudget(batch.ids_T.new_empty(0), 0)
         moe_layer, memory = 0, len(self.config.attention)
         for number, shape in enumerate(self.config.feed_forward):
-            budget = batch.budget.layer(moe_layer) if shape.pool[0] else LayerBudget(batch.ids_T.new_empty(0), 0)
+            budget = batch.budget.layer(moe_layer) if shape.pool[0] else no_counts
             step = LayerStep(
                 budget=budget,
                 seeds_T=batch.seeds_T,

@@ -42,10 +42,8 @@ def context_exceeded(prompt: int, new: int, context: int, least: str = "") -> In
         fits = f"the prompt must have at most {context - 1} tokens, so that a new one fits"
     else:
         fits = f"at most {room} new tokens fit after this prompt"
-    message = (
-        f"This model's maximum context length is {context} tokens. However, you requested {least}{prompt + new} tokens "
-        f"({least}{prompt} in the prompt, {new} as max_tokens); {fits}"
-    )
+    asked = f"{least}{prompt + new} tokens ({least}{prompt} in the prompt, {new} as max_tokens)"
+    message = f"This model's maximum context length is {context} tokens. However, you requested {asked}; {fits}"
     return InvalidRequest(message, "prompt" if room < 1 else "max_tokens", "context_length_exceeded")
 
 
@@ -97,9 +95,13 @@ def _head(value: object, width: int) -> str:
         opening, closing = "[]" if isinstance(value, list) else "()"
         return _joined(opening, closing, (_head(item, width - 1) for item in value), width)
     if isinstance(value, Mapping):
-        pairs = (f"{_head(key, width - 1)}: {_head(item, width - 4)}" for key, item in value.items())
-        return _joined("{", "}", pairs, width)
+        return _joined("{", "}", _pairs(value, width), width)
     return repr(value)
+
+
+def _pairs(value: Mapping[object, object], width: int) -> Iterator[str]:
+    for key, item in value.items():
+        yield f"{_head(key, width - 1)}: {_head(item, width - 4)}"
 
 
 def _joined(opening: str, closing: str, parts: Iterator[str], width: int) -> str:

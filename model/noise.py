@@ -40,7 +40,8 @@ def mix_int(x: int) -> int:
 
 def uniform(seed: int, position: int) -> float:
     """One number in [0, 1) for the token sampled at `position` of a request; 53 bits."""
-    return (mix_int(mix_int(seed + _GOLDEN) + (position + 1) * _GOLDEN) >> 11) / (1 << 53)
+    key = mix_int(seed + _GOLDEN)
+    return (mix_int(key + (position + 1) * _GOLDEN) >> 11) / (1 << 53)
 
 
 @cache
@@ -56,8 +57,11 @@ def normal(seed_R: Tensor, layer: int, position_R: Tensor, sample_R: Tensor, wid
     A row's values do not depend on the other rows. `width` is rounded up to a multiple of four inside.
     """
     groups = -(-width // 4)
-    key_R = mix(mix(seed_R + _signed((layer + 1) * _GOLDEN)) + position_R * _signed(_GOLDEN))
-    counter_RG = sample_R[:, None] * groups + torch.arange(1, groups + 1, device=seed_R.device)
+    layer_key_R = mix(seed_R + _signed((layer + 1) * _GOLDEN))
+    key_R = mix(layer_key_R + position_R * _signed(_GOLDEN))
+    group_G = torch.arange(1, groups + 1, device=seed_R.device)
+    counter_RG = sample_R[:, None] * groups + group_G
     bits_RG = mix(key_R[:, None] + counter_RG * _signed(_GOLDEN))
-    index_RG4 = torch.stack([(bits_RG >> shift) & 0xFFFF for shift in (0, 16, 32, 48)], dim=-1)
+    quarters = [(bits_RG >> shift) & 0xFFFF for shift in (0, 16, 32, 48)]
+    index_RG4 = torch.stack(quarters, dim=-1)
     return normal_table().to(seed_R.device)[index_RG4.flatten(1)[:, :width]]

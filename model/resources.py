@@ -56,10 +56,12 @@ def _host_cores() -> int:
 def _memory(root: Path) -> Iterator[Amount]:
     """What each limit leaves. Usage counts without files that were read, which the kernel gives up first."""
     for version, folder in _groups(root, "memory"):
-        limit, used = _number(folder / version.memory), _number(folder / version.usage)
+        file = folder / version.memory
+        limit, used = _number(file), _number(folder / version.usage)
         if limit is not None and used is not None:
             unused = _table(folder / "memory.stat").get(version.unused, 0)
-            yield Amount(max(0, limit - max(0, used - unused)), str(folder / version.memory))
+            kept = max(0, used - unused)
+            yield Amount(max(0, limit - kept), str(file))
 
 
 def _quotas(root: Path) -> Iterator[Amount]:
@@ -69,20 +71,24 @@ def _quotas(root: Path) -> Iterator[Amount]:
         if version is V1:
             words += _text(folder / "cpu.cfs_period_us").split()
         if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]):  # "max" and -1: no quota
-            yield Amount(max(1, int(words[0]) // int(words[1])), str(file))
+            cores = int(words[0]) // int(words[1])
+            yield Amount(max(1, cores), str(file))
 
 
 def _groups(root: Path, controller: str) -> Iterator[tuple[Version, Path]]:
     """This process's control groups that may limit something, from its own up to the uppermost one that is mounted."""
-    paths = {names: path for names, path in map(_entry, _text(root / "proc/self/cgroup").splitlines())}
+    entries = _text(root / "proc/self/cgroup").splitlines()
+    paths = dict(map(_entry, entries))
     for line in _text(root / "proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
         fields, kind = left.split(), right.split()
         if kind[:1] == ["cgroup2"] and "" in paths:
-            yield from ((V2, folder) for folder in _upwards(root, fields[3], fields[4], paths[""]))
+            folders = _upwards(root, fields[3], fields[4], paths[""])
+            yield from ((V2, folder) for folder in folders)
         elif kind[:1] == ["cgroup"] and controller in kind[-1].split(","):
-            own = next((path for names, path in paths.items() if controller in names.split(",")), "/")
-            yield from ((V1, folder) for folder in _upwards(root, fields[3], fields[4], own))
+            matching = (path for names, path in paths.items() if controller in names.split(","))
+            folders = _upwards(root, fields[3], fields[4], next(matching, "/"))
+            yield from ((V1, folder) for folder in folders)
 
 
 def _entry(line: str) -> tuple[str, str]:
@@ -118,4 +124,5 @@ def _number(path: Path) -> int | None:
 
 def _table(path: Path) -> dict[str, int]:
     pairs = [line.split() for line in _text(path).splitlines()]
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+    complete = (pair for pair in pairs if len(pair) == 2)
+    return {name: int(value) for name, value in complete if value.isdecimal()}

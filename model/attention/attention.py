@@ -22,11 +22,12 @@ class SelfAttention(LayerModule):
         super().__init__()
         heads, groups, head = shape.heads, shape.kv_heads, shape.head_width
         self.shape = shape
-        self.sizes = (heads * head * (2 if shape.gated else 1), groups * head, groups * head)
+        queries, keys = heads * head, groups * head
+        self.sizes = (2 * queries if shape.gated else queries, keys, keys)
         self.qkv = nn.Linear(config.width, sum(self.sizes), bias=shape.bias)
         self.out = nn.Linear(heads * head, config.width, bias=shape.out_bias)
         if shape.qk_norm in ("full", "head"):
-            widths = (head, head) if shape.qk_norm == "head" else (heads * head, groups * head)
+            widths = (head, head) if shape.qk_norm == "head" else (queries, keys)
             self.q_norm, self.k_norm = (RMSNorm(width, config.norm_eps, config.norm_offset) for width in widths)
         if shape.sinks:
             self.sinks = nn.Parameter(torch.empty(heads))
@@ -36,9 +37,10 @@ class SelfAttention(LayerModule):
         shape = self.shape
         q_THC, k_TGC, v_TGC, gate = self.project(x_TD)
         if shape.rope is not None:
-            q_THC, k_TGC = (rotate(x, step.rotary[shape.rope], shape.rope) for x in (q_THC, k_TGC))
+            tables = step.rotary[shape.rope]
+            q_THC, k_TGC = rotate(q_THC, tables, shape.rope), rotate(k_TGC, tables, shape.rope)
         if shape.qk_norm == "unit":
-            q_THC, k_TGC = (F.rms_norm(x.float(), x.shape[-1:], eps=self._eps).to(x.dtype) for x in (q_THC, k_TGC))
+            q_THC, k_TGC = _unit_norm(q_THC, self._eps), _unit_norm(k_TGC, self._eps)
         if shape.floor_scale is not None:
             steps_T11 = ((step.positions_T.float() + 1) / shape.floor_scale).floor()[:, None, None]
             q_THC = (q_THC * (1 + shape.attn_scale * steps_T11.log1p())).to(q_THC.dtype)
@@ -57,15 +59,23 @@ class SelfAttention(LayerModule):
         q, k, v = self.qkv(x_TD).split(self.sizes, dim=-1)
         gate, head = None, (-1, self.shape.head_width)
         if self.shape.gated:
-            q, gate = (part.flatten(1) for part in q.unflatten(-1, (self.shape.heads, -1)).chunk(2, dim=-1))
+            both_THX = q.unflatten(-1, (self.shape.heads, -1))
+            q_THC, gate_THC = both_THX.chunk(2, dim=-1)
+            q, gate = q_THC.flatten(1), gate_THC.flatten(1)
         if self.shape.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
         if self.shape.clip is not None:
-            q, k, v = (part.clamp(-self.shape.clip, self.shape.clip) for part in (q, k, v))
+            most = self.shape.clip
+            q, k, v = (part.clamp(-most, most) for part in (q, k, v))
         q, k, v = (part.unflatten(-1, head) for part in (q, k, v))
         if self.shape.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v, gate
+
+
+def _unit_norm(x_THC: Tensor, eps: float) -> Tensor:
+    """Each head's elements over their root mean square, computed in float32."""
+    return F.rms_norm(x_THC.float(), x_THC.shape[-1:], eps=eps).to(x_THC.dtype)
 
 
 @module_for.register

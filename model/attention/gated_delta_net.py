@@ -37,8 +37,10 @@ class GatedDeltaNetAttention(LayerModule):
         beta_TH, decay_TH = self._rates(self.rates(x_TD))
         y_THV = torch.empty(len(x_TD), s.value_heads, s.value_width)
         for rows, state, fresh in step.states(s.memory.size):
-            past, memory = state.split((s.channels * (s.kernel - 1), state.numel() - s.channels * (s.kernel - 1)))
-            past_CK, memory_HKV = past.view(s.channels, -1), memory.view(s.value_heads, s.key_width, s.value_width)
+            inputs = s.channels * (s.kernel - 1)
+            past, memory = state[:inputs], state[inputs:]
+            past_CK = past.view(s.channels, -1)
+            memory_HKV = memory.view(s.value_heads, s.key_width, s.value_width)
             if fresh:
                 state.zero_()
             convolved_TC = self._convolve(mixed_TC[rows], past_CK)
@@ -50,15 +52,18 @@ class GatedDeltaNetAttention(LayerModule):
         """Queries, keys and values side by side [T, C], and the output gates [T, H, V]."""
         s = self.shape
         per = s.value_heads // s.key_heads * s.value_width
-        parts = all_TX.unflatten(-1, (s.key_heads, -1)).split((s.key_width, s.key_width, per, per), dim=-1)
+        widths = (s.key_width, s.key_width, per, per)
+        parts = all_TX.unflatten(-1, (s.key_heads, -1)).split(widths, dim=-1)
         mixed_TC = torch.cat([part.flatten(1) for part in parts[:3]], dim=-1)
         return mixed_TC, parts[3].reshape(len(all_TX), s.value_heads, s.value_width)
 
     def _rates(self, both_TX: Tensor) -> tuple[Tensor, Tensor]:
         """β and e^g of each value head, float32 [T, H]."""
-        beta, step = both_TX.unflatten(-1, (self.shape.key_heads, -1)).chunk(2, dim=-1)
+        by_head = both_TX.unflatten(-1, (self.shape.key_heads, -1))
+        beta, step = by_head.chunk(2, dim=-1)
         grown = F.softplus(step.flatten(1).float() + self.step_bias.float())
-        return beta.flatten(1).float().sigmoid(), (-self.log_decay.float().exp() * grown).exp()
+        decay_TH = (-self.log_decay.float().exp() * grown).exp()
+        return beta.flatten(1).float().sigmoid(), decay_TH
 
     def _convolve(self, mixed_RC: Tensor, past_CK: Tensor) -> Tensor:
         """silu(causal depthwise convolution) [R, C]; the last inputs are left in `past_CK`."""
@@ -70,20 +75,24 @@ class GatedDeltaNetAttention(LayerModule):
     def _recur(self, convolved_RC: Tensor, beta_RH: Tensor, decay_RH: Tensor, memory_HKV: Tensor) -> Tensor:
         """Outputs [R, H, V]; the state is left in `memory_HKV`."""
         s = self.shape
-        keys = s.key_heads * s.key_width
-        q, k, v = convolved_RC.split((keys, keys, s.value_heads * s.value_width), dim=-1)
-        shared = s.value_heads // s.key_heads
-        q_RHK, k_RHK = (
-            _unit(part.unflatten(-1, (s.key_heads, -1))).repeat_interleave(shared, dim=1) for part in (q, k)
-        )
-        v_RHV, q_RHK = v.unflatten(-1, (s.value_heads, -1)), q_RHK * s.key_width**-0.5
+        keys, values = s.key_heads * s.key_width, s.value_heads * s.value_width
+        q, k, v = convolved_RC.split((keys, keys, values), dim=-1)
+        q_RHK = self._unit_heads(q) * s.key_width**-0.5
+        k_RHK = self._unit_heads(k)
+        v_RHV = v.unflatten(-1, (s.value_heads, -1))
         out = []
         for r in range(len(v_RHV)):
             memory_HKV *= decay_RH[r, :, None, None]
             known_HV = torch.einsum("hkv,hk->hv", memory_HKV, k_RHK[r])
-            memory_HKV += torch.einsum("hk,hv->hkv", k_RHK[r], beta_RH[r, :, None] * (v_RHV[r] - known_HV))
+            change_HV = beta_RH[r, :, None] * (v_RHV[r] - known_HV)
+            memory_HKV += torch.einsum("hk,hv->hkv", k_RHK[r], change_HV)
             out.append(torch.einsum("hkv,hk->hv", memory_HKV, q_RHK[r]))
         return torch.stack(out)
+
+    def _unit_heads(self, part_RX: Tensor) -> Tensor:
+        """Queries or keys of length one, repeated for the value heads that share them."""
+        heads_RGK = part_RX.unflatten(-1, (self.shape.key_heads, -1))
+        return _unit(heads_RGK).repeat_interleave(self.shape.value_heads // self.shape.key_heads, dim=1)
 
 
 @module_for.register

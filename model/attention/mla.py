@@ -28,18 +28,22 @@ class MLAAttention(LayerModule):
             self.query_down = nn.Linear(config.width, shape.query_rank, bias=shape.bias)
             self.query_norm = RMSNorm(shape.query_rank, shape.norm_eps)
             self.query = nn.Linear(shape.query_rank, queries, bias=False)
-        self.down = nn.Linear(config.width, shape.rank + shape.rope.width, bias=shape.bias)
+        latents = shape.rank + shape.rope.width
+        self.down = nn.Linear(config.width, latents, bias=shape.bias)
         self.norm = RMSNorm(shape.rank, shape.norm_eps)
-        self.up = nn.Linear(shape.rank, shape.heads * (shape.plain_width + shape.value_width), bias=False)
+        keys_and_values = shape.heads * (shape.plain_width + shape.value_width)
+        self.up = nn.Linear(shape.rank, keys_and_values, bias=False)
         self.out = nn.Linear(shape.heads * shape.value_width, config.width, bias=shape.bias)
 
     def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         s, tables = self.shape, step.rotary[self.shape.rope]
-        plain_THN, turned_THW = self._queries(x_TD).split((s.plain_width, s.rope.width), dim=-1)
-        latent_TR, key_TW = self.down(x_TD).split((s.rank, s.rope.width), dim=-1)
+        turned = s.rope.width
+        plain_THN, turned_THW = self._queries(x_TD).split((s.plain_width, turned), dim=-1)
+        latent_TR, key_TW = self.down(x_TD).split((s.rank, turned), dim=-1)
         key_T1W = rotate(key_TW[:, None], tables, s.rope)
         k_T1C = torch.cat([self.norm(latent_TR)[:, None], key_T1W], dim=-1)
-        to_keys_HNR, to_values_HVR = self.up.weight.unflatten(0, (s.heads, -1)).split((s.plain_width, s.value_width), 1)
+        up_HXR = self.up.weight.unflatten(0, (s.heads, -1))
+        to_keys_HNR, to_values_HVR = up_HXR.split((s.plain_width, s.value_width), 1)
         q_THR = torch.einsum("thn,hnr->thr", plain_THN, to_keys_HNR)
         q_THC = torch.cat([q_THR, rotate(turned_THW, tables, s.rope)], dim=-1)
         mixed_THR = step.attend(q_THC, k_T1C, s.rank, self.mask_spec)
@@ -49,7 +53,9 @@ class MLAAttention(LayerModule):
     def mask_spec(self) -> MaskSpec:
         """What its queries see."""
         s = self.shape
-        return MaskSpec((s.plain_width + s.rope.width) ** -0.5 if s.scale is None else s.scale)
+        if s.scale is not None:
+            return MaskSpec(s.scale)
+        return MaskSpec((s.plain_width + s.rope.width) ** -0.5)
 
     def _queries(self, x_TD: Tensor) -> Tensor:
         """[T, H, N + W]."""

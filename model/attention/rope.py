@@ -18,17 +18,23 @@ def rotary_tables(positions_T: Tensor, rope: Rope) -> Tables:
     """Cosines and sines [T, 1, W], float32, in the layout of `rope`; the attention factor is in them."""
     angle_Tw = positions_T[:, None].float() * _frequencies(positions_T, rope)
     angle_TW = angle_Tw.repeat_interleave(2, dim=-1) if rope.interleaved else angle_Tw.repeat(1, 2)
+    cos_T1W, sin_T1W = angle_TW.cos()[:, None], angle_TW.sin()[:, None]
     short, long = attention_factors(rope)
-    factor = short if short == long else torch.where(positions_T < rope.original, short, long)[:, None, None]
-    return angle_TW.cos()[:, None] * factor, angle_TW.sin()[:, None] * factor
+    if short == long:
+        return cos_T1W * short, sin_T1W * short
+    factor_T = torch.where(positions_T < rope.original, short, long)
+    factor_T11 = factor_T[:, None, None]
+    return cos_T1W * factor_T11, sin_T1W * factor_T11
 
 
 def rotate(x_THC: Tensor, tables: Tables, rope: Rope) -> Tensor:
     """Turn each pair among the first W elements by its position's angle; the others stay."""
     cos_T1W, sin_T1W = (table.to(x_THC.dtype) for table in tables)
-    x_THW, rest_THC = x_THC[..., : rope.width], x_THC[..., rope.width :]
+    width = rope.width
+    x_THW, rest_THC = x_THC[..., :width], x_THC[..., width:]
     if rope.interleaved:
-        turned_THW = torch.stack([-x_THW[..., 1::2], x_THW[..., 0::2]], dim=-1).flatten(-2)
+        even, odd = x_THW[..., 0::2], x_THW[..., 1::2]
+        turned_THW = torch.stack([-odd, even], dim=-1).flatten(-2)
     else:
         first, second = x_THW.chunk(2, dim=-1)
         turned_THW = torch.cat([-second, first], dim=-1)
@@ -46,7 +52,8 @@ def attention_factors(rope: Rope) -> tuple[float, float]:
     elif rope.scaling == "yarn":
         factor = _yarn_factor(rope)
     elif rope.scaling == "longrope" and rope.factor > 1:
-        factor = math.sqrt(1 + math.log(rope.factor) / math.log(rope.original))
+        growth = math.log(rope.factor) / math.log(rope.original)
+        factor = math.sqrt(1 + growth)
     return factor, factor
 
 
@@ -80,7 +87,8 @@ def _dynamic(positions_T: Tensor, exponent_w: Tensor, rope: Rope) -> Tensor:
     last bit depends on its place in the tensor."""
     length_T1 = (positions_T + 1).clamp(min=rope.original)[:, None].double()
     grown_T1 = rope.factor * length_T1 / rope.original - (rope.factor - 1)
-    base_T1 = math.log(rope.theta) + grown_T1.log() * (rope.width / (rope.width - 2))
+    exponent = rope.width / (rope.width - 2)
+    base_T1 = math.log(rope.theta) + grown_T1.log() * exponent
     return (-base_T1 * exponent_w).exp().float()
 
 
@@ -89,14 +97,16 @@ def _yarn(plain_w: Tensor, rope: Rope) -> Tensor:
 
     def pair_of(rotations: float) -> float:
         """The pair that turns so often within the original context."""
-        return rope.width * math.log(rope.original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+        wavelength = rope.original / (rotations * 2 * math.pi)
+        return rope.width * math.log(wavelength) / (2 * math.log(rope.theta))
 
     low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.width - 1)
     high = high + 0.001 if low == high else high
-    ramp_w = ((torch.arange(rope.width // 2, device=plain_w.device).float() - low) / (high - low)).clamp(0, 1)
+    pair_w = torch.arange(rope.width // 2, device=plain_w.device).float()
+    ramp_w = ((pair_w - low) / (high - low)).clamp(0, 1)
     return plain_w / rope.factor * ramp_w + plain_w * (1 - ramp_w)
 
 

@@ -17,23 +17,23 @@ def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
 
 def mla(hf_config: ConfigReader, *, interleaved: bool = True) -> MLA:
     """MLA attention; YaRN's `mscale_all_dim` sharpens it."""
-    heads, plain, turned = (
-        hf_config["num_attention_heads"],
-        hf_config["qk_nope_head_dim"],
-        hf_config["qk_rope_head_dim"],
-    )
+    heads = hf_config["num_attention_heads"]
+    plain, turned = hf_config["qk_nope_head_dim"], hf_config["qk_rope_head_dim"]
     hf_config.expect("num_key_value_heads", heads)
     hf_config.mark_read("head_dim", "qk_head_dim")  # sums of the widths above
     positions = rope(hf_config, turned, interleaved=interleaved)
+    rank, query_rank = hf_config["kv_lora_rank"], hf_config.get("q_lora_rank")
+    bias = hf_config.get("attention_bias", False)
+    scale = (plain + turned) ** -0.5 * _sharpness(positions)
     return MLA(
         heads=heads,
-        query_rank=hf_config.get("q_lora_rank"),
-        rank=hf_config["kv_lora_rank"],
+        query_rank=query_rank,
+        rank=rank,
         plain_width=plain,
         rope=positions,
         value_width=hf_config["v_head_dim"],
-        bias=hf_config.get("attention_bias", False),
-        scale=(plain + turned) ** -0.5 * _sharpness(positions),
+        bias=bias,
+        scale=scale,
     )
 
 
@@ -48,13 +48,16 @@ def biased_router(hf_config: ConfigReader) -> Router:
     """Sigmoid scores; a bias chooses and does not weigh."""
     hf_config.expect("scoring_func", "sigmoid")
     hf_config.expect("topk_method", "noaux_tc")
+    normalise = bool(hf_config.get("norm_topk_prob", True))
+    scale = hf_config.get("routed_scaling_factor", 1.0)
+    groups, kept_groups = hf_config.get("n_group") or 1, hf_config.get("topk_group") or 1
     return Router(
         score="sigmoid",
-        normalise=bool(hf_config.get("norm_topk_prob", True)),
-        scale=hf_config.get("routed_scaling_factor", 1.0),
+        normalise=normalise,
+        scale=scale,
         selection_bias=True,
-        groups=hf_config.get("n_group") or 1,
-        kept_groups=hf_config.get("topk_group") or 1,
+        groups=groups,
+        kept_groups=kept_groups,
         group_score="top2",
         eps=1e-20,
     )
@@ -64,14 +67,16 @@ def feed_forwards(hf_config: ConfigReader, router: Router, *, bias: bool = False
     """Of every layer: dense at first, then a mixture in every `moe_layer_freq`-th. `bias` is of all but the experts."""
     width, shared = hf_config["moe_intermediate_size"], hf_config.get("n_shared_experts") or 0
     kind = activation(hf_config)
+    shared_part = Dense(width * shared, kind, bias=bias) if shared else None
     mixture = TopK(
         experts=hf_config["n_routed_experts"],
         width=width,
         trained=hf_config["num_experts_per_tok"],
         router=router,
         activation=kind,
-        shared=Dense(width * shared, kind, bias=bias) if shared else None,
+        shared=shared_part,
     )
     first, step = hf_config["first_k_dense_replace"], hf_config.get("moe_layer_freq", 1)
     plain = dense(hf_config, hf_config["intermediate_size"], bias=bias)
-    return [mixture if n >= first and n % step == 0 else plain for n in range(hf_config["num_hidden_layers"])]
+    layers = range(hf_config["num_hidden_layers"])
+    return [mixture if layer >= first and layer % step == 0 else plain for layer in layers]

@@ -8,11 +8,9 @@ from model.shapes.decoder import DecoderConfig
 
 def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json. Raises KeyError for a missing size of a mixture: every published file states them all."""
-    self_attention = attention(
-        hf_config,
-        rope(hf_config, head_width(hf_config), share=0.5),
-        qk_norm="head" if hf_config.get("use_qk_norm", False) else "none",
-        bias=hf_config.get("attention_bias", False),
-    )
+    positions = rope(hf_config, head_width(hf_config), share=0.5)
+    bias = hf_config.get("attention_bias", False)
+    norm = "head" if hf_config.get("use_qk_norm", False) else "none"
+    self_attention = attention(hf_config, positions, qk_norm=norm, bias=bias)
     mixtures = feed_forwards(hf_config, biased_router(hf_config))
     return decoder(hf_config, self_attention, mixtures, norm_eps=hf_config.get("rms_norm_eps", 1e-5))

@@ -17,11 +17,13 @@ SHARED = {
 def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json, its names made the usual ones; defaults are those of transformers' GPT2Config."""
     defaults = {"hidden_act": "gelu_new", "tie_word_embeddings": True}
-    hf_config = ConfigReader(defaults | {SHARED.get(key, key): value for key, value in hf_config.items()})
+    usual = {SHARED.get(key, key): value for key, value in hf_config.items()}
+    hf_config = ConfigReader(defaults | usual)
     hf_config.mark_read(
         "n_ctx", "output_past", "reorder_and_upcast_attn"
     )  # buffers and precision, not what is computed
-    ffn = Dense(hf_config.get("n_inner") or 4 * hf_config["hidden_size"], activation(hf_config), gated=False, bias=True)
+    inner = hf_config.get("n_inner") or 4 * hf_config["hidden_size"]
+    ffn = Dense(inner, activation(hf_config), gated=False, bias=True)
     self_attention = [_attention(hf_config, layer) for layer in range(hf_config["num_hidden_layers"])]
     norms = {"norm": "layer", "norm_eps": hf_config.get("layer_norm_epsilon", 1e-5)}
     return decoder(hf_config, self_attention, ffn, positions="learned", **norms)

@@ -21,11 +21,14 @@ def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     hf_config.expect("hidden_act", "silu")
     hf_config.expect("swiglu_alpha", STEEPNESS)
     hf_config.expect("swiglu_limit", CLAMP)
+    experts = hf_config.either("num_local_experts", "num_experts", default=128)
+    trained = hf_config.either("num_experts_per_tok", "experts_per_token", default=4)
+    router = Router(normalise=True, logit_bias=True)
     mixture = TopK(
-        experts=hf_config.either("num_local_experts", "num_experts", default=128),
+        experts=experts,
         width=hf_config["intermediate_size"],
-        trained=hf_config.either("num_experts_per_tok", "experts_per_token", default=4),
-        router=Router(normalise=True, logit_bias=True),
+        trained=trained,
+        router=router,
         activation="swiglu_clamped",
         bias=True,
         interleaved=True,

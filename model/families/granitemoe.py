@@ -14,21 +14,21 @@ def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
 
 def granite(hf_config: ConfigReader, shared: Dense | None) -> DecoderConfig:
     """A Granite decoder whose mixtures have this shared part."""
+    experts, trained = hf_config.get("num_local_experts", 8), hf_config.get("num_experts_per_tok", 2)
+    kind = activation(hf_config)
     mixture = TopK(
-        experts=hf_config.get("num_local_experts", 8),
+        experts=experts,
         width=hf_config["intermediate_size"],
-        trained=hf_config.get("num_experts_per_tok", 2),
+        trained=trained,
         router=Router(normalise=True),
-        activation=activation(hf_config),
+        activation=kind,
         shared=shared,
     )
     bias, scale = hf_config.get("attention_bias", False), hf_config.get("attention_multiplier", 1.0)
     self_attention = attention(hf_config, rope(hf_config, head_width(hf_config)), scale=scale, bias=bias, out_bias=bias)
-    return decoder(
-        hf_config,
-        self_attention,
-        mixture,
-        embed_scale=hf_config.get("embedding_multiplier", 1.0),
-        residual_scale=hf_config.get("residual_multiplier", 1.0),
-        logit_scale=1 / hf_config.get("logits_scaling", 1.0),
-    )
+    scales = {
+        "embed_scale": hf_config.get("embedding_multiplier", 1.0),
+        "residual_scale": hf_config.get("residual_multiplier", 1.0),
+    }
+    logit_scale = 1 / hf_config.get("logits_scaling", 1.0)
+    return decoder(hf_config, self_attention, mixture, logit_scale=logit_scale, **scales)

@@ -23,22 +23,16 @@ def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     )
     width = hf_config.get("head_dim", hf_config["hidden_size"] // hf_config["num_attention_heads"])
     bias = hf_config.get("attention_bias", False)
-    rotary = hf_config["positions"] == "rotary"
+    rotary = rope(hf_config, width) if hf_config["positions"] == "rotary" else None
     hf_config.mark_read("rope_theta")
-    self_attention = attention(
-        hf_config,
-        rope(hf_config, width) if rotary else None,
-        head_width=width,
-        qk_norm=hf_config.get("qk_norm", "none"),
-        bias=bias,
-        out_bias=bias,
-    )
+    norm = hf_config.get("qk_norm", "none")
+    self_attention = attention(hf_config, rotary, head_width=width, qk_norm=norm, bias=bias, out_bias=bias)
+    norms = {"norm": hf_config["norm"], "norm_eps": hf_config.get("norm_eps", 1e-5)}
     return decoder(
         hf_config,
         self_attention,
         mixture,
-        norm=hf_config["norm"],
-        norm_eps=hf_config.get("norm_eps", 1e-5),
         positions=hf_config["positions"],
         tied=hf_config["tie_word_embeddings"],
+        **norms,
     )

@@ -26,31 +26,38 @@ def _layers(hf_config: ConfigReader) -> list[FeedForward]:
     sparse = hf_config.get("moe_layers")
     sparse = range(step - 1, count, step) if sparse is None else sparse
     plain = Dense(hf_config.get("intermediate_size_mlp", 16384), activation(hf_config))
-    mixture = TopK(
-        experts=hf_config.get("num_local_experts", 16),
-        width=hf_config["intermediate_size"],
-        trained=hf_config.get("num_experts_per_tok", 1),
-        router=Router("sigmoid", weigh_input=True),
-        activation=activation(hf_config),
-        shared=Dense(hf_config["intermediate_size"], activation(hf_config)),
+    mixture = _mixture(hf_config)
+    return [mixture if layer in sparse else plain for layer in range(count)]
+
+
+def _mixture(hf_config: ConfigReader) -> TopK:
+    width, kind = hf_config["intermediate_size"], activation(hf_config)
+    experts, trained = hf_config.get("num_local_experts", 16), hf_config.get("num_experts_per_tok", 1)
+    router = Router("sigmoid", weigh_input=True)
+    return TopK(
+        experts=experts,
+        width=width,
+        trained=trained,
+        router=router,
+        activation=kind,
+        shared=Dense(width, kind),
         fixed=True,
     )
-    return [mixture if layer in sparse else plain for layer in range(count)]
 
 
 def _attention_layers(hf_config: ConfigReader) -> list[Attention]:
     count, every = hf_config["num_hidden_layers"], hf_config.get("no_rope_layer_interval", 4)
-    turned = hf_config.get("no_rope_layers") or [(layer + 1) % every != 0 for layer in range(count)]
+    usual = [(layer + 1) % every != 0 for layer in range(count)]
+    turned = hf_config.get("no_rope_layers") or usual
     chunked, full = "chunked_attention", "full_attention"
     kinds = layer_kinds(hf_config, [chunked if turn else full for turn in turned], chunked, full)
     chunk = hf_config.get("attention_chunk_size", 8192)
     if chunked in kinds and not chunk:
         raise ValueError("layers attend in chunks, but there is no attention_chunk_size")
     near, far = _near(hf_config), _far(hf_config)
-    return [
-        replace(near if turn else far, chunk=chunk if kind == chunked else 0)
-        for turn, kind in zip(turned, kinds, strict=False)
-    ]
+    shapes = [near if turn else far for turn in turned]
+    chunks = [chunk if kind == chunked else 0 for kind in kinds]
+    return [replace(shape, chunk=size) for shape, size in zip(shapes, chunks, strict=False)]
 
 
 def _near(hf_config: ConfigReader) -> Attention:

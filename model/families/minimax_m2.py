@@ -22,11 +22,14 @@ def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     self_attention = attention(
         hf_config, rope(hf_config, head, theta=5e6, share=share), head_width=head, qk_norm="full"
     )
+    experts = hf_config.either("num_local_experts", "num_experts", default=256)
+    width, trained = hf_config.get("intermediate_size", 1536), hf_config.get("num_experts_per_tok", 8)
+    router = Router(score="sigmoid", normalise=True, selection_bias=True)
     mixture = TopK(
-        experts=hf_config.either("num_local_experts", "num_experts", default=256),
-        width=hf_config.get("intermediate_size", 1536),
-        trained=hf_config.get("num_experts_per_tok", 8),
-        router=Router(score="sigmoid", normalise=True, selection_bias=True),
+        experts=experts,
+        width=width,
+        trained=trained,
+        router=router,
         activation=activation(hf_config),
     )
     return decoder(hf_config, self_attention, mixture)

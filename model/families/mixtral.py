@@ -9,10 +9,11 @@ NAMES = {"mlp": "block_sparse_moe", "gate_proj": "w1", "down_proj": "w2", "up_pr
 
 def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json; defaults are those of transformers' MixtralConfig."""
+    experts, trained = hf_config.get("num_local_experts", 8), hf_config.get("num_experts_per_tok", 2)
     mixture = TopK(
-        experts=hf_config.get("num_local_experts", 8),
+        experts=experts,
         width=hf_config["intermediate_size"],
-        trained=hf_config.get("num_experts_per_tok", 2),
+        trained=trained,
         router=Router(normalise=True),
         activation=activation(hf_config),
     )

@@ -10,20 +10,23 @@ def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     width = hf_config["hidden_size"] // hf_config["num_attention_heads"]
     hf_config.mark_read("head_dim")
     bias = hf_config.get("attention_bias", False)
+    clip = hf_config.get("clip_qkv")
     self_attention = attention(
         hf_config,
         rope(hf_config, width),
         head_width=width,
         qk_norm="full",
-        clip=hf_config.get("clip_qkv"),
+        clip=clip,
         bias=bias,
         out_bias=bias,
     )
+    experts, trained = hf_config.get("num_experts", 64), hf_config.get("num_experts_per_tok", 8)
+    router = Router(normalise=hf_config.get("norm_topk_prob", False))
     mixture = TopK(
-        experts=hf_config.get("num_experts", 64),
+        experts=experts,
         width=hf_config["intermediate_size"],
-        trained=hf_config.get("num_experts_per_tok", 8),
-        router=Router(normalise=hf_config.get("norm_topk_prob", False)),
+        trained=trained,
+        router=router,
         activation=activation(hf_config),
     )
     return decoder(hf_config, self_attention, mixture, norm_eps=hf_config.get("rms_norm_eps", 1e-5))

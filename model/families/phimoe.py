@@ -14,11 +14,13 @@ NAMES = {"mlp": "block_sparse_moe", "gate_proj": "w1", "down_proj": "w2", "up_pr
 def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json; defaults are those of transformers' PhimoeConfig."""
     hf_config.expect("num_experts_per_tok", 2)
+    experts = hf_config.get("num_local_experts", 16)
+    router = Router("sparse_mixer", jitter=hf_config.get("router_jitter_noise", 0.01))
     mixture = TopK(
-        experts=hf_config.get("num_local_experts", 16),
+        experts=experts,
         width=hf_config["intermediate_size"],
         trained=2,
-        router=Router("sparse_mixer", jitter=hf_config.get("router_jitter_noise", 0.01)),
+        router=router,
         activation=activation(hf_config),
         fixed=True,
     )

@@ -21,13 +21,17 @@ NAMES = {"shared_experts": "shared_expert"}
 
 def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json; defaults are those of transformers' Qwen2MoeConfig."""
+    experts = hf_config.either("num_experts", "num_local_experts", default=60)
+    width, trained = hf_config.get("moe_intermediate_size", 1408), hf_config.get("num_experts_per_tok", 4)
+    router = Router(normalise=hf_config.get("norm_topk_prob", False))
+    shared = dense(hf_config, hf_config.get("shared_expert_intermediate_size", 5632))
     mixture = TopK(
-        experts=hf_config.either("num_experts", "num_local_experts", default=60),
-        width=hf_config.get("moe_intermediate_size", 1408),
-        trained=hf_config.get("num_experts_per_tok", 4),
-        router=Router(normalise=hf_config.get("norm_topk_prob", False)),
+        experts=experts,
+        width=width,
+        trained=trained,
+        router=router,
         activation=activation(hf_config),
-        shared=dense(hf_config, hf_config.get("shared_expert_intermediate_size", 5632)),
+        shared=shared,
         shared_gate=True,
     )
     positions, bias = rope(hf_config, head_width(hf_config)), hf_config.get("qkv_bias", True)

@@ -2,6 +2,8 @@
 used, the layers from `max_window_layers` on have one.
 """
 
+from dataclasses import replace
+
 from model.config_reader import ConfigReader, attention, decoder, dense, rope, windows
 from model.shapes.decoder import DecoderConfig
 
@@ -12,8 +14,7 @@ def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     positions = rope(hf_config, width)
     window, first = hf_config.get("sliding_window", 4096), hf_config.get("max_window_layers", 28)
     used = window if hf_config.get("use_sliding_window") else None
-    self_attention = [
-        attention(hf_config, positions, head_width=width, qk_norm="head", bias=bias, out_bias=bias, window=each)
-        for each in windows(hf_config, used, lambda layer: layer >= first)
-    ]
+    whole = attention(hf_config, positions, head_width=width, qk_norm="head", bias=bias, out_bias=bias)
+    back = windows(hf_config, used, lambda layer: layer >= first)
+    self_attention = [replace(whole, window=each) for each in back]
     return decoder(hf_config, self_attention, dense(hf_config, hf_config["intermediate_size"]))

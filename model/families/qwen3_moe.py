@@ -7,11 +7,14 @@ from model.shapes.mixtures import Router, TopK
 
 def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json; defaults are those of transformers' Qwen3MoeConfig."""
+    experts = hf_config.either("num_experts", "num_local_experts", default=128)
+    width, trained = hf_config.get("moe_intermediate_size", 768), hf_config.get("num_experts_per_tok", 8)
+    router = Router(normalise=hf_config.get("norm_topk_prob", False))
     mixture = TopK(
-        experts=hf_config.either("num_experts", "num_local_experts", default=128),
-        width=hf_config.get("moe_intermediate_size", 768),
-        trained=hf_config.get("num_experts_per_tok", 8),
-        router=Router(normalise=hf_config.get("norm_topk_prob", False)),
+        experts=experts,
+        width=width,
+        trained=trained,
+        router=router,
         activation=activation(hf_config),
     )
     hf_config.expect("use_sliding_window", False)

@@ -25,18 +25,26 @@ def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json; defaults are those of transformers' Qwen3NextConfig."""
     hf_config.expect("use_sliding_window", False)
     hf_config.expect("hidden_act", "silu")
-    mixture = TopK(
-        experts=hf_config.get("num_experts", 512),
-        width=hf_config.get("moe_intermediate_size", 512),
-        trained=hf_config.get("num_experts_per_tok", 10),
-        router=Router(normalise=hf_config.get("norm_topk_prob", True)),
-        activation=activation(hf_config),
-        shared=Dense(hf_config.get("shared_expert_intermediate_size", 512), activation(hf_config)),
-        shared_gate=True,
-    )
+    mixture = _mixture(hf_config)
     plain = dense(hf_config, hf_config.get("intermediate_size", 5632))
     layers = [mixture if moe else plain for moe in sparse_layers(hf_config)]
     return decoder(hf_config, _attention_layers(hf_config), layers, norm_offset=1.0)
+
+
+def _mixture(hf_config: ConfigReader) -> TopK:
+    experts, trained = hf_config.get("num_experts", 512), hf_config.get("num_experts_per_tok", 10)
+    router = Router(normalise=hf_config.get("norm_topk_prob", True))
+    kind = activation(hf_config)
+    shared = Dense(hf_config.get("shared_expert_intermediate_size", 512), kind)
+    return TopK(
+        experts=experts,
+        width=hf_config.get("moe_intermediate_size", 512),
+        trained=trained,
+        router=router,
+        activation=kind,
+        shared=shared,
+        shared_gate=True,
+    )
 
 
 def _attention_layers(hf_config: ConfigReader) -> list[AttentionShape]:
@@ -50,10 +58,12 @@ def _attention_layers(hf_config: ConfigReader) -> list[AttentionShape]:
 
 
 def _delta(hf_config: ConfigReader) -> GatedDeltaNet:
+    key_heads, key_width = hf_config.get("linear_num_key_heads", 16), hf_config.get("linear_key_head_dim", 128)
+    value_heads, value_width = hf_config.get("linear_num_value_heads", 32), hf_config.get("linear_value_head_dim", 128)
     return GatedDeltaNet(
-        key_heads=hf_config.get("linear_num_key_heads", 16),
-        value_heads=hf_config.get("linear_num_value_heads", 32),
-        key_width=hf_config.get("linear_key_head_dim", 128),
-        value_width=hf_config.get("linear_value_head_dim", 128),
+        key_heads=key_heads,
+        value_heads=value_heads,
+        key_width=key_width,
+        value_width=value_width,
         kernel=hf_config.get("linear_conv_kernel_dim", 4),
     )

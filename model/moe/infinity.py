@@ -37,7 +37,8 @@ class InfinityMixture(LayerModule):
     def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         mask_TE = self.masks(x_TD, step)
         if step.observer is not None:
-            step.observer.routed(step.moe_layer, int(step.budget.counts_T.sum()), (mask_TE != 0).sum(0), None)
+            draws, load_E = int(step.budget.counts_T.sum()), (mask_TE != 0).sum(0)
+            step.observer.routed(step.moe_layer, draws, load_E, None)
         return (self.execute or self.run_masked)(x_TD, mask_TE)
 
     def gaussian(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +70,8 @@ class InfinityMixture(LayerModule):
     def run_masked(self, x_TD: Tensor, mask_TE: Tensor) -> Tensor:
         """One masked dense pass for all tokens and counts (eq. 7). Saves nothing, but in few large products."""
         h_TF = activate(F.linear(x_TD, self.up), self.config.activation)
-        masked_TEg = h_TF.unflatten(-1, (self.config.blocks, self.config.block)) * mask_TE[..., None].to(h_TF.dtype)
+        h_TEg = h_TF.unflatten(-1, (self.config.blocks, self.config.block))
+        masked_TEg = h_TEg * mask_TE[..., None].to(h_TF.dtype)
         return F.linear(masked_TEg.flatten(1), self.down)
 
     def pairs(self, mask_TE: Tensor) -> RoutedPairs:
@@ -83,8 +85,10 @@ class InfinityMixture(LayerModule):
         start, size = 0, self.config.block
         for block, end in enumerate(pairs.ends_E.tolist()):
             if end > start:
-                units, token_r = slice(block * size, (block + 1) * size), pairs.token_R[start:end]
-                h_rg = activate(F.linear(x_TD[token_r], self.up[units]), self.config.activation)
+                units = slice(block * size, (block + 1) * size)
+                token_r = pairs.token_R[start:end]
+                up_rg = F.linear(x_TD[token_r], self.up[units])
+                h_rg = activate(up_rg, self.config.activation)
                 weighted_rg = h_rg * pairs.weight_R[start:end, None].to(h_rg.dtype)
                 y_TD.index_add_(0, token_r, F.linear(weighted_rg, self.down[:, units]))
                 start = end

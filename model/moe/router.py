@@ -56,7 +56,8 @@ def _sparse_mixer(logits_TE: Tensor, most: int, jitter: float) -> tuple[Tensor, 
     for _ in range(most):
         best_T1, expert_T1 = left_TE.max(dim=-1, keepdim=True)
         far_TE = (best_T1 - logits_TE) / logits_TE.abs().clamp(min=best_T1) > 2 * jitter
-        weights.append(left_TE.masked_fill(far_TE, -torch.inf).softmax(-1).gather(-1, expert_T1))
+        share_TE = left_TE.masked_fill(far_TE, -torch.inf).softmax(-1)
+        weights.append(share_TE.gather(-1, expert_T1))
         experts.append(expert_T1)
         left_TE = left_TE.scatter(-1, expert_T1, -torch.inf)
     return torch.cat(experts, dim=-1), torch.cat(weights, dim=-1)

@@ -64,7 +64,8 @@ class TopKMixture(LayerModule):
         bias_E = self.selection_bias.float() if self.config.router.selection_bias else None
         expert_TK, weight_TK = choose(logits_TE, allowed_TK, self.config.router, bias_E)
         token_R, rank_R = allowed_TK.nonzero(as_tuple=True)
-        return sort_pairs(token_R, expert_TK[token_R, rank_R], weight_TK[token_R, rank_R], self.config.experts)
+        expert_R, weight_R = expert_TK[token_R, rank_R], weight_TK[token_R, rank_R]
+        return sort_pairs(token_R, expert_R, weight_R, self.config.experts)
 
     def always(self, x_TD: Tensor) -> Tensor:
         """The shared part, whatever the count."""
@@ -77,8 +78,10 @@ class TopKMixture(LayerModule):
         start = 0
         for expert, end in enumerate(pairs.ends_E.tolist()):
             if end > start:
-                token_r, weight_r1 = pairs.token_R[start:end], pairs.weight_R[start:end, None]
-                y_TD.index_add_(0, token_r, self.expert(x_TD[token_r], weight_r1, expert).to(x_TD.dtype))
+                token_r = pairs.token_R[start:end]
+                weight_r1 = pairs.weight_R[start:end, None]
+                out_rD = self.expert(x_TD[token_r], weight_r1, expert)
+                y_TD.index_add_(0, token_r, out_rD.to(x_TD.dtype))
                 start = end
         return y_TD
 
@@ -86,13 +89,17 @@ class TopKMixture(LayerModule):
         """weight · expert(x), or expert(weight · x)."""
         if self.config.router.weigh_input:
             x_rD, weight_r1 = (x_rD * weight_r1).to(x_rD.dtype), torch.ones_like(weight_r1)
-        biases = (self.gate_up_bias[expert], self.down_bias[expert]) if self.config.bias else (None, None)
-        h_rF = self.activated(F.linear(x_rD, self.gate_up[expert], biases[0]))
-        return F.linear(h_rF, self.down[expert], biases[1]) * weight_r1
+        up_bias = self.gate_up_bias[expert] if self.config.bias else None
+        down_bias = self.down_bias[expert] if self.config.bias else None
+        h_rF = self.activated(F.linear(x_rD, self.gate_up[expert], up_bias))
+        return F.linear(h_rF, self.down[expert], down_bias) * weight_r1
 
     def activated(self, both: Tensor) -> Tensor:
         """activation(gate) · up of [..., 2F]."""
-        gate, up = (both[..., 0::2], both[..., 1::2]) if self.config.interleaved else both.chunk(2, dim=-1)
+        if self.config.interleaved:
+            gate, up = both[..., 0::2], both[..., 1::2]
+        else:
+            gate, up = both.chunk(2, dim=-1)
         return activate_gated(gate, up, self.config.activation)
 
     def run_dense(self, x_TD: Tensor, pairs: RoutedPairs) -> Tensor:
@@ -103,7 +110,8 @@ class TopKMixture(LayerModule):
 
     def dense(self, x_TD: Tensor, weight_TE: Tensor) -> Tensor:
         """Σ_e weight[t, e] · expert_e(x_t)."""
-        both_TEF = F.linear(x_TD, self.gate_up.flatten(0, 1)).unflatten(-1, self.gate_up.shape[:2])
+        experts_and_units = self.gate_up.shape[:2]
+        both_TEF = F.linear(x_TD, self.gate_up.flatten(0, 1)).unflatten(-1, experts_and_units)
         h_TEF = self.activated(both_TEF) * weight_TE[..., None].to(both_TEF.dtype)
         return F.linear(h_TEF.flatten(1), self.down.transpose(0, 1).flatten(1))
 

@@ -116,4 +116,6 @@ class GatedDeltaNet:
     @property
     def memory(self) -> StateMemory:
         """The last inputs of the convolution, and a matrix per value head."""
-        return StateMemory(self.channels * (self.kernel - 1) + self.value_heads * self.key_width * self.value_width)
+        inputs = self.channels * (self.kernel - 1)
+        matrices = self.value_heads * self.key_width * self.value_width
+        return StateMemory(inputs + matrices)

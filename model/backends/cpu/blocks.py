@@ -71,6 +71,11 @@ def _weight(norm: nn.Module) -> Tensor:
     return _float(norm.weight) + getattr(norm, "offset", 0.0)
 
 
+def _part_weight(module: nn.Module, name: str) -> Tensor | None:
+    norm = getattr(module, name, None)
+    return None if norm is None else _weight(norm)
+
+
 def _float(weight: object) -> Tensor:
     assert isinstance(weight, Tensor)
     return weight.detach().float().contiguous()
@@ -85,14 +90,13 @@ def attention_block(
 ) -> AttentionParams:
     """Norm, queries, keys and values, rotary positions, cache, attention and output projection."""
     shape, spec = module.shape, module.mask_spec
-    q_norm, k_norm = getattr(module, "q_norm", None), getattr(module, "k_norm", None)
     sinks = None if spec.sinks_H is None else _float(spec.sinks_H)
     return AttentionParams(
         norm=norm_params(norm),
         qkv=pack(module.qkv.weight, precision.linears),
         qkv_bias=_bias(module.qkv),
-        q_norm=None if q_norm is None else _weight(q_norm),
-        k_norm=None if k_norm is None else _weight(k_norm),
+        q_norm=_part_weight(module, "q_norm"),
+        k_norm=_part_weight(module, "k_norm"),
         norm_per_head=shape.qk_norm == "head",
         clip=shape.clip or 0.0,
         rotary=rotary,
@@ -109,11 +113,12 @@ def topk_block(norm: nn.Module, module: TopKMixture, precision: Precision) -> To
     """Norm, router, ragged experts and their weighted sum."""
     config: TopK = module.config
     router = pack(module.router, precision.base)
+    up, down = interleave(module.gate_up), padded(module.down)
     return TopKParams(
         norm=norm_params(norm),
         routing=RouterParams(router, config.experts, config.router.normalise),
-        up=pack(interleave(module.gate_up), precision.experts),
-        down=pack(padded(module.down), precision.experts),
+        up=pack(up, precision.experts),
+        down=pack(down, precision.experts),
         units=config.width,
         activation=config.activation,
     )
@@ -141,19 +146,24 @@ def infinity_block(mixture: int, norm: nn.Module, module: InfinityMixture, preci
         replacement=config.replacement,
         keep_norm=config.aggregate == "norm",
     )
-    narrow = tile_units != config.block and precision.experts == precision.base and width % OUTPUTS == 0
+    one_kind = precision.experts == precision.base
+    narrow = tile_units != config.block and one_kind and width % OUTPUTS == 0
     return with_unit_rows(params, module) if narrow else params
 
 
 def draws_params(mixture: int, config: Infinity) -> DrawsParams:
     """How the points of the mixture with this number are drawn."""
+    points = None
+    if config.draws == "points":
+        points = fixed_points(config.maximum, config.latent_dim)
+    exponential, antithetic = config.sigma_link == "exp", config.draws == "antithetic"
     return DrawsParams(
         quantiles=normal_table(),
         layer=mixture,
-        exponential=config.sigma_link == "exp",
+        exponential=exponential,
         sigma_min=config.sigma_min,
-        antithetic=config.draws == "antithetic",
-        points=fixed_points(config.maximum, config.latent_dim) if config.draws == "points" else None,
+        antithetic=antithetic,
+        points=points,
     )
 
 
@@ -167,7 +177,7 @@ def with_unit_rows(params: InfinityParams, module: InfinityMixture) -> InfinityP
 def crossover(params: InfinityParams, width: int) -> int:
     """How many kept units cost as much one by one as all units in one pass. Both give the same bits."""
     one, x_TD = torch.ones(1, dtype=torch.int64), torch.ones(1, width)
-    ways = [replace(params, crossover_rows=rows).arguments() for rows in (0, EVERY)]
+    one_pass, by_rows = (replace(params, crossover_rows=rows).arguments() for rows in (0, EVERY))
 
     def run(way: tuple[object, ...]) -> Tensor:
         load_E: Tensor = ops.infinity_block(x_TD.clone(), one, one, one, 1, *way)
@@ -178,8 +188,9 @@ def crossover(params: InfinityParams, width: int) -> int:
         run(way)
         return time.perf_counter() - started
 
-    kept = int(run(ways[0]).sum()) * (params.units // params.groups)
-    pass_s, rows_s = (statistics.median(seconds(way) for _ in range(5)) for way in ways)
+    kept = int(run(one_pass).sum()) * (params.units // params.groups)
+    pass_s = statistics.median(seconds(one_pass) for _ in range(5))
+    rows_s = statistics.median(seconds(by_rows) for _ in range(5))
     return int(kept * pass_s / rows_s)
 
 
@@ -191,7 +202,8 @@ def padded(down: Tensor) -> Tensor:
 def unit_rows(module: InfinityMixture) -> tuple[Tensor, Tensor]:
     """Up [F, D'] and down [F, D], unit by unit, D' padded to what the kernels read."""
     width = module.up.shape[1]
-    return nn.functional.pad(module.up, (0, -width % INPUTS)).contiguous(), module.down.T.contiguous()
+    up = nn.functional.pad(module.up, (0, -width % INPUTS))
+    return up.contiguous(), module.down.T.contiguous()
 
 
 def grouped_units(config: Infinity) -> int:
@@ -205,19 +217,20 @@ def grouped_units(config: Infinity) -> int:
 def tiles_of(module: InfinityMixture, units: int) -> tuple[Tensor, Tensor]:
     """Up [N, units, D] and down [N, D, units] of the N tiles of `units` units, the last padded with zeros."""
     pad = -module.config.units % units
-    up = nn.functional.pad(module.up, (0, 0, 0, pad)).unflatten(0, (-1, units))
-    down = nn.functional.pad(module.down, (0, pad)).unflatten(1, (-1, units)).transpose(0, 1)
-    return up, down
+    up = nn.functional.pad(module.up, (0, 0, 0, pad))
+    down = nn.functional.pad(module.down, (0, pad))
+    return up.unflatten(0, (-1, units)), down.unflatten(1, (-1, units)).transpose(0, 1)
 
 
 def ffn_block(norm: nn.Module, module: DenseFFN, precision: Precision) -> FeedForwardParams:
     """Norm and a dense feed-forward layer: a single expert that every token uses."""
     config = module.config
     up: Tensor = interleave(module.up.weight) if config.gated else module.up.weight
+    down = padded(module.down.weight)
     return FeedForwardParams(
         norm=norm_params(norm),
         up=pack(up, precision.linears),
-        down=pack(padded(module.down.weight), precision.linears),
+        down=pack(down, precision.linears),
         units=config.width,
         gated=config.gated,
         activation=config.activation,

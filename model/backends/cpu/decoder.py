@@ -38,11 +38,13 @@ class NativeDecoder(NativeSampling):
 
     def __init__(self, model: Decoder, length: int, quantize: Quantize = "none", experts_only: bool = True) -> None:
         config = model.config
-        self.config, self.dtype, self.kernels = config, model.embed.weight.dtype, load().name
+        self.config, self.kernels = config, load().name
+        self.dtype = model.embed.weight.dtype
         self.parameters = parameter_count(model)
         self.precision = precision = precision_for(self.dtype, quantize, experts_only)
         self._loads = [shape.pool[0] for shape in config.mixtures]
-        head, embeddings = (model.embed if config.tied else model.head), model.embed.weight.detach()
+        embeddings = model.embed.weight.detach()
+        head = model.embed if config.tied else model.head
         places = model.embed_positions.weight if config.positions == "learned" else None
         self._program = torch.classes.moedial.Program(config.width, embeddings, places)
         packed_head = pack(head.weight, precision.linears)
@@ -103,4 +105,5 @@ def rotary_table(rope: Rope, length: int) -> Tensor:
     """Cosines and sines of every position, [positions, 2, C / 2], float32."""
     cos_P1C, sin_P1C = rotary_tables(torch.arange(length), rope)
     half = rope.width // 2
-    return torch.cat([cos_P1C[..., :half], sin_P1C[..., :half]], dim=1).contiguous()
+    halves = [cos_P1C[..., :half], sin_P1C[..., :half]]
+    return torch.cat(halves, dim=1).contiguous()

@@ -21,36 +21,47 @@ ANY: tuple[object, ...] = ()  # every value of a field
 ACTIVATION = tuple(ACTIVATIONS)
 
 Values = Mapping[str, tuple[object, ...]]
+
+
+def _any(*names: str) -> dict[str, tuple[object, ...]]:
+    return dict.fromkeys(names, ANY)
+
+
+_DECODER: Values = {
+    **_any("vocabulary", "width", "context", "attention", "feed_forward", "norm_eps", "tied"),
+    **_any("norm_offset", "extrapolates"),
+    "norm": ("layer", "rms"),
+    "positions": ("rotary", "learned"),
+}
+_ATTENTION: Values = {
+    **_any("heads", "kv_heads", "head_width", "rope", "bias", "out_bias", "clip", "scale", "window", "sinks"),
+    "qk_norm": ("none", "full", "head"),
+}
+# Tables of cosines and sines are made in torch for every position, whatever stretches them.
+_ROPE: Values = {
+    **_any("width", "theta", "factor", "original", "attention_factor", "beta_fast", "beta_slow"),
+    **_any("mscale", "mscale_all_dim", "truncate", "low_freq_factor", "high_freq_factor"),
+    **_any("short_factor", "long_factor", "short_mscale", "long_mscale"),
+    "scaling": ("default", "linear", "dynamic", "yarn", "llama3", "longrope"),
+}
+_DENSE: Values = {**_any("width", "gated", "bias"), "activation": ACTIVATION}
+_TOPK: Values = {**_any("experts", "width", "trained", "router", "fixed"), "activation": ACTIVATION}
+_ROUTER: Values = {"score": ("softmax",), "normalise": ANY}
+_INFINITY: Values = {
+    **_any("units", "latent_dim", "keep_ratio", "trained", "maximum", "block", "sigma_min", "replacement"),
+    "activation": ACTIVATION,
+    "sigma_link": ("exp", "softplus"),
+    "draws": ("independent", "antithetic", "points"),
+    "aggregate": ("mean", "norm"),
+}
 TAKEN: dict[type, Values] = {
-    DecoderConfig: {
-        **dict.fromkeys(("vocabulary", "width", "context", "attention", "feed_forward", "norm_eps", "tied"), ANY),
-        **dict.fromkeys(("norm_offset", "extrapolates"), ANY),
-        "norm": ("layer", "rms"),
-        "positions": ("rotary", "learned"),
-    },
-    Attention: {
-        **dict.fromkeys(("heads", "kv_heads", "head_width", "rope", "bias", "out_bias", "clip", "scale"), ANY),
-        **dict.fromkeys(("window", "sinks"), ANY),
-        "qk_norm": ("none", "full", "head"),
-    },
-    Rope: {
-        # Tables of cosines and sines are made in torch for every position, whatever stretches them.
-        **dict.fromkeys(("width", "theta", "factor", "original", "attention_factor", "beta_fast", "beta_slow"), ANY),
-        **dict.fromkeys(("mscale", "mscale_all_dim", "truncate", "low_freq_factor", "high_freq_factor"), ANY),
-        **dict.fromkeys(("short_factor", "long_factor", "short_mscale", "long_mscale"), ANY),
-        "scaling": ("default", "linear", "dynamic", "yarn", "llama3", "longrope"),
-    },
-    Dense: {**dict.fromkeys(("width", "gated", "bias"), ANY), "activation": ACTIVATION},
-    TopK: {**dict.fromkeys(("experts", "width", "trained", "router", "fixed"), ANY), "activation": ACTIVATION},
-    Router: {"score": ("softmax",), "normalise": ANY},
-    Infinity: {
-        **dict.fromkeys(("units", "latent_dim", "keep_ratio", "trained", "maximum", "block", "sigma_min"), ANY),
-        "activation": ACTIVATION,
-        "sigma_link": ("exp", "softplus"),
-        "draws": ("independent", "antithetic", "points"),
-        "replacement": ANY,
-        "aggregate": ("mean", "norm"),
-    },
+    DecoderConfig: _DECODER,
+    Attention: _ATTENTION,
+    Rope: _ROPE,
+    Dense: _DENSE,
+    TopK: _TOPK,
+    Router: _ROUTER,
+    Infinity: _INFINITY,
 }
 
 

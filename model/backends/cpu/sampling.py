@@ -18,7 +18,6 @@ class NativeSampling:
         self, logits_BV: Tensor, raw_BV: Tensor, allowed_MW: NDArray[np.int32], mask_of_B: NDArray[np.int64]
     ) -> Tensor:
         """A copy of the logits without what the masks forbid, in one pass."""
-        masked_BV: Tensor = torch.ops.moedial.constrain(
-            logits_BV.contiguous(), raw_BV, torch.from_numpy(allowed_MW), torch.from_numpy(mask_of_B)
-        )
+        allowed, mask_of = torch.from_numpy(allowed_MW), torch.from_numpy(mask_of_B)
+        masked_BV: Tensor = torch.ops.moedial.constrain(logits_BV.contiguous(), raw_BV, allowed, mask_of)
         return masked_BV

@@ -25,18 +25,23 @@ class WholeAttend:
     def attend(self, memory: int, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, spec: MaskSpec) -> Tensor:
         """Attention within each sequence."""
         values = k_TGC[..., :v_TGV] if isinstance(v_TGV, int) else v_TGV
-        q, k, v = (t.unflatten(0, (-1, self.length)).transpose(1, 2) for t in (q_THC, k_TGC, values))
+        q, k, v = self._by_sequence(q_THC), self._by_sequence(k_TGC), self._by_sequence(values)
         if spec.window or spec.chunk or spec.sinks_H is not None:
             position_S = torch.arange(self.length, device=q.device)
-            out = _attend(q, k, v, seen(position_S[:, None], position_S[None], spec), spec)
+            mask = seen(position_S[:, None], position_S[None], spec)
+            out = _attend(q, k, v, mask, spec)
         else:
             grouped = q.shape[1] != k.shape[1]
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=spec.scale, enable_gqa=grouped)
         return out.transpose(1, 2).flatten(0, 1)
 
+    def _by_sequence(self, rows_THC: Tensor) -> Tensor:
+        return rows_THC.unflatten(0, (-1, self.length)).transpose(1, 2)
+
     def spans(self, rows: int) -> tuple[Span, ...]:
         """The sequences, side by side."""
-        return tuple(Span(first, self.length, self.length) for first in range(0, rows, self.length))
+        firsts = range(0, rows, self.length)
+        return tuple(Span(first, self.length, self.length) for first in firsts)
 
     def states(self, memory: int, rows: int, size: int) -> Iterator[tuple[slice, Tensor, bool]]:
         """A fresh state for each sequence."""
@@ -49,9 +54,8 @@ class PagedAttend:
 
     def __init__(self, pages: Pages) -> None:
         self.cache, self.pages, self._spans = pages.cache, pages, pages.spans
-        self.slots_T = torch.cat(
-            [self._new_slots(table_P, s) for table_P, s in zip(pages.tables_BP, self._spans, strict=True)]
-        )
+        sequences = zip(pages.tables_BP, self._spans, strict=True)
+        self.slots_T = torch.cat([self._new_slots(table_P, span) for table_P, span in sequences])
         self._groups: dict[tuple[int, int, Sizes], list[Group]] = {}  # by what a layer sees; most layers see the same
 
     def _new_slots(self, table_P: Tensor, span: Span) -> Tensor:
@@ -66,7 +70,8 @@ class PagedAttend:
         if isinstance(v_TGV, Tensor):
             cache_PSGC[1, self.slots_T] = v_TGV
         width = v_TGV if isinstance(v_TGV, int) else v_TGV.shape[-1]
-        sizes = Sizes(q_THC.shape[1], k_TGC.shape[1], k_TGC.shape[2], width, cache_PSGC.element_size())
+        _, kv_heads, key_width = k_TGC.shape
+        sizes = Sizes(q_THC.shape[1], kv_heads, key_width, width, cache_PSGC.element_size())
         out_THV = q_THC.new_empty(*q_THC.shape[:2], width)
         for group in self._grouped(spec, sizes):
             out_THV[group.rows_bR] = attend(q_THC[group.rows_bR], cache_PSGC, group, spec, sizes)
@@ -75,7 +80,8 @@ class PagedAttend:
     def _grouped(self, spec: MaskSpec, sizes: Sizes) -> list[Group]:
         key = (spec.window, spec.chunk, sizes)
         if key not in self._groups:
-            self._groups[key] = groups(self._spans, self.pages.tables_BP, self.cache.block_size, spec, sizes)
+            tables_BP, block_size = self.pages.tables_BP, self.cache.block_size
+            self._groups[key] = groups(self._spans, tables_BP, block_size, spec, sizes)
         return self._groups[key]
 
     def spans(self, rows: int) -> tuple[Span, ...]:
@@ -86,7 +92,8 @@ class PagedAttend:
         """Each sequence's rows, its state, written in place, and whether it starts with this step."""
         assert self.pages.slots_B is not None
         for span, slot in zip(self._spans, self.pages.slots_B.tolist(), strict=True):
-            yield slice(span.first, span.first + span.rows), self.cache.layers[memory][slot], span.context == span.rows
+            rows_of_span = slice(span.first, span.first + span.rows)
+            yield rows_of_span, self.cache.layers[memory][slot], span.context == span.rows
 
 
 def _attend(q_BHRC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, mask: Tensor, spec: MaskSpec) -> Tensor:
@@ -100,8 +107,11 @@ def _attend(q_BHRC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, mask: Tensor, spec: 
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale, enable_gqa=grouped)
         return out.to(q_BHRC.dtype)
     if grouped:
-        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    logits = (q @ k.transpose(-1, -2) * spec.scale).masked_fill(~mask, -torch.inf)
-    sink = spec.sinks_H.float()[None, :, None, None].expand(*logits.shape[:-1], 1)
-    weight = torch.cat([logits, sink], dim=-1).softmax(-1)[..., :-1]
-    return (weight @ v).to(q_BHRC.dtype)
+        shared = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
+    scores = q @ k.transpose(-1, -2) * spec.scale
+    logits = scores.masked_fill(~mask, -torch.inf)
+    sinks = spec.sinks_H.float()[None, :, None, None]
+    sink = sinks.expand(*logits.shape[:-1], 1)
+    weight = torch.cat([logits, sink], dim=-1).softmax(-1)
+    return (weight[..., :-1] @ v).to(q_BHRC.dtype)

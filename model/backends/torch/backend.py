@@ -63,17 +63,12 @@ class TorchRunnable(TorchSampling):
 
     def cache(self, blocks: int, block_size: int, slots: int = 0) -> Cache:
         """Zeros, one tensor for each of `config.memory`: pages in the model's dtype, states in float32."""
-        return Cache(
-            block_size,
-            [
-                torch.zeros(
-                    kind.tensor_shape(blocks * block_size, slots),
-                    dtype=self.dtype if kind.per_token else torch.float32,
-                    device=self.device,
-                )
-                for kind in self.config.memory
-            ],
-        )
+        layers = []
+        for kind in self.config.memory:
+            shape = kind.tensor_shape(blocks * block_size, slots)
+            dtype = self.dtype if kind.per_token else torch.float32
+            layers.append(torch.zeros(shape, dtype=dtype, device=self.device))
+        return Cache(block_size, layers)
 
     def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
         """Logits of the wanted rows, [B, V], in the model's dtype."""
@@ -83,5 +78,6 @@ class TorchRunnable(TorchSampling):
     def load_spread(self, loads: Sequence[Tensor]) -> tuple[int, float]:
         """See `Runnable`."""
         arrays: list[NDArray[np.int64]] = [load_E.numpy() for load_E in loads]
-        uneven = sum(float(array.max() / array.mean()) for array in arrays if array.any())
+        used = [array for array in arrays if array.any()]
+        uneven = sum(float(array.max() / array.mean()) for array in used)
         return sum(int(np.count_nonzero(array)) for array in arrays), uneven

@@ -83,12 +83,14 @@ def seen(query: Tensor, key: Tensor, spec: MaskSpec) -> Tensor:
 
 def groups(spans: Sequence[Span], tables_BP: Tensor, block_size: int, spec: MaskSpec, sizes: Sizes) -> list[Group]:
     """The queries of a step, cut so that a tile of each group fits WORKSPACE and padding at most doubles the work."""
-    singles = [(index, span.first, span.context - 1) for index, span in enumerate(spans) if span.rows == 1]
+    single_spans = [(index, span) for index, span in enumerate(spans) if span.rows == 1]
+    singles = [(index, span.first, span.context - 1) for index, span in single_spans]
     made = [_group(part, 1, tables_BP, block_size, spec) for part in _alike(singles, spec, sizes)]
     for index, span in enumerate(spans):
         for first in range(0, span.rows if span.rows > 1 else 0, sizes.rows):
             rows = min(sizes.rows, span.rows - first)
-            part = [(index, span.first + first, span.context - span.rows + first)]
+            position = span.context - span.rows + first
+            part = [(index, span.first + first, position)]
             made.append(_group(part, rows, tables_BP, block_size, spec))
     return made
 
@@ -114,18 +116,17 @@ def _alike(singles: list[Query], spec: MaskSpec, sizes: Sizes) -> Iterable[list[
 
 
 def _group(part: list[Query], rows: int, tables_BP: Tensor, block_size: int, spec: MaskSpec) -> Group:
+    sequence_b, row_b, position_b = torch.tensor(part).unbind(1)
     first_b1 = torch.tensor([[first_seen(position, spec)] for _, _, position in part])
-    last_b1 = torch.tensor([[position + rows - 1] for _, _, position in part])
+    last_b1 = position_b[:, None] + rows - 1
     keys_bS = first_b1 + torch.arange(int((last_b1 - first_b1).max()) + 1)
     known_bS = torch.where(keys_bS <= last_b1, keys_bS, first_b1)
-    blocks_bS = tables_BP[[index for index, _, _ in part]].gather(1, known_bS // block_size)
+    blocks_bS = tables_BP[sequence_b].gather(1, known_bS // block_size)
+    slots_bS = blocks_bS * block_size + known_bS % block_size
     offsets_R = torch.arange(rows)
-    return Group(
-        rows_bR=torch.tensor([[row] for _, row, _ in part]) + offsets_R,
-        queries_bR=torch.tensor([[position] for _, _, position in part]) + offsets_R,
-        keys_bS=keys_bS,
-        slots_bS=blocks_bS * block_size + known_bS % block_size,
-    )
+    rows_bR = row_b[:, None] + offsets_R
+    queries_bR = position_b[:, None] + offsets_R
+    return Group(rows_bR, queries_bR, keys_bS, slots_bS)
 
 
 def attend(q_bRHC: Tensor, cache_PSGC: Tensor, group: Group, spec: MaskSpec, sizes: Sizes) -> Tensor:
@@ -141,13 +142,15 @@ def attend(q_bRHC: Tensor, cache_PSGC: Tensor, group: Group, spec: MaskSpec, siz
     shape = (sequences, sizes.kv_heads, rows * shared)
     top_bGN1, total_bGN1 = _start(spec, shape, rows, sizes)
     out_bGNV = torch.zeros(*shape, sizes.value_width)
+    queries_bR1 = group.queries_bR[:, :, None]
     length, step = group.keys_bS.shape[1], sizes.tile(sequences, rows)
     for first in range(0, length, step):
         keys = slice(first, min(first + step, length))
         k_bGSC, v_bGSV = _read(cache_PSGC, group.slots_bS[:, keys], sizes.value_width)
-        mask_bRS = seen(group.queries_bR[:, :, None], group.keys_bS[:, None, keys], spec)
+        mask_bRS = seen(queries_bR1, group.keys_bS[:, None, keys], spec)
         score_bGNS = q_bGNC @ k_bGSC.transpose(-1, -2)
-        score_bGNS.unflatten(2, (rows, shared)).masked_fill_(~mask_bRS[:, None, :, None], -torch.inf)
+        score_bGRKS = score_bGNS.unflatten(2, (rows, shared))
+        score_bGRKS.masked_fill_(~mask_bRS[:, None, :, None], -torch.inf)
         higher_bGN1 = torch.maximum(top_bGN1, score_bGNS.amax(-1, keepdim=True))
         weight_bGNS, fade_bGN1 = score_bGNS.sub_(higher_bGN1).exp_(), (top_bGN1 - higher_bGN1).exp_()
         total_bGN1 = total_bGN1 * fade_bGN1 + weight_bGNS.sum(-1, keepdim=True)
@@ -166,10 +169,11 @@ def _fused(group: Group, spec: MaskSpec, sizes: Sizes) -> bool:
 
 def _at_once(q_bRHC: Tensor, cache_PSGC: Tensor, group: Group, spec: MaskSpec, sizes: Sizes) -> Tensor:
     k_bGSC, v_bGSV = _read(cache_PSGC, group.slots_bS, sizes.value_width)
-    mask_b1RS = seen(group.queries_bR[:, :, None], group.keys_bS[:, None], spec)[:, None]
+    mask_bRS = seen(group.queries_bR[:, :, None], group.keys_bS[:, None], spec)
     q_bHRC = q_bRHC.transpose(1, 2).float()
+    grouped = sizes.heads != sizes.kv_heads
     out_bHRV = F.scaled_dot_product_attention(
-        q_bHRC, k_bGSC, v_bGSV, mask_b1RS, scale=spec.scale, enable_gqa=sizes.heads != sizes.kv_heads
+        q_bHRC, k_bGSC, v_bGSV, mask_bRS[:, None], scale=spec.scale, enable_gqa=grouped
     )
     return out_bHRV.transpose(1, 2).to(q_bRHC.dtype)
 
@@ -191,8 +195,10 @@ def _start(spec: MaskSpec, shape: tuple[int, int, int], rows: int, sizes: Sizes)
 def _read(cache_PSGC: Tensor, slots_bS: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The slots' keys [b, G, S, C] and values in float32. Looked up as whole rows: plain indexing takes many times as
     long."""
-    k, *v = (
-        F.embedding(slots_bS, part.flatten(1)).unflatten(-1, part.shape[1:]).transpose(1, 2).float()
-        for part in cache_PSGC
-    )
-    return k, v[0] if v else k[..., :width]
+    k_bGSC, *v = (_rows_of(part_SGC, slots_bS) for part_SGC in cache_PSGC)
+    return k_bGSC, v[0] if v else k_bGSC[..., :width]
+
+
+def _rows_of(part_SGC: Tensor, slots_bS: Tensor) -> Tensor:
+    rows_bSX = F.embedding(slots_bS, part_SGC.flatten(1))
+    return rows_bSX.unflatten(-1, part_SGC.shape[1:]).transpose(1, 2).float()

@@ -90,7 +90,8 @@ def build(name: str, folder: Path | None = None) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             made = Path(scratch) / target.name
             sources = sorted(map(str, SOURCES.glob("*.cpp")))
-            _compile([compiler, *_flags(name), *_includes(), *sources, "-shared", "-o", str(made), *_libraries()])
+            inputs = [*_flags(name), *_includes(), *sources]
+            _compile([compiler, *inputs, "-shared", "-o", str(made), *_libraries()])
             made.replace(target)  # at once: another process may be loading
     except OSError as error:
         raise BuildError(f"{target.parent} cannot be written: {error}") from None

@@ -59,11 +59,9 @@ def _attend(q: Tensor) -> Tensor:
 @_fake("route")
 def _route(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     pairs = torch.library.get_ctx().new_dynamic_size()
-    return (
-        logits.new_empty(pairs, dtype=torch.int32),
-        logits.new_empty(pairs),
-        logits.new_empty(logits.shape[1], dtype=torch.int64),
-    )
+    token = logits.new_empty(pairs, dtype=torch.int32)
+    load = logits.new_empty(logits.shape[1], dtype=torch.int64)
+    return token, logits.new_empty(pairs), load
 
 
 @_fake("draw")

@@ -53,9 +53,11 @@ def pack(weight: Tensor, kind: Kind) -> Packed:
 def quantise(weight_ENK: Tensor) -> tuple[Tensor, Tensor]:
     """int8 values, and their scales and offsets as `Packed` keeps them."""
     scale_EN = weight_ENK.float().abs().amax(-1) / 127
-    values_ENK = (weight_ENK.float() / scale_EN.clamp(min=1e-30)[..., None]).round().to(torch.int8)
+    divisor_EN1 = scale_EN.clamp(min=1e-30)[..., None]
+    values_ENK = (weight_ENK.float() / divisor_EN1).round().to(torch.int8)
     offset_EN = values_ENK.sum(-1, dtype=torch.int32) * 128
-    return values_ENK, torch.stack([scale_EN.contiguous().view(torch.int32).flatten(), offset_EN.flatten()])
+    scale_bits_EN = scale_EN.contiguous().view(torch.int32)
+    return values_ENK, torch.stack([scale_bits_EN.flatten(), offset_EN.flatten()])
 
 
 def panels(values_ENK: Tensor, kind: Kind) -> Tensor:
@@ -68,9 +70,11 @@ def panels(values_ENK: Tensor, kind: Kind) -> Tensor:
     whole = n // PANEL * PANEL
     for first, rows, width in [(0, whole, PANEL), (whole, n - whole, n - whole)]:
         if rows:
-            part = values_ENK[:, first : first + rows].unflatten(1, (-1, width)).unflatten(-1, (k // group, group))
-            target = out_EW[:, first * k : (first + rows) * k].view(experts, -1, k // group, width, group)
-            target.copy_(part.permute(0, 1, 3, 2, 4))
+            last = first + rows
+            tiles = values_ENK[:, first:last].unflatten(1, (-1, width))
+            part = tiles.unflatten(-1, (k // group, group))
+            target = out_EW[:, first * k : last * k]
+            target.view(experts, -1, k // group, width, group).copy_(part.permute(0, 1, 3, 2, 4))
     return packed.view(torch.uint8) if kind == "int8-weights" else packed
 
 
@@ -79,22 +83,25 @@ def interleave(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, dim=-2)
     pad = (0, 0, 0, -gate.shape[-2] % OUTPUTS)
     gate, up = F.pad(gate, pad), F.pad(up, pad)
-    parts = [part for pair in zip(gate.split(HALF, -2), up.split(HALF, -2), strict=True) for part in pair]
+    pairs = zip(gate.split(HALF, -2), up.split(HALF, -2), strict=True)
+    parts = [part for pair in pairs for part in pair]
     return torch.cat(parts, dim=-2)
 
 
 def unpack(packed: Packed, experts: int = 1) -> Tensor:
     """The matrices [E, n, k] in float32, as the kernels see their values (for tests and the reference)."""
-    n, k = packed.n + -packed.n % OUTPUTS, packed.k + -packed.k % INPUTS
+    n = packed.n + -packed.n % OUTPUTS
+    k = packed.k + -packed.k % INPUTS
     group = GROUP[packed.kind]
     stored = packed.packed.view(torch.int8) if packed.kind == "int8-weights" else packed.packed
     parts = []
     for first, width in [(0, PANEL), (n // PANEL * PANEL, n % PANEL)]:
         rows = n // PANEL * PANEL if width == PANEL else width
         if rows:
-            part = stored.view(experts, -1)[:, first * k : (first + rows) * k]
-            part = part.reshape(experts, -1, k // group, width, group).permute(0, 1, 3, 2, 4)
-            parts.append(part.reshape(experts, rows, k))
+            last = first + rows
+            part = stored.view(experts, -1)[:, first * k : last * k]
+            grouped = part.reshape(experts, -1, k // group, width, group)
+            parts.append(grouped.permute(0, 1, 3, 2, 4).reshape(experts, rows, k))
     values_ENK = torch.cat(parts, dim=1).float()
     if packed.scales is not None:
         values_ENK = values_ENK * packed.scales[0].view(torch.float32).view(experts, n, 1)

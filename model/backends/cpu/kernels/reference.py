@@ -92,7 +92,9 @@ def constrain(logits_BV: Tensor, raw_BV: Tensor, allowed_MW: Tensor, mask_of_B: 
     bits_MW32 = allowed_MW[:, :, None] >> torch.arange(32, dtype=torch.int32) & 1
     allowed_MV = bits_MW32.bool().flatten(1)[:, : logits_BV.shape[1]]
     free_B1 = (mask_of_B < 0)[:, None]
-    allowed_BV = allowed_MV[mask_of_B.clamp_min(0)] | free_B1 if len(allowed_MV) else torch.ones_like(logits_BV).bool()
+    allowed_BV = torch.ones_like(logits_BV).bool()
+    if len(allowed_MV):
+        allowed_BV = allowed_MV[mask_of_B.clamp_min(0)] | free_B1
     some_B1 = (allowed_BV & logits_BV.isfinite()).any(-1, keepdim=True) | free_B1
     return logits_BV.where(some_B1, raw_BV).where(allowed_BV, -torch.inf)
 
@@ -116,15 +118,19 @@ class Experts:
 
     def out(self, h_RF: Tensor, expert: int) -> Tensor:
         """[R, D] of activated and weighted units, padded or cut to what `down` takes."""
-        return self.down(F.pad(h_RF, (0, self.down.values_ENK.shape[-1] - h_RF.shape[-1])), expert)
+        missing = self.down.values_ENK.shape[-1] - h_RF.shape[-1]
+        return self.down(F.pad(h_RF, (0, missing)), expert)
 
 
 def part_gates(rows_RN: Tensor) -> tuple[Tensor, Tensor]:
     """Undo `pack.interleave` on the last dimension: gates, then ups, each padded."""
     whole = rows_RN.shape[-1] // (2 * HALF) * (2 * HALF)
-    gates, ups = rows_RN[:, :whole].unflatten(-1, (-1, 2, HALF)).unbind(-2) if whole else (rows_RN[:, :0],) * 2
-    last = rows_RN[:, whole:].chunk(2, dim=-1)
-    return torch.cat([gates.flatten(1), last[0]], -1), torch.cat([ups.flatten(1), last[1]], -1)
+    last_gates, last_ups = rows_RN[:, whole:].chunk(2, dim=-1)
+    if not whole:
+        return last_gates, last_ups
+    pairs = rows_RN[:, :whole].unflatten(-1, (-1, 2, HALF))
+    gates, ups = pairs[..., 0, :].flatten(1), pairs[..., 1, :].flatten(1)
+    return torch.cat([gates, last_gates], -1), torch.cat([ups, last_ups], -1)
 
 
 def experts(x_TD: Tensor, pairs: RoutedPairs, layer: Experts) -> Tensor:
@@ -133,7 +139,8 @@ def experts(x_TD: Tensor, pairs: RoutedPairs, layer: Experts) -> Tensor:
     for expert, end in enumerate(pairs.ends_E.tolist()):
         if end > start:
             token_r = pairs.token_R[start:end].long()
-            h_rF = layer.hidden(x_TD[token_r], expert) * pairs.weight_R[start:end, None].double()
+            weight_r1 = pairs.weight_R[start:end, None].double()
+            h_rF = layer.hidden(x_TD[token_r], expert) * weight_r1
             y_TD.index_add_(0, token_r, layer.out(h_rF, expert))
             start = end
     return y_TD
@@ -142,7 +149,8 @@ def experts(x_TD: Tensor, pairs: RoutedPairs, layer: Experts) -> Tensor:
 def route(logits_TE: Tensor, counts_T: Tensor, normalise: bool) -> RoutedPairs:
     """Softmax and each token's best experts, as the mixture itself chooses them."""
     module = TopKMixture(1, TopK(experts=logits_TE.shape[1], width=1, trained=1, router=Router(normalise=normalise)))
-    nothing_T, k_max = torch.zeros_like(counts_T), int(counts_T.amax()) if len(counts_T) else 0
+    nothing_T = torch.zeros_like(counts_T)
+    k_max = int(counts_T.amax()) if len(counts_T) else 0
     return module.route(logits_TE.double(), LayerStep(LayerBudget(counts_T, k_max), nothing_T, nothing_T))
 
 
@@ -186,10 +194,12 @@ def _masks_by_draw(scores_RE: Tensor, counts_T: Tensor, kept: int, replacement: 
         squares = 0.0
         for row_E in rows_KE:
             open_E = row_E if replacement else row_E.masked_fill(taken_E, -torch.inf)
-            keep_E = (open_E >= open_E.topk(kept).values.amin()) & (open_E > -torch.inf)
+            least = open_E.topk(kept).values.amin()
+            keep_E = (open_E >= least) & (open_E > -torch.inf)
             taken_E |= keep_E
-            mean_TE[token] += torch.where(keep_E, row_E, 0).double() / len(rows_KE)
-            squares += float(torch.where(keep_E, row_E, 0).double().square().sum()) / len(rows_KE)
+            kept_E = torch.where(keep_E, row_E, 0).double()
+            mean_TE[token] += kept_E / len(rows_KE)
+            squares += float(kept_E.square().sum()) / len(rows_KE)
         if keep_norm:
             own = float(mean_TE[token].square().sum())
             mean_TE[token] *= math.sqrt(squares + 1e-12) / math.sqrt(own + 1e-6)
@@ -205,7 +215,8 @@ def infinity_block(
     score_RE = scores(z_RZ.float()).float()
     mask_TE = masks(score_RE, use.budget.counts_T, config.kept, config.replacement, config.aggregate == "norm")
     runs, units = layer.up.values_ENK.shape[:2]
-    mask_TF = F.pad(mask_TE.repeat_interleave(config.block, dim=1), (0, runs * units - config.units))
+    mask_TF = mask_TE.repeat_interleave(config.block, dim=1)
+    mask_TF = F.pad(mask_TF, (0, runs * units - config.units))
     y_TD = x_TD.double()
     for run, mask_Tu in enumerate(mask_TF.split(units, dim=1)):
         y_TD = y_TD + layer.out(layer.hidden(h_TD, run) * mask_Tu, run)
@@ -217,7 +228,8 @@ class Slots:
 
     def __init__(self, slots: int, kv_heads: int, head_width: int, block_size: int, dtype: torch.dtype) -> None:
         self.block_size, self.kind = block_size, "float" if dtype == torch.float32 else "bfloat16"
-        self.k_SGC, self.v_SGC = torch.full((2, slots, kv_heads, head_width), torch.nan, dtype=torch.float64)
+        shape = (2, slots, kv_heads, head_width)
+        self.k_SGC, self.v_SGC = torch.full(shape, torch.nan, dtype=torch.float64)
 
     def rounded(self, values: Tensor) -> Tensor:
         return encode(values, "float" if self.kind == "float" else "bfloat16")
@@ -230,8 +242,10 @@ class Slots:
     def write(self, k_TGC: Tensor, v_TGC: Tensor, spans_B3: Tensor, tables_BP: Tensor) -> None:
         """New keys and values of every span."""
         for (first, rows, context), table_P in zip(spans_B3.tolist(), tables_BP, strict=True):
-            slots, new = self.slots(table_P, context - rows, context), slice(first, first + rows)
-            self.k_SGC[slots], self.v_SGC[slots] = self.rounded(k_TGC[new]), self.rounded(v_TGC[new])
+            slots = self.slots(table_P, context - rows, context)
+            new = slice(first, first + rows)
+            self.k_SGC[slots] = self.rounded(k_TGC[new])
+            self.v_SGC[slots] = self.rounded(v_TGC[new])
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +263,8 @@ class Attention:
         if self.softcap:
             scores_RHS = (scores_RHS / self.softcap).tanh() * self.softcap
         rows, keys = len(q_RHC), len(k_SHC)
-        behind_RS = torch.arange(keys - rows, keys)[:, None] - torch.arange(keys)
+        query_R = torch.arange(keys - rows, keys)
+        behind_RS = query_R[:, None] - torch.arange(keys)
         seen_RS = (behind_RS >= 0) & (behind_RS < (self.window or keys))
         return scores_RHS.masked_fill(~seen_RS[:, None], -torch.inf)
 
@@ -271,7 +286,8 @@ class Attention:
 def running_maximum(scores_RHS: Tensor) -> Tensor:
     """Of each key, the largest score of its part up to the end of its round: what its probability is relative to."""
     keys = scores_RHS.shape[-1]
-    rounds = F.pad(scores_RHS, (0, -keys % PART), value=-torch.inf).unflatten(-1, (-1, PART // ROUND, ROUND))
+    padded = F.pad(scores_RHS, (0, -keys % PART), value=-torch.inf)
+    rounds = padded.unflatten(-1, (-1, PART // ROUND, ROUND))
     most = rounds.amax(-1).cummax(-1).values
     return most[..., None].expand(rounds.shape).flatten(-3)[..., :keys]
 
@@ -282,7 +298,8 @@ def attend(q_THC: Tensor, cache: Slots, spans_B3: Tensor, tables_BP: Tensor, rul
     for (first, rows, context), table_P in zip(spans_B3.tolist(), tables_BP, strict=True):
         slots, new = cache.slots(table_P, 0, context), slice(first, first + rows)
         q_RHC = cache.rounded(q_THC[new])
-        out_THC[new] = rules.one(q_RHC, cache.k_SGC[slots], cache.v_SGC[slots], cache.kind != "float")
+        k_SGC, v_SGC = cache.k_SGC[slots], cache.v_SGC[slots]
+        out_THC[new] = rules.one(q_RHC, k_SGC, v_SGC, cache.kind != "float")
     return out_THC
 
 
@@ -303,26 +320,33 @@ class AttentionBlock:
 
     def heads_of(self, flat_TX: Tensor, weight: Tensor | None, head: int) -> Tensor:
         """[T, heads, C], normed over all heads at once or over each."""
-        norm, heads_THC = Norm(weight, None, self.norm.eps), flat_TX.unflatten(-1, (-1, head))
-        return norm(heads_THC) if self.norm_per_head else norm(flat_TX).unflatten(-1, (-1, head))
+        norm = Norm(weight, None, self.norm.eps)
+        if self.norm_per_head:
+            return norm(flat_TX.unflatten(-1, (-1, head)))
+        return norm(flat_TX).unflatten(-1, (-1, head))
 
     def turn(self, x_THC: Tensor, positions_T: Tensor) -> Tensor:
         """Rotary positions, where the model has them."""
         if self.rotary is None:
             return x_THC
         cos_TC, sin_TC = (half.repeat(1, 2) for half in self.rotary[positions_T].unbind(1))
-        return rotate(x_THC, (cos_TC[:, None], sin_TC[:, None]), Rope(x_THC.shape[-1]))
+        tables = (cos_TC[:, None], sin_TC[:, None])
+        return rotate(x_THC, tables, Rope(x_THC.shape[-1]))
 
 
 def attention_block(x_TD: Tensor, cache: Slots, spans_B3: Tensor, tables_BP: Tensor, block: AttentionBlock) -> Tensor:
     """x + attention(norm(x)); new keys and values are written to the cache."""
     kv_heads, head = cache.k_SGC.shape[1:]
     flat_TX = block.qkv(block.norm(x_TD)).float()
-    q, k, v = flat_TX.split((block.heads * head, kv_heads * head, kv_heads * head), dim=-1)
-    q, k, v = block.heads_of(q, block.q_norm, head), block.heads_of(k, block.k_norm, head), v.unflatten(-1, (-1, head))
-    if block.clip:
-        q, k, v = (part.clamp(-block.clip, block.clip) for part in (q, k, v))
-    positions_T = torch.cat([torch.arange(context - rows, context) for _, rows, context in spans_B3.tolist()])
+    keys = kv_heads * head
+    q, k, v = flat_TX.split((block.heads * head, keys, keys), dim=-1)
+    q = block.heads_of(q, block.q_norm, head)
+    k = block.heads_of(k, block.k_norm, head)
+    v = v.unflatten(-1, (-1, head))
+    if clip := block.clip:
+        q, k, v = (part.clamp(-clip, clip) for part in (q, k, v))
+    positions = [torch.arange(context - rows, context) for _, rows, context in spans_B3.tolist()]
+    positions_T = torch.cat(positions)
     cache.write(block.turn(k, positions_T), v, spans_B3, tables_BP)
     out_THC = attend(block.turn(q, positions_T), cache, spans_B3, tables_BP, block.rules)
     return x_TD + block.out(out_THC.flatten(1))
