@@ -77,19 +77,17 @@ class InputBatchBuilder:
     def _batch_of(self, plan: Plan, first_B: Ints, length_B: Ints) -> Batch:
         requests = [chunk.sequence.request for chunk in plan]
         seeds_B = _ints([request.noise for request in requests])
-        return Batch(
-            ids_T=torch.from_numpy(self._ids_T),
-            positions_T=torch.from_numpy(self._positions_T),
-            seeds_T=torch.from_numpy(seeds_B.repeat(length_B)),
-            budget=_budget_rows(plan),
-            rows_B=torch.from_numpy(_logit_rows(plan, first_B)),
-        )
+        ids_T, positions_T = torch.from_numpy(self._ids_T), torch.from_numpy(self._positions_T)
+        seeds_T = torch.from_numpy(seeds_B.repeat(length_B))
+        rows_B = torch.from_numpy(_logit_rows(plan, first_B))
+        return Batch(ids_T=ids_T, positions_T=positions_T, seeds_T=seeds_T, budget=_budget_rows(plan), rows_B=rows_B)
 
 
 def _budget_rows(plan: Plan) -> BudgetRows:
     """What every token of the plan may use, from the runs of counts of its chunks."""
     runs = [run for chunk in plan for run in chunk.count_runs]
-    counts_NL, length_N = _ints([counts for counts, _ in runs]), _ints([tokens for _, tokens in runs])
+    counts_NL = _ints([counts for counts, _ in runs])
+    length_N = _ints([tokens for _, tokens in runs])
     counts_LT = np.ascontiguousarray(counts_NL.T.repeat(length_N, axis=1))
     pairs_L = (counts_NL * length_N[:, None]).sum(0)
     return BudgetRows(torch.from_numpy(counts_LT), int(counts_NL.max(initial=0)), tuple(pairs_L.tolist()))
@@ -101,14 +99,16 @@ def _logit_rows(plan: Plan, first_B: Ints) -> Ints:
     scored: list[int] = []
     for chunk, first in zip(plan, first_B.tolist(), strict=True):
         if chunk.samples:
-            sampled += range(first + chunk.length - 1, first + chunk.length + len(chunk.drafts))
+            last = first + chunk.length - 1
+            sampled += range(last, last + 1 + len(chunk.drafts))
         scored += [first + position - 1 - chunk.start for position in chunk.scored_positions]
     return _ints(sampled + scored)
 
 
 def _tables(plan: Plan, block_size: int) -> Tensor:
     """The block ids of each sequence's pages, [B, P], padded with block 0."""
-    used = [-(-(chunk.start + chunk.length + len(chunk.drafts)) // block_size) for chunk in plan]
+    lengths = [chunk.start + chunk.length + len(chunk.drafts) for chunk in plan]
+    used = [-(-length // block_size) for length in lengths]
     tables_BP = np.zeros((len(plan), max(used, default=0)), dtype=np.int64)
     for table_P, chunk, count in zip(tables_BP, plan, used, strict=True):
         table_P[:count] = chunk.sequence.blocks[:count]

@@ -175,7 +175,8 @@ class BlockManager:
         _require(held == self._references, "reference counts differ from holders")
         _require(len(set(free)) == len(free), "a block is free twice")
         _require(all(held[block] == 0 for block in free), "a block is both free and held")
-        _require(len(free) + sum(count > 0 for count in held) == self.total, "a block is neither free nor held")
+        used = sum(count > 0 for count in held)
+        _require(len(free) + used == self.total, "a block is neither free nor held")
 
     def _check_hashes(self) -> None:
         hashed = {digest: block for block, digest in enumerate(self._hash_of) if digest is not None}

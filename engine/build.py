@@ -66,13 +66,14 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     model, reason = prepare(loaded, settings, threads)
     give_back_freed_memory()
     engine, blocks = assemble(model, settings, grammars=grammars_for(folder, model.config, tokenizer))
+    load_seconds, described = time.perf_counter() - started, describe(model, settings)
     info = EngineInfo(
         family=raw["model_type"],
         parameters=parameters,
         kv_blocks=blocks,
         kernels_reason=reason,
-        load_seconds=time.perf_counter() - started,
-        **describe(model, settings),
+        load_seconds=load_seconds,
+        **described,
     )
     compute_one_token(engine, info)
     if not settings.step_ms:
@@ -258,7 +259,7 @@ def describe(model: Runnable, settings: EngineSettings) -> dict[str, Any]:
     config = model.config
     total = shared = 0
     if config.mixtures:
-        (total, _), shared = config.mixtures[0].pool, config.mixtures[0].shared_experts
+        total, shared = config.mixtures[0].pool[0], config.mixtures[0].shared_experts
     return {
         "dtype": str(model.dtype).removeprefix("torch."),
         "vocabulary": config.vocabulary,

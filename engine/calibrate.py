@@ -70,7 +70,8 @@ def fit(samples: Seq[Measurement], pools: tuple[ExpertPool, ...]) -> StepCost:
 
     If the samples cannot distinguish two constants, the one per token gets the cost, which makes chunks shorter.
     """
-    work_SW = np.array([(sample.tokens, sample.pairs, sample.distinct, 1) for sample in samples], dtype=np.float64)
+    work = [(sample.tokens, sample.pairs, sample.distinct, 1) for sample in samples]
+    work_SW = np.array(work, dtype=np.float64)
     seconds_S = np.array([sample.seconds for sample in samples])
     relative_SW = work_SW / seconds_S[:, None]
     per_token, per_pair, per_expert, fixed = non_negative(relative_SW, np.ones(len(samples))).tolist()
@@ -137,6 +138,7 @@ def _plan(rows: int, length: int, budget: ExpertBudget, info: EngineInfo) -> Pla
     for row in range(rows):
         prompt = tuple(rng.randrange(info.vocabulary) for _ in range(length))
         sequence = Sequence(Request(f"calibration-{row}", prompt, budget, Sampling(max_tokens=1, seed=row)), 0.0)
-        sequence.blocks, sequence.slot = list(range(row * blocks, (row + 1) * blocks)), row
+        sequence.blocks = list(range(row * blocks, (row + 1) * blocks))
+        sequence.slot = row
         chunks.append(Chunk(sequence, 0, length))
     return tuple(chunks)

@@ -104,8 +104,9 @@ class StepLoad:
         untouched_L, probability_L = self._untouched(), self._probabilities(counts)
 
         def seconds(more: int) -> float:
-            untouched = sum(was * p**more for was, p in zip(untouched_L, probability_L, strict=True))
-            model = self._cost.seconds(tokens + more, pairs + more * pairs_per_token, self._experts - untouched)
+            layers = zip(untouched_L, probability_L, strict=True)
+            distinct = self._experts - sum(was * p**more for was, p in layers)
+            model = self._cost.seconds(tokens + more, pairs + more * pairs_per_token, distinct)
             return model + self.other_seconds
 
         return seconds

@@ -187,15 +187,17 @@ class Engine:
 
     def _stats(self, plan: Plan, events: list[TokenEvent], work: MoEWork, prefilled: int, seconds: float) -> StepStats:
         scheduler = self.scheduler
+        generated = sum(event.token is not None for event in events)
+        count_sets = {counts for chunk in plan for counts, _ in chunk.count_runs}
         return StepStats(
             seconds=seconds,
             estimated_s=scheduler.plan_stats.estimated_s,
             prompt_tokens=prefilled,
-            generated_tokens=sum(event.token is not None for event in events),
+            generated_tokens=generated,
             routed_pairs=work.routed_pairs,
             trained_pairs=work.trained_pairs,
             distinct_experts=work.distinct_experts,
-            mixed=len({counts for chunk in plan for counts, _ in chunk.count_runs}) > 1,
+            mixed=len(count_sets) > 1,
             load_imbalance=work.load_imbalance,
             preemptions=scheduler.plan_stats.preemptions,
             prefix_queries=scheduler.plan_stats.prefix_queries,

@@ -83,9 +83,7 @@ class Isolation:
         if len(self.works) == 1:
             return self.works[0]
         imbalance = max((work.load_imbalance for work in self.works), default=NO_MOE_WORK.load_imbalance)
-        return MoEWork(
-            routed_pairs=sum(work.routed_pairs for work in self.works),
-            trained_pairs=sum(work.trained_pairs for work in self.works),
-            distinct_experts=sum(work.distinct_experts for work in self.works),
-            load_imbalance=imbalance,
-        )
+        routed = sum(work.routed_pairs for work in self.works)
+        trained = sum(work.trained_pairs for work in self.works)
+        distinct = sum(work.distinct_experts for work in self.works)
+        return MoEWork(routed_pairs=routed, trained_pairs=trained, distinct_experts=distinct, load_imbalance=imbalance)

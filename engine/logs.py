@@ -33,28 +33,28 @@ def configure(level: Level, format: LogFormat) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+    render = as_text if format == "text" else as_json
+    processors: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, render]
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=SHARED,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                as_text if format == "text" else as_json,
-            ],
-        )
-    )
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=SHARED, processors=processors))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 def as_json(_logger: Any, _method: str, event: structlog.typing.EventDict) -> str:
     """A log line as one JSON object."""
-    fields = {key: _writable(value) if isinstance(value, str) else value for key, value in event.items()}
+    fields = {key: _writable_text(value) for key, value in event.items()}
     try:
         return _dumps(fields)
     except TypeError:
-        return _dumps(
-            {key: value if isinstance(value, str) else _writable(repr(value)) for key, value in fields.items()}
-        )
+        return _dumps({key: _as_text(value) for key, value in fields.items()})
+
+
+def _writable_text(value: Any) -> Any:
+    return _writable(value) if isinstance(value, str) else value
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else _writable(repr(value))
 
 
 def as_text(_logger: Any, _method: str, event: structlog.typing.EventDict) -> str:

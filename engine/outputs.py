@@ -66,9 +66,8 @@ def end_event(
     logprob = None if last is None else last.logprob
     if token is not None and error is None:
         sequence.first_token_at = sequence.first_token_at or clock()
-    return TokenEvent(
-        sequence.id, token, logprob, finish, error, sequence.stats(clock()), _unsent_prompt_logprobs(sequence), code
-    )
+    stats, prompt_logprobs = sequence.stats(clock()), _unsent_prompt_logprobs(sequence)
+    return TokenEvent(sequence.id, token, logprob, finish, error, stats, prompt_logprobs, code)
 
 
 def _unsent_prompt_logprobs(sequence: Sequence) -> tuple[Logprob, ...] | None:

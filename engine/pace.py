@@ -38,4 +38,5 @@ def _work(plan: Plan) -> int:
     """The work of a plan's prefill: its tokens, each weighted by its context. 0 if all chunks are single tokens."""
     if sum(chunk.length for chunk in plan) == len(plan):
         return 0
-    return sum(chunk.length * (CONTEXT_TOKENS + chunk.start + chunk.length) for chunk in plan if chunk.length > 1)
+    prefill = [chunk for chunk in plan if chunk.length > 1]
+    return sum(chunk.length * (CONTEXT_TOKENS + chunk.start + chunk.length) for chunk in prefill)

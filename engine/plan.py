@@ -57,12 +57,14 @@ class Chunk(msgspec.Struct, frozen=True):
     @property
     def tokens(self) -> list[int]:
         """The tokens to compute, drafts included."""
-        return [*self.sequence.tokens[self.start : self.start + self.length], *self.drafts]
+        end = self.start + self.length
+        return [*self.sequence.tokens[self.start : end], *self.drafts]
 
     @property
     def count_runs(self) -> tuple[CountRun, ...]:
         """The expert counts of what is computed, as runs of equal counts."""
-        return self.sequence.count_runs(self.start, self.start + self.length + len(self.drafts))
+        end = self.start + self.length + len(self.drafts)
+        return self.sequence.count_runs(self.start, end)
 
 
 Plan = tuple[Chunk, ...]

@@ -51,9 +51,8 @@ class PrefillPlanner:
             if step_budget.tokens < 1 or self.full:
                 return None
             largest = sequence.largest_counts
-            whole = self._first_length(sequence) <= step_budget.max_prompt_tokens(largest) or not (
-                self._chunked or step_budget.has_prompts
-            )
+            fits = self._first_length(sequence) <= step_budget.max_prompt_tokens(largest)
+            whole = fits or not (self._chunked or step_budget.has_prompts)
             if not whole and not (self._chunked and step_budget.max_chunk(largest)):
                 return None
             if self._blocks.prefix_in_flight(sequence, self._queues.running.values()):

@@ -80,7 +80,8 @@ class ModelRunner:
         for done in range(max(chunk.model_drafts for chunk in plan)):
             active = [chunk for chunk in plan if chunk.model_drafts > done]
             sequences = [copies[chunk.sequence.id] for chunk in active]
-            step = tuple(Chunk(own, chunk.start + done, 1) for chunk, own in zip(active, sequences, strict=True))
+            pairs = zip(active, sequences, strict=True)
+            step = tuple(Chunk(own, chunk.start + done, 1) for chunk, own in pairs)
             logits_RV = self._forward(self._draft_inputs, step, expert_stats)
             results = sample(self.model, logits_RV, sequences)
             for sequence, result in zip(sequences, results, strict=True):
@@ -99,7 +100,8 @@ def _draft_sequence(chunk: Chunk, experts: int) -> Sequence:
     sampling = replace(own.request.sampling, logprobs=None)
     request = replace(own.request, budget=own.request.budget.at_most(experts), sampling=sampling)
     copy = Sequence(request, own.arrived_at)
-    copy.tokens, copy.blocks, copy.slot = list(own.tokens), own.blocks, own.slot
+    copy.tokens = list(own.tokens)
+    copy.blocks, copy.slot = own.blocks, own.slot
     return copy
 
 

@@ -151,7 +151,9 @@ def _ngram_drafts(sequence: Sequence, state: DraftState, limit: int) -> tuple[in
                 following[tuple(tokens[end - length : end])] = end
     state.indexed = len(tokens)
     for length in NGRAM_LENGTHS:
-        position = following.get(tuple(tokens[-length:])) if len(tokens) >= length else None
+        if len(tokens) < length:
+            continue
+        position = following.get(tuple(tokens[-length:]))
         if position is not None:
             state.source = length
             return _continuation(tokens, position, limit)

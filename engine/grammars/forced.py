@@ -54,9 +54,8 @@ class ForcedTokens:
 
     def _retokenized(self, tokens: list[int]) -> list[int]:
         """The same text in the tokenizer's own tokens, as far as they are certain; special tokens are kept."""
-        plain = next(
-            (index for index, token in enumerate(tokens) if self._tokenizer.is_special_token(token)), len(tokens)
-        )
+        special = (index for index, token in enumerate(tokens) if self._tokenizer.is_special_token(token))
+        plain = next(special, len(tokens))
         if plain == 0:
             return tokens[:1]
         return self._tokenizer.tokenize_partial(self._tokenizer.decode_bytes(tokens[:plain]))[0]
@@ -65,6 +64,7 @@ class ForcedTokens:
 def _tokens(row: NDArray[np.int32]) -> list[int]:
     """The ids whose bits are set, few of them."""
     words = np.flatnonzero(row)
-    bits = np.unpackbits(row[words].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
+    bytes_of_word = row[words].view(np.uint8).reshape(-1, 4)
+    bits = np.unpackbits(bytes_of_word, axis=1, bitorder="little")
     index, bit = bits.nonzero()
     return [int(token) for token in words[index] * 32 + bit]

@@ -118,7 +118,8 @@ class MaskClient:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-        command = [sys.executable, "-m", self._module, str(theirs.fileno()), str(self._niceness), *self._arguments]
+        arguments = [str(theirs.fileno()), str(self._niceness), *self._arguments]
+        command = [sys.executable, "-m", self._module, *arguments]
         with theirs:
             self._process = subprocess.Popen(
                 command, pass_fds=(theirs.fileno(),), env=child_environment(), stdin=subprocess.DEVNULL

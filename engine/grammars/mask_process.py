@@ -73,8 +73,8 @@ class MaskServer:
         wake: Callable[[], None],
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        self._tokenizer, self._ends, self._send, self._wake = tokenizer, frozenset(ends), send, wake
-        self._vocabulary = vocabulary
+        self._send, self._wake = send, wake
+        self._tokenizer, self._vocabulary, self._ends = tokenizer, vocabulary, frozenset(ends)
         self._forced = ForcedTokens(tokenizer, vocabulary, self._ends)
         self._states: dict[int, GrammarState] = {}
         self.kept: OrderedDict[str, LLMatcher] = OrderedDict()  # cache in initial state, least recently used first
@@ -162,14 +162,16 @@ class MaskServer:
         if state.inner.is_error() and not state.own and state.inner.stop_reason() != "ParserTooComplex":
             return self._recompile_alone(id, state)
         error = state.inner.get_error() if state.inner.is_error() else ""
-        return self._send(Masks(id, row.tobytes(), tuple(state.forced), time.thread_time() - began, error))
+        forced, seconds = tuple(state.forced), time.thread_time() - began
+        return self._send(Masks(id, row.tobytes(), forced, seconds, error))
 
     def _recompile_alone(self, id: int, state: GrammarState) -> None:
         """Give an answer an automaton of its own: the shared one has reached a limit, which any of its answers may have
         caused. The shared one is not used for further answers."""
         self.kept.pop(state.grammar, None)
         del self._states[id]
-        self._compile(Open(id, state.grammar, tuple(state.tokens)), CompileKey(state.grammar, own=id))
+        again = Open(id, state.grammar, tuple(state.tokens))
+        self._compile(again, CompileKey(state.grammar, own=id))
 
     def _ahead(self, id: int, state: GrammarState, drafts: tuple[int, ...], began: float) -> None:
         """Reply with the masks after each draft; the rows after a forbidden draft allow nothing."""
@@ -212,16 +214,17 @@ def live_bytes() -> int:
 
 def main() -> None:
     parent.die_with_parent()
-    descriptor, niceness, path, vocabulary, *ends = sys.argv[1:]
+    descriptor, niceness, path, size, *end_ids = sys.argv[1:]
+    vocabulary, ends = int(size), [int(end) for end in end_ids]
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.nice(int(niceness))
-    tokenizer = LLTokenizer(path, n_vocab=int(vocabulary), eos_token=[int(end) for end in ends])
+    tokenizer = LLTokenizer(path, n_vocab=vocabulary, eos_token=ends)
     with socket.socket(fileno=int(descriptor)) as sock:
         waker, woken = socket.socketpair()
         server = MaskServer(
             tokenizer,
-            int(vocabulary),
-            [int(end) for end in ends],
+            vocabulary,
+            ends,
             lambda masks: sock.sendall(frame(masks)),
             lambda: waker.sendall(b"!"),
         )

@@ -36,7 +36,8 @@ class MaskProcesses:
 
     def __init__(self, tokenizer: str, vocabulary: int, ends: Sequence[int]) -> None:
         arguments = (tokenizer, str(vocabulary), *map(str, ends))
-        self.quick, self.slow = MaskClient(MODULE, 0, *arguments), MaskClient(MODULE, NICENESS, *arguments)
+        self.quick = MaskClient(MODULE, 0, *arguments)
+        self.slow = MaskClient(MODULE, NICENESS, *arguments)
         self.vocabulary = vocabulary
         self.expensive: OrderedDict[str, None] = OrderedDict()  # grammars that are, those found last at the end
         self._late = False
@@ -192,7 +193,8 @@ class Matcher:
     def take(self, masks: Masks) -> None:
         """Take a reply of the mask process."""
         kind = self._due.popleft()
-        rows = np.frombuffer(masks.rows, np.int32).reshape(-1, -(-self._processes.vocabulary // 32))
+        words = -(-self._processes.vocabulary // 32)
+        rows = np.frombuffer(masks.rows, np.int32).reshape(-1, words)
         if kind is LookAhead:
             self._ahead = rows
         elif len(rows):

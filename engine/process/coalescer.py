@@ -39,6 +39,7 @@ class Coalescer:
         """Send all buffered reports."""
         self._sent = self._clock()
         if self._buffered:
-            reports = tuple(replace(report, buffered_s=self._sent - made) for report, made in self._buffered)
+            sent = self._sent
+            reports = tuple(replace(report, buffered_s=sent - made) for report, made in self._buffered)
             self._buffered.clear()
             self._send(Reports(reports))

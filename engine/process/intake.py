@@ -13,13 +13,15 @@ from engine.process.messages import Compiled, FromEngine, Rejected
 from engine.types import Request
 from model.errors import InvalidRequest
 
+Job = tuple[Request | None, Future[Matcher]]  # None: only a grammar is to be compiled
+
 
 class Intake:
     """Adds requests to the engine: at once, or, if a grammar must be compiled first, when that is done."""
 
     def __init__(self, engine: Engine, send: Callable[[FromEngine], None], wake: Callable[[], None]) -> None:
         self.engine, self.send, self._wake = engine, send, wake
-        self.jobs: dict[str, tuple[Request | None, Future[Matcher]]] = {}  # None: only a grammar is to be compiled
+        self.jobs: dict[str, Job] = {}
 
     def submit(self, request: Request) -> None:
         with self._refusing(request.id):
@@ -45,9 +47,9 @@ class Intake:
         if not self.jobs:
             return False
         self.engine.collect_masks()
-        done = [(id, *job) for id, job in self.jobs.items() if _compiled(*job)]
-        for id, request, job in done:
-            del self.jobs[id]
+        done = [id for id, job in self.jobs.items() if _compiled(*job)]
+        for id in done:
+            request, job = self.jobs.pop(id)
             with self._refusing(id):
                 matcher = job.result()
                 if request is not None:

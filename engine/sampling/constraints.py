@@ -59,9 +59,10 @@ def constrained(
         if matcher.error:
             faults |= dict.fromkeys(own, Fault(f"the grammar became too complex: {matcher.error}", TOO_COMPLEX))
             continue
-        mask_of_B[own[: len(words_RW)]] = len(masks) + np.arange(len(words_RW))
+        count = len(words_RW)
+        mask_of_B[own[:count]] = len(masks) + np.arange(count)
         masks += list(words_RW)
-        faults |= dict.fromkeys(own[len(words_RW) :], Fault())
+        faults |= dict.fromkeys(own[count:], Fault())
     masked_BV = ops.constrain(logits_BV, raw_BV, np.stack(masks), mask_of_B) if masks else logits_BV
     if matcher is not None:
         matcher.spend(time.perf_counter() - began, len(masks))

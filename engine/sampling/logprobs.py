@@ -22,11 +22,12 @@ def logprobs(
     rows = [row for row, wanted in enumerate(wanted_B) if wanted is not None and finite_B[row]]
     found: list[Logprob | None] = [None] * len(wanted_B)
     if rows:
-        logits_LV = logits_BV if len(rows) == len(logits_BV) else logits_BV.index_select(0, torch.tensor(rows))
+        all_rows = len(rows) == len(logits_BV)
+        logits_LV = logits_BV if all_rows else logits_BV.index_select(0, torch.tensor(rows))
         logprob_LV = logits_LV.log_softmax(-1)
-        chosen = logprob_LV.numpy()[np.arange(len(rows)), token_B[rows]].tolist()
+        chosen_L = logprob_LV.numpy()[np.arange(len(rows)), token_B[rows]]
         best = _best(logprob_LV, [wanted_B[row] or 0 for row in rows])
-        for row, value, top in zip(rows, chosen, best, strict=True):
+        for row, value, top in zip(rows, chosen_L.tolist(), best, strict=True):
             found[row] = Logprob(value, top)
     return found
 
@@ -36,9 +37,11 @@ def prompt_logprobs(logits_SV: Tensor, tokens: list[int], wanted: int | None) ->
     found: list[Logprob] = []
     size = max(1, GROUP // logits_SV.shape[1])
     for first in range(0, len(tokens), size):
-        rows_RV, chosen = logits_SV[first : first + size].float(), np.array(tokens[first : first + size])
+        group = slice(first, first + size)
+        rows_RV, chosen = logits_SV[group].float(), np.array(tokens[group])
         finite_R: NDArray[np.bool_] = torch.isfinite(rows_RV.sum(-1)).numpy()
-        found += [each for each in logprobs(rows_RV, chosen, [wanted or 0] * len(chosen), finite_R) if each]
+        scored = logprobs(rows_RV, chosen, [wanted or 0] * len(chosen), finite_R)
+        found += [each for each in scored if each]
     return tuple(found) if len(found) == len(tokens) else None
 
 
@@ -50,10 +53,12 @@ def _best(logprob_LV: Tensor, wanted: list[int]) -> list[tuple[tuple[int, float]
     if not wanted_L.any():
         return [()] * rows
     values_LV: NDArray[np.float32] = logprob_LV.numpy()
-    found = np.flatnonzero(values_LV >= _bound(logprob_LV, int(wanted_L.max()))[:, None])
+    bound_L = _bound(logprob_LV, int(wanted_L.max()))
+    found = np.flatnonzero(values_LV >= bound_L[:, None])
     row_N, value_N = found // width, values_LV.ravel()[found]
     order_N = np.lexsort((-value_N, row_N))  # stable, so equals stay in the order of their ids
-    token, value = (found[order_N] % width).tolist(), value_N[order_N].tolist()
+    token = (found[order_N] % width).tolist()
+    value = value_N[order_N].tolist()
     start_L = np.searchsorted(row_N, np.arange(rows))
     spans = zip(start_L.tolist(), (start_L + wanted_L).tolist(), strict=True)
     return [tuple(zip(token[start:end], value[start:end], strict=True)) for start, end in spans]
@@ -65,6 +70,7 @@ def _bound(logprob_LV: Tensor, most: int) -> NDArray[np.float32]:
     rows, width = logprob_LV.shape
     block = min(max(width // (8 * most), 1), BLOCK)
     count = width // block
-    peak_LN = logprob_LV[:, : count * block].view(rows, count, block).amax(-1).numpy()
-    bound_L: NDArray[np.float32] = np.partition(peak_LN, count - most, axis=-1)[:, count - most]
-    return bound_L
+    blocks_LNW = logprob_LV[:, : count * block].view(rows, count, block)
+    peak_LN: NDArray[np.float32] = blocks_LNW.amax(-1).numpy()
+    rank = count - most
+    return np.partition(peak_LN, rank, axis=-1)[:, rank]

@@ -16,20 +16,24 @@ ID, FACTOR, SHIFT = range(3)
 
 def adjusted(logits_BV: Tensor, sequences: list[Sequence]) -> Tensor:
     """The float32 logits adjusted by the settings: a copy, or the same tensor if no setting changes anything."""
-    parts = [(i, _table(s, logits_BV.shape[1])) for i, s in enumerate(sequences) if _adjusts(s)]
-    if not parts:
+    vocabulary = logits_BV.shape[1]
+    rows = [row for row, sequence in enumerate(sequences) if _adjusts(sequence)]
+    if not rows:
         return logits_BV
-    row_N = np.repeat([row for row, _ in parts], [table.shape[1] for _, table in parts])
-    id_N, factor_N, shift_N = np.concatenate([table for _, table in parts], axis=1)
+    tables = [_table(sequences[row], vocabulary) for row in rows]
+    row_N = np.repeat(rows, [table.shape[1] for table in tables])
+    id_N, factor_N, shift_N = np.concatenate(tables, axis=1)
     copy_BV = logits_BV.clone()
     where = row_N, id_N.astype(np.int64)
     old_N = copy_BV.numpy()[where].astype(np.float64)
     with np.errstate(over="ignore"):  # a logit may become infinite: then it is the best one or excluded
         # As transformers: positive logits are divided, negative ones multiplied.
-        copy_BV.numpy()[where] = np.where(old_N > 0, old_N / factor_N, old_N * factor_N) + shift_N
-    for row, _ in parts:
+        scaled_N = np.where(old_N > 0, old_N / factor_N, old_N * factor_N)
+        copy_BV.numpy()[where] = scaled_N + shift_N
+    for row in rows:
         if sequences[row].request.sampling.allowed_token_ids:
-            _keep(copy_BV.numpy()[row], _adjusted_tokens(sequences[row], copy_BV.shape[1]).allowed)
+            allowed = _adjusted_tokens(sequences[row], vocabulary).allowed
+            _keep(copy_BV.numpy()[row], allowed)
     return copy_BV
 
 
@@ -79,19 +83,20 @@ class AdjustedTokens:
         s = sequence.request.sampling
         seen = set(sequence.request.prompt) if s.repetition_penalty != 1.0 else set()
         last = [word[-1] for word in s.bad_words]
-        ids = dict.fromkeys([*s.stop_token_ids, *(token for token, _ in s.logit_bias), *last, *sorted(seen)])
+        biased = [token for token, _ in s.logit_bias]
+        ids = dict.fromkeys([*s.stop_token_ids, *biased, *last, *sorted(seen)])
         known = [token for token in ids if 0 <= token < vocabulary]
         self._stops = len(set(s.stop_token_ids).intersection(known))
         self._slots = {token: slot for slot, token in enumerate(known)}
-        self._columns = np.array(
-            [known, [s.repetition_penalty if t in seen else 1.0 for t in known], [0.0] * len(known)]
-        )
+        factors = [s.repetition_penalty if token in seen else 1.0 for token in known]
+        self._columns = np.array([known, factors, [0.0] * len(known)])
         for token, bias in s.logit_bias:
             if token in self._slots:
                 self._columns[SHIFT, self._slots[token]] += bias
         self._words: dict[int, list[tuple[int, ...]]] = {}  # bad words by the token before their last; -1: by none
         for word in s.bad_words:
-            self._words.setdefault(word[-2] if len(word) > 1 else -1, []).append(word)
+            before = word[-2] if len(word) > 1 else -1
+            self._words.setdefault(before, []).append(word)
         self.allowed = np.array([token for token in s.allowed_token_ids if token < vocabulary], np.int64)
         self._generated: set[int] = set()
         self._read = sequence.prompt_length
@@ -124,16 +129,19 @@ class AdjustedTokens:
         words = list(self._words.get(-1, ()))
         if sequence.output_count:
             words += self._words.get(sequence.tokens[-1], ())
-        return [word[-1] for word in words if word[-1] in self._slots and _ends_with(sequence, word[:-1])]
+        possible = [word for word in words if word[-1] in self._slots]
+        return [word[-1] for word in possible if _ends_with(sequence, word[:-1])]
 
     def _count(self, token: int, s: Sampling) -> None:
         """Update the columns for one more generated token."""
         slot = self._slots.setdefault(token, len(self._slots))
         if slot == self._columns.shape[1]:
-            self._columns = np.concatenate([self._columns, np.zeros((3, slot + 64))], axis=1)
+            room = np.zeros((3, slot + 64))
+            self._columns = np.concatenate([self._columns, room], axis=1)
         first = token not in self._generated
         self._generated.add(token)
-        self._columns[ID, slot], self._columns[FACTOR, slot] = token, s.repetition_penalty
+        self._columns[ID, slot] = token
+        self._columns[FACTOR, slot] = s.repetition_penalty
         self._columns[SHIFT, slot] -= s.frequency_penalty + s.presence_penalty * first
 
 

@@ -4,6 +4,8 @@ The random number of a token is keyed by (seed, position), so that preemption an
 It knows sequences and logits, no scheduling; tokens are drawn by `engine/sampling/draw.py`.
 """
 
+from itertools import islice
+
 import numpy as np
 import torch
 from msgspec.structs import replace
@@ -41,7 +43,7 @@ def sample(
             row_sequences.append(sequence)
             before_B.append(draft[:ahead])
     results = iter(_rows(ops, logits_RV, row_sequences, before_B))
-    return tuple(_verified([next(results) for _ in range(len(draft) + 1)], draft) for draft in drafts)
+    return tuple(_verified(list(islice(results, len(draft) + 1)), draft) for draft in drafts)
 
 
 def _verified(results: list[Sampled], draft: tuple[int, ...]) -> Sampled:
@@ -103,4 +105,5 @@ def _parameters(sequence: Sequence, ahead: int, vocabulary: int) -> tuple[float,
     """A row's `PARAMETERS`, `ahead` tokens after the end of its sequence."""
     s = sequence.request.sampling
     top_k = min(s.top_k or vocabulary, vocabulary)
-    return s.temperature, top_k, s.top_p, s.min_p, uniform(s.seed, len(sequence.tokens) + ahead)
+    u = uniform(s.seed, len(sequence.tokens) + ahead)
+    return s.temperature, top_k, s.top_p, s.min_p, u
