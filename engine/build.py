@@ -251,7 +251,7 @@ def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.d
 
 def pools(config: DecoderConfig) -> tuple[ExpertPool, ...]:
     """The expert pool of each MoE layer, for the cost model."""
-    return tuple(ExpertPool(*shape.pool) for shape in config.mixtures)
+    return tuple(ExpertPool(shape.num_experts, shape.experts_per_draw) for shape in config.mixtures)
 
 
 def describe(model: Runnable, settings: EngineSettings) -> dict[str, Any]:
@@ -259,7 +259,8 @@ def describe(model: Runnable, settings: EngineSettings) -> dict[str, Any]:
     config = model.config
     total = shared = 0
     if config.mixtures:
-        total, shared = config.mixtures[0].pool[0], config.mixtures[0].shared_experts
+        total = config.mixtures[0].num_experts
+        shared = config.mixtures[0].shared_experts
     return {
         "dtype": str(model.dtype).removeprefix("torch."),
         "vocabulary": config.vocabulary,

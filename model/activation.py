@@ -1,4 +1,4 @@
-"""Element-wise activations by name. Nothing else."""
+"""Element-wise activations by name."""
 
 from torch import Tensor
 from torch.nn import functional as F

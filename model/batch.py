@@ -2,7 +2,7 @@
 
 Shape suffixes used throughout `model/`: T tokens, B sequences, D width, H heads, G kv heads, C head width, F expert
 width, E experts (∞-MoE: groups of units), K count, R routed pairs, S context slots, Z expert-space width, L MoE layers,
-V vocabulary, P pages. This file knows no requests, no scheduling and no mixture.
+V vocabulary, P pages. Not here: how a batch is put together (see `engine/batching.py`).
 """
 
 from dataclasses import dataclass

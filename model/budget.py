@@ -1,7 +1,7 @@
 """What a request may spend on experts, and what counts a checkpoint can run.
 
 Standard library only: the HTTP process, the scheduler and the model all read these values.
-It does not know how a count becomes work; that is `model/moe/`.
+Not here: how a count becomes work (see `model/moe/`).
 """
 
 from collections.abc import Sequence

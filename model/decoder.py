@@ -1,7 +1,7 @@
 """The one decoder skeleton: embed, then per layer attention and a feed-forward layer or mixture, then the head.
 
-Every family is the same code under a `DecoderConfig` of its own, and no kind of layer is known here. It knows no files
-and no requests.
+Every family is the same code under a `DecoderConfig` of its own; the modules of its layers come from `module_for`
+(`model/registry.py`).
 """
 
 from collections.abc import Iterator
@@ -91,7 +91,8 @@ class Decoder(nn.Module):
         no_counts = LayerBudget(batch.ids_T.new_empty(0), 0)
         moe_layer, memory = 0, len(self.config.attention)
         for number, shape in enumerate(self.config.feed_forward):
-            budget = batch.budget.layer(moe_layer) if shape.pool[0] else no_counts
+            is_mixture = shape.num_experts > 0
+            budget = batch.budget.layer(moe_layer) if is_mixture else no_counts
             step = LayerStep(
                 budget=budget,
                 seeds_T=batch.seeds_T,
@@ -103,7 +104,7 @@ class Decoder(nn.Module):
                 rotary=rotary,
             )
             yield step, step if shape.memory is None else replace(step, memory=memory)
-            moe_layer += shape.pool[0] > 0
+            moe_layer += is_mixture
             memory += shape.memory is not None
 
     def logits(self, x_BD: Tensor) -> Tensor:

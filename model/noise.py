@@ -2,7 +2,7 @@
 
 One 64-bit hash of (noise seed, layer, absolute position, counter) gives four 16-bit indices into a table of normal
 quantiles. Integer hashing and a table look-up give the same bits whatever the batch, the chunk or the vector width,
-which a log/cos pipeline does not. It knows nothing of mixtures or requests beyond those four integers.
+which a log/cos pipeline does not.
 """
 
 from functools import cache

@@ -1,6 +1,6 @@
 """How a model is to run, as plain values: what a backend is asked for, and the words of the settings that lead to it.
 
-Standard library only: the settings of the engine and of the server use the same types. It knows no settings.
+Standard library only: the settings of the engine and of the server use the same types.
 """
 
 from dataclasses import dataclass

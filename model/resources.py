@@ -1,6 +1,6 @@
 """How much memory and how many cores this process may use: those of its container, where that has fewer than the host.
 
-Reads control groups, version 1 and 2, under a root folder, so that a test can bring its own. It knows no model.
+Reads control groups, version 1 and 2, under a root folder, so that a test can bring its own.
 """
 
 import os

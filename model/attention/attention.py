@@ -1,6 +1,6 @@
 """Grouped-query attention with everything that the families add to it: norms, clipping, windows, sinks, gates.
 
-It does not know where keys and values are kept; that is behind `LayerStep.attend`.
+Not here: where keys and values are kept (see `LayerStep.attend`).
 """
 
 import torch

@@ -1,7 +1,6 @@
 """What a backend is: code that turns a loaded decoder into a `Runnable` for one kind of hardware.
 
-The engine, its sampler and its statistics ask a runnable and never name a backend. Nothing here knows the
-engine's settings, requests or files.
+The engine, its sampler and its statistics ask a runnable and never name a backend (see `choose.py`).
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,7 @@
 """Fixed draws of an ∞-MoE: a rule of points for the integral over a token's Gaussian, instead of random samples.
 
 The first point is the mean; then come mirrored pairs of orthogonal directions, rows of a Hadamard matrix, so that every
-pair lies at the same distance from the mean. The order is fixed and nested: K points are the first K of more. It knows
-neither routers nor masks.
+pair lies at the same distance from the mean. The order is fixed and nested: K points are the first K of more.
 """
 
 import torch

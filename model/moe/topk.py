@@ -2,7 +2,7 @@
 part.
 
 Shazeer et al. 2017 (1701.06538); shared experts as in DeepSeekMoE (2401.06066), with a gate of their own as in
-Qwen2-MoE. How logits become a choice is `model/moe/router.py`'s. It does not know why a token has its count.
+Qwen2-MoE. Not here: how logits become a choice (see `model/moe/router.py`).
 """
 
 from collections.abc import Callable

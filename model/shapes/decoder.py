@@ -1,7 +1,7 @@
 """The shape of a whole decoder, as a frozen value. Families build it from a checkpoint's config.json.
 
-A value that no decoder can have is a ValueError. Nothing here knows tensor names, files or requests; the shapes of a
-layer's two sublayers are in `model/shapes/attention.py` and `model/shapes/mixtures.py`.
+A value that no decoder can have is a ValueError. The shapes of a layer's two sublayers are in `attention.py` and
+`mixtures.py` beside this file.
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class DecoderConfig:
     @property
     def mixtures(self) -> tuple[FeedForward, ...]:
         """The MoE layers, whose expert count a request may choose, in order."""
-        return tuple(shape for shape in self.feed_forward if shape.pool[0])
+        return tuple(shape for shape in self.feed_forward if shape.num_experts > 0)
 
     @property
     def experts(self) -> ExpertRange:

@@ -1,6 +1,6 @@
 """What a layer keeps of a sequence between steps, and its size: pages that grow with it, or a state that does not.
 
-Plain values; the tensors are made by a backend. It knows no blocks' ids and no requests.
+Plain values; the tensors are made by a backend (`Runnable.cache`).
 """
 
 from collections.abc import Iterable

@@ -24,11 +24,12 @@ class FeedForward(Protocol):
     """What the decoder and the engine ask a layer's feed-forward shape."""
 
     @property
-    def pool(self) -> tuple[int, int]:
-        """Experts that a token chooses among, and how many of them one draw touches (0: one per routed pair).
+    def num_experts(self) -> int:
+        """Experts that a token chooses among (∞-MoE: groups of units); 0 for a dense layer, which has no count."""
 
-        (0, 0) for a dense layer, which has no expert count.
-        """
+    @property
+    def experts_per_draw(self) -> int:
+        """How many of them one draw uses; 0 where nothing is drawn and each routed pair uses one."""
 
     @property
     def trained(self) -> int:
@@ -83,8 +84,7 @@ class Dense(TokenLocal):
     activation: Activation
     gated: bool = True
     bias: bool = False
-    pool = (0, 0)
-    trained = maximum = shared_experts = 0
+    num_experts = experts_per_draw = trained = maximum = shared_experts = 0
     fixed = False
 
     def __post_init__(self) -> None:
@@ -139,6 +139,7 @@ class TopK(TokenLocal):
     shared: Dense | None = None
     shared_gate: bool = False  # the shared part times the sigmoid of its own logit
     fixed: bool = False
+    experts_per_draw = 0
 
     def __post_init__(self) -> None:
         sizes(experts=self.experts, width=self.width)
@@ -152,9 +153,9 @@ class TopK(TokenLocal):
         one_of("activation", self.activation, Activation)
 
     @property
-    def pool(self) -> tuple[int, int]:
-        """All experts; each routed pair touches one."""
-        return self.experts, 0
+    def num_experts(self) -> int:
+        """All experts but the shared part."""
+        return self.experts
 
     @property
     def shared_experts(self) -> int:
@@ -224,9 +225,14 @@ class Infinity(TokenLocal):
         return 2 * (max(2, 1 << (self.latent_dim - 1).bit_length()) - 1) + 1
 
     @property
-    def pool(self) -> tuple[int, int]:
-        """The blocks of units, of which each draw keeps some."""
-        return self.blocks, self.kept
+    def num_experts(self) -> int:
+        """The groups of units."""
+        return self.blocks
+
+    @property
+    def experts_per_draw(self) -> int:
+        """The groups that one draw keeps."""
+        return self.kept
 
     @property
     def blocks(self) -> int:

@@ -17,6 +17,7 @@ class RunningMean:
     trained: int
     fixed = False
     shared_experts = 0
+    experts_per_draw = 0
     draws_noise = False
     token_local = False
 
@@ -25,9 +26,9 @@ class RunningMean:
         counts(self.trained, self.experts)
 
     @property
-    def pool(self) -> tuple[int, int]:
-        """All experts; each routed pair touches one."""
-        return self.experts, 0
+    def num_experts(self) -> int:
+        """All experts."""
+        return self.experts
 
     @property
     def maximum(self) -> int:

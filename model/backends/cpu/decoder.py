@@ -1,7 +1,7 @@
 """A decoder on native kernels: the same function as `model.decoder.Decoder`, row results independent of the batch.
 
 Activations between blocks are float32 whatever the weights are. Made from a loaded `Decoder`, whose parameters it takes
-over layer by layer, so that memory holds one layer twice at most. It knows no requests and no files.
+over layer by layer, so that memory holds one layer twice at most.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class NativeDecoder(NativeSampling):
         self.dtype = model.embed.weight.dtype
         self.parameters = parameter_count(model)
         self.precision = precision = precision_for(self.dtype, quantize, experts_only)
-        self._loads = [shape.pool[0] for shape in config.mixtures]
+        self._loads = [shape.num_experts for shape in config.mixtures]
         embeddings = model.embed.weight.detach()
         head = model.embed if config.tied else model.head
         places = model.embed_positions.weight if config.positions == "learned" else None
@@ -60,7 +60,7 @@ class NativeDecoder(NativeSampling):
             rotary = None if rope is None else tables[rope]
             self._add(attention_block(layer.attention_norm, layer.attention, rotary, precision))
             self._add(feed_forward_block(layer.ffn_norm, layer.ffn, moe_layer, precision))
-            moe_layer += shape.pool[0] > 0
+            moe_layer += shape.num_experts > 0
             del model.layers[0], layer
         self._run = self._program.run
 

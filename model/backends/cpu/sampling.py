@@ -1,4 +1,4 @@
-"""What the sampler leaves to a backend, on native kernels. It knows rows of logits, no sequences and no settings."""
+"""What the sampler leaves to a backend, on native kernels."""
 
 import numpy as np
 import torch

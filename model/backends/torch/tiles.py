@@ -2,7 +2,7 @@
 et al. 2022, algorithm 1), in plain torch.
 
 Work is the sum of what the queries see, give or take a factor of two, and memory is bounded by WORKSPACE, however long
-a context is. It knows slots and positions, no blocks and no sequences' names.
+a context is.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """Compiles the kernels, once for each source, compiler flags and torch version.
 
 Run it as `python -m model.backends.cpu.kernels.build`. One library per instruction set; which one
-runs is chosen when it is loaded. It knows compilers, not models.
+runs is chosen when it is loaded.
 """
 
 import hashlib

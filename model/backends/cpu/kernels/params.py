@@ -1,7 +1,7 @@
 """The parameters of the kernels' ops: a dataclass for each, with the names of the structs in csrc/params.h.
 
 An op's schema is made from the struct in C++, and a dataclass is sorted by that schema: neither side counts arguments,
-and a name that only one of them knows is an error when a block is made, not a wrong number. It knows no modules.
+and a name that only one of them knows is an error when a block is made, not a wrong number.
 """
 
 from dataclasses import dataclass, fields

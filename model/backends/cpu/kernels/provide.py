@@ -1,7 +1,7 @@
 """Has kernels for this machine ready: compiles them into the user's cache where an installation brought none that fits.
 
 A wheel carries kernels for one version of torch and one kind of machine; a checkout has what `make` built. It is called
-once, when an engine starts. It knows where libraries lie, not what is in them.
+once, when an engine starts.
 """
 
 import logging

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.backends.cpu.blocks import draws_params, tiles_of, unit_rows
-from model.backends.cpu.kernels import reference
+from model.backends.cpu.kernels import reference_mixtures
 from model.backends.cpu.kernels.pack import DTYPE, Kind, Packed, pack
 from model.backends.cpu.kernels.params import InfinityParams, RouterParams, TopKParams
 from model.backends.cpu.kernels.reference import Norm, Weight
@@ -43,7 +43,7 @@ class RouteCase:
         return torch.full((len(rows_r), len(ends_E)), -1.0).index_put((token_R.long(), expert_R), weight_R)
 
     def expected(self) -> Tensor:
-        calls = reference.route(self.logits_TE, self.counts_T, self.normalise)
+        calls = reference_mixtures.route(self.logits_TE, self.counts_T, self.normalise)
         return (
             torch.full(self.logits_TE.shape, -1.0).double().index_put((calls.token_R, calls.expert_R), calls.weight_R)
         )
@@ -77,7 +77,7 @@ class DrawCase:
         return empty.index_put((token_R, sample_R), z_RZ)
 
     def expected(self) -> Tensor:
-        return self.spread(reference.draw(self.gaussian_TZ, self.use, self.config), self.use.budget.counts_T)
+        return self.spread(reference_mixtures.draw(self.gaussian_TZ, self.use, self.config), self.use.budget.counts_T)
 
 
 def part(use: LayerStep, rows_r: Tensor) -> LayerStep:
@@ -125,7 +125,7 @@ class MasksCase:
         return ops.masks(scores_RE, self.counts_T[rows_r], 1 << 40, self.kept, self.replacement, self.keep_norm)
 
     def expected(self) -> Tensor:
-        return reference.masks(self.scores_RE, self.counts_T, self.kept, self.replacement, self.keep_norm)
+        return reference_mixtures.masks(self.scores_RE, self.counts_T, self.kept, self.replacement, self.keep_norm)
 
 
 def masks_case(make: Make, rows: int, scores: int, kept: int, ties: bool = False) -> MasksCase:
@@ -160,7 +160,7 @@ class TopKCase:
 
     def reference(self) -> tuple[Tensor, Tensor]:
         router, layer = Weight.of(self.router), self.layer.plain()
-        return reference.topk_block(self.x_TD, self.counts_T, self.norm, router, layer, self.normalise)
+        return reference_mixtures.topk_block(self.x_TD, self.counts_T, self.norm, router, layer, self.normalise)
 
     def expected(self) -> Tensor:
         return self.reference()[0]
@@ -222,7 +222,7 @@ class InfinityCase:
 
     def reference(self) -> tuple[Tensor, Tensor]:
         weights = (Weight.of(self.router), Weight.of(self.scores), self.layer.plain())
-        return reference.infinity_block(self.x_TD, self.use, self.config, self.norm, *weights)
+        return reference_mixtures.infinity_block(self.x_TD, self.use, self.config, self.norm, *weights)
 
     def expected(self) -> Tensor:
         return self.reference()[0]

@@ -1,0 +1,90 @@
+"""What the ops of mixtures compute, in plain torch and float64: routing, draws, masks, and both mixtures' blocks.
+
+As `reference`, whose norms, weights and experts these are made of.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.backends.cpu.kernels.reference import Experts, Norm, Weight, experts
+from model.batch import LayerBudget
+from model.moe.base import RoutedPairs, ranks
+from model.moe.infinity import InfinityMixture, keep_top
+from model.moe.topk import TopKMixture
+from model.shapes.mixtures import Infinity, Router, TopK
+from model.step import LayerStep
+
+
+def route(logits_TE: Tensor, counts_T: Tensor, normalise: bool) -> RoutedPairs:
+    """Softmax and each token's best experts, as the mixture itself chooses them."""
+    module = TopKMixture(1, TopK(experts=logits_TE.shape[1], width=1, trained=1, router=Router(normalise=normalise)))
+    nothing_T = torch.zeros_like(counts_T)
+    k_max = int(counts_T.amax()) if len(counts_T) else 0
+    return module.route(logits_TE.double(), LayerStep(LayerBudget(counts_T, k_max), nothing_T, nothing_T))
+
+
+def topk_block(
+    x_TD: Tensor, counts_T: Tensor, norm: Norm, router: Weight, layer: Experts, normalise: bool
+) -> tuple[Tensor, Tensor]:
+    """x + experts(norm(x)), and each expert's pairs."""
+    h_TD = norm(x_TD)
+    pairs = route(router(h_TD).float(), counts_T, normalise)
+    return x_TD + experts(h_TD, pairs, layer), pairs.load_E
+
+
+def draw(gaussian_TZ: Tensor, use: LayerStep, config: Infinity) -> Tensor:
+    """z_RZ = mean + spread · ε for each token's draws in order; `gaussian` is the means, then the raw spreads."""
+    mean_TZ, raw_TZ = gaussian_TZ.double().chunk(2, dim=-1)
+    sigma_TZ = (raw_TZ.exp() if config.sigma_link == "exp" else F.softplus(raw_TZ)) + config.sigma_min
+    token_R, sample_R = ranks(use.budget).nonzero(as_tuple=True)
+    noise_RZ = InfinityMixture(1, config).noise(token_R, sample_R, use)
+    return mean_TZ[token_R] + sigma_TZ[token_R] * noise_RZ
+
+
+def masks(scores_RE: Tensor, counts_T: Tensor, kept: int, replacement: bool = True, keep_norm: bool = False) -> Tensor:
+    """The mean over each token's draws of the scores that each keeps, [T, scores]."""
+    if not replacement or keep_norm:
+        return _masks_by_draw(scores_RE, counts_T, kept, replacement, keep_norm)
+    token_R = torch.arange(len(counts_T)).repeat_interleave(counts_T)
+    sum_TE = scores_RE.new_zeros(len(counts_T), scores_RE.shape[1], dtype=torch.float64)
+    return sum_TE.index_add(0, token_R, keep_top(scores_RE, kept).double()) / counts_T[:, None]
+
+
+def _masks_by_draw(scores_RE: Tensor, counts_T: Tensor, kept: int, replacement: bool, keep_norm: bool) -> Tensor:
+    """The same, draw by draw in float64: without replacement, or with the norm of the draws."""
+    mean_TE = scores_RE.new_zeros(len(counts_T), scores_RE.shape[1], dtype=torch.float64)
+    for token, rows_KE in enumerate(scores_RE.split(counts_T.tolist())):
+        taken_E = torch.zeros(scores_RE.shape[1], dtype=torch.bool)
+        squares = 0.0
+        for row_E in rows_KE:
+            open_E = row_E if replacement else row_E.masked_fill(taken_E, -torch.inf)
+            least = open_E.topk(kept).values.amin()
+            keep_E = (open_E >= least) & (open_E > -torch.inf)
+            taken_E |= keep_E
+            kept_E = torch.where(keep_E, row_E, 0).double()
+            mean_TE[token] += kept_E / len(rows_KE)
+            squares += float(kept_E.square().sum()) / len(rows_KE)
+        if keep_norm:
+            own = float(mean_TE[token].square().sum())
+            mean_TE[token] *= math.sqrt(squares + 1e-12) / math.sqrt(own + 1e-6)
+    return mean_TE
+
+
+def infinity_block(
+    x_TD: Tensor, use: LayerStep, config: Infinity, norm: Norm, router: Weight, scores: Weight, layer: Experts
+) -> tuple[Tensor, Tensor]:
+    """x + the masked feed-forward layer of norm(x), and each score's tokens. `layer` has an expert per run of units."""
+    h_TD = norm(x_TD)
+    z_RZ = draw(router(h_TD).float(), use, config)
+    score_RE = scores(z_RZ.float()).float()
+    mask_TE = masks(score_RE, use.budget.counts_T, config.kept, config.replacement, config.aggregate == "norm")
+    runs, units = layer.up.values_ENK.shape[:2]
+    mask_TF = mask_TE.repeat_interleave(config.block, dim=1)
+    mask_TF = F.pad(mask_TF, (0, runs * units - config.units))
+    y_TD = x_TD.double()
+    for run, mask_Tu in enumerate(mask_TF.split(units, dim=1)):
+        y_TD = y_TD + layer.out(layer.hidden(h_TD, run) * mask_Tu, run)
+    return y_TD, (mask_TE != 0).sum(0)
