@@ -1,4 +1,4 @@
-"""∞-MoE: one pass equals the mean of K passes, draws are nested and keyed, a token knows nothing of its batch."""
+"""∞-MoE: one pass equals the mean of K passes, draws are nested and keyed, independent of the batch."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Attention over a paged cache: its values, and bits that know neither the chunk nor the company of a token."""
+"""Attention over a paged cache: its values, and bits that depend neither on the chunk nor on the other sequences."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""The same tests on the instruction sets that this process has not chosen. What one never ran would break elsewhere."""
+"""The same tests on the instruction sets that this process has not chosen, since other machines run them."""
 
 import os
 import subprocess

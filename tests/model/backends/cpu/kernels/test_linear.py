@@ -1,4 +1,4 @@
-"""The product behind everything: y = W norm(x) + bias in four kinds of weights."""
+"""Linear layers, y = W norm(x) + bias, with four kinds of weights."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Routing, draws and masks, and the blocks of both mixtures that are made of them."""
+"""Routing, draws and masks, and the blocks of both mixtures that combine them."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Kernels for installations that brought none: where they are looked for, when one is compiled, and what is said."""
+"""Kernels for installations that have none built: where they are looked for, when one is compiled, and what is said."""
 
 from collections.abc import Iterator
 from pathlib import Path

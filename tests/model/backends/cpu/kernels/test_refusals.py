@@ -35,7 +35,7 @@ class Refusal(NamedTuple):
 
 
 def set_at(*values: tuple[tuple[int, ...], int]) -> Callable[[Tensor], Tensor]:
-    """The tensor with other values at some places."""
+    """The tensor with other values at some indices."""
 
     def change(tensor: Tensor) -> Tensor:
         for at, value in values:
