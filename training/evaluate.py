@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.backends.base import Runnable
 from model.backends.torch.attend import WholeAttend
-from model.batch import Batch
-from model.decoder import Decoder
+from model.batch import Batch, Pages
 from model.shapes.decoder import DecoderConfig
 from training.step import make_batch
 
@@ -21,6 +21,22 @@ class WholeModel(Protocol):
     config: DecoderConfig
 
     def __call__(self, batch: Batch, attend: WholeAttend) -> Tensor: ...
+
+
+class ServedModel:
+    """A model as a backend runs it, over whole sequences: the arithmetic that requests will get."""
+
+    def __init__(self, runnable: Runnable, block_size: int) -> None:
+        self.runnable, self.block_size = runnable, block_size
+        self.config = runnable.config
+
+    def __call__(self, batch: Batch, attend: WholeAttend) -> Tensor:
+        length, size = attend.length, self.block_size
+        rows, blocks = len(batch.ids_T) // length, -(-length // size)
+        cache = self.runnable.cache(rows * blocks, size, slots=rows)
+        tables_BP = torch.arange(rows * blocks).unflatten(0, (rows, blocks))
+        spans_B3 = torch.tensor([(row * length, length, length) for row in range(rows)])
+        return self.runnable(batch, Pages(cache, tables_BP, spans_B3, torch.arange(rows)))
 
 
 @torch.inference_mode()
@@ -36,7 +52,7 @@ def held_out_loss(model: WholeModel, window_BS: Tensor, count: int, rows: int = 
 
 
 @torch.inference_mode()
-def agreement(model: Decoder, window_BS: Tensor, count: int, reference: int, rows: int = 8) -> float:
+def agreement(model: WholeModel, window_BS: Tensor, count: int, reference: int, rows: int = 8) -> float:
     """Share of positions whose most likely token at `count` is that at the `reference` count."""
     layers, same = len(model.config.mixtures), 0
     for start in range(0, len(window_BS), rows):

@@ -21,7 +21,7 @@ from torch import Tensor
 from model.decoder import Decoder, parameter_count
 from training.card import write_card
 from training.corpus import ASSISTANT, END, USER, documents, encode
-from training.evaluate import COUNTS, agreement, held_out_loss
+from training.evaluate import COUNTS, WholeModel, agreement, held_out_loss
 from training.recipe import RECIPES
 from weights.load import decoder_config, load_model
 from weights.save import save_model
@@ -80,7 +80,7 @@ def measure(model: Decoder, window_BS: Tensor, bytes_per_token: float) -> list[d
 
 
 def measure_counts(
-    model: Decoder, window_BS: Tensor, bytes_per_token: float, counts: Sequence[int]
+    model: WholeModel, window_BS: Tensor, bytes_per_token: float, counts: Sequence[int]
 ) -> list[dict[str, Any]]:
     """One row per expert count: loss, perplexity, bits per byte, agreement with the trained count's best token."""
     trained = model.config.experts.trained

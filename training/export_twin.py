@@ -13,8 +13,11 @@ import typer
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from model.backends.choose import prepare
 from model.decoder import Decoder, parameter_count
+from model.options import Options
 from training.card import write_twin_card
+from training.evaluate import ServedModel
 from training.export import export_tokenizer, measure_counts, windows
 from training.gpu.network import Shape
 from training.gpu.recipes import TWINS
@@ -22,6 +25,7 @@ from weights.load import decoder_config, load_model
 from weights.save import save_model
 
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8)  # served
+BLOCK = 16  # tokens
 TRAINED = 4  # the default
 
 
@@ -95,7 +99,9 @@ def measure(to: Path, heldout: Path, limit: int) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": to.name, "family": raw["model_type"]}
     facts["parameters"] = parameter_count(model)
     facts |= {"held_out_tokens": window_BS[:, 1:].numel(), "bytes_per_token": round(bytes_per_token, 3)}
-    facts["quality"] = measure_counts(model, window_BS, bytes_per_token, COUNTS)
+    options = Options(block_size=BLOCK, length=raw["max_position_embeddings"])
+    served = ServedModel(prepare(model, options)[0], BLOCK)
+    facts["quality"] = measure_counts(served, window_BS, bytes_per_token, COUNTS)
     return facts
 
 

@@ -57,7 +57,7 @@ def make_batch(ids_BS: Tensor, counts: list[int], seed: int) -> Batch:
     counts_L1 = torch.tensor(counts)[:, None]
     pairs_L = tuple(tokens * count for count in counts)
     seeds_B = torch.arange(rows) + seed * 65536
-    budget = BudgetRows(counts_L1.expand(-1, tokens), max(counts), pairs_L)
+    budget = BudgetRows(counts_L1.expand(-1, tokens).contiguous(), max(counts), pairs_L)
     positions_T = torch.arange(length).repeat(rows)
     ids_T = ids_BS.flatten()
     return Batch(
