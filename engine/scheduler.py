@@ -1,7 +1,6 @@
 """The scheduler of continuous batching: it plans which tokens a step computes, and commits the step's results.
 
-Sequences that decode come first, then prompts, in order of arrival (`engine/prefill.py`). When blocks run out, the
-youngest sequence is preempted.
+Decoding sequences come first, then prompts by arrival (`engine/prefill.py`); out of blocks, the youngest is preempted.
 """
 
 import math
