@@ -36,11 +36,12 @@ def test_a_card_has_a_loss_for_each_promised_count(name: str) -> None:
     assert losses(name).keys() >= {1, 2, 4, 8}
 
 
-def test_the_infinity_model_never_gets_worse_with_more_draws_and_loses_less_with_few() -> None:
-    infinity, twin = losses("infinity-stories"), losses("topk-stories")
-    falling = [infinity[count] for count in (1, 2, 4, 8)]
-    assert all(more <= less + 0.01 for less, more in pairwise(falling))
-    assert infinity[1] - min(infinity.values()) < twin[1] - min(twin.values())
+@pytest.mark.parametrize("name, felt", [("infinity-stories", 0.05), ("topk-stories", 0.03)])
+def test_more_experts_never_lose_and_fewer_cost_something(name: str, felt: float) -> None:
+    """In nats; between 6 and 8 draws the ∞-MoE is level within a thousandth."""
+    loss = losses(name)
+    assert all(loss[more] <= loss[less] + 0.002 for less, more in pairwise(sorted(loss)))
+    assert loss[1] - loss[8] > felt
 
 
 @pytest.mark.parametrize("name", bundled_models())
