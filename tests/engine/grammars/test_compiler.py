@@ -174,5 +174,5 @@ def test_what_only_took_too_long_is_tried_again_and_no_fault_gets_out(monkeypatc
 
 def test_a_grammar_that_was_asked_for_of_late_is_copied_fresh() -> None:
     GRAMMARS.compile(AGE).advance(TOKENIZER.encode("I am 1", framed=False))
-    anew = GrammarCompiler(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,)).compile(AGE)
-    assert np.array_equal(GRAMMARS.compile(AGE).masks(), anew.masks())
+    fresh = GrammarCompiler(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,)).compile(AGE)
+    assert np.array_equal(GRAMMARS.compile(AGE).masks(), fresh.masks())

@@ -18,7 +18,7 @@ from model.moe.base import RoutedPairs
 from model.shapes.mixtures import Activation
 from model.shapes.rope import Rope
 
-ROUND, PART = 128, 1024  # keys after which the running maximum of csrc/attender.h is renewed, and is begun anew
+ROUND, PART = 128, 1024  # keys after which the running maximum of csrc/attender.h is renewed, and is reset
 
 
 def encode(x_RK: Tensor, kind: Kind) -> Tensor:

@@ -234,7 +234,7 @@ c10::FunctionSchema schema(const std::string& before, const std::string& result)
     return torch::schema((text + ") -> " + result).c_str());
 }
 
-// The tensors among them: whoever keeps pointers into their memory keeps them.
+// The tensors among them; code that keeps pointers into their memory must keep these.
 template <class Params>
 std::vector<Tensor> tensors_of(Params params) {
     std::vector<Tensor> found;
