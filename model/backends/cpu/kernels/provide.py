@@ -24,9 +24,9 @@ def provide() -> Kernels:
         if loaded.native:
             return loaded
         log.warning("%s", loaded.reason)
-        load.cache_clear()
     if wanted:
         _compile(wanted[0])
+    load.cache_clear()  # an earlier question may have been answered before there was a library
     return load()
 
 

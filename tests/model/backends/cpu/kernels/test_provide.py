@@ -123,3 +123,8 @@ def test_builds_of_torch_for_cpus_and_gpus_share_their_libraries(monkeypatch: py
         monkeypatch.setattr(build.torch, "__version__", version)
         names.add(build.library("avx2"))
     assert len(names) == 1
+
+
+def test_what_is_compiled_is_loaded_although_there_was_no_library_before(bare: Path, compiler: Path) -> None:
+    assert not load().native  # asked before there is a library, as by a refusal
+    assert provide().native and load().native and compiler.read_text()
