@@ -8,6 +8,7 @@ draws can be fixed points (`model/moe/points.py`), a draw can keep only what no 
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from model.registry import LayerModule, module_for
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Infinity
 from model.step import LayerStep
+
+_points = cache(fixed_points)  # read in every layer of every step, and never written
 
 
 class InfinityMixture(LayerModule):
@@ -61,7 +64,7 @@ class InfinityMixture(LayerModule):
     def noise(self, token_R: Tensor, sample_R: Tensor, step: LayerStep) -> Tensor:
         """ε_RZ of each (token, sample). Antithetic draws come in pairs: an odd sample mirrors the one before it."""
         if self.config.draws == "points":
-            return fixed_points(self.config.maximum, self.config.latent_dim).to(sample_R.device)[sample_R]
+            return _points(self.config.maximum, self.config.latent_dim).to(sample_R.device)[sample_R]
         if self.config.draws == "independent":
             return step.noise(token_R, sample_R, self.config.latent_dim)
         sign_R = 1 - 2 * (sample_R % 2)
