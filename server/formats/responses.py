@@ -171,8 +171,8 @@ class PendingLogprobs:
         data = b"".join(own for own, _ in self._held)
         wanted = text.encode("utf-8", "replace")
         start = 0 if follows and data.startswith(wanted) else data.rfind(wanted)
-        if start < 0:  # a tokenizer that does not write its bytes as they are
-            return self.take_rest()
+        if start < 0:
+            return self._take_around_delimiters(wanted)
         taken, kept, at = [], [], 0
         for own, entry in self._held:
             if at >= start + len(wanted):
@@ -182,6 +182,24 @@ class PendingLogprobs:
             at += len(own)
         self._held = kept
         return taken
+
+    def _take_around_delimiters(self, wanted: bytes) -> list[TokenLogprob]:
+        """The tokens of a text that had delimiters inside, which are dropped: the last tokens that spell the text.
+
+        All that are held, where none do: a tokenizer that does not write its bytes as they are.
+        """
+        taken: list[TokenLogprob] = []
+        kept: list[tuple[bytes, TokenLogprob]] = []
+        for own, entry in reversed(self._held):
+            if own and wanted.endswith(own):
+                wanted = wanted[: -len(own)]
+                taken.append(entry)
+            elif not taken:
+                kept.append((own, entry))
+        if wanted:
+            return self.take_rest()
+        self._held = kept[::-1]
+        return taken[::-1]
 
     def take_rest(self) -> list[TokenLogprob]:
         held, self._held = self._held, []

@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
@@ -285,6 +285,7 @@ PARTS = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
+@example(parts=[CALL, "<think>", "\n", "</tool_call>", "a"], stop=[], limit=95, tools=True)
 @given(
     parts=PARTS,
     stop=st.lists(st.text("ab€😀\n", min_size=1, max_size=3), max_size=2),
