@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.plan import Plan
 from engine.sequence import Sequence
 from model.batch import Batch, BudgetRows, Cache, Pages
-from model.budget import ExpertCounts
+from model.budget import FAMILY_RULE, ExpertCounts, RoutingRule
 
 Ints = NDArray[np.int64]
 # Per chunk: its sequence, tokens, logit rows, preemptions so far, and the expert counts of its first token.
@@ -90,7 +90,19 @@ def _budget_rows(plan: Plan) -> BudgetRows:
     length_N = _ints([tokens for _, tokens in runs])
     counts_LT = np.ascontiguousarray(counts_NL.T.repeat(length_N, axis=1))
     pairs_L = (counts_NL * length_N[:, None]).sum(0)
-    return BudgetRows(torch.from_numpy(counts_LT), int(counts_NL.max(initial=0)), tuple(pairs_L.tolist()))
+    rules, rule_T = _rules(plan)
+    k_max = int(counts_NL.max(initial=0))
+    return BudgetRows(torch.from_numpy(counts_LT), k_max, tuple(pairs_L.tolist()), rules, rule_T)
+
+
+def _rules(plan: Plan) -> tuple[tuple[RoutingRule, ...], Tensor | None]:
+    """The distinct routing rules of the plan, and which of them each token has; none where all have the family's."""
+    rule_B = [chunk.sequence.request.budget.rule for chunk in plan]
+    rules = tuple(dict.fromkeys(rule_B))
+    if rules == (FAMILY_RULE,):
+        return (), None
+    length_B = [chunk.length + len(chunk.drafts) for chunk in plan]
+    return rules, torch.from_numpy(_ints([rules.index(rule) for rule in rule_B]).repeat(length_B))
 
 
 def _logit_rows(plan: Plan, first_B: Ints) -> Ints:

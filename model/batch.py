@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from model.budget import RoutingRule
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -48,6 +50,8 @@ class LayerBudget:
 
     counts_T: Tensor  # int64, 1 <= count <= k_max
     k_max: int
+    rules: tuple[RoutingRule, ...] = ()  # the distinct ones; empty: every token has its family's rule
+    rule_T: Tensor | None = None  # int64: which of them each token has
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +66,12 @@ class BudgetRows:
     counts_LT: Tensor  # int64
     k_max: int  # the largest count
     pairs_L: tuple[int, ...]  # the sums of the counts: an upper bound of each layer's work
+    rules: tuple[RoutingRule, ...] = ()  # the distinct ones; empty: every token has its family's rule
+    rule_T: Tensor | None = None  # int64: which of them each token has
 
     def layer(self, moe_layer: int) -> LayerBudget:
         """The part of one MoE layer."""
-        return LayerBudget(self.counts_LT[moe_layer], self.k_max)
+        return LayerBudget(self.counts_LT[moe_layer], self.k_max, self.rules, self.rule_T)
 
 
 @dataclass(frozen=True, slots=True)

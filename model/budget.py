@@ -6,11 +6,38 @@ Not here: how a count becomes work (see `model/moe/`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from model.errors import InvalidRequest
 
 ExpertCounts = tuple[int, ...]  # of one token: one expert count per MoE layer
 CountRun = tuple[ExpertCounts, int]  # counts, and how many neighbouring positions have them
+Normaliser = Literal["trained", "raw", "kept"] | int
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRule:
+    """How a token's experts are chosen and weighted, beside its count. `docs/experts.md` names the papers.
+
+    `normaliser` applies where the count is below the trained one; at and above it weights are always the family's own.
+    With p the router's scores, best first, and M = Σ p over the trained count (1 in families that normalise):
+    "trained" is the family's rule, "raw" is p, "kept" is p · M / Σ p over the experts that run, and n is
+    p · M / Σ p over the n best, whether they run or not.
+    """
+
+    normaliser: Normaliser = "trained"
+    threshold: float = 0.0  # an expert runs only if its score is at least this part of the best one's; 0: all
+    top_p: float = 0.0  # experts run up to and with the one that brings their share of all scores to this; 0: all
+    repair: bool = False  # each layer's output is brought to its mean and spread at the trained count
+    reuse: int = 0  # a token adds its next best experts, up to this many, where its batch runs them anyway; 0: none
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether how many experts run depends on the token."""
+        return bool(self.threshold or self.top_p or self.reuse)
+
+
+FAMILY_RULE = RoutingRule()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +50,7 @@ class ExpertBudget:
 
     per_layer: ExpertCounts  # of generated positions, and of prompt positions that have no counts of their own
     prefill: ExpertCounts = ()  # of prompt positions; empty: the same as of others
+    rule: RoutingRule = FAMILY_RULE
 
     def __post_init__(self) -> None:
         if self.prefill == self.per_layer:  # one form of one meaning, so that equal budgets compare equal
@@ -42,11 +70,14 @@ class ExpertBudget:
 
     @property
     def without_counts(self) -> "ExpertBudget":
-        """What the budget says beside the counts of positions: nothing yet."""
+        """What the budget says beside the counts of positions."""
         return replace(self, per_layer=(), prefill=())
 
     def pairs(self, start: int, end: int, prompt: int) -> int:
-        """The work of these positions: (token, expert) pairs, or draws, summed over the MoE layers."""
+        """The work of these positions: (token, expert) pairs, or draws, summed over the MoE layers.
+
+        With an adaptive rule the most that it may be; `reuse` may add to it.
+        """
         pairs = 0
         for counts, tokens in self.runs(start, end, prompt):
             pairs += sum(counts) * tokens
