@@ -66,7 +66,8 @@ class Served:
         if self.native:
             assert torch.equal(row_V, expected_V)
         else:
-            torch.testing.assert_close(row_V, expected_V, atol=1e-5, rtol=0)
+            # Products of other heights are rounded otherwise; another sequence's token would change the second digit.
+            torch.testing.assert_close(row_V, expected_V, atol=5e-5, rtol=0)
 
 
 @dataclass
