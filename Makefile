@@ -36,8 +36,8 @@ serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 test: lint  ## everything that CI runs: the checks of `make lint`, and pytest without what is slow and redundant
 	$(BIN)/python -m pytest -m "not redundant"
 
-test-all: lint  ## `make test` with the slow and redundant tests
-	$(BIN)/python -m pytest
+test-all: lint  ## `make test` with the slow and redundant tests, and new examples for the property-based ones
+	$(BIN)/python -m pytest --hypothesis-profile=random
 
 # Branches are counted in every process that the tests start, unless it is killed. It takes about twice the time of the tests.
 coverage: $(VENV)/.dev  ## branch coverage of server, engine, weights and model; fails below 90 % in any of them

@@ -1,4 +1,8 @@
-"""Every test computes on one thread of torch's: its waiting threads spin, which slows whatever runs beside them."""
+"""Settings of all tests.
+
+Each computes on one thread of torch's: its waiting threads spin, which slows whatever runs beside them. Property-based
+tests draw the same examples in every run, so that a failure is there again in the next; `make test-all` draws new ones.
+"""
 
 import os
 
@@ -6,8 +10,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # read once, when torch is impo
 
 import pytest
 import torch
+from hypothesis import settings
 
 from model.backends.cpu.kernels.library import load
+
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("random")
+settings.load_profile("repeatable")  # pytest --hypothesis-profile=random
 
 load()  # the kernels' own threads are as many as torch's were
 
