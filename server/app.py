@@ -16,6 +16,7 @@ from model.errors import MoedialError
 from server.access.sites import SitePolicy, hosts_of
 from server.dialects.base import Dialect
 from server.errors import RateLimited, code_of
+from server.experts.calibration import UNCALIBRATED, ServedCalibration
 from server.http import error_responses, openapi
 from server.http.auth import RATE_LIMIT_HEADERS, Auth
 from server.http.counts import HttpCounts
@@ -44,9 +45,10 @@ def create_app(
     card: Mapping[str, Any],
     sampling_defaults: Mapping[str, Any] = MappingProxyType({}),
     dialect: Dialect = PLAIN,
+    calibration: ServedCalibration = UNCALIBRATED,
 ) -> FastAPI:
     """The app. HTTP answers at once while the model loads; `Service` says how that ended."""
-    service = Service(settings, engine, tokenizer, chat, card, sampling_defaults, dialect)
+    service = Service(settings, engine, tokenizer, chat, card, sampling_defaults, dialect, calibration)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -25,6 +25,7 @@ from server.access.keys import warn_if_open
 from server.app import create_app, protocol_for
 from server.dialects.base import Dialect
 from server.dialects.detect import detect, dialect_named
+from server.experts.calibration import load_calibration
 from server.http.listening import allow_open_files, check_certificate, listen
 from server.logs import dropped_line
 from server.requests.templates import SandboxedTemplate
@@ -116,7 +117,8 @@ def load(settings: Settings) -> FastAPI:
     defaults = defaults_of(settings, folder)
     chat = SandboxedTemplate.load(folder)
     dialect = dialect_of(settings, chat, tokenizer)
-    return create_app(settings, engine, tokenizer, chat, read_card(folder), defaults, dialect)
+    calibration = load_calibration(folder, settings.name)
+    return create_app(settings, engine, tokenizer, chat, read_card(folder), defaults, dialect, calibration)
 
 
 def dialect_of(settings: Settings, chat: SandboxedTemplate | None, tokenizer: Tokenizer) -> Dialect:

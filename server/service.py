@@ -14,6 +14,7 @@ from server.access.quotas import Account
 from server.dialects.base import Dialect
 from server.errors import TooManyConnections, code_of, http_error_of
 from server.event_loop.thread_pools import BoundedThreadPool
+from server.experts.calibration import UNCALIBRATED, ServedCalibration
 from server.experts.served_models import ServedModels
 from server.generation.admission import Admission
 from server.generation.compiling import GrammarCheckQueue
@@ -37,9 +38,10 @@ class Service:
         card: Mapping[str, Any],
         sampling_defaults: Mapping[str, Any],
         dialect: Dialect,
+        calibration: ServedCalibration = UNCALIBRATED,
     ) -> None:
         self.settings, self.engine, self.tokenizer = settings, engine, tokenizer
-        self.chat, self.card = chat, card
+        self.chat, self.card, self.calibration = chat, card, calibration
         self.dialect = dialect  # how the model writes calls and reasoning
         self.sampling_defaults = sampling_defaults  # by request field, for requests that do not set it
         self.compiler = GrammarCheckQueue(engine)
@@ -77,7 +79,7 @@ class Service:
             raise EngineDown("the engine is ready but says nothing of its model")
         try:
             created = int(time.time())
-            self.loaded = ServedModels.build(self.settings, self.engine.info, self.card, created)
+            self.loaded = ServedModels.build(self.settings, self.engine.info, self.card, created, self.calibration)
         except InvalidRequest as error:
             raise CheckpointError(error.message) from None
         self.metrics.set_count_labels(self.loaded.counts)

@@ -11,6 +11,7 @@ from typing import Any
 from engine.types import EngineInfo
 from model.errors import InvalidRequest, shown
 from server.errors import ModelNotFound
+from server.experts.calibration import UNCALIBRATED, ServedCalibration
 from server.experts.requested_count import RequestedCount, aliases_for
 from server.settings import Settings
 from server.version import fingerprint_of
@@ -29,9 +30,17 @@ class ServedModels:
     quality: tuple[Any, ...]
     created: int
     fingerprint: str  # system_fingerprint of answers
+    calibration: ServedCalibration = UNCALIBRATED
 
     @classmethod
-    def build(cls, settings: Settings, info: EngineInfo, card: Mapping[str, Any], created: int) -> "ServedModels":
+    def build(
+        cls,
+        settings: Settings,
+        info: EngineInfo,
+        card: Mapping[str, Any],
+        created: int,
+        calibration: ServedCalibration = UNCALIBRATED,
+    ) -> "ServedModels":
         """The models that the settings and the loaded model make.
 
         Raises:
@@ -44,7 +53,7 @@ class ServedModels:
         aliases = {f"{settings.name}@{suffix}": count for suffix, count in suffixes.items()}
         fingerprint = fingerprint_of(settings.name, info, default)
         quality = tuple(card.get("quality") or ())
-        return cls(settings.name, info, default, aliases, quality, created, fingerprint)
+        return cls(settings.name, info, default, aliases, quality, created, fingerprint, calibration)
 
     @property
     def counts(self) -> frozenset[int]:

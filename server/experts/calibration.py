@@ -1,0 +1,45 @@
+"""The calibration of the served checkpoint as the HTTP process has it, or the reason why there is none.
+
+Read once, when the server starts. Not here: its form (see `weights/calibration.py`), and what is chosen by it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from model.errors import CheckpointError
+from weights.calibration import FILE, Calibration, checkpoint_hash, find, read
+
+log = structlog.get_logger("server")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedCalibration:
+    """A calibration, or why there is none: a sentence for clients, which names the command to run."""
+
+    calibration: Calibration | None = None
+    reason: str = "this model has no calibration; the operator makes one with `moedial calibrate`"
+
+
+UNCALIBRATED = ServedCalibration()
+
+
+def load_calibration(folder: Path, name: str) -> ServedCalibration:
+    """The calibration of the checkpoint in `folder`, which is served as `name`.
+
+    One that is damaged or of another checkpoint is not used: the log says so, and so does the reason.
+    """
+    command = f"`moedial calibrate {name}`"
+    path = find(folder)
+    if path is None:
+        return ServedCalibration(None, f"{name} has no calibration; the operator makes one with {command}")
+    try:
+        return ServedCalibration(read(path, checkpoint_hash(folder)), "")
+    except CheckpointError as error:
+        log.warning("the calibration is not used", reason=str(error))
+        shown = str(error).replace(str(path), FILE)  # a path of this machine is nothing for clients
+        return ServedCalibration(None, f"{name} has no calibration: {shown}")
+    except OSError as error:
+        log.warning("the calibration is not used", reason=str(error))
+        return ServedCalibration(None, f"{name} has no calibration that can be read; {command} makes one")

@@ -1,0 +1,49 @@
+"""Which calibration a server uses: its checkpoint's own; for any other it has a reason that clients may read."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from server.experts.calibration import load_calibration
+from tests.server.calibrations import calibration
+from weights.calibration import FILE, cache_folder, checkpoint_hash, write
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint of a few bytes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    checkpoint = tmp_path / "secret" / "tiny"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text("{}")
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    return checkpoint
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_checkpoints_own_is_used_from_beside_it_or_from_the_cache(folder: Path, cached: bool) -> None:
+    own = calibration(checkpoint_hash(folder))
+    write(own, cache_folder(folder) if cached else folder)
+    found = load_calibration(folder, "tiny")
+    assert found.calibration == own and found.reason == ""
+
+
+def test_without_one_the_reason_names_the_command(folder: Path) -> None:
+    found = load_calibration(folder, "tiny")
+    assert found.calibration is None and "`moedial calibrate tiny`" in found.reason
+
+
+@pytest.mark.parametrize("fault", ["foreign", "damaged", "format"])
+def test_one_that_does_not_belong_is_not_used_and_the_reason_shows_no_path(folder: Path, fault: str) -> None:
+    own = calibration(checkpoint_hash(folder))
+    write(msgspec.structs.replace(own, format=99) if fault == "format" else own, folder)
+    if fault == "foreign":
+        (folder / "model.safetensors").write_bytes(b"other weights")
+    if fault == "damaged":
+        (folder / FILE).write_text('{"format": 1, "options": [')
+    found = load_calibration(folder, "tiny")
+    assert found.calibration is None
+    expected = {"foreign": "another checkpoint", "damaged": "damaged", "format": "format 99, not 1"}[fault]
+    assert expected in found.reason and FILE in found.reason and "moedial calibrate" in found.reason
+    assert "secret" not in found.reason
