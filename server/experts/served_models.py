@@ -4,7 +4,7 @@ They are known once the engine has loaded the model. Nothing here runs a request
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,9 @@ from engine.types import EngineInfo
 from model.errors import InvalidRequest, shown
 from server.errors import ModelNotFound
 from server.experts.calibration import UNCALIBRATED, ServedCalibration
-from server.experts.requested_count import RequestedCount, aliases_for
+from server.experts.options import CalibratedOptions
+from server.experts.requested_count import Requested, RequestedCount
+from server.experts.selection import Selection, aliases_for, resolve
 from server.settings import Settings
 from server.version import fingerprint_of
 
@@ -30,6 +32,7 @@ class ServedModels:
     quality: tuple[Any, ...]
     created: int
     fingerprint: str  # system_fingerprint of answers
+    options: CalibratedOptions
     calibration: ServedCalibration = UNCALIBRATED
 
     @classmethod
@@ -53,14 +56,19 @@ class ServedModels:
         aliases = {f"{settings.name}@{suffix}": count for suffix, count in suffixes.items()}
         fingerprint = fingerprint_of(settings.name, info, default)
         quality = tuple(card.get("quality") or ())
-        return cls(settings.name, info, default, aliases, quality, created, fingerprint, calibration)
+        options = CalibratedOptions.build(calibration, info.experts)
+        return cls(settings.name, info, default, aliases, quality, created, fingerprint, options, calibration)
 
     @property
     def counts(self) -> frozenset[int]:
         """The closed set of counts that metrics may carry as a label."""
         return frozenset((*self.aliases.values(), self.default_count))
 
-    def counts_in_alias(self, model: str | None) -> list[RequestedCount]:
+    def select(self, requested: Iterable[Requested]) -> Selection:
+        """What a request that says this may use. Raises InvalidRequest."""
+        return resolve(self.info.experts, self.default_count, requested, self.options)
+
+    def requested_in_alias(self, model: str | None) -> list[Requested]:
         """The count that the `model` field asks for: none, or an alias's."""
         if model is None or model == self.name:
             return []

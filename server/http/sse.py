@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from model.errors import MoedialError
 from server.errors import ClientGone
 from server.event_loop.slices import in_slices
-from server.experts.requested_count import count_in_header
+from server.experts.selection import count_in_header
 from server.formats.base import Format, is_long
 from server.generation.output_processor import Delta
 from server.http.h11 import CHUNK_WRITER, ChunkWriter

@@ -16,13 +16,12 @@ import structlog
 from model.budget import ExpertBudget
 from model.errors import InvalidRequest, shown
 from server.experts.requested_count import (
-    counts_in_body,
-    counts_in_header,
-    echoed_count,
     merge_extra_body,
     refuse_misspelled,
-    resolve,
+    requested_in_body,
+    requested_in_header,
 )
+from server.experts.selection import Selection, echoed_count
 from server.generation.admission import Reservation
 from server.generation.generation import Generation, Timeouts
 from server.json_limits import min_json_bytes
@@ -78,7 +77,7 @@ class CheckedBody(Generic[Body]):
     """A body in which nothing is wrong that can be seen without tokenising."""
 
     body: Body
-    budget: ExpertBudget
+    selection: Selection
     unknown: list[str]  # fields that nothing reads
 
 
@@ -221,15 +220,17 @@ def _check(
 ) -> CheckedBody[Body]:
     """Everything that can be refused without tokenising. It may run in a thread, so it changes nothing."""
     models = service.check_ready()
-    counts = counts_in_body(given)
+    requested = requested_in_body(given)
     raw = merge_extra_body(given)
     refuse_misspelled(raw)
     refuse_unsupported(body_type, raw)
     body = validate(body_type, raw, service.sampling_defaults, service.settings)
-    counts += [*models.counts_in_alias(body.model), *counts_in_header(request.expert_headers)]
-    budget = resolve(models.info.experts, models.default_count, counts)
+    requested += [*models.requested_in_alias(body.model), *requested_in_header(request.expert_headers)]
+    selection = models.select(requested)
+    if selection.auto is not None:
+        raise InvalidRequest("experts.auto is not supported yet", "experts.auto", "unsupported_parameter")
     check_limits(body, service.settings)
-    return CheckedBody(body, budget, unknown_fields(body_type, raw) + unknown_nested(body, raw))
+    return CheckedBody(body, selection, unknown_fields(body_type, raw) + unknown_nested(body, raw))
 
 
 def _log_unknown(service: Service, fields: list[str]) -> None:
@@ -252,7 +253,7 @@ async def _open(
     arrived: float,
 ) -> GenerationCall:
     """Tokenise and build the sequences. The slots are held already, and released if anything is refused."""
-    call_id, body, budget = id_prefix + uuid.uuid4().hex, checked.body, checked.budget
+    call_id, body, budget = id_prefix + uuid.uuid4().hex, checked.body, checked.selection.budget
     try:
         spec, tokens = await prepare()
         prompts = tuple(map(tuple, tokens))

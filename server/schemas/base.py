@@ -1,7 +1,7 @@
 """The fields that all bodies of generating requests share, with types and ranges. Unknown keys pass validation.
 
 Limits that an operator can set are checked in `server/requests/limits.py`, the expert fields in
-`server/experts/requested_count.py`, and what an answer must match in `server/requests/structured.py`.
+`server/experts/`, and what an answer must match in `server/requests/structured.py`.
 """
 
 from collections.abc import Mapping
@@ -12,22 +12,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from model.errors import InvalidRequest, shown
 from server.schemas.bounds import BAD_JSON, KEYS, TOO_MANY, AtMost, JsonText
+from server.schemas.experts import COUNT_SCHEMA, EXPERTS_SCHEMA
 from server.settings import Settings
 
 BodyModel = TypeVar("BodyModel", bound=BaseModel)
-COUNT_SCHEMA: dict[str, Any] = {"type": "integer", "minimum": 1}
-COUNTS_SCHEMA: dict[str, Any] = {"anyOf": [COUNT_SCHEMA, {"type": "array", "items": COUNT_SCHEMA}]}
-PHASES_SCHEMA: dict[str, Any] = {
-    "prefill": COUNTS_SCHEMA | {"description": "Of the prompt's tokens; absent: the server's default"},
-    "decode": COUNTS_SCHEMA | {"description": "Of generated tokens; absent: the server's default"},
-}
-EXPERTS_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        COUNT_SCHEMA,
-        {"type": "object", "properties": {"count": COUNTS_SCHEMA}},
-        {"type": "object", "properties": PHASES_SCHEMA},
-    ]
-}
 Unsupported = Mapping[str, tuple[Any, ...]]  # fields by name, each with the values that ask for nothing
 UNION_TAGS = ("str", "bool", "system", "developer", "user", "assistant", "tool")
 ZERO_IS_A_VALUE = ("prompt_logprobs",)  # fields in which 0 asks for something
@@ -142,7 +130,7 @@ class SampledBody(BaseModel):
     )
     experts: Any = Field(
         None,
-        description="The same, or an object: a count, or one for prompts and one for answers; per MoE layer too",
+        description="The same, or an object: counts, how experts are weighted and chosen, a profile, or auto",
         json_schema_extra=EXPERTS_SCHEMA,
     )
     temperature: float = Field(1.0, ge=0, le=100)

@@ -114,7 +114,7 @@ def test_numbers_that_json_does_not_have(client: TestClient, text: str) -> None:
         ({"structured_outputs": {}}, "structured_outputs", "needs one of"),
         ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp", "not permitted"),
         ({"extra_body": {"n": 2}, "n": 3}, "n", "another value"),
-        ({"experts": {"auto": {"min_quality": 1}}}, "experts", "not supported yet"),
+        ({"experts": {"auto": {"min_quality": 1}}}, "experts.auto", "moedial calibrate"),
         ({"n_experts": 2}, "n_experts", "num_experts"),
     ],
 )

@@ -25,8 +25,8 @@ BODIES = (CompletionBody, ChatBody, ResponsesBody, TokenizeBody, DetokenizeBody)
 # what pydantic does not look into, and where it is bounded
 BY_HAND = {
     "prompt": "server/requests/limits.py: --max-prompts, and the context for each",
-    "num_experts": "server/experts/requested_count.py: must be an integer",
-    "experts": "server/experts/requested_count.py: as many counts as layers",
+    "num_experts": "server/experts/selection.py: must be an integer",
+    "experts": "server/experts/experts_object.py and selection.py: known keys, as many counts as layers",
 }
 
 

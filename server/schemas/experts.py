@@ -1,0 +1,69 @@
+"""The JSON schema of the fields `num_experts` and `experts`, for /openapi.json.
+
+It describes only: `server/experts/experts_object.py` reads the field, and what a model can run is known once it is
+loaded.
+"""
+
+from typing import Any
+
+Schema = dict[str, Any]
+COUNT_SCHEMA: Schema = {"type": "integer", "minimum": 1}
+COUNTS_SCHEMA: Schema = {"anyOf": [COUNT_SCHEMA, {"type": "array", "items": COUNT_SCHEMA}]}
+SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+RULE: dict[str, Schema] = {
+    "normaliser": {
+        "type": "string",
+        "pattern": "^(trained|raw|kept|k2=[1-9][0-9]{0,3})$",
+        "description": "How the weights of fewer experts than trained are scaled: the family's own way, not at all, to "
+        "the share that the trained count would have, or by the share of the N best",
+    },
+    "threshold": SHARE | {"description": "An expert runs only if its score is at least this part of the best one's"},
+    "top_p": SHARE | {"description": "Experts run up to the one that brings their share of all scores to this"},
+    "repair": {"type": "boolean", "description": "Outputs of layers are brought to their spread at the trained count"},
+    "reuse": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 4096,
+        "description": "Up to so many further experts per token where the batch runs them anyway: the one rule with "
+        "which an answer depends on the other requests of its batch",
+    },
+}
+PHASES: dict[str, Schema] = {
+    "prefill": COUNTS_SCHEMA | {"description": "Of the prompt's tokens; absent: the server's default"},
+    "decode": COUNTS_SCHEMA | {"description": "Of generated tokens; absent: the server's default"},
+}
+PROFILE: Schema = {"type": "string", "description": "An option or a profile of the model's calibration, by its name"}
+AUTO: Schema = {
+    "type": "object",
+    "description": "The server chooses among the options of the model's calibration",
+    "properties": {
+        "min_quality": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "description": "The cheapest option with this relative quality; with max_itl_ms: none below it",
+        },
+        "max_itl_ms": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "description": "The best option whose tokens come this fast at the present load",
+        },
+        "adapt": {"type": "boolean", "description": "Whether that is decided again while the answer is generated"},
+    },
+    "anyOf": [{"required": ["min_quality"]}, {"required": ["max_itl_ms"]}],
+    "additionalProperties": False,
+}
+
+
+def _object(properties: dict[str, Schema]) -> Schema:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+EXPERTS_SCHEMA: Schema = {
+    "anyOf": [
+        COUNT_SCHEMA,
+        _object({"count": COUNTS_SCHEMA} | RULE),
+        _object(PHASES | RULE),
+        _object({"profile": PROFILE} | RULE),
+        _object({"auto": AUTO}) | {"required": ["auto"]},
+    ]
+}

@@ -1,0 +1,131 @@
+"""Counts, rules, profiles and `auto` from several places become one selection, or one refusal."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from model.budget import FAMILY_RULE, ExpertBudget, ExpertRange, RoutingRule
+from model.errors import InvalidRequest
+from server.experts.calibration import ServedCalibration
+from server.experts.experts_object import Auto
+from server.experts.options import CalibratedOptions
+from server.experts.requested_count import requested_in_body, requested_in_header
+from server.experts.selection import Selection, resolve
+from tests.server.calibrations import calibration
+
+
+class Ruled(ExpertRange):
+    """A range of a model that runs every rule but top-p."""
+
+    def check_rule(self, rule: RoutingRule, param: str) -> None:
+        if rule.top_p:
+            raise InvalidRequest(f"{param}.top_p cannot be used with this model", f"{param}.top_p")
+
+
+RANGE = Ruled(layers=3, trained=4, minimum=1, maximum=8)
+SLIM = msgspec.structs.replace(calibration(), profiles={"slim": (1, 1, 2)})
+CALIBRATED = CalibratedOptions.build(ServedCalibration(SLIM, ""), RANGE)
+
+
+def selected(body: dict[str, Any], *headers: str, calibrated: CalibratedOptions = CALIBRATED) -> Selection:
+    return resolve(RANGE, 4, [*requested_in_body(body), *requested_in_header(headers)], calibrated)
+
+
+def refused(body: dict[str, Any], *headers: str, calibrated: CalibratedOptions = CALIBRATED) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as error:
+        selected(body, *headers, calibrated=calibrated)
+    return error.value
+
+
+def test_a_rule_joins_the_count_wherever_that_is_said() -> None:
+    raw = RoutingRule(normaliser="raw")
+    places: list[tuple[dict[str, Any], list[str]]] = [
+        ({"experts": {"count": 2, "normaliser": "raw"}}, []),
+        ({"num_experts": 2, "experts": {"normaliser": "raw"}}, []),
+        ({"experts": {"normaliser": "raw"}}, ["2"]),
+        ({"experts": {"normaliser": "raw"}, "extra_body": {"num_experts": 2}}, []),
+    ]
+    for body, headers in places:
+        assert selected(body, *headers) == Selection(ExpertBudget((2, 2, 2), rule=raw), named=True)
+    phases = selected({"experts": {"prefill": 8, "decode": 2, "threshold": 0.5}}).budget
+    assert phases == ExpertBudget((2, 2, 2), (8, 8, 8), RoutingRule(threshold=0.5))
+
+
+def test_a_rule_without_a_count_goes_with_the_default_and_counts_as_named() -> None:
+    assert selected({"experts": {"repair": True}}) == Selection(
+        ExpertBudget((4, 4, 4), rule=RoutingRule(repair=True)), named=True
+    )
+    bodies: tuple[dict[str, Any], ...] = ({}, {"experts": {}}, {"experts": {"count": None, "auto": None}})
+    for silent in bodies:
+        assert selected(silent) == Selection(ExpertBudget((4, 4, 4)), named=False)
+
+
+def test_neutral_values_are_the_familys_rule() -> None:
+    neutral = {"normaliser": "trained", "threshold": 0, "top_p": 0, "repair": False, "reuse": 0}
+    assert selected({"experts": {"count": 2} | neutral}).budget.rule == FAMILY_RULE
+
+
+def test_the_model_refuses_rules_by_name() -> None:
+    error = refused({"experts": {"top_p": 0.5}})
+    assert error.param == "experts.top_p"
+
+
+def test_rules_in_two_places_must_agree() -> None:
+    one = {"experts": {"threshold": 0.5}}
+    assert selected(one | {"extra_body": one}).budget.rule == RoutingRule(threshold=0.5)
+    error = refused(one | {"extra_body": {"experts": {"threshold": 0.4}}})
+    assert "0.5" in error.message and "0.4" in error.message and "must agree" in error.message
+
+
+def test_a_profile_is_an_option_or_a_profile_of_the_calibration() -> None:
+    assert selected({"experts": {"profile": "slim"}}).budget == ExpertBudget((1, 1, 2))
+    assert selected({"experts": {"profile": "cost2"}}).budget == ExpertBudget((1, 1, 4))
+    repaired = ExpertBudget((2, 2, 2), rule=RoutingRule("kept", repair=True))
+    for body, headers in [({}, []), ({"num_experts": 2}, []), ({}, ["2"])]:
+        assert selected({"experts": {"profile": "k2-repaired"}} | body, *headers).budget == repaired
+    own = selected({"experts": {"profile": "k2-repaired", "repair": False}}).budget
+    assert own.rule == RoutingRule("kept"), "a rule of the request's own replaces the option's, field by field"
+
+
+def test_a_profile_that_is_not_there_or_disagrees_is_refused() -> None:
+    error = refused({"experts": {"profile": "slym"}})
+    assert error.param == "experts.profile" and "did you mean 'slim'?" in error.message
+    assert "the calibration has " in refused({"experts": {"profile": "x"}}).message
+    error = refused({"experts": {"profile": "k2"}, "num_experts": 4})
+    assert "must agree" in error.message and "'k2'" in error.message
+    both = {"experts": {"profile": "k2"}, "extra_body": {"experts": {"profile": "k2-repaired"}}}
+    assert "must agree" in refused(both).message
+
+
+def test_auto_excludes_every_count_in_other_places() -> None:
+    auto: dict[str, Any] = {"experts": {"auto": {"min_quality": 0.95}}}
+    assert selected(auto) == Selection(ExpertBudget((4, 4, 4)), auto=Auto(0.95))
+    assert selected(auto | {"extra_body": auto}).auto == Auto(0.95)
+    nested = {"extra_body": {"experts": {"repair": True}}}
+    others: list[tuple[dict[str, Any], list[str]]] = [({"num_experts": 2}, []), ({}, ["2"]), (nested, [])]
+    for body, headers in others:
+        error = refused(auto | body, *headers)
+        assert error.param == "experts.auto" and "exclude each other" in error.message
+    assert "must agree" in refused(auto | {"extra_body": {"experts": {"auto": {"min_quality": 0.9}}}}).message
+
+
+@pytest.mark.parametrize("experts", [{"auto": {"min_quality": 0.9}}, {"profile": "k2"}])
+def test_without_a_calibration_the_command_is_named(experts: dict[str, Any]) -> None:
+    error = refused({"experts": experts}, calibrated=CalibratedOptions())
+    assert error.code == "no_calibration" and error.param == f"experts.{next(iter(experts))}"
+    assert "`moedial calibrate`" in error.message
+
+
+def test_a_model_without_experts_takes_no_rule() -> None:
+    with pytest.raises(InvalidRequest, match="no mixture-of-experts layers"):
+        resolve(Ruled(0, 0, 0, 0), 0, requested_in_body({"experts": {"repair": True}}))
+
+
+def test_options_that_the_model_cannot_run_are_left_out() -> None:
+    served = ServedCalibration(calibration(), "")
+    narrow = CalibratedOptions.build(served, Ruled(layers=3, trained=4, minimum=1, maximum=4))
+    assert [option.name for option in narrow.options] == ["k1", "k2-repaired", "cost2", "k2", "k4"]
+    plain = CalibratedOptions.build(served, ExpertRange(layers=2, trained=4, minimum=1, maximum=8))
+    assert plain.options == () and dict(plain.profiles) == {}
+    assert "none of the options" in refused({"experts": {"profile": "k2"}}, calibrated=plain).message
