@@ -80,7 +80,14 @@ class InputBatchBuilder:
         ids_T, positions_T = torch.from_numpy(self._ids_T), torch.from_numpy(self._positions_T)
         seeds_T = torch.from_numpy(seeds_B.repeat(length_B))
         rows_B = torch.from_numpy(_logit_rows(plan, first_B))
-        return Batch(ids_T=ids_T, positions_T=positions_T, seeds_T=seeds_T, budget=_budget_rows(plan), rows_B=rows_B)
+        return Batch(
+            ids_T=ids_T,
+            positions_T=positions_T,
+            seeds_T=seeds_T,
+            budget=_budget_rows(plan),
+            rows_B=rows_B,
+            routes=any(request.return_routes for request in requests),
+        )
 
 
 def _budget_rows(plan: Plan) -> BudgetRows:

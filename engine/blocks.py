@@ -102,6 +102,10 @@ class BlockManager:
                 return True
         return False
 
+    def forget_hashes(self, sequence: Sequence, position: int) -> None:
+        """Forget the hashes of blocks that reach beyond `position`, where the sequence's counts have changed."""
+        del sequence.hashes[position // self.block_size :]
+
     def reserve(self, sequence: Sequence, tokens: int) -> bool:
         """Allocate blocks until a sequence's first `tokens` tokens are covered. False: too few are free, none taken."""
         missing = self.blocks_for(tokens) - len(sequence.blocks)
@@ -204,7 +208,7 @@ class BlockManager:
 
     def _block_hashes(self, sequence: Sequence, full: int) -> list[bytes]:
         """The hashes of at least the first `full` blocks, each over its parent's hash, its tokens and their counts,
-        kept on the sequence, whose tokens never change, only grow."""
+        kept on the sequence, whose tokens only grow, and whose counts change only where nothing is computed."""
         hashes, size = sequence.hashes, self.block_size
         for index in range(len(hashes), full):
             parent = hashes[-1] if hashes else self._root_hash(sequence.request)

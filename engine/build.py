@@ -25,7 +25,7 @@ from engine.speculation import Speculator, speculator_of
 from engine.types import EngineInfo, EngineSettings, Request, Sampling, TokenEvent
 from model.backends import choose
 from model.backends.base import Runnable
-from model.budget import ExpertBudget
+from model.budget import ExpertBudget, ExpertRange
 from model.decoder import Decoder, parameter_count
 from model.errors import CheckpointError, InvalidRequest
 from model.options import Options
@@ -198,6 +198,7 @@ def assemble(
         cost=cost,
         step_seconds=settings.step_ms / 1000,
         speculator=speculator_for(model, settings),
+        experts=experts_of(model),
     )
     runner = ModelRunner(model, model.cache(blocks, settings.block_size, state_slots(settings)))
     runner.draft_experts = scheduler.speculator.experts if scheduler.speculator else 0
@@ -265,7 +266,7 @@ def describe(model: Runnable, settings: EngineSettings) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "vocabulary": config.vocabulary,
         "max_model_len": model_length(config, settings),
-        "experts": config.experts,
+        "experts": experts_of(model),
         "experts_total": total,
         "shared_experts": shared,
         "block_size": settings.block_size,
@@ -273,6 +274,15 @@ def describe(model: Runnable, settings: EngineSettings) -> dict[str, Any]:
         "quantize": quantization(settings),
         "step_cost": None,
     }
+
+
+def experts_of(model: Runnable) -> ExpertRange:
+    """The counts and routing rules that can be served: those of the decoder, as far as its backend runs them."""
+    experts = model.config.experts
+    if model.rules:
+        return experts
+    refusal = f"{model.kernels} runs no routing rule but the family's"
+    return replace(experts, rule_refusal=experts.rule_refusal or refusal, repair_refusal=refusal)
 
 
 def quantization(settings: EngineSettings) -> str:

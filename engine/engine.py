@@ -16,6 +16,7 @@ from engine.pace import LONG_STEP_SECONDS, Pace
 from engine.plan import NO_MOE_WORK, MoEWork, Plan, Runner, StepResult, sample_count
 from engine.scheduler import Scheduler
 from engine.types import Request, StepReport, StepStats, TokenEvent
+from model.budget import ExpertCounts
 from model.errors import EngineDown, InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,10 @@ class Engine:
         """End a request; its blocks are free on return and its last event is in the next step's report."""
         self.scheduler.abort(request_id)
 
+    def set_counts(self, request_id: str, counts: ExpertCounts) -> None:
+        """Give the tokens of a request that are still to be computed these counts, one per MoE layer."""
+        self.scheduler.set_counts(request_id, counts)
+
     def step(self) -> StepReport:
         """Schedule, run, commit.
 
@@ -146,7 +151,9 @@ class Engine:
                 raise
             except Exception as error:
                 return self._isolate(plan, error)
-        return self.scheduler.commit(plan, result.sampled, result.prompt_logprobs), result.work
+        return self.scheduler.commit(
+            plan, result.sampled, result.prompt_logprobs, observed=result.observed
+        ), result.work
 
     def _isolate(self, plan: Plan, error: Exception | None) -> Outcome:
         """Commit as much as can be computed of a plan that failed with `error`, or that has suspected sequences."""
@@ -171,7 +178,9 @@ class Engine:
                 [chunk], f"the model failed while computing this request ({type(fault).__name__})"
             )
         good = tuple(isolation.succeeded)
-        events = self.scheduler.commit(good, isolation.sampled, isolation.prompt_logprobs, isolation.recompute)
+        events = self.scheduler.commit(
+            good, isolation.sampled, isolation.prompt_logprobs, isolation.recompute, isolation.observed
+        )
         return events, isolation.work
 
     def _compute(self, plan: Plan) -> StepResult:

@@ -3,7 +3,7 @@
 It knows one request, no others.
 """
 
-from engine.types import Request
+from engine.types import MOST_ROUTED_TOKENS, Request
 from model.errors import InvalidRequest, context_exceeded
 
 
@@ -21,6 +21,12 @@ def require_fits_context(request: Request, context: int, cache: int) -> None:
     computed = length + max(new, 1) - 1  # the last new token is returned, never computed
     if length + new > context:
         raise context_exceeded(length, new, context)
+    if request.return_routes and length + new > MOST_ROUTED_TOKENS:
+        raise InvalidRequest(
+            f"return_routed_experts is for at most {MOST_ROUTED_TOKENS} tokens, but you requested {length + new}"
+            f" ({length} in the prompt, {new} as max_tokens)",
+            "return_routed_experts",
+        )
     if computed > cache:
         raise InvalidRequest(
             f"The key-value cache of this server computes at most {cache} tokens. However, you requested "

@@ -8,7 +8,7 @@ It knows plans and a function that runs them, no scheduler.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from engine.plan import NO_MOE_WORK, Chunk, MoEWork, Plan, Sampled, StepResult
+from engine.plan import NO_MOE_WORK, NOT_OBSERVED, Chunk, MoEWork, Observed, Plan, Sampled, StepResult
 from engine.types import Logprob
 from model.errors import EngineDown
 
@@ -27,6 +27,7 @@ class Isolation:
     succeeded: list[Chunk] = field(default_factory=list)
     sampled: list[Sampled] = field(default_factory=list)
     prompt_logprobs: list[tuple[Logprob, ...] | None] = field(default_factory=list)
+    observed: list[Observed] = field(default_factory=list)
     works: list[MoEWork] = field(default_factory=list)
     failed: list[tuple[Chunk, Exception]] = field(default_factory=list)
     recompute: list[Chunk] = field(default_factory=list)
@@ -49,6 +50,7 @@ class Isolation:
             self.succeeded += plan
             self.sampled += result.sampled
             self.prompt_logprobs += result.prompt_logprobs
+            self.observed += result.observed or (NOT_OBSERVED,) * len(plan)
             self.works.append(result.work)
 
     def run_suspects_alone(self, plan: Plan) -> None:

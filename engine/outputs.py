@@ -36,12 +36,18 @@ def _finish(sequence: Sequence, token: int, longest: int) -> Finish | None:
     return None
 
 
-def count_draft_work(chunk: Chunk, draft_experts: int) -> None:
-    """Add a chunk's drafts to its sequence's work. Drafts made by the model itself, with `draft_experts` experts, are
-    computed twice: when they are made and when they are verified."""
+def count_work(chunk: Chunk, draft_experts: int, pairs: int | None) -> None:
+    """Add a chunk and its drafts to its sequence's work: `pairs` as they ran, or None for the sums of the counts.
+    Drafts made by the model itself, with `draft_experts` experts, are computed twice: when they are made and when they
+    are verified."""
     sequence = chunk.sequence
-    after = chunk.start + chunk.length
-    sequence.record_work(after, after + len(chunk.drafts) + chunk.model_drafts)
+    after, drafts = chunk.start + chunk.length, len(chunk.drafts) + chunk.model_drafts
+    if pairs is not None:
+        sequence.record_measured_work(chunk.length + drafts, pairs)
+        return
+    sequence.record_work(chunk.start, after)
+    if drafts:
+        sequence.record_work(after, after + drafts)
     if chunk.model_drafts:
         made = sequence.request.budget.at_most(draft_experts)
         sequence.routed_pairs += made.pairs(chunk.start, chunk.start + chunk.model_drafts, sequence.prompt_length)
@@ -67,7 +73,8 @@ def end_event(
     if token is not None and error is None:
         sequence.first_token_at = sequence.first_token_at or clock()
     stats, prompt_logprobs = sequence.stats(clock()), _unsent_prompt_logprobs(sequence)
-    return TokenEvent(sequence.id, token, logprob, finish, error, stats, prompt_logprobs, code)
+    routes = sequence.final_routes() if finish in ("stop", "length") else None
+    return TokenEvent(sequence.id, token, logprob, finish, error, stats, prompt_logprobs, code, routes)
 
 
 def _unsent_prompt_logprobs(sequence: Sequence) -> tuple[Logprob, ...] | None:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from engine.routes import StepRoutes
 from engine.sequence import Sequence
 from engine.types import Logprob
 from model.budget import CountRun
@@ -125,16 +126,28 @@ NO_MOE_WORK = MoEWork(routed_pairs=0, trained_pairs=0, distinct_experts=0, load_
 
 
 @dataclass(frozen=True, slots=True)
+class Observed:
+    """What was seen of one chunk, drafts included."""
+
+    pairs: int | None = None  # that ran, drafts made by the model included; None: the sums of the counts
+    routes: StepRoutes | None = None  # of its tokens, if the request wants them
+
+
+NOT_OBSERVED = Observed()
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """One `Sampled` for each chunk with `.samples`, in plan order, and the work of the step.
 
     `prompt_logprobs`: for each chunk with `.scored_positions`, in plan order, the log-probabilities of its prompt
-    tokens; None where one of them is not finite.
+    tokens; None where one of them is not finite. `observed`: one of each chunk, or none at all.
     """
 
     sampled: tuple[Sampled, ...]
     work: MoEWork
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+    observed: tuple[Observed, ...] = ()
 
 
 class Runner(Protocol):

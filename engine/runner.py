@@ -10,6 +10,7 @@ from msgspec import structs
 from torch import Tensor
 
 from engine.batching import InputBatchBuilder
+from engine.expert_stats import ExpertStats
 from engine.plan import Chunk, MoEWork, Plan, Sampled, StepResult
 from engine.sampling.logprobs import prompt_logprobs
 from engine.sampling.sampler import sample
@@ -17,18 +18,6 @@ from engine.sequence import Sequence
 from engine.types import Logprob
 from model.backends.base import Runnable, SamplingOps
 from model.batch import Cache
-
-
-class ExpertStats:
-    """Observes the mixtures of one step: routed pairs, distinct experts, load imbalance."""
-
-    def __init__(self) -> None:
-        self.pairs = 0
-        self.loads: list[Tensor] = []
-
-    def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
-        self.pairs += pairs
-        self.loads.append(load_E)
 
 
 class ModelRunner:
@@ -51,12 +40,13 @@ class ModelRunner:
             if chunk.drafts and chunk.sequence.matcher is not None:
                 chunk.sequence.matcher.look_ahead(chunk.drafts)
         logits_RV = self.forward(plan, expert_stats)
+        observed = expert_stats.observed(plan, self.model.config.mixtures)
         scoring = [chunk for chunk in plan if chunk.scored_positions]
         sampled_rows = len(logits_RV) - sum(len(chunk.scored_positions) for chunk in scoring)
         sampled = _sample(self.model, logits_RV[:sampled_rows], plan) if sampled_rows else ()
         tokens = sum(chunk.length + len(chunk.drafts) for chunk in plan)
         work = self._work(expert_stats, tokens * self._trained_pairs)
-        return StepResult(sampled, work, _prompt_logprobs(logits_RV[sampled_rows:], scoring))
+        return StepResult(sampled, work, _prompt_logprobs(logits_RV[sampled_rows:], scoring), observed)
 
     def _work(self, expert_stats: ExpertStats, trained_pairs: int) -> MoEWork:
         """The work of all mixtures in the step; `trained_pairs` is what the trained count would have cost."""
@@ -69,7 +59,9 @@ class ModelRunner:
 
     def _forward(self, inputs: InputBatchBuilder, plan: Plan, expert_stats: ExpertStats) -> Tensor:
         batch, pages = inputs.build(plan)
-        return self.model(batch, pages, expert_stats)
+        logits_RV = self.model(batch, pages, expert_stats)
+        expert_stats.count_pairs(plan)
+        return logits_RV
 
     def _draft(self, plan: Plan, expert_stats: ExpertStats) -> Plan:
         """The same plan with drafts that the model made with fewer experts, one token per forward pass.
@@ -98,7 +90,8 @@ def _draft_sequence(chunk: Chunk, experts: int) -> Sequence:
     """A copy of the chunk's sequence with fewer experts, whose tokens may grow without changing the original."""
     own = chunk.sequence
     sampling = replace(own.request.sampling, logprobs=None)
-    request = replace(own.request, budget=own.request.budget.at_most(experts), sampling=sampling)
+    budget = own.request.budget.at_most(experts)
+    request = replace(own.request, budget=budget, sampling=sampling, return_routes=False)
     copy = Sequence(request, own.arrived_at)
     copy.tokens = list(own.tokens)
     copy.blocks, copy.slot = own.blocks, own.slot

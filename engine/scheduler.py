@@ -12,13 +12,24 @@ from engine.blocks import BlockManager
 from engine.cost import NO_COST, StepBudget, StepCost, prefill_share
 from engine.fits_context import require_fits_context
 from engine.grammars.matcher import Matcher
-from engine.outputs import append_tokens, count_draft_work, end_event, token_event
-from engine.plan import NOT_FINITE, Chunk, Plan, PlanStats, PromptLogprobs, Sampled, require_results
+from engine.outputs import append_tokens, count_work, end_event, token_event
+from engine.plan import (
+    NOT_FINITE,
+    NOT_OBSERVED,
+    Chunk,
+    Observed,
+    Plan,
+    PlanStats,
+    PromptLogprobs,
+    Sampled,
+    require_results,
+)
 from engine.prefill import PrefillPlanner
 from engine.queues import Queues
 from engine.sequence import Sequence
 from engine.speculation import Speculator
 from engine.types import Finish, Request, TokenEvent
+from model.budget import ExpertCounts, ExpertRange
 from model.errors import InvalidRequest
 
 
@@ -36,6 +47,8 @@ class Scheduler:
 
     A `speculator` proposes drafts for sequences that decode. Drafts use only tokens of the step and blocks that no
     other sequence needs.
+
+    `experts`: what the model can run, to refuse other routing rules and to tell what the trained count would cost.
     """
 
     def __init__(
@@ -51,6 +64,7 @@ class Scheduler:
         step_seconds: float = 0.0,
         min_chunk: int = 16,
         speculator: Speculator | None = None,
+        experts: ExpertRange | None = None,
     ) -> None:
         if not 1 <= max_running <= max_step_tokens:
             raise ValueError(
@@ -70,6 +84,8 @@ class Scheduler:
         self._step_seconds = step_seconds if step_seconds and chunked else math.inf
         self.queues = Queues()
         self._waiting, self._running = self.queues.waiting, self.queues.running
+        self._experts = experts
+        self._trained_pairs = experts.trained * experts.layers if experts else 0  # of one token
         self._prefills = PrefillPlanner(blocks, self.queues, max_running, chunked, clock)
         self._planned: set[str] = set()  # ids in the plan that is not committed yet
         self._aborting: set[str] = set()  # those of them that were aborted: they end with the commit
@@ -100,12 +116,15 @@ class Scheduler:
         """Queue a request; `matcher` follows its grammar.
 
         Raises:
-            InvalidRequest: it is empty, its id is taken, or it could never fit in the context or the cache.
+            InvalidRequest: it is empty, its id is taken, it could never fit in the context or the cache, or the model
+                does not run its routing rule.
         """
         if request.id in self._running or request.id in self._waiting:
             raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
         require_fits_context(request, self.max_model_len, self.blocks.total * self.blocks.block_size)
-        self.queues.add(Sequence(request, self._clock(), matcher))
+        if self._experts is not None:
+            self._experts.check_rule(request.budget.rule)
+        self.queues.add(Sequence(request, self._clock(), matcher, self._trained_pairs))
 
     def abort(self, request_id: str) -> None:
         """End a request; its last event comes with the next commit. An unknown id is ignored: it may just have ended.
@@ -116,6 +135,12 @@ class Scheduler:
             self._aborting.add(request_id)
         elif sequence := self._running.get(request_id) or self._waiting.get(request_id):
             self._finish(sequence, "abort")
+
+    def set_counts(self, request_id: str, counts: ExpertCounts) -> None:
+        """Give the tokens of a request that are still to be computed these counts, one per MoE layer. Between steps
+        only. An unknown id is ignored: it may just have ended."""
+        if sequence := self._running.get(request_id) or self._waiting.get(request_id):
+            self.blocks.forget_hashes(sequence, sequence.set_counts(counts))
 
     def schedule(self) -> Plan:
         """Choose the next step's chunks and allocate their blocks. Every plan must be committed or failed.
@@ -152,20 +177,27 @@ class Scheduler:
         return plan
 
     def commit(
-        self, plan: Plan, sampled: Seq[Sampled], prompt_logprobs: Seq[PromptLogprobs] = (), recompute: Seq[Chunk] = ()
+        self,
+        plan: Plan,
+        sampled: Seq[Sampled],
+        prompt_logprobs: Seq[PromptLogprobs] = (),
+        recompute: Seq[Chunk] = (),
+        observed: Seq[Observed] = (),
     ) -> list[TokenEvent]:
         """Apply a step's results and return all events since the last commit.
 
         Results are in plan order: one `Sampled` per sampling chunk, one entry of `prompt_logprobs` per chunk with
-        scored positions. Sequences of `recompute` chunks are recomputed from their first token.
+        scored positions; of `observed` one per chunk, or none. Sequences of `recompute` chunks are recomputed from
+        their first token.
 
         Raises:
             ValueError: the number of results is wrong; nothing has changed.
         """
         require_results(plan, len(sampled), len(prompt_logprobs))
         results, scored = iter(sampled), iter(prompt_logprobs)
-        for chunk in plan:
+        for chunk, seen in zip(plan, observed or (NOT_OBSERVED,) * len(plan), strict=True):
             found = next(scored) if chunk.scored_positions else ()
+            self._observe(chunk, seen)
             self._commit_chunk(chunk, next(results) if chunk.samples else None, found)
         if self.speculator is not None:
             self.speculator.record_step(self.plan_stats.estimated_s, len(sampled) + self.plan_stats.accepted)
@@ -243,13 +275,16 @@ class Scheduler:
             elif sequence.id in self._running:
                 self._preempt(sequence)
 
+    def _observe(self, chunk: Chunk, seen: Observed) -> None:
+        """Record a chunk's work and routes."""
+        count_work(chunk, self.speculator.experts if self.speculator else 0, seen.pairs)
+        if chunk.sequence.routes is not None and seen.routes is not None:
+            chunk.sequence.routes.put(chunk.start, seen.routes)
+
     def _commit_chunk(self, chunk: Chunk, result: Sampled | None, prompt_logprobs: PromptLogprobs) -> None:
         """Apply one chunk's results. Blocks of a sequence that failed are not published to the prefix cache."""
         sequence, reaches_end = chunk.sequence, chunk.reaches_end
         sequence.computed = chunk.start + chunk.length
-        sequence.record_work(chunk.start, sequence.computed)
-        if chunk.drafts or chunk.model_drafts:
-            count_draft_work(chunk, self.speculator.experts if self.speculator else 0)
         if self._chunked and (self.queues.partial_prefill is sequence or not reaches_end):
             self.queues.record_prefill(sequence)
         if sequence.id in self._aborting:

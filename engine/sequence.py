@@ -4,8 +4,11 @@ A sequence has no phase: `pending` is 1 while it decodes and more while it prefi
 Not here: how blocks are shared (see `engine/blocks.py`).
 """
 
+from dataclasses import replace
+
 from engine.grammars.matcher import Matcher
-from engine.types import Logprob, Request, RequestStats
+from engine.routes import RouteRecord
+from engine.types import Logprob, Request, RequestStats, Routes
 from model.budget import CountRun, ExpertCounts
 
 
@@ -17,6 +20,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "_trained_pairs",
         "_unpriced_end",
         "_unpriced_start",
         "admitted_at",
@@ -39,14 +43,18 @@ class Sequence:
         "published",
         "request",
         "routed_pairs",
+        "routes",
         "sampler_state",
         "slot",
         "tokens",
         "waiting_since",
     )
 
-    def __init__(self, request: Request, arrived_at: float, matcher: Matcher | None = None) -> None:
+    def __init__(
+        self, request: Request, arrived_at: float, matcher: Matcher | None = None, trained_pairs: int = 0
+    ) -> None:
         self.request = request
+        self._trained_pairs = trained_pairs  # of one token at the trained count
         self.matcher = matcher  # follows the request's grammar up to the last of `tokens`
         self.tokens = list(request.prompt)
         self.prompt_length = len(request.prompt)
@@ -60,6 +68,7 @@ class Sequence:
         self.preemptions = 0
         self.computed_tokens = 0  # in total; see `RequestStats`
         self.routed_pairs = 0  # of these tokens, and of drafts that the model made with fewer experts
+        self.routes = RouteRecord() if request.return_routes else None
         self._unpriced_start = self._unpriced_end = 0  # computed positions that are not in `routed_pairs` yet
         self.isolated_until = 0  # tokens before this position run in a step of their own: a shared step failed there
         self.arrived_at = arrived_at
@@ -105,6 +114,14 @@ class Sequence:
         """The largest expert counts among the tokens still to be computed: an upper bound of each one's work."""
         return self.request.budget.largest(self.computed, len(self.tokens), self.prompt_length)
 
+    def set_counts(self, counts: ExpertCounts) -> int:
+        """Give the tokens still to be computed these counts. Returns the first position that has them: of a preempted
+        sequence, what its answer was sampled from is computed again as it was."""
+        self._price_work()
+        first = max(self.computed, len(self.tokens) - 1) if self.output_count else self.computed
+        self.request = replace(self.request, budget=self.request.budget.changed(first, counts))
+        return first
+
     def record_work(self, start: int, end: int) -> None:
         """Add the computation of the positions from `start` up to `end` to the sequence's work."""
         self.computed_tokens += end - start
@@ -112,6 +129,11 @@ class Sequence:
             self._price_work()
             self._unpriced_start = start
         self._unpriced_end = end
+
+    def record_measured_work(self, tokens: int, pairs: int) -> None:
+        """Add the computation of so many tokens whose pairs were counted as they ran."""
+        self.computed_tokens += tokens
+        self.routed_pairs += pairs
 
     def _price_work(self) -> None:
         """Add the pairs of the last positions in a row; one by one they would cost time with every decoded token."""
@@ -131,4 +153,12 @@ class Sequence:
             preemptions=self.preemptions,
             computed_tokens=self.computed_tokens,
             routed_pairs=self.routed_pairs,
+            trained_pairs=self.computed_tokens * self._trained_pairs,
         )
+
+    def final_routes(self) -> Routes | None:
+        """The routes of a sequence that ends, if it wants them; a last token that was only sampled has none."""
+        if self.routes is None:
+            return None
+        end = len(self.tokens) - 1 if self.output_count else len(self.tokens)
+        return self.routes.routes(self.cached_tokens, end)

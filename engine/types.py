@@ -19,6 +19,7 @@ from model.options import DType, Quantize, QuantizeLayers
 
 GenerationConfig = Literal["auto", "none"]
 Finish = Literal["stop", "length", "error", "abort"]
+MOST_ROUTED_TOKENS = 2048  # of a request that wants its routes, prompt and answer together
 NO_TOKEN_LEFT = "no_token_left"  # code of an error: what a request asks for together leaves no token
 
 
@@ -75,6 +76,7 @@ class Request:
     sampling: Sampling
     noise_seed: int | None = None
     salt: str = ""
+    return_routes: bool = False  # the last event says which experts ran
 
     @property
     def noise(self) -> int:
@@ -98,7 +100,26 @@ class RequestStats(msgspec.Struct, frozen=True, gc=False, array_like=True):
     cached_tokens: int
     preemptions: int
     computed_tokens: int  # in total: prompt, answer, drafts, and what is recomputed after a preemption
-    routed_pairs: int  # (token, expert) pairs, or draws, of these tokens
+    routed_pairs: int  # (token, expert) pairs, or draws, of these tokens; counted as they ran
+    trained_pairs: int = 0  # what the same tokens would have cost at the trained count
+
+    def mean_count(self, layers: int) -> float:
+        """Pairs per token and MoE layer, as they ran."""
+        return self.routed_pairs / (self.computed_tokens * layers) if self.computed_tokens and layers else 0.0
+
+
+class Routes(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Which experts ran: a little-endian array of `shape`, C order.
+
+    Top-k: experts best first; the largest value of the type where a token ran fewer. ∞-MoE: `bits` of the kept groups,
+    the lowest group in the lowest bit of the first byte.
+    """
+
+    first: int  # position of the first token: those before it were found in the prefix cache
+    shape: tuple[int, int, int]  # tokens, MoE layers, and experts or bytes
+    dtype: Literal["uint8", "uint16"]
+    bits: bool
+    data: bytes
 
 
 class TokenEvent(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -115,6 +136,7 @@ class TokenEvent(msgspec.Struct, frozen=True, gc=False, array_like=True):
     stats: RequestStats | None = None  # with the first event (up to then) and with every finish
     prompt_logprobs: tuple[Logprob, ...] | None = None
     code: str = ""  # machine-readable, with an error that the request itself caused
+    routes: Routes | None = None  # with finish="stop" or "length" of a request with `return_routes`
 
 
 class TimedEvent(NamedTuple):
@@ -132,7 +154,7 @@ class StepStats(msgspec.Struct, frozen=True, gc=False, array_like=True):
     estimated_s: float  # what the scheduler expected; 0 without a cost
     prompt_tokens: int
     generated_tokens: int
-    routed_pairs: int  # sum over tokens and MoE layers of the counts that ran
+    routed_pairs: int  # sum over tokens and MoE layers of the experts that ran
     trained_pairs: int  # what the same tokens would have cost at the trained count
     distinct_experts: int  # experts (∞-MoE: groups of units) used, summed over layers
     mixed: bool  # tokens of different expert counts in the batch
@@ -181,6 +203,7 @@ class EngineInfo:
     kernels_reason: str  # why the native kernels are not used; empty if they are
     quantize: str  # of the weights: "none", "int8" or "int8-weights", and which layers
     step_cost: StepCost | None  # as measured at start; None if steps are not bounded by time
+    calibration_reason: str = ""  # why the checkpoint's calibration is not used; empty if it is, or there is none
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,3 +83,4 @@ class Batch:
     seeds_T: Tensor  # int64, the noise seed of each token's request
     budget: BudgetRows
     rows_B: Tensor  # int64: the rows whose logits are wanted
+    routes: bool = False  # whether the observer wants every token's experts

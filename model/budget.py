@@ -6,12 +6,14 @@ Not here: how a count becomes work (see `model/moe/`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from model.errors import InvalidRequest
 
 ExpertCounts = tuple[int, ...]  # of one token: one expert count per MoE layer
 CountRun = tuple[ExpertCounts, int]  # counts, and how many neighbouring positions have them
+CountChange = tuple[int, ExpertCounts]  # the first position that has these counts
 Normaliser = Literal["trained", "raw", "kept"] | int
 
 
@@ -22,14 +24,18 @@ class RoutingRule:
     `normaliser` applies where the count is below the trained one; at and above it weights are always the family's own.
     With p the router's scores, best first, and M = Σ p over the trained count (1 in families that normalise):
     "trained" is the family's rule, "raw" is p, "kept" is p · M / Σ p over the experts that run, and n is
-    p · M / Σ p over the n best, whether they run or not.
+    p · M / Σ p over the n best, whether they run or not. In families that normalise, "kept" is the family's rule.
+
+    `threshold` and `top_p` end a token's choice at the first expert that fails them, so that fewer experts are always
+    the first of more; the best one always runs. `reuse` comes after them: with S the experts that all tokens of the
+    batch run in this layer so far, a token adds those of S that follow its own in its order, `reuse` of them at most.
     """
 
     normaliser: Normaliser = "trained"
     threshold: float = 0.0  # an expert runs only if its score is at least this part of the best one's; 0: all
     top_p: float = 0.0  # experts run up to and with the one that brings their share of all scores to this; 0: all
     repair: bool = False  # each layer's output is brought to its mean and spread at the trained count
-    reuse: int = 0  # a token adds its next best experts, up to this many, where its batch runs them anyway; 0: none
+    reuse: int = 0  # a token adds up to this many of its next best experts that its batch runs anyway; 0: none
 
     @property
     def adaptive(self) -> bool:
@@ -51,6 +57,7 @@ class ExpertBudget:
     per_layer: ExpertCounts  # of generated positions, and of prompt positions that have no counts of their own
     prefill: ExpertCounts = ()  # of prompt positions; empty: the same as of others
     rule: RoutingRule = FAMILY_RULE
+    changes: tuple[CountChange, ...] = ()  # of counts, by rising position; the last one before a position holds
 
     def __post_init__(self) -> None:
         if self.prefill == self.per_layer:  # one form of one meaning, so that equal budgets compare equal
@@ -58,20 +65,42 @@ class ExpertBudget:
 
     def at(self, position: int, prompt: int) -> ExpertCounts:
         """The counts of the token at `position`, in a sequence whose first `prompt` tokens are its prompt."""
+        for first, counts in reversed(self.changes):
+            if position >= first:
+                return counts
         return self.prefill if self.prefill and position < prompt else self.per_layer
 
     def runs(self, start: int, end: int, prompt: int) -> tuple[CountRun, ...]:
         """The same of the positions from `start` up to `end`, as runs of equal counts."""
+        if self.changes:
+            return self._changing_runs(start, end, prompt)
         if not self.prefill or start >= prompt:
             return ((self.per_layer, end - start),)
         if end <= prompt:
             return ((self.prefill, end - start),)
         return (self.prefill, prompt - start), (self.per_layer, end - prompt)
 
+    def _changing_runs(self, start: int, end: int, prompt: int) -> tuple[CountRun, ...]:
+        inner = {position for position in (prompt, *dict(self.changes)) if start < position < end}
+        runs: list[CountRun] = []
+        for first, after in pairwise([start, *sorted(inner), end]):
+            counts, tokens = self.at(first, prompt), after - first
+            if runs and runs[-1][0] == counts:
+                tokens += runs.pop()[1]
+            runs.append((counts, tokens))
+        return tuple(runs)
+
+    def changed(self, position: int, counts: ExpertCounts) -> "ExpertBudget":
+        """The same budget with these counts from `position` on."""
+        if position <= 0:
+            return replace(self, per_layer=counts, prefill=(), changes=())
+        earlier = tuple(change for change in self.changes if change[0] < position)
+        return replace(self, changes=(*earlier, (position, counts)))
+
     @property
     def without_counts(self) -> "ExpertBudget":
         """What the budget says beside the counts of positions."""
-        return replace(self, per_layer=(), prefill=())
+        return replace(self, per_layer=(), prefill=(), changes=())
 
     def pairs(self, start: int, end: int, prompt: int) -> int:
         """The work of these positions: (token, expert) pairs, or draws, summed over the MoE layers.
@@ -90,20 +119,25 @@ class ExpertBudget:
 
     def at_most(self, limit: int) -> "ExpertBudget":
         """The same budget with no count above `limit`."""
-        return replace(self, per_layer=_at_most(self.per_layer, limit), prefill=_at_most(self.prefill, limit))
+        changes = tuple((position, _at_most(counts, limit)) for position, counts in self.changes)
+        per_layer, prefill = _at_most(self.per_layer, limit), _at_most(self.prefill, limit)
+        return replace(self, per_layer=per_layer, prefill=prefill, changes=changes)
 
     @property
     def uniform(self) -> int | None:
         """The one count of all positions and layers; None where they differ, or there are no layers."""
-        counts = {*self.per_layer, *self.prefill}
+        counts = {*self.per_layer, *self.prefill}.union(*dict(self.changes).values())
         return counts.pop() if len(counts) == 1 else None
 
     def mean(self, prompt: int, generated: int) -> float:
-        """The count to report for so many tokens: the mean over tokens and layers, exact where all are equal."""
-        if not self.prefill:
-            return _mean(self.per_layer)
-        total = prompt * _mean(self.prefill) + generated * _mean(self.per_layer)
-        return total / (prompt + generated)
+        """The count to report for so many tokens: the mean over tokens and layers, exact where all are equal.
+
+        With an adaptive rule it says what was allowed; what ran is in `RequestStats.mean_count`.
+        """
+        runs = self.runs(0, prompt + generated, prompt)
+        if len(runs) == 1:
+            return _mean(runs[0][0])
+        return sum(tokens * _mean(counts) for counts, tokens in runs) / (prompt + generated)
 
 
 def _at_most(counts: ExpertCounts, limit: int) -> ExpertCounts:
@@ -116,12 +150,18 @@ def _mean(counts: ExpertCounts) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ExpertRange:
-    """The counts that a loaded model can run: `layers` MoE layers, each from `minimum` to `maximum` experts."""
+    """The counts that a loaded model can run: `layers` MoE layers, each from `minimum` to `maximum` experts.
+
+    And which routing rules: `rule_refusal` and `repair_refusal` say why none, or why no repair, is taken.
+    """
 
     layers: int
     trained: int
     minimum: int
     maximum: int
+    rule_refusal: str = ""  # of every field of a rule but repair
+    repair_refusal: str = ""
+    repaired: tuple[int, ...] = ()  # counts whose repair the calibration says helps; empty: there are no tables
 
     def budget(self, count: int | Sequence[int], param: str = "num_experts") -> ExpertBudget:
         """Turn one count, or one per MoE layer, into a budget.
@@ -151,3 +191,32 @@ class ExpertRange:
                     param,
                 )
         return ExpertBudget(per_layer)
+
+    def check_rule(self, rule: RoutingRule, param: str = "experts") -> None:
+        """Refuse what this model cannot do, by the name of the rule's field.
+
+        Raises:
+            InvalidRequest: names the field as `param`.name.
+        """
+        for name in ("normaliser", "threshold", "top_p", "reuse", "repair"):
+            if getattr(rule, name) != getattr(FAMILY_RULE, name) and (fault := self._rule_fault(rule, name)):
+                raise InvalidRequest(f"{param}.{name} {fault}", f"{param}.{name}")
+
+    def _rule_fault(self, rule: RoutingRule, name: str) -> str:
+        """What is wrong with one field of a rule that is not the family's; empty: nothing."""
+        value = getattr(rule, name)
+        if self.layers == 0:
+            return "was given, but this model has no mixture-of-experts layers"
+        if name == "repair":
+            tables = "" if self.repaired else "no calibration with repair statistics was loaded (`moedial calibrate`)"
+            reason = self.repair_refusal or tables
+            return f"is refused: {reason}" if reason else ""
+        if self.rule_refusal:
+            return f"is refused: {self.rule_refusal}"
+        if name in ("threshold", "top_p") and not 0 <= value <= 1:
+            return f"must be between 0 and 1, got {value!r:.64}"
+        if name == "reuse" and not 0 <= value <= self.maximum:
+            return f"must be between 0 and {self.maximum} for this model, got {value!r:.64}"
+        if name == "normaliser" and value not in ("raw", "kept") and not 1 <= int(value) <= self.maximum:
+            return f"k2={value!r:.64} must be between 1 and {self.maximum} for this model"
+        return ""

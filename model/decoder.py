@@ -102,6 +102,7 @@ class Decoder(nn.Module):
                 past=past,
                 memory=number,
                 rotary=rotary,
+                routes=batch.routes,
             )
             yield step, step if shape.memory is None else replace(step, memory=memory)
             moe_layer += is_mixture

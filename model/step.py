@@ -45,10 +45,22 @@ class Past(Protocol):
 
 
 class Observer(Protocol):
-    """Is told what each MoE layer did: for metrics while serving, for balance losses while training."""
+    """Is told what each MoE layer did: for metrics while serving, for balance losses while training.
+
+    Who inherits from it hears of `routed` alone, unless it says more.
+    """
 
     def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
         """`pairs` computed; `load_E` tokens per expert (∞-MoE: per group); `scores_TE` router probabilities."""
+
+    def used(self, layer: int, used_T: Tensor) -> None:
+        """Int64: how many pairs each token ran. Only of steps where a routing rule is adaptive."""
+        return None
+
+    def routes(self, layer: int, expert_TK: Tensor) -> None:
+        """Int32: each token's experts, best first, then -1 where it ran fewer; ∞-MoE: the groups that it kept, in
+        rising order. Only of steps with `Batch.routes`."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,7 @@ class LayerStep:
     past: Past | None = None
     memory: int = -1  # index of its cache in `config.memory` and `Cache.layers`; -1: it keeps nothing
     rotary: Mapping[Rope, Tables] = field(default_factory=dict)  # of every kind that the decoder uses
+    routes: bool = False  # whether the observer wants every token's experts
 
     def attend(self, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, spec: MaskSpec) -> Tensor:
         """See `Past.attend`; of this sublayer."""

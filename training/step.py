@@ -15,6 +15,7 @@ from model.batch import Batch, BudgetRows
 from model.decoder import Decoder
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Infinity
+from model.step import Observer
 
 
 @torch.no_grad()
@@ -35,7 +36,7 @@ def initialise(model: Decoder, seed: int) -> None:
             parameter[parameter.shape[0] // 2 :] = 0.0  # exp(0) = 1: noise as large as the spread of the means
 
 
-class Balance:
+class Balance(Observer):
     """Observer that gathers the Switch balance loss E · Σ f_i P_i of softmax routers (2101.03961, eq. 4)."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from model.batch import LayerBudget
 from model.registry import LayerModule
 from model.shapes.mixtures import Infinity, Router, TopK
-from model.step import LayerStep
+from model.step import LayerStep, Observer
 
 Parameters = dict[str, Tensor]
 COLD_BYTES = 256 << 20  # copies of a layer that together no cache holds
@@ -87,7 +87,7 @@ def calls(shape: Shape, tokens: int, count: int) -> list[Call]:
     return made
 
 
-class Load:
+class Load(Observer):
     """Observes mixtures and sums their routed pairs and distinct experts."""
 
     def __init__(self) -> None:

@@ -24,6 +24,7 @@ from engine.process.messages import (
     Pong,
     Ready,
     Reports,
+    SetCounts,
     Start,
     Stop,
     Submit,
@@ -31,6 +32,7 @@ from engine.process.messages import (
 from engine.process.silence import SilenceTimer, too_long
 from engine.process.sinks import Sink, Sinks
 from engine.types import EngineInfo, EngineSettings, Request, StepReport, TimedEvent, TokenEvent
+from model.budget import ExpertCounts
 from model.errors import EngineDown, EngineStopped, GenerationFailed, InvalidRequest, MoedialError
 
 log = logging.getLogger(__name__)
@@ -141,6 +143,17 @@ class EngineClient:
         self._sinks[request_id] = None
         if self._child is not None:
             self._child.send(Abort((request_id,)))
+
+    def set_counts(self, request_id: str, counts: ExpertCounts) -> None:
+        """Give the tokens of a running request that are still to be computed these counts. An unknown id is ignored.
+
+        Raises:
+            InvalidRequest: the model cannot run them.
+        """
+        if self.info is not None:
+            self.info.experts.budget(counts)
+        if self._child is not None and self._sinks.get(request_id) is not None:
+            self._child.send(SetCounts(request_id, counts))
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
         """Run a request and yield its events, the last one with `finish`. Closing the generator early aborts it.

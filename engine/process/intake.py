@@ -6,11 +6,13 @@ It knows the messages that refuse a request, and no sockets.
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 
 from engine.engine import Engine
 from engine.grammars.matcher import Matcher
 from engine.process.messages import Compiled, FromEngine, Rejected
 from engine.types import Request
+from model.budget import ExpertCounts
 from model.errors import InvalidRequest
 
 Job = tuple[Request | None, Future[Matcher]]  # None: only a grammar is to be compiled
@@ -41,6 +43,14 @@ class Intake:
         else:
             job.cancel()
             self.send(Rejected(request_id, "aborted before it began", None, "aborted"))
+
+    def set_counts(self, request_id: str, counts: ExpertCounts) -> None:
+        """Of a request that runs, or of one whose grammar is still being compiled."""
+        request, job = self.jobs.get(request_id, (None, None))
+        if request is not None and job is not None:
+            self.jobs[request_id] = replace(request, budget=request.budget.changed(0, counts)), job
+        else:
+            self.engine.set_counts(request_id, counts)
 
     def admit(self) -> bool:
         """Add the requests whose grammars have been compiled; returns whether there were any."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from engine.types import EngineInfo, EngineSettings, Logprob, Request, StepReport, TokenEvent
+from model.budget import ExpertCounts
 
 MAX_FRAME = 64 * 1024 * 1024  # bytes; a request with a prompt of ten million tokens still fits
 HEADER = struct.Struct("<I")
@@ -38,6 +39,14 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     """End these requests; unknown ids are ignored."""
 
     ids: tuple[str, ...]
+
+
+class SetCounts(msgspec.Struct, frozen=True, tag="counts"):
+    """Give the tokens of a request that are still to be computed these counts, one per MoE layer; an unknown id is
+    ignored."""
+
+    request_id: str
+    counts: ExpertCounts
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -105,7 +114,7 @@ class PromptLogprobsPart(msgspec.Struct, frozen=True, tag="scores"):
     logprobs: tuple[Logprob, ...]
 
 
-ToEngine = Start | Submit | Compile | Abort | Stop | Ping
+ToEngine = Start | Submit | Compile | Abort | SetCounts | Stop | Ping
 FromEngine = Ready | Failed | Rejected | Compiled | Pong | Busy | Reports | Events | PromptLogprobsPart
 Message = TypeVar("Message")
 

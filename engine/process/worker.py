@@ -31,6 +31,7 @@ from engine.process.messages import (
     Pong,
     Ready,
     Reports,
+    SetCounts,
     Start,
     Stop,
     Submit,
@@ -195,6 +196,8 @@ def _handle(message: ToEngine, intake: Intake) -> bool:
         case Abort(ids):
             for request_id in ids:
                 intake.abort(request_id)
+        case SetCounts(request_id, counts):
+            intake.set_counts(request_id, counts)
         case Ping():
             intake.send(Pong())
         case Stop():

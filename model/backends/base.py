@@ -54,6 +54,11 @@ class Runnable(SamplingOps, Protocol):
         ...
 
     @property
+    def rules(self) -> bool:
+        """Whether it runs routing rules other than the family's (`RoutingRule`), and tells routes."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Where the weights and the cache are."""
         ...

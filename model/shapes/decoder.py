@@ -40,6 +40,7 @@ class DecoderConfig:
     residual_scale: float = 1.0  # what each sublayer's output is multiplied by before it is added
     logit_scale: float = 1.0
     extrapolates: bool = False  # other counts than the trained one are allowed even where a router is not made for them
+    repaired: tuple[int, ...] = ()  # counts whose repair helps, where the layers have its statistics
 
     def __post_init__(self) -> None:
         sizes(vocabulary=self.vocabulary, width=self.width, context=self.context, layers=len(self.feed_forward))
@@ -66,9 +67,12 @@ class DecoderConfig:
         if not shapes:
             return ExpertRange(0, 0, 0, 0)
         trained, most = shapes[0].trained, min(shape.maximum for shape in shapes)
+        refusal = next((shape.rule_refusal for shape in shapes if shape.rule_refusal), "")
+        least = 1
         if any(shape.fixed for shape in shapes) and not self.extrapolates:
-            return ExpertRange(len(shapes), trained, trained, trained)
-        return ExpertRange(len(shapes), trained, 1, most)
+            least = most = trained
+            refusal = refusal or "this model's router is made for the trained count alone"
+        return ExpertRange(len(shapes), trained, least, most, refusal, repaired=self.repaired)
 
     @property
     def draws_noise(self) -> bool:

@@ -44,6 +44,10 @@ class FeedForward(Protocol):
         """Whether the layer is defined for the trained count only."""
 
     @property
+    def rule_refusal(self) -> str:
+        """Why it takes no `RoutingRule` but its own (repair aside); empty: it takes them."""
+
+    @property
     def shared_experts(self) -> int:
         """Experts that run for every token and are no part of the count."""
 
@@ -74,6 +78,11 @@ class TokenLocal:
     def draws_noise(self) -> bool:
         """Nothing is drawn."""
         return False
+
+    @property
+    def rule_refusal(self) -> str:
+        """A kind that says nothing else has no router."""
+        return "this kind of layer has no router whose weights a rule could change"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +172,15 @@ class TopK(TokenLocal):
         return int(self.shared is not None)
 
     @property
+    def rule_refusal(self) -> str:
+        """Rules are for weights of single experts that multiply outputs."""
+        if self.router.score == "sparse_mixer":
+            return "the sparse mixer's weights are defined for its own rule only"
+        if self.router.weigh_input:
+            return "this model's router weighs what its experts read, not what they answer"
+        return ""
+
+    @property
     def maximum(self) -> int:
         """All experts of the groups that a token keeps."""
         if self.router.score == "sparse_mixer":
@@ -218,6 +236,11 @@ class Infinity(TokenLocal):
     def draws_noise(self) -> bool:
         """Whether a request's noise seed changes the draws; fixed points are the same for all requests."""
         return self.draws != "points"
+
+    @property
+    def rule_refusal(self) -> str:
+        """Draws have no weights."""
+        return "the draws of an ∞-MoE have no router weights"
 
     @property
     def points(self) -> int:

@@ -14,8 +14,9 @@ from torch import Tensor
 from engine.build import assemble, prepare
 from engine.calibrate import MOST_ROWS
 from engine.engine import Engine
+from engine.expert_stats import ExpertStats
 from engine.plan import Plan
-from engine.runner import ExpertStats, ModelRunner
+from engine.runner import ModelRunner
 from engine.sequence import Sequence
 from engine.types import EngineSettings, Finish, Request, Sampling, StepStats
 from model.backends.base import Runnable

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from engine.blocks import BlockManager
 from engine.engine import Engine
+from engine.expert_stats import ExpertStats
 from engine.plan import Plan, StepResult
-from engine.runner import ExpertStats, ModelRunner
+from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
 from engine.types import Finish, Request, Sampling, StepReport
 from model.backends.cpu.kernels.library import load

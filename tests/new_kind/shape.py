@@ -20,6 +20,7 @@ class RunningMean:
     experts_per_draw = 0
     draws_noise = False
     token_local = False
+    rule_refusal = "its router takes no rule"
 
     def __post_init__(self) -> None:
         sizes(width=self.width, experts=self.experts, hidden=self.hidden)

@@ -34,6 +34,7 @@ class NativeDecoder(NativeSampling):
 
     workspace = 0  # attention works on a few tiles per thread
     exact = True
+    rules = False
     device = torch.device("cpu")
 
     def __init__(self, model: Decoder, length: int, quantize: Quantize = "none", experts_only: bool = True) -> None:
@@ -75,6 +76,8 @@ class NativeDecoder(NativeSampling):
     @torch.inference_mode()
     def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
         """Logits of the wanted rows, [B, V], float32."""
+        if batch.budget.rules or batch.routes:
+            raise ValueError("the native kernels run no routing rule but the family's, and tell no routes")
         cache = pages.cache
         logits_BV, load_N = self._run(
             batch.ids_T,

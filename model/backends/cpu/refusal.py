@@ -29,7 +29,7 @@ def _any(*names: str) -> dict[str, tuple[object, ...]]:
 
 _DECODER: Values = {
     **_any("vocabulary", "width", "context", "attention", "feed_forward", "norm_eps", "tied"),
-    **_any("norm_offset", "extrapolates"),
+    **_any("norm_offset", "extrapolates", "repaired"),
     "norm": ("layer", "rms"),
     "positions": ("rotary", "learned"),
 }

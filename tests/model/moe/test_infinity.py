@@ -16,7 +16,7 @@ from model.moe.infinity import InfinityMixture, keep_top
 from model.moe.points import fixed_points
 from model.noise import mix, mix_int, normal, uniform
 from model.shapes.mixtures import Infinity
-from model.step import LayerStep
+from model.step import LayerStep, Observer
 from tests.model.tiny import infinity, randomise, use
 
 WIDTH = 16
@@ -95,7 +95,7 @@ def k_passes(module: InfinityMixture, x_D: Tensor, given: LayerStep, token: int)
     return total_D / count
 
 
-class Seen:
+class Seen(Observer):
     """Observer that keeps what it was told."""
 
     def __init__(self) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model.moe.base import RoutedPairs
 from model.moe.topk import TopKMixture
+from model.step import Observer
 from tests.model.tiny import randomise, topk, use
 
 WIDTH = 16
@@ -104,7 +105,7 @@ def test_a_counts_choice_is_a_prefix_of_the_next() -> None:
             assert small.items() <= large.items()
 
 
-class Seen:
+class Seen(Observer):
     """Observer that keeps what it was told."""
 
     pairs = 0

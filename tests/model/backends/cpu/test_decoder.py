@@ -19,6 +19,7 @@ from model.shapes.attention import MLA, Attention
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, FeedForward, Infinity, Router
 from model.shapes.rope import Rope
+from model.step import Observer
 from tests.model.tiny import VOCABULARY, PagedRun, decoder, gpt2_like, infinity, llama_like, topk
 
 LENGTH = 64
@@ -130,7 +131,7 @@ def test_logits_do_not_depend_on_the_chunks(name: str, quantize: Quantize, dtype
         assert apart < 0.1 if quantize != "none" or dtype == torch.bfloat16 else apart < 1e-4
 
 
-class Seen:
+class Seen(Observer):
     """Observer that keeps what it was told."""
 
     def __init__(self) -> None:

@@ -1,0 +1,71 @@
+"""What the mixtures of one step tell: routed pairs and loads, and the pairs and routes of single requests.
+
+It knows plans and what mixtures report, not how a step is run.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from engine.plan import Chunk, Observed, Plan
+from engine.routes import StepRoutes, pack
+from model.shapes.mixtures import FeedForward
+from model.step import Observer
+
+
+class ExpertStats(Observer):
+    """Observes the passes of one step: those that make drafts, and then the plan's own."""
+
+    def __init__(self) -> None:
+        self.pairs = 0
+        self.loads: list[Tensor] = []
+        self._used_LT: list[Tensor] = []  # of the pass that runs
+        self._expert_LTK: list[Tensor] = []
+        self._pairs_of: Counter[str] = Counter()  # of each sequence
+
+    def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
+        self.pairs += pairs
+        self.loads.append(load_E)
+
+    def used(self, layer: int, used_T: Tensor) -> None:
+        self._used_LT.append(used_T)
+
+    def routes(self, layer: int, expert_TK: Tensor) -> None:
+        self._expert_LTK.append(expert_TK)
+
+    def count_pairs(self, plan: Plan) -> None:
+        """After a pass: add what each sequence of its plan ran, if the mixtures told it."""
+        if not self._used_LT:
+            return
+        used: list[int] = sum(self._used_LT[1:], self._used_LT[0]).tolist()
+        for chunk, first in _rows(plan):
+            self._pairs_of[chunk.sequence.id] += sum(used[first : first + _tokens(chunk)])
+        self._used_LT.clear()
+
+    def observed(self, plan: Plan, mixtures: Sequence[FeedForward]) -> tuple[Observed, ...]:
+        """What was seen of each chunk of the plan that ran last; nothing where no request needs it."""
+        if not self._pairs_of and not self._expert_LTK:
+            return ()
+        routes = pack(self._expert_LTK, mixtures) if self._expert_LTK else None
+        return tuple(self._observed(chunk, first, routes) for chunk, first in _rows(plan))
+
+    def _observed(self, chunk: Chunk, first: int, routes: StepRoutes | None) -> Observed:
+        request = chunk.sequence.request
+        pairs = self._pairs_of[request.id] if request.budget.rule.adaptive else None
+        if routes is None or not request.return_routes:
+            return Observed(pairs)
+        return Observed(pairs, routes.part(first, _tokens(chunk)))
+
+
+def _tokens(chunk: Chunk) -> int:
+    return chunk.length + len(chunk.drafts)
+
+
+def _rows(plan: Plan) -> list[tuple[Chunk, int]]:
+    """Each chunk and its first row in the batch."""
+    rows, first = [], 0
+    for chunk in plan:
+        rows.append((chunk, first))
+        first += _tokens(chunk)
+    return rows
