@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from calibration.command import calibrate  # only its options; torch is imported when it runs
 from engine.environment import PREFIX
 from model.errors import MoedialError
 from server.configuration.help import GroupedCommand
@@ -93,6 +94,7 @@ serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _
 app.command(cls=GroupedCommand)(serve)
 app.command("chat")(chat)
 app.command("run")(run_once)
+app.command("calibrate")(calibrate)
 app.add_typer(bench)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
-CODE = ("server", "engine", "weights", "model", "terminal", "training", "benchmarks")
+CODE = ("server", "engine", "weights", "model", "terminal", "training", "calibration", "benchmarks")
 SCENARIOS = {"e2e", "clients", "more_clients", "new_kind"}  # whole servers or engines, whatever package is at fault
 ELSEWHERE = {  # packages whose tests are in another folder, and why
     "model/families": "families",  # one set of tests for every family, against transformers

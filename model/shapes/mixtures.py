@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from model.shapes.checks import counts, one_of, reals, sizes
 from model.shapes.memory import Memory
+from model.shapes.work import TokenWork
 
 MOST_EXPERTS = 8192  # of one layer; each has tensors of its own in a checkpoint
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"]
@@ -66,6 +67,9 @@ class FeedForward(Protocol):
         A kind that is not token-local and keeps nothing must see a prompt whole: its prompts are not cut into chunks.
         """
 
+    def token_work(self, width: int, count: float) -> TokenWork:
+        """What one token of so many experts (on average) needs, in a decoder of this width."""
+
 
 class TokenLocal:
     """The answers of a kind whose tokens do not see each other: nothing is kept of a sequence, nothing is drawn."""
@@ -99,6 +103,11 @@ class Dense(TokenLocal):
     def __post_init__(self) -> None:
         sizes(width=self.width)
         one_of("activation", self.activation, Activation)
+
+    def token_work(self, width: int, count: float) -> TokenWork:
+        """The whole layer."""
+        weights = (2 + self.gated) * width * self.width
+        return TokenWork(weights, 0, weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +196,13 @@ class TopK(TokenLocal):
             return 2  # what it is defined for
         return self.experts // self.router.groups * self.router.kept_groups
 
+    def token_work(self, width: int, count: float) -> TokenWork:
+        """The router, the chosen experts, and the shared part."""
+        always = self.shared.token_work(width, 0).shared + self.shared_gate * width if self.shared else 0
+        shared = self.experts * width + always
+        routed = count * 3 * width * self.width
+        return TokenWork(shared, routed, shared + routed)
+
 
 @dataclass(frozen=True, slots=True)
 class Infinity(TokenLocal):
@@ -266,3 +282,10 @@ class Infinity(TokenLocal):
     def kept(self) -> int:
         """Groups that one draw keeps."""
         return max(1, round(self.blocks * self.keep_ratio))
+
+    def token_work(self, width: int, count: float) -> TokenWork:
+        """The router and the scores, which each draw multiplies, and the groups that the draws keep: with replacement
+        at most so many."""
+        router, scores = 2 * self.latent_dim * width, self.blocks * self.latent_dim
+        routed = min(count * self.kept, self.blocks) * self.block * 2 * width
+        return TokenWork(router + scores, routed, router + count * scores + routed)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from model.shapes.checks import counts, sizes
 from model.shapes.memory import StateMemory
+from model.shapes.work import TokenWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +41,8 @@ class RunningMean:
     def memory(self) -> StateMemory:
         """The sum of the inputs so far; how many they are follows from the position."""
         return StateMemory(self.width)
+
+    def token_work(self, width: int, count: float) -> TokenWork:
+        """The router and the chosen experts."""
+        router, routed = self.experts * width, count * 2 * width * self.hidden
+        return TokenWork(router, routed, router + routed)

@@ -1,0 +1,60 @@
+"""Progress of a calibration: a bar with the time left in a terminal, a line every few seconds elsewhere.
+
+It writes to the standard error stream and knows stages and steps, not what they are.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+SECONDS = 5.0  # between two lines
+
+
+class Progress:
+    """Stages of known length. `quiet`: nothing is shown."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        shown = console.is_terminal and not quiet
+        self._bars = Bars(*columns, TimeRemainingColumn(), console=console) if shown else None
+        self._quiet = quiet
+
+    @contextmanager
+    def stage(self, name: str, steps: int) -> Iterator["Stage"]:
+        """One stage of so many steps, which the caller counts with `advance`."""
+        if self._bars is None:
+            yield Stage(name, steps, self._quiet)
+            return
+        with self._bars:
+            yield Stage(name, steps, True, self._bars)
+
+
+class Stage:
+    """How far one stage is."""
+
+    def __init__(self, name: str, steps: int, quiet: bool, bars: Bars | None = None) -> None:
+        self._name, self._steps, self._quiet, self._bars = name, steps, quiet, bars
+        self._task = bars.add_task(name, total=steps) if bars else None
+        self._done, self._computed = 0, 0
+        self._started = self._said = time.monotonic()
+
+    def advance(self, computed: bool = True) -> None:
+        """One step more is done. A step that an earlier run had computed says nothing about the time left."""
+        self._done += 1
+        self._computed += computed
+        if self._bars is not None and self._task is not None:
+            self._bars.advance(self._task)
+        elif not self._quiet and time.monotonic() - self._said > SECONDS:
+            self._said = time.monotonic()
+            print(f"{self._name}: {self._done} of {self._steps}, {self.seconds_left():.0f} s left", file=sys.stderr)
+
+    def seconds_left(self) -> float:
+        """At the pace of the steps computed in this run."""
+        elapsed = time.monotonic() - self._started
+        return elapsed / max(1, self._computed) * (self._steps - self._done)

@@ -1,0 +1,58 @@
+"""Bytes and FLOPs of one token of a decoder, from its shapes. Attention over the context is left out: no count changes
+it. It measures nothing."""
+
+from dataclasses import dataclass
+
+import torch
+
+from model.decoder import Decoder, parameter_count
+from model.options import Quantize, QuantizeLayers
+from model.shapes.decoder import DecoderConfig
+from model.shapes.work import TokenWork
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How many bytes a weight takes."""
+
+    experts: float
+    others: float
+
+    @classmethod
+    def of(cls, element: int, quantize: Quantize, layers: QuantizeLayers) -> "Weights":
+        """With elements of so many bytes where nothing is quantized. The few bytes of scales are left out."""
+        if quantize == "none":
+            return cls(element, element)
+        return cls(1, 1 if layers == "all" else element)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWork:
+    """The work of one token in a decoder."""
+
+    config: DecoderConfig
+    outside: int  # weights that every token reads outside the mixtures
+
+    @classmethod
+    def of(cls, config: DecoderConfig) -> "DecoderWork":
+        """All but the mixtures, and but an embedding that is no head: of it a token reads one row."""
+        with torch.device("meta"):
+            decoder = Decoder(config)
+        outside = parameter_count(decoder)
+        for layer, shape in zip(decoder.layers, config.feed_forward, strict=True):
+            outside -= parameter_count(layer.get_submodule("ffn")) if shape.num_experts else 0
+        return cls(config, outside if config.tied else outside - config.width * (config.vocabulary - 1))
+
+    def bytes_per_token(self, counts: tuple[float, ...], weights: Weights) -> float:
+        """Of weights read for one token alone; `counts` per MoE layer."""
+        layers = self._layers(counts)
+        shared = self.outside + sum(work.shared for work in layers)
+        return shared * weights.others + sum(work.routed for work in layers) * weights.experts
+
+    def flops_per_token(self, counts: tuple[float, ...]) -> float:
+        """Two for each multiplication and its addition."""
+        return 2 * (self.outside + sum(work.multiplications for work in self._layers(counts)))
+
+    def _layers(self, counts: tuple[float, ...]) -> list[TokenWork]:
+        shapes = zip(self.config.mixtures, counts, strict=True)
+        return [shape.token_work(self.config.width, count) for shape, count in shapes]
