@@ -139,8 +139,10 @@ $(VENV)/.run: pyproject.toml constraints.txt $(wildcard model/backends/cpu/kerne
 	$(BIN)/python -m model.backends.cpu.kernels.build
 	touch $@
 
+# Triton tests the kernels for GPUs without one. torch for CUDA brings the version that it needs, so no version is pinned.
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) -e '.[dev]'
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton==3.6.0 || echo "no triton: tests of GPU kernels are skipped"
 	touch $@
 
 $(CLIENTS)/.built: constraints-clients.txt

@@ -6,6 +6,7 @@ Run as `TRITON_INTERPRET=1 python -m tests.training.gpu.compare_triton`; it fail
 import torch
 from torch import Tensor
 
+import tests.triton_interpreter  # noqa: F401 - before the first kernel
 from training.gpu.kernels import Layout, gate_torch, gated_torch, masks_torch
 from training.gpu.stories import attend as attend_torch
 from training.gpu.triton_kernels import Gate, Masks, attend

@@ -107,7 +107,7 @@ def test_sizes_that_the_kernels_cannot_take_are_named() -> None:
         check_length(40)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton comes with torch for GPUs only")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_the_kernels_compute_what_the_torch_functions_do() -> None:
     """In Triton's interpreter, which must be chosen before triton is imported."""
     command = [sys.executable, "-m", "tests.training.gpu.compare_triton"]
