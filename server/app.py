@@ -23,6 +23,7 @@ from server.http.counts import HttpCounts
 from server.http.h11 import ConnectionLimits, protocol_of
 from server.http.listening import files_left
 from server.http.middleware import BodyBudget, BodyLimits, HeadAsGet, RequestId, ReservedConnections, StopGuard
+from server.http.routes import calibration as calibration_route
 from server.http.routes import docs, generate, models, probes, tokens
 from server.http.sites import Sites
 from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProtocol
@@ -34,7 +35,7 @@ from server.version import VERSION
 log = structlog.get_logger("server")
 STOP_SECONDS = 5.0
 EXPOSED_HEADERS = ("x-request-id", "x-num-experts", "x-should-retry", "retry-after", *RATE_LIMIT_HEADERS)
-ROUTE_MODULES = (docs, generate, models, probes, tokens)
+ROUTE_MODULES = (calibration_route, docs, generate, models, probes, tokens)
 
 
 def create_app(

@@ -23,6 +23,10 @@ class ModelNotFound(InvalidRequest):
     """The `model` field names neither the model nor one of its aliases."""
 
 
+class NotCalibrated(MoedialError):
+    """The model has no calibration to show."""
+
+
 class Unauthorized(MoedialError):
     """No key, or a wrong one."""
 
@@ -104,6 +108,7 @@ class HttpError:
 
 HTTP_ERRORS: dict[type[Exception], HttpError] = {
     ModelNotFound: HttpError(404, "invalid_request_error", "model_not_found"),
+    NotCalibrated: HttpError(404, "invalid_request_error", "not_calibrated"),
     InvalidRequest: HttpError(400, "invalid_request_error", "invalid_value"),
     Unauthorized: HttpError(401, "authentication_error", "invalid_api_key", close=True),
     RateLimited: HttpError(429, "rate_limit_error", "rate_limit_exceeded", retry=True, close=True),

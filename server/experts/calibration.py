@@ -4,22 +4,42 @@ Read once, when the server starts. Not here: its form (see `weights/calibration.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from model.errors import CheckpointError
+from server.errors import NotCalibrated
+from weights import calibration_plot
 from weights.calibration import FILE, Calibration, checkpoint_hash, find, read
 
 log = structlog.get_logger("server")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ServedCalibration:
     """A calibration, or why there is none: a sentence for clients, which names the command to run."""
 
     calibration: Calibration | None = None
     reason: str = "this model has no calibration; the operator makes one with `moedial calibrate`"
+
+    @cached_property
+    def json(self) -> bytes:
+        """The whole calibration, as GET /calibration sends it. Raises NotCalibrated."""
+        return msgspec.json.encode(self._own)
+
+    @cached_property
+    def svg(self) -> bytes:
+        """The same as a picture of quality against speed. Raises NotCalibrated."""
+        return calibration_plot.svg(self._own).encode()
+
+    @property
+    def _own(self) -> Calibration:
+        if self.calibration is None:
+            raise NotCalibrated(self.reason)
+        return self.calibration
 
 
 UNCALIBRATED = ServedCalibration()

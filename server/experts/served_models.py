@@ -12,6 +12,7 @@ from engine.types import EngineInfo
 from model.errors import InvalidRequest, shown
 from server.errors import ModelNotFound
 from server.experts.calibration import UNCALIBRATED, ServedCalibration
+from server.experts.calibration_card import calibrated_fields, quality_rows, source
 from server.experts.options import CalibratedOptions
 from server.experts.requested_count import Requested, RequestedCount
 from server.experts.selection import Selection, aliases_for, resolve
@@ -55,7 +56,8 @@ class ServedModels:
         suffixes = aliases_for(settings.aliases, info.experts)
         aliases = {f"{settings.name}@{suffix}": count for suffix, count in suffixes.items()}
         fingerprint = fingerprint_of(settings.name, info, default)
-        quality = tuple(card.get("quality") or ())
+        measured = calibration.calibration
+        quality = tuple(quality_rows(measured) if measured else card.get("quality") or ())
         options = CalibratedOptions.build(calibration, info.experts)
         return cls(settings.name, info, default, aliases, quality, created, fingerprint, options, calibration)
 
@@ -139,6 +141,8 @@ class ServedModels:
             "max": experts.maximum,
             "layers": experts.layers,
             "shared_experts": self.info.shared_experts,
-            "normaliser": "trained",  # the family's own; others are not supported yet
+            "normaliser": "trained",  # of a request that names none: the family's own
             "quality": list(self.quality),
+            "calibration": source(self.calibration),
+            **calibrated_fields(self.calibration),
         }

@@ -6,6 +6,7 @@ It describes only; nothing is checked with it. `tests/server/test_schemathesis.p
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
@@ -17,6 +18,7 @@ from server.schemas.chat import ChatBody
 from server.schemas.completions import CompletionBody
 from server.schemas.responses import ResponsesBody
 from server.schemas.tokens import DetokenizeBody, TokenizeBody
+from weights.calibration import Calibration
 
 REF = "#/components/schemas/{model}"
 HEADER = {
@@ -25,6 +27,13 @@ HEADER = {
     "required": False,
     "description": "Experts per token, for those who can set no field; body, model alias and header must agree",
     "schema": {"type": "integer", "minimum": 1},
+}
+FORMAT = {
+    "name": "format",
+    "in": "query",
+    "required": False,
+    "description": "svg: a picture of quality against speed. By default JSON, unless Accept asks for SVG",
+    "schema": {"type": "string", "enum": ["json", "svg"]},
 }
 # by path: body, answer, event of a stream
 ModelType = type[BaseModel]
@@ -120,7 +129,18 @@ def describe(app: FastAPI) -> dict[str, Any]:
         operation["responses"] = _responses(refs, answer, event)
     for path, answer in GETS.items():
         document["paths"][path]["get"]["responses"] = _responses(refs, answer, None)
+    _describe_calibration(document, refs)
     return document
+
+
+def _describe_calibration(document: dict[str, Any], refs: Mapping[Any, dict[str, Any]]) -> None:
+    """Add the answer of /calibration, whose form is the file's own: a struct of msgspec, which pydantic cannot read."""
+    (schema,), parts = msgspec.json.schema_components([Calibration], ref_template=REF.format(model="{name}"))
+    document["components"]["schemas"] |= parts
+    content = {"application/json": {"schema": schema}, "image/svg+xml": {"schema": {"type": "string"}}}
+    operation = document["paths"]["/calibration"]["get"]
+    operation["responses"] = _or_error(refs, "The calibration, or a picture of it", content)
+    operation["parameters"] = [FORMAT]
 
 
 def _models() -> list[tuple[type[BaseModel], str]]:
@@ -154,8 +174,12 @@ def _responses(
         content["text/event-stream"] = {
             "schema": {"type": "string", "description": f"Events whose data is a {event.__name__}"}
         }
+    return _or_error(refs, "The answer", content)
+
+
+def _or_error(refs: Mapping[Any, dict[str, Any]], description: str, content: dict[str, Any]) -> dict[str, Any]:
     error = {"application/json": {"schema": refs[answers.Error, "serialization"]}}
     return {
-        "200": {"description": "The answer", "content": content},
+        "200": {"description": description, "content": content},
         "default": {"description": "A refusal or a failure", "content": error},
     }

@@ -19,11 +19,13 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from server.app import create_app
+from server.experts.calibration import UNCALIBRATED, ServedCalibration
 from server.serve import config_of
 from server.service import Service
 from server.settings import Settings
 from tests.freezes import watch_app
 from tests.server.fakes import FakeChat, FakeEngine, FakeTokenizer
+from weights.calibration import Calibration
 
 CARD = {"quality": [{"num_experts": 1, "perplexity": 9.0}, {"num_experts": 8, "perplexity": 7.5}]}
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -39,9 +41,12 @@ structlog.configure(
 )
 
 
-def app_of(engine: FakeEngine, chat: FakeChat | None = None, **settings: Any) -> FastAPI:
+def app_of(
+    engine: FakeEngine, chat: FakeChat | None = None, calibration: Calibration | None = None, **settings: Any
+) -> FastAPI:
     options = Settings(model="tiny", **settings)
-    app = create_app(options, engine, FakeTokenizer(), chat, CARD)
+    served = UNCALIBRATED if calibration is None else ServedCalibration(calibration, "")
+    app = create_app(options, engine, FakeTokenizer(), chat, CARD, calibration=served)
     watch_app(app)
     return app
 

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from schemathesis import APIOperation, Case, GenerationMode, Response
 from schemathesis.openapi.loaders import from_dict
 
+from tests.server.calibrations import calibration
 from tests.server.fakes import FakeEngine
 from tests.server.harness import app_of, on_loopback
 
@@ -41,7 +42,7 @@ def address() -> Iterator[str]:
     if url := os.environ.get("FUZZED_URL"):
         yield url
         return
-    with on_loopback(FakeEngine()) as (url, _):
+    with on_loopback(FakeEngine(), calibration=calibration()) as (url, _):
         yield url
 
 

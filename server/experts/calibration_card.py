@@ -1,0 +1,89 @@
+"""What a model card says of a calibration: the quality and speed of each count, of profiles and of rules.
+
+Pure functions of a calibration. They choose nothing, and know no routes.
+"""
+
+from typing import Any
+
+from model.budget import FAMILY_RULE, Normaliser
+from server.experts.calibration import ServedCalibration
+from weights.calibration import Calibration, Option
+
+
+def quality_rows(calibration: Calibration) -> list[dict[str, Any]]:
+    """One row per count that all layers and tokens share, with the family's own rule."""
+    return [
+        {"num_experts": option.counts[0]} | _figures(option)
+        for option in calibration.options
+        if _is_plain_count(option)
+    ]
+
+
+def profile_rows(calibration: Calibration) -> list[dict[str, Any]]:
+    """One row per other option: counts by layer, and counts with a rule."""
+    return [
+        {"counts": list(option.counts), "experts": experts_field(option)} | _figures(option)
+        for option in calibration.options
+        if not _is_plain_count(option)
+    ]
+
+
+def calibrated_fields(served: ServedCalibration) -> dict[str, Any]:
+    """What a calibration adds to a model's card: which normaliser is best at which count, where repair helps, which
+    threshold runs so many experts on average, and the profiles."""
+    own = served.calibration
+    if own is None:
+        return {}
+    normalisers = {count: wire_normaliser(normaliser) for count, normaliser in own.normalisers.items()}
+    return {
+        "normalisers": normalisers,
+        "thresholds": dict(own.thresholds),
+        "repaired": list(own.repaired),
+        "profiles": profile_rows(own),
+    }
+
+
+def experts_field(option: Option) -> dict[str, Any]:
+    """What a request writes in its field `experts` to run the option."""
+    uniform = len(set(option.counts)) == 1
+    rule: dict[str, Any] = {
+        "normaliser": wire_normaliser(option.normaliser),
+        "threshold": option.threshold,
+        "top_p": option.top_p,
+        "repair": option.repair,
+    }
+    neutral = {"normaliser": "trained", "threshold": 0.0, "top_p": 0.0, "repair": False}
+    asked = {name: value for name, value in rule.items() if value != neutral[name]}
+    return {"count": option.counts[0] if uniform else list(option.counts), **asked}
+
+
+def wire_normaliser(normaliser: Normaliser) -> str:
+    """A normaliser as requests and answers write it."""
+    return f"k2={normaliser}" if isinstance(normaliser, int) else normaliser
+
+
+def source(served: ServedCalibration) -> dict[str, Any]:
+    """When, where and on what a calibration was measured, or the reason why there is none."""
+    own = served.calibration
+    if own is None:
+        return {"reason": served.reason}
+    return {"created": own.created, "machine": own.machine, "text": own.text, "tokens": own.tokens}
+
+
+def _is_plain_count(option: Option) -> bool:
+    return len(set(option.counts)) == 1 and option.budget.rule == FAMILY_RULE
+
+
+def _figures(option: Option) -> dict[str, Any]:
+    """Quality next to the trained count, the speed of one stream, and its time per token next to the trained count."""
+    quality, speed = option.quality, option.speed
+    return {
+        "name": option.name,
+        "loss": quality.loss,
+        "perplexity": quality.perplexity,
+        "agreement": quality.agreement,
+        "kl": quality.kl,
+        "relative_quality": quality.relative,
+        "tokens_per_second": None if speed is None else speed.tokens_per_second.get("1"),
+        "relative_cost": option.relative_cost,
+    }
