@@ -58,6 +58,11 @@ class Settings(BaseSettings):
         "Model",
         "What a request's chat_template_kwargs may set, comma-separated, as enable_thinking; empty: none",
     )
+    return_routed_experts: bool = option(
+        False,
+        "Model",
+        "Allow requests to have return_routed_experts: the answer then says which experts each token used",
+    )
     noise_seed: int = option(
         0,
         "Model",

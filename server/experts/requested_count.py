@@ -17,6 +17,7 @@ from server.experts.experts_object import Auto, read_experts
 FIELD = "num_experts"
 HEADER = "X-Num-Experts"
 EXPERT_FIELDS = (FIELD, "experts")
+ROUTES_FIELD = "return_routed_experts"  # asks for no count
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def merge_extra_body(body: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_misspelled(keys: Iterable[str]) -> None:
     """Raises InvalidRequest for a misspelled expert field: ignored, it would give an answer at another count."""
     for key in keys:
-        if key not in EXPERT_FIELDS and _looks_like_experts(key[:64]):
+        if key not in (*EXPERT_FIELDS, ROUTES_FIELD) and _looks_like_experts(key[:64]):
             raise InvalidRequest(f"unknown field {shown(key)}: did you mean {FIELD}?", key[:64], "unknown_parameter")
 
 

@@ -198,7 +198,8 @@ def _merged(index: int, own: list[Delta]) -> Delta:
     finish = next((delta.finish for delta in own if delta.finish), None)
     prompt = next((delta.prompt for delta in own if delta.prompt is not None), None)
     reason = next((delta.stop_reason for delta in own if delta.finish), None)
-    return Delta(index, parts, logprobs, finish, prompt, reason)
+    routes = next((delta.routes for delta in own if delta.finish), None)
+    return Delta(index, parts, logprobs, finish, prompt, reason, routes=routes)
 
 
 def reasoning_of(parts: Iterable[DeltaPart]) -> str:

@@ -14,6 +14,7 @@ from server.formats.base import (
     reasoning_of,
     token_entry,
 )
+from server.formats.routed_experts import routed_experts_of
 from server.formats.usage import RunningUsage, metrics_of, usage_of, usage_wanted
 from server.generation.output_processor import Delta, TokenLogprob
 from server.protocols import TokenizerProtocol
@@ -47,7 +48,7 @@ class ChatFormat(DataFormat):
             logprobs = None
         if delta.finish:
             ended = self._chunk(delta.index, {}, None, delta.finish)
-            ended["choices"][0]["stop_reason"] = delta.stop_reason
+            ended["choices"][0] |= {"stop_reason": delta.stop_reason, **routed_experts_of(delta.routes)}
             yield ended
 
     def closing(self) -> Iterator[dict[str, Any]]:
@@ -104,6 +105,7 @@ class ChatFormat(DataFormat):
             "logprobs": logprobs,
             "finish_reason": answer.finish,
             "stop_reason": answer.stop_reason,
+            **routed_experts_of(answer.routes),
         }
 
     def _call(self, choice: int, index: int, name: str, arguments: str) -> dict[str, Any]:

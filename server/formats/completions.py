@@ -7,6 +7,7 @@ from typing import Any
 from engine.types import Logprob
 from server.event_loop.slices import ENTRIES, LongList, Steps, at_once
 from server.formats.base import DataFormat, merge_deltas, prompt_entries, token_text
+from server.formats.routed_experts import routed_experts_of
 from server.formats.usage import RunningUsage, metrics_of, usage_of, usage_wanted
 from server.generation.generation import AnswerSequence
 from server.generation.output_processor import Delta, FinishReason, TokenLogprob, token_logprob
@@ -59,7 +60,7 @@ class CompletionFormat(DataFormat):
             yield self._chunk(self._choice(delta, logprobs, echo))
         if delta.finish:
             ended = self._choice(Delta(delta.index, ()), finish=delta.finish)
-            yield self._chunk(ended | {"stop_reason": delta.stop_reason})
+            yield self._chunk(ended | {"stop_reason": delta.stop_reason, **routed_experts_of(delta.routes)})
 
     def closing(self) -> Iterator[dict[str, Any]]:
         if usage_wanted(self.call):
@@ -87,7 +88,7 @@ class CompletionFormat(DataFormat):
     def _full_choice(self, answer: Delta, index: int) -> Steps[dict[str, Any]]:
         logprobs = yield from self._logprobs(answer)
         choice = self._choice(answer, logprobs, self._echo(answer.index), answer.finish)
-        choice |= {"index": index, "stop_reason": answer.stop_reason}
+        choice |= {"index": index, "stop_reason": answer.stop_reason, **routed_experts_of(answer.routes)}
         if self.request_body.prompt_logprobs is not None:
             tokens = self.call.prompts[answer.index // self.request_body.answers]
             scores = prompt_entries(self.tokenizer, tokens, answer.prompt or (), self.request_body.prompt_logprobs)

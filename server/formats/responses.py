@@ -9,12 +9,14 @@ from typing import Any
 
 import orjson
 
+from engine.types import Routes
 from model.errors import InvalidRequest
 from server.dialects.base import CallArguments, CallStart, Content, DeltaPart, Reasoning
 from server.errors import error_body
 from server.event_loop.slices import Steps
 from server.formats.base import Format, token_entry
 from server.formats.items import Event, FunctionCallItem, ItemStatus, MessageItem, OutputItem, ReasoningItem
+from server.formats.routed_experts import routed_experts_of
 from server.formats.usage import metrics_of, usage_of
 from server.generation.output_processor import Delta, TokenLogprob
 from server.protocols import TokenizerProtocol
@@ -35,6 +37,7 @@ class ResponsesFormat(Format):
         self._status: ItemStatus = "in_progress"
         self._events = 0
         self._logprobs = PendingLogprobs(tokenizer)
+        self._routes: Routes | None = None  # of the answer that has ended
 
     def opening(self) -> Iterator[Event]:
         yield self._numbered({"type": "response.created", "response": self._response()})
@@ -72,6 +75,7 @@ class ResponsesFormat(Format):
         for part in delta.parts:
             yield from self._part_events(part)
         if delta.finish:
+            self._routes = delta.routes
             yield from self._finish("incomplete" if delta.finish == "length" else "completed")
 
     def _part_events(self, part: DeltaPart) -> Iterator[Event]:
@@ -147,6 +151,7 @@ class ResponsesFormat(Format):
             "output": list(self._finished_items),
             "usage": usage_of_response(self.call) if ended else None,
             **({"metrics": metrics_of(self.call)} if ended else {}),
+            **routed_experts_of(self._routes),
         }
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from engine.types import Logprob, TokenEvent
+from engine.types import Logprob, Routes, TokenEvent
 from server.dialects.base import CallStart, Content, DeltaPart, OutputParser, Reasoning
 from server.dialects.cursor import PARTIAL_CHARACTER
 from server.protocols import DetokenizerProtocol
@@ -41,6 +41,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     prompt: tuple[Logprob, ...] | None = None
     stop_reason: str | int | None = None
     tokens: int = 0  # of the answer so far
+    routes: Routes | None = None  # in the last delta, where requested: which experts ran
 
     @property
     def text(self) -> str:
@@ -160,7 +161,9 @@ class OutputProcessor:
         elif shown:
             parts = (Content(shown),)
         reason = None if self.finish is None else self._reason(event)
-        return Delta(self.index, parts, self._entries(), self.finish, event.prompt_logprobs, reason, self._tokens)
+        return Delta(
+            self.index, parts, self._entries(), self.finish, event.prompt_logprobs, reason, self._tokens, event.routes
+        )
 
     def _reason(self, event: TokenEvent) -> str | int | None:
         if self._matcher.matched:

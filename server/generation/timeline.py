@@ -80,8 +80,8 @@ class Timeline:
     @property
     def routed_pairs_trained(self) -> int:
         """The pairs that the same tokens would have taken at the trained count."""
-        reported = self.stats.computed_tokens if self.stats else 0
-        return (reported + self.tokens - self.tokens_at_stats) * self.trained_pairs
+        reported = self.stats.trained_pairs if self.stats else 0
+        return reported + (self.tokens - self.tokens_at_stats) * self.trained_pairs
 
     def _count_prompt(self) -> None:
         """Count the prompt once it has been read: not where it was refused, and once for all its answers."""

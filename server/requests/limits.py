@@ -9,6 +9,7 @@ from typing import Any
 from model.errors import InvalidRequest, context_exceeded, shown
 from server.json_limits import min_json_bytes
 from server.requests.output_fields import constraint_fields
+from server.requests.routed_experts import check_allowed
 from server.schemas.base import GenerationBody
 from server.schemas.chat import AssistantMessage, ChatBody, Message, TemplateBody, text_of
 from server.schemas.completions import CompletionBody
@@ -20,6 +21,7 @@ COMPLETION_TOKENS = 16  # OpenAI's default for completions
 def check_limits(body: GenerationBody, settings: Settings) -> None:
     """Raises InvalidRequest for the first limit that a body exceeds."""
     _at_most("n", body.n, settings.max_n)
+    check_allowed(body, settings.return_routed_experts)
     if isinstance(body, CompletionBody):
         _check_completion(body, settings)
     elif body.answer_limit == 0:

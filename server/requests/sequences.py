@@ -15,6 +15,7 @@ from server.generation.output_processor import OutputProcessor
 from server.generation.timeline import SharedPromptCount, Timeline
 from server.requests.limits import COMPLETION_TOKENS, biases_of, max_new_tokens
 from server.requests.output_spec import OutputSpec
+from server.requests.routed_experts import check_routes, check_size
 from server.schemas.base import GenerationBody
 from server.schemas.chat import ChatBody
 from server.schemas.completions import CompletionBody
@@ -58,10 +59,13 @@ class SequenceBuilder:
             InvalidRequest: a token id is out of range, or a prompt and its answer do not fit the context.
         """
         _check_tokens(self.service, self.body, prompts)
+        check_routes(self.body, self.spec, self.service.served_models.info.experts)
         _check_prompt_logprobs(self.body, prompts)
         built: list[AnswerSequence] = []
         for index, prompt in enumerate(prompts):
             built += self._sequences(index, prompt)
+        if self.body.return_routed_experts:
+            check_size(sum(len(one.request.prompt) + one.request.sampling.max_tokens for one in built))
         return tuple(built)
 
     def _sequences(self, index: int, prompt: tuple[int, ...]) -> Iterator[AnswerSequence]:
@@ -78,7 +82,8 @@ class SequenceBuilder:
             position = index * self.body.answers + answer
             seeded = replace(sampling, seed=(seed + answer) & LARGEST_SEED)
             id = f"{self.id}-{position}"
-            request = Request(id, prompt, self.budget, seeded, self.noise, self.salt)
+            routes = self.body.return_routed_experts
+            request = Request(id, prompt, self.budget, seeded, self.noise, self.salt, return_routes=routes)
             yield AnswerSequence(request, self._output(position), self._timeline(len(prompt), count))
 
     def _output(self, position: int) -> OutputProcessor:

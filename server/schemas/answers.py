@@ -46,6 +46,19 @@ class RequestMetrics(AnswerModel):
     routed_pairs_trained: int
 
 
+class RoutedExperts(AnswerModel):
+    """Which experts each token used, where `return_routed_experts` asked for it."""
+
+    shape: list[int] = Field(min_length=3, max_length=3, description="Tokens, MoE layers, and experts or bytes")
+    dtype: Literal["uint8", "uint16"]
+    bits: bool = Field(
+        description="false: experts, best first, the largest value of the type where fewer ran; true (∞-MoE): the kept "
+        "groups as bits, the lowest group in the lowest bit of the first byte"
+    )
+    first: int = Field(description="Position of the first token; those before it came out of the prefix cache")
+    data: str = Field(description="The array, in C order, little-endian, in base64")
+
+
 class CompletionLogprobs(AnswerModel):
     """Lists of one length; null for the first token of a prompt, which nothing comes before."""
 
@@ -71,6 +84,7 @@ class CompletionChoice(AnswerModel):
     finish_reason: Literal["stop", "length"] | None
     stop_reason: str | int | None = Field(None, description=STOP_REASON)
     prompt_logprobs: PromptLogprobList | None = None
+    routed_experts: RoutedExperts | None = None
 
 
 class Completion(AnswerModel):
@@ -127,6 +141,7 @@ class ChatChoice(AnswerModel):
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
     stop_reason: str | int | None = Field(description=STOP_REASON)
+    routed_experts: RoutedExperts | None = None
 
 
 class ChatCompletion(AnswerModel):
@@ -168,6 +183,7 @@ class ChunkChoice(AnswerModel):
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"] | None
     stop_reason: str | int | None = Field(None, description=STOP_REASON)
+    routed_experts: RoutedExperts | None = None
 
 
 class ChatChunk(AnswerModel):

@@ -144,6 +144,9 @@ class SampledBody(BaseModel):
     noise_seed: int | None = Field(
         None, ge=-(2**63), le=2**63 - 1, description="Of the noise that an ∞-MoE draws; by default the server's"
     )
+    return_routed_experts: bool = Field(
+        False, description="Whether the answer says which experts each token used; the operator must allow it"
+    )
     stop: Annotated[list[str], AtMost("max_stop", "strings"), BeforeValidator(_as_list)] = []
     stop_token_ids: Annotated[list[int], AtMost(1024, "ids")] = Field([], max_length=1024)
     include_stop_str_in_output: bool = Field(

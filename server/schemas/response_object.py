@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from server.schemas.answers import AnswerModel, CompletionDetails, RequestMetrics, TokenEntry
+from server.schemas.answers import AnswerModel, CompletionDetails, RequestMetrics, RoutedExperts, TokenEntry
 from server.schemas.responses import FlatTool, FlatToolChoice
 
 Status = Literal["completed", "incomplete"]
@@ -83,6 +83,7 @@ class ResponseObject(AnswerModel):
     output: list[OutputMessage | OutputReasoning | OutputCall]
     usage: ResponseUsage
     metrics: RequestMetrics
+    routed_experts: RoutedExperts | None = None
     background: Literal[False]
     instructions: str | None
     max_output_tokens: int | None

@@ -13,6 +13,7 @@ from engine.types import (
     Logprob,
     Request,
     RequestStats,
+    Routes,
     StepReport,
     StepStats,
     TimedEvent,
@@ -26,8 +27,16 @@ from weights.tokenizer import TooManyTokens
 EOS = 256
 REFUSED = "/refused/"  # a grammar with this regex
 STATS = RequestStats(
-    queue_s=0.001, prefill_s=0.002, decode_s=0.003, cached_tokens=0, preemptions=0, computed_tokens=5, routed_pairs=60
+    queue_s=0.001,
+    prefill_s=0.002,
+    decode_s=0.003,
+    cached_tokens=0,
+    preemptions=0,
+    computed_tokens=5,
+    routed_pairs=60,
+    trained_pairs=60,
 )
+ROUTES = Routes(first=2, shape=(2, 3, 4), dtype="uint8", bits=False, data=bytes(range(24)))
 INFO = EngineInfo(
     kernels="torch",
     kernels_reason="off",
@@ -203,7 +212,9 @@ class FakeEngine:
             raise InvalidRequest("the grammar or schema cannot be used: a reason", "grammar", "invalid_grammar")
         if not sampling.max_tokens:
             scores = _prompt_logprobs(request)
-            yield TokenEvent(request.id, None, finish="length", stats=STATS, prompt_logprobs=scores)
+            yield TokenEvent(
+                request.id, None, finish="length", stats=STATS, prompt_logprobs=scores, routes=_routes(request)
+            )
         failure = next((f for suffix, f in self.fail_at.items() if request.id.endswith(suffix)), None)
         for i, token in enumerate(tokens[: sampling.max_tokens]):
             if failure is not None and failure[0] == i:
@@ -219,13 +230,18 @@ class FakeEngine:
             prompt = _prompt_logprobs(request) if i == 0 else None
             logprob = _logprob(request, self.likely(request))
             stats = STATS if finish or (self.first_stats and i == 0) else None
-            yield TokenEvent(request.id, token, logprob, finish, stats=stats, prompt_logprobs=prompt)
+            routes = _routes(request) if finish else None
+            yield TokenEvent(request.id, token, logprob, finish, stats=stats, prompt_logprobs=prompt, routes=routes)
             if finish:
                 return
 
     def report(self, request: Request) -> None:
         if self.on_report is not None:
             self.on_report(StepReport((), step_stats(sum(request.budget.per_layer))))
+
+
+def _routes(request: Request) -> Routes | None:
+    return ROUTES if request.return_routes else None
 
 
 def _prompt_logprobs(request: Request) -> tuple[Logprob, ...] | None:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
+from starlette.testclient import TestClient
 
 from tests.server.calibrations import calibration
 from tests.server.fakes import FakeEngine
@@ -14,7 +14,7 @@ from weights.calibration import Calibration
 PATH = "/calibration"
 
 
-def moe(client: httpx.Client, model: str = "tiny") -> dict[str, Any]:
+def moe(client: TestClient, model: str = "tiny") -> dict[str, Any]:
     found: dict[str, Any] = client.get(f"/v1/models/{model}").json()["meta"]["moe"]
     return found
 
