@@ -25,7 +25,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-bundled bench-loading bench-quantised bench-http bench-speculation clean
+.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-bundled bench-loading bench-quantised bench-http bench-dial-http bench-speculation clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -127,6 +127,9 @@ bench-quantised: $(VENV)/.dev  ## what int8 costs in quality; needs ARGS=--text=
 
 bench-http: $(VENV)/.dev  ## what HTTP costs, against the engine alone
 	$(BIN)/python -m benchmarks.http $(ARGS)
+
+bench-dial-http: $(VENV)/.dev  ## loss and speed of the bundled models at every count, over HTTP
+	$(BIN)/python -m benchmarks.dial_http $(ARGS)
 
 bench-speculation: $(VENV)/.dev  ## whether guessing tokens ahead pays, on three kinds of text
 	$(BIN)/python -m benchmarks.speculation $(ARGS)
