@@ -1,10 +1,14 @@
-"""Writes the tables of the docs that come from code. A test compares; `make docs` regenerates. It measures nothing."""
+"""Writes the tables of the docs that come from code and from the bundled models' calibrations.
+
+A test compares; `make docs` regenerates. It measures nothing.
+"""
 
 from pathlib import Path
 
-from docs import families
+from docs import calibrated, families
 from server.metrics import metrics_table
 from server.settings import settings_table
+from weights.folder import BUNDLED
 
 FOLDER = Path(__file__).parent
 
@@ -25,14 +29,43 @@ PAGES = {
 
 
 README = FOLDER.parent / "README.md"
-BEGIN, END = "<!-- families: written by `make docs` -->\n", "<!-- end of families -->"
+EXPERTS = FOLDER / "experts.md"
 
 
 def pages() -> dict[Path, str]:
-    """Every generated page and its text; of the README, the table of families is."""
+    """Every generated page and its text; of hand-written ones, the sections between their marks are generated."""
     written = {FOLDER / name: head + table().rstrip() + "\n" for name, (head, table) in PAGES.items()}
-    before, _, rest = README.read_text().partition(BEGIN)
-    return written | {README: before + BEGIN + families.table() + END + rest.partition(END)[2]}
+    return written | {path: _filled(path, sections) for path, sections in _sections().items()}
+
+
+def _sections() -> dict[Path, dict[str, str]]:
+    """The generated sections of hand-written pages, by name. Without a calibration its sections stay as they are."""
+    found = calibrated.bundled_calibrations()
+    sections: dict[Path, dict[str, str]] = {README: {"families": families.table()}}
+    if found:
+        sections[README]["calibrations"] = calibrated.readme_table(found)
+        sections[EXPERTS] = {}
+    for name, calibration in found.items():
+        sections[BUNDLED / name / "README.md"] = {"calibration": calibrated.card_section(name, calibration)}
+        sections[EXPERTS][f"counts of {name}"] = calibrated.counts_table(calibration)
+        sections[EXPERTS][f"options of {name}"] = calibrated.options_table(calibration)
+    return sections
+
+
+def _filled(path: Path, sections: dict[str, str]) -> str:
+    """A page with its generated sections replaced.
+
+    Raises:
+        ValueError: the page has no marks of a section.
+    """
+    text = path.read_text()
+    for name, section in sections.items():
+        begin, end = f"<!-- {name}: written by `make docs` -->\n", f"<!-- end of {name} -->"
+        before, mark, rest = text.partition(begin)
+        if not mark or end not in rest:
+            raise ValueError(f"{path} has no section {name!r}")
+        text = before + begin + section + end + rest.partition(end)[2]
+    return text
 
 
 if __name__ == "__main__":

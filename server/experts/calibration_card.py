@@ -13,9 +13,7 @@ from weights.calibration import Calibration, Option
 def quality_rows(calibration: Calibration) -> list[dict[str, Any]]:
     """One row per count that all layers and tokens share, with the family's own rule."""
     return [
-        {"num_experts": option.counts[0]} | _figures(option)
-        for option in calibration.options
-        if _is_plain_count(option)
+        {"num_experts": option.counts[0]} | _figures(option) for option in calibration.options if is_plain_count(option)
     ]
 
 
@@ -24,7 +22,7 @@ def profile_rows(calibration: Calibration) -> list[dict[str, Any]]:
     return [
         {"counts": list(option.counts), "experts": experts_field(option)} | _figures(option)
         for option in calibration.options
-        if not _is_plain_count(option)
+        if not is_plain_count(option)
     ]
 
 
@@ -70,7 +68,8 @@ def source(served: ServedCalibration) -> dict[str, Any]:
     return {"created": own.created, "machine": own.machine, "text": own.text, "tokens": own.tokens}
 
 
-def _is_plain_count(option: Option) -> bool:
+def is_plain_count(option: Option) -> bool:
+    """Whether all layers have one count and the family's own rule holds."""
     return len(set(option.counts)) == 1 and option.budget.rule == FAMILY_RULE
 
 
