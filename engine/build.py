@@ -34,6 +34,7 @@ from model.shapes.decoder import DecoderConfig
 from model.shapes.memory import bytes_per_block, bytes_per_sequence
 from weights.folder import resolve_model
 from weights.load import load_model, read_config, run_dtype
+from weights.repair import load_repair
 from weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     with LoadingProgress(settings.terminal_columns) as progress:
         loaded, _ = load_model(folder, settings.dtype, progress)
     loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
+    repair = load_repair(loaded, folder)
+    loaded.config = replace(loaded.config, repaired=repair.repaired)
     parameters = parameter_count(loaded)
     model, reason = prepare(loaded, settings, threads)
     give_back_freed_memory()
@@ -73,6 +76,7 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
         kv_blocks=blocks,
         kernels_reason=reason,
         load_seconds=load_seconds,
+        calibration_reason=repair.reason,
         **described,
     )
     compute_one_token(engine, info)

@@ -123,7 +123,7 @@ class Scheduler:
             raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
         require_fits_context(request, self.max_model_len, self.blocks.total * self.blocks.block_size)
         if self._experts is not None:
-            self._experts.check_rule(request.budget.rule)
+            self._experts.check_rule(request.budget.rule, "experts")
         self.queues.add(Sequence(request, self._clock(), matcher, self._trained_pairs))
 
     def abort(self, request_id: str) -> None:

@@ -53,6 +53,11 @@ class LayerBudget:
     rules: tuple[RoutingRule, ...] = ()  # the distinct ones; empty: every token has its family's rule
     rule_T: Tensor | None = None  # int64: which of them each token has
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether how many experts run depends on some token."""
+        return any(rule.adaptive for rule in self.rules)
+
 
 @dataclass(frozen=True, slots=True)
 class BudgetRows:
@@ -65,7 +70,7 @@ class BudgetRows:
 
     counts_LT: Tensor  # int64
     k_max: int  # the largest count
-    pairs_L: tuple[int, ...]  # the sums of the counts: an upper bound of each layer's work
+    pairs_L: tuple[int, ...]  # the sums of the counts: what each layer runs, unless a rule is adaptive
     rules: tuple[RoutingRule, ...] = ()  # the distinct ones; empty: every token has its family's rule
     rule_T: Tensor | None = None  # int64: which of them each token has
 

@@ -192,7 +192,7 @@ class ExpertRange:
                 )
         return ExpertBudget(per_layer)
 
-    def check_rule(self, rule: RoutingRule, param: str = "experts") -> None:
+    def check_rule(self, rule: RoutingRule, param: str) -> None:
         """Refuse what this model cannot do, by the name of the rule's field.
 
         Raises:

@@ -16,6 +16,7 @@ import model.moe
 from model.attention.rope import rotary_tables
 from model.batch import Batch, LayerBudget
 from model.layers import norm_layer
+from model.moe.repair import RepairTables, repaired
 from model.registry import module_for, register_all
 from model.shapes.attention import AttentionShape
 from model.shapes.decoder import DecoderConfig
@@ -38,11 +39,13 @@ class Layer(nn.Module):
         self.ffn_norm = norm_layer(config)
         self.ffn = module_for(feed_forward, config)
         self.scale = config.residual_scale
+        self.repair: RepairTables | None = None  # of a mixture, where a calibration has them
 
     def forward(self, x_TD: Tensor, attention_step: LayerStep, ffn_step: LayerStep) -> Tensor:
         """Both sublayers, each added to its input (before the norm)."""
         x_TD = x_TD + self.scale * self.attention(self.attention_norm(x_TD), attention_step)
-        return x_TD + self.scale * self.ffn(self.ffn_norm(x_TD), ffn_step)
+        y_TD = repaired(self.ffn(self.ffn_norm(x_TD), ffn_step), ffn_step.budget, self.repair)
+        return x_TD + self.scale * y_TD
 
 
 class Decoder(nn.Module):

@@ -1,4 +1,4 @@
-"""Routed pairs, (token, expert) with a weight: what a router chooses, and what a kind of mixture computes.
+"""What a router chooses, and what a kind of mixture computes of it: routed pairs, (token, expert) with a weight.
 
 How a kind chooses and what its experts are is in its own file beside this one.
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from model.batch import LayerBudget
+from model.shapes.mixtures import Router
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,42 @@ class RoutedPairs:
     def load_E(self) -> Tensor:
         """Pairs per expert."""
         return self.ends_E.diff(prepend=self.ends_E.new_zeros(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Experts of each token, best first, their weights, and which of them run; other weights mean nothing."""
+
+    expert_TK: Tensor  # int64
+    weight_TK: Tensor
+    runs_TK: Tensor  # bool
+
+    @property
+    def used_T(self) -> Tensor:
+        """How many experts each token runs."""
+        return self.runs_TK.sum(-1)
+
+    @property
+    def routes_TK(self) -> Tensor:
+        """The experts that run, best first, then -1; int32."""
+        order_TK = self.runs_TK.sort(dim=-1, descending=True, stable=True).indices
+        expert_TK = self.expert_TK.where(self.runs_TK, -1).gather(-1, order_TK)
+        return expert_TK[:, : int(self.used_T.amax()) if len(expert_TK) else 0].int()
+
+    def pairs(self, experts: int) -> RoutedPairs:
+        """What runs, of a layer with so many experts."""
+        token_R, rank_R = self.runs_TK.nonzero(as_tuple=True)
+        return sort_pairs(token_R, self.expert_TK[token_R, rank_R], self.weight_TK[token_R, rank_R], experts)
+
+
+def running_sum(weight_TK: Tensor) -> Tensor:
+    """The sum of each row, [T, 1], in order: zeros at its end, for ranks that only neighbours use, do not change it."""
+    return weight_TK.cumsum(-1)[:, -1:]
+
+
+def normalised(weight_TK: Tensor, sum_T1: Tensor, router: Router) -> Tensor:
+    """Weights over their sum, with the router's own guard against zero."""
+    return weight_TK / (sum_T1.clamp(min=router.eps) if router.clamp_sum else sum_T1 + router.eps)
 
 
 def ranks(budget: LayerBudget) -> Tensor:

@@ -38,10 +38,14 @@ class InfinityMixture(LayerModule):
         self.execute: Callable[[Tensor, Tensor], Tensor] | None = None  # another way than `run_masked`
 
     def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
+        if any(rule.adaptive or rule.normaliser != "trained" for rule in step.budget.rules):
+            raise ValueError("the draws of an ∞-MoE have no router weights that a routing rule could change")
         mask_TE = self.masks(x_TD, step)
         if step.observer is not None:
             draws, load_E = int(step.budget.counts_T.sum()), (mask_TE != 0).sum(0)
             step.observer.routed(step.moe_layer, draws, load_E, None)
+            if step.routes:
+                step.observer.routes(step.moe_layer, kept_groups(mask_TE))
         return (self.execute or self.run_masked)(x_TD, mask_TE)
 
     def gaussian(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,6 +105,14 @@ class InfinityMixture(LayerModule):
 @module_for.register
 def _(shape: Infinity, decoder: DecoderConfig) -> InfinityMixture:
     return InfinityMixture(decoder.width, shape)
+
+
+def kept_groups(mask_TE: Tensor) -> Tensor:
+    """The groups that each token keeps, in rising order, then -1; int32."""
+    kept_TE = mask_TE != 0
+    group_TE = kept_TE.sort(dim=-1, descending=True, stable=True).indices
+    most = int(kept_TE.sum(-1).amax()) if len(mask_TE) else 0
+    return group_TE.where(kept_TE.gather(-1, group_TE), -1)[:, :most].int()
 
 
 def mean_masks(score_RE: Tensor, counts_T: Tensor, config: Infinity) -> Tensor:

@@ -1,36 +1,39 @@
 """Routers of sparse mixtures: from logits to the first K of each token's experts and their weights.
 
 Experts are ranked once, ties to the lower index (here a stable sort; the kernels make K selections, `route` in
-csrc/topk.h), so that the choice of K is a prefix of the choice of K + 1.
+csrc/topk.h), so that the choice of K is a prefix of the choice of K + 1. What requests may change of a family's rule is
+in `model/moe/rules.py`.
 """
 
 import torch
 from torch import Tensor
 
+from model.batch import LayerBudget
+from model.moe.base import Choice, normalised, ranks, running_sum
+from model.moe.rules import choose_by_rules
 from model.shapes.mixtures import Router
 
 
-def choose(logits_TE: Tensor, allowed_TK: Tensor, router: Router, bias_E: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Experts [T, K], best first, and their weights [T, K], float32, normalised over the allowed ranks.
-
-    `allowed_TK` says which ranks a token may use; the weights of others mean nothing.
-    """
+def choose(logits_TE: Tensor, budget: LayerBudget, router: Router, bias_E: Tensor | None, trained: int) -> Choice:
+    """Experts of each token, best first, and their weights, float32, normalised over those that run."""
     if router.score == "sparse_mixer":
-        return _sparse_mixer(logits_TE, allowed_TK.shape[1], router.jitter)
-    most = allowed_TK.shape[1]
+        if budget.rules:
+            raise ValueError("the sparse mixer runs no routing rule but its own")
+        return Choice(*_sparse_mixer(logits_TE, budget.k_max, router.jitter), ranks(budget))
     scores_TE = scores(logits_TE, router)
     ranked_TE = scores_TE if bias_E is None else scores_TE + bias_E
     if router.score == "sigmoid" and bias_E is None and router.groups == 1:
         ranked_TE = logits_TE  # the same order, but large ones do not become equal
     if router.groups > 1:
         ranked_TE = _inside_groups(ranked_TE, router)
-    expert_TK = ranked_TE.sort(dim=-1, descending=True, stable=True).indices[:, :most]
+    if budget.rules:
+        return choose_by_rules(scores_TE, ranked_TE, router, budget, trained)
+    runs_TK = ranks(budget)
+    expert_TK = ranked_TE.sort(dim=-1, descending=True, stable=True).indices[:, : budget.k_max]
     weight_TK = scores_TE.gather(-1, expert_TK)
     if router.normalise:
-        # A running sum: a token's divisor does not depend on how many ranks its neighbours may use.
-        sum_T1 = (weight_TK * allowed_TK).cumsum(-1)[:, -1:]
-        weight_TK = weight_TK / (sum_T1.clamp(min=router.eps) if router.clamp_sum else sum_T1 + router.eps)
-    return expert_TK, weight_TK * router.scale
+        weight_TK = normalised(weight_TK, running_sum(weight_TK * runs_TK), router)
+    return Choice(expert_TK, weight_TK * router.scale, runs_TK)
 
 
 def scores(logits_TE: Tensor, router: Router) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from model.activation import activate_gated
 from model.layers import DenseFFN
-from model.moe.base import RoutedPairs, ranks, sort_pairs
+from model.moe.base import Choice, RoutedPairs
 from model.moe.router import choose, scores
 from model.registry import LayerModule, module_for
 from model.shapes.decoder import DecoderConfig
@@ -46,10 +46,15 @@ class TopKMixture(LayerModule):
 
     def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         logits_TE = self.logits(x_TD)
-        pairs = self.route(logits_TE, step)
+        choice = self.choose(logits_TE, step)
+        pairs = choice.pairs(self.config.experts)
         if step.observer is not None:
             probs_TE = scores(logits_TE, self.config.router)
             step.observer.routed(step.moe_layer, len(pairs.token_R), pairs.load_E, probs_TE)
+            if step.budget.adaptive:
+                step.observer.used(step.moe_layer, choice.used_T)
+            if step.routes:
+                step.observer.routes(step.moe_layer, choice.routes_TK)
         y_TD = (self.execute or self.run_ragged)(x_TD, pairs)
         return y_TD if self.config.shared is None else y_TD + self.always(x_TD)
 
@@ -58,14 +63,14 @@ class TopKMixture(LayerModule):
         logits_TE = F.linear(x_TD, self.router).float()
         return logits_TE + self.router_bias.float() if self.config.router.logit_bias else logits_TE
 
-    def route(self, logits_TE: Tensor, step: LayerStep) -> RoutedPairs:
-        """The first count(t) of each token's experts, best first, as pairs sorted by expert."""
-        allowed_TK = ranks(step.budget)
+    def choose(self, logits_TE: Tensor, step: LayerStep) -> Choice:
+        """Which of each token's experts run, and their weights."""
         bias_E = self.selection_bias.float() if self.config.router.selection_bias else None
-        expert_TK, weight_TK = choose(logits_TE, allowed_TK, self.config.router, bias_E)
-        token_R, rank_R = allowed_TK.nonzero(as_tuple=True)
-        expert_R, weight_R = expert_TK[token_R, rank_R], weight_TK[token_R, rank_R]
-        return sort_pairs(token_R, expert_R, weight_R, self.config.experts)
+        return choose(logits_TE, step.budget, self.config.router, bias_E, self.config.trained)
+
+    def route(self, logits_TE: Tensor, step: LayerStep) -> RoutedPairs:
+        """The same as pairs sorted by expert."""
+        return self.choose(logits_TE, step).pairs(self.config.experts)
 
     def always(self, x_TD: Tensor) -> Tensor:
         """The shared part, whatever the count."""

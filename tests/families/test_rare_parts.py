@@ -13,6 +13,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
 from model.activation import activate_gated
 from model.attention.rope import rotary_tables
+from model.batch import LayerBudget
 from model.errors import CheckpointError
 from model.moe.router import choose
 from model.shapes.attention import Attention, GatedDeltaNet
@@ -133,9 +134,9 @@ def test_other_counts_need_consent(raw: dict[str, Any], trained: int) -> None:
 
 def test_sigmoids_that_are_full_do_not_tie() -> None:
     """As in transformers' Llama 4, which ranks logits."""
-    logits_TE, one_TK = torch.tensor([[20.0, 25.0, -3.0]]), torch.ones(1, 1, dtype=torch.bool)
-    expert_TK, weight_TK = choose(logits_TE, one_TK, Router("sigmoid", weigh_input=True), None)
-    assert (expert_TK.item(), weight_TK.item()) == (1, 1.0)
+    logits_TE, one = torch.tensor([[20.0, 25.0, -3.0]]), LayerBudget(torch.ones(1, dtype=torch.int64), 1)
+    choice = choose(logits_TE, one, Router("sigmoid", weigh_input=True), None, trained=1)
+    assert (choice.expert_TK.item(), choice.weight_TK.item()) == (1, 1.0)
 
 
 def test_clamped_experts_beyond_the_clamp() -> None:

@@ -1,0 +1,107 @@
+"""Routing rules: which experts of its order a token runs, and how they weigh, where requests ask for other rules than
+the family's (`RoutingRule`).
+
+All experts are looked at by rank, best first, for every token by its own rule; a token with the family's rule gets the
+bits that it gets without this file. Plain torch only. Not here: how experts are ranked (see `model/moe/router.py`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.batch import LayerBudget
+from model.budget import RoutingRule
+from model.moe.base import Choice, normalised, running_sum
+from model.shapes.mixtures import Router
+
+TRAINED, RAW, KEPT = 0, -1, -2  # normalisers as numbers; those above 0 are themselves
+_NUMBERS = {"trained": TRAINED, "raw": RAW, "kept": KEPT}
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenRules:
+    """The rule of each token, as columns."""
+
+    count_T1: Tensor
+    normaliser_T1: Tensor
+    threshold_T1: Tensor
+    top_p_T1: Tensor
+    reuse_T1: Tensor
+
+    @classmethod
+    def of(cls, budget: LayerBudget) -> "_TokenRules":
+        rules, rule_T = budget.rules, budget.rule_T
+        assert rule_T is not None
+
+        def column(values: list[float] | list[int]) -> Tensor:
+            return torch.tensor(values, device=rule_T.device)[rule_T, None]
+
+        return cls(
+            budget.counts_T[:, None],
+            column([_number(rule) for rule in rules]),
+            column([rule.threshold for rule in rules]),
+            column([rule.top_p for rule in rules]),
+            column([rule.reuse for rule in rules]),
+        )
+
+
+def _number(rule: RoutingRule) -> int:
+    return rule.normaliser if isinstance(rule.normaliser, int) else _NUMBERS[rule.normaliser]
+
+
+def choose_by_rules(scores_TE: Tensor, ranked_TE: Tensor, router: Router, budget: LayerBudget, trained: int) -> Choice:
+    """As `choose` of the router; `ranked_TE` says which expert is better, at minus infinity never chosen."""
+    rules = _TokenRules.of(budget)
+    best_TE = ranked_TE.sort(dim=-1, descending=True, stable=True)
+    expert_TE = best_TE.indices
+    score_TE = scores_TE.gather(-1, expert_TE)
+    runs_TE = _own(score_TE, rules, router)
+    if any(rule.reuse for rule in budget.rules):
+        eligible_TE = _run_anyway(expert_TE, runs_TE) & ~runs_TE & (best_TE.values > -torch.inf)
+        runs_TE = runs_TE | eligible_TE & (eligible_TE.cumsum(-1) <= rules.reuse_T1)
+    weight_TE = _weights(score_TE, runs_TE, rules, router, trained)
+    return Choice(expert_TE, weight_TE * router.scale, runs_TE)
+
+
+def _own(score_TE: Tensor, rules: _TokenRules, router: Router) -> Tensor:
+    """Which ranks a token runs whatever its batch runs: its count, up to the first that fails threshold or share."""
+    rank_E = torch.arange(score_TE.shape[1], device=score_TE.device)
+    sums_TE = score_TE.cumsum(-1)
+    all_T1 = 1.0 if router.score == "softmax" else sums_TE[:, -1:]
+    before_TE = torch.nn.functional.pad(sums_TE[:, :-1], (1, 0))  # the scores of better ranks together
+    enough_TE = (rules.top_p_T1 > 0) & (before_TE >= rules.top_p_T1 * all_T1)
+    weak_TE = score_TE < rules.threshold_T1 * score_TE[:, :1]
+    stopped_TE = (enough_TE | weak_TE).cumsum(-1) > 0
+    stopped_TE[:, 0] = False
+    return (rank_E < rules.count_T1) & ~stopped_TE
+
+
+def _run_anyway(expert_TE: Tensor, runs_TE: Tensor) -> Tensor:
+    """Of each token's ranks, which expert some token of the batch runs."""
+    used_E = runs_TE.new_zeros(expert_TE.shape[1])
+    used_E[expert_TE[runs_TE]] = True
+    return used_E[expert_TE]
+
+
+def _weights(score_TE: Tensor, runs_TE: Tensor, rules: _TokenRules, router: Router, trained: int) -> Tensor:
+    """Weights of all ranks; those of ranks that do not run mean nothing."""
+    own_T1 = running_sum(score_TE * runs_TE)
+    nth_T1 = rules.normaliser_T1.clamp(min=1) - 1
+    best_n_T1 = score_TE.cumsum(-1).gather(-1, nth_T1)
+    if router.normalise:
+        family_TE = kept_TE = normalised(score_TE, own_T1, router)
+        best_n_TE = normalised(score_TE, best_n_T1, router)
+    else:
+        mass_T1 = running_sum(score_TE[:, :trained])
+        family_TE = score_TE
+        kept_TE, best_n_TE = _share(score_TE, mass_T1, own_T1), _share(score_TE, mass_T1, best_n_T1)
+    weight_TE = torch.where(rules.normaliser_T1 == KEPT, kept_TE, best_n_TE)
+    weight_TE = torch.where(rules.normaliser_T1 == RAW, score_TE, weight_TE)
+    as_trained_T1 = (rules.normaliser_T1 == TRAINED) | (rules.count_T1 >= trained)
+    return torch.where(as_trained_T1, family_TE, weight_TE)
+
+
+def _share(score_TE: Tensor, mass_T1: Tensor, sum_T1: Tensor) -> Tensor:
+    """p · M / Σ; scores that are all zero stay so."""
+    return score_TE * (mass_T1 / sum_T1.clamp(min=torch.finfo(sum_T1.dtype).tiny))
