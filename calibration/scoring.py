@@ -16,8 +16,9 @@ from torch import Tensor
 
 from calibration.partial import Partial
 from calibration.progress import Progress
+from engine.expert_stats import ExpertStats
 from engine.plan import Chunk
-from engine.runner import ExpertStats, ModelRunner
+from engine.runner import ModelRunner
 from engine.sequence import Sequence
 from engine.types import Request, Sampling
 from model.budget import ExpertBudget

@@ -15,8 +15,9 @@ import torch
 from calibration.partial import Partial
 from calibration.progress import Progress
 from calibration.scoring import sequence_of
+from engine.expert_stats import ExpertStats
 from engine.plan import Chunk
-from engine.runner import ExpertStats, ModelRunner
+from engine.runner import ModelRunner
 from engine.types import Logprob
 from model.budget import ExpertBudget
 from model.errors import CheckpointError
