@@ -35,8 +35,8 @@ def search(run: Run) -> Found:
     below = [count for count in run.counts if count < trained]
     costs = layer_costs(run.experts.layers, trained, below, measure)
     for target in targets:
-        start = cheapest_split(costs, target * run.experts.layers)
-        counts = climb(start, costs, measure)
+        uniform = run.uniform(target).per_layer
+        counts = climb((cheapest_split(costs, sum(uniform)), uniform), costs, measure)
         plain, profile = run.score([run.uniform(target), ExpertBudget(counts)], run.decide)
         if profile.kl < plain.kl * (1 - LEAST_GAIN):
             found.profiles[f"p{target}"] = counts
@@ -88,10 +88,10 @@ def cheapest_split(costs: Sequence[Costs], total: int) -> ExpertCounts:
     return best[total][1]
 
 
-def climb(counts: ExpertCounts, costs: Sequence[Costs], measure: Measure) -> ExpertCounts:
-    """Move one expert at a time between two layers while that lowers the measured KL; the likeliest moves first."""
-    uniform = (sum(counts) // len(counts),) * len(counts)
-    lowest, counts = min(zip(measure([counts, uniform]), (counts, uniform), strict=True))
+def climb(starts: Sequence[ExpertCounts], costs: Sequence[Costs], measure: Measure) -> ExpertCounts:
+    """From the best of the starts, move one expert at a time between two layers while that lowers the measured KL; the
+    likeliest moves first."""
+    lowest, counts = min(zip(measure(starts), starts, strict=True))
     tried = 0
     while tried < MOVES:
         for moved in _moves(counts, costs):

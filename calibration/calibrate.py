@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from calibration import drawing, speed, table
+from calibration import allocation, drawing, normalisers, speed, table, thresholds
 from calibration.found import Found, Search
 from calibration.machine import processor
 from calibration.measure import Measured, aiq, cost_per_million, option
@@ -24,7 +24,8 @@ from model.budget import ExpertBudget
 from weights import calibration as files
 from weights.calibration import Calibration
 
-SEARCHES: tuple[Search, ...] = ()  # what looks for further options, in this order
+# What looks for further options, in this order.
+SEARCHES: tuple[Search, ...] = (normalisers.search, allocation.search, thresholds.search)
 
 
 def run(options: Options, searches: Sequence[Search] = SEARCHES) -> Path:

@@ -16,7 +16,7 @@ def search(run: Run) -> Found:
     """The best normaliser of each count of the grid below the trained one, where one lowers the KL divergence."""
     found = Found()
     shape = run.config.mixtures[0]
-    if not isinstance(shape, TopK) or shape.rule_refusal:
+    if not isinstance(shape, TopK) or run.experts.rule_refusal:
         return found
     for count in (count for count in run.counts if count < run.experts.trained):
         tried = [normalised(run, count, each) for each in candidates(shape, count)]

@@ -76,7 +76,9 @@ class Moments:
 def hooked(model: Decoder, hook: OutputHook) -> Iterator[None]:
     """Calls `hook` with the output of every mixture; what it returns takes the output's place."""
     mixtures = [
-        layer.ffn for layer, shape in zip(model.layers, model.config.feed_forward, strict=True) if shape.num_experts
+        layer.get_submodule("ffn")
+        for layer, shape in zip(model.layers, model.config.feed_forward, strict=True)
+        if shape.num_experts
     ]
     handles = [each.register_forward_hook(partial(hook, layer)) for layer, each in enumerate(mixtures)]
     try:

@@ -19,7 +19,7 @@ DIGITS = 3  # of a threshold in the file
 def search(run: Run) -> Found:
     """For each count of the grid below the trained one, the rules that run as many experts on average and lose less."""
     found = Found()
-    if run.experts.layers == 0 or run.config.mixtures[0].rule_refusal:
+    if run.experts.rule_refusal:
         return found
     text = part_of(run.decide, SEARCH_TOKENS)
 

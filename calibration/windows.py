@@ -8,7 +8,6 @@ from torch import Tensor
 from model.batch import Batch, BudgetRows
 from model.budget import FAMILY_RULE, ExpertBudget
 
-
 SEED = 0  # of the noise that a family draws: the same for all windows, as in `calibration/scoring.py`
 
 
