@@ -1,0 +1,309 @@
+"""The one matrix product: dense layers, and experts over routed pairs, with bias and activation in the epilogue.
+
+Weights are the wide side of a tile (64 or 128 outputs), rows the narrow one (16 to 128), so that one token and
+thousands use the same instruction. The inner dimension is cut into segments, chosen from the weight's shape and never
+from the batch. Each segment is one chain of float32 sums; segments are added in order, by one program that runs them in
+turn, or, where rows are few, by `_merge` after programs that ran them side by side. So a row's output does not depend
+on the other rows, on the row tile, or on where a segment ran. Padding rows of a tile are never written.
+
+Axes in kernels: U units and R rows of a tile, B inner elements of one step.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.backends.cuda.kernels.activation import activate, activate_gated
+
+PROGRAMS = 264  # two for each processor of an H100: fewer, and segments run side by side
+LEAST_SEGMENT = 512  # inner elements
+MERGED = 1024  # sums that one program of `_merge` holds
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """Weights [E, outputs, inner] of E experts; a dense layer is one expert that every row uses.
+
+    `gated`: half of the outputs are gates, first or, `interleaved`, at even places; there are half as many units.
+    """
+
+    values_EOD: Tensor
+    bias_EO: Tensor | None = None
+    activation: str = "none"
+    gated: bool = False
+    interleaved: bool = False
+
+    @property
+    def units(self) -> int:
+        """Columns of the result."""
+        return self.values_EOD.shape[1] // (1 + self.gated)
+
+    @property
+    def segments(self) -> int:
+        """How often the inner dimension is cut: more for weights whose outputs alone keep few programs busy."""
+        tiles = triton.cdiv(self.units, 64)
+        return max(1, min(8, triton.cdiv(PROGRAMS, tiles), self.values_EOD.shape[2] // LEAST_SEGMENT))
+
+
+@dataclass(frozen=True, slots=True)
+class PairTiles:
+    """Routed pairs in N tiles of one expert each, as `align` lays them out.
+
+    Pair p belongs to row p // k_max of the tokens. Without `pair_NR` tile n is pair n alone.
+    """
+
+    expert_N: Tensor  # int32; the number of experts: the tile is empty
+    pair_NR: Tensor | None  # int32; the number of pairs: the row is empty
+    pairs: int  # tokens times k_max
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The sizes of one program, with which no output's arithmetic changes except by `inner`."""
+
+    units: int = 64
+    rows: int = 16
+    inner: int = 64
+    warps: int = 4
+    stages: int = 4
+
+
+TILES = {  # by rows: what two accumulators of a gated product leave room for
+    16: Tile(64, 16),
+    32: Tile(64, 32),
+    64: Tile(128, 64, warps=8, stages=3),
+    128: Tile(64, 128, warps=8, stages=3),
+}
+
+
+@triton.jit
+def _rows_of(tile_expert, tile_pair, count, rows_as: tl.constexpr, R: tl.constexpr):
+    """The expert of a program's tile, and its rows of the result; a row that is `count` is empty."""
+    tile = tl.program_id(0)
+    lane = tl.arange(0, R)
+    if rows_as == "dense":
+        expert = 0
+        row = tile * R + lane
+    elif rows_as == "single":
+        expert = tl.load(tile_expert + tile)
+        row = tl.where(lane == 0, tile, count)
+    else:
+        expert = tl.load(tile_expert + tile)
+        row = tl.load(tile_pair + tile * R + lane)
+    return expert, row
+
+
+@triton.jit
+def _chain(
+    x,
+    x_real,
+    gate,
+    up,
+    w_real,
+    first,
+    end,
+    inner,
+    gated: tl.constexpr,
+    U: tl.constexpr,
+    R: tl.constexpr,
+    B: tl.constexpr,
+):
+    """One segment's sums [U, R] of the rows at `x` with the weights at `gate` and, if gated, at `up`."""
+    sums = tl.zeros([U, R], tl.float32)
+    up_sums = tl.zeros([U, R], tl.float32)
+    for start in range(first, end, B):
+        at = start + tl.arange(0, B)
+        real = (at < inner)[None, :]
+        x_tile = tl.load(x[:, None] + at[None, :], mask=x_real[:, None] & real, other=0.0)
+        gate_tile = tl.load(gate[:, None] + at[None, :], mask=w_real[:, None] & real, other=0.0)
+        columns = tl.trans(x_tile.to(gate_tile.dtype))
+        sums = tl.dot(gate_tile, columns, sums, input_precision="ieee")
+        if gated:
+            up_tile = tl.load(up[:, None] + at[None, :], mask=w_real[:, None] & real, other=0.0)
+            up_sums = tl.dot(up_tile, columns, up_sums, input_precision="ieee")
+    return sums, up_sums
+
+
+@triton.jit
+def _finish(
+    sums, up_sums, bias, unit, real, up_row, step, has_bias: tl.constexpr, gated: tl.constexpr, act: tl.constexpr
+):
+    """Bias and activation, on float32. `unit` and `real` have the axes of the sums."""
+    if has_bias:
+        sums += tl.load(bias + unit * step, mask=real, other=0.0).to(tl.float32)
+        if gated:
+            up_sums += tl.load(bias + unit * step + up_row, mask=real, other=0.0).to(tl.float32)
+    return activate_gated(sums, up_sums, act) if gated else activate(sums, act)
+
+
+@triton.jit
+def _gemm(
+    x,
+    weight,
+    bias,
+    out,
+    parts,
+    tile_expert,
+    tile_pair,
+    count,
+    k_max,
+    experts,
+    inner,
+    units,
+    outputs,
+    up_row,
+    step,
+    length,
+    segments,
+    rows_as: tl.constexpr,
+    split: tl.constexpr,
+    has_bias: tl.constexpr,
+    gated: tl.constexpr,
+    act: tl.constexpr,
+    U: tl.constexpr,
+    R: tl.constexpr,
+    B: tl.constexpr,
+):
+    expert, row = _rows_of(tile_expert, tile_pair, count, rows_as, R)
+    if expert >= experts:
+        return
+    row_real = row < count
+    unit = tl.program_id(1) * U + tl.arange(0, U)
+    unit_real = unit < units
+    row = row.to(tl.int64)
+    x_row = x + (row // k_max) * inner
+    first_output = tl.cast(expert, tl.int64) * outputs
+    gate = weight + (first_output + unit * step) * inner
+    up = gate + tl.cast(up_row, tl.int64) * inner
+    real = row_real[:, None] & unit_real[None, :]
+    if split:
+        segment = tl.program_id(2)
+        first = segment * length
+        end = tl.minimum(first + length, inner)
+        sums, up_sums = _chain(x_row, row_real, gate, up, unit_real, first, end, inner, gated, U, R, B)
+        at = ((segment * count + row) * outputs)[:, None] + unit[None, :]
+        tl.store(parts + at, tl.trans(sums), mask=real)
+        if gated:
+            tl.store(parts + at + units, tl.trans(up_sums), mask=real)
+    else:
+        sums = tl.zeros([U, R], tl.float32)
+        up_sums = tl.zeros([U, R], tl.float32)
+        for segment in range(segments):
+            first = segment * length
+            end = tl.minimum(first + length, inner)
+            part, up_part = _chain(x_row, row_real, gate, up, unit_real, first, end, inner, gated, U, R, B)
+            sums += part
+            up_sums += up_part
+        bias_at = bias + first_output
+        done = _finish(sums, up_sums, bias_at, unit[:, None], unit_real[:, None], up_row, step, has_bias, gated, act)
+        at = (row * units)[:, None] + unit[None, :]
+        tl.store(out + at, tl.trans(done).to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def _merge(
+    parts,
+    bias,
+    out,
+    tile_expert,
+    tile_pair,
+    count,
+    experts,
+    units,
+    outputs,
+    up_row,
+    step,
+    segments,
+    rows_as: tl.constexpr,
+    has_bias: tl.constexpr,
+    gated: tl.constexpr,
+    act: tl.constexpr,
+    U: tl.constexpr,
+    R: tl.constexpr,
+):
+    expert, row = _rows_of(tile_expert, tile_pair, count, rows_as, R)
+    if expert >= experts:
+        return
+    unit = tl.program_id(1) * U + tl.arange(0, U)
+    unit_real = (unit < units)[None, :]
+    real = (row < count)[:, None] & unit_real
+    row = row.to(tl.int64)
+    sums = tl.zeros([R, U], tl.float32)
+    up_sums = tl.zeros([R, U], tl.float32)
+    for segment in range(segments):
+        at = ((segment * count + row) * outputs)[:, None] + unit[None, :]
+        sums += tl.load(parts + at, mask=real, other=0.0)
+        if gated:
+            up_sums += tl.load(parts + at + units, mask=real, other=0.0)
+    bias_at = bias + tl.cast(expert, tl.int64) * outputs
+    done = _finish(sums, up_sums, bias_at, unit[None, :], unit_real, up_row, step, has_bias, gated, act)
+    at = (row * units)[:, None] + unit[None, :]
+    tl.store(out + at, done.to(out.dtype.element_ty), mask=real)
+
+
+def gemm(
+    x_TD: Tensor,
+    weight: Weight,
+    out_RU: Tensor,
+    pairs: PairTiles | None = None,
+    k_max: int = 1,
+    tile: Tile = TILES[16],
+    side_by_side: bool | None = None,
+) -> None:
+    """Write activation(x · weightᵀ + bias) for every row, or for every pair of `pairs` with its expert's weights.
+
+    Pair p reads row p // k_max of `x_TD` and writes row p of `out_RU`. `side_by_side` is for tests: whether segments
+    run at once, which otherwise follows from the number of programs.
+    """
+    experts, outputs, inner = weight.values_EOD.shape
+    units, segments = weight.units, weight.segments
+    count = len(x_TD) if pairs is None else pairs.pairs
+    tiles = triton.cdiv(count, tile.rows) if pairs is None else len(pairs.expert_N)
+    grid = (tiles, triton.cdiv(units, tile.units))
+    split = segments > 1 and (grid[0] * grid[1] < PROGRAMS if side_by_side is None else side_by_side)
+    length = triton.cdiv(inner, segments * tile.inner) * tile.inner
+    up_row, step = (1, 2) if weight.interleaved else (units, 1)
+    parts = out_RU if not split else out_RU.new_empty(segments, count, outputs, dtype=torch.float32)
+    bias_EO = out_RU if weight.bias_EO is None else weight.bias_EO
+    expert_N = out_RU if pairs is None else pairs.expert_N
+    pair_NR = expert_N if pairs is None or pairs.pair_NR is None else pairs.pair_NR
+    modes = {
+        "rows_as": "dense" if pairs is None else "single" if pairs.pair_NR is None else "tiles",
+        "has_bias": weight.bias_EO is not None,
+        "gated": weight.gated,
+        "act": weight.activation,
+        "R": tile.rows,
+        "num_warps": tile.warps,
+        "enable_fp_fusion": False,  # the two ways to add segments must not be fused differently
+    }
+    _gemm[(*grid, segments if split else 1)](
+        x_TD,
+        weight.values_EOD,
+        bias_EO,
+        out_RU,
+        parts,
+        expert_N,
+        pair_NR,
+        count,
+        k_max,
+        experts,
+        inner,
+        units,
+        outputs,
+        up_row,
+        step,
+        length,
+        segments,
+        split=split,
+        U=tile.units,
+        B=tile.inner,
+        num_stages=tile.stages,
+        **modes,
+    )
+    if split:
+        width = MERGED // tile.rows
+        places = (expert_N, pair_NR, count, experts, units, outputs, up_row, step, segments)
+        _merge[(tiles, triton.cdiv(units, width))](parts, bias_EO, out_RU, *places, U=width, **modes)

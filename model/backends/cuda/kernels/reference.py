@@ -1,0 +1,58 @@
+"""What each kernel computes, in plain torch and in loops: for tests, on any device. It imports no Triton."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.activation import activate, activate_gated
+from model.shapes.mixtures import Activation
+
+
+def linear(
+    x_rD: Tensor,
+    weight_OD: Tensor,
+    bias_O: Tensor | None = None,
+    activation: Activation | None = None,
+    gated: bool = False,
+    interleaved: bool = False,
+) -> Tensor:
+    """One expert on its rows, in float64."""
+    y_rO = x_rD.double() @ weight_OD.double().T
+    if bias_O is not None:
+        y_rO = y_rO + bias_O.double()
+    if not gated:
+        return y_rO if activation is None else activate(y_rO, activation)
+    assert activation is not None
+    gate, up = (y_rO[:, 0::2], y_rO[:, 1::2]) if interleaved else y_rO.chunk(2, dim=-1)
+    return activate_gated(gate, up, activation)
+
+
+def pairs_of(expert_TK: Tensor, experts: int) -> list[list[int]]:
+    """The pairs of each expert, in the order of tokens; pair p is rank p % K of token p // K. Some name no expert."""
+    chosen: list[list[int]] = [[] for _ in range(experts)]
+    for pair, expert in enumerate(expert_TK.flatten().tolist()):
+        if expert < experts:
+            chosen[expert].append(pair)
+    return chosen
+
+
+def tiles_of(chosen: Sequence[Sequence[int]], rows: int) -> list[tuple[int, list[int]]]:
+    """Each expert's pairs in tiles of so many rows: (expert, pairs)."""
+    tiles = []
+    for expert, pairs in enumerate(chosen):
+        for first in range(0, len(pairs), rows):
+            tiles.append((expert, list(pairs[first : first + rows])))
+    return tiles
+
+
+def laid_out(
+    tiles: list[tuple[int, list[int]]], bound: int, rows: int, experts: int, pairs: int
+) -> tuple[Tensor, Tensor]:
+    """The same as tensors of `bound` tiles: experts [N] and pairs [N, R], padded with the number of each."""
+    expert_N = torch.full((bound,), experts, dtype=torch.int32)
+    pair_NR = torch.full((bound, rows), pairs, dtype=torch.int32)
+    for tile, (expert, members) in enumerate(tiles):
+        expert_N[tile] = expert
+        pair_NR[tile, : len(members)] = torch.tensor(members, dtype=torch.int32)
+    return expert_N, pair_NR

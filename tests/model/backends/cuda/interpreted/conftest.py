@@ -1,0 +1,37 @@
+"""These tests run kernels in Triton's interpreter, in processes of their own (`test_interpreted.py` starts them)."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import tests.triton_interpreter  # noqa: F401 - before the first kernel
+else:
+    collect_ignore_glob = ["test_*.py"]  # the interpreter must be chosen before triton is imported
+
+
+@pytest.fixture(autouse=True)
+def infinities() -> Iterator[None]:
+    """exp(x) may be infinite, as on a GPU: a sigmoid is 0 then."""
+    with np.errstate(over="ignore"):
+        yield
+
+
+@pytest.fixture
+def chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrix products add in the order of the inner dimension, whatever the height and width of a tile.
+
+    That is what the kernels expect of a GPU's instruction; numpy's own products may add in another order where a tile
+    has another shape. So equal bits here mean that a kernel asks for the same sums in the same order.
+    """
+    from triton.runtime import interpreter
+
+    def dot(self, a, b, d, input_precision, max_num_imprecise_acc):  # type: ignore[no-untyped-def]
+        sums = d.data.copy()
+        for left, right in zip(a.data.T.astype(np.float32), b.data.astype(np.float32), strict=True):
+            sums += left[:, None] * right[None, :]
+        return interpreter.TensorHandle(sums, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
