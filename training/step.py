@@ -52,13 +52,14 @@ class Balance(Observer):
 
 
 def make_batch(ids_BS: Tensor, counts: list[int], seed: int) -> Batch:
-    """A batch of whole sequences; layer l uses counts[l] for every token. Each row has a seed of its own."""
+    """A batch of whole sequences; layer l uses counts[l] for every token. Each row has a seed of its own.
+    A dense model has no counts."""
     rows, length = ids_BS.shape
     tokens = rows * length
-    counts_L1 = torch.tensor(counts)[:, None]
+    counts_L1 = torch.tensor(counts, dtype=torch.int64)[:, None]
     pairs_L = tuple(tokens * count for count in counts)
     seeds_B = torch.arange(rows) + seed * 65536
-    budget = BudgetRows(counts_L1.expand(-1, tokens).contiguous(), max(counts), pairs_L)
+    budget = BudgetRows(counts_L1.expand(-1, tokens).contiguous(), max(counts, default=0), pairs_L)
     positions_T = torch.arange(length).repeat(rows)
     ids_T = ids_BS.flatten()
     return Batch(

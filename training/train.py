@@ -88,15 +88,18 @@ class Trainer:
         micro = self.recipe.micro_rows
         total = 0.0
         for start in range(0, self.recipe.rows, micro):
-            counts = draw_counts(self.model.config, self.recipe.largest_count, generator)
-            noise_seed = int(torch.randint(1 << 40, (1,), generator=generator))
-            part_BS = window_BS[start : start + micro]
             with torch.autocast("cpu", torch.bfloat16):
-                loss = next_token_loss(self.model, part_BS, counts, noise_seed, self.recipe.balance)
+                loss = self.loss(window_BS[start : start + micro], generator)
             (loss * (micro / self.recipe.rows)).backward()
             total += float(loss.detach()) * micro / self.recipe.rows
         self._update()
         return total
+
+    def loss(self, window_BS: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss of one micro-batch at counts that are drawn for it."""
+        counts = draw_counts(self.model.config, self.recipe.largest_count, generator)
+        noise_seed = int(torch.randint(1 << 40, (1,), generator=generator))
+        return next_token_loss(self.model, window_BS, counts, noise_seed, self.recipe.balance)
 
     def _update(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.training.gpu.tiny import WORDS, write_llama2
+from tests.training.gpu.tiny import WORDS, reference_logits, write_llama2
 from training.corpus import ASSISTANT, END, train_tokenizer
 from training.gpu import stories
 from training.gpu.stories import Teacher, attend, collect, cut_teacher, sample, stories_of, tokenise
@@ -29,31 +29,6 @@ def test_cutting_keeps_the_tokens_that_the_text_uses(tmp_path: Path) -> None:
     assert sorted(made.pieces[1:]) == sorted(f" {word}".encode() for word in WORDS)
     assert len(made.tensors["embed"]) == len(made.tensors["head"]) == 13
     assert all(value.dtype == torch.bfloat16 for value in made.tensors.values())
-
-
-def reference_logits(path: Path, kept: list[int], ids: list[int]) -> torch.Tensor:
-    """llama2.c's forward pass in float32: rotary pairs are neighbours, and norms have weights."""
-    shape, t, _ = read_tensors(path.read_bytes())
-    length, pair = len(ids), torch.arange(0, shape.head_width, 2)
-    angle_S1C = torch.arange(length)[:, None, None] * 10000.0 ** -(pair / shape.head_width)
-    turn_S1C = torch.polar(torch.ones_like(angle_S1C), angle_S1C)
-
-    def heads(x_SD: torch.Tensor, turned: bool) -> torch.Tensor:
-        x_SHC = x_SD.view(length, shape.heads, shape.head_width)
-        if turned:
-            pairs = torch.view_as_complex(x_SHC.unflatten(-1, (-1, 2)).contiguous())
-            x_SHC = torch.view_as_real(pairs * turn_S1C).flatten(2)
-        return x_SHC.transpose(0, 1)
-
-    x_SD = t["embedding"][kept][ids]
-    for layer in range(shape.layers):
-        y_SD = F.rms_norm(x_SD, (shape.width,), t["attention_norm"][layer], 1e-5)
-        q, k, v = (heads(y_SD @ t[name][layer].T, name != "wv") for name in ("wq", "wk", "wv"))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x_SD = x_SD + mixed.transpose(0, 1).flatten(1) @ t["wo"][layer].T
-        y_SD = F.rms_norm(x_SD, (shape.width,), t["ffn_norm"][layer], 1e-5)
-        x_SD = x_SD + (F.silu(y_SD @ t["w1"][layer].T) * (y_SD @ t["w3"][layer].T)) @ t["w2"][layer].T
-    return F.rms_norm(x_SD, (shape.width,), t["final_norm"], 1e-5) @ t["embedding"][kept].T
 
 
 def test_the_teacher_computes_what_its_checkpoint_says(tmp_path: Path) -> None:
