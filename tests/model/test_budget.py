@@ -1,20 +1,27 @@
 """Budgets: the counts of positions, compared with a brute-force model that has one entry per position."""
 
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.budget import ExpertBudget, ExpertCounts
+from model.budget import FAMILY_RULE, ExpertBudget, ExpertCounts, ExpertRange, RoutingRule
+from model.errors import InvalidRequest
 
 COUNTS = st.tuples(st.integers(1, 4), st.integers(1, 4))
-BUDGETS = st.builds(ExpertBudget, COUNTS, st.just(()) | COUNTS)
+CHANGES = st.dictionaries(st.integers(1, 24), COUNTS, max_size=3).map(lambda found: tuple(sorted(found.items())))
+BUDGETS = st.builds(ExpertBudget, COUNTS, st.just(()) | COUNTS, changes=st.just(()) | CHANGES)
 SPAN = st.tuples(st.integers(0, 12), st.integers(1, 12))
 
 
 def by_position(budget: ExpertBudget, prompt: int) -> list[ExpertCounts]:
     """The rule said once more, position by position, for the first 24."""
-    return [budget.prefill or budget.per_layer] * prompt + [budget.per_layer] * (24 - prompt)
+    counts = [budget.prefill or budget.per_layer] * prompt + [budget.per_layer] * (24 - prompt)
+    for position, changed in budget.changes:
+        counts[position:] = [changed] * (24 - position)
+    return counts
 
 
 @given(BUDGETS, SPAN, st.integers(1, 14))
@@ -25,6 +32,7 @@ def test_runs_are_the_counts_of_their_positions(budget: ExpertBudget, span: tupl
     assert list(chain.from_iterable([counts] * tokens for counts, tokens in runs)) == expected
     assert [budget.at(start + i, prompt) for i in range(length)] == expected
     assert all(tokens > 0 for _, tokens in runs)
+    assert not budget.changes or all(before != after for (before, _), (after, _) in pairwise(runs)), "one form"
     assert budget.pairs(start, start + length, prompt) == sum(map(sum, expected))
     assert budget.largest(start, start + length, prompt) == tuple(map(max, zip(*expected, strict=True)))
 
@@ -43,9 +51,79 @@ def test_the_mean_is_over_the_tokens_of_prompt_and_answer(budget: ExpertBudget, 
     assert budget.mean(prompt, generated) == counts[0] or len(set(counts)) > 1
 
 
+@given(BUDGETS, st.integers(0, 12), COUNTS, st.integers(1, 14))
+def test_a_change_holds_from_its_position_on(
+    budget: ExpertBudget, position: int, counts: ExpertCounts, prompt: int
+) -> None:
+    expected = by_position(budget, prompt)
+    expected[position:] = [counts] * (24 - position)
+    changed = budget.changed(position, counts)
+    assert by_position(changed, prompt) == expected
+    assert changed.changed(position, counts) == changed and changed.without_counts == budget.without_counts
+    assert changed.uniform is None or {*changed.per_layer} == {changed.uniform}
+
+
 def test_equal_counts_in_both_phases_are_a_plain_budget() -> None:
     plain = ExpertBudget((2, 2))
     assert ExpertBudget((2, 2), prefill=(2, 2)) == plain and ExpertBudget((2, 2), prefill=(2, 2)).uniform == 2
     assert ExpertBudget((2, 2), prefill=(8, 8)) != plain and ExpertBudget((2, 2), prefill=(8, 8)).uniform is None
     assert ExpertBudget((2, 2), prefill=(8, 8)).without_counts == plain.without_counts
     assert ExpertBudget((2, 2), prefill=(8, 8)).at_most(2) == plain
+
+
+TOPK = ExpertRange(layers=2, trained=4, minimum=1, maximum=8, repaired=(1, 2))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        FAMILY_RULE,
+        RoutingRule("raw", threshold=0.5, top_p=1.0, repair=True, reuse=8),
+        RoutingRule("kept"),
+        RoutingRule(1),
+        RoutingRule(8),
+    ],
+)
+def test_rules_that_a_model_runs_pass(rule: RoutingRule) -> None:
+    TOPK.check_rule(rule, "experts")
+
+
+@pytest.mark.parametrize(
+    ("rule", "field", "said"),
+    [
+        (RoutingRule(9), "normaliser", "k2=9 must be between 1 and 8"),
+        (RoutingRule(0), "normaliser", "k2=0 must be between 1 and 8"),
+        (RoutingRule(threshold=1.5), "threshold", "between 0 and 1, got 1.5"),
+        (RoutingRule(threshold=float("nan")), "threshold", "between 0 and 1, got nan"),
+        (RoutingRule(top_p=-0.1), "top_p", "between 0 and 1, got -0.1"),
+        (RoutingRule(reuse=9), "reuse", "between 0 and 8 for this model, got 9"),
+    ],
+)
+def test_values_outside_a_rules_range_are_named(rule: RoutingRule, field: str, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said) as error:
+        TOPK.check_rule(rule, "experts")
+    assert error.value.param == f"experts.{field}"
+
+
+RULED: list[tuple[str, RoutingRule]] = [
+    ("normaliser", RoutingRule("raw")),
+    ("threshold", RoutingRule(threshold=0.1)),
+    ("top_p", RoutingRule(top_p=0.1)),
+    ("reuse", RoutingRule(reuse=1)),
+]
+
+
+@pytest.mark.parametrize(("field", "rule"), [*RULED, ("repair", RoutingRule(repair=True))])
+def test_a_model_that_runs_no_rule_says_why(field: str, rule: RoutingRule) -> None:
+    closed = replace(TOPK, rule_refusal="because of its router", repair_refusal="because of its kernels")
+    with pytest.raises(InvalidRequest, match=rf"experts.{field} is refused: because of its (router|kernels)"):
+        closed.check_rule(rule, "experts")
+    with pytest.raises(InvalidRequest, match=f"x.{field} was given, but this model has no mixture-of-experts layers"):
+        ExpertRange(0, 0, 0, 0).check_rule(rule, "x")
+    closed.check_rule(FAMILY_RULE, "experts")
+
+
+def test_repair_needs_statistics_and_no_router() -> None:
+    with pytest.raises(InvalidRequest, match=r"experts.repair is refused: .*moedial calibrate"):
+        replace(TOPK, repaired=()).check_rule(RoutingRule(repair=True), "experts")
+    replace(TOPK, rule_refusal="draws").check_rule(RoutingRule(repair=True), "experts")

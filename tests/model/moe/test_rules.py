@@ -164,12 +164,15 @@ def test_a_normaliser_changes_nothing_from_the_trained_count_on(router: Router, 
 
 @each_router
 @pytest.mark.parametrize(
-    ("field", "values"), [("threshold", [0.0, 0.1, 0.3, 0.6, 1.0]), ("top_p", [0.2, 0.5, 0.8, 0.0])]
+    "rules",
+    [
+        [RoutingRule(threshold=value) for value in (1.0, 0.6, 0.3, 0.1, 0.0)],
+        [RoutingRule(top_p=value) for value in (0.2, 0.5, 0.8, 0.0)],
+    ],
 )
-def test_fewer_experts_are_the_first_of_more(router: Router, field: str, values: list[float]) -> None:
+def test_fewer_experts_are_the_first_of_more(router: Router, rules: list[RoutingRule]) -> None:
     logits_TE = logits(30)
-    rows = [chosen(logits_TE, [6] * 30, [RoutingRule(**{field: value})] * 30, router) for value in values]
-    rows = rows if field == "top_p" else rows[::-1]  # from few experts to many
+    rows = [chosen(logits_TE, [6] * 30, [rule] * 30, router) for rule in rules]
     means = [float(choice.used_T.double().mean()) for choice in rows]
     assert means == sorted(means) and means[0] < means[-1] == 6
     for fewer, more in pairwise(rows):
