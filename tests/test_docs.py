@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from msgspec import structs
 
 from docs.calibrated import card_section, counts_table, dial_section, options_table, readme_table
+from docs.curve import svg
 from docs.generate import filled, pages
 from tests.server.calibrations import calibration
 
@@ -52,6 +54,14 @@ def test_generated_tables_say_what_a_calibration_says() -> None:
     assert "| 4 | 1.4000 | 4.055 | 0.5119 |" in card_section("topk-stories", found)
     bare = [structs.replace(option, speed=None) for option in found.options]
     assert "| 2 | 0.9048 | 90.0% | 0.0500 | 1.5000 | – | – |" in counts_table(structs.replace(found, options=bare))
+
+
+def test_the_picture_has_a_line_per_model_and_a_point_per_count() -> None:
+    found = calibration()
+    drawn = ElementTree.fromstring(svg({"one": found, "<two>": found}))
+    shapes = [element.tag.rpartition("}")[2] for element in drawn.iter()]
+    assert shapes.count("polyline") == 2 and shapes.count("circle") == 8
+    assert "● <two>" in "".join(drawn.itertext()) and "K = 8: loss 1.3500, 111 tokens/s" in "".join(drawn.itertext())
 
 
 def test_a_page_without_the_marks_of_a_section_is_an_error(tmp_path: Path) -> None:
