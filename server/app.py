@@ -34,7 +34,8 @@ from server.version import VERSION
 
 log = structlog.get_logger("server")
 STOP_SECONDS = 5.0
-EXPOSED_HEADERS = ("x-request-id", "x-num-experts", "x-should-retry", "retry-after", *RATE_LIMIT_HEADERS)
+OWN_HEADERS = ("x-request-id", "x-num-experts", "x-experts-option", "x-should-retry")
+EXPOSED_HEADERS = (*OWN_HEADERS, "retry-after", *RATE_LIMIT_HEADERS)
 ROUTE_MODULES = (calibration_route, docs, generate, models, probes, tokens)
 
 
@@ -85,6 +86,8 @@ async def _boot(service: Service) -> None:
         service.boot_error = error  # the command prints it
         if not isinstance(error, MoedialError):
             log.error("internal error", exc_info=error)
+    else:
+        await service.watch_load()
 
 
 def _add_middleware(app: FastAPI, service: Service) -> None:

@@ -122,6 +122,12 @@ SERIES = (
     Series("counter", "spec_decode_num_accepted_tokens", "Draft tokens that were accepted"),
     Series("counter", "routed_pairs", "(token, expert) computations done"),
     Series("counter", "routed_pairs_saved", "Computations saved against the trained count"),
+    Series(
+        "counter",
+        "experts_lowered",
+        "Sequences that ran with a cheaper option than the default, since they named none",
+        ("reason",),
+    ),
     Series("counter", "step_mixed", "Engine steps that held more than one budget"),
     Series("counter", "step_retries", "Runs of parts of engine steps that had failed, to find the request at fault"),
     Series("counter", "grammar_step_seconds", "Seconds that engine steps waited for grammars' masks and applied them"),
@@ -135,6 +141,8 @@ SERIES = (
     Series("counter", "engine_restarts", "Engine processes started after one had ended or hung"),
     Series("gauge", "engine_seconds_since_report", "Since the engine last said anything; idle, it is asked every 2 s"),
     Series("gauge", "default_num_experts", "Expert count of a request that asks for none"),
+    Series("gauge", "brownout_level", "Options below the default that --brownout stands at; 0: none"),
+    Series("gauge", "brownout_relative_quality", "Calibrated quality of what a request without a count gets now"),
     Series("gauge", "step_unique_experts", "Distinct experts touched by the last step, summed over layers"),
     Series("gauge", "expert_load_imbalance", "Busiest expert's pairs over the mean, last step, mean over layers"),
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from engine.types import EngineInfo, Request, StepReport, TimedEvent
+from model.budget import ExpertBudget, ExpertCounts
 from model.errors import MoedialError
 
 EngineState = Literal["loading", "ready", "restarting", "failed", "stopped"]
@@ -50,6 +51,23 @@ class EngineProtocol(Protocol):
 
     def abort(self, request_id: str) -> None:
         """Stop a request; its sink is not called again."""
+
+    def set_counts(self, request_id: str, counts: ExpertCounts) -> None:
+        """Let the tokens of a running request that are still to be computed have these counts."""
+
+
+class ExpertChoiceProtocol(Protocol):
+    """What the sequences of one call may use, as a generation call asks for it."""
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds between two calls of `again` while the sequences run; None: none are wanted."""
+
+    def begin(self) -> ExpertBudget:
+        """The budget of a sequence that starts now, the same for all of the call."""
+
+    def again(self) -> ExpertBudget | None:
+        """The budget for the tokens from here on, if it is another one now."""
 
 
 class DetokenizerProtocol(Protocol):

@@ -118,6 +118,8 @@ def load(settings: Settings) -> FastAPI:
     chat = SandboxedTemplate.load(folder)
     dialect = dialect_of(settings, chat, tokenizer)
     calibration = load_calibration(folder, settings.name)
+    if settings.brownout and calibration.calibration is None:  # before minutes of loading
+        raise CheckpointError(f"--brownout needs a calibration: {calibration.reason}")
     return create_app(settings, engine, tokenizer, chat, read_card(folder), defaults, dialect, calibration)
 
 

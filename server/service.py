@@ -3,11 +3,13 @@
 Not here: routes (see `server/http/routes`).
 """
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from engine.types import StepReport
+from model.budget import ExpertBudget
 from model.errors import CheckpointError, EngineDown, InvalidRequest, MoedialError
 from server.access.keys import read_keys
 from server.access.quotas import Account
@@ -15,6 +17,11 @@ from server.dialects.base import Dialect
 from server.errors import TooManyConnections, code_of, http_error_of
 from server.event_loop.thread_pools import BoundedThreadPool
 from server.experts.calibration import UNCALIBRATED, ServedCalibration
+from server.experts.choice import Chooser
+from server.experts.load import LoadMeter
+from server.experts.lowering import TICK_SECONDS, Lowering, Queue
+from server.experts.options import CalibratedOptions
+from server.experts.policies import Load
 from server.experts.served_models import ServedModels
 from server.generation.admission import Admission
 from server.generation.compiling import GrammarCheckQueue
@@ -22,6 +29,7 @@ from server.metrics import NO_ROUTE, Metrics
 from server.processes import watch_processes
 from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProtocol
 from server.settings import Settings
+from weights.calibration import Option
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -58,6 +66,9 @@ class Service:
         self.rendering = BoundedThreadPool("chat templates", 2, waiting)
         self.token_routes = BoundedThreadPool("/tokenize and /detokenize", 1, 16)
         self.loaded: ServedModels | None = None
+        self.meter: LoadMeter | None = None  # while the model is loaded
+        self.lowering: Lowering | None = None  # with --brownout
+        self.chooser = Chooser(CalibratedOptions(), self._load)
         self.boot_error: Exception | None = None  # why the model could not be loaded
         self.drain_started: float | None = None
         self.cut_short = False  # whether a second signal ended the wait for running requests
@@ -82,8 +93,40 @@ class Service:
             self.loaded = ServedModels.build(self.settings, self.engine.info, self.card, created, self.calibration)
         except InvalidRequest as error:
             raise CheckpointError(error.message) from None
+        self._choose_by(self.loaded)
         self.metrics.set_count_labels(self.loaded.counts)
         self.metrics.watch("default_num_experts", lambda: self.loaded.default_count if self.loaded else 0)
+
+    def _choose_by(self, models: ServedModels) -> None:
+        """From now on choose among the options of the loaded model."""
+        info, steps = models.info, models.lowering
+        budget = ExpertBudget((models.default_count,) * info.experts.layers)
+        self.meter = LoadMeter(models.options.options, budget, info.experts, info.step_cost)
+        if steps:
+            lowering = Lowering(steps, self.meter, self.settings.max_running, self.settings.brownout_itl)
+            self.lowering = lowering
+            self.metrics.watch("brownout_level", lambda: lowering.level)
+            self.metrics.watch("brownout_relative_quality", lambda: lowering.relative_quality)
+        self.chooser = Chooser(models.options, self._load, self._lowered, self._on_lowered)
+
+    def _load(self, more: int) -> Load:
+        """The load with `more` sequences than run now."""
+        running = min(self.settings.max_running, self.admission.running + more)
+        return Load(max(1, running), self.meter.slowdown(time.monotonic()) if self.meter else 1.0)
+
+    def _lowered(self) -> Option | None:
+        return self.lowering.option if self.lowering else None
+
+    def _on_lowered(self, sequences: int) -> None:
+        self.metrics.inc("experts_lowered", "brownout", by=sequences)
+
+    async def watch_load(self) -> None:
+        """With --brownout, follow the load for ever."""
+        while self.lowering is not None:
+            queue = self.admission.fair_queue
+            state = Queue(queue.waiting, queue.oldest_s, queue.held)
+            self.lowering.tick(time.monotonic(), state)
+            await asyncio.sleep(TICK_SECONDS)
 
     def salt_of(self, key_name: str) -> str:
         """What keeps the cached prefixes of a key's requests apart from others; empty: shared by all."""
@@ -157,6 +200,8 @@ class Service:
     def _on_report(self, report: StepReport) -> None:
         self._reported = self.engine.restarts
         self.metrics.on_report(report)
+        if self.meter is not None:
+            self.meter.record(report.stats, time.monotonic())
 
     def _watch(self) -> None:
         watch = self.metrics.watch

@@ -191,6 +191,26 @@ class Settings(BaseSettings):
     queue_timeout: float = option(
         30.0, "Limits", "Seconds that a request may wait for its first slot in the batch", gt=0
     )
+    brownout: bool = option(
+        False,
+        "Limits",
+        "While there is more work than can be done, run requests that name no expert count with fewer experts, as "
+        "many as the load asks for; needs a calibration (moedial calibrate). Requests that name one are never touched",
+    )
+    brownout_quality: float = option(
+        0.95,
+        "Limits",
+        "Calibrated relative quality below which --brownout never goes; 1: as good as the trained count",
+        gt=0,
+        le=2,
+    )
+    brownout_itl: float = option(
+        1.5,
+        "Limits",
+        "Time per token, as a multiple of that of one sequence alone, which --brownout tries to keep; 0: it looks at "
+        "the queue only",
+        ge=0,
+    )
     total_timeout: float = option(600.0, "Limits", "Seconds from arrival to the last token", gt=0)
     heartbeat: float = option(15.0, "Limits", "Seconds of silence before a stream sends an SSE comment", gt=0)
     max_body_bytes: int = option(8 << 20, "Limits", "Bytes of one request body", ge=1)

@@ -8,7 +8,7 @@ what a model can run or what its calibration holds. Counts are checked later, wi
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from model.budget import Normaliser
@@ -34,6 +34,10 @@ class Auto:
     min_quality: float | None = None  # relative quality of the option, as the calibration has it
     max_itl_ms: float | None = None  # milliseconds from one generated token to the next
     adapt: bool = False  # whether it is decided again while the answer is generated
+
+    def tightened(self, share: float) -> "Auto":
+        """The same with this share of the latency."""
+        return replace(self, max_itl_ms=None if self.max_itl_ms is None else share * self.max_itl_ms)
 
 
 @dataclass(frozen=True, slots=True)

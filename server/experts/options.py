@@ -4,7 +4,7 @@ Not here: which of them a request gets (see `server/experts/policies.py`).
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from model.budget import ExpertBudget, ExpertRange
@@ -51,25 +51,17 @@ class CalibratedOptions:
             raise InvalidRequest(f"{field}: {shown(name)} is not in the calibration; {hint}", field)
         return budgets[name]
 
-    def option_of(self, budget: ExpertBudget) -> Option | None:
-        """The option that is this budget."""
-        return next((option for option in self.options if option.budget == budget), None)
+    def option_of(self, budget: ExpertBudget, names: Collection[str] | None = None) -> Option | None:
+        """The option that is this budget; where `names` are given, only one of them."""
+        found = (option for option in self.options if option.budget == budget)
+        return next((option for option in found if names is None or option.name in names), None)
 
 
 def _runs(budget: ExpertBudget, experts: ExpertRange) -> bool:
     """Whether the loaded model can run a budget."""
     try:
         experts.budget(budget.per_layer, "calibration")
-        check_rule(experts, budget)
+        experts.check_rule(budget.rule, "calibration")
     except InvalidRequest:
         return False
     return True
-
-
-def check_rule(experts: ExpertRange, budget: ExpertBudget) -> None:
-    """Raises InvalidRequest where the model cannot run the rule of a budget."""
-    check = getattr(experts, "check_rule", None)
-    if check is not None:
-        check(budget.rule, "experts")
-    elif budget != ExpertBudget(budget.per_layer, budget.prefill):
-        raise InvalidRequest("experts: no rule beside the count is supported yet", "experts", "unsupported_parameter")

@@ -10,7 +10,8 @@ from typing import Any
 from model.budget import ExpertBudget, ExpertRange
 from model.errors import InvalidRequest, shown
 from server.experts.experts_object import PHASES, Auto, CountsByPhase
-from server.experts.options import CalibratedOptions, check_rule
+from server.experts.options import CalibratedOptions
+from server.experts.policies import Load, decide
 from server.experts.requested_count import (
     FIELD,
     OptionName,
@@ -27,6 +28,7 @@ class Selection:
 
     budget: ExpertBudget  # with `auto`, and without any wish: the default's, in place of which another may be chosen
     named: bool = False  # whether the request says which experts run
+    option: str = ""  # the calibration's name of the budget, where the request has it by that name
     auto: Auto | None = None  # what the server is to choose by
 
 
@@ -58,14 +60,15 @@ def resolve(
     plain = ExpertBudget((default,) * experts.layers)
     if autos:
         _check_autos(autos, [*counts, *rules], options)
+        decide(options.options, autos[0].auto, Load(1))  # what no load can give is refused at once
         return Selection(plain, auto=autos[0].auto)
     budget = _agreed_budget(experts, default, counts, options) if counts else plain
     if rules:
         budget = replace(budget, rule=replace(budget.rule, **_agreed_rule(rules)))
-        if not experts.layers:
-            raise InvalidRequest("experts was given, but this model has no mixture-of-experts layers", "experts")
-    check_rule(experts, budget)
-    return Selection(budget, named=bool(requested))
+    experts.check_rule(budget.rule, "experts")
+    names = [one.value.name for one in counts if isinstance(one.value, OptionName)]
+    option = options.option_of(budget, names)
+    return Selection(budget, named=bool(requested), option=option.name if option else "")
 
 
 def _check_autos(

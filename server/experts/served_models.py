@@ -13,11 +13,14 @@ from model.errors import InvalidRequest, shown
 from server.errors import ModelNotFound
 from server.experts.calibration import UNCALIBRATED, ServedCalibration
 from server.experts.calibration_card import calibrated_fields, quality_rows, source
+from server.experts.lowering import steps_of
 from server.experts.options import CalibratedOptions
-from server.experts.requested_count import Requested, RequestedCount
-from server.experts.selection import Selection, aliases_for, resolve
+from server.experts.policies import tiers
+from server.experts.requested_count import OptionName, Requested, RequestedCount
+from server.experts.selection import Selection, aliases_for, resolve, rounded
 from server.settings import Settings
 from server.version import fingerprint_of
+from weights.calibration import Option
 
 _COUNT_SUFFIX = re.compile(r"k[1-9][0-9]{0,8}")
 
@@ -34,6 +37,8 @@ class ServedModels:
     created: int
     fingerprint: str  # system_fingerprint of answers
     options: CalibratedOptions
+    tiers: Mapping[str, Option]  # by full name; an alias of the operator's wins
+    lowering: tuple[Option, ...]  # the default, and what brownout may run in its place; empty: without brownout
     calibration: ServedCalibration = UNCALIBRATED
 
     @classmethod
@@ -59,12 +64,27 @@ class ServedModels:
         measured = calibration.calibration
         quality = tuple(quality_rows(measured) if measured else card.get("quality") or ())
         options = CalibratedOptions.build(calibration, info.experts)
-        return cls(settings.name, info, default, aliases, quality, created, fingerprint, options, calibration)
+        named = {f"{settings.name}@{tier}": option for tier, option in tiers(options.options).items()}
+        own = {alias: option for alias, option in named.items() if alias not in aliases}
+        return cls(
+            settings.name,
+            info,
+            default,
+            aliases,
+            quality,
+            created,
+            fingerprint,
+            options,
+            tiers=own,
+            lowering=steps_of(settings, options, info.experts, default),
+            calibration=calibration,
+        )
 
     @property
     def counts(self) -> frozenset[int]:
         """The closed set of counts that metrics may carry as a label."""
-        return frozenset((*self.aliases.values(), self.default_count))
+        chosen = [option.budget.uniform for option in (*self.tiers.values(), *self.lowering)]
+        return frozenset((*self.aliases.values(), self.default_count, *(count for count in chosen if count)))
 
     def select(self, requested: Iterable[Requested]) -> Selection:
         """What a request that says this may use. Raises InvalidRequest."""
@@ -74,6 +94,8 @@ class ServedModels:
         """The count that the `model` field asks for: none, or an alias's."""
         if model is None or model == self.name:
             return []
+        if tier := self.tiers.get(model):
+            return [RequestedCount(f"the model alias {model!r}", "model", OptionName(tier.name))]
         return [RequestedCount(f"the model alias {model!r}", "num_experts", self._count_of(model))]
 
     def _count_of(self, alias: str) -> int:
@@ -87,6 +109,7 @@ class ServedModels:
         if experts.layers and experts.minimum <= count <= experts.maximum:
             return count
         form = f", and {self.name}@kN, N from {experts.minimum} to {experts.maximum}" if experts.layers else ""
+        form = "".join(f", {tier}" for tier in self.tiers) + form
         message = f"the model {shown(alias, 128)} does not exist; this server has {self.name!r}{form}"
         raise ModelNotFound(message, "model")
 
@@ -95,11 +118,15 @@ class ServedModels:
         yield self._card(self.name, self.default_count, None)
         for alias, count in self.aliases.items():
             yield self._card(alias, count, self.name)
+        for alias in self.tiers:
+            yield self.card(alias)
 
     def card(self, model: str) -> dict[str, Any]:
         """The card of a model or an alias. Raises ModelNotFound."""
         if model == self.name:
             return self._card(self.name, self.default_count, None)
+        if tier := self.tiers.get(model):
+            return self._card(model, rounded(tier.mean_count), self.name, tier)
         return self._card(model, self._count_of(model), self.name)
 
     def check_tokens(self, ids: Mapping[str, list[int]]) -> None:
@@ -110,8 +137,9 @@ class ServedModels:
                 wrong = next(value for value in values if not 0 <= value <= last)
                 raise InvalidRequest(f"{field}: token id {wrong!r:.64} is not between 0 and {last}", field)
 
-    def _card(self, id: str, default: int, parent: str | None) -> dict[str, Any]:
-        meta = {"moe": self._moe(default), "execution": self._execution()}
+    def _card(self, id: str, default: int | float, parent: str | None, tier: Option | None = None) -> dict[str, Any]:
+        option = {} if tier is None else {"option": tier.name}
+        meta = {"moe": self._moe(default) | option, "execution": self._execution()}
         longest = self.info.max_model_len
         return {
             "id": id,
@@ -130,7 +158,7 @@ class ServedModels:
         reason = {"reason": info.kernels_reason} if info.kernels_reason else {}
         return {"kernels": info.kernels, "dtype": info.dtype, "quantize": info.quantize} | reason
 
-    def _moe(self, default: int) -> dict[str, Any]:
+    def _moe(self, default: int | float) -> dict[str, Any]:
         experts = self.info.experts
         return {
             "family": self.info.family,

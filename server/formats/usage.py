@@ -25,6 +25,7 @@ def usage_of(call: GenerationCall) -> dict[str, Any]:
         "completion_tokens_details": {"reasoning_tokens": reasoning},
         "num_experts": num_experts,
         **_pairs(timelines),
+        **_option(call),
     }
 
 
@@ -69,7 +70,14 @@ def metrics_of(call: GenerationCall) -> dict[str, Any]:
     """The `metrics` object, with vLLM's names: milliseconds, and null where nothing was measured."""
     timelines = [sequence.timeline for sequence in call.generation.sequences]
     answered = [timeline for timeline in timelines if timeline.first_token_at is not None]
-    return {**_times(answered), "num_experts": call.num_experts, **_pairs(timelines)}
+    option = {"experts_option": report["option"]} if (report := call.choice.report()) else {}
+    return {**_times(answered), "num_experts": call.num_experts, **_pairs(timelines), **option}
+
+
+def _option(call: GenerationCall) -> dict[str, Any]:
+    """The option of the calibration that the call got, where the server chose it or the request named it."""
+    report = call.choice.report()
+    return {} if report is None else {"experts": report}
 
 
 def _pairs(timelines: list[Timeline]) -> dict[str, int]:

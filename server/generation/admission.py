@@ -40,6 +40,11 @@ class Admission:
         """Sequences that wait for a slot in the engine's batch."""
         return self.fair_queue.waiting
 
+    @property
+    def running(self) -> int:
+        """Sequences that hold a slot."""
+        return self.fair_queue.held
+
     def reserve(self, sequences: int, owner: str) -> "Reservation":
         """Reserve room now or refuse now.
 

@@ -29,10 +29,15 @@ class FairQueue:
     """
 
     def __init__(self, slots: int, max_per_call: int) -> None:
-        self.free = slots
+        self.free = self._slots = slots
         self._max_per_call = max_per_call
         self._owners: OrderedDict[str, OrderedDict[CallQueue, None]] = OrderedDict()  # those that wait, next one first
         self._since: dict[Slot, float] = {}  # the oldest first
+
+    @property
+    def held(self) -> int:
+        """Slots that are held."""
+        return self._slots - self.free
 
     @property
     def waiting(self) -> int:

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -18,7 +18,7 @@ from server.generation.admission import Reservation
 from server.generation.compiling import GrammarCheckQueue
 from server.generation.output_processor import Delta, OutputProcessor
 from server.generation.timeline import Timeline
-from server.protocols import EngineProtocol
+from server.protocols import EngineProtocol, ExpertChoiceProtocol
 
 log = structlog.get_logger("server")
 
@@ -57,10 +57,13 @@ class Generation:
         sequences: tuple[AnswerSequence, ...],
         timeouts: Timeouts,
         compiler: GrammarCheckQueue,
+        choice: ExpertChoiceProtocol,
         grammar_field: str = "",
     ) -> None:
         self.sequences, self._grammar_field, self._compiler = sequences, grammar_field, compiler
         self._engine, self._reservation, self._timeouts = engine, reservation, timeouts
+        self._choice = choice
+        self._adapting: asyncio.Task[None] | None = None  # decides again what the sequences may use
         self.write_direct: Callable[[list[Delta]], bool] | None = None
         self._deltas: deque[Delta | MoedialError] = deque()  # at most as many as the answers have tokens
         self._loop = asyncio.get_running_loop()
@@ -106,7 +109,7 @@ class Generation:
     async def close(self) -> None:
         """Abort what still runs and release the reservation, before the first await."""
         self.write_direct = None
-        tasks = [*self._tasks, *([self._compiling] if self._compiling else [])]
+        tasks = [*self._tasks, *(task for task in (self._compiling, self._adapting) if task)]
         for task in tasks:
             task.cancel()
         for sequence in self.sequences:
@@ -188,6 +191,10 @@ class Generation:
     async def _generate(self, sequence: AnswerSequence) -> None:
         """Run the sequence until it has ended here, then abort what the engine still does for it."""
         sequence.timeline.started = time.monotonic()
+        budget = self._choice.begin()
+        sequence.timeline.set_budget(budget)
+        if self._choice.interval is not None and self._adapting is None:
+            self._adapting = asyncio.create_task(self._adapt(self._choice.interval))
         ended: asyncio.Future[None] = self._loop.create_future()
 
         def on_arrivals(found: Sequence[TimedEvent] | MoedialError) -> None:
@@ -206,11 +213,23 @@ class Generation:
                 ended.set_result(None)
             self._put(deltas)
 
-        self._engine.submit(sequence.request, on_arrivals)
+        self._engine.submit(replace(sequence.request, budget=budget), on_arrivals)
         try:
             await ended
         finally:
             self._engine.abort(sequence.request.id)
+
+    async def _adapt(self, interval: float) -> None:
+        """Until it is cancelled, give the sequences that run what the choice is now."""
+        while True:
+            await asyncio.sleep(interval)
+            budget = self._choice.again()
+            if budget is None:
+                continue
+            for sequence in self.sequences:
+                if sequence.timeline.started is not None and sequence.timeline.outcome is None:
+                    sequence.timeline.change_budget(budget)
+                    self._engine.set_counts(sequence.request.id, budget.per_layer)
 
 
 def _advance(sequence: AnswerSequence, arrivals: Sequence[TimedEvent], deltas: list[Delta]) -> None:

@@ -39,12 +39,22 @@ class Timeline:
     stats: RequestStats | None = None  # the engine's latest figures
     tokens_at_stats: int = 0  # tokens that `stats` cover
     outcome: str | None = None
+    measured: bool = False  # whether only the engine's figures tell the mean count
     label: str = field(init=False)
     _gaps: HistogramBuffer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.label = self.metrics.label(self.budget)
+        self.set_budget(self.budget)
+
+    def set_budget(self, budget: ExpertBudget) -> None:
+        """Set the budget before the first token."""
+        self.budget, self.label = budget, self.metrics.label(budget)
+        self.measured = budget.rule.adaptive
         self._gaps = self.metrics.histogram_buffer("inter_token_latency_seconds", self.label)
+
+    def change_budget(self, budget: ExpertBudget) -> None:
+        """Change the budget of the tokens from here on. The label stays: a sequence is counted once."""
+        self.budget, self.measured = budget, True
 
     def record_token(self, at: float) -> None:
         """Count one more token, made at this time; times that arrive out of order never make a gap negative."""
@@ -83,6 +93,19 @@ class Timeline:
         reported = self.stats.trained_pairs if self.stats else 0
         return reported + (self.tokens - self.tokens_at_stats) * self.trained_pairs
 
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that were computed, of the prompt and of the answer, with drafts and what was computed again."""
+        reported = self.stats.computed_tokens if self.stats else 0
+        return reported + self.tokens - self.tokens_at_stats
+
+    @property
+    def mean_count(self) -> float:
+        """The mean expert count over tokens and layers."""
+        if not self.measured or not self.computed_tokens:
+            return self.budget.mean(self.prompt_tokens, self.tokens)
+        return self.routed_pairs / (self.computed_tokens * len(self.budget.per_layer))
+
     def _count_prompt(self) -> None:
         """Count the prompt once it has been read: not where it was refused, and once for all its answers."""
         if not self.prompt.done:
@@ -90,7 +113,7 @@ class Timeline:
             self.metrics.inc("prompt_tokens", self.label, by=self.prompt_tokens)
 
     def _observe_count(self) -> None:
-        self.metrics.observe("request_num_experts", self.budget.mean(self.prompt_tokens, self.tokens))
+        self.metrics.observe("request_num_experts", self.mean_count)
 
     def succeed(self, reason: str) -> None:
         """End with a finish reason."""

@@ -18,7 +18,6 @@ from starlette.types import Receive, Scope, Send
 from model.errors import MoedialError
 from server.errors import ClientGone
 from server.event_loop.slices import in_slices
-from server.experts.selection import count_in_header
 from server.formats.base import Format, is_long
 from server.generation.output_processor import Delta
 from server.http.h11 import CHUNK_WRITER, ChunkWriter
@@ -71,26 +70,23 @@ async def answer(
     write: Callable[[GenerationCall, TokenizerProtocol], Format],
 ) -> Response:
     """The response to an accepted generation call. An error before the first event is still an HTTP error."""
-    headers = {"x-num-experts": count_in_header(call.budget)}
     try:
         format = write(call, service.tokenizer)
         call.generation.start()
         if not call.body.stream:
-            return await _whole(service, request, call, format, headers)
+            return await _whole(service, request, call, format)
         first = await until_disconnect(request.receive, call.generation.next(service.settings.heartbeat))
     except BaseException:
         await _close(request, call)
         raise
-    return EventStream(service, request, call, format, first, headers)
+    return EventStream(service, request, call, format, first)
 
 
-async def _whole(
-    service: Service, request: Request, call: GenerationCall, format: Format, headers: dict[str, str]
-) -> Response:
+async def _whole(service: Service, request: Request, call: GenerationCall, format: Format) -> Response:
     deltas = await until_disconnect(request.receive, _collect(call))
     body = await until_disconnect(request.receive, in_slices(format.body(deltas)))
     await _close(request, call)
-    return WholeResponse(orjson.dumps(body), headers, service.settings.total_timeout + GRACE_SECONDS)
+    return WholeResponse(orjson.dumps(body), call.headers, service.settings.total_timeout + GRACE_SECONDS)
 
 
 async def _collect(call: GenerationCall) -> list[Delta]:
@@ -156,9 +152,8 @@ class EventStream(Response):
         call: GenerationCall,
         format: Format,
         first: list[Delta],
-        headers: dict[str, str],
     ) -> None:
-        super().__init__(None, 200, {**headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(None, 200, {**call.headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self.events = _events(service, call, format, first)
         self.request, self.call, self.format = request, call, format

@@ -13,15 +13,15 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from model.budget import ExpertBudget
 from model.errors import InvalidRequest, shown
+from server.experts.choice import ExpertChoice
 from server.experts.requested_count import (
     merge_extra_body,
     refuse_misspelled,
     requested_in_body,
     requested_in_header,
 )
-from server.experts.selection import Selection, echoed_count
+from server.experts.selection import Selection, count_in_header, echoed_count, rounded
 from server.generation.admission import Reservation
 from server.generation.generation import Generation, Timeouts
 from server.json_limits import min_json_bytes
@@ -52,7 +52,7 @@ class GenerationCall:
     created: int
     arrived: float
     body: GenerationBody
-    budget: ExpertBudget
+    choice: ExpertChoice
     output_spec: OutputSpec
     prompts: tuple[tuple[int, ...], ...]
     generation: Generation
@@ -64,8 +64,23 @@ class GenerationCall:
         return self.num_experts_with(sum(sequence.timeline.tokens for sequence in self.generation.sequences))
 
     def num_experts_with(self, generated: int) -> int | float:
-        """The same with so many generated tokens. A prompt counts once however many answers it has."""
-        return echoed_count(self.budget, sum(map(len, self.prompts)), generated)
+        """The same with so many generated tokens. A prompt counts once however many answers it has.
+
+        Where the count depends on the token or changes on the way, it is the mean over all that was computed.
+        """
+        timelines = [sequence.timeline for sequence in self.generation.sequences]
+        computed = sum(timeline.computed_tokens for timeline in timelines)
+        if computed and any(timeline.measured for timeline in timelines):
+            pairs = sum(timeline.routed_pairs for timeline in timelines)
+            return rounded(pairs / (computed * len(self.choice.budget.per_layer)))
+        return echoed_count(self.choice.budget, sum(map(len, self.prompts)), generated)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the headers of its answer say of experts, as far as it is settled when they are sent."""
+        report = self.choice.report()
+        option = {} if report is None else {"x-experts-option": report["option"]}
+        return {"x-num-experts": count_in_header(self.choice.budget)} | option if self.choice.settled else {}
 
 
 Prepared = tuple[OutputSpec, list[list[int]]]  # and the token ids of each prompt
@@ -227,8 +242,6 @@ def _check(
     body = validate(body_type, raw, service.sampling_defaults, service.settings)
     requested += [*models.requested_in_alias(body.model), *requested_in_header(request.expert_headers)]
     selection = models.select(requested)
-    if selection.auto is not None:
-        raise InvalidRequest("experts.auto is not supported yet", "experts.auto", "unsupported_parameter")
     check_limits(body, service.settings)
     return CheckedBody(body, selection, unknown_fields(body_type, raw) + unknown_nested(body, raw))
 
@@ -253,12 +266,12 @@ async def _open(
     arrived: float,
 ) -> GenerationCall:
     """Tokenise and build the sequences. The slots are held already, and released if anything is refused."""
-    call_id, body, budget = id_prefix + uuid.uuid4().hex, checked.body, checked.selection.budget
+    call_id, body = id_prefix + uuid.uuid4().hex, checked.body
     try:
         spec, tokens = await prepare()
         prompts = tuple(map(tuple, tokens))
         bad_words = await bad_word_tokens(service, body.bad_words) if body.bad_words else ()
-        builder = SequenceBuilder(service, body, spec, budget, call_id, arrived, key, bad_words)
+        builder = SequenceBuilder(service, body, spec, checked.selection.budget, call_id, arrived, key, bad_words)
         sequences = builder.build(prompts)
         reservation.add_tokens(body.answers * sum(map(len, prompts)))
         service.charge(key, sum(map(len, prompts)))
@@ -266,14 +279,15 @@ async def _open(
         reservation.release()
         raise
     timeouts = Timeouts(service.settings.queue_timeout, service.settings.total_timeout)
-    generation = Generation(service.engine, reservation, sequences, timeouts, service.compiler, spec.field)
+    choice = service.chooser.choice(checked.selection, len(sequences))
+    generation = Generation(service.engine, reservation, sequences, timeouts, service.compiler, choice, spec.field)
     return GenerationCall(
         id=call_id,
         model=body.model or service.settings.name,
         created=int(time.time()),
         arrived=arrived,
         body=body,
-        budget=budget,
+        choice=choice,
         output_spec=spec,
         prompts=prompts,
         generation=generation,

@@ -22,6 +22,16 @@ class CompletionDetails(AnswerModel):
     reasoning_tokens: int
 
 
+class ExpertsOption(AnswerModel):
+    """The option of the model's calibration that a request got."""
+
+    option: str
+    chosen_by: Literal["request", "auto", "brownout"]
+    relative_quality: float = Field(description="As calibrated; 1 is as good as the trained count")
+    predicted_itl_ms: float | None = Field(None, description="Of a token when it was chosen, with max_itl_ms")
+    bound_met: bool | None = Field(None, description="Whether that is within max_itl_ms")
+
+
 class Usage(AnswerModel):
     prompt_tokens: int
     completion_tokens: int
@@ -31,10 +41,11 @@ class Usage(AnswerModel):
     num_experts: float = Field(description="The count that ran; the mean where tokens or layers differ")
     routed_pairs: int = Field(description="Pairs of a token and an expert, or draws, that were computed")
     routed_pairs_trained: int = Field(description="What the same tokens would have cost at the trained count")
+    experts: ExpertsOption | None = Field(None, description="Where the server chose, or an option was named")
 
 
 class RequestMetrics(AnswerModel):
-    """Milliseconds, but for the last four; null where nothing was measured."""
+    """Milliseconds, but for the last five; null where nothing was measured."""
 
     time_to_first_token_ms: float | None
     queue_time_ms: float | None
@@ -44,6 +55,7 @@ class RequestMetrics(AnswerModel):
     num_experts: float
     routed_pairs: int
     routed_pairs_trained: int
+    experts_option: str | None = Field(None, description="As usage.experts.option")
 
 
 class RoutedExperts(AnswerModel):

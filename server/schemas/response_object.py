@@ -7,7 +7,14 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from server.schemas.answers import AnswerModel, CompletionDetails, RequestMetrics, RoutedExperts, TokenEntry
+from server.schemas.answers import (
+    AnswerModel,
+    CompletionDetails,
+    ExpertsOption,
+    RequestMetrics,
+    RoutedExperts,
+    TokenEntry,
+)
 from server.schemas.responses import FlatTool, FlatToolChoice
 
 Status = Literal["completed", "incomplete"]
@@ -64,6 +71,7 @@ class ResponseUsage(AnswerModel):
     num_experts: float = Field(description="The count that ran; the mean where tokens or layers differ")
     routed_pairs: int = Field(description="Pairs of a token and an expert, or draws, that were computed")
     routed_pairs_trained: int = Field(description="What the same tokens would have cost at the trained count")
+    experts: ExpertsOption | None = Field(None, description="Where the server chose, or an option was named")
 
 
 class IncompleteDetails(AnswerModel):

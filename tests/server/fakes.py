@@ -19,7 +19,7 @@ from engine.types import (
     TimedEvent,
     TokenEvent,
 )
-from model.budget import ExpertRange
+from model.budget import ExpertCounts, ExpertRange
 from model.errors import EngineDown, EngineStopped, InvalidRequest, MoedialError
 from server.protocols import EngineState
 from weights.tokenizer import TooManyTokens
@@ -149,6 +149,7 @@ class FakeEngine:
         self.compiling.set()
         self.compiled: list[str] = []
         self.aborted: list[str] = []
+        self.changed: list[tuple[str, ExpertCounts]] = []
 
     async def start(self) -> None:
         pass
@@ -186,6 +187,9 @@ class FakeEngine:
 
         self.compiled.append(grammar)
         self.running[id] = asyncio.ensure_future(compiled())
+
+    def set_counts(self, request_id: str, counts: ExpertCounts) -> None:
+        self.changed.append((request_id, counts))
 
     def abort(self, request_id: str) -> None:
         if task := self.running.pop(request_id, None):

@@ -1,5 +1,6 @@
 """Counts, rules, profiles and `auto` from several places become one selection, or one refusal."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -14,16 +15,7 @@ from server.experts.requested_count import requested_in_body, requested_in_heade
 from server.experts.selection import Selection, resolve
 from tests.server.calibrations import calibration
 
-
-class Ruled(ExpertRange):
-    """A range of a model that runs every rule but top-p."""
-
-    def check_rule(self, rule: RoutingRule, param: str) -> None:
-        if rule.top_p:
-            raise InvalidRequest(f"{param}.top_p cannot be used with this model", f"{param}.top_p")
-
-
-RANGE = Ruled(layers=3, trained=4, minimum=1, maximum=8)
+RANGE = ExpertRange(layers=3, trained=4, minimum=1, maximum=8, repaired=(2,))
 SLIM = msgspec.structs.replace(calibration(), profiles={"slim": (1, 1, 2)})
 CALIBRATED = CalibratedOptions.build(ServedCalibration(SLIM, ""), RANGE)
 
@@ -67,8 +59,12 @@ def test_neutral_values_are_the_familys_rule() -> None:
 
 
 def test_the_model_refuses_rules_by_name() -> None:
-    error = refused({"experts": {"top_p": 0.5}})
-    assert error.param == "experts.top_p"
+    fixed = replace(RANGE, rule_refusal="it draws", repaired=())
+    for rule in ({"top_p": 0.5}, {"normaliser": "raw"}, {"repair": True}):
+        with pytest.raises(InvalidRequest) as error:
+            resolve(fixed, 4, requested_in_body({"experts": rule}))
+        assert error.value.param == f"experts.{next(iter(rule))}"
+    assert resolve(fixed, 4, requested_in_body({"experts": {"top_p": 0, "repair": False}})).budget.rule == FAMILY_RULE
 
 
 def test_rules_in_two_places_must_agree() -> None:
@@ -119,12 +115,12 @@ def test_without_a_calibration_the_command_is_named(experts: dict[str, Any]) -> 
 
 def test_a_model_without_experts_takes_no_rule() -> None:
     with pytest.raises(InvalidRequest, match="no mixture-of-experts layers"):
-        resolve(Ruled(0, 0, 0, 0), 0, requested_in_body({"experts": {"repair": True}}))
+        resolve(ExpertRange(0, 0, 0, 0), 0, requested_in_body({"experts": {"repair": True}}))
 
 
 def test_options_that_the_model_cannot_run_are_left_out() -> None:
     served = ServedCalibration(calibration(), "")
-    narrow = CalibratedOptions.build(served, Ruled(layers=3, trained=4, minimum=1, maximum=4))
+    narrow = CalibratedOptions.build(served, replace(RANGE, maximum=4))
     assert [option.name for option in narrow.options] == ["k1", "k2-repaired", "cost2", "k2", "k4"]
     plain = CalibratedOptions.build(served, ExpertRange(layers=2, trained=4, minimum=1, maximum=8))
     assert plain.options == () and dict(plain.profiles) == {}
