@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from calibration import allocation, drawing, normalisers, speed, table, thresholds
+from calibration import allocation, drawing, normalisers, repair, speed, table, thresholds
 from calibration.found import Found, Search
 from calibration.machine import processor
 from calibration.measure import Measured, aiq, cost_per_million, option
@@ -25,7 +25,7 @@ from weights import calibration as files
 from weights.calibration import Calibration
 
 # What looks for further options, in this order.
-SEARCHES: tuple[Search, ...] = (normalisers.search, allocation.search, thresholds.search)
+SEARCHES: tuple[Search, ...] = (normalisers.search, repair.search, allocation.search, thresholds.search)
 
 
 def run(options: Options, searches: Sequence[Search] = SEARCHES) -> Path:

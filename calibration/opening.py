@@ -11,6 +11,7 @@ from calibration.counts import grid
 from calibration.options import Options
 from calibration.partial import Partial
 from calibration.progress import Progress
+from calibration.repair_fit import Tables
 from calibration.run import Run
 from calibration.scoring import Scorer
 from calibration.source import Source
@@ -24,6 +25,7 @@ from model.errors import CheckpointError
 from weights import calibration as files
 from weights.folder import resolve_model
 from weights.load import read_config
+from weights.repair import neutral_tables
 from weights.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens that are scored in a row, unless the context is shorter
@@ -64,7 +66,8 @@ def _open(options: Options, settings: EngineSettings, checkpoint: str, work: Pat
     folder, progress = Path(settings.model), Progress()
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
     tasks = _tasks(options, tokenizer, settings.max_model_len)
-    engine, info = build_engine(settings)
+    repair = Tables(*neutral_tables(read_config(folder)[0]))
+    engine, info = build_engine(settings, (repair.scale, repair.shift))
     runner = engine.runner
     assert isinstance(runner, ModelRunner)
     counts = grid(info.experts, options.asked_counts)
@@ -73,7 +76,7 @@ def _open(options: Options, settings: EngineSettings, checkpoint: str, work: Pat
     source = Source(tuple(options.texts), tokenizer, info.vocabulary, info.max_model_len, options.minutes)
     budgets = [ExpertBudget((count,) * info.experts.layers) for count in counts]
     decide, report = source.windows(engine, scorer, [*budgets, trained], partial, progress)
-    run = Run(folder, work, engine, runner, info, counts, decide, report, scorer, partial, progress)
+    run = Run(folder, work, engine, runner, info, counts, decide, report, repair, scorer, partial, progress)
     return Opened(run, checkpoint, source.described(report), tasks)
 
 

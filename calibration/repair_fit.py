@@ -2,10 +2,11 @@
 
 Per layer and dimension, over tokens of calibration text: ŷ = scale · y + shift. "moments" gives ŷ the mean and the
 spread of the output at the trained count (LDA, arXiv 2609.09241); "least squares" gives the ŷ nearest to it, whose
-spread is smaller the less the two outputs agree. Not here: how the tables are stored (`weights/repair.py`) and applied.
+spread is smaller the less the two outputs agree. Both are fitted to what the layer makes of the same input at either
+count. Not here: how the tables are stored (`weights/repair.py`) and applied.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +22,6 @@ from model.budget import ExpertBudget
 from model.decoder import Decoder
 
 Fit = Literal["moments", "least squares"]
-Inputs = Literal["trained", "own", "repaired"]
 OutputHook = Callable[[int, nn.Module, tuple[Any, ...], Tensor], Tensor | None]  # layer, module, its input, its output
 EPS = 1e-6  # added to a spread that divides
 TOKENS_PER_PASS = 4096  # bounds the memory of a pass
@@ -29,20 +29,21 @@ TOKENS_PER_PASS = 4096  # bounds the memory of a pass
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """Scale and shift of every MoE layer and count, [L, trained + 1, D]; row = count. Row 0 is not used."""
+    """Scale and shift of every MoE layer and count, [L, counts, D]; row = count. Row 0 is not used."""
 
     scale: Tensor
     shift: Tensor
 
     @classmethod
-    def neutral(cls, layers: int, trained: int, width: int) -> "Tables":
+    def neutral(cls, layers: int, counts: int, width: int) -> "Tables":
         """Tables that change nothing."""
-        shape = (layers, trained + 1, width)
+        shape = (layers, counts, width)
         return cls(torch.ones(shape), torch.zeros(shape))
 
-    def toward_neutral(self, strength: float) -> "Tables":
-        """Tables that change outputs by this part of what these change."""
-        return Tables(1 + strength * (self.scale - 1), strength * self.shift)
+    def set_row(self, count: int, other: "Tables", strength: float = 1.0) -> None:
+        """Take over a count's row, so that outputs change by this part of what the other tables change."""
+        self.scale[:, count] = 1 + strength * (other.scale[:, count] - 1)
+        self.shift[:, count] = strength * other.shift[:, count]
 
 
 class Moments:
@@ -72,6 +73,40 @@ class Moments:
         return scale.float(), shift.float()
 
 
+LayerMoments = Sequence[dict[int, Moments]]  # of each MoE layer, by count
+
+
+@torch.inference_mode()
+def measure_moments(model: Decoder, window_BS: Tensor, counts: Sequence[int]) -> LayerMoments:
+    """Run the windows at the trained count; every mixture computes its input at each of `counts` as well."""
+    config, length = model.config, window_BS.shape[1]
+    moments = [{count: Moments(config.width) for count in counts} for _ in config.mixtures]
+    budget = ExpertBudget((config.mixtures[0].trained,) * len(config.mixtures))
+    with hooked(model, partial(_add_counts, moments)):
+        for part_BS in window_BS.split(max(1, TOKENS_PER_PASS // length)):
+            model.hidden(window_batch(part_BS, [budget] * len(part_BS)), WholeAttend(length))
+    return moments
+
+
+def _add_counts(
+    moments: LayerMoments, layer: int, mixture: nn.Module, inputs: tuple[Any, ...], trained_TD: Tensor
+) -> None:
+    x_TD, step = inputs
+    for count, sums in moments[layer].items():
+        budget = LayerBudget(torch.full_like(step.budget.counts_T, count), count)
+        sums.add(mixture.forward(x_TD, replace(step, budget=budget)), trained_TD)
+
+
+def fit_tables(moments: LayerMoments, fit: Fit, counts: int) -> Tables:
+    """Tables of so many counts from 0 on; rows that were not measured are neutral."""
+    width = next(iter(moments[0].values())).solve(fit)[0].numel()
+    tables = Tables.neutral(len(moments), counts, width)
+    for layer, of_layer in enumerate(moments):
+        for count, sums in of_layer.items():
+            tables.scale[layer, count], tables.shift[layer, count] = sums.solve(fit)
+    return tables
+
+
 @contextmanager
 def hooked(model: Decoder, hook: OutputHook) -> Iterator[None]:
     """Calls `hook` with the output of every mixture; what it returns takes the output's place."""
@@ -86,67 +121,3 @@ def hooked(model: Decoder, hook: OutputHook) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@torch.inference_mode()
-def fit_tables(model: Decoder, window_BS: Tensor, counts: tuple[int, ...], fit: Fit, inputs: Inputs) -> Tables:
-    """Tables whose rows for `counts`, all below the trained one, are fitted to the text; others are neutral.
-
-    `inputs`: what a layer reads at the small count. "trained": the same as in the pass at the trained count. "own":
-    what the small counts of the layers before it have made of it. "repaired": the same, with these layers repaired;
-    then the text is one pass and the tables are solved on the way.
-    """
-    config = model.config
-    tables = Tables.neutral(len(config.mixtures), config.mixtures[0].trained, config.width)
-    for count in counts:
-        if inputs == "repaired":
-            _run(model, window_BS, count, partial(_repair_small, tables, count, fit), len(window_BS))
-            continue
-        moments = [Moments(config.width) for _ in config.mixtures]
-        if inputs == "own":
-            _run(model, window_BS, count, partial(_add_halves, moments))
-        else:
-            _run(model, window_BS, None, partial(_add_same_input, moments, count))
-        for layer, each in enumerate(moments):
-            tables.scale[layer, count], tables.shift[layer, count] = each.solve(fit)
-    return tables
-
-
-def _add_same_input(
-    moments: list[Moments], count: int, layer: int, mixture: nn.Module, inputs: tuple[Any, ...], output_TD: Tensor
-) -> None:
-    """Compute the layer once more at the small count."""
-    x_TD, step = inputs
-    budget = LayerBudget(torch.full_like(step.budget.counts_T, count), count)
-    moments[layer].add(mixture.forward(x_TD, replace(step, budget=budget)), output_TD)
-
-
-def _add_halves(moments: list[Moments], layer: int, _: nn.Module, inputs: tuple[Any, ...], output_TD: Tensor) -> None:
-    trained_TD, small_TD = output_TD.chunk(2)
-    moments[layer].add(small_TD, trained_TD)
-
-
-def _repair_small(
-    tables: Tables, count: int, fit: Fit, layer: int, _: nn.Module, inputs: tuple[Any, ...], output_TD: Tensor
-) -> Tensor:
-    """Solve this layer's row and repair its output, so that the next layers read what they will read while serving."""
-    trained_TD, small_TD = output_TD.chunk(2)
-    moments = Moments(output_TD.shape[-1])
-    moments.add(small_TD, trained_TD)
-    scale_D, shift_D = moments.solve(fit)
-    tables.scale[layer, count], tables.shift[layer, count] = scale_D, shift_D
-    return torch.cat([trained_TD, (small_TD * scale_D + shift_D).to(output_TD.dtype)])
-
-
-def _run(model: Decoder, window_BS: Tensor, count: int | None, hook: OutputHook, rows: int = 0) -> None:
-    """Passes over the windows at the trained count, `rows` at once; with a `count`, beside the same at that one."""
-    layers, length = len(model.config.mixtures), window_BS.shape[1]
-    rows = rows or max(1, TOKENS_PER_PASS // length)
-    trained = ExpertBudget((model.config.mixtures[0].trained,) * layers)
-    with hooked(model, hook):
-        for part_BS in window_BS.split(rows):
-            budgets = [trained] * len(part_BS)
-            if count is not None:
-                budgets += [ExpertBudget((count,) * layers)] * len(part_BS)
-                part_BS = part_BS.repeat(2, 1)
-            model.hidden(window_batch(part_BS, budgets), WholeAttend(length))

@@ -11,6 +11,7 @@ from typing import Any
 
 from calibration.partial import Partial
 from calibration.progress import Progress
+from calibration.repair_fit import Tables
 from calibration.scoring import Score, Scorer, Windows
 from engine.engine import Engine
 from engine.runner import ModelRunner
@@ -31,6 +32,7 @@ class Run:
     counts: tuple[int, ...]  # the uniform counts of the grid, rising; the trained one is among them
     decide: Windows  # text to choose by
     report: Windows  # text that reported figures are of
+    repair: Tables  # the engine's, with a row for every count; neutral until a search writes to it
     scorer: Scorer
     partial: Partial
     progress: Progress

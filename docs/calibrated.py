@@ -13,6 +13,15 @@ from weights.calibration import FILE, Calibration, Option
 from weights.folder import BUNDLED, bundled_models, read_card
 
 README_COUNTS = (1, 2, 4, 8)
+SAMPLES = {  # what the default model wrote at its smallest and largest count: README.md has the request
+    1: ", there was a little girl named Lily. She loved playing outside in the sunshine. One day, she went to the park "
+    "with her mommy. They played on the swings and the slide. Lily was having so much fun that she didn't notice her "
+    "mommy. … The dog started barking and chasing her. Lily ran around, but the dog was too fast. She quickly ran away "
+    "quickly,",
+    8: ", there was a little girl named Lily. She loved playing outside in the sunshine. One day, she went to the park "
+    "with her mommy. They played on the swings and went down the slide. Suddenly, Lily saw a big dog running towards "
+    'her. She got scared and started to cry. Her mommy hugged her and said, "It\'s okay to be scared, sweetie. …"',
+}
 KINDS = {"infinity-stories": "∞-MoE, the default", "topk-stories": "its top-k twin, 32 experts"}
 Calibrations = Mapping[str, Calibration]
 
@@ -23,6 +32,20 @@ def bundled_calibrations() -> Calibrations:
     return {
         name: msgspec.json.decode(file.read_bytes(), type=Calibration) for name, file in files.items() if file.is_file()
     }
+
+
+def dial_section(calibration: Calibration) -> str:
+    """The same request at the smallest and the largest count of the default model: speed, loss and text."""
+    few, many = (next(one for one in plain_counts(calibration) if one.counts[0] == count) for count in SAMPLES)
+    rows = [
+        [str(one.counts[0]), _speed(one, "1"), f"{one.quality.loss:.3f}", SAMPLES[one.counts[0]]] for one in (few, many)
+    ]
+    time = few.relative_cost / many.relative_cost
+    loses = few.quality.loss - many.quality.loss
+    said = (
+        f"The first takes {100 * time:.0f} % of the second one's time per token, and loses {loses:.2f} nats per token."
+    )
+    return f"{_table(['K', 'tokens/s', 'loss', 'text'], rows, texts=('text',))}\n{said}\n"
 
 
 def readme_table(calibrations: Calibrations) -> str:
@@ -51,7 +74,7 @@ def options_table(calibration: Calibration) -> str:
         for option in calibration.options
         if not is_plain_count(option)
     ]
-    return _table(head, rows) if rows else "None of them helps at any count.\n"
+    return _table(head, rows, texts=("`experts`",)) if rows else "None of them helps at any count.\n"
 
 
 def card_section(name: str, calibration: Calibration) -> str:
@@ -99,6 +122,8 @@ def _written(option: Option) -> str:
     return f"`{msgspec.json.encode(experts_field(option)).decode()}`"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: Sequence[str] = ()) -> str:
+    """A markdown table; figures to the right, the first column and those of `texts` to the left."""
+    rule = ["---" if name in (head[0], *texts) else "--:" for name in head]
+    lines = [head, rule, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -5,10 +5,10 @@ A test compares; `make docs` regenerates. It measures nothing.
 
 from pathlib import Path
 
-from docs import calibrated, families
+from docs import calibrated, curve, families
 from server.metrics import metrics_table
 from server.settings import settings_table
-from weights.folder import BUNDLED
+from weights.folder import BUNDLED, DEFAULT
 
 FOLDER = Path(__file__).parent
 
@@ -30,20 +30,23 @@ PAGES = {
 
 README = FOLDER.parent / "README.md"
 EXPERTS = FOLDER / "experts.md"
+PICTURE = FOLDER / "quality.svg"
 
 
 def pages() -> dict[Path, str]:
     """Every generated page and its text; of hand-written ones, the sections between their marks are generated."""
     written = {FOLDER / name: head + table().rstrip() + "\n" for name, (head, table) in PAGES.items()}
-    return written | {path: _filled(path, sections) for path, sections in _sections().items()}
-
-
-def _sections() -> dict[Path, dict[str, str]]:
-    """The generated sections of hand-written pages, by name. Without a calibration its sections stay as they are."""
     found = calibrated.bundled_calibrations()
+    drawn = {PICTURE: curve.svg(found)} if found else {}
+    return written | drawn | {path: filled(path, sections) for path, sections in _sections(found).items()}
+
+
+def _sections(found: calibrated.Calibrations) -> dict[Path, dict[str, str]]:
+    """The generated sections of hand-written pages, by name. Without a calibration its sections stay as they are."""
     sections: dict[Path, dict[str, str]] = {README: {"families": families.table()}}
     if found:
         sections[README]["calibrations"] = calibrated.readme_table(found)
+        sections[README]["dial"] = calibrated.dial_section(found[DEFAULT])
         sections[EXPERTS] = {}
     for name, calibration in found.items():
         sections[BUNDLED / name / "README.md"] = {"calibration": calibrated.card_section(name, calibration)}
@@ -52,7 +55,7 @@ def _sections() -> dict[Path, dict[str, str]]:
     return sections
 
 
-def _filled(path: Path, sections: dict[str, str]) -> str:
+def filled(path: Path, sections: dict[str, str]) -> str:
     """A page with its generated sections replaced.
 
     Raises:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.blocks import BlockManager
 from engine.calibrate import MOST_ROWS, measure
@@ -34,7 +35,7 @@ from model.shapes.decoder import DecoderConfig
 from model.shapes.memory import bytes_per_block, bytes_per_sequence
 from weights.folder import resolve_model
 from weights.load import load_model, read_config, run_dtype
-from weights.repair import load_repair
+from weights.repair import LoadedRepair, give_tables, load_repair
 from weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 KEPT_BYTES = 1 << 30
 
 
-def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
+def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None = None) -> tuple[Engine, EngineInfo]:
     """Load the model and assemble the engine around it.
+
+    `tables`: repair statistics to run with instead of the checkpoint's calibration (see `weights.repair.give_tables`).
 
     Raises:
         CheckpointError: the model cannot be loaded, or its cache does not fit the memory.
@@ -63,7 +66,11 @@ def build_engine(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
     with LoadingProgress(settings.terminal_columns) as progress:
         loaded, _ = load_model(folder, settings.dtype, progress)
     loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
-    repair = load_repair(loaded, folder)
+    if tables is None:
+        repair = load_repair(loaded, folder)
+    else:
+        give_tables(loaded, *tables)
+        repair = LoadedRepair()
     loaded.config = replace(loaded.config, repaired=repair.repaired)
     parameters = parameter_count(loaded)
     model, reason = prepare(loaded, settings, threads)

@@ -1,4 +1,7 @@
-"""Writes the model card (README.md beside the weights) from measured figures. It measures nothing itself."""
+"""Writes the model card (README.md beside the weights) from measured figures. It measures nothing itself.
+
+Once the model is calibrated, `make docs` replaces the table by what its calibration says.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +21,14 @@ It exists to show what an expert count does, not to know anything. Licence: Apac
 
 ## Quality per expert count
 
+<!-- calibration: written by `make docs` -->
 Held-out text: {held_out_tokens:,} tokens of real TinyStories (CDLA-Sharing-1.0), none of which was trained on.
 `agreement`: share of positions with the same most likely token as at the {reference} count ({trained}).
 
 | K | loss (nats) | perplexity | bits per byte | agreement |
 |---|---|---|---|---|
 {rows}
+<!-- end of calibration -->
 
 ## Recipe
 

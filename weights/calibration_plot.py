@@ -51,15 +51,15 @@ def curve(calibration: Calibration) -> list[Point]:
 def svg(calibration: Calibration) -> str:
     """A whole SVG document."""
     timed = [option for option in calibration.options if option.speed]
-    plot = _Plot.of([(_rate(option), option.quality.relative) for option in timed])
+    plot = Plot.of([(_rate(option), option.quality.relative) for option in timed])
     title = f"{calibration.model}: quality against speed"
     kind = f"{calibration.dtype}, {calibration.kernels}"
     below = f"{calibration.machine}; {kind}; area under the hull {calibration.aiq:.4f}"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
         f"<title>{escape(title)}</title><style>{STYLE}</style>",
-        _text(LEFT, 22, title, size=15),
-        _text(LEFT, 40, below, size=11),
+        text_at(LEFT, 22, title, size=15),
+        text_at(LEFT, 40, below, size=11),
         *plot.axes("tokens/s, one stream", "relative quality"),
         f'<polyline class="hull" points="{plot.line(curve(calibration))}"/>',
         *_options(timed, plot, calibration.trained),
@@ -69,14 +69,15 @@ def svg(calibration: Calibration) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plot:
+class Plot:
     """Where values lie in the picture."""
 
     x_ticks: Sequence[float]
     y_ticks: Sequence[float]
 
     @classmethod
-    def of(cls, points: Sequence[Point]) -> "_Plot":
+    def of(cls, points: Sequence[Point]) -> "Plot":
+        """A picture that has all these points."""
         return cls(_ticks([x for x, _ in points]), _ticks([y for _, y in points]))
 
     def x(self, value: float) -> float:
@@ -94,17 +95,17 @@ class _Plot:
         parts = [f'<path class="axis" d="M{LEFT},{TOP}V{bottom}H{right}"/>']
         for value in self.x_ticks:
             parts.append(f'<path class="grid" d="M{self.x(value):.1f},{TOP}V{bottom}"/>')
-            parts.append(_text(self.x(value), bottom + 18, f"{value:.10g}", anchor="middle"))
+            parts.append(text_at(self.x(value), bottom + 18, f"{value:.10g}", anchor="middle"))
         for value in self.y_ticks:
             parts.append(f'<path class="grid" d="M{LEFT},{self.y(value):.1f}H{right}"/>')
-            parts.append(_text(LEFT - 8, self.y(value) + 4, f"{value:.10g}", anchor="end"))
-        parts.append(_text((LEFT + right) / 2, HEIGHT - 12, x_name, anchor="middle"))
+            parts.append(text_at(LEFT - 8, self.y(value) + 4, f"{value:.10g}", anchor="end"))
+        parts.append(text_at((LEFT + right) / 2, HEIGHT - 12, x_name, anchor="middle"))
         middle = (TOP + bottom) / 2
         turned = f'transform="rotate(-90 16 {middle:.0f})"'
-        return [*parts, _text(16, middle, y_name, anchor="middle", more=turned)]
+        return [*parts, text_at(16, middle, y_name, anchor="middle", more=turned)]
 
 
-def _options(options: Sequence[Option], plot: _Plot, trained: int) -> list[str]:
+def _options(options: Sequence[Option], plot: Plot, trained: int) -> list[str]:
     """A point with its name for each option."""
     parts: list[str] = []
     names: list[_Name] = []
@@ -114,7 +115,7 @@ def _options(options: Sequence[Option], plot: _Plot, trained: int) -> list[str]:
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{_told(option)}</title></circle>')
         name = _Name.beside(x, y, option.name).apart(names)
         names.append(name)
-        parts.append(_text(name.left, name.y, option.name))
+        parts.append(text_at(name.left, name.y, option.name))
     return parts
 
 
@@ -170,6 +171,7 @@ def _share(value: float, ticks: Sequence[float]) -> float:
     return (value - ticks[0]) / (ticks[-1] - ticks[0])
 
 
-def _text(x: float, y: float, text: str, size: int = 12, anchor: str = "start", more: str = "") -> str:
+def text_at(x: float, y: float, text: str, size: int = 12, anchor: str = "start", more: str = "") -> str:
+    """A text element."""
     place = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}"'
     return f"<text {place} {more}>{escape(text)}</text>"

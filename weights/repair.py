@@ -52,14 +52,25 @@ def _load(model: Decoder, folder: Path) -> LoadedRepair:
     calibration = read(path, checkpoint_hash(folder))
     if not calibration.repair_hash:
         return LoadedRepair()
-    scale_LKD, shift_LKD = read_tables(path.with_name(REPAIR_FILE), model.config, calibration.repair_hash)
+    give_tables(model, *read_tables(path.with_name(REPAIR_FILE), model.config, calibration.repair_hash))
+    return LoadedRepair(calibration.repaired)
+
+
+def give_tables(model: Decoder, scale_LKD: Tensor, shift_LKD: Tensor) -> None:
+    """Give the layers these statistics, [L, maximum + 1, D] float32. They are not copied, neither here nor by backends:
+    what is written to them later is what the model then repairs by."""
     mixtures = (
         layer for layer, shape in zip(model.layers, model.config.feed_forward, strict=True) if shape.num_experts
     )
     for layer, scale_KD, shift_KD in zip(mixtures, scale_LKD, shift_LKD, strict=True):
         assert isinstance(layer, Layer)
         layer.repair = RepairTables(scale_KD, shift_KD)
-    return LoadedRepair(calibration.repaired)
+
+
+def neutral_tables(config: DecoderConfig) -> tuple[Tensor, Tensor]:
+    """Scale and shift [L, maximum + 1, D] that change nothing."""
+    shape = (len(config.mixtures), config.experts.maximum + 1, config.width)
+    return torch.ones(shape), torch.zeros(shape)
 
 
 def write_tables(path: Path, scale_LKD: Tensor, shift_LKD: Tensor) -> str:

@@ -12,6 +12,7 @@ import structlog
 
 from model.errors import CheckpointError
 from server.errors import NotCalibrated
+from weights import calibration_plot
 from weights.calibration import FILE, Calibration, checkpoint_hash, find, read
 
 log = structlog.get_logger("server")
@@ -28,6 +29,11 @@ class ServedCalibration:
     def json(self) -> bytes:
         """The whole calibration, as GET /calibration sends it. Raises NotCalibrated."""
         return msgspec.json.encode(self._own)
+
+    @cached_property
+    def svg(self) -> bytes:
+        """The same as a picture of quality against speed. Raises NotCalibrated."""
+        return calibration_plot.svg(self._own).encode()
 
     @property
     def _own(self) -> Calibration:

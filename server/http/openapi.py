@@ -28,6 +28,13 @@ HEADER = {
     "description": "Experts per token, for those who can set no field; body, model alias and header must agree",
     "schema": {"type": "integer", "minimum": 1},
 }
+FORMAT = {
+    "name": "format",
+    "in": "query",
+    "required": False,
+    "description": "svg: a picture of quality against speed. By default JSON, unless Accept asks for SVG",
+    "schema": {"type": "string", "enum": ["json", "svg"]},
+}
 # by path: body, answer, event of a stream
 ModelType = type[BaseModel]
 POSTS: dict[str, tuple[ModelType, ModelType, ModelType | None]] = {
@@ -130,9 +137,10 @@ def _describe_calibration(document: dict[str, Any], refs: Mapping[Any, dict[str,
     """Add the answer of /calibration, whose form is the file's own: a struct of msgspec, which pydantic cannot read."""
     (schema,), parts = msgspec.json.schema_components([Calibration], ref_template=REF.format(model="{name}"))
     document["components"]["schemas"] |= parts
-    content = {"application/json": {"schema": schema}}
+    content = {"application/json": {"schema": schema}, "image/svg+xml": {"schema": {"type": "string"}}}
     operation = document["paths"]["/calibration"]["get"]
-    operation["responses"] = _or_error(refs, "The calibration", content)
+    operation["responses"] = _or_error(refs, "The calibration, or a picture of it", content)
+    operation["parameters"] = [FORMAT]
 
 
 def _models() -> list[tuple[type[BaseModel], str]]:

@@ -43,3 +43,17 @@ def run_of(folder: Path, counts: str, minutes: float = 0.05) -> Iterator[Run]:
     text = write_text(folder / "text.txt")
     with opened(Options(model=str(folder), text=[text], counts=counts, minutes=minutes, output=folder)) as found:
         yield found.run
+
+
+def equal_experts(folder: Path) -> Path:
+    """A checkpoint of two mixtures with four equal experts each, of which two run and weigh a quarter each: one expert
+    gives half of what two do."""
+    raw = OLMOE | {"num_experts": 4, "num_experts_per_tok": 2, "hidden_size": 32, "intermediate_size": 16}
+    model: Any = random_decoder(raw)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.ffn.router.zero_()
+            layer.ffn.gate_up[1:], layer.ffn.down[:] = layer.ffn.gate_up[0], layer.ffn.down[0] * 6.0
+    save_model(model, raw, folder, torch.float32)
+    write_tokenizer(folder)
+    return folder

@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+import pytest
 from starlette.testclient import TestClient
 
 from tests.server.calibrations import calibration
@@ -25,9 +26,36 @@ def test_the_whole_calibration_comes_as_json() -> None:
     assert msgspec.json.decode(answer.content, type=Calibration) == calibration()
 
 
-def test_without_one_the_answer_is_404_with_the_command() -> None:
+@pytest.mark.parametrize(
+    ("query", "accept", "picture"),
+    [
+        ("?format=svg", "*/*", True),
+        ("", "image/avif,image/svg+xml,image/*,*/*;q=0.8", True),
+        ("", "*/*", False),
+        ("", "application/json, image/svg+xml", False),
+        ("?format=json", "image/svg+xml", False),
+    ],
+)
+def test_a_picture_comes_to_those_who_ask_for_one(query: str, accept: str, picture: bool) -> None:
+    with in_memory(calibration=calibration()) as client:
+        answer = client.get(PATH + query, headers={"accept": accept})
+    assert answer.headers["content-type"].startswith("image/svg+xml" if picture else "application/json")
+    assert answer.content.lstrip().startswith(b"<" if picture else b"{")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_another_format_is_refused_by_name() -> None:
+    with in_memory(calibration=calibration()) as client:
+        answer = client.get(f"{PATH}?format=png")
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "format"
+    assert "'png'" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("query", ["", "?format=svg"])
+def test_without_one_the_answer_is_404_with_the_command(query: str) -> None:
     with in_memory() as client:
-        answer = client.get(PATH)
+        answer = client.get(PATH + query)
     error = answer.json()["error"]
     assert answer.status_code == 404 and error["code"] == "not_calibrated"
     assert "moedial calibrate" in error["message"]
@@ -80,7 +108,7 @@ def test_profiles_are_listed_with_the_field_that_asks_for_them() -> None:
     assert profile["name"] == "cost2" and profile["experts"] == {"count": [1, 1, 4]}
     assert repaired["experts"] == {"count": 2, "normaliser": "kept", "repair": True}
     assert profile["relative_quality"] < 1 and repaired["counts"] == [2, 2, 2]
-    assert found["normalisers"] == {"k2": "kept"} and found["repaired"] == [2] and found["thresholds"] == {"2": 0.3}
+    assert found["normalisers"] == {"2": "kept"} and found["repaired"] == [2] and found["thresholds"] == {"2": 0.3}
 
 
 def test_without_one_the_card_counts_and_the_reason_is_given() -> None:
