@@ -64,6 +64,8 @@ def opened(options: Options) -> Iterator[Opened]:
 
 def _open(options: Options, settings: EngineSettings, checkpoint: str, work: Path, partial: Partial) -> Opened:
     folder, progress = Path(settings.model), Progress()
+    if partial.resumed:
+        progress.say(f"going on from {partial.path}")
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
     tasks = _tasks(options, tokenizer, settings.max_model_len)
     repair = Tables(*neutral_tables(read_config(folder)[0]))

@@ -16,30 +16,32 @@ SECONDS = 5.0  # between two lines
 
 
 class Progress:
-    """Stages of known length. `quiet`: nothing is shown."""
+    """Stages of known length, one after another."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self) -> None:
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        shown = console.is_terminal and not quiet
-        self._bars = Bars(*columns, TimeRemainingColumn(), console=console) if shown else None
-        self._quiet = quiet
+        self._bars = Bars(*columns, TimeRemainingColumn(), console=console) if console.is_terminal else None
+
+    def say(self, text: str) -> None:
+        """One line above the bar."""
+        print(text, file=sys.stderr)
 
     @contextmanager
     def stage(self, name: str, steps: int) -> Iterator["Stage"]:
         """One stage of so many steps, which the caller counts with `advance`."""
         if self._bars is None:
-            yield Stage(name, steps, self._quiet)
+            yield Stage(name, steps)
             return
         with self._bars:
-            yield Stage(name, steps, True, self._bars)
+            yield Stage(name, steps, self._bars)
 
 
 class Stage:
     """How far one stage is."""
 
-    def __init__(self, name: str, steps: int, quiet: bool, bars: Bars | None = None) -> None:
-        self._name, self._steps, self._quiet, self._bars = name, steps, quiet, bars
+    def __init__(self, name: str, steps: int, bars: Bars | None = None) -> None:
+        self._name, self._steps, self._bars = name, steps, bars
         self._task = bars.add_task(name, total=steps) if bars else None
         self._done, self._computed = 0, 0
         self._started = self._said = time.monotonic()
@@ -50,7 +52,7 @@ class Stage:
         self._computed += computed
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task)
-        elif not self._quiet and time.monotonic() - self._said > SECONDS:
+        elif time.monotonic() - self._said > SECONDS:
             self._said = time.monotonic()
             print(f"{self._name}: {self._done} of {self._steps}, {self.seconds_left():.0f} s left", file=sys.stderr)
 

@@ -6,8 +6,11 @@ from rich.table import Table
 from weights.calibration import Calibration, Option
 
 QUALITY = ("loss", "perplexity", "agreement", "KL", "relative")
-SPEED = ("tokens/s", "at 16", "prefill", "MB/token", "MFLOP/token", "cost")
-MEANS = "tokens/s of one stream, of 16, and of prompts; cost: time per token of one stream over the trained count's"
+SPEED = ("tokens/s", "at 16", "prefill", "MB/token", "MFLOP", "cost")
+MEANS = (
+    "tokens/s of one stream, of 16, and of prompts; bytes read and operations of one token; "
+    "cost: time per token of one stream over the trained count's"
+)
 
 
 def show(calibration: Calibration, console: Console) -> None:
@@ -32,7 +35,7 @@ def _quality(calibration: Calibration) -> Table:
 
 def _speed(calibration: Calibration) -> Table:
     kind = f"{calibration.dtype}, {calibration.kernels}, {calibration.machine}"
-    priced = ("per million",) if calibration.cost_per_million else ()
+    priced = ("price/M",) if calibration.cost_per_million else ()
     names = (*SPEED, *priced)
     table = _table(f"{calibration.model}: speed", f"{MEANS}; {kind}", names)
     for option in calibration.options:

@@ -9,24 +9,25 @@ from html import escape
 from itertools import pairwise
 from math import ceil, floor, log10
 
+from model.errors import printable
 from weights.calibration import Calibration, Option
 from weights.calibration_hull import Point, hull
 
 WIDTH, HEIGHT = 720, 440
-LEFT, RIGHT, TOP, BOTTOM = 70, 24, 52, 52  # margins
+LEFT, RIGHT, TOP, BOTTOM = 70, 24, 70, 52  # margins
 LABEL, LINE = 6.6, 12  # width of a letter, height of a line
 GAP = 6  # between a point and its name
 STEPS = 16  # between two corners of the hull, which are curves where the axis is speed
 TICKS = 6  # about so many on an axis
+# What is drawn has its colours for light, also where a viewer reads no style; the style has those for dark.
 STYLE = """
-svg { background: #ffffff; color: #1a1a1a; font: 12px system-ui, sans-serif }
-text { fill: currentColor } .axis { stroke: currentColor; fill: none } .grid { stroke: currentColor; opacity: .15 }
-.hull { stroke: #777777; fill: none; stroke-width: 1.5 } .point { fill: #1f6fb4 } .trained { fill: #c4500c }
+svg { background: #ffffff; font-family: system-ui, sans-serif }
 @media (prefers-color-scheme: dark) {
-svg { background: #16181c; color: #e6e6e6 } .hull { stroke: #a0a0a0 }
+svg { background: #16181c } text { fill: #e6e6e6 } .axis, .grid { stroke: #c8c8c8 } .hull { stroke: #a0a0a0 }
 .point { fill: #6db3f2 } .trained { fill: #ff9a55 }
 }
 """
+TEXT, LINES, HULL, POINT, TRAINED = "#1a1a1a", "#444444", "#777777", "#1f6fb4", "#c4500c"
 
 
 def curve(calibration: Calibration) -> list[Point]:
@@ -57,11 +58,11 @@ def svg(calibration: Calibration) -> str:
     below = f"{calibration.machine}; {kind}; area under the hull {calibration.aiq:.4f}"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
-        f"<title>{escape(title)}</title><style>{STYLE}</style>",
+        f"<title>{_escaped(title)}</title><style>{STYLE}</style>",
         text_at(LEFT, 22, title, size=15),
         text_at(LEFT, 40, below, size=11),
         *plot.axes("tokens/s, one stream", "relative quality"),
-        f'<polyline class="hull" points="{plot.line(curve(calibration))}"/>',
+        f'<polyline class="hull" fill="none" stroke="{HULL}" points="{plot.line(curve(calibration))}"/>',
         *_options(timed, plot, calibration.trained),
         "</svg>",
     ]
@@ -92,12 +93,12 @@ class Plot:
     def axes(self, x_name: str, y_name: str) -> list[str]:
         """Grid, numbers and names."""
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-        parts = [f'<path class="axis" d="M{LEFT},{TOP}V{bottom}H{right}"/>']
+        parts = [_path("axis", f"M{LEFT},{TOP}V{bottom}H{right}")]
         for value in self.x_ticks:
-            parts.append(f'<path class="grid" d="M{self.x(value):.1f},{TOP}V{bottom}"/>')
+            parts.append(_path("grid", f"M{self.x(value):.1f},{TOP}V{bottom}", 0.15))
             parts.append(text_at(self.x(value), bottom + 18, f"{value:.10g}", anchor="middle"))
         for value in self.y_ticks:
-            parts.append(f'<path class="grid" d="M{LEFT},{self.y(value):.1f}H{right}"/>')
+            parts.append(_path("grid", f"M{LEFT},{self.y(value):.1f}H{right}", 0.15))
             parts.append(text_at(LEFT - 8, self.y(value) + 4, f"{value:.10g}", anchor="end"))
         parts.append(text_at((LEFT + right) / 2, HEIGHT - 12, x_name, anchor="middle"))
         middle = (TOP + bottom) / 2
@@ -111,11 +112,13 @@ def _options(options: Sequence[Option], plot: Plot, trained: int) -> list[str]:
     names: list[_Name] = []
     for option in options:
         x, y = plot.x(_rate(option)), plot.y(option.quality.relative)
-        kind = "trained" if option.name == f"k{trained}" else "point"
-        parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{_told(option)}</title></circle>')
-        name = _Name.beside(x, y, option.name).apart(names)
+        kind, colour = ("trained", TRAINED) if option.name == f"k{trained}" else ("point", POINT)
+        circle = f'<circle class="{kind}" fill="{colour}" cx="{x:.1f}" cy="{y:.1f}" r="4">'
+        parts.append(f"{circle}<title>{_told(option)}</title></circle>")
+        text = f"{option.name} (trained)" if kind == "trained" else option.name
+        name = _Name.beside(x, y, text).apart(names)
         names.append(name)
-        parts.append(text_at(name.left, name.y, option.name))
+        parts.append(text_at(name.left, name.y, text))
     return parts
 
 
@@ -149,7 +152,7 @@ class _Name:
 def _told(option: Option) -> str:
     """What a pointer over the point shows."""
     text = f"{option.name}: relative quality {option.quality.relative:.4f}, {_rate(option):.0f} tokens/s"
-    return escape(text)
+    return _escaped(text)
 
 
 def _rate(option: Option) -> float:
@@ -171,7 +174,16 @@ def _share(value: float, ticks: Sequence[float]) -> float:
     return (value - ticks[0]) / (ticks[-1] - ticks[0])
 
 
+def _escaped(text: str) -> str:
+    """As XML has it, which has no place at all for control characters."""
+    return escape(printable(text))
+
+
+def _path(kind: str, line: str, opacity: float = 1) -> str:
+    return f'<path class="{kind}" fill="none" stroke="{LINES}" stroke-opacity="{opacity:g}" d="{line}"/>'
+
+
 def text_at(x: float, y: float, text: str, size: int = 12, anchor: str = "start", more: str = "") -> str:
     """A text element."""
-    place = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}"'
-    return f"<text {place} {more}>{escape(text)}</text>"
+    place = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" fill="{TEXT}"'
+    return f"<text {place} {more}>{_escaped(text)}</text>"
