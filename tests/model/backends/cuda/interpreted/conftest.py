@@ -14,8 +14,8 @@ else:
 
 @pytest.fixture(autouse=True)
 def infinities() -> Iterator[None]:
-    """exp(x) may be infinite, as on a GPU: a sigmoid is 0 then."""
-    with np.errstate(over="ignore"):
+    """Overflow is infinity and what is undefined no number, without a warning, as on a GPU."""
+    with np.errstate(all="ignore"):
         yield
 
 

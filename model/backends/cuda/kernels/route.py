@@ -1,0 +1,174 @@
+"""Routing: from router logits to each token's best experts and their weights, as `choose` in `model/moe/router.py`.
+
+Every token gets `k_max` ranks. Those beyond its own count, which is read on the device, get the sentinel expert E,
+which no other kernel computes or counts. A count's choice is a prefix of the next count's. Of equal scores the lower
+expert comes first; what is not a number comes last. The sparse mixer is not written.
+
+A program routes one token, so that its sums are the same in any batch. Not here yet: the rules of requests
+(`model/moe/rules.py`), whose place is after the loop over ranks. Axes in kernels: E experts, K ranks, G groups, each
+padded to a power of two.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.shapes.mixtures import Router
+
+
+@triton.jit
+def _scores(logits, real, score: tl.constexpr):
+    """What each expert is worth: a sigmoid of its own, or a softmax over all."""
+    if score == "sigmoid":
+        worth = tl.sigmoid(logits)
+    else:
+        powers = tl.where(real, tl.exp(logits - tl.max(tl.where(real, logits, float("-inf")), axis=0)), 0.0)
+        worth = powers / tl.sum(powers, axis=0)
+    return worth
+
+
+@triton.jit
+def _best(ranked, is_open, places, end: tl.constexpr):
+    """The place of the best open value, of equals the lowest; `end` if none is open."""
+    best = tl.max(tl.where(is_open, ranked, float("-inf")), axis=0)
+    return tl.min(tl.where(is_open & (ranked == best), places, end), axis=0)
+
+
+@triton.jit
+def _group_scores(ranked, group_of, group, groups, top2: tl.constexpr, end: tl.constexpr):
+    """Of each group [G]: its best score, or the sum of its two best."""
+    worth = tl.full(group.shape, float("-inf"), tl.float32)
+    place = tl.arange(0, end)
+    for one in range(groups):
+        member = group_of == one
+        first = _best(ranked, member, place, end)
+        total = tl.max(tl.where(place == first, ranked, float("-inf")), axis=0)
+        if top2:
+            total += tl.max(tl.where(member & (place != first), ranked, float("-inf")), axis=0)
+        worth = tl.where(group == one, total, worth)
+    return worth
+
+
+@triton.jit
+def _in_kept_groups(ranked, real, experts, groups, kept, top2: tl.constexpr, E: tl.constexpr, G: tl.constexpr):
+    """Which experts lie in the token's best groups."""
+    group_of = tl.arange(0, E) // (experts // groups)
+    group = tl.arange(0, G)
+    worth = _group_scores(ranked, group_of, group, groups, top2, E)
+    group_open = group < groups
+    inside = tl.full([E], 0, tl.int1)
+    for _ in range(kept):
+        chosen = _best(worth, group_open, group, G)
+        group_open = group_open & (group != chosen)
+        inside = inside | (group_of == chosen)
+    return inside & real
+
+
+@triton.jit
+def _route(
+    logits,
+    logit_bias,
+    selection_bias,
+    counts,
+    expert_out,
+    weight_out,
+    experts,
+    k_max,
+    groups,
+    kept_groups,
+    eps,
+    scale,
+    score: tl.constexpr,
+    has_logit_bias: tl.constexpr,
+    has_selection_bias: tl.constexpr,
+    top2: tl.constexpr,
+    normalise: tl.constexpr,
+    clamp_sum: tl.constexpr,
+    E: tl.constexpr,
+    K: tl.constexpr,
+    G: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, E)
+    real = place < experts
+    logit = tl.load(logits + token * experts + place, mask=real, other=0.0).to(tl.float32)
+    if has_logit_bias:
+        logit += tl.load(logit_bias + place, mask=real, other=0.0).to(tl.float32)
+    worth = _scores(logit, real, score)
+    ranked = worth
+    if has_selection_bias:
+        ranked += tl.load(selection_bias + place, mask=real, other=0.0).to(tl.float32)
+    elif score == "sigmoid" and G == 1:
+        ranked = logit  # the same order, but large ones do not become equal
+    ranked = tl.where(ranked == ranked, ranked, float("-inf"))
+    first = real  # which experts come before all others
+    if G > 1:
+        first = _in_kept_groups(ranked, real, experts, groups, kept_groups, top2, E, G)
+    is_open = real
+    rank = tl.arange(0, K)
+    count = tl.load(counts + token).to(tl.int32)
+    chosen = tl.full([K], 0, tl.int32) + experts
+    weights = tl.zeros([K], tl.float32)
+    for k in range(k_max):
+        left = tl.max((is_open & first).to(tl.int32), axis=0) > 0
+        candidates = tl.where(left, is_open & first, is_open)
+        best = _best(ranked, candidates, place, E)
+        is_open = is_open & (place != best)
+        allowed = (rank == k) & (k < count)
+        chosen = tl.where(allowed, best, chosen)
+        weights = tl.where(allowed, tl.sum(tl.where(place == best, worth, 0.0), axis=0), weights)
+    if normalise:
+        total = 0.0
+        for k in range(k_max):  # in the order of ranks, so that the padding of others' ranks changes nothing
+            total += tl.sum(tl.where(rank == k, weights, 0.0), axis=0)
+        weights = weights / (tl.maximum(total, eps) if clamp_sum else total + eps)
+    at = token * k_max + rank
+    tl.store(expert_out + at, chosen, mask=rank < k_max)
+    tl.store(weight_out + at, tl.where(rank < count, weights * scale, 0.0), mask=rank < k_max)
+
+
+def route(
+    logits_TE: Tensor,
+    counts_T: Tensor,
+    router: Router,
+    expert_TK: Tensor,
+    weight_TK: Tensor,
+    logit_bias_E: Tensor | None = None,
+    selection_bias_E: Tensor | None = None,
+) -> None:
+    """Write the best `counts_T` experts of each token, int32, best first, and their weights, float32.
+
+    K, the number of columns, is the largest count at most; ranks beyond a token's count get expert E and weight 0.
+    """
+    tokens, experts = logits_TE.shape
+    k_max = expert_TK.shape[1]
+    if router.score == "sparse_mixer":
+        raise NotImplementedError("the sparse mixer has no kernel")
+    if k_max > experts:
+        raise ValueError(f"{k_max} ranks cannot be routed to {experts} experts")
+    padded = triton.next_power_of_2(experts)
+    _route[(tokens,)](
+        logits_TE,
+        logits_TE if logit_bias_E is None else logit_bias_E,
+        logits_TE if selection_bias_E is None else selection_bias_E,
+        counts_T,
+        expert_TK,
+        weight_TK,
+        experts,
+        k_max,
+        router.groups,
+        router.kept_groups,
+        float(router.eps),
+        float(router.scale),
+        score=router.score,
+        has_logit_bias=logit_bias_E is not None,
+        has_selection_bias=selection_bias_E is not None,
+        top2=router.group_score == "top2",
+        normalise=router.normalise,
+        clamp_sum=router.clamp_sum,
+        E=padded,
+        K=triton.next_power_of_2(k_max),
+        G=triton.next_power_of_2(router.groups),
+        num_warps=max(1, min(8, padded // 256)),
+        enable_fp_fusion=False,
+    )
