@@ -56,3 +56,14 @@ def laid_out(
         expert_N[tile] = expert
         pair_NR[tile, : len(members)] = torch.tensor(members, dtype=torch.int32)
     return expert_N, pair_NR
+
+
+def combine(pair_RD: Tensor, expert_TK: Tensor, weight_TK: Tensor, experts: int) -> Tensor:
+    """Σ weight · pair of each token, in the order of experts."""
+    tokens, k_max = expert_TK.shape
+    total_TD = torch.zeros(tokens, pair_RD.shape[1])
+    for token in range(tokens):
+        ranks = [rank for rank in range(k_max) if expert_TK[token, rank] < experts]
+        for rank in sorted(ranks, key=lambda rank: int(expert_TK[token, rank])):
+            total_TD[token] += weight_TK[token, rank] * pair_RD[token * k_max + rank].float()
+    return total_TD

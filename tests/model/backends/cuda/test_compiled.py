@@ -11,7 +11,12 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton interprets kernels in this process", allow_module_level=True)
 
+from model.backends.cuda.kernels.align import align, empty_tiles
+from model.backends.cuda.kernels.combine import combine
 from model.backends.cuda.kernels.gemm import TILES, PairTiles, Tile, Weight, gemm
+from model.backends.cuda.kernels.norm import Norm, residual_norm
+from model.backends.cuda.kernels.route import route
+from model.shapes.mixtures import Router
 from tests.model.backends.cuda.compiled import SHARED, Compiled, record
 
 WIDTH, EXPERTS, EXPERT_WIDTH, K_MAX = 2048, 64, 1024, 8  # of OLMoE-1B-7B
@@ -23,6 +28,10 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 def ints(*shape: int) -> Tensor:
     return empty(*shape, dtype=torch.int32)
+
+
+def floats(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.float32)
 
 
 def fits(made: Compiled) -> None:
@@ -42,5 +51,44 @@ def test_gemm(tile: Tile, split: bool) -> None:
         gemm(empty(9, WIDTH), weight, empty(9 * K_MAX, weight.units), pairs, K_MAX, tile, side_by_side=split)
     assert [made.name for made in found] == ["_gemm", "_merge"][: 1 + split]
     assert found[0].tensor_cores
+    for made in found:
+        fits(made)
+
+
+DEEPSEEK = Router(
+    "sigmoid", normalise=True, selection_bias=True, groups=8, kept_groups=4, group_score="top2", eps=1e-20
+)
+
+
+@pytest.mark.parametrize(("router", "experts"), [(Router(), EXPERTS), (Router(normalise=True), 128), (DEEPSEEK, 256)])
+def test_route(router: Router, experts: int) -> None:
+    bias_E = empty(experts) if router.selection_bias else None
+    logits_TE, counts_T = floats(9, experts), empty(9, dtype=torch.int64)
+    with record() as found:
+        route(logits_TE, counts_T, router, ints(9, K_MAX), floats(9, K_MAX), None, bias_E)
+    assert [made.stack for made in found] == [0]
+
+
+def test_align() -> None:
+    expert_TK = ints(9, K_MAX)
+    with record() as found:
+        align(expert_TK, empty_tiles(9 * K_MAX, EXPERTS, 16, expert_TK), ints(EXPERTS))
+    assert [made.stack for made in found] == [0]
+
+
+@pytest.mark.parametrize("width", [WIDTH, 7168])
+def test_combine(width: int) -> None:
+    norm, routed = Norm(empty(width), 1e-6), (ints(9, K_MAX), floats(9, K_MAX))
+    with record() as found:
+        combine(floats(9 * K_MAX, width), *routed, EXPERTS, floats(9, width), norm, empty(9, width), empty(9, width))
+    for made in found:
+        fits(made)
+
+
+@pytest.mark.parametrize("layer", [False, True])
+def test_norm(layer: bool) -> None:
+    norm = Norm(empty(WIDTH), 1e-6, empty(WIDTH) if layer else None, layer=layer)
+    with record() as found:
+        residual_norm(floats(9, WIDTH), norm, empty(9, WIDTH), empty(9, WIDTH))
     for made in found:
         fits(made)
