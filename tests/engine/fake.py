@@ -91,8 +91,8 @@ class FakeRunner:
 
     def _state(self, request: Request, state: bytes, position: int, token: int, chunk: object) -> bytes:
         seed = request.noise if self._noisy else None
-        counts = request.budget.prefill if position < len(request.prompt) else ()
-        return digest(state, token, counts or request.budget.per_layer, seed, tuple(chunk) if self._mixing else None)  # type: ignore[arg-type]
+        counts = request.budget.at(position, len(request.prompt))
+        return digest(state, token, counts, seed, tuple(chunk) if self._mixing else None)  # type: ignore[arg-type]
 
     @staticmethod
     def _sample(chunk: Chunk, states: list[bytes]) -> Sampled | None:

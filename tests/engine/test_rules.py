@@ -1,0 +1,114 @@
+"""Routing rules inside the engine: refused by name, counted as they ran, and part of the key of every block."""
+
+from dataclasses import replace
+
+import pytest
+
+from engine.engine import Engine
+from engine.types import Request, RequestStats, Sampling
+from model.backends.torch.backend import TorchRunnable
+from model.budget import FAMILY_RULE, ExpertBudget, RoutingRule
+from model.errors import InvalidRequest
+from tests.engine.random_workload import Bench, Served, bench
+from tests.model.tiny import decoder, infinity, llama_like, topk
+
+SERVED = Served(llama_like(topk(normalise=True), topk(), qk_norm="full"), block=4, few=10, requests=1)
+PROMPT = (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5)
+ADAPTIVE = [RoutingRule(threshold=0.6), RoutingRule("raw", top_p=0.4), RoutingRule(reuse=2)]
+
+
+def asked(id: str, rule: RoutingRule = FAMILY_RULE, count: int = 3, **changes: object) -> Request:
+    sampling = Sampling(max_tokens=8, seed=1, temperature=0.0)
+    return replace(Request(id, PROMPT, ExpertBudget((count, count), rule=rule), sampling), **changes)  # type: ignore[arg-type]
+
+
+def ran(engine: Engine, *requests: Request) -> tuple[dict[str, RequestStats], int]:
+    """The statistics of requests that run together, and the pairs of all steps."""
+    for each in requests:
+        engine.add(each)
+    stats, pairs = {}, 0
+    while engine.has_work:
+        report = engine.step()
+        pairs += report.stats.routed_pairs
+        for event in report.events:
+            assert event.error is None
+            if event.finish is not None and event.stats is not None:
+                stats[event.request_id] = event.stats
+    return stats, pairs
+
+
+@pytest.mark.parametrize("speculate", ["off", "ngram", "experts=1"])
+@pytest.mark.parametrize("rule", ADAPTIVE)
+def test_pairs_are_counted_as_they_ran(rule: RoutingRule, speculate: str) -> None:
+    crowd = bench(replace(SERVED, speculate=speculate), step_tokens=9)
+    stats, pairs = ran(crowd.engine, asked("plain"), asked("a", rule), asked("b", rule, count=5, salt="b"))
+    assert sum(each.routed_pairs for each in stats.values()) == pairs
+    for id, count in (("plain", 3), ("a", 3), ("b", 5)):
+        allowed = stats[id].computed_tokens * count * 2
+        mean = stats[id].mean_count(layers=2)
+        assert stats[id].trained_pairs == stats[id].computed_tokens * 2 * 2
+        assert mean == stats[id].routed_pairs / stats[id].computed_tokens / 2
+        if id != "plain":
+            assert stats[id].routed_pairs != allowed
+        elif speculate != "experts=1":
+            assert mean == 3.0
+
+
+def test_a_preempted_request_counts_what_it_computed_again() -> None:
+    crowd = bench(SERVED, blocks=16, step_tokens=9, cache=False)
+    rule = ADAPTIVE[0]
+    long = Sampling(max_tokens=40, seed=1, temperature=0.0)
+    stats, pairs = ran(crowd.engine, *(asked(str(id), rule, salt=str(id), sampling=long) for id in range(5)))
+    assert sum(each.preemptions for each in stats.values()) > 0
+    assert sum(each.routed_pairs for each in stats.values()) == pairs
+
+
+RULES = [FAMILY_RULE, RoutingRule("raw"), RoutingRule("kept"), RoutingRule(5), RoutingRule(repair=True), *ADAPTIVE]
+
+
+@pytest.mark.parametrize("first", RULES)
+def test_blocks_are_shared_only_by_requests_with_one_rule(first: RoutingRule) -> None:
+    served = replace(SERVED, config=replace(SERVED.config, repaired=(1,)))
+    crowd = bench(served, model=Repairing(decoder(served.config)))
+    ran(crowd.engine, asked("first", first))
+    cached = {rule: ran(crowd.engine, asked("again", rule))[0]["again"].cached_tokens for rule in RULES}
+    assert cached == {rule: 8 if rule == first else 0 for rule in RULES}
+
+
+class Repairing(TorchRunnable):
+    """Takes the repair of requests for granted: what is looked at is which blocks they share."""
+
+    def __call__(self, batch, pages, observer=None):  # type: ignore[no-untyped-def]
+        rules = tuple(replace(rule, repair=False) for rule in batch.budget.rules)
+        return super().__call__(replace(batch, budget=replace(batch.budget, rules=rules)), pages, observer)
+
+
+def refused(crowd: Bench, rule: RoutingRule) -> str | None:
+    with pytest.raises(InvalidRequest) as error:
+        crowd.engine.add(asked("a", rule))
+    assert not crowd.engine.has_work
+    return error.value.param
+
+
+def test_what_the_model_cannot_do_is_refused_by_name() -> None:
+    draws = bench(replace(SERVED, config=llama_like(infinity(), infinity())))
+    for rule, field in zip(
+        [RoutingRule("raw"), *ADAPTIVE], ["normaliser", "threshold", "normaliser", "reuse"], strict=True
+    ):
+        assert refused(draws, rule) == f"experts.{field}"
+    assert refused(bench(SERVED), RoutingRule(repair=True)) == "experts.repair"
+
+
+class Ruleless(TorchRunnable):
+    """A backend that runs no rules."""
+
+    rules = False
+    kernels = "portable"
+
+
+def test_a_backend_that_runs_no_rules_refuses_them() -> None:
+    crowd = bench(SERVED, model=Ruleless(decoder(SERVED.config)))
+    assert [refused(crowd, rule) for rule in (RoutingRule("raw"), RoutingRule(repair=True))] == [
+        "experts.normaliser",
+        "experts.repair",
+    ]
