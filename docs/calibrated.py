@@ -67,10 +67,11 @@ def counts_table(calibration: Calibration) -> str:
 
 
 def options_table(calibration: Calibration) -> str:
-    """What profiles, normalisers, repairs and thresholds keep and cost, each beside the plain count of its cost."""
-    head = ["option", "`experts`", "relative quality", "agreement", "KL", "loss", "pairs per token and layer"]
+    """What profiles, normalisers, repairs and thresholds keep and cost."""
+    head = ["option", "`experts`", "mean K", "relative quality", "agreement", "KL", "loss"]
+    head += ["tokens/s, 1 stream", "16 streams", "time per token"]
     rows = [
-        [f"`{option.name}`", _written(option), *_quality(option), f"{option.mean_count:.2f}"]
+        [f"`{option.name}`", _written(option), f"{option.mean_count:.2f}", *_quality(option), *_cost(option)]
         for option in calibration.options
         if not is_plain_count(option)
     ]
@@ -100,7 +101,7 @@ def plain_counts(calibration: Calibration) -> list[Option]:
 def _measured(calibration: Calibration) -> str:
     return (
         f"`{calibration.model}`, trained at K = {calibration.trained}; {calibration.text}, "
-        f"{calibration.tokens:,} tokens scored; {calibration.dtype} on {calibration.machine}."
+        f"{calibration.tokens:,} tokens scored; {calibration.dtype}, {calibration.kernels}, {calibration.machine}."
     )
 
 

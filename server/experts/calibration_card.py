@@ -74,15 +74,17 @@ def is_plain_count(option: Option) -> bool:
 
 
 def _figures(option: Option) -> dict[str, Any]:
-    """Quality next to the trained count, the speed of one stream, and its time per token next to the trained count."""
-    quality, speed = option.quality, option.speed
+    """Quality next to the trained count, the speed of one stream, and its time per token next to the trained count;
+    rounded, as a calibration knows no more. GET /calibration has all digits."""
+    quality = option.quality
+    rate = option.speed and option.speed.tokens_per_second.get("1")
     return {
         "name": option.name,
-        "loss": quality.loss,
-        "perplexity": quality.perplexity,
-        "agreement": quality.agreement,
-        "kl": quality.kl,
-        "relative_quality": quality.relative,
-        "tokens_per_second": None if speed is None else speed.tokens_per_second.get("1"),
-        "relative_cost": option.relative_cost,
+        "loss": round(quality.loss, 4),
+        "perplexity": round(quality.perplexity, 4),
+        "agreement": round(quality.agreement, 4),
+        "kl": round(quality.kl, 4),
+        "relative_quality": round(quality.relative, 4),
+        "tokens_per_second": rate and round(rate, 1),
+        "relative_cost": round(option.relative_cost, 4),
     }
