@@ -3,6 +3,7 @@
 Pure functions of a calibration. They choose nothing, and know no routes.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from model.budget import FAMILY_RULE, Normaliser
@@ -26,9 +27,9 @@ def profile_rows(calibration: Calibration) -> list[dict[str, Any]]:
     ]
 
 
-def calibrated_fields(served: ServedCalibration) -> dict[str, Any]:
+def calibrated_fields(served: ServedCalibration, tiers: Mapping[str, Option]) -> dict[str, Any]:
     """What a calibration adds to a model's card: which normaliser is best at which count, where repair helps, which
-    threshold runs so many experts on average, and the profiles."""
+    threshold runs so many experts on average, the profiles, and the options behind the tiers."""
     own = served.calibration
     if own is None:
         return {}
@@ -38,6 +39,7 @@ def calibrated_fields(served: ServedCalibration) -> dict[str, Any]:
         "thresholds": dict(own.thresholds),
         "repaired": list(own.repaired),
         "profiles": profile_rows(own),
+        "tiers": {alias: option.name for alias, option in tiers.items()},
     }
 
 

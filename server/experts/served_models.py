@@ -172,5 +172,5 @@ class ServedModels:
             "normaliser": "trained",  # of a request that names none: the family's own
             "quality": list(self.quality),
             "calibration": source(self.calibration),
-            **calibrated_fields(self.calibration),
+            **calibrated_fields(self.calibration, self.tiers),
         }

@@ -80,9 +80,12 @@ class Timeline:
         """Pairs of a token and an expert that were computed.
 
         The engine reports them with the first and the last token; where a stop string ended the sequence here, those
-        since the first token are added.
+        since the first token are added: as the budget says, or, where the work depends on the token, as many of each as
+        the engine's figures have on average.
         """
         reported = self.stats.routed_pairs if self.stats else 0
+        if self.budget.rule.adaptive and self.stats is not None and self.stats.computed_tokens:
+            return reported + round((self.tokens - self.tokens_at_stats) * reported / self.stats.computed_tokens)
         last = self.prompt_tokens - 1  # each position from here on generated one token
         start, end = last + self.tokens_at_stats, last + self.tokens
         return reported + self.budget.pairs(start, end, self.prompt_tokens)

@@ -33,3 +33,14 @@ def test_a_stream_that_a_stop_string_ends_counts_what_was_computed(experts: Any)
     later = len("abc-STOP-") - 1
     assert usage["routed_pairs"] == STATS.routed_pairs + later * per_token
     assert usage["routed_pairs_trained"] == TRAINED + later * INFO.experts.trained * INFO.experts.layers
+
+
+def test_where_the_work_depends_on_the_token_later_tokens_count_at_the_mean_so_far() -> None:
+    engine = FakeEngine(says("abc-STOP-and much more"))
+    engine.first_stats = True
+    body = {"prompt": "hi", "stop": "-STOP-", "experts": {"count": 2, "reuse": 3}, "max_tokens": 64}
+    with in_memory(engine) as client:
+        usage = client.post(COMPLETIONS, json=body).json()["usage"]
+    later = len("abc-STOP-") - 1
+    assert usage["routed_pairs"] == STATS.routed_pairs + later * STATS.routed_pairs // STATS.computed_tokens
+    assert usage["routed_pairs"] != STATS.routed_pairs + later * 2 * INFO.experts.layers

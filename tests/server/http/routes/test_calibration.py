@@ -109,6 +109,7 @@ def test_profiles_are_listed_with_the_field_that_asks_for_them() -> None:
     assert repaired["experts"] == {"count": 2, "normaliser": "kept", "repair": True}
     assert profile["relative_quality"] < 1 and repaired["counts"] == [2, 2, 2]
     assert found["normalisers"] == {"2": "kept"} and found["repaired"] == [2] and found["thresholds"] == {"2": 0.3}
+    assert found["tiers"] == {"tiny@fast": "cost2", "tiny@balanced": "k4", "tiny@best": "k8"}
 
 
 def test_without_one_the_card_counts_and_the_reason_is_given() -> None:
