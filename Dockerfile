@@ -18,6 +18,7 @@ COPY engine engine
 COPY server server
 COPY training training
 COPY terminal terminal
+COPY calibration calibration
 COPY release release
 # For `moedial version`: docker build --build-arg COMMIT=$(git rev-parse --short=12 HEAD)
 ARG COMMIT="unknown"

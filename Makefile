@@ -25,7 +25,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs bench-peers bench-offline bench-mixed bench-layer bench-dial bench-bundled bench-loading bench-quantised bench-http bench-dial-http bench-speculation upcycled clean
+.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-bundled bench-loading bench-quantised bench-http bench-dial-http bench-speculation upcycled clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,11 +40,11 @@ test-all: lint  ## `make test` with the slow and redundant tests, and new exampl
 	$(BIN)/python -m pytest --hypothesis-profile=random
 
 # Branches are counted in every process that the tests start, unless it is killed. It takes about twice the time of the tests.
-coverage: $(VENV)/.dev  ## branch coverage of server, engine, weights and model; fails below 90 % in any of them
+coverage: $(VENV)/.dev  ## branch coverage of server, engine, weights, model and calibration; fails below 90 % in any of them
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest -m "not redundant" $(ARGS); passed=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && \
-	sh release/coverage_floor.sh $(BIN)/coverage 90 server engine weights model && exit $$passed
+	sh release/coverage_floor.sh $(BIN)/coverage 90 server engine weights model calibration && exit $$passed
 
 # Each prints a table and one line of JSON, and fails where something was lost, held back or left behind.
 STORMS := bodies many_clients grammars connections keys checkpoints lifecycle "greedy_call --most 5" "engine_deaths --kills 5 --hangs 1" "waves --waves 6"
@@ -100,6 +100,11 @@ wheel: $(VENV)/.dev  ## source archive and wheel under dist/, with the kernels i
 
 docs: $(VENV)/.dev  ## regenerate the tables that tests compare
 	$(BIN)/python -m docs.generate
+
+# Held-out text is not part of the repository: TEXT=FILE. The figures of speed are this machine's; leave it alone meanwhile.
+calibrate: $(VENV)/.run  ## measure the bundled models' counts on TEXT=FILE, writing their calibration.json
+	@test -n "$(TEXT)" || { echo "give TEXT=FILE, held-out text"; exit 1; }
+	for model in infinity-stories topk-stories; do $(BIN)/moedial calibrate "$$model" --text "$(TEXT)" $(ARGS) || exit 1; done
 
 bench-peers: $(VENV)/.dev  ## install llama.cpp and vLLM under .peers/, for bench-offline
 	$(BIN)/python -m benchmarks.peers $(ARGS)

@@ -1,7 +1,6 @@
 """Runs a whole calibration: loads the model, scores, searches, times, writes the file, prints and draws it."""
 
 import hashlib
-import shutil
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -38,7 +37,9 @@ def run(options: Options, searches: Sequence[Search] = SEARCHES) -> Path:
     """
     drawing.check(options.plots)
     with opened(options) as found:
-        calibration = measured(found, options, searches if options.searches else ())
+        extra = [search(found.run) for search in (searches if options.searches else ())]
+        calibration = measured(found, options, extra)
+        place_repair(extra, found.run.work)
         path = files.write(calibration, found.run.work)
         for plot in options.plots:
             drawing.draw(calibration, plot)
@@ -48,14 +49,13 @@ def run(options: Options, searches: Sequence[Search] = SEARCHES) -> Path:
     return path
 
 
-def measured(found: Opened, options: Options, searches: Sequence[Search]) -> Calibration:
+def measured(found: Opened, options: Options, extra: Sequence[Found]) -> Calibration:
     """All that the command measures, as the file's content."""
     run = found.run
-    extra = [search(run) for search in searches]
     budgets = {f"k{count}": run.uniform(count) for count in run.counts}
     for each in extra:
         budgets |= each.options
-    choices = _choices(extra, run.work)
+    choices = _choices(extra)
     rows = _measure(run, budgets, found.tasks, choices.get("repair_hash", ""))
     trained = rows[list(budgets).index(f"k{run.experts.trained}")]
     work = DecoderWork.of(run.config)
@@ -99,18 +99,26 @@ def _measure(run: Run, budgets: dict[str, ExpertBudget], tasks: Sequence[Task], 
     return [Measured(*row) for row in rows]
 
 
-def _choices(found: Sequence[Found], work: Path) -> dict[str, Any]:
-    """What the searches chose, as fields of the calibration. Their file of repairs goes where the calibration goes."""
-    chosen: dict[str, Any] = {"profiles": {}, "normalisers": {}, "thresholds": {}}
+def _choices(found: Sequence[Found]) -> dict[str, Any]:
+    """What the searches chose, as fields of the calibration."""
+    named = ("profiles", "normalisers", "thresholds")
+    chosen: dict[str, Any] = {name: {} for name in named}
     for each in found:
-        for name in chosen:
+        for name in named:
             chosen[name] = chosen[name] | getattr(each, name)
         if each.repair_file is not None:
-            target = work / files.REPAIR_FILE
-            if each.repair_file != target:
-                shutil.copyfile(each.repair_file, target)
-            chosen |= {"repaired": each.repaired, "repair_hash": file_hash(target)}
+            chosen |= {"repaired": each.repaired, "repair_hash": file_hash(each.repair_file)}
     return chosen
+
+
+def place_repair(found: Sequence[Found], work: Path) -> None:
+    """Move the statistics of repairs to where the calibration goes; those of an earlier calibration end with it."""
+    target = work / files.REPAIR_FILE
+    made = [each.repair_file for each in found if each.repair_file is not None]
+    if made:
+        made[0].replace(target)
+    else:
+        target.unlink(missing_ok=True)
 
 
 def file_hash(path: Path) -> str:

@@ -16,7 +16,7 @@ class Found:
     """The result of one search. Fields as in `weights.calibration.Calibration`.
 
     `options` are measured on the reported text and for speed, as the uniform counts are. `repair_file` is a file of
-    statistics to be kept beside the calibration; it belongs to `repaired`.
+    statistics, which is moved to its place beside the calibration; it belongs to `repaired`.
     """
 
     options: dict[str, ExpertBudget] = field(default_factory=dict)

@@ -38,7 +38,7 @@ def search(run: Run) -> Found:
         run.repair.set_row(count, best)
     if not helped:
         return Found()
-    path = run.work / REPAIR_FILE
+    path = run.work / f".{REPAIR_FILE}.part"  # an earlier calibration's file stays until this one is complete
     rows = run.experts.trained + 1
     write_tables(path, run.repair.scale[:, :rows], run.repair.shift[:, :rows])
     options = {f"k{count}-repaired": repaired(run, count) for count in helped}

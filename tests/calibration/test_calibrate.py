@@ -1,5 +1,6 @@
 """A whole calibration of tiny checkpoints: known answers, interruption, and where the file goes."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from calibration.calibrate import run
 from calibration.options import Options
 from calibration.partial import FILE as PARTIAL
 from calibration.scoring import Score, Scorer
+from engine.build import build_engine
+from engine.types import EngineSettings
 from model.errors import CheckpointError, InvalidRequest
 from tests.calibration.checkpoints import two_experts, write_task, write_text
+from tests.calibration.runs import equal_experts
 from tests.weights.checkpoints import INFINITY, write
 from weights import calibration as files
 from weights.calibration import Calibration
@@ -171,3 +175,18 @@ def test_a_dense_model_has_nothing_to_calibrate(tmp_path: Path) -> None:
     write(tmp_path, raw)
     with pytest.raises(CheckpointError, match="no mixture-of-experts layers"):
         run(options(tmp_path))
+
+
+def test_statistics_of_repairs_are_kept_beside_the_calibration_that_names_them(tmp_path: Path) -> None:
+    folder = equal_experts(tmp_path)
+    found = calibrated(folder, text=[write_text(tmp_path / "text.txt")], counts="1,2", searches=True)
+    assert found.repaired == (1,)
+    assert found.repair_hash == hashlib.sha256((folder / files.REPAIR_FILE).read_bytes()).hexdigest()
+    repaired, plain = found.option("k1-repaired"), found.option("k1")
+    assert repaired is not None and plain is not None
+    assert repaired.quality.relative > plain.quality.relative
+    assert build_engine(EngineSettings(model=str(folder), step_ms=0))[1].experts.repair_refusal == ""
+    assert not list(folder.glob(".*"))
+
+    assert calibrated(folder, counts="1,2").repair_hash == ""
+    assert not (folder / files.REPAIR_FILE).exists()
