@@ -12,6 +12,7 @@ from server.experts.calibration_card import experts_field, is_plain_count
 from weights.calibration import FILE, Calibration, Option
 from weights.folder import BUNDLED, bundled_models, read_card
 
+PICTURE = "quality.svg"  # in docs/, by `docs/curve.py`
 README_COUNTS = (1, 2, 4, 8)
 SAMPLES = {  # what the default model wrote at its smallest and largest count: README.md has the request
     1: ", there was a little girl named Lily. She loved playing outside in the sunshine. One day, she went to the park "
@@ -48,15 +49,16 @@ def dial_section(calibration: Calibration) -> str:
     return f"{_table(['K', 'tokens/s', 'loss', 'text'], rows, texts=('text',))}\n{said}\n"
 
 
-def readme_table(calibrations: Calibrations) -> str:
-    """Loss and speed of each model at some counts: two rows per model."""
+def readme_section(calibrations: Calibrations) -> str:
+    """The picture, and loss and speed of each model at some counts: two rows per model."""
     rows = []
     for name, calibration in calibrations.items():
         plain = [option for option in plain_counts(calibration) if option.counts[0] in README_COUNTS]
         rows.append([f"{name} ({KINDS.get(name, 'bundled')}): loss", *(f"{one.quality.loss:.3f}" for one in plain)])
         rows.append(["tokens/s", *(_speed(one, "1") for one in plain)])
     machine = next(iter(calibrations.values())).machine
-    return _table([f"one stream; {machine}", *(f"K = {count}" for count in README_COUNTS)], rows)
+    table = _table([f"one stream; {machine}", *(f"K = {count}" for count in README_COUNTS)], rows)
+    return f"![held-out loss and speed per expert count](docs/{PICTURE})\n\n{table}"
 
 
 def counts_table(calibration: Calibration) -> str:

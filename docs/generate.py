@@ -30,14 +30,13 @@ PAGES = {
 
 README = FOLDER.parent / "README.md"
 EXPERTS = FOLDER / "experts.md"
-PICTURE = FOLDER / "quality.svg"
 
 
 def pages() -> dict[Path, str]:
     """Every generated page and its text; of hand-written ones, the sections between their marks are generated."""
     written = {FOLDER / name: head + table().rstrip() + "\n" for name, (head, table) in PAGES.items()}
     found = calibrated.bundled_calibrations()
-    drawn = {PICTURE: curve.svg(found)} if found else {}
+    drawn = {FOLDER / calibrated.PICTURE: curve.svg(found)} if found else {}
     return written | drawn | {path: filled(path, sections) for path, sections in _sections(found).items()}
 
 
@@ -45,7 +44,7 @@ def _sections(found: calibrated.Calibrations) -> dict[Path, dict[str, str]]:
     """The generated sections of hand-written pages, by name. Without a calibration its sections stay as they are."""
     sections: dict[Path, dict[str, str]] = {README: {"families": families.table()}}
     if found:
-        sections[README]["calibrations"] = calibrated.readme_table(found)
+        sections[README]["calibrations"] = calibrated.readme_section(found)
         sections[README]["dial"] = calibrated.dial_section(found[DEFAULT])
         sections[EXPERTS] = {}
     for name, calibration in found.items():

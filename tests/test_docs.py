@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from msgspec import structs
 
-from docs.calibrated import card_section, counts_table, dial_section, options_table, readme_table
+from docs.calibrated import card_section, counts_table, dial_section, options_table, readme_section
 from docs.curve import svg
 from docs.generate import filled, pages
 from tests.server.calibrations import calibration
@@ -48,7 +48,7 @@ def test_generated_tables_say_what_a_calibration_says() -> None:
     names = {"infinity-stories": found, "topk-stories": found}
     assert "| 1 | 500 | 1.600 | , there was" in dial_section(found) and "loses 0.25 nats" in dial_section(found)
     assert "takes 22 % of the second" in dial_section(found)
-    assert "| tokens/s | 500 | 333 | 200 | 111 |" in readme_table(names)
+    assert "| tokens/s | 500 | 333 | 200 | 111 |" in readme_section(names)
     assert "| 2 | 0.9048 | 90.0% | 0.0500 | 1.5000 | 333 | 1,333 | 0.60 |" in counts_table(found)
     assert '| `k2-repaired` | `{"count":2,"normaliser":"kept","repair":true}` |' in options_table(found)
     assert "| 4 | 1.4000 | 4.055 | 0.5119 |" in card_section("topk-stories", found)
