@@ -43,6 +43,14 @@ def test_only_what_was_computed_before_costs_what_it_did() -> None:
     assert last.stats is not None and last.stats.routed_pairs == 6 * 4 + 4 * 2
 
 
+def test_a_preempted_prompt_keeps_the_cost_of_its_first_attempt() -> None:
+    sequence = Sequence(request("a", tuple(range(8)), budget=(2, 2)), 0.0)
+    sequence.record_work(0, 6)
+    assert sequence.set_counts((1, 1)) == 0
+    sequence.record_work(0, 8)
+    assert sequence.stats(1.0).routed_pairs == 6 * 4 + 8 * 2
+
+
 def test_a_request_that_waits_has_its_new_counts_from_the_first_token() -> None:
     scheduler, runner = make(), FakeRunner(4)
     asked = request("a", tuple(range(6)), prefill=(3, 3))

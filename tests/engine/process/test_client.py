@@ -420,3 +420,21 @@ def test_broken_report_hook_does_not_stop_answers() -> None:
             assert len(await text(client, "a")) == 4
 
     run(test)
+
+
+def test_counts_of_a_running_request_are_set_and_checked() -> None:
+    async def test() -> None:
+        async with serving() as client:
+            generated = client.generate(request("a", max_tokens=LONG))
+            events = [await anext(generated)]
+            client.set_counts("a", (1, 1))
+            client.set_counts("nobody", (1, 1))
+            with pytest.raises(InvalidRequest, match="2 MoE layers"):
+                client.set_counts("a", (1,))
+            with pytest.raises(InvalidRequest, match="between 1 and 8"):
+                client.set_counts("a", (1, 9))
+            events += [event async for event in generated]
+            stats = events[-1].stats
+            assert stats is not None and stats.computed_tokens * 2 < stats.routed_pairs < stats.computed_tokens * 4
+
+    run(test)

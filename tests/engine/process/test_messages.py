@@ -18,6 +18,7 @@ from engine.process.messages import (
     Ready,
     Rejected,
     Reports,
+    SetCounts,
     Start,
     Stop,
     Submit,
@@ -27,12 +28,16 @@ from engine.process.messages import (
     read_from_engine,
     read_to_engine,
 )
-from engine.types import EngineSettings, Logprob, RequestStats, StepReport, StepStats, TokenEvent
+from engine.types import EngineSettings, Logprob, RequestStats, Routes, StepReport, StepStats, TokenEvent
+from model.budget import ExpertBudget, RoutingRule
 from tests.engine.costs import COST
 from tests.engine.fake import build_fake, request
 
 SETTINGS = EngineSettings("fake")
 FULL = request("é", (1, 2), logit_bias=((5, float("-inf")),), logprobs=2, seed=-(2**63), stop_token_ids=(7,))
+BUDGET = ExpertBudget((2, 1), (4, 4), RoutingRule(7, 0.5, 0.25, repair=True, reuse=3), changes=((9, (1, 1)),))
+RULED = replace(FULL, id="ruled", budget=BUDGET, return_routes=True)
+ROUTES = Routes(16, (2, 2, 1), "uint8", False, bytes(4))
 EVENT = TokenEvent("a", 3, Logprob(-0.5, ((3, -0.5), (4, -1.0))), "stop", None, RequestStats(1.0, 2.0, 3.0, 4, 5, 6, 7))
 STATS = StepStats(0.1, 0.2, 1, 2, 3, 4, 5, True, 1.5, 0, 0, 0, 0, 0, 1, 0, 0.5, 3, 4)
 
@@ -43,7 +48,17 @@ def payload(message: ToEngine | FromEngine) -> bytes:
     return data[HEADER.size :]
 
 
-@pytest.mark.parametrize("message", [Start(SETTINGS), Submit((FULL, request("b"))), Abort(("a", "b")), Stop(), Ping()])
+@pytest.mark.parametrize(
+    "message",
+    [
+        Start(SETTINGS),
+        Submit((FULL, RULED, request("b"))),
+        Abort(("a", "b")),
+        SetCounts("a", (1, 2)),
+        Stop(),
+        Ping(),
+    ],
+)
 def test_messages_to_the_engine_survive(message: ToEngine) -> None:
     assert read_to_engine(payload(message)) == message
 
@@ -58,6 +73,7 @@ def test_messages_to_the_engine_survive(message: ToEngine) -> None:
         Pong(),
         Busy(2.5),
         Reports((StepReport((EVENT, TokenEvent("b", None, finish="abort")), STATS), StepReport((), STATS, 0.01))),
+        Reports((StepReport((TokenEvent("c", 1, finish="length", routes=ROUTES),), STATS),)),
     ],
 )
 def test_messages_from_the_engine_survive(message: FromEngine) -> None:

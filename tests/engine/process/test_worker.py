@@ -33,6 +33,7 @@ from engine.process.messages import (
     Ready,
     Rejected,
     Reports,
+    SetCounts,
     Start,
     Stop,
     Submit,
@@ -41,7 +42,7 @@ from engine.process.messages import (
     read_from_engine,
 )
 from engine.process.worker import Connection, serve
-from engine.types import EngineSettings, StepReport
+from engine.types import EngineSettings, StepReport, TokenEvent
 from model.errors import EngineDown
 from tests.engine.fake import LOST, build_fake, request
 from weights.folder import BUNDLED, DEFAULT
@@ -137,6 +138,19 @@ def test_abort() -> None:
     serving.parent.send(Submit((request("a", max_tokens=390), request("b", max_tokens=9))), Abort(("a", "nobody")))
     assert serving.parent.until_end(2) == {"a": "abort", "b": "length"}
     assert serving.engine.scheduler.blocks.used == 0
+
+
+@pytest.mark.parametrize("grammar", ["", "0.2"])
+def test_counts_are_set_while_a_request_waits_for_a_grammar_or_not(grammar: str) -> None:
+    serving = Serving(SlowGrammars())
+    serving.parent.send(Submit((request("a", grammar=grammar),)), SetCounts("a", (1, 4)), SetCounts("nobody", (1, 1)))
+    found: list[TokenEvent] = []
+    while not found or found[-1].finish is None:
+        message = serving.parent.receive()
+        assert isinstance(message, Reports)
+        found += [event for report in message.reports for event in report.events]
+    stats = found[-1].stats
+    assert stats is not None and stats.routed_pairs == stats.computed_tokens * 5
 
 
 class SlowGrammars(GrammarCompiler):
