@@ -70,7 +70,7 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
         repair = load_repair(loaded, folder)
     else:
         give_tables(loaded, *tables)
-        repair = LoadedRepair()
+        repair = LoadedRepair(tuple(range(1, loaded.config.experts.trained)))  # the caller finds where it helps
     loaded.config = replace(loaded.config, repaired=repair.repaired)
     parameters = parameter_count(loaded)
     model, reason = prepare(loaded, settings, threads)

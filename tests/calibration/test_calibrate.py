@@ -184,8 +184,8 @@ def test_statistics_of_repairs_are_kept_beside_the_calibration_that_names_them(t
     assert found.repair_hash == hashlib.sha256((folder / files.REPAIR_FILE).read_bytes()).hexdigest()
     repaired, plain = found.option("k1-repaired"), found.option("k1")
     assert repaired is not None and plain is not None
-    assert repaired.quality.relative > plain.quality.relative
-    assert build_engine(EngineSettings(model=str(folder), step_ms=0))[1].experts.repair_refusal == ""
+    assert repaired.quality.kl < 1e-6 < plain.quality.kl
+    assert build_engine(EngineSettings(model=str(folder), step_ms=0))[1].experts.repaired == (1,)
     assert not list(folder.glob(".*"))
 
     assert calibrated(folder, counts="1,2").repair_hash == ""
