@@ -7,6 +7,7 @@ from torch import Tensor
 
 from model.activation import activate, activate_gated
 from model.shapes.mixtures import Activation
+from model.step import MaskSpec
 
 
 def linear(
@@ -67,3 +68,42 @@ def combine(pair_RD: Tensor, expert_TK: Tensor, weight_TK: Tensor, experts: int)
         for rank in sorted(ranks, key=lambda rank: int(expert_TK[token, rank])):
             total_TD[token] += weight_TK[token, rank] * pair_RD[token * k_max + rank].float()
     return total_TD
+
+
+def attend(
+    q_THC: Tensor,
+    cache_PSGC: Tensor,
+    tables_BP: Tensor,
+    spans_B3: Tensor,
+    spec: MaskSpec,
+    page: int,
+    softcap: float = 0.0,
+) -> Tensor:
+    """Attention of every new token over its sequence up to itself, in float64."""
+    out_THC = torch.full_like(q_THC, torch.nan, dtype=torch.float64)
+    shared = q_THC.shape[1] // cache_PSGC.shape[2]
+    for (first, rows, context), table_P in zip(spans_B3.tolist(), tables_BP, strict=True):
+        position_S = torch.arange(context)
+        slot_S = table_P[position_S // page] * page + position_S % page
+        k_SHC, v_SHC = cache_PSGC[:, slot_S].double().repeat_interleave(shared, dim=2)
+        score_RHS = torch.einsum("rhc,shc->rhs", q_THC[first : first + rows].double(), k_SHC) * spec.scale
+        if softcap:
+            score_RHS = (score_RHS / softcap).tanh() * softcap
+        seen_RS = seen(position_S[context - rows :, None], position_S[None], spec)
+        score_RHS = score_RHS.masked_fill(~seen_RS[:, None], -torch.inf)
+        total_RH1 = score_RHS.exp().sum(-1, keepdim=True)
+        if spec.sinks_H is not None:
+            total_RH1 = total_RH1 + spec.sinks_H.double().exp()[:, None]
+        weight_RHS = score_RHS.exp() / total_RH1
+        out_THC[first : first + rows] = torch.einsum("rhs,shc->rhc", weight_RHS, v_SHC)
+    return out_THC
+
+
+def seen(query: Tensor, key: Tensor, spec: MaskSpec) -> Tensor:
+    """Whether a query at a position sees a key at another."""
+    mask = key <= query
+    if spec.window:
+        mask = mask & (key > query - spec.window)
+    if spec.chunk:
+        mask = mask & (key // spec.chunk == query // spec.chunk)
+    return mask

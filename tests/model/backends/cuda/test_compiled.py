@@ -12,11 +12,16 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton interprets kernels in this process", allow_module_level=True)
 
 from model.backends.cuda.kernels.align import align, empty_tiles
+from model.backends.cuda.kernels.attend import QueryTiles, attend
 from model.backends.cuda.kernels.combine import combine
 from model.backends.cuda.kernels.gemm import TILES, PairTiles, Tile, Weight, gemm
 from model.backends.cuda.kernels.norm import Norm, residual_norm
+from model.backends.cuda.kernels.rotary import HeadNorms, rotary
 from model.backends.cuda.kernels.route import route
+from model.shapes.attention import Attention
 from model.shapes.mixtures import Router
+from model.shapes.rope import Rope
+from model.step import MaskSpec
 from tests.model.backends.cuda.compiled import SHARED, Compiled, record
 
 WIDTH, EXPERTS, EXPERT_WIDTH, K_MAX = 2048, 64, 1024, 8  # of OLMoE-1B-7B
@@ -92,3 +97,40 @@ def test_norm(layer: bool) -> None:
         residual_norm(floats(9, WIDTH), norm, empty(9, WIDTH), empty(9, WIDTH))
     for made in found:
         fits(made)
+
+
+def longs(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.int64)
+
+
+OLMOE = Attention(16, 16, 128, Rope(128), qk_norm="full")
+QWEN = Attention(32, 4, 128, Rope(128), qk_norm="head")
+GPT_OSS = Attention(64, 8, 64, Rope(64), window=128, sinks=True)
+
+
+@pytest.mark.parametrize("shape", [OLMOE, QWEN, GPT_OSS])
+def test_rotary(shape: Attention) -> None:
+    heads = shape.heads + 2 * shape.kv_heads
+    width = 1 if shape.qk_norm == "head" else shape.heads
+    weights = (None, None) if shape.qk_norm == "none" else (empty(width * 128), empty(width * 128))
+    tables = floats(9, 1, shape.rope.width), floats(9, 1, shape.rope.width)
+    places = longs(9), empty(9, shape.heads, shape.head_width), empty(2, 6400, shape.kv_heads, shape.head_width)
+    with record() as found:
+        rotary(empty(9, heads * shape.head_width), shape, HeadNorms(*weights, full=width > 1), tables, *places)
+    assert [made.stack for made in found] == [0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "split"),
+    [(OLMOE, 1, True), (OLMOE, 32, False), (QWEN, 1, True), (QWEN, 4, False), (GPT_OSS, 4, False)],
+)
+def test_attend(shape: Attention, rows: int, split: bool) -> None:
+    cache_PSGC = empty(2, 6400, shape.kv_heads, shape.head_width)
+    spec = MaskSpec(0.1, shape.window, sinks_H=empty(shape.heads) if shape.sinks else None)
+    q_THC = empty(9, shape.heads, shape.head_width)
+    tiles = QueryTiles(ints(9), ints(9), rows)
+    with record() as found:
+        attend(q_THC, cache_PSGC, longs(9, 100), longs(9, 3), tiles, 6400, spec, q_THC, side_by_side=split)
+    assert [made.name for made in found] == ["_attend", "_merge"][: 1 + split]
+    fits(found[0])
+    assert found[0].tensor_cores and all(made.stack == 0 for made in found)

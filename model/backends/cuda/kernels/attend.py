@@ -1,0 +1,298 @@
+"""Attention over pages of 64 keys, one kernel for decoding and for chunks of a prompt.
+
+Keys are cut into segments of 1,024, counted from position 0, and a segment into tiles of 64 in order. Each segment has
+a running softmax of its own; segments are merged in order, by one program that runs them in turn or, where queries are
+few, by `_merge` after programs that ran them side by side. What a query does not see changes nothing in either. So a
+query's result depends on its position and its past alone. Keys are the wide side of every product. Not here: latent
+attention, whose values are a part of its keys.
+
+Axes in kernels: N queries of a tile (of all heads that share keys), S keys of a tile, C elements of a key, padded.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.backends.cuda.kernels.activation import tanh
+from model.step import MaskSpec
+
+PAGE = 64  # keys of a block of the cache, and of a tile
+SEGMENT = 1024
+PROGRAMS = 264  # as in `gemm.py`
+MOST_QUERIES = 32  # of a tile, all heads counted: with more, a program's two running softmaxes spill
+
+
+@dataclass(frozen=True, slots=True)
+class QueryTiles:
+    """Which queries a program takes: up to `rows` neighbouring tokens of one sequence."""
+
+    sequence_N: Tensor  # int32; -1: the tile is empty
+    first_N: Tensor  # int32: its first token, counted within the sequence's span
+    rows: int
+
+
+@triton.jit
+def _seen(key, query, context, window, chunk):
+    """Which keys each query sees [S, N]."""
+    seen = (key[:, None] <= query[None, :]) & (key[:, None] < context)
+    if window > 0:
+        seen = seen & (key[:, None] > query[None, :] - window)
+    if chunk > 0:
+        seen = seen & (key[:, None] // chunk == query[None, :] // chunk)
+    return seen
+
+
+@triton.jit
+def _add(top, total, mixed, other_top, other_total, other_mixed):
+    """Two running softmaxes as one. One that has seen nothing leaves the other's bits as they are."""
+    higher = tl.maximum(top, other_top)
+    fade, other_fade = tl.exp(top - higher), tl.exp(other_top - higher)
+    total = total * fade + other_total * other_fade
+    mixed = mixed * fade[None, :] + other_mixed * other_fade[None, :]
+    return higher, total, mixed
+
+
+@triton.jit
+def _segment(
+    queries,
+    cache,
+    table,
+    query,
+    first,
+    end,
+    context,
+    kv_head,
+    kv_heads,
+    width,
+    value_start,
+    scale,
+    softcap,
+    window,
+    chunk,
+    caps: tl.constexpr,
+    page: tl.constexpr,
+    N: tl.constexpr,
+    C: tl.constexpr,
+):
+    """Running softmax over the keys from `first` up to `end`: largest score [N], total [N], weighted values [C, N]."""
+    top = tl.full([N], -1e30, tl.float32)
+    total = tl.zeros([N], tl.float32)
+    mixed = tl.zeros([C, N], tl.float32)
+    place = tl.arange(0, C)
+    real = place < width
+    for start in range(first, end, page):
+        key = start + tl.arange(0, page)
+        block = tl.load(table + start // page).to(tl.int64)
+        slot = block * page + tl.arange(0, page)
+        at = (slot * kv_heads + kv_head)[:, None] * width + place[None, :]
+        there = (key < context)[:, None] & real[None, :]
+        k = tl.load(cache + at, mask=there, other=0.0)
+        score = tl.dot(k, tl.trans(queries), input_precision="ieee") * scale
+        if caps:
+            score = softcap * tanh(score / softcap)
+        score = tl.where(_seen(key, query, context, window, chunk), score, float("-inf"))
+        higher = tl.maximum(top, tl.max(score, axis=0))
+        fade = tl.exp(top - higher)
+        weight = tl.exp(score - higher[None, :])
+        total = total * fade + tl.sum(weight, axis=0)
+        v = tl.load(cache + value_start + at, mask=there, other=0.0)
+        part = tl.dot(tl.trans(v), weight.to(v.dtype), input_precision="ieee")
+        mixed = mixed * fade[None, :] + part
+        top = higher
+    return top, total, mixed
+
+
+@triton.jit
+def _start(sinks, head, real, has_sinks: tl.constexpr, N: tl.constexpr):
+    """The running softmax before the first key: a sink is a score that adds nothing."""
+    top = tl.full([N], -1e30, tl.float32)
+    total = tl.zeros([N], tl.float32)
+    if has_sinks:
+        top = tl.load(sinks + head, mask=real, other=0.0).to(tl.float32)
+        total += 1.0
+    return top, total
+
+
+@triton.jit
+def _attend(
+    q,
+    cache,
+    tables,
+    spans,
+    sinks,
+    out,
+    tops,
+    totals,
+    mixes,
+    tile_sequence,
+    tile_first,
+    tokens,
+    heads,
+    kv_heads,
+    width,
+    blocks,
+    value_start,
+    scale,
+    softcap,
+    window,
+    chunk,
+    segment_size,
+    split: tl.constexpr,
+    has_sinks: tl.constexpr,
+    caps: tl.constexpr,
+    rows: tl.constexpr,
+    page: tl.constexpr,
+    N: tl.constexpr,
+    C: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    sequence = tl.load(tile_sequence + tile)
+    if sequence < 0:
+        return
+    shared = heads // kv_heads
+    lane = tl.arange(0, N)
+    offset = tl.load(tile_first + tile) + lane // shared
+    span_first = tl.load(spans + sequence * 3).to(tl.int32)
+    span_rows = tl.load(spans + sequence * 3 + 1).to(tl.int32)
+    context = tl.load(spans + sequence * 3 + 2).to(tl.int32)
+    real = (lane < rows * shared) & (offset < span_rows)
+    token = span_first + offset
+    head = kv_head * shared + lane % shared
+    query = context - span_rows + offset
+    place = tl.arange(0, C)
+    q_row = (token.to(tl.int64) * heads + head)[:, None]
+    q_at = q_row * width + place[None, :]
+    q_real = real[:, None] & (place < width)[None, :]
+    queries = tl.load(q + q_at, mask=q_real, other=0.0)
+    last = tl.max(tl.where(real, query, -1), axis=0) + 1
+    oldest = tl.min(tl.where(real, query, last), axis=0)
+    begin = 0
+    if window > 0:
+        begin = tl.maximum(oldest - window + 1, 0)
+    if chunk > 0:
+        begin = tl.maximum(begin, oldest // chunk * chunk)
+    table = tables + sequence * blocks
+    if split:
+        segment = tl.program_id(2)
+        first = tl.maximum(segment * segment_size, begin // page * page)
+        end = tl.minimum((segment + 1) * segment_size, last)
+        top, total, mixed = _segment(
+            queries.to(cache.dtype.element_ty), cache, table, query, first, end, context, kv_head, kv_heads, width,
+            value_start, scale, softcap, window, chunk, caps, page, N, C
+        )  # fmt: skip
+        part_at = (segment * tokens + token.to(tl.int64)) * heads + head
+        tl.store(tops + part_at, top, mask=real)
+        tl.store(totals + part_at, total, mask=real)
+        tl.store(mixes + part_at[:, None] * width + place[None, :], tl.trans(mixed), mask=q_real)
+    else:
+        top, total = _start(sinks, head, real, has_sinks, N)
+        mixed = tl.zeros([C, N], tl.float32)
+        for segment in range(begin // segment_size, tl.cdiv(last, segment_size)):
+            first = tl.maximum(segment * segment_size, begin // page * page)
+            end = tl.minimum((segment + 1) * segment_size, last)
+            next_top, next_total, next_mixed = _segment(
+                queries.to(cache.dtype.element_ty), cache, table, query, first, end, context, kv_head, kv_heads, width,
+                value_start, scale, softcap, window, chunk, caps, page, N, C
+            )  # fmt: skip
+            top, total, mixed = _add(top, total, mixed, next_top, next_total, next_mixed)
+        done = tl.trans(mixed / total[None, :])
+        tl.store(out + q_at, done.to(out.dtype.element_ty), mask=q_real)
+
+
+@triton.jit
+def _merge(
+    tops,
+    totals,
+    mixes,
+    sinks,
+    out,
+    tokens,
+    heads,
+    width,
+    segments,
+    has_sinks: tl.constexpr,
+    C: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) + tl.arange(0, 1)
+    place = tl.arange(0, C)[:, None]
+    real = place < width
+    top, total = _start(sinks, head, head >= 0, has_sinks, 1)
+    mixed = tl.zeros([C, 1], tl.float32)
+    for segment in range(segments):
+        part = (segment * tokens + token) * heads + head
+        next_mixed = tl.load(mixes + part[None, :] * width + place, mask=real, other=0.0)
+        top, total, mixed = _add(top, total, mixed, tl.load(tops + part), tl.load(totals + part), next_mixed)
+    at = (token * heads + head)[None, :] * width + place
+    tl.store(out + at, (mixed / total[None, :]).to(out.dtype.element_ty), mask=real)
+
+
+def attend(
+    q_THC: Tensor,
+    cache_PSGC: Tensor,
+    tables_BP: Tensor,
+    spans_B3: Tensor,
+    tiles: QueryTiles,
+    longest: int,
+    spec: MaskSpec,
+    out_THC: Tensor,
+    softcap: float = 0.0,
+    side_by_side: bool | None = None,
+) -> None:
+    """Write attention of the new tokens over their sequences' pages, in which their own keys and values are already.
+
+    `longest`: an upper bound of the contexts, known to the host. Tokens that no tile names get no result.
+    """
+    (tokens, heads, width), kv_heads = q_THC.shape, cache_PSGC.shape[2]
+    queries = tiles.rows * (heads // kv_heads)
+    if queries > MOST_QUERIES:
+        raise ValueError(f"{tiles.rows} tokens of {heads // kv_heads} heads each are more than {MOST_QUERIES} queries")
+    segments = triton.cdiv(longest, SEGMENT)
+    lanes = max(16, triton.next_power_of_2(queries))
+    grid = (len(tiles.sequence_N), kv_heads)
+    split = segments > 1 and (grid[0] * grid[1] < PROGRAMS if side_by_side is None else side_by_side)
+    parts = [out_THC] * 3
+    if split:
+        tops, totals = (q_THC.new_empty(segments, tokens, heads, dtype=torch.float32) for _ in range(2))
+        parts = [tops, totals, tops.new_empty(segments, tokens, heads, width)]
+    sinks_H = q_THC if spec.sinks_H is None else spec.sinks_H
+    modes = {
+        "has_sinks": spec.sinks_H is not None,
+        "C": max(64, triton.next_power_of_2(width)),
+        "enable_fp_fusion": False,
+    }
+    _attend[(*grid, segments if split else 1)](
+        q_THC,
+        cache_PSGC,
+        tables_BP,
+        spans_B3,
+        sinks_H,
+        out_THC,
+        *parts,
+        tiles.sequence_N,
+        tiles.first_N,
+        tokens,
+        heads,
+        kv_heads,
+        width,
+        tables_BP.shape[1],
+        cache_PSGC[0].numel(),
+        spec.scale,
+        softcap,
+        spec.window,
+        spec.chunk,
+        SEGMENT,
+        split=split,
+        caps=softcap > 0,
+        rows=tiles.rows,
+        page=PAGE,
+        N=lanes,
+        num_warps=4,
+        **modes,
+    )
+    if split:
+        _merge[(tokens, heads)](*parts, sinks_H, out_THC, tokens, heads, width, segments, num_warps=1, **modes)
