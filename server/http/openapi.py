@@ -59,6 +59,9 @@ EXAMPLES: Mapping[str, dict[str, Any]] = {
         "eight in the prompt, two in the answer": {
             "value": {"prompt": "Once upon a time", "max_tokens": 64, "experts": {"prefill": 8, "decode": 2}}
         },
+        "the cheapest that is good enough": {
+            "value": {"prompt": "Once upon a time", "experts": {"auto": {"min_quality": 0.98}}}
+        },
         "an alias": {"value": {"model": "infinity-stories@k2", "prompt": "Once upon a time", "seed": 7}},
         "a score": {"value": {"prompt": [[1, 2, 3]], "max_tokens": 0, "echo": True, "logprobs": 1}},
     },

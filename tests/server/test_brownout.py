@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import httpx
 import pytest
 from structlog.testing import capture_logs
 
@@ -71,6 +72,24 @@ def test_whoever_names_a_count_or_a_rule_gets_it(fields: dict[str, Any]) -> None
         header = client.post(COMPLETIONS, json={"prompt": "hi"}, headers={"x-num-experts": "4"})
         assert header.headers["x-num-experts"] == "4"
         assert client.post(COMPLETIONS, json={"prompt": "hi"}).json()["usage"]["experts"]["chosen_by"] == "brownout"
+
+
+def test_a_stream_that_begins_before_its_count_is_known_has_no_header_with_one() -> None:
+    engine = FakeEngine()
+    engine.gate = asyncio.Event()
+    body = {"prompt": "hi", "stream": True, "stream_options": {"include_usage": True}}
+    with (
+        on_loopback(engine, max_running=1, heartbeat=0.05, **OPTIONS) as (url, _),
+        in_background(2, url + COMPLETIONS, {"prompt": "hi"}),
+    ):
+        eventually(lambda: len(engine.seen) == 2)
+        with (
+            httpx.stream("POST", url + COMPLETIONS, json=body) as silent,
+            httpx.stream("POST", url + COMPLETIONS, json=body | {"num_experts": 2}) as named,
+        ):
+            assert "x-num-experts" not in silent.headers and named.headers["x-num-experts"] == "2"
+            engine.gate.set()
+            assert '"num_experts":' in "".join(silent.iter_text())
 
 
 def test_nothing_goes_below_the_floor() -> None:

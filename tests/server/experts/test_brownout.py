@@ -1,5 +1,7 @@
 """The state machine of brownout, with a simulated clock and load: up while too much waits, down when there is room."""
 
+from dataclasses import replace
+
 import pytest
 
 from server.experts.brownout import LOWER_AFTER_S, RAISE_AFTER_S, RAISE_WAIT_S, Brownout, Pressure
@@ -53,6 +55,7 @@ def test_between_the_two_loads_the_level_stays() -> None:
     simulated.run(QUEUED, RAISE_AFTER_S)
     assert simulated.brownout.level == 1
     assert simulated.run(BETWEEN, 60.0) == []
+    assert simulated.run(replace(CALM, waiting=1), 60.0) == [], "something waits, if not for long"
 
 
 def test_an_interrupted_calm_begins_anew() -> None:

@@ -61,11 +61,13 @@ def test_one_very_long_step_does_not_stay() -> None:
 
 
 def test_an_idle_spell_forgets_the_load() -> None:
-    measured = meter()
-    measured.record(step(50.0), 0.0)
-    assert measured.itl_ratio(IDLE_S) > 0
     later = IDLE_S + 0.1
-    assert (measured.itl_ratio(later), measured.running(later), measured.slowdown(later)) == (0.0, 0.0, 1.0)
+    for read, neutral in ((LoadMeter.itl_ratio, 0.0), (LoadMeter.running, 0.0), (LoadMeter.slowdown, 1.0)):
+        measured = meter()
+        for number in range(10):
+            measured.record(step(50.0), number * 0.01)
+        assert read(measured, IDLE_S) > neutral
+        assert read(measured, 0.09 + later) == neutral
 
 
 def test_steps_that_generate_nothing_say_nothing() -> None:

@@ -106,6 +106,10 @@ def test_auto_excludes_every_count_in_other_places() -> None:
     assert "must agree" in refused(auto | {"extra_body": {"experts": {"auto": {"min_quality": 0.9}}}}).message
 
 
+def test_what_no_option_can_give_is_refused_before_it_waits_in_a_queue() -> None:
+    assert refused({"experts": {"auto": {"min_quality": 1.5}}}).param == "experts.auto.min_quality"
+
+
 @pytest.mark.parametrize("experts", [{"auto": {"min_quality": 0.9}}, {"profile": "k2"}])
 def test_without_a_calibration_the_command_is_named(experts: dict[str, Any]) -> None:
     error = refused({"experts": experts}, calibrated=CalibratedOptions())
