@@ -58,6 +58,11 @@ class LayerBudget:
         """Whether how many experts run depends on some token."""
         return any(rule.adaptive for rule in self.rules)
 
+    @property
+    def reroutes(self) -> bool:
+        """Whether some token's experts, or their weights, are not its family's."""
+        return any(rule.reroutes for rule in self.rules)
+
 
 @dataclass(frozen=True, slots=True)
 class BudgetRows:

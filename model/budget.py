@@ -42,6 +42,11 @@ class RoutingRule:
         """Whether how many experts run depends on the token."""
         return bool(self.threshold or self.top_p or self.reuse)
 
+    @property
+    def reroutes(self) -> bool:
+        """Whether it changes which experts run, or how they weigh."""
+        return self.adaptive or self.normaliser != "trained"
+
 
 FAMILY_RULE = RoutingRule()
 

@@ -38,7 +38,7 @@ class InfinityMixture(LayerModule):
         self.execute: Callable[[Tensor, Tensor], Tensor] | None = None  # another way than `run_masked`
 
     def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
-        if any(rule.adaptive or rule.normaliser != "trained" for rule in step.budget.rules):
+        if step.budget.reroutes:
             raise ValueError("the draws of an ∞-MoE have no router weights that a routing rule could change")
         mask_TE = self.masks(x_TD, step)
         if step.observer is not None:

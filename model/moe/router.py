@@ -17,7 +17,7 @@ from model.shapes.mixtures import Router
 def choose(logits_TE: Tensor, budget: LayerBudget, router: Router, bias_E: Tensor | None, trained: int) -> Choice:
     """Experts of each token, best first, and their weights, float32, normalised over those that run."""
     if router.score == "sparse_mixer":
-        if budget.rules:
+        if budget.reroutes:
             raise ValueError("the sparse mixer runs no routing rule but its own")
         return Choice(*_sparse_mixer(logits_TE, budget.k_max, router.jitter), ranks(budget))
     scores_TE = scores(logits_TE, router)
@@ -26,7 +26,7 @@ def choose(logits_TE: Tensor, budget: LayerBudget, router: Router, bias_E: Tenso
         ranked_TE = logits_TE  # the same order, but large ones do not become equal
     if router.groups > 1:
         ranked_TE = _inside_groups(ranked_TE, router)
-    if budget.rules:
+    if budget.reroutes:
         return choose_by_rules(scores_TE, ranked_TE, router, budget, trained)
     runs_TK = ranks(budget)
     expert_TK = ranked_TE.sort(dim=-1, descending=True, stable=True).indices[:, : budget.k_max]
