@@ -69,7 +69,7 @@ class BudgetRows:
     """What each of T tokens may use in each MoE layer: budgets as the layers and kernels read them.
 
     A new member must also be passed on: to one layer in `LayerBudget`; to the native kernels in
-    `NativeDecoder.__call__`, `ProgramStep` (csrc/program.h) and `LayerRows` (csrc/kernels.h). What the host must know
+    `NativeDecoder.__call__`, `ProgramStep` (csrc/program.h) and `LayerRows` (csrc/mixtures.h). What the host must know
     is kept beside the tensor, so that nothing waits for a device.
     """
 

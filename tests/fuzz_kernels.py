@@ -16,7 +16,7 @@ from torch import Tensor
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.pack import Kind
 from model.backends.cpu.kernels.params import ACTIVATIONS
-from tests.model.backends.cpu.kernels import cases, mixture_cases, pages, program
+from tests.model.backends.cpu.kernels import cases, mixture_cases, pages, program, rule_cases
 from tests.model.backends.cpu.kernels.arguments import OPS, arguments, run
 from tests.model.backends.cpu.kernels.cases import KINDS, NORMS, Case, Make, ops
 from tests.model.tiny import gpt2_like, infinity, llama_like
@@ -66,6 +66,17 @@ def route(make: Make, kind: Kind) -> Case:
     return mixture_cases.route_case(make, rows(make), size(make, 130), *(make.rng.random() < 0.5 for _ in range(2)))
 
 
+def ruled_route(make: Make, kind: Kind) -> Case:
+    return rule_cases.ruled_route_case(make, rows(make), size(make, 130), make.rng.random() < 0.5)
+
+
+def reuse(make: Make, kind: Kind) -> Case:
+    """Rows depend on each other: all of them are one."""
+    return rule_cases.TogetherCase(
+        rule_cases.ruled_route_case(make, rows(make), size(make, 130), make.rng.random() < 0.5, reuse=True)
+    )
+
+
 def random_infinity(make: Make) -> Any:
     block = make.rng.choice([1, 1, 2, 3, 5, 8, 16, 32, 48, 64])
     config = infinity(
@@ -98,7 +109,8 @@ def masks(make: Make, kind: Kind) -> Case:
 def topk(make: Make, kind: Kind) -> Case:
     shape, norm = (rows(make), size(make, 130), size(make, 100), size(make, 33)), make.rng.choice(NORMS)
     rest = {"activation": make.rng.choice([*ACTIVATIONS]), "normalise": make.rng.random() < 0.5}
-    return mixture_cases.topk_case(make, *shape, kind, norm, **rest)
+    topk_case = make.rng.choice([mixture_cases.topk_case, rule_cases.ruled_topk_case])
+    return topk_case(make, *shape, kind, norm, **rest)
 
 
 def infinity_layer(make: Make, kind: Kind) -> Case:
@@ -106,7 +118,8 @@ def infinity_layer(make: Make, kind: Kind) -> Case:
     run = next(n for n in range(config.block, 10_000, config.block) if n % 16 == 0)
     run *= make.rng.choice([1, 1, 2])
     width = make.rng.choice([size(make, 130), 16 * size(make, 8)])
-    case = mixture_cases.infinity_case(make, min(rows(make), 200), width, config, run, kind, make.rng.choice(NORMS))
+    infinity_case = make.rng.choice([mixture_cases.infinity_case, rule_cases.repaired_infinity_case])
+    case = infinity_case(make, min(rows(make), 200), width, config, run, kind, make.rng.choice(NORMS))
     case.crossover_rows = make.rng.choice([0, make.rng.randint(0, 2000), 1 << 40])
     return case
 
@@ -140,7 +153,7 @@ def attention(make: Make, kind: Kind) -> pages.AttentionCase:
     return pages.attention_case(make, lengths(make), config, kind, make.rng.random() < 0.5, **rules(make))
 
 
-ROWS = [best, constrain, linear, experts, ffn, route, draw, masks, topk, infinity_layer]
+ROWS = [best, constrain, linear, experts, ffn, route, ruled_route, reuse, draw, masks, topk, infinity_layer]
 PAGED = [attend, attention]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from model.attention.attention import SelfAttention
 from model.backends.cpu.kernels.pack import INPUTS, OUTPUTS, Kind, interleave, kind_for, pack
 from model.backends.cpu.kernels.params import (
+    NO_REPAIR,
     AttentionParams,
     BlockParams,
     DrawsParams,
@@ -20,12 +21,15 @@ from model.backends.cpu.kernels.params import (
     InfinityParams,
     MaskParams,
     NormParams,
+    RepairParams,
     RouterParams,
     TopKParams,
 )
+from model.backends.cpu.kernels.rules import NO_RULES
 from model.layers import DenseFFN, RMSNorm
 from model.moe.infinity import InfinityMixture
 from model.moe.points import fixed_points
+from model.moe.repair import RepairTables
 from model.moe.topk import TopKMixture
 from model.noise import normal_table
 from model.options import Quantize
@@ -109,22 +113,36 @@ def attention_block(
     )
 
 
-def topk_block(norm: nn.Module, module: TopKMixture, precision: Precision) -> TopKParams:
+def repair_params(tables: RepairTables | None) -> RepairParams:
+    """The tables themselves: what is written to them later counts."""
+    return NO_REPAIR if tables is None else RepairParams(tables.scale_KD, tables.shift_KD)
+
+
+def topk_block(
+    norm: nn.Module, module: TopKMixture, precision: Precision, repair: RepairTables | None = None
+) -> TopKParams:
     """Norm, router, ragged experts and their weighted sum."""
     config: TopK = module.config
     router = pack(module.router, precision.base)
     up, down = interleave(module.gate_up), padded(module.down)
     return TopKParams(
         norm=norm_params(norm),
-        routing=RouterParams(router, config.experts, config.router.normalise),
+        routing=RouterParams(router, config.experts, config.trained, config.router.normalise),
         up=pack(up, precision.experts),
         down=pack(down, precision.experts),
         units=config.width,
         activation=config.activation,
+        repair=repair_params(repair),
     )
 
 
-def infinity_block(mixture: int, norm: nn.Module, module: InfinityMixture, precision: Precision) -> InfinityParams:
+def infinity_block(
+    mixture: int,
+    norm: nn.Module,
+    module: InfinityMixture,
+    precision: Precision,
+    repair: RepairTables | None = None,
+) -> InfinityParams:
     """Norm, draws, masks and the kept groups of the wide layer."""
     config: Infinity = module.config
     width = module.up.shape[1]
@@ -145,6 +163,7 @@ def infinity_block(mixture: int, norm: nn.Module, module: InfinityMixture, preci
         draws=draws_params(mixture, config),
         replacement=config.replacement,
         keep_norm=config.aggregate == "norm",
+        repair=repair_params(repair),
     )
     one_kind = precision.experts == precision.base
     narrow = tile_units != config.block and one_kind and width % OUTPUTS == 0
@@ -180,7 +199,7 @@ def crossover(params: InfinityParams, width: int) -> int:
     one_pass, by_rows = (replace(params, crossover_rows=rows).arguments() for rows in (0, EVERY))
 
     def run(way: tuple[object, ...]) -> Tensor:
-        load_E: Tensor = ops.infinity_block(x_TD.clone(), one, one, one, 1, *way)
+        load_E: Tensor = ops.infinity_block(x_TD.clone(), one, one, one, 1, *NO_RULES, *way)
         return load_E
 
     def seconds(way: tuple[object, ...]) -> float:
@@ -248,11 +267,13 @@ def _up_bias(module: DenseFFN) -> Tensor | None:
     return nn.functional.pad(_float(ordered), (0, -len(ordered) % OUTPUTS))
 
 
-def feed_forward_block(norm: nn.Module, module: nn.Module, mixture: int, precision: Precision) -> BlockParams:
+def feed_forward_block(
+    norm: nn.Module, module: nn.Module, mixture: int, precision: Precision, repair: RepairTables | None = None
+) -> BlockParams:
     """The native form of one layer's feed-forward part; `mixture` is its number among the MoE layers."""
     if isinstance(module, TopKMixture):
-        return topk_block(norm, module, precision)
+        return topk_block(norm, module, precision, repair)
     if isinstance(module, InfinityMixture):
-        return infinity_block(mixture, norm, module, precision)
+        return infinity_block(mixture, norm, module, precision, repair)
     assert isinstance(module, DenseFFN) and isinstance(norm, RMSNorm | nn.LayerNorm)
     return ffn_block(norm, module, precision)

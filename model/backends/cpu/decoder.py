@@ -4,7 +4,7 @@ Activations between blocks are float32 whatever the weights are. Made from a loa
 over layer by layer, so that memory holds one layer twice at most.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from model.backends.cpu.cache import native_cache
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.pack import pack
 from model.backends.cpu.kernels.params import BlockParams, LinearParams
+from model.backends.cpu.kernels.rules import rule_arguments
 from model.backends.cpu.sampling import NativeSampling
 from model.batch import Batch, Cache, Pages
 from model.decoder import Decoder, Layer, parameter_count
@@ -34,7 +35,7 @@ class NativeDecoder(NativeSampling):
 
     workspace = 0  # attention works on a few tiles per thread
     exact = True
-    rules = False
+    rules = True
     device = torch.device("cpu")
 
     def __init__(self, model: Decoder, length: int, quantize: Quantize = "none", experts_only: bool = True) -> None:
@@ -60,7 +61,7 @@ class NativeDecoder(NativeSampling):
             rope = layer.attention.shape.rope
             rotary = None if rope is None else tables[rope]
             self._add(attention_block(layer.attention_norm, layer.attention, rotary, precision))
-            self._add(feed_forward_block(layer.ffn_norm, layer.ffn, moe_layer, precision))
+            self._add(feed_forward_block(layer.ffn_norm, layer.ffn, moe_layer, precision, layer.repair))
             moe_layer += shape.num_experts > 0
             del model.layers[0], layer
         self._run = self._program.run
@@ -76,25 +77,30 @@ class NativeDecoder(NativeSampling):
     @torch.inference_mode()
     def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
         """Logits of the wanted rows, [B, V], float32."""
-        if batch.budget.rules or batch.routes:
-            raise ValueError("the native kernels run no routing rule but the family's, and tell no routes")
         cache = pages.cache
-        logits_BV, load_N = self._run(
+        logits_BV, load_N, used_LT, expert_LTK = self._run(
             batch.ids_T,
             batch.positions_T,
             batch.seeds_T,
             batch.budget.counts_LT,
             batch.budget.k_max,
+            *rule_arguments(batch.budget),
             batch.rows_B,
             cache.layers,
             pages.spans_B3,
             pages.tables_BP,
             cache.block_size,
+            batch.routes,
         )
         if observer is not None:
-            loads = zip(batch.budget.pairs_L, load_N.split(self._loads), strict=True)
+            pairs_L = batch.budget.pairs_L
+            if used_LT is not None:
+                pairs_L = used_LT.sum(1).tolist()
+                each(observer.used, used_LT)
+            loads = zip(pairs_L, load_N.split(self._loads), strict=True)
             for mixture, (pairs, load_E) in enumerate(loads):
                 observer.routed(mixture, pairs, load_E, None)
+            each(observer.routes, expert_LTK)
         result: Tensor = logits_BV
         return result
 
@@ -102,6 +108,12 @@ class NativeDecoder(NativeSampling):
         """See `Runnable`."""
         distinct, uneven = torch.ops.moedial.spread(list(loads))
         return distinct, uneven
+
+
+def each(tell: Callable[[int, Tensor], None], of_mixtures: Iterable[Tensor]) -> None:
+    """Tells an observer of every mixture by its number."""
+    for mixture, values in enumerate(of_mixtures):
+        tell(mixture, values)
 
 
 def rotary_table(rope: Rope, length: int) -> Tensor:

@@ -57,11 +57,11 @@ def _attend(q: Tensor) -> Tensor:
 
 
 @_fake("route")
-def _route(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _route(logits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     pairs = torch.library.get_ctx().new_dynamic_size()
     token = logits.new_empty(pairs, dtype=torch.int32)
     load = logits.new_empty(logits.shape[1], dtype=torch.int64)
-    return token, logits.new_empty(pairs), load
+    return token, logits.new_empty(pairs), load, torch.empty_like(counts)
 
 
 @_fake("draw")

@@ -13,7 +13,7 @@ from torch import Tensor
 from model.backends.cpu.kernels.pack import Packed
 from model.shapes.mixtures import Activation
 
-ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in csrc/kernels.h
+ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in csrc/values.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def named(params: object) -> dict[str, object]:
 def _named(name: str, value: object) -> dict[str, object]:
     if isinstance(value, Packed):
         return {name: value.packed, f"{name}_scales": value.scales}
-    if isinstance(value, NormParams):
+    if isinstance(value, NormParams | RepairParams):
         return {f"{name}_{key}": part for key, part in named(value).items()}
     if isinstance(value, MaskParams | RouterParams | DrawsParams):
         return named(value)
@@ -145,11 +145,24 @@ class AttentionParams(BlockParams):
 
 @dataclass(frozen=True, slots=True)
 class RouterParams:
-    """Which experts a token's pairs go to. `normalise`: the chosen probabilities are made to sum to 1."""
+    """Which experts a token's pairs go to. `normalise`: the chosen probabilities are made to sum to 1; `trained`: the
+    count from which on a rule's normaliser does not apply."""
 
     router: Packed  # [E, D]
     experts: int
+    trained: int
     normalise: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RepairParams:
+    """y * scale + shift at each count from 0 on, [counts, D] float32; none: there is nothing to repair by."""
+
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+
+NO_REPAIR = RepairParams()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +176,7 @@ class TopKParams(BlockParams):
     down: Packed
     units: int
     activation: Activation
+    repair: RepairParams = NO_REPAIR
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,3 +217,4 @@ class InfinityParams(BlockParams):
     up_rows: Tensor | None = None
     down_rows: Tensor | None = None
     crossover_rows: int = 0
+    repair: RepairParams = NO_REPAIR

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.backends.cpu.kernels.params import NO_REPAIR, RepairParams
 from model.backends.cpu.kernels.reference import Experts, Norm, Weight, experts
 from model.batch import LayerBudget
 from model.moe.base import RoutedPairs, ranks
@@ -33,6 +34,15 @@ def topk_block(
     h_TD = norm(x_TD)
     pairs = route(router(h_TD).float(), counts_T, normalise)
     return x_TD + experts(h_TD, pairs, layer), pairs.load_E
+
+
+def repaired(y_TD: Tensor, budget: LayerBudget, repair: RepairParams) -> Tensor:
+    """y * scale + shift of each token's count, where its rule has repair."""
+    if budget.rule_T is None or repair.scale is None or repair.shift is None:
+        return y_TD
+    repair_T1 = torch.tensor([rule.repair for rule in budget.rules])[budget.rule_T][:, None]
+    scale_TD, shift_TD = repair.scale[budget.counts_T].double(), repair.shift[budget.counts_T].double()
+    return torch.where(repair_T1, y_TD * scale_TD + shift_TD, y_TD)
 
 
 def draw(gaussian_TZ: Tensor, use: LayerStep, config: Infinity) -> Tensor:
@@ -74,9 +84,17 @@ def _masks_by_draw(scores_RE: Tensor, counts_T: Tensor, kept: int, replacement: 
 
 
 def infinity_block(
-    x_TD: Tensor, use: LayerStep, config: Infinity, norm: Norm, router: Weight, scores: Weight, layer: Experts
+    x_TD: Tensor,
+    use: LayerStep,
+    config: Infinity,
+    norm: Norm,
+    router: Weight,
+    scores: Weight,
+    layer: Experts,
+    repair: RepairParams = NO_REPAIR,
 ) -> tuple[Tensor, Tensor]:
-    """x + the masked feed-forward layer of norm(x), and each score's tokens. `layer` has an expert per run of units."""
+    """x + the masked feed-forward layer of norm(x), repaired, and each score's tokens. `layer` has an expert per run of
+    units."""
     h_TD = norm(x_TD)
     z_RZ = draw(router(h_TD).float(), use, config)
     score_RE = scores(z_RZ.float()).float()
@@ -84,7 +102,7 @@ def infinity_block(
     runs, units = layer.up.values_ENK.shape[:2]
     mask_TF = mask_TE.repeat_interleave(config.block, dim=1)
     mask_TF = F.pad(mask_TF, (0, runs * units - config.units))
-    y_TD = x_TD.double()
+    y_TD = torch.zeros_like(x_TD, dtype=torch.float64)
     for run, mask_Tu in enumerate(mask_TF.split(units, dim=1)):
         y_TD = y_TD + layer.out(layer.hidden(h_TD, run) * mask_Tu, run)
-    return y_TD, (mask_TE != 0).sum(0)
+    return x_TD + repaired(y_TD, use.budget, repair), (mask_TE != 0).sum(0)

@@ -1,5 +1,5 @@
-// Parameters (`params.h`) bound to plain values (`kernels.h`): an overload of `bind` for each. All
-// that is known of a block before a step comes is checked here.
+// Parameters (`params.h`) bound to plain values (`values.h`, `mixtures.h`): an overload of `bind`
+// for each. All that is known of a block before a step comes is checked here.
 #pragma once
 #include "checks.h"
 #include "params.h"
@@ -103,13 +103,27 @@ inline void check_positions(const AttentionBlock& block, const Pages& pages) {
                     pages.spans[span].context, " is beyond the rotary table");
 }
 
+// Both tables, or none.
+inline Repair bind(int64_t width, const RepairParams& params) {
+    if (!params.scale || !params.shift) return {};
+    TORCH_CHECK(params.scale->dim() == 2 && params.scale->size(1) == width &&
+                    params.shift->sizes() == params.scale->sizes(),
+                "repair must be two tables [counts, ", width, "], got ", params.scale->sizes(),
+                " and ", params.shift->sizes());
+    return {floats(*params.scale, "repair scale"), floats(*params.shift, "repair shift"),
+            params.scale->size(0)};
+}
+
 inline TopK bind(int64_t width, const TopKParams& params) {
     const int64_t experts = params.router.experts;
     TopK block;
     block.norm = bind(width, params.norm);
-    block.router = {matrix(params.router.router, experts, width), experts, params.router.normalise};
+    block.router = {matrix(params.router.router, experts, width), experts, params.router.normalise,
+                    params.router.trained};
+    check_trained(params.router.trained, experts);
     block.experts =
         experts_of(params.up, params.down, experts, params.units, width, true, params.activation);
+    block.repair = bind(width, params.repair);
     return block;
 }
 
@@ -167,6 +181,7 @@ inline Infinity bind(int64_t width, const InfinityParams& params) {
     block.groups = groups, block.group_units = units / groups;
     block.rule = {params.kept, params.replacement, params.keep_norm};
     block.rows = unit_rows(width, params, block.tiles);
+    block.repair = bind(width, params.repair);
     return block;
 }
 

@@ -2,6 +2,7 @@
 // change x in place. `program.h` binds the blocks of a decoder once and runs them at every step.
 #pragma once
 #include "bind.h"
+#include "step_rules.h"
 
 namespace moedial {
 
@@ -28,21 +29,25 @@ inline void ffn_block_op(const FeedForwardParams& params, Tensor x) {
 }
 
 // Returns each expert's tokens.
-inline Tensor topk_block_op(const TopKParams& params, Tensor x, const Tensor& counts,
-                            int64_t k_max) {
+inline Tensor topk_block_op(const TopKParams& params, Tensor x, const Tensor& counts, int64_t k_max,
+                            const Tensor& rules, const Tensor& rule_of) {
     float* rows = floats(x, "x");
     const TopK block = bind(x.size(1), params);
-    const LayerRows budget = budget_of(counts, k_max);
+    LayerRows budget = budget_of(counts, k_max);
     TORCH_CHECK(budget.tokens == x.size(0) && k_max <= block.router.experts, "counts do not fit");
+    const StepRules step_rules(rules, rule_of, budget.tokens);
+    step_rules.give(budget);
+    check_rules(budget, block);
     Tensor load = at::zeros({block.router.experts}, at::kLong);
     Op op;
-    if (budget.tokens) topk_block(rows, x.size(1), block, budget, load.data_ptr<int64_t>());
+    if (budget.tokens) topk_block(rows, x.size(1), block, budget, {load.data_ptr<int64_t>()});
     return load;
 }
 
 // Returns each group's tokens.
 inline Tensor infinity_block_op(const InfinityParams& params, Tensor x, const Tensor& counts,
-                                const Tensor& seeds, const Tensor& positions, int64_t k_max) {
+                                const Tensor& seeds, const Tensor& positions, int64_t k_max,
+                                const Tensor& rules, const Tensor& rule_of) {
     float* rows = floats(x, "x");
     const Infinity block = bind(x.size(1), params);
     LayerRows budget = budget_of(counts, k_max);
@@ -51,10 +56,13 @@ inline Tensor infinity_block_op(const InfinityParams& params, Tensor x, const Te
                 "counts do not fit");
     budget.seeds = data<const int64_t>(seeds, "seeds");
     budget.positions = data<const int64_t>(positions, "positions");
+    const StepRules step_rules(rules, rule_of, budget.tokens);
+    step_rules.give(budget);
+    check_rules(budget, block);
     within_points(budget, block.draws);
     Tensor load = at::zeros({block.groups}, at::kLong);
     Op op;
-    if (budget.tokens) infinity_block(rows, x.size(1), block, budget, load.data_ptr<int64_t>());
+    if (budget.tokens) infinity_block(rows, x.size(1), block, budget, {load.data_ptr<int64_t>()});
     return load;
 }
 
@@ -64,9 +72,12 @@ inline void define_block_ops(torch::Library& library) {
         "int block_size",
         "()"));
     library.def(schema<FeedForwardParams>("ffn_block(Tensor(a!) x", "()"));
-    library.def(schema<TopKParams>("topk_block(Tensor(a!) x, Tensor counts, int k_max", "Tensor"));
+    library.def(schema<TopKParams>(
+        "topk_block(Tensor(a!) x, Tensor counts, int k_max, Tensor rules, Tensor rule_of",
+        "Tensor"));
     library.def(schema<InfinityParams>(
-        "infinity_block(Tensor(a!) x, Tensor counts, Tensor seeds, Tensor positions, int k_max",
+        "infinity_block(Tensor(a!) x, Tensor counts, Tensor seeds, Tensor positions, int k_max, "
+        "Tensor rules, Tensor rule_of",
         "Tensor"));
 }
 

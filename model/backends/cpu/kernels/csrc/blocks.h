@@ -66,8 +66,8 @@ void attention_block(float* x, int64_t width, const AttentionBlock& layer, const
 // A dense feed-forward layer is one expert that every row uses, with a weight of 1.
 void ffn_block(float* x, int64_t rows, int64_t width, const FeedForward& layer) {
     const Inputs in = encode_rows(x, rows, width, width, layer.norm, layer.expert.up);
-    run_experts(in, rows, width, {nullptr, nullptr, &rows, 1}, layer.expert, true, x, layer.up_bias,
-                layer.down_bias);
+    const Output out{.y = x, .rows = rows, .width = width, .bias = layer.down_bias};
+    run_experts(in, {nullptr, nullptr, &rows, 1}, layer.expert, out, layer.up_bias);
 }
 
 }  // namespace moedial

@@ -1,5 +1,5 @@
 // The paged cache: where a position of a sequence lies, and how new keys and values get there.
-// `Cache` (kernels.h) draws the layout of a tile.
+// `Cache` (values.h) draws the layout of a tile.
 #pragma once
 #include "linear.h"
 

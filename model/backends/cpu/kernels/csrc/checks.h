@@ -1,5 +1,6 @@
-// From torch's tensors to the plain values of `kernels.h`. Everything that a kernel takes for
-// granted is checked here or in `bind.h`, once; an error names the argument and what was expected.
+// From torch's tensors to the plain values of `values.h` and `mixtures.h`. Everything that a kernel
+// takes for granted is checked here or in `bind.h`, once; an error names the argument and what was
+// expected.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -99,6 +100,11 @@ inline LayerRows budget_of(const Tensor& counts, int64_t k_max) {
         TORCH_CHECK(1 <= budget.counts[token] && budget.counts[token] <= k_max, "count ",
                     budget.counts[token], " is not between 1 and ", k_max);
     return budget;
+}
+
+inline void check_trained(int64_t trained, int64_t experts) {
+    TORCH_CHECK(0 <= trained && trained <= experts, "the trained count ", trained,
+                " is not one of ", experts, " experts");
 }
 
 // Fixed draws are read from a table: a token must not have more draws than it has rows.

@@ -4,6 +4,7 @@
 // batch.
 #pragma once
 #include "linear.h"
+#include "output.h"
 
 namespace moedial {
 
@@ -167,7 +168,7 @@ inline ExpertsRun plan_experts(const RoutedPairs& pairs, const Experts& experts)
     const Hidden hidden = hidden_rows(experts, count);
     Work* work = scratch().take<Work>(pairs.experts + ceil_div(count, ROW_BLOCK));
     const int64_t pieces = list_work(pairs, 8 * ROW_BLOCK, work);
-    return {pairs, experts, hidden, work, count, pieces, ceil_div(count, pieces)};
+    return {pairs, experts, hidden, work, count, pieces, pieces ? ceil_div(count, pieces) : 0};
 }
 
 // First product: a task is a run of panels of one piece of work.
@@ -196,11 +197,10 @@ inline void run_up(const Inputs& in, const ExpertsRun& step, const float* bias) 
 }
 
 // Second product: a task is some columns of all tokens, summed over all pieces of work.
-inline void run_down(const ExpertsRun& step, int64_t rows, int64_t width, bool add, float* y,
-                     const float* bias) {
+inline void run_down(const ExpertsRun& step, const Output& out) {
     const Matrix& down = step.experts.down;
     const int64_t padded = down.outputs, pieces = step.pieces;
-    float* sums = scratch().take<float>(rows * padded);
+    float* sums = scratch().take<float>(out.rows * padded);
     const Slices slices(down, 1);  // a column is summed by one thread
     const int64_t columns_per_task = run_length(slices.count(), step.mean_rows);
     parallel(
@@ -211,7 +211,7 @@ inline void run_down(const ExpertsRun& step, int64_t rows, int64_t width, bool a
             const int64_t first = slices.at(from).first;
             const int64_t last = std::min(end * slices.width, padded);
             // The task's columns of all tokens are cleared, summed and added by this thread.
-            for (int64_t row = 0; row < rows; row++)
+            for (int64_t row = 0; row < out.rows; row++)
                 std::memset(sums + row * padded + first, 0, (last - first) * 4);
             for (int64_t piece = 0; piece < pieces; piece++) {
                 const Work& work = step.work[piece];
@@ -221,24 +221,27 @@ inline void run_down(const ExpertsRun& step, int64_t rows, int64_t width, bool a
                     down_tile(step.hidden, step.pairs, down.at(work.expert), work, slices.at(slice),
                               sums, padded);
             }
-            for (int64_t row = 0; row < rows; row++)
-                for (int64_t column = first; column < std::min(last, width); column++) {
-                    const float value = sums[row * padded + column] + (bias ? bias[column] : 0.0f);
-                    float& out = y[row * width + column];
-                    out = add ? out + value : value;
+            const int64_t stored = std::min(last, out.width);  // without padding
+            for (int64_t row = 0; row < out.rows; row++) {
+                out.repaired.apply(row, out.width, first, stored, sums + row * padded);
+                for (int64_t column = first; column < stored; column++) {
+                    const float value =
+                        sums[row * padded + column] + (out.bias ? out.bias[column] : 0.0f);
+                    float& y = out.y[row * out.width + column];
+                    y = out.add ? y + value : value;
                 }
+            }
         },
         step.count * down.outputs * down.inputs);
 }
 
-// y [rows, width] (+)= Σ over a token's pairs of weight · expert(x). The biases are of a single
-// dense expert.
-inline void run_experts(const Inputs& in, int64_t rows, int64_t width, const RoutedPairs& pairs,
-                        const Experts& experts, bool add, float* y, const float* up_bias = nullptr,
-                        const float* down_bias = nullptr) {
+// Σ over a token's pairs of weight · expert(x). The biases, `up_bias` and the output's, are of a
+// single dense expert.
+inline void run_experts(const Inputs& in, const RoutedPairs& pairs, const Experts& experts,
+                        const Output& out, const float* up_bias = nullptr) {
     const ExpertsRun step = plan_experts(pairs, experts);
     run_up(in, step, up_bias);
-    run_down(step, rows, width, add, y, down_bias);
+    run_down(step, out);
 }
 
 }  // namespace moedial

@@ -193,23 +193,36 @@ inline const float* infinity_masks(const Inputs& in, const Infinity& layer, cons
     return mask;
 }
 
-// x += mean over the draws of the masked feed-forward layer of norm(x); returns ΣK and each group's
-// tokens.
-int64_t infinity_block(float* x, int64_t width, const Infinity& layer, const LayerRows& budget,
-                       int64_t* load) {
-    const int64_t draws = budget.pairs(), rows = budget.tokens;
+// Each token's kept groups, rising; -1 behind the last.
+inline void write_kept(const float* mask, int64_t tokens, int64_t groups,
+                       const LayerReport& report) {
+    for (int64_t token = 0; token < tokens; token++) {
+        int32_t* routes = report.routes + token * report.route_width;
+        int64_t count = 0;
+        for (int64_t group = 0; group < groups; group++)
+            if (mask[token * groups + group] != 0) routes[count++] = int32_t(group);
+        std::fill(routes + count, routes + report.route_width, -1);
+    }
+}
+
+// x += mean over the draws of the masked feed-forward layer of norm(x).
+void infinity_block(float* x, int64_t width, const Infinity& layer, const LayerRows& budget,
+                    const LayerReport& report) {
+    const int64_t rows = budget.tokens;
     float* normed = scratch().take<float>(rows * width);
     const Inputs in = encode_rows(x, rows, width, width, layer.norm, layer.router, normed);
-    const float* mask = infinity_masks(in, layer, budget, draws);
+    const float* mask = infinity_masks(in, layer, budget, budget.pairs());
+    if (report.routes) write_kept(mask, rows, layer.groups, report);
     const bool same = inputs_match(layer.router, layer.tiles.up);
     const Inputs up = same ? in : encode_rows(normed, rows, width, width, {}, layer.tiles.up);
-    if (layer.rows.crossover_rows && few_units(mask, rows, layer, load)) {
-        run_units(layer, up, rows, width, mask, x);
-        return draws;
-    }
-    const RoutedPairs pairs = mask_pairs(mask, rows, layer, load);
-    if (pairs.ends[pairs.experts - 1]) run_experts(up, rows, width, pairs, layer.tiles, true, x);
-    return draws;
+    const Output out{
+        .y = x, .rows = rows, .width = width, .repaired = RepairedRows(budget, layer.repair)};
+    if (layer.rows.crossover_rows && few_units(mask, rows, layer, report.load))
+        return run_units(layer, up, mask, out);
+    const RoutedPairs pairs = mask_pairs(mask, rows, layer, report.load);
+    // Without pairs nothing is added, but for what a repair shifts by.
+    if (pairs.ends[pairs.experts - 1] || out.repaired.any())
+        run_experts(up, pairs, layer.tiles, out);
 }
 
 }  // namespace moedial

@@ -81,7 +81,7 @@ void linear(const float* x, int64_t rows, int64_t width, const Norm& norm, const
 void experts(const float* x, int64_t rows, int64_t width, const RoutedPairs& pairs,
              const Experts& layer, float* y) {
     const Inputs in = encode_rows(x, rows, width, width, {}, layer.up);
-    run_experts(in, rows, width, pairs, layer, false, y);
+    run_experts(in, pairs, layer, {.y = y, .rows = rows, .width = width, .add = false});
 }
 
 }  // namespace moedial

@@ -11,6 +11,7 @@
 #include "pool.h"
 #include "program.h"
 #include "scratch.h"
+#include "step_rules.h"
 
 namespace moedial {
 
@@ -58,20 +59,30 @@ Tensor experts_op(const ExpertsParams& params, const Tensor& x, const Tensor& to
     return y;
 }
 
-// Token, weight and ends of the pairs that logits [tokens, experts] give.
-std::tuple<Tensor, Tensor, Tensor> route_op(const Tensor& logits, const Tensor& counts,
-                                            int64_t k_max, bool normalise) {
+// Token, weight and ends of the pairs that logits [tokens, experts] give, and how many each token
+// has.
+std::tuple<Tensor, Tensor, Tensor, Tensor> route_op(const Tensor& logits, const Tensor& counts,
+                                                    int64_t k_max, const Tensor& rules,
+                                                    const Tensor& rule_of, int64_t trained,
+                                                    bool normalise) {
     const float* in = floats(logits, "logits");
     const int64_t count = logits.size(1);
-    const LayerRows budget = budget_of(counts, k_max);
+    const Router router{{}, count, normalise, trained};
+    LayerRows budget = budget_of(counts, k_max);
     TORCH_CHECK(budget.tokens == logits.size(0) && k_max <= count, "counts do not fit the logits");
-    const int64_t pairs = budget.pairs();
-    Tensor token = at::empty({pairs}, at::kInt), weight = like(logits, {pairs});
-    Tensor ends = at::empty({count}, at::kLong);
+    const StepRules step_rules(rules, rule_of, budget.tokens);
+    step_rules.give(budget);
+    check_trained(trained, count);
+    check_rules(budget, router);
+    const int64_t most = budget.most_pairs(count);
+    Tensor token = at::empty({most}, at::kInt), weight = like(logits, {most});
+    Tensor ends = at::empty({count}, at::kLong), used = at::empty({budget.tokens}, at::kLong);
+    const PairsOut out{token.data_ptr<int32_t>(), weight.data_ptr<float>(),
+                       ends.data_ptr<int64_t>()};
     Op op;
-    route(in, count, budget, count, normalise, token.data_ptr<int32_t>(), weight.data_ptr<float>(),
-          ends.data_ptr<int64_t>());
-    return {token, weight, ends};
+    route(in, count, budget, router, out, {.used = used.data_ptr<int64_t>()});
+    const int64_t pairs = count ? out.ends[count - 1] : 0;
+    return {token.narrow(0, 0, pairs), weight.narrow(0, 0, pairs), ends, used};
 }
 
 void write_cache_op(const Tensor& keys, const Tensor& values, Tensor cache, const Tensor& spans,
@@ -195,8 +206,8 @@ TORCH_LIBRARY(moedial, library) {
     library.def(schema<ExpertsParams>("experts(Tensor x, Tensor token, Tensor weight, Tensor ends",
                                       "Tensor"));
     library.def(
-        "route(Tensor logits, Tensor counts, int k_max, bool normalise) -> "
-        "(Tensor, Tensor, Tensor)");
+        "route(Tensor logits, Tensor counts, int k_max, Tensor rules, Tensor rule_of, int trained, "
+        "bool normalise) -> (Tensor, Tensor, Tensor, Tensor)");
     library.def(
         "write_cache(Tensor k, Tensor v, Tensor(a!) cache, Tensor spans, Tensor tables, "
         "int block_size) -> ()");

@@ -137,13 +137,24 @@ struct AttentionParams {
 // Which experts a token's pairs go to.
 struct RouterParams {
     PackedParams router;  // [experts, width]
-    int64_t experts = 0;
+    int64_t experts = 0, trained = 0;
     bool normalise = false;
 
     void each(auto&& visit) {
         router.each(visit, "router");
         visit({"experts"}, experts);
+        visit({"trained"}, trained);
         visit({"normalise"}, normalise);
+    }
+};
+
+// What repairs a mixture's result at each count from 0 on; none: nothing can.
+struct RepairParams {
+    OptionalTensor scale, shift;  // [counts, width]
+
+    void each(auto&& visit) {
+        visit({"repair", "_scale"}, scale);
+        visit({"repair", "_shift"}, shift);
     }
 };
 
@@ -153,6 +164,7 @@ struct TopKParams {
     RouterParams router;
     PackedParams up, down;
     int64_t units = 0, activation = 0;
+    RepairParams repair;
 
     void each(auto&& visit) {
         norm.each(visit);
@@ -161,6 +173,7 @@ struct TopKParams {
         down.each(visit, "down");
         visit({"units"}, units);
         visit({"activation"}, activation);
+        repair.each(visit);
     }
 };
 
@@ -195,6 +208,7 @@ struct InfinityParams {
     bool keep_norm = false;             // the mean mask gets the mean norm of its draws
     OptionalTensor up_rows, down_rows;  // the wide layer unit by unit
     int64_t crossover_rows = 0;         // kept units up to which it is read so
+    RepairParams repair;
 
     void each(auto&& visit) {
         norm.each(visit);
@@ -214,6 +228,7 @@ struct InfinityParams {
         visit({"up_rows"}, up_rows);
         visit({"down_rows"}, down_rows);
         visit({"crossover_rows"}, crossover_rows);
+        repair.each(visit);
     }
 };
 

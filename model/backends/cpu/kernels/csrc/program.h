@@ -9,6 +9,8 @@
 #include <variant>
 
 #include "bind.h"
+#include "reports.h"
+#include "step_rules.h"
 
 namespace moedial {
 
@@ -18,11 +20,17 @@ struct ProgramStep {
     const Tensor &ids, &positions, &seeds;  // [T]
     const Tensor& counts;                   // [mixtures, T]
     int64_t k_max;                          // no count is higher
+    const Tensor &rules, &rule_of;          // [R, 5] and [T] (`StepRules`), or empty
     const Tensor& rows;                     // [B], whose logits are wanted
     const std::vector<Tensor>& caches;      // one per attention layer
     const Tensor &spans, &tables;           // [B, 3] and [B, P]
     int64_t block_size;
+    bool routes;  // whether the experts that each token ran are wanted
 };
+
+// Logits of the wanted rows [B, V], and what the mixtures tell: `load`, `used` and `routes` of
+// `StepReports`.
+using StepResult = std::tuple<Tensor, Tensor, OptionalTensor, std::vector<Tensor>>;
 
 class Program : public torch::CustomClassHolder {
   public:
@@ -45,27 +53,28 @@ class Program : public torch::CustomClassHolder {
         keep(params);
     }
 
-    // Logits of the wanted rows, [B, V], and tokens per expert, mixture after mixture.
-    std::tuple<Tensor, Tensor> run(const ProgramStep& step) const {
-        const LayerRows all = check_rows(step);
+    StepResult run(const ProgramStep& step) const {
+        LayerRows all = check_rows(step);
+        const StepRules rules(step.rules, step.rule_of, all.tokens);
+        rules.give(all);
         std::vector<Cache> caches;
         const Pages pages = pages_for(step, caches);
         const std::vector<LayerRows> budgets = budgets_for(step.counts, all);
         const int64_t wanted = step.rows.numel();
         Tensor hidden = at::empty({all.tokens, width}, at::kFloat);
         Tensor logits = at::empty({wanted, head_.outputs}, at::kFloat);
-        Tensor load = at::zeros({experts()}, at::kLong);
+        const StepReports reports(mixtures(), all, budgets, step.routes);
 
         Op op;
         float* x = hidden.data_ptr<float>();
         embed(step.ids.data_ptr<int64_t>(), all.positions, all.tokens, width, embeddings_,
               position_embeddings_, x);
-        run_blocks(x, caches, pages, budgets, load.data_ptr<int64_t>());
+        run_blocks(x, caches, pages, budgets, reports.layers);
         const float* last = gathered(x, step.rows.data_ptr<int64_t>(), wanted, all.tokens);
         if (wanted)
             linear(last, wanted, width, head_.norm, head_.layer, false, head_.outputs,
                    logits.data_ptr<float>());
-        return {logits, load};
+        return {logits, reports.load, reports.used, reports.routes};
     }
 
     const int64_t width;
@@ -91,10 +100,12 @@ class Program : public torch::CustomClassHolder {
         return 0;
     }
 
-    int64_t experts() const {
-        int64_t total = 0;
-        for (const auto& any : blocks_) total += experts_of(any);
-        return total;
+    std::vector<MixtureSize> mixtures() const {
+        std::vector<MixtureSize> sizes;
+        for (const auto& any : blocks_)
+            if (const int64_t experts = experts_of(any))
+                sizes.push_back({experts, std::holds_alternative<Infinity>(any)});
+        return sizes;
     }
 
     // All tokens of the step, without their counts.
@@ -128,11 +139,14 @@ class Program : public torch::CustomClassHolder {
             for (int64_t i = 0; i < budget.tokens; i++)
                 TORCH_CHECK(1 <= budget.counts[i] && budget.counts[i] <= budget.k_max, "count ",
                             budget.counts[i], " is not between 1 and ", budget.k_max);
-            const TopK* block = std::get_if<TopK>(&any);
-            TORCH_CHECK(!block || budget.k_max <= block->router.experts, "counts up to ",
-                        budget.k_max, " do not fit ", experts_of(any), " experts");
-            if (const auto* infinity = std::get_if<Infinity>(&any))
-                within_points(budget, infinity->draws);
+            if (const auto* block = std::get_if<TopK>(&any)) {
+                TORCH_CHECK(budget.k_max <= block->router.experts, "counts up to ", budget.k_max,
+                            " do not fit ", block->router.experts, " experts");
+                check_rules(budget, *block);
+            } else if (const auto* block = std::get_if<Infinity>(&any)) {
+                within_points(budget, block->draws);
+                check_rules(budget, *block);
+            }
             budgets.push_back(budget);
         }
         return budgets;
@@ -159,9 +173,10 @@ class Program : public torch::CustomClassHolder {
         return pages;
     }
 
-    // All blocks in turn. `load`: where the next mixture writes its experts' tokens.
+    // All blocks in turn.
     void run_blocks(float* x, const std::vector<Cache>& caches, const Pages& pages,
-                    const std::vector<LayerRows>& budgets, int64_t* load) const {
+                    const std::vector<LayerRows>& budgets,
+                    const std::vector<LayerReport>& reports) const {
         int64_t attentions = 0, mixtures = 0;
         for (const auto& any : blocks_) {
             if (const auto* block = std::get_if<AttentionBlock>(&any)) {
@@ -169,11 +184,13 @@ class Program : public torch::CustomClassHolder {
             } else if (const auto* block = std::get_if<FeedForward>(&any)) {
                 ffn_block(x, pages.rows, width, *block);
             } else if (const auto* block = std::get_if<TopK>(&any)) {
-                topk_block(x, width, *block, budgets[mixtures++], load);
+                topk_block(x, width, *block, budgets[mixtures], reports[mixtures]);
+                mixtures++;
             } else {
-                infinity_block(x, width, std::get<Infinity>(any), budgets[mixtures++], load);
+                const Infinity& infinity = std::get<Infinity>(any);
+                infinity_block(x, width, infinity, budgets[mixtures], reports[mixtures]);
+                mixtures++;
             }
-            load += experts_of(any);
             scratch().reset();
         }
     }
@@ -216,10 +233,11 @@ void define_add(torch::Library& library, const char* name) {
 // a schema names it.
 inline void define_program(torch::Library& library) {
     const auto run = [](const ProgramPtr& program, Tensor ids, Tensor positions, Tensor seeds,
-                        Tensor counts, int64_t k_max, Tensor rows, std::vector<Tensor> caches,
-                        Tensor spans, Tensor tables, int64_t block_size) {
-        return program->run(
-            {ids, positions, seeds, counts, k_max, rows, caches, spans, tables, block_size});
+                        Tensor counts, int64_t k_max, Tensor rules, Tensor rule_of, Tensor rows,
+                        std::vector<Tensor> caches, Tensor spans, Tensor tables, int64_t block_size,
+                        bool routes) {
+        return program->run({ids, positions, seeds, counts, k_max, rules, rule_of, rows, caches,
+                             spans, tables, block_size, routes});
     };
     library.class_<Program>("Program")
         .def(torch::init<int64_t, Tensor, OptionalTensor>())

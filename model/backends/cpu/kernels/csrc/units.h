@@ -165,10 +165,10 @@ inline KeptUnits* kept_units(const float* mask, int64_t tokens, int64_t groups,
     return kept;
 }
 
-// x += the masked feed-forward layer, token by token; `in` are the encoded rows, mask [tokens,
-// groups].
-inline void run_units(const Infinity& layer, const Inputs& in, int64_t tokens, int64_t width,
-                      const float* mask, float* x) {
+// The masked feed-forward layer, token by token; `in` are the encoded rows, mask [tokens, groups].
+inline void run_units(const Infinity& layer, const Inputs& in, const float* mask,
+                      const Output& out) {
+    const int64_t tokens = out.rows, width = out.width;
     const int64_t groups = layer.groups, group_units = layer.group_units;
     const KeptUnits* kept = kept_units(mask, tokens, groups, group_units);
     for (int64_t token = 0; token < tokens; token++) {
@@ -183,10 +183,11 @@ inline void run_units(const Infinity& layer, const Inputs& in, int64_t tokens, i
     float* sums = scratch().take<float>(tokens * width);
     parallel(tokens * spans, [&](int64_t task) {
         const int64_t token = task / spans, first = task % spans * SPAN;
-        float *row = x + token * width, *row_sums = sums + token * width;
+        float *row = out.y + token * width, *row_sums = sums + token * width;
+        const int64_t last = std::min(first + SPAN, width);
         down_units(layer.rows, layer.tiles.down.kind, kept[token], width, first, row_sums);
-        for (int64_t column = first; column < std::min(first + SPAN, width); column++)
-            row[column] += row_sums[column];
+        out.repaired.apply(token, width, first, last, row_sums);
+        for (int64_t column = first; column < last; column++) row[column] += row_sums[column];
     });
 }
 

@@ -16,8 +16,9 @@ from tests.model.backends.cpu.kernels.cases import (
     ffn_case,
     linear_case,
 )
-from tests.model.backends.cpu.kernels.mixture_cases import draw_case, infinity_case, masks_case, route_case, topk_case
+from tests.model.backends.cpu.kernels.mixture_cases import draw_case, masks_case
 from tests.model.backends.cpu.kernels.pages import attend_case, attention_case
+from tests.model.backends.cpu.kernels.rule_cases import repaired_infinity_case, ruled_route_case, ruled_topk_case
 from tests.model.tiny import infinity, llama_like
 
 OPS = (
@@ -62,9 +63,9 @@ def recorded(kind: Kind) -> dict[str, Arguments]:
         linear_case(make, 5, 20, 16, kind, "layer", True).run(rows)
         experts_case(make, chosen(make, 5, 3, 0.7), 16, 20, kind).run(rows)
         ffn_case(make, 5, 16, 20, kind, "layer", bias=True).run(rows)
-        topk_case(make, 5, 16, 20, 4, kind).run(rows)
-        infinity_case(make, 5, 16, infinity(), 48, kind).run(rows)
-        route_case(make, 5, 6, True).run(rows)
+        ruled_topk_case(make, 5, 16, 20, 4, kind).run(rows)
+        repaired_infinity_case(make, 5, 16, infinity(), 48, kind).run(rows)
+        ruled_route_case(make, 5, 6, True).run(rows)
         draw_case(make, 5, infinity()).run(rows)
         masks_case(make, 5, 9, 3).run(rows)
         dtype = torch.float32 if kind == "float" else torch.bfloat16

@@ -9,15 +9,31 @@ from torch import Tensor
 from model.backends.cpu.blocks import draws_params, tiles_of, unit_rows
 from model.backends.cpu.kernels import reference_mixtures
 from model.backends.cpu.kernels.pack import DTYPE, Kind, Packed, pack
-from model.backends.cpu.kernels.params import InfinityParams, RouterParams, TopKParams
+from model.backends.cpu.kernels.params import NO_REPAIR, InfinityParams, RepairParams, RouterParams, TopKParams
 from model.backends.cpu.kernels.reference import Norm, Weight
+from model.backends.cpu.kernels.rules import rule_arguments
 from model.batch import LayerBudget
+from model.budget import RoutingRule
 from model.moe.base import ranks
 from model.moe.infinity import InfinityMixture
 from model.shapes.mixtures import Infinity
 from model.step import LayerStep
 from tests.model.backends.cpu.kernels.cases import Layer, Make, norm_params, ops
 from tests.model.tiny import randomise
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of a case's rows; none: each has its family's."""
+
+    distinct: tuple[RoutingRule, ...] = ()
+    rule_T: Tensor | None = None
+
+    def budget(self, counts_T: Tensor, rows_r: Tensor) -> LayerBudget:
+        """What these rows may use."""
+        counts_r = counts_T[rows_r]
+        k_max = int(counts_r.amax()) if len(rows_r) else 0
+        return LayerBudget(counts_r, k_max, self.distinct, None if self.rule_T is None else self.rule_T[rows_r])
 
 
 @dataclass
@@ -27,15 +43,18 @@ class RouteCase:
     logits_TE: Tensor
     counts_T: Tensor
     normalise: bool
+    rules: Rules = Rules()
+    trained: int = 1
     rounded = False
 
     def __post_init__(self) -> None:
         self.rows = len(self.logits_TE)
 
     def run(self, rows_r: Tensor) -> Tensor:
-        counts_T = self.counts_T[rows_r]
-        k_max = int(counts_T.amax()) if len(counts_T) else 0
-        token_R, weight_R, ends_E = ops.route(self.logits_TE[rows_r], counts_T, k_max, self.normalise)
+        budget = self.rules.budget(self.counts_T, rows_r)
+        counts = (budget.counts_T, budget.k_max, *rule_arguments(budget))
+        token_R, weight_R, ends_E, used_T = ops.route(self.logits_TE[rows_r], *counts, self.trained, self.normalise)
+        assert torch.equal(token_R.bincount(minlength=len(rows_r)), used_T)
         sizes_E = ends_E.diff(prepend=ends_E.new_zeros(1))
         expert_R = torch.arange(len(ends_E)).repeat_interleave(sizes_E)
         order = list(zip(expert_R.tolist(), token_R.tolist(), strict=True))
@@ -81,10 +100,10 @@ class DrawCase:
 
 
 def part(use: LayerStep, rows_r: Tensor) -> LayerStep:
-    counts_T = use.budget.counts_T[rows_r]
+    counts_T, rule_T = use.budget.counts_T[rows_r], use.budget.rule_T
     return replace(
         use,
-        budget=LayerBudget(counts_T, use.budget.k_max),
+        budget=replace(use.budget, counts_T=counts_T, rule_T=None if rule_T is None else rule_T[rows_r]),
         seeds_T=use.seeds_T[rows_r],
         positions_T=use.positions_T[rows_r],
     )
@@ -144,16 +163,21 @@ class TopKCase:
     router: Packed
     layer: Layer
     normalise: bool
+    rules: Rules = Rules()
+    trained: int = 1
+    repair: RepairParams = NO_REPAIR
 
     def __post_init__(self) -> None:
         self.rows, self.rounded = len(self.x_TD), self.layer.up.kind != "float"
 
     def block(self, rows_r: Tensor) -> tuple[Tensor, Tensor]:
         x_TD, layer = self.x_TD[rows_r], self.layer
-        routing = RouterParams(self.router, layer.count, self.normalise)
+        routing = RouterParams(self.router, layer.count, self.trained, self.normalise)
         shape = (layer.up, layer.down, layer.units, layer.activation)
-        params = TopKParams(norm_params(self.norm), routing, *shape)
-        return x_TD, ops.topk_block(x_TD, self.counts_T[rows_r], layer.count, *params.arguments())
+        params = TopKParams(norm_params(self.norm), routing, *shape, self.repair)
+        budget = self.rules.budget(self.counts_T, rows_r)
+        counts = (budget.counts_T, layer.count, *rule_arguments(budget))
+        return x_TD, ops.topk_block(x_TD, *counts, *params.arguments())
 
     def run(self, rows_r: Tensor) -> Tensor:
         return self.block(rows_r)[0]
@@ -189,6 +213,7 @@ class InfinityCase:
     layer: Layer
     rows_of_units: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
     crossover_rows: int = 0  # up to so many kept units are read one by one
+    repair: RepairParams = NO_REPAIR
 
     def __post_init__(self) -> None:
         self.rows, self.rounded = len(self.x_TD), self.layer.up.kind != "float"
@@ -214,15 +239,17 @@ class InfinityCase:
             up_rows=up_rows,
             down_rows=down_rows,
             crossover_rows=self.crossover_rows,
+            repair=self.repair,
         )
-        return x_TD, ops.infinity_block(x_TD, *use_args(part(self.use, rows_r)), *params.arguments())
+        use = part(self.use, rows_r)
+        return x_TD, ops.infinity_block(x_TD, *use_args(use), *rule_arguments(use.budget), *params.arguments())
 
     def run(self, rows_r: Tensor) -> Tensor:
         return self.block(rows_r)[0]
 
     def reference(self) -> tuple[Tensor, Tensor]:
         weights = (Weight.of(self.router), Weight.of(self.scores), self.layer.plain())
-        return reference_mixtures.infinity_block(self.x_TD, self.use, self.config, self.norm, *weights)
+        return reference_mixtures.infinity_block(self.x_TD, self.use, self.config, self.norm, *weights, self.repair)
 
     def expected(self) -> Tensor:
         return self.reference()[0]

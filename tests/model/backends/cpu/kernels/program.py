@@ -3,6 +3,7 @@
 That it computes what the torch decoder does is `tests/model/backends/cpu/test_decoder.py`'s.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor
 
 from model.backends.cpu.decoder import NativeDecoder
-from tests.model.tiny import decoder, gpt2_like, topk
+from model.backends.cpu.kernels.rules import NO_RULES, rule_arguments
+from model.batch import LayerBudget
+from model.budget import RoutingRule
+from tests.model.tiny import decoder, gpt2_like, infinity, topk
 
 TOKENS, WIDTH = 3, 32
 
@@ -35,18 +39,27 @@ def step() -> dict[str, Any]:
         "seeds": torch.zeros(TOKENS, dtype=torch.int64),
         "counts": torch.ones(layers, TOKENS, dtype=torch.int64),
         "k_max": 1,
+        "rules": NO_RULES[0],
+        "rule_of": NO_RULES[1],
         "rows": torch.tensor([TOKENS - 1]),
         "caches": caches,
         "spans": torch.tensor([[0, TOKENS, TOKENS]]),
         "tables": torch.tensor([[2]]),
         "block_size": 16,
+        "routes": False,
     }
 
 
-def run(given: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Logits and loads of a step."""
-    logits_BV, load_N = program()[0]._run(*given.values())
-    return logits_BV, load_N
+def ruled(*rules: RoutingRule) -> dict[str, Any]:
+    """What a step is given where its three tokens have these rules in turn."""
+    rule_T = torch.arange(TOKENS) % len(rules)
+    return dict(zip(("rules", "rule_of"), rule_arguments(LayerBudget(rule_T, 1, rules, rule_T)), strict=True))
+
+
+def run(given: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+    """Logits, loads, experts that each token ran, and which, of a step."""
+    logits_BV, load_N, used_LT, expert_LTK = program()[0]._run(*given.values())
+    return logits_BV, load_N, used_LT, expert_LTK
 
 
 def refused(argument: str, change: Callable[[Any], Any]) -> str:
@@ -57,6 +70,21 @@ def refused(argument: str, change: Callable[[Any], Any]) -> str:
         run(given)
     assert torch.equal(run(step())[0], expected)
     return str(error.value)
+
+
+def rule_refused(numbers: list[float], model: NativeDecoder | None = None) -> str:
+    """What is said of a step all of whose tokens have the rule of these five numbers."""
+    given = step() | {"rules": torch.tensor([numbers], dtype=torch.float64), "rule_of": torch.zeros(TOKENS).long()}
+    with pytest.raises(RuntimeError) as error:
+        (model or program()[0])._run(*given.values())
+    return str(error.value)
+
+
+@cache
+def drawing_program() -> NativeDecoder:
+    """The same with an ∞-MoE for its second mixture."""
+    config = gpt2_like(topk(), infinity(), width=WIDTH, heads=2, kv_heads=2, head_width=16)
+    return NativeDecoder(decoder(config), 64)
 
 
 def made(argument: str, change: Callable[[Any], Any]) -> str:
@@ -77,6 +105,8 @@ PROGRAM_REFUSALS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("counts", lambda c: c + 1, "count 2 is not between 1 and 1"),
     ("counts", lambda c: c - 1, "count 0 is not between 1 and 1"),
     ("k_max", lambda _: 99, "counts up to 99 do not fit"),
+    ("rules", lambda _: torch.zeros(1, 5).double(), "rules must be [R, 5], with one of them for each of 3 tokens, got"),
+    ("rule_of", lambda _: torch.zeros(3).long(), "rule 0 is not one of 0"),
     ("ids", lambda ids: ids - 1, "token -1 is not between 0 and"),
     ("ids", lambda ids: ids + 10**6, "token 1000000 is not between 0 and"),
     ("positions", lambda p: p + 10**6, "position 1000000 is not between 0 and"),
@@ -85,6 +115,20 @@ PROGRAM_REFUSALS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("caches", lambda c: [one.double() for one in c], "the cache is Double"),
     ("tables", lambda t: t + 2, "block 4 is not in the cache"),
     ("spans", lambda s: s + torch.tensor([[0, 1, 1]]), "spans cover 4 rows of 3"),
+]
+RULE_REFUSALS: list[tuple[list[float], str]] = [
+    ([-3, 0, 0, 0, 0], "there is no rule -3, 0, 0, 0, 0"),
+    ([1.5, 0, 0, 0, 0], "there is no rule 1.5"),
+    ([math.nan, 0, 0, 0, 0], "there is no rule nan"),
+    ([0, -0.1, 0, 0, 0], "there is no rule 0, -0.1"),
+    ([0, 1.1, 0, 0, 0], "there is no rule 0, 1.1"),
+    ([0, 0, 2, 0, 0], "there is no rule 0, 0, 2"),
+    ([0, 0, 0, 2, 0], "there is no rule 0, 0, 0, 2"),
+    ([0, 0, 0, 0, -1], "there is no rule 0, 0, 0, 0, -1"),
+    ([0, 0, 0, 0, math.inf], "there is no rule 0, 0, 0, 0, inf"),
+    ([7, 0, 0, 0, 0], "a rule of 7 experts does not fit 6"),
+    ([0, 0, 0, 0, 7], "a rule of 7 experts does not fit 6"),
+    ([-1, 0, 0, 1, 0], "counts up to 1 are to be repaired, the tables have 0"),
 ]
 MADE: list[tuple[str, Callable[[Any], Any], str]] = [
     ("embeddings", lambda w: w[:, :5], "embeddings must be [count, 32]"),

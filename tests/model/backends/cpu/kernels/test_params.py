@@ -34,7 +34,7 @@ EXAMPLES: list[Params] = [
     FeedForwardParams(NORM, **EXPERT, gated=False),
     MASK,
     AttentionParams(NORM, WEIGHT, None, None, None, True, 0.5, None, WEIGHT, None, **HEADS, mask=MASK),
-    TopKParams(NORM, RouterParams(WEIGHT, 8, True), **EXPERT),
+    TopKParams(NORM, RouterParams(WEIGHT, 8, 2, True), **EXPERT),
     DRAWS,
     InfinityParams(NORM, WEIGHT, WEIGHT.packed, 2, **EXPERT, tile_units=16, groups=4, kept=1, draws=DRAWS),
 ]

@@ -12,7 +12,15 @@ from torch import Tensor
 from model.backends.cpu.kernels.build import SOURCES
 from model.backends.cpu.kernels.pack import Kind
 from tests.model.backends.cpu.kernels.arguments import OPS, arguments, run
-from tests.model.backends.cpu.kernels.program import MADE, PROGRAM_REFUSALS, made, refused
+from tests.model.backends.cpu.kernels.program import (
+    MADE,
+    PROGRAM_REFUSALS,
+    RULE_REFUSALS,
+    drawing_program,
+    made,
+    refused,
+    rule_refused,
+)
 
 ops = torch.ops.moedial
 
@@ -103,6 +111,18 @@ REFUSALS = [
     Refusal("route", "counts", set_at(((1,), 7)), "count 7 is not between 1 and 6"),
     Refusal("route", "counts", shorter, "counts do not fit the logits"),
     Refusal("route", "k_max", to(7), "counts do not fit the logits"),
+    Refusal("route", "rule_of", shorter, "rules must be [R, 5], with one of them for each of 5 tokens, got"),
+    Refusal("route", "rule_of", set_at(((1,), 5)), "rule 5 is not one of 5"),
+    Refusal("route", "rules", Tensor.float, "rules has the wrong dtype, Float"),
+    Refusal("route", "rules", set_at(((0, 0), 7)), "a rule of 7 experts does not fit 6"),
+    Refusal("route", "trained", to(7), "the trained count 7 is not one of 6 experts"),
+    Refusal("topk_block", "trained", to(-1), "the trained count -1 is not one of 4 experts"),
+    Refusal("topk_block", "repair_scale", to(None), "counts up to 4 are to be repaired, the tables have 0"),
+    Refusal("topk_block", "repair_scale", lambda t: t[:, 1:], "repair must be two tables [counts, 16], got"),
+    Refusal("topk_block", "repair_shift", shorter, "repair must be two tables [counts, 16], got"),
+    Refusal("topk_block", "repair_shift", Tensor.double, "repair shift has the wrong dtype, Double"),
+    Refusal("infinity_block", "repair_scale", to(None), "counts up to 8 are to be repaired, the tables have 0"),
+    Refusal("infinity_block", "rules", set_at(((1, 0), 0)), "an infinity mixture has no router weights"),
     Refusal("topk_block", "counts", shorter, "counts do not fit"),
     Refusal("topk_block", "k_max", to(5), "counts do not fit"),
     Refusal("topk_block", "experts", to(0), "a matrix must have outputs and inputs, got [0, 16]"),
@@ -197,6 +217,8 @@ OTHERS: list[tuple[Callable[[], str], str]] = [
 
 
 OTHERS += [(partial(refused, argument, change), says) for argument, change, says in PROGRAM_REFUSALS]
+OTHERS += [(partial(rule_refused, numbers), says) for numbers, says in RULE_REFUSALS]
+OTHERS.append((lambda: rule_refused([0, 0, 0, 0, 0], drawing_program()), "an infinity mixture has no router weights"))
 OTHERS += [(partial(made, argument, change), says) for argument, change, says in MADE]
 
 

@@ -8,7 +8,16 @@ import pytest
 
 from model.backends.cpu.kernels.build import COMMON, SOURCES
 
-WITH_TORCH = {"checks.h", "memory.h", "params.h", "bind.h", "block_ops.h", "program.h"}  # seconds each
+WITH_TORCH = {
+    "checks.h",
+    "memory.h",
+    "params.h",
+    "bind.h",
+    "step_rules.h",
+    "reports.h",
+    "block_ops.h",
+    "program.h",
+}  # seconds each
 
 
 def kernel_headers() -> list[Path]:

@@ -1,0 +1,139 @@
+// The plain values that kernels work on: matrices, layers, and where a step's tokens are. What is
+// said of mixtures is in `mixtures.h`. No torch here: the caller has checked every shape
+// (`checks.h`, `bind.h`).
+//
+// Names of sizes: `width` is the model's, `inputs` and `outputs` are a matrix', `stride` is the
+// distance of two rows in floats. Matrices are stored padded; what is padded holds zeros.
+#pragma once
+#include <cstdint>
+
+namespace moedial {
+
+// How a matrix is stored. Each group of 1, 2 or 4 neighbouring inputs of one output is a 32-bit
+// word (16 bits for INT8_WEIGHTS).
+enum Kind : int32_t {
+    FLOAT,         // float32 weights and inputs
+    BFLOAT16,      // bfloat16 weights and inputs, float32 sums
+    INT8_WEIGHTS,  // int8 weights, one scale per output; widened to bfloat16 on the way
+    INT8,          // int8 weights, one scale per output; inputs quantised row by row; int32 sums
+};
+
+enum Activation : int32_t { SILU, GELU, GELU_TANH, RELU };
+
+// y = W x, W [outputs, inputs]: panels of 64 outputs (the last may have 16, 32 or 48), each laid
+// out as [groups][outputs] words, so that a vector holds one group of neighbouring outputs.
+struct Matrix {
+    Kind kind = FLOAT;
+    const char* data = nullptr;
+    const float* scales = nullptr;     // [outputs], int8 only
+    const int32_t* offsets = nullptr;  // [outputs], INT8 only: what inputs + 128 add to every sum
+    int64_t outputs = 0, inputs = 0;   // as stored: multiples of 16 and of 4
+
+    int64_t group_inputs() const { return kind == FLOAT ? 1 : kind == INT8 ? 4 : 2; }
+    int64_t groups() const { return inputs / group_inputs(); }
+    int64_t word_bytes() const { return kind == INT8_WEIGHTS ? 2 : 4; }
+    int64_t bytes() const { return outputs * groups() * word_bytes(); }
+    int64_t panels() const { return (outputs + 63) / 64; }
+    const char* panel(int64_t index) const { return data + index * 64 * groups() * word_bytes(); }
+    int64_t panel_outputs(int64_t index) const {
+        return outputs - index * 64 < 64 ? outputs - index * 64 : 64;
+    }
+    // One of many matrices stored behind each other.
+    Matrix at(int64_t index) const {
+        Matrix one = *this;
+        one.data += index * bytes();
+        if (scales) one.scales += index * outputs;
+        if (offsets) one.offsets += index * outputs;
+        return one;
+    }
+};
+
+struct Norm {
+    const float* weight = nullptr;  // none: no norm
+    const float* bias = nullptr;    // with one: LayerNorm, else RMSNorm
+    float eps = 0;
+};
+
+struct Linear {
+    Matrix weight;
+    const float* bias = nullptr;
+};
+
+struct Table {  // [count, width], not packed
+    Kind kind = FLOAT;
+    const char* data = nullptr;
+    int64_t count = 0;
+};
+
+// (token, expert) pairs, sorted by expert; within an expert by token.
+struct RoutedPairs {
+    const int32_t* token = nullptr;  // [pairs]; none: 0, 1, 2, ...
+    const float* weight = nullptr;   // [pairs]; none: 1
+    const int64_t* ends = nullptr;   // [experts]: where each expert's pairs end
+    int64_t experts = 0;
+    // In place of the pairs' weights: mask [tokens, mask_stride], each value for `group_units`
+    // neighbouring units, counted over the units of all experts in a row.
+    const float* mask = nullptr;
+    int64_t mask_stride = 0, group_units = 0;
+};
+
+// Feed-forward experts: up [experts] of [units or 2 units, width] (gated: 32 gates and their 32
+// ups in turn), down [experts] of [width, units].
+struct Experts {
+    Matrix up, down;
+    int64_t units = 0;  // of each, as stored: a multiple of 16
+    bool gated = true;
+    Activation activation = SILU;
+};
+
+// A dense feed-forward layer: a single expert that every row uses.
+struct FeedForward {
+    Norm norm;
+    Experts expert;
+    const float *up_bias = nullptr, *down_bias = nullptr;
+};
+
+// One sequence's rows in the step: `rows` new tokens from row `first` on, the last of them at
+// position `context` - 1.
+struct Span {
+    int64_t first, rows, context;
+};
+
+struct Pages {
+    const Span* spans = nullptr;
+    int64_t count = 0, rows = 0;      // spans, and their rows together
+    const int64_t* tables = nullptr;  // [count, table_width] block ids
+    int64_t table_width = 0, block_size = 0;
+};
+
+// Keys and values of one layer, in tiles of 16 slots. Per tile and key-value head, keys are
+// [head_width / group][16] words and values are [16 / group][head_width] words, where a word holds
+// `group` = 1 float or 2 bfloat16: both are read as the weights of a product.
+struct Cache {
+    Kind kind = FLOAT;
+    int32_t* keys = nullptr;
+    int32_t* values = nullptr;
+    int64_t kv_heads = 0, head_width = 0;
+
+    int64_t group() const { return kind == FLOAT ? 1 : 2; }
+    int64_t tile_words() const { return 16 * head_width / group(); }
+};
+
+struct Attention {
+    int64_t heads = 0;
+    float scale = 1, softcap = 0;  // softcap 0: none
+    int64_t window = 0;            // 0: everything before
+    const float* sinks = nullptr;  // [heads]
+};
+
+struct AttentionBlock {
+    Norm norm, query_norm, key_norm;
+    Linear qkv, out;
+    bool norm_per_head = false;
+    float clip = 0;                 // 0: none
+    const float* rotary = nullptr;  // [positions, 2, head_width / 2]: cosines, then sines
+    int64_t positions = 0, kv_heads = 0, head_width = 0;
+    Attention attention;
+};
+
+}  // namespace moedial

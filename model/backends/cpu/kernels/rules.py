@@ -1,0 +1,33 @@
+"""Routing rules as the kernels read them: one row of numbers each, and the row of each token.
+
+The other side is `StepRules` in csrc/step_rules.h. What the numbers do is in csrc/rules.h.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from model.batch import BudgetRows, LayerBudget
+from model.budget import RoutingRule
+
+NORMALISERS = {"kept": -2, "trained": -1, "raw": 0}  # as in csrc/mixtures.h; a number stands for itself
+NO_RULES = (torch.empty(0, 5, dtype=torch.float64), torch.empty(0, dtype=torch.int64))
+
+
+def rule_arguments(budget: BudgetRows | LayerBudget) -> tuple[Tensor, Tensor]:
+    """The distinct rules [R, 5] of a step, and which of them each token has [T]; both empty where all tokens have their
+    family's."""
+    if budget.rule_T is None:
+        return NO_RULES
+    return _rows(budget.rules), budget.rule_T
+
+
+@lru_cache(maxsize=256)  # requests choose their rules
+def _rows(rules: tuple[RoutingRule, ...]) -> Tensor:
+    return torch.tensor([_row(rule) for rule in rules], dtype=torch.float64)
+
+
+def _row(rule: RoutingRule) -> list[float]:
+    normaliser = rule.normaliser if isinstance(rule.normaliser, int) else NORMALISERS[rule.normaliser]
+    return [normaliser, rule.threshold, rule.top_p, rule.repair, rule.reuse]
