@@ -21,11 +21,12 @@ from engine.sequence import Sequence
 from engine.types import EngineSettings, Finish, Request, Sampling, StepStats
 from model.backends.base import Runnable
 from model.backends.torch.backend import TorchRunnable
-from model.budget import ExpertBudget
+from model.budget import FAMILY_RULE, ExpertBudget, RoutingRule
 from model.decoder import Decoder
 from model.shapes.decoder import DecoderConfig
 from model.shapes.memory import bytes_per_block, bytes_per_sequence
 from tests.model.tiny import VOCABULARY, decoder
+from weights.repair import give_tables, neutral_tables
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Served:
     dtype: torch.dtype = torch.float32
     quantize: Literal["none", "int8", "int8-weights"] = "none"
     by_phase: bool = False  # many requests have counts of their own for prompts
+    rules: tuple[RoutingRule, ...] = (FAMILY_RULE,)  # each request has one of these
     speculate: str = "off"  # of crowds; what runs alone is never guessed at
 
     @property
@@ -60,7 +62,7 @@ class Served:
 
     @cache  # noqa: B019 - as many as there are layouts
     def model(self) -> Runnable:
-        return self.prepared(decoder(self.config))
+        return self.prepared(with_statistics(decoder(self.config)))
 
     def assert_same(self, row_V: Tensor, expected_V: Tensor) -> None:
         """Native kernels promise equal bits, torch's own as much as its matrix library does."""
@@ -69,6 +71,18 @@ class Served:
         else:
             # Products of other heights are rounded otherwise; another sequence's token would change the second digit.
             torch.testing.assert_close(row_V, expected_V, atol=5e-5, rtol=0)
+
+
+def with_statistics(model: Decoder) -> Decoder:
+    """The model with random statistics for repair."""
+    scale_LKD, shift_LKD = neutral_tables(model.config)
+    generator = torch.Generator().manual_seed(6)
+    below_LKD = slice(None), slice(1, model.config.experts.trained)
+    for table_LKD in (scale_LKD, shift_LKD):
+        table_LKD[below_LKD] += 0.3 * torch.randn(table_LKD[below_LKD].shape, generator=generator)
+    give_tables(model, scale_LKD, shift_LKD)
+    model.config = replace(model.config, repaired=tuple(range(1, model.config.experts.trained)))
+    return model
 
 
 @dataclass
@@ -169,7 +183,8 @@ def random_request(rng: random.Random, id: int, served: Served) -> Request:
         stop_token_ids=(rng.randrange(VOCABULARY),),
     )
     prefill = rng.choice([(), (1,) * layers, (3,) * layers]) if served.by_phase else ()
-    return Request(str(id), tuple(prompt), ExpertBudget(budget, prefill), sampling)
+    rule = rng.choice(served.rules) if len(served.rules) > 1 else served.rules[0]
+    return Request(str(id), tuple(prompt), ExpertBudget(budget, prefill, rule), sampling)
 
 
 def counts_of(sequence: Sequence, start: int, length: int) -> list[tuple[int, ...]]:

@@ -13,7 +13,7 @@ import torch
 
 from engine.types import Request, Sampling
 from model.backends.cpu.kernels.library import load
-from model.budget import ExpertBudget
+from model.budget import FAMILY_RULE, ExpertBudget, RoutingRule
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense
 from tests.engine.random_workload import Served, alone, assert_as_alone, bench, storm
@@ -47,6 +47,14 @@ GUESSED = [
     *(("experts=1", name) for name in LAYOUTS if not name.endswith("units")),
     *(("ngram", name) for name in ("both", "native-topk", "native-infinity", "native-both")),
 ]
+REPAIR = (FAMILY_RULE, RoutingRule(repair=True))
+RULES = (
+    *REPAIR,
+    *(RoutingRule(normaliser) for normaliser in ("raw", "kept", 5)),
+    RoutingRule(threshold=0.5),
+    RoutingRule("kept", top_p=0.6, repair=True),
+)
+RULED = {"topk": RULES, "infinity": REPAIR, "native-topk": RULES, "native-infinity": REPAIR, "native-both": REPAIR}
 PLAIN = [("off", name) for name in ("topk", "infinity", "native-topk", "native-infinity", "native-both")]
 ROUNDED = {
     f"{name}-{str(dtype).removeprefix('torch.')}-{quantize}": replace(served, dtype=dtype, quantize=quantize)
@@ -93,6 +101,11 @@ def test_so_it_does_with_weights_that_are_rounded(served: Served) -> None:
 
 @each({name: replace(served, by_phase=True) for name, served in LAYOUTS.items() if not name.endswith("units")})
 def test_so_it_does_where_prompts_have_counts_of_their_own(served: Served) -> None:
+    check_storm(served, seed=2)
+
+
+@each({name: replace(LAYOUTS[name], rules=rules) for name, rules in RULED.items()})
+def test_so_it_does_where_requests_have_rules_of_their_own(served: Served) -> None:
     check_storm(served, seed=2)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.routes import RouteRecord, pack
 from engine.types import MOST_ROUTED_TOKENS, Request, Routes, Sampling, TokenEvent
+from model.backends.cpu.kernels.library import load
 from model.backends.torch.attend import WholeAttend
 from model.budget import ExpertBudget, RoutingRule
 from model.decoder import Decoder
@@ -20,6 +21,15 @@ from tests.model.tiny import VOCABULARY, decoder, infinity, llama_like, topk, wh
 
 TOPK = Served(llama_like(topk(normalise=True), topk(), qk_norm="full"), block=4, few=16, requests=1)
 DRAWS = Served(llama_like(infinity(block=4), infinity(block=4)), block=4, few=16, requests=1)
+
+
+def native(*layers: FeedForward) -> Served:
+    return Served(llama_like(*layers, context=80, head_width=16), block=16, few=5, requests=1, native=True)
+
+
+DRAW = infinity(block=16, draws="points")
+NATIVE = {"topk": native(topk(normalise=True), topk()), "infinity": native(DRAW, DRAW)}
+without_kernels = pytest.mark.skipif(not load().native, reason=f"no native kernels: {load().reason}")
 PROMPT = (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5)
 COUNTS = (2, 4)
 
@@ -103,6 +113,15 @@ def test_routes_are_those_of_a_plain_forward(served: Served, speculate: str) -> 
     assert found["none"][1].routes is None
     assert routes.bits == (served is DRAWS) and routes.dtype == "uint8"
     assert routes.shape[1:] == (2, -(-12 // 8) if served is DRAWS else max(COUNTS))
+
+
+@without_kernels
+@pytest.mark.parametrize("name", NATIVE)
+def test_native_kernels_tell_the_routes_of_plain_torch(name: str) -> None:
+    served = NATIVE[name]
+    crowd = bench(served, step_tokens=9)
+    found = ended(crowd, asked("a"), asked("more", (6, 6)))
+    check(served, crowd, asked("a"), *found["a"])
 
 
 def test_tokens_of_the_prefix_cache_have_none() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from engine.engine import Engine
 from engine.types import Request, RequestStats, Sampling
+from model.backends.cpu.kernels.library import load
 from model.backends.torch.backend import TorchRunnable
 from model.budget import FAMILY_RULE, ExpertBudget, RoutingRule
 from model.errors import InvalidRequest
@@ -13,6 +14,13 @@ from tests.engine.random_workload import Bench, Served, bench
 from tests.model.tiny import decoder, infinity, llama_like, topk
 
 SERVED = Served(llama_like(topk(normalise=True), topk(), qk_norm="full"), block=4, few=10, requests=1)
+WIDE = llama_like(topk(normalise=True), topk(), qk_norm="full", context=80, head_width=16)
+NATIVE = Served(WIDE, block=16, few=5, requests=1, native=True)
+each_backend = pytest.mark.parametrize(
+    "served",
+    [SERVED, pytest.param(NATIVE, marks=pytest.mark.skipif(not load().native, reason=load().reason))],
+    ids=["torch", "native"],
+)
 PROMPT = (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5)
 ADAPTIVE = [RoutingRule(threshold=0.6), RoutingRule("raw", top_p=0.4), RoutingRule(reuse=2)]
 
@@ -39,8 +47,9 @@ def ran(engine: Engine, *requests: Request) -> tuple[dict[str, RequestStats], in
 
 @pytest.mark.parametrize("speculate", ["off", "ngram", "experts=1"])
 @pytest.mark.parametrize("rule", ADAPTIVE)
-def test_pairs_are_counted_as_they_ran(rule: RoutingRule, speculate: str) -> None:
-    crowd = bench(replace(SERVED, speculate=speculate), step_tokens=9)
+@each_backend
+def test_pairs_are_counted_as_they_ran(served: Served, rule: RoutingRule, speculate: str) -> None:
+    crowd = bench(replace(served, speculate=speculate), step_tokens=9)
     stats, pairs = ran(crowd.engine, asked("plain"), asked("a", rule), asked("b", rule, count=5, salt="b"))
     assert sum(each.routed_pairs for each in stats.values()) == pairs
     for id, count in (("plain", 3), ("a", 3), ("b", 5)):
@@ -68,19 +77,10 @@ RULES = [FAMILY_RULE, RoutingRule("raw"), RoutingRule("kept"), RoutingRule(5), R
 
 @pytest.mark.parametrize("first", RULES)
 def test_blocks_are_shared_only_by_requests_with_one_rule(first: RoutingRule) -> None:
-    served = replace(SERVED, config=replace(SERVED.config, repaired=(1,)))
-    crowd = bench(served, model=Repairing(decoder(served.config)))
+    crowd = bench(SERVED)
     ran(crowd.engine, asked("first", first))
     cached = {rule: ran(crowd.engine, asked("again", rule))[0]["again"].cached_tokens for rule in RULES}
     assert cached == {rule: 8 if rule == first else 0 for rule in RULES}
-
-
-class Repairing(TorchRunnable):
-    """Takes the repair of requests for granted: what is looked at is which blocks they share."""
-
-    def __call__(self, batch, pages, observer=None):  # type: ignore[no-untyped-def]
-        rules = tuple(replace(rule, repair=False) for rule in batch.budget.rules)
-        return super().__call__(replace(batch, budget=replace(batch.budget, rules=rules)), pages, observer)
 
 
 def refused(crowd: Bench, rule: RoutingRule) -> str | None:
@@ -96,7 +96,8 @@ def test_what_the_model_cannot_do_is_refused_by_name() -> None:
         [RoutingRule("raw"), *ADAPTIVE], ["normaliser", "threshold", "normaliser", "reuse"], strict=True
     ):
         assert refused(draws, rule) == f"experts.{field}"
-    assert refused(bench(SERVED), RoutingRule(repair=True)) == "experts.repair"
+    plain = bench(SERVED, model=TorchRunnable(decoder(SERVED.config)))
+    assert refused(plain, RoutingRule(repair=True)) == "experts.repair"
 
 
 class Ruleless(TorchRunnable):
