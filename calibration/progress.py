@@ -16,12 +16,10 @@ SECONDS = 5.0  # between two lines
 
 
 class Progress:
-    """Stages of known length, one after another."""
+    """Stages of known length, one after another; a bar vanishes when its stage ends."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Bars(*columns, TimeRemainingColumn(), console=console) if console.is_terminal else None
+        self._console = Console(stderr=True)
 
     def say(self, text: str) -> None:
         """One line above the bar."""
@@ -30,11 +28,12 @@ class Progress:
     @contextmanager
     def stage(self, name: str, steps: int) -> Iterator["Stage"]:
         """One stage of so many steps, which the caller counts with `advance`."""
-        if self._bars is None:
+        if not self._console.is_terminal:
             yield Stage(name, steps)
             return
-        with self._bars:
-            yield Stage(name, steps, self._bars)
+        parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Bars(*parts, TimeRemainingColumn(), console=self._console, transient=True) as bars:
+            yield Stage(name, steps, bars)
 
 
 class Stage:
