@@ -1,0 +1,131 @@
+"""A sparse mixture of kernels against the decoder's own module, at mixed counts; a row's bits alone and in a batch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.backends.cuda.kernels.norm import Norm, residual_norm
+from model.backends.cuda.layer import MoELayer, moe_layer, refusal, row_tile
+from model.moe.topk import TopKMixture
+from model.shapes.mixtures import Dense, Router, TopK
+from tests.model.tiny import randomise, use
+
+WIDTH = 32
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is allocated is full of NaN, or of large numbers: nothing may be read that was not written."""
+    original = Tensor.new_empty
+
+    def new_empty(self: Tensor, *shape: int, **options: Any) -> Tensor:
+        made = original(self, *shape, **options)
+        return made.fill_(torch.nan if made.is_floating_point() else 99)
+
+    monkeypatch.setattr(Tensor, "new_empty", new_empty)
+    yield
+
+
+SHAPES = {
+    "olmoe": TopK(6, 20, 2),
+    "qwen3_moe": TopK(6, 20, 2, Router(normalise=True)),
+    "mixtral": TopK(4, 70, 2, Router(normalise=True)),
+    "gpt_oss": TopK(
+        5, 20, 2, Router(normalise=True, logit_bias=True), activation="swiglu_clamped", bias=True, interleaved=True
+    ),
+    "deepseek_v3": TopK(
+        8,
+        20,
+        2,
+        Router("sigmoid", True, 2.5, selection_bias=True, groups=4, kept_groups=2, group_score="top2", eps=1e-20),
+        shared=Dense(24, "silu"),
+    ),
+}
+
+
+def mixture(shape: TopK, dtype: torch.dtype = torch.float32) -> TopKMixture:
+    module = TopKMixture(WIDTH, shape)
+    randomise(module)
+    return module.requires_grad_(False).to(dtype)
+
+
+def tokens(count: int) -> Tensor:
+    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(3))
+
+
+def run(layer: MoELayer, x_TD: Tensor, counts: list[int]) -> Tensor:
+    """What the mixture adds to a residual of zeros."""
+    residual_TD = torch.zeros(x_TD.shape)
+    layer(x_TD, torch.tensor(counts), max(counts), residual_TD)
+    return residual_TD
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_mixed_counts_as_the_decoder_computes_them(shape: TopK) -> None:
+    module, x_TD = mixture(shape), tokens(11)
+    counts = [1 + token % shape.maximum for token in range(11)]
+    assert {1, shape.maximum} <= {*counts}
+    found_TD = run(moe_layer(module), x_TD, counts)
+    torch.testing.assert_close(found_TD, module(x_TD, use(counts)), atol=2e-5, rtol=2e-5)
+
+
+def test_half_precision() -> None:
+    module, counts = mixture(SHAPES["qwen3_moe"]), [2, 6, 1]
+    wanted_TD = module(tokens(3), use(counts))
+    found_TD = run(moe_layer(module.half()), tokens(3).half(), counts)
+    torch.testing.assert_close(found_TD, wanted_TD, atol=5e-3, rtol=5e-3)
+
+
+def test_single_pairs_take_no_layout() -> None:
+    """Two pairs of 16 experts: each is a tile of its own."""
+    module, x_TD = mixture(TopK(16, 20, 2)), tokens(2)
+    torch.testing.assert_close(run(moe_layer(module), x_TD, [1, 1]), module(x_TD, use([1, 1])), atol=1e-5, rtol=1e-5)
+
+
+def test_rows_alone_have_the_bits_that_they_have_in_a_batch(chains: None) -> None:
+    """Also where the batch has taller tiles, and where the largest count is another's."""
+    module, x_TD = mixture(SHAPES["deepseek_v3"]), tokens(9)
+    layer, counts = moe_layer(module), [1, 4, 2, 3, 1, 2, 4, 1, 3]
+    together_TD = run(layer, x_TD, counts)
+    assert torch.equal(run(layer, x_TD.repeat(6, 1), counts * 6)[-9:], together_TD)
+    for token in (0, 3, 8):
+        assert torch.equal(run(layer, x_TD[token, None], [counts[token]])[0], together_TD[token])
+
+
+def test_the_residual_and_the_next_norm() -> None:
+    module, x_TD, counts = mixture(SHAPES["olmoe"]), tokens(5), [1, 6, 2, 3, 4]
+    residual_TD, norm, out_TD = 5 * tokens(5), Norm(torch.ones(WIDTH), 1e-5), torch.full((5, WIDTH), torch.nan)
+    wanted_TD = residual_TD + 0.5 * module(x_TD, use(counts))
+    moe_layer(module)(x_TD, torch.tensor(counts), 6, residual_TD, norm, out_TD, scale=0.5)
+    torch.testing.assert_close(residual_TD, wanted_TD, atol=2e-5, rtol=2e-5)
+    again_TD = torch.full_like(out_TD, torch.nan)
+    residual_norm(residual_TD, norm, again_TD)
+    assert torch.equal(out_TD, again_TD)
+
+
+def test_loads_count_the_pairs_that_ran() -> None:
+    module, x_TD, counts = mixture(SHAPES["olmoe"]), tokens(5), [1, 6, 2, 3, 4]
+    routing = moe_layer(module)(x_TD, torch.tensor(counts), 6, torch.zeros(5, WIDTH))
+    assert torch.equal(routing.loads_E, module.route(module.logits(x_TD), use(counts)).load_E)
+    assert int(routing.loads_E.sum()) == sum(counts)
+
+
+def test_tiles_follow_the_rows_of_an_expert() -> None:
+    assert [row_tile(rows).rows for rows in (0, 16, 17, 64, 65, 5000)] == [16, 16, 32, 64, 128, 128]
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        (TopK(4, 8, 2, Router("sparse_mixer")), "the sparse mixer"),
+        (TopK(4, 8, 2, Router(weigh_input=True)), "multiply an expert's input"),
+        (TopK(4, 8, 2, shared=Dense(8, "silu"), shared_gate=True), "a gated shared expert"),
+    ],
+)
+def test_what_has_no_kernel_is_refused_by_name(shape: TopK, reason: str) -> None:
+    assert reason in refusal(shape)
+    with pytest.raises(ValueError, match=reason):
+        moe_layer(mixture(shape))
