@@ -136,6 +136,9 @@ bench-http: $(VENV)/.dev  ## what HTTP costs, against the engine alone
 bench-dial-http: $(VENV)/.dev  ## loss and speed of the bundled models at every count, over HTTP
 	$(BIN)/python -m benchmarks.dial_http $(ARGS)
 
+bench-brownout: $(VENV)/.dev  ## twice the load that can be sustained, without and with --brownout
+	$(BIN)/python -m benchmarks.brownout $(ARGS)
+
 bench-speculation: $(VENV)/.dev  ## whether guessing tokens ahead pays, on three kinds of text
 	$(BIN)/python -m benchmarks.speculation $(ARGS)
 

@@ -103,7 +103,7 @@ class ExpertChoice:
         report: dict[str, Any] = {
             "option": option.name,
             "chosen_by": self.by,
-            "relative_quality": option.quality.relative,
+            "relative_quality": round(option.quality.relative, 4),
         }
         if decision.bound_met is not None:
             report["predicted_itl_ms"] = round(decision.predicted_itl_ms or 0.0, 3)

@@ -14,6 +14,7 @@ from server.experts.policies import Load, predicted_itl
 from weights.calibration import Option
 
 AVERAGED_S = 1.0  # a step weighs by its length against this
+ALONE_WEIGHT = 0.01  # of a step of one sequence alone, in the average of what an unloaded server takes
 IDLE_S = 10.0  # after so long without a step nothing of before counts
 MOST_RATIO = 20.0  # that one step counts for: a process that was stopped for a while says nothing of the next steps
 
@@ -21,8 +22,9 @@ MOST_RATIO = 20.0  # that one step counts for: a process that was stopped for a 
 class LoadMeter:
     """Averages over the steps that decoded.
 
-    `unloaded_ms` is a step of one sequence with the default budget on this machine, as measured when the engine was
-    loaded. Without that, and without a calibrated default, it is 0 and nothing is compared with it.
+    `unloaded_ms` is a step of one sequence with the default budget on this machine: at first as estimated when the
+    engine was loaded, then as the steps of sequences that run alone are. Without an estimate and a calibration it is 0
+    and nothing is compared with it.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class LoadMeter:
         self._layers, self._trained = max(1, experts.layers), max(1, experts.trained)
         uniform = [one for one in options if one.budget.uniform and one.budget.rule == FAMILY_RULE and one.speed]
         self._options = sorted(uniform, key=lambda option: option.mean_count)
-        calibrated = self._calibrated_ms(default.per_layer[0] if default.per_layer else 0, 1)
+        calibrated = self._default_ms = self._calibrated_ms(default.mean(0, 1), 1)
         measured = StepLoad(cost).seconds_alone(default.per_layer) * 1000 if cost is not None else 0.0
         self.unloaded_ms = measured or calibrated
         self._first_slowdown = self._slowdown = measured / calibrated if measured and calibrated else 1.0
@@ -50,6 +52,9 @@ class LoadMeter:
         if stats.trained_pairs and (calibrated := self._calibrated_ms(self._count_of(stats), stats.running)):
             ratio = min(MOST_RATIO, stats.seconds * 1000 / calibrated)
             self._slowdown += (1 - math.exp(-stats.seconds / AVERAGED_S)) * (ratio - self._slowdown)
+            if stats.running == 1 and not stats.prompt_tokens:
+                alone = min(ratio * self._default_ms, 2 * self.unloaded_ms)
+                self.unloaded_ms += ALONE_WEIGHT * (alone - self.unloaded_ms)
 
     def _forget(self, now: float) -> None:
         if now - self._last_at > IDLE_S:

@@ -50,8 +50,23 @@ def test_the_time_of_a_step_is_averaged_over_about_a_second() -> None:
     assert 1.0 < measured.itl_ratio(0.5) < 50.0
     for number in range(100):
         measured.record(step(50.0, running=4), 1.0 + number * 0.05)
-    assert measured.itl_ratio(6.0) == pytest.approx(10.0, rel=0.05)
+    assert measured.itl_ratio(6.0) == pytest.approx(10.0, rel=0.05), "one long step has hardly moved the base"
     assert measured.running(6.0) == pytest.approx(4.0, rel=0.05)
+
+
+def test_what_an_unloaded_server_takes_is_learnt_from_sequences_that_run_alone() -> None:
+    wrong = StepCost(fixed=0.001, per_token=0.0, per_pair=0.0, per_expert=0.0, pools=())
+    measured = meter(wrong)
+    measured.record(step(4.0, count=1), 0.0)  # 2 ms as calibrated, so that this machine is half as fast
+    assert measured.itl_ratio(0.0) > 3.0, "the estimate was 1 ms"
+    for number in range(1000):
+        measured.record(step(4.0, count=1), 0.05 * number)
+    assert measured.unloaded_ms == pytest.approx(10.0, rel=0.01), "of the default count, 4"
+    for number in range(1000):
+        measured.record(step(40.0, running=16), 50.0 + 0.05 * number)
+        measured.record(msgspec.structs.replace(step(40.0), prompt_tokens=64), 50.02 + 0.05 * number)
+    assert measured.unloaded_ms == pytest.approx(10.0, rel=0.01), "neither a batch nor a prompt beside it counts"
+    assert measured.itl_ratio(99.97) == pytest.approx(4.0, rel=0.01)
 
 
 def test_one_very_long_step_does_not_stay() -> None:
