@@ -33,7 +33,7 @@ from benchmarks.systems.system import PeerFailed, Rates, Session, System
 from benchmarks.systems.vllm_cpu import Vllm
 from benchmarks.tables import grid, table
 from benchmarks.touched import step_bytes
-from engine.build import keep_freed_memory
+from engine.memory import keep_freed_memory
 from weights.folder import bundled_models, read_json, resolve_model
 from weights.load import read_config
 

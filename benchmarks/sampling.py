@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.machine import facts, introduce, use_threads
 from benchmarks.tables import grid
-from engine.build import keep_freed_memory
+from engine.memory import keep_freed_memory
 from engine.sampling.sampler import sample
 from engine.sequence import Sequence
 from engine.types import Request, Sampling

@@ -3,9 +3,7 @@
 Not here: the process and its socket (see `engine/process/worker.py`).
 """
 
-import ctypes
 import logging
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from engine.calibrate import MOST_ROWS, measure
 from engine.cost import ExpertPool, StepCost
 from engine.engine import Engine
 from engine.grammars.compiler import GrammarCompiler
+from engine.memory import give_back_freed_memory, keep_freed_memory, log_resources
 from engine.progress import LoadingProgress
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
@@ -40,9 +39,6 @@ from weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-KEPT_BYTES = 1 << 30
-
 
 def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None = None) -> tuple[Engine, EngineInfo]:
     """Load the model and assemble the engine around it.
@@ -63,15 +59,7 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
     cache_blocks(config, settings, run_dtype(raw, settings.dtype))
     tokenizer = tokenizer_for(folder, config, settings)
     choose.provide()
-    with LoadingProgress(settings.terminal_columns) as progress:
-        loaded, _ = load_model(folder, settings.dtype, progress)
-    loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
-    if tables is None:
-        repair = load_repair(loaded, folder)
-    else:
-        give_tables(loaded, *tables)
-        repair = LoadedRepair(tuple(range(1, loaded.config.experts.trained)))  # the caller finds where it helps
-    loaded.config = replace(loaded.config, repaired=repair.repaired)
+    loaded, calibration_reason = load(folder, settings, tables)
     parameters = parameter_count(loaded)
     model, reason = prepare(loaded, settings, threads)
     give_back_freed_memory()
@@ -83,7 +71,7 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
         kv_blocks=blocks,
         kernels_reason=reason,
         load_seconds=load_seconds,
-        calibration_reason=repair.reason,
+        calibration_reason=calibration_reason,
         **described,
     )
     compute_one_token(engine, info)
@@ -91,6 +79,20 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
         return engine, info
     engine.scheduler.cost = measure(engine.runner, info, pools(model.config), settings.max_step_tokens)
     return engine, replace(info, step_cost=engine.scheduler.cost)
+
+
+def load(folder: Path, settings: EngineSettings, tables: tuple[Tensor, Tensor] | None) -> tuple[Decoder, str]:
+    """The decoder with the repair statistics of its calibration or `tables`, and why the calibration is not used."""
+    with LoadingProgress(settings.terminal_columns) as progress:
+        loaded, _ = load_model(folder, settings.dtype, progress)
+    loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
+    if tables is None:
+        repair = load_repair(loaded, folder)
+    else:
+        give_tables(loaded, *tables)
+        repair = LoadedRepair(tuple(range(1, loaded.config.experts.trained)))  # the caller finds where it helps
+    loaded.config = replace(loaded.config, repaired=repair.repaired)
+    return loaded, repair.reason
 
 
 def check(config: DecoderConfig, settings: EngineSettings) -> None:
@@ -138,12 +140,6 @@ def compute_one_token(engine: Engine, info: EngineInfo) -> None:
         raise CheckpointError(f"the model cannot compute a token: {events[-1].error}")
 
 
-def give_back_freed_memory() -> None:
-    """Return freed memory to the system once, after loading: the weights as read are not needed again."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def prepare(model: Decoder, settings: EngineSettings, threads: int = 0) -> tuple[Runnable, str]:
     """The decoder on the fastest backend that runs it, and why it is not a faster one. A backend may take over the
     weights.
@@ -166,21 +162,6 @@ def options_of(config: DecoderConfig, settings: EngineSettings, threads: int = 0
         quantize_layers=settings.quantize_layers,
         threads=threads or settings.threads,
     )
-
-
-def log_resources() -> None:
-    """Log the cores and memory available, and the source of each figure: in a container usually its limits."""
-    cores, memory = available_cores(), available_memory()
-    log.info("%d cores (%s), %.2f GB of memory free (%s)", cores.value, cores.source, memory.value / 1e9, memory.source)
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep freed memory instead of returning it: every step allocates the same large intermediates, and
-    page faults took up to a quarter of a step. Without glibc this does nothing."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            libc.mallopt(parameter, KEPT_BYTES)
 
 
 def assemble(

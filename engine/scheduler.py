@@ -1,6 +1,7 @@
 """The scheduler of continuous batching: it plans which tokens a step computes, and commits the step's results.
 
-Decoding sequences come first, then prompts by arrival (`engine/prefill.py`); out of blocks, the youngest is preempted.
+Decoding sequences come first (`engine/decodes.py`), then prompts by arrival (`engine/prefill.py`); out of blocks, the
+youngest is preempted.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Sequence as Seq
 
 from engine.blocks import BlockManager
 from engine.cost import NO_COST, StepBudget, StepCost, prefill_share
+from engine.decodes import DecodePlanner
 from engine.fits_context import require_fits_context
 from engine.grammars.matcher import Matcher
 from engine.outputs import append_tokens, count_work, end_event, token_event
@@ -87,6 +89,7 @@ class Scheduler:
         self._experts = experts
         self._trained_pairs = experts.trained * experts.layers if experts else 0  # of one token
         self._prefills = PrefillPlanner(blocks, self.queues, max_running, chunked, clock)
+        self._decodes = DecodePlanner(blocks, self.queues, self._preempt)
         self._planned: set[str] = set()  # ids in the plan that is not committed yet
         self._aborting: set[str] = set()  # those of them that were aborted: they end with the commit
         self._events: list[TokenEvent] = []  # final events that no commit has returned yet
@@ -152,7 +155,7 @@ class Scheduler:
             raise RuntimeError("the last plan is neither committed nor failed")
         self.plan_stats = PlanStats()
         step_budget = StepBudget(self.cost or NO_COST, self.max_step_tokens, self._step_seconds, self._min_chunk)
-        plan = self._plan_decodes(step_budget)
+        plan = self._decodes.plan(step_budget, self.speculator)
         if self.queues.partial_prefill or (self._waiting and not self._prefills.full):
             if step_budget.time_bounded:
                 step_budget.reserve_for_prompts(prefill_share(self.oldest_waiting_s))
@@ -160,21 +163,6 @@ class Scheduler:
         self.plan_stats.estimated_s = step_budget.load.seconds if plan else 0.0
         self._planned = {chunk.sequence.id for chunk in plan}
         return tuple(plan)
-
-    def _plan_decodes(self, step_budget: StepBudget) -> list[Chunk]:
-        """One chunk, with drafts if any, for every sequence that decodes, in order of arrival."""
-        plan: list[Chunk] = []
-        if (partial := self.queues.partial_prefill) is not None:
-            self._reserve_for_partial_prefill(partial)
-        decoding = [sequence for sequence in self._running.values() if sequence is not partial]
-        others = len(decoding) + (partial is not None)  # sequences that still need a token of this step
-        for sequence in decoding:
-            others -= 1
-            running = sequence.id in self._running  # unless it was just preempted
-            if running and sequence.ready and (chunk := self._decode_chunk(sequence, step_budget)):
-                step_budget.load.other_seconds += sequence.matcher.row_seconds if sequence.matcher else 0.0
-                plan.append(self._add_drafts(chunk, step_budget, others))
-        return plan
 
     def commit(
         self,
@@ -231,33 +219,6 @@ class Scheduler:
         """
         self.blocks.check()
         self.queues.check(self.blocks.holders, self._chunked)
-
-    def _decode_chunk(self, sequence: Sequence, step_budget: StepBudget) -> Chunk | None:
-        """The next token of a running sequence; preempts the youngest sequences until there is a block for it."""
-        while not self.blocks.reserve(sequence, sequence.computed + 1):
-            self._preempt(youngest := self.queues.youngest)
-            if youngest is sequence:
-                return None
-        step_budget.spend(sequence.counts_at(sequence.computed), 1, prompt=False)
-        return Chunk(sequence, sequence.computed, 1)
-
-    def _reserve_for_partial_prefill(self, partial: Sequence) -> None:
-        """Allocate the next block of a partly prefilled prompt, preempting younger sequences for it but not older."""
-        while (last := self.queues.youngest) is not partial and not self.blocks.reserve(partial, partial.computed + 1):
-            self._preempt(last)
-
-    def _add_drafts(self, chunk: Chunk, step_budget: StepBudget, others: int) -> Chunk:
-        """The chunk with drafts: as many as leave the `others` of the step one token and one block each."""
-        sequence = chunk.sequence
-        if self.speculator is None or not chunk.samples:
-            return chunk
-        room = self.blocks.token_capacity(sequence) - 1 - others * self.blocks.block_size
-        drafted = self.speculator.add_drafts(chunk, min(step_budget.tokens - others, room), step_budget)
-        if count := len(drafted.drafts) + drafted.model_drafts:
-            self.blocks.reserve(sequence, sequence.computed + 1 + count)
-            after = chunk.start + chunk.length
-            step_budget.spend_runs(sequence.count_runs(after, after + count), prompt=False)
-        return drafted
 
     def _preempt(self, sequence: Sequence) -> None:
         self.blocks.release(sequence)

@@ -5,20 +5,27 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 
-from engine import build
+from engine import build, memory
 from engine.build import assemble, build_engine, describe, prepare
-from engine.types import EngineSettings
+from engine.engine import Engine
+from engine.types import EngineSettings, Logprob, Request, Sampling
 from model.backends.cpu import backend
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import Kernels, load
 from model.backends.torch.backend import TorchRunnable
+from model.budget import ExpertBudget, RoutingRule
 from model.decoder import Decoder
-from model.errors import CheckpointError
+from model.errors import CheckpointError, InvalidRequest
 from model.resources import Amount
 from model.shapes.memory import bytes_per_block
 from tests.model.tiny import decoder, llama_like, topk
-from tests.weights.checkpoints import OLMOE, write_config
+from tests.server.calibrations import calibration
+from tests.weights.checkpoints import OLMOE, write, write_config
+from weights.calibration import REPAIR_FILE, checkpoint_hash
+from weights.calibration import write as write_calibration
+from weights.repair import neutral_tables, write_tables
 
 SETTINGS = EngineSettings(model="", kv_cache_bytes=1 << 20, max_running=2)
 
@@ -81,11 +88,12 @@ def test_cache_and_threads_follow_the_container(
     settings = EngineSettings(model="", kv_cache_fraction=0.5, max_running=64)
     per_block = bytes_per_block(config.memory, settings.block_size, 4)
     monkeypatch.setattr(build, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
-    monkeypatch.setattr(build, "available_cores", lambda: Amount(3, "cpu.max"))
+    monkeypatch.setattr(memory, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
+    monkeypatch.setattr(memory, "available_cores", lambda: Amount(3, "cpu.max"))
     assert build.cache_blocks(config, settings, torch.float32) == 10
     assert build.cache_blocks(config, settings, torch.float32, workspace=8 * per_block) == 6
     caplog.set_level("INFO")
-    build.log_resources()
+    memory.log_resources()
     assert "3 cores (cpu.max)" in caplog.text and "(memory.max)" in caplog.text
 
 
@@ -105,3 +113,39 @@ def test_what_does_not_fit_the_config_is_refused_before_the_weights_are_read(
     settings = EngineSettings(str(tmp_path), threads=torch.get_num_threads(), **options)
     with pytest.raises(CheckpointError, match=words):
         build_engine(settings)
+
+
+def with_calibration(folder: Path) -> EngineSettings:
+    """A checkpoint whose calibration says that repair helps at one expert."""
+    model = write(folder, OLMOE)
+    scale_LKD, shift_LKD = neutral_tables(model.config)
+    shift_LKD[:, 1] = 0.5
+    digest = write_tables(folder / REPAIR_FILE, scale_LKD, shift_LKD)
+    made = calibration(checkpoint_hash(folder))
+    write_calibration(structs.replace(made, repair_hash=digest, repaired=(1,)), folder)
+    return EngineSettings(str(folder), kv_cache_bytes=1 << 20, step_ms=0, threads=torch.get_num_threads())
+
+
+def answer(engine: Engine, rule: RoutingRule) -> list[Logprob | None]:
+    sampling = Sampling(max_tokens=3, seed=0, temperature=0.0, logprobs=0)
+    engine.add(Request("a", (1, 2, 3), ExpertBudget((1, 1), rule=rule), sampling))
+    found: list[Logprob | None] = []
+    while engine.has_work:
+        found += [event.logprob for event in engine.step().events]
+    return found
+
+
+def test_a_calibration_brings_repair(tmp_path: Path) -> None:
+    engine, info = build_engine(with_calibration(tmp_path))
+    assert (info.experts.repaired, info.calibration_reason) == ((1,), "")
+    assert answer(engine, RoutingRule(repair=True)) != answer(engine, RoutingRule())
+
+
+def test_a_calibration_of_another_checkpoint_is_named_and_the_model_served(tmp_path: Path) -> None:
+    settings = with_calibration(tmp_path)
+    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text() + " ")
+    engine, info = build_engine(settings)
+    assert info.experts.repaired == () and "belongs to another checkpoint" in info.calibration_reason
+    with pytest.raises(InvalidRequest, match=r"experts\.repair is refused"):
+        answer(engine, RoutingRule(repair=True))
+    assert None not in answer(engine, RoutingRule())

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine.engine import Engine
+from engine.plan import Plan, StepResult
 from engine.types import Request, RequestStats, Sampling
 from model.backends.cpu.kernels.library import load
 from model.backends.torch.backend import TorchRunnable
@@ -70,6 +71,24 @@ def test_a_preempted_request_counts_what_it_computed_again() -> None:
     stats, pairs = ran(crowd.engine, *(asked(str(id), rule, salt=str(id), sampling=long) for id in range(5)))
     assert sum(each.preemptions for each in stats.values()) > 0
     assert sum(each.routed_pairs for each in stats.values()) == pairs
+
+
+def test_what_is_run_again_in_parts_is_counted_for_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that fails as a whole: what its parts ran is each request's own."""
+    requests = [asked("a", ADAPTIVE[0]), asked("plain"), asked("b", ADAPTIVE[1], count=5)]
+    expected = [ran(bench(SERVED, cache=False).engine, each)[0][each.id].routed_pairs for each in requests]
+    engine = bench(SERVED, cache=False).engine
+    runner = engine.runner
+    run = runner.run
+
+    def failing(plan: Plan) -> StepResult:
+        if len(plan) == 3:
+            raise ArithmeticError("three are too many")
+        return run(plan)
+
+    monkeypatch.setattr(runner, "run", failing)
+    stats, _ = ran(engine, *requests)
+    assert [stats[each.id].routed_pairs for each in requests] == expected
 
 
 RULES = [FAMILY_RULE, RoutingRule("raw"), RoutingRule("kept"), RoutingRule(5), RoutingRule(repair=True), *ADAPTIVE]
