@@ -24,6 +24,7 @@ from weights import calibration as files
 from weights.calibration import Calibration
 
 # What looks for further options, in this order.
+TIMING_SHARE = 0.2  # of the time
 SEARCHES: tuple[Search, ...] = (normalisers.search, repair.search, allocation.search, thresholds.search)
 
 
@@ -56,7 +57,7 @@ def measured(found: Opened, options: Options, extra: Sequence[Found]) -> Calibra
     for each in extra:
         budgets |= each.options
     choices = _choices(extra)
-    rows = _measure(run, budgets, found.tasks, choices.get("repair_hash", ""))
+    rows = _measure(run, budgets, found.tasks, choices.get("repair_hash", ""), options.minutes)
     trained = rows[list(budgets).index(f"k{run.experts.trained}")]
     work = DecoderWork.of(run.config)
     weights = Weights.of(run.runner.model.dtype.itemsize, options.quantize, options.quantize_layers)
@@ -82,7 +83,9 @@ def measured(found: Opened, options: Options, extra: Sequence[Found]) -> Calibra
     )
 
 
-def _measure(run: Run, budgets: dict[str, ExpertBudget], tasks: Sequence[Task], salt: str) -> list[Measured]:
+def _measure(
+    run: Run, budgets: dict[str, ExpertBudget], tasks: Sequence[Task], salt: str, minutes: float
+) -> list[Measured]:
     """Quality on the reported text, tasks, and speed, of every budget."""
     each = list(budgets.values())
     scores = run.score(each, run.report, salt)
@@ -94,7 +97,7 @@ def _measure(run: Run, budgets: dict[str, ExpertBudget], tasks: Sequence[Task], 
             rates |= accuracy(cached, budget, task, run.partial, run.progress)
         answers.append(rates)
     clock = speed.Clock(run.engine, run.info.vocabulary, run.info.max_model_len)
-    speeds = speed.measure(clock, each, run.partial, run.progress)
+    speeds = speed.measure(clock, each, TIMING_SHARE * minutes * 60, run.partial, run.progress)
     rows = zip(budgets, each, scores, answers, speeds, strict=True)
     return [Measured(*row) for row in rows]
 

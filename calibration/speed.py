@@ -18,7 +18,7 @@ from weights.calibration import Speed
 
 BATCHES = (1, 16)
 PROMPT, STEPS, PREFILL = 32, 16, 256  # tokens: before decoding steps, of them, of a prompt that is timed alone
-ROUNDS = 7
+LEAST_ROUNDS, MOST_ROUNDS = 7, 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +69,32 @@ class Clock:
             self.engine.step()
 
 
-def measure(clock: Clock, budgets: Sequence[ExpertBudget], partial: Partial, progress: Progress) -> list[Speed]:
-    """The speed of each budget: medians of `ROUNDS` rounds after one that warms up."""
+def measure(
+    clock: Clock, budgets: Sequence[ExpertBudget], seconds: float, partial: Partial, progress: Progress
+) -> list[Speed]:
+    """The speed of each budget: medians over as many rounds as fit the time, between the two bounds above."""
     key = "speed " + " ".join(repr(budget) for budget in budgets)
-    rounds: list[list[dict[str, float]]] = partial.get(key) or []
-    if len(rounds) < ROUNDS:
-        clock.round(budgets[0])
-    with progress.stage("timing", ROUNDS * len(budgets)) as stage:
-        for number in range(ROUNDS):
+    done: dict[str, Any] = partial.get(key) or {"wanted": 0, "rounds": []}
+    rounds: list[list[dict[str, float]]] = done["rounds"]
+    if not done["wanted"]:
+        done["wanted"] = _affordable(clock, budgets, seconds)
+    with progress.stage("timing", done["wanted"]) as stage:
+        for number in range(done["wanted"]):
             computed = number >= len(rounds)
-            row = [] if computed else rounds[number]
-            for budget in budgets:
-                if computed:
-                    row.append(clock.round(budget))
-                stage.advance(computed)
             if computed:
-                rounds.append(row)
-                partial.put(key, rounds)
+                rounds.append([clock.round(budget) for budget in budgets])
+                partial.put(key, done)
+            stage.advance(computed)
     return [_speed([row[i] for row in rounds]) for i in range(len(budgets))]
+
+
+def _affordable(clock: Clock, budgets: Sequence[ExpertBudget], seconds: float) -> int:
+    """How many rounds fit the time, by the second of two, since the first of all steps is slower than others."""
+    clock.round(budgets[0])
+    started = time.perf_counter()
+    clock.round(budgets[-1])
+    each = (time.perf_counter() - started) * len(budgets)
+    return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / each)))
 
 
 def _speed(rounds: Sequence[dict[str, Any]]) -> Speed:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from calibration import measure, opening
+from calibration import measure, opening, speed
 from calibration.calibrate import run
 from calibration.options import Options
 from calibration.partial import FILE as PARTIAL
@@ -26,6 +26,13 @@ from weights.load import read_config
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return two_experts(tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(autouse=True)
+def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of times, which are not what these tests are about."""
+    monkeypatch.setattr(speed, "LEAST_ROUNDS", 1)
+    monkeypatch.setattr(speed, "MOST_ROUNDS", 1)
 
 
 def options(folder: Path, **changes: Any) -> Options:
@@ -91,17 +98,16 @@ def test_random_draws_are_the_same_for_every_budget(tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on_where_it_stopped(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = write_text(tmp_path / "text.txt")
-    whole = calibrated(folder, text=[text], output=tmp_path / "whole", counts="1,2")
-    scored = count_windows(monkeypatch, stop_after=5)
-    with pytest.raises(KeyboardInterrupt):
-        run(options(folder, text=[text], output=tmp_path / "cut", counts="1,2"))
+    given = {"text": [write_text(tmp_path / "text.txt")], "counts": "1,2", "minutes": 5}  # enough for the whole text
+    whole = calibrated(folder, output=tmp_path / "whole", **given)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        scored = count_windows(patch, stop_after=5)
+        run(options(folder, output=tmp_path / "cut", **given))
     assert (tmp_path / "cut" / PARTIAL).exists()
     assert not (tmp_path / "cut" / files.FILE).exists()
-    monkeypatch.undo()
 
     again = count_windows(monkeypatch, stop_after=10**9)
-    resumed = calibrated(folder, text=[text], output=tmp_path / "cut", counts="1,2")
+    resumed = calibrated(folder, output=tmp_path / "cut", **given)
     windows = resumed.tokens // read_config(folder)[0].context
     assert len(scored) + len(again) == 3 * windows
     assert [option.quality for option in resumed.options] == [option.quality for option in whole.options]
@@ -126,10 +132,9 @@ def count_windows(monkeypatch: pytest.MonkeyPatch, stop_after: int) -> list[int]
 def test_results_of_another_text_are_not_taken_over(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    count_windows(monkeypatch, stop_after=2)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        count_windows(patch, stop_after=2)
         run(options(folder, text=[write_text(tmp_path / "a.txt")], output=tmp_path, counts="1"))
-    monkeypatch.undo()
     calibrated(folder, text=[write_text(tmp_path / "b.txt", words=1500)], output=tmp_path, counts="1")
     assert "is of another text: the calibration starts anew" in caplog.text
 

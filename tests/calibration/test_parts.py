@@ -1,6 +1,6 @@
 """The smaller parts: the grid of counts, windows of text, work from shapes, and times in turns."""
 
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import pytest
@@ -85,22 +85,30 @@ def test_draws_read_the_groups_that_they_keep() -> None:
     assert work.flops_per_token((2,)) - work.flops_per_token((1,)) == 2 * (kept + 12 * 6)  # the scores of one draw more
 
 
-def test_budgets_are_timed_in_turns_and_their_medians_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("seconds", "rounds"), [(0, speed.LEAST_ROUNDS), (90, 9), (10**6, speed.MOST_ROUNDS)])
+def test_budgets_are_timed_in_turns_and_their_medians_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, rounds: int
+) -> None:
+    """A round of two budgets takes ten seconds; of the two an early step and then one in ten rounds is far slower."""
     asked: list[ExpertBudget] = []
-    seconds: Iterator[float] = iter([9.0, 1.0, 2.0, 1.0, 2.0, 50.0, 2.0, 1.0, 2.0, 1.0, 90.0, 1.0, 2.0, 1.0, 2.0])
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
 
     def timed(self: Clock, budget: ExpertBudget) -> dict[str, float]:
+        nonlocal now
         asked.append(budget)
-        value = next(seconds)
+        now += 5.0
+        value = 90.0 if len(asked) % 10 == 1 else float(budget.per_layer[0])
         return {"1": value, "16": 4 * value, "prefill": value / 10}
 
     monkeypatch.setattr(Clock, "round", timed)
     one, two = ExpertBudget((1,)), ExpertBudget((2,))
     partial = Partial(tmp_path / "partial", {})
-    fast, slow = speed.measure(Clock(None, 10, 64), [one, two], partial, Progress())  # type: ignore[arg-type]
-    assert asked == [one, *[one, two] * speed.ROUNDS]
+    clock = Clock(None, 10, 64)  # type: ignore[arg-type]
+    fast, slow = speed.measure(clock, [one, two], seconds, partial, Progress())
+    assert asked == [one, two, *[one, two] * rounds]
     assert fast.itl_ms == {"1": 1000.0, "16": 4000.0} and slow.itl_ms["1"] == 2000.0
     assert fast.tokens_per_second == {"1": 1.0, "16": 4.0}
     assert slow.prefill_tokens_per_second == pytest.approx(5.0)
-    speed.measure(Clock(None, 10, 64), [one, two], partial, Progress())  # type: ignore[arg-type]
-    assert len(asked) == 1 + 2 * speed.ROUNDS  # all kept
+    speed.measure(clock, [one, two], seconds, partial, Progress())
+    assert len(asked) == 2 + 2 * rounds  # all kept
