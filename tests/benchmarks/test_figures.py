@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.arrivals import Loaded
 from benchmarks.checkpoints import MIXTRAL_500M, OLMOE_900M, write_random
+from benchmarks.dial_http import falls
 from benchmarks.layers.shapes import Shape, calls, parameters, work
 from benchmarks.layers.systems import build, torch_mixture
 from benchmarks.mixed import classes, figures
@@ -132,3 +133,18 @@ def test_work_of_one_token_is_its_own() -> None:
 def test_published_shapes() -> None:
     assert OLMOE_900M["num_experts"] == 64
     assert MIXTRAL_500M["norm_topk_prob"] is True
+
+
+@pytest.mark.parametrize(
+    ("losses", "speeds", "all_fall"),
+    [
+        ((2.0, 1.9, 1.8), (300, 200, 100), True),
+        ((2.0, 2.0, 1.8), (300, 200, 100), False),
+        ((3, 2, 1), (9, 9, 8), False),
+    ],
+)
+def test_loss_and_speed_must_both_fall_from_count_to_count(
+    losses: tuple[float, ...], speeds: tuple[float, ...], all_fall: bool
+) -> None:
+    rows = [{"loss": loss, "tokens_per_second": speed} for loss, speed in zip(losses, speeds, strict=True)]
+    assert falls(rows) is all_fall
