@@ -19,6 +19,7 @@ from calibration.options import Options
 from calibration.run import Run
 from calibration.tasks import CachedRunner, Task, accuracy
 from calibration.work import DecoderWork, Weights
+from engine.types import EngineInfo
 from model.budget import ExpertBudget
 from weights import calibration as files
 from weights.calibration import Calibration
@@ -70,7 +71,7 @@ def measured(found: Opened, options: Options, extra: Sequence[Found]) -> Calibra
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=processor(),
         dtype=run.info.dtype,
-        kernels=run.info.kernels,
+        kernels=kernels(run.info),
         text=found.text,
         tokens=run.report.tokens,
         trained=run.experts.trained,
@@ -122,6 +123,11 @@ def place_repair(found: Sequence[Found], work: Path) -> None:
         made[0].replace(target)
     else:
         target.unlink(missing_ok=True)
+
+
+def kernels(info: EngineInfo) -> str:
+    """What the engine runs on, and what it has quantized."""
+    return info.kernels if info.quantize == "none" else f"{info.kernels}, {info.quantize}"
 
 
 def file_hash(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A calibration as two tables for people: what each option keeps, and what it costs."""
+"""A calibration as tables for people: what each option keeps, what it answers, and what it costs."""
 
 from rich.console import Console
 from rich.table import Table
@@ -14,8 +14,10 @@ MEANS = (
 
 
 def show(calibration: Calibration, console: Console) -> None:
-    """Print one row per option in either table, and the area under the hull."""
+    """Print one row per option in each table, and the area under the hull."""
     console.print(_quality(calibration))
+    if calibration.options[0].quality.tasks:
+        console.print(_tasks(calibration))
     console.print(_speed(calibration))
     area = "area under the hull of relative quality over cost (AIQ)"
     console.print(f"{area}: {calibration.aiq:.4f}", highlight=False)
@@ -23,13 +25,19 @@ def show(calibration: Calibration, console: Console) -> None:
 
 def _quality(calibration: Calibration) -> Table:
     scored = f"{calibration.text}; {calibration.tokens:,} tokens scored; trained count {calibration.trained}"
-    tasks = sorted({name for option in calibration.options for name in option.quality.tasks})
-    table = _table(f"{calibration.model}: quality", scored, (*QUALITY, *tasks))
+    table = _table(f"{calibration.model}: quality", scored, QUALITY)
     for option in calibration.options:
         quality = option.quality
         figures = (f"{quality.loss:.4f}", f"{quality.perplexity:.3f}", f"{quality.agreement:.1%}")
-        answers = [f"{quality.tasks[name]:.3f}" for name in tasks]
-        table.add_row(option.name, *figures, f"{quality.kl:.4f}", f"{quality.relative:.4f}", *answers)
+        table.add_row(option.name, *figures, f"{quality.kl:.4f}", f"{quality.relative:.4f}")
+    return table
+
+
+def _tasks(calibration: Calibration) -> Table:
+    names = tuple(calibration.options[0].quality.tasks)
+    table = _table(f"{calibration.model}: tasks", "share of right answers", names)
+    for option in calibration.options:
+        table.add_row(option.name, *(f"{option.quality.tasks[name]:.3f}" for name in names))
     return table
 
 
