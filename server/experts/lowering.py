@@ -54,6 +54,11 @@ class Lowering:
         self._steps, self._meter, self._slots = steps, meter, slots
         costs = [loaded_cost(option, steps) for option in steps]
         self._brownout = Brownout(costs, max_itl_ratio or math.inf)
+        names = [option.name for option in steps]
+        if len(names) == 1:
+            log.warning("brownout can lower nothing: no cheaper option keeps the quality", default=names[0])
+        else:
+            log.info("brownout may lower experts", options=names, relative_quality=steps[-1].quality.relative)
 
     @property
     def level(self) -> int:

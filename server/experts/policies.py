@@ -102,8 +102,9 @@ def best_of(options: Iterable[Option]) -> Option:
     return max(options, key=lambda option: (option.quality.relative, -option.relative_cost))
 
 
-def tiers(options: Sequence[Option]) -> Mapping[str, Option]:
-    """The options behind the aliases `@fast`, `@balanced` and `@best`; none without options.
+def tiers(options: Sequence[Option], fast: float = FAST) -> Mapping[str, Option]:
+    """The options behind the aliases `@fast`, which keeps the quality `fast`, `@balanced` and `@best`; none without
+    options.
 
     A quality that no option has makes the best one the tier.
     """
@@ -111,7 +112,7 @@ def tiers(options: Sequence[Option]) -> Mapping[str, Option]:
         return {}
     best = best_of(options)
     found = {"best": best}
-    for name, floor in (("fast", FAST), ("balanced", BALANCED)):
+    for name, floor in (("fast", fast), ("balanced", BALANCED)):
         found[name] = _cheapest([option for option in options if option.quality.relative >= floor] or [best])
     return {name: found[name] for name in ("fast", "balanced", "best")}
 

@@ -15,7 +15,7 @@ from server.experts.calibration import UNCALIBRATED, ServedCalibration
 from server.experts.calibration_card import calibrated_fields, quality_rows, source
 from server.experts.lowering import steps_of
 from server.experts.options import CalibratedOptions
-from server.experts.policies import tiers
+from server.experts.policies import FAST, tiers
 from server.experts.requested_count import OptionName, Requested, RequestedCount
 from server.experts.selection import Selection, aliases_for, resolve, rounded
 from server.settings import Settings
@@ -64,7 +64,8 @@ class ServedModels:
         measured = calibration.calibration
         quality = tuple(quality_rows(measured) if measured else card.get("quality") or ())
         options = CalibratedOptions.build(calibration, info.experts)
-        named = {f"{settings.name}@{tier}": option for tier, option in tiers(options.options).items()}
+        fast = settings.brownout_quality if settings.brownout else FAST
+        named = {f"{settings.name}@{tier}": option for tier, option in tiers(options.options, fast).items()}
         own = {alias: option for alias, option in named.items() if alias not in aliases}
         return cls(
             settings.name,

@@ -96,6 +96,7 @@ def test_nothing_goes_below_the_floor() -> None:
     with in_memory(**OPTIONS | {"brownout_quality": 0.97}) as client:
         service = client.app.state.service  # type: ignore[attr-defined]
         assert [option.name for option in service.loaded.lowering] == ["k4"]
+        assert service.loaded.tiers["tiny@fast"].name == "k4", "the operator's floor is that of @fast, too"
     with in_memory(**OPTIONS | {"brownout_quality": 0.5}) as client:
         service = client.app.state.service  # type: ignore[attr-defined]
         assert [option.name for option in service.loaded.lowering] == ["k4", "cost2", "k1"]

@@ -130,6 +130,7 @@ def test_tiers() -> None:
         "best": "k8",
     }
     assert tiers(()) == {}
+    assert tiers(OPTIONS, fast=0.8)["fast"].name == "k1"
     poor = [changed(one, relative=0.5) for one in OPTIONS]
     assert {one.name for one in tiers(poor).values()} == {"k1"}, "no option has the quality: the best, and cheapest"
     assert best_of([BY_NAME["k8"], changed(BY_NAME["k4"], relative=BY_NAME["k8"].quality.relative)]).name == "k4"
