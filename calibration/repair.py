@@ -1,7 +1,7 @@
 """Finds at which counts repair helps, and writes its tables.
 
 Tables are fitted on one half of the deciding text and judged on the other, through the engine: several ways to fit,
-each also half as strong. Of each count that is kept which lowers the KL divergence most; where none does, its row stays
+each in several strengths. Of each count that is kept which lowers the KL divergence most; where none does, its row stays
 neutral. Fitting is plain torch on weights that are loaded beside the engine's. Not here: the sums (`repair_fit.py`).
 """
 
@@ -23,7 +23,7 @@ from weights.load import load_model
 from weights.repair import write_tables
 
 FITS: tuple[Fit, ...] = ("moments", "least squares")
-STRENGTHS = (0.5, 1.0)
+STRENGTHS = (0.5, 0.75, 1.0)
 TOKENS = 16384  # of the deciding text, fitted to at most
 
 
