@@ -25,7 +25,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-bundled bench-loading bench-quantised bench-http bench-dial-http bench-speculation upcycled clean
+.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-bundled bench-loading bench-quantised bench-repairs bench-http bench-dial-http bench-speculation upcycled clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -129,6 +129,9 @@ bench-loading: $(VENV)/.dev  ## how long checkpoints take to load, and their mem
 
 bench-quantised: $(VENV)/.dev  ## what int8 costs in quality; needs ARGS=--text=FILE
 	$(BIN)/python -m benchmarks.quantised $(ARGS)
+
+bench-repairs: $(VENV)/.dev  ## what is won back at half the trained count; needs ARGS="--model=NAME --text=FILE"
+	$(BIN)/python -m benchmarks.repairs $(ARGS)
 
 bench-http: $(VENV)/.dev  ## what HTTP costs, against the engine alone
 	$(BIN)/python -m benchmarks.http $(ARGS)
