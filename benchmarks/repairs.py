@@ -76,7 +76,7 @@ def row(model: str, name: str, found: Opened, budget: ExpertBudget, scores: dict
         "loss": round(score.loss, 4),
         "kl": round(score.kl, 5),
         "agreement": round(score.agreement, 4),
-        "loss_won_back": round((floor.loss - score.loss) / (floor.loss - ceiling.loss), 3),
+        "loss_won_back": round(1 - (score.loss - ceiling.loss) / (floor.loss - ceiling.loss), 3),
         "kl_won_back": round(1 - score.kl / floor.kl, 3),
         "tasks": tasks,
     }

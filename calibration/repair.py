@@ -1,8 +1,8 @@
 """Finds at which counts repair helps, and writes its tables.
 
 Tables are fitted on one half of the deciding text and judged on the other, through the engine: several ways to fit,
-each in several strengths. Of each count that is kept which lowers the KL divergence most; where none does, its row stays
-neutral. Fitting is plain torch on weights that are loaded beside the engine's. Not here: the sums (`repair_fit.py`).
+each in several strengths. Of each count that is kept which lowers the KL divergence most; where none does, its row
+stays neutral. Fitting is plain torch on weights loaded beside the engine's. Not here: the sums (`repair_fit.py`).
 """
 
 from collections.abc import Iterator, Sequence

@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from calibration import normalisers, repair, thresholds
-from tests.calibration.checkpoints import write_tokenizer
+from calibration import calibrate, normalisers, repair, thresholds
+from calibration.options import Options
+from engine.build import build_engine
+from engine.types import EngineSettings
+from model.budget import RoutingRule
+from tests.calibration.checkpoints import write_text, write_tokenizer
 from tests.calibration.runs import equal_experts, idle_middle, run_of
 from tests.weights.checkpoints import INFINITY, write
+from weights import calibration as files
 from weights.calibration import REPAIR_FILE
 
 
@@ -60,3 +65,17 @@ def test_families_without_router_weights_are_left_alone(tmp_path: Path) -> None:
     with run_of(tmp_path, "1,2,4") as run:
         assert not thresholds.search(run).options
         assert not normalisers.search(run).options
+
+
+def test_an_engine_repairs_with_what_a_calibration_wrote(tmp_path: Path) -> None:
+    folder = equal_experts(tmp_path)
+    text = write_text(folder / "text.txt")
+    path = calibrate.run(Options(model=str(folder), text=[text], counts="1,2", minutes=0.02, output=folder))
+    calibration = files.read(path, files.checkpoint_hash(folder))
+    assert calibration.repaired == (1,) and calibration.normalisers == {"1": "kept"}
+    plain, repaired = calibration.option("k1"), calibration.option("k1-repaired")
+    assert plain is not None and repaired is not None
+    assert repaired.quality.kl < 0.001 * plain.quality.kl
+    assert repaired.budget.rule == RoutingRule(repair=True)
+    _, info = build_engine(EngineSettings(model=str(folder), max_model_len=64))
+    assert info.experts.repaired == (1,) and info.calibration_reason == ""
