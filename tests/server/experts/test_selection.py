@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.budget import FAMILY_RULE, ExpertBudget, ExpertRange, RoutingRule
 from model.errors import InvalidRequest
@@ -129,3 +131,41 @@ def test_options_that_the_model_cannot_run_are_left_out() -> None:
     plain = CalibratedOptions.build(served, ExpertRange(layers=2, trained=4, minimum=1, maximum=8))
     assert plain.options == () and dict(plain.profiles) == {}
     assert "none of the options" in refused({"experts": {"profile": "k2"}}, calibrated=plain).message
+
+
+VALUES = {
+    "count": st.integers(0, 9) | st.lists(st.integers(0, 9), min_size=2, max_size=3),
+    "prefill": st.integers(0, 9),
+    "decode": st.integers(0, 9),
+    "normaliser": st.sampled_from(["trained", "raw", "kept", "k2=2", "k2=9", "k2=0"]),
+    "threshold": st.floats(-0.1, 1.1),
+    "top_p": st.floats(-0.1, 1.1),
+    "repair": st.booleans(),
+    "reuse": st.integers(-1, 9),
+    "profile": st.sampled_from(["k2", "k2-repaired", "slim", "k3"]),
+    "auto": st.fixed_dictionaries({}, optional={"min_quality": st.floats(0.5, 1.2), "max_itl_ms": st.floats(1, 9)}),
+}
+OBJECTS = st.fixed_dictionaries({}, optional=dict(VALUES))
+
+
+@given(OBJECTS | st.integers(0, 9), st.none() | st.integers(0, 9), st.none() | OBJECTS, st.sampled_from(["", "2"]))
+def test_whatever_is_combined_the_model_can_run_it_or_it_is_refused_by_name(
+    experts: Any, number: int | None, nested: Any, header: str
+) -> None:
+    body = {"experts": experts, "num_experts": number, "extra_body": {"experts": nested}}
+    try:
+        selection = selected(body, *filter(None, [header]))
+    except InvalidRequest as error:
+        assert error.param and error.param.partition(".")[0] in ("experts", "num_experts")
+        return
+    budget = selection.budget
+    RANGE.budget(budget.per_layer)
+    RANGE.budget(budget.prefill or budget.per_layer)
+    RANGE.check_rule(budget.rule, "experts")
+    assert selection.named == bool((number is not None) + bool(header) + _says_something(experts, nested)) or (
+        selection.auto is not None
+    )
+
+
+def _says_something(*objects: Any) -> bool:
+    return any(isinstance(one, int) or bool(one) for one in objects)
