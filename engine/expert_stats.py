@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from engine.plan import Chunk, Observed, Plan
-from engine.routes import StepRoutes, pack
+from engine.routes import Experts, StepRoutes, pack
 from model.shapes.mixtures import FeedForward
 from model.step import Observer
 
@@ -47,7 +47,8 @@ class ExpertStats(Observer):
         """What was seen of each chunk of the plan that ran last; nothing where no request needs it."""
         if not self._pairs_of and not self._expert_LTK:
             return ()
-        routes = pack(self._expert_LTK, mixtures) if self._expert_LTK else None
+        told: list[Experts] = [expert_TK.numpy() for expert_TK in self._expert_LTK]
+        routes = pack(told, mixtures) if told else None
         return tuple(self._observed(chunk, first, routes) for chunk, first in _rows(plan))
 
     def _observed(self, chunk: Chunk, first: int, routes: StepRoutes | None) -> Observed:

@@ -1,6 +1,7 @@
 """Routes: which experts each token of a request ran, from what the mixtures of a step tell to what a client gets.
 
-Rows are kept as they are sent (`Routes` in `engine/types.py`). It knows positions, no requests and no blocks.
+Rows are kept as they are sent (`Routes` in `engine/types.py`). It knows positions, no requests and no blocks. No torch:
+a sequence imports it, and so does whatever plans.
 """
 
 from collections.abc import Sequence
@@ -9,12 +10,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from engine.types import Routes
 from model.shapes.mixtures import FeedForward
 
 Rows = NDArray[np.uint8] | NDArray[np.uint16]  # [T, L, W]: experts, best first, or bytes of bits
+Experts = NDArray[np.int32]  # [T, K], -1 where a token ran fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,9 @@ class StepRoutes:
         return StepRoutes(self.rows_TLW[first : first + tokens], self.bits)
 
 
-def pack(expert_LTK: Sequence[Tensor], mixtures: Sequence[FeedForward]) -> StepRoutes:
-    """What the mixtures of one pass told, a tensor [T, K] of each, as rows."""
+def pack(layers: Sequence[Experts], mixtures: Sequence[FeedForward]) -> StepRoutes:
+    """What each mixture of one pass told (`Observer.routes`), as rows."""
     experts = max(shape.num_experts for shape in mixtures)
-    layers: list[NDArray[np.int32]] = [expert_TK.numpy() for expert_TK in expert_LTK]
     if any(shape.experts_per_draw for shape in mixtures):
         bits_LTW = [_as_bits(expert_TK, experts) for expert_TK in layers]
         return StepRoutes(np.stack(bits_LTW, axis=1), bits=True)
@@ -45,7 +45,7 @@ def pack(expert_LTK: Sequence[Tensor], mixtures: Sequence[FeedForward]) -> StepR
     return StepRoutes(rows_TLW, bits=False)
 
 
-def _as_bits(group_TK: NDArray[np.int32], groups: int) -> NDArray[np.uint8]:
+def _as_bits(group_TK: Experts, groups: int) -> NDArray[np.uint8]:
     kept_TE = np.zeros((len(group_TK), groups), bool)
     token_R, rank_R = (group_TK >= 0).nonzero()
     kept_TE[token_R, group_TK[token_R, rank_R]] = True

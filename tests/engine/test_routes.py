@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from engine.routes import RouteRecord, pack
@@ -175,7 +174,7 @@ def test_too_many_tokens_are_refused() -> None:
 
 def packed(shape: FeedForward, rows: list[list[int]]) -> Routes:
     record = RouteRecord()
-    record.put(0, pack([torch.tensor(rows, dtype=torch.int32)], [shape]))
+    record.put(0, pack([np.array(rows, np.int32)], [shape]))
     routes = record.routes(0, len(rows))
     assert routes is not None
     return routes
@@ -191,7 +190,7 @@ def test_the_type_has_room_for_every_expert_and_for_none(experts: int, dtype: st
 def record_of(*parts: tuple[int, list[list[int]]]) -> RouteRecord:
     record = RouteRecord()
     for start, rows in parts:
-        record.put(start, pack([torch.tensor(rows, dtype=torch.int32)], [topk()]))
+        record.put(start, pack([np.array(rows, np.int32)], [topk()]))
     return record
 
 

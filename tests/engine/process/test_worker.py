@@ -378,6 +378,12 @@ def test_failed_load_is_told() -> None:
         assert process.wait(10) == 0
 
 
+def test_what_the_process_is_before_it_loads_a_model_needs_no_torch() -> None:
+    """Importing torch takes seconds, for which nobody would watch the parent."""
+    code = "import sys, engine.process.worker; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_killed_parent_takes_the_child_along() -> None:
     """Even one that is busy and does not look at its socket."""
     code = (
