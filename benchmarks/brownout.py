@@ -45,17 +45,18 @@ def at_count(count: int) -> Any:
     return lambda number: body(number) | {"num_experts": count}
 
 
-def figures(sent: list[Sent], seconds: float, waiting: list[int]) -> Figures:
-    """What one arm has shown; latencies in milliseconds."""
+def figures(sent: list[Sent], waiting: list[int]) -> Figures:
+    """What one arm has shown, up to its last token; latencies in milliseconds."""
     whole = [one for one in sent if one.finished and one.usage.get("completion_tokens") == OUTPUT]
     gaps = [gap * 1000 for one in sent for gap in one.gaps] or [0.0]
     waits = [one.wait * 1000 for one in whole] or [0.0]
+    seconds = max((one.tokens[-1] for one in sent if one.tokens), default=sent[0].at) - sent[0].at
     counts = Counter(f"{one.usage.get('num_experts', 0):g}" for one in whole)
     return {
         "sent": len(sent),
         "answered": len(whole) / len(sent),
         "refused": sum(one.status not in (0, 200) for one in sent),
-        "requests_per_second": len(whole) / seconds,
+        "requests_per_second": len(whole) / seconds if seconds else 0.0,
         "itl_p50_ms": float(numpy.percentile(gaps, 50)),
         "itl_p95_ms": float(numpy.percentile(gaps, 95)),
         "first_token_p50_ms": float(numpy.percentile(waits, 50)),
@@ -65,7 +66,7 @@ def figures(sent: list[Sent], seconds: float, waiting: list[int]) -> Figures:
     }
 
 
-async def watched(port: int, work: Any, seconds: float) -> Figures:
+async def watched(port: int, work: Any) -> Figures:
     """The figures of an arm, with the queue looked at meanwhile."""
     waiting: list[int] = []
     watch = asyncio.create_task(queue_length(port, 0.25, waiting))
@@ -73,7 +74,7 @@ async def watched(port: int, work: Any, seconds: float) -> Figures:
     watch.cancel()
     with suppress(asyncio.CancelledError):
         await watch
-    return figures(sent, seconds, waiting)
+    return figures(sent, waiting)
 
 
 def arm(model: str, flags: list[str], rate: float, seconds: float) -> Figures:
@@ -81,7 +82,7 @@ def arm(model: str, flags: list[str], rate: float, seconds: float) -> Figures:
     times = moments(rate, seconds)
     with server(model, flags) as (port, _):
         asyncio.run(closed_loop(port, body, 1, 2))  # thrown away
-        return asyncio.run(watched(port, open_loop(port, body, times), seconds)) | {"rate": rate}
+        return asyncio.run(watched(port, open_loop(port, body, times))) | {"rate": rate}
 
 
 def reference(model: str, flags: list[str], slots: int, seconds: float, cheapest: int) -> dict[str, Figures]:
@@ -89,9 +90,9 @@ def reference(model: str, flags: list[str], slots: int, seconds: float, cheapest
     found = {}
     with server(model, flags) as (port, _):
         asyncio.run(closed_loop(port, body, 1, 2))  # thrown away
-        found["unloaded"] = asyncio.run(watched(port, closed_loop(port, body, 1, seconds / 2), seconds / 2))
+        found["unloaded"] = asyncio.run(watched(port, closed_loop(port, body, 1, seconds / 2)))
         for name, bodies in (("capacity", body), (f"capacity at K = {cheapest}", at_count(cheapest))):
-            found[name] = asyncio.run(watched(port, closed_loop(port, bodies, slots, seconds), seconds))
+            found[name] = asyncio.run(watched(port, closed_loop(port, bodies, slots, seconds)))
     return found
 
 

@@ -25,7 +25,7 @@ def test_streams_over_http_are_timed_and_their_ends_noted() -> None:
         opened = asyncio.run(open_loop(port, body, [0.0, 0.01, 0.02]))
         closed = asyncio.run(closed_loop(port, body, 2, 0.3))
         refused = asyncio.run(send(port, body(0) | {"num_experts": 99}))
-        arm = asyncio.run(watched(port, open_loop(port, body, [0.0]), 1.0))
+        arm = asyncio.run(watched(port, open_loop(port, body, [0.0])))
     assert [len(one.tokens) for one in opened] == [OUTPUT] * 3 and all(one.finished for one in [*opened, *closed])
     assert len({request.prompt for request in engine.seen[:3]}) == 3 and len(closed) >= 2
     assert (refused.status, refused.finished, refused.tokens) == (400, False, [])
@@ -37,8 +37,11 @@ def test_streams_over_http_are_timed_and_their_ends_noted() -> None:
 def test_figures_are_over_all_that_was_sent() -> None:
     slow = Sent(0.0, 200, [1.0, 1.010, 1.030], True, USAGE)
     cut = Sent(0.0, 200, [2.0, 2.040], False)
-    found = figures([slow, cut, Sent(0.0, 503), Sent(0.0, 0)], 10.0, [0, 7, 3])
-    assert found["answered"] == 0.25 and found["refused"] == 1 and found["requests_per_second"] == 0.1
+    found = figures([slow, cut, Sent(0.0, 503), Sent(0.0, 0)], [0, 7, 3])
+    assert (
+        (found["answered"], found["refused"]) == (0.25, 1)
+    assert found["requests_per_second"] == pytest.approx(1 / 2.04)
+    )
     assert found["itl_p50_ms"] == pytest.approx(20.0) and found["itl_p95_ms"] == pytest.approx(38.0)
     assert (found["longest_queue"], found["first_token_p95_ms"]) == (7, 1000.0)
     rows = table({"unloaded": found, "twice": found | {"itl_p95_ms": 76.0, "rate": 1.5}}).splitlines()
