@@ -38,10 +38,8 @@ def test_figures_are_over_all_that_was_sent() -> None:
     slow = Sent(0.0, 200, [1.0, 1.010, 1.030], True, USAGE)
     cut = Sent(0.0, 200, [2.0, 2.040], False)
     found = figures([slow, cut, Sent(0.0, 503), Sent(0.0, 0)], [0, 7, 3])
-    assert (
-        (found["answered"], found["refused"]) == (0.25, 1)
+    assert (found["answered"], found["refused"]) == (0.25, 1)
     assert found["requests_per_second"] == pytest.approx(1 / 2.04)
-    )
     assert found["itl_p50_ms"] == pytest.approx(20.0) and found["itl_p95_ms"] == pytest.approx(38.0)
     assert (found["longest_queue"], found["first_token_p95_ms"]) == (7, 1000.0)
     rows = table({"unloaded": found, "twice": found | {"itl_p95_ms": 76.0, "rate": 1.5}}).splitlines()
