@@ -29,6 +29,7 @@ class RoutingRule:
     `threshold` and `top_p` end a token's choice at the first expert that fails them, so that fewer experts are always
     the first of more; the best one always runs. `reuse` comes after them: with S the experts that all tokens of the
     batch run in this layer so far, a token adds those of S that follow its own in its order, `reuse` of them at most.
+    It is the one rule with which an answer depends on who shares the batch.
     """
 
     normaliser: Normaliser = "trained"
