@@ -14,12 +14,15 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from model.backends.cuda.kernels.align import align, empty_tiles
 from model.backends.cuda.kernels.attend import QueryTiles, attend
 from model.backends.cuda.kernels.combine import combine
+from model.backends.cuda.kernels.draws import draw
 from model.backends.cuda.kernels.gemm import TILES, PairTiles, Tile, Weight, gemm
+from model.backends.cuda.kernels.grouped import kept_steps, masked_down, masked_up
+from model.backends.cuda.kernels.masks import keep
 from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.kernels.rotary import HeadNorms, rotary
 from model.backends.cuda.kernels.route import route
 from model.shapes.attention import Attention
-from model.shapes.mixtures import Router
+from model.shapes.mixtures import Infinity, Router
 from model.shapes.rope import Rope
 from model.step import MaskSpec
 from tests.model.backends.cuda.compiled import SHARED, Compiled, record
@@ -134,3 +137,33 @@ def test_attend(shape: Attention, rows: int, split: bool) -> None:
     assert [made.name for made in found] == ["_attend", "_merge"][: 1 + split]
     fits(found[0])
     assert found[0].tensor_cores and all(made.stack == 0 for made in found)
+
+
+BUNDLED = Infinity(
+    6144, 32, 1 / 32, 4, 16, block=64, activation="gelu", draws="points", replacement=False, aggregate="norm"
+)
+PAPER = Infinity(6144, 32, 0.25, 4, 16, activation="silu", draws="antithetic", sigma_link="softplus")
+
+
+@pytest.mark.parametrize("shape", [BUNDLED, PAPER])
+@pytest.mark.parametrize("layer", [1, 3])
+def test_draws_and_masks(shape: Infinity, layer: int) -> None:
+    counts_T = longs(9)
+    with record() as found:
+        draw(floats(9, 64), longs(9), longs(9), counts_T, layer, shape, floats(65536), floats(72, 32))
+        keep(floats(72, shape.blocks), counts_T, shape, floats(9, shape.blocks))
+    assert [made.stack for made in found] == [0, 0]
+
+
+@pytest.mark.parametrize("shape", [BUNDLED, PAPER])
+@pytest.mark.parametrize("tile", [TILES[16], TILES[128]])
+def test_products_under_a_mask(shape: Infinity, tile: Tile) -> None:
+    mask_TE, h_TF = floats(9, shape.blocks), empty(9, shape.units)
+    with record() as found:
+        steps = kept_steps(mask_TE, shape.units, tile.rows)
+        masked_up(empty(9, 768), empty(shape.units, 768), mask_TE, steps, shape.activation, tile, h_TF)
+        masked_down(h_TF, empty(768, shape.units), mask_TE, steps, tile, floats(9, 768))
+    assert [made.stack for made in found] == [0, 0, 0]
+    for made in found[1:]:
+        fits(made)
+        assert made.tensor_cores

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     import tests.triton_interpreter  # noqa: F401 - before the first kernel
@@ -17,6 +19,18 @@ def infinities() -> Iterator[None]:
     """Overflow is infinity and what is undefined no number, without a warning, as on a GPU."""
     with np.errstate(all="ignore"):
         yield
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is allocated is full of NaN, or of 99."""
+    original = torch.Tensor.new_empty
+
+    def new_empty(self: torch.Tensor, *shape: int, **options: Any) -> torch.Tensor:
+        made = original(self, *shape, **options)
+        return made.fill_(torch.nan if made.is_floating_point() else 99)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
 
 
 @pytest.fixture

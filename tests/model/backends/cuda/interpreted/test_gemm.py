@@ -70,6 +70,13 @@ def test_a_dense_layer(dtype: torch.dtype, case: dict, at_once: bool, three_segm
     assert (out_TU[19:] == UNTOUCHED).all()
 
 
+def test_an_inner_dimension_that_is_no_multiple_of_a_step() -> None:
+    x_TD, weight = random(3, WIDTH), weight_of(WEIGHTS[0])
+    out_TU = torch.full((3, weight.units), torch.nan)
+    gemm(x_TD, weight, out_TU, tile=Tile(64, 16, inner=64))
+    close(out_TU, expected(x_TD, weight))
+
+
 def choices(tokens: int, k_max: int) -> Tensor:
     """Experts [T, K] of mixed counts, from none to all; expert 2 is chosen by no token."""
     generator = torch.Generator().manual_seed(tokens)

@@ -84,6 +84,12 @@ def test_a_tokens_bits_depend_on_no_other() -> None:
         assert torch.equal(weight_1K[0], weight_TK[token, : counts_T[token]])
 
 
+def test_large_logits_of_a_sigmoid_stay_apart() -> None:
+    """The sigmoid of each is 1 in float32."""
+    expert_TK, weight_TK = run(torch.arange(20.0, 32.0)[None], torch.tensor([3]), ROUTERS["llama4"], 3)
+    assert expert_TK.tolist() == [[11, 10, 9]] and weight_TK.tolist() == [[1.0, 1.0, 1.0]]
+
+
 def test_no_count_is_no_expert() -> None:
     """A row that only fills a bucket of a graph."""
     expert_TK, weight_TK = run(logits(), torch.tensor([0, 2] * 3 + [0]), ROUTERS["mixtral"], 2)
