@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention.attention import SelfAttention
-from model.backends.cpu.kernels.pack import INPUTS, OUTPUTS, Kind, interleave, kind_for, pack
+from model.backends.cpu.kernels.pack import OUTPUTS, Kind, interleave, kind_for, pack
 from model.backends.cpu.kernels.params import (
     NO_REPAIR,
     AttentionParams,
@@ -26,6 +26,7 @@ from model.backends.cpu.kernels.params import (
     TopKParams,
 )
 from model.backends.cpu.kernels.rules import NO_RULES
+from model.backends.cpu.layout import grouped_units, padded, tiles_of, unit_rows
 from model.layers import DenseFFN, RMSNorm
 from model.moe.infinity import InfinityMixture
 from model.moe.points import fixed_points
@@ -35,7 +36,6 @@ from model.noise import normal_table
 from model.options import Quantize
 from model.shapes.mixtures import Infinity, TopK
 
-GROUPED_UNITS = 64  # a mixture whose groups are narrower is run in tiles of so many units
 EVERY = 1 << 40  # more units than there are
 ops = torch.ops.moedial
 
@@ -211,34 +211,6 @@ def crossover(params: InfinityParams, width: int) -> int:
     pass_s = statistics.median(seconds(one_pass) for _ in range(5))
     rows_s = statistics.median(seconds(by_rows) for _ in range(5))
     return int(kept * pass_s / rows_s)
-
-
-def padded(down: Tensor) -> Tensor:
-    """Down [..., D, F] with as many units as the panels of up have outputs: a multiple of 16."""
-    return nn.functional.pad(down, (0, -down.shape[-1] % OUTPUTS))
-
-
-def unit_rows(module: InfinityMixture) -> tuple[Tensor, Tensor]:
-    """Up [F, D'] and down [F, D], unit by unit, D' padded to what the kernels read."""
-    width = module.up.shape[1]
-    up = nn.functional.pad(module.up, (0, -width % INPUTS))
-    return up.contiguous(), module.down.T.contiguous()
-
-
-def grouped_units(config: Infinity) -> int:
-    """Units of a tile: the smallest multiple of 16 and of the group's units that is at least `GROUPED_UNITS`."""
-    units = config.block
-    while units % 16 or units < GROUPED_UNITS:
-        units += config.block
-    return units
-
-
-def tiles_of(module: InfinityMixture, units: int) -> tuple[Tensor, Tensor]:
-    """Up [N, units, D] and down [N, D, units] of the N tiles of `units` units, the last padded with zeros."""
-    pad = -module.config.units % units
-    up = nn.functional.pad(module.up, (0, 0, 0, pad))
-    down = nn.functional.pad(module.down, (0, pad))
-    return up.unflatten(0, (-1, units)), down.unflatten(1, (-1, units)).transpose(0, 1)
 
 
 def ffn_block(norm: nn.Module, module: DenseFFN, precision: Precision) -> FeedForwardParams:

@@ -16,10 +16,10 @@ enum Normaliser : int64_t {
 // How a token's experts are chosen and weighted beside its count: `RoutingRule` of model/budget.py.
 struct RoutingRule {
     int64_t normaliser = TRAINED;  // a `Normaliser`, or a number of experts
-    float threshold = 0;  // an expert runs from this part of the best probability on; 0: all run
-    float top_p = 0;      // experts run until they have this share of all probability; 0: all run
-    bool repair = false;  // the layer's result is scaled and shifted by its tables (`Repair`)
-    int64_t reuse = 0;    // of the experts that the step runs anyway, up to so many are added
+    double threshold = 0;  // an expert runs from this part of the best probability on; 0: all run
+    double top_p = 0;      // experts run until they have this share of all probability; 0: all run
+    bool repair = false;   // the layer's result is scaled and shifted by its tables (`Repair`)
+    int64_t reuse = 0;     // of the experts that the step runs anyway, up to so many are added
 
     // Whether how many experts run depends on the token.
     bool adaptive() const { return threshold != 0 || top_p != 0 || reuse != 0; }
@@ -57,13 +57,13 @@ struct LayerRows {
     }
 
     // The most pairs that a token's rule lets it have, and those of all tokens together.
-    int64_t most_pairs(int64_t token, int64_t experts) const {
+    int64_t most_pairs_of(int64_t token, int64_t experts) const {
         const int64_t most = counts[token] + (rules ? rule(token).reuse : 0);
         return most < experts ? most : experts;
     }
     int64_t most_pairs(int64_t experts) const {
         int64_t total = 0;
-        for (int64_t token = 0; token < tokens; token++) total += most_pairs(token, experts);
+        for (int64_t token = 0; token < tokens; token++) total += most_pairs_of(token, experts);
         return total;
     }
 };

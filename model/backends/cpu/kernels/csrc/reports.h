@@ -45,7 +45,7 @@ struct StepReports {
     void give_routes(const MixtureSize& mixture, const LayerRows& budget, LayerReport& report) {
         int64_t most = mixture.groups ? mixture.experts : 0;
         for (int64_t token = 0; token < budget.tokens; token++)
-            most = std::max(most, budget.most_pairs(token, mixture.experts));
+            most = std::max(most, budget.most_pairs_of(token, mixture.experts));
         routes.push_back(at::empty({budget.tokens, most}, at::kInt));
         report.routes = routes.back().data_ptr<int32_t>();
         report.route_width = most;

@@ -40,10 +40,10 @@ inline int64_t ranks_needed(const RoutingRule& rule, int64_t count, const Router
 // and those before it lack their share.
 inline int64_t own_count(const RoutingRule& rule, int64_t count, const float* probabilities) {
     if (!rule.threshold && !rule.top_p) return count;
-    const float least = rule.threshold * probabilities[0];
+    const float least = float(rule.threshold) * probabilities[0], share = float(rule.top_p);
     float sum = probabilities[0];
     int64_t own = 1;
-    while (own < count && probabilities[own] >= least && (!rule.top_p || sum < rule.top_p))
+    while (own < count && probabilities[own] >= least && (!share || sum < share))
         sum += probabilities[own++];
     return own;
 }

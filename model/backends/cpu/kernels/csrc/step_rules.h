@@ -46,7 +46,7 @@ struct StepRules {
                         (repair == 0 || repair == 1),
                     "there is no rule ", normaliser, ", ", threshold, ", ", top_p, ", ", repair,
                     ", ", reuse);
-        return {int64_t(normaliser), float(threshold), float(top_p), repair != 0, int64_t(reuse)};
+        return {int64_t(normaliser), threshold, top_p, repair != 0, int64_t(reuse)};
     }
 };
 

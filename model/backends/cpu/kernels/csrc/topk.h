@@ -61,7 +61,7 @@ inline void sort_pairs(const Chosen& chosen, int64_t tokens, int64_t experts, co
     for (int64_t token = 0; token < tokens; token++)
         for (int64_t rank = 0; rank < chosen.used[token]; rank++) {
             const int64_t pair = out.ends[chosen.expert[token * ranks + rank]]++;
-            out.token[pair] = int32_t(token),
+            out.token[pair] = int32_t(token);
             out.weight[pair] = chosen.weight[token * ranks + rank];
         }
 }
@@ -137,7 +137,7 @@ inline Chosen choose_by_rules(const float* logits, int64_t stride, const LayerRo
     int64_t ranks = 0;
     for (int64_t row = 0; row < tokens; row++) {
         known[row] = ranks_needed(budget.rule(row), budget.counts[row], router);
-        ranks = std::max({ranks, known[row], budget.most_pairs(row, router.experts)});
+        ranks = std::max({ranks, known[row], budget.most_pairs_of(row, router.experts)});
     }
     const Chosen chosen{scratch().take<int32_t>(tokens * ranks),
                         scratch().take<float>(tokens * ranks), used, ranks};
@@ -188,9 +188,8 @@ inline void loads(const int64_t* ends, int64_t experts, int64_t* load) {
 void topk_block(float* x, int64_t width, const TopK& layer, const LayerRows& budget,
                 const LayerReport& report) {
     const Matrix& router = layer.router.weight;
-    const int64_t pairs = budget.most_pairs(layer.router.experts), stride = router.outputs,
-                  rows = budget.tokens;
-    const int64_t count = layer.router.experts;
+    const int64_t rows = budget.tokens, stride = router.outputs, count = layer.router.experts;
+    const int64_t pairs = budget.most_pairs(count);
     // Router and experts may be stored in different kinds: the normed rows are kept for the second
     // encoding.
     float* normed = scratch().take<float>(rows * width);

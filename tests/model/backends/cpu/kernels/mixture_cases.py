@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.backends.cpu.blocks import draws_params, tiles_of, unit_rows
+from model.backends.cpu.blocks import draws_params
 from model.backends.cpu.kernels import reference_mixtures
 from model.backends.cpu.kernels.pack import DTYPE, Kind, Packed, pack
 from model.backends.cpu.kernels.params import NO_REPAIR, InfinityParams, RepairParams, RouterParams, TopKParams
 from model.backends.cpu.kernels.reference import Norm, Weight
 from model.backends.cpu.kernels.rules import rule_arguments
+from model.backends.cpu.layout import tiles_of, unit_rows
 from model.batch import LayerBudget
 from model.budget import RoutingRule
 from model.moe.base import ranks

@@ -1,0 +1,40 @@
+"""How matrices of experts lie in memory before they are packed: in tiles of units, or unit by unit.
+
+It knows shapes and padding, no parameters of ops.
+"""
+
+from torch import Tensor, nn
+
+from model.backends.cpu.kernels.pack import INPUTS, OUTPUTS
+from model.moe.infinity import InfinityMixture
+from model.shapes.mixtures import Infinity
+
+GROUPED_UNITS = 64  # a mixture whose groups are narrower is run in tiles of so many units
+
+
+def padded(down: Tensor) -> Tensor:
+    """Down [..., D, F] with as many units as the panels of up have outputs: a multiple of 16."""
+    return nn.functional.pad(down, (0, -down.shape[-1] % OUTPUTS))
+
+
+def unit_rows(module: InfinityMixture) -> tuple[Tensor, Tensor]:
+    """Up [F, D'] and down [F, D], unit by unit, D' padded to what the kernels read."""
+    width = module.up.shape[1]
+    up = nn.functional.pad(module.up, (0, -width % INPUTS))
+    return up.contiguous(), module.down.T.contiguous()
+
+
+def grouped_units(config: Infinity) -> int:
+    """Units of a tile: the smallest multiple of 16 and of the group's units that is at least `GROUPED_UNITS`."""
+    units = config.block
+    while units % 16 or units < GROUPED_UNITS:
+        units += config.block
+    return units
+
+
+def tiles_of(module: InfinityMixture, units: int) -> tuple[Tensor, Tensor]:
+    """Up [N, units, D] and down [N, D, units] of the N tiles of `units` units, the last padded with zeros."""
+    pad = -module.config.units % units
+    up = nn.functional.pad(module.up, (0, 0, 0, pad))
+    down = nn.functional.pad(module.down, (0, pad))
+    return up.unflatten(0, (-1, units)), down.unflatten(1, (-1, units)).transpose(0, 1)
