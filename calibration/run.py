@@ -1,13 +1,11 @@
-"""`Run`: one calibration under way. What a search may ask: scores of budgets on text, values that survive an
-interruption, and a progress bar.
+"""`Run`: one calibration under way, and what a search may ask of it: scores of budgets on text.
 
 Text for decisions and text for reports are apart: a search that looks at `report` would praise itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from calibration.partial import Partial
 from calibration.progress import Progress
@@ -58,10 +56,3 @@ class Run:
         such as the hash of repair statistics.
         """
         return self.scorer.score(budgets, windows, salt)
-
-    def once(self, key: str, compute: Callable[[], Any]) -> Any:
-        """A value of JSON's types, computed once and then kept for a run that goes on later."""
-        if (value := self.partial.get(key)) is None:
-            value = compute()
-            self.partial.put(key, value)
-        return value

@@ -195,3 +195,10 @@ def test_statistics_of_repairs_are_kept_beside_the_calibration_that_names_them(t
 
     assert calibrated(folder, counts="1,2").repair_hash == ""
     assert not (folder / files.REPAIR_FILE).exists()
+
+
+def test_text_and_tasks_need_a_tokenizer(tmp_path: Path) -> None:
+    write(tmp_path / "model", INFINITY)
+    for name, path in (("text", write_text(tmp_path / "a.txt")), ("tasks", write_task(tmp_path / "b.jsonl"))):
+        with pytest.raises(CheckpointError, match=f"--{name} needs a tokenizer.json"):
+            run(options(tmp_path / "model", **{name: [path]}))
