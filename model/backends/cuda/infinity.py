@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from model.backends.cuda.kernels.draws import draw, noise_table
-from model.backends.cuda.kernels.gemm import Weight, gemm
+from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.grouped import kept_steps, masked_down, masked_up
 from model.backends.cuda.kernels.masks import keep
+from model.backends.cuda.kernels.operands import Weight
 from model.backends.cuda.layer import row_tile
 from model.moe.infinity import InfinityMixture
 from model.shapes.mixtures import Infinity

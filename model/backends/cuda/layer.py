@@ -11,8 +11,9 @@ from torch import Tensor
 
 from model.backends.cuda.kernels.align import align, empty_tiles
 from model.backends.cuda.kernels.combine import combine
-from model.backends.cuda.kernels.gemm import TILES, PairTiles, Tile, Weight, gemm
+from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.norm import Norm
+from model.backends.cuda.kernels.operands import TILES, PairTiles, Tile, Weight
 from model.backends.cuda.kernels.route import route
 from model.layers import DenseFFN
 from model.moe.topk import TopKMixture

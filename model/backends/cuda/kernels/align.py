@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.backends.cuda.kernels.gemm import PairTiles
+from model.backends.cuda.kernels.operands import PairTiles
 
 STEP = 1024  # pairs that a program reads at once
 
@@ -98,6 +98,7 @@ def align(expert_TK: Tensor, tiles: PairTiles, loads_E: Tensor) -> None:
         P=STEP,
         E=triton.next_power_of_2(experts),
         R=rows,
+        enable_fp_fusion=False,
     )
 
 

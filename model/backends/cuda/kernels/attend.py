@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.backends.cuda.kernels.activation import tanh
+from model.backends.cuda.kernels.running_softmax import add, before_first, segment_softmax
 from model.step import MaskSpec
 
 PAGE = 64  # keys of a block of the cache, and of a tile
@@ -32,88 +32,6 @@ class QueryTiles:
     sequence_N: Tensor  # int32; -1: the tile is empty
     first_N: Tensor  # int32: its first token, counted within the sequence's span
     rows: int
-
-
-@triton.jit
-def _seen(key, query, context, window, chunk):
-    """Which keys each query sees [S, N]."""
-    seen = (key[:, None] <= query[None, :]) & (key[:, None] < context)
-    if window > 0:
-        seen = seen & (key[:, None] > query[None, :] - window)
-    if chunk > 0:
-        seen = seen & (key[:, None] // chunk == query[None, :] // chunk)
-    return seen
-
-
-@triton.jit
-def _add(top, total, mixed, other_top, other_total, other_mixed):
-    """Two running softmaxes as one. One that has seen nothing leaves the other's bits as they are."""
-    higher = tl.maximum(top, other_top)
-    fade, other_fade = tl.exp(top - higher), tl.exp(other_top - higher)
-    total = total * fade + other_total * other_fade
-    mixed = mixed * fade[None, :] + other_mixed * other_fade[None, :]
-    return higher, total, mixed
-
-
-@triton.jit
-def _segment(
-    queries,
-    cache,
-    table,
-    query,
-    first,
-    end,
-    context,
-    kv_head,
-    kv_heads,
-    width,
-    value_start,
-    scale,
-    softcap,
-    window,
-    chunk,
-    caps: tl.constexpr,
-    page: tl.constexpr,
-    N: tl.constexpr,
-    C: tl.constexpr,
-):
-    """Running softmax over the keys from `first` up to `end`: largest score [N], total [N], weighted values [C, N]."""
-    top = tl.full([N], -1e30, tl.float32)
-    total = tl.zeros([N], tl.float32)
-    mixed = tl.zeros([C, N], tl.float32)
-    place = tl.arange(0, C)
-    real = place < width
-    for start in range(first, end, page):
-        key = start + tl.arange(0, page)
-        block = tl.load(table + start // page).to(tl.int64)
-        slot = block * page + tl.arange(0, page)
-        at = (slot * kv_heads + kv_head)[:, None] * width + place[None, :]
-        there = (key < context)[:, None] & real[None, :]
-        k = tl.load(cache + at, mask=there, other=0.0)
-        score = tl.dot(k, tl.trans(queries), input_precision="ieee") * scale
-        if caps:
-            score = softcap * tanh(score / softcap)
-        score = tl.where(_seen(key, query, context, window, chunk), score, float("-inf"))
-        higher = tl.maximum(top, tl.max(score, axis=0))
-        fade = tl.exp(top - higher)
-        weight = tl.exp(score - higher[None, :])
-        total = total * fade + tl.sum(weight, axis=0)
-        v = tl.load(cache + value_start + at, mask=there, other=0.0)
-        part = tl.dot(tl.trans(v), weight.to(v.dtype), input_precision="ieee")
-        mixed = mixed * fade[None, :] + part
-        top = higher
-    return top, total, mixed
-
-
-@triton.jit
-def _start(sinks, head, real, has_sinks: tl.constexpr, N: tl.constexpr):
-    """The running softmax before the first key: a sink is a score that adds nothing."""
-    top = tl.full([N], -1e30, tl.float32)
-    total = tl.zeros([N], tl.float32)
-    if has_sinks:
-        top = tl.load(sinks + head, mask=real, other=0.0).to(tl.float32)
-        total += 1.0
-    return top, total
 
 
 @triton.jit
@@ -180,7 +98,7 @@ def _attend(
         segment = tl.program_id(2)
         first = tl.maximum(segment * segment_size, begin // page * page)
         end = tl.minimum((segment + 1) * segment_size, last)
-        top, total, mixed = _segment(
+        top, total, mixed = segment_softmax(
             queries.to(cache.dtype.element_ty), cache, table, query, first, end, context, kv_head, kv_heads, width,
             value_start, scale, softcap, window, chunk, caps, page, N, C
         )  # fmt: skip
@@ -189,16 +107,16 @@ def _attend(
         tl.store(totals + part_at, total, mask=real)
         tl.store(mixes + part_at[:, None] * width + place[None, :], tl.trans(mixed), mask=q_real)
     else:
-        top, total = _start(sinks, head, real, has_sinks, N)
+        top, total = before_first(sinks, head, real, has_sinks, N)
         mixed = tl.zeros([C, N], tl.float32)
         for segment in range(begin // segment_size, tl.cdiv(last, segment_size)):
             first = tl.maximum(segment * segment_size, begin // page * page)
             end = tl.minimum((segment + 1) * segment_size, last)
-            next_top, next_total, next_mixed = _segment(
+            next_top, next_total, next_mixed = segment_softmax(
                 queries.to(cache.dtype.element_ty), cache, table, query, first, end, context, kv_head, kv_heads, width,
                 value_start, scale, softcap, window, chunk, caps, page, N, C
             )  # fmt: skip
-            top, total, mixed = _add(top, total, mixed, next_top, next_total, next_mixed)
+            top, total, mixed = add(top, total, mixed, next_top, next_total, next_mixed)
         done = tl.trans(mixed / total[None, :])
         tl.store(out + q_at, done.to(out.dtype.element_ty), mask=q_real)
 
@@ -221,12 +139,12 @@ def _merge(
     head = tl.program_id(1) + tl.arange(0, 1)
     place = tl.arange(0, C)[:, None]
     real = place < width
-    top, total = _start(sinks, head, head >= 0, has_sinks, 1)
+    top, total = before_first(sinks, head, head >= 0, has_sinks, 1)
     mixed = tl.zeros([C, 1], tl.float32)
     for segment in range(segments):
         part = (segment * tokens + token) * heads + head
         next_mixed = tl.load(mixes + part[None, :] * width + place, mask=real, other=0.0)
-        top, total, mixed = _add(top, total, mixed, tl.load(tops + part), tl.load(totals + part), next_mixed)
+        top, total, mixed = add(top, total, mixed, tl.load(tops + part), tl.load(totals + part), next_mixed)
     at = (token * heads + head)[None, :] * width + place
     tl.store(out + at, (mixed / total[None, :]).to(out.dtype.element_ty), mask=real)
 

@@ -9,74 +9,15 @@ on the other rows, on the row tile, or on where a segment ran. Padding rows of a
 Axes in kernels: U units and R rows of a tile, B inner elements of one step.
 """
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from model.backends.cuda.kernels.activation import activate, activate_gated
+from model.backends.cuda.kernels.operands import PROGRAMS, TILES, PairTiles, Tile, Weight
 
-PROGRAMS = 264  # two for each processor of an H100: fewer, and segments run side by side
-LEAST_SEGMENT = 512  # inner elements
 MERGED = 1024  # sums that one program of `_merge` holds
-
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """Weights [E, outputs, inner] of E experts; a dense layer is one expert that every row uses.
-
-    `gated`: half of the outputs are gates, first or, `interleaved`, at even places; there are half as many units.
-    """
-
-    values_EOD: Tensor
-    bias_EO: Tensor | None = None
-    activation: str = "none"
-    gated: bool = False
-    interleaved: bool = False
-
-    @property
-    def units(self) -> int:
-        """Columns of the result."""
-        return self.values_EOD.shape[1] // (1 + self.gated)
-
-    @property
-    def segments(self) -> int:
-        """How often the inner dimension is cut: more for weights whose outputs alone keep few programs busy."""
-        tiles = triton.cdiv(self.units, 64)
-        return max(1, min(8, triton.cdiv(PROGRAMS, tiles), self.values_EOD.shape[2] // LEAST_SEGMENT))
-
-
-@dataclass(frozen=True, slots=True)
-class PairTiles:
-    """Routed pairs in N tiles of one expert each, as `align` lays them out.
-
-    Pair p belongs to row p // k_max of the tokens. Without `pair_NR` tile n is pair n alone.
-    """
-
-    expert_N: Tensor  # int32; the number of experts: the tile is empty
-    pair_NR: Tensor | None  # int32; the number of pairs: the row is empty
-    pairs: int  # tokens times k_max
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """The sizes of one program, with which no output's arithmetic changes except by `inner`."""
-
-    units: int = 64
-    rows: int = 16
-    inner: int = 64
-    warps: int = 4
-    stages: int = 4
-
-
-TILES = {  # by rows: what two accumulators of a gated product leave room for
-    16: Tile(64, 16),
-    32: Tile(64, 32),
-    64: Tile(128, 64, warps=8, stages=3),
-    128: Tile(64, 128, warps=8, stages=3),
-}
 
 
 @triton.jit

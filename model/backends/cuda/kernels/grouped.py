@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.backends.cuda.kernels.activation import activate
-from model.backends.cuda.kernels.gemm import Tile
+from model.backends.cuda.kernels.operands import Tile
 
 UNITS = 64  # of a step
 
@@ -139,7 +139,7 @@ def kept_steps(mask_TE: Tensor, units: int, rows: int) -> KeptSteps:
         mask_TE.new_empty(tiles, bound, dtype=torch.int32), mask_TE.new_empty(tiles, dtype=torch.int32)
     )  # fmt: skip
     sizes = (tokens, units, units // groups, groups, bound)
-    _kept_steps[(tiles,)](mask_TE, steps.step_NS, steps.count_N, *sizes, R=rows, U=UNITS)
+    _kept_steps[(tiles,)](mask_TE, steps.step_NS, steps.count_N, *sizes, R=rows, U=UNITS, enable_fp_fusion=False)
     return steps
 
 

@@ -15,10 +15,11 @@ from model.backends.cuda.kernels.align import align, empty_tiles
 from model.backends.cuda.kernels.attend import QueryTiles, attend
 from model.backends.cuda.kernels.combine import combine
 from model.backends.cuda.kernels.draws import draw
-from model.backends.cuda.kernels.gemm import TILES, PairTiles, Tile, Weight, gemm
+from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.grouped import kept_steps, masked_down, masked_up
 from model.backends.cuda.kernels.masks import keep
 from model.backends.cuda.kernels.norm import Norm, residual_norm
+from model.backends.cuda.kernels.operands import TILES, PairTiles, Tile, Weight
 from model.backends.cuda.kernels.rotary import HeadNorms, rotary
 from model.backends.cuda.kernels.route import route
 from model.shapes.attention import Attention

@@ -7,7 +7,7 @@ from torch import Tensor
 from model.backends.cuda.kernels import align as kernels
 from model.backends.cuda.kernels import reference
 from model.backends.cuda.kernels.align import align, empty_tiles, tile_bound
-from model.backends.cuda.kernels.gemm import PairTiles
+from model.backends.cuda.kernels.operands import PairTiles
 
 EXPERTS = 6
 UNTOUCHED = -77

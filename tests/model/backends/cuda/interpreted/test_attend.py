@@ -110,6 +110,15 @@ def test_a_querys_bits_depend_on_its_past_alone(name: str, chains: None) -> None
         assert torch.equal(one_1HC[0], chunk_THC[last - 181])
 
 
+def test_scores_far_below_zero() -> None:
+    """Each is about -300, whose power is 0 in float32: only what is relative to the largest can be told apart."""
+    sequences, rows = Sequences([70]), [(0, 1, 70)]
+    sequences.queries[0] += 10
+    sequences.cache_PSGC[0] -= 6
+    found_THC = sequences.run(rows, SPECS["plain"], 8, False)
+    torch.testing.assert_close(found_THC.double(), sequences.expected(rows, SPECS["plain"]), atol=1e-4, rtol=1e-4)
+
+
 def test_tokens_without_a_tile_are_left_alone() -> None:
     sequences = Sequences([70])
     q_THC, tables_BP, spans_B3 = sequences.step([(0, 4, 70)])

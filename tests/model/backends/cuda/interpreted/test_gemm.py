@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backends.cuda.kernels import gemm as kernels
-from model.backends.cuda.kernels import reference
-from model.backends.cuda.kernels.gemm import PairTiles, Tile, Weight, gemm
+from model.backends.cuda.kernels import operands, reference
+from model.backends.cuda.kernels.gemm import gemm
+from model.backends.cuda.kernels.operands import PairTiles, Tile, Weight
 
 WIDTH, EXPERTS = 80, 5
 UNTOUCHED = -77.0
@@ -19,7 +19,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
 @pytest.fixture
 def three_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """The width of these tests is cut as wide weights are: 32 elements, 32, and the rest."""
-    monkeypatch.setattr(kernels, "LEAST_SEGMENT", 26)
+    monkeypatch.setattr(operands, "LEAST_SEGMENT", 26)
 
 
 def small(rows: int = 16, units: int = 64) -> Tile:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from model.backends.cuda.infinity import InfinityLayer, infinity_layer
-from model.backends.cuda.kernels.gemm import Tile
 from model.backends.cuda.kernels.grouped import kept_steps, masked_down, masked_up
+from model.backends.cuda.kernels.operands import Tile
 from model.batch import LayerBudget
 from model.moe.infinity import InfinityMixture
 from model.step import LayerStep
