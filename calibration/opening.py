@@ -146,6 +146,7 @@ def _settings(folder: Path, options: Options) -> EngineSettings:
     return EngineSettings(
         model=str(folder),
         dtype=options.dtype,
+        device="cpu",  # tables of repair are changed in place while they are fitted
         allow_extrapolated_experts=options.allow_extrapolated_experts,
         quantize=options.quantize,
         quantize_layers=options.quantize_layers,

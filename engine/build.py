@@ -17,7 +17,7 @@ from engine.calibrate import MOST_ROWS, measure
 from engine.cost import ExpertPool, StepCost
 from engine.engine import Engine
 from engine.grammars.compiler import GrammarCompiler
-from engine.memory import give_back_freed_memory, keep_freed_memory, log_resources
+from engine.memory import give_back_freed_memory, keep_freed_memory, log_device, log_resources
 from engine.progress import LoadingProgress
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
@@ -27,9 +27,10 @@ from model.backends import choose
 from model.backends.base import Runnable
 from model.budget import ExpertBudget, ExpertRange
 from model.decoder import Decoder, parameter_count
+from model.devices import free_memory, resolve
 from model.errors import CheckpointError, InvalidRequest
 from model.options import Options
-from model.resources import available_cores, available_memory
+from model.resources import available_cores
 from model.shapes.decoder import DecoderConfig
 from model.shapes.memory import bytes_per_block, bytes_per_sequence
 from weights.folder import resolve_model
@@ -46,11 +47,14 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
     `tables`: repair statistics to run with instead of the checkpoint's calibration (see `weights.repair.give_tables`).
 
     Raises:
-        CheckpointError: the model cannot be loaded, or its cache does not fit the memory.
+        CheckpointError: the model cannot be loaded, its device is not there, or its cache does not fit the memory.
     """
     started = time.perf_counter()
     keep_freed_memory()
     log_resources()
+    device = resolve(settings.device)
+    log_device(device, settings.device)
+    settings = replace(settings, device=device)
     threads = settings.threads or available_cores().value
     torch.set_num_threads(threads)  # for reading the weights
     folder = resolve_model(settings.model)
@@ -84,7 +88,7 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
 def load(folder: Path, settings: EngineSettings, tables: tuple[Tensor, Tensor] | None) -> tuple[Decoder, str]:
     """The decoder with the repair statistics of its calibration or `tables`, and why the calibration is not used."""
     with LoadingProgress(settings.terminal_columns) as progress:
-        loaded, _ = load_model(folder, settings.dtype, progress)
+        loaded, _ = load_model(folder, settings.dtype, progress, resolve(settings.device))
     loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
     if tables is None:
         repair = load_repair(loaded, folder)
@@ -161,6 +165,7 @@ def options_of(config: DecoderConfig, settings: EngineSettings, threads: int = 0
         quantize=settings.quantize,
         quantize_layers=settings.quantize_layers,
         threads=threads or settings.threads,
+        device=resolve(settings.device),
     )
 
 
@@ -229,7 +234,7 @@ def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.d
     """How many KV blocks the memory setting allows, at most what `max_running` whole contexts can use. `workspace`:
     bytes that attention needs in addition to the cache."""
     per_block = max(1, bytes_per_block(config.memory, settings.block_size, dtype.itemsize))
-    free = max(0, available_memory().value - workspace)
+    free = max(0, free_memory(resolve(settings.device)).value - workspace)
     allowed = settings.kv_cache_bytes or int(free * settings.kv_cache_fraction)
     allowed -= bytes_per_sequence(config.memory) * state_slots(settings)
     length = model_length(config, settings)
@@ -263,6 +268,8 @@ def describe(model: Runnable, settings: EngineSettings) -> dict[str, Any]:
         "shared_experts": shared,
         "block_size": settings.block_size,
         "kernels": model.kernels,
+        "device": str(model.device),
+        "backend": model.backend,
         "quantize": quantization(settings),
         "step_cost": None,
     }

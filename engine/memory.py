@@ -7,6 +7,7 @@ import ctypes
 import logging
 import platform
 
+from model.devices import CPU, devices, free_memory
 from model.resources import available_cores, available_memory
 
 log = logging.getLogger(__name__)
@@ -19,6 +20,16 @@ def log_resources() -> None:
     """Log the cores and memory available, and the source of each figure: in a container usually its limits."""
     cores, memory = available_cores(), available_memory()
     log.info("%d cores (%s), %.2f GB of memory free (%s)", cores.value, cores.source, memory.value / 1e9, memory.source)
+
+
+def log_device(device: str, setting: str) -> None:
+    """Log which device the model runs on, whether it was asked for or found, and what is free there."""
+    how = "found" if setting == "auto" else "as set"
+    if device == CPU:
+        log.info("running on the CPU (%s)", "no GPU found" if setting == "auto" else how)
+    else:
+        free = free_memory(device).value / 1e9
+        log.info("running on %s, %s (%s), %.2f GB of its memory free", device, devices()[device], how, free)
 
 
 def keep_freed_memory() -> None:

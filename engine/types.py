@@ -203,6 +203,8 @@ class EngineInfo:
     kernels_reason: str  # why the native kernels are not used; empty if they are
     quantize: str  # of the weights: "none", "int8" or "int8-weights", and which layers
     step_cost: StepCost | None  # as measured at start; None if steps are not bounded by time
+    device: str = "cpu"  # where the weights and the cache are: "cpu", or "cuda:n"
+    backend: str = "torch"  # "cpu": native kernels
     calibration_reason: str = ""  # why the checkpoint's calibration is not used; empty if it is, or there is none
 
 
@@ -216,11 +218,12 @@ class EngineSettings:
     model: str  # a folder that exists
     dtype: DType = "auto"
     allow_extrapolated_experts: bool = False  # allow counts that a family's router was not made for
+    device: str = "auto"  # or "cpu", "cuda", "cuda:n"; auto: a GPU if there is one
     quantize: Quantize = "none"
     quantize_layers: QuantizeLayers = "experts"
     threads: int = 0  # 0: one per core
     block_size: int = 16
-    kv_cache_bytes: int = 0  # 0: kv_cache_fraction of the memory that is free after loading
+    kv_cache_bytes: int = 0  # 0: kv_cache_fraction of the memory that is free on the device after loading
     kv_cache_fraction: float = 0.3
     max_model_len: int = 0  # 0: what the checkpoint says
     max_running: int = 64

@@ -70,6 +70,11 @@ class Decoder(nn.Module):
         """Of the weights."""
         return self.embed.weight.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.embed.weight.device
+
     def forward(self, batch: Batch, past: Past, observer: Observer | None = None) -> Tensor:
         """Logits of the wanted rows, [B, V], in the model's dtype."""
         return self.logits(self.hidden(batch, past, observer)[batch.rows_B])

@@ -20,4 +20,4 @@ class Options:
     quantize: Quantize = "none"
     quantize_layers: QuantizeLayers = "experts"
     threads: int = 0  # 0: as many as torch uses now, whose own stay as they are
-    device: str = "cpu"
+    device: str = "cpu"  # as `devices.resolve` returns it

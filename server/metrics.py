@@ -137,6 +137,7 @@ SERIES = (
     Series("gauge", "oldest_waiting_seconds", "How long the sequence that waits longest has waited"),
     Series("gauge", "kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1"),
     Series("gauge", "http_body_bytes", "Bytes of request bodies held, beyond the first 64 KiB of each"),
+    Series("gauge", "engine_info", "1; its labels say what the model runs on", ("device", "backend", "kernels")),
     Series("gauge", "engine_up", "1 while the engine takes work"),
     Series("counter", "engine_restarts", "Engine processes started after one had ended or hung"),
     Series("gauge", "engine_seconds_since_report", "Since the engine last said anything; idle, it is asked every 2 s"),
@@ -202,9 +203,9 @@ class Metrics:
             buffer = self._histograms[key] = HistogramBuffer(self._bounds[name])
         return buffer
 
-    def watch(self, name: str, read: Callable[[], float]) -> None:
+    def watch(self, name: str, read: Callable[[], float], *labels: str) -> None:
         """Let a gauge or counter be read by `read` at every scrape."""
-        self._watched[name,] = read
+        self._watched[name, *labels] = read
 
     def collect(self) -> Iterator[Metric]:
         """Every series with its values; the registry calls this."""

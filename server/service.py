@@ -95,6 +95,8 @@ class Service:
             raise CheckpointError(error.message) from None
         self._choose_by(self.loaded)
         self.metrics.set_count_labels(self.loaded.counts)
+        info = self.engine.info
+        self.metrics.watch("engine_info", lambda: 1, info.device, info.backend, info.kernels)
         self.metrics.watch("default_num_experts", lambda: self.loaded.default_count if self.loaded else 0)
 
     def _choose_by(self, models: ServedModels) -> None:

@@ -93,6 +93,12 @@ class Settings(BaseSettings):
         ENGINE.quantize_layers, "Model", "What --quantize covers; all: every matrix but the routers"
     )
 
+    device: str = option(
+        ENGINE.device,
+        "Engine",
+        "Where the model runs: cpu, cuda, or cuda:n for the GPU of that number; auto: a GPU if there is one",
+        pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$",
+    )
     threads: int = option(
         ENGINE.threads, "Engine", "Compute threads; 0: one per core that the container's quota leaves", ge=0, le=1024
     )
@@ -103,7 +109,7 @@ class Settings(BaseSettings):
     kv_cache_fraction: float = option(
         ENGINE.kv_cache_fraction,
         "Engine",
-        "Share of the free memory (of the container's limit) for the KV cache",
+        "Share of the free memory (of the GPU, or of the container's limit) for the KV cache",
         gt=0,
         lt=1,
     )

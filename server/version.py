@@ -18,7 +18,7 @@ REPORT_SECONDS = 60  # torch is loaded from a cold disk
 def fingerprint_of(name: str, info: EngineInfo, default_count: int) -> str:
     """OpenAI's `system_fingerprint`: the same while equal requests get equal answers, across restarts."""
     model = (name, info.family, info.parameters, info.vocabulary, info.max_model_len, info.experts, default_count)
-    parts = (VERSION, *model, info.dtype, info.quantize, info.kernels)
+    parts = (VERSION, *model, info.dtype, info.quantize, info.kernels, info.device)
     return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:10]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.config_reader import ConfigReader, check_numbers
 from model.decoder import Decoder
+from model.devices import CPU
 from model.errors import CheckpointError
 from model.options import DType
 from model.shapes.decoder import DecoderConfig
@@ -79,25 +80,26 @@ def families() -> list[str]:
 
 
 def load_model(
-    folder: Path, dtype: DType = "auto", progress: ProgressCallback = no_progress
+    folder: Path, dtype: DType = "auto", progress: ProgressCallback = no_progress, device: str = CPU
 ) -> tuple[Decoder, dict[str, Any]]:
     """A decoder with the folder's weights, in eval mode, and the raw config.
 
     Args:
         dtype: the run-time dtype; "auto" is the checkpoint's own (float16 becomes bfloat16).
         progress: is told the bytes read so far, and of all tensors.
+        device: where the weights go, one tensor after another.
 
     Raises:
         CheckpointError: it is damaged, does not fit its config, or does not fit the memory.
     """
     config, raw = read_config(folder)
     model = empty_model(config, run_dtype(raw, dtype))
-    check_memory(model)
+    check_memory(model, device)
     with TensorFiles(folder) as files, torch.no_grad():
         tensors = Tensors(files, raw.get("quantization_config"))
         plan = _plan(model, rules_for(raw["model_type"], config), tensors.stored)
         _refuse(_find_faults(model, plan, tensors, ignored(raw)))
-        take_memory(model)
+        take_memory(model, device)
         _refuse(_fill(model, plan, tensors, progress))
     return model.eval().requires_grad_(False), raw
 
@@ -167,7 +169,8 @@ def _fill(model: nn.Module, plan: FillPlan, files: Tensors, progress: ProgressCa
 
 def _put(files: Tensors, part: TensorPart, target: Tensor) -> bool:
     """Copy one tensor into its part of a parameter; returns whether all its values are finite."""
-    if files.stored[part.source].dtype == target.dtype and target.is_contiguous() and not part.transposed:
+    as_stored = files.stored[part.source].dtype == target.dtype and target.is_contiguous() and not part.transposed
+    if as_stored and target.device.type == CPU:
         files.read_into(part.source, target)
     else:
         target.copy_(part.to_parameter(files.read(part.source)))

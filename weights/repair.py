@@ -57,14 +57,15 @@ def _load(model: Decoder, folder: Path) -> LoadedRepair:
 
 
 def give_tables(model: Decoder, scale_LKD: Tensor, shift_LKD: Tensor) -> None:
-    """Give the layers these statistics, [L, maximum + 1, D] float32. They are not copied, neither here nor by backends:
-    what is written to them later is what the model then repairs by."""
+    """Give the layers these statistics, [L, maximum + 1, D] float32. On the CPU they are not copied, nor by its
+    backends: what is written to them later is what the model then repairs by."""
+    device = model.device
     mixtures = (
         layer for layer, shape in zip(model.layers, model.config.feed_forward, strict=True) if shape.num_experts
     )
     for layer, scale_KD, shift_KD in zip(mixtures, scale_LKD, shift_LKD, strict=True):
         assert isinstance(layer, Layer)
-        layer.repair = RepairTables(scale_KD, shift_KD)
+        layer.repair = RepairTables(scale_KD.to(device), shift_KD.to(device))
 
 
 def neutral_tables(config: DecoderConfig) -> tuple[Tensor, Tensor]:

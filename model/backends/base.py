@@ -44,6 +44,11 @@ class Runnable(SamplingOps, Protocol):
         ...
 
     @property
+    def backend(self) -> str:
+        """The name of the backend that made it."""
+        ...
+
+    @property
     def kernels(self) -> str:
         """What it runs on, in one word: an instruction set, or "torch"."""
         ...

@@ -157,7 +157,8 @@ class ServedModels:
         """What runs the model on this machine."""
         info = self.info
         reason = {"reason": info.kernels_reason} if info.kernels_reason else {}
-        return {"kernels": info.kernels, "dtype": info.dtype, "quantize": info.quantize} | reason
+        where = {"device": info.device, "backend": info.backend}
+        return where | {"kernels": info.kernels, "dtype": info.dtype, "quantize": info.quantize} | reason
 
     def _moe(self, default: int | float) -> dict[str, Any]:
         experts = self.info.experts

@@ -1,5 +1,6 @@
 """How a loaded model is put to work: native kernels where they can, plain torch with a reason where not."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from engine import build, memory
 from engine.build import assemble, build_engine, describe, prepare
 from engine.engine import Engine
 from engine.types import EngineSettings, Logprob, Request, Sampling
+from model import devices
 from model.backends.cpu import backend
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import Kernels, load
@@ -87,7 +89,7 @@ def test_cache_and_threads_follow_the_container(
     config = wide(16).config
     settings = EngineSettings(model="", kv_cache_fraction=0.5, max_running=64)
     per_block = bytes_per_block(config.memory, settings.block_size, 4)
-    monkeypatch.setattr(build, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
+    monkeypatch.setattr(devices, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
     monkeypatch.setattr(memory, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
     monkeypatch.setattr(memory, "available_cores", lambda: Amount(3, "cpu.max"))
     assert build.cache_blocks(config, settings, torch.float32) == 10
@@ -95,6 +97,21 @@ def test_cache_and_threads_follow_the_container(
     caplog.set_level("INFO")
     memory.log_resources()
     assert "3 cores (cpu.max)" in caplog.text and "(memory.max)" in caplog.text
+
+
+def test_the_device_is_named_in_log_and_description(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, OLMOE)
+    caplog.set_level("INFO")
+    _, info = build_engine(replace(SETTINGS, model=str(tmp_path), device="cpu"))
+    assert info.device == "cpu" and info.backend in ("cpu", "torch")
+    assert "running on the CPU (as set)" in caplog.text
+
+
+def test_a_device_that_is_not_there_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    write(tmp_path, OLMOE)
+    with pytest.raises(CheckpointError, match="device 'cuda' is not on this machine; it has cpu"):
+        build_engine(replace(SETTINGS, model=str(tmp_path), device="cuda"))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def test_every_field_is_passed_on() -> None:
     given = {
         "dtype": "bfloat16",
         "allow_extrapolated_experts": True,
+        "device": "cuda:1",
         "quantize": "int8",
         "quantize_layers": "all",
         "threads": 3,

@@ -34,6 +34,7 @@ class NativeDecoder(NativeSampling):
     """Packed weights and the program that runs them. `length` bounds the positions served."""
 
     workspace = 0  # attention works on a few tiles per thread
+    backend = "cpu"
     exact = True
     rules = True
     device = torch.device("cpu")

@@ -25,8 +25,6 @@ class TorchBackend:
 
     def refusal(self, config: DecoderConfig, options: Options) -> str | None:
         """It has no 8-bit weights."""
-        if options.device != "cpu":
-            return f"device {options.device} is not supported, only cpu"
         return None if options.quantize == "none" else f"quantize {options.quantize} needs the native kernels"
 
     def prepare(self, decoder: Decoder, options: Options) -> "TorchRunnable":
@@ -39,7 +37,7 @@ class TorchBackend:
 class TorchRunnable(TorchSampling):
     """A decoder over a paged cache."""
 
-    kernels = "torch"
+    backend = kernels = "torch"
     rules = True
     exact = False  # matrix products of different heights may round differently
     workspace = WORKSPACE

@@ -119,7 +119,8 @@ def test_openai_lists_models(served: tuple[openai.OpenAI, FakeEngine]) -> None:
     assert list(models) == ["tiny", "tiny@k1", "tiny@k2", "tiny@k4", "tiny@k8"]
     assert models["tiny"]["max_model_len"] == 256 and models["tiny"]["parent"] is None
     moe = models["tiny@k2"]["meta"]["moe"]
-    execution = {"kernels": "torch", "dtype": "float32", "quantize": "none", "reason": "off"}
+    where = {"device": "cpu", "backend": "torch"}
+    execution = where | {"kernels": "torch", "dtype": "float32", "quantize": "none", "reason": "off"}
     assert models["tiny"]["meta"]["execution"] == execution
     assert models["tiny@k2"]["parent"] == "tiny" and moe["default"] == 2 and moe["quality"][0]["perplexity"] == 9.0
     assert api.models.retrieve("tiny@k2").id == "tiny@k2"
