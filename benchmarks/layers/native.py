@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from model.backends.cpu.blocks import feed_forward_block, precision_for
 from model.backends.cpu.kernels.library import load
+from model.backends.cpu.kernels.rules import rule_arguments
 from model.moe.infinity import InfinityMixture
 from model.moe.topk import TopKMixture
 from model.shapes.mixtures import Infinity, TopK
@@ -33,7 +34,7 @@ def native_layer(
     def run(x_TD: Tensor, use: LayerStep) -> Tensor:
         y_TD = x_TD.float()
         noise = (use.seeds_T, use.positions_T) if isinstance(config, Infinity) else ()
-        op(y_TD, use.budget.counts_T, *noise, use.budget.k_max, *arguments)
+        op(y_TD, use.budget.counts_T, *noise, use.budget.k_max, *rule_arguments(use.budget), *arguments)
         return y_TD.sub_(x_TD)
 
     return run
