@@ -13,6 +13,7 @@ sustainable load, brownout cannot hold either. The clients run on the same cores
 
 import asyncio
 import json
+import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ from weights.calibration import FILE, checkpoint_hash, read
 from weights.folder import resolve_model
 
 OUTPUT = 128
+WARM_SECONDS, IDLE_SECONDS = 3.0, 8.0  # before an arm: an unloaded server is known, and stands at its default again
 WORDS = ("cat", "dog", "bird", "tree", "boy", "girl", "house", "river", "friend", "boat", "star", "hat", "cake", "ball")
 Figures = dict[str, Any]
 
@@ -81,7 +83,8 @@ def arm(model: str, flags: list[str], rate: float, seconds: float) -> Figures:
     """An open loop of `rate` requests a second against a fresh server."""
     times = moments(rate, seconds)
     with server(model, flags) as (port, _):
-        asyncio.run(closed_loop(port, body, 1, 2))  # thrown away
+        asyncio.run(closed_loop(port, body, 1, WARM_SECONDS))  # thrown away
+        time.sleep(IDLE_SECONDS)
         return asyncio.run(watched(port, open_loop(port, body, times))) | {"rate": rate}
 
 
@@ -89,7 +92,7 @@ def reference(model: str, flags: list[str], slots: int, seconds: float, cheapest
     """Unloaded; the capacity at the default count, and at the cheapest count that the floor allows."""
     found = {}
     with server(model, flags) as (port, _):
-        asyncio.run(closed_loop(port, body, 1, 2))  # thrown away
+        asyncio.run(closed_loop(port, body, 1, WARM_SECONDS))  # thrown away
         found["unloaded"] = asyncio.run(watched(port, closed_loop(port, body, 1, seconds / 2)))
         for name, bodies in (("capacity", body), (f"capacity at K = {cheapest}", at_count(cheapest))):
             found[name] = asyncio.run(watched(port, closed_loop(port, bodies, slots, seconds)))

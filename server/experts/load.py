@@ -15,6 +15,7 @@ from weights.calibration import Option
 
 AVERAGED_S = 1.0  # a step weighs by its length against this
 ALONE_WEIGHT = 0.01  # of a step of one sequence alone, in the average of what an unloaded server takes
+ALONE = 1.5  # sequences, on average: with fewer, most steps are of one
 IDLE_S = 10.0  # after so long without a step nothing of before counts
 MOST_RATIO = 20.0  # that one step counts for: a process that was stopped for a while says nothing of the next steps
 
@@ -79,9 +80,13 @@ class LoadMeter:
         return self._slowdown
 
     def itl_ratio(self, now: float) -> float:
-        """A step's time over an unloaded one's; 0 while nothing runs, or nothing is known to compare with."""
+        """A step's time over an unloaded one's; 0 while nothing runs, or nothing is known to compare with.
+
+        While sequences run alone it is at most 1: whatever slows them down then is not the load of this server.
+        """
         self._forget(now)
-        return self._itl_ms / self.unloaded_ms if self.unloaded_ms else 0.0
+        ratio = self._itl_ms / self.unloaded_ms if self.unloaded_ms else 0.0
+        return min(1.0, ratio) if self._running < ALONE else ratio
 
     def running(self, now: float) -> float:
         """Sequences in the batch, averaged."""
