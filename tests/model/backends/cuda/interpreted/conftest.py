@@ -43,9 +43,9 @@ def chains(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime import interpreter
 
     def dot(self, a, b, d, input_precision, max_num_imprecise_acc):  # type: ignore[no-untyped-def]
-        sums = d.data.copy()
-        for left, right in zip(a.data.T.astype(np.float32), b.data.astype(np.float32), strict=True):
-            sums += left[:, None] * right[None, :]
-        return interpreter.TensorHandle(sums, d.dtype.scalar)
+        products = np.empty((len(b.data) + 1, *d.data.shape), np.float32)
+        products[0] = d.data
+        np.multiply(a.data.T[:, :, None], b.data[:, None, :], out=products[1:])
+        return interpreter.TensorHandle(np.add.reduce(products, axis=0), d.dtype.scalar)  # row after row
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
