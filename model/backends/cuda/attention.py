@@ -79,8 +79,15 @@ def attention_layer(module: SelfAttention, eps: float, offset: float = 0.0) -> A
     shape, reason = module.shape, attention_refusal(module.shape)
     if reason is not None:
         raise ValueError(reason)
-    weights = (module.q_norm.weight, module.k_norm.weight) if shape.qk_norm in ("full", "head") else (None, None)
-    norms = HeadNorms(*weights, eps, offset, full=shape.qk_norm == "full", unit=shape.qk_norm == "unit")
+    has_weights = shape.qk_norm in ("full", "head")
+    norms = HeadNorms(
+        query=module.q_norm.weight if has_weights else None,
+        key=module.k_norm.weight if has_weights else None,
+        eps=eps,
+        offset=offset,
+        full=shape.qk_norm == "full",
+        unit=shape.qk_norm == "unit",
+    )
     qkv, out = (
         Weight(linear.weight[None], None if linear.bias is None else linear.bias[None])
         for linear in (module.qkv, module.out)
