@@ -212,6 +212,8 @@ def program_refused_or_run(make: Make, kind: Kind) -> None:
     """The same for a step of a whole decoder."""
     given = program.step()
     given["caches"] = [cache.clone() for cache in given["caches"]]
+    if make.rng.random() < 0.5:
+        given |= program.ruled(*(rule_cases.random_rule(make, 6, reuse=True) for _ in range(2))) | {"routes": True}
     spoiled(make, given, lambda: program.run(given))
 
 
