@@ -1,10 +1,12 @@
 """Finds at which counts repair helps, and writes its tables.
 
-Tables are fitted on one half of the deciding text and judged on the other, through the engine: several ways to fit,
-each in several strengths. Of each count that is kept which lowers the KL divergence most; where none does, its row
-stays neutral. Fitting is plain torch on weights loaded beside the engine's. Not here: the sums (`repair_fit.py`).
+Tables are made on one half of the deciding text and judged on the other, through the engine: several ways to fit, each
+in several strengths, and where one of them helps, the best one tuned. Of each count that row is kept which lowers the
+KL divergence most; where none does, it stays neutral. Making them is plain torch, on weights that are loaded beside the
+engine's. Not here: the sums (`repair_fit.py`) and the gradients (`repair_tune.py`).
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import cast
@@ -13,7 +15,8 @@ import torch
 
 from calibration.allocation import LEAST_GAIN
 from calibration.found import Found
-from calibration.repair_fit import Fit, Tables, fit_tables, measure_moments
+from calibration.repair_fit import Fit, LayerMoments, Tables, fit_tables, measure_moments
+from calibration.repair_tune import tune
 from calibration.run import Run
 from calibration.scoring import Windows
 from model.budget import ExpertBudget, RoutingRule
@@ -32,17 +35,20 @@ def search(run: Run) -> Found:
     counts = tuple(count for count in run.counts if count < run.experts.trained)
     if run.experts.repair_refusal or not counts or len(run.decide.windows) < 2:
         return Found()
-    first, second = halves(run.decide)
-    best, helped = best_rows(run, fitted(run, first, counts), second, counts)
+    best = _best(run, counts)
     for count in counts:
-        run.repair.set_row(count, best)
-    if not helped:
+        run.repair.set_row(count, best.tables)
+    if not best.helped:
         return Found()
-    path = run.work / f".{REPAIR_FILE}.part"  # an earlier calibration's file stays until this one is complete
-    rows = run.experts.trained + 1
-    write_tables(path, run.repair.scale[:, :rows], run.repair.shift[:, :rows])
-    options = {f"k{count}-repaired": repaired(run, count) for count in helped}
-    return Found(options=options, repaired=helped, repair_file=path)
+    path = run.work / REPAIR_FILE
+    write_tables(path, best.tables.scale, best.tables.shift)
+    options = {f"k{count}-repaired": repaired(run, count) for count in best.helped}
+    return Found(options=options, repaired=tuple(best.helped), repair_file=path)
+
+
+def repaired(run: Run, count: int) -> ExpertBudget:
+    """The budget of one count in every layer with repair."""
+    return ExpertBudget(run.uniform(count).per_layer, rule=RoutingRule(repair=True))
 
 
 def halves(text: Windows) -> tuple[Windows, Windows]:
@@ -52,42 +58,61 @@ def halves(text: Windows) -> tuple[Windows, Windows]:
     return first, replace(text, name=f"{text.name}, second half", windows=text.windows[middle:])
 
 
-def repaired(run: Run, count: int) -> ExpertBudget:
-    """The budget of one count in every layer with repair."""
-    return ExpertBudget(run.uniform(count).per_layer, rule=RoutingRule(repair=True))
+class Best:
+    """The rows so far that lower the KL divergence most on a text; neutral where none does."""
+
+    def __init__(self, run: Run, text: Windows, counts: Sequence[int]) -> None:
+        self.tables = Tables.neutral(run.experts.layers, run.experts.trained + 1, run.config.width)
+        self._run, self._text = run, text
+        plain = run.score([run.uniform(count) for count in counts], text)
+        self._plain = {count: score.kl * (1 - LEAST_GAIN) for count, score in zip(counts, plain, strict=True)}
+        self._lowest = dict(self._plain)
+
+    @property
+    def helped(self) -> list[int]:
+        """The counts whose rows are not neutral."""
+        return [count for count, lowest in self._lowest.items() if lowest < self._plain[count]]
+
+    def offer(self, tables: Tables, counts: Sequence[int]) -> None:
+        """Score these rows, and keep those that are better."""
+        for count in counts:
+            self._run.repair.set_row(count, tables)
+        budgets = [repaired(self._run, count) for count in counts]
+        scores = self._run.score(budgets, self._text, salt=_hash(tables))
+        for count, score in zip(counts, scores, strict=True):
+            if score.kl < self._lowest[count]:
+                self._lowest[count] = score.kl
+                self.tables.set_row(count, tables)
 
 
-def fitted(run: Run, text: Windows, counts: Sequence[int]) -> Iterator[tuple[str, Tables]]:
-    """Tables by every way to fit, named. The weights are freed before the first of them is given."""
-    window_BS = torch.tensor(text.windows)[:, :-1]
-    few_BS = window_BS[: max(1, TOKENS // window_BS.shape[1])]
+def _best(run: Run, counts: Sequence[int]) -> Best:
+    """Make tables by every way there is; returns the best rows."""
+    first, second = halves(run.decide)
+    window_BS = torch.tensor(first.windows)[:, :-1]
+    window_BS = window_BS[: max(1, TOKENS // window_BS.shape[1])]
     model, _ = load_model(run.folder, cast(DType, run.info.dtype))
-    moments = measure_moments(model, few_BS, counts)
-    del model
+    best = Best(run, second, counts)
+    for tables in _fitted(measure_moments(model, window_BS, counts), run.experts.trained + 1):
+        best.offer(tables, counts)
+    for count in best.helped:
+        best.offer(tune(model, window_BS, count, best.tables), [count])
+    return best
+
+
+def _fitted(moments: LayerMoments, rows: int) -> Iterator[Tables]:
+    """Tables by every way to fit, in every strength."""
     for fit in FITS:
-        tables = fit_tables(moments, fit, run.experts.trained + 1)
+        tables = fit_tables(moments, fit, rows)
         for strength in STRENGTHS:
             weaker = Tables.neutral(*tables.scale.shape)
-            for count in counts:
+            for count in range(rows):
                 weaker.set_row(count, tables, strength)
-            yield f"{fit}, {strength}", weaker
+            yield weaker
 
 
-def best_rows(
-    run: Run, variants: Iterator[tuple[str, Tables]], text: Windows, counts: Sequence[int]
-) -> tuple[Tables, tuple[int, ...]]:
-    """The best row of each count among the variants, neutral where none helps, and the counts that are helped."""
-    best = Tables.neutral(run.experts.layers, run.experts.trained + 1, run.config.width)
-    plain = run.score([run.uniform(count) for count in counts], text)
-    lowest = {count: score.kl * (1 - LEAST_GAIN) for count, score in zip(counts, plain, strict=True)}
-    helped = set()
-    for name, tables in variants:
-        for count in counts:
-            run.repair.set_row(count, tables)
-        scores = run.score([repaired(run, count) for count in counts], text, salt=name)
-        for count, score in zip(counts, scores, strict=True):
-            if score.kl < lowest[count]:
-                lowest[count] = score.kl
-                best.set_row(count, tables)
-                helped.add(count)
-    return best, tuple(sorted(helped))
+def _hash(tables: Tables) -> str:
+    """Tells tables apart: what was scored with them is kept for a run that goes on later."""
+    digest = hashlib.sha256()
+    for tensor in (tables.scale, tables.shift):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from calibration import calibrate, normalisers, repair, thresholds
 from calibration.options import Options
+from calibration.repair_fit import Tables
 from engine.build import build_engine
 from engine.types import EngineSettings
 from model.budget import RoutingRule
@@ -13,7 +15,6 @@ from tests.calibration.checkpoints import write_text, write_tokenizer
 from tests.calibration.runs import equal_experts, idle_middle, run_of
 from tests.weights.checkpoints import INFINITY, write
 from weights import calibration as files
-from weights.calibration import REPAIR_FILE
 
 
 def test_repair_wins_back_what_is_pure_scale(tmp_path: Path) -> None:
@@ -29,12 +30,13 @@ def test_repair_wins_back_what_is_pure_scale(tmp_path: Path) -> None:
 
 
 def test_repair_that_does_not_help_is_not_kept(tmp_path: Path) -> None:
-    folder = idle_middle(tmp_path, num_experts_per_tok=2)
-    with run_of(folder, "1,2") as run:
-        none = ((name, run.repair) for name in ("neutral",))
-        best, helped = repair.best_rows(run, none, run.decide, (1,))
-    assert helped == () and bool((best.scale == 1).all())
-    assert not (folder / REPAIR_FILE).exists()
+    with run_of(equal_experts(tmp_path), "1,2") as run:
+        best = repair.Best(run, run.decide, (1,))
+        best.offer(Tables(torch.full_like(best.tables.scale, 0.1), best.tables.shift), (1,))
+        assert best.helped == [] and bool((best.tables.scale == 1).all())
+        best.offer(Tables(torch.full_like(best.tables.scale, 1.9), best.tables.shift), (1,))
+        best.offer(Tables(torch.full_like(best.tables.scale, 1.5), best.tables.shift), (1,))
+        assert best.helped == [1] and bool((best.tables.scale[:, 1] == 1.9).all())
 
 
 def test_a_normaliser_wins_back_what_is_pure_scale(tmp_path: Path) -> None:
