@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.attention.rope import rotary_tables
 from model.backends.cuda import places
-from model.backends.cuda.attention import attention_layer
+from model.backends.cuda.attention import attention_layer, attention_refusal
 from model.backends.cuda.kernels import attend as kernels
 from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.layer import moe_layer
@@ -101,3 +101,31 @@ def test_bits_do_not_depend_on_chunks_or_neighbours(chains: None) -> None:
     for at in (19, 20):
         parts.append(cut.run([IDS[at : at + 1]], [COUNTS[at : at + 1]], [at], [[0, 3]]))
     assert torch.equal(torch.cat(parts), whole_TD)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"gated": True}, "a gate beside the queries"),
+        ({"floor_scale": 8.0, "attn_scale": 0.1}, "queries scaled by their position"),
+    ],
+)
+def test_what_has_no_kernel_is_refused_by_name(changes: dict[str, Any], reason: str) -> None:
+    model = decoder(llama_like(MIXTURE, **HEADS, **changes))
+    assert reason in attention_refusal(model.config.attention[0])
+    with pytest.raises(ValueError, match=reason):
+        attention_layer(model.layers[0].attention, 1e-5)
+
+
+def test_blocks_of_another_size_are_an_error() -> None:
+    pages = Pages(Cache(4, []), torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[0, 1, 1]]))
+    with pytest.raises(ValueError, match="blocks of 16 tokens, not of 4"):
+        places.places_of(pages, pages.spans, shared=2)
+
+
+def test_queries_are_cut_into_tiles_of_one_sequence() -> None:
+    spans = [Span(0, 1, 9), Span(1, 5, 5), Span(6, 2, 40)]
+    tiles = places.query_tiles(spans, 2, torch.device("cpu"))
+    assert tiles.rows == 2
+    assert tiles.sequence_N.tolist() == [0, 1, 1, 1, 2] and tiles.first_N.tolist() == [0, 0, 2, 4, 0]
+    assert places.query_tiles(spans[:1], 2, torch.device("cpu")).rows == 1
