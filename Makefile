@@ -25,7 +25,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-bundled bench-loading bench-quantised bench-repairs bench-http bench-dial-http bench-speculation upcycled clean
+.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-http bench-dial-http bench-speculation upcycled clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,7 +102,7 @@ docs: $(VENV)/.dev  ## regenerate the tables that tests compare
 	$(BIN)/python -m docs.generate
 
 # Held-out text is not part of the repository: TEXT=FILE. The figures of speed are this machine's; leave it alone meanwhile.
-calibrate: $(VENV)/.run  ## measure the bundled models' counts on TEXT=FILE, writing their calibration.json
+calibrate: $(VENV)/.run  ## measure the bundled models' counts on TEXT=FILE, writing their calibration.json; `make docs` shows it
 	@test -n "$(TEXT)" || { echo "give TEXT=FILE, held-out text"; exit 1; }
 	for model in infinity-stories topk-stories; do $(BIN)/moedial calibrate "$$model" --text "$(TEXT)" $(ARGS) || exit 1; done
 
@@ -120,9 +120,6 @@ bench-layer: $(VENV)/.dev  ## one mixture layer, against memory bandwidth and ma
 
 bench-dial: $(VENV)/.dev  ## the time of a step at every count, against its bytes
 	$(BIN)/python -m benchmarks.dial $(ARGS)
-
-bench-bundled: $(VENV)/.dev  ## loss and speed of the bundled models at every count; ARGS="--plot FILE"
-	$(BIN)/python -m benchmarks.bundled $(ARGS)
 
 bench-loading: $(VENV)/.dev  ## how long checkpoints take to load, and their memory
 	$(BIN)/python -m benchmarks.loading $(ARGS)
