@@ -15,7 +15,6 @@ from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.norm import Norm
 from model.backends.cuda.kernels.operands import TILES, PairTiles, Tile, Weight
 from model.backends.cuda.kernels.route import route
-from model.layers import DenseFFN
 from model.moe.topk import TopKMixture
 from model.shapes.mixtures import Dense, Router, TopK
 
@@ -38,19 +37,24 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class SharedExpert:
-    """The part that every token uses."""
+    """The part that every token uses; `gate` gives the logit whose sigmoid multiplies it."""
 
     up: Weight
     down: Weight
+    gate: Weight | None = None
 
-    def __call__(self, x_TD: Tensor) -> Tensor:
-        """Its output [T, D], float32."""
+    def __call__(self, x_TD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Its output [T, D] and its logits [T, 1], float32."""
         tile = row_tile(len(x_TD))
         h_TF = x_TD.new_empty(len(x_TD), self.up.units)
         gemm(x_TD, self.up, h_TF, tile=tile)
         y_TD = x_TD.new_empty(x_TD.shape, dtype=torch.float32)
         gemm(h_TF, self.down, y_TD, tile=tile)
-        return y_TD
+        if self.gate is None:
+            return y_TD, None
+        gate_T1 = y_TD.new_empty(len(x_TD), 1)
+        gemm(x_TD, self.gate, gate_T1, tile=tile)
+        return y_TD, gate_T1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +90,9 @@ class MoELayer:
         """
         routing = self.route(normed_TD, counts_T, k_max)
         pair_RD = self.run_pairs(normed_TD, routing)
-        shared_TD = None if self.shared is None else self.shared(normed_TD)
+        shared_TD, gate_T1 = (None, None) if self.shared is None else self.shared(normed_TD)
         chosen = (routing.expert_TK, routing.weight_TK, self.experts)
-        combine(pair_RD, *chosen, x_TD, next_norm, out_TD, shared_TD, scale)
+        combine(pair_RD, *chosen, x_TD, next_norm, out_TD, shared_TD, gate_T1, scale)
         return routing
 
     def route(self, normed_TD: Tensor, counts_T: Tensor, k_max: int) -> Routing:
@@ -133,8 +137,6 @@ def refusal(shape: TopK) -> str | None:
         return "the sparse mixer has no GPU kernel"
     if shape.router.weigh_input:
         return "weights that multiply an expert's input have no GPU kernel"
-    if shape.shared_gate:
-        return "a gated shared expert has no GPU kernel"
     return None
 
 
@@ -155,11 +157,13 @@ def moe_layer(module: TopKMixture) -> MoELayer:
         down=Weight(module.down, down_bias),
         logit_bias_E=module.router_bias if shape.router.logit_bias else None,
         selection_bias_E=module.selection_bias if shape.router.selection_bias else None,
-        shared=None if shape.shared is None else _shared(module.shared, shape.shared),
+        shared=None if shape.shared is None else _shared(module, shape.shared),
     )
 
 
-def _shared(module: DenseFFN, shape: Dense) -> SharedExpert:
-    up_bias, down_bias = (linear.bias[None] if shape.bias else None for linear in (module.up, module.down))
-    up = Weight(module.up.weight[None], up_bias, shape.activation, gated=shape.gated)
-    return SharedExpert(up, Weight(module.down.weight[None], down_bias))
+def _shared(module: TopKMixture, shape: Dense) -> SharedExpert:
+    ffn = module.shared
+    up_bias, down_bias = (linear.bias[None] if shape.bias else None for linear in (ffn.up, ffn.down))
+    up = Weight(ffn.up.weight[None], up_bias, shape.activation, gated=shape.gated)
+    gate = Weight(module.shared_gate.weight[None]) if module.config.shared_gate else None
+    return SharedExpert(up, Weight(ffn.down.weight[None], down_bias), gate)

@@ -19,6 +19,7 @@ def _combine(
     expert_of,
     weight_of,
     shared,
+    shared_gate,
     residual,
     norm_weight,
     norm_bias,
@@ -30,6 +31,7 @@ def _combine(
     offset,
     scale,
     has_shared: tl.constexpr,
+    has_gate: tl.constexpr,
     has_norm: tl.constexpr,
     layer: tl.constexpr,
     has_bias: tl.constexpr,
@@ -55,7 +57,10 @@ def _combine(
         before = expert
     at = token * width + place
     if has_shared:
-        total += tl.load(shared + at, mask=real, other=0.0).to(tl.float32)
+        always = tl.load(shared + at, mask=real, other=0.0).to(tl.float32)
+        if has_gate:
+            always = always * tl.sigmoid(tl.load(shared_gate + token).to(tl.float32))
+        total += always
     row = tl.load(residual + at, mask=real, other=0.0).to(tl.float32) + scale * total
     stored = row.to(residual.dtype.element_ty)
     tl.store(residual + at, stored, mask=real)
@@ -74,11 +79,13 @@ def combine(
     norm: Norm | None = None,
     out_TD: Tensor | None = None,
     shared_TD: Tensor | None = None,
+    shared_gate_T1: Tensor | None = None,
     scale: float = 1.0,
 ) -> None:
     """Add scale · (Σ weight · pair + shared) to the residual `x_TD`, in place, and write its norm to `out_TD`.
 
-    Row p of `pair_RD` is rank p % K of token p // K; ranks whose expert is the number of experts are left out.
+    Row p of `pair_RD` is rank p % K of token p // K; ranks whose expert is the number of experts are left out. With
+    `shared_gate_T1` the shared part is multiplied by the sigmoid of its token's logit.
     """
     (tokens, k_max), width = expert_TK.shape, x_TD.shape[1]
     weight_D = x_TD if norm is None else norm.weight_D
@@ -87,6 +94,7 @@ def combine(
         expert_TK,
         weight_TK,
         x_TD if shared_TD is None else shared_TD,
+        x_TD if shared_gate_T1 is None else shared_gate_T1,
         x_TD,
         weight_D,
         weight_D if norm is None or norm.bias_D is None else norm.bias_D,
@@ -98,6 +106,7 @@ def combine(
         0.0 if norm is None else norm.offset,
         scale,
         has_shared=shared_TD is not None,
+        has_gate=shared_gate_T1 is not None,
         has_norm=norm is not None,
         **({"layer": False, "has_bias": False} if norm is None else norm.modes),
         K=triton.next_power_of_2(k_max),

@@ -38,10 +38,13 @@ def test_mixed_counts(dtype: torch.dtype, counts: list[int], k_max: int, shared:
     expert_TK, weight_TK = routed(counts, k_max)
     pair_RD, x_TD = rows_of(expert_TK, dtype), random(len(counts), WIDTH, seed=5)
     shared_TD = random(len(counts), WIDTH, seed=6).to(dtype) if shared else None
+    gate_T1 = random(len(counts), 1, seed=8) if shared and dtype == torch.float16 else None
     wanted_TD = reference.combine(pair_RD, expert_TK, weight_TK, EXPERTS)
-    wanted_TD = x_TD + 0.5 * (wanted_TD if shared_TD is None else wanted_TD + shared_TD)
+    if shared_TD is not None:
+        wanted_TD += shared_TD if gate_T1 is None else shared_TD * gate_T1.sigmoid()
+    wanted_TD = x_TD + 0.5 * wanted_TD
     norm, out_TD = Norm(1 + random(WIDTH, seed=7), 1e-6), torch.full((len(counts), WIDTH), torch.nan)
-    combine(pair_RD, expert_TK, weight_TK, EXPERTS, x_TD, norm, out_TD, shared_TD, scale=0.5)
+    combine(pair_RD, expert_TK, weight_TK, EXPERTS, x_TD, norm, out_TD, shared_TD, gate_T1, scale=0.5)
     torch.testing.assert_close(x_TD.double(), wanted_TD.double(), atol=1e-5, rtol=1e-5)
     again_TD = torch.full_like(out_TD, torch.nan)
     residual_norm(x_TD, norm, again_TD)

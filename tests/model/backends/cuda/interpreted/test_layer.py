@@ -25,6 +25,7 @@ SHAPES = {
     "gpt_oss": TopK(
         5, 20, 2, Router(normalise=True, logit_bias=True), activation="swiglu_clamped", bias=True, interleaved=True
     ),
+    "qwen2_moe": TopK(6, 20, 2, shared=Dense(24, "silu"), shared_gate=True),
     "deepseek_v3": TopK(
         8,
         20,
@@ -111,7 +112,6 @@ def test_tiles_follow_the_rows_of_an_expert() -> None:
     [
         (TopK(4, 8, 2, Router("sparse_mixer")), "the sparse mixer"),
         (TopK(4, 8, 2, Router(weigh_input=True)), "multiply an expert's input"),
-        (TopK(4, 8, 2, shared=Dense(8, "silu"), shared_gate=True), "a gated shared expert"),
     ],
 )
 def test_what_has_no_kernel_is_refused_by_name(shape: TopK, reason: str) -> None:

@@ -63,6 +63,15 @@ def test_masks_are_the_decoders(replacement: bool, aggregate: str) -> None:
     assert mask_TE[4:].isnan().all()
 
 
+def test_zeros_of_both_signs_are_equal() -> None:
+    """The first draw keeps both, so that the second may keep neither."""
+    shape = infinity(units=16, block=4, keep_ratio=0.5, maximum=2, replacement=False)
+    score_RE = torch.tensor([[1.0, -0.0, 0.0, -1.0], [3.0, 5.0, 4.0, -2.0]])
+    mask_TE = torch.full((1, 4), torch.nan)
+    keep(score_RE, torch.tensor([2]), shape, mask_TE)
+    assert mask_TE.tolist() == [[0.5, 0.0, 0.0, -1.0]]
+
+
 def test_a_tokens_mask_depends_on_no_other() -> None:
     shape = infinity(aggregate="norm")
     score_RE = torch.randn(16, 12, generator=torch.Generator().manual_seed(2))
