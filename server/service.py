@@ -29,7 +29,6 @@ from server.metrics import NO_ROUTE, Metrics
 from server.processes import watch_processes
 from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProtocol
 from server.settings import Settings
-from weights.calibration import Option
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -104,20 +103,18 @@ class Service:
         info, steps = models.info, models.lowering
         budget = ExpertBudget((models.default_count,) * info.experts.layers)
         self.meter = LoadMeter(models.options.options, budget, info.experts, info.step_cost)
+        self.chooser = Chooser(models.options, self._load)
         if steps:
             lowering = Lowering(steps, self.meter, self.settings.max_running, self.settings.brownout_itl)
             self.lowering = lowering
             self.metrics.watch("brownout_level", lambda: lowering.level)
             self.metrics.watch("brownout_relative_quality", lambda: lowering.relative_quality)
-        self.chooser = Chooser(models.options, self._load, self._lowered, self._on_lowered)
+            self.chooser = Chooser(models.options, self._load, lambda: lowering.option, self._on_lowered)
 
     def _load(self, more: int) -> Load:
         """The load with `more` sequences than run now."""
         running = min(self.settings.max_running, self.admission.running + more)
         return Load(max(1, running), self.meter.slowdown(time.monotonic()) if self.meter else 1.0)
-
-    def _lowered(self) -> Option | None:
-        return self.lowering.option if self.lowering else None
 
     def _on_lowered(self, sequences: int) -> None:
         self.metrics.inc("experts_lowered", "brownout", by=sequences)

@@ -4,7 +4,7 @@ It knows options and a load, no queue and no engine process.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from model.budget import ExpertBudget
@@ -20,12 +20,12 @@ ChosenBy = Literal["request", "auto", "brownout"]
 
 @dataclass(frozen=True, slots=True)
 class Chooser:
-    """Chooses for all calls. `load` is the load with so many further sequences; `lowered` is the option that stands in
-    for the default now, if one does; `on_lowered` is told how many sequences got it."""
+    """Chooses for all calls. `load` is the load with so many further sequences; `lowered`, where there is brownout, the
+    option that stands in for the default now, if one does; `on_lowered` is told how many sequences got it."""
 
     options: CalibratedOptions
     load: Callable[[int], Load]
-    lowered: Callable[[], Option | None] = lambda: None
+    lowered: Callable[[], Option | None] | None = None
     on_lowered: Callable[[int], None] = lambda _: None
 
     def choice(self, selection: Selection, sequences: int) -> "ExpertChoice":
@@ -42,13 +42,14 @@ class ExpertChoice:
     sequences: int
     budget: ExpertBudget
     begun: bool = False
-    by: ChosenBy | None = field(default=None)
+    by: ChosenBy | None = None
     decision: Decision | None = None
 
     @property
     def settled(self) -> bool:
         """Whether `budget` is what its tokens get."""
-        return self.begun or self.selection.named
+        open = self.selection.auto is not None or (self.chooser.lowered is not None and not self.selection.named)
+        return self.begun or not open
 
     @property
     def interval(self) -> float | None:
@@ -70,7 +71,7 @@ class ExpertChoice:
         elif selection.option:
             option = next(one for one in chooser.options.options if one.name == selection.option)
             self.by, self.decision = "request", Decision(option)
-        elif not selection.named and (cheaper := chooser.lowered()) is not None:
+        elif chooser.lowered is not None and not selection.named and (cheaper := chooser.lowered()) is not None:
             self._take(Decision(cheaper), "brownout")
             chooser.on_lowered(self.sequences)
 

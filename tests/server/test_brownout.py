@@ -92,6 +92,20 @@ def test_a_stream_that_begins_before_its_count_is_known_has_no_header_with_one()
             assert '"num_experts":' in "".join(silent.iter_text())
 
 
+def test_without_brownout_the_header_is_there_however_long_a_request_waits() -> None:
+    engine = FakeEngine()
+    engine.gate = asyncio.Event()
+    body = {"prompt": "hi", "stream": True}
+    with (
+        on_loopback(engine, calibration=calibration(), max_running=1, heartbeat=0.05) as (url, _),
+        in_background(2, url + COMPLETIONS, {"prompt": "hi"}),
+    ):
+        eventually(lambda: len(engine.seen) == 2)
+        with httpx.stream("POST", url + COMPLETIONS, json=body) as silent:
+            assert silent.headers["x-num-experts"] == "4" and len(engine.seen) == 2
+            engine.gate.set()
+
+
 def test_nothing_goes_below_the_floor() -> None:
     with in_memory(**OPTIONS | {"brownout_quality": 0.97}) as client:
         service = client.app.state.service  # type: ignore[attr-defined]
