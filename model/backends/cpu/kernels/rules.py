@@ -3,6 +3,7 @@
 The other side is `StepRules` in csrc/step_rules.h. What the numbers do is in csrc/rules.h.
 """
 
+from dataclasses import astuple
 from functools import lru_cache
 
 import torch
@@ -29,5 +30,5 @@ def _rows(rules: tuple[RoutingRule, ...]) -> Tensor:
 
 
 def _row(rule: RoutingRule) -> list[float]:
-    normaliser = rule.normaliser if isinstance(rule.normaliser, int) else NORMALISERS[rule.normaliser]
-    return [normaliser, rule.threshold, rule.top_p, rule.repair, rule.reuse]
+    """All fields in their order: one that the kernels do not know makes a row that they refuse."""
+    return [NORMALISERS[value] if isinstance(value, str) else value for value in astuple(rule)]

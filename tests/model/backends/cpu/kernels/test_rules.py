@@ -1,6 +1,6 @@
 """Routing rules and repair on the kernels: what they compute, and that a row's bits depend on no other row's rule."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.backends.cpu.kernels.pack import Kind
+from model.backends.cpu.kernels.rules import rule_arguments
+from model.batch import LayerBudget
 from model.budget import RoutingRule
 from model.shapes.mixtures import Infinity
 from tests.model.backends.cpu.kernels.cases import KINDS, Make, assert_close, check
@@ -44,6 +46,22 @@ def test_experts_that_the_step_runs_are_reused(normalise: bool, rows: int, exper
     for seed in range(5):
         case = ruled_route_case(Make(seed), rows, experts, normalise, reuse=True)
         assert_close(case.run(torch.arange(rows)), case.expected(), False)
+
+
+def test_a_rule_is_a_row_of_numbers() -> None:
+    rules = (RoutingRule("kept", 0.3, 0.9, True, 4), RoutingRule(), RoutingRule("raw"), RoutingRule(16))
+    rows_R5, rule_T = rule_arguments(LayerBudget(torch.ones(4), 1, rules, torch.arange(4)))
+    assert rows_R5.tolist() == [[-2, 0.3, 0.9, 1, 4], [-1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [16, 0, 0, 0, 0]]
+    assert rule_T.tolist() == [0, 1, 2, 3]
+
+
+def test_a_field_that_the_kernels_do_not_know_is_refused() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Grown(RoutingRule):
+        tilt: float = 0.5
+
+    with pytest.raises(RuntimeError, match=r"rules must be \[R, 5\].*got \[1, 6\]"):
+        RouteCase(torch.zeros(1, 4), torch.tensor([2]), True, Rules((Grown(),), torch.tensor([0]))).run(torch.arange(1))
 
 
 PROBABILITIES = torch.tensor([[0.4, 0.3, 0.1, 0.15, 0.05]])
