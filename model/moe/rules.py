@@ -39,14 +39,15 @@ class _TokenRules:
 
         return cls(
             budget.counts_T[:, None],
-            column([_number(rule) for rule in rules]),
+            column([number(rule) for rule in rules]),
             column([rule.threshold for rule in rules]),
             column([rule.top_p for rule in rules]),
             column([rule.reuse for rule in rules]),
         )
 
 
-def _number(rule: RoutingRule) -> int:
+def number(rule: RoutingRule) -> int:
+    """Its normaliser as a number."""
     return rule.normaliser if isinstance(rule.normaliser, int) else _NUMBERS[rule.normaliser]
 
 

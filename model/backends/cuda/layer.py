@@ -14,7 +14,7 @@ from model.backends.cuda.kernels.combine import combine
 from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.norm import Norm
 from model.backends.cuda.kernels.operands import TILES, PairTiles, Tile, Weight
-from model.backends.cuda.kernels.route import route
+from model.backends.cuda.kernels.route import TokenRules, route
 from model.moe.topk import TopKMixture
 from model.shapes.mixtures import Dense, Router, TopK
 
@@ -83,26 +83,28 @@ class MoELayer:
         next_norm: Norm | None = None,
         out_TD: Tensor | None = None,
         scale: float = 1.0,
+        rules: TokenRules | None = None,
     ) -> Routing:
         """Add scale · mixture(normed) to the residual `x_TD`, in place, and write its norm to `out_TD`.
 
         `k_max` is the largest of the counts, or any larger number up to that of the experts.
         """
-        routing = self.route(normed_TD, counts_T, k_max)
+        routing = self.route(normed_TD, counts_T, k_max, rules)
         pair_RD = self.run_pairs(normed_TD, routing)
         shared_TD, gate_T1 = (None, None) if self.shared is None else self.shared(normed_TD)
         chosen = (routing.expert_TK, routing.weight_TK, self.experts)
         combine(pair_RD, *chosen, x_TD, next_norm, out_TD, shared_TD, gate_T1, scale)
         return routing
 
-    def route(self, normed_TD: Tensor, counts_T: Tensor, k_max: int) -> Routing:
+    def route(self, normed_TD: Tensor, counts_T: Tensor, k_max: int, rules: TokenRules | None = None) -> Routing:
         """Each token's experts and their weights."""
         tokens = len(normed_TD)
         logits_TE = normed_TD.new_empty(tokens, self.experts, dtype=torch.float32)
         gemm(normed_TD, self.logits, logits_TE, tile=row_tile(tokens))
         expert_TK = counts_T.new_empty(tokens, k_max, dtype=torch.int32)
         weight_TK = logits_TE.new_empty(tokens, k_max)
-        route(logits_TE, counts_T, self.router, expert_TK, weight_TK, self.logit_bias_E, self.selection_bias_E)
+        biases = (self.logit_bias_E, self.selection_bias_E)
+        route(logits_TE, counts_T, self.router, expert_TK, weight_TK, *biases, rules)
         return Routing(expert_TK, weight_TK, self.experts)
 
     def run_pairs(self, normed_TD: Tensor, routing: Routing) -> Tensor:

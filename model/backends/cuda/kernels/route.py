@@ -4,16 +4,59 @@ Every token gets `k_max` ranks. Those beyond its own count, which is read on the
 which no other kernel computes or counts. A count's choice is a prefix of the next count's. Of equal scores the lower
 expert comes first; what is not a number comes last. The sparse mixer is not written.
 
-A program routes one token, so that its sums are the same in any batch. Not here yet: the rules of requests
-(`model/moe/rules.py`), whose place is after the loop over ranks. Axes in kernels: E experts, K ranks, G groups, each
-padded to a power of two.
+The rules of requests are those of `model/moe/rules.py`, without `reuse`. A program routes one token, so that its sums
+are the same in any batch. Axes in kernels: E experts, K ranks, G groups, each padded to a power of two.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.batch import LayerBudget
+from model.moe.rules import KEPT, RAW, TRAINED, number
 from model.shapes.mixtures import Router
+
+_TRAINED, _RAW, _KEPT = tl.constexpr(TRAINED), tl.constexpr(RAW), tl.constexpr(KEPT)
+_SMALLEST = tl.constexpr(torch.finfo(torch.float32).tiny)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """The routing rule of each token, on the device. `normaliser_T` has the numbers of `model/moe/rules.py`."""
+
+    normaliser_T: Tensor  # int32
+    threshold_T: Tensor  # float32
+    top_p_T: Tensor  # float32
+    trained: int
+    ranks: int  # how many ranks any of them looks at
+
+    @classmethod
+    def of(cls, budget: LayerBudget, trained: int) -> "TokenRules | None":
+        """Those of a layer's budget; None where all tokens have their family's.
+
+        Raises:
+            NotImplementedError: a rule has no kernel.
+        """
+        if not budget.rules or budget.rule_T is None:
+            return None
+        if any(rule.reuse for rule in budget.rules):
+            raise NotImplementedError("experts that a batch runs anyway (reuse) have no GPU kernel")
+        normalisers = [number(rule) for rule in budget.rules]
+
+        def column(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=budget.counts_T.device)[budget.rule_T]
+
+        return cls(
+            column(normalisers, torch.int32),
+            column([rule.threshold for rule in budget.rules], torch.float32),
+            column([rule.top_p for rule in budget.rules], torch.float32),
+            trained,
+            max(trained, *normalisers),
+        )
 
 
 @triton.jit
@@ -70,10 +113,15 @@ def _route(
     logit_bias,
     selection_bias,
     counts,
+    normalisers,
+    thresholds,
+    top_ps,
     expert_out,
     weight_out,
     experts,
     k_max,
+    looked_at,
+    trained,
     groups,
     kept_groups,
     eps,
@@ -84,6 +132,7 @@ def _route(
     top2: tl.constexpr,
     normalise: tl.constexpr,
     clamp_sum: tl.constexpr,
+    has_rules: tl.constexpr,
     E: tl.constexpr,
     K: tl.constexpr,
     G: tl.constexpr,
@@ -109,22 +158,46 @@ def _route(
     count = tl.load(counts + token).to(tl.int32)
     chosen = tl.full([K], 0, tl.int32) + experts
     weights = tl.zeros([K], tl.float32)
-    for k in range(k_max):
+    normaliser, threshold, top_p, share = 0, 0.0, 0.0, 1.0
+    if has_rules:
+        normaliser = tl.load(normalisers + token)
+        threshold = tl.load(thresholds + token)
+        top_p = tl.load(top_ps + token)
+        share = top_p if score == "softmax" else top_p * tl.sum(tl.where(real, worth, 0.0), axis=0)
+    # Sums in the order of ranks: of all so far, of those that run, of the trained count's, of the normaliser's.
+    so_far, own, mass, best_n, best_worth = 0.0, 0.0, 0.0, 0.0, 0.0
+    runs_on = count > 0
+    for k in range(looked_at):
         left = tl.max((is_open & first).to(tl.int32), axis=0) > 0
         candidates = tl.where(left, is_open & first, is_open)
         best = _best(ranked, candidates, place, E)
         is_open = is_open & (place != best)
-        allowed = (rank == k) & (k < count)
-        chosen = tl.where(allowed, best, chosen)
-        weights = tl.where(allowed, tl.sum(tl.where(place == best, worth, 0.0), axis=0), weights)
+        this = tl.sum(tl.where(place == best, worth, 0.0), axis=0)
+        runs_on = runs_on & (k < count)
+        if has_rules:
+            best_worth = tl.where(k == 0, this, best_worth)
+            stops = (this < threshold * best_worth) | ((top_p > 0) & (so_far >= share))
+            runs_on = runs_on & ((k == 0) | (stops == 0))
+            so_far += this
+            mass += tl.where(k < trained, this, 0.0)
+            best_n += tl.where(k < tl.maximum(normaliser, 1), this, 0.0)
+        own += tl.where(runs_on, this, 0.0)
+        chosen = tl.where((rank == k) & runs_on, best, chosen)
+        weights = tl.where((rank == k) & runs_on, this, weights)
+    divisor, as_trained = own, True
+    if has_rules:
+        as_trained = (normaliser == _TRAINED) | (count >= trained)
+        divisor = tl.where(as_trained | (normaliser == _KEPT), own, best_n)
+    shares = weights
     if normalise:
-        total = 0.0
-        for k in range(k_max):  # in the order of ranks, so that the padding of others' ranks changes nothing
-            total += tl.sum(tl.where(rank == k, weights, 0.0), axis=0)
-        weights = weights / (tl.maximum(total, eps) if clamp_sum else total + eps)
+        shares = weights / (tl.maximum(divisor, eps) if clamp_sum else divisor + eps)
+    elif has_rules:
+        shares = tl.where(as_trained, weights, weights * (mass / tl.maximum(divisor, _SMALLEST)))
+    if has_rules:
+        shares = tl.where((normaliser == _RAW) & (as_trained == 0), weights, shares)
     at = token * k_max + rank
     tl.store(expert_out + at, chosen, mask=rank < k_max)
-    tl.store(weight_out + at, tl.where(rank < count, weights * scale, 0.0), mask=rank < k_max)
+    tl.store(weight_out + at, tl.where(chosen < experts, shares * scale, 0.0), mask=rank < k_max)
 
 
 def route(
@@ -135,6 +208,7 @@ def route(
     weight_TK: Tensor,
     logit_bias_E: Tensor | None = None,
     selection_bias_E: Tensor | None = None,
+    rules: TokenRules | None = None,
 ) -> None:
     """Write the best `counts_T` experts of each token, int32, best first, and their weights, float32.
 
@@ -147,15 +221,21 @@ def route(
     if k_max > experts:
         raise ValueError(f"{k_max} ranks cannot be routed to {experts} experts")
     padded = triton.next_power_of_2(experts)
+    looked_at = k_max if rules is None else min(experts, max(k_max, rules.ranks))
     _route[(tokens,)](
         logits_TE,
         logits_TE if logit_bias_E is None else logit_bias_E,
         logits_TE if selection_bias_E is None else selection_bias_E,
         counts_T,
+        counts_T if rules is None else rules.normaliser_T,
+        counts_T if rules is None else rules.threshold_T,
+        counts_T if rules is None else rules.top_p_T,
         expert_TK,
         weight_TK,
         experts,
         k_max,
+        looked_at,
+        0 if rules is None else rules.trained,
         router.groups,
         router.kept_groups,
         float(router.eps),
@@ -166,8 +246,9 @@ def route(
         top2=router.group_score == "top2",
         normalise=router.normalise,
         clamp_sum=router.clamp_sum,
+        has_rules=rules is not None,
         E=padded,
-        K=triton.next_power_of_2(k_max),
+        K=triton.next_power_of_2(looked_at),
         G=triton.next_power_of_2(router.groups),
         num_warps=max(1, min(8, padded // 256)),
         enable_fp_fusion=False,

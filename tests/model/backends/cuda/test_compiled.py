@@ -21,7 +21,7 @@ from model.backends.cuda.kernels.masks import keep
 from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.kernels.operands import TILES, PairTiles, Tile, Weight
 from model.backends.cuda.kernels.rotary import HeadNorms, rotary
-from model.backends.cuda.kernels.route import route
+from model.backends.cuda.kernels.route import TokenRules, route
 from model.shapes.attention import Attention
 from model.shapes.mixtures import Infinity, Router
 from model.shapes.rope import Rope
@@ -73,9 +73,11 @@ DEEPSEEK = Router(
 def test_route(router: Router, experts: int) -> None:
     bias_E = empty(experts) if router.selection_bias else None
     logits_TE, counts_T = floats(9, experts), empty(9, dtype=torch.int64)
+    rules = TokenRules(ints(9), floats(9), floats(9), trained=8, ranks=16)
     with record() as found:
-        route(logits_TE, counts_T, router, ints(9, K_MAX), floats(9, K_MAX), None, bias_E)
-    assert [made.stack for made in found] == [0]
+        for of_requests in (None, rules):
+            route(logits_TE, counts_T, router, ints(9, K_MAX), floats(9, K_MAX), None, bias_E, of_requests)
+    assert [made.stack for made in found] == [0, 0]
 
 
 def test_align() -> None:

@@ -1,11 +1,16 @@
 """A sparse mixture of kernels against the decoder's own module, at mixed counts; a row's bits alone and in a batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from model.backends.cuda.kernels.norm import Norm, residual_norm
+from model.backends.cuda.kernels.route import TokenRules
 from model.backends.cuda.layer import MoELayer, moe_layer, refusal, row_tile
+from model.batch import LayerBudget
+from model.budget import RoutingRule
 from model.moe.topk import TopKMixture
 from model.shapes.mixtures import Dense, Router, TopK
 from tests.model.tiny import randomise, use
@@ -94,6 +99,19 @@ def test_the_residual_and_the_next_norm() -> None:
     again_TD = torch.full_like(out_TD, torch.nan)
     residual_norm(residual_TD, norm, again_TD)
     assert torch.equal(out_TD, again_TD)
+
+
+def test_a_threshold_leaves_pairs_out() -> None:
+    """As the decoder leaves them out, so that the layer computes fewer."""
+    module, x_TD, counts = mixture(SHAPES["qwen3_moe"]), tokens(5), [1, 6, 2, 3, 4]
+    rules = (RoutingRule("kept"), RoutingRule("raw", threshold=0.5))
+    rule_T = torch.tensor([0, 1, 0, 1, 1])
+    budget = LayerBudget(torch.tensor(counts), 6, rules, rule_T)
+    residual_TD = torch.zeros(5, WIDTH)
+    given = (x_TD, budget.counts_T, 6, residual_TD)
+    routing = moe_layer(module)(*given, rules=TokenRules.of(budget, module.config.trained))
+    torch.testing.assert_close(residual_TD, module(x_TD, replace(use(counts), budget=budget)), atol=2e-5, rtol=2e-5)
+    assert int(routing.loads_E.sum()) < sum(counts)
 
 
 def test_loads_count_the_pairs_that_ran() -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backends.cuda.kernels.route import route
+from model.backends.cuda.kernels.route import TokenRules, route
 from model.batch import LayerBudget
+from model.budget import RoutingRule
 from model.moe.router import choose
 from model.shapes.mixtures import Router
 
@@ -119,6 +120,40 @@ def test_half_precision_logits() -> None:
     wanted = expected(half_TE.float(), counts_T, ROUTERS["olmoe"], 4)
     assert torch.equal(found[0], wanted[0])
     torch.testing.assert_close(found[1], wanted[1])
+
+
+RULES = (
+    RoutingRule(),
+    RoutingRule("raw"),
+    RoutingRule("kept", threshold=0.4),
+    RoutingRule(5, top_p=0.5),
+    RoutingRule("kept", top_p=0.7),
+)
+
+
+@pytest.mark.parametrize("name", ["olmoe", "qwen3_moe", "deepseek_v3", "ernie4_5_moe"])
+def test_rules_of_requests(name: str) -> None:
+    """Every token has a rule of its own, and counts lie on both sides of the trained one, 3."""
+    router, counts_T = ROUTERS[name], torch.tensor([2, 2, 2, 2, 2, 4, 4])
+    budget = LayerBudget(counts_T, 4, RULES, torch.tensor([0, 1, 2, 3, 4, 2, 1]))
+    selection_bias_E = bias(router.selection_bias, 2)
+    choice = choose(logits(), budget, router, selection_bias_E, trained=3)
+    expert_TK, weight_TK = torch.full((TOKENS, 4), 99, dtype=torch.int32), torch.full((TOKENS, 4), torch.nan)
+    rules = TokenRules.of(budget, trained=3)
+    route(logits(), counts_T, router, expert_TK, weight_TK, None, selection_bias_E, rules)
+    runs_TK = choice.runs_TK[:, :4]
+    assert not choice.runs_TK[:, 4:].any()
+    assert torch.equal(expert_TK, torch.where(runs_TK, choice.expert_TK[:, :4], EXPERTS).int())
+    wanted_TK = torch.where(runs_TK, choice.weight_TK[:, :4], 0.0)
+    torch.testing.assert_close(weight_TK, wanted_TK, atol=1e-6, rtol=1e-5)
+
+
+def test_reuse_is_refused_by_name() -> None:
+    counts_T = torch.ones(TOKENS, dtype=torch.int64)
+    budget = LayerBudget(counts_T, 1, (RoutingRule(reuse=3),), torch.zeros_like(counts_T))
+    with pytest.raises(NotImplementedError, match="reuse"):
+        TokenRules.of(budget, trained=2)
+    assert TokenRules.of(LayerBudget(counts_T, 1), trained=2) is None
 
 
 def test_what_has_no_kernel_is_named() -> None:
