@@ -127,24 +127,25 @@ RULES = (
     RoutingRule("raw"),
     RoutingRule("kept", threshold=0.4),
     RoutingRule(5, top_p=0.5),
-    RoutingRule("kept", top_p=0.7),
+    RoutingRule("kept", top_p=0.4),
 )
 
 
 @pytest.mark.parametrize("name", ["olmoe", "qwen3_moe", "deepseek_v3", "ernie4_5_moe"])
 def test_rules_of_requests(name: str) -> None:
     """Every token has a rule of its own, and counts lie on both sides of the trained one, 3."""
-    router, counts_T = ROUTERS[name], torch.tensor([2, 2, 2, 2, 2, 4, 4])
-    budget = LayerBudget(counts_T, 4, RULES, torch.tensor([0, 1, 2, 3, 4, 2, 1]))
+    router, counts_T = ROUTERS[name], torch.tensor([2, 2, 2, 2, 6, 4, 6])
+    budget = LayerBudget(counts_T, 6, RULES, torch.tensor([0, 1, 2, 3, 4, 2, 4]))
     selection_bias_E = bias(router.selection_bias, 2)
     choice = choose(logits(), budget, router, selection_bias_E, trained=3)
-    expert_TK, weight_TK = torch.full((TOKENS, 4), 99, dtype=torch.int32), torch.full((TOKENS, 4), torch.nan)
+    expert_TK, weight_TK = torch.full((TOKENS, 6), 99, dtype=torch.int32), torch.full((TOKENS, 6), torch.nan)
     rules = TokenRules.of(budget, trained=3)
     route(logits(), counts_T, router, expert_TK, weight_TK, None, selection_bias_E, rules)
-    runs_TK = choice.runs_TK[:, :4]
-    assert not choice.runs_TK[:, 4:].any()
-    assert torch.equal(expert_TK, torch.where(runs_TK, choice.expert_TK[:, :4], EXPERTS).int())
-    wanted_TK = torch.where(runs_TK, choice.weight_TK[:, :4], 0.0)
+    runs_TK = choice.runs_TK[:, :6]
+    assert not choice.runs_TK[:, 6:].any()
+    assert int(runs_TK[4].sum()) < 6  # its share is reached earlier
+    assert torch.equal(expert_TK, torch.where(runs_TK, choice.expert_TK[:, :6], EXPERTS).int())
+    wanted_TK = torch.where(runs_TK, choice.weight_TK[:, :6], 0.0)
     torch.testing.assert_close(weight_TK, wanted_TK, atol=1e-6, rtol=1e-5)
 
 
