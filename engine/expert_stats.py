@@ -19,13 +19,14 @@ class ExpertStats(Observer):
 
     def __init__(self) -> None:
         self.pairs = 0
+        self._allowed_pairs = 0  # of the pass that runs, by its counts
         self.loads: list[Tensor] = []
         self._used_LT: list[Tensor] = []  # of the pass that runs
         self._expert_LTK: list[Tensor] = []
         self._pairs_of: Counter[str] = Counter()  # of each sequence
 
     def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
-        self.pairs += pairs
+        self._allowed_pairs += pairs
         self.loads.append(load_E)
 
     def used(self, layer: int, used_T: Tensor) -> None:
@@ -35,10 +36,13 @@ class ExpertStats(Observer):
         self._expert_LTK.append(expert_TK)
 
     def count_pairs(self, plan: Plan) -> None:
-        """After a pass: add what each sequence of its plan ran, if the mixtures told it."""
+        """After a pass: add what it ran, and what each sequence of its plan ran, if the mixtures told it."""
+        allowed, self._allowed_pairs = self._allowed_pairs, 0
         if not self._used_LT:
+            self.pairs += allowed
             return
         used: list[int] = sum(self._used_LT[1:], self._used_LT[0]).tolist()
+        self.pairs += sum(used)
         for chunk, first in _rows(plan):
             self._pairs_of[chunk.sequence.id] += sum(used[first : first + _tokens(chunk)])
         self._used_LT.clear()
@@ -47,7 +51,7 @@ class ExpertStats(Observer):
         """What was seen of each chunk of the plan that ran last; nothing where no request needs it."""
         if not self._pairs_of and not self._expert_LTK:
             return ()
-        told: list[Experts] = [expert_TK.numpy() for expert_TK in self._expert_LTK]
+        told: list[Experts] = [expert_TK.cpu().numpy() for expert_TK in self._expert_LTK]
         routes = pack(told, mixtures) if told else None
         return tuple(self._observed(chunk, first, routes) for chunk, first in _rows(plan))
 

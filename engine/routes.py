@@ -37,11 +37,12 @@ def pack(layers: Sequence[Experts], mixtures: Sequence[FeedForward]) -> StepRout
         bits_LTW = [_as_bits(expert_TK, experts) for expert_TK in layers]
         return StepRoutes(np.stack(bits_LTW, axis=1), bits=True)
     dtype = np.uint8 if experts <= np.iinfo(np.uint8).max else np.uint16
-    width = max(expert_TK.shape[1] for expert_TK in layers)
+    width = max(int((expert_TK >= 0).sum(1).max(initial=0)) for expert_TK in layers)
     rows_TLW = np.full((len(layers[0]), len(layers), width), np.iinfo(dtype).max, dtype)
     for layer, expert_TK in enumerate(layers):
-        ran_TK = expert_TK >= 0
-        rows_TLW[:, layer, : expert_TK.shape[1]][ran_TK] = expert_TK[ran_TK]
+        first_TW = expert_TK[:, :width]
+        ran_TW = first_TW >= 0
+        rows_TLW[:, layer, : first_TW.shape[1]][ran_TW] = first_TW[ran_TW]
     return StepRoutes(rows_TLW, bits=False)
 
 

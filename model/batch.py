@@ -5,8 +5,9 @@ width, E experts (∞-MoE: groups of units), K count, R routed pairs, S context 
 V vocabulary, P pages. Not here: how a batch is put together (see `engine/batching.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from model.budget import RoutingRule
@@ -52,6 +53,12 @@ class LayerBudget:
     k_max: int
     rules: tuple[RoutingRule, ...] = ()  # the distinct ones; empty: every token has its family's rule
     rule_T: Tensor | None = None  # int64: which of them each token has
+    known_pairs: int | None = None  # the sum of the counts, where the host knows it
+
+    @property
+    def pairs(self) -> int:
+        """The sum of the counts: what the layer runs, unless a rule is adaptive."""
+        return int(self.counts_T.sum()) if self.known_pairs is None else self.known_pairs
 
     @property
     def adaptive(self) -> bool:
@@ -81,7 +88,12 @@ class BudgetRows:
 
     def layer(self, moe_layer: int) -> LayerBudget:
         """The part of one MoE layer."""
-        return LayerBudget(self.counts_LT[moe_layer], self.k_max, self.rules, self.rule_T)
+        return LayerBudget(self.counts_LT[moe_layer], self.k_max, self.rules, self.rule_T, self.pairs_L[moe_layer])
+
+    def to(self, device: torch.device) -> "BudgetRows":
+        """The same on a device."""
+        rule_T = None if self.rule_T is None else self.rule_T.to(device, non_blocking=True)
+        return replace(self, counts_LT=self.counts_LT.to(device, non_blocking=True), rule_T=rule_T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +106,18 @@ class Batch:
     budget: BudgetRows
     rows_B: Tensor  # int64: the rows whose logits are wanted
     routes: bool = False  # whether the observer wants every token's experts
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device, which is not waited for: the values may be overwritten once this returns."""
+
+        def moved(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            ids_T=moved(self.ids_T),
+            positions_T=moved(self.positions_T),
+            seeds_T=moved(self.seeds_T),
+            budget=self.budget.to(device),
+            rows_B=moved(self.rows_B),
+        )

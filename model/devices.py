@@ -4,8 +4,10 @@ Nothing of CUDA is loaded where torch finds no GPU. Not here: what runs on a dev
 """
 
 import re
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from model.errors import CheckpointError
 from model.resources import Amount, available_memory
@@ -37,6 +39,17 @@ def resolve(setting: str) -> str:
         listed = ", ".join(f"{name} ({what})" for name, what in there.items())
         raise CheckpointError(f"device {setting!r} is not on this machine; it has {listed}")
     return device
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the host reads a tensor's values without waiting. Where it does not, every size in a step must follow
+    from what the host knows."""
+    return x.device.type == CPU
+
+
+def tensor_on(values: Sequence[float], device: torch.device) -> Tensor:
+    """A tensor of the host's values on a device, which is not waited for."""
+    return torch.tensor(values).to(device, non_blocking=True)
 
 
 def free_memory(device: str) -> Amount:

@@ -51,6 +51,11 @@ def normal_table() -> Tensor:
     return torch.special.ndtri(mid).float()
 
 
+@cache
+def _table_on(device: torch.device) -> Tensor:
+    return normal_table().to(device, non_blocking=True)
+
+
 def normal(seed_R: Tensor, layer: int, position_R: Tensor, sample_R: Tensor, width: int) -> Tensor:
     """Standard normal draws ε_RZ, float32, keyed by int64 rows of (seed, layer, position, sample).
 
@@ -64,4 +69,4 @@ def normal(seed_R: Tensor, layer: int, position_R: Tensor, sample_R: Tensor, wid
     bits_RG = mix(key_R[:, None] + counter_RG * _signed(_GOLDEN))
     quarters = [(bits_RG >> shift) & 0xFFFF for shift in (0, 16, 32, 48)]
     index_RG4 = torch.stack(quarters, dim=-1)
-    return normal_table().to(seed_R.device)[index_RG4.flatten(1)[:, :width]]
+    return _table_on(seed_R.device)[index_RG4.flatten(1)[:, :width]]

@@ -51,7 +51,8 @@ class Observer(Protocol):
     """
 
     def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
-        """`pairs` computed; `load_E` tokens per expert (∞-MoE: per group); `scores_TE` router probabilities."""
+        """`pairs` computed, or at most so many where a device computes them and `used` is told too; `load_E` tokens per
+        expert (∞-MoE: per group); `scores_TE` router probabilities."""
 
     def used(self, layer: int, used_T: Tensor) -> None:
         """Int64: how many pairs each token ran. Only of steps where a routing rule is adaptive."""

@@ -35,7 +35,7 @@ class GatedDeltaNetAttention(LayerModule):
         s = self.shape
         mixed_TC, gate_THV = self._split(self.project(x_TD))
         beta_TH, decay_TH = self._rates(self.rates(x_TD))
-        y_THV = torch.empty(len(x_TD), s.value_heads, s.value_width)
+        y_THV = torch.empty(len(x_TD), s.value_heads, s.value_width, device=x_TD.device)
         for rows, state, fresh in step.states(s.memory.size):
             inputs = s.channels * (s.kernel - 1)
             past, memory = state[:inputs], state[inputs:]

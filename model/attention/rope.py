@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from model.devices import tensor_on
 from model.shapes.rope import Rope, yarn_mscale
 from model.step import Tables
 
@@ -77,7 +78,7 @@ def _frequencies(positions_T: Tensor, rope: Rope) -> Tensor:
         case "llama3":
             return _llama3(plain_w, rope)
         case "longrope":
-            short_w, long_w = (plain_w.new_tensor(f) for f in (rope.short_factor, rope.long_factor))
+            short_w, long_w = (tensor_on(f, plain_w.device) for f in (rope.short_factor, rope.long_factor))
             return plain_w / torch.where((positions_T < rope.original)[:, None], short_w, long_w)
     return plain_w
 

@@ -5,6 +5,7 @@ How a kind chooses and what its experts are is in its own file beside this one.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from model.batch import LayerBudget
@@ -43,8 +44,14 @@ class Choice:
     def routes_TK(self) -> Tensor:
         """The experts that run, best first, then -1; int32."""
         order_TK = self.runs_TK.sort(dim=-1, descending=True, stable=True).indices
-        expert_TK = self.expert_TK.where(self.runs_TK, -1).gather(-1, order_TK)
-        return expert_TK[:, : int(self.used_T.amax()) if len(expert_TK) else 0].int()
+        return self.expert_TK.where(self.runs_TK, -1).gather(-1, order_TK).int()
+
+    def by_expert(self, experts: int) -> tuple[Tensor, Tensor]:
+        """Weights, and which run, [T, E]: the same without a size that follows from values."""
+        shape = len(self.expert_TK), experts
+        weight_TK = self.weight_TK.where(self.runs_TK, 0)
+        weight_TE = weight_TK.new_zeros(shape).scatter(-1, self.expert_TK, weight_TK)
+        return weight_TE, self.runs_TK.new_zeros(shape).scatter(-1, self.expert_TK, self.runs_TK)
 
     def pairs(self, experts: int) -> RoutedPairs:
         """What runs, of a layer with so many experts."""
@@ -65,7 +72,15 @@ def normalised(weight_TK: Tensor, sum_T1: Tensor, router: Router) -> Tensor:
 def ranks(budget: LayerBudget) -> Tensor:
     """Which of `k_max` ranks each token may use: bool [T, K]. Plain torch only: the kernels have `route` in topk.h."""
     counts_T = budget.counts_T
-    return counts_T.new_tensor(range(budget.k_max))[None, :] < counts_T[:, None]
+    return torch.arange(budget.k_max, device=counts_T.device)[None, :] < counts_T[:, None]
+
+
+def token_ranks(counts_T: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+    """Token and rank of all `pairs` that the counts allow, by token and then by rank."""
+    device = counts_T.device
+    token_R = torch.arange(len(counts_T), device=device).repeat_interleave(counts_T, output_size=pairs)
+    first_T = counts_T.cumsum(0) - counts_T
+    return token_R, torch.arange(pairs, device=device) - first_T[token_R]
 
 
 def sort_pairs(token_R: Tensor, expert_R: Tensor, weight_R: Tensor, experts: int) -> RoutedPairs:

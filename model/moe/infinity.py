@@ -14,15 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model import devices
 from model.activation import activate
-from model.moe.base import RoutedPairs, ranks, sort_pairs
+from model.moe.base import RoutedPairs, sort_pairs, token_ranks
 from model.moe.points import fixed_points
 from model.registry import LayerModule, module_for
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Infinity
 from model.step import LayerStep
 
-_points = cache(fixed_points)  # read in every layer of every step, and never written
+
+@cache
+def _points(count: int, latent_dim: int, device: torch.device) -> Tensor:
+    """Read in every layer of every step, and never written."""
+    return fixed_points(count, latent_dim).to(device, non_blocking=True)
 
 
 class InfinityMixture(LayerModule):
@@ -42,7 +47,7 @@ class InfinityMixture(LayerModule):
             raise ValueError("the draws of an ∞-MoE have no router weights that a routing rule could change")
         mask_TE = self.masks(x_TD, step)
         if step.observer is not None:
-            draws, load_E = int(step.budget.counts_T.sum()), (mask_TE != 0).sum(0)
+            draws, load_E = step.budget.pairs, (mask_TE != 0).sum(0)
             step.observer.routed(step.moe_layer, draws, load_E, None)
             if step.routes:
                 step.observer.routes(step.moe_layer, kept_groups(mask_TE))
@@ -57,18 +62,18 @@ class InfinityMixture(LayerModule):
     def masks(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         """m̄ [T, groups], float32: the mean over a token's draws of its top-share masks, raw scores kept (eq. 6)."""
         mean_TZ, sigma_TZ = self.gaussian(x_TD)
-        token_R, sample_R = ranks(step.budget).nonzero(as_tuple=True)
+        token_R, sample_R = token_ranks(step.budget.counts_T, step.budget.pairs)
         z_RZ = mean_TZ[token_R] + sigma_TZ[token_R] * self.noise(token_R, sample_R, step)
         with torch.autocast(
             x_TD.device.type, enabled=False
         ):  # which groups win is decided in float32, also in training
             score_RE = F.linear(z_RZ, self.scores.float())
-        return mean_masks(score_RE, step.budget.counts_T, self.config)
+        return mean_masks(score_RE, step.budget.counts_T, step.budget.k_max, self.config)
 
     def noise(self, token_R: Tensor, sample_R: Tensor, step: LayerStep) -> Tensor:
         """ε_RZ of each (token, sample). Antithetic draws come in pairs: an odd sample mirrors the one before it."""
         if self.config.draws == "points":
-            return _points(self.config.maximum, self.config.latent_dim).to(sample_R.device)[sample_R]
+            return _points(self.config.maximum, self.config.latent_dim, sample_R.device)[sample_R]
         if self.config.draws == "independent":
             return step.noise(token_R, sample_R, self.config.latent_dim)
         sign_R = 1 - 2 * (sample_R % 2)
@@ -111,14 +116,18 @@ def kept_groups(mask_TE: Tensor) -> Tensor:
     """The groups that each token keeps, in rising order, then -1; int32."""
     kept_TE = mask_TE != 0
     group_TE = kept_TE.sort(dim=-1, descending=True, stable=True).indices
-    most = int(kept_TE.sum(-1).amax()) if len(mask_TE) else 0
-    return group_TE.where(kept_TE.gather(-1, group_TE), -1)[:, :most].int()
+    return group_TE.where(kept_TE.gather(-1, group_TE), -1).int()
 
 
-def mean_masks(score_RE: Tensor, counts_T: Tensor, config: Infinity) -> Tensor:
+def mean_masks(score_RE: Tensor, counts_T: Tensor, k_max: int, config: Infinity) -> Tensor:
     """m̄ [T, groups]: the mean of what each draw of a token keeps. Its rows lie together, in the order of the draws."""
-    mask_RE = keep_top(score_RE, config.kept) if config.replacement else keep_new(score_RE, counts_T, config.kept)
-    token_R = torch.arange(len(counts_T), device=counts_T.device).repeat_interleave(counts_T)
+    if config.replacement:
+        mask_RE = keep_top(score_RE, config.kept)
+    elif devices.readable(score_RE):
+        mask_RE = keep_new(score_RE, counts_T, k_max, config.kept)
+    else:
+        mask_RE = keep_new_padded(score_RE, counts_T, k_max, config.kept)
+    token_R, _ = token_ranks(counts_T, len(score_RE))
     sum_TE = mask_RE.new_zeros(len(counts_T), config.blocks).index_add(0, token_R, mask_RE)
     mean_TE = sum_TE / counts_T[:, None]
     if config.aggregate == "mean":
@@ -137,12 +146,12 @@ def restore_norm(mean_TE: Tensor, square_T1: Tensor) -> Tensor:
     return mean_TE * ((square_T1 + 1e-12).sqrt() / norm_T1)
 
 
-def keep_new(scores_RE: Tensor, counts_T: Tensor, kept: int) -> Tensor:
+def keep_new(scores_RE: Tensor, counts_T: Tensor, k_max: int, kept: int) -> Tensor:
     """As `keep_top`, without replacement: a token's draw keeps the best groups that none of its earlier draws kept."""
     first_T = counts_T.cumsum(0) - counts_T  # each token's first row
     mask_RE = torch.zeros_like(scores_RE)
     taken_TE = torch.zeros(len(counts_T), scores_RE.shape[1], dtype=torch.bool, device=scores_RE.device)
-    for draw in range(int(counts_T.amax()) if len(counts_T) else 0):
+    for draw in range(k_max):
         token_t = (counts_T > draw).nonzero(as_tuple=True)[0]
         score_tE, old_tE = scores_RE[first_T[token_t] + draw], taken_TE[token_t]
         open_tE = score_tE.masked_fill(old_tE, -torch.inf)
@@ -151,6 +160,24 @@ def keep_new(scores_RE: Tensor, counts_T: Tensor, kept: int) -> Tensor:
         mask_RE[first_T[token_t] + draw] = torch.where(new_tE, score_tE, 0)
         taken_TE[token_t] = old_tE | new_tE
     return mask_RE
+
+
+def keep_new_padded(scores_RE: Tensor, counts_T: Tensor, k_max: int, kept: int) -> Tensor:
+    """As `keep_new`, with as many draws of every token: no size follows from the counts. What a token draws beyond its
+    count is not returned."""
+    first_T = counts_T.cumsum(0) - counts_T
+    taken_TE = torch.zeros(len(counts_T), scores_RE.shape[1], dtype=torch.bool, device=scores_RE.device)
+    masks = []
+    for draw in range(k_max):
+        row_T = (first_T + draw).clamp(max=len(scores_RE) - 1)
+        score_TE = scores_RE[row_T]
+        open_TE = score_TE.masked_fill(taken_TE, -torch.inf)
+        threshold_T1 = open_TE.topk(kept, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+        new_TE = (open_TE >= threshold_T1) & ~taken_TE
+        masks.append(torch.where(new_TE, score_TE, 0))
+        taken_TE = taken_TE | new_TE
+    token_R, draw_R = token_ranks(counts_T, len(scores_RE))
+    return torch.stack(masks)[draw_R, token_R]
 
 
 def keep_top(scores_RE: Tensor, kept: int) -> Tensor:

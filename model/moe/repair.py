@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.batch import LayerBudget
+from model.devices import tensor_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,6 @@ def repaired(y_TD: Tensor, budget: LayerBudget, tables: RepairTables | None) -> 
         return y_TD
     if tables is None:
         raise ValueError("a routing rule asks for repair, and no statistics were loaded")
-    wanted_T = torch.tensor([rule.repair for rule in budget.rules], device=y_TD.device)[budget.rule_T]
+    wanted_T = tensor_on([rule.repair for rule in budget.rules], y_TD.device)[budget.rule_T]
     repaired_TD = y_TD.float() * tables.scale_KD[budget.counts_T] + tables.shift_KD[budget.counts_T]
     return torch.where(wanted_T[:, None], repaired_TD.to(y_TD.dtype), y_TD)

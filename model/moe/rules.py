@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.batch import LayerBudget
 from model.budget import RoutingRule
+from model.devices import tensor_on
 from model.moe.base import Choice, normalised, running_sum
 from model.shapes.mixtures import Router
 
@@ -35,7 +36,7 @@ class _TokenRules:
         assert rule_T is not None
 
         def column(values: list[float] | list[int]) -> Tensor:
-            return torch.tensor(values, device=rule_T.device)[rule_T, None]
+            return tensor_on(values, rule_T.device)[rule_T, None]
 
         return cls(
             budget.counts_T[:, None],
@@ -80,9 +81,8 @@ def _own(score_TE: Tensor, rules: _TokenRules, router: Router) -> Tensor:
 
 def _run_anyway(expert_TE: Tensor, runs_TE: Tensor) -> Tensor:
     """Of each token's ranks, which expert some token of the batch runs."""
-    used_E = runs_TE.new_zeros(expert_TE.shape[1])
-    used_E[expert_TE[runs_TE]] = True
-    return used_E[expert_TE]
+    by_expert_TE = torch.zeros_like(runs_TE).scatter(-1, expert_TE, runs_TE)
+    return by_expert_TE.any(0)[expert_TE]
 
 
 def _weights(score_TE: Tensor, runs_TE: Tensor, rules: _TokenRules, router: Router, trained: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model import devices
 from model.activation import activate_gated
 from model.layers import DenseFFN
 from model.moe.base import Choice, RoutedPairs
@@ -19,6 +20,8 @@ from model.registry import LayerModule, module_for
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import TopK
 from model.step import LayerStep
+
+MOST_PADDED = 1 << 26  # values of all experts that are computed at a time where the host does not know the pairs
 
 
 class TopKMixture(LayerModule):
@@ -47,15 +50,20 @@ class TopKMixture(LayerModule):
     def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         logits_TE = self.logits(x_TD)
         choice = self.choose(logits_TE, step)
-        pairs = choice.pairs(self.config.experts)
+        if self.execute is not None or devices.readable(x_TD):
+            pairs = choice.pairs(self.config.experts)
+            count, load_E = len(pairs.token_R), pairs.load_E
+            y_TD = (self.execute or self.run_ragged)(x_TD, pairs)
+        else:
+            weight_TE, runs_TE = choice.by_expert(self.config.experts)
+            count, load_E = step.budget.pairs, runs_TE.sum(0)
+            y_TD = self.run_padded(x_TD, weight_TE, runs_TE)
         if step.observer is not None:
-            probs_TE = scores(logits_TE, self.config.router)
-            step.observer.routed(step.moe_layer, len(pairs.token_R), pairs.load_E, probs_TE)
+            step.observer.routed(step.moe_layer, count, load_E, scores(logits_TE, self.config.router))
             if step.budget.adaptive:
                 step.observer.used(step.moe_layer, choice.used_T)
             if step.routes:
                 step.observer.routes(step.moe_layer, choice.routes_TK)
-        y_TD = (self.execute or self.run_ragged)(x_TD, pairs)
         return y_TD if self.config.shared is None else y_TD + self.always(x_TD)
 
     def logits(self, x_TD: Tensor) -> Tensor:
@@ -106,6 +114,26 @@ class TopKMixture(LayerModule):
         else:
             gate, up = both.chunk(2, dim=-1)
         return activate_gated(gate, up, self.config.activation)
+
+    def run_padded(self, x_TD: Tensor, weight_TE: Tensor, runs_TE: Tensor) -> Tensor:
+        """The same sum over all experts, without those that do not run. It reads every expert's weights, but no value:
+        every size follows from the shapes."""
+        rows = max(1, MOST_PADDED // (self.gate_up[..., 0].numel() + self.down[..., 0].numel()))
+        parts = zip(x_TD.split(rows), weight_TE.split(rows), runs_TE.split(rows), strict=True)
+        return torch.cat([self._padded(*part) for part in parts])
+
+    def _padded(self, x_TD: Tensor, weight_TE: Tensor, runs_TE: Tensor) -> Tensor:
+        x_ETD, weight_ET1 = x_TD.expand(self.config.experts, -1, -1), weight_TE.T[..., None]
+        if self.config.router.weigh_input:
+            x_ETD, weight_ET1 = (x_ETD * weight_ET1).to(x_TD.dtype), torch.ones_like(weight_ET1)
+        both_ETF = x_ETD @ self.gate_up.mT
+        if self.config.bias:
+            both_ETF = both_ETF + self.gate_up_bias[:, None]
+        out_ETD = self.activated(both_ETF) @ self.down.mT
+        if self.config.bias:
+            out_ETD = out_ETD + self.down_bias[:, None]
+        kept_ETD = (out_ETD * weight_ET1).where(runs_TE.T[..., None], 0)
+        return kept_ETD.sum(0).to(x_TD.dtype)
 
     def run_dense(self, x_TD: Tensor, pairs: RoutedPairs) -> Tensor:
         """The same sum over all experts with zero weights: saves nothing, but in few large products. For training, of

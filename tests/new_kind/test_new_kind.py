@@ -136,7 +136,9 @@ def test_a_layer_can_ask_which_rows_are_one_sequences() -> None:
     assert WholeAttend(3).spans(6) == (Span(0, 3, 3), Span(3, 3, 3))
     spans_B3 = torch.tensor([[0, 1, 9], [1, 4, 4]])
     pages = Pages(Cache(16, []), torch.zeros(2, 1, dtype=torch.int64), spans_B3)
-    step = LayerStep(LayerBudget(torch.ones(5), 1), torch.zeros(5), torch.arange(5), past=PagedAttend(pages))
+    step = LayerStep(
+        LayerBudget(torch.ones(5), 1), torch.zeros(5), torch.arange(5), past=PagedAttend(pages, torch.device("cpu"))
+    )
     assert step.spans == (Span(0, 1, 9), Span(1, 4, 4))
 
 

@@ -50,12 +50,17 @@ class WholeAttend:
 
 
 class PagedAttend:
-    """One step: new keys and values are written to their slots, then every query attends over its pages in tiles."""
+    """One step: new keys and values are written to their slots, then every query attends over its pages in tiles.
 
-    def __init__(self, pages: Pages) -> None:
+    What is read where is worked out on the CPU, from pages that are there, and copied to the device once per step.
+    """
+
+    def __init__(self, pages: Pages, device: torch.device) -> None:
         self.cache, self.pages, self._spans = pages.cache, pages, pages.spans
+        self._device = device
         sequences = zip(pages.tables_BP, self._spans, strict=True)
-        self.slots_T = torch.cat([self._new_slots(table_P, span) for table_P, span in sequences])
+        slots_T = torch.cat([self._new_slots(table_P, span) for table_P, span in sequences])
+        self.slots_T = slots_T.to(device, non_blocking=True)
         self._groups: dict[tuple[int, int, Sizes], list[Group]] = {}  # by what a layer sees; most layers see the same
 
     def _new_slots(self, table_P: Tensor, span: Span) -> Tensor:
@@ -81,7 +86,8 @@ class PagedAttend:
         key = (spec.window, spec.chunk, sizes)
         if key not in self._groups:
             tables_BP, block_size = self.pages.tables_BP, self.cache.block_size
-            self._groups[key] = groups(self._spans, tables_BP, block_size, spec, sizes)
+            made = groups(self._spans, tables_BP, block_size, spec, sizes)
+            self._groups[key] = [group.to(self._device) for group in made]
         return self._groups[key]
 
     def spans(self, rows: int) -> tuple[Span, ...]:

@@ -12,6 +12,7 @@ from model.backends.torch.sampling import TorchSampling
 from model.backends.torch.tiles import WORKSPACE
 from model.batch import Batch, Cache, Pages
 from model.decoder import Decoder
+from model.devices import readable
 from model.options import Options
 from model.shapes.decoder import DecoderConfig
 from model.step import Observer
@@ -58,7 +59,7 @@ class TorchRunnable(TorchSampling):
     @property
     def device(self) -> torch.device:
         """Of the weights."""
-        return self.decoder.embed.weight.device
+        return self.decoder.device
 
     def cache(self, blocks: int, block_size: int, slots: int = 0) -> Cache:
         """Zeros, one tensor for each of `config.memory`: pages in the model's dtype, states in float32."""
@@ -70,13 +71,22 @@ class TorchRunnable(TorchSampling):
         return Cache(block_size, layers)
 
     def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
-        """Logits of the wanted rows, [B, V], in the model's dtype."""
-        logits_BV: Tensor = self.decoder(batch, PagedAttend(pages), observer)
+        """Logits of the wanted rows, [B, V], in the model's dtype, on the CPU: the one wait for a device in a step."""
+        return self.compute(batch, pages, observer).cpu()
+
+    def compute(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
+        """The same where the weights are. A step's input comes from the CPU; no value is read back."""
+        if not readable(self.decoder.embed.weight):
+            batch = batch.to(self.device)
+        logits_BV: Tensor = self.decoder(batch, PagedAttend(pages, self.device), observer)
         return logits_BV
 
     def load_spread(self, loads: Sequence[Tensor]) -> tuple[int, float]:
-        """See `Runnable`."""
-        arrays: list[NDArray[np.int64]] = [load_E.numpy() for load_E in loads]
+        """See `Runnable`. All loads are read at once."""
+        if not loads:
+            return 0, 0.0
+        parts = torch.cat(list(loads)).cpu().split([len(load_E) for load_E in loads])
+        arrays: list[NDArray[np.int64]] = [load_E.numpy() for load_E in parts]
         used = [array for array in arrays if array.any()]
         uneven = sum(float(array.max() / array.mean()) for array in used)
         return sum(int(np.count_nonzero(array)) for array in arrays), uneven

@@ -64,6 +64,11 @@ class Group:
     keys_bS: Tensor  # positions of the keys; those beyond a sequence's context are seen by none of its queries
     slots_bS: Tensor  # where the keys lie in the cache
 
+    def to(self, device: torch.device) -> "Group":
+        """The same on a device, which is not waited for."""
+        parts = (self.rows_bR, self.queries_bR, self.keys_bS, self.slots_bS)
+        return Group(*(part.to(device, non_blocking=True) for part in parts))
+
 
 def first_seen(position: int, spec: MaskSpec) -> int:
     """The first position that a query at `position` sees."""
@@ -140,8 +145,8 @@ def attend(q_bRHC: Tensor, cache_PSGC: Tensor, group: Group, spec: MaskSpec, siz
         return _at_once(q_bRHC, cache_PSGC, group, spec, sizes)
     q_bGNC = _by_kv_head(q_bRHC.float() * spec.scale, sizes.kv_heads)
     shape = (sequences, sizes.kv_heads, rows * shared)
-    top_bGN1, total_bGN1 = _start(spec, shape, rows, sizes)
-    out_bGNV = torch.zeros(*shape, sizes.value_width)
+    top_bGN1, total_bGN1 = _start(spec, shape, rows, sizes, q_bRHC.device)
+    out_bGNV = torch.zeros(*shape, sizes.value_width, device=q_bRHC.device)
     queries_bR1 = group.queries_bR[:, :, None]
     length, step = group.keys_bS.shape[1], sizes.tile(sequences, rows)
     for first in range(0, length, step):
@@ -183,13 +188,15 @@ def _by_kv_head(q_bRHC: Tensor, kv_heads: int) -> Tensor:
     return q_bRHC.unflatten(2, (kv_heads, -1)).transpose(1, 2).flatten(2, 3)
 
 
-def _start(spec: MaskSpec, shape: tuple[int, int, int], rows: int, sizes: Sizes) -> tuple[Tensor, Tensor]:
+def _start(
+    spec: MaskSpec, shape: tuple[int, int, int], rows: int, sizes: Sizes, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """The running maximum and sum before the first key."""
     if spec.sinks_H is None:
-        return torch.full((*shape, 1), LOWEST), torch.zeros(*shape, 1)
+        return torch.full((*shape, 1), LOWEST, device=device), torch.zeros(*shape, 1, device=device)
     sinks_GK = spec.sinks_H.float().unflatten(0, (sizes.kv_heads, -1))
     sinks_bGNK = sinks_GK[None, :, None].expand(shape[0], -1, rows, -1)
-    return sinks_bGNK.flatten(2).unsqueeze(-1), torch.ones(*shape, 1)
+    return sinks_bGNK.flatten(2).unsqueeze(-1), torch.ones(*shape, 1, device=device)
 
 
 def _read(cache_PSGC: Tensor, slots_bS: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ class Case:
     def attend(self) -> PagedAttend:
         firsts = torch.tensor([0, *(new for new, _ in self.spans)]).cumsum(0).tolist()
         spans_B3 = torch.tensor([[first, *span] for first, span in zip(firsts, self.spans)])  # noqa: B905
-        return PagedAttend(Pages(self.cache, self.tables_BP, spans_B3))
+        return PagedAttend(Pages(self.cache, self.tables_BP, spans_B3), torch.device("cpu"))
 
     def slots(self, index: int) -> Tensor:
         positions = torch.arange(self.spans[index][1])

@@ -52,7 +52,7 @@ def test_masks_are_the_decoders(replacement: bool, aggregate: str) -> None:
     for tied_RE in score_RE.split(k_max)[::2]:
         tied_RE.copy_((2 * tied_RE).round() / 2)  # zeros of both signs too
     rows_R = rows_of(COUNTS, k_max)
-    wanted_TE = mean_masks(score_RE[rows_R], torch.tensor(COUNTS), shape)
+    wanted_TE = mean_masks(score_RE[rows_R], torch.tensor(COUNTS), max(COUNTS), shape)
     beyond = torch.ones(len(score_RE), dtype=torch.bool)
     beyond[rows_R] = False
     score_RE[beyond] = torch.nan
