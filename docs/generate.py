@@ -45,8 +45,9 @@ def _sections(found: calibrated.Calibrations) -> dict[Path, dict[str, str]]:
     sections: dict[Path, dict[str, str]] = {README: {"families": families.table()}}
     if found:
         sections[README]["calibrations"] = calibrated.readme_section(found)
-        sections[README]["dial"] = calibrated.dial_section(found[DEFAULT])
         sections[EXPERTS] = {}
+    if DEFAULT in found:
+        sections[README]["dial"] = calibrated.dial_section(found[DEFAULT])
     for name, calibration in found.items():
         sections[BUNDLED / name / "README.md"] = {"calibration": calibrated.card_section(name, calibration)}
         sections[EXPERTS][f"counts of {name}"] = calibrated.counts_table(calibration)
