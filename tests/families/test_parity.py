@@ -18,7 +18,10 @@ from weights.load import families, load_model
 from weights.save import tensors
 
 EXAMPLES = list(reference.examples())
-LOOSE: dict[str, float] = {}  # families whose logits may differ by more than 1e-4, each with its reason
+LOOSE = {  # families whose logits may differ by more than 1e-4, each with its reason
+    # Its logits reach 15, and its states are sums over the whole past: on some processors float32 is 2e-4 off float64.
+    "qwen3_next": 3e-4,
+}
 PICTURES = ("vision_model.", "multi_modal_projector.")  # nobody can send any
 each = pytest.mark.parametrize(
     ("family", "number"), EXAMPLES, ids=[f"{family}-{number}" for family, number in EXAMPLES]

@@ -1,4 +1,4 @@
-"""Runs the tests of `interpreted/` in a process whose Triton interprets kernels on the CPU."""
+"""Runs the tests of `kernels/` in a process whose Triton interprets kernels on the CPU."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent / "interpreted"
+FOLDER = Path(__file__).parent / "kernels"
 
 
 @pytest.mark.timeout(600)  # a minute where nothing else runs
