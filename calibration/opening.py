@@ -78,7 +78,21 @@ def _open(options: Options, settings: EngineSettings, checkpoint: str, work: Pat
     source = Source(tuple(options.texts), tokenizer, info.vocabulary, info.max_model_len, options.minutes)
     budgets = [ExpertBudget((count,) * info.experts.layers) for count in counts]
     decide, report = source.windows(engine, scorer, [*budgets, trained], partial, progress)
-    run = Run(folder, work, engine, runner, info, counts, decide, report, repair, scorer, partial, progress)
+    run = Run(
+        folder=folder,
+        work=work,
+        engine=engine,
+        runner=runner,
+        info=info,
+        counts=counts,
+        decide=decide,
+        report=report,
+        repair=repair,
+        scorer=scorer,
+        partial=partial,
+        progress=progress,
+        minutes=options.minutes,
+    )
     return Opened(run, checkpoint, source.described(report), tasks)
 
 

@@ -16,7 +16,7 @@ import torch
 from calibration.allocation import LEAST_GAIN
 from calibration.found import Found
 from calibration.repair_fit import Fit, LayerMoments, Tables, fit_tables, measure_moments
-from calibration.repair_tune import tune
+from calibration.repair_tune import MOST_SECONDS, tune
 from calibration.run import Run
 from calibration.scoring import Windows
 from model.budget import ExpertBudget, RoutingRule
@@ -28,6 +28,7 @@ from weights.repair import write_tables
 FITS: tuple[Fit, ...] = ("moments", "least squares")
 STRENGTHS = (0.5, 0.75, 1.0)
 TOKENS = 16384  # of the deciding text, fitted to at most
+TUNING_SHARE = 0.2  # of the time of a calibration, all counts together
 
 
 def search(run: Run) -> Found:
@@ -94,8 +95,10 @@ def _best(run: Run, counts: Sequence[int]) -> Best:
     best = Best(run, second, counts)
     for tables in _fitted(measure_moments(model, window_BS, counts), run.experts.trained + 1):
         best.offer(tables, counts)
-    for count in best.helped:
-        best.offer(tune(model, window_BS, count, best.tables), [count])
+    helped = best.helped
+    for count in helped:
+        seconds = min(MOST_SECONDS, TUNING_SHARE * run.minutes * 60 / len(helped))
+        best.offer(tune(model, window_BS, count, best.tables, seconds), [count])
     return best
 
 

@@ -34,6 +34,7 @@ class Run:
     scorer: Scorer
     partial: Partial
     progress: Progress
+    minutes: float  # that the whole calibration may take, about
 
     @property
     def config(self) -> DecoderConfig:
