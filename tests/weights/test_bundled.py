@@ -1,5 +1,6 @@
 """The models that ship: whole files, cards that hold what was promised, and a twin that transformers reads alike."""
 
+import hashlib
 from itertools import pairwise
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from model.backends.torch.attend import WholeAttend
 from training.step import make_batch
+from weights import calibration
 from weights.chat import ChatTemplate
 from weights.folder import DEFAULT, bundled_models, read_card, resolve_model
 from weights.load import load_model
@@ -42,6 +44,16 @@ def test_more_experts_never_lose_and_fewer_cost_something(name: str, felt: float
     loss = losses(name)
     assert all(loss[more] <= loss[less] + 0.002 for less, more in pairwise(sorted(loss)))
     assert loss[1] - loss[8] > felt
+
+
+@pytest.mark.parametrize("name", bundled_models())
+def test_a_calibration_of_these_very_weights_ships(name: str) -> None:
+    folder = resolve_model(name)
+    found = calibration.read(folder / calibration.FILE, calibration.checkpoint_hash(folder))
+    assert {f"k{count}" for count in (1, 2, 4, 8)} <= {option.name for option in found.options}
+    if found.repaired:
+        stored = (folder / calibration.REPAIR_FILE).read_bytes()
+        assert hashlib.sha256(stored).hexdigest() == found.repair_hash
 
 
 @pytest.mark.parametrize("name", bundled_models())
