@@ -1,6 +1,7 @@
 """Brownout over HTTP: requests without a count run with fewer experts while others wait, named counts never do."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,8 @@ from server.settings import Settings
 from tests.server.calibrations import calibration
 from tests.server.fakes import FakeEngine
 from tests.server.harness import COMPLETIONS, app_of, eventually, in_background, in_memory, on_loopback, value
+from weights.calibration import FILE
+from weights.folder import resolve_model
 
 OPTIONS: dict[str, Any] = {"calibration": calibration(), "brownout": True, "brownout_quality": 0.9}
 
@@ -136,7 +139,10 @@ def test_without_what_it_needs_the_server_does_not_start(given: dict[str, Any], 
         asyncio.run(service.boot())
 
 
-def test_a_missing_calibration_is_told_before_the_model_is_loaded() -> None:
-    settings = Settings(model="topk-stories", brownout=True)
+def test_a_missing_calibration_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+    for file in resolve_model("topk-stories").iterdir():
+        if file.name != FILE:
+            (tmp_path / file.name).symlink_to(file)
+    settings = Settings(model=str(tmp_path), brownout=True)
     with pytest.raises(CheckpointError, match=r"--brownout needs a calibration.*moedial calibrate"):
         serve.load(settings)
