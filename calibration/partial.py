@@ -62,10 +62,10 @@ def _read(path: Path, key: dict[str, str]) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        log.warning("%s is damaged (%s): the calibration starts anew", path, error)
+        log.warning("%s is damaged (%s): the calibration starts again", path, error)
         return {}
     if found.get("key") != key:
         differs = sorted(name for name in key if found.get("key", {}).get(name) != key[name])
-        log.warning("%s is of another %s: the calibration starts anew", path, ", ".join(differs) or "calibration")
+        log.warning("%s is of another %s: the calibration starts again", path, ", ".join(differs) or "calibration")
         return {}
     return dict(found["values"])

@@ -117,13 +117,13 @@ def read(path: Path, checkpoint: str) -> Calibration:
             raise CheckpointError(f"{path} is larger than {MOST_BYTES} bytes: this is no calibration")
         found = msgspec.json.decode(path.read_bytes(), type=Calibration)
     except (OSError, msgspec.MsgspecError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; `moedial calibrate` writes it anew") from None
+        raise CheckpointError(f"{path} is damaged: {error}; `moedial calibrate` writes a new one") from None
     if found.format != FORMAT:
-        raise CheckpointError(f"{path} has format {found.format}, not {FORMAT}; `moedial calibrate` writes it anew")
+        raise CheckpointError(f"{path} has format {found.format}, not {FORMAT}; `moedial calibrate` writes a new one")
     if found.checkpoint != checkpoint:
         raise CheckpointError(
             f"{path} belongs to another checkpoint ({found.checkpoint[:12]}, this one is {checkpoint[:12]}); "
-            "`moedial calibrate` writes it anew"
+            "`moedial calibrate` writes a new one"
         )
     return found
 

@@ -30,8 +30,8 @@ def test_streams_over_http_are_timed_and_their_ends_noted() -> None:
     assert len({request.prompt for request in engine.seen[:3]}) == 3 and len(closed) >= 2
     assert (refused.status, refused.finished, refused.tokens) == (400, False, [])
     assert (arm["answered"], arm["counts"], arm["sent"]) == (1.0, {"4": 1}, 1)
-    nobody = asyncio.run(send(1, body(0)))
-    assert nobody.status == 0 and not nobody.finished
+    unreached = asyncio.run(send(1, body(0)))
+    assert unreached.status == 0 and not unreached.finished
 
 
 def test_figures_are_over_all_that_was_sent() -> None:

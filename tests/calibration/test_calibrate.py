@@ -136,7 +136,7 @@ def test_results_of_another_text_are_not_taken_over(
         count_windows(patch, stop_after=2)
         run(options(folder, text=[write_text(tmp_path / "a.txt")], output=tmp_path, counts="1"))
     calibrated(folder, text=[write_text(tmp_path / "b.txt", words=1500)], output=tmp_path, counts="1")
-    assert "is of another text: the calibration starts anew" in caplog.text
+    assert "is of another text: the calibration starts again" in caplog.text
 
 
 def test_a_read_only_checkpoint_is_calibrated_into_the_cache(

@@ -26,11 +26,11 @@ def test_those_of_another_checkpoint_are_not_used(tmp_path: Path, caplog: pytest
     with caplog.at_level(logging.WARNING):
         second = Partial(tmp_path / "partial.json", KEY | {"checkpoint": "other"})
     assert not second.resumed and second.get("k2") is None
-    assert "of another checkpoint: the calibration starts anew" in caplog.text
+    assert "of another checkpoint: the calibration starts again" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"key": {}, "values": 3}', b"\xff\xfe"])
-def test_a_damaged_file_is_started_anew_with_a_warning(
+def test_after_a_damaged_file_it_starts_again_with_a_warning(
     tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "partial.json"

@@ -58,7 +58,7 @@ def test_between_the_two_loads_the_level_stays() -> None:
     assert simulated.run(replace(CALM, waiting=1), 60.0) == [], "something waits, if not for long"
 
 
-def test_an_interrupted_calm_begins_anew() -> None:
+def test_an_interrupted_calm_starts_again() -> None:
     simulated = Simulated()
     simulated.run(QUEUED, RAISE_AFTER_S)
     for _ in range(5):
