@@ -19,6 +19,7 @@ from server.configuration.variables import refuse_unknown
 from server.json_limits import JsonLimits
 from weights.folder import DEFAULT
 
+LEAST_BROWNOUT_ITL = 1.2
 ENGINE = EngineSettings(model="")  # the engine's options have its types and, but for `speculate`, its defaults
 
 
@@ -213,8 +214,8 @@ class Settings(BaseSettings):
     brownout_itl: float = option(
         1.5,
         "Limits",
-        "Time per token, as a multiple of that of one sequence alone, which --brownout tries to keep; 0: it looks at "
-        "the queue only",
+        "Time per token, as a multiple of that of one sequence alone, which --brownout tries to keep, at least 1.2; "
+        "0: it looks at the queue only",
         ge=0,
     )
     total_timeout: float = option(600.0, "Limits", "Seconds from arrival to the last token", gt=0)
@@ -262,6 +263,14 @@ class Settings(BaseSettings):
     def _belongs_to_a_certificate(cls, value: str, info: ValidationInfo) -> str:
         if value and not info.data.get("ssl_certfile"):
             raise ValueError("needs --ssl-certfile")
+        return value
+
+    @field_validator("brownout_itl")
+    @classmethod
+    def _is_above_an_unloaded_servers(cls, value: float) -> float:
+        """A server that has nothing to do would be in brownout otherwise."""
+        if 0 < value < LEAST_BROWNOUT_ITL:
+            raise ValueError(f"must be 0 or at least {LEAST_BROWNOUT_ITL}, got {value:g}")
         return value
 
     @field_validator("max_inflight_body_bytes")

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from model.errors import CheckpointError
@@ -146,3 +147,10 @@ def test_a_missing_calibration_is_told_before_the_model_is_loaded(tmp_path: Path
     settings = Settings(model=str(tmp_path), brownout=True)
     with pytest.raises(CheckpointError, match=r"--brownout needs a calibration.*moedial calibrate"):
         serve.load(settings)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 1.19])
+def test_a_time_per_token_that_an_unloaded_server_exceeds_is_refused(ratio: float) -> None:
+    with pytest.raises(ValidationError, match=r"must be 0 or at least 1\.2, got"):
+        Settings(brownout_itl=ratio)
+    assert Settings(brownout_itl=0.0).brownout_itl == 0 and Settings(brownout_itl=1.2).brownout_itl == 1.2

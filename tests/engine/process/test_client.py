@@ -428,7 +428,7 @@ def test_counts_of_a_running_request_are_set_and_checked() -> None:
             generated = client.generate(request("a", max_tokens=LONG))
             events = [await anext(generated)]
             client.set_counts("a", (1, 1))
-            client.set_counts("nobody", (1, 1))
+            client.set_counts("unknown", (1, 1))
             with pytest.raises(InvalidRequest, match="2 MoE layers"):
                 client.set_counts("a", (1,))
             with pytest.raises(InvalidRequest, match="between 1 and 8"):

@@ -143,7 +143,7 @@ def test_abort() -> None:
 @pytest.mark.parametrize("grammar", ["", "0.2"])
 def test_counts_are_set_while_a_request_waits_for_a_grammar_or_not(grammar: str) -> None:
     serving = Serving(SlowGrammars())
-    serving.parent.send(Submit((request("a", grammar=grammar),)), SetCounts("a", (1, 4)), SetCounts("nobody", (1, 1)))
+    serving.parent.send(Submit((request("a", grammar=grammar),)), SetCounts("a", (1, 4)), SetCounts("unknown", (1, 1)))
     found: list[TokenEvent] = []
     while not found or found[-1].finish is None:
         message = serving.parent.receive()
@@ -379,7 +379,7 @@ def test_failed_load_is_told() -> None:
 
 
 def test_what_the_process_is_before_it_loads_a_model_needs_no_torch() -> None:
-    """Importing torch takes seconds, for which nobody would watch the parent."""
+    """Importing torch takes seconds, in which the death of the parent would go unnoticed."""
     code = "import sys, engine.process.worker; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

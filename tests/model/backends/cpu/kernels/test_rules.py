@@ -91,7 +91,7 @@ def weights(rule: RoutingRule, count: int, normalise: bool = False, trained: int
         (RoutingRule(top_p=0.3), 5, True, [1.0, -1, -1, -1, -1]),
         (RoutingRule(top_p=1.0), 4, False, [0.4, 0.3, 0.1, 0.15, -1]),
         (RoutingRule("kept", top_p=0.3), 2, False, [0.85, -1, -1, -1, -1]),
-        (RoutingRule(reuse=3), 2, False, [0.4, 0.3, -1, -1, -1]),  # nobody else runs anything
+        (RoutingRule(reuse=3), 2, False, [0.4, 0.3, -1, -1, -1]),  # no other token runs another expert
     ],
 )
 def test_a_rule_by_hand(rule: RoutingRule, count: int, family: bool, expected: list[float]) -> None:
