@@ -97,6 +97,20 @@ class BudgetRows:
 
 
 @dataclass(frozen=True, slots=True)
+class LateIds:
+    """Token ids that only the device knows yet: what the step before has sampled, and the host has not read."""
+
+    row_N: Tensor  # int64, on the host: the rows of the batch
+    source_N: Tensor  # int64, on the host: where their ids stand in `token_R`
+    token_R: Tensor  # int64, on the device
+
+    def put(self, ids_T: Tensor) -> Tensor:
+        """The ids of a batch on the device, with these among them. Nothing is waited for."""
+        row_N, source_N = (x.to(ids_T.device, non_blocking=True) for x in (self.row_N, self.source_N))
+        return ids_T.index_copy(0, row_N, self.token_R[source_N])
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """T new tokens."""
 
@@ -106,16 +120,20 @@ class Batch:
     budget: BudgetRows
     rows_B: Tensor  # int64: the rows whose logits are wanted
     routes: bool = False  # whether the observer wants every token's experts
+    late: LateIds | None = None  # ids that take the place of those in `ids_T`
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device, which is not waited for: the values may be overwritten once this returns."""
+        """The same on a device with no ids late, which is not waited for: the values may be overwritten once this
+        returns."""
 
         def moved(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)
 
+        ids_T = moved(self.ids_T)
         return replace(
             self,
-            ids_T=moved(self.ids_T),
+            ids_T=ids_T if self.late is None else self.late.put(ids_T),
+            late=None,
             positions_T=moved(self.positions_T),
             seeds_T=moved(self.seeds_T),
             budget=self.budget.to(device),

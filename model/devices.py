@@ -52,6 +52,30 @@ def tensor_on(values: Sequence[float], device: torch.device) -> Tensor:
     return torch.tensor(values).to(device, non_blocking=True)
 
 
+class Fetched:
+    """Tensors on their way to the host. On a GPU the copies run while the host goes on, after what was launched before
+    and beside nothing that comes later: what they read may be overwritten by any later launch."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._copies = [tensor if readable(tensor) else self._copy(tensor) for tensor in tensors]
+        on_gpu = next((tensor for tensor in tensors if tensor.is_cuda), None)
+        if on_gpu is not None:
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(on_gpu.device))
+
+    def wait(self) -> list[Tensor]:
+        """The tensors on the host."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copies
+
+    @staticmethod
+    def _copy(tensor: Tensor) -> Tensor:
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return pinned.copy_(tensor, non_blocking=True)
+
+
 def free_memory(device: str) -> Amount:
     """Bytes that can still be allocated on a device: of the CPU within the container's limits."""
     if device == CPU:

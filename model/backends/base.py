@@ -82,8 +82,17 @@ class Runnable(SamplingOps, Protocol):
         """An empty cache of so many blocks, with states for `slots` sequences."""
         ...
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether `launch` returns before the device has computed, so that the host may plan the next step."""
+        ...
+
     def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
         """Logits of the wanted rows, [B, V], on the CPU. Keys, values and states are written to the pages' cache."""
+        ...
+
+    def launch(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
+        """The same where they are computed, not waited for. The host's tensors may be overwritten once it returns."""
         ...
 
     def load_spread(self, loads: Sequence[Tensor]) -> tuple[int, float]:

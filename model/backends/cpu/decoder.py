@@ -36,6 +36,7 @@ class NativeDecoder(NativeSampling):
     workspace = 0  # attention works on a few tiles per thread
     backend = "cpu"
     exact = True
+    overlaps = False  # the cores that compute are the host's
     rules = True
     device = torch.device("cpu")
 
@@ -104,6 +105,8 @@ class NativeDecoder(NativeSampling):
             each(observer.routes, expert_LTK)
         result: Tensor = logits_BV
         return result
+
+    launch = __call__
 
     def load_spread(self, loads: Sequence[Tensor]) -> tuple[int, float]:
         """See `Runnable`."""

@@ -72,11 +72,16 @@ class TorchRunnable(TorchSampling):
 
     def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
         """Logits of the wanted rows, [B, V], in the model's dtype, on the CPU: the one wait for a device in a step."""
-        return self.compute(batch, pages, observer).cpu()
+        return self.launch(batch, pages, observer).cpu()
 
-    def compute(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
+    @property
+    def overlaps(self) -> bool:
+        """On a device that computes by itself."""
+        return not readable(self.decoder.embed.weight)
+
+    def launch(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
         """The same where the weights are. A step's input comes from the CPU; no value is read back."""
-        if not readable(self.decoder.embed.weight):
+        if self.overlaps:
             batch = batch.to(self.device)
         logits_BV: Tensor = self.decoder(batch, PagedAttend(pages, self.device), observer)
         return logits_BV

@@ -78,7 +78,7 @@ class OnDevice(TorchRunnable):
             budget = type(budget)(budget.counts_LT, budget.k_max, budget.pairs_L, self.asked, rule_T)
             names = ("ids_T", "positions_T", "seeds_T", "rows_B")
             batch = Batch(**{name: getattr(batch, name) for name in names}, budget=budget, routes=True)
-        return self.compute(batch, pages, ExpertStats())
+        return self.launch(batch, pages, ExpertStats())
 
 
 def mixed_counts(model: Decoder) -> list[list[int]]:
