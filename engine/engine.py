@@ -11,7 +11,7 @@ from collections.abc import Callable
 from engine.grammars.compiler import GrammarCompiler
 from engine.grammars.mask_client import MaskClient
 from engine.grammars.matcher import Matcher
-from engine.isolation import Isolation
+from engine.isolation import Isolation, failure_message
 from engine.pace import LONG_STEP_SECONDS, Pace
 from engine.plan import NO_MOE_WORK, MoEWork, Plan, Runner, StepResult, sample_count
 from engine.scheduler import Scheduler
@@ -173,10 +173,7 @@ class Engine:
                 isolation.runs,
             )
         for chunk, fault in isolation.failed:
-            # The class name tells an operator what to look for; the message of a library's exception may leak too much.
-            self.scheduler.fail_chunks(
-                [chunk], f"the model failed while computing this request ({type(fault).__name__})"
-            )
+            self.scheduler.fail_chunks([chunk], failure_message(fault))
         good = tuple(isolation.succeeded)
         events = self.scheduler.commit(
             good, isolation.sampled, isolation.prompt_logprobs, isolation.recompute, isolation.observed

@@ -10,9 +10,19 @@ from dataclasses import dataclass, field
 
 from engine.plan import NO_MOE_WORK, NOT_OBSERVED, Chunk, MoEWork, Observed, Plan, Sampled, StepResult
 from engine.types import Logprob
-from model.errors import EngineDown
+from model.errors import EngineDown, GenerationFailed
 
 MAX_SINGLE_FAILURES = 64  # if so many fail alone and none succeeds, the model is at fault and the rest is not tried
+
+
+def failure_message(fault: Exception) -> str:
+    """What a caller is told of the fault that ends a request.
+
+    Of an unknown fault only the class name, which tells an operator what to look for: its message may leak too much.
+    """
+    if isinstance(fault, GenerationFailed):
+        return str(fault)
+    return f"the model failed while computing this request ({type(fault).__name__})"
 
 
 @dataclass(slots=True)

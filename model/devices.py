@@ -1,19 +1,24 @@
-"""Devices that a model can run on: which there are, which one a setting means, and how much memory is free there.
+"""Devices that a model can run on: which there are, which one a setting means, how much memory is free there, and what
+their errors mean.
 
 Nothing of CUDA is loaded where torch finds no GPU. Not here: what runs on a device (see `model/backends/`).
 """
 
 import re
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from model.errors import CheckpointError
+from model.errors import CheckpointError, EngineDown, OutOfDeviceMemory
 from model.resources import Amount, available_memory
 
 CPU = "cpu"
 _NUMBERED = re.compile(r"cuda:([0-9]{1,2})")
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED")
+_LOST = ("illegal memory access", "launch failure", "device-side assert", "uncorrectable", "device is lost")
 
 
 def devices() -> dict[str, str]:
@@ -82,3 +87,69 @@ def free_memory(device: str) -> Amount:
         return available_memory()
     free, _ = torch.cuda.mem_get_info(device)
     return Amount(free, device)
+
+
+@contextmanager
+def device_errors(device: torch.device) -> Iterator[None]:
+    """Raises errors of the device as what they mean (`translated`); around the launch of a step, and around what waits
+    for its results.
+
+    After `OutOfDeviceMemory` the memory of what failed has been given back, so that a smaller step may fit. After
+    `EngineDown` nothing may be asked of the device any more: only a new process can use it. Other errors pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        meaning = translated(error, device)
+        if meaning is error:
+            raise
+        if isinstance(meaning, OutOfDeviceMemory):
+            _give_back(error, device)
+        raise meaning from error
+
+
+def translated(error: Exception, device: torch.device) -> Exception:
+    """What an error means: `OutOfDeviceMemory` that there was too little memory, `EngineDown` that the device is lost.
+
+    Any other error is returned itself. The device is lost if the error is of a kind that a GPU never recovers from, or
+    if it is another error of CUDA after which the device does not answer.
+    """
+    text = str(error)
+    of_torch = isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError)
+    if not of_torch and not (isinstance(error, RuntimeError) and "CUDA" in text):
+        return error
+    if any(words in text for words in _LOST) or not _answers(device):
+        return EngineDown(f"{device} is lost: {text.partition(chr(10))[0]}")
+    if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _NO_MEMORY):
+        return OutOfDeviceMemory(_out_of_memory(device))
+    return error
+
+
+def _out_of_memory(device: torch.device) -> str:
+    """The sentence for the caller whose request did not fit."""
+    free = ""
+    if device.type == "cuda":
+        free_GiB, total_GiB = (amount / 2**30 for amount in torch.cuda.mem_get_info(device))
+        free = f" ({free_GiB:.1f} of {total_GiB:.1f} GiB were free)"
+    return (
+        f"the memory of {device} is too small to compute this request{free}; a shorter prompt or fewer experts may "
+        "fit, as may any request on a server with a lower kv_cache_fraction or max_step_tokens"
+    )
+
+
+def _answers(device: torch.device) -> bool:
+    """Whether the device still computes: after an error that it does not recover from, every call fails."""
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _give_back(error: Exception, device: torch.device) -> None:
+    """Free what the failed calls still hold, and what the allocator keeps."""
+    traceback.clear_frames(error.__traceback__)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

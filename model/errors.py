@@ -7,6 +7,7 @@ MoedialError
 ├── EngineBusy          the queue is full; trying again later may help
 ├── EngineDown          the engine process is not running (loading, restarting or draining)
 └── GenerationFailed    one request failed while it ran; no other is touched
+    ├── OutOfDeviceMemory   a device has too little memory for what was asked of it
     └── EngineStopped   the server ended while it ran
 """
 
@@ -71,6 +72,10 @@ class EngineDown(MoedialError):
 
 class GenerationFailed(MoedialError):
     """One running request ended with an error."""
+
+
+class OutOfDeviceMemory(GenerationFailed):
+    """A device has too little memory to compute a plan; the message is for the caller of its only request."""
 
 
 class EngineStopped(GenerationFailed):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from engine.blocks import BlockManager
@@ -15,6 +16,8 @@ from engine.scheduler import Scheduler
 from engine.types import Finish, Request, Sampling, StepReport
 from model.backends.cpu.kernels.library import load
 from model.budget import ExpertBudget
+from model.devices import device_errors
+from model.errors import EngineDown
 from model.shapes.attention import Attention, GatedDeltaNet
 from model.shapes.rope import Rope
 from tests.engine.fake import CRASH, FakeRunner, request
@@ -161,3 +164,42 @@ def test_a_fault_that_goes_away_ends_nothing() -> None:
 
     runner.run = once  # type: ignore[method-assign]
     assert set(finishes(run(engine)).values()) == {"length"}
+
+
+class Narrow(FakeRunner):
+    """A device whose memory holds so many tokens of one step."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(4)
+        self._most = most
+
+    def run(self, plan: Plan) -> StepResult:
+        with device_errors(torch.device("cpu")):
+            if sum(chunk.length for chunk in plan) > self._most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().run(plan)
+
+
+def test_out_of_memory_ends_the_request_that_does_not_fit() -> None:
+    scheduler = Scheduler(BlockManager(64, 4), 8, 200, 100)
+    engine = Engine(Narrow(20), scheduler)
+    for row, length in enumerate((5, 30, 5, 9, 14)):
+        engine.add(request(f"r{row}", (2,) * length))
+    reports = run(engine)
+    assert [id for id, end in finishes(reports).items() if end == "error"] == ["r1"]
+    (error,) = [event.error for report in reports for event in report.events if event.error]
+    assert "the memory of cpu is too small to compute this request" in error
+
+
+def test_a_lost_device_is_not_tried_again() -> None:
+    engine, runner = crowd([(row, 2) for row in range(4)])
+
+    def lost(plan: Plan) -> StepResult:
+        runner.runs += 1
+        with device_errors(torch.device("cpu")):
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    runner.run = lost  # type: ignore[method-assign]
+    with pytest.raises(EngineDown, match="cpu is lost: CUDA error: an illegal memory access"):
+        engine.step()
+    assert runner.runs == 1
