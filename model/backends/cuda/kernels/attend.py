@@ -2,9 +2,9 @@
 
 Keys are cut into segments of 1,024, counted from position 0, and a segment into tiles of 64 in order. Each segment has
 a running softmax of its own; segments are merged in order, by one program that runs them in turn or, where queries are
-few, by `_merge` after programs that ran them side by side. What a query does not see changes nothing in either. So a
+few, by `merge` after programs that ran them side by side. What a query does not see changes nothing in either. So a
 query's result depends on its position and its past alone. Keys are the wide side of every product. Not here: latent
-attention, whose values are a part of its keys.
+attention, whose values are a part of its keys (see `latent_attend.py`).
 
 Axes in kernels: N queries of a tile (of all heads that share keys), S keys of a tile, C elements of a key, padded.
 """
@@ -32,6 +32,20 @@ class QueryTiles:
     sequence_N: Tensor  # int32; -1: the tile is empty
     first_N: Tensor  # int32: its first token, counted within the sequence's span
     rows: int
+
+
+@triton.jit
+def queries_of(tile, sequence, tile_first, spans, lane, shared, rows: tl.constexpr):
+    """Of each lane of a tile: whether it is a query, its token and its position. And the sequence's context.
+
+    Lanes are tokens, and within a token its `shared` heads.
+    """
+    offset = tl.load(tile_first + tile) + lane // shared
+    span_first = tl.load(spans + sequence * 3).to(tl.int32)
+    span_rows = tl.load(spans + sequence * 3 + 1).to(tl.int32)
+    context = tl.load(spans + sequence * 3 + 2).to(tl.int32)
+    real = (lane < rows * shared) & (offset < span_rows)
+    return real, (span_first + offset).to(tl.int64), context - span_rows + offset, context
 
 
 @triton.jit
@@ -73,16 +87,10 @@ def _attend(
         return
     shared = heads // kv_heads
     lane = tl.arange(0, N)
-    offset = tl.load(tile_first + tile) + lane // shared
-    span_first = tl.load(spans + sequence * 3).to(tl.int32)
-    span_rows = tl.load(spans + sequence * 3 + 1).to(tl.int32)
-    context = tl.load(spans + sequence * 3 + 2).to(tl.int32)
-    real = (lane < rows * shared) & (offset < span_rows)
-    token = span_first + offset
+    real, token, query, context = queries_of(tile, sequence, tile_first, spans, lane, shared, rows)
     head = kv_head * shared + lane % shared
-    query = context - span_rows + offset
     place = tl.arange(0, C)
-    q_row = (token.to(tl.int64) * heads + head)[:, None]
+    q_row = (token * heads + head)[:, None]
     q_at = q_row * width + place[None, :]
     q_real = real[:, None] & (place < width)[None, :]
     queries = tl.load(q + q_at, mask=q_real, other=0.0)
@@ -102,7 +110,7 @@ def _attend(
             queries.to(cache.dtype.element_ty), cache, table, query, first, end, context, kv_head, kv_heads, width,
             value_start, scale, softcap, window, chunk, caps, page, N, C
         )  # fmt: skip
-        part_at = (segment * tokens + token.to(tl.int64)) * heads + head
+        part_at = (segment * tokens + token) * heads + head
         tl.store(tops + part_at, top, mask=real)
         tl.store(totals + part_at, total, mask=real)
         tl.store(mixes + part_at[:, None] * width + place[None, :], tl.trans(mixed), mask=q_real)
@@ -122,7 +130,7 @@ def _attend(
 
 
 @triton.jit
-def _merge(
+def merge(
     tops,
     totals,
     mixes,
@@ -213,4 +221,4 @@ def attend(
         **modes,
     )
     if split:
-        _merge[(tokens, heads)](*parts, sinks_H, out_THC, tokens, heads, width, segments, num_warps=1, **modes)
+        merge[(tokens, heads)](*parts, sinks_H, out_THC, tokens, heads, width, segments, num_warps=1, **modes)

@@ -1,4 +1,4 @@
-"""Running softmaxes over tiles of keys (Milakov & Gimelshein 2018), the parts of `attend.py`.
+"""Running softmaxes over tiles of keys (Milakov & Gimelshein 2018), the parts of `attend.py` and `latent_attend.py`.
 
 A running softmax is the largest score so far, the total of the weights relative to it, and the values that they weigh.
 Axes: N queries and S keys of a tile, C elements of a key, padded.
@@ -30,6 +30,18 @@ def add(top, total, mixed, other_top, other_total, other_mixed):
     fade, other_fade = tl.exp(top - higher), tl.exp(other_top - higher)
     total = total * fade + other_total * other_fade
     mixed = mixed * fade[None, :] + other_mixed * other_fade[None, :]
+    return higher, total, mixed
+
+
+@triton.jit
+def after_tile(top, total, mixed, score, values):
+    """The running softmax after one more tile: scores [S, N], minus infinity where a query does not see the key, and
+    values [S, C]."""
+    higher = tl.maximum(top, tl.max(score, axis=0))
+    fade = tl.exp(top - higher)
+    weight = tl.exp(score - higher[None, :])
+    total = total * fade + tl.sum(weight, axis=0)
+    mixed = tl.dot(tl.trans(values), weight.to(values.dtype), mixed * fade[None, :], input_precision="ieee")
     return higher, total, mixed
 
 
@@ -83,12 +95,6 @@ def segment_softmax(
         if caps:
             score = softcap * tanh(score / softcap)
         score = tl.where(seen(key, query, context, window, chunk), score, float("-inf"))
-        higher = tl.maximum(top, tl.max(score, axis=0))
-        fade = tl.exp(top - higher)
-        weight = tl.exp(score - higher[None, :])
-        total = total * fade + tl.sum(weight, axis=0)
         v = tl.load(cache + value_start + at, mask=there, other=0.0)
-        part = tl.dot(tl.trans(v), weight.to(v.dtype), input_precision="ieee")
-        mixed = mixed * fade[None, :] + part
-        top = higher
+        top, total, mixed = after_tile(top, total, mixed, score, v)
     return top, total, mixed

@@ -17,12 +17,15 @@ from model.backends.cuda.kernels.combine import combine
 from model.backends.cuda.kernels.draws import draw
 from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.grouped import kept_steps, masked_down, masked_up
+from model.backends.cuda.kernels.latent_attend import attend_latent
+from model.backends.cuda.kernels.latent_rotary import latent_rotary
 from model.backends.cuda.kernels.masks import keep
 from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.kernels.operands import TILES, PairTiles, Tile, Weight
+from model.backends.cuda.kernels.per_head import per_head
 from model.backends.cuda.kernels.rotary import HeadNorms, rotary
 from model.backends.cuda.kernels.route import TokenRules, route
-from model.shapes.attention import Attention
+from model.shapes.attention import MLA, Attention
 from model.shapes.mixtures import Infinity, Router
 from model.shapes.rope import Rope
 from model.step import MaskSpec
@@ -64,12 +67,14 @@ def test_gemm(tile: Tile, split: bool) -> None:
         fits(made)
 
 
-DEEPSEEK = Router(
+DEEPSEEK_ROUTER = Router(
     "sigmoid", normalise=True, selection_bias=True, groups=8, kept_groups=4, group_score="top2", eps=1e-20
 )
 
 
-@pytest.mark.parametrize(("router", "experts"), [(Router(), EXPERTS), (Router(normalise=True), 128), (DEEPSEEK, 256)])
+@pytest.mark.parametrize(
+    ("router", "experts"), [(Router(), EXPERTS), (Router(normalise=True), 128), (DEEPSEEK_ROUTER, 256)]
+)
 def test_route(router: Router, experts: int) -> None:
     bias_E = empty(experts) if router.selection_bias else None
     logits_TE, counts_T = floats(9, experts), empty(9, dtype=torch.int64)
@@ -137,9 +142,47 @@ def test_attend(shape: Attention, rows: int, split: bool) -> None:
     tiles = QueryTiles(ints(9), ints(9), rows)
     with record() as found:
         attend(q_THC, cache_PSGC, longs(9, 100), longs(9, 3), tiles, 6400, spec, q_THC, side_by_side=split)
-    assert [made.name for made in found] == ["_attend", "_merge"][: 1 + split]
+    assert [made.name for made in found] == ["_attend", "merge"][: 1 + split]
     fits(found[0])
     assert found[0].tensor_cores and all(made.stack == 0 for made in found)
+
+
+DEEPSEEK_V3 = MLA(128, 1536, 512, 128, Rope(64, interleaved=True), 128)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_attend_latent(split: bool) -> None:
+    shape = DEEPSEEK_V3
+    q_THC, out_THR = empty(9, shape.heads, 576), empty(9, shape.heads, shape.rank)
+    tiles = QueryTiles(ints(9), ints(9), 1)
+    with record() as found:
+        attend_latent(q_THC, empty(1, 6400, 1, 576), longs(9, 100), longs(9, 3), tiles, 6400, 0.1, out_THR, split)
+    assert [made.name for made in found] == ["_attend_latent", "merge"][: 1 + split]
+    fits(found[0])
+    assert found[0].tensor_cores and all(made.stack == 0 for made in found)
+
+
+@pytest.mark.parametrize("tile", TILES.values())
+def test_per_head(tile: Tile) -> None:
+    """Into the space of the latents, whose weights lie across, and out of it."""
+    shape = DEEPSEEK_V3
+    keys_HNR, values_HVR = empty(shape.heads, 256, shape.rank).split((shape.plain_width, shape.value_width), 1)
+    q_THX, q_THC = empty(9, shape.heads, 192), empty(9, shape.heads, 576)
+    with record() as found:
+        per_head(q_THX[..., : shape.plain_width], keys_HNR.mT, q_THC[..., : shape.rank], tile)
+        per_head(empty(9, shape.heads, shape.rank), values_HVR, empty(9, shape.heads, shape.value_width), tile)
+    for made in found:
+        fits(made)
+        assert made.tensor_cores
+
+
+def test_latent_rotary() -> None:
+    shape, turned = DEEPSEEK_V3, (floats(9, 1, 64), floats(9, 1, 64))
+    places = longs(9), empty(9, shape.heads, 576), empty(1, 6400, 1, 576)
+    norm = Norm(empty(shape.rank), 1e-6)
+    with record() as found:
+        latent_rotary(empty(9, shape.heads * 192), empty(9, 576), shape, norm, turned, *places)
+    assert [made.stack for made in found] == [0]
 
 
 BUNDLED = Infinity(
