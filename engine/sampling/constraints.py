@@ -4,13 +4,15 @@ A mask process computes the masks and the backend applies them; this file connec
 """
 
 import time
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.grammars.matcher import Words
+from engine.grammars.matcher import Matcher, Words
 from engine.sequence import Sequence
 from model.backends.base import SamplingOps
 
@@ -40,14 +42,37 @@ def constrained(
     Rows of one sequence are neighbours, each after one more draft. If settings and grammar together allow no token
     (such as a minimum length and a grammar that is complete), the grammar wins: it is applied to the model's logits.
     """
-    rows = [row for row, sequence in enumerate(sequences) if sequence.matcher is not None]
-    if not rows:
-        return logits_BV, {}
     began = time.perf_counter()
+    found = row_masks(sequences, before_B)
+    masked_BV = logits_BV
+    if found.masks:
+        masked_BV = ops.constrain(logits_BV, raw_BV, np.stack(found.masks), found.mask_of_B)
+    found.record_seconds(time.perf_counter() - began)
+    return masked_BV, found.faults
+
+
+@dataclass(frozen=True, slots=True)
+class RowMasks:
+    """The masks of a step, which of them each row has (-1 for none), and the rows that lack theirs."""
+
+    masks: list[Words]
+    mask_of_B: NDArray[np.int64]
+    faults: Faults
+    matcher: Matcher | None  # of some row
+
+    def record_seconds(self, seconds: float) -> None:
+        """Record the time that a step spent on these masks."""
+        if self.matcher is not None:
+            self.matcher.spend(seconds, len(self.masks))
+
+
+def row_masks(sequences: list[Sequence], before_B: list[tuple[int, ...]] | None) -> RowMasks:
+    """The packed masks of the rows whose sequences have a grammar. Waits for the first row of each."""
     matcher = None
     masks: list[Words] = []
     mask_of_B = np.full(len(sequences), -1)
     faults: Faults = {}
+    rows = [row for row, sequence in enumerate(sequences) if sequence.matcher is not None]
     for _, group in groupby(rows, key=lambda row: id(sequences[row])):
         own = list(group)
         matcher = sequences[own[0]].matcher
@@ -63,7 +88,4 @@ def constrained(
         mask_of_B[own[:count]] = len(masks) + np.arange(count)
         masks += list(words_RW)
         faults |= dict.fromkeys(own[count:], Fault())
-    masked_BV = ops.constrain(logits_BV, raw_BV, np.stack(masks), mask_of_B) if masks else logits_BV
-    if matcher is not None:
-        matcher.spend(time.perf_counter() - began, len(masks))
-    return masked_BV, faults
+    return RowMasks(masks, mask_of_B, faults, matcher)

@@ -4,37 +4,63 @@ Only the tokens that a setting changes are read and written. They are kept per s
 a step does not scan all generated tokens. It knows sequences and logits, not how a token is chosen.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.grammars.matcher import Words
 from engine.sequence import Sequence
 from engine.types import Sampling
 
 ID, FACTOR, SHIFT = range(3)
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
 
 def adjusted(logits_BV: Tensor, sequences: list[Sequence]) -> Tensor:
     """The float32 logits adjusted by the settings: a copy, or the same tensor if no setting changes anything."""
-    vocabulary = logits_BV.shape[1]
-    rows = [row for row, sequence in enumerate(sequences) if _adjusts(sequence)]
-    if not rows:
+    found = edits(sequences, logits_BV.shape[1])
+    if found is None:
         return logits_BV
-    tables = [_table(sequences[row], vocabulary) for row in rows]
-    row_N = np.repeat(rows, [table.shape[1] for table in tables])
-    id_N, factor_N, shift_N = np.concatenate(tables, axis=1)
+    row_N, id_N, factor_N, shift_N = found
     copy_BV = logits_BV.clone()
-    where = row_N, id_N.astype(np.int64)
+    where = row_N, id_N
     old_N = copy_BV.numpy()[where].astype(np.float64)
-    with np.errstate(over="ignore"):  # a logit may become infinite: then it is the best one or excluded
+    # A logit may become infinite: then it is the best one or excluded. If the model's own is, the row fails anyway.
+    with np.errstate(over="ignore", invalid="ignore"):
         # As transformers: positive logits are divided, negative ones multiplied.
         scaled_N = np.where(old_N > 0, old_N / factor_N, old_N * factor_N)
         copy_BV.numpy()[where] = scaled_N + shift_N
-    for row in rows:
-        if sequences[row].request.sampling.allowed_token_ids:
-            allowed = _adjusted_tokens(sequences[row], vocabulary).allowed
-            _keep(copy_BV.numpy()[row], allowed)
+    for row, sequence in enumerate(sequences):
+        if sequence.request.sampling.allowed_token_ids:
+            _keep(copy_BV.numpy()[row], _adjusted_tokens(sequence, logits_BV.shape[1]).allowed)
     return copy_BV
+
+
+def edits(sequences: list[Sequence], vocabulary: int) -> tuple[Ints, Ints, Floats, Floats] | None:
+    """Row, id, factor and shift of every logit that settings change; None if no setting applies to any row."""
+    rows = [row for row, sequence in enumerate(sequences) if _adjusts(sequence)]
+    if not rows:
+        return None
+    tables = [_adjusted_tokens(sequences[row], vocabulary).table(sequences[row]) for row in rows]
+    row_N = np.repeat(rows, [table.shape[1] for table in tables])
+    id_N, factor_N, shift_N = np.concatenate(tables, axis=1)
+    return row_N, id_N.astype(np.int64), factor_N, shift_N
+
+
+def allowed_words(sequence: Sequence, vocabulary: int) -> Words | None:
+    """The tokens that settings allow, in packed bits; None if they allow all."""
+    if not sequence.request.sampling.allowed_token_ids:
+        return None
+    return _adjusted_tokens(sequence, vocabulary).allowed_words(vocabulary)
+
+
+def forbidden_tokens(sequence: Sequence, vocabulary: int) -> Callable[[int], bool]:
+    """Whether settings exclude a token as the next one: an answer for the tokens that the sequence has now."""
+    return _adjusted_tokens(sequence, vocabulary).forbids(sequence)
 
 
 def forbidden(token_B: NDArray[np.int64], adjusted_BV: Tensor, sequences: list[Sequence]) -> list[int]:
@@ -44,7 +70,7 @@ def forbidden(token_B: NDArray[np.int64], adjusted_BV: Tensor, sequences: list[S
 
 
 def _is_forbidden(token: int, adjusted_V: Tensor, sequence: Sequence) -> bool:
-    if _adjusted_tokens(sequence, adjusted_V.shape[0]).forbids(sequence, token):
+    if forbidden_tokens(sequence, adjusted_V.shape[0])(token):
         return True
     return sequence.matcher is None and bool(adjusted_V[token] == -np.inf)
 
@@ -60,10 +86,6 @@ def _adjusts(sequence: Sequence) -> bool:
     return bool(s.penalises or s.logit_bias or sequence.output_count < s.min_tokens or s.restricts)
 
 
-def _table(sequence: Sequence, vocabulary: int) -> NDArray[np.float64]:
-    return _adjusted_tokens(sequence, vocabulary).table(sequence)
-
-
 def _adjusted_tokens(sequence: Sequence, vocabulary: int) -> "AdjustedTokens":
     if not isinstance(sequence.sampler_state, AdjustedTokens):
         sequence.sampler_state = AdjustedTokens(sequence, vocabulary)
@@ -77,7 +99,7 @@ class AdjustedTokens:
     checkpoint's stop tokens may be there. The table is a function of the sequence's tokens.
     """
 
-    __slots__ = ("_columns", "_generated", "_read", "_slots", "_stops", "_words", "allowed")
+    __slots__ = ("_allowed_words", "_columns", "_generated", "_read", "_slots", "_stops", "_words", "allowed")
 
     def __init__(self, sequence: Sequence, vocabulary: int) -> None:
         s = sequence.request.sampling
@@ -98,6 +120,7 @@ class AdjustedTokens:
             before = word[-2] if len(word) > 1 else -1
             self._words.setdefault(before, []).append(word)
         self.allowed = np.array([token for token in s.allowed_token_ids if token < vocabulary], np.int64)
+        self._allowed_words: Words | None = None
         self._generated: set[int] = set()
         self._read = sequence.prompt_length
 
@@ -117,10 +140,19 @@ class AdjustedTokens:
             table[SHIFT, [self._slots[token] for token in bad]] = -np.inf
         return table
 
-    def forbids(self, sequence: Sequence, token: int) -> bool:
-        """Whether the settings exclude this token as the next one."""
-        allowed = not sequence.request.sampling.allowed_token_ids or bool((self.allowed == token).any())
-        return not allowed or token in self._bad(sequence)
+    def allowed_words(self, vocabulary: int) -> Words:
+        """`allowed` in packed bits, made once."""
+        if self._allowed_words is None:
+            allowed_V = np.zeros(-(-vocabulary // 32) * 32, np.bool_)
+            allowed_V[self.allowed] = True
+            self._allowed_words = np.packbits(allowed_V, bitorder="little").view(np.int32)
+        return self._allowed_words
+
+    def forbids(self, sequence: Sequence) -> Callable[[int], bool]:
+        """Whether the settings exclude a token as the next one."""
+        allowed = self.allowed if sequence.request.sampling.allowed_token_ids else None
+        bad = self._bad(sequence)
+        return lambda token: token in bad or (allowed is not None and token not in allowed)
 
     def _bad(self, sequence: Sequence) -> list[int]:
         """The tokens that would complete a bad word."""

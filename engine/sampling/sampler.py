@@ -70,15 +70,17 @@ def _rows(
     constrained_BV, faults = constrained(ops, adjusted_BV, raw_BV, sequences, before_B)
     token_B = _choose(constrained_BV, finite_B, sequences, ahead_B)
     for row in forbidden(token_B, adjusted_BV, sequences):
-        faults.setdefault(row, NO_TOKEN_ALLOWED)
+        if finite_B[row]:
+            faults.setdefault(row, NO_TOKEN_ALLOWED)
     logprob_B = logprobs(raw_BV, token_B, [s.request.sampling.logprobs for s in sequences], finite_B)
     results = [Sampled(token, logprob) for token, logprob in zip(token_B.tolist(), logprob_B, strict=True)]
     for row in {*faults, *np.flatnonzero(~finite_B).tolist()}:
-        results[row] = _failed(faults.get(row))
+        results[row] = failed(faults.get(row))
     return tuple(results)
 
 
-def _failed(fault: Fault | None) -> Sampled:
+def failed(fault: Fault | None) -> Sampled:
+    """No token, for this reason; without one because the model's logits are not finite."""
     if fault is None:
         return Sampled(0, error=NOT_FINITE)
     return Sampled(0, error=fault.message, code=fault.code)
@@ -96,12 +98,12 @@ def _choose(
         best_B = values_BV[np.arange(len(token_B)), token_B]
         rows_R = np.flatnonzero(drawn_B & finite_B & np.isfinite(best_B))
         vocabulary = values_BV.shape[1]
-        params = [_parameters(sequences[row], ahead_B[row] if ahead_B else 0, vocabulary) for row in rows_R]
+        params = [row_parameters(sequences[row], ahead_B[row] if ahead_B else 0, vocabulary) for row in rows_R]
         token_B[rows_R] = draw(logits_BV, rows_R, np.array(params, PARAMETERS))
     return token_B
 
 
-def _parameters(sequence: Sequence, ahead: int, vocabulary: int) -> tuple[float, int, float, float, float]:
+def row_parameters(sequence: Sequence, ahead: int, vocabulary: int) -> tuple[float, int, float, float, float]:
     """A row's `PARAMETERS`, `ahead` tokens after the end of its sequence."""
     s = sequence.request.sampling
     top_k = min(s.top_k or vocabulary, vocabulary)

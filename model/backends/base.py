@@ -14,6 +14,7 @@ from torch import Tensor
 from model.batch import Batch, Cache, Pages
 from model.decoder import Decoder
 from model.options import Options
+from model.sampling import Chosen, SamplingInputs
 from model.shapes.decoder import DecoderConfig
 from model.step import Observer
 
@@ -31,6 +32,19 @@ class SamplingOps(Protocol):
         """Float32 logits with what masks of packed bits forbid at minus infinity; a row's mask is -1 for none.
 
         Where nothing finite is left, the row is taken from `raw_BV` first.
+        """
+        ...
+
+
+class DeviceSamplingOps(Protocol):
+    """What a sampler on the device leaves to the backend that made the logits."""
+
+    def choose(self, logits_RV: Tensor, inputs: SamplingInputs) -> Chosen:
+        """A token of each row: the best one, of equals the lowest, or a drawn one. Nothing is waited for.
+
+        Edits come first, then what settings allow, then grammars: where these leave nothing finite, a row is taken from
+        the model's logits first. Top-k applies before top-p, top-p to what it leaves; min-p is relative to the best
+        token. Where none of them cuts, a row draws in vocabulary order, else from the best token on.
         """
         ...
 
