@@ -81,7 +81,9 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
     compute_one_token(engine, info)
     if not settings.step_ms:
         return engine, info
-    engine.scheduler.cost = measure(engine.runner, info, pools(model.config), settings.max_step_tokens)
+    engine.scheduler.cost = measure(
+        engine.runner, info, pools(model.config), settings.max_step_tokens, token_buckets=model.token_buckets
+    )
     return engine, replace(info, step_cost=engine.scheduler.cost)
 
 

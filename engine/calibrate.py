@@ -15,7 +15,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.cost import ExpertPool, StepCost
+from engine.cost import ExpertPool, StepCost, padded_tokens
 from engine.plan import Chunk, Plan, Runner
 from engine.sequence import Sequence
 from engine.types import EngineInfo, Request, Sampling
@@ -47,11 +47,17 @@ def measure(
     pools: tuple[ExpertPool, ...],
     max_step_tokens: int,
     clock: Callable[[], float] = time.perf_counter,
+    token_buckets: tuple[int, ...] = (),
 ) -> StepCost:
-    """The cost model of this runner, measured in one warm-up step and at most about `MAX_SECONDS`."""
+    """The cost model of this runner, measured in warm-up steps and at most about `MAX_SECONDS`.
+
+    `token_buckets`: as of the `StepCost`. Where there are any, a plan's first run may compile and its second may record
+    what later runs replay: both are warm-up steps.
+    """
     started = clock()
-    samples = _run(runner, _plans(info, max_step_tokens), clock)
-    cost = fit(samples, pools)
+    plans = _plans(info, max_step_tokens)
+    samples = _run(runner, plans, [*plans, *plans] if token_buckets else plans[:1], clock)
+    cost = fit(samples, pools, token_buckets)
     log.info(
         "a step costs %.3g ms, %.3g µs per token, %.3g µs per routed pair and %.3g µs per distinct expert "
         "(%d plans measured in %.2f s)",
@@ -65,17 +71,17 @@ def measure(
     return cost
 
 
-def fit(samples: Seq[Measurement], pools: tuple[ExpertPool, ...]) -> StepCost:
+def fit(samples: Seq[Measurement], pools: tuple[ExpertPool, ...], token_buckets: tuple[int, ...] = ()) -> StepCost:
     """The non-negative constants with the least squared relative error: short steps count as much as long ones.
 
     If the samples cannot distinguish two constants, the one per token gets the cost, which makes chunks shorter.
     """
-    work = [(sample.tokens, sample.pairs, sample.distinct, 1) for sample in samples]
+    work = [(padded_tokens(each.tokens, token_buckets), each.pairs, each.distinct, 1) for each in samples]
     work_SW = np.array(work, dtype=np.float64)
     seconds_S = np.array([sample.seconds for sample in samples])
     relative_SW = work_SW / seconds_S[:, None]
     per_token, per_pair, per_expert, fixed = non_negative(relative_SW, np.ones(len(samples))).tolist()
-    return StepCost(fixed, per_token, per_pair, per_expert, pools)
+    return StepCost(fixed, per_token, per_pair, per_expert, pools, token_buckets)
 
 
 def non_negative(a_SW: Floats, b_S: Floats) -> Floats:
@@ -96,9 +102,11 @@ def non_negative(a_SW: Floats, b_S: Floats) -> Floats:
     return best_W
 
 
-def _run(runner: Runner, plans: Seq[Plan], clock: Callable[[], float]) -> list[Measurement]:
-    """The median run of each plan. A run is skipped if, at the last run's pace per token, it would end too late."""
-    runner.run(plans[0])  # the first step of a process is slower than any other
+def _run(runner: Runner, plans: Seq[Plan], warm_ups: Seq[Plan], clock: Callable[[], float]) -> list[Measurement]:
+    """The median run of each plan, after warm-ups: the first step of a process is slower than any other. A run is
+    skipped if, at the last run's pace per token, it would end too late."""
+    for plan in warm_ups:
+        runner.run(plan)
     deadline, pace = clock() + MAX_SECONDS, 0.0
     runs: list[list[Measurement]] = [[] for _ in plans]
     for plan, done in list(zip(plans, runs, strict=True)) * ROUNDS:

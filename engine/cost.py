@@ -5,7 +5,7 @@ constants. It uses the standard library only, since `StepCost` is sent to the HT
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable
 from copy import copy
@@ -34,20 +34,35 @@ class ExpertPool:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """The cost model's constants for one model on one machine, in seconds, none negative; and its expert pools."""
+    """The cost model's constants for one model on one machine, in seconds, none negative; and its expert pools.
+
+    `token_buckets`: where decoding steps are padded, the numbers of tokens that they are padded to (`padded_tokens`).
+    Steps with prompts are counted alike, although they are not padded: few tokens too many are none too few.
+    """
 
     fixed: float
     per_token: float
     per_pair: float
     per_expert: float
     pools: tuple[ExpertPool, ...]  # one per MoE layer
+    token_buckets: tuple[int, ...] = ()
 
     def seconds(self, tokens: float, pairs: float, distinct: float) -> float:
         """The estimated seconds of a step; `pairs` and `distinct` experts are sums over the MoE layers."""
+        tokens = padded_tokens(tokens, self.token_buckets)
         return self.fixed + self.per_token * tokens + self.per_pair * pairs + self.per_expert * distinct
 
 
 NO_COST = StepCost(0.0, 0.0, 0.0, 0.0, ())
+
+
+def padded_tokens(tokens: float, buckets: tuple[int, ...]) -> float:
+    """How many tokens a step of so many is computed with: the next of the rising `buckets`, or as many beyond the last.
+
+    padded_tokens(9, (8, 16)) == 16; padded_tokens(17, (8, 16)) == 17.
+    """
+    place = bisect_left(buckets, tokens)
+    return buckets[place] if tokens and place < len(buckets) else tokens
 
 
 def prefill_share(age: float) -> float:

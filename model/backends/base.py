@@ -97,6 +97,12 @@ class Runnable(SamplingOps, Protocol):
         ...
 
     @property
+    def token_buckets(self) -> tuple[int, ...]:
+        """The numbers of tokens that steps in which every sequence has one new token are padded to, rising; beyond the
+        last, and where there are none, they are computed as they are."""
+        ...
+
+    @property
     def overlaps(self) -> bool:
         """Whether `launch` returns before the device has computed, so that the host may plan the next step."""
         ...

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.build import assemble, build_engine, describe, pools
-from engine.calibrate import MAX_SECONDS, SHAPES, Measurement, fit, measure, non_negative
+from engine.calibrate import MAX_SECONDS, ROUNDS, SHAPES, Measurement, fit, measure, non_negative
 from engine.cost import ExpertPool, StepCost
 from engine.plan import MoEWork, Plan, Sampled, StepResult
 from engine.types import EngineInfo, EngineSettings
@@ -44,7 +44,7 @@ class Bench:
         return StepResult(tuple(Sampled(0) for chunk in plan if chunk.samples), MoEWork(pairs, pairs, distinct, 1.0))
 
     def measure(self, info: EngineInfo = INFO, max_step_tokens: int = 512) -> StepCost:
-        return measure(self, info, self.cost.pools, max_step_tokens, self.clock)
+        return measure(self, info, self.cost.pools, max_step_tokens, self.clock, self.cost.token_buckets)
 
     def shapes(self) -> list[tuple[int, int]]:
         """Sequences and tokens of each plan, in the order in which they first ran."""
@@ -103,6 +103,17 @@ def test_a_slow_first_step_and_a_stall_in_any_round_do_not_count() -> None:
     bench.stalls = {1: 5.0, 4: 0.1, 20: 0.1, 28: 0.1}
     assert values(bench.measure()) == pytest.approx(values(COST), rel=1e-6)
     assert bench.shapes() == list(SHAPES)
+
+
+def test_where_steps_are_padded_two_runs_of_each_plan_do_not_count() -> None:
+    """One may compile what it runs, and one may record it."""
+    bench = Bench(replace(COST, token_buckets=(1, 2, 8, 16)))
+    plans = 2 * len(SHAPES)
+    bench.stalls = {number: 3.0 for number in range(1, 2 * plans + 1)}
+    measured = bench.measure()
+    assert values(measured) == pytest.approx(values(COST), rel=1e-6)
+    assert measured.token_buckets == (1, 2, 8, 16)
+    assert len(bench.plans) == (2 + ROUNDS) * plans
 
 
 def test_plans_are_whole_sequences_on_blocks_of_their_own() -> None:

@@ -1,6 +1,7 @@
 """The estimate of a step grows with its work, and what fits is exactly what stays within the time."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,8 @@ from engine.cost import NO_COST, ExpertPool, StepBudget, StepCost, StepLoad
 constants = st.floats(0, 1e-2)
 pools = st.builds(ExpertPool, st.integers(1, 64), st.sampled_from([0, 0, 1]))
 COUNTS = st.tuples(st.integers(1, 8), st.integers(1, 8))
-costs = st.builds(StepCost, constants, constants, constants, constants, st.tuples(pools, pools))
+buckets = st.sampled_from([(), (), (1, 2, 4, 8, 16), (3, 40)])
+costs = st.builds(StepCost, constants, constants, constants, constants, st.tuples(pools, pools), buckets)
 loads = st.lists(st.tuples(COUNTS, st.integers(1, 40)), max_size=4)
 
 
@@ -33,6 +35,22 @@ def test_the_work_of_a_step() -> None:
 def test_an_empty_step_costs_what_is_fixed() -> None:
     assert StepLoad(StepCost(1.0, 0.1, 0.01, 0.001, (ExpertPool(4),))).seconds == 1.0
     assert filled(NO_COST, [((3, 3), 5)]).seconds == 0.0
+
+
+def test_a_padded_step_costs_what_its_bucket_costs() -> None:
+    plain = StepCost(1.0, 0.1, 0.01, 0.001, (ExpertPool(4), ExpertPool(8)))
+    padded = replace(plain, token_buckets=(1, 2, 4, 8, 16))
+    for tokens, bucket in ((1, 1), (3, 4), (8, 8), (9, 16), (16, 16), (17, 17), (300, 300)):
+        same_work = filled(plain, [((1, 2), tokens)]).seconds + 0.1 * (bucket - tokens)
+        assert filled(padded, [((1, 2), tokens)]).seconds == pytest.approx(same_work)
+    assert filled(padded, []).seconds == 1.0
+
+
+def test_a_bucket_is_filled_before_it_is_left() -> None:
+    load = filled(StepCost(0.0, 1.0, 0.0, 0.0, (), (8, 16, 32)), [((1,), 9)])
+    assert load.max_tokens_within((1,), 16.5, 100) == 7
+    assert load.max_tokens_within((1,), 31.5, 100) == 7
+    assert load.max_tokens_within((1,), 32.5, 100) == 23
 
 
 def test_experts_of_a_token_differ_and_draws_may_repeat() -> None:

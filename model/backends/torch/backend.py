@@ -42,6 +42,7 @@ class TorchRunnable(TorchSampling):
     rules = True
     exact = False  # matrix products of different heights may round differently
     workspace = WORKSPACE
+    token_buckets: tuple[int, ...] = ()
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
