@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from model.decoder import Decoder, parameter_count
+from model.decoder import parameter_count
+from model.encoder_decoder import decoder_of
 from model.options import Quantize, QuantizeLayers
 from model.shapes.decoder import DecoderConfig
 from model.shapes.work import TokenWork
@@ -37,7 +38,7 @@ class DecoderWork:
     def of(cls, config: DecoderConfig) -> "DecoderWork":
         """All but the mixtures, and but an embedding that is no head: of it a token reads one row."""
         with torch.device("meta"):
-            decoder = Decoder(config)
+            decoder = decoder_of(config)
         outside = parameter_count(decoder)
         for layer, shape in zip(decoder.layers, config.feed_forward, strict=True):
             outside -= parameter_count(layer.get_submodule("ffn")) if shape.num_experts else 0

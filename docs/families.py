@@ -44,6 +44,8 @@ def _line(name: str) -> str:
 
 def _large(example: Any) -> dict[str, Any]:
     given = {key: 64 if key == "head_dim" else value for key, value in example.items() if key not in TINY}
+    if "d_model" in given:  # an encoder and a decoder, with names of their own for all sizes
+        return given
     if "text_config" in given:
         return given | {"text_config": _large(given["text_config"])}
     return SIZES | given

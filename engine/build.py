@@ -198,6 +198,7 @@ def assemble(
         step_seconds=settings.step_ms / 1000,
         speculator=speculator_for(model, settings),
         experts=experts_of(model),
+        scores_prompts=config.scores_prompts,
     )
     runner = ModelRunner(model, model.cache(blocks, settings.block_size, state_slots(settings)))
     runner.draft_experts = scheduler.speculator.experts if scheduler.speculator else 0

@@ -50,7 +50,8 @@ class Scheduler:
     A `speculator` proposes drafts for sequences that decode. Drafts use only tokens of the step and blocks that no
     other sequence needs.
 
-    `experts`: what the model can run, to refuse other routing rules and to tell what the trained count would cost.
+    `experts`: what the model can run, to refuse other routing rules and to tell what the trained count would cost;
+    `scores_prompts`: whether it has log-probabilities of prompts.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Scheduler:
         min_chunk: int = 16,
         speculator: Speculator | None = None,
         experts: ExpertRange | None = None,
+        scores_prompts: bool = True,
     ) -> None:
         if not 1 <= max_running <= max_step_tokens:
             raise ValueError(
@@ -86,7 +88,7 @@ class Scheduler:
         self._step_seconds = step_seconds if step_seconds and chunked else math.inf
         self.queues = Queues()
         self._waiting, self._running = self.queues.waiting, self.queues.running
-        self._experts = experts
+        self._experts, self._scores_prompts = experts, scores_prompts
         self._trained_pairs = experts.trained * experts.layers if experts else 0  # of one token
         self._prefills = PrefillPlanner(blocks, self.queues, max_running, chunked, clock)
         self._decodes = DecodePlanner(blocks, self.queues, self._preempt)
@@ -120,11 +122,14 @@ class Scheduler:
 
         Raises:
             InvalidRequest: it is empty, its id is taken, it could never fit in the context or the cache, or the model
-                does not run its routing rule.
+                does not run its routing rule, or does not score prompts.
         """
         if request.id in self._running or request.id in self._waiting:
             raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
         require_fits_context(request, self.max_model_len, self.blocks.total * self.blocks.block_size)
+        if request.sampling.prompt_logprobs is not None and not self._scores_prompts:
+            reason = "this model's prompts have no log-probabilities: an encoder reads it, which predicts no tokens"
+            raise InvalidRequest(reason, "prompt_logprobs")
         if self._experts is not None:
             self._experts.check_rule(request.budget.rule, "experts")
         self.queues.add(Sequence(request, self._clock(), matcher, self._trained_pairs))

@@ -23,6 +23,23 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What one sequence does in an attention that is not of all its new rows to all its past.
+
+    Its next `queries` rows have positions from `query` on, and see the positions from `first` up to `end`, where the
+    attention is causal none after their own. Its next `keys` rows of keys and values have positions from `key` on.
+    """
+
+    sequence: int  # of the step
+    queries: int
+    query: int
+    keys: int
+    key: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cache:
     """What is kept of all sequences: a tensor for each of `config.memory`, laid out by the backend that made it."""
 

@@ -59,11 +59,13 @@ class Decoder(nn.Module):
         self.embed = embedding(config.vocabulary, config.width)
         if config.positions == "learned":
             self.embed_positions = embedding(config.context, config.width)
-        shapes = zip(config.attention, config.feed_forward, strict=True)
-        self.layers = nn.ModuleList(Layer(config, *pair) for pair in shapes)
+        self.layers = nn.ModuleList(self._layer(number) for number in range(len(config.attention)))
         self.norm = norm_layer(config)
         if not config.tied:
             self.head = nn.Linear(config.width, config.vocabulary, bias=config.head_bias)
+
+    def _layer(self, number: int) -> Layer:
+        return Layer(self.config, self.config.attention[number], self.config.feed_forward[number])
 
     @property
     def dtype(self) -> torch.dtype:

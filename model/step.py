@@ -6,13 +6,13 @@ sequences as attention does. How the past is kept (whole sequences, pages, state
 no blocks here.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
 
-from model.batch import LayerBudget, Span
+from model.batch import LayerBudget, Part, Span
 from model.noise import normal
 from model.shapes.rope import Rope
 
@@ -20,13 +20,29 @@ Tables = tuple[Tensor, Tensor]  # cosines and sines of rotary positions
 
 
 @dataclass(frozen=True, slots=True)
+class DistanceBias:
+    """What is added to the score of a query and a key by their distance, query - key. `bias_HX` has the values from the
+    distance `least` on; distances beyond its ends have the value of the end."""
+
+    bias_HX: Tensor
+    least: int
+
+    def at(self, query: Tensor, key: Tensor) -> Tensor:
+        """[H, …] float32 for the positions of queries and keys, which broadcast."""
+        distance = (query - key - self.least).clamp(0, self.bias_HX.shape[1] - 1)
+        return self.bias_HX[:, distance].float()
+
+
+@dataclass(frozen=True, slots=True)
 class MaskSpec:
-    """What a query sees beside causality, and how strongly. `sinks_H`: logits that take weight and give nothing."""
+    """What a query sees, and how strongly. `sinks_H`: logits that take weight and give nothing."""
 
     scale: float
     window: int = 0  # positions, itself included; 0: all
     chunk: int = 0  # only within the same run of so many positions; 0: all
     sinks_H: Tensor | None = None
+    causal: bool = True  # nothing after itself
+    bias: DistanceBias | None = None
 
 
 class Past(Protocol):
@@ -34,7 +50,10 @@ class Past(Protocol):
 
     def attend(self, memory: int, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, spec: MaskSpec) -> Tensor:
         """Attention [T, H, V]. Keys and values of this step are included; G divides H. Values that are a number are the
-        first so many columns of the keys."""
+        first so many columns of the keys. A negative memory keeps nothing: keys and values are those of this step."""
+
+    def part(self, parts: Sequence[Part]) -> "Past":
+        """Access for a layer that does not run on all rows, or attends to other positions than those before them."""
 
     def spans(self, rows: int) -> tuple[Span, ...]:
         """Each sequence's part of the step's `rows` tokens."""
@@ -76,12 +95,14 @@ class LayerStep:
     past: Past | None = None
     memory: int = -1  # index of its cache in `config.memory` and `Cache.layers`; -1: it keeps nothing
     rotary: Mapping[Rope, Tables] = field(default_factory=dict)  # of every kind that the decoder uses
+    bias: DistanceBias | None = None  # of this layer's attention
     routes: bool = False  # whether the observer wants every token's experts
 
     def attend(self, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, spec: MaskSpec) -> Tensor:
         """See `Past.attend`; of this sublayer."""
         assert self.past is not None
-        return self.past.attend(self.memory, q_THC, k_TGC, v_TGV, spec)
+        biased = spec if self.bias is None else replace(spec, bias=self.bias)
+        return self.past.attend(self.memory, q_THC, k_TGC, v_TGV, biased)
 
     def states(self, size: int) -> Iterator[tuple[slice, Tensor, bool]]:
         """See `Past.states`; of this sublayer."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from model.config_reader import ConfigReader, check_numbers
 from model.decoder import Decoder
 from model.devices import CPU
+from model.encoder_decoder import decoder_of
 from model.errors import CheckpointError
 from model.options import DType
 from model.shapes.decoder import DecoderConfig
@@ -112,7 +113,7 @@ def empty_model(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
     """
     with torch.device("meta"):
         try:
-            model = Decoder(config).to(dtype)
+            model = decoder_of(config).to(dtype)
         except (RuntimeError, OverflowError) as error:
             raise CheckpointError(f"config.json: no decoder of these sizes can be made: {error}") from None
         for name, parameter in model.named_parameters():

@@ -52,7 +52,7 @@ class SelfAttention(LayerModule):
         """What its queries see."""
         s = self.shape
         scale = s.head_width**-0.5 if s.scale is None else s.scale
-        return MaskSpec(scale, s.window, s.chunk, self.sinks if s.sinks else None)
+        return MaskSpec(scale, s.window, s.chunk, self.sinks if s.sinks else None, s.causal)
 
     def project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries [T, H, C], keys and values [T, G, C], normed and clipped as the family asks; the gate [T, H·C]."""

@@ -31,6 +31,7 @@ class Attention:
     """Grouped-query attention: `heads` queries over `kv_heads` keys and values of `head_width`.
 
     `window`: only so many tokens back, itself included; `chunk`: only within its own run of so many positions; 0: all.
+    Not `causal`: later tokens as well, as in an encoder.
     """
 
     heads: int
@@ -48,6 +49,7 @@ class Attention:
     gated: bool = False  # the output times the sigmoid of a gate that comes with the queries
     floor_scale: float | None = None  # queries times 1 + attn_scale · log(1 + ⌊(position + 1) / floor_scale⌋)
     attn_scale: float = 0.0
+    causal: bool = True
 
     def __post_init__(self) -> None:
         sizes(heads=self.heads, kv_heads=self.kv_heads, head_width=self.head_width)

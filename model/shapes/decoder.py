@@ -10,19 +10,22 @@ from typing import Literal
 from model.budget import ExpertRange
 from model.shapes.attention import AttentionShape
 from model.shapes.checks import one_of, reals, sizes
-from model.shapes.memory import Memory
+from model.shapes.encoder import Encoder
+from model.shapes.memory import Memory, StateMemory
 from model.shapes.mixtures import FeedForward
 from model.shapes.rope import Rope
 
 Norm = Literal["layer", "rms"]
-Positions = Literal["rotary", "learned"]
+Positions = Literal["rotary", "learned", "relative", "sinusoidal"]
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """One decoder-only transformer of pre-norm layers. Widths are in elements, `context` in tokens.
+    """One transformer of pre-norm layers: a decoder, or with `encoder` an encoder and a decoder. Widths are in
+    elements, `context` in tokens.
 
-    `attention` and `feed_forward` are the shapes of each layer's two sublayers, in the order in which they run.
+    `attention` and `feed_forward` are the shapes of each layer's two sublayers, in the order in which they run. Layers
+    after an encoder have a third between them: attention of the decoder's first shape to what the encoder made.
     """
 
     vocabulary: int
@@ -40,6 +43,7 @@ class DecoderConfig:
     residual_scale: float = 1.0  # what each sublayer's output is multiplied by before it is added
     logit_scale: float = 1.0
     extrapolates: bool = False  # other counts than the trained one are allowed even where a router is not made for them
+    encoder: Encoder | None = None
     repaired: tuple[int, ...] = ()  # counts whose repair helps, where the layers have its statistics
 
     def __post_init__(self) -> None:
@@ -54,6 +58,10 @@ class DecoderConfig:
             raise ValueError(
                 f"{len(self.attention)} attention layers do not fit {len(self.feed_forward)} feed-forward layers"
             )
+        if self.encoder is not None:
+            self.encoder.check_ids(self.vocabulary)
+            if self.encoder.layers >= len(self.attention):
+                raise ValueError(f"an encoder of {self.encoder.layers} layers leaves none for the decoder")
 
     @property
     def mixtures(self) -> tuple[FeedForward, ...]:
@@ -86,14 +94,28 @@ class DecoderConfig:
 
     @property
     def memory(self) -> tuple[Memory, ...]:
-        """What is kept of a sequence: each layer's attention, then the feed-forward layers that keep something."""
-        kept = (shape.memory for shape in self.feed_forward if shape.memory is not None)
-        return (*(shape.memory for shape in self.attention), *kept)
+        """What is kept of a sequence: each layer's attention, then the feed-forward layers that keep something.
+
+        With an encoder: the decoder layers' attention, their keys and values of the prompt, and its length.
+        """
+        kept = tuple(shape.memory for shape in self.feed_forward if shape.memory is not None)
+        if self.encoder is None:
+            return (*(shape.memory for shape in self.attention), *kept)
+        attention = tuple(shape.memory for shape in self.attention[self.encoder.layers :])
+        return (*attention, *attention, StateMemory(1), *kept)
 
     @property
     def chunkable(self) -> bool:
-        """Whether a prompt can be computed in chunks: what a layer needs of earlier tokens is kept."""
-        return all(shape.token_local or shape.memory is not None for shape in self.feed_forward)
+        """Whether a prompt can be computed in chunks: what a layer needs of earlier tokens is kept. An encoder's tokens
+        see later ones."""
+        return self.encoder is None and all(
+            shape.token_local or shape.memory is not None for shape in self.feed_forward
+        )
+
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether there are logits of a prompt's tokens. An encoder predicts none."""
+        return self.encoder is None
 
     @property
     def has_states(self) -> bool:

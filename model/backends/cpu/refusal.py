@@ -71,6 +71,8 @@ def refusal(config: DecoderConfig, options: Options) -> str | None:
 
 
 def _reasons(config: DecoderConfig, options: Options) -> Iterator[str]:
+    if config.encoder is not None:
+        yield "a model with an encoder"
     for shape in config.attention:
         yield from _attention_reasons(shape)
     for ffn in config.feed_forward:

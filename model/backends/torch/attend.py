@@ -4,15 +4,16 @@ Both are plain torch and give the same values. They know blocks and slots, not r
 of `config.memory`: pages, or a state per running sequence.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.backends.torch.parts import PartAttend
 from model.backends.torch.tiles import Group, Sizes, attend, groups, seen
-from model.batch import Pages, Span
+from model.batch import Pages, Part, Span
 from model.step import MaskSpec
 
 
@@ -37,6 +38,10 @@ class WholeAttend:
 
     def _by_sequence(self, rows_THC: Tensor) -> Tensor:
         return rows_THC.unflatten(0, (-1, self.length)).transpose(1, 2)
+
+    def part(self, parts: Sequence[Part]) -> PartAttend:
+        """Of sequences that all start with this step."""
+        return PartAttend(parts)
 
     def spans(self, rows: int) -> tuple[Span, ...]:
         """The sequences, side by side."""
@@ -89,6 +94,10 @@ class PagedAttend:
             made = groups(self._spans, tables_BP, block_size, spec, sizes)
             self._groups[key] = [group.to(self._device) for group in made]
         return self._groups[key]
+
+    def part(self, parts: Sequence[Part]) -> PartAttend:
+        """Over the same pages."""
+        return PartAttend(parts, self.pages, self._device)
 
     def spans(self, rows: int) -> tuple[Span, ...]:
         """Those of the pages."""

@@ -30,6 +30,7 @@ class Sizes:
     key_width: int
     value_width: int
     element: int
+    biased: bool = False  # scores get a bias of their distance
 
     @property
     def key_bytes(self) -> int:
@@ -38,8 +39,9 @@ class Sizes:
 
     @property
     def score_bytes(self) -> int:
-        """What one query takes per key of a tile: scores and weights of all heads, and the mask."""
-        return self.heads * 9
+        """What one query takes per key of a tile: scores and weights of all heads, the mask, and a bias with its
+        distance."""
+        return self.heads * 9 + self.biased * (self.heads * 4 + 8)
 
     @property
     def rows(self) -> int:
@@ -77,8 +79,8 @@ def first_seen(position: int, spec: MaskSpec) -> int:
 
 
 def seen(query: Tensor, key: Tensor, spec: MaskSpec) -> Tensor:
-    """Whether the token at position `query` sees the one at `key`; both broadcast."""
-    mask = key <= query
+    """Whether the token at position `query` sees the one at `key`; both broadcast. A negative key is none."""
+    mask = key <= query if spec.causal else (key >= 0) & (query >= 0)
     if spec.window:
         mask = mask & (key > query - spec.window)
     if spec.chunk:
@@ -155,6 +157,9 @@ def attend(q_bRHC: Tensor, cache_PSGC: Tensor, group: Group, spec: MaskSpec, siz
         mask_bRS = seen(queries_bR1, group.keys_bS[:, None, keys], spec)
         score_bGNS = q_bGNC @ k_bGSC.transpose(-1, -2)
         score_bGRKS = score_bGNS.unflatten(2, (rows, shared))
+        if spec.bias is not None:
+            bias_HbRS = spec.bias.at(queries_bR1, group.keys_bS[:, None, keys])
+            score_bGRKS += bias_HbRS.unflatten(0, (sizes.kv_heads, shared)).permute(2, 0, 3, 1, 4)
         score_bGRKS.masked_fill_(~mask_bRS[:, None, :, None], -torch.inf)
         higher_bGN1 = torch.maximum(top_bGN1, score_bGNS.amax(-1, keepdim=True))
         weight_bGNS, fade_bGN1 = score_bGNS.sub_(higher_bGN1).exp_(), (top_bGN1 - higher_bGN1).exp_()
@@ -167,19 +172,23 @@ def attend(q_bRHC: Tensor, cache_PSGC: Tensor, group: Group, spec: MaskSpec, siz
 
 def _fused(group: Group, spec: MaskSpec, sizes: Sizes) -> bool:
     """Whether torch's own kernel, a third faster for many queries, keeps to WORKSPACE: it knows no sinks, and writes
-    whole score matrices where keys and values differ in width."""
+    whole score matrices where keys and values differ in width. A bias is such a matrix too."""
     plain = spec.sinks_H is None and sizes.key_width == sizes.value_width
+    if spec.bias is not None and 8 * sizes.heads * group.rows_bR.shape[1] * group.keys_bS.numel() > WORKSPACE:
+        return False
     return plain and group.slots_bS.numel() * sizes.key_bytes <= WORKSPACE
 
 
 def _at_once(q_bRHC: Tensor, cache_PSGC: Tensor, group: Group, spec: MaskSpec, sizes: Sizes) -> Tensor:
     k_bGSC, v_bGSV = _read(cache_PSGC, group.slots_bS, sizes.value_width)
     mask_bRS = seen(group.queries_bR[:, :, None], group.keys_bS[:, None], spec)
+    mask_bHRS = mask_bRS[:, None]
+    if spec.bias is not None:
+        bias_HbRS = spec.bias.at(group.queries_bR[:, :, None], group.keys_bS[:, None])
+        mask_bHRS = bias_HbRS.transpose(0, 1).masked_fill(~mask_bHRS, -torch.inf)
     q_bHRC = q_bRHC.transpose(1, 2).float()
     grouped = sizes.heads != sizes.kv_heads
-    out_bHRV = F.scaled_dot_product_attention(
-        q_bHRC, k_bGSC, v_bGSV, mask_bRS[:, None], scale=spec.scale, enable_gqa=grouped
-    )
+    out_bHRV = F.scaled_dot_product_attention(q_bHRC, k_bGSC, v_bGSV, mask_bHRS, scale=spec.scale, enable_gqa=grouped)
     return out_bHRV.transpose(1, 2).to(q_bRHC.dtype)
 
 
