@@ -14,14 +14,18 @@ from model.backends.cuda.kernels.combine import combine
 from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.norm import Norm
 from model.backends.cuda.kernels.operands import TILES, PairTiles, Tile, Weight
+from model.backends.cuda.kernels.repair import Repair
 from model.backends.cuda.kernels.route import TokenRules, route
+from model.backends.cuda.kernels.sparse_mixer import sparse_mixer
+from model.backends.cuda.kernels.weighed import weighed
+from model.moe.repair import RepairTables
 from model.moe.topk import TopKMixture
 from model.shapes.mixtures import Dense, Router, TopK
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What a layer chose: experts [T, K], best first, where ranks beyond a token's count have the number of experts."""
+    """What a layer chose: experts [T, K], best first, then the number of experts where a token runs fewer."""
 
     expert_TK: Tensor  # int32
     weight_TK: Tensor
@@ -68,6 +72,7 @@ class MoELayer:
     logit_bias_E: Tensor | None = None
     selection_bias_E: Tensor | None = None
     shared: SharedExpert | None = None
+    repair: RepairTables | None = None
 
     @property
     def experts(self) -> int:
@@ -88,12 +93,17 @@ class MoELayer:
         """Add scale · mixture(normed) to the residual `x_TD`, in place, and write its norm to `out_TD`.
 
         `k_max` is the largest of the counts, or any larger number up to that of the experts.
+
+        Raises:
+            ValueError: a rule has repair, and the layer has no statistics.
         """
+        repair = repair_of(self.repair, counts_T, rules)
         routing = self.route(normed_TD, counts_T, k_max, rules)
         pair_RD = self.run_pairs(normed_TD, routing)
         shared_TD, gate_T1 = (None, None) if self.shared is None else self.shared(normed_TD)
-        chosen = (routing.expert_TK, routing.weight_TK, self.experts)
-        combine(pair_RD, *chosen, x_TD, next_norm, out_TD, shared_TD, gate_T1, scale)
+        weight_TK = None if self.router.weigh_input else routing.weight_TK
+        chosen = (routing.expert_TK, weight_TK, self.experts)
+        combine(pair_RD, *chosen, x_TD, next_norm, out_TD, shared_TD, gate_T1, scale, repair)
         return routing
 
     def route(self, normed_TD: Tensor, counts_T: Tensor, k_max: int, rules: TokenRules | None = None) -> Routing:
@@ -101,8 +111,12 @@ class MoELayer:
         tokens = len(normed_TD)
         logits_TE = normed_TD.new_empty(tokens, self.experts, dtype=torch.float32)
         gemm(normed_TD, self.logits, logits_TE, tile=row_tile(tokens))
-        expert_TK = counts_T.new_empty(tokens, k_max, dtype=torch.int32)
-        weight_TK = logits_TE.new_empty(tokens, k_max)
+        columns = k_max if rules is None else min(self.experts, k_max + rules.most_reuse)
+        expert_TK = counts_T.new_empty(tokens, columns, dtype=torch.int32)
+        weight_TK = logits_TE.new_empty(tokens, columns)
+        if self.router.score == "sparse_mixer":
+            sparse_mixer(logits_TE, counts_T, self.router.jitter, expert_TK, weight_TK)
+            return Routing(expert_TK, weight_TK, self.experts)
         biases = (self.logit_bias_E, self.selection_bias_E)
         route(logits_TE, counts_T, self.router, expert_TK, weight_TK, *biases, rules)
         return Routing(expert_TK, weight_TK, self.experts)
@@ -113,6 +127,10 @@ class MoELayer:
         tile = row_tile(pairs // self.experts)
         tiles = self._laid_out(routing.expert_TK, tile)
         h_RF = normed_TD.new_empty(pairs, self.gate_up.units)
+        if self.router.weigh_input:
+            weighed_RD = normed_TD.new_empty(pairs, normed_TD.shape[1])
+            weighed(normed_TD, routing.expert_TK, routing.weight_TK, self.experts, weighed_RD)
+            normed_TD, k_max = weighed_RD, 1
         gemm(normed_TD, self.gate_up, h_RF, tiles, k_max, tile)
         pair_RD = h_RF.new_empty(pairs, normed_TD.shape[1], dtype=torch.float32)
         gemm(h_RF, self.down, pair_RD, tiles, 1, tile)
@@ -135,15 +153,14 @@ def row_tile(rows: int) -> Tile:
 
 def refusal(shape: TopK) -> str | None:
     """Why this layer has no kernels, or None."""
-    if shape.router.score == "sparse_mixer":
-        return "the sparse mixer has no GPU kernel"
-    if shape.router.weigh_input:
-        return "weights that multiply an expert's input have no GPU kernel"
+    router = shape.router
+    if router.score == "sparse_mixer" and router != Router("sparse_mixer", jitter=router.jitter):
+        return "a sparse mixer with biases, groups, a scale or weights of its own has no GPU kernel"
     return None
 
 
-def moe_layer(module: TopKMixture) -> MoELayer:
-    """The layer of a module whose shape `refusal` lets pass; weights are not copied.
+def moe_layer(module: TopKMixture, repair: RepairTables | None = None) -> MoELayer:
+    """The layer of a module whose shape `refusal` lets pass; weights and statistics of repair are not copied.
 
     Raises:
         ValueError: it does not.
@@ -160,7 +177,21 @@ def moe_layer(module: TopKMixture) -> MoELayer:
         logit_bias_E=module.router_bias if shape.router.logit_bias else None,
         selection_bias_E=module.selection_bias if shape.router.selection_bias else None,
         shared=None if shape.shared is None else _shared(module, shape.shared),
+        repair=repair,
     )
+
+
+def repair_of(tables: RepairTables | None, counts_T: Tensor, rules: TokenRules | None) -> Repair | None:
+    """The repair of a mixture's output; None where no token's rule has it.
+
+    Raises:
+        ValueError: a rule has it, and there are no statistics.
+    """
+    if rules is None or rules.repair_T is None:
+        return None
+    if tables is None:
+        raise ValueError("a routing rule asks for repair, and no statistics were loaded")
+    return Repair(tables, counts_T, rules.repair_T)
 
 
 def _shared(module: TopKMixture, shape: Dense) -> SharedExpert:

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.backends.cuda.kernels.norm import Norm, normed, warps_for
+from model.backends.cuda.kernels.repair import Repair, repaired
 
 
 @triton.jit
@@ -24,14 +25,20 @@ def _combine(
     norm_weight,
     norm_bias,
     out,
+    wanted,
+    counts,
+    scales,
+    shifts,
     k_max,
     experts,
     width,
     eps,
     offset,
     scale,
+    weighs: tl.constexpr,
     has_shared: tl.constexpr,
     has_gate: tl.constexpr,
+    repairs: tl.constexpr,
     has_norm: tl.constexpr,
     layer: tl.constexpr,
     has_bias: tl.constexpr,
@@ -43,7 +50,10 @@ def _combine(
     real = place < width
     rank = tl.arange(0, K)
     chosen = tl.load(expert_of + token * k_max + rank, mask=rank < k_max, other=experts)
-    weights = tl.load(weight_of + token * k_max + rank, mask=rank < k_max, other=0.0)
+    if weighs:
+        weights = tl.load(weight_of + token * k_max + rank, mask=rank < k_max, other=0.0)
+    else:
+        weights = tl.full([K], 1.0, tl.float32)
     total = tl.zeros([D], tl.float32)
     before = -1
     for _ in range(k_max):
@@ -61,6 +71,8 @@ def _combine(
         if has_gate:
             always = always * tl.sigmoid(tl.load(shared_gate + token).to(tl.float32))
         total += always
+    if repairs:
+        total = repaired(total, wanted, counts, scales, shifts, token, place, real, width)
     row = tl.load(residual + at, mask=real, other=0.0).to(tl.float32) + scale * total
     stored = row.to(residual.dtype.element_ty)
     tl.store(residual + at, stored, mask=real)
@@ -73,7 +85,7 @@ def _combine(
 def combine(
     pair_RD: Tensor,
     expert_TK: Tensor,
-    weight_TK: Tensor,
+    weight_TK: Tensor | None,
     experts: int,
     x_TD: Tensor,
     norm: Norm | None = None,
@@ -81,30 +93,35 @@ def combine(
     shared_TD: Tensor | None = None,
     shared_gate_T1: Tensor | None = None,
     scale: float = 1.0,
+    repair: Repair | None = None,
 ) -> None:
     """Add scale · (Σ weight · pair + shared) to the residual `x_TD`, in place, and write its norm to `out_TD`.
 
-    Row p of `pair_RD` is rank p % K of token p // K; ranks whose expert is the number of experts are left out. With
-    `shared_gate_T1` the shared part is multiplied by the sigmoid of its token's logit.
+    Row p of `pair_RD` is rank p % K of token p // K; ranks whose expert is the number of experts are left out. Without
+    `weight_TK` all weights are 1. With `shared_gate_T1` the shared part is multiplied by the sigmoid of its token's
+    logit. `repair` comes before `scale`.
     """
     (tokens, k_max), width = expert_TK.shape, x_TD.shape[1]
     weight_D = x_TD if norm is None else norm.weight_D
     _combine[(tokens,)](
         pair_RD,
         expert_TK,
-        weight_TK,
+        x_TD if weight_TK is None else weight_TK,
         x_TD if shared_TD is None else shared_TD,
         x_TD if shared_gate_T1 is None else shared_gate_T1,
         x_TD,
         weight_D,
         weight_D if norm is None or norm.bias_D is None else norm.bias_D,
         x_TD if out_TD is None else out_TD,
+        *((x_TD,) * 4 if repair is None else repair.arguments()),
         k_max,
         experts,
         width,
         0.0 if norm is None else norm.eps,
         0.0 if norm is None else norm.offset,
         scale,
+        weighs=weight_TK is not None,
+        repairs=repair is not None,
         has_shared=shared_TD is not None,
         has_gate=shared_gate_T1 is not None,
         has_norm=norm is not None,

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from model.backends.cuda.kernels.repair import Repair, repaired
+
 
 @dataclass(frozen=True, slots=True)
 class Norm:
@@ -47,21 +49,30 @@ def _residual_norm(
     weight,
     bias,
     out,
+    wanted,
+    counts,
+    scales,
+    shifts,
     width,
     eps,
     offset,
     scale,
     has_update: tl.constexpr,
+    repairs: tl.constexpr,
     layer: tl.constexpr,
     has_bias: tl.constexpr,
     D: tl.constexpr,
 ):
     place = tl.arange(0, D)
     real = place < width
-    at = tl.program_id(0).to(tl.int64) * width + place
+    token = tl.program_id(0).to(tl.int64)
+    at = token * width + place
     row = tl.load(residual + at, mask=real, other=0.0).to(tl.float32)
     if has_update:
-        row += scale * tl.load(update + at, mask=real, other=0.0).to(tl.float32)
+        added = tl.load(update + at, mask=real, other=0.0).to(tl.float32)
+        if repairs:
+            added = repaired(added, wanted, counts, scales, shifts, token, place, real, width)
+        row += scale * added
         stored = row.to(residual.dtype.element_ty)
         tl.store(residual + at, stored, mask=real)
         row = stored.to(tl.float32)
@@ -75,9 +86,14 @@ def warps_for(width: int) -> int:
 
 
 def residual_norm(
-    x_TD: Tensor, norm: Norm, out_TD: Tensor, update_TD: Tensor | None = None, scale: float = 1.0
+    x_TD: Tensor,
+    norm: Norm,
+    out_TD: Tensor,
+    update_TD: Tensor | None = None,
+    scale: float = 1.0,
+    repair: Repair | None = None,
 ) -> None:
-    """Add scale · update to the residual `x_TD`, in place, and write its norm to `out_TD`."""
+    """Add scale · update to the residual `x_TD`, in place, and write its norm to `out_TD`. `repair` comes first."""
     tokens, width = x_TD.shape
     _residual_norm[(tokens,)](
         x_TD,
@@ -85,11 +101,13 @@ def residual_norm(
         norm.weight_D,
         norm.weight_D if norm.bias_D is None else norm.bias_D,
         out_TD,
+        *((x_TD,) * 4 if repair is None else repair.arguments()),
         width,
         norm.eps,
         norm.offset,
         scale,
         has_update=update_TD is not None,
+        repairs=repair is not None,
         **norm.modes,
         D=triton.next_power_of_2(width),
         num_warps=warps_for(width),

@@ -2,6 +2,7 @@
 loads of 16 bytes, and with the warp-group matrix instruction where it is a matrix product."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,8 +24,12 @@ from model.backends.cuda.kernels.masks import keep
 from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.kernels.operands import TILES, PairTiles, Tile, Weight
 from model.backends.cuda.kernels.per_head import per_head
+from model.backends.cuda.kernels.repair import Repair
 from model.backends.cuda.kernels.rotary import HeadNorms, rotary
 from model.backends.cuda.kernels.route import TokenRules, route
+from model.backends.cuda.kernels.sparse_mixer import sparse_mixer
+from model.backends.cuda.kernels.weighed import weighed
+from model.moe.repair import RepairTables
 from model.shapes.attention import MLA, Attention
 from model.shapes.mixtures import Infinity, Router
 from model.shapes.rope import Rope
@@ -44,6 +49,14 @@ def ints(*shape: int) -> Tensor:
 
 def floats(*shape: int) -> Tensor:
     return empty(*shape, dtype=torch.float32)
+
+
+def longs(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.int64)
+
+
+def repair_of(width: int) -> Repair:
+    return Repair(RepairTables(floats(K_MAX + 1, width), floats(K_MAX + 1, width)), longs(9), ints(9))
 
 
 def fits(made: Compiled) -> None:
@@ -80,9 +93,25 @@ def test_route(router: Router, experts: int) -> None:
     logits_TE, counts_T = floats(9, experts), empty(9, dtype=torch.int64)
     rules = TokenRules(ints(9), floats(9), floats(9), trained=8, ranks=16)
     with record() as found:
-        for of_requests in (None, rules):
-            route(logits_TE, counts_T, router, ints(9, K_MAX), floats(9, K_MAX), None, bias_E, of_requests)
-    assert [made.stack for made in found] == [0, 0]
+        for of_requests in (None, rules, replace(rules, reuse_T=ints(9), most_reuse=4)):
+            columns = K_MAX if of_requests is None else K_MAX + of_requests.most_reuse
+            route(logits_TE, counts_T, router, ints(9, columns), floats(9, columns), None, bias_E, of_requests)
+    assert [made.stack for made in found] == [0, 0, 0, 0]  # reuse takes two launches
+
+
+def test_sparse_mixer() -> None:
+    """Of Phi-3.5-MoE."""
+    with record() as found:
+        sparse_mixer(floats(9, 16), longs(9), 0.01, ints(9, 2), floats(9, 2))
+    assert [made.stack for made in found] == [0]
+
+
+def test_weighed() -> None:
+    """Of Llama 4 Scout."""
+    with record() as found:
+        weighed(empty(9, 5120), ints(9, 2), floats(9, 2), 16, empty(18, 5120))
+    for made in found:
+        fits(made)
 
 
 def test_align() -> None:
@@ -95,8 +124,10 @@ def test_align() -> None:
 @pytest.mark.parametrize("width", [WIDTH, 7168])
 def test_combine(width: int) -> None:
     norm, routed = Norm(empty(width), 1e-6), (ints(9, K_MAX), floats(9, K_MAX))
+    repair, parts = repair_of(width), (floats(9, width), norm, empty(9, width), empty(9, width))
     with record() as found:
-        combine(floats(9 * K_MAX, width), *routed, EXPERTS, floats(9, width), norm, empty(9, width), empty(9, width))
+        combine(floats(9 * K_MAX, width), *routed, EXPERTS, *parts)
+        combine(floats(9 * K_MAX, width), *routed, EXPERTS, *parts, repair=repair)
     for made in found:
         fits(made)
 
@@ -106,12 +137,9 @@ def test_norm(layer: bool) -> None:
     norm = Norm(empty(WIDTH), 1e-6, empty(WIDTH) if layer else None, layer=layer)
     with record() as found:
         residual_norm(floats(9, WIDTH), norm, empty(9, WIDTH), empty(9, WIDTH))
+        residual_norm(floats(9, WIDTH), norm, empty(9, WIDTH), empty(9, WIDTH), 1.0, repair_of(WIDTH))
     for made in found:
         fits(made)
-
-
-def longs(*shape: int) -> Tensor:
-    return empty(*shape, dtype=torch.int64)
 
 
 OLMOE = Attention(16, 16, 128, Rope(128), qk_norm="full")

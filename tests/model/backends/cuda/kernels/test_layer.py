@@ -11,6 +11,7 @@ from model.backends.cuda.kernels.route import TokenRules
 from model.backends.cuda.layer import MoELayer, moe_layer, refusal, row_tile
 from model.batch import LayerBudget
 from model.budget import RoutingRule
+from model.moe.repair import RepairTables, repaired
 from model.moe.topk import TopKMixture
 from model.shapes.mixtures import Dense, Router, TopK
 from tests.model.tiny import randomise, use
@@ -38,6 +39,8 @@ SHAPES = {
         Router("sigmoid", True, 2.5, selection_bias=True, groups=4, kept_groups=2, group_score="top2", eps=1e-20),
         shared=Dense(24, "silu"),
     ),
+    "llama4": TopK(6, 20, 1, Router("sigmoid", weigh_input=True), shared=Dense(24, "silu")),
+    "phimoe": TopK(6, 20, 2, Router("sparse_mixer")),
 }
 
 
@@ -114,6 +117,31 @@ def test_a_threshold_leaves_pairs_out() -> None:
     assert int(routing.loads_E.sum()) < sum(counts)
 
 
+def test_experts_that_the_batch_runs_anyway() -> None:
+    module, x_TD, counts = mixture(SHAPES["deepseek_v3"]), tokens(5), [1, 4, 2, 1, 1]
+    rules, rule_T = (RoutingRule(), RoutingRule(reuse=2)), torch.tensor([0, 1, 0, 1, 1])
+    budget, residual_TD = LayerBudget(torch.tensor(counts), 4, rules, rule_T), torch.zeros(5, WIDTH)
+    given = (x_TD, budget.counts_T, 4, residual_TD)
+    routing = moe_layer(module)(*given, rules=TokenRules.of(budget, module.config.trained))
+    torch.testing.assert_close(residual_TD, module(x_TD, replace(use(counts), budget=budget)), atol=2e-5, rtol=2e-5)
+    assert int(routing.loads_E.sum()) > sum(counts)
+
+
+def test_repair_by_the_row_of_a_tokens_count() -> None:
+    """Beside tokens without it; the shared part is repaired too, and the residual's factor comes after it."""
+    module, x_TD, counts = mixture(SHAPES["qwen2_moe"]), tokens(5), [1, 6, 2, 3, 1]
+    rules, rule_T = (RoutingRule(), RoutingRule(repair=True)), torch.tensor([0, 1, 1, 1, 1])
+    budget = LayerBudget(torch.tensor(counts), 6, rules, rule_T)
+    generator = torch.Generator().manual_seed(6)
+    tables = RepairTables(*(torch.randn(7, WIDTH, generator=generator) for _ in range(2)))
+    wanted_TD = repaired(module(x_TD, replace(use(counts), budget=budget)), budget, tables)
+    of_requests, residual_TD = TokenRules.of(budget, module.config.trained), torch.zeros(5, WIDTH)
+    moe_layer(module, tables)(x_TD, budget.counts_T, 6, residual_TD, scale=0.5, rules=of_requests)
+    torch.testing.assert_close(residual_TD, 0.5 * wanted_TD, atol=5e-5, rtol=5e-5)
+    with pytest.raises(ValueError, match="no statistics were loaded"):
+        moe_layer(module)(x_TD, budget.counts_T, 6, residual_TD, rules=of_requests)
+
+
 def test_loads_count_the_pairs_that_ran() -> None:
     module, x_TD, counts = mixture(SHAPES["olmoe"]), tokens(5), [1, 6, 2, 3, 4]
     routing = moe_layer(module)(x_TD, torch.tensor(counts), 6, torch.zeros(5, WIDTH))
@@ -125,14 +153,8 @@ def test_tiles_follow_the_rows_of_an_expert() -> None:
     assert [row_tile(rows).rows for rows in (0, 16, 17, 64, 65, 5000)] == [16, 16, 32, 64, 128, 128]
 
 
-@pytest.mark.parametrize(
-    ("shape", "reason"),
-    [
-        (TopK(4, 8, 2, Router("sparse_mixer")), "the sparse mixer"),
-        (TopK(4, 8, 2, Router(weigh_input=True)), "multiply an expert's input"),
-    ],
-)
-def test_what_has_no_kernel_is_refused_by_name(shape: TopK, reason: str) -> None:
-    assert reason in refusal(shape)
-    with pytest.raises(ValueError, match=reason):
+def test_a_sparse_mixer_with_more_than_its_own_rule_is_refused_by_name() -> None:
+    shape = TopK(4, 8, 2, Router("sparse_mixer", scale=2.0))
+    assert "a sparse mixer with biases" in refusal(shape) and refusal(SHAPES["phimoe"]) is None
+    with pytest.raises(ValueError, match="a sparse mixer with biases"):
         moe_layer(mixture(shape))

@@ -6,7 +6,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.backends.cuda.kernels.norm import Norm, residual_norm
+from model.backends.cuda.kernels.repair import Repair
+from model.batch import LayerBudget
+from model.budget import RoutingRule
 from model.layers import RMSNorm
+from model.moe.repair import RepairTables, repaired
 
 TOKENS, WIDTH = 5, 48
 UNTOUCHED = -77.0
@@ -45,6 +49,17 @@ def test_a_row_is_added_and_normed(norm: Norm, dtype: torch.dtype) -> None:
     if dtype == torch.float32:
         torch.testing.assert_close(out_TD[:TOKENS], expected(wanted_TD, norm), atol=1e-5, rtol=1e-5)
     assert (residual_TD[TOKENS:] == UNTOUCHED).all() and (out_TD[TOKENS:] == UNTOUCHED).all()
+
+
+def test_an_update_is_repaired_where_its_token_wants_it() -> None:
+    """The update of an ∞-MoE. A token's count names the row; the last one's is padding."""
+    x_TD, update_TD, out_TD = (random(TOKENS, WIDTH, seed=seed) for seed in (3, 4, 5))
+    counts_T, wanted_T = torch.tensor([1, 2, 2, 3, 0]), torch.tensor([1, 0, 1, 1, 0], dtype=torch.int32)
+    tables = RepairTables(random(4, WIDTH, seed=6), random(4, WIDTH, seed=7))
+    given = LayerBudget(counts_T, 3, (RoutingRule(), RoutingRule(repair=True)), wanted_T.long())
+    wanted_TD = x_TD + 0.5 * repaired(update_TD, given, tables)
+    residual_norm(x_TD, NORMS["rms"], out_TD, update_TD, 0.5, Repair(tables, counts_T, wanted_T))
+    torch.testing.assert_close(x_TD, wanted_TD)
 
 
 def test_the_first_norm_has_nothing_to_add() -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from model.backends.cuda.kernels.route import TokenRules, route
+from model.backends.cuda.kernels.sparse_mixer import sparse_mixer
 from model.batch import LayerBudget
 from model.budget import RoutingRule
 from model.moe.router import choose
@@ -149,16 +150,60 @@ def test_rules_of_requests(name: str) -> None:
     torch.testing.assert_close(weight_TK, wanted_TK, atol=1e-6, rtol=1e-5)
 
 
-def test_reuse_is_refused_by_name() -> None:
-    counts_T = torch.ones(TOKENS, dtype=torch.int64)
-    budget = LayerBudget(counts_T, 1, (RoutingRule(reuse=3),), torch.zeros_like(counts_T))
-    with pytest.raises(NotImplementedError, match="reuse"):
-        TokenRules.of(budget, trained=2)
+REUSES = (RoutingRule(), RoutingRule(reuse=3), RoutingRule(reuse=1, threshold=0.6), RoutingRule("raw", reuse=20))
+
+
+@pytest.mark.parametrize("name", ["olmoe", "qwen3_moe", "deepseek_v3"])
+def test_experts_that_the_batch_runs_anyway(name: str) -> None:
+    """One token has no count: what it would choose is no part of the batch, and it reuses nothing."""
+    router, counts_T = ROUTERS[name], torch.tensor([2, 1, 2, 0, 4, 1, 3])
+    most = EXPERTS // router.groups * router.kept_groups
+    budget = LayerBudget(counts_T, 4, REUSES, torch.tensor([0, 1, 2, 3, 1, 3, 3]))
+    selection_bias_E = bias(router.selection_bias, 2)
+    present_T = torch.arange(TOKENS) != 3
+    of_present = LayerBudget(counts_T[present_T], 4, REUSES, budget.rule_T[present_T])
+    choice = choose(logits()[present_T], of_present, router, selection_bias_E, trained=2)
+    rules = TokenRules.of(budget, trained=2)
+    assert rules is not None and rules.most_reuse == 20
+    expert_TK, weight_TK = (
+        torch.full((TOKENS, EXPERTS), 99, dtype=torch.int32),
+        torch.full((TOKENS, EXPERTS), torch.nan),
+    )
+    route(logits(), counts_T, router, expert_TK, weight_TK, None, selection_bias_E, rules)
+    wanted_TK = choice.routes_TK
+    assert torch.equal(expert_TK[present_T], torch.where(wanted_TK >= 0, wanted_TK, EXPERTS))
+    assert (expert_TK[3] == EXPERTS).all() and (weight_TK[3] == 0).all()
+    weight_TE, _ = choice.by_expert(EXPERTS)
+    found_TE = torch.zeros(TOKENS, EXPERTS + 1).scatter(-1, expert_TK.long(), weight_TK)[present_T, :EXPERTS]
+    torch.testing.assert_close(found_TE, weight_TE, atol=1e-6, rtol=1e-5)
+    used_T = (expert_TK < EXPERTS).sum(-1)
+    assert int(used_T.max()) <= most and (used_T > counts_T).any()
+
+
+def test_rules_come_from_the_device_without_a_copy_back() -> None:
+    """The meta device has no values: whatever read one would fail."""
+    counts_T = torch.ones(TOKENS, dtype=torch.int64, device="meta")
+    budget = LayerBudget(counts_T, 1, (*REUSES, RoutingRule(repair=True)), torch.zeros_like(counts_T))
+    rules = TokenRules.of(budget, trained=2)
+    assert rules is not None and rules.reuse_T is not None and rules.repair_T is not None
+    assert {rules.normaliser_T.dtype, rules.reuse_T.dtype, rules.repair_T.dtype} == {torch.int32}
     assert TokenRules.of(LayerBudget(counts_T, 1), trained=2) is None
 
 
+@pytest.mark.parametrize("jitter", [0.01, 0.3])
+def test_the_sparse_mixer(jitter: float) -> None:
+    """Logits with ties; one token has no count."""
+    counts_T = torch.tensor([2, 1, 2, 0, 2, 1, 2])
+    expert_TK, weight_TK = torch.full((TOKENS, 2), 99, dtype=torch.int32), torch.full((TOKENS, 2), torch.nan)
+    sparse_mixer(logits(), counts_T, jitter, expert_TK, weight_TK)
+    router = Router("sparse_mixer", jitter=jitter)
+    choice = choose(logits(), LayerBudget(counts_T, 2), router, None, trained=2)
+    assert torch.equal(expert_TK, torch.where(choice.runs_TK, choice.expert_TK, EXPERTS).int())
+    torch.testing.assert_close(weight_TK, torch.where(choice.runs_TK, choice.weight_TK, 0.0), atol=1e-6, rtol=1e-5)
+
+
 def test_what_has_no_kernel_is_named() -> None:
-    with pytest.raises(NotImplementedError, match="sparse mixer"):
+    with pytest.raises(ValueError, match="sparse mixer has a kernel of its own"):
         run(logits(), torch.ones(TOKENS), Router(score="sparse_mixer"), 2)
     with pytest.raises(ValueError, match="13 ranks cannot be routed to 12 experts"):
         run(logits(), torch.ones(TOKENS), Router(), 13)
