@@ -15,7 +15,8 @@ endif
 NEW_VENV := UV="$(UV)" sh release/make_venv.sh
 PIP    = $(call INSTALL,$(VENV)) -c constraints.txt
 
-# Where the index offers several builds of torch, TORCH_INDEX is the address of one that has the build for CPUs.
+# Where there are several builds of torch, TORCH_INDEX is the address of an index that has the wanted one: for CPUs, or for
+# a version of CUDA. What torch itself needs (triton, libraries of CUDA) then comes from the usual index.
 TORCH_INDEX ?=
 TORCH  = $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch
 
@@ -25,7 +26,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-http bench-dial-http bench-speculation upcycled clean
+.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-http bench-dial-http bench-speculation visit upcycled clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -141,6 +142,10 @@ bench-brownout: $(VENV)/.dev  ## twice the load that can be sustained, without a
 
 bench-speculation: $(VENV)/.dev  ## whether guessing tokens ahead pays, on three kinds of text
 	$(BIN)/python -m benchmarks.speculation $(ARGS)
+
+# Rows are kept in visit.jsonl as they come. ARGS=--dry: toy shapes on a machine without a GPU; it measures nothing.
+visit: $(VENV)/.dev  ## everything that only a GPU can show, in twelve minutes: bits, parity, speed; ARGS="--parts bits,parity"
+	$(BIN)/python -m benchmarks.gpu.visit $(ARGS)
 
 # What `make upcycled` makes and needs, apart from HELDOUT: real stories, <|endoftext|> between them.
 UPCYCLED := runs/upcycled

@@ -41,6 +41,8 @@ PLANS = (
     Plan("bits", 60),
     Plan("parity", 120),
     Plan("layers", 180),
+    Plan("end_to_end", 240),
+    Plan("loop", 60),
 )
 NAMES = [plan.name for plan in PLANS]
 

@@ -1,0 +1,98 @@
+"""What a step costs beside the card's own work: launches of a decoding step, the time in which the card computes, and
+the time in which it waits for the host; with and without overlapped steps and graphs.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu.decoders import OLMOE_7B
+from benchmarks.gpu.engines import Loaded, Workload, loaded
+from benchmarks.gpu.part import Part
+
+STEPS = 20
+LAUNCHES = ("LaunchKernel", "GraphLaunch")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Means over decoding steps; microseconds."""
+
+    wall: float
+    busy: float  # the card computes
+    kernels: float
+    launches: float  # of the host: kernels and graphs
+
+
+def run(part: Part) -> None:
+    """Each way to run the engine at three batches."""
+    for way, made in WAYS.items():
+        for batch in (2,) if part.dry else (1, 32, 128):
+            what = f"{way}, batch {batch}"
+            if part.enough(what, 3):
+                with part.tried(what), torch.inference_mode():
+                    _batch(part, way, made(part), batch)
+
+
+def _batch(part: Part, way: str, engine: Loaded, batch: int) -> None:
+    counts, steps = [engine.config.experts.trained] * batch, 3 if part.dry else STEPS
+    for _ in range(1 if part.dry else 3):  # compile and record
+        engine.run(counts, Workload(5, 4))
+    wall = _decoding(engine, counts, steps)
+    step = Step(wall, *_profiled(engine, counts, steps))
+    if part.dry:
+        part.add("a decoding step, µs", way=way, backend=engine.backend, batch=batch, wall=None, busy=None,
+                 idle=None, kernels=None, launches=None)  # fmt: skip
+        return
+    part.add("a decoding step, µs", way=way, backend=engine.backend, batch=batch, wall=step.wall, busy=step.busy,
+             idle=step.wall - step.busy, kernels=step.kernels, launches=step.launches)  # fmt: skip
+
+
+def _decoding(engine: Loaded, counts: list[int], steps: int) -> float:
+    """Microseconds of one step, when all requests decode; what is left of them is run to its end."""
+    engine.add(counts, Workload(5, steps + 8))
+    for _ in range(4):
+        engine.engine.step()
+    began = time.perf_counter()
+    for _ in range(steps):
+        engine.engine.step()
+    wall = 1e6 * (time.perf_counter() - began) / steps
+    while engine.engine.has_work:
+        engine.engine.step()
+    return wall
+
+
+def _profiled(engine: Loaded, counts: list[int], steps: int) -> tuple[float, float, float]:
+    """Of the same steps: the card's microseconds, kernels and launches of one step."""
+    engine.add(counts, Workload(5, steps + 8))
+    for _ in range(4):
+        engine.engine.step()
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+        torch.cuda.synchronize()
+    with profile(activities=activities) as found:
+        for _ in range(steps):
+            engine.engine.step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    while engine.engine.has_work:
+        engine.engine.step()
+    busy, kernels, launches = 0.0, 0, 0
+    for event in found.events() or ():
+        if event.device_type.name == "CUDA":
+            busy += event.device_time
+            kernels += 1
+        elif any(name in event.name for name in LAUNCHES):
+            launches += 1
+    return busy / steps, kernels / steps, launches / steps
+
+
+def _as_served(part: Part) -> Loaded:
+    return loaded(OLMOE_7B, part)
+
+
+WAYS: dict[str, Callable[[Part], Loaded]] = {"as served": _as_served}
