@@ -97,7 +97,7 @@ class BlockManager:
             return False
         digest = sequence.hashes[cached]  # covers all tokens before it, so an equal hash has the same index
         for other in running:
-            computes_it = other.pending > 1 and other.published <= cached < len(other.hashes)
+            computes_it = other.published <= cached < len(other.hashes)
             if computes_it and other.hashes[cached] == digest:
                 return True
         return False

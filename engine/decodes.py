@@ -31,7 +31,8 @@ class DecodePlanner:
         for sequence in decoding:
             others -= 1
             still_running = sequence.id in running  # unless it was just preempted
-            if still_running and sequence.ready and (chunk := self._chunk(sequence, step_budget)):
+            goes_on = still_running and sequence.ready and sequence.id not in self._queues.held
+            if goes_on and (chunk := self._chunk(sequence, step_budget)):
                 step_budget.load.other_seconds += sequence.matcher.row_seconds if sequence.matcher else 0.0
                 plan.append(self._add_drafts(chunk, step_budget, speculator, others))
         return plan

@@ -1,19 +1,22 @@
 """The engine: a scheduler and a runner, one step at a time. `Engine.step` is the loop body of continuous batching.
 
-It is synchronous: tests and benchmarks use it directly. An error of the runner ends only the requests that cause it.
+Where the runner's device computes by itself, step n+1 is planned and launched while it computes step n: the ids of the
+tokens between them stay on the device, and the host reads them one step late. Elsewhere a step is planned, run and
+committed. Tests and benchmarks call it directly. An error of the runner ends only the requests that cause it.
 Not here: the process around it (see `engine/process/worker.py`).
 """
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from engine.grammars.compiler import GrammarCompiler
 from engine.grammars.mask_client import MaskClient
 from engine.grammars.matcher import Matcher
 from engine.isolation import Isolation, failure_message
 from engine.pace import LONG_STEP_SECONDS, Pace
-from engine.plan import NO_MOE_WORK, MoEWork, Plan, Runner, StepResult, sample_count
+from engine.plan import NO_MOE_WORK, MoEWork, OverlappingRunner, Plan, PlanStats, Runner, StepResult, sample_count
 from engine.scheduler import Scheduler
 from engine.types import Request, StepReport, StepStats, TokenEvent
 from model.budget import ExpertCounts
@@ -27,21 +30,43 @@ MASK_WAIT_SECONDS, MASK_WAIT_SHARE = 0.002, 0.1  # a step waits for masks this l
 IDLE_WAIT_SECONDS = 0.02  # how long it waits if there is nothing else to do
 
 
+@dataclass(slots=True)
+class OpenStep:
+    """A step that is planned and not committed. `launched`: what an overlapping runner calls it."""
+
+    plan: Plan
+    stats: PlanStats
+    prefilled: int  # prompt tokens
+    launched: object = None
+    launched_at: float = 0.0  # 0: never, as all steps of a runner that waits for them
+    error: Exception | None = None
+
+
 class Engine:
     """Runs requests to their end. Not thread-safe: use it from one thread.
 
-    `repeatable`: a plan whose run failed may be run again (`engine/isolation.py`). `announce` is called before a long
-    step with the seconds that it may take.
+    `overlapping`: the same runner, if it can launch steps without waiting for them. `repeatable`: a plan whose run
+    failed may be run again (`engine/isolation.py`). `announce` is called before a long step with the seconds that it
+    may take.
     """
 
     def __init__(
-        self, runner: Runner, scheduler: Scheduler, grammars: GrammarCompiler | None = None, *, repeatable: bool = True
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        grammars: GrammarCompiler | None = None,
+        *,
+        overlapping: OverlappingRunner | None = None,
+        repeatable: bool = True,
     ) -> None:
         self.scheduler = scheduler
         self.announce: Callable[[float], None] = lambda _: None
         self._runner, self._grammars, self._repeatable = runner, grammars, repeatable
+        self._overlapping = None if scheduler.speculator else overlapping  # drafts need the tokens before them
+        self._open: OpenStep | None = None  # launched by the last `step`
         self._retries = 0  # in this step
         self._last_s = 0.0  # duration of the last step
+        self._finished_at = 0.0  # when the device had computed the last launched step
         self._masks_s = 0.0  # time spent on masks so far
         self._pace = Pace()
 
@@ -53,7 +78,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` would compute or report anything."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self._open is not None
 
     def add(self, request: Request, matcher: Matcher | None = None) -> None:
         """Queue a request. `matcher` follows its grammar; without one the grammar is compiled now.
@@ -115,52 +140,122 @@ class Engine:
         self.scheduler.set_counts(request_id, counts)
 
     def step(self) -> StepReport:
-        """Schedule, run, commit.
+        """Plan, run and commit a step; of steps that overlap: launch one more, and commit the one before.
 
         Raises:
             EngineDown: the runner has lost its device; only a new process can help. Nothing else is raised.
         """
         started = time.perf_counter()
         self._retries = 0
-        plan: Plan = ()
+        step, self._open = self._open, None
         try:
-            self._wait_for_masks()
-            plan = self.scheduler.schedule()
-            prefilled = sum(max(0, min(chunk.length, chunk.sequence.prompt_length - chunk.start)) for chunk in plan)
-            events, work = self._run(plan)
-            if not plan and not events and self.has_work and not self._wait_for_any_mask():
+            step = step or self._plan()
+            following = self._launch_ahead(step)
+            events, work = self._finish(step, following)
+            idle = not step.launched_at and not step.plan and not events
+            if idle and self.has_work and not self._wait_for_any_mask():
                 raise RuntimeError("there is work, but nothing could be scheduled")
         except EngineDown:
             raise
         except Exception:
             # No request may wait for ever, and the block manager's state cannot be trusted any more.
             log.exception("the scheduler failed; every request ends and the cache is emptied")
-            events, work, prefilled = self.scheduler.reset("the engine failed and had to start afresh"), NO_MOE_WORK, 0
+            events, work = self.scheduler.reset("the engine failed and had to start afresh"), NO_MOE_WORK
+            step, self._open = OpenStep((), PlanStats(), 0), None
         self._last_s = time.perf_counter() - started
-        return StepReport(tuple(events), self._stats(plan, events, work, prefilled, self._last_s))
+        return StepReport(tuple(events), self._stats(step, events, work))
 
-    def _run(self, plan: Plan) -> Outcome:
-        """Compute and commit a plan; returns its events and its work."""
-        if not self._repeatable and any(chunk.start < chunk.sequence.isolated_until for chunk in plan):
+    def _plan(self) -> OpenStep:
+        """A step after one that is committed; launched if steps overlap."""
+        self._wait_for_masks()
+        step = self._opened(self.scheduler.schedule())
+        if self._overlapping is not None and step.plan and not self._runs_alone(step.plan):
+            self._launch(self._overlapping, step)
+            self._sample(self._overlapping, step, step.plan)
+        return step
+
+    def _opened(self, plan: Plan) -> OpenStep:
+        prefilled = sum(max(0, min(chunk.length, chunk.sequence.prompt_length - chunk.start)) for chunk in plan)
+        return OpenStep(plan, self.scheduler.plan_stats, prefilled)
+
+    def _launch_ahead(self, step: OpenStep) -> OpenStep | None:
+        """The step after one that is launched, launched as well; None where there is none, or it cannot be known."""
+        if self._overlapping is None or step.launched is None or step.error is not None:
+            return None
+        with self.scheduler.ahead(step.plan, repeatable=self._repeatable) as plan:
+            following = self._opened(plan)
+            if plan:
+                self._launch(self._overlapping, following)
+        return following if plan else None
+
+    def _launch(self, runner: OverlappingRunner, step: OpenStep) -> None:
+        self._expect(step.plan, step.stats)
+        step.launched_at = time.perf_counter()
+        try:
+            step.launched = runner.launch(step.plan)
+        except EngineDown:
+            raise
+        except Exception as error:
+            step.error = error
+
+    def _sample(self, runner: OverlappingRunner, step: OpenStep, plan: Plan) -> None:
+        """Start to sample for `plan`, what is still wanted of the step."""
+        step.plan = plan
+        if step.error is not None:
+            return
+        try:
+            runner.sample(step.launched, plan)
+        except EngineDown:
+            raise
+        except Exception as error:
+            step.error = error
+
+    def _finish(self, step: OpenStep, following: OpenStep | None) -> Outcome:
+        """Commit a step, and sample for the one that follows it. If the step fails, the one after it is withdrawn."""
+        outcome = self._run(step)
+        if following is None or self._overlapping is None:
+            return outcome
+        if step.error is not None:
+            self.scheduler.withdraw(following.plan, repeatable=self._repeatable)
+            return outcome
+        if any(chunk.sequence.matcher is not None for chunk in following.plan):
+            self._wait_for_masks()
+        self._sample(self._overlapping, following, self.scheduler.still_open(following.plan))
+        self._open = following
+        return outcome
+
+    def _run(self, step: OpenStep) -> Outcome:
+        """Compute and commit a step; returns its events and its work."""
+        plan = step.plan
+        if step.launched is None and step.error is None and self._runs_alone(plan):
             return self._isolate(plan, None)
         result = NO_RESULT
         if plan:
             try:
-                result = self._compute(plan)
+                result = self._result(step)
             except EngineDown:
                 raise
             except Exception as error:
-                return self._isolate(plan, error)
+                step.error = error
+                return self._isolate(plan, error, launched=step.launched_at > 0)
         return self.scheduler.commit(
             plan, result.sampled, result.prompt_logprobs, observed=result.observed
         ), result.work
 
-    def _isolate(self, plan: Plan, error: Exception | None) -> Outcome:
-        """Commit as much as can be computed of a plan that failed with `error`, or that has suspected sequences."""
+    def _runs_alone(self, plan: Plan) -> bool:
+        """Whether the plan has sequences that are suspected of a fault, and cannot be run twice."""
+        return not self._repeatable and any(chunk.start < chunk.sequence.isolated_until for chunk in plan)
+
+    def _isolate(self, plan: Plan, error: Exception | None, launched: bool = False) -> Outcome:
+        """Commit as much as can be computed of a plan that failed with `error`, or that has suspected sequences.
+        `launched`: other steps were launched before and after it."""
         isolation = Isolation(self._compute, self._repeatable)
         if error is not None:
             log.error("a step of %d sequences failed", len(plan), exc_info=error)
-            isolation.divide(plan, error)
+            if launched:
+                isolation.run_again(plan)
+            else:
+                isolation.divide(plan, error)
         else:
             isolation.run_suspects_alone(plan)
         self._retries = isolation.runs
@@ -180,36 +275,49 @@ class Engine:
         )
         return events, isolation.work
 
+    def _result(self, step: OpenStep) -> StepResult:
+        """The result of a launched step, or of one that is run now. Raises what its launch has raised."""
+        if step.error is not None:
+            raise step.error
+        if step.launched is None or self._overlapping is None:
+            return self._compute(step.plan)
+        result = self._overlapping.finish(step.launched)
+        began, self._finished_at = max(step.launched_at, self._finished_at), time.perf_counter()
+        self._pace.record(step.plan, self._finished_at - began)
+        return _checked(step.plan, result)
+
     def _compute(self, plan: Plan) -> StepResult:
-        expected = self._pace.expect(plan, self.scheduler.plan_stats.estimated_s)
-        if expected > LONG_STEP_SECONDS:
-            self.announce(expected)
+        self._expect(plan, self.scheduler.plan_stats)
         started = time.perf_counter()
         result = self._runner.run(plan)
-        self._pace.record(time.perf_counter() - started)
-        if len(result.sampled) != sample_count(plan):
-            raise ValueError(f"the plan samples {sample_count(plan)} tokens, the runner returned {len(result.sampled)}")
-        return result
+        self._pace.record(plan, time.perf_counter() - started)
+        return _checked(plan, result)
 
-    def _stats(self, plan: Plan, events: list[TokenEvent], work: MoEWork, prefilled: int, seconds: float) -> StepStats:
+    def _expect(self, plan: Plan, stats: PlanStats) -> None:
+        """Announce a plan that may take long."""
+        expected = self._pace.expect(plan, stats.estimated_s)
+        if expected > LONG_STEP_SECONDS:
+            self.announce(expected)
+
+    def _stats(self, step: OpenStep, events: list[TokenEvent], work: MoEWork) -> StepStats:
         scheduler = self.scheduler
         generated = sum(event.token is not None for event in events)
-        count_sets = {counts for chunk in plan for counts, _ in chunk.count_runs}
+        count_sets = {counts for chunk in step.plan for counts, _ in chunk.count_runs}
         return StepStats(
-            seconds=seconds,
-            estimated_s=scheduler.plan_stats.estimated_s,
-            prompt_tokens=prefilled,
+            seconds=self._last_s,
+            estimated_s=step.stats.estimated_s,
+            prompt_tokens=step.prefilled,
             generated_tokens=generated,
             routed_pairs=work.routed_pairs,
             trained_pairs=work.trained_pairs,
             distinct_experts=work.distinct_experts,
             mixed=len(count_sets) > 1,
             load_imbalance=work.load_imbalance,
-            preemptions=scheduler.plan_stats.preemptions,
-            prefix_queries=scheduler.plan_stats.prefix_queries,
-            prefix_hits=scheduler.plan_stats.prefix_hits,
-            drafted=scheduler.plan_stats.drafted,
-            accepted=scheduler.plan_stats.accepted,
+            preemptions=step.stats.preemptions,
+            prefix_queries=step.stats.prefix_queries,
+            prefix_hits=step.stats.prefix_hits,
+            drafted=step.stats.drafted,
+            accepted=step.stats.accepted,
             running=scheduler.running,
             waiting=scheduler.waiting,
             oldest_waiting_s=scheduler.oldest_waiting_s,
@@ -218,3 +326,9 @@ class Engine:
             retries=self._retries,
             masks_s=self._mask_seconds(),
         )
+
+
+def _checked(plan: Plan, result: StepResult) -> StepResult:
+    if len(result.sampled) != sample_count(plan):
+        raise ValueError(f"the plan samples {sample_count(plan)} tokens, the runner returned {len(result.sampled)}")
+    return result

@@ -63,6 +63,14 @@ class Isolation:
             self.observed += result.observed or (NOT_OBSERVED,) * len(plan)
             self.works.append(result.work)
 
+    def run_again(self, plan: Plan) -> None:
+        """Handle a launched plan that has failed, perhaps for want of memory that another launch held: run it again
+        with nothing beside it. One that may not be run again is computed anew, in steps of its own."""
+        if self.repeatable:
+            self.run_or_divide(plan)
+        else:
+            self.recompute += plan
+
     def run_suspects_alone(self, plan: Plan) -> None:
         """Run a plan, with the sequences of an earlier failed step one by one, to find the one at fault."""
         if together := tuple(chunk for chunk in plan if chunk.start >= chunk.sequence.isolated_until):

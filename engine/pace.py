@@ -18,20 +18,18 @@ class Pace:
     def __init__(self) -> None:
         self._step: float | None = None  # seconds of the last step
         self._per_work = 0.0
-        self._work = 0
 
     def expect(self, plan: Plan, estimate: float) -> float:
         """The seconds that a plan may take; `estimate` is the cost model's, 0 without one."""
-        self._work = _work(plan)
         if self._step is None:
             return estimate or FIRST_STEP_SECONDS
-        return max(estimate, self._step + self._work * self._per_work)
+        return max(estimate, self._step + _work(plan) * self._per_work)
 
-    def record(self, seconds: float) -> None:
-        """Record how long the last plan of `expect` took."""
+    def record(self, plan: Plan, seconds: float) -> None:
+        """Record how long a plan took."""
         self._step = seconds
-        if self._work:
-            self._per_work = max(seconds / self._work, DECAY * self._per_work)
+        if work := _work(plan):
+            self._per_work = max(seconds / work, DECAY * self._per_work)
 
 
 def _work(plan: Plan) -> int:

@@ -151,11 +151,32 @@ class StepResult:
 
 
 class Runner(Protocol):
-    """Runs a plan on a model."""
+    """Runs a plan on a model.
+
+    An `EngineDown` means that the device is lost and the process must end; any other exception fails this plan.
+    """
 
     def run(self, plan: Plan) -> StepResult:
-        """Compute every chunk, and sample for those with `.samples`.
+        """Compute every chunk, and sample for those with `.samples`."""
+        ...
 
-        An `EngineDown` means that the device is lost and the process must end; any other exception fails this plan.
-        """
+
+class OverlappingRunner(Runner, Protocol):
+    """Runs a plan in three parts on a device that computes by itself, while the host goes on.
+
+    The device computes launches in order. A sequence's last token may be `LATE` when a plan is launched: it is the one
+    that the last `sample` samples for this sequence.
+    """
+
+    def launch(self, plan: Plan) -> object:
+        """Start to compute every chunk; returns what `sample` and `finish` are told."""
+        ...
+
+    def sample(self, launched: object, plan: Plan) -> None:
+        """Start to sample for the chunks of `plan`, those of the launch that are still wanted. Their sequences have all
+        their tokens by now."""
+        ...
+
+    def finish(self, launched: object) -> StepResult:
+        """Wait for the results of the chunks that `sample` was given."""
         ...

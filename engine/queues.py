@@ -20,6 +20,7 @@ class Queues:
         self.waiting: OrderedDict[str, Sequence] = OrderedDict()
         self.running: OrderedDict[str, Sequence] = OrderedDict()
         self.partial_prefill: Sequence | None = None  # runs, with more than one token still to be computed
+        self.held: set[str] = set()  # running, and left out of the plan that is made
         self._count = 0
 
     def add(self, sequence: Sequence) -> None:

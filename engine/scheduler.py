@@ -1,13 +1,14 @@
 """The scheduler of continuous batching: it plans which tokens a step computes, and commits the step's results.
 
 Decoding sequences come first (`engine/decodes.py`), then prompts by arrival (`engine/prefill.py`); out of blocks, the
-youngest is preempted.
+youngest is preempted. While a device computes one plan, the next can be planned (`ahead`).
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 
 from engine.blocks import BlockManager
 from engine.cost import NO_COST, StepBudget, StepCost, prefill_share
@@ -28,11 +29,15 @@ from engine.plan import (
 )
 from engine.prefill import PrefillPlanner
 from engine.queues import Queues
-from engine.sequence import Sequence
+from engine.sequence import LATE, Sequence
 from engine.speculation import Speculator
 from engine.types import Finish, Request, TokenEvent
 from model.budget import ExpertCounts, ExpertRange
 from model.errors import InvalidRequest
+
+
+class _OutOfBlocks(Exception):
+    """A plan that is made ahead would have to preempt."""
 
 
 class Scheduler:
@@ -92,8 +97,9 @@ class Scheduler:
         self._trained_pairs = experts.trained * experts.layers if experts else 0  # of one token
         self._prefills = PrefillPlanner(blocks, self.queues, max_running, chunked, clock)
         self._decodes = DecodePlanner(blocks, self.queues, self._preempt)
-        self._planned: set[str] = set()  # ids in the plan that is not committed yet
+        self._open: list[dict[str, int]] = []  # of plans not committed yet: ids, and where their chunks end
         self._aborting: set[str] = set()  # those of them that were aborted: they end with the commit
+        self._plans_ahead = False
         self._events: list[TokenEvent] = []  # final events that no commit has returned yet
 
     @property
@@ -139,16 +145,17 @@ class Scheduler:
 
         Its blocks are free on return, or, if it is part of the running step, after that step's commit.
         """
-        if request_id in self._planned:
+        if any(request_id in open_plan for open_plan in self._open):
             self._aborting.add(request_id)
         elif sequence := self._running.get(request_id) or self._waiting.get(request_id):
             self._finish(sequence, "abort")
 
     def set_counts(self, request_id: str, counts: ExpertCounts) -> None:
-        """Give the tokens of a request that are still to be computed these counts, one per MoE layer. Between steps
-        only. An unknown id is ignored: it may just have ended."""
+        """Give the tokens of a request that are still to be computed these counts, one per MoE layer; those of an open
+        plan are being computed. An unknown id is ignored: it may just have ended."""
         if sequence := self._running.get(request_id) or self._waiting.get(request_id):
-            self.blocks.forget_hashes(sequence, sequence.set_counts(counts))
+            launched = max((open_plan.get(request_id, 0) for open_plan in self._open), default=0)
+            self.blocks.forget_hashes(sequence, sequence.set_counts(counts, launched))
 
     def schedule(self) -> Plan:
         """Choose the next step's chunks and allocate their blocks. Every plan must be committed or failed.
@@ -156,8 +163,84 @@ class Scheduler:
         Raises:
             RuntimeError: the last plan is still open.
         """
-        if self._planned:
+        if self._open:
             raise RuntimeError("the last plan is neither committed nor failed")
+        return self._plan()
+
+    @contextmanager
+    def ahead(self, plan: Plan, *, repeatable: bool) -> Iterator[Plan]:
+        """The plan after `plan`, which is open, made as if that were committed. Inside the context each sequence that
+        `plan` samples for has the token `LATE`, until that token is known; nothing else is to be done there but to
+        launch the new plan.
+
+        Left out are sequences that end with `plan`, and, unless a chunk is `repeatable`, those with a grammar, whose
+        masks may be late. Where a sequence would have to be preempted, the plan is empty. After `plan` is committed,
+        `still_open` tells what is left of the new one.
+
+        Raises:
+            RuntimeError: `plan` is not the only open one, or drafts are made, which need the tokens before them.
+        """
+        if len(self._open) != 1 or self.speculator is not None:
+            raise RuntimeError("one plan must be open to plan ahead of its commit, and none with drafts")
+        partial = self.queues.partial_prefill
+        computed = [(chunk.sequence, chunk.sequence.computed, len(chunk.sequence.tokens)) for chunk in plan]
+        try:
+            for chunk in plan:
+                self._advance(chunk, repeatable)
+            yield self._plan_or_nothing()
+        finally:
+            self.queues.held.clear()
+            self.queues.partial_prefill = partial
+            for sequence, position, length in computed:
+                sequence.computed = position
+                del sequence.tokens[length:]
+
+    def still_open(self, plan: Plan) -> Plan:
+        """The chunks of a plan made ahead that are still wanted, now that the plan before it is committed: of sequences
+        that run on, and whose masks are there."""
+        wanted = tuple(
+            chunk for chunk in plan if self._running.get(chunk.sequence.id) is chunk.sequence and chunk.sequence.ready
+        )
+        self._open[-1] = {chunk.sequence.id: chunk.start + chunk.length for chunk in wanted}
+        return wanted
+
+    def withdraw(self, plan: Plan, *, repeatable: bool) -> None:
+        """Take back a plan made ahead, as if it had not been launched. Sequences that started with it wait again;
+        unless its chunks are `repeatable`, all of its sequences are computed again."""
+        self._open.pop()
+        for chunk in plan:
+            sequence = chunk.sequence
+            goes_on = repeatable and (sequence.pending == 1 or self.queues.partial_prefill is sequence)
+            if self._running.get(sequence.id) is sequence and not goes_on:
+                self._preempt(sequence)
+
+    def _advance(self, chunk: Chunk, repeatable: bool) -> None:
+        """Treat a chunk of an open plan as computed, or hold its sequence."""
+        sequence, reaches_end = chunk.sequence, chunk.reaches_end
+        last = sequence.output_count + 1 >= sequence.request.sampling.max_tokens
+        last = last or len(sequence.tokens) + 1 >= self.max_model_len
+        needs_mask = sequence.matcher is not None and not repeatable
+        held = sequence.id in self._aborting or (reaches_end and (last or needs_mask))
+        sequence.computed = chunk.start + chunk.length
+        if reaches_end and not held:
+            sequence.tokens.append(LATE)
+        if held:
+            self.queues.held.add(sequence.id)
+        if self._chunked and (self.queues.partial_prefill is sequence or not reaches_end):
+            self.queues.record_prefill(sequence)
+        if held and self.queues.partial_prefill is sequence:
+            self.queues.partial_prefill = None
+
+    def _plan_or_nothing(self) -> Plan:
+        self._plans_ahead = True
+        try:
+            return self._plan()
+        except _OutOfBlocks:
+            return ()
+        finally:
+            self._plans_ahead = False
+
+    def _plan(self) -> Plan:
         self.plan_stats = PlanStats()
         step_budget = StepBudget(self.cost or NO_COST, self.max_step_tokens, self._step_seconds, self._min_chunk)
         plan = self._decodes.plan(step_budget, self.speculator)
@@ -166,7 +249,8 @@ class Scheduler:
                 step_budget.reserve_for_prompts(prefill_share(self.oldest_waiting_s))
             plan += self._prefills.plan(step_budget, self.plan_stats)
         self.plan_stats.estimated_s = step_budget.load.seconds if plan else 0.0
-        self._planned = {chunk.sequence.id for chunk in plan}
+        if plan:
+            self._open.append({chunk.sequence.id: chunk.start + chunk.length for chunk in plan})
         return tuple(plan)
 
     def commit(
@@ -177,7 +261,7 @@ class Scheduler:
         recompute: Seq[Chunk] = (),
         observed: Seq[Observed] = (),
     ) -> list[TokenEvent]:
-        """Apply a step's results and return all events since the last commit.
+        """Apply a step's results and return all events since the last commit. Of two open plans, the first.
 
         Results are in plan order: one `Sampled` per sampling chunk, one entry of `prompt_logprobs` per chunk with
         scored positions; of `observed` one per chunk, or none. Sequences of `recompute` chunks are recomputed from
@@ -211,13 +295,14 @@ class Scheduler:
 
     def reset(self, message: str) -> list[TokenEvent]:
         """End all sequences with an error and free all blocks: the recovery from a fault in the scheduler itself."""
+        self._open.clear()
         self.blocks.clear()
         for sequence in [*self._running.values(), *self._waiting.values()]:
             self._finish(sequence, "error", error=message)
         return self._take_events()
 
     def check(self) -> None:
-        """Verify the invariants of the block manager and of the queues, between steps.
+        """Verify the invariants of the block manager and of the queues, while no plan is open.
 
         Raises:
             RuntimeError: one does not hold.
@@ -226,6 +311,8 @@ class Scheduler:
         self.queues.check(self.blocks.holders, self._chunked)
 
     def _preempt(self, sequence: Sequence) -> None:
+        if self._plans_ahead:
+            raise _OutOfBlocks
         self.blocks.release(sequence)
         sequence.preemptions += 1
         self.plan_stats.preemptions += 1
@@ -295,7 +382,7 @@ class Scheduler:
         self._events.append(end_event(sequence, finish, last, error, code, self._clock))
 
     def _take_events(self) -> list[TokenEvent]:
-        self._planned.clear()
+        del self._open[:1]
         self._aborting.clear()
         events, self._events = self._events, []
         return events

@@ -11,6 +11,8 @@ from engine.routes import RouteRecord
 from engine.types import Logprob, Request, RequestStats, Routes
 from model.budget import CountRun, ExpertCounts
 
+LATE = -1  # stands for a token that the device has sampled and the host does not know yet; only while a plan is made
+
 
 class Sequence:
     """A running or waiting request. The scheduler moves it; the block manager fills `blocks`, `hashes` and `published`.
@@ -114,11 +116,12 @@ class Sequence:
         """The largest expert counts among the tokens still to be computed: an upper bound of each one's work."""
         return self.request.budget.largest(self.computed, len(self.tokens), self.prompt_length)
 
-    def set_counts(self, counts: ExpertCounts) -> int:
-        """Give the tokens still to be computed these counts. Returns the first position that has them: of a preempted
-        sequence, what its answer was sampled from is computed again as it was."""
+    def set_counts(self, counts: ExpertCounts, launched: int = 0) -> int:
+        """Give the tokens still to be computed these counts; those before `launched` are being computed. Returns the
+        first position that has them: of a preempted sequence, what its answer was sampled from is computed again as it
+        was."""
         self._price_work()
-        first = max(self.computed, len(self.tokens) - 1) if self.output_count else self.computed
+        first = max(self.computed, launched, len(self.tokens) - 1 if self.output_count else 0)
         self.request = replace(self.request, budget=self.request.budget.changed(first, counts))
         return first
 

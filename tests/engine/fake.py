@@ -50,7 +50,12 @@ class FakeRunner:
     def run(self, plan: Plan) -> StepResult:
         self._steps += 1
         time.sleep(60.0 if self._steps == self.stuck_at else self._step_s)
-        sampled = [self._sample(chunk, self._compute(chunk)) for chunk in plan]
+        states = [self.compute(chunk, chunk.tokens, chunk.sequence.blocks) for chunk in plan]
+        return self.result(plan, states)
+
+    def result(self, plan: Plan, states: list[list[bytes]]) -> StepResult:
+        """What a plan gives, from the states that `compute` returned for its chunks."""
+        sampled = [self._sample(*pair) for pair in zip(plan, states, strict=True)]
         scores = tuple(
             tuple(Logprob(-float(position)) for position in chunk.scored_positions)
             for chunk in plan
@@ -71,23 +76,23 @@ class FakeRunner:
             state = self._state(request, state, len(tokens) - 1, tokens[-1], tokens[-1:])
         return tokens[len(request.prompt) :]
 
-    def _compute(self, chunk: Chunk) -> list[bytes]:
+    def compute(self, chunk: Chunk, tokens: list[int], blocks: list[int]) -> list[bytes]:
         """The states after the chunk's last token and after each guess."""
-        sequence, tokens = chunk.sequence, chunk.tokens
+        sequence = chunk.sequence
         if CRASH in tokens:
             raise ZeroDivisionError("secret: /internal/path")
         if LOST in tokens:
             raise EngineDown("the device is lost")
-        state = self._slots[self._slot(chunk, chunk.start - 1)] if chunk.start else b""
+        state = self._slots[self._slot(blocks, chunk.start - 1)] if chunk.start else b""
         states = []
         for position, token in enumerate(tokens, chunk.start):
             state = self._state(sequence.request, state, position, token, tokens)
-            self._slots[self._slot(chunk, position)] = state
+            self._slots[self._slot(blocks, position)] = state
             states.append(state)
         return states[chunk.length - 1 :]
 
-    def _slot(self, chunk: Chunk, position: int) -> tuple[int, int]:
-        return chunk.sequence.blocks[position // self._block_size], position % self._block_size
+    def _slot(self, blocks: list[int], position: int) -> tuple[int, int]:
+        return blocks[position // self._block_size], position % self._block_size
 
     def _state(self, request: Request, state: bytes, position: int, token: int, chunk: object) -> bytes:
         seed = request.noise if self._noisy else None

@@ -64,12 +64,11 @@ def test_a_first_step_is_as_long_as_its_estimate_or_unknown() -> None:
 
 def test_steps_are_expected_to_take_as_long_as_the_last_and_longer_for_more_or_later_tokens() -> None:
     pace = Pace()
-    pace.expect(plan((0, 256)), 0.0)
-    pace.record(1.0)
+    pace.record(plan((0, 256)), 1.0)
     assert pace.expect(plan((300, 1)), 0.0) == 1.0
     assert pace.expect(plan((256, 512)), 0.0) == pytest.approx(1 + 2 * (256 + 768) / 512)
     assert pace.expect(plan((300, 1)), 9.0) == 9.0
-    pace.record(0.1)
+    pace.record(plan((300, 1)), 0.1)
     assert pace.expect(plan((300, 1), (9, 1)), 0.0) == 0.1
 
 
