@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from engine.grammars.compiler import GrammarCompiler
 from engine.grammars.mask_client import MaskClient
@@ -37,7 +38,7 @@ class OpenStep:
     plan: Plan
     stats: PlanStats
     prefilled: int  # prompt tokens
-    launched: object = None
+    launched: Any = None
     launched_at: float = 0.0  # 0: never, as all steps of a runner that waits for them
     error: Exception | None = None
 

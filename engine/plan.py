@@ -5,7 +5,7 @@ for every token are msgspec structs, which are much faster to create than datacl
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -168,15 +168,15 @@ class OverlappingRunner(Runner, Protocol):
     that the last `sample` samples for this sequence.
     """
 
-    def launch(self, plan: Plan) -> object:
+    def launch(self, plan: Plan) -> Any:
         """Start to compute every chunk; returns what `sample` and `finish` are told."""
         ...
 
-    def sample(self, launched: object, plan: Plan) -> None:
+    def sample(self, launched: Any, plan: Plan) -> None:
         """Start to sample for the chunks of `plan`, those of the launch that are still wanted. Their sequences have all
         their tokens by now."""
         ...
 
-    def finish(self, launched: object) -> StepResult:
+    def finish(self, launched: Any) -> StepResult:
         """Wait for the results of the chunks that `sample` was given."""
         ...

@@ -55,23 +55,23 @@ class LazyRunner(FakeRunner):
         self._queue.append(launch)
         return launch
 
-    def sample(self, launch: Launch, plan: Plan) -> None:
-        assert launch.wanted is None and set(map(id, plan)) <= set(map(id, launch.plan))
+    def sample(self, launched: Launch, plan: Plan) -> None:
+        assert launched.wanted is None and set(map(id, plan)) <= set(map(id, launched.plan))
         for chunk in plan:
             assert LATE not in chunk.sequence.tokens, "the host samples before it knows the tokens"
-        launch.wanted, self._last = plan, launch
+        launched.wanted, self._last = plan, launched
 
-    def finish(self, launch: Launch, *, counted: bool = True) -> StepResult:
+    def finish(self, launched: Launch, *, counted: bool = True) -> StepResult:
         """Compute all launches up to this one."""
-        assert launch.wanted is not None
-        while launch in self._queue:
+        assert launched.wanted is not None
+        while launched in self._queue:
             self._compute(self._queue.popleft())
         self.finished += counted
-        if launch.error is not None:
-            raise launch.error
+        if launched.error is not None:
+            raise launched.error
         if counted and self.finished in self.fail_finish:
             raise MemoryError("no room for the results")
-        return self.result(launch.wanted, [launch.states[chunk.sequence.id] for chunk in launch.wanted])
+        return self.result(launched.wanted, [launched.states[chunk.sequence.id] for chunk in launched.wanted])
 
     def _compute(self, launch: Launch) -> None:
         parts = zip(launch.plan, launch.tokens, launch.blocks, launch.sources, strict=True)
