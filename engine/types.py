@@ -201,7 +201,7 @@ class EngineInfo:
     load_seconds: float
     kernels: str  # the instruction set of the native kernels, or "torch"
     kernels_reason: str  # why the native kernels are not used; empty if they are
-    quantize: str  # of the weights: "none", "int8" or "int8-weights", and which layers
+    quantize: str  # of the weights: "none", or "int8" and the like, and which layers
     step_cost: StepCost | None  # as measured at start; None if steps are not bounded by time
     device: str = "cpu"  # where the weights and the cache are: "cpu", or "cuda:n"
     backend: str = "torch"  # "cpu": native kernels

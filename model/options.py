@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16"]  # auto: the checkpoint's own
-Quantize = Literal["none", "int8", "int8-weights"]  # int8: activations too, row by row
+Quantize = Literal["none", "int8", "int8-weights", "fp8-weights"]  # int8: activations too, row by row, on CPUs only
 QuantizeLayers = Literal["experts", "all"]  # all: every matrix but the routers
 
 

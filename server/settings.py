@@ -88,7 +88,10 @@ class Settings(BaseSettings):
     )
 
     quantize: Quantize = option(
-        ENGINE.quantize, "Model", "Keep weights in 8 bits; int8 multiplies in 8 bits too. Needs the native kernels"
+        ENGINE.quantize,
+        "Model",
+        "Keep weights in 8 bits; int8 multiplies in 8 bits too, on CPUs only; fp8-weights is for GPUs only. Needs the "
+        "native kernels",
     )
     quantize_layers: QuantizeLayers = option(
         ENGINE.quantize_layers, "Model", "What --quantize covers; all: every matrix but the routers"

@@ -50,6 +50,7 @@ class Precision:
 
     @property
     def experts(self) -> Kind:
+        assert self.quantize != "fp8-weights"  # refused
         return self.base if self.quantize == "none" else self.quantize
 
     @property

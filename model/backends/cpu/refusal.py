@@ -84,6 +84,8 @@ def _reasons(config: DecoderConfig, options: Options) -> Iterator[str]:
         yield f"the block size {options.block_size} is not a multiple of {TILE}"
     if options.device != "cpu":
         yield f"the device {options.device}"
+    if options.quantize == "fp8-weights":
+        yield "quantize fp8-weights has kernels for GPUs only: use int8-weights on a CPU"
     if options.quantize not in ("none", "int8", "int8-weights") or options.quantize_layers not in ("experts", "all"):
         yield f"quantize {options.quantize} of {options.quantize_layers}"
 

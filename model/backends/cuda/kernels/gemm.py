@@ -6,6 +6,9 @@ from the batch. Each segment is one chain of float32 sums; segments are added in
 turn, or, where rows are few, by `_merge` after programs that ran them side by side. So a row's output does not depend
 on the other rows, on the row tile, or on where a segment ran. Padding rows of a tile are never written.
 
+Weights of 8 bits are widened in registers to the type of the rows, which holds their values exactly. Their scales
+multiply the float32 sums, before bias and activation.
+
 Axes in kernels: U units and R rows of a tile, B inner elements of one step.
 """
 
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from model.backends.cuda.kernels.activation import activate, activate_gated
 from model.backends.cuda.kernels.operands import PROGRAMS, TILES, PairTiles, Tile, Weight
+from model.backends.cuda.kernels.weights import weights
 
 MERGED = 1024  # sums that one program of `_merge` holds
 
@@ -47,6 +51,7 @@ def _chain(
     first,
     end,
     inner,
+    packed: tl.constexpr,
     gated: tl.constexpr,
     U: tl.constexpr,
     R: tl.constexpr,
@@ -57,22 +62,36 @@ def _chain(
     up_sums = tl.zeros([U, R], tl.float32)
     for start in range(first, end, B):
         at = start + tl.arange(0, B)
-        real = (at < inner)[None, :]
-        x_tile = tl.load(x[:, None] + at[None, :], mask=x_real[:, None] & real, other=0.0)
-        gate_tile = tl.load(gate[:, None] + at[None, :], mask=w_real[:, None] & real, other=0.0)
+        x_tile = tl.load(x[:, None] + at[None, :], mask=x_real[:, None] & (at < inner)[None, :], other=0.0)
+        gate_tile = weights(gate, w_real, start, inner, packed, x_tile.dtype, B)
         columns = tl.trans(x_tile.to(gate_tile.dtype))
         sums = tl.dot(gate_tile, columns, sums, input_precision="ieee")
         if gated:
-            up_tile = tl.load(up[:, None] + at[None, :], mask=w_real[:, None] & real, other=0.0)
+            up_tile = weights(up, w_real, start, inner, packed, x_tile.dtype, B)
             up_sums = tl.dot(up_tile, columns, up_sums, input_precision="ieee")
     return sums, up_sums
 
 
 @triton.jit
 def _finish(
-    sums, up_sums, bias, unit, real, up_row, step, has_bias: tl.constexpr, gated: tl.constexpr, act: tl.constexpr
+    sums,
+    up_sums,
+    scale,
+    bias,
+    unit,
+    real,
+    up_row,
+    step,
+    packed: tl.constexpr,
+    has_bias: tl.constexpr,
+    gated: tl.constexpr,
+    act: tl.constexpr,
 ):
-    """Bias and activation, on float32. `unit` and `real` have the axes of the sums."""
+    """Scale, bias and activation, on float32. `unit` and `real` have the axes of the sums."""
+    if packed != "none":
+        sums *= tl.load(scale + unit * step, mask=real, other=0.0)
+        if gated:
+            up_sums *= tl.load(scale + unit * step + up_row, mask=real, other=0.0)
     if has_bias:
         sums += tl.load(bias + unit * step, mask=real, other=0.0).to(tl.float32)
         if gated:
@@ -84,6 +103,7 @@ def _finish(
 def _gemm(
     x,
     weight,
+    scale,
     bias,
     out,
     parts,
@@ -101,6 +121,7 @@ def _gemm(
     segments,
     rows_as: tl.constexpr,
     split: tl.constexpr,
+    packed: tl.constexpr,
     has_bias: tl.constexpr,
     gated: tl.constexpr,
     act: tl.constexpr,
@@ -117,14 +138,15 @@ def _gemm(
     row = row.to(tl.int64)
     x_row = x + (row // k_max) * inner
     first_output = tl.cast(expert, tl.int64) * outputs
-    gate = weight + (first_output + unit * step) * inner
-    up = gate + tl.cast(up_row, tl.int64) * inner
+    stride = inner if packed == "none" else inner // 4
+    gate = weight + (first_output + unit * step) * stride
+    up = gate + tl.cast(up_row, tl.int64) * stride
     real = row_real[:, None] & unit_real[None, :]
     if split:
         segment = tl.program_id(2)
         first = segment * length
         end = tl.minimum(first + length, inner)
-        sums, up_sums = _chain(x_row, row_real, gate, up, unit_real, first, end, inner, gated, U, R, B)
+        sums, up_sums = _chain(x_row, row_real, gate, up, unit_real, first, end, inner, packed, gated, U, R, B)
         at = ((segment * count + row) * outputs)[:, None] + unit[None, :]
         tl.store(parts + at, tl.trans(sums), mask=real)
         if gated:
@@ -135,11 +157,11 @@ def _gemm(
         for segment in range(segments):
             first = segment * length
             end = tl.minimum(first + length, inner)
-            part, up_part = _chain(x_row, row_real, gate, up, unit_real, first, end, inner, gated, U, R, B)
+            part, up_part = _chain(x_row, row_real, gate, up, unit_real, first, end, inner, packed, gated, U, R, B)
             sums += part
             up_sums += up_part
-        bias_at = bias + first_output
-        done = _finish(sums, up_sums, bias_at, unit[:, None], unit_real[:, None], up_row, step, has_bias, gated, act)
+        side = (scale + first_output, bias + first_output, unit[:, None], unit_real[:, None], up_row, step)
+        done = _finish(sums, up_sums, *side, packed, has_bias, gated, act)
         at = (row * units)[:, None] + unit[None, :]
         tl.store(out + at, tl.trans(done).to(out.dtype.element_ty), mask=real)
 
@@ -147,6 +169,7 @@ def _gemm(
 @triton.jit
 def _merge(
     parts,
+    scale,
     bias,
     out,
     tile_expert,
@@ -159,6 +182,7 @@ def _merge(
     step,
     segments,
     rows_as: tl.constexpr,
+    packed: tl.constexpr,
     has_bias: tl.constexpr,
     gated: tl.constexpr,
     act: tl.constexpr,
@@ -179,8 +203,9 @@ def _merge(
         sums += tl.load(parts + at, mask=real, other=0.0)
         if gated:
             up_sums += tl.load(parts + at + units, mask=real, other=0.0)
-    bias_at = bias + tl.cast(expert, tl.int64) * outputs
-    done = _finish(sums, up_sums, bias_at, unit[None, :], unit_real, up_row, step, has_bias, gated, act)
+    first_output = tl.cast(expert, tl.int64) * outputs
+    side = (scale + first_output, bias + first_output, unit[None, :], unit_real, up_row, step)
+    done = _finish(sums, up_sums, *side, packed, has_bias, gated, act)
     at = (row * units)[:, None] + unit[None, :]
     tl.store(out + at, done.to(out.dtype.element_ty), mask=real)
 
@@ -208,11 +233,13 @@ def gemm(
     length = triton.cdiv(inner, segments * tile.inner) * tile.inner
     up_row, step = (1, 2) if weight.interleaved else (units, 1)
     parts = out_RU if not split else out_RU.new_empty(segments, count, outputs, dtype=torch.float32)
+    scale_EO = out_RU if weight.scale_EO is None else weight.scale_EO
     bias_EO = out_RU if weight.bias_EO is None else weight.bias_EO
     expert_N = out_RU if pairs is None else pairs.expert_N
     pair_NR = expert_N if pairs is None or pairs.pair_NR is None else pairs.pair_NR
     modes = {
         "rows_as": "dense" if pairs is None else "single" if pairs.pair_NR is None else "tiles",
+        "packed": weight.packed,
         "has_bias": weight.bias_EO is not None,
         "gated": weight.gated,
         "act": weight.activation,
@@ -222,7 +249,8 @@ def gemm(
     }
     _gemm[(*grid, segments if split else 1)](
         x_TD,
-        weight.values_EOD,
+        weight.stored,
+        scale_EO,
         bias_EO,
         out_RU,
         parts,
@@ -247,4 +275,4 @@ def gemm(
     if split:
         width = MERGED // tile.rows
         places = (expert_N, pair_NR, count, experts, units, outputs, up_row, step, segments)
-        _merge[(tiles, triton.cdiv(units, width))](parts, bias_EO, out_RU, *places, U=width, **modes)
+        _merge[(tiles, triton.cdiv(units, width))](parts, scale_EO, bias_EO, out_RU, *places, U=width, **modes)

@@ -5,10 +5,13 @@ No Triton here: these are values of the host, made when a model is loaded or a s
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 PROGRAMS = 264  # two for each processor of an H100: fewer, and segments run side by side
 LEAST_SEGMENT = 512  # inner elements
+PACKED = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3"}  # the dtypes that have scales
+WORD = 4  # values of 8 bits that a kernel reads as one
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,7 @@ class Weight:
     """Weights [E, outputs, inner] of E experts; a dense layer is one expert that every row uses.
 
     `gated`: half of the outputs are gates, first or, `interleaved`, at even places; there are half as many units.
+    Values of 8 bits are multiplied by the scale of their output.
     """
 
     values_EOD: Tensor
@@ -23,6 +27,17 @@ class Weight:
     activation: str = "none"
     gated: bool = False
     interleaved: bool = False
+    scale_EO: Tensor | None = None  # float32, if and only if the values have 8 bits
+
+    @property
+    def packed(self) -> str:
+        """The format of values of 8 bits, or "none"."""
+        return PACKED.get(self.values_EOD.dtype, "none")
+
+    @property
+    def stored(self) -> Tensor:
+        """The values as a kernel reads them: those of 8 bits four at a time, as int32."""
+        return self.values_EOD if self.packed == "none" else self.values_EOD.view(torch.int32)
 
     @property
     def units(self) -> int:

@@ -53,6 +53,11 @@ class Compiled:
         """Whether it loads 16 bytes at a time, to registers or to shared memory."""
         return bool(re.search(r"ld\.global[.\w:]*\.v4\.b32|cp\.async\.cg\.shared\.global[^;]*, 0x10", self.ptx))
 
+    @property
+    def narrow_copies(self) -> bool:
+        """Whether it copies less than 16 bytes at a time to shared memory."""
+        return "cp.async.ca" in self.ptx
+
 
 @contextmanager
 def record() -> Iterator[list[Compiled]]:

@@ -80,6 +80,28 @@ def test_gemm(tile: Tile, split: bool) -> None:
         fits(made)
 
 
+EIGHT_BITS = [
+    *((torch.float8_e4m3fn, rows, False) for rows in TILES),
+    (torch.float8_e4m3fn, 16, True),
+    (torch.int8, 128, False),
+    (torch.int8, 64, True),
+]
+
+
+@pytest.mark.parametrize(("dtype", "rows", "split"), EIGHT_BITS)
+def test_gemm_of_8_bits(dtype: torch.dtype, rows: int, split: bool) -> None:
+    """As above; no load of weights is narrower than 16 bytes."""
+    tile, gated = TILES[rows], not split
+    values, scales = empty(EXPERTS, 2048, WIDTH, dtype=dtype), floats(EXPERTS, 2048)
+    weight = Weight(values, activation="silu" if gated else "none", gated=gated, scale_EO=scales)
+    pairs = PairTiles(ints(100), ints(100, tile.rows), 9 * K_MAX)
+    with record() as found:
+        gemm(empty(9, WIDTH), weight, empty(9 * K_MAX, weight.units), pairs, K_MAX, tile, side_by_side=split)
+    assert found[0].tensor_cores and not found[0].narrow_copies
+    for made in found:
+        fits(made)
+
+
 DEEPSEEK_ROUTER = Router(
     "sigmoid", normalise=True, selection_bias=True, groups=8, kept_groups=4, group_score="top2", eps=1e-20
 )

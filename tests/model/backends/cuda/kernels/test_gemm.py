@@ -2,11 +2,16 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from model.backends.cuda.kernels import operands, reference
 from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.operands import PairTiles, Tile, Weight
+from model.backends.cuda.kernels.weights import e4m3, e4m3_bits
+from model.backends.cuda.quantise import quantised
+from model.options import Quantize
 
 WIDTH, EXPERTS = 80, 5
 UNTOUCHED = -77.0
@@ -29,7 +34,10 @@ def small(rows: int = 16, units: int = 64) -> Tile:
 def expected(x_TD: Tensor, weight: Weight, expert: int = 0) -> Tensor:
     bias_O = None if weight.bias_EO is None else weight.bias_EO[expert]
     name = None if weight.activation == "none" else weight.activation
-    return reference.linear(x_TD, weight.values_EOD[expert], bias_O, name, weight.gated, weight.interleaved)
+    values_OD = weight.values_EOD[expert].double()
+    if weight.scale_EO is not None:
+        values_OD = values_OD * weight.scale_EO[expert, :, None].double()
+    return reference.linear(x_TD, values_OD, bias_O, name, weight.gated, weight.interleaved)
 
 
 def close(found: Tensor, wanted: Tensor) -> None:
@@ -126,9 +134,11 @@ def test_single_pairs_equal_tiles_of_pairs(at_once: bool, three_segments: None, 
     assert torch.equal(tiled_RU, single_RU)
 
 
-def test_a_rows_bits_depend_on_nothing_else(three_segments: None, chains: None) -> None:
+@pytest.mark.parametrize("kind", ["none", "int8-weights", "fp8-weights"])
+def test_a_rows_bits_depend_on_nothing_else(kind: Quantize, three_segments: None, chains: None) -> None:
     """Alone or among 20 rows, in every tile, with segments in turn or side by side."""
     x_TD, weight = random(20, WIDTH), weight_of(WEIGHTS[6])
+    weight = weight if kind == "none" else quantised(weight, kind)
     first_TU = torch.full((20, weight.units), torch.nan)
     gemm(x_TD, weight, first_TU, tile=small(), side_by_side=False)
     for rows, units, at_once in [(16, 64, True), (32, 128, False), (64, 64, True), (128, 64, False)]:
@@ -166,3 +176,66 @@ def test_segments_follow_from_the_weights_shape() -> None:
     assert segments(2048, 1024) == 2  # no segment under 512
     assert segments(50304, 2048) == 1
     assert segments(64, 4096) == 8
+
+
+@triton.jit
+def _decode(byte, out, dtype: tl.constexpr, as_bits: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.arange(0, 256)
+    given = tl.load(byte + at)
+    tl.store(out + at, e4m3_bits(given, dtype) if as_bits else e4m3(given, dtype))
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_every_float8_is_decoded(name: str) -> None:
+    """The interpreter cannot multiply in bfloat16: torch does, by the factor of float32, whose exponents are alike."""
+    byte_N = torch.arange(256, dtype=torch.int32)
+    wanted_N = byte_N.to(torch.uint8).view(torch.float8_e4m3fn).float()
+    in_torch = name == "bfloat16"
+    found_N = torch.zeros(256, dtype=torch.int16 if in_torch else getattr(torch, name))
+    _decode[(1,)](byte_N + 0x5A00, found_N, getattr(tl, name), in_torch)  # what is above the low byte is another's
+    if in_torch:
+        found_N = found_N.view(torch.bfloat16) * 2.0**120
+    number_N = ~wanted_N.isnan()
+    assert number_N.sum() == 254 and torch.equal(found_N.float()[number_N], wanted_N[number_N])
+
+
+KINDS: list[Quantize] = ["int8-weights", "fp8-weights"]
+PACKED = [(torch.float32, case) for case in (WEIGHTS[1], WEIGHTS[4], WEIGHTS[7])] + [(torch.float16, WEIGHTS[7])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "case"), PACKED)
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_dense_layer_of_8_bits(
+    kind: Quantize, dtype: torch.dtype, case: dict, at_once: bool, three_segments: None
+) -> None:
+    x_TD, weight = random(19, WIDTH, dtype=dtype), quantised(weight_of(case, dtype=dtype), kind)
+    out_TU = torch.full((21, weight.units), UNTOUCHED, dtype=dtype)
+    gemm(x_TD, weight, out_TU[:19], tile=small(), side_by_side=at_once)
+    close(out_TU[:19], expected(x_TD, weight))
+    assert (out_TU[19:] == UNTOUCHED).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("at_once", [False, True])
+def test_routed_pairs_of_8_bits(kind: Quantize, at_once: bool, three_segments: None, chains: None) -> None:
+    """Against float64, and pairs in tiles of their own."""
+    x_TD, expert_TK = random(4, WIDTH), choices(4, 3)
+    weight = quantised(weight_of(WEIGHTS[6], 72, experts=EXPERTS), kind)
+    tiled_RU, single_RU = (torch.full((12, weight.units), UNTOUCHED) for _ in range(2))
+    gemm(x_TD, weight, tiled_RU, pair_tiles(expert_TK, 16), 3, small(), at_once)
+    gemm(x_TD, weight, single_RU, PairTiles(expert_TK.flatten().int(), None, 12), 3, small(), at_once)
+    assert torch.equal(tiled_RU, single_RU)
+    for pair, expert in enumerate(expert_TK.flatten().tolist()):
+        if expert == EXPERTS:
+            assert (tiled_RU[pair] == UNTOUCHED).all()
+        else:
+            close(tiled_RU[pair, None], expected(x_TD[pair // 3, None], weight, expert))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_inner_dimension_of_8_bits_that_is_no_multiple_of_a_step(kind: Quantize) -> None:
+    x_TD, weight = random(3, 76), quantised(Weight(random(1, 70, 76, seed=2)), kind)
+    out_TU = torch.full((3, weight.units), torch.nan)
+    gemm(x_TD, weight, out_TU, tile=Tile(64, 16, inner=64))
+    torch.testing.assert_close(out_TU.double(), expected(x_TD, weight), atol=1e-4, rtol=1e-4)
