@@ -6,7 +6,7 @@ values) at the bandwidth that `card.py` measured, or to do its operations at the
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,6 +22,7 @@ from benchmarks.gpu.timing import Timed, timed
 from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.operands import Weight
 from model.backends.cuda.layer import MoELayer, moe_layer, row_tile
+from model.backends.cuda.quantise import quantised
 from model.moe.topk import TopKMixture
 
 TOKENS = (1, 8, 32, 128, 1024, 4096)
@@ -131,6 +132,17 @@ def _mixtures(part: Part, shape: LayerShape, tokens: Sequence[int], dtype: torch
                 made = 1 if part.dry else max(2, min(24, 512 // rows))
                 inputs = [_input(shape, rows, counts, part.device, dtype, seed) for seed in range(made)]
                 _mixture(part, shape, name, modules, layers, inputs, ceiling)
+    narrow = [_in_8_bits(layer) for layer in layers]
+    for rows in tokens:
+        what = f"{shape.name} in 8 bits, {rows} tokens"
+        if part.enough(what, 3):
+            with part.tried(what):
+                made = 1 if part.dry else max(2, min(24, 512 // rows))
+                counts = (shape.moe.trained,)
+                inputs = [_input(shape, rows, counts, part.device, dtype, seed) for seed in range(made)]
+                ours = _timed(narrow, inputs, part.device)
+                work = _work(shape, narrow[0], inputs, weight_bytes=1)
+                _add(part, f"mixture of {shape.name}, fp8-weights", rows, str(counts[0]), work, ours, ceiling)
 
 
 def _mixture(
@@ -144,7 +156,7 @@ def _mixture(
 ) -> None:
     """One row: ours beside torch's ways, which run the largest count for all."""
     (x_TD, counts_T, k_max), rows = inputs[0], len(inputs[0][0])
-    ours = timed([partial(_ours, layers[n % len(layers)], *given) for n, given in enumerate(inputs)], part.device)
+    ours = _timed(layers, inputs, part.device)
     ways: dict[str, peers.Layer] = {"grouped_mm": peers.grouped}
     if rows * k_max <= peers.MOST_GATHERED:
         ways["gathered"] = peers.gathered
@@ -155,13 +167,45 @@ def _mixture(
             if not bool((counts_T < k_max).any()):
                 _same(part, way, _ours(layers[0], x_TD, counts_T, k_max), peer(modules[0], x_TD, k_max))
             theirs[way] = timed(calls, part.device)
-    distinct = sum(_distinct(layers[0], *given) for given in inputs) / len(inputs)
-    pairs, weights = int(counts_T.sum()), shape.expert_weights
-    always = shape.moe.experts * shape.width + 2 * rows * shape.width
-    moved = x_TD.element_size() * (distinct * weights + always)
-    floor = ceiling.micro(moved, 2 * (pairs * weights + rows * shape.moe.experts * shape.width))
     others = {f"{way}_us": time.micro for way, time in theirs.items()}
-    part.add(f"mixture of {shape.name}", tokens=rows, K=name, experts=distinct, mb=moved / 1e6, floor_us=floor,
+    work = _work(shape, layers[0], inputs, x_TD.element_size())
+    _add(part, f"mixture of {shape.name}", rows, name, work, ours, ceiling, **others)
+
+
+def _timed(layers: list[MoELayer], inputs: list[Input], device: torch.device) -> Timed:
+    """Layers and inputs take turns."""
+    return timed([partial(_ours, layers[n % len(layers)], *given) for n, given in enumerate(inputs)], device)
+
+
+def _in_8_bits(layer: MoELayer) -> MoELayer:
+    """The same with experts in float8_e4m3fn."""
+    gate_up, down = (quantised(weight, "fp8-weights") for weight in (layer.gate_up, layer.down))
+    return replace(layer, gate_up=gate_up, down=down)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a call must do, mean over the inputs."""
+
+    distinct: float  # experts
+    bytes: float
+    flops: float
+
+
+def _work(shape: LayerShape, layer: MoELayer, inputs: list[Input], weight_bytes: int) -> Work:
+    """Bytes: distinct experts, router, tokens in and out. Operations: router and pairs."""
+    (x_TD, counts_T, _), size = inputs[0], inputs[0][0].element_size()
+    rows, router = len(x_TD), shape.moe.experts * shape.width
+    distinct = sum(_distinct(layer, *given) for given in inputs) / len(inputs)
+    moved = weight_bytes * distinct * shape.expert_weights + size * (router + 2 * rows * shape.width)
+    return Work(distinct, moved, 2 * (int(counts_T.sum()) * shape.expert_weights + rows * router))
+
+
+def _add(
+    part: Part, table: str, rows: int, name: str, work: Work, ours: Timed, ceiling: Ceiling, **others: float | None
+) -> None:
+    floor = ceiling.micro(work.bytes, work.flops)
+    part.add(table, tokens=rows, K=name, experts=work.distinct, mb=work.bytes / 1e6, floor_us=floor,
              ours_us=ours.micro, share=share(floor, ours), target=TARGETS.get(rows, "–"), launched=ours.how,
              **others)  # fmt: skip
 

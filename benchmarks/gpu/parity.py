@@ -21,6 +21,7 @@ from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.kernels.operands import TILES, Weight
 from model.backends.cuda.layer import MoELayer, moe_layer
+from model.backends.cuda.quantise import DTYPE, quantised
 from model.batch import LayerBudget
 from model.moe.infinity import InfinityMixture
 from model.moe.topk import TopKMixture
@@ -81,6 +82,23 @@ def _dense(parity: Parity, shape: LayerShape) -> None:
             gemm(x_TD, weight, out_TU, tile=tile, side_by_side=at_once)
             how = "side by side" if at_once else "in turn"
             parity.check("gemm", f"{shape.name} {inner} to {outputs}, {tile.rows} rows, {how}", out_TU, wanted)
+
+
+def _packed(parity: Parity, shape: LayerShape) -> None:
+    """Weights of 8 bits, against what they stand for."""
+    device, many = parity.part.device, 3 if parity.part.dry else 70
+    outputs, inner = 40 if parity.part.dry else 1000, shape.width
+    values_OD = (shapes.rows(outputs, inner, device, torch.float32) * inner**-0.5).to(parity.dtype)
+    x_TD = shapes.rows(many, inner, device, parity.dtype, seed=3)
+    for kind in DTYPE:
+        weight = quantised(Weight(values_OD[None]), kind)  # type: ignore[arg-type]
+        assert weight.scale_EO is not None
+        stood_for_OD = weight.values_EOD[0].float().double() * weight.scale_EO[0, :, None].double()
+        wanted = reference.linear(x_TD, stood_for_OD)
+        for tile in (TILES[16], TILES[64]):
+            out_TU = torch.full((many, outputs), torch.nan, device=device, dtype=parity.dtype)
+            gemm(x_TD, weight, out_TU, tile=tile)
+            parity.check("gemm", f"{shape.name} {inner} to {outputs}, {tile.rows} rows, {kind}", out_TU, wanted)
 
 
 def _counts(part: Part, shape: LayerShape) -> list[int]:
@@ -190,4 +208,4 @@ def _infinity(parity: Parity) -> None:
     parity.check("∞-MoE", "products under the masks", layer.run_masked(x_TD, mask_TE), wanted_TD)
 
 
-CHECKS = {"dense": _dense, "mixture": _mixture, "attention": _attention, "norm": _norm}
+CHECKS = {"dense": _dense, "8 bits": _packed, "mixture": _mixture, "attention": _attention, "norm": _norm}

@@ -43,6 +43,7 @@ PLANS = (
     Plan("layers", 180),
     Plan("end_to_end", 240),
     Plan("loop", 60),
+    Plan("tiles", 90),
 )
 NAMES = [plan.name for plan in PLANS]
 
