@@ -9,6 +9,7 @@ FOR_GPUS = (  # what Dockerfile.cuda has beside the instructions of Dockerfile
     "RUN /opt/venv/bin/python -c 'import torch, triton; assert torch.version.cuda, "
     '"this is a build of torch without CUDA"\'',
     "RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*",
+    "RUN mkdir /home/moedial/.triton",
     "ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility",
 )
 
