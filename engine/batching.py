@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.plan import Plan
 from engine.sequence import Sequence
-from model.batch import Batch, BudgetRows, Cache, Pages
+from model.batch import Batch, BudgetRows, Cache, LateIds, Pages
 from model.budget import FAMILY_RULE, ExpertCounts, RoutingRule
 
 Ints = NDArray[np.int64]
@@ -35,8 +35,9 @@ class InputBatchBuilder:
         self._batch: Batch | None = None
         self._pages: Pages | None = None
 
-    def build(self, plan: Plan) -> tuple[Batch, Pages]:
-        """The new tokens of every chunk, in plan order, and the pages of their sequences.
+    def build(self, plan: Plan, late: LateIds | None = None) -> tuple[Batch, Pages]:
+        """The new tokens of every chunk, in plan order, and the pages of their sequences. `late`: those whose ids are
+        not known here.
 
         The rows of the batch that get logits: first all rows to sample from, then those that score prompt tokens.
         """
@@ -46,7 +47,7 @@ class InputBatchBuilder:
         ]
         one_token_each = len(self._ids_T) == len(plan)
         if self._batch is None or self._pages is None or shape != self._shape or not one_token_each:
-            return self._rebuild(plan, shape)
+            return self._rebuild(plan, shape, late)
         starts = [c.start for c in plan]
         self._ids_T[:] = [c.sequence.tokens[c.start] for c in plan]
         self._positions_T[:] = starts
@@ -55,9 +56,11 @@ class InputBatchBuilder:
         if first_pages != self._first_pages:
             self._pages = replace(self._pages, tables_BP=_tables(plan, self._block_size))
             self._first_pages = first_pages
+        if self._batch.late is not late:
+            self._batch = replace(self._batch, late=late)
         return self._batch, self._pages
 
-    def _rebuild(self, plan: Plan, shape: PlanShape) -> tuple[Batch, Pages]:
+    def _rebuild(self, plan: Plan, shape: PlanShape, late: LateIds | None) -> tuple[Batch, Pages]:
         self._batch = None  # if what follows fails, nothing is kept
         start_B = _ints([chunk.start for chunk in plan])
         length_B = _ints([chunk.length + len(chunk.drafts) for chunk in plan])
@@ -68,7 +71,7 @@ class InputBatchBuilder:
         self._shape = shape
         self._end_B = spans_B3[:, 2]
         self._first_pages = (start_B // self._block_size).tolist()
-        batch = self._batch_of(plan, first_B, length_B)
+        batch = replace(self._batch_of(plan, first_B, length_B), late=late)
         slots_B = torch.from_numpy(_ints([chunk.sequence.slot for chunk in plan]))
         self._pages = Pages(self._cache, _tables(plan, self._block_size), torch.from_numpy(spans_B3), slots_B)
         self._batch = batch

@@ -202,7 +202,8 @@ def assemble(
     )
     runner = ModelRunner(model, model.cache(blocks, settings.block_size, state_slots(settings)))
     runner.draft_experts = scheduler.speculator.experts if scheduler.speculator else 0
-    return Engine(runner, scheduler, grammars, repeatable=not config.has_states), blocks
+    overlapping = runner if model.overlaps else None
+    return Engine(runner, scheduler, grammars, overlapping=overlapping, repeatable=not config.has_states), blocks
 
 
 def speculator_for(model: Runnable, settings: EngineSettings) -> Speculator | None:

@@ -9,17 +9,16 @@ Not here: the process around it (see `engine/process/worker.py`).
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from engine.grammars.compiler import GrammarCompiler
 from engine.grammars.mask_client import MaskClient
 from engine.grammars.matcher import Matcher
 from engine.isolation import Isolation, failure_message
+from engine.open_step import OpenStep, step_stats
 from engine.pace import LONG_STEP_SECONDS, Pace
 from engine.plan import NO_MOE_WORK, MoEWork, OverlappingRunner, Plan, PlanStats, Runner, StepResult, sample_count
 from engine.scheduler import Scheduler
-from engine.types import Request, StepReport, StepStats, TokenEvent
+from engine.types import Request, StepReport, TokenEvent
 from model.budget import ExpertCounts
 from model.errors import EngineDown, InvalidRequest
 
@@ -29,18 +28,6 @@ Outcome = tuple[list[TokenEvent], MoEWork]
 NO_RESULT = StepResult((), NO_MOE_WORK)
 MASK_WAIT_SECONDS, MASK_WAIT_SHARE = 0.002, 0.1  # a step waits for masks this long, or this share of the last step
 IDLE_WAIT_SECONDS = 0.02  # how long it waits if there is nothing else to do
-
-
-@dataclass(slots=True)
-class OpenStep:
-    """A step that is planned and not committed. `launched`: what an overlapping runner calls it."""
-
-    plan: Plan
-    stats: PlanStats
-    prefilled: int  # prompt tokens
-    launched: Any = None
-    launched_at: float = 0.0  # 0: never, as all steps of a runner that waits for them
-    error: Exception | None = None
 
 
 class Engine:
@@ -164,7 +151,16 @@ class Engine:
             events, work = self.scheduler.reset("the engine failed and had to start afresh"), NO_MOE_WORK
             step, self._open = OpenStep((), PlanStats(), 0), None
         self._last_s = time.perf_counter() - started
-        return StepReport(tuple(events), self._stats(step, events, work))
+        stats = step_stats(
+            step,
+            self.scheduler,
+            events,
+            work,
+            seconds=self._last_s,
+            retries=self._retries,
+            masks_s=self._mask_seconds(),
+        )
+        return StepReport(tuple(events), stats)
 
     def _plan(self) -> OpenStep:
         """A step after one that is committed; launched if steps overlap."""
@@ -299,34 +295,6 @@ class Engine:
         expected = self._pace.expect(plan, stats.estimated_s)
         if expected > LONG_STEP_SECONDS:
             self.announce(expected)
-
-    def _stats(self, step: OpenStep, events: list[TokenEvent], work: MoEWork) -> StepStats:
-        scheduler = self.scheduler
-        generated = sum(event.token is not None for event in events)
-        count_sets = {counts for chunk in step.plan for counts, _ in chunk.count_runs}
-        return StepStats(
-            seconds=self._last_s,
-            estimated_s=step.stats.estimated_s,
-            prompt_tokens=step.prefilled,
-            generated_tokens=generated,
-            routed_pairs=work.routed_pairs,
-            trained_pairs=work.trained_pairs,
-            distinct_experts=work.distinct_experts,
-            mixed=len(count_sets) > 1,
-            load_imbalance=work.load_imbalance,
-            preemptions=step.stats.preemptions,
-            prefix_queries=step.stats.prefix_queries,
-            prefix_hits=step.stats.prefix_hits,
-            drafted=step.stats.drafted,
-            accepted=step.stats.accepted,
-            running=scheduler.running,
-            waiting=scheduler.waiting,
-            oldest_waiting_s=scheduler.oldest_waiting_s,
-            blocks_used=scheduler.blocks.used,
-            blocks_total=scheduler.blocks.total,
-            retries=self._retries,
-            masks_s=self._mask_seconds(),
-        )
 
 
 def _checked(plan: Plan, result: StepResult) -> StepResult:

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from engine.plan import Chunk, Observed, Plan
 from engine.routes import Experts, StepRoutes, pack
+from model.devices import Fetched
 from model.shapes.mixtures import FeedForward
 from model.step import Observer
 
 
 class ExpertStats(Observer):
-    """Observes the passes of one step: those that make drafts, and then the plan's own."""
+    """Observes the passes of one step: those that make drafts, and then the plan's own.
+
+    What mixtures tell stays where they computed it until it is read.
+    """
 
     def __init__(self) -> None:
         self.pairs = 0
@@ -24,6 +28,7 @@ class ExpertStats(Observer):
         self._used_LT: list[Tensor] = []  # of the pass that runs
         self._expert_LTK: list[Tensor] = []
         self._pairs_of: Counter[str] = Counter()  # of each sequence
+        self._fetched: Fetched | None = None
 
     def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
         self._allowed_pairs += pairs
@@ -34,6 +39,18 @@ class ExpertStats(Observer):
 
     def routes(self, layer: int, expert_TK: Tensor) -> None:
         self._expert_LTK.append(expert_TK)
+
+    def fetch(self) -> None:
+        """Start to copy what the pass has told to the host."""
+        self._fetched = Fetched([*self.loads, *self._used_LT, *self._expert_LTK])
+
+    def fetched(self, plan: Plan) -> None:
+        """Wait for the copies, and count the pairs of the pass."""
+        assert self._fetched is not None
+        parts = iter(self._fetched.wait())
+        for told in (self.loads, self._used_LT, self._expert_LTK):
+            told[:] = [next(parts) for _ in told]
+        self.count_pairs(plan)
 
     def count_pairs(self, plan: Plan) -> None:
         """After a pass: add what it ran, and what each sequence of its plan ran, if the mixtures told it."""

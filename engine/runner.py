@@ -1,9 +1,10 @@
 """Runs a plan on a decoder: builds the batch, calls the model, samples.
 
-Not here: scheduling (see `engine/scheduler.py`).
+Where the model's device computes by itself, a plan can also be run in three parts that wait for nothing but the last
+(`OverlappingRunner`): logits and sampled tokens stay on the device. Not here: scheduling (see `engine/scheduler.py`).
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from msgspec import structs
@@ -13,11 +14,27 @@ from engine.batching import InputBatchBuilder
 from engine.expert_stats import ExpertStats
 from engine.plan import Chunk, MoEWork, Plan, Sampled, StepResult
 from engine.sampling.logprobs import prompt_logprobs
+from engine.sampling.on_device import LaunchedSamples, LaunchedScores, launch_samples, launch_scores
 from engine.sampling.sampler import sample
-from engine.sequence import Sequence
+from engine.sequence import LATE, Sequence
 from engine.types import Logprob
 from model.backends.base import Runnable, SamplingOps
-from model.batch import Cache
+from model.batch import Cache, LateIds
+from model.devices import device_errors
+
+
+@dataclass(slots=True)
+class LaunchedStep:
+    """A plan that the device computes."""
+
+    plan: Plan
+    logits_RV: Tensor
+    sampled: dict[str, int]  # rows of the logits by sequence: to sample from
+    scored: dict[str, range]  # and to score prompts by
+    stats: ExpertStats
+    wanted: Plan = ()  # of which there will be results
+    samples: LaunchedSamples | None = None
+    scores: LaunchedScores | None = None
 
 
 class ModelRunner:
@@ -28,11 +45,17 @@ class ModelRunner:
         self._inputs = InputBatchBuilder(cache)
         self._draft_inputs = InputBatchBuilder(cache)
         self.draft_experts = 0  # the expert count of drafts, where chunks ask for model drafts
+        self._sampled: dict[str, int] = {}  # the rows of the last `sample`, by sequence
+        self._token_R: Tensor | None = None  # what it sampled, on the device
         self._trained_pairs = model.config.experts.trained * len(model.config.mixtures)  # per token
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> StepResult:
         """Compute every chunk; sample for those that reach their last token, score the prompts that ask for it."""
+        if self.model.overlaps and not any(chunk.drafts or chunk.model_drafts for chunk in plan):
+            launched = self.launch(plan)
+            self.sample(launched, plan)
+            return self.finish(launched)
         expert_stats = ExpertStats()
         if any(chunk.model_drafts for chunk in plan):
             plan = self._draft(plan, expert_stats)
@@ -47,6 +70,62 @@ class ModelRunner:
         tokens = sum(chunk.length + len(chunk.drafts) for chunk in plan)
         work = self._work(expert_stats, tokens * self._trained_pairs)
         return StepResult(sampled, work, _prompt_logprobs(logits_RV[sampled_rows:], scoring), observed)
+
+    @torch.inference_mode()
+    def launch(self, plan: Plan) -> LaunchedStep:
+        """Start to compute every chunk. Late tokens are those that the last `sample` sampled for their sequences."""
+        with device_errors(self.model.device):
+            batch, pages = self._inputs.build(plan, self._late(plan))
+            stats = ExpertStats()
+            logits_RV = self.model.launch(batch, pages, stats)
+            stats.fetch()
+        return LaunchedStep(plan, logits_RV, *_logit_rows(plan), stats)
+
+    def _late(self, plan: Plan) -> LateIds | None:
+        """The tokens of the plan that only the device knows; each is the last of its chunk."""
+        last, row_N, source_N = -1, [], []
+        for chunk in plan:
+            last += chunk.length
+            if chunk.sequence.tokens[chunk.start + chunk.length - 1] == LATE:
+                row_N.append(last)
+                source_N.append(self._sampled[chunk.sequence.id])
+        if not row_N:
+            return None
+        assert self._token_R is not None
+        return LateIds(torch.tensor(row_N), torch.tensor(source_N), self._token_R)
+
+    @torch.inference_mode()
+    def sample(self, launched: LaunchedStep, plan: Plan) -> None:
+        """Start to sample for the chunks of `plan`, those of the launch that are still wanted."""
+        launched.wanted = plan
+        sequences = [chunk.sequence for chunk in plan if chunk.samples]
+        scoring = [chunk for chunk in plan if chunk.scored_positions]
+        self._sampled = {sequence.id: row for row, sequence in enumerate(sequences)}
+        ops = self.model.device_sampling
+        assert ops is not None, "steps overlap without a sampler on the device"
+        with device_errors(self.model.device):
+            if sequences:
+                logits_RV = _taken(launched.logits_RV, [launched.sampled[sequence.id] for sequence in sequences])
+                launched.samples = launch_samples(ops, logits_RV, sequences)
+                self._token_R = launched.samples.token_R
+            if scoring:
+                rows = [row for chunk in scoring for row in launched.scored[chunk.sequence.id]]
+                launched.scores = launch_scores(_taken(launched.logits_RV, rows), [_scored(each) for each in scoring])
+
+    @torch.inference_mode()
+    def finish(self, launched: LaunchedStep) -> StepResult:
+        """Wait for the results of what `sample` was given."""
+        with device_errors(self.model.device):
+            sampled = launched.samples.results() if launched.samples else ()
+            scores = launched.scores.results() if launched.scores else ()
+            launched.stats.fetched(launched.plan)
+        observed = launched.stats.observed(launched.plan, self.model.config.mixtures)
+        if observed:
+            by_sequence = dict(zip((chunk.sequence.id for chunk in launched.plan), observed, strict=True))
+            observed = tuple(by_sequence[chunk.sequence.id] for chunk in launched.wanted)
+        tokens = sum(chunk.length for chunk in launched.plan)
+        work = self._work(launched.stats, tokens * self._trained_pairs)
+        return StepResult(sampled, work, scores, observed)
 
     def _work(self, expert_stats: ExpertStats, trained_pairs: int) -> MoEWork:
         """The work of all mixtures in the step; `trained_pairs` is what the trained count would have cost."""
@@ -104,13 +183,38 @@ def _with_drafts(chunk: Chunk, copy: Sequence | None) -> Chunk:
     return structs.replace(chunk, drafts=tuple(copy.tokens[-chunk.model_drafts :]))
 
 
+def _logit_rows(plan: Plan) -> tuple[dict[str, int], dict[str, range]]:
+    """The rows of a plan's logits by sequence: the one to sample from, and those that score its prompt."""
+    sampled = {chunk.sequence.id: row for row, chunk in enumerate(chunk for chunk in plan if chunk.samples)}
+    scored: dict[str, range] = {}
+    first = len(sampled)
+    for chunk in plan:
+        if count := len(chunk.scored_positions):
+            scored[chunk.sequence.id] = range(first, first + count)
+            first += count
+    return sampled, scored
+
+
+def _scored(chunk: Chunk) -> tuple[list[int], int | None]:
+    """The prompt tokens that a chunk scores, and how many alternatives are wanted."""
+    sequence = chunk.sequence
+    tokens = [sequence.tokens[position] for position in chunk.scored_positions]
+    return tokens, sequence.request.sampling.prompt_logprobs
+
+
+def _taken(logits_RV: Tensor, rows: list[int]) -> Tensor:
+    """These rows, in rising order; without a copy where they are neighbours."""
+    if rows[-1] - rows[0] == len(rows) - 1:
+        return logits_RV[rows[0] : rows[-1] + 1]
+    return logits_RV.index_select(0, torch.tensor(rows).to(logits_RV.device, non_blocking=True))
+
+
 def _prompt_logprobs(logits_NV: Tensor, chunks: list[Chunk]) -> tuple[tuple[Logprob, ...] | None, ...]:
     """The log-probabilities of prompt tokens: for each chunk, those of the tokens after its own."""
     found: list[tuple[Logprob, ...] | None] = []
     first = 0
     for chunk in chunks:
-        tokens = [chunk.sequence.tokens[position] for position in chunk.scored_positions]
-        rows_SV = logits_NV[first : first + len(tokens)]
-        found.append(prompt_logprobs(rows_SV, tokens, chunk.sequence.request.sampling.prompt_logprobs))
+        tokens, wanted = _scored(chunk)
+        found.append(prompt_logprobs(logits_NV[first : first + len(tokens)], tokens, wanted))
         first += len(tokens)
     return tuple(found)

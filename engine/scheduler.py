@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 
+from engine.ahead import computed
 from engine.blocks import BlockManager
 from engine.cost import NO_COST, StepBudget, StepCost, prefill_share
 from engine.decodes import DecodePlanner
@@ -29,7 +30,7 @@ from engine.plan import (
 )
 from engine.prefill import PrefillPlanner
 from engine.queues import Queues
-from engine.sequence import LATE, Sequence
+from engine.sequence import Sequence
 from engine.speculation import Speculator
 from engine.types import Finish, Request, TokenEvent
 from model.budget import ExpertCounts, ExpertRange
@@ -182,18 +183,9 @@ class Scheduler:
         """
         if len(self._open) != 1 or self.speculator is not None:
             raise RuntimeError("one plan must be open to plan ahead of its commit, and none with drafts")
-        partial = self.queues.partial_prefill
-        computed = [(chunk.sequence, chunk.sequence.computed, len(chunk.sequence.tokens)) for chunk in plan]
-        try:
-            for chunk in plan:
-                self._advance(chunk, repeatable)
+        held = {chunk.sequence.id for chunk in plan if self._is_held(chunk, repeatable)}
+        with computed(plan, held, self.queues, self._chunked):
             yield self._plan_or_nothing()
-        finally:
-            self.queues.held.clear()
-            self.queues.partial_prefill = partial
-            for sequence, position, length in computed:
-                sequence.computed = position
-                del sequence.tokens[length:]
 
     def still_open(self, plan: Plan) -> Plan:
         """The chunks of a plan made ahead that are still wanted, now that the plan before it is committed: of sequences
@@ -214,22 +206,14 @@ class Scheduler:
             if self._running.get(sequence.id) is sequence and not goes_on:
                 self._preempt(sequence)
 
-    def _advance(self, chunk: Chunk, repeatable: bool) -> None:
-        """Treat a chunk of an open plan as computed, or hold its sequence."""
-        sequence, reaches_end = chunk.sequence, chunk.reaches_end
-        last = sequence.output_count + 1 >= sequence.request.sampling.max_tokens
-        last = last or len(sequence.tokens) + 1 >= self.max_model_len
-        needs_mask = sequence.matcher is not None and not repeatable
-        held = sequence.id in self._aborting or (reaches_end and (last or needs_mask))
-        sequence.computed = chunk.start + chunk.length
-        if reaches_end and not held:
-            sequence.tokens.append(LATE)
-        if held:
-            self.queues.held.add(sequence.id)
-        if self._chunked and (self.queues.partial_prefill is sequence or not reaches_end):
-            self.queues.record_prefill(sequence)
-        if held and self.queues.partial_prefill is sequence:
-            self.queues.partial_prefill = None
+    def _is_held(self, chunk: Chunk, repeatable: bool) -> bool:
+        """Whether nothing of a chunk's sequence can be planned before the chunk is committed."""
+        sequence = chunk.sequence
+        if sequence.id in self._aborting:
+            return True
+        ends = sequence.output_count + 1 >= sequence.request.sampling.max_tokens
+        ends = ends or len(sequence.tokens) + 1 >= self.max_model_len
+        return chunk.reaches_end and (ends or (sequence.matcher is not None and not repeatable))
 
     def _plan_or_nothing(self) -> Plan:
         self._plans_ahead = True

@@ -107,6 +107,11 @@ class Runnable(SamplingOps, Protocol):
         """Whether `launch` returns before the device has computed, so that the host may plan the next step."""
         ...
 
+    @property
+    def device_sampling(self) -> DeviceSamplingOps | None:
+        """What samples where the logits are; there is something where steps overlap."""
+        ...
+
     def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
         """Logits of the wanted rows, [B, V], on the CPU. Keys, values and states are written to the pages' cache."""
         ...

@@ -37,6 +37,7 @@ class NativeDecoder(NativeSampling):
     backend = "cpu"
     exact = True
     overlaps = False  # the cores that compute are the host's
+    device_sampling = None
     token_buckets: tuple[int, ...] = ()
     rules = True
     device = torch.device("cpu")

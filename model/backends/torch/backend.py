@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.backends.torch.attend import PagedAttend
+from model.backends.torch.device_sampling import TorchDeviceSampling
 from model.backends.torch.sampling import TorchSampling
 from model.backends.torch.tiles import WORKSPACE
 from model.batch import Batch, Cache, Pages
@@ -42,6 +43,7 @@ class TorchRunnable(TorchSampling):
     rules = True
     exact = False  # matrix products of different heights may round differently
     workspace = WORKSPACE
+    device_sampling = TorchDeviceSampling()
     token_buckets: tuple[int, ...] = ()
 
     def __init__(self, decoder: Decoder) -> None:

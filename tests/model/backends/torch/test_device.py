@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from engine.expert_stats import ExpertStats
 from model import devices
 from model.backends.torch.backend import TorchRunnable
-from model.batch import Batch, Pages
+from model.batch import Batch, LateIds, Pages
 from model.budget import FAMILY_RULE, RoutingRule
 from model.decoder import Decoder
 from tests.families.test_parity import each, loaded
@@ -147,6 +147,17 @@ def test_padded_draws_equal_ragged_ones(kind: str, monkeypatch: pytest.MonkeyPat
     ragged = list(logits(model))
     monkeypatch.setattr(devices, "readable", lambda x: False)
     torch.testing.assert_close(list(logits(model)), ragged, atol=1e-6, rtol=0)
+
+
+def test_late_ids_are_not_waited_for() -> None:
+    late = LateIds(torch.tensor([1, 2]), torch.tensor([0, 3]), torch.zeros(4, dtype=torch.int64, device=META))
+    with NothingWaits(), NothingMade():
+        assert late.put(torch.zeros(3, dtype=torch.int64, device=META)).shape == (3,)
+
+
+def test_late_ids_take_their_places() -> None:
+    late = LateIds(torch.tensor([2, 0]), torch.tensor([1, 3]), torch.tensor([5, 6, 7, 8]))
+    assert late.put(torch.tensor([-1, 4, -1])).tolist() == [8, 4, 6]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,42 @@
+"""Makes the next plan possible before the last one is committed: its sequences, as they will be when it is.
+
+`LATE` stands for a token that the device samples meanwhile. It knows sequences and queues,
+and plans nothing.
+"""
+
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+
+from engine.plan import Chunk, Plan
+from engine.queues import Queues
+from engine.sequence import LATE
+
+
+@contextmanager
+def computed(plan: Plan, held: Set[str], queues: Queues, chunked: bool) -> Iterator[None]:
+    """Inside the context the chunks of an open plan count as computed, and each sequence that the plan samples for has
+    the token `LATE`. Those `held` are left out of what is planned. Afterwards all is as it was."""
+    partial = queues.partial_prefill
+    before = [(chunk.sequence, chunk.sequence.computed, len(chunk.sequence.tokens)) for chunk in plan]
+    queues.held |= held
+    try:
+        for chunk in plan:
+            _advance(chunk, queues, chunked)
+        yield
+    finally:
+        queues.held.clear()
+        queues.partial_prefill = partial
+        for sequence, position, length in before:
+            sequence.computed = position
+            del sequence.tokens[length:]
+
+
+def _advance(chunk: Chunk, queues: Queues, chunked: bool) -> None:
+    sequence, reaches_end, is_held = chunk.sequence, chunk.reaches_end, chunk.sequence.id in queues.held
+    sequence.computed = chunk.start + chunk.length
+    if reaches_end and not is_held:
+        sequence.tokens.append(LATE)
+    if chunked and (queues.partial_prefill is sequence or not reaches_end):
+        queues.record_prefill(sequence)
+    if is_held and queues.partial_prefill is sequence:
+        queues.partial_prefill = None
