@@ -9,15 +9,21 @@ import torch
 from torch import Tensor
 
 from model.attention.attention import SelfAttention
-from model.backends.cuda.kernels.attend import attend
+from model.backends.cuda.kernels.attend import WIDEST, attend
 from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.kernels.operands import Weight
 from model.backends.cuda.kernels.rotary import HeadNorms, rotary
+from model.backends.cuda.known import unknown
 from model.backends.cuda.layer import row_tile
 from model.backends.cuda.places import Places
 from model.shapes.attention import Attention
 from model.step import MaskSpec, Tables
+
+KNOWN = (
+    *("heads", "kv_heads", "head_width", "rope", "bias", "out_bias", "qk_norm", "clip", "scale", "window", "chunk"),
+    *("sinks", "gated", "floor_scale", "attn_scale"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,33 +46,51 @@ class AttentionLayer:
         next_norm: Norm,
         out_TD: Tensor,
         scale: float = 1.0,
+        positions_T: Tensor | None = None,
     ) -> None:
-        """Add scale · attention(normed) to the residual `x_TD`, in place, and write its norm to `out_TD`."""
-        mixed_TX = self.mix(normed_TD, rotary_tables, places, cache_PSGC)
+        """Add scale · attention(normed) to the residual `x_TD`, in place, and write its norm to `out_TD`.
+
+        Raises:
+            ValueError: queries grow with their position (`floor_scale`), and there are no positions.
+        """
+        mixed_TX = self.mix(normed_TD, rotary_tables, places, cache_PSGC, positions_T)
         y_TD = x_TD.new_empty(x_TD.shape, dtype=torch.float32)
         gemm(mixed_TX, self.out, y_TD, tile=row_tile(len(x_TD)))
         residual_norm(x_TD, next_norm, out_TD, y_TD, scale)
 
-    def mix(self, normed_TD: Tensor, rotary_tables: Tables | None, places: Places, cache_PSGC: Tensor) -> Tensor:
+    def mix(
+        self,
+        normed_TD: Tensor,
+        rotary_tables: Tables | None,
+        places: Places,
+        cache_PSGC: Tensor,
+        positions_T: Tensor | None = None,
+    ) -> Tensor:
         """What the heads see, side by side [T, H · C]; new keys and values are written to the cache first."""
         tokens, shape = len(normed_TD), self.shape
         qkv_TX = normed_TD.new_empty(tokens, self.qkv.units)
         gemm(normed_TD, self.qkv, qkv_TX, tile=row_tile(tokens))
         q_THC = normed_TD.new_empty(tokens, shape.heads, shape.head_width)
-        rotary(qkv_TX, shape, self.norms, rotary_tables, places.slots_T, q_THC, cache_PSGC)
+        rotary(qkv_TX, shape, self.norms, rotary_tables, places.slots_T, q_THC, cache_PSGC, positions_T)
+        gate_THC = None
+        if shape.gated:
+            both_THX = qkv_TX[:, : 2 * shape.heads * shape.head_width].unflatten(-1, (shape.heads, -1))
+            gate_THC = both_THX[..., shape.head_width :]
         mixed_THC = normed_TD.new_empty(q_THC.shape)
         sequences = (places.tables_BP, places.spans_B3, places.tiles, places.longest)
-        attend(q_THC, cache_PSGC, *sequences, self.mask_spec, mixed_THC)
+        attend(q_THC, cache_PSGC, *sequences, self.mask_spec, mixed_THC, gate_THC=gate_THC)
         return mixed_THC.flatten(1)
 
 
 def attention_refusal(shape: Attention) -> str | None:
     """Why this layer has no kernels, or None."""
-    if shape.gated:
-        return "a gate beside the queries has no GPU kernel"
-    if shape.floor_scale is not None:
-        return "queries scaled by their position have no GPU kernel"
-    return None
+    if not shape.causal:
+        return "attention to later tokens has no GPU kernel"
+    if shape.gated and shape.qk_norm == "full":
+        return "a norm over all heads beside gates has no GPU kernel"
+    if shape.head_width > WIDEST:
+        return f"heads of more than {WIDEST} elements have no GPU kernel, these have {shape.head_width}"
+    return unknown(shape, KNOWN)
 
 
 def attention_layer(module: SelfAttention, eps: float, offset: float = 0.0) -> AttentionLayer:

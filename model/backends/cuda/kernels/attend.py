@@ -22,6 +22,7 @@ from model.step import MaskSpec
 PAGE = 64  # keys of a block of the cache, and of a tile
 SEGMENT = 1024
 PROGRAMS = 264  # as in `gemm.py`
+WIDEST = 256  # elements of a head
 MOST_QUERIES = 32  # of a tile, all heads counted: with more, a program's two running softmaxes spill
 
 
@@ -55,6 +56,7 @@ def _attend(
     tables,
     spans,
     sinks,
+    gates,
     out,
     tops,
     totals,
@@ -67,6 +69,8 @@ def _attend(
     width,
     blocks,
     value_start,
+    gate_token,
+    gate_head,
     scale,
     softcap,
     window,
@@ -74,6 +78,7 @@ def _attend(
     segment_size,
     split: tl.constexpr,
     has_sinks: tl.constexpr,
+    is_gated: tl.constexpr,
     caps: tl.constexpr,
     rows: tl.constexpr,
     page: tl.constexpr,
@@ -126,6 +131,9 @@ def _attend(
             )  # fmt: skip
             top, total, mixed = add(top, total, mixed, next_top, next_total, next_mixed)
         done = tl.trans(mixed / total[None, :])
+        if is_gated:
+            gate_at = (token * gate_token + head * gate_head)[:, None] + place[None, :]
+            done *= tl.sigmoid(tl.load(gates + gate_at, mask=q_real, other=0.0).to(tl.float32))
         tl.store(out + q_at, done.to(out.dtype.element_ty), mask=q_real)
 
 
@@ -135,12 +143,16 @@ def merge(
     totals,
     mixes,
     sinks,
+    gates,
     out,
     tokens,
     heads,
     width,
+    gate_token,
+    gate_head,
     segments,
     has_sinks: tl.constexpr,
+    is_gated: tl.constexpr,
     C: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -153,8 +165,12 @@ def merge(
         part = (segment * tokens + token) * heads + head
         next_mixed = tl.load(mixes + part[None, :] * width + place, mask=real, other=0.0)
         top, total, mixed = add(top, total, mixed, tl.load(tops + part), tl.load(totals + part), next_mixed)
+    done = mixed / total[None, :]
+    if is_gated:
+        gate_at = (token * gate_token + head * gate_head)[None, :] + place
+        done *= tl.sigmoid(tl.load(gates + gate_at, mask=real, other=0.0).to(tl.float32))
     at = (token * heads + head)[None, :] * width + place
-    tl.store(out + at, (mixed / total[None, :]).to(out.dtype.element_ty), mask=real)
+    tl.store(out + at, done.to(out.dtype.element_ty), mask=real)
 
 
 def attend(
@@ -168,12 +184,16 @@ def attend(
     out_THC: Tensor,
     softcap: float = 0.0,
     side_by_side: bool | None = None,
+    gate_THC: Tensor | None = None,
 ) -> None:
     """Write attention of the new tokens over their sequences' pages, in which their own keys and values are already.
 
-    `longest`: an upper bound of the contexts, known to the host. Tokens that no tile names get no result.
+    `longest`: an upper bound of the contexts, known to the host. Tokens that no tile names get no result. With
+    `gate_THC`, which may be a view, the result is multiplied by its sigmoid.
     """
     (tokens, heads, width), kv_heads = q_THC.shape, cache_PSGC.shape[2]
+    if not spec.causal or spec.bias is not None:
+        raise ValueError("attention to later tokens, or with a bias by distance, has no GPU kernel")
     queries = tiles.rows * (heads // kv_heads)
     if queries > MOST_QUERIES:
         raise ValueError(f"{tiles.rows} tokens of {heads // kv_heads} heads each are more than {MOST_QUERIES} queries")
@@ -186,7 +206,10 @@ def attend(
         tops, totals = (q_THC.new_empty(segments, tokens, heads, dtype=torch.float32) for _ in range(2))
         parts = [tops, totals, tops.new_empty(segments, tokens, heads, width)]
     sinks_H = q_THC if spec.sinks_H is None else spec.sinks_H
+    gates_THC = q_THC if gate_THC is None else gate_THC
+    gate_steps = gates_THC.stride()[:2]
     modes = {
+        "is_gated": gate_THC is not None,
         "has_sinks": spec.sinks_H is not None,
         "C": max(64, triton.next_power_of_2(width)),
         "enable_fp_fusion": False,
@@ -197,6 +220,7 @@ def attend(
         tables_BP,
         spans_B3,
         sinks_H,
+        gates_THC,
         out_THC,
         *parts,
         tiles.sequence_N,
@@ -207,6 +231,7 @@ def attend(
         width,
         tables_BP.shape[1],
         cache_PSGC[0].numel(),
+        *gate_steps,
         spec.scale,
         softcap,
         spec.window,
@@ -217,8 +242,9 @@ def attend(
         rows=tiles.rows,
         page=PAGE,
         N=lanes,
-        num_warps=4,
+        num_warps=4 if width <= 128 else 8,
         **modes,
     )
     if split:
-        merge[(tokens, heads)](*parts, sinks_H, out_THC, tokens, heads, width, segments, num_warps=1, **modes)
+        sizes = (tokens, heads, width, *gate_steps, segments)
+        merge[(tokens, heads)](*parts, sinks_H, gates_THC, out_THC, *sizes, num_warps=1, **modes)

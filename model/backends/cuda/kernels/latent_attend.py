@@ -2,8 +2,7 @@
 
 Values are the latents themselves, which are read once for both products. Segments, tiles and their order are those of
 `attend.py`, but segments are shorter: with one set of keys for all heads there are fewer programs. Queries are in the
-space of the latents (see `per_head.py`). Latent attention has no windows and no sinks. Loops keep what does not change
-where it is computed (`disable_licm`): there are not enough registers to hold it.
+space of the latents (see `per_head.py`). Latent attention has no windows and no sinks.
 
 Axes in kernels: N queries of a tile (tokens, and their heads), S keys of a tile, R elements of a latent and W of a
 rotary key, padded.
@@ -181,7 +180,8 @@ def attend_latent(
         enable_fp_fusion=False,
     )
     if split:
-        sizes = (tokens, heads, rank, segments)
+        sizes = (tokens, heads, rank, 0, 0, segments)
         merge[(tokens, heads)](
-            *parts, out_THR, out_THR, *sizes, has_sinks=False, C=padded, num_warps=1, enable_fp_fusion=False
+            *parts, *(out_THR,) * 3, *sizes, has_sinks=False, is_gated=False, C=padded, num_warps=1,
+            enable_fp_fusion=False,
         )  # fmt: skip

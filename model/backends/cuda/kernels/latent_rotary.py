@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.backends.cuda.kernels.norm import Norm, normed
+from model.backends.cuda.kernels.rotary import partner_of
 from model.shapes.attention import MLA
 from model.step import Tables
 
@@ -16,12 +17,7 @@ from model.step import Tables
 @triton.jit
 def _turned(row, cosines, sines, place, real, turned, interleaved: tl.constexpr):
     """A rotary part at its token's position. `cosines` and `sines` are those of the token."""
-    if interleaved:
-        partner = place ^ 1
-        sign = tl.where(place % 2 == 0, -1.0, 1.0)
-    else:
-        partner = tl.where(place < turned // 2, place + turned // 2, place - turned // 2)
-        sign = tl.where(place < turned // 2, -1.0, 1.0)
+    partner, sign = partner_of(place, turned, interleaved)
     value = tl.load(row + place, mask=real, other=0.0).to(tl.float32)
     other = tl.load(row + partner, mask=real, other=0.0).to(tl.float32)
     cosine = tl.load(cosines + place, mask=real, other=1.0).to(tl.float32)

@@ -1,7 +1,8 @@
 """Running softmaxes over tiles of keys (Milakov & Gimelshein 2018), the parts of `attend.py` and `latent_attend.py`.
 
 A running softmax is the largest score so far, the total of the weights relative to it, and the values that they weigh.
-Axes: N queries and S keys of a tile, C elements of a key, padded.
+Loops over tiles compute again what does not change (`disable_licm`): there are not enough registers to hold it. Axes: N
+queries and S keys of a tile, C elements of a key, padded.
 """
 
 import triton
@@ -84,7 +85,7 @@ def segment_softmax(
     mixed = tl.zeros([C, N], tl.float32)
     place = tl.arange(0, C)
     real = place < width
-    for start in range(first, end, page):
+    for start in tl.range(first, end, page, disable_licm=True):
         key = start + tl.arange(0, page)
         block = tl.load(table + start // page).to(tl.int64)
         slot = block * page + tl.arange(0, page)

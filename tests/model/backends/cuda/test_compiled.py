@@ -167,31 +167,48 @@ def test_norm(layer: bool) -> None:
 OLMOE = Attention(16, 16, 128, Rope(128), qk_norm="full")
 QWEN = Attention(32, 4, 128, Rope(128), qk_norm="head")
 GPT_OSS = Attention(64, 8, 64, Rope(64), window=128, sinks=True)
+LLAMA4 = Attention(
+    40, 8, 128, Rope(128, interleaved=True), qk_norm="unit", chunk=8192, floor_scale=8192.0, attn_scale=0.1
+)
+QWEN_NEXT = Attention(16, 2, 256, Rope(64), qk_norm="head", gated=True)
+SHAPES = [OLMOE, QWEN, GPT_OSS, LLAMA4, QWEN_NEXT]
 
 
-@pytest.mark.parametrize("shape", [OLMOE, QWEN, GPT_OSS])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_rotary(shape: Attention) -> None:
-    heads = shape.heads + 2 * shape.kv_heads
+    heads = shape.heads * (1 + shape.gated) + 2 * shape.kv_heads
     width = 1 if shape.qk_norm == "head" else shape.heads
-    weights = (None, None) if shape.qk_norm == "none" else (empty(width * 128), empty(width * 128))
+    has_weights = shape.qk_norm in ("head", "full")
+    norms = HeadNorms(*((empty(width * shape.head_width),) * 2 if has_weights else ()), full=width > 1)
     tables = floats(9, 1, shape.rope.width), floats(9, 1, shape.rope.width)
     places = longs(9), empty(9, shape.heads, shape.head_width), empty(2, 6400, shape.kv_heads, shape.head_width)
     with record() as found:
-        rotary(empty(9, heads * shape.head_width), shape, HeadNorms(*weights, full=width > 1), tables, *places)
+        rotary(empty(9, heads * shape.head_width), shape, norms, tables, *places, positions_T=longs(9))
     assert [made.stack for made in found] == [0]
 
 
 @pytest.mark.parametrize(
     ("shape", "rows", "split"),
-    [(OLMOE, 1, True), (OLMOE, 32, False), (QWEN, 1, True), (QWEN, 4, False), (GPT_OSS, 4, False)],
+    [
+        (OLMOE, 1, True),
+        (OLMOE, 32, False),
+        (QWEN, 1, True),
+        (QWEN, 4, False),
+        (GPT_OSS, 4, False),
+        (LLAMA4, 6, False),
+        (QWEN_NEXT, 1, True),
+        (QWEN_NEXT, 4, False),
+    ],
 )
 def test_attend(shape: Attention, rows: int, split: bool) -> None:
     cache_PSGC = empty(2, 6400, shape.kv_heads, shape.head_width)
-    spec = MaskSpec(0.1, shape.window, sinks_H=empty(shape.heads) if shape.sinks else None)
+    spec = MaskSpec(0.1, shape.window, shape.chunk, empty(shape.heads) if shape.sinks else None)
+    gate_THC = empty(9, shape.heads, 2 * shape.head_width)[..., shape.head_width :] if shape.gated else None
     q_THC = empty(9, shape.heads, shape.head_width)
     tiles = QueryTiles(ints(9), ints(9), rows)
     with record() as found:
-        attend(q_THC, cache_PSGC, longs(9, 100), longs(9, 3), tiles, 6400, spec, q_THC, side_by_side=split)
+        places = (longs(9, 100), longs(9, 3), tiles, 6400)
+        attend(q_THC, cache_PSGC, *places, spec, q_THC, side_by_side=split, gate_THC=gate_THC)
     assert [made.name for made in found] == ["_attend", "merge"][: 1 + split]
     fits(found[0])
     assert found[0].tensor_cores and all(made.stack == 0 for made in found)

@@ -7,7 +7,7 @@ from torch import Tensor
 from model.backends.cuda.kernels import attend as kernels
 from model.backends.cuda.kernels import reference
 from model.backends.cuda.kernels.attend import PAGE, QueryTiles, attend
-from model.step import MaskSpec
+from model.step import DistanceBias, MaskSpec
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 24
 BLOCKS = 12
@@ -99,6 +99,18 @@ def test_half_precision_and_a_soft_cap() -> None:
     torch.testing.assert_close(found_THC.double(), wanted_THC, atol=4e-3, rtol=4e-3)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_gates_multiply_the_result(at_once: bool) -> None:
+    """They lie behind the queries of each head."""
+    sequences, rows, spec = Sequences([150, 140]), [(0, 2, 150), (1, 1, 140)], SPECS["plain"]
+    q_THC, tables_BP, spans_B3 = sequences.step(rows)
+    gate_THC = random(3, HEADS, 2 * WIDTH, seed=7)[..., WIDTH:]
+    out_THC, places = torch.full_like(q_THC, torch.nan), (tables_BP, spans_B3, tiles_of([2, 1], 2), 150)
+    attend(q_THC, sequences.cache_PSGC, *places, spec, out_THC, side_by_side=at_once, gate_THC=gate_THC)
+    wanted_THC = sequences.expected(rows, spec) * gate_THC.double().sigmoid()
+    torch.testing.assert_close(out_THC.double(), wanted_THC, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["plain", "window and sinks"])
 def test_a_querys_bits_depend_on_its_past_alone(name: str, chains: None) -> None:
     """A chunk in tiles of two sizes beside another sequence, and its last tokens one by one."""
@@ -126,6 +138,12 @@ def test_tokens_without_a_tile_are_left_alone() -> None:
     tiles = QueryTiles(torch.tensor([-1, 0], dtype=torch.int32), torch.tensor([0, 2], dtype=torch.int32), 2)
     attend(q_THC, sequences.cache_PSGC, tables_BP, spans_B3, tiles, 70, SPECS["plain"], out_THC)
     assert out_THC.isnan().flatten(1).all(1).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("spec", [MaskSpec(1.0, causal=False), MaskSpec(1.0, bias=DistanceBias(torch.zeros(4, 1), 0))])
+def test_what_has_no_kernel_is_an_error(spec: MaskSpec) -> None:
+    with pytest.raises(ValueError, match="attention to later tokens, or with a bias by distance"):
+        Sequences([70]).run([(0, 1, 70)], spec, 1, False)
 
 
 def test_too_many_queries_for_a_tile_are_an_error() -> None:

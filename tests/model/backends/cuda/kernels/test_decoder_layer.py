@@ -67,7 +67,8 @@ class Layers:
         residual_norm(x_TD, self.norms[0], normed_TD)
         for number in range(len(self.mixtures)):
             cache, (before, after) = self.cache.layers[number], self.norms[2 * number + 1 : 2 * number + 3]
-            self.attention[number](normed_TD, turned, step, cache, x_TD, before, normed_TD, config.residual_scale)
+            given = (normed_TD, turned, step, cache, x_TD, before, normed_TD, config.residual_scale)
+            self.attention[number](*given, positions_T=positions_T)
             k_max = int(counts_T.max())
             self.mixtures[number](normed_TD, counts_T, k_max, x_TD, after, normed_TD, config.residual_scale)
         return normed_TD
@@ -79,7 +80,13 @@ OTHER = [5, 9, 2]
 
 
 @pytest.mark.parametrize(
-    "changes", [{"qk_norm": "full"}, {"qk_norm": "head", "window": 9, "bias": True, "sinks": True}]
+    "changes",
+    [
+        {"qk_norm": "full"},
+        {"qk_norm": "head", "window": 9, "bias": True, "sinks": True},
+        {"qk_norm": "head", "gated": True},
+        {"qk_norm": "unit", "chunk": 9, "floor_scale": 5.0, "attn_scale": 0.1},
+    ],
 )
 def test_hidden_states_are_those_of_the_torch_decoder(changes: dict[str, Any]) -> None:
     """Two sequences side by side; one crosses a page."""
@@ -106,12 +113,13 @@ def test_bits_do_not_depend_on_chunks_or_neighbours(chains: None) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"gated": True}, "a gate beside the queries"),
-        ({"floor_scale": 8.0, "attn_scale": 0.1}, "queries scaled by their position"),
+        ({"causal": False}, "attention to later tokens"),
+        ({"gated": True, "qk_norm": "full"}, "a norm over all heads beside gates"),
+        ({"head_width": 258}, "heads of more than 256 elements have no GPU kernel, these have 258"),
     ],
 )
 def test_what_has_no_kernel_is_refused_by_name(changes: dict[str, Any], reason: str) -> None:
-    model = decoder(llama_like(MIXTURE, **HEADS, **changes))
+    model = decoder(llama_like(MIXTURE, **HEADS | changes))
     assert reason in attention_refusal(model.config.attention[0])
     with pytest.raises(ValueError, match=reason):
         attention_layer(model.layers[0].attention, 1e-5)
