@@ -71,6 +71,7 @@ class LayerBudget:
     rules: tuple[RoutingRule, ...] = ()  # the distinct ones; empty: every token has its family's rule
     rule_T: Tensor | None = None  # int64: which of them each token has
     known_pairs: int | None = None  # the sum of the counts, where the host knows it
+    partial: bool = False  # of some tokens of the step alone: the others do not run this layer
 
     @property
     def pairs(self) -> int:
@@ -79,8 +80,8 @@ class LayerBudget:
 
     @property
     def adaptive(self) -> bool:
-        """Whether how many experts run depends on some token."""
-        return any(rule.adaptive for rule in self.rules)
+        """Whether how many experts run depends on some token, or not on the counts of all alone."""
+        return self.partial or any(rule.adaptive for rule in self.rules)
 
     @property
     def reroutes(self) -> bool:

@@ -185,7 +185,7 @@ def sinusoids(position_R: Tensor, width: int) -> Tensor:
 
 def _of_rows(budget: LayerBudget, row_R: Tensor) -> LayerBudget:
     rule_R = None if budget.rule_T is None else budget.rule_T[row_R]
-    return replace(budget, counts_T=budget.counts_T[row_R], rule_T=rule_R, known_pairs=None)
+    return replace(budget, counts_T=budget.counts_T[row_R], rule_T=rule_R, known_pairs=None, partial=True)
 
 
 def _indices(rows: tuple[int, ...], batch: Batch) -> Tensor:

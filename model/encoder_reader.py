@@ -15,7 +15,7 @@ from model.shapes.mixtures import Dense, FeedForward
 # Dropout, initial values and losses: of training. The others say what `is_encoder_decoder` says.
 HARMLESS = """dropout_rate dropout attention_dropout activation_dropout classifier_dropout initializer_factor init_std
 initializer_range encoder_layerdrop decoder_layerdrop n_positions is_gated_act dense_act_fn add_router_probs
-router_ignore_padding_tokens num_hidden_layers tie_encoder_decoder"""
+router_ignore_padding_tokens num_hidden_layers tie_encoder_decoder output_past scalable_attention"""
 
 
 def ends(hf_config: ConfigReader) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ def t5_like(
         hf_config.get("relative_attention_max_distance", 128),
         shared_bias,
     )
-    shape = {"heads": heads, "kv_heads": heads, "head_width": hf_config["d_kv"], "scale": 1.0}
+    shape = {"heads": heads, "kv_heads": heads, "head_width": hf_config.get("d_kv", 64), "scale": 1.0}
     attention = [Attention(**shape, causal=False)] * len(encoder_layers) + [Attention(**shape)] * len(decoder_layers)
     hf_config.mark_read(*HARMLESS.split())
     hf_config.mark_read("is_encoder_decoder", "use_cache")

@@ -74,7 +74,8 @@ class Observer(Protocol):
         expert (∞-MoE: per group); `scores_TE` router probabilities."""
 
     def used(self, layer: int, used_T: Tensor) -> None:
-        """Int64: how many pairs each token ran. Only of steps where a routing rule is adaptive."""
+        """Int64: how many pairs each token ran, 0 where it does not run this layer. Only of steps where that does not
+        follow from the counts: with adaptive rules, dropped choices, layers that not all tokens run."""
         return None
 
     def routes(self, layer: int, expert_TK: Tensor) -> None:

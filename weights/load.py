@@ -57,8 +57,9 @@ def decoder_config(raw: Mapping[str, Any]) -> DecoderConfig:
             " model_type is what you want, take auto_map out of the file"
         )
     name = raw.get("model_type")
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_]{1,64}", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_-]{1,64}", name):
         raise CheckpointError(f"config.json: model_type is {name!r:.80}, not the name of a family")
+    name = name.replace("-", "_")  # nllb-moe
     if name not in families():
         raise CheckpointError(f"config.json: family {name!r} is not supported; known: {', '.join(families())}")
     family = importlib.import_module(f"model.families.{name}")
@@ -101,7 +102,7 @@ def load_model(
         plan = _plan(model, rules_for(raw["model_type"], config), tensors.stored)
         _refuse(_find_faults(model, plan, tensors, ignored(raw)))
         take_memory(model, device)
-        _refuse(_fill(model, plan, tensors, progress))
+        _refuse([*_fill(model, plan, tensors, progress), *_unequal(model, plan, tensors, ignored(raw))])
     return model.eval().requires_grad_(False), raw
 
 
@@ -165,6 +166,19 @@ def _fill(model: nn.Module, plan: FillPlan, files: Tensors, progress: ProgressCa
                 faults.append(f"{part.source} has values that are not finite")
             done += files.stored[part.source].bytes
             progress(done, total)
+    return faults
+
+
+def _unequal(model: nn.Module, plan: FillPlan, files: Tensors, ignorable: tuple[Ignore, ...]) -> list[str]:
+    """Every tensor that is no copy of the parameter that stands for it."""
+    used = {part.source for parts in plan.values() for part in parts}
+    faults: list[str] = []
+    for rule in ignorable:
+        if rule.copy_of and rule.source in files.stored and rule.source not in used:
+            parameter = model.get_parameter(rule.copy_of)
+            tensor = files.read(rule.source)
+            if tensor.shape != parameter.shape or not torch.equal(tensor.to(parameter), parameter):
+                faults.append(f"{rule.source} is not the same as {plan[rule.copy_of][0].source}")
     return faults
 
 

@@ -22,11 +22,20 @@ _GPT2_MASKS = tuple(
     for prefix in ("", "transformer.")
     for mask in ("bias", "masked_bias")
 )
+_EMBEDDINGS = tuple(
+    Ignore(f"{prefix}{stack}.embed_tokens.weight", "the embedding of both stacks", copy_of="embed.weight")
+    for prefix in ("", "model.")
+    for stack in ("encoder", "decoder")
+)
 IGNORED = (
     Ignore("model.layers.{l}.self_attn.rotary_emb.inv_freq", "a function of the config"),
     *_GPT2_MASKS,
     Ignore("mtp.{any}", "layers for multi-token prediction, beside the decoder (Qwen3-Next)"),
     Ignore("model.mtp_{any}", "multi-token prediction (ERNIE 4.5)"),
+    *_EMBEDDINGS,
+    Ignore("decoder.block.{l}.layer.1.EncDecAttention.relative_attention_bias.weight", "not used (T5)"),
+    Ignore("model.encoder.embed_positions.weights", "a function of the config (M2M100)"),
+    Ignore("model.decoder.embed_positions.weights", "a function of the config (M2M100)"),
     Ignore("vision_model.{any}", "the vision part (Llama 4)"),
     Ignore("multi_modal_projector.{any}", "the vision part (Llama 4)"),
 )
@@ -44,6 +53,7 @@ def ignored(raw: Mapping[str, Any]) -> tuple[Ignore, ...]:
 
 def rules_for(family: str, config: DecoderConfig) -> tuple[Rule, ...]:
     """Every rule of a family's decoder. Where several share a target, the first whose tensors exist is used."""
+    family = family.replace("-", "_")  # nllb-moe
     own = f"weights.families.{family}"
     if importlib.util.find_spec(own):
         rules: tuple[Rule, ...] = importlib.import_module(own).rules(config)

@@ -87,10 +87,12 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Ignore:
-    """A tensor of a checkpoint that is not needed. The reason is documentation."""
+    """A tensor of a checkpoint that is not needed. The reason is documentation. With `copy_of`, it must equal this
+    parameter."""
 
     source: str
     reason: str
+    copy_of: str = ""
 
 
 Rule = Copy | Fuse | Stack

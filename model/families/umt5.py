@@ -9,10 +9,11 @@ def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json; defaults are those of transformers' UMT5Config.
 
     The published files have a head of their own (`tie_word_embeddings: false`), which is multiplied without a scale.
+    Files that transformers 5 wrote say that it is tied and scaled, and have it if it is not.
     """
     layer = t5_dense(hf_config, hf_config.get("feed_forward_proj", "gated-gelu"))
     encoder_layers, decoder_layers = t5_layers(hf_config)
-    tied = hf_config.get("tie_word_embeddings", True) is not False
+    scaled = hf_config.get("tie_word_embeddings", True) is not False
     return t5_like(
-        hf_config, [layer] * encoder_layers, [layer] * decoder_layers, shared_bias=False, tied=tied, scaled=tied
+        hf_config, [layer] * encoder_layers, [layer] * decoder_layers, shared_bias=False, tied=False, scaled=scaled
     )

@@ -1,4 +1,4 @@
-"""Sparse top-k mixture: a router, gated experts run on exactly the routed pairs that the counts allow, and a shared
+"""Sparse top-k mixture: a router, experts run on exactly the routed pairs that the counts allow, and a shared
 part.
 
 Shazeer et al. 2017 (1701.06538); shared experts as in DeepSeekMoE (2401.06066), with a gate of their own as in
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import devices
-from model.activation import activate_gated
+from model.activation import activate, activate_gated
 from model.layers import DenseFFN
 from model.moe.base import Choice, RoutedPairs
+from model.moe.dropping import kept
 from model.moe.router import choose, scores
 from model.registry import LayerModule, module_for
 from model.shapes.decoder import DecoderConfig
@@ -25,21 +26,22 @@ MOST_PADDED = 1 << 26  # values of all experts that are computed at a time where
 
 
 class TopKMixture(LayerModule):
-    """Router [E, D], gate and up fused [E, 2F, D], down [E, D, F]."""
+    """Router [E, D], gate and up fused [E, 2F, D] (without gates [E, F, D]), down [E, D, F]."""
 
     def __init__(self, width: int, config: TopK) -> None:
         super().__init__()
         self.config = config
         experts, hidden = config.experts, config.width
+        rows = hidden * (2 if config.gated else 1)
         self.router = nn.Parameter(torch.empty(experts, width))
-        self.gate_up = nn.Parameter(torch.empty(experts, 2 * hidden, width))
+        self.gate_up = nn.Parameter(torch.empty(experts, rows, width))
         self.down = nn.Parameter(torch.empty(experts, width, hidden))
         if config.router.logit_bias:
             self.router_bias = nn.Parameter(torch.empty(experts))
         if config.router.selection_bias:
             self.selection_bias = nn.Parameter(torch.empty(experts))
         if config.bias:
-            self.gate_up_bias = nn.Parameter(torch.empty(experts, 2 * hidden))
+            self.gate_up_bias = nn.Parameter(torch.empty(experts, rows))
             self.down_bias = nn.Parameter(torch.empty(experts, width))
         if config.shared is not None:
             self.shared = DenseFFN(width, config.shared)
@@ -60,7 +62,7 @@ class TopKMixture(LayerModule):
             y_TD = self.run_padded(x_TD, weight_TE, runs_TE)
         if step.observer is not None:
             step.observer.routed(step.moe_layer, count, load_E, scores(logits_TE, self.config.router))
-            if step.budget.adaptive:
+            if step.budget.adaptive or self.config.dropping is not None:
                 step.observer.used(step.moe_layer, choice.used_T)
             if step.routes:
                 step.observer.routes(step.moe_layer, choice.routes_TK)
@@ -73,8 +75,12 @@ class TopKMixture(LayerModule):
 
     def choose(self, logits_TE: Tensor, step: LayerStep) -> Choice:
         """Which of each token's experts run, and their weights."""
-        bias_E = self.selection_bias.float() if self.config.router.selection_bias else None
-        return choose(logits_TE, step.budget, self.config.router, bias_E, self.config.trained)
+        router, dropping = self.config.router, self.config.dropping
+        bias_E = self.selection_bias.float() if router.selection_bias else None
+        choice = choose(logits_TE, step.budget, router, bias_E, self.config.trained)
+        if dropping is None:
+            return choice
+        return kept(choice, scores(logits_TE, router), lambda: step.spans, dropping, router)
 
     def route(self, logits_TE: Tensor, step: LayerStep) -> RoutedPairs:
         """The same as pairs sorted by expert."""
@@ -108,7 +114,9 @@ class TopKMixture(LayerModule):
         return F.linear(h_rF, self.down[expert], down_bias) * weight_r1
 
     def activated(self, both: Tensor) -> Tensor:
-        """activation(gate) · up of [..., 2F]."""
+        """activation(gate) · up of [..., 2F], or without gates activation(up) of [..., F]."""
+        if not self.config.gated:
+            return activate(both, self.config.activation)
         if self.config.interleaved:
             gate, up = both[..., 0::2], both[..., 1::2]
         else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from model.shapes.checks import counts, one_of, reals, sizes
+from model.shapes.dropping import Dropping
 from model.shapes.memory import Memory
 from model.shapes.work import TokenWork
 
@@ -145,6 +146,7 @@ class TopK(TokenLocal):
     """Sparse mixture: a token runs the K of its `experts` that its router scores best.
 
     `shared` runs for every token and is no part of K. `fixed`: only the trained count is defined for this router.
+    `dropping`: which choices do not run; None: all do.
     """
 
     experts: int
@@ -157,6 +159,8 @@ class TopK(TokenLocal):
     shared: Dense | None = None
     shared_gate: bool = False  # the shared part times the sigmoid of its own logit
     fixed: bool = False
+    gated: bool = True
+    dropping: Dropping | None = None
     experts_per_draw = 0
 
     def __post_init__(self) -> None:
@@ -169,6 +173,11 @@ class TopK(TokenLocal):
             raise ValueError(f"{self.router.groups} groups of {self.experts} experts have no two best")
         counts(self.trained, self.maximum)
         one_of("activation", self.activation, Activation)
+
+    @property
+    def token_local(self) -> bool:
+        """Unless tokens compete for a capacity."""
+        return self.dropping is None or not self.dropping.has_capacity
 
     @property
     def num_experts(self) -> int:
@@ -200,7 +209,7 @@ class TopK(TokenLocal):
         """The router, the chosen experts, and the shared part."""
         always = self.shared.token_work(width, 0).shared + self.shared_gate * width if self.shared else 0
         shared = self.experts * width + always
-        routed = count * 3 * width * self.width
+        routed = count * (2 + self.gated) * width * self.width
         return TokenWork(shared, routed, shared + routed)
 
 

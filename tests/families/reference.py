@@ -26,7 +26,7 @@ BASE: dict[str, Any] = {
     "eos_token_id": 0,
 }
 COUNTS = ("top_k", "num_experts_per_tok", "topk", "num_experts_per_token")  # what routers call K
-ENCODERS = ("t5", "umt5")  # see `seq2seq.py`
+ENCODERS = ("nllb_moe", "switch_transformers", "t5", "umt5")  # see `seq2seq.py`
 SAME = {"kimi_k2": "deepseek_v3"}  # what transformers does not know, and the family that it is
 BIASES = ("e_score_correction_bias",)  # buffers that a trained checkpoint fills
 PROMPT = [5, 1, 30, 8, 8, 2, 36, 0, 17, 11, 60, 59, 3, 3, 44, 21, 9]

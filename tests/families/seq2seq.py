@@ -1,6 +1,10 @@
-"""Tiny random encoder–decoders of `transformers`, one per example of a family, and what they make of a prompt."""
+"""Tiny random encoder–decoders of `transformers`, one per example of a family, and what they make of a prompt at any
+expert count.
+"""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,12 @@ from tests.families.reference import ENCODERS
 from tests.model.tiny import randomise
 from weights.load import load_model
 
-PROMPTS = (
-    [5, 30, 8, 8, 2, 36, 17, 11, 60, 59, 3, 3, 44, 21, 9, 4, 7, 1],
-    [41, 6, 6, 29, 1],
-    [12, 33, 20, 19, 50, 51, 2, 8, 1],
+BODIES = (
+    [5, 30, 8, 8, 26, 36, 17, 11, 60, 59, 3, 3, 44, 21, 9, 4, 7],
+    [41, 6, 6, 29],
+    [12, 33, 20, 19, 50, 51, 25, 8],
 )
-ANSWER = [7, 30, 31, 9, 9, 12, 40, 33, 22, 11, 6, 2, 5, 60, 59, 3, 44, 21]  # longer than the distances of the examples
+ANSWER = [7, 30, 31, 9, 9, 12, 40, 33, 22, 11, 6, 25, 5, 60, 59, 3, 44, 21]  # longer than the distances of the examples
 
 
 def examples() -> Iterator[tuple[str, int]]:
@@ -28,14 +32,60 @@ def examples() -> Iterator[tuple[str, int]]:
         yield from ((family, number) for number in range(len(examples_of(family))))
 
 
-def build(family: str, number: int) -> PreTrainedModel:
+def end(family: str) -> int:
+    """The token that ends a text."""
+    return int(examples_of(family)[0]["eos_token_id"])
+
+
+def prompts(family: str) -> list[list[int]]:
+    """Three, of different lengths, with their ends."""
+    return [[*body, end(family)] for body in BODIES]
+
+
+def build(family: str, number: int, **changes: Any) -> PreTrainedModel:
     """A random float32 model of the family's example."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **examples_of(family)[number])
+    given = {"model_type": family} | examples_of(family)[number] | changes
+    config = AutoConfig.for_model(**given)
     model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval().float()
     randomise(model)
     model.tie_weights()
+    model.set_input_embeddings(model.get_input_embeddings())  # of both stacks, also where the head has its own
+    for module in model.modules():
+        if type(module).__name__ == "NllbMoeExperts":
+            module.forward = partial(_weighted, module)
     return model
+
+
+def _weighted(experts: Any, x_TD: Tensor, _: Tensor, weight_TE: Tensor) -> Tensor:
+    """What fairseq computes and transformers 4 did: every expert with a weight. In transformers 5.23 the mask of first
+    choices is made one-hot once more, so that experts 0 and 1 run for all tokens."""
+    outputs = [experts[f"expert_{number}"](x_TD) for number in range(experts.num_experts)]
+    y_TD = torch.stack(outputs, dim=-1) @ weight_TE[..., None]
+    return y_TD[..., 0] * (1 - experts.moe_token_dropout)
+
+
+@contextmanager
+def counted(model: PreTrainedModel, count: int) -> Iterator[None]:
+    """Have every mixture run so many experts: by each family's formula, since transformers knows one count alone."""
+    mixtures = [m for m in model.modules() if type(m).__name__ in ("SwitchTransformersSparseMLP", "NllbMoeSparseMLP")]
+    for mixture in mixtures:
+        mixture.forward = partial(_best, mixture, count)
+    yield
+    for mixture in mixtures:
+        del mixture.forward
+
+
+def _best(mixture: Any, count: int, x_BTD: Tensor, *_: Tensor) -> Tensor:
+    """Σ of the `count` best experts: raw probabilities (Switch), or over their sum and scaled (NLLB)."""
+    probability_BTE = mixture.router.classifier(x_BTD).softmax(-1)
+    best = probability_BTE.topk(count, dim=-1)
+    weight_BTK = best.values
+    if type(mixture).__name__ == "NllbMoeSparseMLP":
+        weight_BTK = weight_BTK / weight_BTK.sum(-1, keepdim=True) * (1 - mixture.experts.moe_token_dropout)
+    outputs = torch.stack([mixture.experts[f"expert_{e}"](x_BTD) for e in range(probability_BTE.shape[-1])], dim=-2)
+    chosen_BTKD = outputs.gather(-2, best.indices[..., None].expand(*best.indices.shape, outputs.shape[-1]))
+    return (chosen_BTKD * weight_BTK[..., None]).sum(-2)
 
 
 def loaded(model: PreTrainedModel, folder: Path) -> Decoder:

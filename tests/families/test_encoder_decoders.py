@@ -2,11 +2,13 @@
 neighbours of other lengths, after a preemption, and through the engine.
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from engine.build import build_engine
 from engine.types import EngineSettings, Request, Sampling
@@ -17,9 +19,10 @@ from model.decoder import Decoder
 from model.errors import CheckpointError, InvalidRequest
 from model.options import Options
 from tests.families import seq2seq
-from tests.families.seq2seq import ANSWER, PROMPTS
+from tests.families.seq2seq import ANSWER, prompts
 from tests.families.test_engine import generate
 from tests.model.tiny import PagedRun, whole_logits
+from weights.load import load_model
 from weights.save import tensors
 
 EXAMPLES = list(seq2seq.examples())
@@ -35,7 +38,7 @@ def trained(model: Decoder) -> list[int]:
 def test_a_prompt_and_an_answer_in_one_pass(family: str, number: int, tmp_path: Path) -> None:
     reference = seq2seq.build(family, number)
     model = seq2seq.loaded(reference, tmp_path)
-    for prompt in PROMPTS:
+    for prompt in prompts(family):
         expected = seq2seq.logits(reference, prompt, ANSWER)
         assert expected.std() > 0.1
         found = whole_logits(model, [*prompt, *ANSWER], trained(model))
@@ -44,10 +47,30 @@ def test_a_prompt_and_an_answer_in_one_pass(family: str, number: int, tmp_path: 
 
 
 @each
+def test_other_counts_than_the_trained_one(family: str, number: int, tmp_path: Path) -> None:
+    reference = seq2seq.build(family, number)
+    model = seq2seq.loaded(reference, tmp_path)
+    mixtures, prompt = model.config.mixtures, prompts(family)[0]
+    if not mixtures:
+        return
+    seen = []
+    for count in range(1, model.config.mixtures[0].maximum + 1):
+        with seq2seq.counted(reference, count):
+            expected = seq2seq.logits(reference, prompt, ANSWER)
+        found = whole_logits(model, [*prompt, *ANSWER], [count] * len(mixtures))[len(prompt) - 1 :]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        seen.append(found)
+    assert (seen[0] - seen[-1]).abs().max() > 1e-2
+    layered = [1, *[2] * (len(mixtures) - 1)]
+    other = whole_logits(model, [*prompt, *ANSWER], layered)[len(prompt) - 1 :]
+    assert not torch.equal(other, seen[0]) and not torch.equal(other, seen[1])
+
+
+@each
 def test_a_prompt_without_an_end_is_read_whole(family: str, number: int, tmp_path: Path) -> None:
     reference = seq2seq.build(family, number)
     model = seq2seq.loaded(reference, tmp_path)
-    for prompt in ([9], PROMPTS[0][:-1]):
+    for prompt in ([9], prompts(family)[0][:-1]):
         found = whole_logits(model, prompt, trained(model))
         torch.testing.assert_close(found[-1:], seq2seq.logits(reference, prompt, []), atol=1e-4, rtol=0)
 
@@ -56,22 +79,24 @@ def test_a_prompt_without_an_end_is_read_whole(family: str, number: int, tmp_pat
 def test_steps_beside_others_equal_one_pass(family: str, number: int, tmp_path: Path) -> None:
     """Prompts start at different steps, one with the beginning of its answer, beside sequences that decode."""
     model = seq2seq.loaded(seq2seq.build(family, number), tmp_path)
-    rows = [[*PROMPTS[0], *ANSWER], [*PROMPTS[1], *ANSWER[::-1]], [*PROMPTS[2], *ANSWER[5:]]]
-    run = PagedRun(model, rows, [trained(model)] * len(rows))
+    first, second, third = prompts(family)
+    rows = [[*first, *ANSWER], [*second, *ANSWER[::-1]], [*third, *ANSWER[5:]]]
+    counts = [[1 + row] * len(model.config.mixtures) for row in range(len(rows))]
+    run = PagedRun(model, rows, counts)
     parts: dict[int, list[torch.Tensor]] = {row: [] for row in range(len(rows))}
-    steps = [{0: len(PROMPTS[0])}, {0: 1, 1: len(PROMPTS[1])}, {1: 1, 0: 1}, {2: len(PROMPTS[2]) + 3, 1: 1}]
+    steps = [{0: len(first)}, {0: 1, 1: len(second)}, {1: 1, 0: 1}, {2: len(third) + 3, 1: 1}]
     for lengths in [*steps, *[{2: 1, 0: 1, 1: 1}] * 9, {1: 3, 0: 7}]:
         for row, part in run.step(lengths).items():
             parts[row].append(part)
     for row, ids in enumerate(rows):
-        expected = whole_logits(model, ids, trained(model), seed=row)[: run.done[row]]
+        expected = whole_logits(model, ids, counts[row], seed=row)[: run.done[row]]
         torch.testing.assert_close(torch.cat(parts[row]), expected, atol=2e-5, rtol=1e-5)
 
 
-def requests(model: Decoder, ends: tuple[int, ...]) -> list[Request]:
+def requests(model: Decoder, family: str) -> list[Request]:
     budget = ExpertBudget(tuple(trained(model)))
-    sampling = Sampling(TOKENS, seed=0, temperature=0.0, stop_token_ids=ends)
-    return [Request(str(row), tuple(prompt), budget, sampling) for row, prompt in enumerate(PROMPTS * 2)]
+    sampling = Sampling(TOKENS, seed=0, temperature=0.0, stop_token_ids=(seq2seq.end(family),))
+    return [Request(str(row), tuple(prompt), budget, sampling) for row, prompt in enumerate(prompts(family) * 2)]
 
 
 @each
@@ -95,7 +120,7 @@ def test_the_engine_answers_as_generate_does(family: str, number: int, blocks: i
     assert (info.kv_blocks, info.kernels) == (min(blocks, 40), "torch")
     preempted = 0
     found: dict[str, list[int]] = {}
-    for request in requests(model, (1,)):
+    for request in requests(model, family):
         found[request.id] = []
         engine.add(request)
     while engine.has_work:
@@ -107,8 +132,87 @@ def test_the_engine_answers_as_generate_does(family: str, number: int, blocks: i
                 found[event.request_id].append(event.token)
         engine.scheduler.check()
     assert (preempted > 0) == (blocks == 12)
-    expected = [seq2seq.generated(reference, prompt, TOKENS) for prompt in PROMPTS]
+    expected = [seq2seq.generated(reference, prompt, TOKENS) for prompt in prompts(family)]
     assert list(found.values()) == expected * 2
+
+
+def with_keys(folder: Path, **keys: Any) -> Decoder:
+    """The checkpoint with more keys in its config.json."""
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | keys))
+    return load_model(folder)[0]
+
+
+DROPPING: list[tuple[str, dict[str, Any]]] = [
+    ("switch_transformers", {"expert_capacity": 2}),
+    ("nllb_moe", {"moe_eval_capacity_token_fraction": 0.25}),
+    ("nllb_moe", {"moe_eval_capacity_token_fraction": -1.0, "expert_capacity": 3}),
+    ("nllb_moe", {"moe_eval_capacity_token_fraction": 0.3, "batch_prioritized_routing": True}),
+    ("nllb_moe", {"moe_eval_capacity_token_fraction": 0.2, "normalize_router_prob_before_dropping": True}),
+]
+
+
+@pytest.mark.parametrize(("family", "changes"), DROPPING)
+def test_tokens_beyond_a_capacity_are_dropped_where_the_config_says_so(
+    family: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """As transformers drops them; without our key none is dropped. Neighbours of other sequences do not compete."""
+    reference = seq2seq.build(family, 0, **changes)
+    seq2seq.loaded(reference, tmp_path)
+    expected = [seq2seq.logits(reference, prompt, ANSWER) for prompt in prompts(family)]
+    model = with_keys(tmp_path, drop_tokens=True)
+    rows = [[*prompt, *ANSWER] for prompt in prompts(family)]
+    run = PagedRun(model, rows, [trained(model)] * len(rows))
+    for row, found in run.step({row: len(ids) for row, ids in enumerate(rows)}).items():
+        torch.testing.assert_close(found[len(rows[row]) - len(ANSWER) - 1 :], expected[row], atol=1e-4, rtol=0)
+    dropless = whole_logits(with_keys(tmp_path, drop_tokens=False), rows[0], trained(model))
+    assert (dropless[len(rows[0]) - len(ANSWER) - 1 :] - expected[0]).abs().max() > 1e-2
+
+
+def test_second_experts_of_little_weight_do_not_run(tmp_path: Path) -> None:
+    """At 0 all run; near 1 none, which is a count of one; between them some. Policies that draw are refused."""
+    seq2seq.loaded(seq2seq.build("nllb_moe", 0), tmp_path)
+    ids = [*prompts("nllb_moe")[0], *ANSWER]
+    plain = load_model(tmp_path)[0]
+    found = {}
+    for threshold in (0.0, 0.2, 0.45, 0.999):
+        model = with_keys(tmp_path, second_expert_policy="threshold", second_expert_threshold=threshold)
+        found[threshold] = whole_logits(model, ids, trained(model))
+    torch.testing.assert_close(found[0.0], whole_logits(plain, ids, trained(plain)))
+    torch.testing.assert_close(found[0.999], whole_logits(plain, ids, [1] * len(plain.config.mixtures)))
+    assert len({float(logits.sum()) for logits in found.values()}) == 4
+    with pytest.raises(CheckpointError, match="second_expert_policy is 'random', but only 'all', 'threshold'"):
+        with_keys(tmp_path, second_expert_policy="random")
+    with pytest.raises(CheckpointError, match="second_expert_threshold must be at least 0 and below 1"):
+        with_keys(tmp_path, second_expert_policy="threshold", second_expert_threshold=1.0)
+
+
+@each
+def test_a_forced_token_begins_every_answer_that_the_prompt_does_not(family: str, number: int, tmp_path: Path) -> None:
+    seq2seq.loaded(seq2seq.build(family, number), tmp_path)
+    plain, forced = with_keys(tmp_path), with_keys(tmp_path, forced_bos_token_id=17)
+    prompt = prompts(family)[0]
+    first = whole_logits(forced, prompt, trained(forced))[-1]
+    assert first.softmax(0)[17] == 1 and first.isfinite().all()
+    begun = [*prompt, 33, 20]
+    assert torch.equal(whole_logits(forced, begun, trained(forced)), whole_logits(plain, begun, trained(plain)))
+    run = PagedRun(forced, [begun], [trained(forced)])
+    assert run.step({0: len(prompt)})[0][-1].argmax() == 17
+    assert run.step({0: 1})[0].argmax() == whole_logits(plain, begun[:-1], trained(plain))[-1].argmax()
+
+
+def test_an_embedding_of_one_stack_alone_is_refused(tmp_path: Path) -> None:
+    seq2seq.loaded(seq2seq.build("t5", 0), tmp_path)
+    file = next(path for path in tmp_path.glob("*.safetensors") if "shared.weight" in load_file(path))
+    stored = load_file(file)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    index["weight_map"]["encoder.embed_tokens.weight"] = file.name
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file(stored | {"encoder.embed_tokens.weight": stored["shared.weight"].clone()}, file)
+    load_model(tmp_path)
+    save_file(stored | {"encoder.embed_tokens.weight": stored["shared.weight"] + 1}, file)
+    with pytest.raises(CheckpointError, match=r"encoder.embed_tokens.weight is not the same as shared.weight"):
+        load_model(tmp_path)
 
 
 def test_what_an_encoder_cannot_do_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""Switch: mixtures in every second layer of one stack and all of the other; a router with a bias, a head of its own."""
+
+EXAMPLES = (
+    {
+        "vocab_size": 61,
+        "d_model": 32,
+        "d_kv": 6,
+        "d_ff": 24,
+        "num_layers": 4,
+        "num_sparse_encoder_layers": 2,
+        "num_decoder_layers": 2,
+        "num_sparse_decoder_layers": 2,
+        "num_heads": 4,
+        "num_experts": 5,
+        "expert_capacity": 64,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 12,
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+    },
+    {
+        "vocab_size": 61,
+        "d_model": 24,
+        "d_kv": 8,
+        "d_ff": 40,
+        "num_layers": 2,
+        "num_sparse_encoder_layers": 0,
+        "num_decoder_layers": 3,
+        "num_sparse_decoder_layers": 1,
+        "num_heads": 4,
+        "num_experts": 3,
+        "router_bias": True,
+        "tie_word_embeddings": False,
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+    },
+)
