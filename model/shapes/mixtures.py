@@ -76,8 +76,12 @@ class TokenLocal:
     """The answers of a kind whose tokens do not see each other: nothing is kept of a sequence, nothing is drawn."""
 
     __slots__ = ()
-    token_local = True
     memory = None
+
+    @property
+    def token_local(self) -> bool:
+        """No token sees another."""
+        return True
 
     @property
     def draws_noise(self) -> bool:
