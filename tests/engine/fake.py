@@ -109,7 +109,7 @@ class FakeRunner:
         return Sampled(tokens[0], error=error, after_drafts=tuple(map(Sampled, tokens[1 : right + 1])))
 
 
-def build_fake(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
+def build_fake(settings: EngineSettings, runner: FakeRunner | None = None) -> tuple[Engine, EngineInfo]:
     """`settings.model` chooses the behaviour: "fake", "slow" (10 ms a step), "broken", "hanging" (while it loads),
     "talking" (a log line)."""
     if settings.model == "broken":
@@ -120,7 +120,7 @@ def build_fake(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
         log.info("loading the %s", "weights")
     blocks = BlockManager(32, settings.block_size, prefix_cache=settings.prefix_cache)
     scheduler = Scheduler(blocks, settings.max_running, settings.max_step_tokens, max_model_len=400)
-    runner = FakeRunner(settings.block_size, step_s={"slow": 0.01, "long": 1.2}.get(settings.model, 0.0))
+    runner = runner or FakeRunner(settings.block_size, step_s={"slow": 0.01, "long": 1.2}.get(settings.model, 0.0))
     if settings.model == "stuck":
         runner.stuck_at = 9
     info = EngineInfo(

@@ -4,12 +4,16 @@ So whatever the host reads early it reads wrongly: a token before it is sampled,
 written yet.
 """
 
+import sys
 from collections import deque
 
+from engine.engine import Engine
 from engine.plan import Plan, StepResult
+from engine.process.worker import main
 from engine.sequence import LATE
+from engine.types import EngineInfo, EngineSettings
 from model.errors import EngineDown
-from tests.engine.fake import FakeRunner, token_of
+from tests.engine.fake import FakeRunner, build_fake, token_of
 
 
 class Launch:
@@ -85,3 +89,13 @@ class LazyRunner(FakeRunner):
                 raise
             except Exception as error:
                 launch.error = error
+
+
+def build_overlapping(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
+    runner = LazyRunner(settings.block_size)
+    engine, info = build_fake(settings, runner)
+    return Engine(runner, engine.scheduler, overlapping=runner), info
+
+
+if __name__ == "__main__":
+    sys.exit(main(builder=build_overlapping))

@@ -17,6 +17,7 @@ from model.errors import EngineDown, GenerationFailed, InvalidRequest
 from tests.engine.fake import CRASH, LOST, FakeRunner, request
 
 FAKE = (sys.executable, "-m", "tests.engine.fake")
+OVERLAPPING = (sys.executable, "-m", "tests.engine.overlapping")
 LONG = 350
 
 
@@ -30,10 +31,13 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 @asynccontextmanager
 async def serving(
-    model: str = "fake", on_report: Callable[[StepReport], None] | None = None, hang_seconds: float = 10.0
+    model: str = "fake",
+    on_report: Callable[[StepReport], None] | None = None,
+    hang_seconds: float = 10.0,
+    command: tuple[str, ...] = FAKE,
 ) -> AsyncIterator[EngineClient]:
     settings = EngineSettings(model, max_running=8, max_step_tokens=64)
-    client = EngineClient(settings, command=FAKE, on_report=on_report, hang_seconds=hang_seconds)
+    client = EngineClient(settings, command=command, on_report=on_report, hang_seconds=hang_seconds)
     await client.start()
     try:
         await client.ready(40)
@@ -51,11 +55,12 @@ async def text(client: EngineClient, id: str, max_tokens: int = 4, prompt: tuple
     return [event.token for event in events if event.token is not None]
 
 
-def test_generate_many_at_once() -> None:
+@pytest.mark.parametrize("command", [FAKE, OVERLAPPING])
+def test_generate_many_at_once(command: tuple[str, ...]) -> None:
     reports: list[StepReport] = []
 
     async def test() -> None:
-        async with serving(on_report=reports.append) as client:
+        async with serving(on_report=reports.append, command=command) as client:
             assert (client.state, client.restarts) == ("ready", 0)
             assert client.info
             assert client.info.family == "fake"
@@ -116,11 +121,12 @@ def test_closing_the_stream_frees_blocks_within_a_step() -> None:
     run(test)
 
 
-def test_cancelled_reader_aborts() -> None:
+@pytest.mark.parametrize("command", [FAKE, OVERLAPPING])
+def test_cancelled_reader_aborts(command: tuple[str, ...]) -> None:
     reports: list[StepReport] = []
 
     async def test() -> None:
-        async with serving("slow", reports.append) as client:
+        async with serving("slow", reports.append, command=command) as client:
             tasks = [asyncio.create_task(text(client, f"r{i}", LONG)) for i in range(30)]
             await asyncio.sleep(0.1)
             for task in tasks:
@@ -135,9 +141,10 @@ def test_cancelled_reader_aborts() -> None:
     run(test)
 
 
-def test_runner_fault_reaches_its_reader_only() -> None:
+@pytest.mark.parametrize("command", [FAKE, OVERLAPPING])
+def test_runner_fault_reaches_its_reader_only(command: tuple[str, ...]) -> None:
     async def test() -> None:
-        async with serving() as client:
+        async with serving(command=command) as client:
             [event] = [event async for event in client.generate(request("a", (CRASH,)))]
             assert event.finish == "error"
             assert "ZeroDivisionError" in (event.error or "")
