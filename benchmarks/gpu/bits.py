@@ -86,7 +86,7 @@ def _weights(shape: LayerShape, device: torch.device, dtype: torch.dtype) -> dic
 
 def _dense(bits: Bits, shape: LayerShape, many: int, dtype: torch.dtype) -> None:
     device, dry = bits.part.device, bits.part.dry
-    for name, weight in _weights(shape, device, dtype).items():
+    for name, weight in list(_weights(shape, device, dtype).items())[: 1 if dry else None]:
         x_TD = shapes.rows(many, weight.values_EOD.shape[2], device, dtype)
         alone_1U = torch.empty(1, weight.units, device=device)
         at = many - 3
@@ -164,7 +164,7 @@ def _attention(bits: Bits, shape: LayerShape, dtype: torch.dtype) -> None:
             last = batch.spans[sequence].first + batch.spans[sequence].rows - 1
             found = [
                 batch.run(spec, rows, at_once)[last, None]
-                for rows in ((1, 4) if dry else (1, 4, 32))
+                for rows in ((4,) if dry else (1, 4, 32))
                 for at_once in (False, True)
             ]
             found.append(batch.alone(sequence, 1).run(spec, side_by_side=True))
