@@ -46,7 +46,7 @@ def held_out_loss(model: WholeModel, window_BS: Tensor, count: int, rows: int = 
     for start in range(0, len(window_BS), rows):
         part_BS = window_BS[start : start + rows]
         ids_BS, target_BS = part_BS[:, :-1], part_BS[:, 1:]
-        logits_TV = model(make_batch(ids_BS, counts, seed + start), WholeAttend(ids_BS.shape[1]))
+        logits_TV = model(make_batch(ids_BS, counts, seed + start), WholeAttend(ids_BS.shape[1], ids_BS.device))
         total += float(F.cross_entropy(logits_TV.float(), target_BS.flatten(), reduction="sum"))
     return total / window_BS[:, 1:].numel()
 
@@ -59,6 +59,6 @@ def agreement(model: WholeModel, window_BS: Tensor, count: int, reference: int, 
         ids_BS = window_BS[start : start + rows, :-1]
         length = ids_BS.shape[1]
         batches = (make_batch(ids_BS, [k] * layers, start) for k in (count, reference))
-        best = [model(batch, WholeAttend(length)).argmax(-1) for batch in batches]
+        best = [model(batch, WholeAttend(length, ids_BS.device)).argmax(-1) for batch in batches]
         same += int((best[0] == best[1]).sum())
     return same / window_BS[:, 1:].numel()

@@ -80,5 +80,5 @@ def next_token_loss(model: Decoder, window_BS: Tensor, counts: list[int], seed: 
     """Mean cross-entropy in nats of the next token over windows [B, S + 1], plus the weighted balance loss."""
     ids_BS, target_BS = window_BS[:, :-1], window_BS[:, 1:]
     observer = Balance()
-    logits_TV = model(make_batch(ids_BS, counts, seed), WholeAttend(ids_BS.shape[1]), observer)
+    logits_TV = model(make_batch(ids_BS, counts, seed), WholeAttend(ids_BS.shape[1], ids_BS.device), observer)
     return F.cross_entropy(logits_TV.float(), target_BS.flatten()) + balance * observer.mean()

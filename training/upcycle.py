@@ -124,7 +124,7 @@ class Distiller(Trainer):
     def loss(self, window_BS: Tensor, generator: torch.Generator) -> Tensor:
         """Mean divergence of the mixture from the dense model in nats per token, plus the weighted balance loss."""
         ids_BS = window_BS[:, :-1]
-        attend, observer = WholeAttend(ids_BS.shape[1]), Balance()
+        attend, observer = WholeAttend(ids_BS.shape[1], ids_BS.device), Balance()
         mixtures = self.model.config.mixtures
         counts = [shape.trained for shape in mixtures]
         with torch.no_grad():

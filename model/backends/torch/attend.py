@@ -19,9 +19,10 @@ from model.step import MaskSpec
 
 @dataclass(frozen=True, slots=True)
 class WholeAttend:
-    """Causal attention inside sequences of one `length`, T = B · length rows in order."""
+    """Causal attention inside sequences of one `length`, T = B · length rows in order. States are made on `device`."""
 
     length: int
+    device: torch.device | str = "cpu"
 
     def attend(self, memory: int, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, spec: MaskSpec) -> Tensor:
         """Attention within each sequence."""
@@ -51,7 +52,7 @@ class WholeAttend:
     def states(self, memory: int, rows: int, size: int) -> Iterator[tuple[slice, Tensor, bool]]:
         """A fresh state for each sequence."""
         for first in range(0, rows, self.length):
-            yield slice(first, first + self.length), torch.zeros(size), True
+            yield slice(first, first + self.length), torch.zeros(size, device=self.device), True
 
 
 class PagedAttend:

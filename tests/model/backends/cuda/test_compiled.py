@@ -15,7 +15,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from model.backends.cuda.kernels.align import align, empty_tiles
 from model.backends.cuda.kernels.attend import QueryTiles, attend
 from model.backends.cuda.kernels.combine import combine
+from model.backends.cuda.kernels.convolution import convolve
+from model.backends.cuda.kernels.delta_rule import delta_rule
 from model.backends.cuda.kernels.draws import draw
+from model.backends.cuda.kernels.gated_norm import gated_norm
 from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.grouped import kept_steps, masked_down, masked_up
 from model.backends.cuda.kernels.latent_attend import attend_latent
@@ -30,7 +33,7 @@ from model.backends.cuda.kernels.route import TokenRules, route
 from model.backends.cuda.kernels.sparse_mixer import sparse_mixer
 from model.backends.cuda.kernels.weighed import weighed
 from model.moe.repair import RepairTables
-from model.shapes.attention import MLA, Attention
+from model.shapes.attention import MLA, Attention, GatedDeltaNet
 from model.shapes.mixtures import Infinity, Router
 from model.shapes.rope import Rope
 from model.step import MaskSpec
@@ -250,6 +253,21 @@ def test_latent_rotary() -> None:
     with record() as found:
         latent_rotary(empty(9, shape.heads * 192), empty(9, 576), shape, norm, turned, *places)
     assert [made.stack for made in found] == [0]
+
+
+QWEN_NEXT_STATES = GatedDeltaNet(16, 32, 128, 128, 4)
+
+
+def test_gated_delta_net() -> None:
+    shape = QWEN_NEXT_STATES
+    sequences = floats(5, shape.memory.size), longs(3, 3), longs(3)
+    projected_TX, convolved_TC, y_THV = empty(9, 12288), floats(9, shape.channels), floats(9, 32, 128)
+    with record() as found:
+        convolve(projected_TX, empty(shape.channels, 4), shape, *sequences, convolved_TC)
+        delta_rule(convolved_TC, empty(9, 64), empty(32), empty(32), shape, *sequences, y_THV)
+        gated_norm(y_THV, projected_TX, Norm(empty(128), 1e-6), shape, empty(9, 32, 128))
+    assert [made.stack for made in found] == [0, 0, 0]
+    assert found[1].wide_loads  # of the state, which is what a step reads
 
 
 BUNDLED = Infinity(

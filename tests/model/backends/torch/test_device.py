@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from engine.expert_stats import ExpertStats
 from model import devices
+from model.backends.torch.attend import WholeAttend
 from model.backends.torch.backend import TorchRunnable
 from model.batch import Batch, LateIds, Pages
 from model.budget import FAMILY_RULE, RoutingRule
@@ -178,3 +179,8 @@ def test_what_waits_is_found(wait: Any) -> None:
     x = torch.ones(4, dtype=torch.int64, device=META)
     with NothingWaits(), NothingMade(), pytest.raises((AssertionError, NotImplementedError, RuntimeError)):
         wait(x)
+
+
+def test_states_of_whole_sequences_are_made_on_their_device() -> None:
+    states = WholeAttend(3, "meta").states(memory=0, rows=6, size=5)
+    assert [state.device.type for _, state, _ in states] == ["meta", "meta"]
