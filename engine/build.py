@@ -59,10 +59,11 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
     torch.set_num_threads(threads)  # for reading the weights
     folder = resolve_model(settings.model)
     config, raw = read_config(folder)
-    check(config, settings)
-    cache_blocks(config, settings, run_dtype(raw, settings.dtype))
+    dtype = run_dtype(raw, settings.dtype)
+    check(config, settings, dtype)
+    cache_blocks(config, settings, dtype)
     tokenizer = tokenizer_for(folder, config, settings)
-    choose.provide()
+    choose.provide(device)
     loaded, calibration_reason = load(folder, settings, tables)
     parameters = parameter_count(loaded)
     model, reason = prepare(loaded, settings, threads)
@@ -101,7 +102,7 @@ def load(folder: Path, settings: EngineSettings, tables: tuple[Tensor, Tensor] |
     return loaded, repair.reason
 
 
-def check(config: DecoderConfig, settings: EngineSettings) -> None:
+def check(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype) -> None:
     """Refuse settings that the config does not allow, before the weights are read: a large model takes minutes."""
     model_length(config, settings)
     experts = replace(config, extrapolates=settings.allow_extrapolated_experts).experts
@@ -112,7 +113,7 @@ def check(config: DecoderConfig, settings: EngineSettings) -> None:
             experts.budget(settings.default_num_experts, "default_num_experts")
     except InvalidRequest as error:
         raise CheckpointError(error.message) from None
-    choose.choose(config, options_of(config, settings))
+    choose.choose(config, replace(options_of(config, settings), dtype=str(dtype).removeprefix("torch.")))
 
 
 def tokenizer_for(folder: Path, config: DecoderConfig, settings: EngineSettings) -> Tokenizer | None:
@@ -162,7 +163,7 @@ def prepare(model: Decoder, settings: EngineSettings, threads: int = 0) -> tuple
 def options_of(config: DecoderConfig, settings: EngineSettings, threads: int = 0) -> Options:
     """What a backend needs to know of the settings."""
     return Options(
-        block_size=settings.block_size,
+        block_size=block_size(settings),
         length=model_length(config, settings),
         quantize=settings.quantize,
         quantize_layers=settings.quantize_layers,
@@ -184,7 +185,7 @@ def assemble(
         log.info("no prefix cache: this model keeps states, or mixes tokens, which no other sequence can share")
     manager = BlockManager(
         blocks,
-        settings.block_size,
+        block_size(settings),
         prefix_cache=settings.prefix_cache and config.prefix_reusable,
         noisy=config.draws_noise,
     )
@@ -200,7 +201,7 @@ def assemble(
         experts=experts_of(model),
         scores_prompts=config.scores_prompts,
     )
-    runner = ModelRunner(model, model.cache(blocks, settings.block_size, state_slots(settings)))
+    runner = ModelRunner(model, model.cache(blocks, block_size(settings), state_slots(settings)))
     runner.draft_experts = scheduler.speculator.experts if scheduler.speculator else 0
     overlapping = runner if model.overlaps else None
     return Engine(runner, scheduler, grammars, overlapping=overlapping, repeatable=not config.has_states), blocks
@@ -229,6 +230,11 @@ def model_length(config: DecoderConfig, settings: EngineSettings) -> int:
     return settings.max_model_len or config.context
 
 
+def block_size(settings: EngineSettings) -> int:
+    """Tokens per block of the cache: the setting, or where it is 0 what is best on the device."""
+    return settings.block_size or choose.block_size(resolve(settings.device))
+
+
 def state_slots(settings: EngineSettings) -> int:
     """How many sequences can have recurrent states at once: those that run, or the rows of a calibration plan."""
     return max(settings.max_running, MOST_ROWS)
@@ -237,12 +243,12 @@ def state_slots(settings: EngineSettings) -> int:
 def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype, workspace: int = 0) -> int:
     """How many KV blocks the memory setting allows, at most what `max_running` whole contexts can use. `workspace`:
     bytes that attention needs in addition to the cache."""
-    per_block = max(1, bytes_per_block(config.memory, settings.block_size, dtype.itemsize))
+    per_block = max(1, bytes_per_block(config.memory, block_size(settings), dtype.itemsize))
     free = max(0, free_memory(resolve(settings.device)).value - workspace)
     allowed = settings.kv_cache_bytes or int(free * settings.kv_cache_fraction)
     allowed -= bytes_per_sequence(config.memory) * state_slots(settings)
     length = model_length(config, settings)
-    blocks_per_context = -(-length // settings.block_size)
+    blocks_per_context = -(-length // block_size(settings))
     if allowed // per_block < blocks_per_context:
         raise CheckpointError(
             f"the KV cache has {allowed} bytes, but one sequence of {length} tokens needs "
@@ -270,7 +276,7 @@ def describe(model: Runnable, settings: EngineSettings) -> dict[str, Any]:
         "experts": experts_of(model),
         "experts_total": total,
         "shared_experts": shared,
-        "block_size": settings.block_size,
+        "block_size": block_size(settings),
         "kernels": model.kernels,
         "device": str(model.device),
         "backend": model.backend,

@@ -222,7 +222,7 @@ class EngineSettings:
     quantize: Quantize = "none"
     quantize_layers: QuantizeLayers = "experts"
     threads: int = 0  # 0: one per core
-    block_size: int = 16
+    block_size: int = 0  # 0: what the device's kernels read best
     kv_cache_bytes: int = 0  # 0: kv_cache_fraction of the memory that is free on the device after loading
     kv_cache_fraction: float = 0.3
     max_model_len: int = 0  # 0: what the checkpoint says

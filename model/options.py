@@ -21,3 +21,4 @@ class Options:
     quantize_layers: QuantizeLayers = "experts"
     threads: int = 0  # 0: as many as torch uses now, whose own stay as they are
     device: str = "cpu"  # as `devices.resolve` returns it
+    dtype: str = ""  # of the weights, as torch names it; "": not known yet

@@ -106,7 +106,13 @@ class Settings(BaseSettings):
     threads: int = option(
         ENGINE.threads, "Engine", "Compute threads; 0: one per core that the container's quota leaves", ge=0, le=1024
     )
-    block_size: int = option(ENGINE.block_size, "Engine", "Tokens per KV cache block", ge=1, le=1024)
+    block_size: int = option(
+        ENGINE.block_size,
+        "Engine",
+        "Tokens per KV cache block; 0: 16 on the CPU, and on a GPU the 64 that its kernels read",
+        ge=0,
+        le=1024,
+    )
     kv_cache_bytes: int = option(
         ENGINE.kv_cache_bytes, "Engine", "Size of the KV cache; 0: a fraction of the free memory", ge=0
     )

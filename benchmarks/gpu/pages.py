@@ -38,7 +38,8 @@ class Paged:
     def tiles(self, rows: int = MOST_QUERIES) -> QueryTiles:
         """The queries in tiles of at most so many tokens."""
         most = max(1, MOST_QUERIES // (self.shape.heads // self.shape.kv_heads))
-        return query_tiles(self.spans, min(rows, most), self.q_THC.device)
+        tiles, device = query_tiles(self.spans_B3.cpu(), min(rows, most)), self.q_THC.device
+        return QueryTiles(tiles.sequence_N.to(device), tiles.first_N.to(device), tiles.rows)
 
     def run(self, spec: MaskSpec, rows: int = MOST_QUERIES, side_by_side: bool | None = None) -> Tensor:
         """Attention [T, H, C] of all queries; what is not written is not a number."""

@@ -1,5 +1,7 @@
 """Which backend runs a model: the first that does not refuse it, and why the ones before it did."""
 
+from dataclasses import replace
+
 from model.backends.base import Backend, Runnable
 from model.backends.cpu.backend import CpuBackend
 from model.backends.torch.backend import TorchBackend
@@ -8,13 +10,28 @@ from model.errors import CheckpointError
 from model.options import Options
 from model.shapes.decoder import DecoderConfig
 
-BACKENDS: tuple[Backend, ...] = (CpuBackend(), TorchBackend())  # the fastest first
+CPU_BLOCK_SIZE = 16
+GPU_BLOCK_SIZE = 64  # the pages that the GPU kernels read
 
 
-def provide() -> None:
-    """Have every backend get ready. Called once, when an engine starts."""
-    for backend in BACKENDS:
+def backends(device: str) -> tuple[Backend, ...]:
+    """Those for a device, the fastest first. Nothing of a GPU is imported for the CPU."""
+    if not device.startswith("cuda"):
+        return CpuBackend(), TorchBackend()
+    from model.backends.cuda.backend import CudaBackend
+
+    return CudaBackend(), TorchBackend()
+
+
+def provide(device: str) -> None:
+    """Have every backend of a device get ready. Called once, when an engine starts."""
+    for backend in backends(device):
         backend.provide()
+
+
+def block_size(device: str) -> int:
+    """Tokens per block of the cache that the device's fastest backend reads best."""
+    return GPU_BLOCK_SIZE if device.startswith("cuda") else CPU_BLOCK_SIZE
 
 
 def choose(config: DecoderConfig, options: Options) -> tuple[Backend, str]:
@@ -24,7 +41,7 @@ def choose(config: DecoderConfig, options: Options) -> tuple[Backend, str]:
         CheckpointError: all refuse; the reasons are named.
     """
     reasons: list[str] = []
-    for backend in BACKENDS:
+    for backend in backends(options.device):
         reason = backend.refusal(config, options)
         if reason is None:
             return backend, "; ".join(reasons)
@@ -38,5 +55,6 @@ def prepare(decoder: Decoder, options: Options) -> tuple[Runnable, str]:
     Raises:
         CheckpointError: no backend runs it.
     """
+    options = replace(options, dtype=str(decoder.dtype).removeprefix("torch."))
     backend, reason = choose(decoder.config, options)
     return backend.prepare(decoder, options), reason

@@ -118,9 +118,10 @@ def build_fake(settings: EngineSettings, runner: FakeRunner | None = None) -> tu
         time.sleep(60)
     if settings.model == "talking":
         log.info("loading the %s", "weights")
-    blocks = BlockManager(32, settings.block_size, prefix_cache=settings.prefix_cache)
+    size = settings.block_size or 16
+    blocks = BlockManager(32, size, prefix_cache=settings.prefix_cache)
     scheduler = Scheduler(blocks, settings.max_running, settings.max_step_tokens, max_model_len=400)
-    runner = runner or FakeRunner(settings.block_size, step_s={"slow": 0.01, "long": 1.2}.get(settings.model, 0.0))
+    runner = runner or FakeRunner(size, step_s={"slow": 0.01, "long": 1.2}.get(settings.model, 0.0))
     if settings.model == "stuck":
         runner.stuck_at = 9
     info = EngineInfo(
@@ -136,7 +137,7 @@ def build_fake(settings: EngineSettings, runner: FakeRunner | None = None) -> tu
         experts_total=8,
         shared_experts=0,
         kv_blocks=32,
-        block_size=settings.block_size,
+        block_size=size,
         load_seconds=0.0,
         step_cost=None,
     )

@@ -88,7 +88,7 @@ def test_cache_and_threads_follow_the_container(
     """Whatever the host has: here a limit that leaves room for ten blocks of the fraction that the cache may have."""
     config = wide(16).config
     settings = EngineSettings(model="", kv_cache_fraction=0.5, max_running=64)
-    per_block = bytes_per_block(config.memory, settings.block_size, 4)
+    per_block = bytes_per_block(config.memory, build.block_size(settings), 4)
     monkeypatch.setattr(devices, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
     monkeypatch.setattr(memory, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
     monkeypatch.setattr(memory, "available_cores", lambda: Amount(3, "cpu.max"))

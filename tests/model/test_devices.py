@@ -57,6 +57,7 @@ def test_free_memory_is_that_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     assert free_memory("cuda:1").value == 7
 
 
-def test_a_gpu_runs_plain_torch() -> None:
+def test_an_old_gpu_runs_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     backend, reason = choose(llama_like(topk(), head_width=16, context=32), Options(device="cuda:0"))
-    assert isinstance(backend, TorchBackend) and "cuda:0" in reason
+    assert isinstance(backend, TorchBackend) and reason

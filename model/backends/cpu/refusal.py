@@ -4,12 +4,13 @@
 not named must have its default.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections.abc import Iterator
 from typing import Any
 
+from model.backends import taken
 from model.backends.cpu.cache import TILE
 from model.backends.cpu.kernels.params import ACTIVATIONS
+from model.backends.taken import ANY, Values, any_of
 from model.options import Options
 from model.shapes.attention import Attention, AttentionShape
 from model.shapes.decoder import DecoderConfig
@@ -17,38 +18,30 @@ from model.shapes.mixtures import Dense, FeedForward, Infinity, Router, TopK
 from model.shapes.rope import Rope
 
 MOST_SHARERS = 32  # query heads of one key-value head that the attention kernel takes
-ANY: tuple[object, ...] = ()  # every value of a field
 ACTIVATION = tuple(ACTIVATIONS)
 
-Values = Mapping[str, tuple[object, ...]]
-
-
-def _any(*names: str) -> dict[str, tuple[object, ...]]:
-    return dict.fromkeys(names, ANY)
-
-
 _DECODER: Values = {
-    **_any("vocabulary", "width", "context", "attention", "feed_forward", "norm_eps", "tied"),
-    **_any("norm_offset", "extrapolates", "repaired"),
+    **any_of("vocabulary", "width", "context", "attention", "feed_forward", "norm_eps", "tied"),
+    **any_of("norm_offset", "extrapolates", "repaired"),
     "norm": ("layer", "rms"),
     "positions": ("rotary", "learned"),
 }
 _ATTENTION: Values = {
-    **_any("heads", "kv_heads", "head_width", "rope", "bias", "out_bias", "clip", "scale", "window", "sinks"),
+    **any_of("heads", "kv_heads", "head_width", "rope", "bias", "out_bias", "clip", "scale", "window", "sinks"),
     "qk_norm": ("none", "full", "head"),
 }
 # Tables of cosines and sines are made in torch for every position, whatever stretches them.
 _ROPE: Values = {
-    **_any("width", "theta", "factor", "original", "attention_factor", "beta_fast", "beta_slow"),
-    **_any("mscale", "mscale_all_dim", "truncate", "low_freq_factor", "high_freq_factor"),
-    **_any("short_factor", "long_factor", "short_mscale", "long_mscale"),
+    **any_of("width", "theta", "factor", "original", "attention_factor", "beta_fast", "beta_slow"),
+    **any_of("mscale", "mscale_all_dim", "truncate", "low_freq_factor", "high_freq_factor"),
+    **any_of("short_factor", "long_factor", "short_mscale", "long_mscale"),
     "scaling": ("default", "linear", "dynamic", "yarn", "llama3", "longrope"),
 }
-_DENSE: Values = {**_any("width", "gated", "bias"), "activation": ACTIVATION}
-_TOPK: Values = {**_any("experts", "width", "trained", "router", "fixed"), "activation": ACTIVATION}
+_DENSE: Values = {**any_of("width", "gated", "bias"), "activation": ACTIVATION}
+_TOPK: Values = {**any_of("experts", "width", "trained", "router", "fixed"), "activation": ACTIVATION}
 _ROUTER: Values = {"score": ("softmax",), "normalise": ANY}
 _INFINITY: Values = {
-    **_any("units", "latent_dim", "keep_ratio", "trained", "maximum", "block", "sigma_min", "replacement"),
+    **any_of("units", "latent_dim", "keep_ratio", "trained", "maximum", "block", "sigma_min", "replacement"),
     "activation": ACTIVATION,
     "sigma_link": ("exp", "softplus"),
     "draws": ("independent", "antithetic", "points"),
@@ -118,19 +111,4 @@ def _feed_forward_reasons(ffn: FeedForward) -> Iterator[str]:
 
 def unknown(shape: Any) -> Iterator[str]:
     """Each field of a shape, and of the shapes in it, that has no kernel at its value."""
-    taken = TAKEN.get(type(shape))
-    if taken is None:
-        yield f"a {type(shape).__name__}"
-        return
-    for field in fields(shape):
-        value = getattr(shape, field.name)
-        known = taken.get(field.name, (_default(field),))
-        if known != ANY and value not in known:
-            yield f"{type(shape).__name__}.{field.name} is {value!r:.60}"
-        elif is_dataclass(value):
-            yield from unknown(value)
-
-
-def _default(field: "Field[Any]") -> object:
-    """What the field is when it is not used; nothing equals it where there is no default."""
-    return field.default if field.default is not MISSING else object()
+    return taken.unknown(shape, TAKEN)

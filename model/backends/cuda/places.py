@@ -1,16 +1,14 @@
 """Where a step's tokens lie, as the kernels ask for it: slots of new keys and values, and tiles of queries.
 
-Made once for a step from what the host knows of its sequences; every layer whose heads share keys alike reads the same.
+Made once for a step from what the host knows of its sequences; every layer reads the same.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from model.backends.cuda.kernels.attend import MOST_QUERIES, PAGE, QueryTiles
-from model.batch import Pages, Span
+from model.backends.cuda.kernels.attend import PAGE, QueryTiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,33 +22,31 @@ class Places:
     longest: int  # context
 
 
-def places_of(pages: Pages, spans: Sequence[Span], shared: int) -> Places:
-    """The places of a step whose layers share keys among so many heads. `spans` are those of the pages, on the host.
+def check_block_size(size: int) -> None:
+    """Refuse a cache whose blocks are not the kernels' pages.
 
     Raises:
-        ValueError: the cache has blocks of another size than the kernels' pages.
+        ValueError: they are not.
     """
-    size = pages.cache.block_size
     if size != PAGE:
         raise ValueError(f"the GPU kernels read blocks of {PAGE} tokens, not of {size}")
-    longest = max((span.context for span in spans), default=0)
-    tiles = query_tiles(spans, max(1, MOST_QUERIES // shared), pages.tables_BP.device)
-    return Places(pages.tables_BP, pages.spans_B3, _slots(pages, spans), tiles, longest)
 
 
-def query_tiles(spans: Sequence[Span], most: int, device: torch.device) -> QueryTiles:
-    """New tokens in tiles of one sequence each: single ones, or up to `most` where a sequence has several."""
-    rows = min(most, max((span.rows for span in spans), default=1))
-    tiles: list[tuple[int, int]] = []
-    for sequence, span in enumerate(spans):
-        tiles.extend((sequence, first) for first in range(0, span.rows, rows))
-    sequence_N, first_N = torch.tensor(tiles, dtype=torch.int32, device=device).reshape(-1, 2).T.contiguous()
-    return QueryTiles(sequence_N, first_N, rows)
+def query_tiles(spans_B3: Tensor, most: int) -> QueryTiles:
+    """New tokens in tiles of one sequence each, on the host: single ones, or up to `most` where a sequence has
+    several."""
+    rows_B = spans_B3[:, 1]
+    rows = min(most, int(rows_B.max()))
+    tiles_B = (rows_B + rows - 1) // rows
+    sequence_N = torch.arange(len(rows_B)).repeat_interleave(tiles_B)
+    number_N = torch.arange(len(sequence_N)) - (tiles_B.cumsum(0) - tiles_B)[sequence_N]
+    return QueryTiles(sequence_N.int(), (number_N * rows).int(), rows)
 
 
-def _slots(pages: Pages, spans: Sequence[Span]) -> Tensor:
-    """The slot of each new token."""
-    sequences = [sequence for sequence, span in enumerate(spans) for _ in range(span.rows)]
-    positions = [at for span in spans for at in range(span.context - span.rows, span.context)]
-    sequence_T, position_T = torch.tensor([sequences, positions], device=pages.tables_BP.device)
-    return pages.tables_BP[sequence_T, position_T // PAGE] * PAGE + position_T % PAGE
+def slots_of(tables_BP: Tensor, spans_B3: Tensor) -> Tensor:
+    """The slot of each new token, on the host."""
+    first_B, rows_B, context_B = spans_B3.unbind(1)
+    sequence_T = torch.arange(len(rows_B)).repeat_interleave(rows_B)
+    before_B = context_B - rows_B - first_B  # what to add to a row's number to get its position
+    position_T = torch.arange(len(sequence_T)) + before_B[sequence_T]
+    return tables_BP[sequence_T, position_T // PAGE] * PAGE + position_T % PAGE

@@ -13,7 +13,7 @@ from model.backends.cuda.kernels import attend, latent_attend
 from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.latent import latent_layer, latent_refusal
 from model.backends.torch.attend import WholeAttend
-from model.batch import Cache, Pages, Span
+from model.batch import Cache, Span
 from model.shapes.attention import MLA
 from model.shapes.rope import Rope
 from tests.model.tiny import llama_like, randomise, topk, use
@@ -59,7 +59,9 @@ class Paged:
             spans.append(Span(first, len(x_TD), before + len(x_TD)))
             first += len(x_TD)
         spans_B3 = torch.tensor([(span.first, span.rows, span.context) for span in spans])
-        step = places.places_of(Pages(self.cache, torch.tensor(tables), spans_B3), spans, HEADS)
+        tables_BP, longest = torch.tensor(tables), int(spans_B3[:, 2].max())
+        tiles = places.query_tiles(spans_B3, attend.MOST_QUERIES // HEADS)
+        step = places.Places(tables_BP, spans_B3, places.slots_of(tables_BP, spans_B3), tiles, longest)
         positions_T = torch.cat([torch.arange(span.context - span.rows, span.context) for span in spans])
         turned = rotary_tables(positions_T, self.layer.shape.rope)
         x_TD, residual_TD = torch.cat(new).to(self.dtype), torch.zeros(first, WIDTH)

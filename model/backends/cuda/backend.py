@@ -1,0 +1,59 @@
+"""The CUDA backend: Triton kernels on an NVIDIA GPU, for the decoders that they are written for (`refusal.py`).
+
+Nothing of triton is imported before it is known to be there.
+"""
+
+import importlib.util
+import logging
+from collections import Counter
+
+import torch
+
+from model.backends.base import Runnable
+from model.decoder import Decoder
+from model.options import Options
+from model.shapes.decoder import DecoderConfig
+
+LEAST_CAPABILITY = (8, 0)  # bfloat16 in matrix instructions
+
+log = logging.getLogger(__name__)
+
+
+class CudaBackend:
+    """Runs a decoder as a chain of kernels."""
+
+    def provide(self) -> None:
+        """Kernels are compiled when they first run."""
+
+    def refusal(self, config: DecoderConfig, options: Options) -> str | None:
+        """Why there are no kernels on this machine, or none for this decoder."""
+        reason = machine_refusal(options)
+        if reason is not None:
+            return reason
+        from model.backends.cuda.refusal import refusal
+
+        return refusal(config, options)
+
+    def prepare(self, decoder: Decoder, options: Options) -> Runnable:
+        """Nothing is copied. What runs in plain torch is said in the log."""
+        from model.backends.cuda.runnable import CudaRunnable
+
+        runnable = CudaRunnable(decoder, options.length or decoder.config.context)
+        for reason, layers in Counter(runnable.program.plain).items():
+            log.warning("%d of %d layers run in part as plain torch: %s", layers, len(decoder.layers), reason)
+        return runnable
+
+
+def machine_refusal(options: Options) -> str | None:
+    """Why no decoder of this dtype runs on kernels here, or None."""
+    if not options.device.startswith("cuda"):
+        return f"the device {options.device}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    capability = torch.cuda.get_device_capability(options.device)
+    if capability < LEAST_CAPABILITY:
+        have, need = (".".join(map(str, version)) for version in (capability, LEAST_CAPABILITY))
+        return f"{options.device} has compute capability {have}; the GPU kernels need {need}"
+    if options.dtype not in ("", "bfloat16"):
+        return f"weights of {options.dtype}: the GPU kernels take bfloat16"
+    return None
