@@ -37,14 +37,15 @@ class TorchDeviceSampling:
 
 def adjusted(raw_RV: Tensor, inputs: SamplingInputs) -> Tensor:
     """The float32 logits with edits, and without what settings do not allow; the same tensor if nothing changes."""
-    values_RV = raw_RV if inputs.edits is None else _edited(raw_RV, inputs.edits)
+    values_RV = raw_RV if inputs.edits is None else edited(raw_RV, inputs.edits)
     if inputs.allowed is not None:
         allowed_RV = _unpacked(inputs.allowed, values_RV.shape[1])
         values_RV = values_RV.masked_fill(~allowed_RV, -torch.inf)
     return values_RV
 
 
-def _edited(raw_RV: Tensor, edits: Edits) -> Tensor:
+def edited(raw_RV: Tensor, edits: Edits) -> Tensor:
+    """A copy of the float32 logits with edits, computed in float64."""
     where = edits.row_N, edits.id_N
     old_N = raw_RV[where].double()
     scaled_N = torch.where(old_N > 0, old_N / edits.factor_N, old_N * edits.factor_N)

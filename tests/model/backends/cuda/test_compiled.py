@@ -31,8 +31,11 @@ from model.backends.cuda.kernels.repair import Repair
 from model.backends.cuda.kernels.rotary import HeadNorms, rotary
 from model.backends.cuda.kernels.route import TokenRules, route
 from model.backends.cuda.kernels.sparse_mixer import sparse_mixer
+from model.backends.cuda.kernels.token_draws import draw_tokens
+from model.backends.cuda.kernels.tokens import best, masked
 from model.backends.cuda.kernels.weighed import weighed
 from model.moe.repair import RepairTables
+from model.sampling import Draws, Masks
 from model.shapes.attention import MLA, Attention, GatedDeltaNet
 from model.shapes.mixtures import Infinity, Router
 from model.shapes.rope import Rope
@@ -298,3 +301,17 @@ def test_products_under_a_mask(shape: Infinity, tile: Tile) -> None:
     for made in found[1:]:
         fits(made)
         assert made.tensor_cores
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_tokens(dtype: torch.dtype) -> None:
+    """Of the vocabulary of Qwen3."""
+    logits_RV, token_R = empty(9, 151_936, dtype=dtype), empty(9, dtype=torch.int64)
+    masks = Masks(ints(2, 4748), token_R)
+    columns = [empty(9, dtype=torch.float64) for _ in range(5)]
+    with record() as found:
+        best(logits_RV, logits_RV)
+        masked(logits_RV, masks, logits_RV)
+        for cuts in (False, True):
+            draw_tokens(logits_RV, floats(9), Draws(*columns, cuts=cuts), token_R)
+    assert [made.stack for made in found] == [0] * len(found)
