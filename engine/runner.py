@@ -56,6 +56,11 @@ class ModelRunner:
             launched = self.launch(plan)
             self.sample(launched, plan)
             return self.finish(launched)
+        with device_errors(self.model.device):
+            return self._run(plan)
+
+    def _run(self, plan: Plan) -> StepResult:
+        """All at once, with drafts."""
         expert_stats = ExpertStats()
         if any(chunk.model_drafts for chunk in plan):
             plan = self._draft(plan, expert_stats)

@@ -15,6 +15,7 @@ from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
 from engine.types import Finish, Request, Sampling, StepReport
 from model.backends.cpu.kernels.library import load
+from model.backends.torch.backend import TorchRunnable
 from model.budget import ExpertBudget
 from model.devices import device_errors
 from model.errors import EngineDown
@@ -188,6 +189,18 @@ def test_out_of_memory_ends_the_request_that_does_not_fit() -> None:
     reports = run(engine)
     assert [id for id, end in finishes(reports).items() if end == "error"] == ["r1"]
     (error,) = [event.error for report in reports for event in report.events if event.error]
+    assert "the memory of cpu is too small to compute this request" in error
+
+
+def test_a_runner_tells_what_errors_of_its_device_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bench(SERVED["torch"], blocks=35, step_tokens=24, running=2)
+
+    def full(self: TorchRunnable, *_: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(TorchRunnable, "launch", full)
+    made.engine.add(requests()[0])
+    (error,) = [event.error for report in run(made.engine) for event in report.events if event.error]
     assert "the memory of cpu is too small to compute this request" in error
 
 
