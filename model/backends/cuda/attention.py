@@ -17,6 +17,7 @@ from model.backends.cuda.kernels.rotary import HeadNorms, rotary
 from model.backends.cuda.known import unknown
 from model.backends.cuda.layer import row_tile
 from model.backends.cuda.places import Places
+from model.backends.cuda.quantise import AS_LOADED, Precision
 from model.shapes.attention import Attention
 from model.step import MaskSpec, Tables
 
@@ -93,9 +94,11 @@ def attention_refusal(shape: Attention) -> str | None:
     return unknown(shape, KNOWN)
 
 
-def attention_layer(module: SelfAttention, eps: float, offset: float = 0.0) -> AttentionLayer:
-    """The layer of a module whose shape `attention_refusal` lets pass; weights are not copied. `eps` and `offset` are
-    those of the decoder's norms.
+def attention_layer(
+    module: SelfAttention, eps: float, offset: float = 0.0, precision: Precision = AS_LOADED
+) -> AttentionLayer:
+    """The layer of a module whose shape `attention_refusal` lets pass. `eps` and `offset` are those of the decoder's
+    norms. Weights that `precision` keeps as they are are not copied.
 
     Raises:
         ValueError: it does not.
@@ -113,7 +116,7 @@ def attention_layer(module: SelfAttention, eps: float, offset: float = 0.0) -> A
         unit=shape.qk_norm == "unit",
     )
     qkv, out = (
-        Weight(linear.weight[None], None if linear.bias is None else linear.bias[None])
+        precision.linear(Weight(linear.weight[None], None if linear.bias is None else linear.bias[None]))
         for linear in (module.qkv, module.out)
     )
     return AttentionLayer(shape, qkv, out, norms, module.mask_spec)

@@ -19,6 +19,7 @@ from model.backends.cuda.kernels.route import TokenRules, route
 from model.backends.cuda.kernels.sparse_mixer import sparse_mixer
 from model.backends.cuda.kernels.weighed import weighed
 from model.backends.cuda.known import unknown
+from model.backends.cuda.quantise import AS_LOADED, Precision
 from model.moe.repair import RepairTables
 from model.moe.topk import TopKMixture
 from model.shapes.mixtures import Dense, Router, TopK
@@ -166,8 +167,9 @@ def refusal(shape: TopK) -> str | None:
     return unknown(shape, KNOWN) or unknown(router, KNOWN_OF_ROUTER)
 
 
-def moe_layer(module: TopKMixture, repair: RepairTables | None = None) -> MoELayer:
-    """The layer of a module whose shape `refusal` lets pass; weights and statistics of repair are not copied.
+def moe_layer(module: TopKMixture, repair: RepairTables | None = None, precision: Precision = AS_LOADED) -> MoELayer:
+    """The layer of a module whose shape `refusal` lets pass. Statistics of repair are not copied, nor are weights that
+    `precision` keeps as they are.
 
     Raises:
         ValueError: it does not.
@@ -176,14 +178,15 @@ def moe_layer(module: TopKMixture, repair: RepairTables | None = None) -> MoELay
     if reason is not None:
         raise ValueError(reason)
     gate_up_bias, down_bias = (module.gate_up_bias, module.down_bias) if shape.bias else (None, None)
+    gate_up = Weight(module.gate_up, gate_up_bias, shape.activation, gated=True, interleaved=shape.interleaved)
     return MoELayer(
         router=shape.router,
         logits=Weight(module.router[None]),
-        gate_up=Weight(module.gate_up, gate_up_bias, shape.activation, gated=True, interleaved=shape.interleaved),
-        down=Weight(module.down, down_bias),
+        gate_up=precision.experts(gate_up),
+        down=precision.experts(Weight(module.down, down_bias)),
         logit_bias_E=module.router_bias if shape.router.logit_bias else None,
         selection_bias_E=module.selection_bias if shape.router.selection_bias else None,
-        shared=None if shape.shared is None else _shared(module, shape.shared),
+        shared=None if shape.shared is None else _shared(module, shape.shared, precision),
         repair=repair,
     )
 
@@ -201,9 +204,10 @@ def repair_of(tables: RepairTables | None, counts_T: Tensor, rules: TokenRules |
     return Repair(tables, counts_T, rules.repair_T)
 
 
-def _shared(module: TopKMixture, shape: Dense) -> SharedExpert:
+def _shared(module: TopKMixture, shape: Dense, precision: Precision) -> SharedExpert:
     ffn = module.shared
     up_bias, down_bias = (linear.bias[None] if shape.bias else None for linear in (ffn.up, ffn.down))
-    up = Weight(ffn.up.weight[None], up_bias, shape.activation, gated=shape.gated)
+    up = precision.linear(Weight(ffn.up.weight[None], up_bias, shape.activation, gated=shape.gated))
+    down = precision.linear(Weight(ffn.down.weight[None], down_bias))
     gate = Weight(module.shared_gate.weight[None]) if module.config.shared_gate else None
-    return SharedExpert(up, Weight(ffn.down.weight[None], down_bias), gate)
+    return SharedExpert(up, down, gate)

@@ -11,8 +11,9 @@ import torch
 from model.backends.cuda.kernels.operands import WORD, Weight
 from model.errors import CheckpointError
 from model.options import Options, Quantize
+from model.shapes.attention import Attention
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import Infinity
+from model.shapes.mixtures import TopK
 
 DTYPE = {"int8-weights": torch.int8, "fp8-weights": torch.float8_e4m3fn}
 LARGEST = {"int8-weights": 127.0, "fp8-weights": 448.0}
@@ -39,6 +40,9 @@ class Precision:
         return weight if self.experts_only else self.experts(weight)
 
 
+AS_LOADED = Precision()
+
+
 def precision_for(options: Options) -> Precision:
     """The precision that `refusal` let pass."""
     return Precision(options.quantize, options.quantize_layers == "experts")
@@ -53,8 +57,13 @@ def refusal(config: DecoderConfig, options: Options) -> str | None:
         return "quantize int8 multiplies in 8 bits, for which there is no GPU kernel: use int8-weights or fp8-weights"
     if kind not in DTYPE or layers not in ("experts", "all"):
         return f"quantize {kind} of {layers}"
-    if any(isinstance(shape, Infinity) for shape in config.mixtures):
-        return f"quantize {kind} has no GPU kernel for ∞-MoE"
+    for shape in config.mixtures:
+        if type(shape) is not TopK:
+            return f"quantize {kind} has no GPU kernel for layers of the kind {type(shape).__name__}"
+    for attention in config.attention:
+        if layers == "all" and type(attention) is not Attention:
+            name = type(attention).__name__
+            return f"quantize {kind} of all layers has no GPU kernel for layers of the kind {name}: use experts"
     return None
 
 

@@ -1,5 +1,7 @@
 """Weights of 8 bits for GPUs: the CPU backend's numbers, how far they are off, what is quantised, what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +14,8 @@ from model.backends.cuda.kernels.operands import Weight
 from model.backends.cuda.quantise import Precision, precision_for, quantised, refusal
 from model.errors import CheckpointError
 from model.options import Options, Quantize
+from model.shapes.attention import MLA
+from model.shapes.rope import Rope
 from tests.model.tiny import infinity, llama_like, topk
 
 KINDS: list[Quantize] = ["int8-weights", "fp8-weights"]
@@ -95,7 +99,13 @@ def test_options_are_looked_at(options: Options, reason: str | None) -> None:
     assert found is None if reason is None else found is not None and reason in found
 
 
-def test_an_infinity_mixture_has_no_8_bits() -> None:
+def test_layers_without_8_bits_are_named() -> None:
     config = llama_like(topk(), infinity())
-    assert refusal(config, Options(quantize="fp8-weights")) == "quantize fp8-weights has no GPU kernel for ∞-MoE"
     assert refusal(config, Options()) is None
+    wanted = "quantize fp8-weights has no GPU kernel for layers of the kind Infinity"
+    assert refusal(config, Options(quantize="fp8-weights")) == wanted
+    latent = MLA(heads=2, query_rank=None, rank=8, plain_width=4, rope=Rope(4), value_width=4)
+    config = replace(llama_like(topk(), topk()), attention=(latent,) * 2)
+    assert refusal(config, Options(quantize="fp8-weights")) is None
+    wanted = "quantize int8-weights of all layers has no GPU kernel for layers of the kind MLA: use experts"
+    assert refusal(config, Options(quantize="int8-weights", quantize_layers="all")) == wanted

@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from model.backends.cuda.kernels.norm import Norm, residual_norm
+from model.backends.cuda.kernels.operands import Weight
 from model.backends.cuda.kernels.route import TokenRules
 from model.backends.cuda.layer import MoELayer, moe_layer, refusal, row_tile
+from model.backends.cuda.quantise import precision_for, quantised
 from model.batch import LayerBudget
 from model.budget import RoutingRule
 from model.moe.repair import RepairTables, repaired
 from model.moe.topk import TopKMixture
+from model.options import Options, Quantize, QuantizeLayers
 from model.shapes.mixtures import Dense, Router, TopK
 from tests.model.tiny import randomise, use
 
@@ -54,6 +57,12 @@ def tokens(count: int) -> Tensor:
     return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(3))
 
 
+def dequantised(matrix: Tensor, kind: Quantize) -> Tensor:
+    made = quantised(Weight(matrix if matrix.ndim == 3 else matrix[None]), kind)
+    assert made.scale_EO is not None
+    return (made.values_EOD.float() * made.scale_EO[..., None]).view(matrix.shape)
+
+
 def run(layer: MoELayer, x_TD: Tensor, counts: list[int]) -> Tensor:
     """What the mixture adds to a residual of zeros."""
     residual_TD = torch.zeros(x_TD.shape)
@@ -75,6 +84,20 @@ def test_half_precision() -> None:
     wanted_TD = module(tokens(3), use(counts))
     found_TD = run(moe_layer(module.half()), tokens(3).half(), counts)
     torch.testing.assert_close(found_TD, wanted_TD, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize(("name", "covered"), [("gpt_oss", "experts"), ("qwen2_moe", "experts"), ("qwen2_moe", "all")])
+@pytest.mark.parametrize("kind", ["int8-weights", "fp8-weights"])
+def test_experts_of_8_bits(name: str, covered: QuantizeLayers, kind: Quantize) -> None:
+    """As a module whose weights are those of 8 bits; the router and the gate of the shared part stay."""
+    module, counts = mixture(SHAPES[name]), [3, 1, 2]
+    layer = moe_layer(module, precision=precision_for(Options(quantize=kind, quantize_layers=covered)))
+    changed: list[Tensor] = [module.gate_up, module.down]
+    if covered == "all":
+        changed += [module.shared.up.weight, module.shared.down.weight]
+    for matrix in changed:
+        matrix.copy_(dequantised(matrix, kind))
+    torch.testing.assert_close(run(layer, tokens(3), counts), module(tokens(3), use(counts)), atol=2e-5, rtol=2e-5)
 
 
 def test_single_pairs_take_no_layout() -> None:
