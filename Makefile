@@ -144,7 +144,7 @@ bench-speculation: $(VENV)/.dev  ## whether guessing tokens ahead pays, on three
 	$(BIN)/python -m benchmarks.speculation $(ARGS)
 
 # Rows are kept in visit.jsonl as they come. ARGS=--dry: toy shapes on a machine without a GPU; it measures nothing.
-visit: $(VENV)/.dev  ## everything that only a GPU can show, in twelve minutes: bits, parity, speed; ARGS="--parts bits,parity"
+visit: $(VENV)/.dev  ## everything that only a GPU can show, in eleven minutes: bits, parity, speed; ARGS="--parts bits,parity"
 	$(BIN)/python -m benchmarks.gpu.visit $(ARGS)
 
 # What `make upcycled` makes and needs, apart from HELDOUT: real stories, <|endoftext|> between them.

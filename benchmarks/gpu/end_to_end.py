@@ -2,7 +2,6 @@
 sets, mixed counts against the larger one for all, prefill, and `transformers` in the same run.
 """
 
-import gc
 import time
 from collections.abc import Sequence
 from math import prod
@@ -14,6 +13,7 @@ from benchmarks.gpu.decoders import MODELS, toy
 from benchmarks.gpu.engines import Loaded, Speed, Workload, loaded
 from benchmarks.gpu.layers import Ceiling
 from benchmarks.gpu.part import Part
+from benchmarks.gpu.timing import forget
 from benchmarks.touched import expert_weights, shared_weights
 from model.shapes.decoder import DecoderConfig
 
@@ -33,19 +33,13 @@ def run(part: Part) -> None:
         speeds: dict[tuple[int, int], Speed] = {}
         with part.tried(f"{name} in our engine"), torch.inference_mode():
             _ours(part, name, raw, ceiling, speeds)
-        _forget()
+        forget()
         for way in WAYS[:1] if part.dry else WAYS:
             what = f"{name} in transformers, {way or 'as it chooses'}"
             if part.enough(what, 25):
                 with part.tried(what), torch.inference_mode():
                     _transformers(part, name, raw, way, speeds)
-            _forget()
-
-
-def _forget() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+            forget()
 
 
 def _ours(part: Part, name: str, raw: dict[str, Any], ceiling: Ceiling, speeds: dict[tuple[int, int], Speed]) -> None:

@@ -63,17 +63,18 @@ class Loaded:
             RuntimeError: one did not get all its tokens.
         """
         self.add(counts, load)
-        began, first, seen, tokens = time.perf_counter(), 0.0, set(), 0
+        began, first, seen, tokens, after = time.perf_counter(), 0.0, set(), 0, 0
         while self.engine.has_work:
             events = self.engine.step().events
             seen |= {event.request_id for event in events}
             tokens += len(events)
+            after += len(events) if first else 0
             if not first and len(seen) == len(counts):
                 first = time.perf_counter()
         ended, batch = time.perf_counter(), len(counts)
         if tokens < batch * load.output:
             raise RuntimeError(f"{batch} requests for {load.output} tokens each got {tokens} in all")
-        return Speed(batch * load.prompt / (first - began), batch * (load.output - 1) / max(1e-9, ended - first))
+        return Speed(batch * load.prompt / (first - began), after / max(1e-9, ended - first))
 
 
 def loaded(raw: dict[str, Any], part: Part, **changes: Any) -> Loaded:

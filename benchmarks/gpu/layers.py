@@ -18,7 +18,7 @@ from benchmarks.gpu.card import FIGURES
 from benchmarks.gpu.pages import Paged, mask_of, paged
 from benchmarks.gpu.part import Part
 from benchmarks.gpu.shapes import LayerShape
-from benchmarks.gpu.timing import Timed, timed
+from benchmarks.gpu.timing import Timed, forget, timed
 from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.operands import Weight
 from model.backends.cuda.layer import MoELayer, moe_layer, row_tile
@@ -70,18 +70,13 @@ def run(part: Part) -> None:
     for shape in chosen:
         with part.tried(f"mixture of {shape.name}"), torch.inference_mode():
             _mixtures(part, shape, tokens, dtype, ceiling)
-        _forget()
+        forget()
     for shape in chosen:
         with part.tried(f"attention of {shape.name}"), torch.inference_mode():
             _attentions(part, shape, dtype, ceiling)
         with part.tried(f"dense layers of {shape.name}"), torch.inference_mode():
             _dense(part, shape, tokens, dtype, ceiling)
-        _forget()
-
-
-def _forget() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        forget()
 
 
 @torch.inference_mode()

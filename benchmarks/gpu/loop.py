@@ -4,7 +4,7 @@ the time in which it waits for the host; with and without overlapped steps and g
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -12,6 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu.decoders import OLMOE_7B
 from benchmarks.gpu.engines import Loaded, Workload, loaded
 from benchmarks.gpu.part import Part
+from benchmarks.gpu.timing import forget
+from engine.engine import Engine
 
 STEPS = 20
 LAUNCHES = ("LaunchKernel", "GraphLaunch")
@@ -29,12 +31,14 @@ class Step:
 
 def run(part: Part) -> None:
     """Each way to run the engine at three batches."""
-    for way, made in WAYS.items():
-        for batch in (2,) if part.dry else (1, 32, 128):
-            what = f"{way}, batch {batch}"
-            if part.enough(what, 3):
-                with part.tried(what), torch.inference_mode():
-                    _batch(part, way, made(part), batch)
+    for way, make in WAYS.items():
+        with part.tried(way), torch.inference_mode():
+            made = make(part)
+            for batch in (2,) if part.dry else (1, 32, 128):
+                if part.enough(f"{way}, batch {batch}", 3):
+                    _batch(part, way, made, batch)
+            del made
+        forget()
 
 
 def _batch(part: Part, way: str, engine: Loaded, batch: int) -> None:
@@ -95,4 +99,10 @@ def _as_served(part: Part) -> Loaded:
     return loaded(OLMOE_7B, part)
 
 
-WAYS: dict[str, Callable[[Part], Loaded]] = {"as served": _as_served}
+def _waiting(part: Part) -> Loaded:
+    """The same without overlapped steps."""
+    made = loaded(OLMOE_7B, part)
+    return replace(made, engine=Engine(made.engine.runner, made.engine.scheduler))
+
+
+WAYS: dict[str, Callable[[Part], Loaded]] = {"as served": _as_served, "each step waited for": _waiting}

@@ -1,5 +1,6 @@
 """How long calls take on a device: under graph replay where they can be captured. On a CPU nothing is measured."""
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,3 +76,10 @@ def host_seconds(call: Call, times: int) -> float:
     for _ in range(times):
         call()
     return (time.perf_counter() - began) / times
+
+
+def forget() -> None:
+    """Give back what no tensor uses any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
