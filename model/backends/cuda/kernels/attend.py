@@ -50,6 +50,27 @@ def queries_of(tile, sequence, tile_first, spans, lane, shared, rows: tl.constex
 
 
 @triton.jit
+def _keys_of(query, real, window, chunk, page: tl.constexpr):
+    """From which key, the first of a tile, and up to which the queries of a program see any."""
+    last = tl.max(tl.where(real, query, -1), axis=0) + 1
+    oldest = tl.min(tl.where(real, query, last), axis=0)
+    begin = 0
+    if window > 0:
+        begin = tl.maximum(oldest - window + 1, 0)
+    if chunk > 0:
+        begin = tl.maximum(begin, oldest // chunk * chunk)
+    return begin // page * page, last
+
+
+@triton.jit
+def store_part(tops, totals, mixes, row, place, width, real, mask, top, total, mixed):
+    """Write the running softmax of one segment for `merge`. `row` is that of each query [N], `mask` has [N, C]."""
+    tl.store(tops + row, top, mask=real)
+    tl.store(totals + row, total, mask=real)
+    tl.store(mixes + row[:, None] * width + place[None, :], tl.trans(mixed), mask=mask)
+
+
+@triton.jit
 def _attend(
     q,
     cache,
@@ -98,36 +119,28 @@ def _attend(
     q_row = (token * heads + head)[:, None]
     q_at = q_row * width + place[None, :]
     q_real = real[:, None] & (place < width)[None, :]
-    queries = tl.load(q + q_at, mask=q_real, other=0.0)
-    last = tl.max(tl.where(real, query, -1), axis=0) + 1
-    oldest = tl.min(tl.where(real, query, last), axis=0)
-    begin = 0
-    if window > 0:
-        begin = tl.maximum(oldest - window + 1, 0)
-    if chunk > 0:
-        begin = tl.maximum(begin, oldest // chunk * chunk)
+    queries = tl.load(q + q_at, mask=q_real, other=0.0).to(cache.dtype.element_ty)
+    begin, last = _keys_of(query, real, window, chunk, page)
     table = tables + sequence * blocks
     if split:
         segment = tl.program_id(2)
-        first = tl.maximum(segment * segment_size, begin // page * page)
+        first = tl.maximum(segment * segment_size, begin)
         end = tl.minimum((segment + 1) * segment_size, last)
         top, total, mixed = segment_softmax(
-            queries.to(cache.dtype.element_ty), cache, table, query, first, end, context, kv_head, kv_heads, width,
-            value_start, scale, softcap, window, chunk, caps, page, N, C
+            queries, cache, table, query, first, end, context, kv_head, kv_heads, width, value_start, scale, softcap,
+            window, chunk, caps, page, N, C
         )  # fmt: skip
-        part_at = (segment * tokens + token) * heads + head
-        tl.store(tops + part_at, top, mask=real)
-        tl.store(totals + part_at, total, mask=real)
-        tl.store(mixes + part_at[:, None] * width + place[None, :], tl.trans(mixed), mask=q_real)
+        part = (segment * tokens + token) * heads + head
+        store_part(tops, totals, mixes, part, place, width, real, q_real, top, total, mixed)
     else:
         top, total = before_first(sinks, head, real, has_sinks, N)
         mixed = tl.zeros([C, N], tl.float32)
         for segment in range(begin // segment_size, tl.cdiv(last, segment_size)):
-            first = tl.maximum(segment * segment_size, begin // page * page)
+            first = tl.maximum(segment * segment_size, begin)
             end = tl.minimum((segment + 1) * segment_size, last)
             next_top, next_total, next_mixed = segment_softmax(
-                queries.to(cache.dtype.element_ty), cache, table, query, first, end, context, kv_head, kv_heads, width,
-                value_start, scale, softcap, window, chunk, caps, page, N, C
+                queries, cache, table, query, first, end, context, kv_head, kv_heads, width, value_start, scale,
+                softcap, window, chunk, caps, page, N, C
             )  # fmt: skip
             top, total, mixed = add(top, total, mixed, next_top, next_total, next_mixed)
         done = tl.trans(mixed / total[None, :])
@@ -173,6 +186,20 @@ def merge(
     tl.store(out + at, done.to(out.dtype.element_ty), mask=real)
 
 
+def parts_of(q_THC: Tensor, segments: int, width: int) -> list[Tensor]:
+    """Uninitialised running softmaxes of so many segments: largest scores, totals, and weighted values."""
+    tokens, heads, _ = q_THC.shape
+    tops, totals = (q_THC.new_empty(segments, tokens, heads, dtype=torch.float32) for _ in range(2))
+    return [tops, totals, tops.new_empty(segments, tokens, heads, width)]
+
+
+def _check(spec: MaskSpec, tiles: QueryTiles, shared: int) -> None:
+    if not spec.causal or spec.bias is not None:
+        raise ValueError("attention to later tokens, or with a bias by distance, has no GPU kernel")
+    if tiles.rows * shared > MOST_QUERIES:
+        raise ValueError(f"{tiles.rows} tokens of {shared} heads each are more than {MOST_QUERIES} queries")
+
+
 def attend(
     q_THC: Tensor,
     cache_PSGC: Tensor,
@@ -192,19 +219,13 @@ def attend(
     `gate_THC`, which may be a view, the result is multiplied by its sigmoid.
     """
     (tokens, heads, width), kv_heads = q_THC.shape, cache_PSGC.shape[2]
-    if not spec.causal or spec.bias is not None:
-        raise ValueError("attention to later tokens, or with a bias by distance, has no GPU kernel")
-    queries = tiles.rows * (heads // kv_heads)
-    if queries > MOST_QUERIES:
-        raise ValueError(f"{tiles.rows} tokens of {heads // kv_heads} heads each are more than {MOST_QUERIES} queries")
+    shared = heads // kv_heads
+    _check(spec, tiles, shared)
     segments = triton.cdiv(longest, SEGMENT)
-    lanes = max(16, triton.next_power_of_2(queries))
+    lanes = max(16, triton.next_power_of_2(tiles.rows * shared))
     grid = (len(tiles.sequence_N), kv_heads)
     split = segments > 1 and (grid[0] * grid[1] < PROGRAMS if side_by_side is None else side_by_side)
-    parts = [out_THC] * 3
-    if split:
-        tops, totals = (q_THC.new_empty(segments, tokens, heads, dtype=torch.float32) for _ in range(2))
-        parts = [tops, totals, tops.new_empty(segments, tokens, heads, width)]
+    parts = parts_of(q_THC, segments, width) if split else [out_THC] * 3
     sinks_H = q_THC if spec.sinks_H is None else spec.sinks_H
     gates_THC = q_THC if gate_THC is None else gate_THC
     gate_steps = gates_THC.stride()[:2]

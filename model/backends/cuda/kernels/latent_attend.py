@@ -8,13 +8,12 @@ Axes in kernels: N queries of a tile (tokens, and their heads), S keys of a tile
 rotary key, padded.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from model.backends.cuda.kernels import attend
-from model.backends.cuda.kernels.attend import PROGRAMS, QueryTiles, merge, queries_of
+from model.backends.cuda.kernels.attend import PROGRAMS, QueryTiles, merge, parts_of, queries_of, store_part
 from model.backends.cuda.kernels.running_softmax import LOWEST, add, after_tile
 
 SEGMENT = 512
@@ -93,12 +92,14 @@ def _attend_latent(
     lane = tl.program_id(1) * N + tl.arange(0, N)
     real, token, query, context = queries_of(tile, sequence, tile_first, spans, lane, heads, rows)
     row = token * heads + lane % heads
-    place, turned_place = tl.arange(0, R)[None, :], tl.arange(0, W)[None, :]
-    mask = real[:, None] & (place < rank)
+    place, turned_place = tl.arange(0, R), tl.arange(0, W)
+    mask = real[:, None] & (place < rank)[None, :]
     q_at = q + row[:, None] * (rank + turned)
-    queries = tl.load(q_at + place, mask=mask, other=0.0).to(cache.dtype.element_ty)
-    turned_mask = real[:, None] & (turned_place < turned)
-    turned_queries = tl.load(q_at + rank + turned_place, mask=turned_mask, other=0.0).to(cache.dtype.element_ty)
+    queries = tl.load(q_at + place[None, :], mask=mask, other=0.0).to(cache.dtype.element_ty)
+    turned_mask = real[:, None] & (turned_place < turned)[None, :]
+    turned_queries = tl.load(q_at + rank + turned_place[None, :], mask=turned_mask, other=0.0).to(
+        cache.dtype.element_ty
+    )
     last = tl.max(tl.where(real, query, -1), axis=0) + 1
     table = tables + sequence * blocks
     if split:
@@ -109,9 +110,7 @@ def _attend_latent(
             page, N, R, W
         )  # fmt: skip
         part = segment.to(tl.int64) * tokens * heads + row
-        tl.store(tops + part, top, mask=real)
-        tl.store(totals + part, total, mask=real)
-        tl.store(mixes + part[:, None] * rank + place, tl.trans(mixed), mask=mask)
+        store_part(tops, totals, mixes, part, place, rank, real, mask, top, total, mixed)
     else:
         top = tl.full([N], LOWEST, tl.float32)
         total = tl.zeros([N], tl.float32)
@@ -124,7 +123,7 @@ def _attend_latent(
             )  # fmt: skip
             top, total, mixed = add(top, total, mixed, next_top, next_total, next_mixed)
         done = tl.trans(mixed / total[None, :])
-        tl.store(out + row[:, None] * rank + place, done.to(out.dtype.element_ty), mask=mask)
+        tl.store(out + row[:, None] * rank + place[None, :], done.to(out.dtype.element_ty), mask=mask)
 
 
 def attend_latent(
@@ -148,10 +147,7 @@ def attend_latent(
     few = len(tiles.sequence_N) * triton.cdiv(queries, QUERIES[False]) < PROGRAMS
     split = segments > 1 and (few if side_by_side is None else side_by_side)
     grid = (len(tiles.sequence_N), triton.cdiv(queries, QUERIES[split]), segments if split else 1)
-    parts = [out_THR] * 3
-    if split:
-        tops, totals = (q_THC.new_empty(segments, tokens, heads, dtype=torch.float32) for _ in range(2))
-        parts = [tops, totals, tops.new_empty(segments, tokens, heads, rank)]
+    parts = parts_of(q_THC, segments, rank) if split else [out_THR] * 3
     padded = max(64, triton.next_power_of_2(rank))
     _attend_latent[grid](
         q_THC,
