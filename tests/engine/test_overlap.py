@@ -186,6 +186,45 @@ def test_an_id_may_be_used_again_while_the_wasted_row_of_its_last_request_is_com
     assert [event.finish for event in finish(engine)["a"]] == ["abort"]
 
 
+class LateMatcher:
+    """Allows every token. Its mask comes after it was asked for so many times."""
+
+    error, row_seconds = "", 0.0
+
+    def __init__(self, asked: int) -> None:
+        self._asked, self._left, self.advanced = asked, 0, list[int]()
+
+    @property
+    def ready(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+    def open(self) -> None:
+        self._left = 0
+
+    def advance(self, tokens: list[int]) -> None:
+        self.advanced += tokens
+        self._left = self._asked
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+@pytest.mark.parametrize("asked", [0, 1, 2, 5])
+def test_a_late_mask_delays_its_own_answer_only(asked: int, repeatable: bool) -> None:
+    runner = LazyRunner(SIZE)
+    engine, matcher = make(runner, repeatable=repeatable), LateMatcher(asked)
+    masked, plain = request("masked", (1, 2), max_tokens=6), request("plain", (3, 4), max_tokens=60)
+    engine.add(masked, matcher)  # type: ignore[arg-type]
+    engine.add(plain)
+    came: dict[str, list[int]] = {"masked": [], "plain": []}
+    for _ in range(60):
+        for event in engine.step().events:
+            assert event.token is not None
+            came[event.request_id].append(event.token)
+    assert not engine.has_work, "the plain answer got a token in every step"
+    assert came == {each.id: runner.reference(each) for each in (masked, plain)}
+    assert matcher.advanced == came["masked"][:-1]
+
+
 class Overlap(RuleBasedStateMachine):
     """Requests, aborts, changes and faults at any point between steps that overlap."""
 
