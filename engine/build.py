@@ -27,7 +27,7 @@ from model.backends import choose
 from model.backends.base import Runnable
 from model.budget import ExpertBudget, ExpertRange
 from model.decoder import Decoder, parameter_count
-from model.devices import free_memory, resolve
+from model.devices import free_memory, make_current, resolve
 from model.errors import CheckpointError, InvalidRequest
 from model.options import Options
 from model.resources import available_cores
@@ -54,6 +54,7 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
     log_resources()
     device = resolve(settings.device)
     log_device(device, settings.device)
+    make_current(device)
     settings = replace(settings, device=device)
     threads = settings.threads or available_cores().value
     torch.set_num_threads(threads)  # for reading the weights

@@ -46,6 +46,13 @@ def resolve(setting: str) -> str:
     return device
 
 
+def make_current(device: str) -> None:
+    """Make a GPU the one that launches go to: kernels of this process run on the current device, whatever their
+    arguments are on."""
+    if device != CPU:
+        torch.cuda.set_device(device)
+
+
 def readable(x: Tensor) -> bool:
     """Whether the host reads a tensor's values without waiting. Where it does not, every size in a step must follow
     from what the host knows."""

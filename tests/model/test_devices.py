@@ -5,7 +5,7 @@ import torch
 
 from model.backends.choose import choose
 from model.backends.torch.backend import TorchBackend
-from model.devices import devices, free_memory, resolve
+from model.devices import devices, free_memory, make_current, resolve
 from model.errors import CheckpointError
 from model.options import Options
 from model.resources import available_memory
@@ -61,3 +61,11 @@ def test_an_old_gpu_runs_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     backend, reason = choose(llama_like(topk(), head_width=16, context=32), Options(device="cuda:0"))
     assert isinstance(backend, TorchBackend) and reason
+
+
+def test_a_gpu_that_is_chosen_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    make_current("cuda:1")
+    make_current("cpu")
+    assert chosen == ["cuda:1"]
