@@ -6,6 +6,7 @@ It knows plans and what mixtures report, not how a step is run.
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from engine.plan import Chunk, Observed, Plan
@@ -18,16 +19,20 @@ from model.step import Observer
 class ExpertStats(Observer):
     """Observes the passes of one step: those that make drafts, and then the plan's own.
 
-    What mixtures tell stays where they computed it until it is read.
+    What mixtures tell stays where they computed it until it is read. `layers`: how many mixtures there are; `uneven`: a
+    token's pairs may be others than its counts say, whatever its rule (`DecoderConfig.uneven`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int = 0, uneven: bool = False) -> None:
         self.pairs = 0
+        self.absent = 0  # token by token, the mixtures that it did not run
+        self._layers, self._uneven = layers, uneven
         self._allowed_pairs = 0  # of the pass that runs, by its counts
         self.loads: list[Tensor] = []
         self._used_LT: list[Tensor] = []  # of the pass that runs
         self._expert_LTK: list[Tensor] = []
         self._pairs_of: Counter[str] = Counter()  # of each sequence
+        self._absent_of: Counter[str] = Counter()
         self._fetched: Fetched | None = None
 
     def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
@@ -58,11 +63,21 @@ class ExpertStats(Observer):
         if not self._used_LT:
             self.pairs += allowed
             return
-        used: list[int] = sum(self._used_LT[1:], self._used_LT[0]).tolist()
+        used_LT = torch.stack(self._used_LT)
+        used: list[int] = used_LT.sum(0).tolist()
         self.pairs += sum(used)
         for chunk, first in _rows(plan):
             self._pairs_of[chunk.sequence.id] += sum(used[first : first + _tokens(chunk)])
+        if self._uneven:
+            self._count_absent(plan, used_LT.count_nonzero(0).tolist())
         self._used_LT.clear()
+
+    def _count_absent(self, plan: Plan, ran: list[int]) -> None:
+        """`ran`: how many mixtures each token ran."""
+        for chunk, first in _rows(plan):
+            absent = _tokens(chunk) * self._layers - sum(ran[first : first + _tokens(chunk)])
+            self._absent_of[chunk.sequence.id] += absent
+            self.absent += absent
 
     def observed(self, plan: Plan, mixtures: Sequence[FeedForward]) -> tuple[Observed, ...]:
         """What was seen of each chunk of the plan that ran last; nothing where no request needs it."""
@@ -74,10 +89,10 @@ class ExpertStats(Observer):
 
     def _observed(self, chunk: Chunk, first: int, routes: StepRoutes | None) -> Observed:
         request = chunk.sequence.request
-        pairs = self._pairs_of[request.id] if request.budget.rule.adaptive else None
-        if routes is None or not request.return_routes:
-            return Observed(pairs)
-        return Observed(pairs, routes.part(first, _tokens(chunk)))
+        measured = request.budget.rule.adaptive or (self._uneven and request.id in self._pairs_of)
+        pairs = self._pairs_of[request.id] if measured else None
+        told = None if routes is None or not request.return_routes else routes.part(first, _tokens(chunk))
+        return Observed(pairs, told, self._absent_of[request.id])
 
 
 def _tokens(chunk: Chunk) -> int:

@@ -6,7 +6,7 @@ It knows one sequence at a time, no blocks.
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-from engine.plan import Chunk, Sampled
+from engine.plan import Chunk, Observed, Sampled
 from engine.sequence import Sequence
 from engine.types import Finish, Logprob, TokenEvent
 
@@ -36,14 +36,14 @@ def _finish(sequence: Sequence, token: int, longest: int) -> Finish | None:
     return None
 
 
-def count_work(chunk: Chunk, draft_experts: int, pairs: int | None) -> None:
-    """Add a chunk and its drafts to its sequence's work: `pairs` as they ran, or None for the sums of the counts.
+def count_work(chunk: Chunk, draft_experts: int, seen: Observed) -> None:
+    """Add a chunk and its drafts to its sequence's work: as they ran if that was seen, or the sums of the counts.
     Drafts made by the model itself, with `draft_experts` experts, are computed twice: when they are made and when they
     are verified."""
     sequence = chunk.sequence
     after, drafts = chunk.start + chunk.length, len(chunk.drafts) + chunk.model_drafts
-    if pairs is not None:
-        sequence.record_measured_work(chunk.length + drafts, pairs)
+    if seen.pairs is not None:
+        sequence.record_measured_work(chunk.length + drafts, seen.pairs, seen.absent)
         return
     sequence.record_work(chunk.start, after)
     if drafts:

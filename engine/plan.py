@@ -131,6 +131,7 @@ class Observed:
 
     pairs: int | None = None  # that ran, drafts made by the model included; None: the sums of the counts
     routes: StepRoutes | None = None  # of its tokens, if the request wants them
+    absent: int = 0  # token by token, the MoE layers that it did not run; only with `pairs`
 
 
 NOT_OBSERVED = Observed()

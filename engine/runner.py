@@ -47,7 +47,7 @@ class ModelRunner:
         self.draft_experts = 0  # the expert count of drafts, where chunks ask for model drafts
         self._sampled: dict[str, int] = {}  # the rows of the last `sample`, by sequence
         self._token_R: Tensor | None = None  # what it sampled, on the device
-        self._trained_pairs = model.config.experts.trained * len(model.config.mixtures)  # per token
+        self._trained, self._layers = model.config.experts.trained, len(model.config.mixtures)
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> StepResult:
@@ -61,7 +61,7 @@ class ModelRunner:
 
     def _run(self, plan: Plan) -> StepResult:
         """All at once, with drafts."""
-        expert_stats = ExpertStats()
+        expert_stats = self._stats()
         if any(chunk.model_drafts for chunk in plan):
             plan = self._draft(plan, expert_stats)
         for chunk in plan:
@@ -73,7 +73,7 @@ class ModelRunner:
         sampled_rows = len(logits_RV) - sum(len(chunk.scored_positions) for chunk in scoring)
         sampled = _sample(self.model, logits_RV[:sampled_rows], plan) if sampled_rows else ()
         tokens = sum(chunk.length + len(chunk.drafts) for chunk in plan)
-        work = self._work(expert_stats, tokens * self._trained_pairs)
+        work = self._work(expert_stats, tokens)
         return StepResult(sampled, work, _prompt_logprobs(logits_RV[sampled_rows:], scoring), observed)
 
     @torch.inference_mode()
@@ -81,7 +81,7 @@ class ModelRunner:
         """Start to compute every chunk. Late tokens are those that the last `sample` sampled for their sequences."""
         with device_errors(self.model.device):
             batch, pages = self._inputs.build(plan, self._late(plan))
-            stats = ExpertStats()
+            stats = self._stats()
             logits_RV = self.model.launch(batch, pages, stats)
             stats.fetch()
         return LaunchedStep(plan, logits_RV, *_logit_rows(plan), stats)
@@ -129,12 +129,16 @@ class ModelRunner:
             by_sequence = dict(zip((chunk.sequence.id for chunk in launched.plan), observed, strict=True))
             observed = tuple(by_sequence[chunk.sequence.id] for chunk in launched.wanted)
         tokens = sum(chunk.length for chunk in launched.plan)
-        work = self._work(launched.stats, tokens * self._trained_pairs)
+        work = self._work(launched.stats, tokens)
         return StepResult(sampled, work, scores, observed)
 
-    def _work(self, expert_stats: ExpertStats, trained_pairs: int) -> MoEWork:
-        """The work of all mixtures in the step; `trained_pairs` is what the trained count would have cost."""
+    def _stats(self) -> ExpertStats:
+        return ExpertStats(self._layers, self.model.config.uneven)
+
+    def _work(self, expert_stats: ExpertStats, tokens: int) -> MoEWork:
+        """The work of all mixtures in a step of so many tokens."""
         distinct, imbalance = self.model.load_spread(expert_stats.loads)
+        trained_pairs = (tokens * self._layers - expert_stats.absent) * self._trained
         return MoEWork(expert_stats.pairs, trained_pairs, distinct, imbalance / max(1, len(expert_stats.loads)))
 
     def forward(self, plan: Plan, expert_stats: ExpertStats) -> Tensor:

@@ -95,7 +95,6 @@ class Scheduler:
         self.queues = Queues()
         self._waiting, self._running = self.queues.waiting, self.queues.running
         self._experts, self._scores_prompts = experts, scores_prompts
-        self._trained_pairs = experts.trained * experts.layers if experts else 0  # of one token
         self._prefills = PrefillPlanner(blocks, self.queues, max_running, chunked, clock)
         self._decodes = DecodePlanner(blocks, self.queues, self._preempt)
         self._open: list[dict[str, int]] = []  # of plans not committed yet: ids, and where their chunks end
@@ -139,7 +138,7 @@ class Scheduler:
             raise InvalidRequest(reason, "prompt_logprobs")
         if self._experts is not None:
             self._experts.check_rule(request.budget.rule, "experts")
-        self.queues.add(Sequence(request, self._clock(), matcher, self._trained_pairs))
+        self.queues.add(Sequence(request, self._clock(), matcher, self._experts))
 
     def abort(self, request_id: str) -> None:
         """End a request; its last event comes with the next commit. An unknown id is ignored: it may just have ended.
@@ -314,7 +313,7 @@ class Scheduler:
 
     def _observe(self, chunk: Chunk, seen: Observed) -> None:
         """Record a chunk's work and routes."""
-        count_work(chunk, self.speculator.experts if self.speculator else 0, seen.pairs)
+        count_work(chunk, self.speculator.experts if self.speculator else 0, seen)
         if chunk.sequence.routes is not None and seen.routes is not None:
             chunk.sequence.routes.put(chunk.start, seen.routes)
 

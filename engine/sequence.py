@@ -9,7 +9,7 @@ from dataclasses import replace
 from engine.grammars.matcher import Matcher
 from engine.routes import RouteRecord
 from engine.types import Logprob, Request, RequestStats, Routes
-from model.budget import CountRun, ExpertCounts
+from model.budget import CountRun, ExpertCounts, ExpertRange
 
 LATE = -1  # stands for a token that the device has sampled and the host does not know yet; only while a plan is made
 
@@ -22,9 +22,10 @@ class Sequence:
     """
 
     __slots__ = (
-        "_trained_pairs",
+        "_experts",
         "_unpriced_end",
         "_unpriced_start",
+        "absent",
         "admitted_at",
         "arrival_number",
         "arrived_at",
@@ -53,10 +54,10 @@ class Sequence:
     )
 
     def __init__(
-        self, request: Request, arrived_at: float, matcher: Matcher | None = None, trained_pairs: int = 0
+        self, request: Request, arrived_at: float, matcher: Matcher | None = None, experts: ExpertRange | None = None
     ) -> None:
         self.request = request
-        self._trained_pairs = trained_pairs  # of one token at the trained count
+        self._experts = experts  # of the model: what the trained count would cost
         self.matcher = matcher  # follows the request's grammar up to the last of `tokens`
         self.tokens = list(request.prompt)
         self.prompt_length = len(request.prompt)
@@ -69,6 +70,7 @@ class Sequence:
         self.cached_tokens = 0  # prompt tokens found in the prefix cache when the request was first admitted
         self.preemptions = 0
         self.computed_tokens = 0  # in total; see `RequestStats`
+        self.absent = 0  # token by token, the MoE layers that it did not run
         self.routed_pairs = 0  # of these tokens, and of drafts that the model made with fewer experts
         self.routes = RouteRecord() if request.return_routes else None
         self._unpriced_start = self._unpriced_end = 0  # computed positions that are not in `routed_pairs` yet
@@ -133,15 +135,23 @@ class Sequence:
             self._unpriced_start = start
         self._unpriced_end = end
 
-    def record_measured_work(self, tokens: int, pairs: int) -> None:
+    def record_measured_work(self, tokens: int, pairs: int, absent: int) -> None:
         """Add the computation of so many tokens whose pairs were counted as they ran."""
         self.computed_tokens += tokens
+        self.absent += absent
         self.routed_pairs += pairs
 
     def _price_work(self) -> None:
         """Add the pairs of the last positions in a row; one by one they would cost time with every decoded token."""
         self.routed_pairs += self.request.budget.pairs(self._unpriced_start, self._unpriced_end, self.prompt_length)
         self._unpriced_start = self._unpriced_end
+
+    @property
+    def _trained_pairs(self) -> int:
+        """What the computed tokens would have cost at the trained count."""
+        if self._experts is None:
+            return 0
+        return (self.computed_tokens * self._experts.layers - self.absent) * self._experts.trained
 
     def stats(self, now: float) -> RequestStats:
         """Times and work of the request if it ends at `now` (seconds on the clock that stamped the arrival)."""
@@ -156,7 +166,7 @@ class Sequence:
             preemptions=self.preemptions,
             computed_tokens=self.computed_tokens,
             routed_pairs=self.routed_pairs,
-            trained_pairs=self.computed_tokens * self._trained_pairs,
+            trained_pairs=self._trained_pairs,
         )
 
     def final_routes(self) -> Routes | None:

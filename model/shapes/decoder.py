@@ -113,6 +113,12 @@ class DecoderConfig:
         )
 
     @property
+    def uneven(self) -> bool:
+        """Whether tokens may run other pairs than their counts say whatever their rule: each stack of an encoder and a
+        decoder has layers of its own, and tokens that compete for an expert may be dropped."""
+        return not self.chunkable
+
+    @property
     def scores_prompts(self) -> bool:
         """Whether there are logits of a prompt's tokens. An encoder predicts none."""
         return self.encoder is None

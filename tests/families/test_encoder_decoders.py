@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -213,6 +214,44 @@ def test_an_embedding_of_one_stack_alone_is_refused(tmp_path: Path) -> None:
     save_file(stored | {"encoder.embed_tokens.weight": stored["shared.weight"] + 1}, file)
     with pytest.raises(CheckpointError, match=r"encoder.embed_tokens.weight is not the same as shared.weight"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_work_is_counted_where_it_is_done(count: int, tmp_path: Path) -> None:
+    """A prompt's tokens run the encoder's mixtures, and those of the answer the decoder's."""
+    model = seq2seq.loaded(seq2seq.build("switch_transformers", 0), tmp_path)
+    settings = EngineSettings(model=str(tmp_path), kv_cache_bytes=1 << 22, step_ms=0, allow_extrapolated_experts=True)
+    engine, _ = build_engine(settings)
+    budget, sampling = ExpertBudget((count,) * 4), Sampling(5, seed=0, temperature=0.0)
+    asked = [Request(str(row), tuple(ids), budget, sampling) for row, ids in enumerate(prompts("switch_transformers"))]
+    for request in asked:
+        engine.add(request)
+    steps, routed = [], {}
+    while engine.has_work:
+        report = engine.step()
+        steps.append(report.stats)
+        for event in report.events:
+            if event.finish is not None and event.stats is not None:
+                routed[event.request_id] = (event.stats.routed_pairs, event.stats.trained_pairs)
+    first = sum(shape.num_experts > 0 for shape in model.config.feed_forward[:4])
+    assert first == 2
+    pairs = {request.id: 2 * len(request.prompt) + 2 * 5 for request in asked}
+    assert routed == {id: (count * once, once) for id, once in pairs.items()}
+    assert sum(step.routed_pairs for step in steps) == count * sum(step.trained_pairs for step in steps)
+    assert sum(step.trained_pairs for step in steps) == sum(pairs.values())
+
+
+def test_routes_are_told_of_the_layers_that_a_token_runs(tmp_path: Path) -> None:
+    seq2seq.loaded(seq2seq.build("nllb_moe", 0), tmp_path)
+    engine, _ = build_engine(EngineSettings(model=str(tmp_path), kv_cache_bytes=1 << 22, step_ms=0))
+    prompt = tuple(prompts("nllb_moe")[1])
+    engine.add(Request("0", prompt, ExpertBudget((2,) * 3), Sampling(4, seed=0), return_routes=True))
+    events = [event for _ in range(4) for event in engine.step().events]
+    routes = events[-1].routes
+    assert routes is not None and routes.shape == (len(prompt) + 3, 3, 2)
+    found = np.frombuffer(routes.data, np.uint8).reshape(routes.shape)
+    ran = (found != 255).all(-1)
+    assert ran.tolist() == [[True, True, False]] * (len(prompt) - 1) + [[True] * 3] + [[False, False, True]] * 3
 
 
 def test_what_an_encoder_cannot_do_is_refused_by_name(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ What each sequence does is a `Part`. The tiles are those of any attention over p
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -73,10 +74,16 @@ class PartAttend:
         """The cache, with the new keys and values in it."""
         assert self._pages is not None
         cache_PSGC = self._pages.cache.layers[memory]
-        new = [self._slots(True, n, torch.arange(p.key, p.key + p.keys)) for n, p in enumerate(self._parts)]
-        slots_T = torch.cat(new).to(self._device)
-        cache_PSGC[0, slots_T], cache_PSGC[1, slots_T] = k_TGC, v_TGV
+        if len(k_TGC):
+            slots_T = self._new_slots
+            cache_PSGC[0, slots_T], cache_PSGC[1, slots_T] = k_TGC, v_TGV
         return cache_PSGC
+
+    @cached_property
+    def _new_slots(self) -> Tensor:
+        """Where new keys and values go: the same in every layer."""
+        new = [self._slots(True, n, torch.arange(p.key, p.key + p.keys)) for n, p in enumerate(self._parts) if p.keys]
+        return torch.cat(new).to(self._device)
 
     def _slots(self, kept: bool, number: int, position_S: Tensor) -> Tensor:
         """Where the keys and values of a part's positions lie: in the pages, or among this step's rows."""
