@@ -14,17 +14,11 @@ from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.kernels.operands import Weight
 from model.backends.cuda.kernels.rotary import HeadNorms, rotary
-from model.backends.cuda.known import unknown
 from model.backends.cuda.layer import row_tile
 from model.backends.cuda.places import Places
 from model.backends.cuda.quantise import AS_LOADED, Precision
 from model.shapes.attention import Attention
 from model.step import MaskSpec, Tables
-
-KNOWN = (
-    *("heads", "kv_heads", "head_width", "rope", "bias", "out_bias", "qk_norm", "clip", "scale", "window", "chunk"),
-    *("sinks", "gated", "floor_scale", "attn_scale"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +85,7 @@ def attention_refusal(shape: Attention) -> str | None:
         return "a norm over all heads beside gates has no GPU kernel"
     if shape.head_width > WIDEST:
         return f"heads of more than {WIDEST} elements have no GPU kernel, these have {shape.head_width}"
-    return unknown(shape, KNOWN)
+    return None
 
 
 def attention_layer(

@@ -15,11 +15,8 @@ from model.backends.cuda.kernels.gated_norm import gated_norm
 from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.kernels.operands import Weight
-from model.backends.cuda.known import unknown
 from model.backends.cuda.layer import row_tile
 from model.shapes.attention import GatedDeltaNet
-
-KNOWN = ("key_heads", "value_heads", "key_width", "value_width", "kernel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +74,7 @@ def delta_refusal(shape: GatedDeltaNet) -> str | None:
     """Why this layer has no kernels, or None."""
     if shape.key_width > WIDEST:
         return f"keys of more than {WIDEST} elements have no GPU kernel, these have {shape.key_width}"
-    return unknown(shape, KNOWN)
+    return None
 
 
 def delta_layer(module: GatedDeltaNetAttention) -> DeltaLayer:

@@ -16,13 +16,10 @@ from model.backends.cuda.kernels.latent_rotary import latent_rotary
 from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.kernels.operands import Weight
 from model.backends.cuda.kernels.per_head import per_head
-from model.backends.cuda.known import unknown
 from model.backends.cuda.layer import row_tile
 from model.backends.cuda.places import Places
 from model.shapes.attention import MLA
 from model.step import Tables
-
-KNOWN = ("heads", "query_rank", "rank", "plain_width", "rope", "value_width", "bias", "scale", "norm_eps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +93,7 @@ def latent_refusal(shape: MLA) -> str | None:
     """Why this layer has no kernels, or None."""
     if shape.rank > WIDEST:
         return f"latents of more than {WIDEST} elements have no GPU kernel, these have {shape.rank}"
-    return unknown(shape, KNOWN)
+    return None
 
 
 def latent_layer(module: MLAAttention) -> LatentLayer:

@@ -18,17 +18,10 @@ from model.backends.cuda.kernels.repair import Repair
 from model.backends.cuda.kernels.route import TokenRules, route
 from model.backends.cuda.kernels.sparse_mixer import sparse_mixer
 from model.backends.cuda.kernels.weighed import weighed
-from model.backends.cuda.known import unknown
 from model.backends.cuda.quantise import AS_LOADED, Precision
 from model.moe.repair import RepairTables
 from model.moe.topk import TopKMixture
 from model.shapes.mixtures import Dense, Router, TopK
-
-KNOWN = ("experts", "width", "trained", "router", "activation", "bias", "interleaved", "shared", "shared_gate", "fixed")
-KNOWN_OF_ROUTER = (
-    *("score", "normalise", "scale", "logit_bias", "selection_bias", "groups", "kept_groups", "group_score"),
-    *("weigh_input", "jitter", "eps", "clamp_sum"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +157,7 @@ def refusal(shape: TopK) -> str | None:
     router = shape.router
     if router.score == "sparse_mixer" and router != Router("sparse_mixer", jitter=router.jitter):
         return "a sparse mixer with biases, groups, a scale or weights of its own has no GPU kernel"
-    return unknown(shape, KNOWN) or unknown(router, KNOWN_OF_ROUTER)
+    return None
 
 
 def moe_layer(module: TopKMixture, repair: RepairTables | None = None, precision: Precision = AS_LOADED) -> MoELayer:

@@ -22,6 +22,7 @@ from model.step import MaskSpec
 PAGE = 64  # keys of a block of the cache, and of a tile
 SEGMENT = 1024
 PROGRAMS = 264  # as in `gemm.py`
+MOST_PARTS = 1 << 26  # float32 values of segments that wait to be merged: 256 MB
 WIDEST = 256  # elements of a head
 MOST_QUERIES = 32  # of a tile, all heads counted: with more, a program's two running softmaxes spill
 
@@ -64,10 +65,15 @@ def _keys_of(query, real, window, chunk, page: tl.constexpr):
 
 @triton.jit
 def store_part(tops, totals, mixes, row, place, width, real, mask, top, total, mixed):
-    """Write the running softmax of one segment for `merge`. `row` is that of each query [N], `mask` has [N, C]."""
+    """Write the running softmax of one segment for `merge`. `row` is that of each query [N], `mask` has [N, C].
+
+    Where a query has seen nothing, its total says so, and nothing else is written: the host's bound of the contexts may
+    be far above them.
+    """
     tl.store(tops + row, top, mask=real)
     tl.store(totals + row, total, mask=real)
-    tl.store(mixes + row[:, None] * width + place[None, :], tl.trans(mixed), mask=mask)
+    has_seen = mask & (total > 0)[:, None]
+    tl.store(mixes + row[:, None] * width + place[None, :], tl.trans(mixed), mask=has_seen)
 
 
 @triton.jit
@@ -176,14 +182,22 @@ def merge(
     mixed = tl.zeros([C, 1], tl.float32)
     for segment in range(segments):
         part = (segment * tokens + token) * heads + head
-        next_mixed = tl.load(mixes + part[None, :] * width + place, mask=real, other=0.0)
-        top, total, mixed = add(top, total, mixed, tl.load(tops + part), tl.load(totals + part), next_mixed)
+        next_total = tl.load(totals + part)
+        has_seen = real & (next_total > 0)[None, :]
+        next_mixed = tl.load(mixes + part[None, :] * width + place, mask=has_seen, other=0.0)
+        top, total, mixed = add(top, total, mixed, tl.load(tops + part), next_total, next_mixed)
     done = mixed / total[None, :]
     if is_gated:
         gate_at = (token * gate_token + head * gate_head)[None, :] + place
         done *= tl.sigmoid(tl.load(gates + gate_at, mask=real, other=0.0).to(tl.float32))
     at = (token * heads + head)[None, :] * width + place
     tl.store(out + at, done.to(out.dtype.element_ty), mask=real)
+
+
+def splits(q_THC: Tensor, segments: int, width: int, programs: int) -> bool:
+    """Whether segments run side by side: where programs are few, and what is to be merged is not too large."""
+    tokens, heads, _ = q_THC.shape
+    return segments > 1 and programs < PROGRAMS and segments * tokens * heads * width <= MOST_PARTS
 
 
 def parts_of(q_THC: Tensor, segments: int, width: int) -> list[Tensor]:
@@ -224,7 +238,7 @@ def attend(
     segments = triton.cdiv(longest, SEGMENT)
     lanes = max(16, triton.next_power_of_2(tiles.rows * shared))
     grid = (len(tiles.sequence_N), kv_heads)
-    split = segments > 1 and (grid[0] * grid[1] < PROGRAMS if side_by_side is None else side_by_side)
+    split = splits(q_THC, segments, width, grid[0] * grid[1]) if side_by_side is None else side_by_side
     parts = parts_of(q_THC, segments, width) if split else [out_THC] * 3
     sinks_H = q_THC if spec.sinks_H is None else spec.sinks_H
     gates_THC = q_THC if gate_THC is None else gate_THC

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model.backends.cuda.kernels import attend
-from model.backends.cuda.kernels.attend import PROGRAMS, QueryTiles, merge, parts_of, queries_of, store_part
+from model.backends.cuda.kernels.attend import QueryTiles, merge, parts_of, queries_of, splits, store_part
 from model.backends.cuda.kernels.running_softmax import LOWEST, add, after_tile
 
 SEGMENT = 512
@@ -144,8 +144,8 @@ def attend_latent(
     """
     (tokens, heads, width), rank = q_THC.shape, out_THR.shape[2]
     segments, queries = triton.cdiv(longest, SEGMENT), tiles.rows * heads
-    few = len(tiles.sequence_N) * triton.cdiv(queries, QUERIES[False]) < PROGRAMS
-    split = segments > 1 and (few if side_by_side is None else side_by_side)
+    programs = len(tiles.sequence_N) * triton.cdiv(queries, QUERIES[False])
+    split = splits(q_THC, segments, rank, programs) if side_by_side is None else side_by_side
     grid = (len(tiles.sequence_N), triton.cdiv(queries, QUERIES[split]), segments if split else 1)
     parts = parts_of(q_THC, segments, rank) if split else [out_THR] * 3
     padded = max(64, triton.next_power_of_2(rank))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.backends.cuda.kernels import latent_attend as kernels
 from model.backends.cuda.kernels import reference
-from model.backends.cuda.kernels.attend import PAGE
+from model.backends.cuda.kernels.attend import PAGE, splits
 from model.backends.cuda.kernels.latent_attend import attend_latent
 from model.step import MaskSpec
 from tests.model.backends.cuda.kernels.test_attend import BLOCKS, random, tiles_of
@@ -97,3 +97,10 @@ def test_tokens_without_a_tile_are_left_alone() -> None:
     tiles = tiles_of([2], 2)
     attend_latent(q_THC, sequences.cache_PSGC, tables_BP, spans_B3, tiles, 70, SCALE, out_THR)
     assert out_THR.isnan().flatten(1).all(1).tolist() == [False, False, True, True]
+
+
+def test_segments_run_side_by_side_where_programs_are_few_and_what_waits_is_small() -> None:
+    one, many = (torch.empty(tokens, 128, 576, device="meta") for tokens in (1, 32))
+    assert splits(one, 64, 512, 8) and splits(many, 4, 512, 256)
+    assert not splits(one, 1, 512, 8) and not splits(one, 64, 512, 264)
+    assert not splits(many, 64, 512, 256)  # 512 MB
