@@ -1,11 +1,17 @@
-"""Decoders for a visit: published shapes with random weights made on the card, and toys. It measures nothing."""
+"""Decoders for a visit: published shapes with random weights made on the card, and toys; and the backend that runs one.
+It measures nothing.
+"""
 
+import importlib.util
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.shapes import randomise
+from model.backends.base import Runnable
+from model.backends.torch.backend import TorchRunnable
 from model.decoder import Decoder
+from model.options import Options
 from weights.load import decoder_config, empty_model
 
 OLMOE_7B: dict[str, Any] = {
@@ -70,3 +76,26 @@ def random_decoder(raw: dict[str, Any], device: torch.device, dtype: torch.dtype
     decoder = empty_model(decoder_config(raw), dtype).to_empty(device=device)
     randomise(decoder, device)
     return decoder.eval().requires_grad_(False)
+
+
+def on_kernels(decoder: Decoder, length: int) -> Runnable:
+    """The decoder on the CUDA backend, in the interpreter as well.
+
+    Raises:
+        RuntimeError: it has no kernels, and why.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError("triton is not installed")
+    from model.backends.cuda.backend import CudaBackend
+    from model.backends.cuda.refusal import refusal
+
+    options = Options(block_size=64, length=length, device=str(decoder.device))
+    reason = refusal(decoder.config, options)
+    if reason is not None:
+        raise RuntimeError(reason)
+    return CudaBackend().prepare(decoder, options)
+
+
+def on_torch(decoder: Decoder) -> Runnable:
+    """The decoder in plain torch."""
+    return TorchRunnable(decoder)

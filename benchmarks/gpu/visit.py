@@ -40,6 +40,7 @@ PLANS = (
     Plan("card", 20),
     Plan("bits", 50),
     Plan("parity", 80),
+    Plan("model", 80),
     Plan("layers", 150),
     Plan("end_to_end", 200),
     Plan("loop", 40),
