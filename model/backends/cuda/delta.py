@@ -16,6 +16,7 @@ from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.kernels.operands import Weight
 from model.backends.cuda.layer import row_tile
+from model.backends.cuda.quantise import AS_LOADED, Precision
 from model.shapes.attention import GatedDeltaNet
 
 
@@ -77,8 +78,9 @@ def delta_refusal(shape: GatedDeltaNet) -> str | None:
     return None
 
 
-def delta_layer(module: GatedDeltaNetAttention) -> DeltaLayer:
-    """The layer of a module whose shape `delta_refusal` lets pass; weights are not copied.
+def delta_layer(module: GatedDeltaNetAttention, precision: Precision = AS_LOADED) -> DeltaLayer:
+    """The layer of a module whose shape `delta_refusal` lets pass. Weights that `precision` keeps as they are are not
+    copied; rates, as other gates, always stay as they are.
 
     Raises:
         ValueError: it does not.
@@ -88,11 +90,11 @@ def delta_layer(module: GatedDeltaNetAttention) -> DeltaLayer:
         raise ValueError(reason)
     return DeltaLayer(
         shape=shape,
-        project=Weight(module.project.weight[None]),
+        project=precision.linear(Weight(module.project.weight[None])),
         rates=Weight(module.rates.weight[None]),
         convolution_CJ=module.convolution[:, 0],
         step_bias_H=module.step_bias,
         log_decay_H=module.log_decay,
         norm=Norm(module.norm.weight, module.norm.eps),
-        out=Weight(module.out.weight[None]),
+        out=precision.linear(Weight(module.out.weight[None])),
     )

@@ -18,6 +18,7 @@ from model.backends.cuda.kernels.operands import Weight
 from model.backends.cuda.kernels.per_head import per_head
 from model.backends.cuda.layer import row_tile
 from model.backends.cuda.places import Places
+from model.backends.cuda.quantise import AS_LOADED, Precision
 from model.shapes.attention import MLA
 from model.step import Tables
 
@@ -96,8 +97,9 @@ def latent_refusal(shape: MLA) -> str | None:
     return None
 
 
-def latent_layer(module: MLAAttention) -> LatentLayer:
-    """The layer of a module whose shape `latent_refusal` lets pass; weights are not copied.
+def latent_layer(module: MLAAttention, precision: Precision = AS_LOADED) -> LatentLayer:
+    """The layer of a module whose shape `latent_refusal` lets pass. Weights that `precision` keeps as they are are not
+    copied; what makes keys and values of a latent always stays as it is.
 
     Raises:
         ValueError: it does not.
@@ -106,18 +108,18 @@ def latent_layer(module: MLAAttention) -> LatentLayer:
     if reason is not None:
         raise ValueError(reason)
     two_steps = shape.query_rank is not None
+
+    def dense(linear: nn.Linear) -> Weight:
+        return precision.linear(Weight(linear.weight[None], None if linear.bias is None else linear.bias[None]))
+
     return LatentLayer(
         shape=shape,
-        query_down=_dense(module.query_down) if two_steps else None,
+        query_down=dense(module.query_down) if two_steps else None,
         query_norm=Norm(module.query_norm.weight, shape.norm_eps) if two_steps else None,
-        query=_dense(module.query),
-        down=_dense(module.down),
+        query=dense(module.query),
+        down=dense(module.down),
         norm=Norm(module.norm.weight, shape.norm_eps),
         up_HXR=module.up.weight.unflatten(0, (shape.heads, -1)),
-        out=_dense(module.out),
+        out=dense(module.out),
         scale=module.mask_spec.scale,
     )
-
-
-def _dense(linear: nn.Linear) -> Weight:
-    return Weight(linear.weight[None], None if linear.bias is None else linear.bias[None])

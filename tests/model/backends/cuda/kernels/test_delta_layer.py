@@ -9,6 +9,7 @@ from torch import Tensor
 from model.attention.gated_delta_net import GatedDeltaNetAttention
 from model.backends.cuda.delta import delta_layer, delta_refusal
 from model.backends.cuda.kernels.norm import Norm, residual_norm
+from model.backends.cuda.quantise import AS_LOADED, Precision
 from model.backends.torch.attend import WholeAttend
 from model.shapes.attention import GatedDeltaNet
 from tests.model.tiny import llama_like, randomise, topk, use
@@ -39,8 +40,10 @@ def tokens(count: int, seed: int = 3) -> Tensor:
 class Running:
     """A layer, and the states of its sequences, which others left behind."""
 
-    def __init__(self, module: GatedDeltaNetAttention, dtype: torch.dtype = torch.float32) -> None:
-        self.layer, self.dtype = delta_layer(module.to(dtype)), dtype
+    def __init__(
+        self, module: GatedDeltaNetAttention, dtype: torch.dtype = torch.float32, precision: Precision = AS_LOADED
+    ) -> None:
+        self.layer, self.dtype = delta_layer(module.to(dtype), precision), dtype
         self.state_SX = torch.full((SLOTS, module.shape.memory.size), torch.nan)
 
     def run(self, sequences: Sequences) -> Tensor:
@@ -80,6 +83,18 @@ def test_half_precision() -> None:
     wanted_TD = expected(module, tokens(5))
     found_TD = Running(module, torch.float16).run([(0, tokens(5), 0)])
     torch.testing.assert_close(found_TD, wanted_TD, atol=4e-3, rtol=4e-3)
+
+
+def test_matrices_of_8_bits() -> None:
+    """As the torch module with their values."""
+    module, precision = net(SHAPES["qwen3_next"]), Precision("int8-weights", experts_only=False)
+    running = Running(module, precision=precision)
+    for name in ("project", "out"):
+        weight = getattr(running.layer, name)
+        assert weight.packed == "int8"
+        getattr(module, name).weight.copy_((weight.values_EOD * weight.scale_EO[..., None])[0])
+    found_TD = running.run([(0, tokens(3), 0)])
+    torch.testing.assert_close(found_TD, expected(module, tokens(3)), atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -12,6 +12,7 @@ from model.backends.cuda import places
 from model.backends.cuda.kernels import attend, latent_attend
 from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.latent import latent_layer, latent_refusal
+from model.backends.cuda.quantise import AS_LOADED, Precision
 from model.backends.torch.attend import WholeAttend
 from model.batch import Cache, Span
 from model.shapes.attention import MLA
@@ -47,8 +48,10 @@ def tokens(count: int, seed: int = 3) -> Tensor:
 class Paged:
     """A layer, and the pages of its sequences."""
 
-    def __init__(self, module: MLAAttention, dtype: torch.dtype = torch.float32) -> None:
-        self.layer, self.dtype = latent_layer(module.to(dtype)), dtype
+    def __init__(
+        self, module: MLAAttention, dtype: torch.dtype = torch.float32, precision: Precision = AS_LOADED
+    ) -> None:
+        self.layer, self.dtype = latent_layer(module.to(dtype), precision), dtype
         width = module.shape.rank + module.shape.rope.width
         self.cache = Cache(PAGE, [torch.full((1, BLOCKS * PAGE, 1, width), torch.nan, dtype=dtype)])
 
@@ -105,6 +108,18 @@ def test_bits_do_not_depend_on_chunks_or_neighbours(chains: None) -> None:
     parts.append(cut.run([tokens(3, seed=4), x_TD[14:20]], [0, 14], [[5, 0], [0, 3]])[3:])
     parts.append(cut.run([x_TD[20:]], [20], [[0, 3]]))
     assert torch.equal(torch.cat(parts), whole_TD)
+
+
+def test_matrices_of_8_bits() -> None:
+    """As the torch module with their values; the products per head keep their own."""
+    module, precision = attention(MLA(HEADS, 16, 20, 10, Rope(6), 8)), Precision("int8-weights", experts_only=False)
+    paged = Paged(module, precision=precision)
+    for name in ("query_down", "query", "down", "out"):
+        weight = getattr(paged.layer, name)
+        assert weight.packed == "int8"
+        getattr(module, name).weight.copy_((weight.values_EOD * weight.scale_EO[..., None])[0])
+    found_TD = paged.run([tokens(5)], [0], [[4]])
+    torch.testing.assert_close(found_TD, expected(module, tokens(5)), atol=2e-5, rtol=2e-5)
 
 
 def test_latents_that_are_too_wide_are_refused() -> None:
