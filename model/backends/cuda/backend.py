@@ -35,10 +35,11 @@ class CudaBackend:
         return refusal(config, options)
 
     def prepare(self, decoder: Decoder, options: Options) -> Runnable:
-        """Nothing is copied. What runs in plain torch is said in the log."""
+        """Weights are copied only where they are to have 8 bits. What runs in plain torch is said in the log."""
+        from model.backends.cuda.quantise import precision_for
         from model.backends.cuda.runnable import CudaRunnable
 
-        runnable = CudaRunnable(decoder, options.length or decoder.config.context)
+        runnable = CudaRunnable(decoder, options.length or decoder.config.context, precision_for(options))
         for reason, layers in Counter(runnable.program.plain).items():
             log.warning("%d of %d layers run in part as plain torch: %s", layers, len(decoder.layers), reason)
         return runnable

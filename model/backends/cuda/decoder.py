@@ -1,15 +1,16 @@
 """A decoder on Triton kernels: the same function as `model.decoder.Decoder`, made from its loaded weights, which are
-not copied.
+not copied. Where weights are to have 8 bits, the decoder's layers are taken over one by one.
 
 A step is a chain of launches whose sizes follow from `StepShape`. Nothing is read back and nothing of the host reaches
 a launch but those numbers, so that a step can be captured as a graph, if every layer has kernels (`native`).
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention.rope import rotary_tables
+from model.backends.cuda.chain import attention_of, feed_forward_of, norm_of
 from model.backends.cuda.inputs import StepInputs
 from model.backends.cuda.kernels.attend import MOST_QUERIES
 from model.backends.cuda.kernels.gemm import gemm
@@ -18,21 +19,23 @@ from model.backends.cuda.kernels.operands import Weight
 from model.backends.cuda.layer import row_tile
 from model.backends.cuda.outputs import StepOutputs, loads_of
 from model.backends.cuda.places import Places
+from model.backends.cuda.quantise import Precision
 from model.backends.cuda.refusal import layer_refusal
-from model.backends.cuda.sublayers import PlainStep, Stream, Sublayer, attention_of, feed_forward_of, norm_of
+from model.backends.cuda.sublayers import PlainStep, Stream, Sublayer
 from model.decoder import Decoder, Layer
 from model.shapes.attention import Attention
 from model.shapes.decoder import DecoderConfig
 from model.shapes.rope import Rope
 from model.step import Tables
 
+AS_LOADED = Precision()
 POSITIONS = 4096  # whose cosines and sines are computed at a time
 
 
 class CudaDecoder:
     """Weights as the kernels read them, and the chain that runs them. `length` bounds the positions served."""
 
-    def __init__(self, model: Decoder, length: int) -> None:
+    def __init__(self, model: Decoder, length: int, precision: Precision = AS_LOADED) -> None:
         config = model.config
         self.config = config
         self.plain = plain_layers(config)
@@ -43,11 +46,16 @@ class CudaDecoder:
         norms = []
         for at, layer in enumerate(model.layers):
             assert isinstance(layer, Layer)
-            self._chain += [attention_of(layer, config, at), feed_forward_of(layer, config, at)]
+            for sublayer_of in (attention_of, feed_forward_of):
+                self._chain.append(sublayer_of(layer, config, at, precision))
             norms += [norm_of(layer.attention_norm), norm_of(layer.ffn_norm)]
+            if precision.quantize != "none":
+                layer.attention = layer.ffn = nn.Identity()  # what was converted is let go
         self._first_norm, *self._next_norms = [*norms, norm_of(model.norm)]
         head_bias = model.head.bias[None] if config.head_bias and not config.tied else None
-        self._head = Weight((model.embed if config.tied else model.head).weight[None], head_bias)
+        self._head = precision.linear(Weight((model.embed if config.tied else model.head).weight[None], head_bias))
+        if self._head.packed != "none" and not config.tied:
+            model.head = nn.Identity()
         self._most = min((shape.maximum for shape in config.mixtures), default=0)
 
     @property

@@ -55,6 +55,7 @@ class StepInputs:
     spans_B3: Tensor  # int64: of each sequence its first row, new tokens, and context
     slots_T: Tensor  # int64: where each new token's keys and values go
     tiles: QueryTiles
+    states_B: Tensor | None = None  # int64: of each sequence the slot of its states, where layers have some
     rules: TokenRules | None = None
 
 
@@ -92,6 +93,7 @@ def host_inputs(batch: Batch, pages: Pages, tile_rows: int, trained: int) -> Ste
         spans_B3=spans_B3,
         slots_T=slots_of(pages.tables_BP, spans_B3),
         tiles=tiles,
+        states_B=pages.slots_B,
         rules=rules,
     )
 

@@ -133,8 +133,8 @@ def loads_of(chosen: Sequence[Chosen]) -> tuple[Tensor, ...]:
 
 def _pairs_per_expert(routings: Sequence[Routing]) -> list[Tensor]:
     """A row of counters for each layer; the sentinel has one too, which is left out."""
-    if not routings:
-        return []
+    if len({routing.expert_TK.shape for routing in routings}) != 1:  # none, or layers of different sizes
+        return [load_E for routing in routings for load_E in _pairs_per_expert([routing])]
     expert_MP = torch.stack([routing.expert_TK.flatten() for routing in routings]).long()
     counters = max(routing.experts for routing in routings) + 1
     load_ME = expert_MP.new_zeros(len(routings), counters).scatter_add_(1, expert_MP, torch.ones_like(expert_MP))

@@ -1,4 +1,4 @@
-"""What the GPU kernels cannot run: decoders, single layers, routing rules. It fails closed: what they are not written
+"""What the GPU kernels cannot run: decoders and single layers. It fails closed: what they are not written
 for is refused by itself.
 
 `TAKEN` names every field that the kernels read, or that the layers' own refusals decide about, and where only some
@@ -6,15 +6,14 @@ values of it have a kernel, these. A layer that is refused runs in plain torch b
 decoder that is refused runs on another backend.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from model.backends.cuda import attention, latent, layer
+from model.backends.cuda import attention, delta, latent, layer, quantise
 from model.backends.cuda.kernels.attend import MOST_QUERIES, PAGE
 from model.backends.taken import ANY, Values, any_of, unknown
-from model.budget import RoutingRule
 from model.options import Options
-from model.shapes.attention import MLA, Attention
+from model.shapes.attention import MLA, Attention, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, Infinity, Router, TopK
 from model.shapes.rope import Rope
@@ -34,6 +33,7 @@ _ATTENTION: Values = {
     "qk_norm": ("none", "full", "head", "unit"),
 }
 _MLA: Values = any_of("heads", "query_rank", "rank", "plain_width", "rope", "value_width", "bias", "scale", "norm_eps")
+_DELTA: Values = any_of("key_heads", "value_heads", "key_width", "value_width", "kernel")
 # Cosines and sines of every position are made in torch, whatever stretches them.
 _ROPE: Values = {
     **any_of("width", "theta", "interleaved", "factor", "original", "attention_factor", "beta_fast", "beta_slow"),
@@ -64,6 +64,7 @@ TAKEN: dict[type, Values] = {
     DecoderConfig: _DECODER,
     Attention: _ATTENTION,
     MLA: _MLA,
+    GatedDeltaNet: _DELTA,
     Rope: _ROPE,
     Dense: _DENSE,
     TopK: _TOPK,
@@ -81,8 +82,9 @@ def _reasons(config: DecoderConfig, options: Options) -> Iterator[str]:
     yield from unknown(config, TAKEN)
     if options.block_size not in (0, PAGE):
         yield f"the block size {options.block_size}: the GPU kernels read blocks of {PAGE} tokens"
-    if options.quantize != "none":
-        yield f"quantize {options.quantize} of {options.quantize_layers}"
+    refused = quantise.refusal(config, options)
+    if refused is not None:
+        yield refused
 
 
 def layer_refusal(shape: Any) -> str | None:
@@ -97,13 +99,6 @@ def layer_refusal(shape: Any) -> str | None:
         return attention.attention_refusal(shape)
     if type(shape) is MLA:
         return latent.latent_refusal(shape)
+    if type(shape) is GatedDeltaNet:
+        return delta.delta_refusal(shape)
     return layer.refusal(shape) if type(shape) is TopK else None
-
-
-def rules_refusal(rules: Sequence[RoutingRule]) -> str | None:
-    """Why a step with these routing rules has no kernels, or None."""
-    if any(rule.repair for rule in rules):
-        return "repair has no GPU kernel"
-    if any(rule.reuse for rule in rules):
-        return "experts that a batch runs anyway (reuse) have no GPU kernel"
-    return None

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from model.backends.cuda.decoder import CudaDecoder
+from model.backends.cuda.decoder import AS_LOADED, CudaDecoder
 from model.backends.cuda.inputs import StepInputs, host_inputs, on_device
 from model.backends.cuda.kernels.attend import MOST_QUERIES, PROGRAMS, SEGMENT
 from model.backends.cuda.places import check_block_size
-from model.backends.cuda.refusal import rules_refusal
+from model.backends.cuda.quantise import Precision
 from model.backends.cuda.sublayers import PlainStep
 from model.backends.torch.attend import PagedAttend
 from model.backends.torch.backend import TorchRunnable
@@ -18,14 +18,13 @@ from model.step import Observer
 
 
 class CudaRunnable(TorchRunnable):
-    """A decoder whose steps run on kernels. Its cache is that of plain torch, which the layers and the routing rules
-    without kernels use."""
+    """A decoder whose steps run on kernels. Its cache is that of plain torch, which layers without kernels use."""
 
     backend = "cuda"
 
-    def __init__(self, decoder: Decoder, length: int) -> None:
+    def __init__(self, decoder: Decoder, length: int, precision: Precision = AS_LOADED) -> None:
         super().__init__(decoder)
-        self.program = CudaDecoder(decoder, length)
+        self.program = CudaDecoder(decoder, length, precision)
         self.exact = self.program.native
         self.kernels = kernels_name(decoder.device) + ("" if self.program.native else " and torch")
         self.workspace = attention_bytes(self.program, length) + (0 if self.program.native else TorchRunnable.workspace)
@@ -42,8 +41,6 @@ class CudaRunnable(TorchRunnable):
     def launch(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
         """Logits of the wanted rows, [B, V], float32, where the weights are. A step's input comes from the CPU; no
         value is read back."""
-        if rules_refusal(batch.budget.rules) is not None:
-            return super().launch(batch, pages, observer)
         plain = None
         if not self.program.native:
             plain = PlainStep(batch.to(self.device), PagedAttend(pages, self.device))

@@ -17,7 +17,7 @@ from model.backends.cuda.refusal import TAKEN, layer_refusal, refusal
 from model.backends.taken import ANY, unknown
 from model.backends.torch.backend import TorchBackend
 from model.options import Options
-from model.shapes.attention import MLA, Attention
+from model.shapes.attention import MLA, Attention, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, Infinity, Router, TopK
 from model.shapes.rope import Rope
@@ -31,6 +31,7 @@ SHAPES: dict[type, Any] = {
     DecoderConfig: CONFIG,
     Attention: CONFIG.attention[0],
     MLA: LATENT,
+    GatedDeltaNet: GatedDeltaNet(key_heads=1, value_heads=2, key_width=4, value_width=4, kernel=2),
     Rope: Rope(16),
     Dense: DENSE,
     TopK: topk(),

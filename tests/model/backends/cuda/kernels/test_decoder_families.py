@@ -43,6 +43,7 @@ def test_a_family_gives_the_logits_of_plain_torch(family: str, number: int, tmp_
     if model.config.encoder is not None:
         pytest.skip("a model with an encoder runs in plain torch")
     runnable = CudaRunnable(model, model.config.context)
+    assert runnable.exact, runnable.program.plain
     found = PagedRun(runnable, ROWS, counts(model), PAGE)
     wanted = PagedRun(TorchRunnable(model), ROWS, counts(model), PAGE)
     for lengths in STEPS:
