@@ -5,6 +5,9 @@ A step is a chain of launches whose sizes follow from `StepShape`. Nothing is re
 a launch but those numbers, so that a step can be captured as a graph, if every layer has kernels (`native`).
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,6 +75,10 @@ class CudaDecoder:
     def compute(self, inputs: StepInputs, plain: PlainStep | None = None) -> StepOutputs:
         """Logits of the wanted rows, and what each mixture chose. Keys and values are written to the cache of the
         inputs. Only a decoder that is not `native` needs `plain`."""
+        with current(self._embed_VD.device):
+            return self._compute(_aligned(inputs), plain)
+
+    def _compute(self, inputs: StepInputs, plain: PlainStep | None) -> StepOutputs:
         x_TD = self._embedded(inputs.ids_T, inputs.positions_T)
         stream = Stream(
             inputs=inputs,
@@ -105,6 +112,19 @@ class CudaDecoder:
         if self.config.logit_scale != 1:
             logits_BV *= self.config.logit_scale
         return logits_BV
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the one that Triton launches on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _aligned(inputs: StepInputs) -> StepInputs:
+    """With the counts of every layer at a multiple of 16 bytes: Triton compiles again for what lies elsewhere."""
+    tokens = inputs.counts_LT.shape[1]
+    if tokens % 2 == 0:
+        return inputs
+    return replace(inputs, counts_LT=F.pad(inputs.counts_LT, (0, 1))[:, :tokens])
 
 
 def plain_layers(config: DecoderConfig) -> tuple[str, ...]:
