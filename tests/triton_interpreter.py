@@ -2,6 +2,7 @@
 TRITON_INTERPRET=1, before their first kernel.
 """
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from triton.runtime import interpreter
 _patch_tensor = interpreter._patch_lang_tensor
 _patch_language = interpreter._patch_lang
 _compiled_range = tl.static_range
-_type_of_tuple = tl.core._type_for_tuple_values
+_new_tuple = tl.core.tuple.__init__
 _dtype_of = interpreter._get_np_dtype
 _dtype_of_number = cache(_dtype_of)
 
@@ -37,19 +38,24 @@ def _known_dtype(dtype: Any) -> np.dtype[Any]:
     return _dtype_of(scalar) if scalar.is_ptr() else _dtype_of_number(scalar)
 
 
-@cache
-def _type_of_sizes(sizes: tuple[int, ...]) -> Any:
-    return _type_of_tuple([tl.constexpr(size) for size in sizes])
+def _untyped_tuple(self: Any, args: Any, type: Any = None) -> None:
+    """As Triton 3.6 does, but the type of a tuple, and every tensor's shape is one, is made when it is asked for."""
+    if type is None:
+        self.values, self._type = list(args), None
+    else:
+        _new_tuple(self, args, type)
 
 
-def _type_of(values: Any, fields: Any = None) -> Any:
-    """As Triton 3.6 does, but the types of shapes, one for each tensor, are made once."""
-    if fields is None and all(type(value) is tl.constexpr and type(value.value) is int for value in values):
-        return _type_of_sizes(tuple(value.value for value in values))
-    return _type_of_tuple(values, fields)
+def _tuple_type(self: Any) -> Any:
+    if self._type is None:
+        self._type = tl.core._type_for_tuple_values(self.values)
+    return self._type
 
 
-tl.core._type_for_tuple_values = _type_of
+tl.core.tuple.__init__ = _untyped_tuple
+tl.core.tuple.type = property(_tuple_type, lambda self, type: setattr(self, "_type", type))
+options = interpreter.interpreter_builder.options
+interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)  # would be asserted if it debugged
 interpreter._get_np_dtype = _known_dtype
 interpreter._patch_lang_tensor = _patched_tensor
 interpreter._patch_lang = _patched_language

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from model.attention.rope import rotary_tables
@@ -53,12 +53,12 @@ class CudaDecoder:
                 self._chain.append(sublayer_of(layer, config, at, precision))
             norms += [norm_of(layer.attention_norm), norm_of(layer.ffn_norm)]
             if precision.quantize != "none":
-                layer.attention = layer.ffn = nn.Identity()  # what was converted is let go
+                del layer.attention, layer.ffn  # what was converted is let go
         self._first_norm, *self._next_norms = [*norms, norm_of(model.norm)]
         head_bias = model.head.bias[None] if config.head_bias and not config.tied else None
         self._head = precision.linear(Weight((model.embed if config.tied else model.head).weight[None], head_bias))
         if self._head.packed != "none" and not config.tied:
-            model.head = nn.Identity()
+            del model.head
         self._most = min((shape.maximum for shape in config.mixtures), default=0)
 
     @property
