@@ -21,6 +21,7 @@ from engine.plan import NOT_FINITE, Sampled
 from engine.sampling import on_device
 from engine.sampling.logprobs import prompt_logprobs
 from engine.sampling.on_device import launch_samples, launch_scores
+from engine.sampling.upload import upload
 from engine.sequence import Sequence
 from engine.types import Logprob
 from model.backends.torch import device_sampling
@@ -189,12 +190,16 @@ def test_grammars_that_fail_and_settings_that_leave_nothing(temperature: float) 
         sequence(temperature=temperature, allowed_token_ids=(5,), bad_words=((5,),)),
         sequence(temperature=temperature, allowed_token_ids=(0,), stop_token_ids=(0,), min_tokens=2),
         sequence(temperature=temperature, allowed_token_ids=(2, 99)),
+        matched(
+            lambda said: {2}, 8, temperature=temperature, allowed_token_ids=(2,), stop_token_ids=(2,), min_tokens=3
+        ),
     ]
     rows = torch.tensor([LOGITS] * len(sequences))
     found = launched(rows, sequences)
     assert_same(found, sample(rows, sequences))
-    assert [result.code for result in found] == ["grammar_too_complex", "no_token_left", "", *["no_token_left"] * 2, ""]
-    assert found[2].token == found[5].token == 2
+    none_left = "no_token_left"
+    assert [result.code for result in found] == ["grammar_too_complex", none_left, "", none_left, none_left, "", ""]
+    assert found[2].token == found[5].token == found[6].token == 2
 
 
 def test_when_adjustments_overflow_the_best_token_is_taken() -> None:
@@ -263,3 +268,9 @@ def test_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         assert launch_samples(OPS, rows, sequences).token_R.device == META
         assert launch_samples(OPS, rows[:1], [sequence(temperature=0)]).token_R.device == META
         launch_scores(rows, [([1, 2], 3), ([4] * 9, None)])
+
+
+def test_arrays_arrive_as_they_are() -> None:
+    arrays = [np.arange(3), np.zeros((0, 4), np.int32), np.array([[1.5], [math.inf]]), np.arange(10, dtype=np.int32)]
+    for array, tensor in zip(arrays, upload(arrays, torch.device("cpu")), strict=True):
+        assert tensor.numpy().dtype == array.dtype and np.array_equal(tensor.numpy(), array)
