@@ -8,6 +8,7 @@ from model.backends.cuda.inputs import StepInputs, host_inputs, on_device
 from model.backends.cuda.kernels.attend import MOST_QUERIES, PROGRAMS, SEGMENT
 from model.backends.cuda.places import check_block_size
 from model.backends.cuda.quantise import Precision
+from model.backends.cuda.sampling import CudaSampling
 from model.backends.cuda.sublayers import PlainStep
 from model.backends.torch.attend import PagedAttend
 from model.backends.torch.backend import TorchRunnable
@@ -21,6 +22,7 @@ class CudaRunnable(TorchRunnable):
     """A decoder whose steps run on kernels. Its cache is that of plain torch, which layers without kernels use."""
 
     backend = "cuda"
+    device_sampling = CudaSampling()
 
     def __init__(self, decoder: Decoder, length: int, precision: Precision = AS_LOADED) -> None:
         super().__init__(decoder)

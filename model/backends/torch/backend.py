@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.backends.base import DeviceSamplingOps
 from model.backends.torch.attend import PagedAttend
 from model.backends.torch.device_sampling import TorchDeviceSampling
 from model.backends.torch.sampling import TorchSampling
@@ -43,7 +44,7 @@ class TorchRunnable(TorchSampling):
     rules = True
     exact = False  # matrix products of different heights may round differently
     workspace = WORKSPACE
-    device_sampling = TorchDeviceSampling()
+    device_sampling: DeviceSamplingOps = TorchDeviceSampling()
     token_buckets: tuple[int, ...] = ()
 
     def __init__(self, decoder: Decoder) -> None:

@@ -271,6 +271,11 @@ def test_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_arrays_arrive_as_they_are() -> None:
-    arrays = [np.arange(3), np.zeros((0, 4), np.int32), np.array([[1.5], [math.inf]]), np.arange(10, dtype=np.int32)]
+    arrays: list[np.ndarray[Any, Any]] = [
+        np.arange(3),
+        np.zeros((0, 4), np.int32),
+        np.array([[1.5], [math.inf]]),
+        np.arange(10, dtype=np.int32),
+    ]
     for array, tensor in zip(arrays, upload(arrays, torch.device("cpu")), strict=True):
         assert tensor.numpy().dtype == array.dtype and np.array_equal(tensor.numpy(), array)
