@@ -42,7 +42,7 @@ class WholeAttend:
 
     def part(self, parts: Sequence[Part]) -> PartAttend:
         """Of sequences that all start with this step."""
-        return PartAttend(parts)
+        return PartAttend(parts, device=self.device)
 
     def spans(self, rows: int) -> tuple[Span, ...]:
         """The sequences, side by side."""
