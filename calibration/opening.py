@@ -150,12 +150,14 @@ def _settings(folder: Path, options: Options) -> EngineSettings:
     """An engine for measuring: nothing is remembered between sequences, and only tokens bound a step.
 
     Raises:
-        CheckpointError: the model has no experts to choose among.
+        CheckpointError: the model has no experts to choose among, or predicts no tokens of a text.
         InvalidRequest: a count that it cannot run.
     """
     config, _ = read_config(folder)
     if not config.mixtures:
         raise CheckpointError(f"{folder} has no mixture-of-experts layers, so there is no count to calibrate")
+    if not config.scores_prompts:
+        raise CheckpointError(f"{folder} cannot be calibrated: an encoder reads its texts, which predicts no tokens")
     grid(replace(config, extrapolates=options.allow_extrapolated_experts).experts, options.asked_counts)
     return EngineSettings(
         model=str(folder),

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from calibration.opening import opened
+from calibration.options import Options
 from engine.build import build_engine
 from engine.types import EngineSettings, Request, Sampling
 from model.backends.cpu.kernels.library import load
@@ -18,7 +20,7 @@ from model.backends.cpu.refusal import refusal
 from model.budget import ExpertBudget
 from model.decoder import Decoder
 from model.errors import CheckpointError, InvalidRequest
-from model.options import Options
+from model.options import Options as BackendOptions
 from tests.families import seq2seq
 from tests.families.seq2seq import ANSWER, prompts
 from tests.families.test_engine import generate
@@ -255,19 +257,25 @@ def test_routes_are_told_of_the_layers_that_a_token_runs(tmp_path: Path) -> None
 
 
 def test_what_an_encoder_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
-    model = seq2seq.loaded(seq2seq.build("t5", 0), tmp_path)
-    assert refusal(model.config, Options()) == "a model with an encoder"
+    model = seq2seq.loaded(seq2seq.build("switch_transformers", 0), tmp_path)
+    assert refusal(model.config, BackendOptions()) == "a model with an encoder"
     settings = EngineSettings(model=str(tmp_path), kv_cache_bytes=1 << 22, step_ms=0, threads=1)
     engine, info = build_engine(settings)
     assert info.kernels_reason == (load().reason or "a model with an encoder")
     scored = Sampling(1, seed=0, prompt_logprobs=0)
     with pytest.raises(InvalidRequest, match="an encoder reads it, which predicts no tokens") as error:
-        engine.add(Request("0", (1, 2), ExpertBudget(()), scored))
+        engine.add(Request("0", (1, 2), ExpertBudget((1,) * 4), scored))
     assert error.value.param == "prompt_logprobs"
     with pytest.raises(CheckpointError, match="speculate ngram: this model keeps states"):
         build_engine(EngineSettings(model=str(tmp_path), kv_cache_bytes=1 << 22, speculate="ngram"))
+    calibration = opened(Options(model=str(tmp_path), output=tmp_path))
+    with (
+        pytest.raises(CheckpointError, match="cannot be calibrated: an encoder reads its texts"),
+        calibration,
+    ):
+        pass
     assert not model.config.chunkable and not model.config.prefix_reusable
-    assert generate(engine, [Request("1", (5,), ExpertBudget(()), Sampling(3, seed=0))])["1"]
+    assert generate(engine, [Request("1", (5,), ExpertBudget((1,) * 4), Sampling(3, seed=0))])["1"]
 
 
 @each
