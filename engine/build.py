@@ -17,7 +17,14 @@ from engine.calibrate import MOST_ROWS, measure
 from engine.cost import ExpertPool, StepCost
 from engine.engine import Engine
 from engine.grammars.compiler import GrammarCompiler
-from engine.memory import give_back_freed_memory, keep_freed_memory, log_device, log_resources
+from engine.memory import (
+    cache_fraction,
+    give_back_freed_memory,
+    keep_freed_memory,
+    log_device,
+    log_resources,
+    step_bytes,
+)
 from engine.progress import LoadingProgress
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
@@ -243,10 +250,12 @@ def state_slots(settings: EngineSettings) -> int:
 
 def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype, workspace: int = 0) -> int:
     """How many KV blocks the memory setting allows, at most what `max_running` whole contexts can use. `workspace`:
-    bytes that attention needs in addition to the cache."""
+    bytes that the backend needs in addition to the cache."""
     per_block = max(1, bytes_per_block(config.memory, block_size(settings), dtype.itemsize))
-    free = max(0, free_memory(resolve(settings.device)).value - workspace)
-    allowed = settings.kv_cache_bytes or int(free * settings.kv_cache_fraction)
+    device = resolve(settings.device)
+    steps = step_bytes(config, settings.max_step_tokens, settings.max_running, device)
+    free = max(0, free_memory(device).value - workspace - steps)
+    allowed = settings.kv_cache_bytes or int(free * cache_fraction(settings.kv_cache_fraction, device))
     allowed -= bytes_per_sequence(config.memory) * state_slots(settings)
     length = model_length(config, settings)
     blocks_per_context = -(-length // block_size(settings))

@@ -224,7 +224,7 @@ class EngineSettings:
     threads: int = 0  # 0: one per core
     block_size: int = 0  # 0: what the device's kernels read best
     kv_cache_bytes: int = 0  # 0: kv_cache_fraction of the memory that is free on the device after loading
-    kv_cache_fraction: float = 0.3
+    kv_cache_fraction: float = 0.0  # 0: 0.3 on the CPU, 0.9 on a GPU
     max_model_len: int = 0  # 0: what the checkpoint says
     max_running: int = 64
     max_step_tokens: int = 512

@@ -119,8 +119,8 @@ class Settings(BaseSettings):
     kv_cache_fraction: float = option(
         ENGINE.kv_cache_fraction,
         "Engine",
-        "Share of the free memory (of the GPU, or of the container's limit) for the KV cache",
-        gt=0,
+        "Share of the free memory for the KV cache; 0: 0.9 of the GPU's, or 0.3 within the container's limit",
+        ge=0,
         lt=1,
     )
     max_running: int = option(ENGINE.max_running, "Engine", "Sequences in one batch", ge=1, le=4096)

@@ -89,7 +89,7 @@ class Runnable(SamplingOps, Protocol):
 
     @property
     def workspace(self) -> int:
-        """Bytes that a step's attention takes beside the cache."""
+        """Bytes that it takes beside weights and cache: for attention, and for what it keeps between steps."""
         ...
 
     def cache(self, blocks: int, block_size: int, slots: int = 0) -> Cache:

@@ -11,6 +11,7 @@ from msgspec import structs
 from engine import build, memory
 from engine.build import assemble, build_engine, describe, prepare
 from engine.engine import Engine
+from engine.memory import step_bytes
 from engine.types import EngineSettings, Logprob, Request, Sampling
 from model import devices
 from model.backends.cpu import backend
@@ -97,6 +98,19 @@ def test_cache_and_threads_follow_the_container(
     caplog.set_level("INFO")
     memory.log_resources()
     assert "3 cores (cpu.max)" in caplog.text and "(memory.max)" in caplog.text
+
+
+def test_a_gpu_keeps_room_for_steps_and_gives_most_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU gives its third, whatever a step takes."""
+    config = wide(16).config
+    per_block, free = bytes_per_block(config.memory, 16, 4), 30 << 20
+    monkeypatch.setattr(build, "resolve", lambda device: device)
+    monkeypatch.setattr(build, "free_memory", lambda device: Amount(free, device))
+    steps = step_bytes(config, 512, 2000, "cuda:0")
+    assert steps == 4 * (6 * 2000 * config.vocabulary + 512 * config.width * (2 * config.experts.trained + 8))
+    for device, room in (("cuda:0", 0.9 * (free - steps - (1 << 20))), ("cpu", 0.3 * (free - (1 << 20)))):
+        settings = EngineSettings(model="", device=device, max_running=2000, max_step_tokens=512, block_size=16)
+        assert build.cache_blocks(config, settings, torch.float32, 1 << 20) == int(room) // per_block, device
 
 
 def test_the_device_is_named_in_log_and_description(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
