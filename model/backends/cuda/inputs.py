@@ -40,8 +40,7 @@ class StepShape:
 class StepInputs:
     """One step's tensors, all on the device.
 
-    A token may be padding: its counts are 0, its slot is one that no sequence has, no tile names it, and its results
-    mean nothing.
+    A token may be padding: its counts are 0, its slot is -1, no tile names it, and its results mean nothing.
     """
 
     shape: StepShape

@@ -105,15 +105,25 @@ class StepOutputs:
     chosen: tuple[Chosen, ...]
 
     def tell(self, observer: Observer, budget: BudgetRows, routes: bool) -> None:
-        """Tell an observer what it is told of a step of this budget; padding behind its tokens is left out."""
+        """Tell an observer what it is told of a step of this budget; padding behind its tokens is left out.
+
+        It is told of memory that no later step overwrites, as a replay does its outputs.
+        """
         tokens, adaptive = budget.counts_LT.shape[1], any(rule.adaptive for rule in budget.rules)
-        layers = zip(budget.pairs_L, self.loads, self.chosen, strict=True)
+        layers = zip(budget.pairs_L, _copied(self.loads), self.chosen, strict=True)
         for layer, (pairs, load_E, chosen) in enumerate(layers):
             observer.routed(layer, pairs, load_E, None)
             if adaptive:
                 observer.used(layer, chosen.used_T()[:tokens])
             if routes:
                 observer.routes(layer, chosen.routes_TK()[:tokens])
+
+
+def _copied(loads: Sequence[Tensor]) -> Sequence[Tensor]:
+    """One launch where all are alike."""
+    if len({load_E.shape for load_E in loads}) == 1:
+        return torch.stack(list(loads)).unbind()
+    return [load_E.clone() for load_E in loads]
 
 
 def loads_of(chosen: Sequence[Chosen]) -> tuple[Tensor, ...]:
