@@ -15,7 +15,9 @@ from benchmarks.checkpoints import DEEPSEEK_900M
 from benchmarks.gpu.decoders import MODELS, on_kernels, on_torch, random_decoder, toy
 from benchmarks.gpu.part import Part
 from model.backends.base import Runnable
+from tests.families.examples import examples_of
 from tests.model.tiny import PagedRun
+from weights.load import families
 
 PAGE = 64
 ATOL = 2e-3  # of float32 logits of tiny decoders, which are about 1
@@ -25,27 +27,29 @@ AGREEING = 0.95  # share of its best tokens
 
 def run(part: Part) -> None:
     """All decoders, on a GPU side by side."""
-    from tests.families import reference  # before processes are forked: it reads transformers
-
     jobs: list[tuple[str, Callable[[], None]]] = []
     for name, raw in (MODELS | {"DeepSeek-V3, small": DEEPSEEK_900M}).items():
         jobs.append((f"bits of a decoder like {name}", partial(_bits, part, name, raw)))
         if part.dry:
             break
     jobs += [(f"text of {name}", partial(_bundled, part, name)) for name in ("topk-stories", "infinity-stories")]
-    for family, number in _examples(part.dry, reference):
-        jobs.append((f"{family} {number}", partial(_family, part, reference, family, number)))
+    for family, number in _examples(part.dry):
+        jobs.append((f"{family} {number}", partial(_family, part, family, number)))
     part.share(jobs)
 
 
-def _examples(dry: bool, reference: Any) -> Iterator[tuple[str, int]]:
+def _examples(dry: bool) -> Iterator[tuple[str, int]]:
     """Every family's tiny configs; on a dry run one."""
-    yield from [("gpt_oss", 1)] if dry else reference.examples()
+    for family in ["gpt_oss"] if dry else families():
+        yield from ((family, number) for number in range(1 if dry else len(examples_of(family))))
 
 
-def _config(reference: Any, family: str, number: int) -> dict[str, Any]:
-    """The config.json of a family's example."""
+def _config(family: str, number: int) -> dict[str, Any]:
+    """The config.json of a family's example. transformers is imported here, where processes are forked already: it may
+    ask for a GPU."""
     from transformers import AutoConfig
+
+    from tests.families import reference
 
     fields = reference.merged(reference.example_list(family)[number])
     config = AutoConfig.for_model(reference.SAME.get(family, family), **fields)
@@ -101,9 +105,9 @@ def _bits(part: Part, name: str, raw: dict[str, Any]) -> None:
                      largest=float((found - whole).abs().max()), equal=None if part.dry else same)  # fmt: skip
 
 
-def _family(part: Part, reference: Any, family: str, number: int) -> None:
+def _family(part: Part, family: str, number: int) -> None:
     """Kernels against plain torch on the same device, in float32, at one expert, as trained, and at most."""
-    decoder = random_decoder(_config(reference, family, number), part.device, torch.float32)
+    decoder = random_decoder(_config(family, number), part.device, torch.float32)
     decoder.config = replace(decoder.config, extrapolates=True)
     model, plain = on_kernels(decoder, 64), on_torch(decoder)
     experts, layers = decoder.config.experts, len(decoder.config.mixtures)

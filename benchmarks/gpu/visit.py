@@ -52,6 +52,7 @@ NAMES = [plan.name for plan in PLANS]
 def work(part: Part) -> None:
     """The process of one part, and the head of a group with all that it starts."""
     os.setsid()
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask for a GPU must not use it: a part may fork
     if part.dry:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
