@@ -46,6 +46,7 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_the_kernels_take_runs_on_them() -> None:
     model, reason = prepare(wide(16), SETTINGS)
     assert isinstance(model, NativeDecoder) and reason == ""
+    assert model.token_buckets == ()  # what a step costs does not depend on buckets
     assert describe(model, SETTINGS)["kernels"] == load().name
 
 
