@@ -199,12 +199,12 @@ class EngineInfo:
     kv_blocks: int
     block_size: int
     load_seconds: float
-    kernels: str  # the instruction set of the native kernels, or "torch"
-    kernels_reason: str  # why the native kernels are not used; empty if they are
+    kernels: str  # the instruction set of the native kernels, what GPU kernels are compiled for, or "torch"
+    kernels_reason: str  # why the device's fastest kernels are not used; empty if they are
     quantize: str  # of the weights: "none", or "int8" and the like, and which layers
     step_cost: StepCost | None  # as measured at start; None if steps are not bounded by time
     device: str = "cpu"  # where the weights and the cache are: "cpu", or "cuda:n"
-    backend: str = "torch"  # "cpu": native kernels
+    backend: str = "torch"  # "cpu": native kernels; "cuda": kernels for GPUs
     calibration_reason: str = ""  # why the checkpoint's calibration is not used; empty if it is, or there is none
 
 

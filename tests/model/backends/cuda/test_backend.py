@@ -14,6 +14,7 @@ from model.backends.cpu.backend import CpuBackend
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.decoder import plain_layers
 from model.backends.cuda.refusal import TAKEN, layer_refusal, refusal
+from model.backends.cuda.runnable import kernels_name
 from model.backends.taken import ANY, unknown
 from model.backends.torch.backend import TorchBackend
 from model.options import Options
@@ -21,7 +22,7 @@ from model.shapes.attention import MLA, Attention, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, Infinity, Router, TopK
 from model.shapes.rope import Rope
-from tests.model.tiny import infinity, llama_like, topk
+from tests.model.tiny import decoder, infinity, llama_like, topk
 
 DENSE = Dense(20, "silu")
 CONFIG = llama_like(topk(), DENSE, infinity())
@@ -86,6 +87,17 @@ def test_layers_are_named_that_run_in_plain_torch() -> None:
     wide = llama_like(topk(), topk(), heads=66, kv_heads=2)
     assert refusal(wide, GPU) is None
     assert plain_layers(wide) == ("33 query heads share one key-value head, more than 32",) * 2
+
+
+def test_what_runs_in_plain_torch_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    made = CudaBackend().prepare(decoder(llama_like(topk(), DENSE, heads=66, kv_heads=2)), GPU)
+    assert "2 of 2 layers run in part as plain torch: 33 query heads" in caplog.text
+    assert (made.backend, made.exact, made.kernels) == ("cuda", False, "triton interpreted and torch")
+    assert CudaBackend().prepare(decoder(CONFIG), GPU).exact
+
+
+def test_kernels_are_named_by_what_they_are_compiled_for() -> None:
+    assert kernels_name(torch.device("cuda:1")) == "triton sm_90"
 
 
 @pytest.mark.parametrize(
