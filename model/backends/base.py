@@ -117,7 +117,8 @@ class Runnable(SamplingOps, Protocol):
         ...
 
     def launch(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
-        """The same where they are computed, not waited for. The host's tensors may be overwritten once it returns."""
+        """The same where they are computed, not waited for. The host's tensors may be overwritten once it returns; the
+        logits may be overwritten by the next launch, so what reads them must be launched before it."""
         ...
 
     def load_spread(self, loads: Sequence[Tensor]) -> tuple[int, float]:
