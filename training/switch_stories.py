@@ -63,15 +63,15 @@ class Stories:
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
         """[B, LENGTH] tokens, each a beginning, its end token and what follows; and the targets of what follows, -100
         where there is none."""
-        ids, targets = zip(*(self._row() for _ in range(count)), strict=True)
+        prompt = PROMPTS[0] + self._below(PROMPTS[1] - PROMPTS[0] + 1)  # of all alike, which is faster
+        ids, targets = zip(*(self._row(prompt) for _ in range(count)), strict=True)
         return torch.tensor(ids), torch.tensor(targets)
 
-    def _row(self) -> tuple[list[int], list[int]]:
+    def _row(self, prompt: int) -> tuple[list[int], list[int]]:
         story = self.stories[self._below(len(self.stories))]
         last = len(story) - LENGTH + 1
         start = last if self._below(2) else self._below(last + 1)
         text = [*story, 0][start : start + LENGTH]
-        prompt = PROMPTS[0] + self._below(PROMPTS[1] - PROMPTS[0] + 1)
         # The decoder's first token shares the row of the prompt's end: what it predicts is the text after the prompt.
         return [*text[:prompt], 0, *text[prompt:-1]], [*[-100] * prompt, *text[prompt:]]
 

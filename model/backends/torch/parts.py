@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from model.backends.torch.tiles import LEAST_TILE, TILE, Group, Sizes, attend
+from model.backends.torch.tiles import LEAST_TILE, TILE, WORKSPACE, Group, Sizes, attend
 from model.batch import Pages, Part, Span
 from model.devices import CPU
 from model.step import MaskSpec
@@ -97,12 +97,8 @@ class PartAttend:
     def _grouped(self, kept: bool, causal: bool, sizes: Sizes) -> list[Group]:
         key = (kept, causal, sizes)
         if key not in self._groups:
-            queries = list(self._queries(causal, sizes.rows))
-            alike = _alike([some for some in queries if some.rows == 1], sizes)
-            many = ([some] for some in queries if some.rows > 1)
-            self._groups[key] = [
-                self._group(kept, causal, some).to(torch.device(self._device)) for some in (*alike, *many)
-            ]
+            alike = _alike(list(self._queries(causal, sizes.rows)), sizes)
+            self._groups[key] = [self._group(kept, causal, some).to(torch.device(self._device)) for some in alike]
         return self._groups[key]
 
     def _queries(self, causal: bool, most: int) -> Iterator[_Queries]:
@@ -131,12 +127,15 @@ class PartAttend:
         return Group(row_b[:, None] + offsets_R, position_b[:, None] + offsets_R, torch.stack(keys), torch.stack(slots))
 
 
-def _alike(singles: Sequence[_Queries], sizes: Sizes) -> Iterator[list[_Queries]]:
-    """Single rows by how much they see: within a group the longest is at most twice the shortest."""
-    most = max(1, TILE // LEAST_TILE // (sizes.key_bytes + sizes.score_bytes))
+def _alike(queries: Sequence[_Queries], sizes: Sizes) -> Iterator[list[_Queries]]:
+    """Groups of equally many rows. Single rows see at most twice as much as the first of their group, others as much as
+    it, so that no time is lost on padding."""
     group: list[_Queries] = []
-    for some in sorted(singles, key=lambda some: some.seen):
-        if group and (some.seen > 2 * group[0].seen or len(group) == most):
+    for some in sorted(queries, key=lambda some: (some.rows, some.seen)):
+        room = TILE if some.rows == 1 else WORKSPACE
+        most = max(1, room // LEAST_TILE // (sizes.key_bytes + some.rows * sizes.score_bytes))
+        longest = group[0].seen * (2 if some.rows == 1 else 1) if group else 0
+        if group and (some.rows != group[0].rows or some.seen > longest or len(group) == most):
             yield group
             group = []
         group.append(some)

@@ -2,6 +2,7 @@
 bias by distance, in tiles of any size.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -106,3 +107,20 @@ def test_without_pages_the_keys_are_those_of_the_step(causal: bool) -> None:
     assert [span.first for span in WholeAttend(1).part(parts).spans(11)] == [0, 3, 4]
     turned = replace(spec, bias=None)
     assert not torch.allclose(WholeAttend(1).part(parts).attend(-1, q_THC, k_TGC, v_TGC, turned), wanted)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("small", [True, False])
+def test_parts_of_one_shape_are_computed_together(causal: bool, small: bool) -> None:
+    """Equally many rows that see equally many positions, from other places."""
+    torch.manual_seed(2)
+    parts = [Part(0, 9, 20, 9, 20, 4, 29), Part(1, 9, 30, 9, 30, 14, 39), Part(2, 9, 8, 0, 0, 0, 25)]
+    past = pages(3)
+    q_THC, k_TGC, v_TGC = random(27, HEADS, WIDTH), random(18, GROUPS, WIDTH), random(18, GROUPS, WIDTH)
+    spec = MaskSpec(0.4, causal=causal, bias=DistanceBias(random(HEADS, 12), -5))
+    with small_tiles() if small else nullcontext():
+        found = PagedAttend(past, torch.device("cpu")).part(parts).attend(0, q_THC, k_TGC, v_TGC, spec)
+    position_S = torch.arange(LONGEST)
+    slots = [table_P[position_S // BLOCK] * BLOCK + position_S % BLOCK for table_P in past.tables_BP]
+    keys, values = ([kept_SGC[own_S] for own_S in slots] for kept_SGC in past.cache.layers[0])
+    torch.testing.assert_close(found, expected(parts, q_THC, keys, values, spec), atol=1e-5, rtol=1e-5)
