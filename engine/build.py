@@ -301,7 +301,7 @@ def experts_of(model: Runnable) -> ExpertRange:
     if model.rules:
         return experts
     refusal = f"{model.kernels} runs no routing rule but the family's"
-    return replace(experts, rule_refusal=experts.rule_refusal or refusal, repair_refusal=refusal)
+    return replace(experts, rule_refusal=experts.rule_refusal or refusal, repair_refusal=refusal, own_fields=())
 
 
 def quantization(settings: EngineSettings) -> str:

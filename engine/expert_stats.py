@@ -85,12 +85,13 @@ class ExpertStats(Observer):
             return ()
         told: list[Experts] = [expert_TK.cpu().numpy() for expert_TK in self._expert_LTK]
         routes = pack(told, mixtures) if told else None
-        return tuple(self._observed(chunk, first, routes) for chunk, first in _rows(plan))
+        adaptive = any(shape.adaptive for shape in mixtures)
+        return tuple(self._observed(chunk, first, routes, adaptive) for chunk, first in _rows(plan))
 
-    def _observed(self, chunk: Chunk, first: int, routes: StepRoutes | None) -> Observed:
+    def _observed(self, chunk: Chunk, first: int, routes: StepRoutes | None, adaptive: bool) -> Observed:
         request = chunk.sequence.request
-        measured = request.budget.rule.adaptive or (self._uneven and request.id in self._pairs_of)
-        pairs = self._pairs_of[request.id] if measured else None
+        uneven = self._uneven and request.id in self._pairs_of
+        pairs = self._pairs_of[request.id] if adaptive or uneven or request.budget.rule.adaptive else None
         told = None if routes is None or not request.return_routes else routes.part(first, _tokens(chunk))
         return Observed(pairs, told, self._absent_of[request.id])
 

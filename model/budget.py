@@ -11,6 +11,13 @@ from typing import Literal
 
 from model.errors import InvalidRequest
 
+MOST_MOVED = 100.0  # of a router's logits, in either direction
+# Fields of a rule that only some kinds of mixtures take, and why others do not.
+OWN_FIELDS = {
+    "gate_offset": "this model's experts have no gates of their own",
+    "free_bias": "this model has no experts that compute nothing",
+}
+
 ExpertCounts = tuple[int, ...]  # of one token: one expert count per MoE layer
 CountRun = tuple[ExpertCounts, int]  # counts, and how many neighbouring positions have them
 CountChange = tuple[int, ExpertCounts]  # the first position that has these counts
@@ -30,6 +37,8 @@ class RoutingRule:
     the first of more; the best one always runs. `reuse` comes after them: with S the experts that all tokens of the
     batch run in this layer so far, a token adds those of S that follow its own in its order, `reuse` of them at most.
     It is the one rule with which an answer depends on who shares the batch.
+
+    `gate_offset` and `free_bias` are for the kinds of mixtures that take them (`OWN_FIELDS`).
     """
 
     normaliser: Normaliser = "trained"
@@ -37,16 +46,18 @@ class RoutingRule:
     top_p: float = 0.0  # experts run up to and with the one that brings their share of all scores to this; 0: all
     repair: bool = False  # each layer's output is brought to its mean and spread at the trained count
     reuse: int = 0  # a token adds up to this many of its next best experts that its batch runs anyway; 0: none
+    gate_offset: float = 0.0  # added to the logit of every expert's gate: more of them open, or fewer
+    free_bias: float = 0.0  # added to the logits of experts that compute nothing, for choosing, not for weighing
 
     @property
     def adaptive(self) -> bool:
-        """Whether how many experts run depends on the token."""
+        """Whether how many experts run depends on the token, also in kinds where it does not by itself."""
         return bool(self.threshold or self.top_p or self.reuse)
 
     @property
     def reroutes(self) -> bool:
         """Whether it changes which experts run, or how they weigh."""
-        return self.adaptive or self.normaliser != "trained"
+        return self.adaptive or self.normaliser != "trained" or bool(self.gate_offset or self.free_bias)
 
 
 FAMILY_RULE = RoutingRule()
@@ -158,16 +169,20 @@ def _mean(counts: ExpertCounts) -> float:
 class ExpertRange:
     """The counts that a loaded model can run: `layers` MoE layers, each from `minimum` to `maximum` experts.
 
-    And which routing rules: `rule_refusal` and `repair_refusal` say why none, or why no repair, is taken.
+    And which routing rules: `rule_refusal` and `repair_refusal` say why none, or why no repair, is taken; `own_fields`
+    are those of OWN_FIELDS that are taken all the same. `adaptive`: the counts are upper bounds under every rule, and
+    how many experts run depends on the token.
     """
 
     layers: int
     trained: int
     minimum: int
     maximum: int
-    rule_refusal: str = ""  # of every field of a rule but repair
+    rule_refusal: str = ""  # of every field of a rule but repair and `own_fields`
     repair_refusal: str = ""
     repaired: tuple[int, ...] = ()  # counts whose repair the calibration says helps; empty: there are no tables
+    own_fields: tuple[str, ...] = ()
+    adaptive: bool = False
 
     def budget(self, count: int | Sequence[int], param: str = "num_experts") -> ExpertBudget:
         """Turn one count, or one per MoE layer, into a budget.
@@ -204,7 +219,7 @@ class ExpertRange:
         Raises:
             InvalidRequest: names the field as `param`.name.
         """
-        for name in ("normaliser", "threshold", "top_p", "reuse", "repair"):
+        for name in ("normaliser", "threshold", "top_p", "reuse", "repair", *OWN_FIELDS):
             if getattr(rule, name) != getattr(FAMILY_RULE, name) and (fault := self._rule_fault(rule, name)):
                 raise InvalidRequest(f"{param}.{name} {fault}", f"{param}.{name}")
 
@@ -217,6 +232,8 @@ class ExpertRange:
             tables = "" if self.repaired else "no calibration with repair statistics was loaded (`moedial calibrate`)"
             reason = self.repair_refusal or tables
             return f"is refused: {reason}" if reason else ""
+        if name in OWN_FIELDS:
+            return self._own_fault(name, value)
         if self.rule_refusal:
             return f"is refused: {self.rule_refusal}"
         if name in ("threshold", "top_p") and not 0 <= value <= 1:
@@ -225,4 +242,12 @@ class ExpertRange:
             return f"must be between 0 and {self.maximum} for this model, got {value!r:.64}"
         if name == "normaliser" and value not in ("raw", "kept") and not 1 <= int(value) <= self.maximum:
             return f"k2={value!r:.64} must be between 1 and {self.maximum} for this model"
+        return ""
+
+    def _own_fault(self, name: str, value: float) -> str:
+        """The same of a field that only some kinds take."""
+        if name not in self.own_fields:
+            return f"is refused: {self.rule_refusal or OWN_FIELDS[name]}"
+        if not -MOST_MOVED <= value <= MOST_MOVED:
+            return f"must be between {-MOST_MOVED:g} and {MOST_MOVED:g}, got {value!r:.64}"
         return ""

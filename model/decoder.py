@@ -100,6 +100,7 @@ class Decoder(nn.Module):
         rotary = {rope: rotary_tables(batch.positions_T, rope) for rope in self._ropes}
         no_counts = LayerBudget(batch.ids_T.new_empty(0), 0)
         moe_layer, memory = 0, len(self.config.attention)
+        router_logits: list[Tensor] = []  # of this pass; a kind whose layers know of each other adds to it
         for number, shape in enumerate(self.config.feed_forward):
             is_mixture = shape.num_experts > 0
             budget = batch.budget.layer(moe_layer) if is_mixture else no_counts
@@ -113,6 +114,7 @@ class Decoder(nn.Module):
                 memory=number,
                 rotary=rotary,
                 routes=batch.routes,
+                router_logits=router_logits,
             )
             yield step, step if shape.memory is None else replace(step, memory=memory)
             moe_layer += is_mixture

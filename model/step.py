@@ -98,6 +98,7 @@ class LayerStep:
     rotary: Mapping[Rope, Tables] = field(default_factory=dict)  # of every kind that the decoder uses
     bias: DistanceBias | None = None  # of this layer's attention
     routes: bool = False  # whether the observer wants every token's experts
+    router_logits: list[Tensor] = field(default_factory=list)  # that mixtures before this one left for it, [T, E] each
 
     def attend(self, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, spec: MaskSpec) -> Tensor:
         """See `Past.attend`; of this sublayer."""

@@ -211,6 +211,9 @@ def _topk(ffn: TopK, width: int, ours: str, theirs: str) -> Iterator[Rule]:
         yield Copy(ours + "router_bias", theirs + "gate.bias")
     if ffn.router.selection_bias:
         yield Copy(ours + "selection_bias", theirs + "gate.e_score_correction_bias")
+    if ffn.router.score == "top_any":
+        yield Copy(ours + "temperature", theirs + "gate.temperature")
+        yield Copy(ours + "thresholds", theirs + "gate.thresholds")
     expert = theirs + "experts.{e}."
     halves = (expert + "gate_proj.weight", expert + "up_proj.weight")
     yield Stack(ours + "gate_up", halves, (ffn.width, ffn.width), ffn.experts)

@@ -4,10 +4,12 @@ How a kind chooses and what its experts are is in its own file beside this one.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from model import devices
 from model.batch import LayerBudget
 from model.shapes.mixtures import Router
 
@@ -73,6 +75,14 @@ def ranks(budget: LayerBudget) -> Tensor:
     """Which of `k_max` ranks each token may use: bool [T, K]. Plain torch only: the kernels have `route` in topk.h."""
     counts_T = budget.counts_T
     return torch.arange(budget.k_max, device=counts_T.device)[None, :] < counts_T[:, None]
+
+
+def moved(budget: LayerBudget, name: Literal["gate_offset", "free_bias"]) -> Tensor | None:
+    """What each token's rule adds to logits, [T, 1] float32; None where no rule adds anything."""
+    values: list[float] = [getattr(rule, name) for rule in budget.rules]
+    if budget.rule_T is None or not any(values):
+        return None
+    return devices.tensor_on(values, budget.rule_T.device)[budget.rule_T, None]
 
 
 def token_ranks(counts_T: Tensor, pairs: int) -> tuple[Tensor, Tensor]:

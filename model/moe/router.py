@@ -10,8 +10,9 @@ from torch import Tensor
 
 from model.batch import LayerBudget
 from model.moe.base import Choice, normalised, ranks, running_sum
+from model.moe.gates import choose_open
 from model.moe.rules import choose_by_rules
-from model.shapes.mixtures import Router
+from model.shapes.mixtures import GATES, Router
 
 
 def choose(logits_TE: Tensor, budget: LayerBudget, router: Router, bias_E: Tensor | None, trained: int) -> Choice:
@@ -20,6 +21,8 @@ def choose(logits_TE: Tensor, budget: LayerBudget, router: Router, bias_E: Tenso
         if budget.reroutes:
             raise ValueError("the sparse mixer runs no routing rule but its own")
         return Choice(*_sparse_mixer(logits_TE, budget.k_max, router.jitter), ranks(budget))
+    if router.score in GATES:
+        return choose_open(logits_TE, budget, router, bias_E)
     scores_TE = scores(logits_TE, router)
     ranked_TE = scores_TE if bias_E is None else scores_TE + bias_E
     if router.score == "sigmoid" and bias_E is None and router.groups == 1:
@@ -38,6 +41,10 @@ def choose(logits_TE: Tensor, budget: LayerBudget, router: Router, bias_E: Tenso
 
 def scores(logits_TE: Tensor, router: Router) -> Tensor:
     """What an expert is worth to each token, float32."""
+    if router.score == "relu":
+        return logits_TE.relu()
+    if router.score == "top_any":
+        return logits_TE.sigmoid()
     return logits_TE.sigmoid() if router.score == "sigmoid" else logits_TE.softmax(-1)
 
 

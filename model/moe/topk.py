@@ -40,6 +40,9 @@ class TopKMixture(LayerModule):
             self.router_bias = nn.Parameter(torch.empty(experts))
         if config.router.selection_bias:
             self.selection_bias = nn.Parameter(torch.empty(experts))
+        if config.router.score == "top_any":
+            self.temperature = nn.Parameter(torch.empty(1))
+            self.thresholds = nn.Parameter(torch.empty(experts))
         if config.bias:
             self.gate_up_bias = nn.Parameter(torch.empty(experts, rows))
             self.down_bias = nn.Parameter(torch.empty(experts, width))
@@ -62,7 +65,7 @@ class TopKMixture(LayerModule):
             y_TD = self.run_padded(x_TD, weight_TE, runs_TE)
         if step.observer is not None:
             step.observer.routed(step.moe_layer, count, load_E, scores(logits_TE, self.config.router))
-            if step.budget.adaptive or self.config.dropping is not None:
+            if step.budget.adaptive or self.config.adaptive or self.config.dropping is not None:
                 step.observer.used(step.moe_layer, choice.used_T)
             if step.routes:
                 step.observer.routes(step.moe_layer, choice.routes_TK)
@@ -70,6 +73,9 @@ class TopKMixture(LayerModule):
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """Router logits [T, E], float32."""
+        if self.config.router.score == "top_any":
+            cosine_TE = F.linear(F.normalize(x_TD.float(), dim=-1), F.normalize(self.router.float(), dim=-1))
+            return cosine_TE * self.temperature.float()
         logits_TE = F.linear(x_TD, self.router).float()
         return logits_TE + self.router_bias.float() if self.config.router.logit_bias else logits_TE
 
@@ -77,6 +83,8 @@ class TopKMixture(LayerModule):
         """Which of each token's experts run, and their weights."""
         router, dropping = self.config.router, self.config.dropping
         bias_E = self.selection_bias.float() if router.selection_bias else None
+        if router.score == "top_any":
+            bias_E = -self.temperature.float() * self.thresholds.float()
         choice = choose(logits_TE, step.budget, router, bias_E, self.config.trained)
         if dropping is None:
             return choice

@@ -58,6 +58,8 @@ class DecoderConfig:
             raise ValueError(
                 f"{len(self.attention)} attention layers do not fit {len(self.feed_forward)} feed-forward layers"
             )
+        if len({(shape.adaptive, shape.own_fields) for shape in self.mixtures}) > 1:
+            raise ValueError("either all mixtures have gates or experts that compute nothing, or none of them")
         if self.encoder is not None:
             self.encoder.check_ids(self.vocabulary)
             if self.encoder.layers >= len(self.attention):
@@ -80,7 +82,10 @@ class DecoderConfig:
         if any(shape.fixed for shape in shapes) and not self.extrapolates:
             least = most = trained
             refusal = refusal or "this model's router is made for the trained count alone"
-        return ExpertRange(len(shapes), trained, least, most, refusal, repaired=self.repaired)
+        own, adaptive = shapes[0].own_fields, shapes[0].adaptive
+        return ExpertRange(
+            len(shapes), trained, least, most, refusal, repaired=self.repaired, own_fields=own, adaptive=adaptive
+        )
 
     @property
     def draws_noise(self) -> bool:

@@ -5,7 +5,7 @@ answers for its kind (`FeedForward`), so that neither the decoder nor the engine
 class here or in a file of its own, and the module in `model/moe/` that computes it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from model.shapes.checks import counts, one_of, reals, sizes
@@ -15,7 +15,8 @@ from model.shapes.work import TokenWork
 
 MOST_EXPERTS = 8192  # of one layer; each has tensors of its own in a checkpoint
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"]
-Score = Literal["softmax", "sigmoid", "sparse_mixer"]
+Score = Literal["softmax", "sigmoid", "sparse_mixer", "top_any", "relu"]
+GATES = ("top_any", "relu")  # scores with which an expert runs only where its own gate is open
 GroupScore = Literal["max", "top2"]
 SigmaLink = Literal["exp", "softplus"]
 Draws = Literal["independent", "antithetic", "points"]
@@ -47,7 +48,16 @@ class FeedForward(Protocol):
 
     @property
     def rule_refusal(self) -> str:
-        """Why it takes no `RoutingRule` but its own (repair aside); empty: it takes them."""
+        """Why it takes no `RoutingRule` but its own (repair and `own_fields` aside); empty: it takes them."""
+
+    @property
+    def own_fields(self) -> tuple[str, ...]:
+        """The fields of `RoutingRule` that it takes and other kinds do not (`OWN_FIELDS` in `model/budget.py`)."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether a count is an upper bound, and how many experts run depends on the token under every rule. Such a
+        layer always tells the observer how many each token used."""
 
     @property
     def shared_experts(self) -> int:
@@ -82,6 +92,16 @@ class TokenLocal:
     def token_local(self) -> bool:
         """No token sees another."""
         return True
+
+    @property
+    def own_fields(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
+    def adaptive(self) -> bool:
+        """The count says how many experts run."""
+        return False
 
     @property
     def draws_noise(self) -> bool:
@@ -120,7 +140,8 @@ class Router:
     """How router logits become a choice and its weights.
 
     "softmax" or "sigmoid" over all experts (Shazeer et al. 2017; DeepSeek-V3, arXiv 2412.19437 eq. 15), or
-    Phi-3.5-MoE's sparse mixer, which gives each kept expert its share among those close to it.
+    Phi-3.5-MoE's sparse mixer, which gives each kept expert its share among those close to it. With "top_any" (DynMoE,
+    arXiv 2405.14297) and "relu" (ReMoE, arXiv 2412.14711) every expert has a gate, open or not (`model/moe/gates.py`).
     """
 
     score: Score = "softmax"
@@ -143,6 +164,8 @@ class Router:
         reals(scale=self.scale, jitter=self.jitter, eps=self.eps)
         if self.kept_groups > self.groups:
             raise ValueError(f"{self.kept_groups} groups cannot be kept of {self.groups}")
+        if self.score in GATES and replace(self, score="softmax") != Router(scale=self.scale):
+            raise ValueError(f"a router with gates ({self.score}) has no other field than scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +223,19 @@ class TopK(TokenLocal):
             return "the sparse mixer's weights are defined for its own rule only"
         if self.router.weigh_input:
             return "this model's router weighs what its experts read, not what they answer"
+        if self.router.score in GATES:
+            return "this model's experts have gates: experts.gate_offset moves them"
         return ""
+
+    @property
+    def own_fields(self) -> tuple[str, ...]:
+        """Gates can be moved."""
+        return ("gate_offset",) if self.router.score in GATES else ()
+
+    @property
+    def adaptive(self) -> bool:
+        """With gates, of which a token finds some open."""
+        return self.router.score in GATES
 
     @property
     def maximum(self) -> int:

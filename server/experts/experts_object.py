@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from model.budget import Normaliser
+from model.budget import MOST_MOVED, Normaliser
 from model.errors import InvalidRequest, shown
 
 FIELD = "experts"
@@ -123,6 +123,13 @@ def _reuse(name: str, value: Any) -> int:
     return value
 
 
+def _offset(name: str, value: Any) -> float:
+    if not _is_number(value) or not -MOST_MOVED <= value <= MOST_MOVED:
+        allowed = f"a number between {-MOST_MOVED:g} and {MOST_MOVED:g}"
+        raise InvalidRequest(f"{name} must be {allowed}, got {shown(value)}", name)
+    return float(value)
+
+
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidRequest(f"{name} must be a name, got {shown(value)}", name, "invalid_type")
@@ -163,6 +170,8 @@ RULE: Mapping[str, Reader] = {
     "top_p": _share,
     "repair": _flag,
     "reuse": _reuse,
+    "gate_offset": _offset,
+    "free_bias": _offset,
 }
 AUTO: Mapping[str, Reader] = {"min_quality": _positive, "max_itl_ms": _positive, "adapt": _flag}
 KEYS = ("count", *PHASES, *RULE, "profile", "auto")

@@ -32,6 +32,7 @@ class Timeline:
     account: Account | None = None  # of the API key
     trained_pairs: int = 0  # of one token at the trained count
     prompt: SharedPromptCount = field(default_factory=SharedPromptCount)
+    adaptive: bool = False  # whether the model's work depends on the token under every rule
     started: float | None = None  # when it got its slot in the batch
     first_token_at: float | None = None
     last_token_at: float = 0.0
@@ -49,7 +50,7 @@ class Timeline:
     def set_budget(self, budget: ExpertBudget) -> None:
         """Set the budget before the first token."""
         self.budget, self.label = budget, self.metrics.label(budget)
-        self.measured = budget.rule.adaptive
+        self.measured = self.adaptive or budget.rule.adaptive
         self._gaps = self.metrics.histogram_buffer("inter_token_latency_seconds", self.label)
 
     def change_budget(self, budget: ExpertBudget) -> None:
@@ -84,7 +85,7 @@ class Timeline:
         the engine's figures have on average.
         """
         reported = self.stats.routed_pairs if self.stats else 0
-        if self.budget.rule.adaptive and self.stats is not None and self.stats.computed_tokens:
+        if (self.adaptive or self.budget.rule.adaptive) and self.stats is not None and self.stats.computed_tokens:
             return reported + round((self.tokens - self.tokens_at_stats) * reported / self.stats.computed_tokens)
         last = self.prompt_tokens - 1  # each position from here on generated one token
         start, end = last + self.tokens_at_stats, last + self.tokens

@@ -45,6 +45,7 @@ class SequenceBuilder:
         self.arrived, self.bad_words = arrived, bad_words
         experts = service.served_models.info.experts
         self.trained_pairs = experts.trained * experts.layers  # of one token
+        self.adaptive = experts.adaptive
         self.salt, self.account = service.salt_of(key), service.accounts.get(key)
         noise = service.settings.noise_seed if body.noise_seed is None else body.noise_seed
         self.noise = noise & LARGEST_SEED
@@ -101,7 +102,8 @@ class SequenceBuilder:
 
     def _timeline(self, prompt: int, count: SharedPromptCount) -> Timeline:
         metrics, arrived = self.service.metrics, self.arrived
-        return Timeline(metrics, self.budget, prompt, arrived, self.account, self.trained_pairs, count)
+        trained, adaptive = self.trained_pairs, self.adaptive
+        return Timeline(metrics, self.budget, prompt, arrived, self.account, trained, count, adaptive)
 
     def _continues(self) -> bool:
         """Whether an answer continues a text, in which a word may have begun."""

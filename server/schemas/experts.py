@@ -10,6 +10,7 @@ Schema = dict[str, Any]
 COUNT_SCHEMA: Schema = {"type": "integer", "minimum": 1}
 COUNTS_SCHEMA: Schema = {"anyOf": [COUNT_SCHEMA, {"type": "array", "items": COUNT_SCHEMA}]}
 SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+MOVED: Schema = {"type": "number", "minimum": -100, "maximum": 100}
 RULE: dict[str, Schema] = {
     "normaliser": {
         "type": "string",
@@ -27,6 +28,10 @@ RULE: dict[str, Schema] = {
         "description": "Up to so many further experts per token where the batch runs them anyway: the one rule with "
         "which an answer depends on the other requests of its batch",
     },
+    "gate_offset": MOVED
+    | {"description": "Added to the logit of every expert's gate; models whose experts have gates"},
+    "free_bias": MOVED
+    | {"description": "Added to the logits of experts that compute nothing, for choosing; models that have them"},
 }
 PHASES: dict[str, Schema] = {
     "prefill": COUNTS_SCHEMA | {"description": "Of the prompt's tokens; absent: the server's default"},

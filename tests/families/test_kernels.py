@@ -40,7 +40,7 @@ REFUSED = {  # by family, for all of its examples, or by family and number
     "qwen2_moe": f"{ROUTED} (TopK.shared is Dense",
     "qwen3_next": "layers of the kind GatedDeltaNet",
 }
-OWN = {"infinity_moe"}  # transformers does not know it; tests/model/backends/cpu/test_decoder.py compares it with torch
+OWN = set(reference.OWN)  # transformers does not know them; tests of their mixtures have their definitions
 
 
 def reason_for(family: str, number: int) -> str | None:

@@ -95,5 +95,5 @@ def test_what_was_loaded_comes_back_bit_for_bit(family: str, number: int, tmp_pa
 
 @pytest.mark.parametrize("family", families())
 def test_every_family_has_examples(family: str) -> None:
-    """∞-MoE is ours: transformers does not know it, and `tests/model/moe/test_infinity.py` has its definition."""
+    """∞-MoE has its definition in `tests/model/moe/test_infinity.py`."""
     assert family == "infinity_moe" or len(reference.example_list(family)) >= 2

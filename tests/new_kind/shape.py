@@ -22,6 +22,8 @@ class RunningMean:
     draws_noise = False
     token_local = False
     rule_refusal = "its router takes no rule"
+    own_fields = ()
+    adaptive = False
 
     def __post_init__(self) -> None:
         sizes(width=self.width, experts=self.experts, hidden=self.hidden)

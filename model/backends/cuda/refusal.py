@@ -80,6 +80,8 @@ def refusal(config: DecoderConfig, options: Options) -> str | None:
 
 def _reasons(config: DecoderConfig, options: Options) -> Iterator[str]:
     yield from unknown(config, TAKEN)
+    if any(shape.adaptive for shape in config.mixtures):
+        yield "mixtures in which how many experts run depends on the token"
     if options.block_size not in (0, PAGE):
         yield f"the block size {options.block_size}: the GPU kernels read blocks of {PAGE} tokens"
     refused = quantise.refusal(config, options)

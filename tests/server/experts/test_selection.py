@@ -56,7 +56,7 @@ def test_a_rule_without_a_count_goes_with_the_default_and_counts_as_named() -> N
 
 
 def test_neutral_values_are_the_familys_rule() -> None:
-    neutral = {"normaliser": "trained", "threshold": 0, "top_p": 0, "repair": False, "reuse": 0}
+    neutral = {"normaliser": "trained", "threshold": 0, "top_p": 0, "repair": False, "reuse": 0, "free_bias": 0}
     assert selected({"experts": {"count": 2} | neutral}).budget.rule == FAMILY_RULE
 
 

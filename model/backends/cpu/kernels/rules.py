@@ -3,14 +3,14 @@
 The other side is `StepRules` in csrc/step_rules.h. What the numbers do is in csrc/rules.h.
 """
 
-from dataclasses import astuple
+from dataclasses import fields
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from model.batch import BudgetRows, LayerBudget
-from model.budget import RoutingRule
+from model.budget import FAMILY_RULE, OWN_FIELDS, RoutingRule
 
 NORMALISERS = {"kept": -2, "trained": -1, "raw": 0}  # as in csrc/mixtures.h; a number stands for itself
 NO_RULES = (torch.empty(0, 5, dtype=torch.float64), torch.empty(0, dtype=torch.int64))
@@ -30,5 +30,10 @@ def _rows(rules: tuple[RoutingRule, ...]) -> Tensor:
 
 
 def _row(rule: RoutingRule) -> list[float]:
-    """All fields in their order: one that the kernels do not know makes a row that they refuse."""
-    return [NORMALISERS[value] if isinstance(value, str) else value for value in astuple(rule)]
+    """All fields in their order, without those that no kind with kernels takes: one that the kernels do not know makes
+    a row that they refuse."""
+    for name in OWN_FIELDS:
+        if getattr(rule, name) != getattr(FAMILY_RULE, name):
+            raise ValueError(f"the kernels know no {name}, got {getattr(rule, name)!r:.64}")
+    values = [getattr(rule, field.name) for field in fields(rule) if field.name not in OWN_FIELDS]
+    return [NORMALISERS[value] if isinstance(value, str) else value for value in values]
