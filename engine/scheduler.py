@@ -134,7 +134,7 @@ class Scheduler:
             raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
         require_fits_context(request, self.max_model_len, self.blocks.total * self.blocks.block_size)
         if request.sampling.prompt_logprobs is not None and not self._scores_prompts:
-            reason = "this model's prompts have no log-probabilities: an encoder reads it, which predicts no tokens"
+            reason = "this model has no log-probabilities of prompts: an encoder reads them, which predicts no tokens"
             raise InvalidRequest(reason, "prompt_logprobs")
         if self._experts is not None:
             self._experts.check_rule(request.budget.rule, "experts")

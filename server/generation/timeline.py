@@ -104,11 +104,16 @@ class Timeline:
         return reported + self.tokens - self.tokens_at_stats
 
     @property
+    def layer_passes(self) -> float:
+        """Token by token, the MoE layers that it ran: all, unless prompts and answers have layers of their own."""
+        return self.routed_pairs_trained * len(self.budget.per_layer) / self.trained_pairs
+
+    @property
     def mean_count(self) -> float:
-        """The mean expert count over tokens and layers."""
+        """The mean expert count over tokens and the layers that they run."""
         if not self.measured or not self.computed_tokens:
             return self.budget.mean(self.prompt_tokens, self.tokens)
-        return self.routed_pairs / (self.computed_tokens * len(self.budget.per_layer))
+        return self.routed_pairs / self.layer_passes
 
     def _count_prompt(self) -> None:
         """Count the prompt once it has been read: not where it was refused, and once for all its answers."""

@@ -72,7 +72,7 @@ class GenerationCall:
         computed = sum(timeline.computed_tokens for timeline in timelines)
         if computed and any(timeline.measured for timeline in timelines):
             pairs = sum(timeline.routed_pairs for timeline in timelines)
-            return rounded(pairs / (computed * len(self.choice.budget.per_layer)))
+            return rounded(pairs / sum(timeline.layer_passes for timeline in timelines))
         return echoed_count(self.choice.budget, sum(map(len, self.prompts)), generated)
 
     @property

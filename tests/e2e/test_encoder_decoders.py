@@ -40,6 +40,10 @@ def test_completions_of_an_encoder_decoder(tmp_path: Path) -> None:
         assert rest.choices[0].text == tokenizer.decode(expected[3:])
         more = create(**ask, extra_body={"num_experts": 3})
         assert more.usage is not None and (more.usage.model_extra or {})["num_experts"] == 3
+        ruled = create(
+            **ask, extra_body={"experts": {"threshold": 0.9}}
+        )  # counted as it runs: one expert in its layers
+        assert ruled.usage is not None and (ruled.usage.model_extra or {})["num_experts"] == 1
         with pytest.raises(openai.BadRequestError, match="an encoder reads") as error:
             create(**ask, echo=True, logprobs=1)
         assert error.value.param == "prompt_logprobs"

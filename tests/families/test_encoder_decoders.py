@@ -263,7 +263,7 @@ def test_what_an_encoder_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
     engine, info = build_engine(settings)
     assert info.kernels_reason == (load().reason or "a model with an encoder")
     scored = Sampling(1, seed=0, prompt_logprobs=0)
-    with pytest.raises(InvalidRequest, match="an encoder reads it, which predicts no tokens") as error:
+    with pytest.raises(InvalidRequest, match="an encoder reads them, which predicts no tokens") as error:
         engine.add(Request("0", (1, 2), ExpertBudget((1,) * 4), scored))
     assert error.value.param == "prompt_logprobs"
     with pytest.raises(CheckpointError, match="speculate ngram: this model keeps states"):
