@@ -291,6 +291,9 @@ def describe(model: Runnable, settings: EngineSettings) -> dict[str, Any]:
         "device": str(model.device),
         "backend": model.backend,
         "quantize": quantization(settings),
+        "token_local": config.token_local,
+        "prefix_cache": settings.prefix_cache and config.prefix_reusable,
+        "chunked": config.chunkable,
         "step_cost": None,
     }
 

@@ -205,6 +205,9 @@ class EngineInfo:
     step_cost: StepCost | None  # as measured at start; None if steps are not bounded by time
     device: str = "cpu"  # where the weights and the cache are: "cpu", or "cuda:n"
     backend: str = "torch"  # "cpu": native kernels; "cuda": kernels for GPUs
+    token_local: bool = True  # whether a token's mixtures look at no other tokens
+    prefix_cache: bool = True  # whether requests share blocks of equal prompts
+    chunked: bool = True  # whether a prompt may be computed in several steps
     calibration_reason: str = ""  # why the checkpoint's calibration is not used; empty if it is, or there is none
 
 

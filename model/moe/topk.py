@@ -53,7 +53,10 @@ class TopKMixture(LayerModule):
         self.execute: Callable[[Tensor, RoutedPairs], Tensor] | None = None  # another way than `run_ragged`
 
     def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
-        logits_TE = self.logits(x_TD)
+        return self.mix(x_TD, self.logits(x_TD), step)
+
+    def mix(self, x_TD: Tensor, logits_TE: Tensor, step: LayerStep) -> Tensor:
+        """The output of router logits [T, E], whatever they were made of."""
         choice = self.choose(logits_TE, step)
         if self.execute is not None or devices.readable(x_TD):
             pairs = choice.pairs(self.config.experts)

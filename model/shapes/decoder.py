@@ -110,6 +110,11 @@ class DecoderConfig:
         return (*attention, *attention, StateMemory(1), *kept)
 
     @property
+    def token_local(self) -> bool:
+        """Whether no mixture looks at other tokens than its own; attention always does."""
+        return all(shape.token_local for shape in self.feed_forward)
+
+    @property
     def chunkable(self) -> bool:
         """Whether a prompt can be computed in chunks: what a layer needs of earlier tokens is kept. An encoder's tokens
         see later ones."""

@@ -158,7 +158,8 @@ class ServedModels:
         info = self.info
         reason = {"reason": info.kernels_reason} if info.kernels_reason else {}
         where = {"device": info.device, "backend": info.backend}
-        return where | {"kernels": info.kernels, "dtype": info.dtype, "quantize": info.quantize} | reason
+        shared = {"prefix_cache": info.prefix_cache, "chunked_prefill": info.chunked}
+        return where | {"kernels": info.kernels, "dtype": info.dtype, "quantize": info.quantize} | shared | reason
 
     def _moe(self, default: int | float) -> dict[str, Any]:
         experts = self.info.experts
@@ -171,6 +172,7 @@ class ServedModels:
             "max": experts.maximum,
             "layers": experts.layers,
             "shared_experts": self.info.shared_experts,
+            "token_local": self.info.token_local,
             "normaliser": "trained",  # of a request that names none: the family's own
             "quality": list(self.quality),
             "calibration": source(self.calibration),

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -17,7 +17,6 @@ from model.backends.cuda import graphs
 from model.backends.cuda.buckets import TOKENS, Buckets
 from model.backends.cuda.graphs import GraphSet
 from model.backends.cuda.inputs import StepInputs, StepShape
-from model.backends.cuda.padding import padded
 from model.batch import Cache
 from model.errors import EngineDown
 from tests.model.backends.cuda.fake_recorder import FakeRecorder, NotRecordable
@@ -71,17 +70,6 @@ def test_padding_changes_no_result_whatever_the_number_of_rows() -> None:
         bench.run(decoding(*range(1, tokens + 1), late=tokens // 2, states=True, seed=tokens))
     assert bench.graphs.recorded == sum(high - low > 1 for low, high in pairwise((0, *TOKENS)))
     bench.recorder.finish()
-
-
-def test_every_field_of_a_step_is_padded() -> None:
-    """A new one needs its line in `padded`, and in the step of this test."""
-    inputs, _ = decoding(5, 6, 7, rules=True, states=True, seed=1).inputs(empty_cache())
-    bucket = BUCKETS.of(inputs.shape)
-    assert bucket is not None
-    names = [field.name for field in fields(inputs) if field.name not in ("shape", "cache", "tiles", "rules")]
-    for name in names:
-        size = getattr(padded(inputs, bucket), name).shape[1 if name == "counts_LT" else 0]
-        assert size == 4, name
 
 
 context = st.one_of(st.integers(1, 200), st.integers(900, 1100), st.integers(1, LENGTH))
