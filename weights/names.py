@@ -15,6 +15,7 @@ from typing import Any
 from model.shapes.attention import MLA, Attention, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, Infinity, TopK
+from model.shapes.moe_plus_plus import MoEPlusPlus
 from weights.rules import Copy, Fuse, Ignore, Rule, Stack, renamed
 
 _GPT2_MASKS = tuple(
@@ -227,3 +228,13 @@ def _topk(ffn: TopK, width: int, ours: str, theirs: str) -> Iterator[Rule]:
         yield from dense(ffn.shared, ours + "shared.", theirs + "shared_experts.")
     if ffn.shared_gate:
         yield Copy(ours + "shared_gate.weight", theirs + "shared_expert_gate.weight")
+
+
+@feed_forward.register
+def _moe_plus_plus(ffn: MoEPlusPlus, width: int, ours: str, theirs: str) -> Iterator[Rule]:
+    yield from _topk(ffn, width, ours, theirs)
+    if ffn.residual:
+        yield Copy(ours + "residual", theirs + "gate.residual.weight")
+    if ffn.constant:
+        yield Copy(ours + "constants", theirs + "constants.value")
+        yield Copy(ours + "constant_mix", theirs + "constants.mix")

@@ -57,13 +57,18 @@ class TopKMixture(LayerModule):
 
     def mix(self, x_TD: Tensor, logits_TE: Tensor, step: LayerStep) -> Tensor:
         """The output of router logits [T, E], whatever they were made of."""
-        choice = self.choose(logits_TE, step)
+        y_TD = self.run(x_TD, self.choose(logits_TE, step), logits_TE, step)
+        return y_TD if self.config.shared is None else y_TD + self.always(x_TD)
+
+    def run(self, x_TD: Tensor, choice: Choice, logits_TE: Tensor, step: LayerStep) -> Tensor:
+        """The sum of the experts that run. Tells the observer of them."""
         if self.execute is not None or devices.readable(x_TD):
             pairs = choice.pairs(self.config.experts)
             count, load_E = len(pairs.token_R), pairs.load_E
             y_TD = (self.execute or self.run_ragged)(x_TD, pairs)
         else:
-            weight_TE, runs_TE = choice.by_expert(self.config.experts)
+            by_expert = choice.by_expert(self.config.num_experts)
+            weight_TE, runs_TE = (found_TE[:, : self.config.experts] for found_TE in by_expert)
             count, load_E = step.budget.pairs, runs_TE.sum(0)
             y_TD = self.run_padded(x_TD, weight_TE, runs_TE)
         if step.observer is not None:
@@ -72,7 +77,7 @@ class TopKMixture(LayerModule):
                 step.observer.used(step.moe_layer, choice.used_T)
             if step.routes:
                 step.observer.routes(step.moe_layer, choice.routes_TK)
-        return y_TD if self.config.shared is None else y_TD + self.always(x_TD)
+        return y_TD
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """Router logits [T, E], float32."""
