@@ -5,6 +5,8 @@ Nothing of triton is imported before it is known to be there.
 
 import importlib.util
 import logging
+import os
+import shutil
 from collections import Counter
 
 import torch
@@ -12,9 +14,11 @@ import torch
 from model.backends.base import Runnable
 from model.decoder import Decoder
 from model.options import Options
+from model.shapes.attention import MLA
 from model.shapes.decoder import DecoderConfig
 
 LEAST_CAPABILITY = (8, 0)  # bfloat16 in matrix instructions
+LATENT_BYTES = 184 << 10  # of shared memory, at DeepSeek-V3's widths
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +31,7 @@ class CudaBackend:
 
     def refusal(self, config: DecoderConfig, options: Options) -> str | None:
         """Why there are no kernels on this machine, or none for this decoder."""
-        reason = machine_refusal(options)
+        reason = machine_refusal(options) or memory_refusal(config, options.device)
         if reason is not None:
             return reason
         from model.backends.cuda.refusal import refusal
@@ -57,4 +61,16 @@ def machine_refusal(options: Options) -> str | None:
         return f"{options.device} has compute capability {have}; the GPU kernels need {need}"
     if options.dtype not in ("", "bfloat16"):
         return f"weights of {options.dtype}: the GPU kernels take bfloat16"
+    if not any(shutil.which(compiler) for compiler in (os.environ.get("CC", ""), "gcc", "clang", "cc")):
+        return "no C compiler (gcc, clang, or what CC names), which triton needs to launch kernels"
+    return None
+
+
+def memory_refusal(config: DecoderConfig, device: str) -> str | None:
+    """Why a program of some kernel does not fit this device's multiprocessors, or None."""
+    if not any(isinstance(shape, MLA) for shape in config.attention):
+        return None
+    there: int = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    if there < LATENT_BYTES:
+        return f"latent attention needs {LATENT_BYTES} bytes of shared memory in a program; {device} has {there}"
     return None

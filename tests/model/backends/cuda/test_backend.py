@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass, fields, make_dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("triton")
 
 from model.backends import choose
 from model.backends.cpu.backend import CpuBackend
+from model.backends.cuda import backend
 from model.backends.cuda.backend import CudaBackend
 from model.backends.cuda.decoder import plain_layers
 from model.backends.cuda.refusal import TAKEN, layer_refusal, refusal
@@ -45,6 +47,22 @@ each = pytest.mark.parametrize("kind", TAKEN, ids=lambda kind: kind.__name__)
 @pytest.fixture(autouse=True)
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+
+def test_a_machine_without_a_c_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend.shutil, "which", lambda name: None)
+    assert "C compiler" in str(CudaBackend().refusal(CONFIG, GPU))
+
+
+@pytest.mark.parametrize(("there", "fits"), [(166912, False), (232448, True)])
+def test_latent_attention_needs_a_gpu_with_much_shared_memory(
+    there: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties = SimpleNamespace(shared_memory_per_block_optin=there)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    config = replace(CONFIG, attention=(LATENT,) * 3)
+    assert (CudaBackend().refusal(config, GPU) is None) == fits
+    assert CudaBackend().refusal(CONFIG, GPU) is None
 
 
 def test_every_shape_is_looked_at() -> None:

@@ -303,7 +303,7 @@ def test_products_under_a_mask(shape: Infinity, tile: Tile) -> None:
         assert made.tensor_cores
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.redundant)])
 def test_tokens(dtype: torch.dtype) -> None:
     """Of the vocabulary of Qwen3."""
     logits_RV, token_R = empty(9, 151_936, dtype=dtype), empty(9, dtype=torch.int64)
