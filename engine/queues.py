@@ -64,6 +64,11 @@ class Queues:
         return any(sequence.matcher is None for sequence in first)
 
     @property
+    def has_suspects(self) -> bool:
+        """Whether a sequence is still to be computed up to where a shared step with it has failed."""
+        return any(sequence.suspected for sequence in chain(self.running.values(), self.waiting.values()))
+
+    @property
     def youngest(self) -> Sequence:
         """The running sequence that arrived last: the one to preempt when blocks run out."""
         return next(reversed(self.running.values()))

@@ -174,8 +174,8 @@ class Scheduler:
         launch the new plan.
 
         Left out are sequences that end with `plan`, and, unless a chunk is `repeatable`, those with a grammar, whose
-        masks may be late. Where a sequence would have to be preempted, the plan is empty. After `plan` is committed,
-        `still_open` tells what is left of the new one.
+        masks may be late. The plan is empty where a sequence would have to be preempted, or where one is suspected of a
+        fault and must run alone. After `plan` is committed, `still_open` tells what is left of the new one.
 
         Raises:
             RuntimeError: `plan` is not the only open one, or drafts are made, which need the tokens before them.
@@ -184,7 +184,7 @@ class Scheduler:
             raise RuntimeError("one plan must be open to plan ahead of its commit, and none with drafts")
         held = {chunk.sequence.id for chunk in plan if self._is_held(chunk, repeatable)}
         with computed(plan, held, self.queues, self._chunked):
-            yield self._plan_or_nothing()
+            yield () if not repeatable and self.queues.has_suspects else self._plan_or_nothing()
 
     def still_open(self, plan: Plan) -> Plan:
         """The chunks of a plan made ahead that are still wanted, now that the plan before it is committed: of sequences

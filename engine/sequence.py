@@ -96,6 +96,11 @@ class Sequence:
         return self.matcher is None or self.matcher.ready
 
     @property
+    def suspected(self) -> bool:
+        """Whether its next tokens run in a step of their own: a shared step failed there."""
+        return self.computed < self.isolated_until
+
+    @property
     def pending(self) -> int:
         """Tokens still to be computed before the next one can be sampled."""
         return len(self.tokens) - self.computed

@@ -8,12 +8,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.blocks import BlockManager
 from engine.engine import Engine
+from engine.plan import Plan
 from engine.scheduler import Scheduler
 from engine.types import Request, TokenEvent
 from model.budget import ExpertBudget
 from model.errors import EngineDown, InvalidRequest
 from tests.engine.fake import CRASH, LOST, POISON, FakeRunner, request
-from tests.engine.overlapping import LazyRunner
+from tests.engine.overlapping import Launch, LazyRunner
 
 SIZE = 2
 
@@ -139,6 +140,27 @@ def test_a_fault_of_one_step_loses_nothing(number: int, where: str, repeatable: 
     expected = {each.id: runner.reference(each) for each in asked}
     assert text(events["c"]) == expected["c"]
     assert all(text([*first, *events[id]]) == expected[id] for id, first in begun.items())
+
+
+def test_a_suspect_is_not_launched_with_others_before_the_step_ahead_of_it_is_known() -> None:
+    runner = LazyRunner(SIZE)
+    engine, launch, together = make(runner, repeatable=False), runner.launch, list[list[str]]()
+
+    def recorded(plan: Plan, *, counted: bool = True) -> Launch:
+        if any(chunk.start < chunk.sequence.isolated_until for chunk in plan):
+            together.append([chunk.sequence.id for chunk in plan])
+        return launch(plan, counted=counted)
+
+    runner.launch = recorded  # type: ignore[method-assign]
+    asked = [request(id, (first, 2, 3), max_tokens=6) for first, id in enumerate("ab")]
+    engine.add(asked[0])
+    begun = engine.step().events
+    engine.add(asked[1])
+    engine.scheduler.queues.waiting["b"].isolated_until = 3  # as after a step that failed
+    events = finish(engine)
+    assert together == [["b"]]
+    assert text([*begun, *events["a"]]) == runner.reference(asked[0])
+    assert text(events["b"]) == runner.reference(asked[1])
 
 
 def test_a_fault_of_one_request_ends_it_alone() -> None:
