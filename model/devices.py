@@ -70,7 +70,7 @@ class Fetched:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._event: torch.cuda.Event | None = None
-        self._copies = [tensor if readable(tensor) else self._copy(tensor) for tensor in tensors]
+        self._copies = _copies(tensors)
         on_gpu = next((tensor for tensor in tensors if tensor.is_cuda), None)
         if on_gpu is not None:
             self._event = torch.cuda.Event()
@@ -82,10 +82,18 @@ class Fetched:
             self._event.synchronize()
         return self._copies
 
-    @staticmethod
-    def _copy(tensor: Tensor) -> Tensor:
-        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        return pinned.copy_(tensor, non_blocking=True)
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors on the host, or on their way: those of one type in one copy, since a step may have one per layer."""
+    copies, remote = list(tensors), [at for at, tensor in enumerate(tensors) if not readable(tensor)]
+    for dtype in dict.fromkeys(tensors[at].dtype for at in remote):
+        places = [at for at in remote if tensors[at].dtype == dtype]
+        together = torch.cat([tensors[at].flatten() for at in places])
+        pinned = torch.empty(len(together), dtype=dtype, pin_memory=together.is_cuda)
+        parts = pinned.copy_(together, non_blocking=True).split([tensors[at].numel() for at in places])
+        for at, part in zip(places, parts, strict=True):
+            copies[at] = part.view(tensors[at].shape)
+    return copies
 
 
 def free_memory(device: str) -> Amount:

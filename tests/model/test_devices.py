@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from model import devices as devices_file
 from model.backends.choose import choose
 from model.backends.torch.backend import TorchBackend
-from model.devices import devices, free_memory, make_current, resolve
+from model.devices import Fetched, devices, free_memory, make_current, resolve
 from model.errors import CheckpointError
 from model.options import Options
 from model.resources import available_memory
@@ -69,3 +70,19 @@ def test_a_gpu_that_is_chosen_is_the_current_one(monkeypatch: pytest.MonkeyPatch
     make_current("cuda:1")
     make_current("cpu")
     assert chosen == ["cuda:1"]
+
+
+def test_what_is_fetched_comes_in_one_copy_for_each_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With tensors of a device that the host cannot read, of any shape, also none at all; they may change at once."""
+    monkeypatch.setattr(devices_file, "readable", lambda x: False)
+    columns = torch.arange(12).view(3, 4)
+    given = [columns[:, 0], columns[:, 1:], torch.tensor([True, False]), columns[:0], torch.rand(2, 1), columns[0, 0]]
+    expected = [tensor.clone() for tensor in given]
+    fetched = Fetched(given)
+    for tensor in given:
+        tensor.zero_()
+    found = fetched.wait()
+    assert all(map(torch.equal, found, expected)) and len(found) == len(expected)
+    assert [tensor.dtype for tensor in found] == [tensor.dtype for tensor in expected]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in found}) == 3
+    assert Fetched([]).wait() == []
