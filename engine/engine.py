@@ -56,7 +56,7 @@ class Engine:
         self._last_s = 0.0  # duration of the last step
         self._finished_at = 0.0  # when the device had computed the last launched step
         self._masks_s = 0.0  # time spent on masks so far
-        self._pace = Pace()
+        self._pace = Pace(compiles=self._overlapping is not None)
 
     @property
     def runner(self) -> Runner:

@@ -10,12 +10,18 @@ LONG_STEP_SECONDS = 0.25  # a step that is expected to take longer is announced
 FIRST_STEP_SECONDS = 30.0  # expected of the first step, if there is no estimate
 CONTEXT_TOKENS = 256  # so many tokens of context cost as much as one token without context
 DECAY = 0.9  # of the slowest pace, per faster step
+COMPILE_SECONDS = 5.0  # expected of a step of a new size where kernels are compiled when they first run
+EVEN = 16  # compilers of kernels tell multiples of it from other sizes
 
 
 class Pace:
-    """Expects a step to take as long as the last one, and prefill in it to take time in proportion to its work."""
+    """Expects a step to take as long as the last one, and prefill in it to take time in proportion to its work.
 
-    def __init__(self) -> None:
+    `compiles`: a step of a size that is new may have to wait for kernels.
+    """
+
+    def __init__(self, compiles: bool = False) -> None:
+        self._compiles, self._sizes = compiles, set[tuple[int, bool, bool]]()
         self._step: float | None = None  # seconds of the last step
         self._per_work = 0.0
 
@@ -23,13 +29,26 @@ class Pace:
         """The seconds that a plan may take; `estimate` is the cost model's, 0 without one."""
         if self._step is None:
             return estimate or FIRST_STEP_SECONDS
-        return max(estimate, self._step + _work(plan) * self._per_work)
+        return max(estimate, self._step + _work(plan) * self._per_work, self._compile_seconds(plan))
+
+    def _compile_seconds(self, plan: Plan) -> float:
+        size = _size(plan)
+        if not self._compiles or size in self._sizes:
+            return 0.0
+        self._sizes.add(size)
+        return COMPILE_SECONDS
 
     def record(self, plan: Plan, seconds: float) -> None:
         """Record how long a plan took."""
         self._step = seconds
         if work := _work(plan):
             self._per_work = max(seconds / work, DECAY * self._per_work)
+
+
+def _size(plan: Plan) -> tuple[int, bool, bool]:
+    """What kernels are compiled for, about: how many tokens there are, and whether they are all single."""
+    tokens = sum(chunk.length for chunk in plan)
+    return tokens.bit_length(), tokens % EVEN == 0, tokens == len(plan)
 
 
 def _work(plan: Plan) -> int:

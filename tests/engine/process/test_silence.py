@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.pace import FIRST_STEP_SECONDS, Pace
+from engine.pace import COMPILE_SECONDS, FIRST_STEP_SECONDS, Pace
 from engine.plan import Chunk, Plan
 from engine.process.backoff import Backoff
 from engine.process.silence import FACTOR, SilenceTimer
@@ -76,3 +76,13 @@ def test_restarts_are_put_off_until_one_serves_well() -> None:
     backoff = Backoff(0.5, 3.0)
     assert [backoff.delay(False) for _ in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
     assert [backoff.delay(True), backoff.delay(False), backoff.delay(False)] == [0.0, 0.5, 1.0]
+
+
+def test_a_step_of_a_new_size_may_have_to_compile() -> None:
+    pace = Pace(compiles=True)
+    pace.record(plan((0, 1)), 0.01)
+    for given in (plan((0, 9)), plan((0, 16)), plan((0, 100)), plan(*[(7, 1)] * 9)):
+        assert pace.expect(given, 0.0) == COMPILE_SECONDS
+        assert pace.expect(given, 0.0) == 0.01
+    assert pace.expect(plan((5, 90)), 0.0) == 0.01, "as large as 100 tokens, about"
+    assert pace.expect(plan((5, 90)), 9.0) == 9.0
