@@ -223,6 +223,9 @@ def speculator_for(model: Runnable, settings: EngineSettings) -> Speculator | No
         raise CheckpointError(error.message) from None
     if settings.speculate == "grammar" and not model.exact:
         return None  # the default must be exact, and torch's products may round a draft's row differently
+    if settings.speculate == "grammar" and model.overlaps:
+        log.info("no drafts from grammars: they need the tokens before them, and steps overlap on %s", model.device)
+        return None
     if speculator is not None and not model.config.prefix_reusable:
         why = "this model keeps states, or mixes tokens, so that drafts cannot be undone"
         raise CheckpointError(f"speculate {settings.speculate}: {why}")

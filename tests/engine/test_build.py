@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from msgspec import structs
+from torch import Tensor
 
 from engine import build, memory
 from engine.build import assemble, build_engine, describe, prepare
@@ -18,11 +19,13 @@ from model.backends.cpu import backend
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import Kernels, load
 from model.backends.torch.backend import TorchRunnable
+from model.batch import Batch, Pages
 from model.budget import ExpertBudget, RoutingRule
 from model.decoder import Decoder
 from model.errors import CheckpointError, InvalidRequest
 from model.resources import Amount
 from model.shapes.memory import bytes_per_block
+from model.step import Observer
 from tests.model.tiny import decoder, llama_like, topk
 from tests.server.calibrations import calibration
 from tests.weights.checkpoints import OLMOE, write, write_config
@@ -48,6 +51,31 @@ def test_a_model_that_the_kernels_take_runs_on_them() -> None:
     assert isinstance(model, NativeDecoder) and reason == ""
     assert model.token_buckets == ()  # what a step costs does not depend on buckets
     assert describe(model, SETTINGS)["kernels"] == load().name
+
+
+class OnKernels(TorchRunnable):
+    """As a model on kernels of a device that computes by itself."""
+
+    exact = True
+    launched = 0
+
+    @property
+    def overlaps(self) -> bool:
+        return True
+
+    def launch(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
+        self.launched += 1
+        return super().launch(batch, pages, observer)
+
+
+@pytest.mark.parametrize(("asked", "drafts"), [("off", False), ("grammar", False), ("ngram", True)])
+def test_the_default_drafts_do_not_keep_steps_from_overlapping(asked: str, drafts: bool) -> None:
+    model = OnKernels(wide(16))
+    engine, _ = assemble(model, replace(SETTINGS, speculate=asked))
+    assert (engine.scheduler.speculator is not None) == drafts
+    engine.add(Request("a", (1, 2), ExpertBudget((1, 1)), Sampling(max_tokens=3, seed=0)))
+    engine.step()
+    assert model.launched == (1 if drafts else 2)
 
 
 @pytest.mark.skipif(not load().native, reason="native kernels are not loaded")
