@@ -92,7 +92,7 @@ class LazyRunner(FakeRunner):
 
 
 def build_overlapping(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
-    runner = LazyRunner(settings.block_size)
+    runner = LazyRunner(settings.block_size or 16)
     engine, info = build_fake(settings, runner)
     return Engine(runner, engine.scheduler, overlapping=runner), info
 
