@@ -26,7 +26,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-http bench-dial-http bench-speculation visit upcycled clean
+.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -154,6 +154,11 @@ HELDOUT  ?= heldout.txt
 upcycled: $(UPCYCLED)/llama2.data $(UPCYCLED)/stories.txt  ## a top-k model upcycled from a dense one, trained at one count; HELDOUT=FILE, needs npm
 	$(BIN)/python -m training.upcycle --teacher $(UPCYCLED)/llama2.data --text $(UPCYCLED)/stories.txt \
 		--heldout "$(HELDOUT)" --out $(UPCYCLED)/model $(ARGS)
+
+demo-models: $(UPCYCLED)/stories.txt  ## small models with other mixtures into runs/demo-models, minutes each; HELDOUT=FILE, needs npm
+	for kind in soft t5 deep; do $(BIN)/python -m training.soft_stories $$kind --text $(UPCYCLED)/stories.txt \
+		--heldout "$(HELDOUT)" --out runs/demo-models/$$kind-stories $(ARGS) || exit 1; done
+	$(BIN)/python -m training.switch_stories --text $(UPCYCLED)/stories.txt --heldout "$(HELDOUT)" --out runs/demo-models/switch-stories $(ARGS)
 
 $(UPCYCLED)/llama2.data:
 	mkdir -p $(UPCYCLED)

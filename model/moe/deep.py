@@ -5,6 +5,7 @@ layer: its gate and its experts read what the levels below have made, by way of 
 brings every level's output back to the model's width.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -34,9 +35,12 @@ class DeepMixture(LayerModule):
         if shape.bias:
             self.expert_bias = nn.Parameter(torch.empty(shape.experts, shape.width))
         self.out = nn.Linear(shape.width, width, bias=shape.bias)
+        self.constraint: Callable[[Tensor], Tensor] | None = None  # what a training makes of the gate's logits
 
     def forward(self, x_TD: Tensor, step: LayerStep) -> Tensor:
         logits_TE = self.gate(self.gate_hidden(x_TD).relu()).float()
+        if self.constraint is not None:
+            logits_TE = self.constraint(logits_TE)
         choice = choose(logits_TE, self.of_level(step.budget), self.router, None, self.shape.experts)
         pairs = choice.pairs(self.shape.experts)
         self._tell(step, logits_TE, choice, pairs)
