@@ -90,9 +90,9 @@ def test_refused_request_raises() -> None:
 def test_a_request_larger_than_a_frame_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with serving() as client:
-            monkeypatch.setattr("engine.process.messages.MAX_FRAME", 500)
-            with pytest.raises(InvalidRequest, match="bytes; the limit is 500"):
-                await text(client, "a", prompt=(1,) * 500)
+            monkeypatch.setattr("engine.process.messages.MAX_FRAME", 800)
+            with pytest.raises(InvalidRequest, match="bytes; the limit is 800"):
+                await text(client, "a", prompt=(1,) * 800)
             assert len(await text(client, "a")) == 4
             assert client.restarts == 0
 
