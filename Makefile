@@ -159,6 +159,8 @@ demo-models: $(UPCYCLED)/stories.txt  ## small models with other mixtures into r
 	for kind in soft t5 deep; do $(BIN)/python -m training.soft_stories $$kind --text $(UPCYCLED)/stories.txt \
 		--heldout "$(HELDOUT)" --out runs/demo-models/$$kind-stories $(ARGS) || exit 1; done
 	$(BIN)/python -m training.switch_stories --text $(UPCYCLED)/stories.txt --heldout "$(HELDOUT)" --out runs/demo-models/switch-stories $(ARGS)
+	for kind in dynmoe remoe moe_plus_plus; do $(BIN)/python -m training.adaptive_stories --kind $$kind \
+		--text $(UPCYCLED)/stories.txt --out runs/demo-models/$$kind-stories $(ARGS) || exit 1; done
 
 $(UPCYCLED)/llama2.data:
 	mkdir -p $(UPCYCLED)
