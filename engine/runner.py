@@ -28,7 +28,7 @@ class LaunchedStep:
     """A plan that the device computes."""
 
     plan: Plan
-    logits_RV: Tensor
+    logits_RV: Tensor | None  # until they are sampled from
     sampled: dict[str, int]  # rows of the logits by sequence: to sample from
     scored: dict[str, range]  # and to score prompts by
     stats: ExpertStats
@@ -106,16 +106,17 @@ class ModelRunner:
         sequences = [chunk.sequence for chunk in plan if chunk.samples]
         scoring = [chunk for chunk in plan if chunk.scored_positions]
         self._sampled = {sequence.id: row for row, sequence in enumerate(sequences)}
-        ops = self.model.device_sampling
-        assert ops is not None, "steps overlap without a sampler on the device"
+        ops, logits_RV = self.model.device_sampling, launched.logits_RV
+        assert ops is not None and logits_RV is not None, "steps overlap without a sampler on the device"
+        launched.logits_RV = None  # the device reads them before what takes their memory is launched
         with device_errors(self.model.device):
             if sequences:
-                logits_RV = _taken(launched.logits_RV, [launched.sampled[sequence.id] for sequence in sequences])
-                launched.samples = launch_samples(ops, logits_RV, sequences)
+                rows = [launched.sampled[sequence.id] for sequence in sequences]
+                launched.samples = launch_samples(ops, _taken(logits_RV, rows), sequences)
                 self._token_R = launched.samples.token_R
             if scoring:
                 rows = [row for chunk in scoring for row in launched.scored[chunk.sequence.id]]
-                launched.scores = launch_scores(_taken(launched.logits_RV, rows), [_scored(each) for each in scoring])
+                launched.scores = launch_scores(_taken(logits_RV, rows), [_scored(each) for each in scoring])
 
     @torch.inference_mode()
     def finish(self, launched: LaunchedStep) -> StepResult:

@@ -73,7 +73,7 @@ class CudaDecoder:
         return max(1, MOST_QUERIES // max(shared, default=1))
 
     def compute(self, inputs: StepInputs, plain: PlainStep | None = None) -> StepOutputs:
-        """Logits of the wanted rows, and what each mixture chose. Keys and values are written to the cache of the
+        """What `logits` makes logits of, and what each mixture chose. Keys and values are written to the cache of the
         inputs. Only a decoder that is not `native` needs `plain`."""
         with current(self._embed_VD.device):
             return self._compute(_aligned(inputs), plain)
@@ -95,7 +95,7 @@ class CudaDecoder:
         for sublayer, next_norm in zip(self._chain, self._next_norms, strict=True):
             sublayer(stream, next_norm)
         chosen = tuple(stream.chosen)
-        return StepOutputs(self._logits(stream.normed_TD.index_select(0, inputs.rows_B)), loads_of(chosen), chosen)
+        return StepOutputs(stream.normed_TD.index_select(0, inputs.rows_B), loads_of(chosen), chosen)
 
     def _embedded(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         x_TD = F.embedding(ids_T, self._embed_VD)
@@ -105,10 +105,12 @@ class CudaDecoder:
             x_TD += F.embedding(positions_T, self._positions_SD)
         return x_TD
 
-    def _logits(self, normed_BD: Tensor) -> Tensor:
-        """[B, V], float32."""
+    def logits(self, normed_BD: Tensor) -> Tensor:
+        """[B, V], float32, of rows of `StepOutputs`. Not a part of `compute`: outputs of graphs stay in memory, and
+        logits are large."""
         logits_BV = normed_BD.new_empty(len(normed_BD), self._head.units, dtype=torch.float32)
-        gemm(normed_BD, self._head, logits_BV, tile=row_tile(len(normed_BD)))
+        with current(logits_BV.device):
+            gemm(normed_BD, self._head, logits_BV, tile=row_tile(len(normed_BD)))
         if self.config.logit_scale != 1:
             logits_BV *= self.config.logit_scale
         return logits_BV

@@ -29,7 +29,7 @@ from model.errors import EngineDown
 log = logging.getLogger(__name__)
 
 MOST_GRAPHS = 96
-MOST_BYTES = 1 << 30  # of outputs: logits, for the most part
+MOST_BYTES = 1 << 28  # of outputs: hidden states, and what mixtures chose
 GRAPH_BYTES = MOST_BYTES + (MOST_GRAPHS << 22)  # what graphs take, about: 4 MiB each beside their outputs
 T = TypeVar("T")
 RulesKey = tuple[int, int, bool] | None  # what rules say that sizes launches, or makes them others

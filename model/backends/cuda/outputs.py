@@ -1,4 +1,4 @@
-"""What a step gives back: logits, and what each mixture chose; all on the device, and nothing is waited for.
+"""What a step gives back: hidden states, and what each mixture chose; all on the device, and nothing is waited for.
 
 The loads of all sparse mixtures are counted together, in a handful of launches. What only some observers want is
 computed when it is told.
@@ -98,9 +98,10 @@ class Told(Observer):
 
 @dataclass(frozen=True, slots=True)
 class StepOutputs:
-    """Logits, and of each MoE layer the pairs per expert (∞-MoE: tokens per group), int64, and what chose them."""
+    """The final normed hidden states of the rows that get logits, and of each MoE layer the pairs per expert (∞-MoE:
+    tokens per group), int64, and what chose them."""
 
-    logits_BV: Tensor  # float32
+    normed_BD: Tensor
     loads: tuple[Tensor, ...]
     chosen: tuple[Chosen, ...]
 

@@ -58,7 +58,7 @@ class CudaRunnable(TorchRunnable):
             outputs = self.graphs.run(self._host_inputs(batch, pages), batch.late)
         if observer is not None:
             outputs.tell(observer, batch.budget, batch.routes)
-        return outputs.logits_BV[: len(batch.rows_B)]
+        return self.program.logits(outputs.normed_BD[: len(batch.rows_B)])
 
     def _compute(self, batch: Batch, pages: Pages) -> StepOutputs:
         """A step without graphs."""
