@@ -1,10 +1,14 @@
-"""The `moedial calibrate` command: reads its options, sets its exit status. What measures is imported when it runs."""
+"""The commands `moedial calibrate`, `expert-set` and `extract`: their options, what they print, and exit statuses.
+
+What measures is imported when it runs.
+"""
 
 import inspect
 import logging
 import os
 from dataclasses import MISSING, fields
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -42,3 +46,49 @@ def _parameters() -> list[inspect.Parameter]:
 
 calibrate.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
 calibrate.__annotations__ = {parameter.name: parameter.annotation for parameter in _parameters()}
+
+
+def expert_set(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name, or a hub id")],
+    text: Annotated[list[Path], typer.Option(help="UTF-8 text of the task; repeatable", exists=True, dir_okay=False)],
+    keep: Annotated[str, typer.Option(help="Experts of each layer to keep: 25%, or 8")],
+    name: Annotated[str, typer.Option(help="The set's name")] = "task",
+    tokens: Annotated[int, typer.Option(help="About how many tokens of text are read", min=1)] = 65536,
+    other: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text of another kind, for its loss; repeatable", exists=True, dir_okay=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where the set goes", file_okay=False, show_default="beside the weights, or a cache folder"),
+    ] = None,
+) -> None:
+    """Measure which experts a task's text uses; writes expert-sets/NAME.json, for extract."""
+    from calibration.expert_sets import make_set
+
+    found, path = make_set(model, text, keep, name, tokens, other or [], output)
+    print(
+        f"{found.kept} of {found.num_experts} experts of each layer hold {min(found.mass):.1%} of the gate mass or more"
+    )
+    for title, loss in (("the task's text", found.task), ("other text", found.other)):
+        if loss is not None:
+            print(f"loss on {title}: {loss.all:.4f} with all experts, {loss.kept:.4f} with those of the set")
+    print(f"written to {path}")
+
+
+def extract(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model that the set was measured on")],
+    name: Annotated[str, typer.Argument(metavar="SET", help="The set's name, or its file")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder")],
+) -> None:
+    """Write a smaller checkpoint that has only the experts of a set; it loads as any other."""
+    from weights.calibration import checkpoint_hash
+    from weights.expert_sets import find, read
+    from weights.extract import extract as write_extract
+    from weights.folder import resolve_model
+
+    folder = resolve_model(model)
+    path = Path(name) if name.endswith(".json") else find(folder, name)
+    found = read(path, checkpoint_hash(folder))
+    write_extract(folder, found, out)
+    print(f"{out} has {found.kept} of {found.num_experts} experts of each layer")

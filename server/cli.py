@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from calibration.command import calibrate  # only its options; torch is imported when it runs
+from calibration.command import calibrate, expert_set, extract  # only their options; torch is imported when they run
 from engine.environment import PREFIX
 from model.errors import MoedialError
 from server.configuration.help import GroupedCommand
@@ -95,6 +95,8 @@ app.command(cls=GroupedCommand)(serve)
 app.command("chat")(chat)
 app.command("run")(run_once)
 app.command("calibrate")(calibrate)
+app.command("expert-set")(expert_set)
+app.command("extract")(extract)
 app.add_typer(bench)
 
 
