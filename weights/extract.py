@@ -129,11 +129,15 @@ def extract(folder: Path, found: ExpertSet, out: Path) -> None:
 
 def _as_stored(written: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Tensors in the number format that the checkpoint has those of their names in; where it has none of this name, or
-    a quantised one, in the most frequent format."""
+    a quantised one, in the format of most bytes of the others."""
+    stored: dict[str, torch.dtype] = {}
+    size: Counter[torch.dtype] = Counter()
     with TensorFiles(folder) as files:
-        stored = {name: each.dtype for name, each in files.stored.items() if each.dtype in WIDE}
-    usual = Counter(stored.values()).most_common(1)
-    other = usual[0][0] if usual else torch.bfloat16
+        for name, each in files.stored.items():
+            if each.dtype in WIDE:
+                stored[name] = each.dtype
+                size[each.dtype] += each.bytes
+    other = max(size, key=size.__getitem__, default=torch.bfloat16)
     return {name: tensor.to(stored.get(name, other)).clone() for name, tensor in written.items()}
 
 

@@ -17,6 +17,7 @@ from model.decoder import Decoder
 from model.errors import CheckpointError
 from model.moe.topk import TopKMixture
 from tests.weights.checkpoints import INFINITY, OLMOE, random_decoder, same, write
+from tests.weights.test_dequantise import write as quantise
 from weights.calibration import checkpoint_hash
 from weights.expert_sets import ExpertSet, Loss
 from weights.extract import extract, restricted
@@ -113,6 +114,17 @@ def test_tensors_keep_their_number_format_and_the_tokenizer_comes_along(tmp_path
         "model.safetensors",
         "tokenizer.json",
     }
+
+
+def test_fp8_is_written_as_what_it_means(tmp_path: Path) -> None:
+    write(tmp_path / "whole", OLMOE)
+    quantise(tmp_path / "whole", load_file(tmp_path / "whole/model.safetensors"))
+    model, _ = load_model(tmp_path / "whole")
+    experts = kept_experts(model)
+    extract(tmp_path / "whole", a_set(tmp_path / "whole", experts, 5), tmp_path / "small")
+    small, raw = load_model(tmp_path / "small")
+    assert "quantization_config" not in raw
+    torch.testing.assert_close(logits_of(small, 2), logits_of(masked(model, experts), 2))
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
