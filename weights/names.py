@@ -37,6 +37,7 @@ IGNORED = (
     Ignore("decoder.block.{l}.layer.1.EncDecAttention.relative_attention_bias.weight", "not used (T5)"),
     Ignore("model.encoder.embed_positions.weights", "a function of the config (M2M100)"),
     Ignore("model.decoder.embed_positions.weights", "a function of the config (M2M100)"),
+    Ignore("model.layers.{l}.mlp.gate.noise.weight", "noise of training (Shazeer et al. 2017)"),
     Ignore("vision_model.{any}", "the vision part (Llama 4)"),
     Ignore("multi_modal_projector.{any}", "the vision part (Llama 4)"),
 )

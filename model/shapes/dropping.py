@@ -10,9 +10,9 @@ from model.shapes.checks import naturals, reals
 class Dropping:
     """By weight: an expert but the first runs only where its weight is above `threshold`.
 
-    By capacity: of the tokens of a sequence that one step computes, an expert takes `tokens`, or the `share` of them; 0
-    for both: all. First choices come before second ones, and earlier tokens before later ones, or with `prioritised`
-    those with the highest scores.
+    By capacity: of the tokens of a sequence that one step computes, an expert takes `tokens`, or the `share` of them
+    and not fewer than `least`; 0 for both: all. First choices come before second ones, and earlier tokens before later
+    ones, or with `prioritised` those with the highest scores.
 
     `renormalised`: in a router that normalises, the weights of what is left are brought to its sum again.
     """
@@ -22,9 +22,10 @@ class Dropping:
     share: float = 0.0
     prioritised: bool = False
     renormalised: bool = False
+    least: int = 0
 
     def __post_init__(self) -> None:
-        naturals(expert_capacity=self.tokens)
+        naturals(expert_capacity=self.tokens, min_expert_capacity=self.least)
         reals(second_expert_threshold=self.threshold, capacity_share=self.share)
         if not (0 <= self.threshold < 1 and self.share >= 0):
             raise ValueError(
@@ -39,4 +40,4 @@ class Dropping:
 
     def capacity(self, tokens: int) -> int:
         """How many of so many tokens an expert takes."""
-        return ceil(self.share * tokens) if self.share > 0 else self.tokens
+        return max(self.least, ceil(self.share * tokens)) if self.share > 0 else self.tokens

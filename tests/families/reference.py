@@ -28,7 +28,7 @@ BASE: dict[str, Any] = {
 COUNTS = ("top_k", "num_experts_per_tok", "topk", "num_experts_per_token")  # what routers call K
 ENCODERS = ("nllb_moe", "switch_transformers", "t5", "umt5")  # see `seq2seq.py`
 # That transformers does not know.
-OWN = ("deep_moe", "dynmoe", "infinity_moe", "moe_plus_plus", "mu_moe", "remoe", "soft_moe", "soft_t5")
+OWN = ("deep_moe", "dynmoe", "infinity_moe", "moe_plus_plus", "mu_moe", "remoe", "soft_moe", "soft_t5", "st_moe")
 SAME = {"kimi_k2": "deepseek_v3"}  # what transformers does not know, and the family that it is
 BIASES = ("e_score_correction_bias",)  # buffers that a trained checkpoint fills
 PROMPT = [5, 1, 30, 8, 8, 2, 36, 0, 17, 11, 60, 59, 3, 3, 44, 21, 9]
