@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -15,10 +16,11 @@ from model.errors import CheckpointError, InvalidRequest
 from model.step import Observer
 from server.cli import app
 from tests.calibration.checkpoints import TWO, two_experts, write_text
+from tests.e2e.live import serving
 from tests.weights.checkpoints import INFINITY, OLMOE, random_decoder, write
 from weights.calibration import checkpoint_hash
 from weights.expert_sets import find, read
-from weights.extract import restricted
+from weights.extract import extract, restricted
 from weights.load import load_model
 
 WINDOWS = [tuple(i * 7 % 37 for i in range(start, start + 17)) for start in range(12)]
@@ -123,3 +125,18 @@ def test_the_commands_make_a_set_and_a_checkpoint(tmp_path: Path) -> None:
     model, _ = load_model(tmp_path / "small")
     assert model.config.experts.maximum == 4
     assert (tmp_path / "small/tokenizer.json").exists()
+
+
+@pytest.mark.slow
+def test_an_extracted_checkpoint_answers_as_any_other_and_refuses_more_experts(tmp_path: Path) -> None:
+    folder, text = two_experts(tmp_path / "model"), write_text(tmp_path / "text.txt")
+    found, _ = make_set(str(folder), [text], "5", "stories", 1000, [], None)
+    extract(folder, found, tmp_path / "small")
+    body = {"model": "small", "prompt": "once upon a", "max_tokens": 4, "ignore_eos": True}
+    with serving("--model", str(tmp_path / "small"), "--threads", "1") as live:
+        url = f"{live.url}/v1/completions"
+        usage = httpx.post(url, json=body | {"num_experts": 5}, timeout=60).raise_for_status().json()["usage"]
+        assert (usage["num_experts"], usage["completion_tokens"]) == (5, 4)
+        refused = httpx.post(url, json=body | {"num_experts": 6}, timeout=60)
+        assert refused.status_code == 400
+        assert "num_experts must be between 1 and 5 for this model, got 6" in refused.text
