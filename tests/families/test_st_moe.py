@@ -5,6 +5,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,10 +20,12 @@ from model.decoder import Decoder
 from model.errors import CheckpointError
 from model.moe.topk import TopKMixture
 from model.shapes.mixtures import TopK
+from tests.e2e.live import serving
 from tests.families import reference
 from tests.families.test_engine import generate
 from tests.model.tiny import randomise, use, whole_logits
 from tests.weights.checkpoints import random_decoder
+from tests.weights.words import write_tokenizer
 from weights.load import decoder_config, load_model
 from weights.save import save_model
 
@@ -145,3 +148,21 @@ def test_the_engine_serves_it(number: int, tmp_path: Path) -> None:
 def test_what_is_not_served_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         decoder_config(raw(1, **changes))
+
+
+@pytest.mark.slow
+def test_a_request_chooses_its_count_over_http(tmp_path: Path) -> None:
+    """Of a model that drops: what ran is counted, and /v1/models says that tokens compete."""
+    write_tokenizer(tmp_path)
+    changed = raw(1, vocab_size=512)
+    save_model(random_decoder(changed), changed, tmp_path, torch.float32)
+    with serving("--model", str(tmp_path), "--served-name", "tiny", "--threads", "1") as live:
+        meta = httpx.get(f"{live.url}/v1/models/tiny").json()["meta"]
+        assert meta["moe"]["max"] == 4 and not meta["moe"]["token_local"] and not meta["execution"]["prefix_cache"]
+        pairs = []
+        for count in (1, 2, 4):
+            body = {"prompt": "Once upon a time", "max_tokens": 6, "ignore_eos": True, "num_experts": count}
+            usage = httpx.post(f"{live.url}/v1/completions", json=body, timeout=60).raise_for_status().json()["usage"]
+            assert usage["completion_tokens"] == 6
+            pairs.append(usage["routed_pairs"])
+        assert 0 < pairs[0] < pairs[1] < pairs[2]
