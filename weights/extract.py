@@ -57,6 +57,8 @@ def _refusal(config: DecoderConfig) -> str:
             return f"its mixtures are of the kind {type(shape).__name__}, which expert sets do not know"
         if shape.router.groups > 1:
             return f"its router chooses among {shape.router.groups} groups of equally many experts"
+        if shape.dropping is not None and shape.dropping.has_capacity:
+            return "its experts have a capacity (drop_tokens), which is made for their number"
     if len({shape.num_experts for shape in config.mixtures}) > 1:
         return "its layers have different numbers of experts"
     return ""

@@ -38,6 +38,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "normalised": OLMOE | {"norm_topk_prob": True},
     "the default number": {name: value for name, value in OLMOE.items() if name != "num_experts"},
     "mixtral": SHARED | {"model_type": "mixtral", "num_local_experts": 6},
+    "second experts by weight": SHARED
+    | {"model_type": "st_moe", "num_experts": 6, "second_expert_policy": "threshold"},
     "gates": SHARED | {"model_type": "dynmoe", "num_experts": 6},
     "selection biases, shared experts, a dense layer": GLM,
 }
@@ -153,6 +155,7 @@ DENSE: dict[str, Any] = {
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "infinity": (INFINITY, "mixtures are of the kind Infinity"),
     "dense": (DENSE | {"model_type": "llama"}, "no mixture-of-experts layers"),
+    "capacity": (SHARED | {"model_type": "st_moe", "num_experts": 5, "drop_tokens": True}, "have a capacity"),
     "groups": (GLM | {"n_group": 2, "topk_group": 1}, "chooses among 2 groups"),
 }
 
