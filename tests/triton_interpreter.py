@@ -33,7 +33,7 @@ def _patched_language(function: Any) -> Any:
 
 
 def _known_dtype(dtype: Any) -> np.dtype[Any]:
-    """As Triton 3.6 does, but its table is not made anew for each tensor."""
+    """As Triton 3.6 does, but its table is made once, not for each tensor."""
     scalar = dtype.scalar
     return _dtype_of(scalar) if scalar.is_ptr() else _dtype_of_number(scalar)
 

@@ -106,7 +106,7 @@ class FakeRecorder:
         return self.static[-1]
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        """Done at once, but the source must hold what it holds now until somebody waits for the copy."""
+        """Done at once, but the source must hold what it holds now until the copy is waited for."""
         target.copy_(source)
         self._copies.append((source, source.clone()))
 
