@@ -34,8 +34,14 @@ help:  ## this list
 serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
 
+# Kernels for GPUs are interpreted and compiled beside the other tests, which leave a core idle; their report comes last.
+GPU_TESTS := tests/model/backends/cuda tests/benchmarks/gpu
+
 test: lint  ## everything that CI runs: the checks of `make lint`, and pytest without what is slow and redundant
-	$(BIN)/python -m pytest -m "not redundant"
+	log=$$(mktemp); \
+	$(BIN)/python -m pytest -m "not redundant" -p no:cacheprovider $(GPU_TESTS) >"$$log" 2>&1 & kernels=$$!; \
+	$(BIN)/python -m pytest -m "not redundant" $(addprefix --ignore=,$(GPU_TESTS)); failed=$$?; \
+	wait $$kernels || failed=1; cat "$$log"; rm -f "$$log"; exit $$failed
 
 test-all: lint  ## `make test` with the slow and redundant tests, and new examples for the property-based ones
 	$(BIN)/python -m pytest --hypothesis-profile=random

@@ -6,6 +6,7 @@ Peak memory is the model in its run-time dtype plus one tensor. It knows folders
 import importlib
 import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,11 @@ def decoder_config(raw: Mapping[str, Any]) -> DecoderConfig:
         raise CheckpointError(f"config.json: model_type is {name!r:.80}, not the name of a family")
     name = name.replace("-", "_")  # nllb-moe
     if name not in families():
-        raise CheckpointError(f"config.json: family {name!r} is not supported; known: {', '.join(families())}")
+        nearest = get_close_matches(name, families(), n=8, cutoff=0.0)
+        others = len(families()) - len(nearest)
+        raise CheckpointError(
+            f"config.json: family {name!r} is not supported; known: {', '.join(nearest)}, and {others} others"
+        )
     family = importlib.import_module(f"model.families.{name}")
     try:
         check_numbers(raw)

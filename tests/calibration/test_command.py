@@ -24,7 +24,9 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.redundant)]
+)
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path, number: int, status: int) -> None:
     folder = two_experts(tmp_path / "model")
     first = start(folder)

@@ -127,6 +127,7 @@ def test_the_engine_serves_it_with_chunks_and_a_prefix_cache(number: int, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.redundant  # a server of its own: others have shown the same path
 def test_a_request_chooses_its_count_over_http(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     most = write(tmp_path, 0, vocabulary=512).config.experts.maximum

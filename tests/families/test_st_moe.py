@@ -151,6 +151,7 @@ def test_what_is_not_served_is_refused_by_name(changes: dict[str, Any], message:
 
 
 @pytest.mark.slow
+@pytest.mark.redundant  # a server of its own: others have shown the same path
 def test_a_request_chooses_its_count_over_http(tmp_path: Path) -> None:
     """Of a model that drops: what ran is counted, and /v1/models says that tokens compete."""
     write_tokenizer(tmp_path)
