@@ -21,6 +21,7 @@ from model.errors import CheckpointError, EngineDown
 
 log = logging.getLogger("tests.engine.fake")
 VOCABULARY = 1000
+STEP_SECONDS = {"slow": 0.01, "long": 1.2}  # by the name of the model
 CRASH, POISON, LOST = 1001, 1002, 1003  # prompt tokens: the runner raises, reports a bad sample, loses its device
 
 
@@ -121,7 +122,7 @@ def build_fake(settings: EngineSettings, runner: FakeRunner | None = None) -> tu
     size = settings.block_size or 16
     blocks = BlockManager(32, size, prefix_cache=settings.prefix_cache)
     scheduler = Scheduler(blocks, settings.max_running, settings.max_step_tokens, max_model_len=400)
-    runner = runner or FakeRunner(size, step_s={"slow": 0.01, "long": 1.2}.get(settings.model, 0.0))
+    runner = runner or FakeRunner(size, step_s=STEP_SECONDS.get(settings.model, 0.0))
     if settings.model == "stuck":
         runner.stuck_at = 9
     info = EngineInfo(

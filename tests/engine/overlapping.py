@@ -5,6 +5,7 @@ written yet.
 """
 
 import sys
+import time
 from collections import deque
 
 from engine.engine import Engine
@@ -13,7 +14,7 @@ from engine.process.worker import main
 from engine.sequence import LATE
 from engine.types import EngineInfo, EngineSettings
 from model.errors import EngineDown
-from tests.engine.fake import FakeRunner, build_fake, token_of
+from tests.engine.fake import STEP_SECONDS, FakeRunner, build_fake, token_of
 
 
 class Launch:
@@ -33,8 +34,8 @@ class Launch:
 class LazyRunner(FakeRunner):
     """A `FakeRunner` in three parts. `fail_launch`, `fail_sample`, `fail_finish`: numbers of calls that raise."""
 
-    def __init__(self, block_size: int, **options: bool) -> None:
-        super().__init__(block_size, **options)
+    def __init__(self, block_size: int, *, step_s: float = 0.0, **options: bool) -> None:
+        super().__init__(block_size, step_s=step_s, **options)
         self._queue: deque[Launch] = deque()
         self._last: Launch | None = None  # that `sample` was called for
         self.launched = self.finished = self.ahead = 0  # calls; launches while another was not finished
@@ -68,6 +69,7 @@ class LazyRunner(FakeRunner):
     def finish(self, launched: Launch, *, counted: bool = True) -> StepResult:
         """Compute all launches up to this one."""
         assert launched.wanted is not None
+        time.sleep(self._step_s)
         while launched in self._queue:
             self._compute(self._queue.popleft())
         self.finished += counted
@@ -92,7 +94,7 @@ class LazyRunner(FakeRunner):
 
 
 def build_overlapping(settings: EngineSettings) -> tuple[Engine, EngineInfo]:
-    runner = LazyRunner(settings.block_size or 16)
+    runner = LazyRunner(settings.block_size or 16, step_s=STEP_SECONDS.get(settings.model, 0.0))
     engine, info = build_fake(settings, runner)
     return Engine(runner, engine.scheduler, overlapping=runner), info
 
