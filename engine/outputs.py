@@ -60,7 +60,12 @@ def token_event(sequence: Sequence, result: Sampled, clock: Callable[[], float])
         sequence.first_token_at = clock()
         stats = sequence.stats(sequence.first_token_at)
     return TokenEvent(
-        sequence.id, result.token, result.logprob, stats=stats, prompt_logprobs=_unsent_prompt_logprobs(sequence)
+        sequence.id,
+        result.token,
+        result.logprob,
+        stats=stats,
+        prompt_logprobs=_unsent_prompt_logprobs(sequence),
+        measured=result.measured,
     )
 
 
@@ -70,11 +75,12 @@ def end_event(
     """The event that ends a sequence, with its last token if there is one."""
     token = None if last is None else last.token
     logprob = None if last is None else last.logprob
+    measured = None if last is None else last.measured
     if token is not None and error is None:
         sequence.first_token_at = sequence.first_token_at or clock()
     stats, prompt_logprobs = sequence.stats(clock()), _unsent_prompt_logprobs(sequence)
     routes = sequence.final_routes() if finish in ("stop", "length") else None
-    return TokenEvent(sequence.id, token, logprob, finish, error, stats, prompt_logprobs, code, routes)
+    return TokenEvent(sequence.id, token, logprob, finish, error, stats, prompt_logprobs, code, routes, measured)
 
 
 def _unsent_prompt_logprobs(sequence: Sequence) -> tuple[Logprob, ...] | None:

@@ -110,6 +110,7 @@ class Sampled(msgspec.Struct, frozen=True):
     error: str | None = None
     after_drafts: tuple["Sampled", ...] = ()
     code: str = ""
+    measured: float | None = None  # of the model's distribution, where the request wants a measure
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,7 +178,7 @@ def _sample(ops: SamplingOps, logits_RV: Tensor, plan: Plan) -> tuple[Sampled, .
 def _draft_sequence(chunk: Chunk, experts: int) -> Sequence:
     """A copy of the chunk's sequence with fewer experts, whose tokens may grow without changing the original."""
     own = chunk.sequence
-    sampling = replace(own.request.sampling, logprobs=None)
+    sampling = replace(own.request.sampling, logprobs=None, measured=None)
     budget = own.request.budget.at_most(experts)
     request = replace(own.request, budget=budget, sampling=sampling, return_routes=False)
     copy = Sequence(request, own.arrived_at)

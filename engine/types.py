@@ -19,6 +19,7 @@ from model.options import DType, Quantize, QuantizeLayers
 
 GenerationConfig = Literal["auto", "none"]
 Finish = Literal["stop", "length", "error", "abort"]
+Measure = Literal["entropy", "margin"]  # of how unsure the model is of a next token
 MOST_ROUTED_TOKENS = 2048  # of a request that wants its routes, prompt and answer together
 NO_TOKEN_LEFT = "no_token_left"  # code of an error: what a request asks for together leaves no token
 
@@ -44,12 +45,14 @@ class Sampling:
     logprobs: int | None = None  # None: off; 0: the chosen token's; n: also the n best alternatives
     prompt_logprobs: int | None = None  # the same for the prompt's tokens; only with it may max_tokens be 0
     grammar: str = ""  # what the answer must match, in llguidance's Lark or JSON; "": anything
+    measured: Measure | None = None  # of the model's distribution at each generated token; None: nothing is
 
     @property
     def plain_greedy(self) -> bool:
-        """Whether this is plain greedy decoding: the argmax of the unchanged logits, without log-probabilities."""
+        """Whether this is plain greedy decoding: the argmax of the unchanged logits, and nothing else of them."""
         changed = self.penalises or self.logit_bias or self.grammar or self.restricts
-        return self.temperature == 0 and self.logprobs is None and not self.min_tokens and not changed
+        reported = self.logprobs is not None or self.measured is not None
+        return self.temperature == 0 and not reported and not self.min_tokens and not changed
 
     @property
     def restricts(self) -> bool:
@@ -137,6 +140,7 @@ class TokenEvent(msgspec.Struct, frozen=True, gc=False, array_like=True):
     prompt_logprobs: tuple[Logprob, ...] | None = None
     code: str = ""  # machine-readable, with an error that the request itself caused
     routes: Routes | None = None  # with finish="stop" or "length" of a request with `return_routes`
+    measured: float | None = None  # with each token, where the request wants a measure
 
 
 class TimedEvent(NamedTuple):

@@ -17,10 +17,11 @@ from engine.plan import Sampled
 from engine.sampling.constraints import Faults, row_masks
 from engine.sampling.device_logprobs import as_logprobs, scores
 from engine.sampling.penalties import Ints, allowed_words, edits, forbidden_tokens
-from engine.sampling.sampler import NO_TOKEN_ALLOWED, failed, row_parameters
+from engine.sampling.sampler import NO_TOKEN_ALLOWED, failed, measured_rows, row_parameters
+from engine.sampling.uncertainty import uncertainty
 from engine.sampling.upload import upload
 from engine.sequence import Sequence
-from engine.types import Logprob
+from engine.types import Logprob, Measure
 from model.backends.base import DeviceSamplingOps
 from model.devices import Fetched
 from model.sampling import MIN_TEMPERATURE, Chosen, Draws, Edits, Masks, SamplingInputs
@@ -41,24 +42,36 @@ class LaunchedSamples:
     are not finite, and some id where there is no token for another reason."""
 
     def __init__(
-        self, chosen: Chosen, faults: Faults, restrictions: dict[int, Restriction], scored: "_ScoredRows | None"
+        self,
+        chosen: Chosen,
+        faults: Faults,
+        restrictions: dict[int, Restriction],
+        scored: "_ScoredRows | None",
+        measured: "_MeasuredRows",
     ) -> None:
         self.token_R = chosen.token_R
-        self._faults, self._restrictions, self._scored = faults, restrictions, scored
+        self._faults, self._restrictions, self._scored, self._measured = faults, restrictions, scored, measured
         excluded_R = torch.zeros_like(chosen.finite_R) if chosen.excluded_R is None else chosen.excluded_R
-        self._fetched = Fetched([chosen.token_R, chosen.finite_R, excluded_R, *(scored.tensors if scored else ())])
+        self._fetched = Fetched(
+            [chosen.token_R, chosen.finite_R, excluded_R, *measured.tensors, *(scored.tensors if scored else ())]
+        )
 
     def results(self) -> tuple[Sampled, ...]:
         """One for each row, in order. Waits for the device."""
-        token_R, finite_R, excluded_R, *scored = self._fetched.wait()
-        logprobs = self._scored.logprobs(scored) if self._scored else {}
+        token_R, finite_R, excluded_R, *others = self._fetched.wait()
+        measures = len(self._measured.tensors)
+        measured = self._measured.values(others[:measures])
+        logprobs = self._scored.logprobs(others[measures:]) if self._scored else {}
         found: list[Sampled] = []
         rows = zip(token_R.tolist(), finite_R.tolist(), excluded_R.tolist(), strict=True)
         for row, (token, finite, excluded) in enumerate(rows):
             fault = self._faults.get(row)
             if fault is None and finite and self._forbids(row, token, excluded):
                 fault = NO_TOKEN_ALLOWED
-            found.append(Sampled(token, logprobs.get(row)) if finite and fault is None else failed(fault))
+            if finite and fault is None:
+                found.append(Sampled(token, logprobs.get(row), measured=measured.get(row)))
+            else:
+                found.append(failed(fault))
         return tuple(found)
 
     def _forbids(self, row: int, token: int, excluded: bool) -> bool:
@@ -84,6 +97,27 @@ class _ScoredRows:
         return dict(zip(wanted, as_logprobs(fetched, list(wanted.values())), strict=True))
 
 
+class _MeasuredRows:
+    """The rows of a step that want to know how unsure the model is, with the measures on the device."""
+
+    def __init__(self, logits_RV: Tensor, rows: dict[Measure, list[int]]) -> None:
+        self._rows = list(rows.values())
+        self.tensors = [uncertainty(_rows_of(logits_RV, chosen), by) for by, chosen in rows.items()]
+
+    def values(self, fetched: list[Tensor]) -> dict[int, float]:
+        """By row, from the measures on the host."""
+        columns = zip(self._rows, fetched, strict=True)
+        return {row: value for rows, values in columns for row, value in zip(rows, values.tolist(), strict=True)}
+
+
+def _rows_of(logits_RV: Tensor, rows: list[int]) -> Tensor:
+    """These rows; without a copy where they are all."""
+    if len(rows) == len(logits_RV):
+        return logits_RV
+    (rows_L,) = upload([np.array(rows)], logits_RV.device)
+    return logits_RV.index_select(0, rows_L)
+
+
 def launch_samples(ops: DeviceSamplingOps, logits_RV: Tensor, sequences: list[Sequence]) -> LaunchedSamples:
     """Sample the next token of each sequence, one row each; the logits are not changed and nothing is waited for."""
     vocabulary = logits_RV.shape[1]
@@ -97,7 +131,8 @@ def launch_samples(ops: DeviceSamplingOps, logits_RV: Tensor, sequences: list[Se
     logprobs_R = [sequence.request.sampling.logprobs for sequence in sequences]
     wanted = {row: count for row, count in enumerate(logprobs_R) if count is not None}
     scored = _ScoredRows(logits_RV, chosen.token_R, wanted) if wanted else None
-    return LaunchedSamples(chosen, faults, restrictions, scored)
+    measured = _MeasuredRows(logits_RV, measured_rows(sequences))
+    return LaunchedSamples(chosen, faults, restrictions, scored, measured)
 
 
 def _inputs(sequences: list[Sequence], vocabulary: int, device: torch.device) -> tuple[SamplingInputs, Faults]:

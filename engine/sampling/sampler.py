@@ -17,8 +17,9 @@ from engine.sampling.constraints import Fault, constrained
 from engine.sampling.draw import PARAMETERS, draw
 from engine.sampling.logprobs import logprobs
 from engine.sampling.penalties import adjusted, forbidden
+from engine.sampling.uncertainty import uncertainty
 from engine.sequence import Sequence
-from engine.types import NO_TOKEN_LEFT
+from engine.types import NO_TOKEN_LEFT, Measure
 from model.backends.base import SamplingOps
 from model.noise import uniform
 
@@ -74,9 +75,21 @@ def _rows(
             faults.setdefault(row, NO_TOKEN_ALLOWED)
     logprob_B = logprobs(raw_BV, token_B, [s.request.sampling.logprobs for s in sequences], finite_B)
     results = [Sampled(token, logprob) for token, logprob in zip(token_B.tolist(), logprob_B, strict=True)]
+    for by, rows in measured_rows(sequences).items():
+        for row, value in zip(rows, uncertainty(raw_BV[rows], by).tolist(), strict=True):
+            results[row] = replace(results[row], measured=value)
     for row in {*faults, *np.flatnonzero(~finite_B).tolist()}:
         results[row] = failed(faults.get(row))
     return tuple(results)
+
+
+def measured_rows(sequences: list[Sequence]) -> dict[Measure, list[int]]:
+    """The rows that want each measure; without those that no row wants."""
+    found: dict[Measure, list[int]] = {}
+    for row, sequence in enumerate(sequences):
+        if (by := sequence.request.sampling.measured) is not None:
+            found.setdefault(by, []).append(row)
+    return found
 
 
 def failed(fault: Fault | None) -> Sampled:

@@ -73,6 +73,7 @@ def assert_same(found: tuple[Sampled, ...], wanted: tuple[Sampled, ...]) -> None
     """Log-probabilities may differ in their last bits."""
     for one, other in zip(found, wanted, strict=True):
         assert (one.token, one.error, one.code) == (other.token, other.error, other.code)
+        assert one.measured == pytest.approx(other.measured, abs=1e-6)
         assert (one.logprob is None) == (other.logprob is None)
         if one.logprob and other.logprob:
             assert_near(one.logprob, other.logprob)

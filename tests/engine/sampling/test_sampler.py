@@ -41,6 +41,7 @@ OPTIONS = st.fixed_dictionaries(
             lambda d: tuple(d.items())
         ),
         "logprobs": st.none() | st.integers(0, TOKENS + 2),
+        "measured": st.sampled_from(["entropy", "margin"]),
     },
 )
 
