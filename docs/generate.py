@@ -8,10 +8,18 @@ from pathlib import Path
 from docs import calibrated, curve, families
 from server.metrics import metrics_table
 from server.settings import settings_table
+from server.vllm_metrics import vllm_table
 from weights.folder import BUNDLED, DEFAULT
 
 FOLDER = Path(__file__).parent
 
+VLLM_NAMES = """\
+## vLLM's names
+
+With `--metrics-compat vllm` tools that were made for vLLM find their series as well: autoscalers, gateways and boards.
+Values are the same, summed over expert counts. Names of older versions that are still read come second.
+
+"""
 PAGES = {
     "settings.md": (
         "# Settings\n\nEvery option of `moedial serve`, by flag and by environment variable. "
@@ -23,10 +31,9 @@ PAGES = {
     ),
     "metrics.md": (
         "# Metrics\n\nWhat `GET /metrics` serves. Names, buckets and meanings follow vLLM where it has the series.\n\n",
-        metrics_table,
+        lambda: f"{metrics_table()}\n{VLLM_NAMES}{vllm_table()}",
     ),
 }
-
 
 README = FOLDER.parent / "README.md"
 EXPERTS = FOLDER / "experts.md"

@@ -23,6 +23,7 @@ from server.http.counts import HttpCounts
 from server.http.h11 import ConnectionLimits, protocol_of
 from server.http.listening import files_left
 from server.http.middleware import BodyBudget, BodyLimits, HeadAsGet, RequestId, ReservedConnections, StopGuard
+from server.http.observers import AccessLog, Spans
 from server.http.routes import calibration as calibration_route
 from server.http.routes import docs, generate, models, probes, tokens
 from server.http.sites import Sites
@@ -30,6 +31,7 @@ from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProt
 from server.requests.output_spec import PLAIN
 from server.service import Service
 from server.settings import Settings
+from server.tracing import Tracing
 from server.version import VERSION
 
 log = structlog.get_logger("server")
@@ -48,6 +50,7 @@ def create_app(
     sampling_defaults: Mapping[str, Any] = MappingProxyType({}),
     dialect: Dialect = PLAIN,
     calibration: ServedCalibration = UNCALIBRATED,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The app. HTTP answers at once while the model loads; `Service` says how that ended."""
     service = Service(settings, engine, tokenizer, chat, card, sampling_defaults, dialect, calibration)
@@ -61,6 +64,8 @@ def create_app(
             boot.cancel()
             await asyncio.gather(boot, return_exceptions=True)
             await engine.stop(STOP_SECONDS)
+            if tracing is not None:
+                await asyncio.to_thread(tracing.stop)
 
     app = FastAPI(
         title="moedial",
@@ -74,6 +79,7 @@ def create_app(
     error_responses.install(app)
     openapi.install(app)
     _add_middleware(app, service)
+    _add_observers(app, settings, tracing)
     for module in ROUTE_MODULES:
         app.include_router(module.router)
     return app
@@ -121,6 +127,14 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
     routes = [*app.routes, *(route for module in ROUTE_MODULES for route in module.router.routes)]
     app.add_middleware(HttpCounts, routes=routes, count=partial(service.metrics.inc, "http_requests"))
     app.add_middleware(StopGuard)
+
+
+def _add_observers(app: FastAPI, settings: Settings, tracing: Tracing | None) -> None:
+    """What looks at every answer; `RequestId` is outside of all."""
+    if tracing is not None:
+        app.add_middleware(Spans, paths=generate.PATHS, record=tracing.record)
+    if settings.access_log:
+        app.add_middleware(AccessLog)
     app.add_middleware(RequestId)
 
 

@@ -35,6 +35,7 @@ REQUEST_BUCKETS = (
 )
 # fmt: on
 COUNT_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
+TOKEN_COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 RATIO_BUCKETS = (0.25, 0.5, 0.67, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10)
 COUNT_LABEL = ("num_experts",)
 NO_ROUTE = "none"  # route and method of what is refused before it is a whole request
@@ -82,6 +83,8 @@ SERIES = (
     Series("histogram", "request_prefill_time_seconds", "First scheduled to first token", (), REQUEST_BUCKETS),
     Series("histogram", "request_decode_time_seconds", "First to last token", (), REQUEST_BUCKETS),
     Series("histogram", "request_inference_time_seconds", "Prefill and decode", (), REQUEST_BUCKETS),
+    Series("histogram", "request_prompt_tokens", "Prompt tokens of a finished sequence", (), TOKEN_COUNT_BUCKETS),
+    Series("histogram", "request_generation_tokens", "Tokens of a finished sequence", (), TOKEN_COUNT_BUCKETS),
     Series(
         "histogram",
         "request_num_experts",
@@ -136,6 +139,12 @@ SERIES = (
     Series("gauge", "num_requests_waiting", "Sequences waiting, at HTTP and in the engine"),
     Series("gauge", "oldest_waiting_seconds", "How long the sequence that waits longest has waited"),
     Series("gauge", "kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1"),
+    Series(
+        "gauge",
+        "cache_config_info",
+        "1; its labels say how many KV blocks there are, and of how many tokens",
+        ("block_size", "num_gpu_blocks"),
+    ),
     Series("gauge", "http_body_bytes", "Bytes of request bodies held, beyond the first 64 KiB of each"),
     Series("gauge", "engine_info", "1; its labels say what the model runs on", ("device", "backend", "kernels")),
     Series("gauge", "engine_up", "1 while the engine takes work"),

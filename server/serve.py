@@ -33,6 +33,7 @@ from server.schemas.base import GenerationBody, validate
 from server.service import Service
 from server.settings import Settings
 from server.standard_streams import StderrPump, say
+from server.tracing import Tracing
 from weights.folder import read_card, resolve_model
 from weights.generation import sampling_defaults
 from weights.tokenizer import Tokenizer
@@ -120,7 +121,8 @@ def load(settings: Settings) -> FastAPI:
     calibration = load_calibration(folder, settings.name)
     if settings.brownout and calibration.calibration is None:  # before minutes of loading
         raise CheckpointError(f"--brownout needs a calibration: {calibration.reason}")
-    return create_app(settings, engine, tokenizer, chat, read_card(folder), defaults, dialect, calibration)
+    card, tracing = read_card(folder), Tracing.from_environment() if settings.otel else None
+    return create_app(settings, engine, tokenizer, chat, card, defaults, dialect, calibration, tracing)
 
 
 def dialect_of(settings: Settings, chat: SandboxedTemplate | None, tokenizer: Tokenizer) -> Dialect:

@@ -29,6 +29,7 @@ from server.metrics import NO_ROUTE, Metrics
 from server.processes import watch_processes
 from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProtocol
 from server.settings import Settings
+from server.vllm_metrics import VllmNames
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -75,6 +76,8 @@ class Service:
         self._reported = 0  # the restart count at the last report
         self._watch()
         watch_processes(self.metrics.registry, lambda: engine.pid)
+        if settings.metrics_compat == "vllm":
+            self.metrics.registry.register(VllmNames(self.metrics))
         engine.on_report = self._on_report
 
     async def boot(self) -> None:
@@ -96,6 +99,7 @@ class Service:
         self.metrics.set_count_labels(self.loaded.counts)
         info = self.engine.info
         self.metrics.watch("engine_info", lambda: 1, info.device, info.backend, info.kernels)
+        self.metrics.watch("cache_config_info", lambda: 1, str(info.block_size), str(info.kv_blocks))
         self.metrics.watch("default_num_experts", lambda: self.loaded.default_count if self.loaded else 0)
 
     def _choose_by(self, models: ServedModels) -> None:

@@ -202,6 +202,25 @@ class Settings(BaseSettings):
         "auto", "HTTP", "How log lines look; auto: text where the standard error stream is a terminal, else json"
     )
 
+    access_log: bool = option(
+        False,
+        "HTTP",
+        "Write a log line for every HTTP request that has been answered, with method, path, status and seconds, beside "
+        "the lines of calls and refusals; probes' lines are of level debug",
+    )
+    metrics_compat: Literal["none", "vllm"] = option(
+        "none",
+        "HTTP",
+        "vllm: /metrics has the series that autoscalers, gateways and boards for vLLM read a second time, under vLLM's "
+        "names",
+    )
+    otel: bool = option(
+        False,
+        "HTTP",
+        "Send a trace span for each request that generates, by OTLP over HTTP; needs the extra otel. Where to, and all "
+        "else, say OpenTelemetry's own variables, as OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
+
     queue_size: int = option(256, "Limits", "Sequences that may wait beside the running ones; beyond: 503", ge=0)
     max_queued_tokens: int = option(1_048_576, "Limits", "Prompt tokens held by all unfinished requests", ge=1)
     queue_timeout: float = option(

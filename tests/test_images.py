@@ -1,5 +1,6 @@
 """Both container images are made alike, and differ in nothing but what a GPU needs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_an_image_has_all_packages_and_an_ordinary_user(name: str) -> None:
     found = instructions(name)
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks", "docs", "tests"}
     assert {f"COPY {package} {package}" for package in packages} <= {*found}
-    assert found.index("RUN useradd --create-home --uid 10001 moedial") < found.index("USER moedial")
-    assert sum(line.startswith("FROM python:3.11-slim") for line in found) == 2
-    assert any(line.startswith("HEALTHCHECK") for line in found)
+    assert found.index("RUN useradd --create-home --uid 10001 moedial") < found.index("USER 10001:10001")
+    assert found[0] == "ARG BASE=python:3.11-slim"
+    assert [line.split()[1] for line in found if line.startswith("FROM ")] == ["${BASE}", "${BASE}"]
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+def test_health_is_whether_the_server_is_ready_and_needs_no_shell(name: str) -> None:
+    [line] = [line for line in instructions(name) if line.startswith("HEALTHCHECK")]
+    command = json.loads(line.partition(" CMD ")[2])
+    assert command[:2] == ["python", "-c"] and "/ready" in command[2]
+    compile(command[2], name, "exec")

@@ -184,6 +184,8 @@ class Timeline:
         m.observe("request_prefill_time_seconds", self.prefill_s)
         m.observe("request_decode_time_seconds", self.decode_s)
         m.observe("request_inference_time_seconds", self.prefill_s + self.decode_s)
+        m.observe("request_prompt_tokens", self.prompt_tokens)
+        m.observe("request_generation_tokens", self.tokens)
         if self.tokens > 1 and self.first_token_at is not None:
             per_token = (self.last_token_at - self.first_token_at) / (self.tokens - 1)
             m.observe("request_time_per_output_token_seconds", per_token, label)

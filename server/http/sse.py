@@ -22,6 +22,7 @@ from server.formats.base import Format, is_long
 from server.generation.output_processor import Delta
 from server.http.h11 import CHUNK_WRITER, ChunkWriter
 from server.http.incoming import key_name_of
+from server.http.observers import CALL
 from server.protocols import TokenizerProtocol
 from server.requests.calls import GenerationCall
 from server.service import Service
@@ -186,21 +187,22 @@ class EventStream(Response):
 
 
 async def _close(request: Request, call: GenerationCall) -> None:
-    """End the generation call and write its log line, which has numbers and never text."""
+    """End the generation call and write its log line, which has numbers and never text; its span has the same."""
     await call.generation.close()
     key_name = key_name_of(request)
     key = {"key": key_name} if key_name else {}
     timelines = [sequence.timeline for sequence in call.generation.sequences]
     last = max([timeline.last_token_at for timeline in timelines] + [call.arrived])
-    log.info(
-        "call",
-        request_id=request.scope["state"].get("request_id"),
+    figures = {
+        "request_id": request.scope["state"].get("request_id"),
         **key,
-        id=call.id,
-        model=call.model,
-        num_experts=call.num_experts,
-        prompt_tokens=sum(map(len, call.prompts)),
-        completion_tokens=sum(timeline.tokens for timeline in timelines),
-        outcomes=[timeline.outcome for timeline in timelines],
-        seconds=round(last - call.arrived, 4),
-    )
+        "id": call.id,
+        "model": call.model,
+        "num_experts": call.num_experts,
+        "prompt_tokens": sum(map(len, call.prompts)),
+        "completion_tokens": sum(timeline.tokens for timeline in timelines),
+        "outcomes": [timeline.outcome for timeline in timelines],
+        "seconds": round(last - call.arrived, 4),
+    }
+    request.scope["state"][CALL] = figures
+    log.info("call", **figures)

@@ -1,0 +1,87 @@
+"""Middlewares that look at whole HTTP requests once they have been answered: log lines, and trace spans.
+
+Both are there only where a setting asks for them. They know no call: `server/http/sse.py` leaves its figures in the
+state.
+"""
+
+import time
+from collections.abc import Callable, Collection
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.http.middleware import PROBES
+from server.tracing import AnsweredRequest
+
+log = structlog.get_logger("access")
+CALL = "call"  # in the state of a request that generated: the figures of its log line
+TRACE_HEADERS = ("traceparent", "tracestate")
+MAX_PATH = 256  # characters of a path in a log line
+ABORTED = 499  # logged where a caller had gone before an answer began, as other servers do
+
+
+class AccessLog:
+    """Writes a log line for every request, with its path but neither query nor body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, status = time.monotonic(), ABORTED
+
+        async def send_noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_noted)
+        finally:
+            self._write(scope, status, time.monotonic() - began)
+
+    @staticmethod
+    def _write(scope: Scope, status: int, seconds: float) -> None:
+        state = scope["state"]
+        key = {"key": state["key_name"]} if state.get("key_name") else {}
+        write = log.debug if scope["path"] in PROBES else log.info
+        write(
+            "request",
+            request_id=state.get("request_id"),
+            **key,
+            client=(scope.get("client") or ("",))[0],
+            method=scope["method"][:MAX_PATH],
+            path=scope["path"][:MAX_PATH],
+            status=status,
+            seconds=round(seconds, 4),
+        )
+
+
+class Spans:
+    """Calls `record` with every answered request to one of `paths`."""
+
+    def __init__(self, app: ASGIApp, paths: Collection[str], record: Callable[[AnsweredRequest], None]) -> None:
+        self.app, self.paths, self.record = app, paths, record
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self.paths:
+            return await self.app(scope, receive, send)
+        began, status = time.time_ns(), ABORTED
+
+        async def send_noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_noted)
+        finally:
+            context = {
+                name: value for name, value in Headers(scope=scope).items() if name in ("traceparent", "tracestate")
+            }
+            call = scope["state"].get(CALL, {})
+            self.record(AnsweredRequest(scope["path"], status, began, time.time_ns(), context, call))
