@@ -137,7 +137,7 @@ class Scheduler:
             reason = "this model has no log-probabilities of prompts: an encoder reads them, which predicts no tokens"
             raise InvalidRequest(reason, "prompt_logprobs")
         if self._experts is not None:
-            self._experts.check_rule(request.budget.rule, "experts")
+            self._experts.check(request.budget, "experts")
         self.queues.add(Sequence(request, self._clock(), matcher, self._experts))
 
     def abort(self, request_id: str) -> None:

@@ -38,6 +38,10 @@ class RoutingRule:
     batch run in this layer so far, a token adds those of S that follow its own in its order, `reuse` of them at most.
     It is the one rule with which an answer depends on who shares the batch.
 
+    With `skip`, the first experts of a token's order do not run: its count is of those after them, and `threshold`,
+    `top_p` and `reuse` apply as if the order began there. Weights are as above, over those that run. Rank-k routing of
+    SCMoE (arXiv 2405.14507) is skip k - 1 and count 1: the expert weighs 1 in families that normalise, else p.
+
     `gate_offset` and `free_bias` are for the kinds of mixtures that take them (`OWN_FIELDS`).
     """
 
@@ -48,6 +52,7 @@ class RoutingRule:
     reuse: int = 0  # a token adds up to this many of its next best experts that its batch runs anyway; 0: none
     gate_offset: float = 0.0  # added to the logit of every expert's gate: more of them open, or fewer
     free_bias: float = 0.0  # added to the logits of experts that compute nothing, for choosing, not for weighing
+    skip: int = 0  # the first so many experts of a token's order do not run
 
     @property
     def adaptive(self) -> bool:
@@ -55,9 +60,14 @@ class RoutingRule:
         return bool(self.threshold or self.top_p or self.reuse)
 
     @property
+    def ranks(self) -> bool:
+        """Whether it changes which experts of a token's order run, or how they weigh."""
+        return self.adaptive or self.normaliser != "trained" or self.skip > 0
+
+    @property
     def reroutes(self) -> bool:
         """Whether it changes which experts run, or how they weigh."""
-        return self.adaptive or self.normaliser != "trained" or bool(self.gate_offset or self.free_bias)
+        return self.ranks or bool(self.gate_offset or self.free_bias)
 
 
 FAMILY_RULE = RoutingRule()
@@ -141,10 +151,15 @@ class ExpertBudget:
         return replace(self, per_layer=per_layer, prefill=prefill, changes=changes)
 
     @property
+    def counts(self) -> frozenset[int]:
+        """Those of all positions and layers."""
+        return frozenset((*self.per_layer, *self.prefill)).union(*dict(self.changes).values())
+
+    @property
     def uniform(self) -> int | None:
         """The one count of all positions and layers; None where they differ, or there are no layers."""
-        counts = {*self.per_layer, *self.prefill}.union(*dict(self.changes).values())
-        return counts.pop() if len(counts) == 1 else None
+        counts = self.counts
+        return next(iter(counts)) if len(counts) == 1 else None
 
     def mean(self, prompt: int, generated: int) -> float:
         """The count to report for so many tokens: the mean over tokens and layers, exact where all are equal.
@@ -213,13 +228,28 @@ class ExpertRange:
                 )
         return ExpertBudget(per_layer)
 
+    def check(self, budget: ExpertBudget, param: str) -> None:
+        """Refuse a rule that this model cannot follow, and counts that the rule leaves too few experts for.
+
+        Raises:
+            InvalidRequest: names the field as `param`.name.
+        """
+        self.check_rule(budget.rule, param)
+        skip, most = budget.rule.skip, max(budget.counts, default=0)
+        if skip and skip + most > self.maximum:
+            raise InvalidRequest(
+                f"{param}.skip={skip} leaves {self.maximum - skip} experts of this model's {self.maximum},"
+                f" fewer than the count {most}",
+                f"{param}.skip",
+            )
+
     def check_rule(self, rule: RoutingRule, param: str) -> None:
         """Refuse what this model cannot do, by the name of the rule's field.
 
         Raises:
             InvalidRequest: names the field as `param`.name.
         """
-        for name in ("normaliser", "threshold", "top_p", "reuse", "repair", *OWN_FIELDS):
+        for name in ("normaliser", "threshold", "top_p", "reuse", "skip", "repair", *OWN_FIELDS):
             if getattr(rule, name) != getattr(FAMILY_RULE, name) and (fault := self._rule_fault(rule, name)):
                 raise InvalidRequest(f"{param}.{name} {fault}", f"{param}.{name}")
 
@@ -240,6 +270,8 @@ class ExpertRange:
             return f"must be between 0 and 1, got {value!r:.64}"
         if name == "reuse" and not 0 <= value <= self.maximum:
             return f"must be between 0 and {self.maximum} for this model, got {value!r:.64}"
+        if name == "skip" and not 0 <= value < self.maximum:
+            return f"must be between 0 and {self.maximum - 1} for this model, got {value!r:.64}"
         if name == "normaliser" and value not in ("raw", "kept") and not 1 <= int(value) <= self.maximum:
             return f"k2={value!r:.64} must be between 1 and {self.maximum} for this model"
         return ""

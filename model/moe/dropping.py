@@ -25,8 +25,8 @@ def kept(
     """The choice without what is dropped. `spans`: the rows of each sequence."""
     runs_TK = choice.runs_TK
     if dropping.threshold:
-        first_K = torch.arange(runs_TK.shape[1], device=runs_TK.device) == 0
-        runs_TK = runs_TK & (first_K | (choice.weight_TK / router.scale > dropping.threshold))
+        first_TK = runs_TK.cumsum(-1) == 1
+        runs_TK = runs_TK & (first_TK | (choice.weight_TK / router.scale > dropping.threshold))
     if dropping.has_capacity:
         runs_TK = _within_capacity(choice.expert_TK, runs_TK, scores_TE, spans(), dropping)
     if not (dropping.renormalised and router.normalise):

@@ -29,6 +29,7 @@ class _TokenRules:
     threshold_T1: Tensor
     top_p_T1: Tensor
     reuse_T1: Tensor
+    skip_T1: Tensor
 
     @classmethod
     def of(cls, budget: LayerBudget) -> "_TokenRules":
@@ -44,6 +45,7 @@ class _TokenRules:
             column([rule.threshold for rule in rules]),
             column([rule.top_p for rule in rules]),
             column([rule.reuse for rule in rules]),
+            column([rule.skip for rule in rules]),
         )
 
 
@@ -61,6 +63,7 @@ def choose_by_rules(scores_TE: Tensor, ranked_TE: Tensor, router: Router, budget
     runs_TE = _own(score_TE, rules, router)
     if any(rule.reuse for rule in budget.rules):
         eligible_TE = _run_anyway(expert_TE, runs_TE) & ~runs_TE & (best_TE.values > -torch.inf)
+        eligible_TE = eligible_TE & (_rank(expert_TE) >= rules.skip_T1)
         runs_TE = runs_TE | eligible_TE & (eligible_TE.cumsum(-1) <= rules.reuse_T1)
     weight_TE = _weights(score_TE, runs_TE, rules, router, trained)
     return Choice(expert_TE, weight_TE * router.scale, runs_TE)
@@ -68,15 +71,19 @@ def choose_by_rules(scores_TE: Tensor, ranked_TE: Tensor, router: Router, budget
 
 def _own(score_TE: Tensor, rules: _TokenRules, router: Router) -> Tensor:
     """Which ranks a token runs whatever its batch runs: its count, up to the first that fails threshold or share."""
-    rank_E = torch.arange(score_TE.shape[1], device=score_TE.device)
-    sums_TE = score_TE.cumsum(-1)
-    all_T1 = 1.0 if router.score == "softmax" else sums_TE[:, -1:]
+    rank_E = _rank(score_TE)
+    skipped_TE = rank_E < rules.skip_T1
+    sums_TE = score_TE.masked_fill(skipped_TE, 0).cumsum(-1)
+    all_T1 = 1.0 if router.score == "softmax" else score_TE.cumsum(-1)[:, -1:]
     before_TE = torch.nn.functional.pad(sums_TE[:, :-1], (1, 0))  # the scores of better ranks together
     enough_TE = (rules.top_p_T1 > 0) & (before_TE >= rules.top_p_T1 * all_T1)
-    weak_TE = score_TE < rules.threshold_T1 * score_TE[:, :1]
-    stopped_TE = (enough_TE | weak_TE).cumsum(-1) > 0
-    stopped_TE[:, 0] = False
-    return (rank_E < rules.count_T1) & ~stopped_TE
+    weak_TE = score_TE < rules.threshold_T1 * score_TE.gather(-1, rules.skip_T1)
+    stopped_TE = ((enough_TE | weak_TE) & (rank_E > rules.skip_T1)).cumsum(-1) > 0
+    return (rank_E < rules.skip_T1 + rules.count_T1) & ~skipped_TE & ~stopped_TE
+
+
+def _rank(score_TE: Tensor) -> Tensor:
+    return torch.arange(score_TE.shape[1], device=score_TE.device)
 
 
 def _run_anyway(expert_TE: Tensor, runs_TE: Tensor) -> Tensor:

@@ -91,7 +91,16 @@ def test_what_is_run_again_in_parts_is_counted_for_each_request(monkeypatch: pyt
     assert [stats[each.id].routed_pairs for each in requests] == expected
 
 
-RULES = [FAMILY_RULE, RoutingRule("raw"), RoutingRule("kept"), RoutingRule(5), RoutingRule(repair=True), *ADAPTIVE]
+SKIPPING = [RoutingRule(skip=1), RoutingRule(skip=2)]
+RULES = [
+    FAMILY_RULE,
+    RoutingRule("raw"),
+    RoutingRule("kept"),
+    RoutingRule(5),
+    RoutingRule(repair=True),
+    *SKIPPING,
+    *ADAPTIVE,
+]
 
 
 @pytest.mark.parametrize("first", RULES)
@@ -112,7 +121,9 @@ def refused(crowd: Bench, rule: RoutingRule) -> str | None:
 def test_what_the_model_cannot_do_is_refused_by_name() -> None:
     draws = bench(replace(SERVED, config=llama_like(infinity(), infinity())))
     for rule, field in zip(
-        [RoutingRule("raw"), *ADAPTIVE], ["normaliser", "threshold", "normaliser", "reuse"], strict=True
+        [RoutingRule("raw"), *ADAPTIVE, RoutingRule(skip=1)],
+        ["normaliser", "threshold", "normaliser", "reuse", "skip"],
+        strict=True,
     ):
         assert refused(draws, rule) == f"experts.{field}"
     plain = bench(SERVED, model=TorchRunnable(decoder(SERVED.config)))

@@ -23,6 +23,7 @@ RULES = {
     "threshold": RoutingRule(threshold=1.0),
     "top_p": RoutingRule(top_p=1e-6),
     "reuse": RoutingRule(reuse=1),
+    "skip": RoutingRule(skip=1),
     "repair": RoutingRule(repair=True),
 }
 NO_OTHER_RULE = {"phimoe", "llama4", "llama4_text"}  # a sparse mixer; routers that weigh what experts read
@@ -53,8 +54,11 @@ def test_a_family_takes_or_refuses_each_rule_by_name(family: str, number: int, t
             with pytest.raises(InvalidRequest, match=rf"experts\.{field} ") as error:
                 experts.check_rule(rule, "experts")
             assert error.value.param == f"experts.{field}"
+            continue
+        experts.check_rule(rule, "experts")
+        if rule.skip:
+            check_skipped(model, rule)
         else:
-            experts.check_rule(rule, "experts")
             check_in_a_mixed_batch(model, rule)
     if experts.layers:
         fixed = replace(model.config, extrapolates=False).experts
@@ -90,6 +94,15 @@ def check_in_a_mixed_batch(model: Decoder, rule: RoutingRule) -> None:
         tokens, layers = len(reference.PROMPT), len(model.config.mixtures)
         least = layers * (tokens - 1 + trained)
         assert seen.pairs == least or (rule.threshold and biased(model) and seen.pairs < layers * tokens * trained)
+
+
+def check_skipped(model: Decoder, rule: RoutingRule) -> None:
+    """A token runs as many experts, but others."""
+    seen = Seen()
+    plain, skipped = logits(model, 1), logits(model, 1, rule, seen)
+    torch.testing.assert_close(plain[0], skipped[0], atol=1e-4, rtol=0)
+    assert skipped.isfinite().all() and not torch.allclose(plain[-1], skipped[-1])
+    assert seen.pairs == seen.loads == seen.told_routes == len(reference.PROMPT) * len(model.config.mixtures)
 
 
 def biased(model: Decoder) -> bool:

@@ -78,7 +78,7 @@ TOPK = ExpertRange(layers=2, trained=4, minimum=1, maximum=8, repaired=(1, 2))
     "rule",
     [
         FAMILY_RULE,
-        RoutingRule("raw", threshold=0.5, top_p=1.0, repair=True, reuse=8),
+        RoutingRule("raw", threshold=0.5, top_p=1.0, repair=True, reuse=8, skip=7),
         RoutingRule("kept"),
         RoutingRule(1),
         RoutingRule(8),
@@ -110,7 +110,17 @@ RULED: list[tuple[str, RoutingRule]] = [
     ("threshold", RoutingRule(threshold=0.1)),
     ("top_p", RoutingRule(top_p=0.1)),
     ("reuse", RoutingRule(reuse=1)),
+    ("skip", RoutingRule(skip=1)),
 ]
+
+
+def test_a_rule_leaves_every_count_its_experts() -> None:
+    TOPK.check(ExpertBudget((6, 2), prefill=(1, 1), rule=RoutingRule(skip=2)), "experts")
+    for budget in (ExpertBudget((7, 2)), ExpertBudget((1, 1), (7, 1)), ExpertBudget((1, 1), changes=((9, (1, 7)),))):
+        with pytest.raises(InvalidRequest, match=r"experts.skip=2 leaves 6 experts .* than the count 7") as e:
+            TOPK.check(replace(budget, rule=RoutingRule(skip=2)), "experts")
+        assert e.value.param == "experts.skip"
+        TOPK.check(budget, "experts")
 
 
 @pytest.mark.parametrize(("field", "rule"), [*RULED, ("repair", RoutingRule(repair=True))])

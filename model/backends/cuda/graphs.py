@@ -32,7 +32,7 @@ MOST_GRAPHS = 96
 MOST_BYTES = 1 << 28  # of outputs: hidden states, and what mixtures chose
 GRAPH_BYTES = MOST_BYTES + (MOST_GRAPHS << 22)  # what graphs take, about: 4 MiB each beside their outputs
 T = TypeVar("T")
-RulesKey = tuple[int, int, bool] | None  # what rules say that sizes launches, or makes them others
+RulesKey = tuple[int, int, int, bool] | None  # what rules say that sizes launches, or makes them others
 Key = tuple[StepShape, RulesKey, int]  # with the cache
 
 
@@ -133,7 +133,7 @@ class GraphSet(Generic[T]):
 
 def _rules_key(step: StepInputs) -> RulesKey:
     rules = step.rules
-    return None if rules is None else (rules.ranks, rules.most_reuse, rules.repair_T is not None)
+    return None if rules is None else (rules.ranks, rules.most_reuse, rules.most_skip, rules.repair_T is not None)
 
 
 def _named(key: Key) -> str:

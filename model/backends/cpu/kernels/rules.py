@@ -13,11 +13,11 @@ from model.batch import BudgetRows, LayerBudget
 from model.budget import FAMILY_RULE, OWN_FIELDS, RoutingRule
 
 NORMALISERS = {"kept": -2, "trained": -1, "raw": 0}  # as in csrc/mixtures.h; a number stands for itself
-NO_RULES = (torch.empty(0, 5, dtype=torch.float64), torch.empty(0, dtype=torch.int64))
+NO_RULES = (torch.empty(0, 6, dtype=torch.float64), torch.empty(0, dtype=torch.int64))
 
 
 def rule_arguments(budget: BudgetRows | LayerBudget) -> tuple[Tensor, Tensor]:
-    """The distinct rules [R, 5] of a step, and which of them each token has [T]; both empty where all tokens have their
+    """The distinct rules [R, 6] of a step, and which of them each token has [T]; both empty where all tokens have their
     family's."""
     if budget.rule_T is None:
         return NO_RULES

@@ -42,6 +42,8 @@ class TokenRules:
     reuse_T: Tensor | None = None  # int32
     repair_T: Tensor | None = None  # int32; 0: no
     most_reuse: int = 0  # the largest of `reuse_T`
+    skip_T: Tensor | None = None  # int32
+    most_skip: int = 0  # the largest of `skip_T`
 
     @classmethod
     def of(cls, budget: LayerBudget, trained: int) -> "TokenRules | None":
@@ -50,6 +52,7 @@ class TokenRules:
         if not rules or rule_T is None:
             return None
         normalisers, reuses = [number(rule) for rule in rules], [rule.reuse for rule in rules]
+        skips = [rule.skip for rule in rules]
 
         def column(values: Sequence[float], dtype: torch.dtype = torch.int32) -> Tensor:
             return tensor_on(values, rule_T.device)[rule_T].to(dtype)
@@ -63,6 +66,8 @@ class TokenRules:
             column(reuses) if any(reuses) else None,
             column([rule.repair for rule in rules]) if any(rule.repair for rule in rules) else None,
             max(reuses),
+            column(skips) if any(skips) else None,
+            max(skips),
         )
 
 
@@ -97,6 +102,7 @@ def _route(
     thresholds,
     top_ps,
     reuses,
+    skips,
     used,
     expert_out,
     weight_out,
@@ -115,6 +121,7 @@ def _route(
     normalise: tl.constexpr,
     clamp_sum: tl.constexpr,
     has_rules: tl.constexpr,
+    has_skip: tl.constexpr,
     reuse: tl.constexpr,
     E: tl.constexpr,
     K: tl.constexpr,
@@ -131,15 +138,18 @@ def _route(
     count = tl.load(counts + token).to(tl.int32)
     chosen = tl.full([K], 0, tl.int32) + experts
     weights = tl.zeros([K], tl.float32)
-    normaliser, threshold, top_p, share, left_to_reuse = 0, 0.0, 0.0, 1.0, 0
+    normaliser, threshold, top_p, share, left_to_reuse, skip = 0, 0.0, 0.0, 1.0, 0, 0
     if has_rules:
         normaliser = tl.load(normalisers + token)
         threshold = tl.load(thresholds + token)
         top_p = tl.load(top_ps + token)
         share = top_p if score == "softmax" else top_p * tl.sum(tl.where(is_open, worth, 0.0), axis=0)
+    if has_skip:
+        skip = tl.load(skips + token)
     if reuse == "add":
         left_to_reuse = tl.where(count > 0, tl.load(reuses + token), 0)
-    # Sums in the order of ranks: of all so far, of those that run, of the trained count's, of the normaliser's.
+    # Sums in the order of ranks: of all so far but skipped ones, of those that run, of the trained count's, of the
+    # normaliser's.
     so_far, own, mass, best_n, best_worth = 0.0, 0.0, 0.0, 0.0, 0.0
     runs_on, filled = count > 0, 0
     for k in range(looked_at):
@@ -147,20 +157,20 @@ def _route(
         best = best_of(ranked, tl.where(inside, is_open & first, is_open), place, E)
         is_open = is_open & (place != best)
         this = tl.sum(tl.where(place == best, worth, 0.0), axis=0)
-        runs_on = runs_on & (k < count)
+        runs_on = runs_on & (k < skip + count)
         if has_rules:
-            best_worth = tl.where(k == 0, this, best_worth)
+            best_worth = tl.where(k == skip, this, best_worth)
             stops = (this < threshold * best_worth) | ((top_p > 0) & (so_far >= share))
-            runs_on = runs_on & ((k == 0) | (stops == 0))
-            so_far += this
+            runs_on = runs_on & ((k <= skip) | (stops == 0))
+            so_far += tl.where(k >= skip, this, 0.0)
             mass += tl.where(k < trained, this, 0.0)
             best_n += tl.where(k < tl.maximum(normaliser, 1), this, 0.0)
-        runs = runs_on
+        runs = runs_on & (k >= skip)
         if reuse == "add":
             ranks_above = tl.max(tl.where(place == best, ranked, float("-inf")), axis=0) > float("-inf")
             joins = (runs_on == 0) & inside & ranks_above & (left_to_reuse > 0) & (tl.load(used + best) != 0)
             left_to_reuse -= joins.to(tl.int32)
-            runs = runs_on | joins
+            runs = runs | joins
         own += tl.where(runs, this, 0.0)
         chosen = tl.where((slot == filled) & runs, best, chosen)
         weights = tl.where((slot == filled) & runs, this, weights)
@@ -204,17 +214,20 @@ def route(
         "normalise": router.normalise,
         "clamp_sum": router.clamp_sum,
         "has_rules": rules is not None,
+        "has_skip": rules is not None and rules.skip_T is not None,
         "E": padded,
         "G": triton.next_power_of_2(router.groups),
         "num_warps": max(1, min(8, padded // 256)),
         "enable_fp_fusion": False,
     }
-    of_rules = (counts_T,) * 4
-    used_E, reuse, looked_at = counts_T, "none", k_max
+    of_rules = (counts_T,) * 5
+    used_E, reuse, own_ranks, looked_at = counts_T, "none", k_max, k_max
     if rules is not None:
         reuse_T = counts_T if rules.reuse_T is None else rules.reuse_T
-        of_rules = (rules.normaliser_T, rules.threshold_T, rules.top_p_T, reuse_T)
-        looked_at = min(experts, max(k_max, rules.ranks))
+        skip_T = counts_T if rules.skip_T is None else rules.skip_T
+        of_rules = (rules.normaliser_T, rules.threshold_T, rules.top_p_T, reuse_T, skip_T)
+        own_ranks = min(experts, k_max + rules.most_skip)
+        looked_at = min(experts, max(own_ranks, rules.ranks))
         if rules.reuse_T is not None:
             used_E, reuse, looked_at = counts_T.new_zeros(experts, dtype=torch.int32), "add", experts
     given = (
@@ -231,6 +244,7 @@ def route(
     )
     sizes = (0 if rules is None else rules.trained, router.groups, router.kept_groups)
     factors = (float(router.eps), float(router.scale))
+    modes["K"] = triton.next_power_of_2(k_max)
     if reuse == "add":
-        _route[(tokens,)](*given, k_max, *sizes, *factors, reuse="mark", K=triton.next_power_of_2(k_max), **modes)
-    _route[(tokens,)](*given, looked_at, *sizes, *factors, reuse=reuse, K=triton.next_power_of_2(k_max), **modes)
+        _route[(tokens,)](*given, own_ranks, *sizes, *factors, reuse="mark", **modes)
+    _route[(tokens,)](*given, looked_at, *sizes, *factors, reuse=reuse, **modes)

@@ -20,11 +20,12 @@ struct RoutingRule {
     double top_p = 0;      // experts run until they have this share of all probability; 0: all run
     bool repair = false;   // the layer's result is scaled and shifted by its tables (`Repair`)
     int64_t reuse = 0;     // of the experts that the step runs anyway, up to so many are added
+    int64_t skip = 0;      // the first so many experts of a token's order do not run
 
     // Whether how many experts run depends on the token.
     bool adaptive() const { return threshold != 0 || top_p != 0 || reuse != 0; }
     // Whether it says anything of the router's choice and weights.
-    bool routes() const { return normaliser != TRAINED || adaptive(); }
+    bool routes() const { return normaliser != TRAINED || adaptive() || skip != 0; }
 };
 
 // The tokens of a step in one mixture layer: each one's count, and what its draws depend on. Plain

@@ -20,7 +20,7 @@ struct ProgramStep {
     const Tensor &ids, &positions, &seeds;  // [T]
     const Tensor& counts;                   // [mixtures, T]
     int64_t k_max;                          // no count is higher
-    const Tensor &rules, &rule_of;          // [R, 5] and [T] (`StepRules`), or empty
+    const Tensor &rules, &rule_of;          // [R, 6] and [T] (`StepRules`), or empty
     const Tensor& rows;                     // [B], whose logits are wanted
     const std::vector<Tensor>& caches;      // one per attention layer
     const Tensor &spans, &tables;           // [B, 3] and [B, P]

@@ -33,10 +33,10 @@ inline bool needs_mass(int64_t normaliser, const Router& router) {
 inline int64_t ranks_needed(const RoutingRule& rule, int64_t count, const Router& router) {
     const int64_t normaliser = normaliser_at(rule, count, router);
     const int64_t mass = needs_mass(normaliser, router) ? router.trained : 0;
-    return std::max({count, normaliser, mass});
+    return std::max({rule.skip + count, normaliser, mass});
 }
 
-// How many of a token's `count` best experts run: as long as none is too far below the best one,
+// How many of `count` experts run, the best first: as long as none is too far below the best one,
 // and those before it lack their share.
 inline int64_t own_count(const RoutingRule& rule, int64_t count, const float* probabilities) {
     if (!rule.threshold && !rule.top_p) return count;

@@ -8,8 +8,8 @@
 
 namespace moedial {
 
-// The rules of a step's tokens, for as long as it runs. `rules` float64 [R, 5]: normaliser,
-// threshold, top_p, repair and reuse of each; `rule_of` [T]: which each token has. Both are empty
+// The rules of a step's tokens, for as long as it runs. `rules` float64 [R, 6]: normaliser,
+// threshold, top_p, repair, reuse and skip of each; `rule_of` [T]: which each token has. Both are empty
 // where all tokens have their family's.
 struct StepRules {
     std::vector<RoutingRule> rules;
@@ -17,11 +17,11 @@ struct StepRules {
 
     StepRules(const Tensor& given, const Tensor& of, int64_t tokens) {
         if (!given.numel() && !of.numel()) return;
-        TORCH_CHECK(given.dim() == 2 && given.size(1) == 5 && of.numel() == tokens,
-                    "rules must be [R, 5], with one of them for each of ", tokens, " tokens, got ",
+        TORCH_CHECK(given.dim() == 2 && given.size(1) == 6 && of.numel() == tokens,
+                    "rules must be [R, 6], with one of them for each of ", tokens, " tokens, got ",
                     given.sizes(), " and ", of.sizes());
         const double* values = data<const double>(given, "rules");
-        for (int64_t i = 0; i < given.size(0); i++) rules.push_back(rule(values + 5 * i));
+        for (int64_t i = 0; i < given.size(0); i++) rules.push_back(rule(values + 6 * i));
         rule_of = data<const int64_t>(of, "rule_of");
         for (int64_t token = 0; token < tokens; token++)
             TORCH_CHECK(0 <= rule_of[token] && rule_of[token] < given.size(0), "rule ",
@@ -39,14 +39,16 @@ struct StepRules {
     static RoutingRule rule(const double* values) {
         constexpr double MOST = 1 << 20;  // more experts than a layer has
         const double normaliser = values[0], threshold = values[1], top_p = values[2];
-        const double repair = values[3], reuse = values[4];
-        const bool whole = normaliser == std::floor(normaliser) && reuse == std::floor(reuse);
+        const double repair = values[3], reuse = values[4], skip = values[5];
+        const bool whole = normaliser == std::floor(normaliser) && reuse == std::floor(reuse) &&
+                           skip == std::floor(skip);
         TORCH_CHECK(whole && KEPT <= normaliser && normaliser <= MOST && 0 <= threshold &&
                         threshold <= 1 && 0 <= top_p && top_p <= 1 && 0 <= reuse && reuse <= MOST &&
-                        (repair == 0 || repair == 1),
+                        0 <= skip && skip <= MOST && (repair == 0 || repair == 1),
                     "there is no rule ", normaliser, ", ", threshold, ", ", top_p, ", ", repair,
-                    ", ", reuse);
-        return {int64_t(normaliser), threshold, top_p, repair != 0, int64_t(reuse)};
+                    ", ", reuse, ", ", skip);
+        return {int64_t(normaliser), threshold,      top_p,
+                repair != 0,         int64_t(reuse), int64_t(skip)};
     }
 };
 
@@ -65,6 +67,11 @@ inline void check_rules(const LayerRows& budget, const Router& router) {
                     std::max(rule.normaliser, rule.reuse), " experts does not fit ",
                     router.experts);
     }
+    if (!budget.any_rule([](const RoutingRule& rule) { return rule.skip > 0; })) return;
+    for (int64_t token = 0; token < budget.tokens; token++)
+        TORCH_CHECK(budget.counts[token] + budget.rule(token).skip <= router.experts, "a count of ",
+                    budget.counts[token], " after ", budget.rule(token).skip,
+                    " skipped experts does not fit ", router.experts);
 }
 
 inline void check_rules(const LayerRows& budget, const TopK& block) {

@@ -103,8 +103,8 @@ inline Chosen choose(const float* logits, int64_t stride, const LayerRows& budge
 }
 
 // Lets tokens whose rule reuses add the best of the experts that some token of the step runs.
-// `known`: how many ranks each one has; `used`: what it runs of its own, then altogether;
-// probabilities [tokens, experts], -1 where an expert is ranked.
+// `known`: how many ranks each one has, without those that it skips; `used`: what it runs of its
+// own, then altogether; probabilities [tokens, experts], -1 where an expert is ranked or skipped.
 inline void reuse_experts(const Chosen& chosen, const LayerRows& budget, int64_t experts,
                           float* probabilities, const int64_t* known, int64_t* used) {
     char* runs = scratch().take<char>(experts);
@@ -112,16 +112,16 @@ inline void reuse_experts(const Chosen& chosen, const LayerRows& budget, int64_t
     for (int64_t row = 0; row < budget.tokens; row++)
         for (int64_t rank = 0; rank < used[row]; rank++)
             runs[chosen.expert[row * chosen.ranks + rank]] = 1;
-    const int64_t running = std::count(runs, runs + experts, 1);
     for (int64_t row = 0; row < budget.tokens; row++) {
-        const int64_t own = used[row], added = std::min(budget.rule(row).reuse, running - own);
-        if (added <= 0) continue;
+        const int64_t own = used[row], reuse = budget.rule(row).reuse;
+        if (reuse == 0) continue;
         float *open = probabilities + row * experts, *weight = chosen.weight + row * chosen.ranks;
         int32_t* expert = chosen.expert + row * chosen.ranks;
         // Of what may have been ranked before, only the token's own stay taken.
         for (int64_t rank = own; rank < known[row]; rank++) open[expert[rank]] = weight[rank];
         for (int64_t one = 0; one < experts; one++)
             if (!runs[one]) open[one] = -1;
+        const int64_t added = std::min(reuse, experts - std::count(open, open + experts, -1.0f));
         best_row(open, experts, added, expert + own, weight + own);
         used[row] = own + added;
     }
@@ -144,10 +144,14 @@ inline Chosen choose_by_rules(const float* logits, int64_t stride, const LayerRo
     const auto rank = [&](int64_t row, float* probabilities) {
         const RoutingRule& rule = budget.rule(row);
         const int64_t count = budget.counts[row];
+        int32_t* expert = chosen.expert + row * ranks;
         float* weights = chosen.weight + row * ranks;  // probabilities until `weigh_row`
-        best_row(probabilities, router.experts, known[row], chosen.expert + row * ranks, weights);
-        used[row] = own_count(rule, count, weights);
+        best_row(probabilities, router.experts, known[row], expert, weights);
         shares[row] = share_of(rule, count, router, weights);
+        std::copy(expert + rule.skip, expert + known[row], expert);
+        std::copy(weights + rule.skip, weights + known[row], weights);
+        known[row] -= rule.skip;
+        used[row] = own_count(rule, count, weights);
     };
     float* probabilities = rank_rows(logits, stride, tokens, ranks, router.experts, rank);
     if (budget.any_rule([](const RoutingRule& rule) { return rule.reuse > 0; }))

@@ -26,8 +26,8 @@ from tests.model.backends.cpu.kernels.mixture_cases import (
 Ranked = list[tuple[float, int]]  # probability and expert, best first
 
 
-def random_rule(make: Make, experts: int, reuse: bool = False) -> RoutingRule:
-    """Any rule of a top-k mixture; most fields are the family's."""
+def random_rule(make: Make, experts: int, reuse: bool = False, skip: int = 0) -> RoutingRule:
+    """Any rule of a top-k mixture that skips at most `skip` experts; most fields are the family's."""
     choice = make.rng.choice
     normalisers: list[Normaliser] = ["trained", "raw", "kept", make.rng.randint(1, experts)]
     return RoutingRule(
@@ -36,13 +36,15 @@ def random_rule(make: Make, experts: int, reuse: bool = False) -> RoutingRule:
         top_p=choice([0.0, 0.0, 0.2, 0.7, 1.0]),
         repair=choice([False, True]),
         reuse=choice([0, make.rng.randint(1, experts)]) if reuse else 0,
+        skip=choice([0, 0, min(skip, 1), make.rng.randint(0, skip)]),
     )
 
 
-def random_rules(make: Make, rows: int, experts: int, reuse: bool = False) -> Rules:
-    """Some rules, the family's among them, and one of them for every row."""
-    distinct = (RoutingRule(), *(random_rule(make, experts, reuse) for _ in range(4)))
-    return Rules(distinct, make.whole(0, len(distinct) - 1, rows))
+def random_rules(make: Make, counts_T: Tensor, experts: int, reuse: bool = False) -> Rules:
+    """Some rules, the family's among them, one for every row. What a rule skips leaves the highest count."""
+    skip = experts - int(counts_T.max())
+    distinct = (RoutingRule(), *(random_rule(make, experts, reuse, skip) for _ in range(4)))
+    return Rules(distinct, make.whole(0, len(distinct) - 1, len(counts_T)))
 
 
 def random_repair(make: Make, counts: int, width: int) -> RepairParams:
@@ -56,12 +58,13 @@ class RuledRouteCase(RouteCase):
 
     def expected(self) -> Tensor:
         weights_TE = torch.full(self.logits_TE.shape, -1.0, dtype=torch.float64)
-        ranked = [rank(logits_E) for logits_E in self.logits_TE]
+        whole = [rank(logits_E) for logits_E in self.logits_TE]
+        ranked = [order[self.rule(row).skip :] for row, order in enumerate(whole)]
         own = [own_count(self.rule(row), count, ranked[row]) for row, count in enumerate(self.counts_T.tolist())]
         running = {expert for row, count in enumerate(own) for _, expert in ranked[row][:count]}
         for row, count in enumerate(own):
             more = [one for one in ranked[row][count:] if one[1] in running][: self.rule(row).reuse]
-            for weight, expert in self.weighed(row, ranked[row], ranked[row][:count] + more):
+            for weight, expert in self.weighed(row, whole[row], ranked[row][:count] + more):
                 weights_TE[row, expert] = weight
         return weights_TE
 
@@ -102,8 +105,8 @@ def own_count(rule: RoutingRule, count: int, ranked: Ranked) -> int:
 
 
 def ruled_route_case(make: Make, rows: int, experts: int, normalise: bool, reuse: bool = False) -> RuledRouteCase:
-    logits_TE, counts_T = make.normal(rows, experts, scale=2), make.whole(1, experts, rows)
-    rules, trained = random_rules(make, rows, experts, reuse), make.rng.randint(1, experts)
+    logits_TE, counts_T = make.normal(rows, experts, scale=2), make.whole(1, max(1, experts - 2), rows)
+    rules, trained = random_rules(make, counts_T, experts, reuse), make.rng.randint(1, experts)
     return RuledRouteCase(logits_TE, counts_T, normalise, rules, trained)
 
 
@@ -142,7 +145,7 @@ def ruled_topk_case(
 ) -> TopKCase:
     """A top-k mixture whose rows have rules, some of them repair."""
     case = topk_case(make, rows, width, units, experts, kind, norm, **rest)
-    rules, repair = random_rules(make, rows, experts), random_repair(make, experts, width)
+    rules, repair = random_rules(make, case.counts_T, experts), random_repair(make, experts, width)
     parts = (case.x_TD, case.counts_T, case.norm, case.router, case.layer, case.normalise)
     return RuledTopKCase(*parts, rules, make.rng.randint(1, experts), repair)
 

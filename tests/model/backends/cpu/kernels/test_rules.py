@@ -49,9 +49,9 @@ def test_experts_that_the_step_runs_are_reused(normalise: bool, rows: int, exper
 
 
 def test_a_rule_is_a_row_of_numbers() -> None:
-    rules = (RoutingRule("kept", 0.3, 0.9, True, 4), RoutingRule(), RoutingRule("raw"), RoutingRule(16))
-    rows_R5, rule_T = rule_arguments(LayerBudget(torch.ones(4), 1, rules, torch.arange(4)))
-    assert rows_R5.tolist() == [[-2, 0.3, 0.9, 1, 4], [-1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [16, 0, 0, 0, 0]]
+    rules = (RoutingRule("kept", 0.3, 0.9, True, 4, skip=2), RoutingRule(), RoutingRule("raw"), RoutingRule(16))
+    rows_R6, rule_T = rule_arguments(LayerBudget(torch.ones(4), 1, rules, torch.arange(4)))
+    assert rows_R6.tolist() == [[-2, 0.3, 0.9, 1, 4, 2], [-1, *[0] * 5], [0] * 6, [16, *[0] * 5]]
     assert rule_T.tolist() == [0, 1, 2, 3]
 
 
@@ -60,7 +60,7 @@ def test_a_field_that_the_kernels_do_not_know_is_refused() -> None:
     class Grown(RoutingRule):
         tilt: float = 0.5
 
-    with pytest.raises(RuntimeError, match=r"rules must be \[R, 5\].*got \[1, 6\]"):
+    with pytest.raises(RuntimeError, match=r"rules must be \[R, 6\].*got \[1, 7\]"):
         RouteCase(torch.zeros(1, 4), torch.tensor([2]), True, Rules((Grown(),), torch.tensor([0]))).run(torch.arange(1))
 
 
@@ -92,6 +92,13 @@ def weights(rule: RoutingRule, count: int, normalise: bool = False, trained: int
         (RoutingRule(top_p=1.0), 4, False, [0.4, 0.3, 0.1, 0.15, -1]),
         (RoutingRule("kept", top_p=0.3), 2, False, [0.85, -1, -1, -1, -1]),
         (RoutingRule(reuse=3), 2, False, [0.4, 0.3, -1, -1, -1]),  # no other token runs another expert
+        (RoutingRule(skip=1), 1, True, [-1, 1.0, -1, -1, -1]),  # rank 2 of SCMoE
+        (RoutingRule(skip=1), 2, False, [-1, 0.3, -1, 0.15, -1]),
+        (RoutingRule(skip=3), 2, True, [-1, -1, 0.66667, -1, 0.33333]),
+        (RoutingRule("kept", skip=1), 2, False, [-1, 0.56667, -1, 0.28333, -1]),  # 0.85 over 0.45
+        (RoutingRule(2, skip=1), 1, False, [-1, 0.36429, -1, -1, -1]),  # 0.85 over 0.7
+        (RoutingRule(threshold=0.6, skip=1), 4, False, [-1, 0.3, -1, -1, -1]),
+        (RoutingRule(top_p=0.4, skip=1), 4, False, [-1, 0.3, -1, 0.15, -1]),
     ],
 )
 def test_a_rule_by_hand(rule: RoutingRule, count: int, family: bool, expected: list[float]) -> None:
@@ -99,10 +106,15 @@ def test_a_rule_by_hand(rule: RoutingRule, count: int, family: bool, expected: l
 
 
 def test_reuse_by_hand() -> None:
-    """The first token runs 0 and 1, the second 4; both may add one, and the first also has the right to two."""
+    """The first token runs 0 and 1, the second 4; both may add one, and the first also has the right to two.
+
+    Where the second skips 4, it runs 0 and adds 1.
+    """
     logits = torch.tensor([[0.4, 0.3, 0.1, 0.15, 0.05], [0.2, 0.1, 0.15, 0.05, 0.5]]).log()
     one, two = RoutingRule(reuse=1), RoutingRule("kept", reuse=2)
+    past = RoutingRule(skip=1, reuse=3)
     for rules, expected in (
+        ((one, past), [[0.4, 0.3, -1, -1, -1], [0.2, 0.1, -1, -1, -1]]),
         ((one, one), [[0.4, 0.3, -1, -1, 0.05], [0.2, -1, -1, -1, 0.5]]),
         ((RoutingRule(), two), [[0.4, 0.3, -1, -1, -1], [0.2125, 0.10625, -1, -1, 0.53125]]),
     ):
@@ -166,7 +178,7 @@ def without_rules(case: TopKCase) -> TopKCase:
 def test_rows_without_a_rule_keep_the_bits_of_a_step_without_rules(kind: Kind) -> None:
     """Also where a neighbour reuses what they run."""
     case = ruled_topk_case(Make(3), 60, 40, 33, 16, kind, normalise=True)
-    case.rules = random_rules(Make(5), 60, 16, reuse=True)
+    case.rules = random_rules(Make(5), case.counts_T, 16, reuse=True)
     assert case.rules.rule_T is not None
     family_T = case.rules.rule_T == 0
     plain = without_rules(case).run(torch.arange(60))

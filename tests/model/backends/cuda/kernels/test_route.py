@@ -129,28 +129,35 @@ RULES = (
     RoutingRule("kept", threshold=0.4),
     RoutingRule(5, top_p=0.5),
     RoutingRule("kept", top_p=0.4),
+    RoutingRule(skip=1),
+    RoutingRule(6, threshold=0.3, top_p=0.9, skip=2),
 )
 
 
 @pytest.mark.parametrize("name", ["olmoe", "qwen3_moe", "deepseek_v3", "ernie4_5_moe"])
 def test_rules_of_requests(name: str) -> None:
     """Every token has a rule of its own, and counts lie on both sides of the trained one, 3."""
-    router, counts_T = ROUTERS[name], torch.tensor([2, 2, 2, 2, 6, 4, 6])
-    budget = LayerBudget(counts_T, 6, RULES, torch.tensor([0, 1, 2, 3, 4, 2, 4]))
+    router, counts_T = ROUTERS[name], torch.tensor([2, 2, 2, 2, 6, 1, 4])
+    budget = LayerBudget(counts_T, 6, RULES, torch.tensor([0, 1, 2, 3, 4, 5, 6]))
     selection_bias_E = bias(router.selection_bias, 2)
     choice = choose(logits(), budget, router, selection_bias_E, trained=3)
     expert_TK, weight_TK = torch.full((TOKENS, 6), 99, dtype=torch.int32), torch.full((TOKENS, 6), torch.nan)
     rules = TokenRules.of(budget, trained=3)
     route(logits(), counts_T, router, expert_TK, weight_TK, None, selection_bias_E, rules)
-    runs_TK = choice.runs_TK[:, :6]
-    assert not choice.runs_TK[:, 6:].any()
-    assert int(runs_TK[4].sum()) < 6  # its share is reached earlier
-    assert torch.equal(expert_TK, torch.where(runs_TK, choice.expert_TK[:, :6], EXPERTS).int())
-    wanted_TK = torch.where(runs_TK, choice.weight_TK[:, :6], 0.0)
-    torch.testing.assert_close(weight_TK, wanted_TK, atol=1e-6, rtol=1e-5)
+    wanted_TK = choice.routes_TK[:, :6]
+    assert int(choice.used_T[4]) < 6  # its share is reached earlier
+    assert torch.equal(expert_TK, torch.where(wanted_TK >= 0, wanted_TK, EXPERTS))
+    weight_TE, _ = choice.by_expert(EXPERTS)
+    found_TE = torch.zeros(TOKENS, EXPERTS + 1).scatter(-1, expert_TK.long(), weight_TK)[:, :EXPERTS]
+    torch.testing.assert_close(found_TE, weight_TE, atol=1e-6, rtol=1e-5)
 
 
-REUSES = (RoutingRule(), RoutingRule(reuse=3), RoutingRule(reuse=1, threshold=0.6), RoutingRule("raw", reuse=20))
+REUSES = (
+    RoutingRule(),
+    RoutingRule(reuse=3),
+    RoutingRule(reuse=1, threshold=0.6, skip=1),
+    RoutingRule("raw", reuse=20),
+)
 
 
 @pytest.mark.parametrize("name", ["olmoe", "qwen3_moe", "deepseek_v3"])
