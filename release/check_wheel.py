@@ -5,11 +5,14 @@ import sys
 from pathlib import Path
 from zipfile import ZipFile
 
+ROOT = Path(__file__).parent.parent
 KERNELS = "model/backends/cpu/kernels"
 SETS = ("avx512", "avx2", "portable") if platform.machine() == "x86_64" else ("portable",)
+PAGE = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "server" / "page").rglob("*")) if path.is_file()]
 NEEDED = [
     "server/commit.txt",
     "server/http/routes/docs.html",
+    *PAGE,
     f"{KERNELS}/csrc/kernels.cpp",
     "weights/bundled/infinity-stories/model.safetensors",
     "weights/bundled/topk-stories/model.safetensors",

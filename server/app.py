@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import structlog
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
@@ -26,6 +26,7 @@ from server.http.middleware import BodyBudget, BodyLimits, HeadAsGet, RequestId,
 from server.http.observers import AccessLog, Spans
 from server.http.routes import calibration as calibration_route
 from server.http.routes import docs, generate, models, probes, tokens
+from server.http.routes import page as page_routes
 from server.http.sites import Sites
 from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProtocol
 from server.requests.output_spec import PLAIN
@@ -80,9 +81,14 @@ def create_app(
     openapi.install(app)
     _add_middleware(app, service)
     _add_observers(app, settings, tracing)
-    for module in ROUTE_MODULES:
-        app.include_router(module.router)
+    for router in _routers(settings):
+        app.include_router(router)
     return app
+
+
+def _routers(settings: Settings) -> list[APIRouter]:
+    shown = (page_routes,) if settings.page == "on" else ()
+    return [module.router for module in (*ROUTE_MODULES, *shown)]
 
 
 async def _boot(service: Service) -> None:
@@ -124,7 +130,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
     policy = SitePolicy(hosts, frozenset(origins), keys=bool(service.keys))
     app.add_middleware(Sites, policy=policy, on_refused=on_refused)
     app.add_middleware(HeadAsGet)
-    routes = [*app.routes, *(route for module in ROUTE_MODULES for route in module.router.routes)]
+    routes = [*app.routes, *(route for router in _routers(settings) for route in router.routes)]
     app.add_middleware(HttpCounts, routes=routes, count=partial(service.metrics.inc, "http_requests"))
     app.add_middleware(StopGuard)
 

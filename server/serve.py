@@ -170,7 +170,7 @@ def config_of(settings: Settings, app: FastAPI) -> uvicorn.Config:
 
 
 def ready_text(service: Service, port: int, seconds: float) -> str:
-    """What is printed once the model is ready: its name and address, two requests and a chat to paste, the docs."""
+    """What is printed once the model is ready: name, address, two requests and a chat to paste, the page, the docs."""
     settings, info = service.settings, service.served_models.info
     experts = info.experts
     url = _url_of(settings, port)
@@ -181,7 +181,8 @@ def ready_text(service: Service, port: int, seconds: float) -> str:
     model = f"{settings.name} ({info.family}, {experts.minimum} to {experts.maximum} experts per token)"
     chat = f"  moedial chat --url {url}" + (' --key "$KEY"' if service.keys else "")
     ready = f"ready in {seconds:.1f} s: {model} at {url}"
-    return "\n".join([ready, *commands, chat, f"  docs: {url}/docs"])
+    page = [f"  page: {url}/"] if settings.page == "on" else []
+    return "\n".join([ready, *commands, chat, *page, f"  docs: {url}/docs"])
 
 
 def _url_of(settings: Settings, port: int) -> str:

@@ -187,6 +187,9 @@ class Settings(BaseSettings):
         "HTTP",
         "Sites whose web pages may use this server (CORS), comma-separated, as https://chat.example.com; *: any",
     )
+    page: Literal["on", "off"] = option(
+        "on", "HTTP", "Whether there is a web page at /, on which people ask the model and compare expert counts"
+    )
     keep_alive: float = option(75.0, "HTTP", "Seconds that a connection stays open between requests", gt=0)
     ssl_certfile: str = option("", "HTTP", "Certificate chain in PEM, to serve HTTPS; its key may be in the same file")
     ssl_keyfile: str = option("", "HTTP", "Private key in PEM of --ssl-certfile, without a passphrase")

@@ -2,7 +2,7 @@
 
 A browser sends requests of any page to a server on the user's machine, and only withholds the answers from the page.
 A page whose name is made to resolve to that machine (DNS rebinding) gets the answers as well. The first case shows in
-the Origin header, the second in the Host header.
+the Origin header, or in Sec-Fetch-Site where a browser sends no Origin, the second in the Host header.
 """
 
 import ipaddress
@@ -90,7 +90,7 @@ class SitePolicy:
                 f"{name_of(host)!r:.120} is no name of this server; the operator can add it with --allowed-hosts"
             )
         if origin is None:
-            return None
+            return self._refusal_without_origin(method, headers)
         # with keys, a page needs one for every request but the preflight, which is checked here
         if (not self.keys or "access-control-request-method" in headers) and not self._allows(origin, host):
             return OriginNotAllowed(
@@ -99,6 +99,19 @@ class SitePolicy:
         if "content-type" not in headers and _has_body(headers):
             return InvalidRequest("the body of a web page needs a content-type: application/json", "content-type")
         return None
+
+    def _refusal_without_origin(self, method: str, headers: Mapping[str, str]) -> MoedialError | None:
+        """Refuse what another site's page loads as a picture, script or frame. A link that a person follows is no such
+        request: the answer becomes a page of its own, which the other one cannot read."""
+        if self.keys or ANY in self.origins or headers.get("sec-fetch-site") != "cross-site":
+            return None
+        mode, goal = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
+        if method == "GET" and mode == "navigate" and goal == "document":
+            return None
+        return OriginNotAllowed(
+            "pages of other sites (Sec-Fetch-Site: cross-site) may not use this server; the operator can allow them "
+            "with --allow-origin"
+        )
 
     def _allows(self, origin: str, host: str) -> bool:
         """Whether the page's site is allowed, or is this server under a name that no other site can have."""

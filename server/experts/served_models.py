@@ -40,6 +40,7 @@ class ServedModels:
     tiers: Mapping[str, Option]  # by full name; an alias of the operator's wins
     lowering: tuple[Option, ...]  # the default, and what brownout may run in its place; empty: without brownout
     calibration: ServedCalibration = UNCALIBRATED
+    tells_routes: bool = False  # whether requests may have return_routed_experts
 
     @classmethod
     def build(
@@ -79,6 +80,7 @@ class ServedModels:
             tiers=own,
             lowering=steps_of(settings, options, info.experts, default),
             calibration=calibration,
+            tells_routes=settings.return_routed_experts,
         )
 
     @property
@@ -159,6 +161,7 @@ class ServedModels:
         reason = {"reason": info.kernels_reason} if info.kernels_reason else {}
         where = {"device": info.device, "backend": info.backend}
         shared = {"prefix_cache": info.prefix_cache, "chunked_prefill": info.chunked}
+        shared["return_routed_experts"] = self.tells_routes
         return where | {"kernels": info.kernels, "dtype": info.dtype, "quantize": info.quantize} | shared | reason
 
     def _moe(self, default: int | float) -> dict[str, Any]:

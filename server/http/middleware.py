@@ -23,9 +23,10 @@ from server.errors import (
 )
 from server.http.error_responses import error_response
 from server.http.h11 import RESERVED
+from server.http.page_files import PATHS as PAGE_PATHS
 
 PROBES = frozenset({"/live", "/health", "/ready", "/metrics", "/version"})
-OPEN_PATHS = PROBES | {"/docs"}  # without a key
+OPEN_PATHS = PROBES | PAGE_PATHS | {"/docs"}  # without a key
 STARTED = "response_started"  # of a request's state
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 

@@ -155,6 +155,7 @@ def started(drain: float, pause: float) -> tuple[subprocess.Popen[str], str]:
     url = commands[0].split("curl ")[1].split("/v1/")[0]
     assert line.endswith(f" at {url}\n")
     assert process.stdout.readline() == f"  moedial chat --url {url}\n"
+    assert process.stdout.readline() == f"  page: {url}/\n"
     assert process.stdout.readline() == f"  docs: {url}/docs\n"
     return process, url
 

@@ -223,3 +223,25 @@ def test_a_certificate_that_cannot_be_used_is_one_sentence(certificate: str, key
     check_certificate(str(CERTIFICATE), "")
     with pytest.raises(ValidationError, match="needs --ssl-certfile"):
         Settings(ssl_keyfile=__file__)
+
+
+FRAME = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}
+
+
+@pytest.mark.parametrize("path", ["/", "/page/app.js", "/metrics", "/v1/models"])
+def test_what_another_sites_page_loads_is_refused_without_an_origin_too(path: str) -> None:
+    """Pictures, scripts and frames have no Origin header; a link that is followed is a page of its own."""
+    picture = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
+    link = {**FRAME, "sec-fetch-dest": "document"}
+    with in_memory() as client:
+        for refused in (picture, FRAME):
+            answer = client.get(path, headers=refused)
+            assert answer.status_code == 403 and code(answer) == "origin_not_allowed"
+            assert "--allow-origin" in answer.json()["error"]["message"]
+        assert client.post(COMPLETIONS, json={"prompt": "hi"}, headers=link).status_code == 403
+        for taken in (link, {"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}):
+            assert client.get(path, headers=taken).status_code == 200
+    with in_memory(allow_origin="*") as client:
+        assert client.get(path, headers=picture).status_code == 200
+    with in_memory(api_keys=("k",)) as client:
+        assert client.get(path, headers={**picture, "authorization": "Bearer k"}).status_code == 200
