@@ -3,6 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CLIENTS := .clients
 MORE_CLIENTS := .more-clients
+DEPLOY_TOOLS := .deploy-tools
 
 # PYTHON names an interpreter; without it the first Python 3.11 to 3.13 on the path is taken. UV= leaves uv out.
 PYTHON ?=
@@ -26,7 +27,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-clients test-more-clients test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-all test-storms test-clients test-more-clients test-operators test-deploy test-image test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +68,17 @@ test-clients: $(VENV)/.run $(CLIENTS)/.built  ## LangChain, LiteLLM and lm-evalu
 
 test-more-clients: $(VENV)/.run $(MORE_CLIENTS)/.built  ## openai-agents, instructor, pydantic-ai, LlamaIndex, smolagents, llm, Vercel AI SDK
 	$(MORE_CLIENTS)/bin/python -m pytest --confcutdir=tests/more_clients -W default --disable-warnings -rs tests/more_clients
+
+test-operators: $(VENV)/.dev  ## the board's and the rules' expressions against a real Prometheus (Debian: prometheus)
+	$(BIN)/python -m pytest tests/deploy/check_prometheus.py
+
+# Each file of deploy/ by the tool that its users have; what is not installed here is skipped, with its name.
+test-deploy: $(VENV)/.dev $(DEPLOY_TOOLS)/.built test-operators  ## compose, Kubernetes, systemd, HAProxy and Docker files by their own validators
+	PATH="$(CURDIR)/$(DEPLOY_TOOLS)/bin:$$PATH" $(BIN)/python -m pytest -rs tests/deploy/check_files.py
+
+# BASE, TORCH_INDEX, TORCH_FIND_LINKS: as docker build --build-arg. IMAGE=NAME: one that is built already. See docs/deployment.md.
+test-image: $(VENV)/.dev  ## build the image with buildah, run it, ask it; needs root and takes minutes
+	$(BIN)/python -m pytest -s tests/deploy/check_image.py
 
 test-sanitized: $(VENV)/.dev  ## the kernels' tests under address and undefined-behaviour checks
 	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build
@@ -205,6 +217,11 @@ $(MORE_CLIENTS)/.built: constraints-more-clients.txt tests/more_clients/package-
 		httpx pytest pytest-timeout
 	cp tests/more_clients/package.json tests/more_clients/package-lock.json $(MORE_CLIENTS)
 	! command -v npm >/dev/null || npm ci --silent --no-audit --no-fund --prefix $(MORE_CLIENTS)
+	touch $@
+
+$(DEPLOY_TOOLS)/.built: constraints-deploy.txt
+	test -d $(DEPLOY_TOOLS) || $(NEW_VENV) $(DEPLOY_TOOLS) $(PYTHON)
+	$(call INSTALL,$(DEPLOY_TOOLS)) -r constraints-deploy.txt
 	touch $@
 
 clean:

@@ -1,10 +1,11 @@
-"""Writes the tables of the docs that come from code and from the bundled models' calibrations.
+"""Writes the tables of the docs that come from code and from the bundled models' calibrations, and the Grafana board.
 
 A test compares; `make docs` regenerates. It measures nothing.
 """
 
 from pathlib import Path
 
+from deploy.grafana import board
 from docs import calibrated, curve, families
 from server.metrics import metrics_table
 from server.settings import settings_table
@@ -44,7 +45,12 @@ def pages() -> dict[Path, str]:
     written = {FOLDER / name: head + table().rstrip() + "\n" for name, (head, table) in PAGES.items()}
     found = calibrated.bundled_calibrations()
     drawn = {FOLDER / calibrated.PICTURE: curve.svg(found)} if found else {}
-    return written | drawn | {path: filled(path, sections) for path, sections in _sections(found).items()}
+    return (
+        written
+        | drawn
+        | {board.FILE: board.text()}
+        | {path: filled(path, sections) for path, sections in _sections(found).items()}
+    )
 
 
 def _sections(found: calibrated.Calibrations) -> dict[Path, dict[str, str]]:

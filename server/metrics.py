@@ -152,6 +152,7 @@ SERIES = (
     Series("gauge", "engine_seconds_since_report", "Since the engine last said anything; idle, it is asked every 2 s"),
     Series("gauge", "default_num_experts", "Expert count of a request that asks for none"),
     Series("gauge", "brownout_level", "Options below the default that --brownout stands at; 0: none"),
+    Series("gauge", "brownout_lowest_level", "The level beyond which --brownout-quality lets nothing be lowered"),
     Series("gauge", "brownout_relative_quality", "Calibrated quality of what a request without a count gets now"),
     Series("gauge", "step_unique_experts", "Distinct experts touched by the last step, summed over layers"),
     Series("gauge", "expert_load_imbalance", "Busiest expert's pairs over the mean, last step, mean over layers"),

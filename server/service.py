@@ -112,6 +112,7 @@ class Service:
             lowering = Lowering(steps, self.meter, self.settings.max_running, self.settings.brownout_itl)
             self.lowering = lowering
             self.metrics.watch("brownout_level", lambda: lowering.level)
+            self.metrics.watch("brownout_lowest_level", lambda: lowering.lowest_level)
             self.metrics.watch("brownout_relative_quality", lambda: lowering.relative_quality)
             self.chooser = Chooser(models.options, self._load, lambda: lowering.option, self._on_lowered)
 

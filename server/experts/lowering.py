@@ -66,6 +66,11 @@ class Lowering:
         return self._brownout.level
 
     @property
+    def lowest_level(self) -> int:
+        """The level at which the least quality that is allowed is reached."""
+        return len(self._steps) - 1
+
+    @property
     def relative_quality(self) -> float:
         """Of what a request without a count gets now."""
         return self._steps[self.level].quality.relative
