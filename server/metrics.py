@@ -97,6 +97,7 @@ SERIES = (
     ),
     Series("counter", "prompt_tokens", "Prompt tokens read, once per prompt however many answers it has", COUNT_LABEL),
     Series("counter", "generation_tokens", "Tokens generated", COUNT_LABEL),
+    Series("counter", "cost", "What was read and generated at --prices, in --currency", COUNT_LABEL),
     Series("counter", "request_success", "Sequences finished", ("finished_reason", *COUNT_LABEL)),
     Series("counter", "requests_rejected", "Requests refused, before they ran", ("reason",)),
     Series(

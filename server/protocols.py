@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from engine.types import EngineInfo, Request, StepReport, TimedEvent
 from model.budget import ExpertBudget, ExpertCounts
 from model.errors import MoedialError
+from server.cascade import Cascade
 
 EngineState = Literal["loading", "ready", "restarting", "failed", "stopped"]
 
@@ -62,6 +63,10 @@ class ExpertChoiceProtocol(Protocol):
     @property
     def interval(self) -> float | None:
         """Seconds between two calls of `again` while the sequences run; None: none are wanted."""
+
+    @property
+    def cascade(self) -> Cascade | None:
+        """What decides whether an answer is made again; None: each is made once."""
 
     def begin(self) -> ExpertBudget:
         """The budget of a sequence that starts now, the same for all of the call."""

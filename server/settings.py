@@ -14,7 +14,17 @@ from engine.environment import PREFIX
 from engine.logs import Level, LogFormat
 from engine.types import EngineSettings, GenerationConfig
 from model.options import DType, Quantize, QuantizeLayers
-from server.configuration.options import Counts, FreeNames, Origins, Secrets, Words, default_of, flag_of, option
+from server.configuration.options import (
+    Counts,
+    FreeNames,
+    Origins,
+    PricesByCount,
+    Secrets,
+    Words,
+    default_of,
+    flag_of,
+    option,
+)
 from server.configuration.variables import refuse_unknown
 from server.json_limits import JsonLimits
 from weights.folder import DEFAULT
@@ -42,6 +52,14 @@ class Settings(BaseSettings):
     aliases: Counts = option(
         {}, "Model", "Further aliases NAME@word, as fast=2,strong=8; NAME@k1, @k2, @k4 … always exist"
     )
+    prices: PricesByCount = option(
+        {},
+        "Model",
+        "Price of a million tokens by expert count, as 1=0.05/0.2,8=0.2/0.8: of prompts and of answers, and after a "
+        "third / of cached prompt tokens. Answers then say in usage.cost what they cost. Counts in between are priced "
+        "on the line; the model's smallest and largest count need a price, or one price is for all",
+    )
+    currency: str = option("USD", "Model", "What --prices are in, as a word", pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
     dtype: DType = option(ENGINE.dtype, "Model", "Number format; auto: the checkpoint's")
     allow_extrapolated_experts: bool = option(
         ENGINE.allow_extrapolated_experts,

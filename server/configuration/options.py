@@ -4,7 +4,7 @@ Not here: the options themselves (see `server/settings.py`).
 """
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic.fields import FieldInfo
@@ -42,6 +42,34 @@ def counts(value: Any) -> Any:
     return {name.strip(): count.strip() for name, _, count in pairs}
 
 
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Price(NamedTuple):
+    """Of a million tokens: of prompts, of answers, and of prompts as far as they came out of the prefix cache."""
+
+    prompt: Amount
+    completion: Amount
+    cached: Amount
+
+
+def prices(value: Any) -> Any:
+    """`1=0.05/0.2,8=0.2/0.8/0.02` as prices by count: of prompt and completion, and of cached prompt tokens, which
+    otherwise cost as others. Pydantic then checks the numbers."""
+    if not isinstance(value, str):
+        return value
+    found: dict[str, tuple[str, ...]] = {}
+    for word in words(value):
+        count, _, price = word.partition("=")
+        amounts = tuple(part.strip() for part in price.split("/"))
+        if len(amounts) not in (2, 3):
+            raise ValueError(f"expected count=prompt/completion or count=prompt/completion/cached, got {word!r}")
+        if count.strip() in found:
+            raise ValueError(f"{count.strip()!r} has two prices")
+        found[count.strip()] = amounts if len(amounts) == 3 else (*amounts, amounts[0])
+    return found
+
+
 def free_names(value: Any) -> Any:
     """Names of template variables that the server does not set itself."""
     names = words(value)
@@ -61,6 +89,7 @@ def origins(value: tuple[str, ...]) -> tuple[str, ...]:
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(secrets)]
 Counts = Annotated[dict[str, int], NoDecode, BeforeValidator(counts)]
+PricesByCount = Annotated[dict[Annotated[int, Field(ge=0)], Price], NoDecode, BeforeValidator(prices)]
 FreeNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(free_names)]
 Origins = Annotated[tuple[str, ...], NoDecode, AfterValidator(origins), BeforeValidator(words)]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from model.budget import ExpertBudget
+from server.cascade import Cascade
 from server.experts.options import CalibratedOptions
 from server.experts.policies import Decision, Load, decide
 from server.experts.selection import Selection
@@ -48,8 +49,15 @@ class ExpertChoice:
     @property
     def settled(self) -> bool:
         """Whether `budget` is what its tokens get."""
+        if self.cascade is not None:
+            return False  # each answer has one of two
         open = self.selection.auto is not None or (self.chooser.lowered is not None and not self.selection.named)
         return self.begun or not open
+
+    @property
+    def cascade(self) -> Cascade | None:
+        """What decides whether an answer is made again; None without a cascade. `budget` is that of first runs."""
+        return self.selection.cascade
 
     @property
     def interval(self) -> float | None:

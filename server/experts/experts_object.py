@@ -1,5 +1,5 @@
 """Reads the request field `experts`: an integer, or an object that says counts, how experts are weighted and chosen, a
-profile, or that the server is to choose.
+profile, a cascade, or that the server is to choose.
 
 Strict types; nothing is clamped or guessed. It knows the names on the wire and which of them exclude each other, not
 what a model can run or what its calibration holds. Counts are checked later, with those of other places.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from engine.types import Measure
 from model.budget import MOST_MOVED, Normaliser
 from model.errors import InvalidRequest, shown
 
@@ -20,6 +21,7 @@ NOT_YET = ("mask", "contrast")
 NORMALISERS: tuple[Normaliser, ...] = ("trained", "raw", "kept")
 MOST_REUSED = 1 << 12
 MOST = 1_000_000  # of a quality, or of milliseconds
+MEASURES: Mapping[str, tuple[Measure, float]] = {"entropy": ("entropy", 100.0), "margin": ("margin", 1.0)}  # and limits
 K2 = re.compile(r"k2=([1-9][0-9]{0,3})")
 
 
@@ -41,6 +43,16 @@ class Auto:
 
 
 @dataclass(frozen=True, slots=True)
+class CascadeObject:
+    """A run with few experts, and another with more where the mean of a measure says so. Counts as of `count`."""
+
+    low: Any  # not validated yet, as the next
+    high: Any
+    by: Measure
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertsObject:
     """The field's content. Where a key is absent or null, its value here is None or, of `rule`, missing."""
 
@@ -49,6 +61,7 @@ class ExpertsObject:
     rule: Mapping[str, Any] = field(default_factory=dict)  # fields of RoutingRule
     profile: str | None = None
     auto: Auto | None = None
+    cascade: CascadeObject | None = None
 
 
 def read_experts(value: Any) -> ExpertsObject:
@@ -71,7 +84,8 @@ def read_experts(value: Any) -> ExpertsObject:
     rule = {key: read(f"{FIELD}.{key}", given[key]) for key, read in RULE.items() if key in given}
     profile = _text("experts.profile", given["profile"]) if "profile" in given else None
     auto = _auto(given["auto"]) if "auto" in given else None
-    return ExpertsObject(given.get("count"), phases or None, rule, profile, auto)
+    cascade = _cascade(given["cascade"]) if "cascade" in given else None
+    return ExpertsObject(given.get("count"), phases or None, rule, profile, auto, cascade)
 
 
 def _refuse_unknown(given: Mapping[str, Any], place: str, known: tuple[str, ...]) -> None:
@@ -163,6 +177,26 @@ def _auto(value: Any) -> Auto:
     return auto
 
 
+def _cascade(value: Any) -> CascadeObject:
+    name = f"{FIELD}.cascade"
+    if not isinstance(value, Mapping):
+        example = 'an object such as {"low": 1, "high": 4, "by": "entropy", "threshold": 1.5}'
+        raise InvalidRequest(f"{name} must be {example}, got {shown(value)}", name, "invalid_type")
+    given = {key: part for key, part in value.items() if part is not None}
+    _refuse_unknown(given, name, CASCADE)
+    for key in ("low", "high", "threshold"):
+        if key not in given:
+            raise InvalidRequest(f"{name}.{key} is missing, got {shown(dict(value))}", f"{name}.{key}")
+    by, threshold = given.get("by", "entropy"), given["threshold"]
+    if not isinstance(by, str) or by not in MEASURES:
+        raise InvalidRequest(f'{name}.by must be "entropy" or "margin", got {shown(by)}', f"{name}.by")
+    measure, most = MEASURES[by]
+    if not _is_number(threshold) or not 0 <= threshold <= most:
+        allowed = f"a number between 0 and {most:g} for by = {by}"
+        raise InvalidRequest(f"{name}.threshold must be {allowed}, got {shown(threshold)}", f"{name}.threshold")
+    return CascadeObject(given["low"], given["high"], measure, float(threshold))
+
+
 Reader = Callable[[str, Any], Any]
 RULE: Mapping[str, Reader] = {
     "normaliser": _normaliser,
@@ -174,10 +208,12 @@ RULE: Mapping[str, Reader] = {
     "free_bias": _offset,
 }
 AUTO: Mapping[str, Reader] = {"min_quality": _positive, "max_itl_ms": _positive, "adapt": _flag}
-KEYS = ("count", *PHASES, *RULE, "profile", "auto")
+CASCADE = ("low", "high", "by", "threshold")
+KEYS = ("count", *PHASES, *RULE, "profile", "cascade", "auto")
 EXCLUDES: Mapping[str, tuple[str, ...]] = {
     "prefill": ("count",),
     "decode": ("count",),
     "profile": ("count", *PHASES),
+    "cascade": ("count", *PHASES, "profile"),
     "auto": tuple(key for key in KEYS if key != "auto"),
 }

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from model.errors import InvalidRequest, shown
-from server.experts.experts_object import Auto, read_experts
+from server.experts.experts_object import Auto, CascadeObject, read_experts
 
 FIELD = "num_experts"
 HEADER = "X-Num-Experts"
@@ -52,7 +52,15 @@ class RequestedAuto:
     auto: Auto
 
 
-Requested = RequestedCount | RequestedRule | RequestedAuto
+@dataclass(frozen=True, slots=True)
+class RequestedCascade:
+    """Two runs, as one place says it."""
+
+    source: str
+    cascade: CascadeObject
+
+
+Requested = RequestedCount | RequestedRule | RequestedAuto | RequestedCascade
 
 
 def requested_in_body(body: Mapping[str, Any]) -> list[Requested]:
@@ -81,6 +89,8 @@ def _requested_in(fields: Mapping[str, Any], place: str) -> list[Requested]:
         requested.append(RequestedCount(f"experts.profile in {place}", "experts.profile", profile))
     if experts.rule:
         requested.append(RequestedRule(f"experts in {place}", experts.rule))
+    if experts.cascade is not None:
+        requested.append(RequestedCascade(f"experts.cascade in {place}", experts.cascade))
     if experts.auto is not None:
         requested.append(RequestedAuto(f"experts.auto in {place}", experts.auto))
     return requested

@@ -9,6 +9,7 @@ from typing import Any
 
 from model.budget import ExpertBudget, ExpertRange
 from model.errors import InvalidRequest, shown
+from server.cascade import Cascade
 from server.experts.experts_object import PHASES, Auto, CountsByPhase
 from server.experts.options import CalibratedOptions
 from server.experts.policies import Load, decide
@@ -17,6 +18,7 @@ from server.experts.requested_count import (
     OptionName,
     Requested,
     RequestedAuto,
+    RequestedCascade,
     RequestedCount,
     RequestedRule,
 )
@@ -30,6 +32,7 @@ class Selection:
     named: bool = False  # whether the request says which experts run
     option: str = ""  # the calibration's name of the budget, where the request has it by that name
     auto: Auto | None = None  # what the server is to choose by
+    cascade: Cascade | None = None  # `budget` is that of its first run
 
 
 def aliases_for(extra: Mapping[str, int], experts: ExpertRange) -> dict[str, int]:
@@ -57,28 +60,58 @@ def resolve(
     autos = [one for one in requested if isinstance(one, RequestedAuto)]
     rules = [one for one in requested if isinstance(one, RequestedRule)]
     counts = [one for one in requested if isinstance(one, RequestedCount)]
+    cascades = [one for one in requested if isinstance(one, RequestedCascade)]
     plain = ExpertBudget((default,) * experts.layers)
     if autos:
-        _check_autos(autos, [*counts, *rules], options)
+        _check_autos(autos, [*counts, *cascades, *rules], options)
         decide(options.options, autos[0].auto, Load(1))  # what no load can give is refused at once
         return Selection(plain, auto=autos[0].auto)
-    budget = _agreed_budget(experts, default, counts, options) if counts else plain
-    if rules:
-        budget = replace(budget, rule=replace(budget.rule, **_agreed_rule(rules)))
-    experts.check_rule(budget.rule, "experts")
+    if cascades:
+        cascade = _agreed_cascade(experts, cascades, counts)
+        low, high = (_ruled(experts, budget, rules) for budget in (cascade.low, cascade.high))
+        return Selection(low, named=True, cascade=replace(cascade, low=low, high=high))
+    budget = _ruled(experts, _agreed_budget(experts, default, counts, options) if counts else plain, rules)
     names = [one.value.name for one in counts if isinstance(one.value, OptionName)]
     option = options.option_of(budget, names)
     return Selection(budget, named=bool(requested), option=option.name if option else "")
 
 
-def _check_autos(
-    autos: Sequence[RequestedAuto], others: Sequence[RequestedCount | RequestedRule], options: CalibratedOptions
-) -> None:
+def _check_autos(autos: Sequence[RequestedAuto], others: Sequence[Requested], options: CalibratedOptions) -> None:
     options.require("experts.auto")
     if others:
         raise InvalidRequest(f"{autos[0].source} and {others[0].source} exclude each other", "experts.auto")
     if autos[0].auto != autos[-1].auto:
         raise InvalidRequest(f"{autos[0].source} and {autos[-1].source} differ; they must agree", "experts.auto")
+
+
+def _ruled(experts: ExpertRange, budget: ExpertBudget, rules: Sequence[RequestedRule]) -> ExpertBudget:
+    """The budget with the one rule of all places, over its own."""
+    if rules:
+        budget = replace(budget, rule=replace(budget.rule, **_agreed_rule(rules)))
+    experts.check_rule(budget.rule, "experts")
+    return budget
+
+
+def _agreed_cascade(
+    experts: ExpertRange, cascades: Sequence[RequestedCascade], counts: Sequence[RequestedCount]
+) -> Cascade:
+    """The one cascade of all places, without a rule. No layer has fewer experts in the second run, and one has more."""
+    first, field = cascades[0], "experts.cascade"
+    if counts:
+        raise InvalidRequest(f"{first.source} and {counts[0].source} exclude each other", field)
+    if first.cascade != cascades[-1].cascade:
+        raise InvalidRequest(f"{first.source} and {cascades[-1].source} differ; they must agree", field)
+    given, place = first.cascade, first.source.removeprefix(field)
+    low, high = (
+        _plain_budget(experts, RequestedCount(f"{field}.{name}{place}", f"{field}.{name}", value))
+        for name, value in (("low", given.low), ("high", given.high))
+    )
+    if low == high or any(map(int.__gt__, low.per_layer, high.per_layer)):
+        message = (
+            f"{field}.high must have more experts than {field}.low, got {shown(given.high)} and {shown(given.low)}"
+        )
+        raise InvalidRequest(message, f"{field}.high")
+    return Cascade(low, high, given.by, given.threshold)
 
 
 def _agreed_rule(rules: Sequence[RequestedRule]) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from server.experts.calibration_card import calibrated_fields, quality_rows, sou
 from server.experts.lowering import steps_of
 from server.experts.options import CalibratedOptions
 from server.experts.policies import FAST, tiers
+from server.experts.prices import Prices
 from server.experts.requested_count import OptionName, Requested, RequestedCount
 from server.experts.selection import Selection, aliases_for, resolve, rounded
 from server.settings import Settings
@@ -41,6 +42,7 @@ class ServedModels:
     lowering: tuple[Option, ...]  # the default, and what brownout may run in its place; empty: without brownout
     calibration: ServedCalibration = UNCALIBRATED
     tells_routes: bool = False  # whether requests may have return_routed_experts
+    prices: Prices | None = None  # None: the operator set none
 
     @classmethod
     def build(
@@ -81,6 +83,7 @@ class ServedModels:
             lowering=steps_of(settings, options, info.experts, default),
             calibration=calibration,
             tells_routes=settings.return_routed_experts,
+            prices=Prices.build(settings, info.experts),
         )
 
     @property
@@ -180,4 +183,5 @@ class ServedModels:
             "quality": list(self.quality),
             "calibration": source(self.calibration),
             **calibrated_fields(self.calibration, self.tiers),
+            **({"prices": self.prices.card} if self.prices else {}),
         }

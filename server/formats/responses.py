@@ -253,5 +253,5 @@ def usage_of_response(call: GenerationCall) -> dict[str, Any]:
         "num_experts": usage["num_experts"],
         "routed_pairs": usage["routed_pairs"],
         "routed_pairs_trained": usage["routed_pairs_trained"],
-        **({"experts": usage["experts"]} if "experts" in usage else {}),
+        **{name: usage[name] for name in ("experts", "cascade", "cost", "cost_details") if name in usage},
     }

@@ -1,31 +1,37 @@
 """The `usage` and `metrics` objects of an answer, computed from the timelines of a request's sequences."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from server.experts.selection import rounded
+from server.formats.cost import cost_fields
 from server.generation.output_processor import Delta
+from server.generation.passes import PassUsage
 from server.generation.timeline import Timeline
-from server.requests.calls import GenerationCall
+from server.requests.calls import GenerationCall, mean_num_experts
 
 
-def usage_of(call: GenerationCall) -> dict[str, Any]:
-    """The `usage` object. A prompt counts once however many answers it has, as OpenAI counts."""
-    timelines = [sequence.timeline for sequence in call.generation.sequences]
-    prompt = sum(map(len, call.prompts))
-    completion = sum(timeline.tokens for timeline in timelines)
-    stats = [timeline.stats for timeline in timelines[:: call.body.answers]]  # one for each prompt
-    cached = sum(one.cached_tokens for one in stats if one is not None)
-    reasoning = sum(sequence.output.reasoning_tokens for sequence in call.generation.sequences)
-    total = prompt + completion
-    num_experts = call.num_experts_with(completion)
+def usage_of(call: GenerationCall, shown: Mapping[int, int] | None = None) -> dict[str, Any]:
+    """The `usage` object. A prompt counts once in each pass however many answers it has, as OpenAI counts.
+
+    `shown`, in a stream: the tokens of each answer that its client has so far.
+    """
+    passes, runs = call.passes(shown), call.generation.runs
+    prompt = sum(used.prompt_tokens for used in passes)
+    completion = sum(used.completion_tokens for used in passes)
+    cached = sum(used.cached_tokens for used in passes)
+    reasoning = sum(sequence.output.reasoning_tokens for sequence in runs)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
-        "total_tokens": total,
+        "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": reasoning},
-        "num_experts": num_experts,
-        **_pairs(timelines),
+        "num_experts": mean_num_experts(passes),
+        **_pairs([sequence.timeline for sequence in runs]),
         **_option(call),
+        **_cascade(call, passes),
+        **cost_fields(call.prices, passes),
     }
 
 
@@ -57,19 +63,14 @@ class RunningUsage:
         """The fields to add to the next chunk."""
         if not self.wanted:
             return {}
-        usage, completion = usage_of(self.call), sum(self._tokens.values())
-        so_far = {
-            "completion_tokens": completion,
-            "total_tokens": usage["prompt_tokens"] + completion,
-            "num_experts": self.call.num_experts_with(completion),
-        }
-        return {"usage": usage | so_far}
+        return {"usage": usage_of(self.call, self._tokens)}
 
 
 def metrics_of(call: GenerationCall) -> dict[str, Any]:
     """The `metrics` object, with vLLM's names: milliseconds, and null where nothing was measured."""
-    timelines = [sequence.timeline for sequence in call.generation.sequences]
-    answered = [timeline for timeline in timelines if timeline.first_token_at is not None]
+    timelines = [sequence.timeline for sequence in call.generation.runs]
+    returned = [sequence.timeline for sequence in call.generation.sequences]
+    answered = [timeline for timeline in returned if timeline.first_token_at is not None]
     option = {"experts_option": report["option"]} if (report := call.choice.report()) else {}
     return {**_times(answered), "num_experts": call.num_experts, **_pairs(timelines), **option}
 
@@ -78,6 +79,32 @@ def _option(call: GenerationCall) -> dict[str, Any]:
     """The option of the calibration that the call got, where the server chose it or the request named it."""
     report = call.choice.report()
     return {} if report is None else {"experts": report}
+
+
+def _cascade(call: GenerationCall, passes: Sequence[PassUsage]) -> dict[str, Any]:
+    """What each run of a cascade used, and for each answer which run it is and what was measured of both."""
+    cascade = call.choice.cascade
+    if cascade is None:
+        return {}
+    first, again = call.generation.passes
+    answers = [
+        {
+            "returned": "high" if position in again else "low",
+            "low": round(sequence.output.mean_measured, 6),
+            "high": round(again[position].output.mean_measured, 6) if position in again else None,
+        }
+        for position, sequence in first.items()
+    ]
+    runs: dict[str, Any] = {"low": _run(passes[0]), "high": _run(passes[1]) if len(passes) > 1 else None}
+    return {"cascade": {"by": cascade.by, "threshold": cascade.threshold, **runs, "answers": answers}}
+
+
+def _run(used: PassUsage) -> dict[str, Any]:
+    return {
+        "num_experts": rounded(used.mean_count),
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+    }
 
 
 def _pairs(timelines: list[Timeline]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from engine.types import NO_TOKEN_LEFT, Request, TimedEvent, TokenEvent
+from model.budget import ExpertBudget
 from model.errors import GenerationFailed, InvalidRequest, MoedialError
 from server.errors import GenerationTimeout
 from server.generation.admission import Reservation
@@ -25,11 +26,18 @@ log = structlog.get_logger("server")
 
 @dataclass(frozen=True, slots=True)
 class AnswerSequence:
-    """One answer to one prompt: its request to the engine, its output and its timeline."""
+    """One answer to one prompt: its request to the engine, its output and its timeline.
+
+    `again`, with a cascade: makes the sequence of its second run, of which nothing is known yet.
+    """
 
     request: Request
     output: OutputProcessor
     timeline: Timeline
+    again: "Callable[[], AnswerSequence] | None" = None
+
+
+Pass = dict[int, AnswerSequence]  # those that run at one budget, by position
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,9 @@ class Generation:
         choice: ExpertChoiceProtocol,
         grammar_field: str = "",
     ) -> None:
-        self.sequences, self._grammar_field, self._compiler = sequences, grammar_field, compiler
+        self.sequences = list(sequences)  # of the answers: in place of one that is made again, its second run
+        self.passes: tuple[Pass, Pass] = dict(enumerate(sequences)), {}  # the second of answers that are made again
+        self._grammar_field, self._compiler = grammar_field, compiler
         self._engine, self._reservation, self._timeouts = engine, reservation, timeouts
         self._choice = choice
         self._adapting: asyncio.Task[None] | None = None  # decides again what the sequences may use
@@ -81,11 +91,16 @@ class Generation:
         if grammar := first.sampling.grammar:
             compiled = self._compiler.compile(f"{first.id}-grammar", grammar, self._timeouts.queue)
             self._compiling = asyncio.create_task(compiled)
-        self._tasks = [asyncio.create_task(self._run(sequence, deadline)) for sequence in self.sequences]
+        self._tasks = [asyncio.create_task(self._run(position, deadline)) for position in range(len(self.sequences))]
 
     @property
     def finished(self) -> bool:
         return self._unfinished == 0
+
+    @property
+    def runs(self) -> list[AnswerSequence]:
+        """All sequences that run or have run, those of answers that were made again too."""
+        return [sequence for one in self.passes for sequence in one.values()]
 
     async def next(self, timeout: float | None = None) -> list[Delta]:
         """The deltas that have arrived since the last call; none when nothing arrived for `timeout` seconds.
@@ -112,7 +127,7 @@ class Generation:
         tasks = [*self._tasks, *(task for task in (self._compiling, self._adapting) if task)]
         for task in tasks:
             task.cancel()
-        for sequence in self.sequences:
+        for sequence in self.runs:
             sequence.timeline.abort()
         self._reservation.release()
         if self._timer is not None:
@@ -165,13 +180,13 @@ class Generation:
             self._wake()
             return True
 
-    async def _run(self, sequence: AnswerSequence, deadline: float) -> None:
+    async def _run(self, position: int, deadline: float) -> None:
         try:
             async with asyncio.timeout_at(deadline):
                 if self._compiling is not None:
                     await asyncio.shield(self._compiling)
                 async with self._reservation.slot(self._timeouts.queue):
-                    await self._generate(sequence)
+                    await self._answer(position)
             return
         except TimeoutError:
             error: MoedialError = GenerationTimeout(f"not finished within {self._timeouts.total:g} s")
@@ -184,17 +199,34 @@ class Generation:
         except Exception as raised:
             log.error("internal error", exc_info=raised)
             error = GenerationFailed("internal error")
-        sequence.timeline.fail(error)
+        self.sequences[position].timeline.fail(error)
         self._deltas.append(error)
         self._wake()
 
-    async def _generate(self, sequence: AnswerSequence) -> None:
-        """Run the sequence until it has ended here, then abort what the engine still does for it."""
+    async def _answer(self, position: int) -> None:
+        """Make one answer. With a cascade its deltas are held until it is known whether it is made again."""
+        sequence, cascade = self.sequences[position], self._choice.cascade
         sequence.timeline.started = time.monotonic()
         budget = self._choice.begin()
         sequence.timeline.set_budget(budget)
         if self._choice.interval is not None and self._adapting is None:
             self._adapting = asyncio.create_task(self._adapt(self._choice.interval))
+        if cascade is None or sequence.again is None:
+            await self._generate(sequence, budget, self._put)
+            return
+        held: list[Delta] = []
+        await self._generate(sequence, budget, held.extend)
+        if not cascade.unsure(sequence.output.mean_measured):
+            self._put(held)
+            return
+        second = self.sequences[position] = self.passes[1][position] = sequence.again()
+        second.timeline.started = sequence.timeline.started
+        await self._generate(second, cascade.high, self._put)
+
+    async def _generate(
+        self, sequence: AnswerSequence, budget: ExpertBudget, put: Callable[[list[Delta]], None]
+    ) -> None:
+        """Run the sequence until it has ended here, then abort what the engine still does for it."""
         ended: asyncio.Future[None] = self._loop.create_future()
 
         def on_arrivals(found: Sequence[TimedEvent] | MoedialError) -> None:
@@ -211,7 +243,7 @@ class Generation:
                 return
             if deltas[-1].finish and not ended.done():
                 ended.set_result(None)
-            self._put(deltas)
+            put(deltas)
 
         self._engine.submit(replace(sequence.request, budget=budget), on_arrivals)
         try:

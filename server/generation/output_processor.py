@@ -118,6 +118,7 @@ class OutputProcessor:
         self.index = index
         self.finish: FinishReason | None = None
         self.total_logprob = 0.0  # of all tokens so far, where log-probabilities are requested
+        self._total_measured = 0.0  # of the measure that a cascade decides by
         self._decoder, self._parser, self._ends_shown, self._calls_only = decoder, parser, ends_shown, calls_only
         self._matcher = StopMatcher(stops, include_stop)
         self._stop_ids, self._include_stop = stop_ids, include_stop
@@ -128,6 +129,11 @@ class OutputProcessor:
         self._shown = 0  # characters so far
         self._held: deque[TokenLogprob] = deque()
 
+    @property
+    def mean_measured(self) -> float:
+        """The mean over the tokens so far of the measure that a cascade decides by."""
+        return self._total_measured / max(1, self._tokens)
+
     def push(self, event: TokenEvent) -> Delta:
         """The delta of one event. A stop token ends the text and is no part of it."""
         text = ""
@@ -135,6 +141,7 @@ class OutputProcessor:
         hidden = ends and not (self._include_stop and event.token in self._stop_ids)
         if event.token is not None:
             self._tokens += 1
+            self._total_measured += event.measured or 0.0
             if event.logprob is not None:
                 self.total_logprob += event.logprob.value
                 if self._ends_shown or not hidden:

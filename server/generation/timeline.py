@@ -16,9 +16,13 @@ from server.metrics import HistogramBuffer, Metrics
 
 @dataclass(slots=True)
 class SharedPromptCount:
-    """Whether the tokens of a prompt, which its answers share, have been counted."""
+    """Whether the tokens of a prompt, which its answers share, have been counted.
+
+    `charged`: whether its API key has paid for them, of a second pass.
+    """
 
     done: bool = False
+    charged: bool = False
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from model.errors import MoedialError
 from server.errors import ClientGone
 from server.event_loop.slices import in_slices
 from server.formats.base import Format, is_long
+from server.formats.cost import count_cost
 from server.generation.output_processor import Delta
 from server.http.h11 import CHUNK_WRITER, ChunkWriter
 from server.http.incoming import key_name_of
@@ -191,7 +192,9 @@ async def _close(request: Request, call: GenerationCall) -> None:
     await call.generation.close()
     key_name = key_name_of(request)
     key = {"key": key_name} if key_name else {}
+    count_cost(request.app.state.service.metrics, call)
     timelines = [sequence.timeline for sequence in call.generation.sequences]
+    passes = call.passes()
     last = max([timeline.last_token_at for timeline in timelines] + [call.arrived])
     figures = {
         "request_id": request.scope["state"].get("request_id"),
@@ -199,8 +202,8 @@ async def _close(request: Request, call: GenerationCall) -> None:
         "id": call.id,
         "model": call.model,
         "num_experts": call.num_experts,
-        "prompt_tokens": sum(map(len, call.prompts)),
-        "completion_tokens": sum(timeline.tokens for timeline in timelines),
+        "prompt_tokens": sum(used.prompt_tokens for used in passes),
+        "completion_tokens": sum(used.completion_tokens for used in passes),
         "outcomes": [timeline.outcome for timeline in timelines],
         "seconds": round(last - call.arrived, 4),
     }

@@ -6,7 +6,7 @@ Not here: running a generation call (see `server/generation`) and formatting its
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -15,15 +15,17 @@ import structlog
 
 from model.errors import InvalidRequest, shown
 from server.experts.choice import ExpertChoice
+from server.experts.prices import Prices
 from server.experts.requested_count import (
     merge_extra_body,
     refuse_misspelled,
     requested_in_body,
     requested_in_header,
 )
-from server.experts.selection import Selection, count_in_header, echoed_count, rounded
+from server.experts.selection import Selection, count_in_header, rounded
 from server.generation.admission import Reservation
 from server.generation.generation import Generation, Timeouts
+from server.generation.passes import PassUsage, pass_usages
 from server.json_limits import min_json_bytes
 from server.protocols import ChatTemplateProtocol
 from server.requests.encoding import bad_word_tokens, encode_all
@@ -57,23 +59,18 @@ class GenerationCall:
     prompts: tuple[tuple[int, ...], ...]
     generation: Generation
     fingerprint: str  # of the model and what runs it
+    prices: Prices | None
+
+    def passes(self, shown: Mapping[int, int] | None = None) -> list[PassUsage]:
+        """What its passes used so far; `shown`, in a stream: the tokens of each answer that its client has."""
+        cascade = self.choice.cascade
+        budgets = [self.choice.budget] if cascade is None else [self.choice.budget, cascade.high]
+        return pass_usages(self.generation, budgets, [len(prompt) for prompt in self.prompts], shown)
 
     @property
     def num_experts(self) -> int | float:
         """The expert count as the answer reports it so far: a mean over its tokens."""
-        return self.num_experts_with(sum(sequence.timeline.tokens for sequence in self.generation.sequences))
-
-    def num_experts_with(self, generated: int) -> int | float:
-        """The same with so many generated tokens. A prompt counts once however many answers it has.
-
-        Where the count depends on the token or changes on the way, it is the mean over all that was computed.
-        """
-        timelines = [sequence.timeline for sequence in self.generation.sequences]
-        computed = sum(timeline.computed_tokens for timeline in timelines)
-        if computed and any(timeline.measured for timeline in timelines):
-            pairs = sum(timeline.routed_pairs for timeline in timelines)
-            return rounded(pairs / sum(timeline.layer_passes for timeline in timelines))
-        return echoed_count(self.choice.budget, sum(map(len, self.prompts)), generated)
+        return mean_num_experts(self.passes())
 
     @property
     def headers(self) -> dict[str, str]:
@@ -81,6 +78,13 @@ class GenerationCall:
         report = self.choice.report()
         option = {} if report is None else {"x-experts-option": report["option"]}
         return {"x-num-experts": count_in_header(self.choice.budget)} | option if self.choice.settled else {}
+
+
+def mean_num_experts(passes: Sequence[PassUsage]) -> int | float:
+    """The mean expert count of all passes, by their tokens."""
+    if len(passes) == 1:
+        return rounded(passes[0].mean_count)
+    return rounded(sum(one.mean_count * one.tokens for one in passes) / sum(one.tokens for one in passes))
 
 
 Prepared = tuple[OutputSpec, list[list[int]]]  # and the token ids of each prompt
@@ -271,7 +275,7 @@ async def _open(
         spec, tokens = await prepare()
         prompts = tuple(map(tuple, tokens))
         bad_words = await bad_word_tokens(service, body.bad_words) if body.bad_words else ()
-        builder = SequenceBuilder(service, body, spec, checked.selection.budget, call_id, arrived, key, bad_words)
+        builder = SequenceBuilder(service, body, spec, checked.selection, call_id, arrived, key, bad_words)
         sequences = builder.build(prompts)
         reservation.add_tokens(body.answers * sum(map(len, prompts)))
         service.charge(key, sum(map(len, prompts)))
@@ -292,4 +296,5 @@ async def _open(
         prompts=prompts,
         generation=generation,
         fingerprint=service.served_models.fingerprint,
+        prices=service.served_models.prices,
     )

@@ -6,10 +6,12 @@ Not here: running them (see `server/generation`).
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from engine.types import Request, Sampling
 from model.budget import ExpertBudget
 from model.errors import InvalidRequest
+from server.experts.selection import Selection
 from server.generation.generation import AnswerSequence
 from server.generation.output_processor import OutputProcessor
 from server.generation.timeline import SharedPromptCount, Timeline
@@ -34,14 +36,14 @@ class SequenceBuilder:
         service: Service,
         body: GenerationBody,
         spec: OutputSpec,
-        budget: ExpertBudget,
+        selection: Selection,
         id: str,
         arrived: float,
         key: str,
         bad_words: TokenLists,
     ) -> None:
         self.service, self.body, self.spec = service, body, spec
-        self.budget, self.id = budget, id
+        self.budget, self.cascade, self.id, self.key = selection.budget, selection.cascade, id, key
         self.arrived, self.bad_words = arrived, bad_words
         experts = service.served_models.info.experts
         self.trained_pairs = experts.trained * experts.layers  # of one token
@@ -76,16 +78,34 @@ class SequenceBuilder:
         The model's noise has a seed of its own, so that one prefill serves all answers, and other requests too.
         """
         seed = secrets.randbits(63) if self.body.seed is None else self.body.seed
-        sampling, count = self._sampling(len(prompt), seed), SharedPromptCount()
+        sampling, counts = self._sampling(len(prompt), seed), (SharedPromptCount(), SharedPromptCount())
         for answer in range(self.body.answers):
             if answer and isinstance(self.body, ChatBody):  # a chat returns the prompt's log-probabilities once
                 sampling = replace(sampling, prompt_logprobs=None)
             position = index * self.body.answers + answer
             seeded = replace(sampling, seed=(seed + answer) & LARGEST_SEED)
-            id = f"{self.id}-{position}"
-            routes = self.body.return_routed_experts
-            request = Request(id, prompt, self.budget, seeded, self.noise, self.salt, return_routes=routes)
-            yield AnswerSequence(request, self._output(position), self._timeline(len(prompt), count))
+            yield self._sequence(position, prompt, seeded, counts)
+
+    def _sequence(
+        self, position: int, prompt: tuple[int, ...], sampling: Sampling, counts: tuple[SharedPromptCount, ...]
+    ) -> AnswerSequence:
+        """One answer. `counts`: of the prompt, in each pass that it may have."""
+        id, routes = f"{self.id}-{position}", self.body.return_routed_experts
+        request = Request(id, prompt, self.budget, sampling, self.noise, self.salt, return_routes=routes)
+        timeline = self._timeline(self.budget, len(prompt), counts[0])
+        if self.cascade is None:
+            return AnswerSequence(request, self._output(position), timeline)
+        again = replace(request, id=f"{id}-again", budget=self.cascade.high)
+        make = partial(self._second, position, again, counts[1])
+        return AnswerSequence(request, self._output(position), timeline, make)
+
+    def _second(self, position: int, request: Request, count: SharedPromptCount) -> AnswerSequence:
+        """The second run of an answer. Its prompt is charged again, once for all answers to it."""
+        if not count.charged:
+            count.charged = True
+            self.service.charge(self.key, len(request.prompt))
+        timeline = self._timeline(request.budget, len(request.prompt), count)
+        return AnswerSequence(request, self._output(position), timeline)
 
     def _output(self, position: int) -> OutputProcessor:
         body, spec = self.body, self.spec
@@ -100,10 +120,10 @@ class SequenceBuilder:
             include_stop=body.include_stop_str_in_output,
         )
 
-    def _timeline(self, prompt: int, count: SharedPromptCount) -> Timeline:
+    def _timeline(self, budget: ExpertBudget, prompt: int, count: SharedPromptCount) -> Timeline:
         metrics, arrived = self.service.metrics, self.arrived
         trained, adaptive = self.trained_pairs, self.adaptive
-        return Timeline(metrics, self.budget, prompt, arrived, self.account, trained, count, adaptive)
+        return Timeline(metrics, budget, prompt, arrived, self.account, trained, count, adaptive)
 
     def _continues(self) -> bool:
         """Whether an answer continues a text, in which a word may have begun."""
@@ -122,6 +142,10 @@ class SequenceBuilder:
         if body.min_tokens > max_tokens:
             raise InvalidRequest(
                 f"min_tokens must be at most max_tokens = {max_tokens}, got {body.min_tokens}", "min_tokens"
+            )
+        if self.cascade is not None and not max_tokens:
+            raise InvalidRequest(
+                "experts.cascade measures generated tokens; max_tokens must be at least 1", "max_tokens"
             )
         ranked, scored = body.answers > body.n, self.prompt_alternatives
         return Sampling(
@@ -142,6 +166,7 @@ class SequenceBuilder:
             logprobs=0 if ranked and body.alternatives is None else body.alternatives,
             prompt_logprobs=0 if max_tokens == 0 and scored is None else scored,
             grammar=self.spec.grammar,
+            measured=self.cascade.by if self.cascade else None,
         )
 
     def _end_ids(self) -> tuple[int, ...]:

@@ -32,6 +32,34 @@ class ExpertsOption(AnswerModel):
     bound_met: bool | None = Field(None, description="Whether that is within max_itl_ms")
 
 
+class CascadeRun(AnswerModel):
+    num_experts: float
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class CascadeAnswer(AnswerModel):
+    returned: Literal["low", "high"]
+    low: float = Field(description="Mean of what was measured, over the tokens of the first run")
+    high: float | None = Field(description="Of the second run; null where there was none")
+
+
+class CascadeUsage(AnswerModel):
+    """The runs of `experts.cascade`. The counts beside it are those of both."""
+
+    by: Literal["entropy", "margin"]
+    threshold: float
+    low: CascadeRun
+    high: CascadeRun | None = Field(description="Of the answers that were made again; null without any")
+    answers: list[CascadeAnswer] = Field(description="In order; with best_of also those that are not returned")
+
+
+class CostDetails(AnswerModel):
+    currency: str
+    prompt_cost: float
+    completion_cost: float
+
+
 class Usage(AnswerModel):
     prompt_tokens: int
     completion_tokens: int
@@ -42,6 +70,9 @@ class Usage(AnswerModel):
     routed_pairs: int = Field(description="Pairs of a token and an expert, or draws, that were computed")
     routed_pairs_trained: int = Field(description="What the same tokens would have cost at the trained count")
     experts: ExpertsOption | None = Field(None, description="Where the server chose, or an option was named")
+    cascade: CascadeUsage | None = Field(None, description="Where the request has experts.cascade")
+    cost: float | None = Field(None, description="Where the operator has set prices: in cost_details.currency")
+    cost_details: CostDetails | None = None
 
 
 class RequestMetrics(AnswerModel):

@@ -38,6 +38,30 @@ PHASES: dict[str, Schema] = {
     "decode": COUNTS_SCHEMA | {"description": "Of generated tokens; absent: the server's default"},
 }
 PROFILE: Schema = {"type": "string", "description": "An option or a profile of the model's calibration, by its name"}
+CASCADE: Schema = {
+    "type": "object",
+    "description": "The answer is generated at `low`, and generated again at `high` where the model was unsure of it",
+    "properties": {
+        "low": COUNTS_SCHEMA | {"description": "Experts of the first run"},
+        "high": COUNTS_SCHEMA | {"description": "Experts of the second run; no layer may have fewer than at `low`"},
+        "by": {
+            "type": "string",
+            "enum": ["entropy", "margin"],
+            "default": "entropy",
+            "description": "What is measured at each generated token of the model's own distribution, before "
+            "temperature: its entropy in nats, or the difference of its two largest probabilities",
+        },
+        "threshold": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 100,
+            "description": "The second run takes place where the mean entropy is above it, or the mean margin (at most "
+            "1) below it",
+        },
+    },
+    "required": ["low", "high", "threshold"],
+    "additionalProperties": False,
+}
 AUTO: Schema = {
     "type": "object",
     "description": "The server chooses among the options of the model's calibration",
@@ -69,6 +93,7 @@ EXPERTS_SCHEMA: Schema = {
         _object({"count": COUNTS_SCHEMA} | RULE),
         _object(PHASES | RULE),
         _object({"profile": PROFILE} | RULE),
+        _object({"cascade": CASCADE} | RULE) | {"required": ["cascade"]},
         _object({"auto": AUTO}) | {"required": ["auto"]},
     ]
 }

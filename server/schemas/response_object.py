@@ -9,7 +9,9 @@ from pydantic import ConfigDict, Field
 
 from server.schemas.answers import (
     AnswerModel,
+    CascadeUsage,
     CompletionDetails,
+    CostDetails,
     ExpertsOption,
     RequestMetrics,
     RoutedExperts,
@@ -72,6 +74,9 @@ class ResponseUsage(AnswerModel):
     routed_pairs: int = Field(description="Pairs of a token and an expert, or draws, that were computed")
     routed_pairs_trained: int = Field(description="What the same tokens would have cost at the trained count")
     experts: ExpertsOption | None = Field(None, description="Where the server chose, or an option was named")
+    cascade: CascadeUsage | None = Field(None, description="Where the request has experts.cascade")
+    cost: float | None = Field(None, description="Where the operator has set prices: in cost_details.currency")
+    cost_details: CostDetails | None = None
 
 
 class IncompleteDetails(AnswerModel):

@@ -7,6 +7,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
+from msgspec import structs
+
 from engine.types import (
     EngineInfo,
     Finish,
@@ -137,6 +139,8 @@ class FakeEngine:
         self.on_report: Callable[[StepReport], None] | None = None
         self.gate: asyncio.Event | None = None  # None: open
         self.likely: Callable[[Request], float] = lambda _: -0.5  # log-probability of every token of a request
+        self.unsure: Callable[[Request], float] = lambda _: 2.0  # what is measured at every token of a request
+        self.stats = STATS  # of a request that ends
         self.free = 0  # tokens of each request that need no gate
         self.first_stats = False  # whether the first event has stats, as a real engine's does
         self.together = 1  # events that arrive at one time
@@ -233,9 +237,10 @@ class FakeEngine:
             self.report(request)
             prompt = _prompt_logprobs(request) if i == 0 else None
             logprob = _logprob(request, self.likely(request))
-            stats = STATS if finish or (self.first_stats and i == 0) else None
+            stats = self.stats if finish or (self.first_stats and i == 0) else None
             routes = _routes(request) if finish else None
-            yield TokenEvent(request.id, token, logprob, finish, stats=stats, prompt_logprobs=prompt, routes=routes)
+            event = TokenEvent(request.id, token, logprob, finish, stats=stats, prompt_logprobs=prompt, routes=routes)
+            yield structs.replace(event, measured=self.unsure(request) if sampling.measured else None)
             if finish:
                 return
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.configuration.options import counts, default_of, flag_of, group_of, option, origins, secrets, words
+from server.configuration.options import counts, default_of, flag_of, group_of, option, origins, prices, secrets, words
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,16 @@ def test_pairs() -> None:
     for broken in ("fast", "fast=2,=8"):
         with pytest.raises(ValueError, match="has no count"):
             counts(broken)
+
+
+def test_prices_by_count() -> None:
+    assert prices("1=0.05/0.2, 8 = 0.2 / 0.8 / 0.02") == {"1": ("0.05", "0.2", "0.05"), "8": ("0.2", "0.8", "0.02")}
+    assert prices({4: (1, 2, 3)}) == {4: (1, 2, 3)}
+    for broken in ("1", "1=2", "1=1/2/3/4"):
+        with pytest.raises(ValueError, match="count=prompt/completion"):
+            prices(broken)
+    with pytest.raises(ValueError, match="two prices"):
+        prices("1=1/2,1=2/3")
 
 
 def test_origins() -> None:

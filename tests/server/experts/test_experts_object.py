@@ -104,6 +104,9 @@ def test_adapting_needs_a_bound_that_depends_on_the_load() -> None:
         ("count", "decode"),
         ("count", "profile"),
         ("prefill", "profile"),
+        ("count", "cascade"),
+        ("decode", "cascade"),
+        ("profile", "cascade"),
         *((key, "auto") for key in KEYS if key != "auto"),
     ],
 )
@@ -120,6 +123,7 @@ def test_keys_that_exclude_each_other(one: str, other: str) -> None:
         "gate_offset": 0.5,
         "free_bias": -1,
         "profile": "k4",
+        "cascade": {"low": 1, "high": 4, "threshold": 1.5},
         "auto": {"min_quality": 0.9},
     }
     with pytest.raises(InvalidRequest, match=rf"experts\.{one} and experts\.{other} exclude each other") as error:
