@@ -37,7 +37,14 @@ from server.version import VERSION
 
 log = structlog.get_logger("server")
 STOP_SECONDS = 5.0
-OWN_HEADERS = ("x-request-id", "x-num-experts", "x-experts-option", "x-should-retry")
+OWN_HEADERS = (
+    "x-request-id",
+    "x-num-experts",
+    "x-experts-option",
+    "x-skipped-tools",
+    "x-ignored-fields",
+    "x-should-retry",
+)
 EXPOSED_HEADERS = (*OWN_HEADERS, "retry-after", *RATE_LIMIT_HEADERS)
 ROUTE_MODULES = (calibration_route, docs, generate, models, probes, tokens)
 

@@ -106,6 +106,7 @@ SERIES = (
     Series("counter", "requests_failed", "Sequences that ended with an error", ("type",)),
     Series("counter", "requests_aborted", "Sequences given up, mostly because the caller had gone"),
     Series("counter", "request_unknown_fields", "Body fields that were accepted and ignored"),
+    Series("counter", "request_skipped_tools", "Tools of unknown kinds that were left out of requests"),
     Series("counter", "key_requests", "POST requests of an API key, by its name, that were let in", ("key",)),
     Series(
         "counter",

@@ -101,6 +101,12 @@ class Settings(BaseSettings):
         "JSON objects of answers and calls whose schema names properties and is silent about others; closed: they have "
         "no others, open: any, as the standard has it",
     )
+    strict_tools: bool = option(
+        False,
+        "Model",
+        "Refuse requests with tools of kinds that the server does not know; otherwise these tools are left out, named "
+        "in the header x-skipped-tools and counted",
+    )
     max_model_len: int = option(
         ENGINE.max_model_len, "Model", "Longest prompt plus answer, in tokens; 0: what the checkpoint says", ge=0
     )

@@ -21,7 +21,7 @@ from server.formats.usage import metrics_of, usage_of
 from server.generation.output_processor import Delta, TokenLogprob
 from server.protocols import TokenizerProtocol
 from server.requests.calls import GenerationCall
-from server.requests.responses_as_chat import with_response_names
+from server.requests.responses_as_chat import RESPONSE_NAMES
 from server.schemas.responses import PlainFormat, ResponsesBody, SchemaFormat
 
 
@@ -54,7 +54,7 @@ class ResponsesFormat(Format):
 
     def failure(self, error: Exception) -> bytes:
         if isinstance(error, InvalidRequest):
-            error = with_response_names(error)
+            error = RESPONSE_NAMES.renamed(error)
         fields = error_body(error)["error"]
         event = {"type": "error", "code": fields["code"], "message": fields["message"], "param": fields["param"]}
         return self.frame(self._numbered(event))

@@ -6,7 +6,7 @@ Not here: running a generation call (see `server/generation`) and formatting its
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -31,18 +31,21 @@ from server.protocols import ChatTemplateProtocol
 from server.requests.encoding import bad_word_tokens, encode_all
 from server.requests.json_body import IncomingRequest, read_json
 from server.requests.limits import check_limits, max_new_tokens, prompts_of, tokens_to_keep
+from server.requests.notices import Notices
 from server.requests.output_fields import constraint_fields
 from server.requests.output_spec import OutputSpec, chat_output_spec, completion_output_spec, offered_tools
 from server.requests.sequences import SequenceBuilder
 from server.schemas.base import GenerationBody, refuse_unsupported, validate
 from server.schemas.chat import ChatBody, Message, TemplateBody, Tool
 from server.schemas.completions import CompletionBody
+from server.schemas.kinds import without_unknown_tools
 from server.schemas.unknown import unknown_fields, unknown_nested
 from server.service import Service
 
 log = structlog.get_logger("server")
 SHORT_GRAMMAR = 4096  # bytes; a grammar written from more of them is written in a thread
 MAX_LOGGED_FIELDS = 256  # unknown fields that are logged, each once
+TOOL_KINDS = ("function",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class GenerationCall:
     generation: Generation
     fingerprint: str  # of the model and what runs it
     prices: Prices | None
+    notices: Notices
 
     def passes(self, shown: Mapping[int, int] | None = None) -> list[PassUsage]:
         """What its passes used so far; `shown`, in a stream: the tokens of each answer that its client has."""
@@ -74,10 +78,13 @@ class GenerationCall:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the headers of its answer say of experts, as far as it is settled when they are sent."""
+        """What the headers of its answer say: of experts as far as it is settled when they are sent, and of what the
+        request asked for in vain."""
+        if not self.choice.settled:
+            return self.notices.headers
         report = self.choice.report()
         option = {} if report is None else {"x-experts-option": report["option"]}
-        return {"x-num-experts": count_in_header(self.choice.budget)} | option if self.choice.settled else {}
+        return {"x-num-experts": count_in_header(self.choice.budget)} | option | self.notices.headers
 
 
 def mean_num_experts(passes: Sequence[PassUsage]) -> int | float:
@@ -98,6 +105,11 @@ class CheckedBody(Generic[Body]):
     body: Body
     selection: Selection
     unknown: list[str]  # fields that nothing reads
+    skipped_tools: list[str]  # of kinds that are not supported
+
+    @property
+    def notices(self) -> Notices:
+        return Notices(self.skipped_tools, self.unknown)
 
 
 async def open_completion(service: Service, request: IncomingRequest) -> GenerationCall:
@@ -105,7 +117,7 @@ async def open_completion(service: Service, request: IncomingRequest) -> Generat
     arrived = time.monotonic()
     checked, prompts = await read_json(service, request, partial(_check_completion, service, request))
     body = checked.body
-    _log_unknown(service, checked.unknown)
+    _count_notices(service, checked.notices)
     reservation = service.admission.reserve(body.answers * len(prompts), request.key_name)
 
     async def prepare() -> Prepared:
@@ -134,7 +146,7 @@ async def open_conversation(
 ) -> GenerationCall:
     """The generation call of a checked chat body."""
     body = checked.body
-    _log_unknown(service, checked.unknown)
+    _count_notices(service, checked.notices)
     reservation = service.admission.reserve(body.answers, request.key_name)
 
     async def prepare() -> Prepared:
@@ -241,17 +253,34 @@ def _check(
     models = service.check_ready()
     requested = requested_in_body(given)
     raw = merge_extra_body(given)
+    skipped: list[str] = []
+    if issubclass(body_type, ChatBody):
+        raw, skipped = supported_tools(service, raw)
     refuse_misspelled(raw)
     refuse_unsupported(body_type, raw)
     body = validate(body_type, raw, service.sampling_defaults, service.settings)
     requested += [*models.requested_in_alias(body.model), *requested_in_header(request.expert_headers)]
     selection = models.select(requested)
     check_limits(body, service.settings)
-    return CheckedBody(body, selection, unknown_fields(body_type, raw) + unknown_nested(body, raw))
+    return CheckedBody(body, selection, unknown_fields(body_type, raw) + unknown_nested(body, raw), skipped)
 
 
-def _log_unknown(service: Service, fields: list[str]) -> None:
-    """Count unknown fields, and log the name of each once."""
+def supported_tools(
+    service: Service, raw: Mapping[str, Any], known: Collection[str] = TOOL_KINDS
+) -> tuple[dict[str, Any], list[str]]:
+    """The body without tools of kinds that are not supported, and their names.
+
+    With --strict-tools they stay, and are refused by the body's own checks.
+    """
+    settings = service.settings
+    return (dict(raw), []) if settings.strict_tools else without_unknown_tools(raw, known, settings.max_tools)
+
+
+def _count_notices(service: Service, notices: Notices) -> None:
+    """Count tools that were left out and unknown fields, and log the name of each of these once."""
+    if notices.skipped_tools:
+        service.metrics.inc("request_skipped_tools", by=len(notices.skipped_tools))
+    fields = notices.ignored_fields
     if fields:
         service.metrics.inc("request_unknown_fields", by=len(fields))
     for field in fields[:16]:
@@ -297,4 +326,5 @@ async def _open(
         generation=generation,
         fingerprint=service.served_models.fingerprint,
         prices=service.served_models.prices,
+        notices=checked.notices,
     )

@@ -3,17 +3,16 @@
 It knows both bodies. It checks nothing that the chat checks, and formats no answer.
 """
 
-import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from model.errors import InvalidRequest
 from server.experts.requested_count import EXPERT_FIELDS, merge_extra_body
-from server.requests.calls import CheckedBody, GenerationCall, check_chat, open_conversation
+from server.requests.calls import CheckedBody, GenerationCall, check_chat, open_conversation, supported_tools
+from server.requests.field_names import FieldNames
 from server.requests.json_body import IncomingRequest, read_json
 from server.schemas.base import SampledBody
 from server.schemas.chat import ChatBody, TemplateBody
@@ -39,23 +38,23 @@ from server.service import Service
 CHAT_FIELDS = SampledBody.model_fields.keys() | TemplateBody.model_fields.keys()
 OWN_FIELDS = ResponsesBody.model_fields.keys() - CHAT_FIELDS
 RESPONSE_FIELDS = OWN_FIELDS | ResponsesBody.unsupported.keys() | CHAT_NAMES.keys() | {"extra_body"}
-RESPONSE_NAMES = {
-    "max_completion_tokens": "max_output_tokens",
-    "max_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
-}
-NAMES_AT_START = {**RESPONSE_NAMES, "messages": "input", "prompt": "input"}
-# not within quotes, which enclose values of the request, nor as a part of another name
-NAME = re.compile(rf"(?<![\w.'\"])({'|'.join(RESPONSE_NAMES)})(?![\w'\"])")
-NAME_AT_START = re.compile(rf"({'|'.join(NAMES_AT_START)})(?=[\[.:]|$)")
+RESPONSE_NAMES = FieldNames(
+    anywhere={
+        "max_completion_tokens": "max_output_tokens",
+        "max_tokens": "max_output_tokens",
+        "response_format": "text.format",
+        "reasoning_effort": "reasoning.effort",
+    },
+    at_start={"messages": "input", "prompt": "input"},
+)
+NO_INPUT = {"role": "user", "content": ""}  # Codex probes a server with an empty list
 
 
 async def open_response(service: Service, request: IncomingRequest) -> tuple[GenerationCall, ResponsesBody]:
     """The call, and the body as it was sent, which the answer repeats."""
     arrived = time.monotonic()
     checked, body = await read_json(service, request, partial(_check_response, service, request))
-    with errors_with_response_names():
+    with RESPONSE_NAMES.in_errors():
         return await open_conversation(service, request, checked, arrived, "resp_"), body
 
 
@@ -63,12 +62,12 @@ def _check_response(
     service: Service, request: IncomingRequest, given: Mapping[str, Any]
 ) -> tuple[CheckedBody[ChatBody], ResponsesBody]:
     service.check_ready()
-    raw = merge_extra_body(given)
+    raw, skipped = supported_tools(service, merge_extra_body(given))
     body = read_body(raw, service.settings)
     unknown = unknown_nested(body, raw)
-    with errors_with_response_names():
+    with RESPONSE_NAMES.in_errors():
         checked = check_chat(service, request, chat_of(body, raw) | _nested_counts(given))
-    return replace(checked, unknown=checked.unknown + unknown), body
+    return replace(checked, unknown=checked.unknown + unknown, skipped_tools=skipped), body
 
 
 def chat_of(body: ResponsesBody, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +107,7 @@ def _messages(body: ResponsesBody) -> list[dict[str, Any]]:
     items = [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
     for item in items:
         _add(messages, item)
-    return messages
+    return messages if items else [*messages, NO_INPUT]
 
 
 def _add(messages: list[dict[str, Any]], item: InputItem) -> None:
@@ -172,24 +171,3 @@ def _choice(body: ResponsesBody) -> str | dict[str, Any] | None:
 
 def _chosen(tool: FlatChoice) -> dict[str, Any]:
     return {"type": "function", "function": {"name": tool.name}}
-
-
-@contextmanager
-def errors_with_response_names() -> Iterator[None]:
-    """Replaces the names of chat fields in errors that are raised inside."""
-    try:
-        yield
-    except InvalidRequest as error:
-        raise with_response_names(error) from None
-
-
-def with_response_names(error: InvalidRequest) -> InvalidRequest:
-    """The same error with the field names of /v1/responses."""
-    message = NAME.sub(lambda found: RESPONSE_NAMES[found[0]], _rename_start(error.message))
-    return type(error)(message, None if error.param is None else _rename_start(error.param), error.code)
-
-
-def _rename_start(text: str) -> str:
-    """`text` with the name that it begins with replaced."""
-    found = NAME_AT_START.match(text)
-    return NAMES_AT_START[found[0]] + text[found.end() :] if found else text

@@ -271,6 +271,7 @@ class Model(AnswerModel):
 class Models(AnswerModel):
     object: Literal["list"]
     data: list[Model]
+    models: list[dict[str, Any]] = Field(description="The same models as Codex reads them")
 
 
 class Tokenized(AnswerModel):

@@ -23,7 +23,7 @@ from server.json_limits import JsonTooLarge, check_count
 from server.schemas.base import GenerationBody, TextOr, Unsupported
 from server.schemas.bounds import AtMost, FreeObject, JsonText, bad_json, json_limits_of
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
 
 
 class TextPart(BaseModel):

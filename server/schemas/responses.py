@@ -9,10 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from model.errors import InvalidRequest, shown
+from model.errors import InvalidRequest
 from server.schemas.base import SampledBody, TextOr, Unsupported, refuse_unsupported, validate
 from server.schemas.bounds import AtMost, FreeObject, JsonText
 from server.schemas.chat import Mode, Name, TemplateBody, choice_kind
+from server.schemas.kinds import check_kind, entries_of
 from server.settings import Settings
 
 # Names of chat fields and what they are called here, for clients that move from chat
@@ -257,17 +258,17 @@ def _refuse_types(raw: Mapping[str, Any], limit: int) -> None:
 
     Of a list, only as many entries are checked as it may have.
     """
-    for i, item in enumerate(_list(raw.get("input"))[:limit]):
-        _check_type(item, f"input[{i}]", tuple(ITEM_CLASSES))
+    for i, item in enumerate(entries_of(raw.get("input"), limit)):
+        check_kind(item, f"input[{i}]", tuple(ITEM_CLASSES))
         for field in ("content", "output") if isinstance(item, Mapping) else ():
-            for j, part in enumerate(_list(item.get(field))[:limit]):
-                _check_type(part, f"input[{i}].{field}[{j}]", PART_TYPES)
-    for i, tool in enumerate(_list(raw.get("tools"))[:limit]):
-        _check_type(tool, f"tools[{i}]", TOOL_TYPES)
+            for j, part in enumerate(entries_of(item.get(field), limit)):
+                check_kind(part, f"input[{i}].{field}[{j}]", PART_TYPES)
+    for i, tool in enumerate(entries_of(raw.get("tools"), limit)):
+        check_kind(tool, f"tools[{i}]", TOOL_TYPES)
     choice = raw.get("tool_choice")
-    _check_type(choice, "tool_choice", CHOICE_TYPES)
-    for i, tool in enumerate(_list(choice.get("tools") if isinstance(choice, Mapping) else None)[:limit]):
-        _check_type(tool, f"tool_choice.tools[{i}]", TOOL_TYPES)
+    check_kind(choice, "tool_choice", CHOICE_TYPES)
+    for i, tool in enumerate(entries_of(choice.get("tools") if isinstance(choice, Mapping) else None, limit)):
+        check_kind(tool, f"tool_choice.tools[{i}]", TOOL_TYPES)
 
 
 def _refuse_large_integers(raw: Mapping[str, Any]) -> None:
@@ -277,14 +278,3 @@ def _refuse_large_integers(raw: Mapping[str, Any]) -> None:
             orjson.dumps(raw.get(field))
         except orjson.JSONEncodeError as error:
             raise InvalidRequest(f"{field} cannot be repeated in the answer: {error!s:.200}", field) from None
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _check_type(value: Any, where: str, known: tuple[str, ...]) -> None:
-    kind = value.get("type") if isinstance(value, Mapping) else None
-    if isinstance(kind, str) and kind not in known:
-        message = f"{where}.type: {shown(kind)} is not supported; supported: {', '.join(known)}"
-        raise InvalidRequest(message, f"{where}.type", "unsupported_parameter")

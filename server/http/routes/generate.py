@@ -14,7 +14,7 @@ from server.http.incoming import incoming, key_name_of
 from server.http.sse import answer
 from server.requests.calls import open_chat, open_completion
 from server.requests.json_body import IncomingRequest
-from server.requests.responses_as_chat import errors_with_response_names, open_response
+from server.requests.responses_as_chat import RESPONSE_NAMES, open_response
 from server.service import Service
 
 Opened = TypeVar("Opened")
@@ -44,7 +44,7 @@ async def responses(request: Request) -> Response:
     """Answer a text or a conversation, in OpenAI's newer form. Nothing is stored: each request brings all of it."""
     service: Service = request.app.state.service
     call, body = await _opened(service, request, open_response)
-    with errors_with_response_names():  # a schema that cannot be compiled is refused by the engine
+    with RESPONSE_NAMES.in_errors():  # a schema that cannot be compiled is refused by the engine
         return await answer(service, request, call, lambda call, tokenizer: ResponsesFormat(call, tokenizer, body))
 
 

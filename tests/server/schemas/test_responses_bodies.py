@@ -10,7 +10,7 @@ from model.errors import InvalidRequest
 from server.dialects.hermes import Hermes
 from server.dialects.reasoning import ReasoningTags
 from server.errors import ModelNotFound
-from server.requests.responses_as_chat import chat_of, with_response_names
+from server.requests.responses_as_chat import RESPONSE_NAMES, chat_of
 from server.schemas.responses import read_body
 from tests.server.fakes import REFUSED
 from tests.server.harness import in_memory, service_of, value
@@ -118,8 +118,6 @@ PICTURE = {"type": "input_image", "image_url": "data:"}
         ({"background": True}, "background"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"n": 2}, "n"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"tools": [WEATHER, {"type": "custom", "name": "x"}]}, "tools[1].type"),
         ({"tools": [WEATHER], "tool_choice": {"type": "mcp", "server_label": "s"}}, "tool_choice.type"),
         ({"input": [{"role": "user", "content": [PICTURE]}]}, "input[0].content[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type"),
@@ -144,7 +142,6 @@ def test_what_is_not_there_is_refused_by_name(client: TestClient, fields: dict[s
     ("fields", "param", "words"),
     [
         ({"input": None}, "input", "required"),
-        ({"input": []}, "input", "input: List should have at least 1 item"),
         ({"input": [5]}, "input[0]", "5"),
         ({"input": [{"content": "x"}]}, "input[0].role", "required"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role", "tool"),
@@ -217,8 +214,8 @@ def test_only_names_are_renamed() -> None:
         ("got max_tokens'", "got max_tokens'"),
         ("my_max_tokens, a.max_tokens", "my_max_tokens, a.max_tokens"),
     ):
-        assert with_response_names(InvalidRequest(before)).message == after
-    error = with_response_names(ModelNotFound("no such model", "model", "a_code"))
+        assert RESPONSE_NAMES.renamed(InvalidRequest(before)).message == after
+    error = RESPONSE_NAMES.renamed(ModelNotFound("no such model", "model", "a_code"))
     assert isinstance(error, ModelNotFound) and (error.param, error.code) == ("model", "a_code")
 
 
