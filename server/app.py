@@ -25,7 +25,7 @@ from server.http.listening import files_left
 from server.http.middleware import BodyBudget, BodyLimits, HeadAsGet, RequestId, ReservedConnections, StopGuard
 from server.http.observers import AccessLog, Spans
 from server.http.routes import calibration as calibration_route
-from server.http.routes import docs, generate, models, probes, tokens
+from server.http.routes import docs, generate, messages, models, probes, tokens
 from server.http.routes import page as page_routes
 from server.http.sites import Sites
 from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProtocol
@@ -46,7 +46,8 @@ OWN_HEADERS = (
     "x-should-retry",
 )
 EXPOSED_HEADERS = (*OWN_HEADERS, "retry-after", *RATE_LIMIT_HEADERS)
-ROUTE_MODULES = (calibration_route, docs, generate, models, probes, tokens)
+ROUTE_MODULES = (calibration_route, docs, generate, messages, models, probes, tokens)
+GENERATING_PATHS = frozenset({*generate.PATHS, *messages.PATHS})
 
 
 def create_app(
@@ -82,6 +83,7 @@ def create_app(
         redirect_slashes=False,
         docs_url=None,  # FastAPI's own pages load scripts from other sites
         redoc_url=None,
+        openapi_url=None,  # `openapi.install` adds the route
     )
     app.state.service = service
     error_responses.install(app)
@@ -145,7 +147,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
 def _add_observers(app: FastAPI, settings: Settings, tracing: Tracing | None) -> None:
     """What looks at every answer; `RequestId` is outside of all."""
     if tracing is not None:
-        app.add_middleware(Spans, paths=generate.PATHS, record=tracing.record)
+        app.add_middleware(Spans, paths=GENERATING_PATHS, record=tracing.record)
     if settings.access_log:
         app.add_middleware(AccessLog)
     app.add_middleware(RequestId)
@@ -180,5 +182,5 @@ def _record_refusal(service: Service, scope: Scope, error: MoedialError) -> None
     state = scope["state"]
     named = {"key": state["key_name"]} if state.get("key_name") else {}
     log.info("refused", code=code_of(error), reason=str(error), request_id=state.get("request_id"), **named)
-    if scope["path"] in generate.PATHS:
+    if scope["path"] in GENERATING_PATHS:
         service.metrics.inc("requests_rejected", code_of(error))

@@ -112,6 +112,12 @@ def merge_extra_body(body: Mapping[str, Any]) -> dict[str, Any]:
     return {**nested, **top_level}
 
 
+def nested_counts(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The expert fields of a literal `extra_body`, for a body that is made of the rest: they are compared later."""
+    nested = given.get("extra_body")
+    return {"extra_body": {field: nested.get(field) for field in EXPERT_FIELDS}} if isinstance(nested, Mapping) else {}
+
+
 def refuse_misspelled(keys: Iterable[str]) -> None:
     """Raises InvalidRequest for a misspelled expert field: ignored, it would give an answer at another count."""
     for key in keys:

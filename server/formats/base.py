@@ -18,10 +18,19 @@ from server.generation.output_processor import MIN_LOGPROB, Delta, TokenLogprob
 from server.protocols import TokenizerProtocol
 
 LONG = 256  # deltas; more are written in slices
+EVENTS = "text/event-stream"
+COMMENT = b": waiting\n\n"
 
 
 class Format(ABC):
     """Writes the answer to one generation call, whole or as server-sent events. Chunks and bodies are plain dicts."""
+
+    media_type = EVENTS  # of a stream
+
+    @property
+    def heartbeat(self) -> bytes:
+        """What is sent where nothing else is, so that nobody takes the connection for dead."""
+        return COMMENT
 
     @abstractmethod
     def opening(self) -> Iterable[dict[str, Any]]:

@@ -59,7 +59,7 @@ class Auth:
 
     async def _refuse(self, error: MoedialError, scope: Scope, receive: Receive, send: Send) -> None:
         self.on_result(scope, error)
-        await error_response(error)(scope, receive, send)
+        await error_response(error, scope["path"])(scope, receive, send)
 
     def _name(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
         given = set(credentials(headers))

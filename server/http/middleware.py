@@ -21,6 +21,7 @@ from server.errors import (
     TooManyConnections,
     TooManyHeaders,
 )
+from server.formats.errors import is_messages
 from server.http.error_responses import error_response
 from server.http.h11 import RESERVED
 from server.http.page_files import PATHS as PAGE_PATHS
@@ -53,7 +54,10 @@ class RequestId:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 scope["state"][STARTED] = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if is_messages(scope["path"]):
+                    headers["request-id"] = request_id  # Anthropic's name
             await send(message)
 
         await self.app(scope, receive, send_with_id)
@@ -74,7 +78,7 @@ class StopGuard:
         except asyncio.CancelledError:  # uvicorn cancels what still runs after the drain
             if scope["type"] == "http" and not scope["state"].get(STARTED):
                 error = EngineStopped("the server was stopped before the request was answered")
-                await error_response(error)(scope, receive, send)
+                await error_response(error, scope["path"])(scope, receive, send)
 
 
 class HeadAsGet:
@@ -107,7 +111,7 @@ class ReservedConnections:
             return await self.app(scope, receive, send)
         error = TooManyConnections(f"the server has {limit} connections, which is its limit; try again later")
         self.on_refused(scope, error)
-        await error_response(error)(scope, receive, send)
+        await error_response(error, scope["path"])(scope, receive, send)
 
 
 class BodyBudget:
@@ -141,7 +145,7 @@ class BodyLimits:
             return await self.app(scope, receive, send)
         if (fields := len(scope["headers"])) > self.max_fields:
             error = TooManyHeaders(f"{fields} header fields; the limit is {self.max_fields}")
-            return await error_response(error)(scope, receive, send)
+            return await error_response(error, scope["path"])(scope, receive, send)
         body = _BoundedBody(self, scope, receive)
         try:
             await self.app(scope, body, send)

@@ -3,6 +3,7 @@
 It describes only; nothing is checked with it. `tests/server/test_schemathesis.py` compares the server with it.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,15 +12,18 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.responses import JSONResponse, Response
 
 from server.http.middleware import PROBES
-from server.schemas import answers, response_object
+from server.schemas import answers, message_object, response_object
 from server.schemas.chat import ChatBody
 from server.schemas.completions import CompletionBody
+from server.schemas.messages import CountBody, MessagesBody
 from server.schemas.responses import ResponsesBody
 from server.schemas.tokens import DetokenizeBody, TokenizeBody
 from weights.calibration import Calibration
 
+PATH = "/openapi.json"
 REF = "#/components/schemas/{model}"
 HEADER = {
     "name": "X-Num-Experts",
@@ -41,8 +45,14 @@ POSTS: dict[str, tuple[ModelType, ModelType, ModelType | None]] = {
     "/v1/completions": (CompletionBody, answers.Completion, answers.Completion),
     "/v1/chat/completions": (ChatBody, answers.ChatCompletion, answers.ChatChunk),
     "/v1/responses": (ResponsesBody, response_object.ResponseObject, response_object.ResponseEvent),
+    "/v1/messages": (MessagesBody, message_object.MessageObject, message_object.MessageEvent),
+    "/v1/messages/count_tokens": (CountBody, message_object.TokenCount, None),
     "/tokenize": (TokenizeBody, answers.Tokenized, None),
     "/detokenize": (DetokenizeBody, answers.Detokenized, None),
+}
+ERRORS: dict[str, ModelType] = {  # by path; of all others it is OpenAI's
+    "/v1/messages": message_object.MessagesError,
+    "/v1/messages/count_tokens": message_object.MessagesError,
 }
 GETS: dict[str, type[BaseModel]] = {
     "/v1/models": answers.Models,
@@ -102,14 +112,18 @@ EXAMPLES: Mapping[str, dict[str, Any]] = {
 
 
 def install(app: FastAPI) -> None:
-    """Let the app serve this document."""
+    """Let the app serve this document. It is made when it is first asked for, in a thread: that takes a while."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = describe(app)
         return app.openapi_schema
 
+    async def document() -> Response:
+        return JSONResponse(await asyncio.to_thread(openapi))
+
     app.openapi = openapi  # type: ignore[method-assign]
+    app.add_api_route(PATH, document, include_in_schema=False)
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -129,7 +143,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             operation["requestBody"]["content"]["application/json"]["examples"] = EXAMPLES[path]
         if event is not None:
             operation["parameters"] = [HEADER]
-        operation["responses"] = _responses(refs, answer, event)
+        operation["responses"] = _responses(refs, answer, event, ERRORS.get(path, answers.Error))
     for path, answer in GETS.items():
         document["paths"][path]["get"]["responses"] = _responses(refs, answer, None)
     _describe_calibration(document, refs)
@@ -153,7 +167,7 @@ def _models() -> list[tuple[type[BaseModel], str]]:
         written += [answer] if event is None else [answer, event]
     models: list[tuple[type[BaseModel], str]] = []
     models += [(body, "validation") for body, _, _ in POSTS.values()]
-    written += [*GETS.values(), answers.Error]
+    written += [*GETS.values(), answers.Error, *ERRORS.values()]
     models += [(model, "serialization") for model in written]
     return list(dict.fromkeys(models))
 
@@ -170,19 +184,24 @@ DESCRIPTION = """OpenAI's API over one mixture-of-experts model. Every request m
 
 
 def _responses(
-    refs: Mapping[Any, dict[str, Any]], answer: type[BaseModel], event: type[BaseModel] | None
+    refs: Mapping[Any, dict[str, Any]], answer: ModelType, event: ModelType | None, error: ModelType = answers.Error
 ) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": refs[answer, "serialization"]}}
     if event is not None:
         content["text/event-stream"] = {
             "schema": {"type": "string", "description": f"Events whose data is a {event.__name__}"}
         }
-    return _or_error(refs, "The answer", content)
+    return _or_error(refs, "The answer", content, error)
 
 
-def _or_error(refs: Mapping[Any, dict[str, Any]], description: str, content: dict[str, Any]) -> dict[str, Any]:
-    error = {"application/json": {"schema": refs[answers.Error, "serialization"]}}
+def _or_error(
+    refs: Mapping[Any, dict[str, Any]],
+    description: str,
+    content: dict[str, Any],
+    error: ModelType = answers.Error,
+) -> dict[str, Any]:
+    refusal = {"application/json": {"schema": refs[error, "serialization"]}}
     return {
         "200": {"description": description, "content": content},
-        "default": {"description": "A refusal or a failure", "content": error},
+        "default": {"description": "A refusal or a failure", "content": refusal},
     }

@@ -25,4 +25,4 @@ class Sites:
         if error is None:
             return await self.app(scope, receive, send)
         self.on_refused(scope, error)
-        await error_response(error)(scope, receive, send)
+        await error_response(error, scope["path"])(scope, receive, send)

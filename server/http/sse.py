@@ -30,7 +30,6 @@ from server.service import Service
 
 log = structlog.get_logger("server")
 Result = TypeVar("Result")
-HEARTBEAT = b": waiting\n\n"
 PART_BYTES = 256 << 10  # of a long body, sent at a time
 GRACE_SECONDS = 5.0  # beyond the total timeout, for a slow reader to take the last events
 
@@ -107,7 +106,8 @@ async def _events(
     deltas = first
     try:
         while True:
-            yield (await in_slices(format.steps_of(deltas)) if is_long(deltas) else format.write(deltas)) or HEARTBEAT
+            written = await in_slices(format.steps_of(deltas)) if is_long(deltas) else format.write(deltas)
+            yield written or format.heartbeat
             if call.generation.finished:
                 break
             deltas = await call.generation.next(service.settings.heartbeat)
@@ -145,8 +145,6 @@ class EventStream(Response):
     The deltas of a call with one sequence go straight to the connection (`server/http/h11.py`) while that takes them.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(
         self,
         service: Service,
@@ -155,7 +153,8 @@ class EventStream(Response):
         format: Format,
         first: list[Delta],
     ) -> None:
-        super().__init__(None, 200, {**call.headers, "cache-control": "no-cache", "x-accel-buffering": "no"})
+        headers = {**call.headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(None, 200, headers, format.media_type)
         del self.headers["content-length"]
         self.events = _events(service, call, format, first)
         self.request, self.call, self.format = request, call, format
@@ -183,7 +182,7 @@ class EventStream(Response):
     def _write(self, writer: ChunkWriter, deltas: list[Delta]) -> bool:
         if writer.paused or deltas[0].prompt is not None:  # log-probabilities of a prompt are written in steps
             return False
-        writer.write(self.format.write(deltas) or HEARTBEAT)
+        writer.write(self.format.write(deltas) or self.format.heartbeat)
         return True
 
 

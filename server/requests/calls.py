@@ -150,14 +150,19 @@ async def open_conversation(
     reservation = service.admission.reserve(body.answers, request.key_name)
 
     async def prepare() -> Prepared:
-        tools = None if body.tool_choice == "none" else body.tools
-        variables = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
-        text = await service.rendering.run(render, service, body, body.messages, tools, variables)
+        text = await service.rendering.run(chat_prompt, service, body)
         spec = await _off_loop(body, chat_output_spec, body, service.dialect, text, *_schema_rules(service))
         encode = partial(service.tokenizer.encode_chat, framed=body.add_special_tokens)
         return spec, await encode_all(service, encode, [text], body.answer_limit, _tokens_to_keep(service, body))
 
     return await _open(service, id_prefix, request.key_name, checked, reservation, prepare, arrived)
+
+
+def chat_prompt(service: Service, body: ChatBody) -> str:
+    """The prompt of a chat as the chat template writes it. Call it off the event loop."""
+    tools = None if body.tool_choice == "none" else body.tools
+    variables = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
+    return render(service, body, body.messages, tools, variables)
 
 
 def render(
@@ -221,9 +226,11 @@ def _tokens_to_keep(service: Service, body: GenerationBody) -> int | None:
     return tokens_to_keep(body, service.served_models.info.max_model_len)
 
 
-def check_chat(service: Service, request: IncomingRequest, raw: Mapping[str, Any]) -> CheckedBody[ChatBody]:
+def check_chat(
+    service: Service, request: IncomingRequest, raw: Mapping[str, Any], body_type: type[ChatBody] = ChatBody
+) -> CheckedBody[ChatBody]:
     """The checked body of a chat."""
-    checked = _check(service, request, ChatBody, raw)
+    checked = _check(service, request, body_type, raw)
     offered_tools(checked.body)
     _tokens_to_keep(service, checked.body)
     return checked

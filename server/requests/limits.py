@@ -15,8 +15,6 @@ from server.schemas.chat import AssistantMessage, ChatBody, Message, TemplateBod
 from server.schemas.completions import CompletionBody
 from server.settings import Settings
 
-COMPLETION_TOKENS = 16  # OpenAI's default for completions
-
 
 def check_limits(body: GenerationBody, settings: Settings) -> None:
     """Raises InvalidRequest for the first limit that a body exceeds."""
@@ -144,7 +142,7 @@ def tokens_to_keep(body: GenerationBody, context: int) -> int | None:
     """
     field, kept = "truncate_prompt_tokens", body.truncate_prompt_tokens
     if kept == -1:
-        default = COMPLETION_TOKENS if isinstance(body, CompletionBody) else 1
+        default = body.default_limit or 1
         return max(1, context - (default if body.answer_limit is None else body.answer_limit))
     if kept == 0 or (kept or 0) > context:
         raise InvalidRequest(f"{field} must be -1, or between 1 and the context's {context}, got {kept}", field)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from model.errors import InvalidRequest
-from server.experts.requested_count import EXPERT_FIELDS, merge_extra_body
+from server.experts.requested_count import merge_extra_body, nested_counts
 from server.requests.calls import CheckedBody, GenerationCall, check_chat, open_conversation, supported_tools
 from server.requests.field_names import FieldNames
 from server.requests.json_body import IncomingRequest, read_json
@@ -66,7 +66,7 @@ def _check_response(
     body = read_body(raw, service.settings)
     unknown = unknown_nested(body, raw)
     with RESPONSE_NAMES.in_errors():
-        checked = check_chat(service, request, chat_of(body, raw) | _nested_counts(given))
+        checked = check_chat(service, request, chat_of(body, raw) | nested_counts(given))
     return replace(checked, unknown=checked.unknown + unknown, skipped_tools=skipped), body
 
 
@@ -94,12 +94,6 @@ def chat_of(body: ResponsesBody, raw: Mapping[str, Any]) -> dict[str, Any]:
     }
     passed = {field: value for field, value in raw.items() if field not in RESPONSE_FIELDS}
     return passed | {field: value for field, value in translated.items() if value is not None}
-
-
-def _nested_counts(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The expert fields of a literal `extra_body`, which are compared with the others where all counts are known."""
-    nested = given.get("extra_body")
-    return {"extra_body": {field: nested.get(field) for field in EXPERT_FIELDS}} if isinstance(nested, Mapping) else {}
 
 
 def _messages(body: ResponsesBody) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from server.experts.selection import Selection
 from server.generation.generation import AnswerSequence
 from server.generation.output_processor import OutputProcessor
 from server.generation.timeline import SharedPromptCount, Timeline
-from server.requests.limits import COMPLETION_TOKENS, biases_of, max_new_tokens
+from server.requests.limits import biases_of, max_new_tokens
 from server.requests.output_spec import OutputSpec
 from server.requests.routed_experts import check_routes, check_size
 from server.schemas.base import GenerationBody
@@ -137,8 +137,8 @@ class SequenceBuilder:
 
     def _sampling(self, prompt: int, seed: int) -> Sampling:
         body = self.body
-        default = COMPLETION_TOKENS if isinstance(body, CompletionBody) else None
-        max_tokens = max_new_tokens(body.answer_limit, default, prompt, self.service.served_models.info.max_model_len)
+        context = self.service.served_models.info.max_model_len
+        max_tokens = max_new_tokens(body.answer_limit, body.default_limit, prompt, context)
         if body.min_tokens > max_tokens:
             raise InvalidRequest(
                 f"min_tokens must be at most max_tokens = {max_tokens}, got {body.min_tokens}", "min_tokens"

@@ -200,6 +200,11 @@ class GenerationBody(SampledBody):
         return self.max_tokens
 
     @property
+    def default_limit(self) -> int | None:
+        """The same where the client set none; where the context has less room, that much. None: all the room."""
+        return None
+
+    @property
     def alternatives(self) -> int | None:
         """How many alternatives of each token are listed; None: no log-probabilities at all."""
         raise NotImplementedError

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from server.schemas.base import GenerationBody, Unsupported
 
+COMPLETION_TOKENS = 16  # OpenAI's default for completions
 IDS = {"type": "array", "items": {"type": "integer"}}
 TEXTS = {"type": "array", "items": {"type": "string"}}
 PROMPT: dict[str, Any] = {"anyOf": [{"type": "string"}, TEXTS, IDS, {"type": "array", "items": IDS}]}
@@ -24,6 +25,10 @@ class CompletionBody(GenerationBody):
     add_special_tokens: bool = Field(True, description="Whether a prompt gets what the checkpoint puts around it")
     best_of: int | None = Field(None, ge=1, description="Answers to generate, of which the n likeliest are returned")
     logprobs: int | None = Field(None, ge=0, description="Also lists so many alternatives of each token")
+
+    @property
+    def default_limit(self) -> int | None:
+        return COMPLETION_TOKENS
 
     @property
     def alternatives(self) -> int | None:

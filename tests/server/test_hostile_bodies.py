@@ -13,6 +13,7 @@ import pytest
 
 from tests.server.fakes import FakeEngine
 from tests.server.harness import CHAT, COMPLETIONS, on_loopback
+from tests.server.test_messages import MESSAGES
 from tests.server.test_responses import RESPONSES
 
 BYTES = 7_800_000
@@ -98,6 +99,13 @@ LISTS: dict[str, tuple[str, bytes, bytes, bytes]] = {
         b"{}",
         b"]}]}",
     ),
+    "messages[0].content[0].content": (
+        MESSAGES,
+        b'{"max_tokens":9,"messages":[{"role":"user","content":[{"type":"tool_result","tool_use_id":"a","content":[',
+        b"{}",
+        b"]}]}]}",
+    ),
+    "system": (MESSAGES, b'{"max_tokens":9,' + USER + b',"system":[', b"{}", b"]}"),
     "include": (RESPONSES, b'{"input":"x","include":[', b"1", b"]}"),
     "stop": (COMPLETIONS, b'{"prompt":"x","stop":[', b"{}", b"]}"),
     "stop_token_ids": (COMPLETIONS, b'{"prompt":"x","stop_token_ids":[', b'""', b"]}"),

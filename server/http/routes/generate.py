@@ -1,23 +1,17 @@
 """POST /v1/completions, /v1/chat/completions and /v1/responses: open the call, or count its refusal; then answer it."""
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.errors import KeyShareTaken, code_of
 from server.formats.chat import ChatFormat
 from server.formats.completions import CompletionFormat
 from server.formats.responses import ResponsesFormat
-from server.http.incoming import incoming, key_name_of
+from server.http.opening import opened
 from server.http.sse import answer
 from server.requests.calls import open_chat, open_completion
-from server.requests.json_body import IncomingRequest
 from server.requests.responses_as_chat import RESPONSE_NAMES, open_response
 from server.service import Service
 
-Opened = TypeVar("Opened")
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 PATHS = (COMPLETIONS, CHAT, RESPONSES)
 router = APIRouter(tags=["generate"])
@@ -27,7 +21,7 @@ router = APIRouter(tags=["generate"])
 async def completions(request: Request) -> Response:
     """Continue one or more prompts."""
     service: Service = request.app.state.service
-    call = await _opened(service, request, open_completion)
+    call = await opened(service, request, open_completion)
     return await answer(service, request, call, CompletionFormat)
 
 
@@ -35,7 +29,7 @@ async def completions(request: Request) -> Response:
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation, written out by the checkpoint's own chat template."""
     service: Service = request.app.state.service
-    call = await _opened(service, request, open_chat)
+    call = await opened(service, request, open_chat)
     return await answer(service, request, call, ChatFormat)
 
 
@@ -43,19 +37,6 @@ async def chat_completions(request: Request) -> Response:
 async def responses(request: Request) -> Response:
     """Answer a text or a conversation, in OpenAI's newer form. Nothing is stored: each request brings all of it."""
     service: Service = request.app.state.service
-    call, body = await _opened(service, request, open_response)
+    call, body = await opened(service, request, open_response)
     with RESPONSE_NAMES.in_errors():  # a schema that cannot be compiled is refused by the engine
         return await answer(service, request, call, lambda call, tokenizer: ResponsesFormat(call, tokenizer, body))
-
-
-async def _opened(
-    service: Service, request: Request, open: Callable[[Service, IncomingRequest], Awaitable[Opened]]
-) -> Opened:
-    """What `open` returns; a request that is refused is counted here, once."""
-    try:
-        return await open(service, incoming(request))
-    except Exception as error:
-        service.metrics.inc("requests_rejected", code_of(error))
-        if isinstance(error, KeyShareTaken):
-            service.metrics.inc("key_requests_limited", key_name_of(request), error.limit)
-        raise
