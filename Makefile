@@ -74,7 +74,7 @@ test-operators: $(VENV)/.dev  ## the board's and the rules' expressions against 
 
 # Each file of deploy/ by the tool that its users have; what is not installed here is skipped, with its name.
 test-deploy: $(VENV)/.dev $(DEPLOY_TOOLS)/.built test-operators  ## compose, Kubernetes, systemd, HAProxy and Docker files by their own validators
-	PATH="$(CURDIR)/$(DEPLOY_TOOLS)/bin:$$PATH" $(BIN)/python -m pytest -rs tests/deploy/check_files.py
+	PATH="$(CURDIR)/$(DEPLOY_TOOLS)/bin:$$PATH" $(BIN)/python -m pytest -rs tests/deploy/check_files.py tests/deploy/check_haproxy.py
 
 # BASE, TORCH_INDEX, TORCH_FIND_LINKS: as docker build --build-arg. IMAGE=NAME: one that is built already. See docs/deployment.md.
 test-image: $(VENV)/.dev  ## build the image with buildah, run it, ask it; needs root and takes minutes
