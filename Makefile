@@ -173,12 +173,20 @@ upcycled: $(UPCYCLED)/llama2.data $(UPCYCLED)/stories.txt  ## a top-k model upcy
 	$(BIN)/python -m training.upcycle --teacher $(UPCYCLED)/llama2.data --text $(UPCYCLED)/stories.txt \
 		--heldout "$(HELDOUT)" --out $(UPCYCLED)/model $(ARGS)
 
-demo-models: $(UPCYCLED)/stories.txt  ## small models with other mixtures into runs/demo-models, minutes each; HELDOUT=FILE, needs npm
-	for kind in soft t5 deep; do $(BIN)/python -m training.soft_stories $$kind --text $(UPCYCLED)/stories.txt \
-		--heldout "$(HELDOUT)" --out runs/demo-models/$$kind-stories $(ARGS) || exit 1; done
-	$(BIN)/python -m training.switch_stories --text $(UPCYCLED)/stories.txt --heldout "$(HELDOUT)" --out runs/demo-models/switch-stories $(ARGS)
-	for kind in dynmoe remoe moe_plus_plus; do $(BIN)/python -m training.adaptive_stories --kind $$kind \
-		--text $(UPCYCLED)/stories.txt --out runs/demo-models/$$kind-stories $(ARGS) || exit 1; done
+# FOR="soft-stories mu-stories" makes some of them.
+DEMOS := runs/demo-models
+FOR   ?= soft-stories deep-stories switch-stories moe-plus-plus-stories remoe-stories soft-t5-stories dynmoe-stories mu-stories st-moe-stories
+
+demo-models: $(DEMOS)/stories.txt  ## the bundled models with other mixtures once more, minutes each; HELDOUT=FILE, needs npm
+	$(BIN)/python -m training.demos base --text $< --out $(DEMOS)/base
+	for name in $(FOR); do \
+		case $$name in switch-*|soft-t5-*) base=;; *) base="--base $(DEMOS)/base";; esac; \
+		$(BIN)/python -m training.demos train $$name $$base --text $< --heldout "$(HELDOUT)" --out $(DEMOS)/$$name || exit 1; done
+	$(BIN)/python -m training.demos speed $(addprefix $(DEMOS)/,$(FOR))
+
+$(DEMOS)/stories.txt: $(UPCYCLED)/llama2.data | $(VENV)/.dev
+	mkdir -p $(DEMOS)
+	$(BIN)/python -m training.synthesise --model $< --vocabulary-text "$(HELDOUT)" --out $@ --megabytes 2.4 --dtype float32
 
 $(UPCYCLED)/llama2.data:
 	mkdir -p $(UPCYCLED)

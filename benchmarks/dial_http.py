@@ -18,7 +18,7 @@ import typer
 from benchmarks.http import server
 from benchmarks.machine import facts, introduce
 from benchmarks.tables import grid
-from weights.folder import bundled_models
+from weights.folder import compared_models
 
 COUNTS = (1, 2, 4, 8)
 STORIES = Path(__file__).parent.parent / "tests" / "e2e" / "stories.txt"
@@ -86,7 +86,7 @@ def main(
     machine = facts()
     introduce(machine)
     texts = text.read_text().strip().split("\n\n")
-    found = {model: rows_of(model, texts, rounds, threads) for model in bundled_models()}
+    found = {model: rows_of(model, texts, rounds, threads) for model in compared_models()}
     rows = [row for each in found.values() for row in each]
     cells = [[f"{row['model']}, {row['num_experts']}", str(row["loss"]), str(row["tokens_per_second"])] for row in rows]
     print(grid(("model, K", "loss", "tokens/s"), cells))

@@ -34,7 +34,7 @@ from benchmarks.systems.vllm_cpu import Vllm
 from benchmarks.tables import grid, table
 from benchmarks.touched import step_bytes
 from engine.memory import keep_freed_memory
-from weights.folder import bundled_models, read_json, resolve_model
+from weights.folder import compared_models, read_json, resolve_model
 from weights.load import read_config
 
 PEERS: dict[str, list[System]] = {
@@ -200,7 +200,7 @@ def main(
     systems, values, speeds = chosen(peers, quantize), facts(), []
     introduce(values)
     with tempfile.TemporaryDirectory() as scratch:
-        for name, folder in checkpoints(model or [*bundled_models(), *CHECKPOINTS], Path(scratch)):
+        for name, folder in checkpoints(model or [*compared_models(), *CHECKPOINTS], Path(scratch)):
             print(f"\n{name}", flush=True)
             new = bench(name, folder, able(systems, folder), batch, count, repeats)
             report(name, folder, new, values["memory_gb_s"])

@@ -25,7 +25,7 @@ from model.batch import Batch, Pages
 from model.options import DType, Quantize
 from training.evaluate import held_out_loss
 from training.export import windows
-from weights.folder import bundled_models, resolve_model
+from weights.folder import compared_models, resolve_model
 from weights.load import load_model
 
 WINDOW, BLOCK = 512, 16
@@ -92,7 +92,7 @@ def main(
         raise SystemExit(f"int8 needs the native kernels: {load().reason}")
     values: dict[str, Any] = facts()
     rows = {}
-    for name in model or bundled_models():
+    for name in model or compared_models():
         rows[name] = losses(resolve_model(name), text, count, limit)
         show(name, rows[name], count)
     line = json.dumps(values | {"counts": count, "windows": limit, "rows": rows})

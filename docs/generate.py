@@ -1,4 +1,4 @@
-"""Writes the tables of the docs that come from code and from the bundled models' calibrations, and the Grafana board.
+"""Writes the tables of the docs that come from code and from the bundled models' calibrations and cards, and the board.
 
 A test compares; `make docs` regenerates. It measures nothing.
 """
@@ -6,7 +6,7 @@ A test compares; `make docs` regenerates. It measures nothing.
 from pathlib import Path
 
 from deploy.grafana import board
-from docs import calibrated, curve, families
+from docs import calibrated, curve, demos, families
 from server.metrics import metrics_table
 from server.settings import settings_table
 from server.vllm_metrics import vllm_table
@@ -38,6 +38,7 @@ PAGES = {
 
 README = FOLDER.parent / "README.md"
 EXPERTS = FOLDER / "experts.md"
+MIXTURES = FOLDER / "mixtures.md"
 
 
 def pages() -> dict[Path, str]:
@@ -56,6 +57,8 @@ def pages() -> dict[Path, str]:
 def _sections(found: calibrated.Calibrations) -> dict[Path, dict[str, str]]:
     """The generated sections of hand-written pages, by name. Without a calibration its sections stay as they are."""
     sections: dict[Path, dict[str, str]] = {README: {"families": families.table()}}
+    if shown := demos.section():
+        sections[MIXTURES] = {"demo models": shown}
     if found:
         sections[README]["calibrations"] = calibrated.readme_section(found)
         sections[EXPERTS] = {}

@@ -24,6 +24,11 @@ def bundled_models() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
+def compared_models() -> list[str]:
+    """Of the bundled models those with a calibration, which the docs compare; the others show kinds of mixtures."""
+    return [name for name in bundled_models() if (BUNDLED / name / "calibration.json").exists()]
+
+
 def resolve_model(name: str) -> Path:
     """The folder of a model, given as a bundled name, a path, or a hub id `owner/name`.
 

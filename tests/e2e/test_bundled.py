@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.e2e.live import Live, serving
-from weights.folder import DEFAULT, bundled_models
+from weights.folder import DEFAULT, compared_models
 
 PROMPT = "Once upon a time, there was a little"
 pytestmark = pytest.mark.slow
@@ -204,8 +204,8 @@ def test_a_second_signal_stops_at_once_and_leaves_no_engine() -> None:
         assert not child.is_running()
 
 
-def test_every_bundled_model_answers_and_drains() -> None:
-    for name in bundled_models():
+def test_every_compared_model_answers_and_drains() -> None:
+    for name in compared_models():
         with serving("--model", name, "--threads", "1") as server:
             answer = server.client.completions.create(
                 model=name, prompt=PROMPT, max_tokens=40, extra_body={"num_experts": 1}

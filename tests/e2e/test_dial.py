@@ -12,14 +12,14 @@ import httpx
 import pytest
 
 from tests.e2e.live import Live, serving
-from weights.folder import bundled_models
+from weights.folder import compared_models
 
 STORIES = (Path(__file__).parent / "stories.txt").read_text().strip().split("\n\n")
 COUNTS = (1, 2, 4, 8)
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=bundled_models())
+@pytest.fixture(scope="module", params=compared_models())
 def live(request: pytest.FixtureRequest) -> Iterator[Live]:
     with serving("--model", request.param, "--threads", "1") as server:
         yield server

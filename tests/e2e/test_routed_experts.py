@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.e2e.live import Live, serving
-from weights.folder import bundled_models
+from weights.folder import compared_models
 
 # Each test has counts of its own, so that no prompt comes out of the prefix cache unless it should.
 PROMPT = "Once upon a time, there was a little girl named Lily. She loved to play outside in the"
@@ -19,7 +19,7 @@ OUTPUT, LAYERS, GROUPS_PER_DRAW = 6, 6, 3
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=bundled_models())
+@pytest.fixture(scope="module", params=compared_models())
 def live(request: pytest.FixtureRequest) -> Iterator[Live]:
     with serving("--model", request.param, "--threads", "1", "--return-routed-experts") as server:
         yield server

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from model.backends.torch.attend import WholeAttend
+from training.demos.recipes import RECIPES
 from training.step import make_batch
 from weights import calibration
 from weights.chat import ChatTemplate
-from weights.folder import DEFAULT, bundled_models, read_card, resolve_model
+from weights.folder import DEFAULT, bundled_models, compared_models, read_card, resolve_model
 from weights.load import load_model
 from weights.tokenizer import Tokenizer
 
@@ -29,11 +30,12 @@ def logits(name: str, count: int) -> Any:
     return ids_1S, model(make_batch(ids_1S, counts, 0), WholeAttend(ids_1S.shape[1]))
 
 
-def test_two_models_ship_and_the_default_is_one_of_them() -> None:
-    assert bundled_models() == ["infinity-stories", "topk-stories"] and DEFAULT in bundled_models()
+def test_two_models_are_compared_and_the_others_show_kinds_of_mixtures() -> None:
+    assert compared_models() == ["infinity-stories", "topk-stories"] and DEFAULT in compared_models()
+    assert set(bundled_models()) <= {*compared_models(), *RECIPES}
 
 
-@pytest.mark.parametrize("name", bundled_models())
+@pytest.mark.parametrize("name", compared_models())
 def test_a_card_has_a_loss_for_each_promised_count(name: str) -> None:
     assert losses(name).keys() >= {1, 2, 4, 8}
 
@@ -46,7 +48,7 @@ def test_more_experts_never_lose_and_fewer_cost_something(name: str, felt: float
     assert loss[1] - loss[8] > felt
 
 
-@pytest.mark.parametrize("name", bundled_models())
+@pytest.mark.parametrize("name", compared_models())
 def test_a_calibration_of_these_very_weights_ships(name: str) -> None:
     folder = resolve_model(name)
     found = calibration.read(folder / calibration.FILE, calibration.checkpoint_hash(folder))
@@ -56,7 +58,7 @@ def test_a_calibration_of_these_very_weights_ships(name: str) -> None:
         assert hashlib.sha256(stored).hexdigest() == found.repair_hash
 
 
-@pytest.mark.parametrize("name", bundled_models())
+@pytest.mark.parametrize("name", compared_models())
 def test_text_like_the_training_text_is_likely(name: str) -> None:
     ids_1S, logits_TV = logits(name, 4)
     loss = torch.nn.functional.cross_entropy(logits_TV[:-1], ids_1S[0, 1:])
