@@ -19,7 +19,7 @@ from calibration.speed import BATCHES, Clock
 from engine.build import build_engine
 from engine.types import EngineSettings
 from model.backends.torch.attend import WholeAttend
-from model.budget import FAMILY_RULE, ExpertBudget, RoutingRule
+from model.budget import ExpertBudget, RoutingRule
 from model.decoder import Decoder
 from model.encoder_decoder import decoder_of
 from training.demos.recipes import Recipe
@@ -42,7 +42,8 @@ class Asked:
     @property
     def rule(self) -> RoutingRule:
         """For a budget."""
-        return replace(FAMILY_RULE, **{self.field: self.value}) if self.field else FAMILY_RULE
+        offset, bias = (self.value if self.field == name else 0.0 for name in ("gate_offset", "free_bias"))
+        return RoutingRule(gate_offset=offset, free_bias=bias)
 
     def described(self) -> dict[str, Any]:
         """For card.json."""

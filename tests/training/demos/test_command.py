@@ -15,6 +15,7 @@ from tests.training.demos.small import small, small_base
 from training.corpus import train_tokenizer
 from training.demos import __main__ as command
 from training.demos import loop, rows
+from training.demos.export import export, write_card
 from training.demos.fresh import fresh_model
 from training.demos.loop import Run
 from training.demos.recipes import BASE_RECIPE, RECIPES, Recipe
@@ -41,7 +42,7 @@ def of_tests(name: str) -> Recipe:
 def test_a_recipe_learns_and_its_checkpoint_is_served(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(command.RECIPES, name, of_tests(name))
+    monkeypatch.setitem(RECIPES, name, of_tests(name))
     text = tmp_path / "text"
     text.write_text("<|endoftext|>\n".join([STORY] * 20))
     base = None if "d_model" in RECIPES[name].config else tmp_path / "base"
@@ -86,10 +87,10 @@ def test_speed_is_added_to_what_a_request_can_ask_for(
 ) -> None:
     name = "moe-plus-plus-stories"
     recipe = replace(of_tests(name), counts=(1, 2), values=(1.0,))
-    monkeypatch.setitem(command.RECIPES, name, recipe)
+    monkeypatch.setitem(RECIPES, name, recipe)
     tokenizer = train_tokenizer([STORY], 300)
-    command.export(fresh_model(recipe.config, 1), dict(recipe.config), tokenizer, tmp_path)
-    command.write_card(tmp_path, {"name": name, "trained": 2, "quality": [{}, {}], "rules": [{}], "restrictions": []})
+    export(fresh_model(recipe.config, 1), dict(recipe.config), tokenizer, tmp_path)
+    write_card(tmp_path, {"name": name, "trained": 2, "quality": [{}, {}], "rules": [{}], "restrictions": []})
     command.speed([tmp_path], rounds=1)
     facts = json.loads((tmp_path / "card.json").read_text())
     assert [row["tokens_per_second"].keys() for row in facts["quality"] + facts["rules"]] == [{"1", "16"}] * 3

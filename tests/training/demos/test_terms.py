@@ -8,7 +8,8 @@ from tests.training.demos.small import small, tokens_and_targets
 from training.demos import terms
 from training.demos.fresh import fresh_model
 from training.demos.loop import loss_of
-from training.demos.terms import BALANCE, SIZE, Constraint, Routing, SteeredSparsity, StMoE, SwitchBalance, TwoPhases
+from training.demos.recipes import BALANCE
+from training.demos.terms import SIZE, Constraint, Routing, SteeredSparsity, StMoE, SwitchBalance, TwoPhases
 
 
 def test_remoe_is_steered_to_the_wanted_count_and_goes_on_from_its_state() -> None:
