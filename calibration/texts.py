@@ -53,7 +53,7 @@ def _windows(path: Path, tokenizer: Tokenizer, length: int, tokens: int) -> list
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"--text {path} cannot be read: {error}") from None
     ids: list[int] = []
-    for document in _documents(text, tokenizer):
+    for document in documents(text, tokenizer):
         ids += tokenizer.encode(document)
         if len(ids) > max(tokens, 2 * length):
             break
@@ -64,7 +64,7 @@ def _windows(path: Path, tokenizer: Tokenizer, length: int, tokens: int) -> list
     return windows[:rows]
 
 
-def _documents(text: str, tokenizer: Tokenizer) -> Iterator[str]:
+def documents(text: str, tokenizer: Tokenizer) -> Iterator[str]:
     """The documents of a file, stripped, without empty ones."""
     separator = tokenizer.named.get("eos_token", SEPARATOR)
     for document in text.split(separator if separator in text else SEPARATOR):

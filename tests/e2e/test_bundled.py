@@ -1,5 +1,6 @@
 """The whole product over real HTTP: `moedial serve` with the bundled models, with the real `openai` client."""
 
+import math
 import signal
 import threading
 import time
@@ -51,6 +52,35 @@ def test_three_ways_to_ask_give_one_answer(live: Live) -> None:
     alias = complete(live, model=f"{DEFAULT}@k2")
     header = complete(live, extra_headers={"X-Num-Experts": "2"})
     assert body.choices[0].text == alias.choices[0].text == header.choices[0].text
+
+
+@pytest.mark.parametrize(("threshold", "returned"), [(0.0, "low"), (1.0, "high")])
+def test_a_cascade_is_the_plain_answer_at_one_of_its_counts(live: Live, threshold: float, returned: str) -> None:
+    """And what was measured is what log-probabilities say: the margin needs the two best tokens alone."""
+    cascade = {"low": 1, "high": 4, "by": "margin", "threshold": threshold}
+    seeded: dict[str, Any] = {"temperature": 0.9, "seed": 3, "logprobs": 2}
+    answer = complete(live, **seeded, extra_body={"experts": {"cascade": cascade}})
+    plain = {name: complete(live, **seeded, extra_body={"num_experts": cascade[name]}) for name in ("low", "high")}
+    assert answer.choices[0].text == plain[returned].choices[0].text
+    assert logprobs_of(answer) == logprobs_of(plain[returned])
+    assert logprobs_of(plain["low"]) != logprobs_of(plain["high"])
+    assert answer.usage is not None and answer.usage.model_extra is not None
+    (decided,) = answer.usage.model_extra["cascade"]["answers"]
+    assert decided["returned"] == returned
+    assert decided["low"] == pytest.approx(mean_margin(plain["low"]), abs=1e-4)
+    assert decided["high"] == (pytest.approx(mean_margin(plain["high"]), abs=1e-4) if returned == "high" else None)
+
+
+def logprobs_of(answer: openai.types.Completion) -> list[float | None] | None:
+    logprobs = answer.choices[0].logprobs
+    return None if logprobs is None else logprobs.token_logprobs
+
+
+def mean_margin(answer: openai.types.Completion) -> float:
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None and logprobs.top_logprobs is not None
+    best = [sorted(map(math.exp, top.values()))[::-1][:2] for top in logprobs.top_logprobs]
+    return sum(first - second for first, second in best) / len(best)
 
 
 def test_streaming_says_the_same(live: Live) -> None:
