@@ -118,6 +118,27 @@ DIAL = (
         ((total("routed_pairs_total"), "done"), (total("routed_pairs_saved_total"), "saved")),
         stacking="normal",
     ),
+    Panel(
+        "Prompt tokens by expert count",
+        "Read per second, with those that were found in the cache.",
+        "short",
+        ((total("prompt_tokens_total", "num_experts", COUNT), "K={{num_experts}}"),),
+        stacking="normal",
+    ),
+    Panel(
+        "How sequences ended",
+        "Finished sequences by reason.",
+        "reqps",
+        ((total("request_success_total", "finished_reason", COUNT), "{{finished_reason}}"),),
+        stacking="normal",
+    ),
+    Panel(
+        "Cost by expert count",
+        "At --prices, in --currency, per hour; nothing without prices.",
+        "none",
+        ((or_zero(f"3600 * {total('cost_total', 'num_experts', COUNT)}"), "K={{num_experts}}"),),
+        stacking="normal",
+    ),
 )
 STEPS = (
     Panel(
