@@ -1,5 +1,7 @@
 """The block manager: which KV-cache block belongs to which sequence, and which full blocks the prefix cache can share.
 
+A sequence of self-contrast decoding has two rows with blocks of their own, always for the same positions.
+
 A block's hash covers everything that its keys and values depend on: all tokens up to its end, the expert counts of
 their positions and, where the family draws noise, the noise seed. Counts are hashed position by position because they
 may depend on where the prompt ends: equal tokens and equal budgets do not make equal blocks. The hash also covers the
@@ -34,6 +36,7 @@ class BlockManager:
         self._key = secrets.token_bytes(32)
         self._holders: dict[str, Sequence] = {}
         self._slots: list[int] = []  # free slots among those allocated so far (0, 1, 2, …)
+        self._slots_used = 0
         self._references = [0] * total
         self._hash_of: list[bytes | None] = [None] * total
         self._block_of: dict[bytes, int] = {}
@@ -61,7 +64,7 @@ class BlockManager:
 
     def token_capacity(self, sequence: Sequence) -> int:
         """How many more tokens of this sequence fit into its own and all free blocks."""
-        return (len(sequence.blocks) + self.free) * self.block_size - sequence.computed
+        return (len(sequence.blocks) + self.free // sequence.row_count) * self.block_size - sequence.computed
 
     def admit(self, sequence: Sequence, spare: int = 0) -> bool:
         """Give a sequence without blocks its cached prefix, if all its tokens would fit and leave `spare` blocks free.
@@ -69,17 +72,20 @@ class BlockManager:
         On success `sequence.computed` is the length of the prefix, always less than the whole sequence: the last
         token must be computed to get logits. The other blocks are not allocated yet (see `reserve`).
         """
-        hits = self._lookup(sequence)
-        unused_hits = sum(self._references[block] == 0 for block in hits)
-        missing = self.blocks_for(len(sequence.tokens)) - len(hits)
-        if missing + spare > self.free - unused_hits:
+        hits_of_rows = self._lookup_rows(sequence)
+        hits = len(hits_of_rows[0])
+        unused_hits = {block for found in hits_of_rows for block in found if not self._references[block]}
+        missing = sequence.row_count * (self.blocks_for(len(sequence.tokens)) - hits)
+        if missing + spare > self.free - len(unused_hits):
             return False
-        for block in hits:
-            self._cached.pop(block, None)
-            self._acquire(sequence, block)
-        self._block_hashes(sequence, self._shareable(sequence))  # `prefix_in_flight` compares them
-        sequence.published = len(hits)
-        sequence.computed = len(hits) * self.block_size
+        self._hold(sequence)
+        for row, found in zip(sequence.rows, hits_of_rows, strict=True):
+            for block in found:
+                self._cached.pop(block, None)
+                self._acquire(row, block)
+            self._block_hashes(row, self._shareable(row))  # `prefix_in_flight` compares them
+            row.published = hits
+        sequence.computed = hits * self.block_size
         return True
 
     def uses_prefix_cache(self, sequence: Sequence) -> bool:
@@ -88,19 +94,19 @@ class BlockManager:
 
     def uncached_tokens(self, sequence: Sequence) -> int:
         """The number of tokens of a sequence without blocks that are not in the prefix cache."""
-        return len(sequence.tokens) - len(self._lookup(sequence)) * self.block_size
+        return len(sequence.tokens) - len(self._lookup_rows(sequence)[0]) * self.block_size
 
     def prefix_in_flight(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:
-        """Whether the first block that this sequence would have to compute is being computed by a running one."""
-        cached = len(self._lookup(sequence))
+        """Whether the first block that this sequence would have to compute is being computed by a running one. Of two
+        rows, both blocks must be, or be in the cache."""
+        cached = len(self._lookup_rows(sequence)[0])
         if cached >= self._shareable(sequence):
             return False
-        digest = sequence.hashes[cached]  # covers all tokens before it, so an equal hash has the same index
-        for other in running:
-            computes_it = other.published <= cached < len(other.hashes)
-            if computes_it and other.hashes[cached] == digest:
-                return True
-        return False
+        # A hash covers all tokens before it, so an equal one has the same index.
+        wanted = {self._block_hashes(row, cached + 1)[cached] for row in sequence.rows} - self._block_of.keys()
+        rows = (row for other in running for row in other.rows)
+        found = {row.hashes[cached] for row in rows if row.published <= cached < len(row.hashes)}
+        return wanted <= found
 
     def forget_hashes(self, sequence: Sequence, position: int) -> None:
         """Forget the hashes of blocks that reach beyond `position`, where the sequence's counts have changed."""
@@ -111,10 +117,12 @@ class BlockManager:
         missing = self.blocks_for(tokens) - len(sequence.blocks)
         if missing <= 0:
             return True  # the usual case: most tokens do not start a block
-        if missing > self.free:
+        if missing * sequence.row_count > self.free:
             return False
-        for _ in range(missing):
-            self._acquire(sequence, self._allocate())
+        self._hold(sequence)
+        for row in sequence.rows:
+            for _ in range(missing):
+                self._acquire(row, self._allocate())
         return True
 
     def publish(self, sequence: Sequence) -> None:
@@ -125,24 +133,25 @@ class BlockManager:
         full = sequence.computed // self.block_size
         if full == sequence.published:
             return
-        hashes = self._block_hashes(sequence, full)
-        for index in range(sequence.published, full):
-            block = sequence.blocks[index]
-            digest = hashes[index]
-            if self._hash_of[block] is None and digest not in self._block_of:
-                self._hash_of[block] = digest
-                self._block_of[digest] = block
-        sequence.published = full
+        for row in sequence.rows:
+            hashes = self._block_hashes(row, full)
+            for index in range(row.published, full):
+                block, digest = row.blocks[index], hashes[index]
+                if self._hash_of[block] is None and digest not in self._block_of:
+                    self._hash_of[block] = digest
+                    self._block_of[digest] = block
+            row.published = full
 
     def release(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Free all blocks of a sequence. With `forget` (the sequence failed) they leave the prefix cache as well."""
         # The end of a prefix is useless without its beginning: free it first, so that it is evicted first.
-        for block in reversed(sequence.blocks):
-            if forget:
-                self._forget(block)
-            self._release_reference(block)
+        for row in sequence.rows:
+            for block in reversed(row.blocks):
+                if forget:
+                    self._forget(block)
+                self._release_reference(block)
         if self._holders.pop(sequence.id, None):
-            self._slots.append(sequence.slot)
+            self._slots += [row.slot for row in sequence.rows]
         _empty(sequence)
 
     def clear(self) -> None:
@@ -151,6 +160,7 @@ class BlockManager:
             _empty(sequence)
         self._holders.clear()
         self._slots.clear()
+        self._slots_used = 0
         self._block_of.clear()
         self._cached.clear()
         self._references = [0] * self.total
@@ -168,13 +178,16 @@ class BlockManager:
 
     def _check_references(self) -> None:
         held = [0] * self.total
+        slots = list(self._slots)
         for sequence in self._holders.values():
-            _require(len(set(sequence.blocks)) == len(sequence.blocks), f"{sequence.id} holds a block twice")
-            _require(sequence.computed <= len(sequence.blocks) * self.block_size, f"{sequence.id} computed too much")
-            for block in sequence.blocks:
-                held[block] += 1
-        slots = [*self._slots, *(sequence.slot for sequence in self._holders.values())]
-        _require(sorted(slots) == list(range(len(slots))), "a slot is lost or held twice")
+            for row in sequence.rows:
+                _require(len(set(row.blocks)) == len(row.blocks), f"{row.id} holds a block twice")
+                _require(len(row.blocks) == len(sequence.blocks), f"the rows of {row.id} hold unequally many blocks")
+                _require(sequence.computed <= len(row.blocks) * self.block_size, f"{row.id} computed too much")
+                slots.append(row.slot)
+                for block in row.blocks:
+                    held[block] += 1
+        _require(sorted(slots) == list(range(self._slots_used)), "a slot is lost or held twice")
         free = [*self._empty, *self._cached]
         _require(held == self._references, "reference counts differ from holders")
         _require(len(set(free)) == len(free), "a block is free twice")
@@ -189,11 +202,17 @@ class BlockManager:
         _require(all(self._hash_of[block] is None for block in self._empty), "an empty block has a hash")
         _require(all(self._hash_of[block] is not None for block in self._cached), "a cached block has no hash")
 
-    def _lookup(self, sequence: Sequence) -> list[int]:
-        """The cached blocks that hold a sequence's beginning. Hashes are computed one block beyond the last hit."""
+    def _lookup_rows(self, sequence: Sequence) -> list[list[int]]:
+        """For each row of a sequence, the cached blocks that hold its beginning, equally many."""
+        found = [self._lookup(row) for row in sequence.rows]
+        shared = min(map(len, found))
+        return [hits[:shared] for hits in found]
+
+    def _lookup(self, row: Sequence) -> list[int]:
+        """The cached blocks that hold a row's beginning. Hashes are computed one block beyond the last hit."""
         hits: list[int] = []
-        for index in range(self._shareable(sequence)):
-            digest = self._block_hashes(sequence, index + 1)[index]
+        for index in range(self._shareable(row)):
+            digest = self._block_hashes(row, index + 1)[index]
             block = self._block_of.get(digest)
             if block is None:
                 break
@@ -233,12 +252,20 @@ class BlockManager:
         self._forget(block)
         return block
 
-    def _acquire(self, sequence: Sequence, block: int) -> None:
-        if sequence.id not in self._holders:
-            self._holders[sequence.id] = sequence
-            sequence.slot = self._slots.pop() if self._slots else len(self._holders) - 1
+    def _hold(self, sequence: Sequence) -> None:
+        """Make a sequence a holder of blocks, with a slot for each row."""
+        if sequence.id in self._holders:
+            return
+        self._holders[sequence.id] = sequence
+        for row in sequence.rows:
+            if not self._slots:
+                self._slots.append(self._slots_used)
+                self._slots_used += 1
+            row.slot = self._slots.pop()
+
+    def _acquire(self, row: Sequence, block: int) -> None:
         self._references[block] += 1
-        sequence.blocks.append(block)
+        row.blocks.append(block)
 
     def _release_reference(self, block: int) -> None:
         self._references[block] -= 1
@@ -256,9 +283,10 @@ class BlockManager:
 
 
 def _empty(sequence: Sequence) -> None:
-    sequence.blocks.clear()
-    sequence.slot = -1
-    sequence.computed = sequence.published = 0
+    sequence.computed = 0
+    for row in sequence.rows:
+        row.blocks.clear()
+        row.slot, row.published = -1, 0
 
 
 def _require(condition: bool, message: str) -> None:

@@ -174,10 +174,9 @@ class StepBudget:
         """Whether time bounds the prefill of this step."""
         return self.has_decodes and self._seconds < math.inf
 
-    @property
-    def min_chunk(self) -> int:
-        """The shortest chunk that a prompt is cut to, as far as the step has tokens left."""
-        return min(self._min_chunk, self.tokens)
+    def min_chunk(self, rows: int = 1) -> int:
+        """The shortest chunk that a prompt of so many rows is cut to, as far as the step has tokens left."""
+        return min(self._min_chunk, self.tokens // rows)
 
     def reserve_for_prompts(self, share: float) -> None:
         """After the decodes: let prompts use at least this share of the step's time."""
@@ -190,18 +189,18 @@ class StepBudget:
         half._seconds = (self.load.seconds + self._seconds) / 2
         return half
 
-    def max_prompt_tokens(self, counts: ExpertCounts) -> int:
-        """How many prompt tokens with these counts the step still has room for."""
+    def max_prompt_tokens(self, counts: ExpertCounts, rows: int = 1) -> int:
+        """How many prompt tokens, each in so many rows with at most these counts, the step still has room for."""
         if not self.time_bounded:
-            return self.tokens
-        return self.load.max_tokens_within(counts, self._seconds, self.tokens)
+            return self.tokens // rows
+        return self.load.max_tokens_within(counts, self._seconds, self.tokens) // rows
 
-    def max_chunk(self, counts: ExpertCounts) -> int:
+    def max_chunk(self, counts: ExpertCounts, rows: int = 1) -> int:
         """The longest chunk of a prompt that must be cut; 0 if the room left is shorter than a chunk should be."""
-        fit = self.max_prompt_tokens(counts)
-        if fit >= self.min_chunk:
+        fit, least = self.max_prompt_tokens(counts, rows), self.min_chunk(rows)
+        if fit >= least:
             return fit
-        return 0 if self.has_prompts else self.min_chunk
+        return 0 if self.has_prompts else least
 
     def spend(self, counts: ExpertCounts, tokens: int, *, prompt: bool) -> None:
         """Account for a chunk: of a prompt, or of a sequence that decodes."""

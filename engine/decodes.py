@@ -27,9 +27,9 @@ class DecodePlanner:
         if (partial := self._queues.partial_prefill) is not None:
             self._reserve_for_partial_prefill(partial)
         decoding = [sequence for sequence in running.values() if sequence is not partial]
-        others = len(decoding) + (partial is not None)  # sequences that still need a token of this step
+        others = self._queues.running_rows  # that still need a token of this step
         for sequence in decoding:
-            others -= 1
+            others -= sequence.row_count
             still_running = sequence.id in running  # unless it was just preempted
             goes_on = still_running and sequence.ready and sequence.id not in self._queues.held
             if goes_on and (chunk := self._chunk(sequence, step_budget)):
@@ -43,7 +43,8 @@ class DecodePlanner:
             self._preempt(youngest := self._queues.youngest)
             if youngest is sequence:
                 return None
-        step_budget.spend(sequence.counts_at(sequence.computed), 1, prompt=False)
+        for row in sequence.rows:
+            step_budget.spend(row.counts_at(sequence.computed), 1, prompt=False)
         return Chunk(sequence, sequence.computed, 1)
 
     def _reserve_for_partial_prefill(self, partial: Sequence) -> None:
@@ -54,9 +55,10 @@ class DecodePlanner:
             self._preempt(last)
 
     def _add_drafts(self, chunk: Chunk, step_budget: StepBudget, speculator: Speculator | None, others: int) -> Chunk:
-        """The chunk with drafts: as many as leave the `others` of the step one token and one block each."""
+        """The chunk with drafts: as many as leave each of the `others`, rows of the step, one token and one block. None
+        where each would be computed in two rows."""
         sequence = chunk.sequence
-        if speculator is None or not chunk.samples:
+        if speculator is None or sequence.weak is not None or not chunk.samples:
             return chunk
         room = self._blocks.token_capacity(sequence) - 1 - others * self._blocks.block_size
         drafted = speculator.add_drafts(chunk, min(step_budget.tokens - others, room), step_budget)

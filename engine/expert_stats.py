@@ -66,15 +66,17 @@ class ExpertStats(Observer):
         used_LT = torch.stack(self._used_LT)
         used: list[int] = used_LT.sum(0).tolist()
         self.pairs += sum(used)
-        for chunk, first in _rows(plan):
+        for chunk, first, _ in _rows(plan):
             self._pairs_of[chunk.sequence.id] += sum(used[first : first + _tokens(chunk)])
         if self._uneven:
             self._count_absent(plan, used_LT.count_nonzero(0).tolist())
         self._used_LT.clear()
 
     def _count_absent(self, plan: Plan, ran: list[int]) -> None:
-        """`ran`: how many mixtures each token ran."""
-        for chunk, first in _rows(plan):
+        """`ran`: how many mixtures each token ran. What a token would cost at the trained count is that of one row."""
+        for chunk, first, is_weak in _rows(plan):
+            if is_weak:
+                continue
             absent = _tokens(chunk) * self._layers - sum(ran[first : first + _tokens(chunk)])
             self._absent_of[chunk.sequence.id] += absent
             self.absent += absent
@@ -86,7 +88,8 @@ class ExpertStats(Observer):
         told: list[Experts] = [expert_TK.cpu().numpy() for expert_TK in self._expert_LTK]
         routes = pack(told, mixtures) if told else None
         adaptive = any(shape.adaptive for shape in mixtures)
-        return tuple(self._observed(chunk, first, routes, adaptive) for chunk, first in _rows(plan))
+        rows = _rows(plan)
+        return tuple(self._observed(chunk, first, routes, adaptive) for chunk, first, is_weak in rows if not is_weak)
 
     def _observed(self, chunk: Chunk, first: int, routes: StepRoutes | None, adaptive: bool) -> Observed:
         request = chunk.sequence.request
@@ -100,10 +103,11 @@ def _tokens(chunk: Chunk) -> int:
     return chunk.length + len(chunk.drafts)
 
 
-def _rows(plan: Plan) -> list[tuple[Chunk, int]]:
-    """Each chunk and its first row in the batch."""
+def _rows(plan: Plan) -> list[tuple[Chunk, int, bool]]:
+    """Each chunk and its first row in the batch, once more for the weak row of one that has it; and whether it is that."""
     rows, first = [], 0
     for chunk in plan:
-        rows.append((chunk, first))
-        first += _tokens(chunk)
+        for number in range(chunk.sequence.row_count):
+            rows.append((chunk, first, number > 0))
+            first += _tokens(chunk)
     return rows

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.plan import MoEWork, Plan, PlanStats
+from engine.plan import MoEWork, Plan, PlanStats, rows_of
 from engine.scheduler import Scheduler
 from engine.types import StepStats, TokenEvent
 
@@ -35,7 +35,7 @@ def step_stats(
     masks_s: float,
 ) -> StepStats:
     """The statistics of a step that has just been committed."""
-    count_sets = {counts for chunk in step.plan for counts, _ in chunk.count_runs}
+    count_sets = {counts for chunk in rows_of(step.plan) for counts, _ in chunk.count_runs}
     return StepStats(
         seconds=seconds,
         estimated_s=step.stats.estimated_s,
@@ -58,4 +58,5 @@ def step_stats(
         blocks_total=scheduler.blocks.total,
         retries=retries,
         masks_s=masks_s,
+        contrast_tokens=sum(chunk.length for chunk in step.plan if chunk.sequence.weak is not None),
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
+from msgspec import structs
 
 from engine.routes import StepRoutes
 from engine.sequence import Sequence
@@ -70,6 +71,18 @@ class Chunk(msgspec.Struct, frozen=True):
 
 Plan = tuple[Chunk, ...]
 PromptLogprobs = tuple[Logprob, ...] | None  # of one chunk's scored positions; None: one of them is not finite
+
+
+def rows_of(plan: Plan) -> Plan:
+    """A chunk for every row of the batch: each chunk of the plan, and after it that of its weak row if it has one."""
+    if all(chunk.sequence.weak is None for chunk in plan):
+        return plan
+    rows: list[Chunk] = []
+    for chunk in plan:
+        rows.append(chunk)
+        if chunk.sequence.weak is not None:
+            rows.append(structs.replace(chunk, sequence=chunk.sequence.weak))
+    return tuple(rows)
 
 
 def sample_count(plan: Plan) -> int:

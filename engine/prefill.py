@@ -37,28 +37,28 @@ class PrefillPlanner:
         if first is None:
             return chunks
         wanted, start = min(first.pending, self._blocks.token_capacity(first)), first.computed
-        if least := min(wanted, step_budget.min_chunk):
-            step_budget.spend_runs(first.count_runs(start, start + least), prompt=True)
+        if least := min(wanted, step_budget.min_chunk(first.row_count)):
+            step_budget.spend_runs(first.runs_of_rows(start, start + least), prompt=True)
             self._overtake(chunks, step_budget, plan_stats, first)
-            more = min(wanted - least, step_budget.max_prompt_tokens(first.largest_counts))
-            step_budget.spend_runs(first.count_runs(start + least, start + least + more), prompt=True)
+            more = min(wanted - least, step_budget.max_prompt_tokens(first.largest_counts, first.row_count))
+            step_budget.spend_runs(first.runs_of_rows(start + least, start + least + more), prompt=True)
             chunks.append(self._chunk(first, least + more))
         return chunks
 
     def _admit(self, chunks: list[Chunk], step_budget: StepBudget, plan_stats: PlanStats) -> Sequence | None:
         """Start sequences that fit whole, and the first that must be cut, which is returned without a chunk."""
         for sequence in self._queues.next_ready(self._max_running):
-            if step_budget.tokens < 1 or self.full:
+            if step_budget.tokens < 1 or not self._has_rows(sequence):
                 return None
-            largest = sequence.largest_counts
-            fits = self._first_length(sequence) <= step_budget.max_prompt_tokens(largest)
+            largest, rows = sequence.largest_counts, sequence.row_count
+            fits = self._first_length(sequence) <= step_budget.max_prompt_tokens(largest, rows)
             whole = fits or not (self._chunked or step_budget.has_prompts)
-            if not whole and not (self._chunked and step_budget.max_chunk(largest)):
+            if not whole and not (self._chunked and step_budget.max_chunk(largest, rows)):
                 return None
             if self._blocks.prefix_in_flight(sequence, self._queues.running.values()):
                 continue  # another sequence computes the same prefix: a step or two later it will be in the cache
-            # One spare block per running sequence, so that the next decodes do not preempt the new one at once.
-            if not self._blocks.admit(sequence, spare=len(self._queues.running)):
+            # One spare block per running row, so that the next decodes do not preempt the new one at once.
+            if not self._blocks.admit(sequence, spare=self._queues.running_rows):
                 return None
             self._start(sequence, plan_stats)
             if not whole:
@@ -69,23 +69,27 @@ class PrefillPlanner:
     def _overtake(self, chunks: list[Chunk], step_budget: StepBudget, plan_stats: PlanStats, first: Sequence) -> None:
         """Start sequences that fit whole into half of what is left of the step, although `first` is older."""
         half = step_budget.half()
-        needed = self._blocks.blocks_for(len(first.tokens)) - len(first.blocks)
+        needed = first.row_count * (self._blocks.blocks_for(len(first.tokens)) - len(first.blocks))
         for sequence in self._queues.next_ready(self._max_running):
-            if self.full or half.tokens < 1:
+            if not self._has_rows(sequence) or half.tokens < 1:
                 return
-            if self._first_length(sequence) > half.max_prompt_tokens(sequence.largest_counts):
+            if self._first_length(sequence) > half.max_prompt_tokens(sequence.largest_counts, sequence.row_count):
                 continue
             if self._blocks.prefix_in_flight(sequence, self._queues.running.values()):
                 continue
-            if not self._blocks.admit(sequence, spare=len(self._queues.running) + needed):
+            if not self._blocks.admit(sequence, spare=self._queues.running_rows + needed):
                 return
             self._start(sequence, plan_stats)
-            half.tokens -= self._prefill_whole(sequence, chunks, step_budget)
+            half.tokens -= sequence.row_count * self._prefill_whole(sequence, chunks, step_budget)
 
     @property
     def full(self) -> bool:
         """Whether no more sequences may run."""
-        return len(self._queues.running) >= self._max_running
+        return self._queues.running_rows >= self._max_running
+
+    def _has_rows(self, sequence: Sequence) -> bool:
+        """Whether the batch has room for all rows of a sequence."""
+        return self._queues.running_rows + sequence.row_count <= self._max_running
 
     def _first_length(self, sequence: Sequence) -> int:
         """The length of a waiting sequence's first chunk, if it starts now and is not cut."""
@@ -106,7 +110,7 @@ class PrefillPlanner:
         """Plan a newly started sequence in one chunk; returns the chunk's length."""
         length = sequence.pending if self._chunked else sequence.prompt_length
         chunk = self._chunk(sequence, length)
-        step_budget.spend_runs(chunk.count_runs, prompt=True)
+        step_budget.spend_runs(sequence.runs_of_rows(chunk.start, chunk.start + length), prompt=True)
         chunks.append(chunk)
         return length
 

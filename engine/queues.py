@@ -21,6 +21,7 @@ class Queues:
         self.running: OrderedDict[str, Sequence] = OrderedDict()
         self.partial_prefill: Sequence | None = None  # runs, with more than one token still to be computed
         self.held: set[str] = set()  # running, and left out of the plan that is made
+        self.running_rows = 0  # of a batch, taken by the running sequences
         self._count = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -32,16 +33,19 @@ class Queues:
     def start(self, sequence: Sequence) -> None:
         """Move a waiting sequence to the running ones."""
         _insert(self.running, self.waiting.pop(sequence.id))
+        self.running_rows += sequence.row_count
 
     def requeue(self, sequence: Sequence, now: float) -> None:
         """Move a running sequence back to the waiting ones."""
         sequence.waiting_since = now
         _insert(self.waiting, self.running.pop(sequence.id))
+        self.running_rows -= sequence.row_count
         self._forget(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence that ends."""
-        self.running.pop(sequence.id, None)
+        if self.running.pop(sequence.id, None) is not None:
+            self.running_rows -= sequence.row_count
         self.waiting.pop(sequence.id, None)
         self._forget(sequence)
 
@@ -88,6 +92,8 @@ class Queues:
         """
         if not holders <= self.running.keys():
             raise RuntimeError("scheduler: blocks are held by a sequence that does not run")
+        if self.running_rows != sum(sequence.row_count for sequence in self.running.values()):
+            raise RuntimeError("scheduler: the rows of running sequences are miscounted")
         for queue in (self.running, self.waiting):
             numbers = [sequence.arrival_number for sequence in queue.values()]
             if numbers != sorted(numbers):

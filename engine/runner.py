@@ -12,7 +12,8 @@ from torch import Tensor
 
 from engine.batching import InputBatchBuilder
 from engine.expert_stats import ExpertStats
-from engine.plan import Chunk, MoEWork, Plan, Sampled, StepResult
+from engine.plan import Chunk, MoEWork, Plan, Sampled, StepResult, rows_of
+from engine.sampling.contrast import joined
 from engine.sampling.logprobs import prompt_logprobs
 from engine.sampling.on_device import LaunchedSamples, LaunchedScores, launch_samples, launch_scores
 from engine.sampling.sampler import sample
@@ -80,16 +81,17 @@ class ModelRunner:
     def launch(self, plan: Plan) -> LaunchedStep:
         """Start to compute every chunk. Late tokens are those that the last `sample` sampled for their sequences."""
         with device_errors(self.model.device):
-            batch, pages = self._inputs.build(plan, self._late(plan))
+            rows = rows_of(plan)
+            batch, pages = self._inputs.build(rows, self._late(rows))
             stats = self._stats()
-            logits_RV = self.model.launch(batch, pages, stats)
+            logits_RV = joined(self.model.launch(batch, pages, stats), plan)
             stats.fetch()
         return LaunchedStep(plan, logits_RV, *_logit_rows(plan), stats)
 
-    def _late(self, plan: Plan) -> LateIds | None:
-        """The tokens of the plan that only the device knows; each is the last of its chunk."""
+    def _late(self, rows: Plan) -> LateIds | None:
+        """The tokens of these rows that only the device knows; each is the last of its chunk."""
         last, row_N, source_N = -1, [], []
-        for chunk in plan:
+        for chunk in rows:
             last += chunk.length
             if chunk.sequence.tokens[chunk.start + chunk.length - 1] == LATE:
                 row_N.append(last)
@@ -147,10 +149,10 @@ class ModelRunner:
         return self._forward(self._inputs, plan, expert_stats)
 
     def _forward(self, inputs: InputBatchBuilder, plan: Plan, expert_stats: ExpertStats) -> Tensor:
-        batch, pages = inputs.build(plan)
+        batch, pages = inputs.build(rows_of(plan))
         logits_RV = self.model(batch, pages, expert_stats)
         expert_stats.count_pairs(plan)
-        return logits_RV
+        return joined(logits_RV, plan)
 
     def _draft(self, plan: Plan, expert_stats: ExpertStats) -> Plan:
         """The same plan with drafts that the model made with fewer experts, one token per forward pass.

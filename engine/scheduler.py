@@ -14,7 +14,7 @@ from engine.ahead import computed
 from engine.blocks import BlockManager
 from engine.cost import NO_COST, StepBudget, StepCost, prefill_share
 from engine.decodes import DecodePlanner
-from engine.fits_context import require_fits_context
+from engine.fits import require_fits
 from engine.grammars.matcher import Matcher
 from engine.outputs import append_tokens, count_work, end_event, token_event
 from engine.plan import (
@@ -42,7 +42,7 @@ class _OutOfBlocks(Exception):
 
 
 class Scheduler:
-    """Plans steps of at most `max_running` sequences and `max_step_tokens` tokens.
+    """Plans steps of at most `max_running` rows (one per sequence, two with self-contrast) and `max_step_tokens` tokens.
 
     With a `cost` and `step_seconds`, a step that decodes prefills only as much as keeps its estimated time within
     `step_seconds`, but at least `min_chunk` tokens, and at least a share of the step that grows with the age of the
@@ -132,7 +132,7 @@ class Scheduler:
         """
         if request.id in self._running or request.id in self._waiting:
             raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
-        require_fits_context(request, self.max_model_len, self.blocks.total * self.blocks.block_size)
+        require_fits(request, self.max_model_len, self.blocks.total, self.blocks.block_size, self.max_running)
         if request.sampling.prompt_logprobs is not None and not self._scores_prompts:
             reason = "this model has no log-probabilities of prompts: an encoder reads them, which predicts no tokens"
             raise InvalidRequest(reason, "prompt_logprobs")

@@ -47,10 +47,12 @@ class Sequence:
         "request",
         "routed_pairs",
         "routes",
+        "row_count",
         "sampler_state",
         "slot",
         "tokens",
         "waiting_since",
+        "weak",
     )
 
     def __init__(
@@ -63,7 +65,11 @@ class Sequence:
         self.prompt_length = len(request.prompt)
         self.plain_greedy = request.sampling.plain_greedy
         self.computed = 0  # tokens whose keys and values are in the cache
-        self.blocks: list[int] = []
+        self.weak = _weak_row(request, arrived_at)  # the second row of self-contrast decoding, if it has one
+        if self.weak is not None:
+            self.weak.tokens = self.tokens
+        self.row_count = request.budget.rows
+        self.blocks: list[int] = []  # of its own row
         self.slot = -1  # index of its recurrent states while it holds blocks
         self.hashes: list[bytes] = []
         self.published = 0  # full blocks that have been put into the prefix cache
@@ -117,6 +123,15 @@ class Sequence:
     def count_runs(self, start: int, end: int) -> tuple[CountRun, ...]:
         """The expert counts of the positions from `start` up to `end`, as runs of equal counts."""
         return self.request.budget.runs(start, end, self.prompt_length)
+
+    @property
+    def rows(self) -> "tuple[Sequence, ...]":
+        """Its rows of a batch, which hold blocks of their own: itself, and the weak one if it has one."""
+        return (self,) if self.weak is None else (self, self.weak)
+
+    def runs_of_rows(self, start: int, end: int) -> list[CountRun]:
+        """The expert counts of these positions in all rows."""
+        return [run for row in self.rows for run in row.count_runs(start, end)]
 
     @property
     def largest_counts(self) -> ExpertCounts:
@@ -180,3 +195,13 @@ class Sequence:
             return None
         end = len(self.tokens) - 1 if self.output_count else len(self.tokens)
         return self.routes.routes(self.cached_tokens, end)
+
+
+def _weak_row(request: Request, arrived_at: float) -> Sequence | None:
+    """The second row of a sequence: the same list of tokens, computed with other experts. The scheduler does not know
+    it; of its own it has only what says where it is in the cache."""
+    budget = request.budget.weak
+    if budget is None:
+        return None
+    sampling = replace(request.sampling, prompt_logprobs=None)
+    return Sequence(replace(request, budget=budget, sampling=sampling, return_routes=False), arrived_at)

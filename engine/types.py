@@ -103,7 +103,7 @@ class RequestStats(msgspec.Struct, frozen=True, gc=False, array_like=True):
     cached_tokens: int
     preemptions: int
     computed_tokens: int  # in total: prompt, answer, drafts, and what is recomputed after a preemption
-    routed_pairs: int  # (token, expert) pairs, or draws, of these tokens; counted as they ran
+    routed_pairs: int  # (token, expert) pairs, or draws, of these tokens in all their rows; counted as they ran
     trained_pairs: int = 0  # what the same tokens would have cost at the trained count
 
     def mean_count(self, layers: int) -> float:
@@ -175,6 +175,7 @@ class StepStats(msgspec.Struct, frozen=True, gc=False, array_like=True):
     blocks_total: int
     retries: int = 0  # runs of parts of the step, after the whole step had failed
     masks_s: float = 0.0  # spent waiting for grammar masks and applying them
+    contrast_tokens: int = 0  # computed a second time, for self-contrast decoding
 
 
 class StepReport(msgspec.Struct, frozen=True, gc=False, array_like=True):

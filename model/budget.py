@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+from model.contrast import Contrast
 from model.errors import InvalidRequest
 
 MOST_MOVED = 100.0  # of a router's logits, in either direction
@@ -85,10 +86,25 @@ class ExpertBudget:
     prefill: ExpertCounts = ()  # of prompt positions; empty: the same as of others
     rule: RoutingRule = FAMILY_RULE
     changes: tuple[CountChange, ...] = ()  # of counts, by rising position; the last one before a position holds
+    contrast: Contrast | None = None  # self-contrast decoding: all tokens are computed a second time, as `weak` says
 
     def __post_init__(self) -> None:
         if self.prefill == self.per_layer:  # one form of one meaning, so that equal budgets compare equal
             object.__setattr__(self, "prefill", ())
+        if self.contrast is not None and not self.contrast.beta:
+            object.__setattr__(self, "contrast", None)
+
+    @property
+    def weak(self) -> "ExpertBudget | None":
+        """What the tokens of the second row may use, if there is one: the expert of one rank, weighted as in the family."""
+        if self.contrast is None:
+            return None
+        return ExpertBudget((1,) * len(self.per_layer), rule=RoutingRule(skip=self.contrast.weak_rank - 1))
+
+    @property
+    def rows(self) -> int:
+        """How many rows of a batch a sequence takes, each with a cache of its own."""
+        return 1 if self.contrast is None else 2
 
     def at(self, position: int, prompt: int) -> ExpertCounts:
         """The counts of the token at `position`, in a sequence whose first `prompt` tokens are its prompt."""
@@ -126,15 +142,15 @@ class ExpertBudget:
 
     @property
     def without_counts(self) -> "ExpertBudget":
-        """What the budget says beside the counts of positions."""
-        return replace(self, per_layer=(), prefill=(), changes=())
+        """What a row's keys and values depend on beside the counts of positions."""
+        return replace(self, per_layer=(), prefill=(), changes=(), contrast=None)
 
     def pairs(self, start: int, end: int, prompt: int) -> int:
         """The work of these positions: (token, expert) pairs, or draws, summed over the MoE layers.
 
-        With an adaptive rule the most that it may be; `reuse` may add to it.
+        With an adaptive rule the most that it may be; `reuse` may add to it. Both rows are counted where there are two.
         """
-        pairs = 0
+        pairs = 0 if self.contrast is None else len(self.per_layer) * (end - start)
         for counts, tokens in self.runs(start, end, prompt):
             pairs += sum(counts) * tokens
         return pairs

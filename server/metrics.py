@@ -127,6 +127,7 @@ SERIES = (
     Series("counter", "spec_decode_num_accepted_tokens", "Draft tokens that were accepted"),
     Series("counter", "routed_pairs", "(token, expert) computations done"),
     Series("counter", "routed_pairs_saved", "Computations saved against the trained count"),
+    Series("counter", "contrast_tokens", "Tokens computed a second time, for self-contrast decoding"),
     Series(
         "counter",
         "experts_lowered",
@@ -267,6 +268,7 @@ class Metrics:
             ("spec_decode_num_accepted_tokens", stats.accepted),
             ("routed_pairs", stats.routed_pairs),
             ("routed_pairs_saved", max(0, stats.trained_pairs - stats.routed_pairs)),
+            ("contrast_tokens", stats.contrast_tokens),
             ("step_mixed", int(stats.mixed)),
             ("step_retries", stats.retries),
             ("grammar_step_seconds", stats.masks_s),

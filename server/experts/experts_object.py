@@ -13,11 +13,12 @@ from typing import Any
 
 from engine.types import Measure
 from model.budget import MOST_MOVED, Normaliser
+from model.contrast import Contrast
 from model.errors import InvalidRequest, shown
 
 FIELD = "experts"
 PHASES = ("prefill", "decode")  # of prompt positions, and of generated ones
-NOT_YET = ("mask", "contrast")
+NOT_YET = ("mask",)
 NORMALISERS: tuple[Normaliser, ...] = ("trained", "raw", "kept")
 MOST_REUSED = 1 << 12
 MOST = 1_000_000  # of a quality, or of milliseconds
@@ -58,7 +59,7 @@ class ExpertsObject:
 
     count: Any = None  # not validated yet
     phases: CountsByPhase | None = None
-    rule: Mapping[str, Any] = field(default_factory=dict)  # fields of RoutingRule
+    rule: Mapping[str, Any] = field(default_factory=dict)  # fields of RoutingRule, and a `Contrast`
     profile: str | None = None
     auto: Auto | None = None
     cascade: CascadeObject | None = None
@@ -160,6 +161,26 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _contrast(name: str, value: Any) -> Contrast:
+    if not isinstance(value, Mapping):
+        example = 'an object such as {"beta": 0.5, "alpha": 0.1, "weak_rank": 2}'
+        raise InvalidRequest(f"{name} must be {example}, got {shown(value)}", name, "invalid_type")
+    given = {key: part for key, part in value.items() if part is not None}
+    _refuse_unknown(given, name, CONTRAST)
+    for key in ("beta", "alpha"):
+        if key in given and not _is_number(given[key]):
+            raise InvalidRequest(f"{name}.{key} must be a number, got {shown(given[key])}", f"{name}.{key}")
+    rank = given.get("weak_rank", 1)
+    if not isinstance(rank, int) or isinstance(rank, bool):
+        field = f"{name}.weak_rank"
+        raise InvalidRequest(f"{field} must be an integer, got {shown(rank)}", field, "invalid_type")
+    contrast = Contrast(**given)
+    key, reason = contrast.fault
+    if reason:
+        raise InvalidRequest(f"{name}.{key} {reason}", f"{name}.{key}")
+    return contrast
+
+
 def _auto(value: Any) -> Auto:
     name = f"{FIELD}.auto"
     if not isinstance(value, Mapping):
@@ -206,7 +227,9 @@ RULE: Mapping[str, Reader] = {
     "reuse": _reuse,
     "gate_offset": _offset,
     "free_bias": _offset,
+    "contrast": _contrast,
 }
+CONTRAST = ("beta", "alpha", "weak_rank")
 AUTO: Mapping[str, Reader] = {"min_quality": _positive, "max_itl_ms": _positive, "adapt": _flag}
 CASCADE = ("low", "high", "by", "threshold")
 KEYS = ("count", *PHASES, *RULE, "profile", "cascade", "auto")

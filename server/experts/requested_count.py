@@ -38,7 +38,8 @@ class RequestedCount:
 
 @dataclass(frozen=True, slots=True)
 class RequestedRule:
-    """How experts are to be weighted and chosen, as one place says it: fields of RoutingRule, of the right types."""
+    """How experts are to be weighted and chosen, as one place says it: fields of RoutingRule and `contrast`, of the
+    right types."""
 
     source: str
     fields: Mapping[str, Any]

@@ -85,10 +85,14 @@ def _check_autos(autos: Sequence[RequestedAuto], others: Sequence[Requested], op
 
 
 def _ruled(experts: ExpertRange, budget: ExpertBudget, rules: Sequence[RequestedRule]) -> ExpertBudget:
-    """The budget with the one rule of all places, over its own."""
+    """The budget with the one rule of all places, over its own, and their contrast."""
     if rules:
-        budget = replace(budget, rule=replace(budget.rule, **_agreed_rule(rules)))
-    experts.check_rule(budget.rule, "experts")
+        fields = dict(_agreed_rule(rules))
+        contrast = fields.pop("contrast", None)
+        if contrast is not None:
+            experts.check_contrast(contrast, "experts")
+        budget = replace(budget, rule=replace(budget.rule, **fields), contrast=contrast)
+    experts.check(budget, "experts")
     return budget
 
 

@@ -110,12 +110,16 @@ def _run(used: PassUsage) -> dict[str, Any]:
 def _pairs(timelines: list[Timeline]) -> dict[str, int]:
     """The work of all sequences: the pairs computed, and those that the trained count would have needed.
 
-    Tokens found in the prefix cache count in neither.
+    Tokens found in the prefix cache count in neither. With self-contrast also the rows that were computed, two for each
+    token; the pairs are those of both.
     """
-    return {
+    pairs = {
         "routed_pairs": sum(timeline.routed_pairs for timeline in timelines),
         "routed_pairs_trained": sum(timeline.routed_pairs_trained for timeline in timelines),
     }
+    if any(timeline.budget.contrast for timeline in timelines):
+        pairs["computed_rows"] = sum(timeline.budget.rows * timeline.computed_tokens for timeline in timelines)
+    return pairs
 
 
 def _times(timelines: list[Timeline]) -> dict[str, float | None]:

@@ -44,7 +44,7 @@ class PassUsage:
         if not any(timeline.measured for timeline in self.timelines):
             return None
         passes = sum(timeline.layer_passes for timeline in self.timelines)
-        return sum(timeline.routed_pairs for timeline in self.timelines) / passes if passes else None
+        return sum(timeline.own_pairs for timeline in self.timelines) / passes if passes else None
 
 
 def pass_usages(

@@ -113,11 +113,16 @@ class Timeline:
         return self.routed_pairs_trained * len(self.budget.per_layer) / self.trained_pairs
 
     @property
+    def own_pairs(self) -> float:
+        """The same pairs without those of the second row of self-contrast decoding, one per token and layer."""
+        return self.routed_pairs - (self.layer_passes if self.budget.contrast else 0)
+
+    @property
     def mean_count(self) -> float:
         """The mean expert count over tokens and the layers that they run."""
         if not self.measured or not self.computed_tokens:
             return self.budget.mean(self.prompt_tokens, self.tokens)
-        return self.routed_pairs / self.layer_passes
+        return self.own_pairs / self.layer_passes
 
     def _count_prompt(self) -> None:
         """Count the prompt once it has been read: not where it was refused, and once for all its answers."""

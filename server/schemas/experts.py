@@ -32,6 +32,23 @@ RULE: dict[str, Schema] = {
     | {"description": "Added to the logit of every expert's gate; models whose experts have gates"},
     "free_bias": MOVED
     | {"description": "Added to the logits of experts that compute nothing, for choosing; models that have them"},
+    "contrast": {
+        "type": "object",
+        "description": "Self-contrast decoding: every token is computed a second time, with the expert of one rank "
+        "alone, and sampled from (1 + beta) · z - beta · z_weak of the two logits",
+        "properties": {
+            "beta": {"type": "number", "minimum": 0, "maximum": 10, "default": 0.5},
+            "alpha": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "maximum": 1,
+                "default": 0.1,
+                "description": "Tokens below this part of the best one's probability are left out",
+            },
+            "weak_rank": {"type": "integer", "minimum": 1, "default": 2, "description": "1 is the best expert"},
+        },
+        "additionalProperties": False,
+    },
 }
 PHASES: dict[str, Schema] = {
     "prefill": COUNTS_SCHEMA | {"description": "Of the prompt's tokens; absent: the server's default"},

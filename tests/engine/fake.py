@@ -7,12 +7,13 @@ shared, evicted or overwritten wrongly changes the text.
 import logging
 import sys
 import time
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
 from engine.blocks import BlockManager
 from engine.engine import Engine
-from engine.plan import Chunk, MoEWork, Plan, Sampled, StepResult
+from engine.plan import Chunk, MoEWork, Plan, Sampled, StepResult, rows_of
 from engine.process.worker import main
 from engine.scheduler import Scheduler
 from engine.types import EngineInfo, EngineSettings, Logprob, Request, Sampling
@@ -27,13 +28,23 @@ CRASH, POISON, LOST = 1001, 1002, 1003  # prompt tokens: the runner raises, repo
 
 def request(id: str, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 4, **options: Any) -> Request:
     """`budget` and `prefill`: expert counts per layer, of all tokens and of the prompt's own."""
-    budget = ExpertBudget(options.pop("budget", (2, 2)), options.pop("prefill", ()))
+    counts, prefill = options.pop("budget", (2, 2)), options.pop("prefill", ())
+    budget = ExpertBudget(counts, prefill, contrast=options.pop("contrast", None))
     seed, salt = options.pop("seed", 0), options.pop("salt", "")
     return Request(id, prompt, budget, Sampling(max_tokens=max_tokens, seed=seed, **options), salt=salt)
 
 
 def digest(*parts: object) -> bytes:
     return blake2b(repr(parts).encode(), digest_size=8).digest()
+
+
+def joined(states: list[bytes]) -> bytes:
+    """What a token follows from: the states of all rows."""
+    return states[0] if len(states) == 1 else digest(*states)
+
+
+def blocks_of(chunk: Chunk) -> list[list[int]]:
+    return [row.blocks for row in chunk.sequence.rows]
 
 
 def token_of(state: bytes) -> int:
@@ -51,8 +62,7 @@ class FakeRunner:
     def run(self, plan: Plan) -> StepResult:
         self._steps += 1
         time.sleep(60.0 if self._steps == self.stuck_at else self._step_s)
-        states = [self.compute(chunk, chunk.tokens, chunk.sequence.blocks) for chunk in plan]
-        return self.result(plan, states)
+        return self.result(plan, [self.compute_rows(chunk, chunk.tokens, blocks_of(chunk)) for chunk in plan])
 
     def result(self, plan: Plan, states: list[list[bytes]]) -> StepResult:
         """What a plan gives, from the states that `compute` returned for its chunks."""
@@ -62,20 +72,29 @@ class FakeRunner:
             for chunk in plan
             if chunk.scored_positions
         )
-        pairs = sum(sum(counts) * tokens for chunk in plan for counts, tokens in chunk.count_runs)
+        pairs = sum(sum(counts) * tokens for chunk in rows_of(plan) for counts, tokens in chunk.count_runs)
         return StepResult(tuple(result for result in sampled if result), MoEWork(pairs, 2 * pairs, 1, 1.0), scores)
 
     def reference(self, request: Request) -> list[int]:
         """The text of a request that runs alone, without cache or interruption."""
-        tokens, state = list(request.prompt), b""
+        tokens = list(request.prompt)
+        rows = [replace(request, budget=budget) for budget in (request.budget, request.budget.weak) if budget]
+        states = [b""] * len(rows)
         for position, token in enumerate(tokens):
-            state = self._state(request, state, position, token, request.prompt)
+            states = [self._state(*row, position, token, request.prompt) for row in zip(rows, states, strict=True)]
         while len(tokens) < len(request.prompt) + request.sampling.max_tokens:
-            tokens.append(token_of(state))
+            tokens.append(token_of(joined(states)))
             if tokens[-1] in request.sampling.stop_token_ids:
                 break
-            state = self._state(request, state, len(tokens) - 1, tokens[-1], tokens[-1:])
+            last = len(tokens) - 1, tokens[-1], tokens[-1:]
+            states = [self._state(*row, *last) for row in zip(rows, states, strict=True)]
         return tokens[len(request.prompt) :]
+
+    def compute_rows(self, chunk: Chunk, tokens: list[int], blocks_of_rows: list[list[int]]) -> list[bytes]:
+        """The states after the chunk's last token and after each guess, of all rows together."""
+        rows = zip(rows_of((chunk,)), blocks_of_rows, strict=True)
+        states = [self.compute(row, tokens, blocks) for row, blocks in rows]
+        return [joined(list(of_rows)) for of_rows in zip(*states, strict=True)]
 
     def compute(self, chunk: Chunk, tokens: list[int], blocks: list[int]) -> list[bytes]:
         """The states after the chunk's last token and after each guess."""
@@ -97,7 +116,7 @@ class FakeRunner:
 
     def _state(self, request: Request, state: bytes, position: int, token: int, chunk: object) -> bytes:
         seed = request.noise if self._noisy else None
-        counts = request.budget.at(position, len(request.prompt))
+        counts = request.budget.at(position, len(request.prompt)), request.budget.rule.skip
         return digest(state, token, counts, seed, tuple(chunk) if self._mixing else None)  # type: ignore[arg-type]
 
     @staticmethod

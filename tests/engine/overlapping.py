@@ -14,7 +14,7 @@ from engine.process.worker import main
 from engine.sequence import LATE
 from engine.types import EngineInfo, EngineSettings
 from model.errors import EngineDown
-from tests.engine.fake import STEP_SECONDS, FakeRunner, build_fake, token_of
+from tests.engine.fake import STEP_SECONDS, FakeRunner, blocks_of, build_fake, token_of
 
 
 class Launch:
@@ -23,7 +23,7 @@ class Launch:
     def __init__(self, plan: Plan, sources: list["Launch | None"]) -> None:
         self.plan = plan
         self.tokens = [list(chunk.tokens) for chunk in plan]
-        self.blocks = [list(chunk.sequence.blocks) for chunk in plan]
+        self.blocks = [[list(blocks) for blocks in blocks_of(chunk)] for chunk in plan]
         self.samples = [chunk.samples for chunk in plan]
         self.sources = sources  # of each chunk: the launch that samples its last token
         self.states: dict[str, list[bytes]] = {}
@@ -86,7 +86,7 @@ class LazyRunner(FakeRunner):
             try:
                 if source is not None:
                     tokens[-1] = token_of(source.states[id][0])
-                launch.states[id] = self.compute(chunk, tokens, blocks)
+                launch.states[id] = self.compute_rows(chunk, tokens, blocks)
             except EngineDown:
                 raise
             except Exception as error:

@@ -12,6 +12,7 @@ from engine.plan import Plan
 from engine.scheduler import Scheduler
 from engine.types import Request, TokenEvent
 from model.budget import ExpertBudget
+from model.contrast import Contrast
 from model.errors import EngineDown, InvalidRequest
 from tests.engine.fake import CRASH, LOST, POISON, FakeRunner, request
 from tests.engine.overlapping import Launch, LazyRunner
@@ -275,10 +276,13 @@ class Overlap(RuleBasedStateMachine):
         count=st.integers(1, 2),
         seed=st.integers(0, 1),
         kind=st.sampled_from(["plain", "plain", "stops", "crashes"]),
+        contrast=st.sampled_from([None, None, Contrast()]),
     )
-    def add(self, length: int, base: int, new: int, count: int, seed: int, kind: str) -> None:
+    def add(
+        self, length: int, base: int, new: int, count: int, seed: int, kind: str, contrast: Contrast | None
+    ) -> None:
         prompt = tuple(range(base, base + length))
-        options: dict[str, Any] = {"budget": (count,), "seed": seed}
+        options: dict[str, Any] = {"budget": (count,), "seed": seed, "contrast": contrast}
         each = request(f"r{len(self.requests)}", prompt, new, **options)
         if kind == "stops":
             options["stop_token_ids"] = (self.runner.reference(each)[new // 2],)

@@ -9,11 +9,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.blocks import BlockManager
 from engine.cost import ExpertPool, StepBudget, StepCost, prefill_share
-from engine.plan import Chunk, Plan
+from engine.plan import Chunk, Plan, rows_of
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from engine.speculation import Speculator
 from engine.types import Request, TokenEvent
+from model.contrast import Contrast
 from model.errors import InvalidRequest
 from tests.engine.costs import seconds
 from tests.engine.fake import FakeRunner, request
@@ -22,6 +23,7 @@ SIZE = 2
 BUDGET = st.fixed_dictionaries(
     {"budget": st.tuples(st.integers(1, 2)), "prefill": st.just(()) | st.tuples(st.integers(1, 2))}
 )
+CONTRAST = st.sampled_from([None, None, Contrast(), Contrast(weak_rank=1)])
 COST = StepCost(fixed=1.0, per_token=0.2, per_pair=0.4, per_expert=0.1, pools=(ExpertPool(8),))
 
 
@@ -93,8 +95,19 @@ class Storm(RuleBasedStateMachine):
         budget=BUDGET,
         seed=st.integers(0, 1),
         stops=st.booleans(),
+        contrast=CONTRAST,
     )
-    def add(self, length: int, base: int, new: int, budget: dict[str, Any], seed: int, stops: bool) -> None:
+    def add(
+        self,
+        length: int,
+        base: int,
+        new: int,
+        budget: dict[str, Any],
+        seed: int,
+        stops: bool,
+        contrast: Contrast | None,
+    ) -> None:
+        budget = budget | {"contrast": contrast}
         self.ask(tuple(range(base, base + length)), new, budget, seed, stops)
 
     @precondition(lambda self: self.requests)
@@ -106,6 +119,7 @@ class Storm(RuleBasedStateMachine):
         said = (*before.prompt, *self.runner.reference(before))
         prompt = said[: data.draw(st.integers(1, len(said)))]
         same = {"budget": before.budget.per_layer, "prefill": before.budget.prefill}
+        same |= {"contrast": before.budget.contrast}
         self.ask(prompt, new, budget or same, before.sampling.seed, False)
 
     def ask(self, prompt: tuple[int, ...], new: int, budget: dict[str, Any], seed: int, stops: bool) -> None:
@@ -114,13 +128,15 @@ class Storm(RuleBasedStateMachine):
         if stops:
             stop = self.runner.reference(each)[new // 2]
             each = request(each.id, each.prompt, new, **budget, seed=seed, stop_token_ids=(stop,))
-        capacity = min(20, self.scheduler.blocks.total * SIZE + 1)
+        rows = each.budget.rows
+        capacity = min(20, self.scheduler.blocks.total // rows * SIZE + 1)
+        fits = length + new <= capacity and rows <= self.scheduler.max_running
         try:
             self.scheduler.add(each)
         except InvalidRequest:
-            assert length + new > capacity
+            assert not fits
             return
-        assert length + new <= capacity
+        assert fits
         self.requests[each.id], self.texts[each.id], self.asked[each.id] = each, [], self.now
 
     @rule()
@@ -162,14 +178,16 @@ class Storm(RuleBasedStateMachine):
         assert plan or not had_work, "there is work, but nothing is planned"
         ids = [chunk.sequence.id for chunk in plan]
         assert len(set(ids)) == len(ids)
-        assert len(ids) <= self.scheduler.max_running
+        rows = rows_of(plan)
+        assert len(rows) <= self.scheduler.max_running
         for chunk in plan:
             assert 1 <= chunk.length <= chunk.sequence.pending
             assert chunk.start == chunk.sequence.computed
+        for chunk in rows:
             assert len(chunk.sequence.blocks) * SIZE >= chunk.start + len(chunk.tokens)
         reading = [chunk for chunk in plan if chunk.start < chunk.sequence.prompt_length]
         if self.chunked or len(reading) > 1:
-            assert sum(len(chunk.tokens) for chunk in plan) <= self.scheduler.max_step_tokens
+            assert sum(len(chunk.tokens) for chunk in rows) <= self.scheduler.max_step_tokens
         if not self.chunked:
             assert all((chunk.start, chunk.length) == (0, chunk.sequence.prompt_length) for chunk in reading)
         preempted = set(self.scheduler._waiting)
@@ -186,8 +204,8 @@ class Storm(RuleBasedStateMachine):
             prompts = [chunk for chunk in plan if chunk.sequence.id not in decoding]
             least = [Chunk(chunk.sequence, chunk.start, min(chunk.length, self.least)) for chunk in prompts[-1:]]
             share = prefill_share(self.age)
-            allowed = max(self.target, seconds(COST, decodes) / (1 - share))
-            assert seconds(COST, plan) <= max(allowed, seconds(COST, [*decodes, *least])) + 1e-9
+            allowed = max(self.target, seconds(COST, rows_of(tuple(decodes))) / (1 - share))
+            assert seconds(COST, rows_of(plan)) <= max(allowed, seconds(COST, rows_of((*decodes, *least)))) + 1e-9
 
     def commit(self, plan: Plan) -> None:
         self.take(self.scheduler.commit(plan, self.runner.run(plan).sampled if plan else ()))

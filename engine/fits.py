@@ -1,4 +1,4 @@
-"""Whether a request can be served at all: by its own numbers, the model's context and the size of the cache.
+"""Whether a request can be served at all: by its own numbers, the model's context, the size of the cache and the batch.
 
 It knows one request, no others.
 """
@@ -7,8 +7,8 @@ from engine.types import MOST_ROUTED_TOKENS, Request
 from model.errors import InvalidRequest, context_exceeded
 
 
-def require_fits_context(request: Request, context: int, cache: int) -> None:
-    """`context` and `cache` are in tokens.
+def require_fits(request: Request, context: int, blocks: int, block_size: int, max_running: int) -> None:
+    """`context` is in tokens; the cache has so many blocks, a batch `max_running` rows.
 
     Raises:
         InvalidRequest: it is empty, or could never fit.
@@ -18,7 +18,6 @@ def require_fits_context(request: Request, context: int, cache: int) -> None:
         raise InvalidRequest("the prompt must have at least one token", "prompt")
     if new < 1 and (new < 0 or request.sampling.prompt_logprobs is None):
         raise InvalidRequest(f"max_tokens must be at least 1, got {new}", "max_tokens")
-    computed = length + max(new, 1) - 1  # the last new token is returned, never computed
     if length + new > context:
         raise context_exceeded(length, new, context)
     if request.return_routes and length + new > MOST_ROUTED_TOKENS:
@@ -27,9 +26,17 @@ def require_fits_context(request: Request, context: int, cache: int) -> None:
             f" ({length} in the prompt, {new} as max_tokens)",
             "return_routed_experts",
         )
-    if computed > cache:
+    rows = request.budget.rows
+    if rows > max_running:
         raise InvalidRequest(
-            f"The key-value cache of this server computes at most {cache} tokens. However, you requested "
+            f"experts.contrast takes {rows} rows of a batch; this server computes at most {max_running} (--max-running)",
+            "experts.contrast",
+        )
+    computed, cache = length + max(new, 1) - 1, blocks // rows * block_size  # the last new token is never computed
+    if computed > cache:
+        twice = " of a request with experts.contrast, which takes the cache twice" if rows > 1 else ""
+        raise InvalidRequest(
+            f"The key-value cache of this server computes at most {cache} tokens{twice}. However, you requested "
             f"{length + new} tokens ({length} in the prompt, {new} as max_tokens)",
             "max_tokens",
             "context_length_exceeded",
