@@ -104,7 +104,8 @@ def _tokens(chunk: Chunk) -> int:
 
 
 def _rows(plan: Plan) -> list[tuple[Chunk, int, bool]]:
-    """Each chunk and its first row in the batch, once more for the weak row of one that has it; and whether it is that."""
+    """Each chunk and its first token in the batch, and once more for its weak row if it has one; last, whether it is
+    that."""
     rows, first = [], 0
     for chunk in plan:
         for number in range(chunk.sequence.row_count):

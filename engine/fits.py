@@ -29,7 +29,7 @@ def require_fits(request: Request, context: int, blocks: int, block_size: int, m
     rows = request.budget.rows
     if rows > max_running:
         raise InvalidRequest(
-            f"experts.contrast takes {rows} rows of a batch; this server computes at most {max_running} (--max-running)",
+            f"experts.contrast takes {rows} rows of a batch, and this server has {max_running} (--max-running)",
             "experts.contrast",
         )
     computed, cache = length + max(new, 1) - 1, blocks // rows * block_size  # the last new token is never computed

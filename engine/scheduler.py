@@ -42,7 +42,7 @@ class _OutOfBlocks(Exception):
 
 
 class Scheduler:
-    """Plans steps of at most `max_running` rows (one per sequence, two with self-contrast) and `max_step_tokens` tokens.
+    """Plans steps of at most `max_running` rows (two for self-contrast, else one) and `max_step_tokens` tokens.
 
     With a `cost` and `step_seconds`, a step that decodes prefills only as much as keeps its estimated time within
     `step_seconds`, but at least `min_chunk` tokens, and at least a share of the step that grows with the age of the

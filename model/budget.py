@@ -96,7 +96,7 @@ class ExpertBudget:
 
     @property
     def weak(self) -> "ExpertBudget | None":
-        """What the tokens of the second row may use, if there is one: the expert of one rank, weighted as in the family."""
+        """What the tokens of the second row may use, if there is one: the expert of one rank, weighed as usual."""
         if self.contrast is None:
             return None
         return ExpertBudget((1,) * len(self.per_layer), rule=RoutingRule(skip=self.contrast.weak_rank - 1))
@@ -245,12 +245,14 @@ class ExpertRange:
         return ExpertBudget(per_layer)
 
     def check(self, budget: ExpertBudget, param: str) -> None:
-        """Refuse a rule that this model cannot follow, and counts that the rule leaves too few experts for.
+        """Refuse a rule or a contrast that this model cannot run, and counts that the rule leaves too few experts for.
 
         Raises:
             InvalidRequest: names the field as `param`.name.
         """
         self.check_rule(budget.rule, param)
+        if budget.contrast is not None:
+            self.check_contrast(budget.contrast, f"{param}.contrast")
         skip, most = budget.rule.skip, max(budget.counts, default=0)
         if skip and skip + most > self.maximum:
             raise InvalidRequest(
@@ -258,6 +260,13 @@ class ExpertRange:
                 f" fewer than the count {most}",
                 f"{param}.skip",
             )
+
+    def check_contrast(self, contrast: Contrast, param: str) -> None:
+        """The same of a contrast."""
+        reason = self.rule_refusal if self.layers else "this model has no mixture-of-experts layers"
+        if reason:
+            raise InvalidRequest(f"{param} is refused: {reason}", param)
+        contrast.check(self.maximum, param)
 
     def check_rule(self, rule: RoutingRule, param: str) -> None:
         """Refuse what this model cannot do, by the name of the rule's field.

@@ -7,6 +7,8 @@ logits (see `engine/contrast.py`).
 
 from dataclasses import dataclass
 
+from model.errors import InvalidRequest, shown
+
 MOST_BETA = 10.0
 
 
@@ -19,11 +21,15 @@ class Contrast:
     alpha: float = 0.1
     weak_rank: int = 2  # in the weak row, each token runs the expert of this rank in its order, 1 being the best
 
-    @property
-    def fault(self) -> tuple[str, str]:
-        """The name of a field that no model takes, and why; empty names: there is none."""
+    def check(self, most: int, param: str) -> None:
+        """Raise InvalidRequest if a value is out of range; `most` is the lowest rank of an expert."""
         if not 0 <= self.beta <= MOST_BETA:
-            return "beta", f"must be between 0 and {MOST_BETA:g}, got {self.beta!r:.64}"
+            raise _out_of_range(f"{param}.beta", f"between 0 and {MOST_BETA:g}", self.beta)
         if not 0 < self.alpha <= 1:
-            return "alpha", f"must be above 0 and at most 1, got {self.alpha!r:.64}"
-        return "", ""
+            raise _out_of_range(f"{param}.alpha", "above 0 and at most 1", self.alpha)
+        if not 1 <= self.weak_rank <= most:
+            raise _out_of_range(f"{param}.weak_rank", f"between 1 and {most} for this model", self.weak_rank)
+
+
+def _out_of_range(param: str, allowed: str, value: float) -> InvalidRequest:
+    return InvalidRequest(f"{param} must be {allowed}, got {shown(value)}", param)

@@ -90,7 +90,7 @@ def _ruled(experts: ExpertRange, budget: ExpertBudget, rules: Sequence[Requested
         fields = dict(_agreed_rule(rules))
         contrast = fields.pop("contrast", None)
         if contrast is not None:
-            experts.check_contrast(contrast, "experts")
+            experts.check_contrast(contrast, "experts.contrast")
         budget = replace(budget, rule=replace(budget.rule, **fields), contrast=contrast)
     experts.check(budget, "experts")
     return budget

@@ -86,8 +86,8 @@ class FakeRunner:
             tokens.append(token_of(joined(states)))
             if tokens[-1] in request.sampling.stop_token_ids:
                 break
-            last = len(tokens) - 1, tokens[-1], tokens[-1:]
-            states = [self._state(*row, *last) for row in zip(rows, states, strict=True)]
+            last, token = len(tokens) - 1, tokens[-1]
+            states = [self._state(*row, last, token, [token]) for row in zip(rows, states, strict=True)]
         return tokens[len(request.prompt) :]
 
     def compute_rows(self, chunk: Chunk, tokens: list[int], blocks_of_rows: list[list[int]]) -> list[bytes]:

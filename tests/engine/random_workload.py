@@ -70,7 +70,8 @@ class Served:
             assert torch.equal(row_V, expected_V)
         else:
             # Products of other heights are rounded otherwise; another sequence's token would change the second digit.
-            torch.testing.assert_close(row_V, expected_V, atol=5e-5, rtol=0)
+            # Contrasted logits of -1e5 are as coarse as float32 is there.
+            torch.testing.assert_close(row_V, expected_V, atol=5e-5, rtol=2e-7)
 
 
 def with_statistics(model: Decoder) -> Decoder:

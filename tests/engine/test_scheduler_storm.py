@@ -107,8 +107,7 @@ class Storm(RuleBasedStateMachine):
         stops: bool,
         contrast: Contrast | None,
     ) -> None:
-        budget = budget | {"contrast": contrast}
-        self.ask(tuple(range(base, base + length)), new, budget, seed, stops)
+        self.ask(tuple(range(base, base + length)), new, budget | {"contrast": contrast}, seed, stops)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data(), new=st.integers(1, 6), budget=st.none() | BUDGET)
@@ -118,8 +117,8 @@ class Storm(RuleBasedStateMachine):
         before = data.draw(st.sampled_from(sorted(self.requests.values(), key=lambda each: each.id)))
         said = (*before.prompt, *self.runner.reference(before))
         prompt = said[: data.draw(st.integers(1, len(said)))]
-        same = {"budget": before.budget.per_layer, "prefill": before.budget.prefill}
-        same |= {"contrast": before.budget.contrast}
+        same: dict[str, Any] = {"budget": before.budget.per_layer, "prefill": before.budget.prefill}
+        same["contrast"] = before.budget.contrast
         self.ask(prompt, new, budget or same, before.sampling.seed, False)
 
     def ask(self, prompt: tuple[int, ...], new: int, budget: dict[str, Any], seed: int, stops: bool) -> None:

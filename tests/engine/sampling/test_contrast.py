@@ -1,6 +1,7 @@
 """Contrasted logits: the published formula in float64, row by row, and nothing else of a step's logits changes."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -76,10 +77,8 @@ def test_a_row_is_not_finite_where_one_of_its_two_is_not(which: str, bad: float)
     assert torch.isfinite(found_PV[0]).all() and not torch.isfinite(found_PV[1]).all()
 
 
-def plan_of(*contrasts: Contrast | None, **options: object) -> Plan:
-    sequences = [
-        Sequence(request(str(number), contrast=each, **options), 0.0) for number, each in enumerate(contrasts)
-    ]
+def plan_of(*contrasts: Contrast | None, **options: Any) -> Plan:
+    sequences = [Sequence(request(str(number), contrast=each, **options), 0.0) for number, each in enumerate(contrasts)]
     return tuple(Chunk(sequence, 0, 3) for sequence in sequences)
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.contrast import Contrast
 from model.errors import InvalidRequest
 from server.experts.experts_object import KEYS, Auto, ExpertsObject, read_experts
 
@@ -27,6 +28,8 @@ JSON = st.recursive(
         ({"normaliser": "k2=16", "count": 4}, ExpertsObject(count=4, rule={"normaliser": 16})),
         ({"threshold": 0, "top_p": 1}, ExpertsObject(rule={"threshold": 0.0, "top_p": 1.0})),
         ({"repair": False, "reuse": 8}, ExpertsObject(rule={"repair": False, "reuse": 8})),
+        ({"contrast": {}}, ExpertsObject(rule={"contrast": Contrast(0.5, 0.1, 2)})),
+        ({"contrast": {"beta": 1, "alpha": None}}, ExpertsObject(rule={"contrast": Contrast(1.0)})),
         ({"profile": "k4", "repair": True}, ExpertsObject(rule={"repair": True}, profile="k4")),
         ({"auto": {"min_quality": 1}}, ExpertsObject(auto=Auto(min_quality=1.0))),
         (
@@ -64,6 +67,10 @@ def test_what_the_field_may_say(value: Any, expected: ExpertsObject) -> None:
         ("gate_offset", True, "a number between -100 and 100"),
         ("free_bias", "1", "a number between -100 and 100"),
         ("free_bias", float("nan"), "a number between -100 and 100"),
+        ("contrast", 0.5, "an object such as"),
+        ("contrast.beta", "1", "a number"),
+        ("contrast.alpha", True, "a number"),
+        ("contrast.weak_rank", 2.0, "an integer"),
         ("profile", "", "a name"),
         ("profile", 4, "a name"),
         ("auto", True, "min_quality"),
@@ -122,6 +129,7 @@ def test_keys_that_exclude_each_other(one: str, other: str) -> None:
         "reuse": 0,
         "gate_offset": 0.5,
         "free_bias": -1,
+        "contrast": {},
         "profile": "k4",
         "cascade": {"low": 1, "high": 4, "threshold": 1.5},
         "auto": {"min_quality": 0.9},
