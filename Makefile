@@ -27,7 +27,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-clients test-more-clients test-operators test-deploy test-image test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-all test-storms test-clients test-more-clients test-operators test-deploy test-image test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -152,6 +152,9 @@ bench-repairs: $(VENV)/.dev  ## what is won back at half the trained count; need
 bench-cascade: $(VENV)/.dev  ## whether running unsure answers again pays, against fixed counts; TEXT=FILE, held-out text
 	@test -n "$(TEXT)" || { echo "give TEXT=FILE, held-out text"; exit 1; }
 	$(BIN)/python -m benchmarks.cascade --text "$(TEXT)" $(ARGS)
+
+bench-contrast: $(VENV)/.dev  ## what self-contrast decoding costs
+	$(BIN)/python -m benchmarks.contrast $(ARGS)
 
 bench-http: $(VENV)/.dev  ## what HTTP costs, against the engine alone
 	$(BIN)/python -m benchmarks.http $(ARGS)

@@ -32,7 +32,7 @@ def expected(model: Decoder, request: Request) -> list[int]:
 
 
 def test_both_rows_of_an_encoder_decoder(tmp_path: Path) -> None:
-    """NLLB runs two experts of each token. Blocks are too few for all, so that pairs are preempted and computed again."""
+    """NLLB runs two experts of each token. Blocks are too few for all: pairs are preempted and computed again."""
     family, blocks = "nllb_moe", 20
     model = seq2seq.loaded(seq2seq.build(family, 0), tmp_path)
     per_block = sum(memory.per_token for memory in model.config.memory) * 4 * 4
