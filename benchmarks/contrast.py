@@ -1,9 +1,9 @@
 """What does self-contrast decoding cost? `make bench-contrast`.
 
-Measures: so many requests at once (random prompts of 32 tokens, 64 new ones, greedy), plain at the trained count, and with
-every token computed a second time by the expert of rank 2 alone. One engine, no HTTP and no prefix cache, arms in
-turn after a round that is not counted; medians. The ceiling of the ratio is 1; its floor is what two rows cost where
-neither shares anything with the other. Published (SCMoE, Mixtral 8x7B, one stream on GPUs): 1.30 times the time.
+Measures: so many requests at once (random prompts of 32 tokens, 64 new ones, greedy), plain at the trained count, and
+with every token computed a second time by the expert of rank 2 alone. One engine, no HTTP and no prefix cache, arms in
+turn after a round that is not counted; medians. At best it takes the time of one row, at worst that of two requests.
+Published (SCMoE, Mixtral 8x7B, one stream on GPUs): 1.30 times the time.
 """
 
 import json

@@ -47,13 +47,13 @@ class Pace:
 
 def _size(plan: Plan) -> tuple[int, bool, bool]:
     """What kernels are compiled for, about: how many tokens there are, and whether they are all single."""
-    tokens = sum(chunk.length for chunk in plan)
-    return tokens.bit_length(), tokens % EVEN == 0, tokens == len(plan)
+    tokens = sum(chunk.length * chunk.sequence.row_count for chunk in plan)
+    return tokens.bit_length(), tokens % EVEN == 0, all(chunk.length == 1 for chunk in plan)
 
 
 def _work(plan: Plan) -> int:
     """The work of a plan's prefill: its tokens, each weighted by its context. 0 if all chunks are single tokens."""
     if sum(chunk.length for chunk in plan) == len(plan):
         return 0
-    prefill = [chunk for chunk in plan if chunk.length > 1]
-    return sum(chunk.length * (CONTEXT_TOKENS + chunk.start + chunk.length) for chunk in prefill)
+    prefill = [(chunk, chunk.length * chunk.sequence.row_count) for chunk in plan if chunk.length > 1]
+    return sum(tokens * (CONTEXT_TOKENS + chunk.start + chunk.length) for chunk, tokens in prefill)

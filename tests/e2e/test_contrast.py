@@ -32,7 +32,7 @@ def post(live: Live, path: str = "completions", **body: Any) -> httpx.Response:
 
 def complete(live: Live, contrast: Any = None, **body: Any) -> dict[str, Any]:
     experts = {} if contrast is None else {"experts": {"contrast": contrast}}
-    fixed = {"prompt": PROMPT, "max_tokens": 24, "temperature": 0.0}
+    fixed: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 24, "temperature": 0.0}
     answer: dict[str, Any] = post(live, **fixed | experts | body).raise_for_status().json()
     return answer
 
@@ -61,12 +61,12 @@ def test_its_cost_is_in_usage_and_metrics(live: Live) -> None:
 
 
 def test_a_stream_has_the_same_text_seed_by_seed(live: Live) -> None:
-    asked = {"n": 2, "seed": 3, "temperature": 0.9, "logprobs": 2, "presence_penalty": 0.5}
+    asked: dict[str, Any] = {"n": 2, "seed": 3, "temperature": 0.9, "logprobs": 2, "presence_penalty": 0.5}
     whole = complete(live, CONTRAST, **asked)
     assert len(set(texts(whole))) == 2
     values = [value for choice in whole["choices"] for value in choice["logprobs"]["token_logprobs"]]
     assert all(-20 < value <= 0 for value in values), "of tokens that are not left out"
-    body = {"prompt": PROMPT, "max_tokens": 24, "stream": True, "experts": {"contrast": CONTRAST}}
+    body: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 24, "stream": True, "experts": {"contrast": CONTRAST}}
     streamed = ["", ""]
     for line in post(live, **body | asked).text.splitlines():
         if line.startswith("data: {"):
@@ -78,7 +78,7 @@ def test_a_stream_has_the_same_text_seed_by_seed(live: Live) -> None:
 
 
 def test_chats_responses_and_structured_output_take_it(live: Live) -> None:
-    fixed = {"experts": {"contrast": CONTRAST, "count": 2}, "temperature": 0.0}
+    fixed: dict[str, Any] = {"experts": {"contrast": CONTRAST, "count": 2}, "temperature": 0.0}
     schema = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
     chat = {"messages": [{"role": "user", "content": "Who is it?"}], "max_tokens": 60, "response_format": schema}
     answer = post(live, "chat/completions", **fixed | chat).raise_for_status().json()
