@@ -35,14 +35,14 @@ help:  ## this list
 serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
 
-# Kernels for GPUs are interpreted and compiled beside the other tests, which leave a core idle; their report comes last.
-GPU_TESTS := tests/model/backends/cuda tests/benchmarks/gpu
+# Two processes share the test files, so that both cores of a small machine work; TEST_PROCESSES=8 where there are more.
+# What is timed runs when they have ended.
+TEST_PROCESSES ?= 2
+TOGETHER = -n $(TEST_PROCESSES) --dist loadfile
 
 test: lint  ## everything that CI runs: the checks of `make lint`, and pytest without what is slow and redundant
-	log=$$(mktemp); \
-	$(BIN)/python -m pytest -m "not redundant" -p no:cacheprovider $(GPU_TESTS) >"$$log" 2>&1 & kernels=$$!; \
-	$(BIN)/python -m pytest -m "not redundant" $(addprefix --ignore=,$(GPU_TESTS)); failed=$$?; \
-	wait $$kernels || failed=1; cat "$$log"; rm -f "$$log"; exit $$failed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not redundant and not alone" $(TOGETHER); failed=$$?; \
+	$(BIN)/python -m pytest -m "not redundant and alone" || failed=1; exit $$failed
 
 test-all: lint  ## `make test` with the slow and redundant tests, and new examples for the property-based ones
 	$(BIN)/python -m pytest --hypothesis-profile=random

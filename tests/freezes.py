@@ -53,7 +53,12 @@ class Watch:
     _before: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self._before = self.process.memory_info().rss
+        self._before = self.memory()
+
+    def memory(self) -> int:
+        """Bytes of the process's own memory, without pages of files: the system takes those back at any time."""
+        info = self.process.memory_info()
+        return int(info.rss - info.shared)
 
     def cpu(self) -> float:
         """CPU seconds of the process so far."""
@@ -73,7 +78,7 @@ class Watch:
     def read_memory(self) -> None:
         """Note how much memory the process has."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            self.growth = max(self.growth, self.process.memory_info().rss - self._before)
+            self.growth = max(self.growth, self.memory() - self._before)
 
     def check(self, growth: int = GROWTH) -> None:
         """Raise AssertionError where the server stood still or took more than `growth` bytes."""

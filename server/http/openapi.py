@@ -5,6 +5,7 @@ It describes only; nothing is checked with it. `tests/server/test_schemathesis.p
 
 import asyncio
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -129,8 +130,8 @@ def install(app: FastAPI) -> None:
 def describe(app: FastAPI) -> dict[str, Any]:
     """FastAPI's description of the routes, completed with what it cannot know."""
     document = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
-    refs, schemas = models_json_schema(_models(), ref_template=REF)  # type: ignore[arg-type]
-    document["components"] = {"schemas": schemas["$defs"], "securitySchemes": SECURITY_SCHEMES}
+    refs, schemas = _schemas()
+    document["components"] = {"schemas": dict(schemas), "securitySchemes": SECURITY_SCHEMES}
     if app.state.service.keys:
         _require_keys(document)
     for path, (body, answer, event) in POSTS.items():
@@ -158,6 +159,13 @@ def _describe_calibration(document: dict[str, Any], refs: Mapping[Any, dict[str,
     operation = document["paths"]["/calibration"]["get"]
     operation["responses"] = _or_error(refs, "The calibration, or a picture of it", content)
     operation["parameters"] = [FORMAT]
+
+
+@cache
+def _schemas() -> tuple[Mapping[Any, dict[str, Any]], Mapping[str, Any]]:
+    """References to the schemas of bodies and answers, and the schemas by name."""
+    refs, schemas = models_json_schema(_models(), ref_template=REF)  # type: ignore[arg-type]
+    return refs, schemas["$defs"]
 
 
 def _models() -> list[tuple[type[BaseModel], str]]:

@@ -17,6 +17,7 @@ from tests.server.test_messages import MESSAGES
 from tests.server.test_responses import RESPONSES
 
 BYTES = 7_800_000
+pytestmark = pytest.mark.alone
 WAIT, CPU, MEMORY = 1.0, 2.0, 400 << 20  # of a neighbour, of the process, of its resident set: far above what is needed
 RESULT = b'{"type":"function_call_output","call_id":"a",'
 FUNCTION = b'{"type":"function","function":{"name":"f","parameters":{'

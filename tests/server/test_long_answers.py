@@ -16,13 +16,14 @@ from engine.types import Logprob, Request, TokenEvent
 from server.dialects.base import Content
 from server.event_loop.slices import ENTRIES, LongList, Steps, at_once, in_slices, long_list
 from server.generation.output_processor import Delta, token_logprob
+from tests.freezes import SLOWNESS
 from tests.server import fakes
 from tests.server.fakes import INFO, FakeEngine
 from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, on_loopback
 from tests.server.test_hostile_bodies import Poller
 from tests.server.test_responses import RESPONSES
 
-WAIT = 0.7  # of a neighbour: several times what is needed, and a fraction of what one part took
+WAIT = 1.0 * SLOWNESS  # seconds of a neighbour: several times what is needed, a fraction of what one part took
 TOKENS, LISTED = 700, 20
 
 
@@ -77,6 +78,7 @@ def engine_of(length: int) -> FakeEngine:
 SCORED: dict[str, Any] = {"prompt": [[65] * TOKENS] * 64, "echo": True, "logprobs": LISTED, "max_tokens": 0}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("stream", [False, True])
 def test_scores_of_many_prompts(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     """What comes is parsed when the server has gone: in one process, that would hold it up."""
