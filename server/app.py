@@ -25,7 +25,7 @@ from server.http.listening import files_left
 from server.http.middleware import BodyBudget, BodyLimits, HeadAsGet, RequestId, ReservedConnections, StopGuard
 from server.http.observers import AccessLog, Spans
 from server.http.routes import calibration as calibration_route
-from server.http.routes import docs, generate, messages, models, probes, tokens
+from server.http.routes import docs, generate, messages, models, ollama, probes, tokens
 from server.http.routes import page as page_routes
 from server.http.sites import Sites
 from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProtocol
@@ -46,8 +46,8 @@ OWN_HEADERS = (
     "x-should-retry",
 )
 EXPOSED_HEADERS = (*OWN_HEADERS, "retry-after", *RATE_LIMIT_HEADERS)
-ROUTE_MODULES = (calibration_route, docs, generate, messages, models, probes, tokens)
-GENERATING_PATHS = frozenset({*generate.PATHS, *messages.PATHS})
+ROUTE_MODULES = (calibration_route, docs, generate, messages, models, ollama, probes, tokens)
+GENERATING_PATHS = frozenset({*generate.PATHS, *messages.PATHS, *ollama.PATHS})
 
 
 def create_app(

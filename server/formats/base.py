@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 import orjson
+from pydantic_core import from_json
 
 from engine.types import Logprob
 from server.dialects.base import CallArguments, CallStart, Content, DeltaPart, Reasoning
@@ -229,3 +230,13 @@ def calls_of(parts: Iterable[DeltaPart]) -> list[tuple[str, str]]:
         elif isinstance(part, CallArguments):
             arguments[part.index] = arguments.get(part.index, "") + part.text
     return [(name, arguments.get(index, "")) for index, name in names.items()]
+
+
+def arguments_object(text: str) -> dict[str, Any]:
+    """The arguments of a call as an object: of a text that was cut, what came; a text that is no object is a member."""
+    try:
+        value = from_json(text or "{}", allow_partial="trailing-strings", allow_inf_nan=False)
+        orjson.dumps(value)  # it has no integers beyond 64 bits
+    except (ValueError, TypeError):
+        value = text
+    return value if isinstance(value, dict) else {"arguments": value}

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import orjson
-from pydantic_core import from_json
 
 from model.errors import InvalidRequest
 from server.dialects.base import CallArguments, CallStart, Content, DeltaPart, Reasoning
 from server.event_loop.slices import Steps
-from server.formats.base import Format
+from server.formats.base import Format, arguments_object
 from server.formats.errors import MESSAGES_PATH, error_for
 from server.formats.routed_experts import routed_experts_of
-from server.formats.usage import metrics_of, usage_of
+from server.formats.usage import metrics_of, own_fields, usage_of
 from server.generation.output_processor import Delta
 from server.protocols import TokenizerProtocol
 from server.requests.calls import GenerationCall
@@ -23,13 +22,6 @@ from server.requests.messages_as_chat import MESSAGES_NAMES
 from server.schemas.messages import MessagesBody
 
 Event = dict[str, Any]
-OPENAI_USAGE = (
-    "prompt_tokens",
-    "completion_tokens",
-    "total_tokens",
-    "prompt_tokens_details",
-    "completion_tokens_details",
-)
 
 
 class AnswerBlock:
@@ -55,17 +47,7 @@ class AnswerBlock:
     def whole(self) -> dict[str, Any]:
         """The block as a message has it."""
         text = "".join(self._texts)
-        return self._empty | ({"input": input_of(text)} if self.kind == "tool_use" else {self.kind: text})
-
-
-def input_of(text: str) -> dict[str, Any]:
-    """The arguments of a call as an object: of a text that was cut, what came; a text that is no object is a member."""
-    try:
-        value = from_json(text or "{}", allow_partial="trailing-strings", allow_inf_nan=False)
-        orjson.dumps(value)  # it has no integers beyond 64 bits
-    except (ValueError, TypeError):
-        value = text
-    return value if isinstance(value, dict) else {"arguments": value}
+        return self._empty | ({"input": arguments_object(text)} if self.kind == "tool_use" else {self.kind: text})
 
 
 class MessagesFormat(Format):
@@ -183,5 +165,5 @@ def usage_of_message(call: GenerationCall) -> dict[str, Any]:
         "cache_read_input_tokens": cached,
         "output_tokens": usage["completion_tokens"],
         "output_tokens_details": {"thinking_tokens": usage["completion_tokens_details"]["reasoning_tokens"]},
-        **{field: value for field, value in usage.items() if field not in OPENAI_USAGE},
+        **own_fields(usage),
     }

@@ -10,6 +10,14 @@ from server.generation.passes import PassUsage
 from server.generation.timeline import Timeline
 from server.requests.calls import GenerationCall, mean_num_experts
 
+OPENAI_FIELDS = (
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "prompt_tokens_details",
+    "completion_tokens_details",
+)
+
 
 def usage_of(call: GenerationCall, shown: Mapping[int, int] | None = None) -> dict[str, Any]:
     """The `usage` object. A prompt counts once in each pass however many answers it has, as OpenAI counts.
@@ -33,6 +41,11 @@ def usage_of(call: GenerationCall, shown: Mapping[int, int] | None = None) -> di
         **_cascade(call, passes),
         **cost_fields(call.prices, passes),
     }
+
+
+def own_fields(usage: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a usage that OpenAI's does not have; other APIs, which name the rest differently, have them too."""
+    return {field: value for field, value in usage.items() if field not in OPENAI_FIELDS}
 
 
 def usage_wanted(call: GenerationCall) -> bool:

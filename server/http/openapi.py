@@ -16,10 +16,11 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import JSONResponse, Response
 
 from server.http.middleware import PROBES
-from server.schemas import answers, message_object, response_object
+from server.schemas import answers, message_object, ollama_objects, response_object
 from server.schemas.chat import ChatBody
 from server.schemas.completions import CompletionBody
 from server.schemas.messages import CountBody, MessagesBody
+from server.schemas.ollama import OllamaChatBody, OllamaGenerateBody, ShowBody
 from server.schemas.responses import ResponsesBody
 from server.schemas.tokens import DetokenizeBody, TokenizeBody
 from weights.calibration import Calibration
@@ -48,17 +49,30 @@ POSTS: dict[str, tuple[ModelType, ModelType, ModelType | None]] = {
     "/v1/responses": (ResponsesBody, response_object.ResponseObject, response_object.ResponseEvent),
     "/v1/messages": (MessagesBody, message_object.MessageObject, message_object.MessageEvent),
     "/v1/messages/count_tokens": (CountBody, message_object.TokenCount, None),
+    "/api/chat": (OllamaChatBody, ollama_objects.OllamaChatAnswer, ollama_objects.OllamaChatAnswer),
+    "/api/generate": (OllamaGenerateBody, ollama_objects.OllamaGenerateAnswer, ollama_objects.OllamaGenerateAnswer),
+    "/api/show": (ShowBody, ollama_objects.OllamaShown, None),
     "/tokenize": (TokenizeBody, answers.Tokenized, None),
     "/detokenize": (DetokenizeBody, answers.Detokenized, None),
 }
 ERRORS: dict[str, ModelType] = {  # by path; of all others it is OpenAI's
     "/v1/messages": message_object.MessagesError,
     "/v1/messages/count_tokens": message_object.MessagesError,
+    "/api/chat": ollama_objects.OllamaError,
+    "/api/generate": ollama_objects.OllamaError,
+    "/api/show": ollama_objects.OllamaError,
+    "/api/tags": ollama_objects.OllamaError,
+    "/api/ps": ollama_objects.OllamaError,
+    "/api/version": ollama_objects.OllamaError,
 }
+LINES = ("/api/chat", "/api/generate")  # whose streams are lines of JSON
 GETS: dict[str, type[BaseModel]] = {
     "/v1/models": answers.Models,
     "/v1/models/{model_id}": answers.Model,
     "/tokenizer_info": answers.TokenizerInfo,
+    "/api/tags": ollama_objects.OllamaModels,
+    "/api/ps": ollama_objects.OllamaModels,
+    "/api/version": ollama_objects.OllamaVersion,
 }
 SECURITY_SCHEMES = {
     "key": {"type": "http", "scheme": "bearer", "description": "Where the server has keys"},
@@ -144,9 +158,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
             operation["requestBody"]["content"]["application/json"]["examples"] = EXAMPLES[path]
         if event is not None:
             operation["parameters"] = [HEADER]
-        operation["responses"] = _responses(refs, answer, event, ERRORS.get(path, answers.Error))
+        operation["responses"] = _responses(refs, path, answer, event)
     for path, answer in GETS.items():
-        document["paths"][path]["get"]["responses"] = _responses(refs, answer, None)
+        document["paths"][path]["get"]["responses"] = _responses(refs, path, answer, None)
     _describe_calibration(document, refs)
     return document
 
@@ -192,14 +206,15 @@ DESCRIPTION = """OpenAI's API over one mixture-of-experts model. Every request m
 
 
 def _responses(
-    refs: Mapping[Any, dict[str, Any]], answer: ModelType, event: ModelType | None, error: ModelType = answers.Error
+    refs: Mapping[Any, dict[str, Any]], path: str, answer: ModelType, event: ModelType | None
 ) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": refs[answer, "serialization"]}}
     if event is not None:
-        content["text/event-stream"] = {
-            "schema": {"type": "string", "description": f"Events whose data is a {event.__name__}"}
-        }
-    return _or_error(refs, "The answer", content, error)
+        type, parts = "text/event-stream", "Events whose data is"
+        if path in LINES:
+            type, parts = "application/x-ndjson", "Lines, each of which is"
+        content[type] = {"schema": {"type": "string", "description": f"{parts} a {event.__name__}"}}
+    return _or_error(refs, "The answer", content, ERRORS.get(path, answers.Error))
 
 
 def _or_error(

@@ -96,6 +96,8 @@ def mean_num_experts(passes: Sequence[PassUsage]) -> int | float:
 
 Prepared = tuple[OutputSpec, list[list[int]]]  # and the token ids of each prompt
 Body = TypeVar("Body", bound=GenerationBody)
+Chat = TypeVar("Chat", bound=ChatBody)
+Completion = TypeVar("Completion", bound=CompletionBody)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,21 @@ class CheckedBody(Generic[Body]):
 async def open_completion(service: Service, request: IncomingRequest) -> GenerationCall:
     """The generation call of a request to /v1/completions. Raises InvalidRequest, EngineBusy or EngineDown."""
     arrived = time.monotonic()
-    checked, prompts = await read_json(service, request, partial(_check_completion, service, request))
+    checked, prompts = await read_json(
+        service, request, partial(check_completion, service, request, body_type=CompletionBody)
+    )
+    return await open_prompts(service, request, checked, prompts, arrived)
+
+
+async def open_prompts(
+    service: Service,
+    request: IncomingRequest,
+    checked: CheckedBody[Completion],
+    prompts: Sequence[str | list[int]],
+    arrived: float,
+    id_prefix: str = "cmpl-",
+) -> GenerationCall:
+    """The generation call of a checked completion and its prompts."""
     body = checked.body
     _count_notices(service, checked.notices)
     reservation = service.admission.reserve(body.answers * len(prompts), request.key_name)
@@ -127,20 +143,20 @@ async def open_completion(service: Service, request: IncomingRequest) -> Generat
         encoded = iter(await encode_all(service, encode, texts, body.answer_limit, _tokens_to_keep(service, body)))
         return spec, [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
-    return await _open(service, "cmpl-", request.key_name, checked, reservation, prepare, arrived)
+    return await _open(service, id_prefix, request.key_name, checked, reservation, prepare, arrived)
 
 
 async def open_chat(service: Service, request: IncomingRequest) -> GenerationCall:
     """The generation call of a request to /v1/chat/completions. Raises InvalidRequest, EngineBusy or EngineDown."""
     arrived = time.monotonic()
-    checked = await read_json(service, request, partial(check_chat, service, request))
+    checked = await read_json(service, request, partial(check_chat, service, request, body_type=ChatBody))
     return await open_conversation(service, request, checked, arrived)
 
 
 async def open_conversation(
     service: Service,
     request: IncomingRequest,
-    checked: CheckedBody[ChatBody],
+    checked: CheckedBody[Chat],
     arrived: float,
     id_prefix: str = "chatcmpl-",
 ) -> GenerationCall:
@@ -227,8 +243,8 @@ def _tokens_to_keep(service: Service, body: GenerationBody) -> int | None:
 
 
 def check_chat(
-    service: Service, request: IncomingRequest, raw: Mapping[str, Any], body_type: type[ChatBody] = ChatBody
-) -> CheckedBody[ChatBody]:
+    service: Service, request: IncomingRequest, raw: Mapping[str, Any], body_type: type[Chat]
+) -> CheckedBody[Chat]:
     """The checked body of a chat."""
     checked = _check(service, request, body_type, raw)
     offered_tools(checked.body)
@@ -236,11 +252,11 @@ def check_chat(
     return checked
 
 
-def _check_completion(
-    service: Service, request: IncomingRequest, raw: Mapping[str, Any]
-) -> tuple[CheckedBody[CompletionBody], list[str | list[int]]]:
+def check_completion(
+    service: Service, request: IncomingRequest, raw: Mapping[str, Any], body_type: type[Completion]
+) -> tuple[CheckedBody[Completion], list[str | list[int]]]:
     """The checked body and its prompts. Prompts of token ids that do not fit the context are refused here."""
-    checked = _check(service, request, CompletionBody, raw)
+    checked = _check(service, request, body_type, raw)
     models, body = service.check_ready(), checked.body
     context = models.info.max_model_len
     prompts, kept = prompts_of(body.prompt, service.settings.max_prompts), tokens_to_keep(body, context)

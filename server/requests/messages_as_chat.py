@@ -26,7 +26,7 @@ from server.requests.field_names import FieldNames
 from server.requests.json_body import IncomingRequest, read_json
 from server.requests.notices import Notices
 from server.schemas.base import SampledBody
-from server.schemas.chat import ChatBody, TemplateBody
+from server.schemas.chat import ChatBody, ChatWithinContext, TemplateBody
 from server.schemas.messages import (
     CHAT_NAMES,
     TOOL_KINDS,
@@ -65,16 +65,6 @@ BILLING = "x-anthropic-billing-header:"
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-class MessagesChatBody(ChatBody):
-    """A chat whose limit on the answer does not count against the context, as Anthropic has it."""
-
-    most_tokens: int | None = None
-
-    @property
-    def default_limit(self) -> int | None:
-        return self.most_tokens
-
-
 async def open_messages(service: Service, request: IncomingRequest) -> tuple[GenerationCall, MessagesBody]:
     """The call, and the body as it was sent."""
     arrived = time.monotonic()
@@ -102,7 +92,7 @@ def _prompt_length(service: Service, body: ChatBody) -> int:
 
 def _check(
     kind: type[Body], service: Service, request: IncomingRequest, given: Mapping[str, Any]
-) -> tuple[CheckedBody[ChatBody], Body]:
+) -> tuple[CheckedBody[ChatWithinContext], Body]:
     service.check_ready()
     raw, skipped = supported_tools(service, merge_extra_body(given), TOOL_KINDS)
     body = read_messages(kind, raw, service.settings)
@@ -115,7 +105,7 @@ def _check(
         elif wanted:
             unread.append("thinking")
     with messages_errors():
-        checked = check_chat(service, request, chat | nested_counts(given), MessagesChatBody)
+        checked = check_chat(service, request, chat | nested_counts(given), ChatWithinContext)
     return replace(checked, unknown=checked.unknown + unread, skipped_tools=skipped), body
 
 

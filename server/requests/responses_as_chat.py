@@ -66,7 +66,7 @@ def _check_response(
     body = read_body(raw, service.settings)
     unknown = unknown_nested(body, raw)
     with RESPONSE_NAMES.in_errors():
-        checked = check_chat(service, request, chat_of(body, raw) | nested_counts(given))
+        checked = check_chat(service, request, chat_of(body, raw) | nested_counts(given), ChatBody)
     return replace(checked, unknown=checked.unknown + unknown, skipped_tools=skipped), body
 
 

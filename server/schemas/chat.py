@@ -271,3 +271,13 @@ class ChatBody(GenerationBody, TemplateBody):
     @property
     def alternatives(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class ChatWithinContext(ChatBody):
+    """A chat whose limit on the answer is cut to what the context leaves, as other APIs than OpenAI's have it."""
+
+    most_tokens: int | None = Field(None, ge=1)
+
+    @property
+    def default_limit(self) -> int | None:
+        return self.most_tokens

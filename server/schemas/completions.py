@@ -37,3 +37,13 @@ class CompletionBody(GenerationBody):
     @property
     def answers(self) -> int:
         return self.best_of or self.n
+
+
+class CompletionWithinContext(CompletionBody):
+    """A completion that is as long as the context leaves room for, unless it is limited, as Ollama has it."""
+
+    most_tokens: int | None = Field(None, ge=1)
+
+    @property
+    def default_limit(self) -> int | None:
+        return self.most_tokens

@@ -107,6 +107,8 @@ LISTS: dict[str, tuple[str, bytes, bytes, bytes]] = {
         b"]}]}]}",
     ),
     "system": (MESSAGES, b'{"max_tokens":9,' + USER + b',"system":[', b"{}", b"]}"),
+    "messages[0].images": ("/api/chat", b'{"messages":[{"role":"user","images":[', b"{}", b"]}]}"),
+    "options.stop": ("/api/generate", b'{"prompt":"x","options":{"stop":[', b"{}", b"]}}"),
     "include": (RESPONSES, b'{"input":"x","include":[', b"1", b"]}"),
     "stop": (COMPLETIONS, b'{"prompt":"x","stop":[', b"{}", b"]}"),
     "stop_token_ids": (COMPLETIONS, b'{"prompt":"x","stop_token_ids":[', b'""', b"]}"),

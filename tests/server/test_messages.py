@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from model.errors import GenerationFailed, InvalidRequest
 from server.dialects.hermes import Hermes
 from server.dialects.reasoning import ReasoningTags
-from server.formats.messages import input_of
+from server.formats.base import arguments_object
 from server.schemas.message_object import MessageEvent, MessageObject, MessagesError
 from tests.server.fakes import INFO, FakeEngine, says
 from tests.server.harness import frames, in_memory, key_file, service_of, value
@@ -91,7 +91,7 @@ def rebuilt(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
             blocks[-1]["input" if kind == "tool_use" else kind] = texts[-1]
     for block in blocks:
         if block["type"] == "tool_use":
-            block["input"] = input_of(block["input"] or "")
+            block["input"] = arguments_object(block["input"] or "")
     return blocks
 
 
@@ -235,7 +235,7 @@ def test_a_choice_of_tools(client: TestClient, choice: Any, grammar: bool) -> No
     ],
 )
 def test_arguments_are_an_object_whatever_was_written(text: str, expected: dict[str, Any]) -> None:
-    assert input_of(text) == expected
+    assert arguments_object(text) == expected
 
 
 def test_experts_by_every_way(client: TestClient) -> None:

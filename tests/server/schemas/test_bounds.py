@@ -15,6 +15,7 @@ from server.schemas.bounds import AtMost
 from server.schemas.chat import ChatBody
 from server.schemas.completions import CompletionBody
 from server.schemas.messages import MessagesBody
+from server.schemas.ollama import OllamaChatBody, OllamaGenerateBody
 from server.schemas.responses import ResponsesBody
 from server.schemas.tokens import DetokenizeBody, TokenizeBody
 from server.schemas.unknown import unknown_nested
@@ -22,7 +23,8 @@ from server.settings import Settings
 from tests.server.harness import CHAT, COMPLETIONS, in_memory, service_of, value
 from tests.server.test_responses import RESPONSES
 
-BODIES = (CompletionBody, ChatBody, ResponsesBody, MessagesBody, TokenizeBody, DetokenizeBody)
+OTHER_FORMS = (MessagesBody, OllamaChatBody, OllamaGenerateBody)
+BODIES = (CompletionBody, ChatBody, ResponsesBody, *OTHER_FORMS, TokenizeBody, DetokenizeBody)
 # what pydantic does not look into, and where it is bounded
 BY_HAND = {
     "prompt": "server/requests/limits.py: --max-prompts, and the context for each",
