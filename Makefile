@@ -4,6 +4,7 @@ BIN    := $(VENV)/bin
 CLIENTS := .clients
 MORE_CLIENTS := .more-clients
 DEPLOY_TOOLS := .deploy-tools
+PAGE_TESTS := .page-tests
 
 # PYTHON names an interpreter; without it the first Python 3.11 to 3.13 on the path is taken. UV= leaves uv out.
 PYTHON ?=
@@ -27,7 +28,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-clients test-more-clients test-operators test-deploy test-image test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-all test-storms test-clients test-more-clients test-page page-pictures test-operators test-deploy test-image test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +80,13 @@ test-deploy: $(VENV)/.dev $(DEPLOY_TOOLS)/.built test-operators  ## compose, Kub
 # BASE, TORCH_INDEX, TORCH_FIND_LINKS: as docker build --build-arg. IMAGE=NAME: one that is built already. See docs/deployment.md.
 test-image: $(VENV)/.dev  ## build the image with buildah, run it, ask it; needs root and takes minutes
 	$(BIN)/python -m pytest -s tests/deploy/check_image.py
+
+# In Debian's Chromium, which is not Python's to install: apt-get install chromium.
+test-page: $(VENV)/.dev $(PAGE_TESTS)/.built  ## the web page in a real browser, through axe as well; needs Chromium and npm
+	$(PAGE_TESTS)/bin/python -m pytest --confcutdir=tests/page -W default --disable-warnings tests/page
+
+page-pictures: $(VENV)/.dev $(PAGE_TESTS)/.built  ## the pictures of the docs, taken of the page; with the font Inter (fonts-inter)
+	$(PAGE_TESTS)/bin/python -m tests.page.pictures
 
 test-sanitized: $(VENV)/.dev  ## the kernels' tests under address and undefined-behaviour checks
 	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build
@@ -237,6 +245,13 @@ $(MORE_CLIENTS)/.built: constraints-more-clients.txt tests/more_clients/package-
 $(DEPLOY_TOOLS)/.built: constraints-deploy.txt
 	test -d $(DEPLOY_TOOLS) || $(NEW_VENV) $(DEPLOY_TOOLS) $(PYTHON)
 	$(call INSTALL,$(DEPLOY_TOOLS)) -r constraints-deploy.txt
+
+$(PAGE_TESTS)/.built: constraints-page.txt tests/page/package-lock.json
+	test -x /usr/bin/chromium || { echo "no /usr/bin/chromium: apt-get install chromium"; exit 1; }
+	test -d $(PAGE_TESTS) || $(NEW_VENV) $(PAGE_TESTS) $(PYTHON)
+	$(call INSTALL,$(PAGE_TESTS)) -c constraints-page.txt playwright httpx pytest pytest-timeout
+	cp tests/page/package.json tests/page/package-lock.json $(PAGE_TESTS)
+	npm ci --silent --no-audit --no-fund --prefix $(PAGE_TESTS)
 	touch $@
 
 clean:

@@ -81,11 +81,10 @@ function exportAll() {
 
 function App() {
   const state = useStore(store);
-  const { model, view, keyForm, help } = state;
-  const banner = model && state.status.kind === "loading" ? "down" : state.status.kind;
+  const { model, view, keyForm, help, status, refusal } = state;
   return html`<${Header} state=${state} change=${change} onTheme=${setTheme} />
-    <${Banner} kind=${banner} />
-    ${model && html`<main id="view" role="tabpanel" aria-labelledby=${`tab-${view}`} class=${view}><${View} state=${state} /></main>`}
+    <${Banner} text=${words.banner[status.kind] ?? refusal} />
+    ${model && html`<main class=${view}><div id="view" role="tabpanel" aria-labelledby=${`tab-${view}`}><${View} state=${state} /></div></main>`}
     ${keyForm && html`<${KeyForm} key=${keyForm.count} wrong=${keyForm.wrong} onDone=${keyForm.done} />`}
     ${help && html`<${Help} singleKeys=${state.singleKeys} onSingleKeys=${(singleKeys) => keep({ singleKeys })} onForget=${forget} onClose=${() => change({ help: false })} />`}`;
 }
@@ -171,9 +170,9 @@ async function openModels() {
     const [model] = models;
     const count = model.has ? model.default : null;
     const lens = { ...store.state.lens, counts: model.choices ? firstCounts(model) : [] };
-    store.set({ models, model, lens, form: { ...store.state.form, mode: "text", count }, error: "", status: { kind: "ready", running: 0, waiting: 0 } });
+    store.set({ models, model, lens, form: { ...store.state.form, count }, refusal: "" });
   } catch (error) {
-    change({ status: { kind: error.status === 503 ? "loading" : error.status ? "refused" : "gone" }, error: error.message });
+    change({ refusal: error.message });
   }
 }
 
@@ -187,8 +186,9 @@ function takeLink() {
 
 async function poll() {
   if (document.visibilityState === "visible") {
-    if (!store.state.model && !store.state.keyForm) await openModels();
-    if (store.state.model) await look(store);
+    await look(store);
+    const { model, keyForm, status } = store.state;
+    if (!model && !keyForm && ["ready", "unknown"].includes(status.kind)) await openModels();
   }
   const busy = store.state.running || store.state.view === "live" || store.state.status.kind !== "ready";
   setTimeout(poll, busy ? BUSY_MS : IDLE_MS);

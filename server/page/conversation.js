@@ -33,7 +33,7 @@ function Turn({ turn, model, onLens, onRouting }) {
     ${!paired && answer.tokens.length > 0 && html`<button type="button" class="quiet" aria-expanded=${open} onClick=${() => setOpen(!open)}>${words.answer.showTokens}</button>`}
     ${!paired && html`<${CopyLink} answers=${answers} />`}`;
   return html`<article class=${`turn ${paired ? "paired" : ""}`}>
-    <p class="asked"><span class="hidden">${mode === "chat" ? words.answer.you : words.answer.from}: </span>${prompt}</p>
+    <h2 class="asked"><span class="hidden">${mode === "chat" ? words.answer.you : words.answer.from}: </span>${prompt}</h2>
     ${made && answers.every(finished) && html`<${Made} made=${made} answers=${answers} />`}
     ${both && html`<${Verdict} answers=${answers} mark=${mark} />`}
     <div class="columns">
@@ -56,16 +56,12 @@ function Verdict({ answers, mark }) {
   const [a, b] = answers;
   const over = answers.every(finished);
   const [one, other] = answers.map((answer) => answer.tokens[mark]);
-  if (!one && !other) return html`<div class="verdict"><p>${over ? SAYS.same(mark) : SAYS.sameSoFar(mark)}</p><${Speeds} answers=${answers} /></div>`;
-  if (!over && (!one || !other)) return html`<div class="verdict"><p>${SAYS.sameSoFar(mark)}</p></div>`;
-  return html`<div class="verdict">
-    <p>
-      ${SAYS.part(mark)} ${SAYS.wrote(a.question.count)} <${Written} token=${one} letter="A" />,
-      ${" "}${SAYS.wrote(b.question.count)} <${Written} token=${other} letter="B" />.
-    </p>
-    ${over && html`<${Speeds} answers=${answers} />`}
-    <${CopyLink} answers=${answers} />
-  </div>`;
+  let said = html`<p>
+    ${SAYS.part(mark)} ${SAYS.wrote(a.question.count)} <${Written} token=${one} letter="A" />, ${SAYS.wrote(b.question.count)} <${Written} token=${other} letter="B" />.
+  </p>`;
+  if (!one && !other) said = html`<p>${over ? SAYS.same(mark) : SAYS.sameSoFar(mark)}</p>`;
+  else if (!over && (!one || !other)) said = html`<p>${SAYS.sameSoFar(mark)}</p>`;
+  return html`<div class="verdict">${said}${over && html`<${CopyLink} answers=${answers} /><${Speeds} answers=${answers} />`}</div>`;
 }
 
 function Written({ token, letter }) {

@@ -8,7 +8,7 @@ import { words } from "./words.js";
 export function Dial({ model, letter, count, rate, onChange }) {
   const listed = presets(model);
   return html`<fieldset class="dial">
-    <legend><span class=${`badge ${letter}`}>${letter}</span> ${words.dial.legend}</legend>
+    <legend><span class=${`badge ${letter}`}>${letter}</span>${words.dial[letter]}</legend>
     <div class="counts">
       ${listed.map((one) => html`<${Count} model=${model} letter=${letter} one=${one} chosen=${one === count} onChange=${onChange} />`)}
     </div>

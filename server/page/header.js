@@ -7,7 +7,7 @@ export function Header({ state, change, onTheme }) {
   const { models, model, view, theme } = state;
   return html`<header class="top">
     <div class="bar">
-      <span class="brand">moedial</span>
+      <h1 class="brand">moedial</h1>
       ${models.length > 1
         ? html`<select class="model" aria-label=${words.header.model} value=${model.id} onChange=${(event) => change({ model: models.find((one) => one.id === event.target.value) })}>
             ${models.map((one) => html`<option value=${one.id}>${one.id}</option>`)}
@@ -49,7 +49,6 @@ function Views({ view, onView }) {
 }
 
 /** One line where the server cannot answer now. */
-export function Banner({ kind }) {
-  const text = words.banner[kind];
+export function Banner({ text }) {
   return text ? html`<p class="banner" role="alert">${text}</p>` : null;
 }

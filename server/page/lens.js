@@ -146,7 +146,7 @@ function signOf(difference, show) {
   return difference < 0 ? "less" : "more";
 }
 
-const shade = (difference, show) => (signOf(difference, show) ? { "--strength": `${Math.round(Math.min(1, Math.abs(difference) / FULL) * 70) + 12}%` } : null);
+const shade = (difference, show) => (signOf(difference, show) ? { "--strength": `${Math.round(Math.min(1, Math.abs(difference) / FULL) * 82) + 18}%` } : null);
 
 function AtToken({ byCount, reference, at }) {
   const counts = Object.keys(byCount).map(Number);
@@ -161,7 +161,7 @@ function AtToken({ byCount, reference, at }) {
           <th scope="row">K ${count}</th>
           <td>${known ? number.tenths(Math.exp(token.logprob)) : "–"}</td>
           <td>${known && count !== reference ? number.signed(token.logprob - base) : "–"}</td>
-          <td class="top">${token.top.slice(0, ALTERNATIVES).map(({ text, logprob }) => html`<span class=${text === token.text ? "chosen" : ""}><code>${visible(text)}</code> ${number.percent(Math.exp(logprob))}</span>`)}</td>
+          <td class="listed">${token.top.slice(0, ALTERNATIVES).map(({ text, logprob }) => html`<span class=${text === token.text ? "chosen" : ""}><code>${visible(text)}</code> ${number.percent(Math.exp(logprob))}</span>`)}</td>
         </tr>`;
       })}
     </tbody>

@@ -157,7 +157,7 @@ function AsTable({ grid, say }) {
     <tbody>
       ${grid.map((row, layer) => {
         const busiest = [...row.keys()].filter((expert) => row[expert] > 0).sort((one, other) => row[other] - row[one]);
-        return html`<tr><th scope="row">${layer + 1}</th><td class="top">${busiest.slice(0, 8).map((expert) => html`<span><code>${expert}</code> ${say(layer, expert)}</span>`)}</td></tr>`;
+        return html`<tr><th scope="row">${layer + 1}</th><td class="listed">${busiest.slice(0, 8).map((expert) => html`<span><code>${expert}</code> ${say(layer, expert)}</span>`)}</td></tr>`;
       })}
     </tbody>
   </table></div>`;

@@ -46,9 +46,9 @@ export const initial = () => ({
   running: null, // an AbortController while answers are written
   refusedFields: new Set(), // optional fields of requests that this server refused
   rates: {}, // by count: tokens per second of the last answer
-  error: "",
+  error: "", // why the question was not sent
+  refusal: "", // why the models cannot be listed
   link: null, // a question that came in the address bar
-  linkMade: null, // { fingerprint } of a link that was run
   keyForm: null,
   help: false,
   theme: "auto",

@@ -84,7 +84,7 @@ export function Candidates({ title, token, note }) {
   return html`<section class="candidates">
     <h4>${title}</h4>
     <ol>
-      ${rows.map(({ text, logprob }) => html`<${Candidate} text=${text} share=${Math.exp(logprob)} chosen=${text === token.text} />`)}
+      ${rows.map(({ text, logprob }) => html`<${Candidate} text=${text} share=${Math.exp(logprob ?? -Infinity)} chosen=${text === token.text} />`)}
     </ol>
   </section>`;
 }

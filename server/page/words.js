@@ -52,7 +52,8 @@ export const words = {
     docs: "The API behind this page",
   },
   dial: {
-    legend: "Experts per token",
+    A: "Experts per token",
+    B: "Compared with",
     trained: "as trained",
     trainedShort: "trained",
     exact: "Exact count",
