@@ -85,6 +85,10 @@ class Tab:
     def view(self, name: str) -> None:
         self.page.get_by_role("tab", name=name).click()
 
+    def choose(self, name: str) -> None:
+        """Choose one of several: their labels are under the radio buttons."""
+        self.page.get_by_role("radio", name=name, exact=True).check()
+
     def check(self) -> None:
         """Nothing went to another origin, and the browser complained of nothing: no fault, no breach of the policy."""
         origin = re.match(r"https?://[^/]+/", self.url)
@@ -101,7 +105,7 @@ def tab(
     width, height = size
     made = browser.new_context(
         viewport={"width": width, "height": height},
-        color_scheme=scheme,  # type: ignore[arg-type]
+        color_scheme=scheme,
         permissions=["clipboard-read", "clipboard-write"],
         **context,
     )

@@ -21,7 +21,7 @@ def compare(opened: Tab) -> None:
 def lens(opened: Tab) -> None:
     opened.page.locator(".answer.A .actions button", has_text="Lens").click()
     opened.page.locator("main.lens table").last.wait_for()
-    opened.page.get_by_text("K 1 against K 4").click()
+    opened.choose("K 1 against K 4")
 
 
 def routing(opened: Tab) -> None:

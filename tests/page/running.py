@@ -1,4 +1,4 @@
-"""Servers for the page's tests, started from the main venv: with a fake engine, or a bundled model. It knows no page."""
+"""Servers for the page's tests, run by the main venv: with a fake engine, or a bundled model. It knows no page."""
 
 import os
 import re

@@ -117,7 +117,8 @@ def test_colours_are_the_systems_until_others_are_chosen(browser: Browser, fake_
 
 def test_little_travels_and_nothing_a_second_time(browser: Browser, fake_server: Fake) -> None:
     sizes = (
-        "performance.getEntries().filter(one => one.transferSize !== undefined && !/v1|metrics|tokenizer/.test(one.name))"
+        "performance.getEntries()"
+        ".filter(one => one.transferSize !== undefined && !/v1|metrics|tokenizer/.test(one.name))"
         ".reduce((sum, one) => sum + one.transferSize, 0)"
     )
     with tab(browser, fake_server.url) as opened:

@@ -13,7 +13,7 @@ from tests.page.browser import Tab, tab
 from tests.page.running import bundled
 
 PROMPT = "Once upon a time, there was a little"
-FIGURES = {"seed": 7, "temperature": 0.7, "maximum": 24}
+FIGURES: dict[str, Any] = {"seed": 7, "temperature": 0.7, "maximum": 24}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_lens_shows_where_counts_differ(compared: Tab) -> None:
     view.locator(".tokens .token").nth(6).hover()
     rows = view.locator("tr", has_text="K 1")
     expect(rows.first.locator("code")).to_have_count(5)
-    view.get_by_text("K 1 against K 4").click()
+    compared.choose("K 1 against K 4")
     assert view.locator(".tokens .less").count() + view.locator(".tokens .more").count() > 0
     totals = view.get_by_role("table").last.locator("tr", has_text="K 4")
     assert totals.locator("td").last.inner_text() == "–", "the reference does not differ from itself"
@@ -88,7 +88,7 @@ def test_the_map_has_the_experts_of_every_layer(compared: Tab) -> None:
     expect(view.locator("canvas")).to_have_count(2)
     view.locator("canvas").first.hover(position={"x": 5, "y": 5})
     expect(view.locator(".told").first).to_contain_text("layer 1, expert 0:")
-    view.get_by_text("One token").click()
+    compared.choose("One token")
     expect(view.locator("output")).to_contain_text("prompt 1")
     view.locator("summary").first.click()
     rows = view.get_by_role("table").first.locator("tbody tr")
@@ -120,7 +120,7 @@ def test_an_infinity_model_shows_groups_of_its_mask(browser: Browser) -> None:
         opened.page.locator(".actions button", has_text="Routing").click()
         view = opened.page.locator("main.routing")
         expect(view).to_contain_text("groups of units of the ∞-MoE's mask")
-        view.get_by_text("One token").click()
+        opened.choose("One token")
         view.locator("canvas").hover(position={"x": 5, "y": 5})
         expect(view.locator(".told")).to_contain_text("kept")
 
