@@ -245,6 +245,7 @@ $(MORE_CLIENTS)/.built: constraints-more-clients.txt tests/more_clients/package-
 $(DEPLOY_TOOLS)/.built: constraints-deploy.txt
 	test -d $(DEPLOY_TOOLS) || $(NEW_VENV) $(DEPLOY_TOOLS) $(PYTHON)
 	$(call INSTALL,$(DEPLOY_TOOLS)) -r constraints-deploy.txt
+	touch $@
 
 $(PAGE_TESTS)/.built: constraints-page.txt tests/page/package-lock.json
 	test -x /usr/bin/chromium || { echo "no /usr/bin/chromium: apt-get install chromium"; exit 1; }
