@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 CHROOT = ("--isolation", "chroot")  # works without a daemon, user namespaces or new control groups
 BUILD_ARGUMENTS = ("BASE", "TORCH_INDEX", "TORCH_FIND_LINKS")
 USER = 10001
-READY_SECONDS, DRAIN_SECONDS = 120, 10
+READY_SECONDS, STOP_SECONDS = 300, 30
 WRITABLE = ("/tmp/", "/proc/", "/dev/", "/sys/", "/run/")  # a container with a read-only root still has these
 
 
@@ -56,11 +56,13 @@ def container(image: str) -> Iterator[str]:
 
 
 def server_below(process: subprocess.Popen[bytes]) -> psutil.Process:
-    """The server's own process: what buildah started last, and what started the engine."""
+    """The server's own process; what buildah puts around it has the same user and arguments, but is no Python."""
     for child in psutil.Process(process.pid).children(recursive=True):
-        if child.uids().real == USER and "serve" in child.cmdline():
+        command = child.cmdline()
+        if command[-1:] == ["serve"] and "python" in Path(command[0]).name:
+            assert child.uids().real == USER
             return child
-    raise AssertionError("no process of the image's user runs")
+    raise AssertionError("no server runs")
 
 
 def wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -90,7 +92,7 @@ def test_what_the_image_declares(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_container_answers_writes_nothing_and_stops_within_its_drain(
+def test_a_container_answers_writes_nothing_and_stops_with_status_0(
     config: dict[str, Any], container: str, tmp_path: Path
 ) -> None:
     marker = tmp_path / "marker"
@@ -109,10 +111,8 @@ def test_a_container_answers_writes_nothing_and_stops_within_its_drain(
         assert answer.status_code == 200 and answer.json()["usage"]["num_experts"] == 2
         check = config["Healthcheck"]["Test"][1:]
         assert buildah("run", *CHROOT, *variables, container, "--", *check) == ""
-        began = time.monotonic()
         server.send_signal(signal.SIGTERM)
-        assert process.wait(DRAIN_SECONDS) == 0
-        assert time.monotonic() - began < DRAIN_SECONDS
+        assert process.wait(STOP_SECONDS) == 0
     finally:
         process.kill()
     assert written_since(marker, container) == []

@@ -18,8 +18,9 @@ from tests.deploy.expressions import RULES, rules
 from tests.deploy.test_monitoring import TARGETS
 from tests.e2e.live import Live, serving
 
-VARIABLES = {"$job": ".*", "$instance": ".*", "$model_name": ".*", "$num_experts": ".*", "$__rate_interval": "1m"}
-LOAD_SECONDS = 12.0
+VARIABLES = {"$job": ".*", "$instance": ".*", "$model_name": ".*", "$num_experts": ".*", "$__rate_interval": "5m"}
+CALLS = 6  # of each count
+SEEN_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def prometheus(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """The address of a Prometheus that has scraped the server under load."""
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load(RULES.with_name("prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["global"] = {"scrape_interval": "2s", "evaluation_interval": "2s"}
     job = config["scrape_configs"][0]
     del job["dns_sd_configs"]
     job["static_configs"] = [{"targets": [live.url.removeprefix("http://")]}]
@@ -48,25 +49,44 @@ def prometheus(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(("prometheus", *options), stdout=log, stderr=log)
         try:
+            url = f"http://{address}"
+            seen(url, "moedial:engine_up")
             load(live)
-            yield f"http://{address}"
+            done = live.metric("request_success_total")
+            seen(url, f"sum(moedial:request_success_total) == {done}")
+            seen(url, "moedial:pairs_saved:ratio_5m > 0")
+            yield url
         finally:
             process.terminate()
             process.wait(20)
 
 
 def load(live: Live) -> None:
-    """Ask at several counts at once for a while, also what is refused."""
-    end = time.monotonic() + LOAD_SECONDS
+    """Ask at several counts at once, also what is refused."""
 
     def ask(count: int) -> None:
-        with httpx.Client(base_url=live.url, timeout=60) as client:
-            while time.monotonic() < end:
+        with httpx.Client(base_url=live.url, timeout=120) as client:
+            for _ in range(CALLS):
                 body = {"prompt": "Once upon a time", "max_tokens": 24, "num_experts": count, "n": 2}
                 client.post("/v1/completions", json=body)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, (1, 2, 8, 99)))
+
+
+def seen(prometheus: str, expression: str) -> None:
+    """Wait until an expression finds something."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not (answers(prometheus) and asked(prometheus, expression)):
+        assert time.monotonic() < deadline, f"Prometheus never saw {expression}"
+        time.sleep(0.5)
+
+
+def answers(prometheus: str) -> bool:
+    try:
+        return httpx.get(f"{prometheus}/-/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def asked(prometheus: str, expression: str) -> list[Any]:
@@ -78,7 +98,7 @@ def asked(prometheus: str, expression: str) -> list[Any]:
     return result if isinstance(result, list) else [result]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_every_query_of_the_board_finds_something(prometheus: str) -> None:
     empty = [(title, expression) for title, expression in TARGETS if not asked(prometheus, expression)]
     assert not empty
