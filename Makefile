@@ -67,7 +67,7 @@ test-storms: $(VENV)/.dev  ## floods, hostile requests, kills and hangs against 
 test-clients: $(VENV)/.run $(CLIENTS)/.built  ## LangChain, LiteLLM and lm-evaluation-harness against a real server
 	$(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients -W default --disable-warnings tests/clients
 
-test-more-clients: $(VENV)/.run $(MORE_CLIENTS)/.built  ## openai-agents, instructor, pydantic-ai, LlamaIndex, smolagents, llm, Vercel AI SDK
+test-more-clients: $(VENV)/.run $(MORE_CLIENTS)/.built  ## openai-agents, instructor, pydantic-ai, LlamaIndex, smolagents, llm, anthropic, ollama, Vercel AI SDK
 	$(MORE_CLIENTS)/bin/python -m pytest --confcutdir=tests/more_clients -W default --disable-warnings -rs tests/more_clients
 
 test-operators: $(VENV)/.dev  ## the board's and the rules' expressions against a real Prometheus (Debian: prometheus)
@@ -237,7 +237,7 @@ $(MORE_CLIENTS)/.built: constraints-more-clients.txt tests/more_clients/package-
 	test -d $(MORE_CLIENTS) || $(NEW_VENV) $(MORE_CLIENTS) $(PYTHON)
 	$(call INSTALL,$(MORE_CLIENTS)) -c constraints-more-clients.txt \
 		openai-agents instructor 'pydantic-ai-slim[openai]' llama-index-llms-openai-like 'smolagents[openai]' llm \
-		httpx pytest pytest-timeout
+		anthropic ollama httpx pytest pytest-timeout
 	cp tests/more_clients/package.json tests/more_clients/package-lock.json $(MORE_CLIENTS)
 	! command -v npm >/dev/null || npm ci --silent --no-audit --no-fund --prefix $(MORE_CLIENTS)
 	touch $@

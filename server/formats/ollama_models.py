@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from model.errors import InvalidRequest
 from server.experts.served_models import ServedModels
 from server.formats.ollama import timestamp
 from server.protocols import ChatTemplateProtocol
@@ -32,15 +31,8 @@ def running(models: ServedModels) -> dict[str, Any]:
 def shown(
     models: ServedModels, chat: ChatTemplateProtocol | None, defaults: Mapping[str, Any], named: str | None
 ) -> dict[str, Any]:
-    """What is known of a model, with GGUF's names for what it is.
-
-    Raises:
-        InvalidRequest: there is no name.
-        ModelNotFound: there is no such model.
-    """
-    if not named:
-        raise InvalidRequest("model is required", "model", "missing_required_parameter")
-    card, info = models.card(model_of(named, models.name) or named), models.info
+    """What is known of a model, by default the server's, with GGUF's names for what it is. Raises ModelNotFound."""
+    card, info = models.card(model_of(named, models.name) or models.name), models.info
     family, used = info.family, card["meta"]["moe"]["default"]
     knows_tools, knows_thinking = chat is not None and chat.knows_tools, chat is not None and chat.knows_thinking
     capabilities = ["completion"] + ["tools"] * knows_tools + ["thinking"] * knows_thinking

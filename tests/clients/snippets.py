@@ -15,7 +15,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 ADDRESS = "http://localhost:8000"  # of the server, as the page writes it
 LIGHT = ("curl", "openai")
 HEAVY = ("LangChain", "LiteLLM", "lm-evaluation-harness")
-MORE = ("openai-agents", "instructor", "Vercel AI SDK", "pydantic-ai", "LlamaIndex", "smolagents", "llm")
+MORE = (
+    "openai-agents",
+    "instructor",
+    "Vercel AI SDK",
+    "pydantic-ai",
+    "LlamaIndex",
+    "smolagents",
+    "llm",
+    "anthropic",
+    "Ollama",
+)
 SHELLS = {"python": [sys.executable, "-c"], "bash": ["bash", "-euo", "pipefail", "-c"]}
 
 
