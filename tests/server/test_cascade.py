@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ from starlette.testclient import TestClient
 from model.budget import ExpertBudget, RoutingRule
 from server.cascade import Cascade
 from tests.server.fakes import EOS, FakeEngine
-from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, on_loopback, service_of, value
+from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, key_file, on_loopback, service_of, value
 
 LOW, HIGH = ExpertBudget((1, 1, 1)), ExpertBudget((8, 8, 8))
 CASCADE = {"low": 1, "high": 8, "by": "entropy", "threshold": 1.5}
@@ -204,6 +205,17 @@ def test_each_run_is_a_sequence_of_the_metrics(client: TestClient, engine: FakeE
     before = read("1"), read("8")
     asked(client)
     assert (read("1") - before[0], read("8") - before[1]) == (LOW_TOKENS, HIGH_TOKENS)
+
+
+def test_an_api_key_is_charged_for_both_runs(tmp_path: Path) -> None:
+    """A prompt once in each run, however many of its answers are made again."""
+    keys = key_file(tmp_path, '[alice]\nkey = "sk-a"\ntokens_per_minute = 100000\n')
+    with in_memory(FakeEngine(), api_keys_file=keys) as client:
+        client.headers["authorization"] = "Bearer sk-a"
+        asked(client, n=2)
+        service = service_of(client)
+        assert value(service, "key_tokens_total", key="alice", kind="prompt") == 2 * len("hi")
+        assert value(service, "key_tokens_total", key="alice", kind="generation") == 4 * (len("hello world") + 1)
 
 
 @pytest.mark.parametrize(
