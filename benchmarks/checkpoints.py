@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from model.decoder import Decoder
 from training.step import initialise
-from weights.load import read_config
+from weights.config import read_config
 from weights.save import save_model
 
 OLMOE_900M: dict[str, Any] = {

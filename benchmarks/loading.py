@@ -69,7 +69,8 @@ def apart(kind: str, folder: Path) -> dict[str, float]:
 
 def compare(name: str, folder: Path, repeats: int) -> dict[str, Any]:
     """Medians of both, and the bound on memory."""
-    from weights.load import empty_model, read_config
+    from weights.config import read_config
+    from weights.load import empty_model
 
     config, _ = read_config(folder)
     parameters = list(empty_model(config, torch.bfloat16).parameters())

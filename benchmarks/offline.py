@@ -34,8 +34,8 @@ from benchmarks.systems.vllm_cpu import Vllm
 from benchmarks.tables import grid, table
 from benchmarks.touched import step_bytes
 from engine.memory import keep_freed_memory
+from weights.config import read_config
 from weights.folder import compared_models, read_json, resolve_model
-from weights.load import read_config
 
 PEERS: dict[str, list[System]] = {
     "transformers": [Transformers()],

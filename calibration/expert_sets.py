@@ -23,10 +23,11 @@ from model.errors import CheckpointError, InvalidRequest
 from model.step import Observer
 from weights import expert_sets as files
 from weights.calibration import checkpoint_hash
+from weights.config import read_config
 from weights.expert_sets import ExpertSet, Loss
 from weights.extract import check_count, check_model, restricted
 from weights.folder import resolve_model
-from weights.load import load_model, read_config
+from weights.load import load_model
 from weights.tokenizer import Tokenizer
 
 LOGIT_BYTES = 128 << 20  # of one pass, in float32: bounds its windows

@@ -23,8 +23,8 @@ from engine.types import EngineSettings
 from model.budget import ExpertBudget
 from model.errors import CheckpointError
 from weights import calibration as files
+from weights.config import read_config
 from weights.folder import resolve_model
-from weights.load import read_config
 from weights.repair import neutral_tables
 from weights.tokenizer import Tokenizer
 

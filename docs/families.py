@@ -8,7 +8,7 @@ from model.options import Options
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import TopK
 from tests.families.examples import examples_of
-from weights.load import decoder_config, families
+from weights.config import decoder_config, families
 
 # A config of real proportions; a family's example says what is its own.
 SIZES: dict[str, Any] = {

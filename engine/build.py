@@ -40,8 +40,9 @@ from model.options import Options
 from model.resources import available_cores
 from model.shapes.decoder import DecoderConfig
 from model.shapes.memory import bytes_per_block, bytes_per_sequence
+from weights.config import read_config
 from weights.folder import resolve_model
-from weights.load import load_model, read_config, run_dtype
+from weights.load import load_model, run_dtype
 from weights.repair import LoadedRepair, give_tables, load_repair
 from weights.tokenizer import Tokenizer
 

@@ -19,7 +19,7 @@ from model.config_reader import ConfigReader, activation, attention, decoder, he
 from model.decoder import Decoder
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Router, TopK
-from weights.load import read_config
+from weights.config import read_config
 from weights.save import save_model
 
 # Words of the shared layout (weights/names.py), and this family's words for them.

@@ -16,7 +16,7 @@ from model.decoder import Decoder
 from training.corpus import END
 from training.synthesise import ModelShape, halves_first, read_tensors
 from training.teacher_vocabulary import BOS, encode_word, read_tokens, used_vocabulary
-from weights.load import decoder_config
+from weights.config import decoder_config
 
 BYTES = range(3, 259)  # the ids of single bytes, with which any text can be written
 SPACE = "▁"  # how sentencepiece writes a space

@@ -23,7 +23,8 @@ from training.card import write_card
 from training.corpus import ASSISTANT, END, USER, documents, encode
 from training.evaluate import COUNTS, WholeModel, agreement, held_out_loss
 from training.recipe import RECIPES
-from weights.load import decoder_config, load_model
+from weights.config import decoder_config
+from weights.load import load_model
 from weights.save import save_model
 
 # Calls are written as Hermes models write them. The models are not trained to call: where a call is forced, it is the

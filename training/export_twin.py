@@ -21,7 +21,8 @@ from training.evaluate import ServedModel
 from training.export import export_tokenizer, measure_counts, windows
 from training.gpu.network import Shape
 from training.gpu.recipes import TWINS
-from weights.load import decoder_config, load_model
+from weights.config import decoder_config
+from weights.load import load_model
 from weights.save import save_model
 
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8)  # served

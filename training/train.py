@@ -29,7 +29,7 @@ from training.optimiser import build_optimisers
 from training.plot import plot_losses
 from training.recipe import RECIPES, Recipe
 from training.step import draw_counts, initialise, next_token_loss
-from weights.load import decoder_config
+from weights.config import decoder_config
 
 
 def compile_parts(model: Decoder) -> None:

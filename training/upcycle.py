@@ -32,7 +32,7 @@ from training.plot import plot_losses
 from training.recipe import Recipe
 from training.step import Balance, make_batch
 from training.train import Trainer, run
-from weights.load import decoder_config
+from weights.config import decoder_config
 from weights.save import save_model
 
 ROUTER_STD = 0.01  # small: at first the weights of the chosen experts are nearly equal

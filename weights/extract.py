@@ -20,9 +20,10 @@ from model.decoder import Decoder
 from model.errors import CheckpointError
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import TopK
+from weights.config import decoder_config, read_config
 from weights.expert_sets import ExpertSet
 from weights.files import SINGLE, TensorFiles
-from weights.load import decoder_config, empty_model, load_model, read_config
+from weights.load import empty_model, load_model
 from weights.save import tensors
 
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # of config.json

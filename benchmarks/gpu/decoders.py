@@ -12,7 +12,8 @@ from model.backends.base import Runnable
 from model.backends.torch.backend import TorchRunnable
 from model.decoder import Decoder
 from model.options import Options
-from weights.load import decoder_config, empty_model
+from weights.config import decoder_config
+from weights.load import empty_model
 
 OLMOE_7B: dict[str, Any] = {
     "model_type": "olmoe",

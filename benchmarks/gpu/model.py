@@ -17,7 +17,7 @@ from benchmarks.gpu.part import Part
 from model.backends.base import Runnable
 from tests.families.examples import examples_of
 from tests.model.tiny import PagedRun
-from weights.load import families
+from weights.config import families
 
 PAGE = 64
 ATOL = 2e-3  # of float32 logits of tiny decoders, which are about 1

@@ -17,7 +17,7 @@ from benchmarks.touched import expert_weights, shared_weights, step_bytes
 from benchmarks.workload import OUTPUT
 from model.decoder import Decoder, parameter_count
 from model.shapes.mixtures import Infinity, Router, TopK
-from weights.load import read_config
+from weights.config import read_config
 from weights.tokenizer import Tokenizer
 
 SMALL = {

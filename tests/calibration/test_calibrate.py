@@ -20,7 +20,7 @@ from tests.calibration.runs import equal_experts
 from tests.weights.checkpoints import INFINITY, write
 from weights import calibration as files
 from weights.calibration import Calibration
-from weights.load import read_config
+from weights.config import read_config
 
 
 @pytest.fixture(scope="module")

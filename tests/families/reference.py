@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from tests.families.examples import examples_of
 from tests.model.tiny import randomise
-from weights.load import families
+from weights.config import families
 
 BASE: dict[str, Any] = {
     "vocab_size": 61,

@@ -17,8 +17,9 @@ from model.shapes.mixtures import Dense, TopK
 from tests.families import reference
 from tests.families.test_parity import loaded
 from tests.model.tiny import whole_logits
+from weights.config import decoder_config
 from weights.folder import read_json
-from weights.load import decoder_config, load_model
+from weights.load import load_model
 
 BIASED = ["deepseek_v3", "kimi_k2", "glm4_moe", "ernie4_5_moe", "minimax_m2"]
 DEEPSEEK_V3: dict[str, Any] = {

@@ -13,7 +13,8 @@ from model.errors import CheckpointError
 from model.shapes.attention import Attention
 from tests.families import reference
 from tests.model.tiny import whole_logits
-from weights.load import decoder_config, load_model
+from weights.config import decoder_config
+from weights.load import load_model
 
 SHAPE: dict[str, Any] = {**reference.BASE, "num_hidden_layers": 3, "sliding_window": 8}
 QWEN2_MOE = {**SHAPE, "model_type": "qwen2_moe", "use_sliding_window": True}

@@ -9,8 +9,9 @@ import torch
 from model.errors import CheckpointError
 from tests.families import reference
 from tests.weights.test_extract import a_set, kept_experts, logits_of, masked
+from weights.config import read_config
 from weights.extract import extract
-from weights.load import load_model, read_config
+from weights.load import load_model
 
 FAMILIES = sorted({family for family, _ in reference.examples()})
 REFUSED = {family: "groups" for family in ("deepseek_v2", "deepseek_v3", "dots1", "glm4_moe")}

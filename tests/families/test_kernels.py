@@ -18,7 +18,8 @@ from tests.families import reference
 from tests.families.examples.phimoe import LONGROPE
 from tests.families.test_parity import EXAMPLES, counts, each
 from tests.model.tiny import PagedRun
-from weights.load import families, load_model
+from weights.config import families
+from weights.load import load_model
 
 PARTIAL = "rotary positions of neighbouring pairs or of parts of a head"
 ROUTED = "a router other than softmax, or experts with biases or a shared part"

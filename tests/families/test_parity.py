@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from model.decoder import Decoder
 from tests.families import reference
 from tests.model.tiny import PagedRun, whole_logits
-from weights.load import families, load_model
+from weights.config import families
+from weights.load import load_model
 from weights.save import tensors
 
 EXAMPLES = list(reference.examples())

@@ -21,7 +21,8 @@ from model.shapes.mixtures import Router
 from tests.families import reference
 from tests.families.examples.phimoe import LONGROPE
 from tests.model.tiny import whole_logits
-from weights.load import decoder_config, load_model
+from weights.config import decoder_config
+from weights.load import load_model
 
 GPT_OSS: dict[str, Any] = {
     "model_type": "gpt_oss",

@@ -29,7 +29,8 @@ from tests.families.test_engine import generate
 from tests.model.moe.definitions import DeepDefinition, SegmentsDefinition, SoftDefinition, assert_near
 from tests.model.tiny import PagedRun, randomise, whole_batch
 from tests.weights.words import write_tokenizer
-from weights.load import decoder_config, load_model
+from weights.config import decoder_config
+from weights.load import load_model
 from weights.save import save_model
 
 DEFINITIONS: dict[str, Any] = {

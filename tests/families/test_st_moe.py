@@ -26,7 +26,8 @@ from tests.families.test_engine import generate
 from tests.model.tiny import randomise, use, whole_logits
 from tests.weights.checkpoints import random_decoder
 from tests.weights.words import write_tokenizer
-from weights.load import decoder_config, load_model
+from weights.config import decoder_config
+from weights.load import load_model
 from weights.save import save_model
 
 

@@ -34,7 +34,8 @@ from tests.engine.random_workload import Served, alone, assert_as_alone, storm
 from tests.model.tiny import VOCABULARY, PagedRun, decoder, llama_like, randomise, topk, whole_batch
 from tests.new_kind import installed
 from tests.new_kind.shape import RunningMean
-from weights.load import load_model, read_config
+from weights.config import read_config
+from weights.load import load_model
 from weights.save import save_model
 
 MEAN = RunningMean(width=24, experts=6, hidden=12, trained=2)

@@ -17,7 +17,7 @@ from training.optimiser import Muon, build_optimisers, orthogonalise
 from training.recipe import RECIPES, Recipe
 from training.step import draw_counts, next_token_loss
 from training.train import Trainer, Windows
-from weights.load import decoder_config
+from weights.config import decoder_config
 
 RECIPE: dict[str, Any] = {"steps": 6, "rows": 4, "micro_rows": 2, "length": 8, "warmup": 2, "largest_count": 3}
 TOKENS = np.random.default_rng(1).integers(0, 37, 400).astype(np.uint16)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.decoder import Decoder
 from tests.model.tiny import randomise
-from weights.load import decoder_config
+from weights.config import decoder_config
 from weights.save import save_model
 
 INFINITY: dict[str, Any] = {

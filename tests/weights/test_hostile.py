@@ -21,10 +21,11 @@ from model.errors import CheckpointError, printable
 from tests.weights.checkpoints import INFINITY, OLMOE, write, write_config
 from tests.weights.words import END, write_tokenizer
 from weights.chat import MAX_SOURCE, ChatTemplate
+from weights.config import read_config
 from weights.files import INDEX, SINGLE, TensorFiles
 from weights.folder import read_card
 from weights.generation import read_eos_ids, sampling_defaults
-from weights.load import load_model, read_config
+from weights.load import load_model
 from weights.tokenizer import Tokenizer
 
 VOCABULARY = 315  # of the tokenizer below

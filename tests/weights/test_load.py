@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from model.errors import CheckpointError
 from tests.weights.checkpoints import INFINITY, OLMOE, same, write, write_config
-from weights.load import families, load_model, read_config, run_dtype
+from weights.config import families, read_config
+from weights.load import load_model, run_dtype
 from weights.save import save_model, tensors
 
 BOTH = pytest.mark.parametrize("raw", [INFINITY, OLMOE, INFINITY | {"dtype": "bfloat16", "norm": "rms"}], ids=str)

@@ -13,8 +13,9 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from model.decoder import Decoder
 from model.errors import CheckpointError
 from tests.model.tiny import randomise
+from weights.config import decoder_config
 from weights.dequantise import unpacked
-from weights.load import decoder_config, load_model
+from weights.load import load_model
 from weights.save import save_model
 
 RAW: dict[str, Any] = {

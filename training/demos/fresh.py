@@ -23,7 +23,7 @@ from model.moe.soft_segments import SegmentMixture
 from model.moe.topk import TopKMixture
 from model.step import LayerStep
 from training.step import initialise
-from weights.load import decoder_config
+from weights.config import decoder_config
 
 SCALE = 8.0  # of soft logits: cosines are small, and at the published 1 all weights stay alike for long
 EMBEDDINGS = 0.3  # of a T5, whose tied head has a scale

@@ -25,7 +25,8 @@ from model.encoder_decoder import decoder_of
 from training.demos.recipes import Recipe
 from training.demos.terms import Routing
 from training.step import make_batch
-from weights.load import decoder_config, load_model
+from weights.config import decoder_config
+from weights.load import load_model
 
 PART = 16  # rows that are computed at a time
 

@@ -13,7 +13,7 @@ from training.demos.fresh import Entmax, begin_from, fresh_model
 from training.demos.loop import loss_of
 from training.demos.recipes import RECIPES
 from training.demos.terms import Routing
-from weights.load import decoder_config
+from weights.config import decoder_config
 
 each = pytest.mark.parametrize("name", RECIPES)
 

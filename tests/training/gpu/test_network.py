@@ -14,7 +14,7 @@ from training.gpu.network import Dense, Infinity, Network, decoder_state
 from training.gpu.recipes import TWINS
 from training.gpu.study_sets import SETS
 from training.step import make_batch
-from weights.load import decoder_config
+from weights.config import decoder_config
 
 IDS = torch.randint(0, 50, (3, 16), generator=torch.Generator().manual_seed(2))
 
