@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from engine.blocks import BlockManager
 from engine.engine import Engine
 from engine.plan import Plan, StepResult, rows_of
 from engine.sampling.contrast import contrasted
+from engine.scheduler import Scheduler
 from engine.types import Request, Sampling, TokenEvent
 from model.backends.cpu.kernels.library import load
 from model.backends.torch.backend import TorchRunnable
@@ -21,6 +23,7 @@ from model.contrast import Contrast
 from model.errors import InvalidRequest
 from model.shapes.attention import Attention, GatedDeltaNet
 from model.shapes.rope import Rope
+from tests.engine.fake import FakeRunner, request
 from tests.engine.random_workload import Served, alone, assert_as_alone, bench, random_request
 from tests.engine.test_overlap_model import OnDevice
 from tests.model.tiny import infinity, llama_like, topk
@@ -108,7 +111,7 @@ def random_contrasted(rng: random.Random, number: int, served: Served) -> Reques
 def test_mixed_batches_give_what_each_request_gets_alone(served: Served) -> None:
     """Chunks, preemptions, prefixes found again, aborts: with and without a second row, side by side."""
     rng = random.Random(4)
-    todo = [random_contrasted(rng, number, served) for number in range(16 if served.native else 12)]
+    todo = [random_contrasted(rng, number, served) for number in range(16 if served.native else 10)]
     crowd = bench(served, blocks=2 * served.few, step_tokens=11, running=6)
     waiting = list(todo)
     while waiting or crowd.engine.has_work:
@@ -136,7 +139,7 @@ def test_steps_that_overlap_give_the_same() -> None:
         assert text(found[each.id]) == alone(TORCH, each).tokens[each.id]
 
 
-@pytest.mark.parametrize("speculate", ["ngram", "experts=1"])
+@pytest.mark.parametrize("speculate", ["ngram", pytest.param("experts=1", marks=pytest.mark.redundant)])
 def test_contrasted_sequences_get_no_drafts_and_others_keep_theirs(speculate: str) -> None:
     served = replace(TORCH, speculate=speculate)
     requests = [asked("a", new=28), replace(asked("b", None, new=28), prompt=(7, 8) * 5)]
@@ -308,6 +311,21 @@ def test_a_batch_or_a_cache_with_room_for_one_row_is_not_enough() -> None:
     param, message = refused(engine, asked(new=20))
     assert param == "max_tokens" and "at most 20 tokens of a request with experts.contrast" in message
     assert len(run(engine, asked(new=10))["a"]) == 10
+
+
+def test_two_rows_count_twice_in_the_batch_and_in_the_step() -> None:
+    """The second pair waits although one row is free, and nothing passes it."""
+    scheduler = Scheduler(BlockManager(64, 2, prefix_cache=False), max_running=3, max_step_tokens=8, max_model_len=40)
+    for id, contrast in (("a", Contrast()), ("b", Contrast()), ("c", None)):
+        scheduler.add(request(id, (1, 2, 3, 4, 5, 6), 2, contrast=contrast))
+    runner, planned = FakeRunner(2), list[list[tuple[str, int]]]()
+    while scheduler.has_work:
+        plan = scheduler.schedule()
+        planned.append([(chunk.sequence.id, chunk.length) for chunk in plan])
+        scheduler.commit(plan, runner.run(plan).sampled)
+        scheduler.check()
+    assert planned[:3] == [[("a", 4)], [("a", 2)], [("a", 1)]]
+    assert planned[3:] == [[("b", 4)], [("b", 2)], [("b", 1), ("c", 6)], [("c", 1)]]
 
 
 def test_rows_of_a_plan_are_neighbours() -> None:
