@@ -201,8 +201,9 @@ def _require_keys(document: dict[str, Any]) -> None:
         document["paths"][path]["get"]["security"] = []
 
 
-DESCRIPTION = """OpenAI's API over one mixture-of-experts model. Every request may say how many experts its tokens use:
-`num_experts` in the body, a model alias such as `NAME@k2`, or the header `X-Num-Experts`."""
+DESCRIPTION = """OpenAI's API, and Anthropic's and Ollama's, over one mixture-of-experts model. Every request may say
+how many experts its tokens use: `num_experts` in the body, a model alias such as `NAME@k2`, or the header
+`X-Num-Experts`."""
 
 
 def _responses(
