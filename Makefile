@@ -250,7 +250,7 @@ $(DEPLOY_TOOLS)/.built: constraints-deploy.txt
 $(PAGE_TESTS)/.built: constraints-page.txt tests/page/package-lock.json
 	test -x /usr/bin/chromium || { echo "no /usr/bin/chromium: apt-get install chromium"; exit 1; }
 	test -d $(PAGE_TESTS) || $(NEW_VENV) $(PAGE_TESTS) $(PYTHON)
-	$(call INSTALL,$(PAGE_TESTS)) -c constraints-page.txt playwright httpx pytest pytest-timeout
+	$(call INSTALL,$(PAGE_TESTS)) -c constraints-page.txt playwright pillow httpx pytest pytest-timeout
 	cp tests/page/package.json tests/page/package-lock.json $(PAGE_TESTS)
 	npm ci --silent --no-audit --no-fund --prefix $(PAGE_TESTS)
 	touch $@

@@ -44,14 +44,26 @@ function Said({ answer, mark, at, onPoint, asTokens }) {
   if (!text) return state === "done" ? html`<p class="quiet">${SAYS.empty}</p>` : null;
   if (asTokens && spells(tokens, text)) {
     const classOf = (index) => (mark === undefined ? "" : index < mark ? "common" : index === mark ? "differs" : "");
-    return html`<${TokenText} tokens=${tokens} version=${tokens.length} at=${at} onPoint=${onPoint} classOf=${classOf} mark=${mark} />`;
+    return html`<${TokenText}
+      tokens=${tokens}
+      version=${tokens.length}
+      at=${at}
+      onPoint=${onPoint}
+      classOf=${classOf}
+      mark=${mark}
+    />`;
   }
   return question.mode === "chat" ? html`<${Prose} text=${text} />` : html`<p class="tokens">${text}</p>`;
 }
 
 /** Whether the tokens make exactly the text: not so where there are none, and where some of them show nothing. */
 export function spells(tokens, text) {
-  return tokens.length > 0 && piecesOf(tokens).map((piece) => piece.text).join("") === text;
+  return (
+    tokens.length > 0 &&
+    piecesOf(tokens)
+      .map((piece) => piece.text)
+      .join("") === text
+  );
 }
 
 function Figures({ answer }) {
@@ -83,7 +95,11 @@ function Copies({ answer }) {
 
 /** A link to everything of a turn: of one answer, or of two and their comparison. */
 export function CopyLink({ answers }) {
-  const text = () => linkOf(answers.map((answer) => answer.question), answers[0].fingerprint);
+  const text = () =>
+    linkOf(
+      answers.map((answer) => answer.question),
+      answers[0].fingerprint,
+    );
   return html`<${Copy} label=${SAYS.link} title=${SAYS.copyLink} text=${text} />`;
 }
 

@@ -1,6 +1,6 @@
 // Starts the page and ties its parts together: state, views, keys of the keyboard, polling. Everything else is in its own file.
 
-import { html, render, useEffect, useRef } from "./html.js";
+import { html, render, useEffect } from "./html.js";
 import { ask, historyOf } from "./asking.js";
 import { readLink } from "./bodies.js";
 import { Composer, faultOf } from "./composer.js";
@@ -11,7 +11,7 @@ import { Help, KeyForm } from "./dialogs.js";
 import { Banner, Header } from "./header.js";
 import { firstCounts, Lens, score } from "./lens.js";
 import { Live, look } from "./live.js";
-import { loadModels, opposite, within } from "./models.js";
+import { loadModels, opposite } from "./models.js";
 import { Routing } from "./routing.js";
 import { keys } from "./server.js";
 import { FromLink, Start } from "./start.js";
@@ -47,19 +47,29 @@ function tryExample(prompt) {
   ask(store, { ...form, prompt, ...compared }, [[], []]);
 }
 
+/** Asks what the link holds, as it is: a count that the model does not have is refused by the server, in words. */
 function runLink() {
   const { link, model, form } = store.state;
-  const counted = (count) => (model.choices && count !== null ? within(model, count) : form.count);
   const { mode, prompt, seed, temperature, maximum } = link;
-  const asked = { mode, prompt, seed, temperature, maximum, compare: link.second !== null, count: counted(link.count), second: counted(link.second) };
+  const compare = model.choices && link.second !== null;
+  const counts = model.choices ? { count: link.count ?? form.count, second: link.second ?? form.second } : {};
+  const asked = { ...form, mode, prompt, seed, temperature, maximum, compare, ...counts };
   changeForm(asked);
   ask(store, asked, link.histories, { fingerprint: link.fingerprint });
 }
 
 function takeForLens(turn, answer) {
   const { question, text } = answer;
-  const prefix = turn.mode === "chat" ? { messages: [...question.history, { role: "user", content: question.prompt }] } : { prompt: question.prompt };
-  changeIn("lens")({ text: turn.mode === "chat" ? text : question.prompt + text, prefix: turn.mode === "chat" ? prefix : null, results: null, error: "" });
+  const prefix =
+    turn.mode === "chat"
+      ? { messages: [...question.history, { role: "user", content: question.prompt }] }
+      : { prompt: question.prompt };
+  changeIn("lens")({
+    text: turn.mode === "chat" ? text : question.prompt + text,
+    prefix: turn.mode === "chat" ? prefix : null,
+    results: null,
+    error: "",
+  });
   change({ view: "lens" });
   score(store);
 }
@@ -68,7 +78,16 @@ function exportAll() {
   const turns = store.state.turns.map(({ mode, prompt, answers }) => ({
     mode,
     prompt,
-    answers: answers.map(({ question, state, text, reasoning, usage, metrics, fingerprint, finish }) => ({ question, state, text, reasoning, usage, metrics, fingerprint, finish })),
+    answers: answers.map(({ question, state, text, reasoning, usage, metrics, fingerprint, finish }) => ({
+      question,
+      state,
+      text,
+      reasoning,
+      usage,
+      metrics,
+      fingerprint,
+      finish,
+    })),
   }));
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([JSON.stringify(turns, null, 2)], { type: "application/json" }));
@@ -82,17 +101,25 @@ function exportAll() {
 function App() {
   const state = useStore(store);
   const { model, view, keyForm, help, status, refusal } = state;
-  return html`<${Header} state=${state} change=${change} onTheme=${setTheme} />
+  return html`<${Header} state=${state} change=${change} onModel=${choose} onTheme=${setTheme} />
     <${Banner} text=${words.banner[status.kind] ?? refusal} />
-    ${model && html`<main class=${view}><div id="view" role="tabpanel" aria-labelledby=${`tab-${view}`}><${View} state=${state} /></div></main>`}
+    ${model && html`<main class=${view}>
+      <div id="view" role="tabpanel" aria-labelledby=${`tab-${view}`}><${View} state=${state} /></div>
+    </main>`}
     ${keyForm && html`<${KeyForm} key=${keyForm.count} wrong=${keyForm.wrong} onDone=${keyForm.done} />`}
-    ${help && html`<${Help} singleKeys=${state.singleKeys} onSingleKeys=${(singleKeys) => keep({ singleKeys })} onForget=${forget} onClose=${() => change({ help: false })} />`}`;
+    ${help && html`<${Help}
+      singleKeys=${state.singleKeys}
+      onSingleKeys=${(singleKeys) => keep({ singleKeys })}
+      onForget=${forget}
+      onClose=${() => change({ help: false })}
+    />`}`;
 }
 
 function View({ state }) {
   const { view, theme, turns } = state;
   const take = () => takeForLens(turns.at(-1), turns.at(-1).answers[0]);
-  if (view === "lens") return html`<${Lens} state=${state} change=${changeIn("lens")} onScore=${() => score(store)} onTake=${take} />`;
+  if (view === "lens")
+    return html`<${Lens} state=${state} change=${changeIn("lens")} onScore=${() => score(store)} onTake=${take} />`;
   if (view === "routing") return html`<${Routing} state=${state} change=${changeIn("routing")} />`;
   if (view === "curve") return html`<${Curve} state=${state} theme=${theme} onMeasure=${() => measure(store)} />`;
   if (view === "live") return html`<${Live} state=${state} theme=${theme} />`;
@@ -101,19 +128,21 @@ function View({ state }) {
 
 function Ask({ state }) {
   const { turns, link, model, form, running } = state;
-  const end = useRef(null);
-  useEffect(() => turns.length && end.current.scrollIntoView({ block: "end" }), [turns.length]);
+  useEffect(() => document.querySelector(".turn:last-child")?.scrollIntoView(), [turns.length]);
   const showRouting = (turn) => store.set({ view: "routing", routing: { turn: turn.id, scope: "all", at: 0 } });
   return html`<div class="ask">
     <div class="talk">
       ${link && html`<${FromLink} link=${link} onRun=${runLink} onDismiss=${() => change({ link: null })} />`}
       ${!turns.length && !link && html`<${Start} model=${model} mode=${form.mode} onExample=${tryExample} />`}
       <${Conversation} state=${state} onLens=${takeForLens} onRouting=${showRouting} />
-      ${turns.length > 0 && !running && html`<p class="all">
+      ${
+        turns.length > 0 &&
+        !running &&
+        html`<p class="all">
         <button type="button" class="quiet" onClick=${exportAll}>${words.composer.exportAll}</button>
         <button type="button" class="quiet" onClick=${() => change({ turns: [] })}>${words.composer.clear}</button>
-      </p>`}
-      <div ref=${end}></div>
+      </p>`
+      }
     </div>
     <${Composer} state=${state} change=${changeForm} onSend=${send} onStop=${stop} />
   </div>`;
@@ -167,13 +196,19 @@ function onKey(event) {
 async function openModels() {
   try {
     const models = await loadModels();
-    const [model] = models;
-    const count = model.has ? model.default : null;
-    const lens = { ...store.state.lens, counts: model.choices ? firstCounts(model) : [] };
-    store.set({ models, model, lens, form: { ...store.state.form, count }, refusal: "" });
+    change({ models, refusal: "" });
+    choose(models[0]);
   } catch (error) {
     change({ refusal: error.message });
   }
+}
+
+/** Shows a model: its dial stands at its default count. */
+function choose(model) {
+  const { lens, form } = store.state;
+  const counts = model.choices ? firstCounts(model) : [];
+  const count = model.has ? model.default : null;
+  change({ model, lens: { ...lens, counts, results: null }, form: { ...form, count, second: null, compare: false } });
 }
 
 function takeLink() {

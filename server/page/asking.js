@@ -4,7 +4,6 @@ import { bodyOf } from "./bodies.js";
 import { request } from "./server.js";
 import { events } from "./stream.js";
 import { bytesOf } from "./tokens.js";
-import { words } from "./words.js";
 
 const ALTERNATIVES = 5;
 
@@ -138,5 +137,3 @@ export function figuresOf(answer) {
     cached: usage?.prompt_tokens_details?.cached_tokens ?? 0,
   };
 }
-
-export const failure = (error) => (error.name === "AbortError" ? words.answer.stopped : error.message);

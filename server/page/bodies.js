@@ -42,16 +42,27 @@ export function pythonOf(question) {
 }
 
 /** A Python literal: as in JSON, since these values hold no true, false or null; but not every character as it is. */
-const literal = (value) => JSON.stringify(value).replace(/[\u007f-\u009f\u2028\u2029]/g, (char) => "\\u" + char.charCodeAt(0).toString(16).padStart(4, "0"));
+const literal = (value) =>
+  JSON.stringify(value).replace(
+    /[\u007f-\u009f\u2028\u2029]/g,
+    (char) => "\\u" + char.charCodeAt(0).toString(16).padStart(4, "0"),
+  );
 
 /** The address of the page with a question in it: everything that decides its answers. */
 export function linkOf(questions, fingerprint) {
   const [first, second] = questions;
-  const fields = new URLSearchParams({ m: first.mode, p: first.prompt, seed: first.seed, t: first.temperature, max: first.maximum });
+  const fields = new URLSearchParams({
+    m: first.mode,
+    p: first.prompt,
+    seed: first.seed,
+    t: first.temperature,
+    max: first.maximum,
+  });
   if (first.count !== null) fields.set("k", first.count);
   if (second) fields.set("vs", second.count);
   if (first.history.length) fields.set("h", JSON.stringify(first.history.map(pair)));
-  if (second && JSON.stringify(first.history) !== JSON.stringify(second.history)) fields.set("hb", JSON.stringify(second.history.map(pair)));
+  if (second && JSON.stringify(first.history) !== JSON.stringify(second.history))
+    fields.set("hb", JSON.stringify(second.history.map(pair)));
   if (fingerprint) fields.set("fp", fingerprint);
   return `${address("")}#${fields}`;
 }

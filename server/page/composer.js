@@ -14,7 +14,7 @@ export function Composer({ state, change, onSend, onStop }) {
     event.preventDefault();
     if (!running) onSend();
   };
-  return html`<form class="composer" aria-label=${composer.prompt[form.mode]} onSubmit=${send}>
+  return html`<form class="composer" aria-label=${composer.prompt[form.mode]} novalidate onSubmit=${send}>
     <${Prompt} form=${form} change=${change} onSend=${send} />
     ${model.choices && html`<${Dials} model=${model} form=${form} rates=${rates} change=${change} />`}
     ${!model.choices && html`<p class="measured">${model.has ? words.dial.fixed(model.trained) : words.dial.none}</p>`}
@@ -23,9 +23,11 @@ export function Composer({ state, change, onSend, onStop }) {
       <${Sampling} form=${form} change=${change} />
       ${model.choices && html`<${CompareSwitch} model=${model} form=${form} change=${change} />`}
       <span class="spring"></span>
-      ${running
-        ? html`<button type="button" class="stop" onClick=${onStop}>${composer.stop} <kbd>Esc</kbd></button>`
-        : html`<button type="submit" class="primary">${form.compare ? composer.compare : form.mode === "chat" ? composer.send : composer.sendText}</button>`}
+      ${
+        running
+          ? html`<button type="button" class="stop" onClick=${onStop}>${composer.stop} <kbd>Esc</kbd></button>`
+          : html`<button type="submit" class="primary">${form.compare ? composer.compare : composer.submit[form.mode]}</button>`
+      }
     </div>
     ${error && html`<p class="error" role="alert">${error}</p>`}
   </form>`;
@@ -34,7 +36,8 @@ export function Composer({ state, change, onSend, onStop }) {
 function Prompt({ form, change, onSend }) {
   const { mode, prompt } = form;
   const onKeyDown = (event) => {
-    const sends = event.key === "Enter" && !event.isComposing && (event.ctrlKey || event.metaKey || (mode === "chat" && !event.shiftKey));
+    const sends =
+      event.key === "Enter" && !event.isComposing && (event.ctrlKey || event.metaKey || (mode === "chat" && !event.shiftKey));
     if (sends) onSend(event);
   };
   return html`<textarea
@@ -53,8 +56,16 @@ function Prompt({ form, change, onSend }) {
 function Dials({ model, form, rates, change }) {
   return html`<div class="dials">
     <${Dial} model=${model} letter="A" count=${form.count} rate=${rates[form.count]} onChange=${(count) => change({ count })} />
-    ${form.compare &&
-    html`<${Dial} model=${model} letter="B" count=${form.second} rate=${rates[form.second]} onChange=${(second) => change({ second })} />`}
+    ${
+      form.compare &&
+      html`<${Dial}
+        model=${model}
+        letter="B"
+        count=${form.second}
+        rate=${rates[form.second]}
+        onChange=${(second) => change({ second })}
+      />`
+    }
   </div>`;
 }
 
@@ -63,7 +74,14 @@ function Mode({ mode, chat, change }) {
     <legend class="hidden">${composer.mode}</legend>
     ${["text", "chat"].map(
       (one) => html`<label title=${one === "chat" && !chat ? composer.noChat : undefined}>
-        <input type="radio" name="mode" value=${one} checked=${one === mode} disabled=${one === "chat" && !chat} onChange=${() => change({ mode: one })} />
+        <input
+          type="radio"
+          name="mode"
+          value=${one}
+          checked=${one === mode}
+          disabled=${one === "chat" && !chat}
+          onChange=${() => change({ mode: one })}
+        />
         <span>${composer[one]}</span>
       </label>`,
     )}

@@ -28,9 +28,16 @@ function Turn({ turn, model, onLens, onRouting }) {
     setOpen(true);
     point(index);
   };
-  const actions = (answer) => html`<button type="button" class="quiet" onClick=${() => onLens(turn, answer)}>${words.answer.lens}</button>
+  const actions = (
+    answer,
+  ) => html`<button type="button" class="quiet" onClick=${() => onLens(turn, answer)}>${words.answer.lens}</button>
     ${model.has && html`<button type="button" class="quiet" onClick=${() => onRouting(turn)}>${words.answer.routing}</button>`}
-    ${!paired && answer.tokens.length > 0 && html`<button type="button" class="quiet" aria-expanded=${open} onClick=${() => setOpen(!open)}>${words.answer.showTokens}</button>`}
+    ${!paired && answer.tokens.length > 0 && html`<button
+      type="button"
+      class="quiet"
+      aria-expanded=${open}
+      onClick=${() => setOpen(!open)}
+    >${words.answer.showTokens}</button>`}
     ${!paired && html`<${CopyLink} answers=${answers} />`}`;
   return html`<article class=${`turn ${paired ? "paired" : ""}`}>
     <h2 class="asked"><span class="hidden">${mode === "chat" ? words.answer.you : words.answer.from}: </span>${prompt}</h2>
@@ -39,10 +46,26 @@ function Turn({ turn, model, onLens, onRouting }) {
     <div class="columns">
       ${answers.map(
         (answer, index) =>
-          html`<${Answer} model=${model} answer=${answer} letter=${"AB"[index]} paired=${paired} mark=${mark} at=${at} onPoint=${onPoint} asTokens=${paired || open || mode === "text"} actions=${actions(answer)} />`,
+          html`<${Answer}
+            model=${model}
+            answer=${answer}
+            letter=${"AB"[index]}
+            paired=${paired}
+            mark=${mark}
+            at=${at}
+            onPoint=${onPoint}
+            asTokens=${paired || open || mode === "text"}
+            actions=${actions(answer)}
+          />`,
       )}
     </div>
-    ${open && answers.every(finished) && answers[0].tokens.length > 0 && html`<${Inspector} id=${`tokens-${turn.id}`} answers=${answers} at=${at ?? 0} mark=${mark} onPoint=${onPoint} />`}
+    ${open && answers.every(finished) && answers[0].tokens.length > 0 && html`<${Inspector}
+      id=${`tokens-${turn.id}`}
+      answers=${answers}
+      at=${at ?? 0}
+      mark=${mark}
+      onPoint=${onPoint}
+    />`}
   </article>`;
 }
 
@@ -57,7 +80,8 @@ function Verdict({ answers, mark }) {
   const over = answers.every(finished);
   const [one, other] = answers.map((answer) => answer.tokens[mark]);
   let said = html`<p>
-    ${SAYS.part(mark)} ${SAYS.wrote(a.question.count)} <${Written} token=${one} letter="A" />, ${SAYS.wrote(b.question.count)} <${Written} token=${other} letter="B" />.
+    ${SAYS.part(mark)} ${SAYS.wrote(a.question.count)} <${Written} token=${one} letter="A" />, ${SAYS.wrote(b.question.count)}
+    ${" "}<${Written} token=${other} letter="B" />.
   </p>`;
   if (!one && !other) said = html`<p>${over ? SAYS.same(mark) : SAYS.sameSoFar(mark)}</p>`;
   else if (!over && (!one || !other)) said = html`<p>${SAYS.sameSoFar(mark)}</p>`;
@@ -74,7 +98,8 @@ function Speeds({ answers }) {
   const [few, many] = ordered.map((answer) => ({ count: answer.question.count, ...figuresOf(answer) }));
   const parts = [];
   if (few.rate && many.rate) parts.push(SAYS.faster(few.count, many.count, few.rate / many.rate));
-  if (few.trained && many.pairs) parts.push(SAYS.pairs(few.pairs / few.trained / (many.pairs / many.trained), few.count, many.count));
+  if (few.trained && many.pairs)
+    parts.push(SAYS.pairs(few.pairs / few.trained / (many.pairs / many.trained), few.count, many.count));
   return parts.length > 0 && html`<p class="quiet">${parts.join(" · ")}</p>`;
 }
 

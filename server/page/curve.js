@@ -40,7 +40,11 @@ export function Curve({ state, theme, onMeasure }) {
     <div class="card">
       ${drawn.length > 0 && html`<${Points} model=${model} rows=${drawn} theme=${theme} />`}
       <div class="controls">
-        <button type="button" disabled=${curve.busy !== null} onClick=${onMeasure}>${curve.busy === null ? SAYS.measure : SAYS.measuring(curve.busy)}</button>
+        <button
+          type="button"
+          disabled=${curve.busy !== null}
+          onClick=${onMeasure}
+        >${curve.busy === null ? SAYS.measure : SAYS.measuring(curve.busy)}</button>
         <span class="quiet">${SAYS.about_measure}</span>
       </div>
       ${curve.error && html`<p class="error" role="alert">${curve.error}</p>`}
@@ -51,10 +55,18 @@ export function Curve({ state, theme, onMeasure }) {
 
 function rowsOf(model, measured) {
   const counts = new Set([...Object.keys(model.quality), ...Object.keys(measured)].map(Number));
-  return [...counts].sort((one, other) => one - other).map((count) => {
-    const row = model.quality[count];
-    return { count, quality: row?.relative_quality, perplexity: row?.perplexity, calibrated: row?.tokens_per_second, here: measured[count] };
-  });
+  return [...counts]
+    .sort((one, other) => one - other)
+    .map((count) => {
+      const row = model.quality[count];
+      return {
+        count,
+        quality: row?.relative_quality,
+        perplexity: row?.perplexity,
+        calibrated: row?.tokens_per_second,
+        here: measured[count],
+      };
+    });
 }
 
 function Points({ model, rows, theme }) {
@@ -63,7 +75,13 @@ function Points({ model, rows, theme }) {
   const points = rows.filter(speed).sort((one, other) => speed(one) - speed(other));
   const data = useMemo(() => [points.map(speed), points.map((row) => row.quality * 100)], [rows.length, here, points.length]);
   const options = (colour) => optionsOf(model, points, colour);
-  return html`<${Chart} label=${SAYS.title} options=${options} data=${data} height=${320} version=${`${theme} ${here} ${points.length}`} />`;
+  return html`<${Chart}
+    label=${SAYS.title}
+    options=${options}
+    data=${data}
+    height=${320}
+    version=${`${theme} ${here} ${points.length}`}
+  />`;
 }
 
 function optionsOf(model, points, colour) {
@@ -72,8 +90,14 @@ function optionsOf(model, points, colour) {
     legend: { show: false },
     cursor: { show: false },
     padding: [24, 32, 0, 0],
-    scales: { x: { time: false, range: (_, low, high) => widened(low, high) }, y: { range: (_, low, high) => widened(low, high) } },
-    axes: [axis(colour, { label: SAYS.speed }), axis(colour, { label: SAYS.quality, size: 64, values: (_, ticks) => ticks.map((tick) => `${number.short(tick)}`) })],
+    scales: {
+      x: { time: false, range: (_, low, high) => widened(low, high) },
+      y: { range: (_, low, high) => widened(low, high) },
+    },
+    axes: [
+      axis(colour, { label: SAYS.speed }),
+      axis(colour, { label: SAYS.quality, size: 64, values: (_, ticks) => ticks.map((tick) => `${number.short(tick)}`) }),
+    ],
     series: [{}, { stroke: colour("--quiet"), width: 1.5, points: { show: false } }],
     hooks: { draw: [draw] },
   };

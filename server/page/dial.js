@@ -10,9 +10,20 @@ export function Dial({ model, letter, count, rate, onChange }) {
   return html`<fieldset class="dial">
     <legend><span class=${`badge ${letter}`}>${letter}</span>${words.dial[letter]}</legend>
     <div class="counts">
-      ${listed.map((one) => html`<${Count} model=${model} letter=${letter} one=${one} chosen=${one === count} onChange=${onChange} />`)}
+      ${listed.map((one) => html`<${Count}
+        model=${model}
+        letter=${letter}
+        one=${one}
+        chosen=${one === count}
+        onChange=${onChange}
+      />`)}
     </div>
-    ${listed.length < model.max - model.min + 1 && html`<${Exact} model=${model} letter=${letter} count=${count} onChange=${onChange} />`}
+    ${listed.length < model.max - model.min + 1 && html`<${Exact}
+      model=${model}
+      letter=${letter}
+      count=${count}
+      onChange=${onChange}
+    />`}
     <${Measured} model=${model} count=${count} rate=${rate} />
   </fieldset>`;
 }
@@ -28,7 +39,10 @@ function Count({ model, letter, one, chosen, onChange }) {
       aria-label=${words.dial.describe(one, model.trained)}
       onChange=${() => onChange(one)}
     />
-    <span><i class="swatch" style=${{ background: colourOf(model, one) }}></i>${one}${trained && html`<small>${words.dial.trainedShort}</small>`}</span>
+    <span><i
+      class="swatch"
+      style=${{ background: colourOf(model, one) }}
+    ></i>${one}${trained && html`<small>${words.dial.trainedShort}</small>`}</span>
   </label>`;
 }
 
@@ -53,7 +67,9 @@ function Exact({ model, letter, count, onChange }) {
 function Measured({ model, count, rate }) {
   const row = model.quality[count];
   const { dial } = words;
-  const parts = row ? [dial.quality(row), dial.agreement(row)] : [Object.keys(model.quality).length ? dial.unmeasured : dial.uncalibrated];
+  const parts = row
+    ? [dial.quality(row), dial.agreement(row)]
+    : [Object.keys(model.quality).length ? dial.unmeasured : dial.uncalibrated];
   if (rate) parts.push(dial.last(rate));
   else if (row?.tokens_per_second) parts.push(dial.speed(row));
   return html`<p class="measured">${parts.map((part) => html`<span>${part}</span>`)}</p>`;
@@ -63,4 +79,3 @@ function Measured({ model, count, rate }) {
 export function stepped(model, count, by) {
   return within(model, count + by);
 }
-

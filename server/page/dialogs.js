@@ -33,7 +33,13 @@ export function KeyForm({ wrong, onDone }) {
     <form onSubmit=${send}>
       <p>${words.key.text}</p>
       ${wrong && html`<p class="error" role="alert">${words.key.wrong}</p>`}
-      <label class="field wide"><span>${words.key.label}</span><input ref=${field} id="api-key" type="password" autocomplete="off" required /></label>
+      <label class="field wide"><span>${words.key.label}</span><input
+        ref=${field}
+        id="api-key"
+        type="password"
+        autocomplete="off"
+        required
+      /></label>
       <div class="controls">
         <button type="button" onClick=${() => onDone(null)}>${words.key.cancel}</button>
         <button type="submit" class="primary">${words.key.enter}</button>
@@ -46,7 +52,11 @@ export function Help({ singleKeys, onSingleKeys, onForget, onClose }) {
   return html`<${Modal} title=${words.help.title} onClose=${onClose}>
     <p>${words.help.about}</p>
     <dl class="keys">${words.help.keys.map(([key, what]) => html`<div><dt><kbd>${key}</kbd></dt><dd>${what}</dd></div>`)}</dl>
-    <label class="switch"><input type="checkbox" checked=${singleKeys} onChange=${(event) => onSingleKeys(event.target.checked)} /><span>${words.help.single}</span></label>
+    <label class="switch"><input
+      type="checkbox"
+      checked=${singleKeys}
+      onChange=${(event) => onSingleKeys(event.target.checked)}
+    /><span>${words.help.single}</span></label>
     <p><a href=${address("docs")}>${words.help.docs}</a></p>
     <div class="controls">
       ${keys.get() && html`<button type="button" onClick=${onForget}>${words.key.forget}</button>`}

@@ -15,7 +15,8 @@ export function parse(text) {
 
 function labelsOf(text) {
   const labels = {};
-  for (const [, name, value] of text.matchAll(LABEL)) labels[name] = value.replace(/\\(.)/g, (_, char) => (char === "n" ? "\n" : char));
+  for (const [, name, value] of text.matchAll(LABEL))
+    labels[name] = value.replace(/\\(.)/g, (_, char) => (char === "n" ? "\n" : char));
   return labels;
 }
 
@@ -23,7 +24,9 @@ const numberOf = (text) => ({ "+Inf": Infinity, "-Inf": -Infinity })[text] ?? Nu
 
 /** The quantile of a histogram, { le: cumulative count }, as PromQL's histogram_quantile has it; null where it is empty. */
 export function quantile(buckets, share) {
-  const bounds = Object.keys(buckets).map(Number).sort((one, other) => one - other);
+  const bounds = Object.keys(buckets)
+    .map(Number)
+    .sort((one, other) => one - other);
   const total = buckets[bounds.at(-1)];
   if (!total) return null;
   const wanted = share * total;

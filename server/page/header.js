@@ -3,16 +3,23 @@
 import { html } from "./html.js";
 import { words } from "./words.js";
 
-export function Header({ state, change, onTheme }) {
+export function Header({ state, change, onModel, onTheme }) {
   const { models, model, view, theme } = state;
   return html`<header class="top">
     <div class="bar">
       <h1 class="brand">moedial</h1>
-      ${models.length > 1
-        ? html`<select class="model" aria-label=${words.header.model} value=${model.id} onChange=${(event) => change({ model: models.find((one) => one.id === event.target.value) })}>
+      ${
+        models.length > 1
+          ? html`<select
+            class="model"
+            aria-label=${words.header.model}
+            value=${model.id}
+            onChange=${(event) => onModel(models.find((one) => one.id === event.target.value))}
+          >
             ${models.map((one) => html`<option value=${one.id}>${one.id}</option>`)}
           </select>`
-        : html`<span class="model">${model?.id}</span>`}
+          : html`<span class="model">${model?.id}</span>`
+      }
       <${Status} status=${state.status} />
       <span class="spring"></span>
       <label class="field theme"><span class="hidden">${words.theme.label}</span>
@@ -20,7 +27,13 @@ export function Header({ state, change, onTheme }) {
           ${["auto", "light", "dark"].map((one) => html`<option value=${one}>${words.theme[one]}</option>`)}
         </select>
       </label>
-      <button type="button" class="icon" aria-label=${words.help.open} title=${words.help.open} onClick=${() => change({ help: true })}>?</button>
+      <button
+        type="button"
+        class="icon"
+        aria-label=${words.help.open}
+        title=${words.help.open}
+        onClick=${() => change({ help: true })}
+      >?</button>
     </div>
     ${model && html`<${Views} view=${view} onView=${(one) => change({ view: one })} />`}
   </header>`;
@@ -43,7 +56,16 @@ function Views({ view, onView }) {
   };
   return html`<div class="views" role="tablist" aria-label=${words.header.views} onKeyDown=${move}>
     ${names.map(
-      (name) => html`<button type="button" role="tab" id=${`tab-${name}`} aria-selected=${name === view} aria-controls="view" tabindex=${name === view ? 0 : -1} onClick=${() => onView(name)}>${words.views[name]}</button>`,
+      (name) =>
+        html`<button
+          type="button"
+          role="tab"
+          id=${`tab-${name}`}
+          aria-selected=${name === view}
+          aria-controls="view"
+          tabindex=${name === view ? 0 : -1}
+          onClick=${() => onView(name)}
+        >${words.views[name]}</button>`,
     )}
   </div>`;
 }

@@ -4,7 +4,7 @@ import { html } from "./html.js";
 import { tokensOf } from "./asking.js";
 import { presets } from "./models.js";
 import { json } from "./server.js";
-import { Candidates, TokenSlider, TokenText, visible } from "./tokens.js";
+import { TokenSlider, TokenText, visible } from "./tokens.js";
 import { number, words } from "./words.js";
 
 const SAYS = words.lens;
@@ -36,7 +36,10 @@ export async function score(store) {
 async function idsOf({ text, prefix }) {
   if (!prefix) return (await json("tokenize", { prompt: text })).tokens;
   const asked = prefix.messages ? { messages: prefix.messages } : { prompt: prefix.prompt };
-  const [before, after] = await Promise.all([json("tokenize", asked), json("tokenize", { prompt: text, add_special_tokens: false })]);
+  const [before, after] = await Promise.all([
+    json("tokenize", asked),
+    json("tokenize", { prompt: text, add_special_tokens: false }),
+  ]);
   return [...before.tokens, ...after.tokens];
 }
 
@@ -71,12 +74,22 @@ export function Lens({ state, change, onScore, onTake }) {
     <h2>${SAYS.title}</h2>
     <p class="about">${SAYS.about}</p>
     <form class="card" onSubmit=${send}>
-      <textarea rows="3" aria-label=${SAYS.text} placeholder=${SAYS.text} value=${lens.text} onInput=${(event) => change({ text: event.target.value, prefix: null })}></textarea>
+      <textarea
+        rows="3"
+        aria-label=${SAYS.text}
+        placeholder=${SAYS.text}
+        value=${lens.text}
+        onInput=${(event) => change({ text: event.target.value, prefix: null })}
+      ></textarea>
       <div class="controls">
         <${Counts} model=${model} lens=${lens} change=${change} />
         <span class="spring"></span>
         ${turns.length > 0 && html`<button type="button" onClick=${onTake}>${SAYS.take}</button>`}
-        <button type="submit" class="primary" disabled=${lens.busy !== null}>${lens.busy === null ? SAYS.run : SAYS.running(lens.busy)}</button>
+        <button
+          type="submit"
+          class="primary"
+          disabled=${lens.busy !== null}
+        >${lens.busy === null ? SAYS.run : SAYS.running(lens.busy)}</button>
       </div>
       ${lens.error && html`<p class="error" role="alert">${lens.error}</p>`}
     </form>
@@ -92,7 +105,12 @@ function Counts({ model, lens, change }) {
   return html`<fieldset class="checks">
     <legend>${SAYS.counts}</legend>
     ${presets(model).map(
-      (count) => html`<label><input type="checkbox" checked=${lens.counts.includes(count)} onChange=${() => flip(count)} /><span>${count}</span></label>`,
+      (count) =>
+        html`<label><input
+          type="checkbox"
+          checked=${lens.counts.includes(count)}
+          onChange=${() => flip(count)}
+        /><span>${count}</span></label>`,
     )}
   </fieldset>`;
 }
@@ -107,8 +125,21 @@ function Results({ lens, change }) {
   return html`<div class="card">
     <${Choice} lens=${lens} change=${change} />
     <${Scale} spread=${show === "spread"} />
-    <${TokenText} tokens=${tokens} version=${reference} at=${at} onPoint=${onPoint} classOf=${(index) => signOf(difference(index), show)} styleOf=${(index) => shade(difference(index), show)} />
-    <${TokenSlider} id="lens-token" tokens=${tokens} at=${at} onPoint=${onPoint} describe=${(index) => number.signed(difference(index))} />
+    <${TokenText}
+      tokens=${tokens}
+      version=${reference}
+      at=${at}
+      onPoint=${onPoint}
+      classOf=${(index) => signOf(difference(index), show)}
+      styleOf=${(index) => shade(difference(index), show)}
+    />
+    <${TokenSlider}
+      id="lens-token"
+      tokens=${tokens}
+      at=${at}
+      onPoint=${onPoint}
+      describe=${(index) => number.signed(difference(index))}
+    />
     <${AtToken} byCount=${byCount} reference=${reference} at=${at} />
     <${Totals} byCount=${byCount} reference=${reference} />
   </div>`;
@@ -117,13 +148,20 @@ function Results({ lens, change }) {
 /** What the colours show: the largest difference between counts, or one count against the reference. */
 function Choice({ lens, change }) {
   const { byCount } = lens.results;
-  const counts = Object.keys(byCount).map(Number).filter((count) => count !== lens.reference);
+  const counts = Object.keys(byCount)
+    .map(Number)
+    .filter((count) => count !== lens.reference);
   const options = [["spread", SAYS.spread], ...counts.map((count) => [count, SAYS.versus(count, lens.reference)])];
   return html`<fieldset class="segments">
     <legend>${SAYS.show}</legend>
     ${options.map(
       ([value, name]) => html`<label>
-        <input type="radio" name="lens-show" checked=${lens.show === value} onChange=${() => change({ show: value })} /><span>${name}</span>
+        <input
+          type="radio"
+          name="lens-show"
+          checked=${lens.show === value}
+          onChange=${() => change({ show: value })}
+        /><span>${name}</span>
       </label>`,
     )}
   </fieldset>`;
@@ -134,7 +172,10 @@ function Scale({ spread }) {
   const show = spread ? "spread" : "count";
   return html`<p class="scale quiet">
     ${!spread && SAYS.unlikelier}
-    ${steps.map((value) => html`<span class=${`token ${signOf(value, show)}`} style=${shade(value, show)}>${spread ? value.toFixed(1) : number.signed(value)}</span>`)}
+    ${steps.map((value) => html`<span
+      class=${`token ${signOf(value, show)}`}
+      style=${shade(value, show)}
+    >${spread ? value.toFixed(1) : number.signed(value)}</span>`)}
     ${!spread && SAYS.likelier}
   </p>`;
 }
@@ -146,13 +187,14 @@ function signOf(difference, show) {
   return difference < 0 ? "less" : "more";
 }
 
-const shade = (difference, show) => (signOf(difference, show) ? { "--strength": `${Math.round(Math.min(1, Math.abs(difference) / FULL) * 82) + 18}%` } : null);
+const shade = (difference, show) =>
+  signOf(difference, show) ? { "--strength": `${Math.round(Math.min(1, Math.abs(difference) / FULL) * 82) + 18}%` } : null;
 
 function AtToken({ byCount, reference, at }) {
   const counts = Object.keys(byCount).map(Number);
   const base = scoreAt(byCount[reference], at);
   return html`<div class="scroll"><table class="wide">
-    <thead><tr><th>${words.curve.columns[0]}</th><th>${SAYS.probability}</th><th>${SAYS.difference}</th><th>${SAYS.candidates}</th></tr></thead>
+    <thead><tr>${SAYS.tokenColumns.map((name) => html`<th>${name}</th>`)}</tr></thead>
     <tbody>
       ${counts.map((count) => {
         const token = byCount[count][at];
@@ -161,18 +203,25 @@ function AtToken({ byCount, reference, at }) {
           <th scope="row">K ${count}</th>
           <td>${known ? number.tenths(Math.exp(token.logprob)) : "–"}</td>
           <td>${known && count !== reference ? number.signed(token.logprob - base) : "–"}</td>
-          <td class="listed">${token.top.slice(0, ALTERNATIVES).map(({ text, logprob }) => html`<span class=${text === token.text ? "chosen" : ""}><code>${visible(text)}</code> ${number.percent(Math.exp(logprob))}</span>`)}</td>
+          <td class="listed">${token.top.slice(0, ALTERNATIVES).map((one) => html`<${Likely} one=${one} chosen=${one.text === token.text} />`)}</td>
         </tr>`;
       })}
     </tbody>
   </table></div>`;
 }
 
+function Likely({ one, chosen }) {
+  const share = number.percent(Math.exp(one.logprob ?? -Infinity));
+  return html`<span class=${chosen ? "chosen" : ""}><code>${visible(one.text)}</code> ${share}</span>`;
+}
+
 function Totals({ byCount, reference }) {
   const rows = Object.entries(byCount).map(([count, tokens]) => {
     const scored = tokens.filter((token) => token.logprob !== null);
     const mean = scored.reduce((sum, token) => sum + token.logprob, 0) / scored.length;
-    const differing = tokens.filter((_, index) => Math.abs(scoreAt(tokens, index) - scoreAt(byCount[reference], index)) > NOTED).length;
+    const differing = tokens.filter(
+      (_, index) => Math.abs(scoreAt(tokens, index) - scoreAt(byCount[reference], index)) > NOTED,
+    ).length;
     return [Number(count), mean, differing];
   });
   return html`<h3>${SAYS.table}</h3>

@@ -10,7 +10,14 @@ import { number, words } from "./words.js";
 const SAYS = words.live;
 const WINDOW_MS = 300_000;
 const HISTOGRAMS = { first: "moedial:time_to_first_token_seconds", token: "moedial:inter_token_latency_seconds" };
-const TOTALS = { running: "num_requests_running", waiting: "num_requests_waiting", up: "engine_up", cache: "kv_cache_usage_perc", pairs: "routed_pairs_total", saved: "routed_pairs_saved_total" };
+const TOTALS = {
+  running: "num_requests_running",
+  waiting: "num_requests_waiting",
+  up: "engine_up",
+  cache: "kv_cache_usage_perc",
+  pairs: "routed_pairs_total",
+  saved: "routed_pairs_saved_total",
+};
 
 /** Reads /metrics once: the server's status, and a sample for the charts. */
 export async function look(store) {
@@ -25,19 +32,25 @@ export async function look(store) {
   const sample = sampleOf(parse(text));
   const kept = store.state.live.samples.filter((one) => one.time > sample.time - WINDOW_MS);
   const kind = sample.up ? "ready" : store.state.model ? "down" : "loading";
-  return store.set({ live: { samples: [...kept, sample], available: true }, status: { kind, running: sample.running, waiting: sample.waiting } });
+  return store.set({
+    live: { samples: [...kept, sample], available: true },
+    status: { kind, running: sample.running, waiting: sample.waiting },
+  });
 }
 
 /** What one reading of /metrics says: totals, and by count the histograms and the tokens. */
-export function sampleOf(samples) {
-  const totals = Object.fromEntries(Object.entries(TOTALS).map(([name, series]) => [name, samples.find((one) => one.name === `moedial:${series}`)?.value ?? 0]));
+function sampleOf(samples) {
+  const totals = Object.fromEntries(
+    Object.entries(TOTALS).map(([name, series]) => [name, samples.find((one) => one.name === `moedial:${series}`)?.value ?? 0]),
+  );
   const counts = {};
   for (const { name, labels, value } of samples) {
     const count = labels.num_experts;
     if (count === undefined) continue;
     const own = (counts[count] ||= { tokens: 0, first: empty(), token: empty() });
     if (name === "moedial:generation_tokens_total") own.tokens += value;
-    for (const [kind, series] of Object.entries(HISTOGRAMS)) add(own[kind], name.slice(series.length), name.startsWith(`${series}_`), labels.le, value);
+    for (const [kind, series] of Object.entries(HISTOGRAMS))
+      add(own[kind], name.slice(series.length), name.startsWith(`${series}_`), labels.le, value);
   }
   return { time: Date.now(), counts, ...totals };
 }
@@ -57,7 +70,9 @@ function add(histogram, ending, own, bound, value) {
 /** What was added to a histogram from one sample to a later one. */
 function between(earlier, later) {
   if (!earlier || later.count < earlier.count) return later; // a count that is new, or a server that began again
-  const buckets = Object.fromEntries(Object.entries(later.buckets).map(([bound, value]) => [bound, value - (earlier.buckets[bound] || 0)]));
+  const buckets = Object.fromEntries(
+    Object.entries(later.buckets).map(([bound, value]) => [bound, value - (earlier.buckets[bound] || 0)]),
+  );
   return { sum: later.sum - earlier.sum, count: later.count - earlier.count, buckets };
 }
 
@@ -72,15 +87,17 @@ export function Live({ state, theme }) {
     <h2>${SAYS.title}</h2>
     <p class="about">${SAYS.about}</p>
     ${last && html`<${Totals} samples=${samples} last=${last} />`}
-    ${active.length === 0
-      ? html`<p class="empty">${SAYS.none}</p>`
-      : html`<div class="card">
+    ${
+      active.length === 0
+        ? html`<p class="empty">${SAYS.none}</p>`
+        : html`<div class="card">
           <div class="columns">
             <${Lines} title=${SAYS.token} kind="token" model=${model} samples=${samples} rows=${active} theme=${theme} />
             <${Lines} title=${SAYS.first} kind="first" model=${model} samples=${samples} rows=${active} theme=${theme} />
           </div>
           <${Table} rows=${active} />
-        </div>`}
+        </div>`
+    }
   </div>`;
 }
 
@@ -122,13 +139,21 @@ function Lines({ title, kind, model, samples, rows, theme }) {
   });
   return html`<section><h3>${title}</h3>
     <${Chart} label=${title} options=${options} data=${data} height=${200} version=${`${theme} ${counts}`} />
-    <p class="scale quiet">${counts.map((count) => html`<span><i class="swatch" style=${{ background: colourFor(model, count) }}></i>${SAYS.count(count)}</span>`)}</p>
+    <p class="scale quiet">${counts.map((count) => html`<span><i
+      class="swatch"
+      style=${{ background: colourFor(model, count) }}
+    ></i>${SAYS.count(count)}</span>`)}</p>
   </section>`;
 }
 
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en", { hour12: false });
 const colourFor = (model, count) => (model && Number(count) ? colourOf(model, Number(count)) : "gray");
-const lineOf = (model, count) => ({ stroke: colourFor(model, count), width: 2, spanGaps: false, points: { show: true, size: 6, fill: colourFor(model, count) } });
+const lineOf = (model, count) => ({
+  stroke: colourFor(model, count),
+  width: 2,
+  spanGaps: false,
+  points: { show: true, size: 6, fill: colourFor(model, count) },
+});
 
 /** Times in seconds, and by count the mean of what was added since the sample before, in ms; null where nothing was. */
 function linesOf(samples, counts, kind) {

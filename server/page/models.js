@@ -10,7 +10,7 @@ export async function loadModels() {
   return data.filter((card) => !card.parent).map((card) => modelOf(card, Boolean(tokenizer.chat_template)));
 }
 
-export function modelOf(card, chat) {
+function modelOf(card, chat) {
   const { moe, execution } = card.meta;
   const has = moe.layers > 0;
   return {
@@ -36,7 +36,9 @@ export function presets(model) {
   if (!model.has) return [];
   const all = Array.from({ length: model.max - model.min + 1 }, (_, index) => model.min + index);
   if (all.length <= FEW) return all;
-  return all.filter((count) => Number.isInteger(Math.log2(count)) || count === model.trained || count === model.min || count === model.max);
+  return all.filter(
+    (count) => Number.isInteger(Math.log2(count)) || count === model.trained || count === model.min || count === model.max,
+  );
 }
 
 /** A count to compare `count` with at first: the smallest, or the largest where it is the smallest itself. */
@@ -50,7 +52,13 @@ export function colourOf(model, count) {
   return viridis(Math.log2(count / model.min) / span);
 }
 
-const STOPS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
+const STOPS = [
+  [68, 1, 84],
+  [59, 82, 139],
+  [33, 145, 140],
+  [94, 201, 98],
+  [253, 231, 37],
+];
 
 /** The colour of a share from 0 to 1, readable without colour vision. */
 export function viridis(share) {

@@ -31,7 +31,11 @@ function block(lines, index) {
   if (HEADING.test(line)) return [html`<p class="heading">${inline(line.replace(HEADING, ""))}</p>`, index + 1];
   if (BULLET.test(line)) return list(lines, index, BULLET, "ul");
   if (NUMBERED.test(line)) return list(lines, index, NUMBERED, "ol");
-  const end = endOf(lines, index + 1, (one) => one.trim() !== "" && ![FENCE, HEADING, BULLET, NUMBERED].some((kind) => kind.test(one)));
+  const end = endOf(
+    lines,
+    index + 1,
+    (one) => one.trim() !== "" && ![FENCE, HEADING, BULLET, NUMBERED].some((kind) => kind.test(one)),
+  );
   return [html`<p>${inline(lines.slice(index, end).join("\n"))}</p>`, end];
 }
 

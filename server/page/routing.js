@@ -6,10 +6,12 @@ import { TokenSlider } from "./tokens.js";
 import { words } from "./words.js";
 
 const SAYS = words.routing;
-const CELL = 18; // pixels, at most
+const CELL = 16; // pixels, at most
+const MAP = 512; // pixels, at most, unless cells would become too narrow
+const LISTED = 8; // experts of a layer in the table
 
 /** Routes as the server writes them, read: `at(token, layer)` gives the experts of a token, best first. */
-export function readRoutes({ shape, dtype, bits, first, data }, experts) {
+function readRoutes({ shape, dtype, bits, first, data }, experts) {
   const raw = Uint8Array.from(atob(data), (char) => char.charCodeAt(0));
   const [tokens, layers, width] = shape;
   const values = dtype === "uint16" ? wide(raw) : raw;
@@ -17,7 +19,9 @@ export function readRoutes({ shape, dtype, bits, first, data }, experts) {
   const row = (token, layer) => values.subarray((token * layers + layer) * width, (token * layers + layer + 1) * width);
   const at = (token, layer) => {
     const own = Array.from(row(token, layer));
-    return bits ? own.flatMap((byte, index) => [0, 1, 2, 3, 4, 5, 6, 7].filter((bit) => byte & (1 << bit)).map((bit) => index * 8 + bit)) : own.filter((expert) => expert !== none);
+    return bits
+      ? own.flatMap((byte, index) => [0, 1, 2, 3, 4, 5, 6, 7].filter((bit) => byte & (1 << bit)).map((bit) => index * 8 + bit))
+      : own.filter((expert) => expert !== none);
   };
   return { tokens, layers, bits, first, columns: bits ? width * 8 : experts, at };
 }
@@ -28,10 +32,11 @@ function wide(raw) {
 }
 
 /** By layer and expert, the share of tokens that used it. */
-export function sharesOf(routes) {
+function sharesOf(routes) {
   const shares = Array.from({ length: routes.layers }, () => new Float64Array(routes.columns));
   for (let token = 0; token < routes.tokens; token += 1)
-    for (let layer = 0; layer < routes.layers; layer += 1) for (const expert of routes.at(token, layer)) shares[layer][expert] += 1 / routes.tokens;
+    for (let layer = 0; layer < routes.layers; layer += 1)
+      for (const expert of routes.at(token, layer)) shares[layer][expert] += 1 / routes.tokens;
   return shares;
 }
 
@@ -61,9 +66,19 @@ function Turns({ model, turns, turn, routing, change }) {
         </label>
         <${Scope} routing=${routing} change=${change} />
       </div>
-      ${longest && routing.scope === "one" && html`<${TokenSlider} id="routing-token" tokens=${labels(turn.answers[index], longest)} at=${routing.at} onPoint=${(at) => change({ at })} />`}
+      ${longest && routing.scope === "one" && html`<${TokenSlider}
+        id="routing-token"
+        tokens=${labels(turn.answers[index], longest)}
+        at=${routing.at}
+        onPoint=${(at) => change({ at })}
+      />`}
       <div class="columns maps">
-        ${turn.answers.map((answer, place) => html`<${OneMap} model=${model} answer=${answer} routes=${read[place]} routing=${routing} />`)}
+        ${turn.answers.map((answer, place) => html`<${OneMap}
+          model=${model}
+          answer=${answer}
+          routes=${read[place]}
+          routing=${routing}
+        />`)}
       </div>
     </div>`;
 }
@@ -72,7 +87,13 @@ function Scope({ routing, change }) {
   return html`<fieldset class="segments">
     <legend class="hidden">${SAYS.scope}</legend>
     ${["all", "one"].map(
-      (scope) => html`<label><input type="radio" name="scope" checked=${routing.scope === scope} onChange=${() => change({ scope })} /><span>${SAYS[scope]}</span></label>`,
+      (scope) =>
+        html`<label><input
+          type="radio"
+          name="scope"
+          checked=${routing.scope === scope}
+          onChange=${() => change({ scope })}
+        /><span>${SAYS[scope]}</span></label>`,
     )}
   </fieldset>`;
 }
@@ -98,10 +119,15 @@ function OneMap({ model, answer, routes, routing }) {
   return html`<section>
     ${title}
     <${Grid} grid=${grid} say=${say} label=${`${SAYS.title} ${words.answer.count(answer.question.count)}`} />
-    <p class="scale quiet">${SAYS.fewest} <span class="ramp">${[0, 0.25, 0.5, 0.75, 1].map((share) => html`<i style=${{ background: viridis(share) }}></i>`)}</span> ${one ? (routes.bits ? SAYS.kept(true) : SAYS.rank(1)) : SAYS.share(most)}</p>
+    <${Ramp} most=${one ? (routes.bits ? SAYS.kept(true) : SAYS.rank(1)) : SAYS.share(most)} />
     <p class="quiet">${SAYS.unused(unused, routes.columns * routes.layers)}${routes.first > 0 ? ` ${SAYS.cached(routes.first)}` : ""}</p>
     <details><summary>${SAYS.table}</summary><${AsTable} grid=${grid} say=${say} /></details>
   </section>`;
+}
+
+function Ramp({ most }) {
+  const steps = [0, 0.25, 0.5, 0.75, 1].map((share) => html`<i style=${{ background: viridis(share) }}></i>`);
+  return html`<p class="scale quiet">${SAYS.fewest} <span class="ramp">${steps}</span> ${most}</p>`;
 }
 
 /** One token's experts as a grid: 1 for the best of a layer, less for the next; all that are kept of a mask are 1. */
@@ -138,9 +164,10 @@ function Grid({ grid, say, label }) {
 
 function draw(canvas, grid) {
   const columns = grid[0].length;
-  const cell = Math.max(4, Math.min(CELL, Math.floor(1056 / columns)));
+  const cell = Math.max(3, Math.min(CELL, Math.floor(MAP / columns)));
   canvas.width = columns * cell;
   canvas.height = grid.length * CELL;
+  canvas.style.width = `${canvas.width}px`;
   const context = canvas.getContext("2d");
   grid.forEach((row, layer) =>
     row.forEach((value, expert) => {
@@ -157,9 +184,9 @@ function AsTable({ grid, say }) {
     <tbody>
       ${grid.map((row, layer) => {
         const busiest = [...row.keys()].filter((expert) => row[expert] > 0).sort((one, other) => row[other] - row[one]);
-        return html`<tr><th scope="row">${layer + 1}</th><td class="listed">${busiest.slice(0, 8).map((expert) => html`<span><code>${expert}</code> ${say(layer, expert)}</span>`)}</td></tr>`;
+        const listed = busiest.slice(0, LISTED).map((expert) => html`<span><code>${expert}</code> ${say(layer, expert)}</span>`);
+        return html`<tr><th scope="row">${layer + 1}</th><td class="listed">${listed}</td></tr>`;
       })}
     </tbody>
   </table></div>`;
 }
-

@@ -47,7 +47,11 @@ export function TokenText({ tokens, version, at, onPoint, classOf = () => "", st
     if (index !== undefined) onPoint(Number(index));
   };
   return html`<p class="tokens" onMouseOver=${point} onClick=${point}>${pieces.map(
-    ({ text, first, last }) => html`${mark !== undefined && first <= mark && mark <= last && html`<span class="part" aria-hidden="true"></span>`}<span
+    ({
+      text,
+      first,
+      last,
+    }) => html`${mark !== undefined && first <= mark && mark <= last && html`<span class="part" aria-hidden="true"></span>`}<span
         data-index=${first}
         class=${`token ${classOf(first)} ${at !== null && first <= at && at <= last ? "at" : ""}`}
         style=${styleOf(first)}
@@ -84,7 +88,11 @@ export function Candidates({ title, token, note }) {
   return html`<section class="candidates">
     <h4>${title}</h4>
     <ol>
-      ${rows.map(({ text, logprob }) => html`<${Candidate} text=${text} share=${Math.exp(logprob ?? -Infinity)} chosen=${text === token.text} />`)}
+      ${rows.map(({ text, logprob }) => html`<${Candidate}
+        text=${text}
+        share=${Math.exp(logprob ?? -Infinity)}
+        chosen=${text === token.text}
+      />`)}
     </ol>
   </section>`;
 }

@@ -62,8 +62,6 @@ export const words = {
     agreement: (row) => `same next token ${number.percent(row.agreement)}`,
     speed: (row) => `${number.short(row.tokens_per_second)} tokens/s calibrated`,
     last: (rate) => `${number.short(rate)} tokens/s here, last time`,
-    loss: (row) => `loss ${row.loss.toFixed(3)}`,
-    perplexity: (row) => `perplexity ${number.short(row.perplexity)}`,
     unmeasured: "no quality measured at this count",
     uncalibrated: "This model has no calibration (moedial calibrate), so no quality is shown.",
     none: "This model has no experts to choose from, so there is no dial; everything else works.",
@@ -76,11 +74,8 @@ export const words = {
     noChat: "This model has no chat template: text mode only",
     prompt: { chat: "Message", text: "Text to continue" },
     placeholder: { chat: "Ask something…", text: "Once upon a time" },
-    send: "Send",
-    sendText: "Continue",
+    submit: { chat: "Send", text: "Continue" },
     compare: "Compare",
-    compareWith: "with",
-    compareLabel: "Second count",
     stop: "Stop",
     seed: "Seed",
     newSeed: "Draw a new seed",
@@ -99,8 +94,16 @@ export const words = {
     plain: "Ask the model. Nothing is stored: the conversation lives in this page only.",
     compare: (a, b) => `Compare ${a} and ${b}`,
     examples: {
-      text: ["Once upon a time, there was a little", "The dragon looked at the small door and", "Tom and his sister found a box. In the box"],
-      chat: ["Tell me a story about a brave little dragon.", "Write a story about a lost kite.", "What did the cat find in the garden?"],
+      text: [
+        "Once upon a time, there was a little",
+        "The dragon looked at the small door and",
+        "Tom and his sister found a box. In the box",
+      ],
+      chat: [
+        "Tell me a story about a brave little dragon.",
+        "Write a story about a lost kite.",
+        "What did the cat find in the garden?",
+      ],
     },
   },
   link: {
@@ -135,10 +138,10 @@ export const words = {
     lens: "Lens",
     routing: "Routing",
     showTokens: "Tokens",
-    curl: "curl",
-    python: "Python",
-    link: "Link",
-    copy: (what) => `Copy as ${what}`,
+    curl: "Copy curl",
+    python: "Copy Python",
+    link: "Copy link",
+    copy: (what) => `Copy a request for this answer as ${what}`,
     copied: "Copied",
     copyLink: "Copy a link that repeats this",
     noCopy: "The browser did not allow copying; select the text instead.",
@@ -147,10 +150,12 @@ export const words = {
   compare: {
     same: (count) => `Both answers are the same, all ${number.whole(count)} tokens.`,
     sameSoFar: (count) => `The same so far: ${number.whole(count)} tokens.`,
-    part: (index) => (index === 0 ? "The answers part at the first token:" : `The same for ${number.whole(index)} ${index === 1 ? "token" : "tokens"}. Then`),
+    part: (index) =>
+      index === 0
+        ? "The answers part at the first token:"
+        : `The same for ${number.whole(index)} ${index === 1 ? "token" : "tokens"}. Then`,
     wrote: (count) => `K ${count} writes`,
     ended: "its end",
-    mark: "parts here",
     faster: (a, b, factor) => `K ${a} ran ${factor.toFixed(2)}× as fast as K ${b}`,
     pairs: (share, a, b) => `K ${a} computed ${number.percent(share)} of the expert pairs per token of K ${b}`,
   },
@@ -167,7 +172,8 @@ export const words = {
   },
   lens: {
     title: "Where did the count matter?",
-    about: "One text, scored at several counts. Colours show how much likelier or unlikelier each token is than at the reference count.",
+    about:
+      "One text, scored at several counts. Colours show how much likelier or unlikelier each token is than at the reference count.",
     text: "Text to score",
     take: "Take the last answer",
     counts: "Counts",
@@ -181,9 +187,7 @@ export const words = {
     unlikelier: "unlikelier",
     table: "Scores of the whole text",
     columns: ["Count", "Mean log-probability", "Perplexity", "Tokens that differ by more than 0.1"],
-    probability: "Probability",
-    difference: "Difference",
-    candidates: "Likeliest here",
+    tokenColumns: ["Count", "Probability", "Difference", "Likeliest here"],
     few: "Choose at least two counts.",
     none: "This model has one count only, so there is nothing to compare.",
     short: "The text must have at least two tokens.",
@@ -192,7 +196,8 @@ export const words = {
   routing: {
     title: "Which experts did the tokens use?",
     about: "Rows are layers, columns are experts. All tokens: how often each expert was used. One token: which ones it used.",
-    bitsAbout: "Rows are layers, columns are groups of units of the ∞-MoE's mask. All tokens: how often each group was kept. One token: which ones it kept.",
+    bitsAbout:
+      "Rows are layers, columns are groups of units of the ∞-MoE's mask. All tokens: how often each group was kept. One token: which ones it kept.",
     off: "The server does not tell routes. Its operator can allow it: moedial serve --return-routed-experts",
     dense: "This model has no experts, so nothing is routed.",
     none: "Ask something first; then the routes of its answer are here.",
@@ -216,7 +221,8 @@ export const words = {
   curve: {
     title: "What does a count cost, and what is it worth?",
     about: "One point per count: speed of one stream from left to right, quality from bottom to top.",
-    source: (calibration) => `Quality: ${number.whole(calibration.tokens)} tokens, ${calibration.text}. Calibrated speed: ${calibration.machine}.`,
+    source: (calibration) =>
+      `Quality: ${number.whole(calibration.tokens)} tokens, ${calibration.text}. Calibrated speed: ${calibration.machine}.`,
     none: "This model has no calibration: moedial calibrate measures quality at every count. Speed can be measured here.",
     measure: "Measure speed here",
     measuring: (count) => `Measuring K ${count}…`,
@@ -226,14 +232,13 @@ export const words = {
     speed: "tokens/s",
     quality: "quality, % of trained",
     dense: "This model has one count only.",
-    onlySpeed: "speed only",
   },
   live: {
     title: "Latency by expert count, now",
-    about: "From /metrics, for all clients of this server, over the last five minutes. Requests share steps, so a slow count slows its neighbours.",
+    about:
+      "From /metrics, for all clients of this server, over the last five minutes. Requests share steps, so a slow count slows its neighbours.",
     first: "Time to first token, ms",
     token: "Time per token, ms",
-    queue: "Running and waiting",
     none: "Nothing was generated in the last five minutes. Ask something, or wait for other clients.",
     running: "running",
     waiting: "waiting",

@@ -6,6 +6,7 @@ names the count. On standard input, `down` and `up` stop and start the engine.
 
 import argparse
 import asyncio
+import os
 import socket
 import sys
 import threading
@@ -75,6 +76,7 @@ def main() -> None:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         print(f"http://127.0.0.1:{listener.getsockname()[1]}{options.prefix}/", flush=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # log lines follow, which nothing reads
         for line in sys.stdin:
             engine.state = STATES.get(line.strip(), engine.state)
         server.should_exit = True

@@ -1,21 +1,23 @@
 """python -m tests.page.pictures: the pictures of the docs, taken of the bundled model; `make page-pictures`."""
 
-from playwright.sync_api import sync_playwright
+from io import BytesIO
+
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
 
 from tests.page.browser import CHROMIUM, FLAGS, Tab, tab
 from tests.page.running import ROOT, bundled
 
 FOLDER = ROOT / "docs/pictures"
 PROMPT = "Once upon a time, there was a little"
-SIZE = (1200, 900)
+SIZE = (1200, 1000)
 
 
-def compare(opened: Tab) -> None:
+def compare(opened: Tab, first: int = 1, second: int = 32) -> None:
     opened.open().ready()
-    opened.compare(1, 32)
+    opened.compare(first, second)
     opened.ask(PROMPT, seed=7, temperature=0.7, maximum=64)
     opened.answered(2)
-    opened.page.evaluate("scrollTo(0, document.body.scrollHeight)")
 
 
 def lens(opened: Tab) -> None:
@@ -25,7 +27,7 @@ def lens(opened: Tab) -> None:
 
 
 def routing(opened: Tab) -> None:
-    opened.view("Ask")
+    compare(opened, 1, 4)
     opened.page.locator(".answer.A .actions button", has_text="Routing").click()
     opened.page.locator("canvas").first.wait_for()
 
@@ -51,8 +53,13 @@ def main() -> None:
 
 
 def picture(opened: Tab, name: str) -> None:
+    """Of 256 colours, which makes it a third as large, and as high as its content."""
     opened.page.mouse.move(0, 0)
-    opened.page.screenshot(path=FOLDER / f"page-{name}.png")
+    expect(opened.page.locator(".status")).to_contain_text("0 running")
+    bottom = opened.page.evaluate("Math.min(innerHeight, document.querySelector('main > div > *').offsetHeight + 90)")
+    taken = Image.open(BytesIO(opened.page.screenshot(clip={"x": 0, "y": 0, "width": SIZE[0], "height": bottom})))
+    few = taken.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(FOLDER / f"page-{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

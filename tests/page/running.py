@@ -42,6 +42,7 @@ def fake(*flags: str) -> Iterator[Fake]:
 def bundled(model: str, *flags: str) -> Iterator[str]:
     """`moedial serve` with a bundled model; yields the address that it prints for the page."""
     command = (str(PYTHON), "-c", SERVE, "serve", "--model", model, "--port", "0", "--threads", "1", *flags)
+    command += ("--log-level", "warning")
     with _started(*command) as process:
         assert process.stdout is not None
         yield _page_address(process.stdout)

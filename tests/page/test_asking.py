@@ -118,7 +118,7 @@ def test_a_link_asks_the_same_again_when_it_is_told_to(page: Tab, browser: Brows
     page.compare(2, 8)
     page.ask("say:Zoë & <b>", mode="chat", seed=12345, temperature=0.3, maximum=33)
     page.answered(2)
-    link = page.copied("Link")
+    link = page.copied("Copy link")
     with tab(browser, page.url) as other:
         bodies: list[dict[str, object]] = []
         other.page.on("request", lambda request: bodies.append(request.post_data_json) if "chat/" in request.url else 0)
@@ -151,13 +151,13 @@ def test_what_is_copied_repeats_the_answer(page: Tab) -> None:
     page.dial(2)
     page.ask('it\'s "quoted"\n$HOME', mode="chat", seed=3, temperature=0.5)
     page.answered()
-    curl = page.copied("curl")
+    curl = page.copied("Copy curl")
     body = json.loads(curl.partition(" -d '")[2][:-1].replace("'\\''", "'"))
     assert curl.startswith(f"curl '{page.url}v1/chat/completions' -H") and body["num_experts"] == 2
     said = httpx.post(f"{page.url}v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
     assert said == page.text()
-    compile(page.copied("Python"), "snippet", "exec")
-    link = page.copied("Link")
+    compile(page.copied("Copy Python"), "snippet", "exec")
+    link = page.copied("Copy link")
     assert "seed=3" in link and "k=2" in link and "vs=" not in link
 
 
@@ -215,7 +215,7 @@ def test_a_key_is_asked_for_once_and_kept_in_the_tab(browser: Browser, guarded: 
                 expect(opened.page.locator("dialog .error")).to_contain_text("not accepted")
         opened.ready().ask("Hello")
         opened.answered()
-        assert "$KEY" in opened.copied("curl") and "sk-" not in opened.copied("Python")
+        assert "$KEY" in opened.copied("Copy curl") and "sk-" not in opened.copied("Copy Python")
         opened.open().ready()
         opened.ask("Hello")
         opened.answered()

@@ -27,6 +27,16 @@ def compared(browser: Browser, stories: str) -> Iterator[Tab]:
         yield opened
 
 
+def test_a_newcomer_compares_with_one_click(browser: Browser, stories: str) -> None:
+    with tab(browser, stories) as opened:
+        opened.open().ready()
+        opened.page.get_by_role("button", name="Compare K 1 and K 32").first.click()
+        opened.answered(2)
+        expect(opened.page.locator(".verdict")).to_contain_text("K 32 writes")
+        expect(opened.page.locator(".verdict")).to_contain_text("as fast as K 32")
+        expect(opened.page.locator(".verdict")).to_be_in_viewport()
+
+
 def said_by(url: str, count: int) -> dict[str, Any]:
     body = {"prompt": PROMPT, "max_tokens": 24, "temperature": 0.7, "seed": 7, "num_experts": count, "logprobs": 1}
     answer: dict[str, Any] = httpx.post(f"{url}v1/completions", json=body, timeout=60).raise_for_status().json()
@@ -48,7 +58,7 @@ def test_the_marked_token_is_the_first_that_differs(compared: Tab, stories: str)
 
 
 def test_a_link_gives_the_same_bytes(compared: Tab, browser: Browser, stories: str) -> None:
-    link = compared.copied("Link")
+    link = compared.copied("Copy link")
     with tab(browser, stories) as other:
         other.page.goto(link)
         other.page.click("#run-link")
@@ -59,7 +69,7 @@ def test_a_link_gives_the_same_bytes(compared: Tab, browser: Browser, stories: s
 
 
 def test_the_copied_command_says_the_same(compared: Tab) -> None:
-    done = subprocess.run(["bash", "-c", compared.copied("curl", "B")], capture_output=True, text=True, check=True)
+    done = subprocess.run(["bash", "-c", compared.copied("Copy curl", "B")], capture_output=True, text=True, check=True)
     text = json.loads(done.stdout)["choices"][0]["text"]
     assert text == compared.page.locator(".answer.B .tokens").text_content()
 

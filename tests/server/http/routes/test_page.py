@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from server.http.page_files import FILES, FOLDER, INDEX
+from server.serve import ready_text
 from tests.server.harness import in_memory, service_of, value
 
 VENDOR = FOLDER / "vendor"
@@ -102,6 +103,9 @@ def test_the_page_can_be_switched_off() -> None:
     with in_memory(page="off") as client:
         assert client.get("/").status_code == 404 and client.get("/page/app.js").status_code == 404
         assert client.get("/docs").status_code == 200
+        assert "page:" not in ready_text(service_of(client), 8000, 1.0)
+    with in_memory() as client:
+        assert "  page: http://127.0.0.1:8000/\n" in ready_text(service_of(client), 8000, 1.0)
 
 
 def test_head_and_counts_know_the_routes() -> None:
