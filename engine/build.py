@@ -305,6 +305,9 @@ def describe(model: Runnable, settings: EngineSettings) -> dict[str, Any]:
 def experts_of(model: Runnable) -> ExpertRange:
     """The counts and routing rules that can be served: those of the decoder, as far as its backend runs them."""
     experts = model.config.experts
+    if not model.sets:
+        refusal = f"{model.kernels} keeps no set of experts"
+        experts = replace(experts, set_refusal=experts.set_refusal or refusal)
     if model.rules:
         return experts
     refusal = f"{model.kernels} runs no routing rule but the family's"

@@ -72,6 +72,7 @@ class LayerBudget:
     rule_T: Tensor | None = None  # int64: which of them each token has
     known_pairs: int | None = None  # the sum of the counts, where the host knows it
     partial: bool = False  # of some tokens of the step alone: the others do not run this layer
+    moe_layer: int = 0  # its number among the MoE layers
 
     @property
     def pairs(self) -> int:
@@ -82,6 +83,11 @@ class LayerBudget:
     def adaptive(self) -> bool:
         """Whether how many experts run depends on some token, or not on the counts of all alone."""
         return self.partial or any(rule.adaptive for rule in self.rules)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether some token runs other experts of its order than its family does, or weighs them otherwise."""
+        return any(rule.ranks for rule in self.rules)
 
     @property
     def reroutes(self) -> bool:
@@ -106,7 +112,9 @@ class BudgetRows:
 
     def layer(self, moe_layer: int) -> LayerBudget:
         """The part of one MoE layer."""
-        return LayerBudget(self.counts_LT[moe_layer], self.k_max, self.rules, self.rule_T, self.pairs_L[moe_layer])
+        pairs = self.pairs_L[moe_layer]
+        counts_T = self.counts_LT[moe_layer]
+        return LayerBudget(counts_T, self.k_max, self.rules, self.rule_T, pairs, moe_layer=moe_layer)
 
     def to(self, device: torch.device) -> "BudgetRows":
         """The same on a device."""

@@ -43,6 +43,9 @@ class RoutingRule:
     `top_p` and `reuse` apply as if the order began there. Weights are as above, over those that run. Rank-k routing of
     SCMoE (arXiv 2405.14507) is skip k - 1 and count 1: the expert weighs 1 in families that normalise, else p.
 
+    With `kept`, the router's logits of other experts are minus infinity: choice, weights and all of the above are as in
+    a model that has the kept experts alone.
+
     `gate_offset` and `free_bias` are for the kinds of mixtures that take them (`OWN_FIELDS`).
     """
 
@@ -54,6 +57,7 @@ class RoutingRule:
     gate_offset: float = 0.0  # added to the logit of every expert's gate: more of them open, or fewer
     free_bias: float = 0.0  # added to the logits of experts that compute nothing, for choosing, not for weighing
     skip: int = 0  # the first so many experts of a token's order do not run
+    kept: tuple[str, ...] = ()  # of each MoE layer "1" for an expert that may run, else "0"; empty: all may
 
     @property
     def adaptive(self) -> bool:
@@ -68,7 +72,7 @@ class RoutingRule:
     @property
     def reroutes(self) -> bool:
         """Whether it changes which experts run, or how they weigh."""
-        return self.ranks or bool(self.gate_offset or self.free_bias)
+        return self.ranks or bool(self.gate_offset or self.free_bias or self.kept)
 
 
 FAMILY_RULE = RoutingRule()
@@ -200,17 +204,19 @@ def _mean(counts: ExpertCounts) -> float:
 class ExpertRange:
     """The counts that a loaded model can run: `layers` MoE layers, each from `minimum` to `maximum` experts.
 
-    And which routing rules: `rule_refusal` and `repair_refusal` say why none, or why no repair, is taken; `own_fields`
-    are those of OWN_FIELDS that are taken all the same. `adaptive`: the counts are upper bounds under every rule, and
-    how many experts run depends on the token.
+    And which routing rules: `rule_refusal`, `repair_refusal` and `set_refusal` say why none, no repair, or no set of
+    experts is taken; `own_fields` are those of OWN_FIELDS that are taken all the same. `adaptive`: the counts are upper
+    bounds under every rule, and how many experts run depends on the token.
     """
 
     layers: int
     trained: int
     minimum: int
     maximum: int
-    rule_refusal: str = ""  # of every field of a rule but repair and `own_fields`
+    rule_refusal: str = ""  # of every field of a rule but repair, kept and `own_fields`
     repair_refusal: str = ""
+    set_refusal: str = ""
+    total: int = 0  # experts of each layer
     repaired: tuple[int, ...] = ()  # counts whose repair the calibration says helps; empty: there are no tables
     own_fields: tuple[str, ...] = ()
     adaptive: bool = False
@@ -250,23 +256,29 @@ class ExpertRange:
         Raises:
             InvalidRequest: names the field as `param`.name.
         """
-        self.check_rule(budget.rule, param)
-        if budget.contrast is not None:
-            self.check_contrast(budget.contrast, f"{param}.contrast")
-        skip, most = budget.rule.skip, max(budget.counts, default=0)
-        if skip and skip + most > self.maximum:
+        rule, most = budget.rule, max(budget.counts, default=0)
+        self.check_rule(rule, param)
+        kept = min((layer.count("1") for layer in rule.kept), default=self.maximum)
+        if rule.kept and max(most, self.trained) > kept:
+            wanted = f"the count {most}" if most > kept else f"the trained count {self.trained}"
+            raise InvalidRequest(f"{param}.set keeps {kept} experts of a layer, fewer than {wanted}", f"{param}.set")
+        if isinstance(rule.normaliser, int) and rule.normaliser > kept:
+            reason = f"k2={rule.normaliser} is more than the {kept} experts of a layer that {param}.set keeps"
+            raise InvalidRequest(f"{param}.normaliser {reason}", f"{param}.normaliser")
+        if rule.skip and rule.skip + most > kept:
+            left = f"{kept - rule.skip} of the {kept} experts that a token may run"
             raise InvalidRequest(
-                f"{param}.skip={skip} leaves {self.maximum - skip} experts of this model's {self.maximum},"
-                f" fewer than the count {most}",
-                f"{param}.skip",
+                f"{param}.skip={rule.skip} leaves {left}, fewer than the count {most}", f"{param}.skip"
             )
+        if budget.contrast is not None:
+            self.check_contrast(budget.contrast, kept, f"{param}.contrast")
 
-    def check_contrast(self, contrast: Contrast, param: str) -> None:
-        """The same of a contrast."""
+    def check_contrast(self, contrast: Contrast, kept: int, param: str) -> None:
+        """The same of a contrast, where a token may run so many experts."""
         reason = self.rule_refusal if self.layers else "this model has no mixture-of-experts layers"
         if reason:
             raise InvalidRequest(f"{param} is refused: {reason}", param)
-        contrast.check(self.maximum, param)
+        contrast.check(kept, param)
 
     def check_rule(self, rule: RoutingRule, param: str) -> None:
         """Refuse what this model cannot do, by the name of the rule's field.
@@ -274,9 +286,10 @@ class ExpertRange:
         Raises:
             InvalidRequest: names the field as `param`.name.
         """
-        for name in ("normaliser", "threshold", "top_p", "reuse", "skip", "repair", *OWN_FIELDS):
+        for name in ("normaliser", "threshold", "top_p", "reuse", "skip", "repair", "kept", *OWN_FIELDS):
             if getattr(rule, name) != getattr(FAMILY_RULE, name) and (fault := self._rule_fault(rule, name)):
-                raise InvalidRequest(f"{param}.{name} {fault}", f"{param}.{name}")
+                field = f"{param}.{'set' if name == 'kept' else name}"
+                raise InvalidRequest(f"{field} {fault}", field)
 
     def _rule_fault(self, rule: RoutingRule, name: str) -> str:
         """What is wrong with one field of a rule that is not the family's; empty: nothing."""
@@ -289,6 +302,8 @@ class ExpertRange:
             return f"is refused: {reason}" if reason else ""
         if name in OWN_FIELDS:
             return self._own_fault(name, value)
+        if name == "kept":
+            return self._set_fault(value)
         if self.rule_refusal:
             return f"is refused: {self.rule_refusal}"
         if name in ("threshold", "top_p") and not 0 <= value <= 1:
@@ -299,6 +314,14 @@ class ExpertRange:
             return f"must be between 0 and {self.maximum - 1} for this model, got {value!r:.64}"
         if name == "normaliser" and value not in ("raw", "kept") and not 1 <= int(value) <= self.maximum:
             return f"k2={value!r:.64} must be between 1 and {self.maximum} for this model"
+        return ""
+
+    def _set_fault(self, kept: tuple[str, ...]) -> str:
+        """The same of the experts that may run."""
+        if self.set_refusal:
+            return f"is refused: {self.set_refusal}"
+        if len(kept) != self.layers or any(len(layer) != self.total or set(layer) - {"0", "1"} for layer in kept):
+            return f"must say of {self.layers} layers which of {self.total} experts are kept"
         return ""
 
     def _own_fault(self, name: str, value: float) -> str:

@@ -17,6 +17,7 @@ from server.access.sites import SitePolicy, hosts_of
 from server.dialects.base import Dialect
 from server.errors import RateLimited, code_of
 from server.experts.calibration import UNCALIBRATED, ServedCalibration
+from server.experts.sets import NO_SETS, ServedSets
 from server.http import error_responses, openapi
 from server.http.auth import RATE_LIMIT_HEADERS, Auth
 from server.http.counts import HttpCounts
@@ -60,9 +61,10 @@ def create_app(
     dialect: Dialect = PLAIN,
     calibration: ServedCalibration = UNCALIBRATED,
     tracing: Tracing | None = None,
+    sets: ServedSets = NO_SETS,
 ) -> FastAPI:
     """The app. HTTP answers at once while the model loads; `Service` says how that ended."""
-    service = Service(settings, engine, tokenizer, chat, card, sampling_defaults, dialect, calibration)
+    service = Service(settings, engine, tokenizer, chat, card, sampling_defaults, dialect, calibration, sets)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -26,6 +26,7 @@ from server.app import create_app, protocol_for
 from server.dialects.base import Dialect
 from server.dialects.detect import detect, dialect_named
 from server.experts.calibration import load_calibration
+from server.experts.sets import load_sets
 from server.http.listening import allow_open_files, check_certificate, listen
 from server.logs import dropped_line
 from server.requests.templates import SandboxedTemplate
@@ -122,7 +123,8 @@ def load(settings: Settings) -> FastAPI:
     if settings.brownout and calibration.calibration is None:  # before minutes of loading
         raise CheckpointError(f"--brownout needs a calibration: {calibration.reason}")
     card, tracing = read_card(folder), Tracing.from_environment() if settings.otel else None
-    return create_app(settings, engine, tokenizer, chat, card, defaults, dialect, calibration, tracing)
+    sets = load_sets(folder)
+    return create_app(settings, engine, tokenizer, chat, card, defaults, dialect, calibration, tracing, sets)
 
 
 def dialect_of(settings: Settings, chat: SandboxedTemplate | None, tokenizer: Tokenizer) -> Dialect:

@@ -23,6 +23,7 @@ from server.experts.lowering import TICK_SECONDS, Lowering, Queue
 from server.experts.options import CalibratedOptions
 from server.experts.policies import Load
 from server.experts.served_models import ServedModels
+from server.experts.sets import NO_SETS, ServedSets
 from server.generation.admission import Admission
 from server.generation.compiling import GrammarCheckQueue
 from server.metrics import NO_ROUTE, Metrics
@@ -47,9 +48,10 @@ class Service:
         sampling_defaults: Mapping[str, Any],
         dialect: Dialect,
         calibration: ServedCalibration = UNCALIBRATED,
+        sets: ServedSets = NO_SETS,
     ) -> None:
         self.settings, self.engine, self.tokenizer = settings, engine, tokenizer
-        self.chat, self.card, self.calibration = chat, card, calibration
+        self.chat, self.card, self.calibration, self.sets = chat, card, calibration, sets
         self.dialect = dialect  # how the model writes calls and reasoning
         self.sampling_defaults = sampling_defaults  # by request field, for requests that do not set it
         self.compiler = GrammarCheckQueue(engine)
@@ -92,7 +94,8 @@ class Service:
             raise EngineDown("the engine is ready but says nothing of its model")
         try:
             created = int(time.time())
-            self.loaded = ServedModels.build(self.settings, self.engine.info, self.card, created, self.calibration)
+            info, sources = self.engine.info, (self.card, created, self.calibration, self.sets)
+            self.loaded = ServedModels.build(self.settings, info, *sources)
         except InvalidRequest as error:
             raise CheckpointError(error.message) from None
         self._choose_by(self.loaded)

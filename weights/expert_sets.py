@@ -46,6 +46,12 @@ class ExpertSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How many experts a layer keeps."""
         return len(self.experts[0])
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The same experts as `RoutingRule.kept` has them."""
+        numbers = range(self.num_experts)
+        return tuple("".join("01"[number in layer] for number in numbers) for layer in map(set, self.experts))
+
 
 def check_name(name: str) -> str:
     """The name of a set, which is a file's name as well.
@@ -82,6 +88,13 @@ def find(folder: Path, name: str) -> Path:
         if place.is_file():
             return place
     raise CheckpointError(f"{folder} has no expert set {name!r}; `moedial expert-set` makes one")
+
+
+def every(folder: Path) -> dict[str, Path]:
+    """All sets of the checkpoint in `folder` by their names: those beside it, and those in the cache."""
+    places = [place / FOLDER for place in (cache_folder(folder), folder)]
+    paths = [path for place in places for path in sorted(place.glob("*.json")) if _NAME.fullmatch(path.stem)]
+    return {path.stem: path for path in paths}
 
 
 def read(path: Path, checkpoint: str) -> ExpertSet:

@@ -44,25 +44,8 @@ def check_model(config: DecoderConfig) -> None:
     Raises:
         CheckpointError: they cannot.
     """
-    if reason := _refusal(config):
-        raise CheckpointError(f"this model has no expert sets: {reason}")
-
-
-def _refusal(config: DecoderConfig) -> str:
-    if not config.mixtures:
-        return "it has no mixture-of-experts layers"
-    if not config.scores_prompts:
-        return "an encoder reads its texts, which predicts no tokens"
-    for shape in config.mixtures:
-        if type(shape) is not TopK:
-            return f"its mixtures are of the kind {type(shape).__name__}, which expert sets do not know"
-        if shape.router.groups > 1:
-            return f"its router chooses among {shape.router.groups} groups of equally many experts"
-        if shape.dropping is not None and shape.dropping.has_capacity:
-            return "its experts have a capacity (drop_tokens), which is made for their number"
-    if len({shape.num_experts for shape in config.mixtures}) > 1:
-        return "its layers have different numbers of experts"
-    return ""
+    if config.set_refusal:
+        raise CheckpointError(f"this model has no expert sets: {config.set_refusal}")
 
 
 def check_count(config: DecoderConfig, kept: int) -> None:

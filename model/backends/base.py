@@ -78,6 +78,11 @@ class Runnable(SamplingOps, Protocol):
         ...
 
     @property
+    def sets(self) -> bool:
+        """Whether it runs rules that keep some experts alone (`RoutingRule.kept`)."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Where the weights and the cache are."""
         ...

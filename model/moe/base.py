@@ -4,6 +4,7 @@ How a kind chooses and what its experts are is in its own file beside this one.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -83,6 +84,20 @@ def moved(budget: LayerBudget, name: Literal["gate_offset", "free_bias"]) -> Ten
     if budget.rule_T is None or not any(values):
         return None
     return devices.tensor_on(values, budget.rule_T.device)[budget.rule_T, None]
+
+
+def allowed(budget: LayerBudget) -> Tensor | None:
+    """Which experts each token's rule lets it run, bool [T, E]; None where all tokens may run all."""
+    if budget.rule_T is None or not any(rule.kept for rule in budget.rules):
+        return None
+    kept_RE = _kept(tuple(rule.kept[budget.moe_layer] if rule.kept else "" for rule in budget.rules))
+    return kept_RE.to(budget.rule_T.device, non_blocking=True)[budget.rule_T]
+
+
+@lru_cache(maxsize=1024)
+def _kept(layers: tuple[str, ...]) -> Tensor:
+    everything = "1" * max(map(len, layers))
+    return torch.tensor([[one == "1" for one in layer or everything] for layer in layers])
 
 
 def token_ranks(counts_T: Tensor, pairs: int) -> tuple[Tensor, Tensor]:

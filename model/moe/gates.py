@@ -18,7 +18,7 @@ from model.shapes.mixtures import Router
 
 def choose_open(logits_TE: Tensor, budget: LayerBudget, router: Router, closes_E: Tensor | None) -> Choice:
     """The open ones of each token's experts, best first. A gate opens above 0; `closes_E` is added for that alone."""
-    if any(rule.ranks for rule in budget.rules):
+    if budget.ranks:
         raise ValueError("experts with gates run no routing rule but an offset of the gates")
     offset_T1 = moved(budget, "gate_offset")
     gate_TE = logits_TE if offset_T1 is None else logits_TE + offset_T1

@@ -51,7 +51,7 @@ class MoEPlusPlusMixture(TopKMixture):
     def choose(self, logits_TE: Tensor, step: LayerStep) -> Choice:
         """Which of the pool each token takes, and their weights."""
         budget, config = step.budget, self.config
-        if any(rule.ranks for rule in budget.rules):
+        if budget.ranks or any(rule.kept for rule in budget.rules):
             raise ValueError("MoE++ runs no routing rule but a bias of experts that compute nothing")
         expert_E = torch.arange(config.num_experts, device=logits_TE.device)
         bias_T1 = moved(budget, "free_bias")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.batch import LayerBudget
-from model.moe.base import Choice, normalised, ranks, running_sum
+from model.moe.base import Choice, allowed, normalised, ranks, running_sum
 from model.moe.gates import choose_open
 from model.moe.rules import choose_by_rules
 from model.shapes.mixtures import GATES, Router
@@ -17,8 +17,11 @@ from model.shapes.mixtures import GATES, Router
 
 def choose(logits_TE: Tensor, budget: LayerBudget, router: Router, bias_E: Tensor | None, trained: int) -> Choice:
     """Experts of each token, best first, and their weights, float32, normalised over those that run."""
+    allowed_TE = allowed(budget)
+    if allowed_TE is not None:
+        logits_TE = logits_TE.masked_fill(~allowed_TE, -torch.inf)
     if router.score == "sparse_mixer":
-        if budget.reroutes:
+        if budget.ranks:
             raise ValueError("the sparse mixer runs no routing rule but its own")
         return Choice(*_sparse_mixer(logits_TE, budget.k_max, router.jitter), ranks(budget))
     if router.score in GATES:
@@ -29,7 +32,9 @@ def choose(logits_TE: Tensor, budget: LayerBudget, router: Router, bias_E: Tenso
         ranked_TE = logits_TE  # the same order, but large ones do not become equal
     if router.groups > 1:
         ranked_TE = _inside_groups(ranked_TE, router)
-    if budget.reroutes:
+    if allowed_TE is not None:  # also with a bias, and before those whose probability is zero
+        ranked_TE = ranked_TE.masked_fill(~allowed_TE, -torch.inf)
+    if budget.ranks:
         return choose_by_rules(scores_TE, ranked_TE, router, budget, trained)
     runs_TK = ranks(budget)
     expert_TK = ranked_TE.sort(dim=-1, descending=True, stable=True).indices[:, : budget.k_max]

@@ -82,10 +82,32 @@ class DecoderConfig:
         if any(shape.fixed for shape in shapes) and not self.extrapolates:
             least = most = trained
             refusal = refusal or "this model's router is made for the trained count alone"
-        own, adaptive = shapes[0].own_fields, shapes[0].adaptive
         return ExpertRange(
-            len(shapes), trained, least, most, refusal, repaired=self.repaired, own_fields=own, adaptive=adaptive
+            len(shapes),
+            trained,
+            least,
+            most,
+            refusal,
+            set_refusal=self.set_refusal,
+            total=shapes[0].num_experts,
+            repaired=self.repaired,
+            own_fields=shapes[0].own_fields,
+            adaptive=shapes[0].adaptive,
         )
+
+    @property
+    def set_refusal(self) -> str:
+        """Why no set of experts can be kept alone; empty: one can."""
+        shapes = self.mixtures
+        if not shapes:
+            return "it has no mixture-of-experts layers"
+        if not self.scores_prompts:
+            return "an encoder reads its texts, which predicts no tokens"
+        if refusal := next((shape.set_refusal for shape in shapes if shape.set_refusal), ""):
+            return refusal
+        if len({shape.num_experts for shape in shapes}) > 1:
+            return "its layers have different numbers of experts"
+        return ""
 
     @property
     def draws_noise(self) -> bool:

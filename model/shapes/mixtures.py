@@ -48,7 +48,11 @@ class FeedForward(Protocol):
 
     @property
     def rule_refusal(self) -> str:
-        """Why it takes no `RoutingRule` but its own (repair and `own_fields` aside); empty: it takes them."""
+        """Why it takes no `RoutingRule` but its own (repair, kept and `own_fields` aside); empty: it takes them."""
+
+    @property
+    def set_refusal(self) -> str:
+        """Why a request, or a smaller checkpoint, cannot keep some of its experts alone; empty: it can."""
 
     @property
     def own_fields(self) -> tuple[str, ...]:
@@ -112,6 +116,11 @@ class TokenLocal:
     def rule_refusal(self) -> str:
         """A kind that says nothing else has no router."""
         return "this kind of layer has no router whose weights a rule could change"
+
+    @property
+    def set_refusal(self) -> str:
+        """A kind that says nothing else is not known to be sound without some of its experts."""
+        return f"its mixtures are of the kind {type(self).__name__}, which expert sets do not know"
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +234,15 @@ class TopK(TokenLocal):
             return "this model's router weighs what its experts read, not what they answer"
         if self.router.score in GATES:
             return "this model's experts have gates: experts.gate_offset moves them"
+        return ""
+
+    @property
+    def set_refusal(self) -> str:
+        """Experts can be left out where nothing depends on how many there are."""
+        if self.router.groups > 1:
+            return f"its router chooses among {self.router.groups} groups of equally many experts"
+        if self.dropping is not None and self.dropping.has_capacity:
+            return "its experts have a capacity (drop_tokens), which is made for their number"
         return ""
 
     @property

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from model.shapes.checks import counts, naturals
-from model.shapes.mixtures import Router, TopK
+from model.shapes.mixtures import Router, TokenLocal, TopK
 from model.shapes.work import TokenWork
 
 
@@ -44,6 +44,8 @@ class MoEPlusPlus(TopK):
     def rule_refusal(self) -> str:
         """Rules compare and weigh experts that run, and here some of the chosen ones do not."""
         return "this model chooses among experts that compute nothing, too: experts.free_bias moves that choice"
+
+    set_refusal = TokenLocal.set_refusal
 
     @property
     def own_fields(self) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ class SoftSlots:
     adaptive = False
     own_fields = ()
     rule_refusal = "a Soft MoE weighs slots, which are mixtures of all tokens: it takes a count alone"
+    set_refusal = "a Soft MoE's slots are mixtures of all tokens, which expert sets do not know"
 
     def __post_init__(self) -> None:
         sizes(num_experts=self.experts, slots_per_expert=self.slots, width=self.width)
@@ -80,6 +81,7 @@ class SoftSegments:
     adaptive = False
     own_fields = ()
     rule_refusal = ""
+    set_refusal = "its segments are routed as a whole, which expert sets do not know"
 
     def __post_init__(self) -> None:
         sizes(segment_length=self.segment, model_width=self.model_width)

@@ -63,6 +63,7 @@ class ExpertsObject:
     profile: str | None = None
     auto: Auto | None = None
     cascade: CascadeObject | None = None
+    expert_set: str | None = None
 
 
 def read_experts(value: Any) -> ExpertsObject:
@@ -86,7 +87,8 @@ def read_experts(value: Any) -> ExpertsObject:
     profile = _text("experts.profile", given["profile"]) if "profile" in given else None
     auto = _auto(given["auto"]) if "auto" in given else None
     cascade = _cascade(given["cascade"]) if "cascade" in given else None
-    return ExpertsObject(given.get("count"), phases or None, rule, profile, auto, cascade)
+    named = _text("experts.set", given["set"]) if "set" in given else None
+    return ExpertsObject(given.get("count"), phases or None, rule, profile, auto, cascade, named)
 
 
 def _refuse_unknown(given: Mapping[str, Any], place: str, known: tuple[str, ...]) -> None:
@@ -228,7 +230,7 @@ RULE: Mapping[str, Reader] = {
 CONTRAST = ("beta", "alpha", "weak_rank")
 AUTO: Mapping[str, Reader] = {"min_quality": _positive, "max_itl_ms": _positive, "adapt": _flag}
 CASCADE = ("low", "high", "by", "threshold")
-KEYS = ("count", *PHASES, *RULE, "profile", "cascade", "auto")
+KEYS = ("count", *PHASES, *RULE, "set", "profile", "cascade", "auto")
 EXCLUDES: Mapping[str, tuple[str, ...]] = {
     "prefill": ("count",),
     "decode": ("count",),

@@ -61,7 +61,16 @@ class RequestedCascade:
     cascade: CascadeObject
 
 
-Requested = RequestedCount | RequestedRule | RequestedAuto | RequestedCascade
+@dataclass(frozen=True, slots=True)
+class RequestedSet:
+    """The name of an expert set, as one place says it."""
+
+    source: str
+    param: str  # the field that an error names
+    name: str
+
+
+Requested = RequestedCount | RequestedRule | RequestedSet | RequestedAuto | RequestedCascade
 
 
 def requested_in_body(body: Mapping[str, Any]) -> list[Requested]:
@@ -92,6 +101,8 @@ def _requested_in(fields: Mapping[str, Any], place: str) -> list[Requested]:
         requested.append(RequestedRule(f"experts in {place}", experts.rule))
     if experts.cascade is not None:
         requested.append(RequestedCascade(f"experts.cascade in {place}", experts.cascade))
+    if experts.expert_set is not None:
+        requested.append(RequestedSet(f"experts.set in {place}", "experts.set", experts.expert_set))
     if experts.auto is not None:
         requested.append(RequestedAuto(f"experts.auto in {place}", experts.auto))
     return requested

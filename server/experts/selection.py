@@ -21,7 +21,9 @@ from server.experts.requested_count import (
     RequestedCascade,
     RequestedCount,
     RequestedRule,
+    RequestedSet,
 )
+from server.experts.sets import NO_SETS, ServedSets
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,29 +50,35 @@ def aliases_for(extra: Mapping[str, int], experts: ExpertRange) -> dict[str, int
 
 
 def resolve(
-    experts: ExpertRange, default: int, requested: Iterable[Requested], options: CalibratedOptions | None = None
+    experts: ExpertRange,
+    default: int,
+    requested: Iterable[Requested],
+    options: CalibratedOptions | None = None,
+    sets: ServedSets = NO_SETS,
 ) -> Selection:
     """What a request may use. Nothing is clamped: a count or a rule that cannot be served is refused.
 
     Raises:
-        InvalidRequest: a count is no integer or out of range, the model or its calibration does not have what is asked
-            for, or two places differ.
+        InvalidRequest: a count is no integer or out of range, the model, its calibration or its expert sets do not have
+            what is asked for, or two places differ.
     """
     requested, options = list(requested), options or CalibratedOptions()
     autos = [one for one in requested if isinstance(one, RequestedAuto)]
     rules = [one for one in requested if isinstance(one, RequestedRule)]
+    named = [one for one in requested if isinstance(one, RequestedSet)]
     counts = [one for one in requested if isinstance(one, RequestedCount)]
     cascades = [one for one in requested if isinstance(one, RequestedCascade)]
     plain = ExpertBudget((default,) * experts.layers)
     if autos:
-        _check_autos(autos, [*counts, *cascades, *rules], options)
+        _check_autos(autos, [*counts, *cascades, *rules, *named], options)
         decide(options.options, autos[0].auto, Load(1))  # what no load can give is refused at once
         return Selection(plain, auto=autos[0].auto)
+    rule = _agreed_rule(rules) | _agreed_set(named, sets)
     if cascades:
         cascade = _agreed_cascade(experts, cascades, counts)
-        low, high = (_ruled(experts, budget, rules) for budget in (cascade.low, cascade.high))
+        low, high = (_ruled(experts, budget, rule) for budget in (cascade.low, cascade.high))
         return Selection(low, named=True, cascade=replace(cascade, low=low, high=high))
-    budget = _ruled(experts, _agreed_budget(experts, default, counts, options) if counts else plain, rules)
+    budget = _ruled(experts, _agreed_budget(experts, default, counts, options) if counts else plain, rule)
     names = [one.value.name for one in counts if isinstance(one.value, OptionName)]
     option = options.option_of(budget, names)
     return Selection(budget, named=bool(requested), option=option.name if option else "")
@@ -84,14 +92,10 @@ def _check_autos(autos: Sequence[RequestedAuto], others: Sequence[Requested], op
         raise InvalidRequest(f"{autos[0].source} and {autos[-1].source} differ; they must agree", "experts.auto")
 
 
-def _ruled(experts: ExpertRange, budget: ExpertBudget, rules: Sequence[RequestedRule]) -> ExpertBudget:
-    """The budget with the one rule of all places, over its own, and their contrast."""
-    if rules:
-        fields = dict(_agreed_rule(rules))
-        contrast = fields.pop("contrast", None)
-        if contrast is not None:
-            experts.check_contrast(contrast, "experts.contrast")
-        budget = replace(budget, rule=replace(budget.rule, **fields), contrast=contrast)
+def _ruled(experts: ExpertRange, budget: ExpertBudget, fields: Mapping[str, Any]) -> ExpertBudget:
+    """The budget with these fields of a rule, over its own, and with their contrast."""
+    rule = {name: value for name, value in fields.items() if name != "contrast"}
+    budget = replace(budget, rule=replace(budget.rule, **rule), contrast=fields.get("contrast"))
     experts.check(budget, "experts")
     return budget
 
@@ -118,12 +122,20 @@ def _agreed_cascade(
     return Cascade(low, high, given.by, given.threshold)
 
 
-def _agreed_rule(rules: Sequence[RequestedRule]) -> Mapping[str, Any]:
+def _agreed_set(named: Sequence[RequestedSet], sets: ServedSets) -> dict[str, Any]:
+    """What the one expert set of all places says of a rule; nothing where none is named."""
+    for one in named[1:]:
+        if one.name != named[0].name:
+            raise _disagreement(named[0].source, named[0].name, one.source, one.name, "experts.set")
+    return {"kept": sets.kept(named[0].name, named[0].param)} if named else {}
+
+
+def _agreed_rule(rules: Sequence[RequestedRule]) -> dict[str, Any]:
     """The one rule of all places."""
     for rule in rules[1:]:
         if dict(rule.fields) != dict(rules[0].fields):
             raise _disagreement(rules[0].source, rules[0].fields, rule.source, rule.fields, "experts")
-    return rules[0].fields
+    return dict(rules[0].fields) if rules else {}
 
 
 def _agreed_budget(

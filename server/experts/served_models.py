@@ -5,7 +5,8 @@ They are known once the engine has loaded the model. Nothing here runs a request
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from engine.types import EngineInfo
@@ -17,8 +18,9 @@ from server.experts.lowering import steps_of
 from server.experts.options import CalibratedOptions
 from server.experts.policies import FAST, tiers
 from server.experts.prices import Prices
-from server.experts.requested_count import OptionName, Requested, RequestedCount
+from server.experts.requested_count import OptionName, Requested, RequestedCount, RequestedSet
 from server.experts.selection import Selection, aliases_for, resolve, rounded
+from server.experts.sets import NO_SETS, ServedSets
 from server.settings import Settings
 from server.version import fingerprint_of
 from weights.calibration import Option
@@ -43,6 +45,8 @@ class ServedModels:
     calibration: ServedCalibration = UNCALIBRATED
     tells_routes: bool = False  # whether requests may have return_routed_experts
     prices: Prices | None = None  # None: the operator set none
+    sets: ServedSets = NO_SETS
+    set_aliases: Mapping[str, str] = field(default_factory=dict)  # full names; aliases of counts and options win
 
     @classmethod
     def build(
@@ -52,6 +56,7 @@ class ServedModels:
         card: Mapping[str, Any],
         created: int,
         calibration: ServedCalibration = UNCALIBRATED,
+        sets: ServedSets = NO_SETS,
     ) -> "ServedModels":
         """The models that the settings and the loaded model make.
 
@@ -70,6 +75,8 @@ class ServedModels:
         fast = settings.brownout_quality if settings.brownout else FAST
         named = {f"{settings.name}@{tier}": option for tier, option in tiers(options.options, fast).items()}
         own = {alias: option for alias, option in named.items() if alias not in aliases}
+        sets = sets.fitting(info.experts)
+        of_sets = {f"{settings.name}@{name}": name for name in sets.sets if not _COUNT_SUFFIX.fullmatch(name)}
         return cls(
             settings.name,
             info,
@@ -82,6 +89,8 @@ class ServedModels:
             tiers=own,
             lowering=steps_of(settings, options, info.experts, default),
             calibration=calibration,
+            sets=sets,
+            set_aliases={alias: name for alias, name in of_sets.items() if alias not in aliases and alias not in own},
             tells_routes=settings.return_routed_experts,
             prices=Prices.build(settings, info.experts),
         )
@@ -94,14 +103,16 @@ class ServedModels:
 
     def select(self, requested: Iterable[Requested]) -> Selection:
         """What a request that says this may use. Raises InvalidRequest."""
-        return resolve(self.info.experts, self.default_count, requested, self.options)
+        return resolve(self.info.experts, self.default_count, requested, self.options, self.sets)
 
     def requested_in_alias(self, model: str | None) -> list[Requested]:
-        """The count that the `model` field asks for: none, or an alias's."""
+        """The count or the expert set that the `model` field asks for: none, or an alias's."""
         if model is None or model == self.name:
             return []
         if tier := self.tiers.get(model):
             return [RequestedCount(f"the model alias {model!r}", "model", OptionName(tier.name))]
+        if name := self.set_aliases.get(model):
+            return [RequestedSet(f"the model alias {model!r}", "model", name)]
         return [RequestedCount(f"the model alias {model!r}", "num_experts", self._count_of(model))]
 
     def _count_of(self, alias: str) -> int:
@@ -115,7 +126,7 @@ class ServedModels:
         if experts.layers and experts.minimum <= count <= experts.maximum:
             return count
         form = f", and {self.name}@kN, N from {experts.minimum} to {experts.maximum}" if experts.layers else ""
-        form = "".join(f", {tier}" for tier in self.tiers) + form
+        form = "".join(f", {alias}" for alias in (*self.tiers, *self.set_aliases)) + form
         message = f"the model {shown(alias, 128)} does not exist; this server has {self.name!r}{form}"
         raise ModelNotFound(message, "model")
 
@@ -124,7 +135,7 @@ class ServedModels:
         yield self._card(self.name, self.default_count, None)
         for alias, count in self.aliases.items():
             yield self._card(alias, count, self.name)
-        for alias in self.tiers:
+        for alias in (*self.tiers, *self.set_aliases):
             yield self.card(alias)
 
     def card(self, model: str) -> dict[str, Any]:
@@ -132,20 +143,23 @@ class ServedModels:
         if model == self.name:
             return self._card(self.name, self.default_count, None)
         if tier := self.tiers.get(model):
-            return self._card(model, rounded(tier.mean_count), self.name, tier)
+            return self._card(model, rounded(tier.mean_count), self.name, {"option": tier.name})
+        if name := self.set_aliases.get(model):
+            return self._card(model, self.default_count, self.name, {"expert_set": name})
         return self._card(model, self._count_of(model), self.name)
 
     def check_tokens(self, ids: Mapping[str, list[int]]) -> None:
         """Raises InvalidRequest for token ids that the embedding does not have; keys are field names."""
         last = self.info.vocabulary - 1
-        for field, values in ids.items():
+        for name, values in ids.items():
             if values and not 0 <= min(values) <= max(values) <= last:
                 wrong = next(value for value in values if not 0 <= value <= last)
-                raise InvalidRequest(f"{field}: token id {wrong!r:.64} is not between 0 and {last}", field)
+                raise InvalidRequest(f"{name}: token id {wrong!r:.64} is not between 0 and {last}", name)
 
-    def _card(self, id: str, default: int | float, parent: str | None, tier: Option | None = None) -> dict[str, Any]:
-        option = {} if tier is None else {"option": tier.name}
-        meta = {"moe": self._moe(default) | option, "execution": self._execution()}
+    def _card(
+        self, id: str, default: int | float, parent: str | None, alias_of: Mapping[str, str] = MappingProxyType({})
+    ) -> dict[str, Any]:
+        meta = {"moe": self._moe(default) | dict(alias_of), "execution": self._execution()}
         longest = self.info.max_model_len
         return {
             "id": id,
@@ -181,6 +195,7 @@ class ServedModels:
             "token_local": self.info.token_local,
             "normaliser": "trained",  # of a request that names none: the family's own
             "quality": list(self.quality),
+            "expert_sets": self.sets.rows(),
             "calibration": source(self.calibration),
             **calibrated_fields(self.calibration, self.tiers),
             **({"prices": self.prices.card} if self.prices else {}),

@@ -50,6 +50,9 @@ RULE: dict[str, Schema] = {
         "additionalProperties": False,
     },
 }
+SET: dict[str, Schema] = {
+    "set": {"type": "string", "description": "The experts that may run: an expert set of the model, by its name"}
+}
 PHASES: dict[str, Schema] = {
     "prefill": COUNTS_SCHEMA | {"description": "Of the prompt's tokens; absent: the server's default"},
     "decode": COUNTS_SCHEMA | {"description": "Of generated tokens; absent: the server's default"},
@@ -107,10 +110,10 @@ def _object(properties: dict[str, Schema]) -> Schema:
 EXPERTS_SCHEMA: Schema = {
     "anyOf": [
         COUNT_SCHEMA,
-        _object({"count": COUNTS_SCHEMA} | RULE),
-        _object(PHASES | RULE),
-        _object({"profile": PROFILE} | RULE),
-        _object({"cascade": CASCADE} | RULE) | {"required": ["cascade"]},
+        _object({"count": COUNTS_SCHEMA} | SET | RULE),
+        _object(PHASES | SET | RULE),
+        _object({"profile": PROFILE} | SET | RULE),
+        _object({"cascade": CASCADE} | SET | RULE) | {"required": ["cascade"]},
         _object({"auto": AUTO}) | {"required": ["auto"]},
     ]
 }

@@ -185,7 +185,8 @@ def random_request(rng: random.Random, id: int, served: Served) -> Request:
     )
     prefill = rng.choice([(), (1,) * layers, (3,) * layers]) if served.by_phase else ()
     rule = rng.choice(served.rules) if len(served.rules) > 1 else served.rules[0]
-    return Request(str(id), tuple(prompt), ExpertBudget(budget, prefill, rule), sampling)
+    left = min((layer.count("1") for layer in rule.kept), default=6) - rule.skip  # experts that it may run
+    return Request(str(id), tuple(prompt), ExpertBudget(budget, prefill, rule).at_most(left), sampling)
 
 
 def counts_of(sequence: Sequence, start: int, length: int) -> list[tuple[int, ...]]:

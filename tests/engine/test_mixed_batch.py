@@ -53,6 +53,8 @@ RULES = (
     *(RoutingRule(normaliser) for normaliser in ("raw", "kept", 5)),
     RoutingRule(threshold=0.5),
     RoutingRule("kept", top_p=0.6, repair=True),
+    RoutingRule(skip=1),
+    RoutingRule("raw", kept=("111011", "011111")),
 )
 RULED = {"topk": RULES, "infinity": REPAIR, "native-topk": RULES, "native-infinity": REPAIR, "native-both": REPAIR}
 PLAIN = [("off", name) for name in ("topk", "infinity", "native-topk", "native-infinity", "native-both")]

@@ -91,14 +91,14 @@ def test_what_is_run_again_in_parts_is_counted_for_each_request(monkeypatch: pyt
     assert [stats[each.id].routed_pairs for each in requests] == expected
 
 
-SKIPPING = [RoutingRule(skip=1), RoutingRule(skip=2)]
+OTHER_EXPERTS = [RoutingRule(skip=1), RoutingRule(kept=("110111", "111111"))]
 RULES = [
     FAMILY_RULE,
     RoutingRule("raw"),
     RoutingRule("kept"),
     RoutingRule(5),
     RoutingRule(repair=True),
-    *SKIPPING,
+    *OTHER_EXPERTS,
     *ADAPTIVE,
 ]
 

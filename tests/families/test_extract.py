@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.budget import RoutingRule
 from model.errors import CheckpointError
 from tests.families import reference
 from tests.weights.test_extract import a_set, kept_experts, logits_of, masked
@@ -31,6 +32,9 @@ def test_every_family_is_extracted_or_refused(family: str, tmp_path: Path) -> No
         return
     extract(whole, a_set(whole, kept, experts), small)
     found, _ = load_model(small, "float32")
-    expected = logits_of(masked(model, kept), model.config.experts.trained)
-    torch.testing.assert_close(logits_of(found, model.config.experts.trained), expected, atol=1e-5, rtol=1e-4)
+    trained, rule = model.config.experts.trained, RoutingRule(kept=a_set(whole, kept, experts).layers)
+    of_rule = logits_of(model, trained, rule)
+    expected = logits_of(masked(model, kept), trained)
+    for logits_TV in (of_rule, logits_of(found, trained)):
+        torch.testing.assert_close(logits_TV, expected, atol=1e-5, rtol=1e-4)
     assert {shape.num_experts for shape in read_config(small)[0].mixtures} == {experts - 1}

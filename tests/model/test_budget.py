@@ -117,7 +117,7 @@ RULED: list[tuple[str, RoutingRule]] = [
 def test_a_rule_leaves_every_count_its_experts() -> None:
     TOPK.check(ExpertBudget((6, 2), prefill=(1, 1), rule=RoutingRule(skip=2)), "experts")
     for budget in (ExpertBudget((7, 2)), ExpertBudget((1, 1), (7, 1)), ExpertBudget((1, 1), changes=((9, (1, 7)),))):
-        with pytest.raises(InvalidRequest, match=r"experts.skip=2 leaves 6 experts .* than the count 7") as e:
+        with pytest.raises(InvalidRequest, match=r"experts.skip=2 leaves 6 of the 8 experts .* than the count 7") as e:
             TOPK.check(replace(budget, rule=RoutingRule(skip=2)), "experts")
         assert e.value.param == "experts.skip"
         TOPK.check(budget, "experts")
@@ -137,3 +137,36 @@ def test_repair_needs_statistics_and_no_router() -> None:
     with pytest.raises(InvalidRequest, match=r"experts.repair is refused: .*moedial calibrate"):
         replace(TOPK, repaired=()).check_rule(RoutingRule(repair=True), "experts")
     replace(TOPK, rule_refusal="draws").check_rule(RoutingRule(repair=True), "experts")
+
+
+SETS = replace(TOPK, layers=2, total=8)
+
+
+@pytest.mark.parametrize(
+    ("budget", "field", "said"),
+    [
+        (ExpertBudget((4, 6)), "set", "keeps 5 experts of a layer, fewer than the count 6"),
+        (ExpertBudget((1, 1), (6, 1)), "set", "keeps 5 experts of a layer, fewer than the count 6"),
+        (ExpertBudget((4, 4), rule=RoutingRule(skip=2)), "skip", "=2 leaves 3 of the 5 experts .* than the count 4"),
+        (ExpertBudget((4, 4), rule=RoutingRule(6)), "normaliser", "k2=6 is more than the 5 experts"),
+    ],
+)
+def test_a_set_keeps_enough_experts_for_the_counts(budget: ExpertBudget, field: str, said: str) -> None:
+    kept = replace(budget.rule, kept=("11110100", "01111110"))
+    with pytest.raises(InvalidRequest, match=rf"experts.{field} ?{said}") as error:
+        SETS.check(replace(budget, rule=kept), "experts")
+    assert error.value.param == f"experts.{field}"
+    SETS.check(ExpertBudget((5, 5), rule=RoutingRule(5, kept=kept.kept)), "experts")
+
+
+@pytest.mark.parametrize("kept", [("11110100",), ("1111010", "0111111"), ("1111012x", "11111111")])
+def test_a_set_is_of_the_models_layers_and_experts(kept: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidRequest, match=r"experts.set must say of 2 layers which of 8 experts are kept"):
+        SETS.check_rule(RoutingRule(kept=kept), "experts")
+    with pytest.raises(InvalidRequest, match=r"experts.set is refused: it draws"):
+        replace(SETS, set_refusal="it draws").check_rule(RoutingRule(kept=kept), "experts")
+
+
+def test_a_set_keeps_the_trained_count() -> None:
+    with pytest.raises(InvalidRequest, match=r"experts.set keeps 3 experts of a layer, fewer than the trained count 4"):
+        SETS.check(ExpertBudget((1, 1), rule=RoutingRule(kept=("11100000", "11111111"))), "experts")

@@ -22,6 +22,7 @@ class RunningMean:
     draws_noise = False
     token_local = False
     rule_refusal = "its router takes no rule"
+    set_refusal = "its experts see other tokens"
     own_fields = ()
     adaptive = False
 

@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.experts.calibration import UNCALIBRATED, ServedCalibration
+from server.experts.sets import NO_SETS, ServedSets
 from server.serve import config_of
 from server.service import Service
 from server.settings import Settings
@@ -42,11 +43,15 @@ structlog.configure(
 
 
 def app_of(
-    engine: FakeEngine, chat: FakeChat | None = None, calibration: Calibration | None = None, **settings: Any
+    engine: FakeEngine,
+    chat: FakeChat | None = None,
+    calibration: Calibration | None = None,
+    sets: ServedSets = NO_SETS,
+    **settings: Any,
 ) -> FastAPI:
     options = Settings(model="tiny", **settings)
     served = UNCALIBRATED if calibration is None else ServedCalibration(calibration, "")
-    app = create_app(options, engine, FakeTokenizer(), chat, CARD, calibration=served)
+    app = create_app(options, engine, FakeTokenizer(), chat, CARD, calibration=served, sets=sets)
     watch_app(app)
     return app
 

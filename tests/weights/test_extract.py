@@ -12,7 +12,7 @@ from torch import Tensor
 
 from calibration.windows import window_batch
 from model.backends.torch.attend import WholeAttend
-from model.budget import ExpertBudget
+from model.budget import FAMILY_RULE, ExpertBudget, RoutingRule
 from model.decoder import Decoder
 from model.errors import CheckpointError
 from model.moe.topk import TopKMixture
@@ -69,10 +69,11 @@ def masked(model: Decoder, experts: Sequence[Sequence[int]]) -> Decoder:
 
 
 @torch.inference_mode()
-def logits_of(model: Decoder, count: int) -> Tensor:
+def logits_of(model: Decoder, count: int, rule: RoutingRule = FAMILY_RULE) -> Tensor:
     """Of two texts of tokens."""
     ids_BS = torch.arange(40).view(2, 20) * 7 % model.config.vocabulary
-    budget = ExpertBudget((count,) * len(model.config.mixtures))
+    budget = ExpertBudget((count,) * len(model.config.mixtures), rule=rule)
+    model.config.experts.check(budget, "experts")
     return model(window_batch(ids_BS, [budget] * 2), WholeAttend(20))
 
 
@@ -89,6 +90,9 @@ def test_an_extracted_checkpoint_is_the_masked_model(tmp_path: Path, name: str) 
     extract(tmp_path / "whole", found, tmp_path / "small")
     small, _ = load_model(tmp_path / "small")
     assert {shape.num_experts for shape in small.config.mixtures} == {3}
+    rule = RoutingRule(kept=found.layers)
+    for count in (1, 2, 3):
+        torch.testing.assert_close(logits_of(small, count), logits_of(model, count, rule))
     reference = masked(load_model(tmp_path / "whole")[0], experts)
     for count in (1, 2, 3):
         torch.testing.assert_close(logits_of(small, count), logits_of(reference, count))
@@ -101,6 +105,8 @@ def test_keeping_everything_changes_nothing(name: str) -> None:
     small, raw = restricted(model, MODELS[name], kept_experts(model, model.config.mixtures[0].num_experts))
     assert small.config == model.config
     assert {**MODELS[name], **raw} == raw
+    rule = RoutingRule(kept=("1" * model.config.experts.total,) * len(model.config.mixtures))
+    assert torch.equal(logits_of(model, 2, rule), logits_of(model, 2))
     assert same(small.state_dict(), model.state_dict())
 
 

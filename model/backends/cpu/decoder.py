@@ -40,6 +40,7 @@ class NativeDecoder(NativeSampling):
     device_sampling = None
     token_buckets: tuple[int, ...] = ()
     rules = True
+    sets = True
     device = torch.device("cpu")
 
     def __init__(self, model: Decoder, length: int, quantize: Quantize = "none", experts_only: bool = True) -> None:

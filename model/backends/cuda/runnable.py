@@ -27,6 +27,7 @@ class CudaRunnable(TorchRunnable):
     """A decoder whose steps run on kernels. Its cache is that of plain torch, which layers without kernels use."""
 
     backend = "cuda"
+    sets = False
     device_sampling = CudaSampling()
 
     def __init__(self, decoder: Decoder, length: int, precision: Precision = AS_LOADED) -> None:

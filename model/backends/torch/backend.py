@@ -42,6 +42,7 @@ class TorchRunnable(TorchSampling):
 
     backend = kernels = "torch"
     rules = True
+    sets = True
     exact = False  # matrix products of different heights may round differently
     workspace = WORKSPACE
     device_sampling: DeviceSamplingOps = TorchDeviceSampling()

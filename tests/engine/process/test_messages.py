@@ -35,7 +35,12 @@ from tests.engine.fake import build_fake, request
 
 SETTINGS = EngineSettings("fake")
 FULL = request("é", (1, 2), logit_bias=((5, float("-inf")),), logprobs=2, seed=-(2**63), stop_token_ids=(7,))
-BUDGET = ExpertBudget((2, 1), (4, 4), RoutingRule(7, 0.5, 0.25, repair=True, reuse=3, skip=1), changes=((9, (1, 1)),))
+BUDGET = ExpertBudget(
+    (2, 1),
+    (4, 4),
+    RoutingRule(7, 0.5, 0.25, repair=True, reuse=3, skip=1, kept=("0110", "1111")),
+    changes=((9, (1, 1)),),
+)
 RULED = replace(FULL, id="ruled", budget=BUDGET, return_routes=True)
 ROUTES = Routes(16, (2, 2, 1), "uint8", False, bytes(4))
 EVENT = TokenEvent("a", 3, Logprob(-0.5, ((3, -0.5), (4, -1.0))), "stop", None, RequestStats(1.0, 2.0, 3.0, 4, 5, 6, 7))

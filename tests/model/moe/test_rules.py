@@ -1,5 +1,6 @@
 """Routing rules, compared with the formulas of `RoutingRule` token by token in float64."""
 
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -152,6 +153,41 @@ def test_a_tokens_neighbours_change_neither_choice_nor_weights(data: st.DataObje
         alone = chosen(logits_TE[token, None], [count], [rule], router)
         assert weights(together, token) == pytest.approx(weights(alone, 0), rel=1e-6)
         assert rule != FAMILY_RULE or weights(together, token) == weights(plain, token), "equal bits"
+
+
+ALONE = [name for name, router in ROUTERS.items() if router.groups == 1]
+
+
+@pytest.mark.parametrize("name", [*ALONE, "sigmoid with a bias"])
+def test_kept_experts_choose_and_weigh_as_if_there_were_no_others(name: str) -> None:
+    router = ROUTERS.get(name) or Router("sigmoid", normalise=True, selection_bias=True, eps=1e-20)
+    cases = [(rule, count) for rule, count in product([FAMILY_RULE, *RULES], (1, 3, 4)) if rule.skip + count <= 6]
+    logits_TE, counts = logits(len(cases)), [count for _, count in cases]
+    logits_TE[:, ::3] = -200.0  # scores of zero, which experts that are left out must not come before
+    kept = [0, 1, 3, 6, 8, 9, 10]
+    mask = "".join("1" if expert in kept else "0" for expert in range(EXPERTS))
+    masked = chosen(logits_TE, counts, [replace(rule, kept=(mask,)) for rule, _ in cases], router)
+    rules = [rule for rule, _ in cases]
+    distinct = tuple(dict.fromkeys(rules))
+    rule_T = torch.tensor([distinct.index(rule) for rule in rules])
+    budget = LayerBudget(torch.tensor(counts), max(counts), distinct, rule_T)
+    bias_E = BIAS_E[kept] if router.selection_bias else None
+    alone = choose(logits_TE[:, kept], budget, router, bias_E, TRAINED)
+    for token, case in enumerate(cases):
+        expected = {kept[expert]: weight for expert, weight in weights(alone, token).items()}
+        found = weights(masked, token)
+        assert list(found) == list(expected), case
+        assert found == pytest.approx(expected, rel=1e-5), case
+
+
+@each_router
+def test_keeping_every_expert_changes_no_bit(router: Router) -> None:
+    logits_TE, counts = logits(20), [1 + token % 6 for token in range(20)]
+    whole = [RoutingRule(kept=("1" * EXPERTS,)), FAMILY_RULE] * 10
+    bias_E = BIAS_E if router.selection_bias else None
+    plain = choose(logits_TE, LayerBudget(torch.tensor(counts), 6), router, bias_E, TRAINED)
+    found = chosen(logits_TE, counts, whole, router)
+    assert [weights(found, token) for token in range(20)] == [weights(plain, token) for token in range(20)]
 
 
 @each_router

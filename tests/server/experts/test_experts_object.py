@@ -31,6 +31,7 @@ JSON = st.recursive(
         ({"contrast": {}}, ExpertsObject(rule={"contrast": Contrast(0.5, 0.1, 2)})),
         ({"contrast": {"beta": 1, "alpha": None}}, ExpertsObject(rule={"contrast": Contrast(1.0)})),
         ({"profile": "k4", "repair": True}, ExpertsObject(rule={"repair": True}, profile="k4")),
+        ({"count": 2, "set": "stories"}, ExpertsObject(count=2, expert_set="stories")),
         ({"auto": {"min_quality": 1}}, ExpertsObject(auto=Auto(min_quality=1.0))),
         (
             {"auto": {"max_itl_ms": 20.5, "min_quality": None, "adapt": True}},
@@ -72,6 +73,7 @@ def test_what_the_field_may_say(value: Any, expected: ExpertsObject) -> None:
         ("contrast.alpha", True, "a number"),
         ("contrast.weak_rank", 2.0, "an integer"),
         ("profile", "", "a name"),
+        ("set", ["a"], "a name"),
         ("profile", 4, "a name"),
         ("auto", True, "min_quality"),
         ("auto", 0.98, "min_quality"),
@@ -129,6 +131,7 @@ def test_keys_that_exclude_each_other(one: str, other: str) -> None:
         "reuse": 0,
         "gate_offset": 0.5,
         "free_bias": -1,
+        "set": "stories",
         "contrast": {},
         "profile": "k4",
         "cascade": {"low": 1, "high": 4, "threshold": 1.5},

@@ -34,6 +34,18 @@ DRAWN = {
 REPAIRS = (FAMILY_RULE, RoutingRule(repair=True), FAMILY_RULE, RoutingRule(repair=True))
 CASES = [(name, rules) for name in ROUTERS for rules in (RULES, (*RULES[1:3], *ADAPTIVE))]
 CASES += [(name, REPAIRS) for name in DRAWN]
+KEPT = {
+    "normalised": ([0, 2, 3, 5], [0, 1, 2, 4]),
+    "plain": ([0, *range(3, 12)], [*range(1, 20, 2)]),
+}  # experts by layer
+SETS = {
+    name: tuple("".join("01"[expert in layer] for expert in range(ROUTERS[name].experts.maximum)) for layer in layers)
+    for name, layers in KEPT.items()
+}
+CASES += [
+    (name, (FAMILY_RULE, RoutingRule(kept=kept), RoutingRule("kept", skip=1, kept=kept), RoutingRule(skip=2)))
+    for name, kept in SETS.items()
+]
 each_case = pytest.mark.parametrize("name, rules", CASES, ids=str)
 
 
@@ -69,7 +81,11 @@ class RuledRun(PagedRun):
 
 
 def run_of(model: Decoder | Runnable, config: DecoderConfig, rules: tuple[RoutingRule, ...], size: int) -> RuledRun:
+    """No count is above what its row's rule leaves."""
     rows, per_token = sequences(config, "mixed")
+    for row, rule in enumerate(rules):
+        left = min((layer.count("1") for layer in rule.kept), default=config.experts.maximum) - rule.skip
+        per_token[row] = per_token[row].clamp(max=left)
     run = RuledRun(model, rows, per_token, block_size=size)
     run.rules = rules
     return run
@@ -131,6 +147,23 @@ def test_both_tell_the_same_of_their_work(name: str, rules: tuple[RoutingRule, .
     assert seen[0] == seen[1]
     adaptive = any(rule.adaptive for rule in rules)
     assert [kind for kind, _, _ in seen[0]] == ["routed"] * 2 + ["routes"] * 2 + ["used"] * 2 * adaptive
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_kept_experts_are_a_smaller_decoder_bit_for_bit(name: str) -> None:
+    config, rule = ROUTERS[name], RoutingRule(kept=SETS[name])
+    model = decoder(config)
+    shapes = tuple(replace(shape, experts=len(KEPT[name][0])) for shape in config.feed_forward)
+    small = decoder(replace(config, feed_forward=shapes))
+    for parameter, target in small.named_parameters():
+        source = model.get_parameter(parameter)
+        if source.shape != target.shape:
+            source = source[KEPT[name][int(parameter.split(".")[1])]]
+        target.data = source.clone()
+    whole = in_chunks(run_of(native(model), config, (rule,) * 4, 16), 40)
+    run = run_of(native(small), config, (rule,) * 4, 16)
+    run.rules = (FAMILY_RULE,) * 4
+    assert torch.equal(in_chunks(run, 40), whole)
 
 
 def test_what_is_written_to_the_tables_later_counts() -> None:

@@ -30,13 +30,14 @@ inline void ffn_block_op(const FeedForwardParams& params, Tensor x) {
 
 // Returns each expert's tokens.
 inline Tensor topk_block_op(const TopKParams& params, Tensor x, const Tensor& counts, int64_t k_max,
-                            const Tensor& rules, const Tensor& rule_of) {
+                            const Tensor& rules, const Tensor& rule_of, const Tensor& allowed) {
     float* rows = floats(x, "x");
     const TopK block = bind(x.size(1), params);
     LayerRows budget = budget_of(counts, k_max);
     TORCH_CHECK(budget.tokens == x.size(0) && k_max <= block.router.experts, "counts do not fit");
-    const StepRules step_rules(rules, rule_of, budget.tokens);
+    const StepRules step_rules(rules, rule_of, allowed, budget.tokens);
     step_rules.give(budget);
+    check_allowed(step_rules, block.router.experts);
     check_rules(budget, block);
     Tensor load = at::zeros({block.router.experts}, at::kLong);
     Op op;
@@ -47,7 +48,7 @@ inline Tensor topk_block_op(const TopKParams& params, Tensor x, const Tensor& co
 // Returns each group's tokens.
 inline Tensor infinity_block_op(const InfinityParams& params, Tensor x, const Tensor& counts,
                                 const Tensor& seeds, const Tensor& positions, int64_t k_max,
-                                const Tensor& rules, const Tensor& rule_of) {
+                                const Tensor& rules, const Tensor& rule_of, const Tensor& allowed) {
     float* rows = floats(x, "x");
     const Infinity block = bind(x.size(1), params);
     LayerRows budget = budget_of(counts, k_max);
@@ -56,7 +57,7 @@ inline Tensor infinity_block_op(const InfinityParams& params, Tensor x, const Te
                 "counts do not fit");
     budget.seeds = data<const int64_t>(seeds, "seeds");
     budget.positions = data<const int64_t>(positions, "positions");
-    const StepRules step_rules(rules, rule_of, budget.tokens);
+    const StepRules step_rules(rules, rule_of, allowed, budget.tokens);
     step_rules.give(budget);
     check_rules(budget, block);
     within_points(budget, block.draws);
@@ -73,11 +74,12 @@ inline void define_block_ops(torch::Library& library) {
         "()"));
     library.def(schema<FeedForwardParams>("ffn_block(Tensor(a!) x", "()"));
     library.def(schema<TopKParams>(
-        "topk_block(Tensor(a!) x, Tensor counts, int k_max, Tensor rules, Tensor rule_of",
+        "topk_block(Tensor(a!) x, Tensor counts, int k_max, Tensor rules, Tensor rule_of, "
+        "Tensor allowed",
         "Tensor"));
     library.def(schema<InfinityParams>(
         "infinity_block(Tensor(a!) x, Tensor counts, Tensor seeds, Tensor positions, int k_max, "
-        "Tensor rules, Tensor rule_of",
+        "Tensor rules, Tensor rule_of, Tensor allowed",
         "Tensor"));
 }
 

@@ -39,6 +39,14 @@ struct LayerRows {
     const RoutingRule* rules = nullptr;
     const int64_t* rule_of = nullptr;
     int64_t rule_count = 0;
+    // Of each rule which experts its tokens may run, 0 or 1; none: all.
+    const uint8_t* allowed = nullptr;  // [rules, allowed_stride], from this layer's first expert on
+    int64_t allowed_stride = 0;
+
+    // Those of a token; none: all.
+    const uint8_t* allowed_of(int64_t token) const {
+        return allowed ? allowed + rule_of[token] * allowed_stride : nullptr;
+    }
 
     const RoutingRule& rule(int64_t token) const { return rules[rule_of[token]]; }
 

@@ -63,15 +63,16 @@ Tensor experts_op(const ExpertsParams& params, const Tensor& x, const Tensor& to
 // has.
 std::tuple<Tensor, Tensor, Tensor, Tensor> route_op(const Tensor& logits, const Tensor& counts,
                                                     int64_t k_max, const Tensor& rules,
-                                                    const Tensor& rule_of, int64_t trained,
-                                                    bool normalise) {
+                                                    const Tensor& rule_of, const Tensor& allowed,
+                                                    int64_t trained, bool normalise) {
     const float* in = floats(logits, "logits");
     const int64_t count = logits.size(1);
     const Router router{{}, count, normalise, trained};
     LayerRows budget = budget_of(counts, k_max);
     TORCH_CHECK(budget.tokens == logits.size(0) && k_max <= count, "counts do not fit the logits");
-    const StepRules step_rules(rules, rule_of, budget.tokens);
+    const StepRules step_rules(rules, rule_of, allowed, budget.tokens);
     step_rules.give(budget);
+    check_allowed(step_rules, count);
     check_trained(trained, count);
     check_rules(budget, router);
     const int64_t most = budget.most_pairs(count);
@@ -206,7 +207,8 @@ TORCH_LIBRARY(moedial, library) {
     library.def(schema<ExpertsParams>("experts(Tensor x, Tensor token, Tensor weight, Tensor ends",
                                       "Tensor"));
     library.def(
-        "route(Tensor logits, Tensor counts, int k_max, Tensor rules, Tensor rule_of, int trained, "
+        "route(Tensor logits, Tensor counts, int k_max, Tensor rules, Tensor rule_of, "
+        "Tensor allowed, int trained, "
         "bool normalise) -> (Tensor, Tensor, Tensor, Tensor)");
     library.def(
         "write_cache(Tensor k, Tensor v, Tensor(a!) cache, Tensor spans, Tensor tables, "

@@ -17,13 +17,13 @@ namespace moedial {
 // A step as model/batch.py describes it: `Batch`, its `BudgetRows` (counts and k_max), and `Pages`.
 // `seeds` are the noise seeds.
 struct ProgramStep {
-    const Tensor &ids, &positions, &seeds;  // [T]
-    const Tensor& counts;                   // [mixtures, T]
-    int64_t k_max;                          // no count is higher
-    const Tensor &rules, &rule_of;          // [R, 6] and [T] (`StepRules`), or empty
-    const Tensor& rows;                     // [B], whose logits are wanted
-    const std::vector<Tensor>& caches;      // one per attention layer
-    const Tensor &spans, &tables;           // [B, 3] and [B, P]
+    const Tensor &ids, &positions, &seeds;    // [T]
+    const Tensor& counts;                     // [mixtures, T]
+    int64_t k_max;                            // no count is higher
+    const Tensor &rules, &rule_of, &allowed;  // [R, 6], [T] and [R, N] (`StepRules`), or empty
+    const Tensor& rows;                       // [B], whose logits are wanted
+    const std::vector<Tensor>& caches;        // one per attention layer
+    const Tensor &spans, &tables;             // [B, 3] and [B, P]
     int64_t block_size;
     bool routes;  // whether the experts that each token ran are wanted
 };
@@ -55,7 +55,8 @@ class Program : public torch::CustomClassHolder {
 
     StepResult run(const ProgramStep& step) const {
         LayerRows all = check_rows(step);
-        const StepRules rules(step.rules, step.rule_of, all.tokens);
+        const StepRules rules(step.rules, step.rule_of, step.allowed, all.tokens);
+        check_allowed(rules, all_experts());
         rules.give(all);
         std::vector<Cache> caches;
         const Pages pages = pages_for(step, caches);
@@ -108,6 +109,12 @@ class Program : public torch::CustomClassHolder {
         return sizes;
     }
 
+    int64_t all_experts() const {
+        int64_t experts = 0;
+        for (const auto& any : blocks_) experts += experts_of(any);
+        return experts;
+    }
+
     // All tokens of the step, without their counts.
     LayerRows check_rows(const ProgramStep& step) const {
         const int64_t count = step.ids.numel();
@@ -129,12 +136,15 @@ class Program : public torch::CustomClassHolder {
     // The rows of each mixture layer: all tokens, with their counts in it.
     std::vector<LayerRows> budgets_for(const Tensor& counts, const LayerRows& all) const {
         std::vector<LayerRows> budgets;
+        int64_t experts = 0;  // of the layers before
         for (const auto& any : blocks_) {
             if (!experts_of(any)) continue;
             const int64_t layer = int64_t(budgets.size());
             TORCH_CHECK(layer < counts.size(0), "counts are for ", counts.size(0),
                         " mixtures, the decoder has more");
             LayerRows budget = all;
+            if (all.allowed) budget.allowed = all.allowed + experts;
+            experts += experts_of(any);
             budget.counts = data<const int64_t>(counts, "counts") + layer * all.tokens;
             for (int64_t i = 0; i < budget.tokens; i++)
                 TORCH_CHECK(1 <= budget.counts[i] && budget.counts[i] <= budget.k_max, "count ",
@@ -233,11 +243,11 @@ void define_add(torch::Library& library, const char* name) {
 // a schema names it.
 inline void define_program(torch::Library& library) {
     const auto run = [](const ProgramPtr& program, Tensor ids, Tensor positions, Tensor seeds,
-                        Tensor counts, int64_t k_max, Tensor rules, Tensor rule_of, Tensor rows,
-                        std::vector<Tensor> caches, Tensor spans, Tensor tables, int64_t block_size,
-                        bool routes) {
-        return program->run({ids, positions, seeds, counts, k_max, rules, rule_of, rows, caches,
-                             spans, tables, block_size, routes});
+                        Tensor counts, int64_t k_max, Tensor rules, Tensor rule_of, Tensor allowed,
+                        Tensor rows, std::vector<Tensor> caches, Tensor spans, Tensor tables,
+                        int64_t block_size, bool routes) {
+        return program->run({ids, positions, seeds, counts, k_max, rules, rule_of, allowed, rows,
+                             caches, spans, tables, block_size, routes});
     };
     library.class_<Program>("Program")
         .def(torch::init<int64_t, Tensor, OptionalTensor>())

@@ -9,13 +9,17 @@
 namespace moedial {
 
 // The rules of a step's tokens, for as long as it runs. `rules` float64 [R, 6]: normaliser,
-// threshold, top_p, repair, reuse and skip of each; `rule_of` [T]: which each token has. Both are empty
-// where all tokens have their family's.
+// threshold, top_p, repair, reuse and skip of each; `rule_of` [T]: which each token has; `allowed`
+// uint8 [R, N]: which of all layers' N experts each rule lets run, layer after layer. The first two
+// are empty where all tokens have their family's, `allowed` where every rule lets all run.
 struct StepRules {
     std::vector<RoutingRule> rules;
     const int64_t* rule_of = nullptr;
+    const uint8_t* allowed = nullptr;
+    int64_t experts = 0;  // of all layers, where some may not run
 
-    StepRules(const Tensor& given, const Tensor& of, int64_t tokens) {
+    StepRules(const Tensor& given, const Tensor& of, const Tensor& lets_run, int64_t tokens) {
+        TORCH_CHECK(!lets_run.numel() || given.numel(), "experts may run by no rule");
         if (!given.numel() && !of.numel()) return;
         TORCH_CHECK(given.dim() == 2 && given.size(1) == 6 && of.numel() == tokens,
                     "rules must be [R, 6], with one of them for each of ", tokens, " tokens, got ",
@@ -26,6 +30,10 @@ struct StepRules {
         for (int64_t token = 0; token < tokens; token++)
             TORCH_CHECK(0 <= rule_of[token] && rule_of[token] < given.size(0), "rule ",
                         rule_of[token], " is not one of ", given.size(0));
+        if (!lets_run.numel()) return;
+        TORCH_CHECK(lets_run.dim() == 2 && lets_run.size(0) == given.size(0), "allowed must be [",
+                    given.size(0), ", N], got ", lets_run.sizes());
+        allowed = data<const uint8_t>(lets_run, "allowed"), experts = lets_run.size(1);
     }
 
     // Makes them the rules of a layer's tokens.
@@ -33,6 +41,7 @@ struct StepRules {
         if (rules.empty()) return;
         rows.rules = rules.data(), rows.rule_of = rule_of;
         rows.rule_count = int64_t(rules.size());
+        rows.allowed = allowed, rows.allowed_stride = experts;
     }
 
   private:
@@ -47,10 +56,15 @@ struct StepRules {
                         0 <= skip && skip <= MOST && (repair == 0 || repair == 1),
                     "there is no rule ", normaliser, ", ", threshold, ", ", top_p, ", ", repair,
                     ", ", reuse, ", ", skip);
-        return {int64_t(normaliser), threshold,      top_p,
-                repair != 0,         int64_t(reuse), int64_t(skip)};
+        return {int64_t(normaliser), threshold, top_p, repair != 0, int64_t(reuse), int64_t(skip)};
     }
 };
+
+// That rules say of so many experts which may run.
+inline void check_allowed(const StepRules& rules, int64_t experts) {
+    TORCH_CHECK(!rules.allowed || rules.experts == experts, "allowed is of ", rules.experts,
+                " experts, not of ", experts);
+}
 
 // Rules whose repair has tables for the layer's counts.
 inline void check_repair(const LayerRows& budget, const Repair& repair) {
@@ -67,11 +81,17 @@ inline void check_rules(const LayerRows& budget, const Router& router) {
                     std::max(rule.normaliser, rule.reuse), " experts does not fit ",
                     router.experts);
     }
-    if (!budget.any_rule([](const RoutingRule& rule) { return rule.skip > 0; })) return;
-    for (int64_t token = 0; token < budget.tokens; token++)
-        TORCH_CHECK(budget.counts[token] + budget.rule(token).skip <= router.experts, "a count of ",
-                    budget.counts[token], " after ", budget.rule(token).skip,
-                    " skipped experts does not fit ", router.experts);
+    std::vector<int64_t> open(budget.rule_count, router.experts);  // experts of each rule
+    for (int64_t i = 0; budget.allowed && i < budget.rule_count; i++) {
+        const uint8_t* allowed = budget.allowed + i * budget.allowed_stride;
+        open[i] = router.experts - std::count(allowed, allowed + router.experts, 0);
+        TORCH_CHECK(std::max(budget.rules[i].normaliser, router.trained) <= open[i], "a rule lets ",
+                    open[i], " experts run, but weighs by more");
+    }
+    for (int64_t token = 0; budget.rules && token < budget.tokens; token++)
+        TORCH_CHECK(budget.counts[token] + budget.rule(token).skip <= open[budget.rule_of[token]],
+                    "a count of ", budget.counts[token], " after ", budget.rule(token).skip,
+                    " skipped experts does not fit ", open[budget.rule_of[token]]);
 }
 
 inline void check_rules(const LayerRows& budget, const TopK& block) {
@@ -82,7 +102,8 @@ inline void check_rules(const LayerRows& budget, const TopK& block) {
 // An ∞-MoE has no weights of experts that a rule could change.
 inline void check_rules(const LayerRows& budget, const Infinity& block) {
     const bool routes = budget.any_rule([](const RoutingRule& rule) { return rule.routes(); });
-    TORCH_CHECK(!routes, "an infinity mixture has no router weights: its rule can only repair");
+    TORCH_CHECK(!routes && !budget.allowed,
+                "an infinity mixture has no router weights: its rule can only repair");
     check_repair(budget, block.repair);
 }
 

@@ -21,6 +21,17 @@ inline void softmax_row(const float* logits, int64_t count, float* probabilities
     for (i = 0; i < count; i++) probabilities[i] /= total;
 }
 
+// The same over the allowed ones alone; for the others -1, which is below every probability.
+inline void softmax_allowed(const float* logits, const uint8_t* allowed, int64_t count,
+                            float* probabilities) {
+    int64_t open = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (allowed[i]) probabilities[open++] = logits[i];
+    softmax_row(probabilities, open, probabilities);
+    // From the end, so that none is overwritten before it is moved.
+    for (int64_t i = count; i-- > 0;) probabilities[i] = allowed[i] ? probabilities[--open] : -1;
+}
+
 // The `chosen` best probabilities in falling order; of equals the lower index first; what is not a
 // number comes last. Overwrites what it has taken.
 inline void best_row(float* probabilities, int64_t count, int64_t chosen, int32_t* index,
@@ -69,15 +80,20 @@ inline void sort_pairs(const Chosen& chosen, int64_t tokens, int64_t experts, co
 // Calls rank(row, probabilities) for every token; `ranks`: about how many each one wants. Returns
 // the room of the probabilities, [tokens, experts].
 template <class Rank>
-inline float* rank_rows(const float* logits, int64_t stride, int64_t tokens, int64_t ranks,
+inline float* rank_rows(const float* logits, int64_t stride, const LayerRows& budget, int64_t ranks,
                         int64_t experts, Rank&& rank) {
+    const int64_t tokens = budget.tokens;
     float* room = scratch().take<float>(tokens * experts);
     parallel_rows(
         tokens, 16,
         [&](int64_t first, int64_t last) {
             for (int64_t row = first; row < last; row++) {
-                softmax_row(logits + row * stride, experts, room + row * experts);
-                rank(row, room + row * experts);
+                float* probabilities = room + row * experts;
+                if (const uint8_t* allowed = budget.allowed_of(row))
+                    softmax_allowed(logits + row * stride, allowed, experts, probabilities);
+                else
+                    softmax_row(logits + row * stride, experts, probabilities);
+                rank(row, probabilities);
             }
         },
         tokens * ranks * experts);
@@ -98,7 +114,7 @@ inline Chosen choose(const float* logits, int64_t stride, const LayerRows& budge
         const float total = sum_of(weights, count);
         for (int64_t rank = 0; rank < count; rank++) weights[rank] /= total;
     };
-    rank_rows(logits, stride, budget.tokens, k_max, router.experts, rank);
+    rank_rows(logits, stride, budget, k_max, router.experts, rank);
     return chosen;
 }
 
@@ -153,7 +169,7 @@ inline Chosen choose_by_rules(const float* logits, int64_t stride, const LayerRo
         known[row] -= rule.skip;
         used[row] = own_count(rule, count, weights);
     };
-    float* probabilities = rank_rows(logits, stride, tokens, ranks, router.experts, rank);
+    float* probabilities = rank_rows(logits, stride, budget, ranks, router.experts, rank);
     if (budget.any_rule([](const RoutingRule& rule) { return rule.reuse > 0; }))
         reuse_experts(chosen, budget, router.experts, probabilities, known, used);
     for (int64_t row = 0; row < tokens; row++)

@@ -41,6 +41,7 @@ def step() -> dict[str, Any]:
         "k_max": 1,
         "rules": NO_RULES[0],
         "rule_of": NO_RULES[1],
+        "allowed": NO_RULES[2],
         "rows": torch.tensor([TOKENS - 1]),
         "caches": caches,
         "spans": torch.tensor([[0, TOKENS, TOKENS]]),
@@ -53,7 +54,9 @@ def step() -> dict[str, Any]:
 def ruled(*rules: RoutingRule) -> dict[str, Any]:
     """What a step is given where its three tokens have these rules in turn."""
     rule_T = torch.arange(TOKENS) % len(rules)
-    return dict(zip(("rules", "rule_of"), rule_arguments(LayerBudget(rule_T, 1, rules, rule_T)), strict=True))
+    return dict(
+        zip(("rules", "rule_of", "allowed"), rule_arguments(LayerBudget(rule_T, 1, rules, rule_T)), strict=True)
+    )
 
 
 def run(given: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
@@ -73,7 +76,7 @@ def refused(argument: str, change: Callable[[Any], Any]) -> str:
 
 
 def rule_refused(numbers: list[float], model: NativeDecoder | None = None) -> str:
-    """What is said of a step all of whose tokens have the rule of these five numbers."""
+    """What is said of a step all of whose tokens have the rule of these six numbers."""
     given = step() | {"rules": torch.tensor([numbers], dtype=torch.float64), "rule_of": torch.zeros(TOKENS).long()}
     with pytest.raises(RuntimeError) as error:
         (model or program()[0])._run(*given.values())
@@ -105,8 +108,9 @@ PROGRAM_REFUSALS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("counts", lambda c: c + 1, "count 2 is not between 1 and 1"),
     ("counts", lambda c: c - 1, "count 0 is not between 1 and 1"),
     ("k_max", lambda _: 99, "counts up to 99 do not fit"),
-    ("rules", lambda _: torch.zeros(1, 5).double(), "rules must be [R, 5], with one of them for each of 3 tokens, got"),
+    ("rules", lambda _: torch.zeros(1, 6).double(), "rules must be [R, 6], with one of them for each of 3 tokens, got"),
     ("rule_of", lambda _: torch.zeros(3).long(), "rule 0 is not one of 0"),
+    ("allowed", lambda _: torch.ones(1, 12).byte(), "experts may run by no rule"),
     ("ids", lambda ids: ids - 1, "token -1 is not between 0 and"),
     ("ids", lambda ids: ids + 10**6, "token 1000000 is not between 0 and"),
     ("positions", lambda p: p + 10**6, "position 1000000 is not between 0 and"),
@@ -117,18 +121,21 @@ PROGRAM_REFUSALS: list[tuple[str, Callable[[Any], Any], str]] = [
     ("spans", lambda s: s + torch.tensor([[0, 1, 1]]), "spans cover 4 rows of 3"),
 ]
 RULE_REFUSALS: list[tuple[list[float], str]] = [
-    ([-3, 0, 0, 0, 0], "there is no rule -3, 0, 0, 0, 0"),
-    ([1.5, 0, 0, 0, 0], "there is no rule 1.5"),
-    ([math.nan, 0, 0, 0, 0], "there is no rule nan"),
-    ([0, -0.1, 0, 0, 0], "there is no rule 0, -0.1"),
-    ([0, 1.1, 0, 0, 0], "there is no rule 0, 1.1"),
-    ([0, 0, 2, 0, 0], "there is no rule 0, 0, 2"),
-    ([0, 0, 0, 2, 0], "there is no rule 0, 0, 0, 2"),
-    ([0, 0, 0, 0, -1], "there is no rule 0, 0, 0, 0, -1"),
-    ([0, 0, 0, 0, math.inf], "there is no rule 0, 0, 0, 0, inf"),
-    ([7, 0, 0, 0, 0], "a rule of 7 experts does not fit 6"),
-    ([0, 0, 0, 0, 7], "a rule of 7 experts does not fit 6"),
-    ([-1, 0, 0, 1, 0], "counts up to 1 are to be repaired, the tables have 0"),
+    ([-3, 0, 0, 0, 0, 0], "there is no rule -3, 0, 0, 0, 0"),
+    ([1.5, 0, 0, 0, 0, 0], "there is no rule 1.5"),
+    ([math.nan, 0, 0, 0, 0, 0], "there is no rule nan"),
+    ([0, -0.1, 0, 0, 0, 0], "there is no rule 0, -0.1"),
+    ([0, 1.1, 0, 0, 0, 0], "there is no rule 0, 1.1"),
+    ([0, 0, 2, 0, 0, 0], "there is no rule 0, 0, 2"),
+    ([0, 0, 0, 2, 0, 0], "there is no rule 0, 0, 0, 2"),
+    ([0, 0, 0, 0, -1, 0], "there is no rule 0, 0, 0, 0, -1"),
+    ([0, 0, 0, 0, math.inf, 0], "there is no rule 0, 0, 0, 0, inf"),
+    ([7, 0, 0, 0, 0, 0], "a rule of 7 experts does not fit 6"),
+    ([0, 0, 0, 0, 0, -1], "there is no rule 0, 0, 0, 0, 0, -1"),
+    ([0, 0, 0, 0, 0, 1.5], "there is no rule 0, 0, 0, 0, 0, 1.5"),
+    ([0, 0, 0, 0, 0, 6], "a count of 1 after 6 skipped experts does not fit 6"),
+    ([0, 0, 0, 0, 7, 0], "a rule of 7 experts does not fit 6"),
+    ([-1, 0, 0, 1, 0, 0], "counts up to 1 are to be repaired, the tables have 0"),
 ]
 MADE: list[tuple[str, Callable[[Any], Any], str]] = [
     ("embeddings", lambda w: w[:, :5], "embeddings must be [count, 32]"),

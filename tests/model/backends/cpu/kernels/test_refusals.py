@@ -107,14 +107,17 @@ REFUSALS = [
     Refusal("ffn_block", "up_bias", shorter, "up bias must have 64 values, got 63"),
     Refusal("ffn_block", "down_bias", shorter, "down bias must have 16 values, got 15"),
     # Counts and choices.
-    Refusal("route", "counts", set_at(((1,), 0)), "count 0 is not between 1 and 6"),
-    Refusal("route", "counts", set_at(((1,), 7)), "count 7 is not between 1 and 6"),
+    Refusal("route", "counts", set_at(((1,), 0)), "count 0 is not between 1 and 4"),
+    Refusal("route", "counts", set_at(((1,), 7)), "count 7 is not between 1 and 4"),
     Refusal("route", "counts", shorter, "counts do not fit the logits"),
     Refusal("route", "k_max", to(7), "counts do not fit the logits"),
-    Refusal("route", "rule_of", shorter, "rules must be [R, 5], with one of them for each of 5 tokens, got"),
+    Refusal("route", "rule_of", shorter, "rules must be [R, 6], with one of them for each of 5 tokens, got"),
     Refusal("route", "rule_of", set_at(((1,), 5)), "rule 5 is not one of 5"),
     Refusal("route", "rules", Tensor.float, "rules has the wrong dtype, Float"),
     Refusal("route", "rules", set_at(((0, 0), 7)), "a rule of 7 experts does not fit 6"),
+    Refusal("route", "allowed", lambda _: torch.ones(1, 6).byte(), "allowed must be [5, N], got [1, 6]"),
+    Refusal("route", "allowed", lambda _: torch.ones(5, 7).byte(), "allowed is of 7 experts, not of 6"),
+    Refusal("route", "allowed", lambda _: torch.zeros(5, 6).byte(), "a rule lets 0 experts run, but weighs by more"),
     Refusal("route", "trained", to(7), "the trained count 7 is not one of 6 experts"),
     Refusal("topk_block", "trained", to(-1), "the trained count -1 is not one of 4 experts"),
     Refusal("topk_block", "repair_scale", to(None), "counts up to 4 are to be repaired, the tables have 0"),
@@ -218,7 +221,9 @@ OTHERS: list[tuple[Callable[[], str], str]] = [
 
 OTHERS += [(partial(refused, argument, change), says) for argument, change, says in PROGRAM_REFUSALS]
 OTHERS += [(partial(rule_refused, numbers), says) for numbers, says in RULE_REFUSALS]
-OTHERS.append((lambda: rule_refused([0, 0, 0, 0, 0], drawing_program()), "an infinity mixture has no router weights"))
+OTHERS.append(
+    (lambda: rule_refused([0, 0, 0, 0, 0, 0], drawing_program()), "an infinity mixture has no router weights")
+)
 OTHERS += [(partial(made, argument, change), says) for argument, change, says in MADE]
 
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from model.backends.cpu.kernels.pack import Kind
 from model.backends.cpu.kernels.rules import rule_arguments
-from model.batch import LayerBudget
+from model.batch import BudgetRows, LayerBudget
 from model.budget import RoutingRule
 from model.shapes.mixtures import Infinity
 from tests.model.backends.cpu.kernels.cases import KINDS, Make, assert_close, check
@@ -50,7 +50,8 @@ def test_experts_that_the_step_runs_are_reused(normalise: bool, rows: int, exper
 
 def test_a_rule_is_a_row_of_numbers() -> None:
     rules = (RoutingRule("kept", 0.3, 0.9, True, 4, skip=2), RoutingRule(), RoutingRule("raw"), RoutingRule(16))
-    rows_R6, rule_T = rule_arguments(LayerBudget(torch.ones(4), 1, rules, torch.arange(4)))
+    rows_R6, rule_T, allowed_RE = rule_arguments(LayerBudget(torch.ones(4), 1, rules, torch.arange(4)))
+    assert allowed_RE.shape == (0, 0)
     assert rows_R6.tolist() == [[-2, 0.3, 0.9, 1, 4, 2], [-1, *[0] * 5], [0] * 6, [16, *[0] * 5]]
     assert rule_T.tolist() == [0, 1, 2, 3]
 
@@ -62,6 +63,56 @@ def test_a_field_that_the_kernels_do_not_know_is_refused() -> None:
 
     with pytest.raises(RuntimeError, match=r"rules must be \[R, 6\].*got \[1, 7\]"):
         RouteCase(torch.zeros(1, 4), torch.tensor([2]), True, Rules((Grown(),), torch.tensor([0]))).run(torch.arange(1))
+
+
+def test_kept_experts_are_rows_of_all_layers() -> None:
+    kept = RoutingRule(kept=("110", "011"))
+    of_step = BudgetRows(torch.ones(2, 2), 1, (2, 2), (RoutingRule(), kept), torch.arange(2))
+    assert rule_arguments(of_step)[2].tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1]]
+    assert rule_arguments(of_step.layer(1))[2].tolist() == [[1, 1, 1], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_kept_experts_are_routed_as_if_there_were_no_others(normalise: bool) -> None:
+    """Bit for bit, whatever rule a token has beside them, and whatever its neighbours keep."""
+    make = Make(7)
+    for experts, left in ((9, 4), (33, 20), (130, 101), (16, 16)):
+        case = ruled_route_case(make, 40, left, normalise)
+        kept = sorted(make.rng.sample(range(experts), left))
+        mask = "".join("1" if expert in kept else "0" for expert in range(experts))
+        logits_TE = make.normal(40, experts, scale=2)
+        logits_TE[:, kept] = case.logits_TE
+        distinct = (*(replace(rule, kept=(mask,)) for rule in case.rules.distinct), RoutingRule())
+        rule_T = case.rules.rule_T.clone()
+        neighbours_T = torch.arange(40) % 5 == 0
+        rule_T[neighbours_T] = len(distinct) - 1
+        masked = RouteCase(logits_TE, case.counts_T, normalise, Rules(distinct, rule_T), case.trained)
+        expected_TE = torch.full((40, experts), -1.0)
+        expected_TE[:, kept] = RouteCase.run(case, torch.arange(40))
+        found_TE = masked.run(torch.arange(40))
+        assert torch.equal(found_TE[~neighbours_T], expected_TE[~neighbours_T])
+        plain_TE = RouteCase(logits_TE, case.counts_T, normalise).run(torch.arange(40))
+        assert torch.equal(found_TE[neighbours_T], plain_TE[neighbours_T])
+
+
+@pytest.mark.parametrize(
+    ("rule", "count", "said"),
+    [
+        (RoutingRule(kept=("11100",)), 4, "a count of 4 after 0 skipped experts does not fit 3"),
+        (RoutingRule(kept=("11100",), skip=1), 3, "a count of 3 after 1 skipped experts does not fit 3"),
+        (RoutingRule(4, kept=("11100",)), 2, "a rule lets 3 experts run, but weighs by more"),
+        (
+            RoutingRule(kept=("11000",)),
+            1,
+            "a rule lets 2 experts run, but weighs by more",
+        ),  # than the trained count's 3
+        (RoutingRule(kept=("1100",)), 1, "allowed is of 4 experts, not of 5"),
+        (RoutingRule(skip=4), 2, "a count of 2 after 4 skipped experts does not fit 5"),
+    ],
+)
+def test_what_leaves_too_few_experts_is_refused(rule: RoutingRule, count: int, said: str) -> None:
+    with pytest.raises(RuntimeError, match=said):
+        weights(rule, count)
 
 
 PROBABILITIES = torch.tensor([[0.4, 0.3, 0.1, 0.15, 0.05]])
@@ -202,6 +253,7 @@ def batches(draw: st.DrawFn) -> tuple[int, Kind, bool, list[int]]:
     return draw(st.integers(0, 1 << 30)), draw(st.sampled_from(KINDS)), draw(st.booleans()), rows
 
 
+@settings(deadline=None)
 @given(batches())
 def test_a_row_has_the_same_bits_alone_and_among_any_rules(batch: tuple[int, Kind, bool, list[int]]) -> None:
     seed, kind, normalise, rows = batch
