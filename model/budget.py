@@ -103,7 +103,8 @@ class ExpertBudget:
         """What the tokens of the second row may use, if there is one: the expert of one rank, weighed as usual."""
         if self.contrast is None:
             return None
-        return ExpertBudget((1,) * len(self.per_layer), rule=RoutingRule(skip=self.contrast.weak_rank - 1))
+        rule = RoutingRule(skip=self.contrast.weak_rank - 1, kept=self.rule.kept)
+        return ExpertBudget((1,) * len(self.per_layer), rule=rule)
 
     @property
     def rows(self) -> int:

@@ -23,6 +23,7 @@ from weights.expert_sets import find, read
 from weights.extract import extract, restricted
 from weights.load import load_model
 
+GREEDY: dict[str, Any] = {"max_tokens": 24, "temperature": 0}
 WINDOWS = [tuple(i * 7 % 37 for i in range(start, start + 17)) for start in range(12)]
 
 
@@ -128,7 +129,9 @@ def test_the_commands_make_a_set_and_a_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_extracted_checkpoint_answers_as_any_other_and_refuses_more_experts(tmp_path: Path) -> None:
+def test_an_extracted_checkpoint_answers_as_requests_that_name_its_set_and_refuses_more(
+    tmp_path: Path,
+) -> None:
     folder, text = two_experts(tmp_path / "model"), write_text(tmp_path / "text.txt")
     found, _ = make_set(str(folder), [text], "5", "stories", 1000, [], None)
     extract(folder, found, tmp_path / "small")
@@ -140,3 +143,14 @@ def test_an_extracted_checkpoint_answers_as_any_other_and_refuses_more_experts(t
         refused = httpx.post(url, json=body | {"num_experts": 6}, timeout=60)
         assert refused.status_code == 400
         assert "num_experts must be between 1 and 5 for this model, got 6" in refused.text
+        expected = httpx.post(url, json=body | GREEDY, timeout=60).raise_for_status().json()
+    with serving("--model", str(folder), "--served-name", "small", "--threads", "1") as live:
+        url = f"{live.url}/v1/completions"
+        for same in ({"experts": {"set": "stories"}}, {"model": "small@stories"}):
+            found = httpx.post(url, json=body | GREEDY | same, timeout=60).raise_for_status().json()
+            assert found["choices"][0]["text"] == expected["choices"][0]["text"]
+            assert found["usage"]["routed_pairs"] == expected["usage"]["routed_pairs"]
+        assert (
+            "'other' is not an expert set of this model; it has stories"
+            in (httpx.post(url, json=body | {"experts": {"set": "other"}}, timeout=60).json()["error"]["message"])
+        )

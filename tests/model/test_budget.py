@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.budget import FAMILY_RULE, ExpertBudget, ExpertCounts, ExpertRange, RoutingRule
+from model.contrast import Contrast
 from model.errors import InvalidRequest
 
 COUNTS = st.tuples(st.integers(1, 4), st.integers(1, 4))
@@ -170,3 +171,12 @@ def test_a_set_is_of_the_models_layers_and_experts(kept: tuple[str, ...]) -> Non
 def test_a_set_keeps_the_trained_count() -> None:
     with pytest.raises(InvalidRequest, match=r"experts.set keeps 3 experts of a layer, fewer than the trained count 4"):
         SETS.check(ExpertBudget((1, 1), rule=RoutingRule(kept=("11100000", "11111111"))), "experts")
+
+
+def test_both_rows_of_a_contrast_keep_the_experts_of_a_set() -> None:
+    kept = ("11110100", "01111110")
+    budget = ExpertBudget((4, 4), rule=RoutingRule("raw", kept=kept), contrast=Contrast(weak_rank=5))
+    SETS.check(budget, "experts")
+    assert budget.weak == ExpertBudget((1, 1), rule=RoutingRule(skip=4, kept=kept))
+    with pytest.raises(InvalidRequest, match=r"experts\.contrast\.weak_rank .* between 1 and 5"):
+        SETS.check(replace(budget, contrast=Contrast(weak_rank=6)), "experts")

@@ -16,6 +16,7 @@ from model.batch import Batch
 from model.budget import FAMILY_RULE, RoutingRule
 from model.decoder import Decoder
 from model.shapes.decoder import DecoderConfig
+from model.shapes.mixtures import TopK
 from model.step import Observer
 from tests.model.backends.cpu.test_decoder import LENGTH, in_chunks, sequences
 from tests.model.tiny import PagedRun, decoder, gpt2_like, infinity, llama_like, topk
@@ -153,10 +154,11 @@ def test_both_tell_the_same_of_their_work(name: str, rules: tuple[RoutingRule, .
 def test_kept_experts_are_a_smaller_decoder_bit_for_bit(name: str) -> None:
     config, rule = ROUTERS[name], RoutingRule(kept=SETS[name])
     model = decoder(config)
-    shapes = tuple(replace(shape, experts=len(KEPT[name][0])) for shape in config.feed_forward)
+    topks = [shape for shape in config.feed_forward if isinstance(shape, TopK)]
+    shapes = tuple(replace(shape, experts=len(KEPT[name][0])) for shape in topks)
     small = decoder(replace(config, feed_forward=shapes))
     for parameter, target in small.named_parameters():
-        source = model.get_parameter(parameter)
+        source: Tensor = model.get_parameter(parameter)
         if source.shape != target.shape:
             source = source[KEPT[name][int(parameter.split(".")[1])]]
         target.data = source.clone()

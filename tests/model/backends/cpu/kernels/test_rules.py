@@ -83,9 +83,9 @@ def test_kept_experts_are_routed_as_if_there_were_no_others(normalise: bool) -> 
         logits_TE = make.normal(40, experts, scale=2)
         logits_TE[:, kept] = case.logits_TE
         distinct = (*(replace(rule, kept=(mask,)) for rule in case.rules.distinct), RoutingRule())
-        rule_T = case.rules.rule_T.clone()
+        assert case.rules.rule_T is not None
         neighbours_T = torch.arange(40) % 5 == 0
-        rule_T[neighbours_T] = len(distinct) - 1
+        rule_T = case.rules.rule_T.masked_fill(neighbours_T, len(distinct) - 1)
         masked = RouteCase(logits_TE, case.counts_T, normalise, Rules(distinct, rule_T), case.trained)
         expected_TE = torch.full((40, experts), -1.0)
         expected_TE[:, kept] = RouteCase.run(case, torch.arange(40))
