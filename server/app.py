@@ -74,9 +74,8 @@ def create_app(
         finally:
             boot.cancel()
             await asyncio.gather(boot, return_exceptions=True)
-            await engine.stop(STOP_SECONDS)
-            if tracing is not None:
-                await asyncio.to_thread(tracing.stop)
+            last_spans = [] if tracing is None else [asyncio.to_thread(tracing.stop)]
+            await asyncio.gather(engine.stop(STOP_SECONDS), *last_spans)
 
     app = FastAPI(
         title="moedial",

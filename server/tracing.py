@@ -16,7 +16,7 @@ from server.version import VERSION
 PROTOCOL = "http/protobuf"
 PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 TEXT_ROUTES = ("/v1/completions",)  # those that continue a text; all others answer a conversation
-STOP_SECONDS = 1.0  # for the last spans, when the server stops
+STOP_SECONDS = 0.5  # for the last spans, while the engine stops
 
 
 @dataclass(frozen=True, slots=True)
