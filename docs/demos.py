@@ -24,21 +24,21 @@ def _demo(card: Mapping[str, Any]) -> str:
     best = next(row for row in card["quality"] if row["num_experts"] == trained)
     size = f"{card['parameters'] / 1e6:.2f} M parameters, trained at K = {trained}"
     head = f"**`{card['name']}`** (`{card['family']}`): {size}; {card['held_out_tokens']:,} held-out tokens.\n\n"
-    dropped = {row["num_experts"]: row for row in card["restrictions"]}
+    others = {row["num_experts"]: row for row in card["restrictions"]}
     columns = ["asked", "loss", "bits per byte", "best guesses", "of those at the trained count", "experts that ran"]
-    columns += ["loss, weights as they are"] if dropped else []
+    columns += [f"loss, `{name}`" for name in sorted({row["restriction"] for row in others.values()})]
     columns += ["tokens/s, 1 stream", "16 streams"]
-    rows = [_cells(row, best, dropped) for row in [*card["quality"], *card["rules"]]]
+    rows = [_cells(row, best, others) for row in [*card["quality"], *card["rules"]]]
     return head + _table(columns, rows)
 
 
-def _cells(row: Row, best: Row, dropped: Mapping[int, Row]) -> list[str]:
+def _cells(row: Row, best: Row, others: Mapping[int, Row]) -> list[str]:
     own = [name for name in ("gate_offset", "free_bias") if name in row]
     asked = f"`{own[0]}` {row[own[0]]:+g}" if own else f"K = {row['num_experts']}"
     cells = [asked, f"{row['loss']:.3f}", f"{row['bits_per_byte']:.3f}", f"{row['accuracy']:.1%}"]
     cells += [f"{row['accuracy'] / best['accuracy']:.1%}", f"{row['mean_experts']:.2f}"]
-    if dropped:
-        cells.append(f"{dropped[row['num_experts']]['loss']:.3f}" if row["num_experts"] in dropped else "")
+    if others:
+        cells.append(f"{others[row['num_experts']]['loss']:.3f}")
     speeds = row["tokens_per_second"]
     return [*cells, *(f"{speeds[batch]:,}" for batch in ("1", "16"))]
 

@@ -16,6 +16,7 @@ NEEDED = [
     f"{KERNELS}/csrc/kernels.cpp",
     "weights/bundled/infinity-stories/model.safetensors",
     "weights/bundled/topk-stories/model.safetensors",
+    "weights/bundled/soft-stories/model.safetensors",
 ]
 
 

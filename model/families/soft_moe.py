@@ -11,7 +11,8 @@ def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
     """Read config.json: Llama's keys, with `num_experts`, and `intermediate_size` of one expert or dense layer.
 
     `first_moe_layer` is by default that of the second half, as published. `segment_length` has no default. Absent
-    `num_experts_per_tok`: all experts ran in training. `restriction` is unconfirmed: "renormalise" (default) or "drop".
+    `num_experts_per_tok`: all experts ran in training. `restriction` is unconfirmed: "drop" (default, by
+    measurement) or "renormalise".
     """
     layers, experts = hf_config["num_hidden_layers"], hf_config["num_experts"]
     first = hf_config.get("first_moe_layer", layers // 2)
@@ -21,7 +22,7 @@ def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
         hf_config.get("num_experts_per_tok") or experts,
         hf_config["segment_length"],
         hf_config["hidden_size"],
-        restriction=hf_config.get("restriction", "renormalise"),
+        restriction=hf_config.get("restriction", "drop"),
         activation=activation(hf_config),
     )
     below = dense(hf_config, hf_config["intermediate_size"])

@@ -12,14 +12,13 @@ from tests.e2e.live import Live, serving
 PROMPT = "Once upon a time, there was a little girl named Lily. She"
 WORDS = set(re.findall("[a-z]+", (Path(__file__).parent / "stories.txt").read_text().lower()))
 TOKENS = 40
-ENCODERS = ("switch-stories", "soft-t5-stories")
-# Model, what is trained, and a request for less, in this order. Those that are like another one are marked redundant.
+# Model, trained count, and a request for less (None: one for more). Those that are like another one are redundant.
 ASKED = [
     ("soft-stories", 8, {"count": 1}),
-    ("deep-stories", 8, {"count": 1}),
     ("switch-stories", 1, None),
     ("moe-plus-plus-stories", 2, {"free_bias": 3.0}),
-    ("remoe-stories", 8, {"gate_offset": -0.5}),
+    pytest.param("deep-stories", 8, {"count": 1}, marks=pytest.mark.redundant),
+    pytest.param("remoe-stories", 8, {"gate_offset": -0.5}, marks=pytest.mark.redundant),
     pytest.param("soft-t5-stories", 8, {"count": 1}, marks=pytest.mark.redundant),
     pytest.param("dynmoe-stories", 8, {"gate_offset": -0.5}, marks=pytest.mark.redundant),
     pytest.param("mu-stories", 32, {"count": 1}, marks=pytest.mark.redundant),
@@ -39,7 +38,7 @@ def written(live: Live, experts: dict[str, Any] | None) -> tuple[str, dict[str, 
 @pytest.mark.parametrize("name, trained, less", ASKED)
 def test_a_demo_writes_words_and_its_count_is_what_runs(name: str, trained: int, less: dict[str, Any] | None) -> None:
     with serving("--model", name, "--threads", "1", "--allow-extrapolated-experts") as live:
-        (model,) = httpx.get(f"{live.url}/v1/models").raise_for_status().json()["data"]
+        model = httpx.get(f"{live.url}/v1/models/{name}").raise_for_status().json()
         assert model["id"] == name and model["meta"]["moe"]["quality"], "the card's figures"
         plain, usage = written(live, None)
         words = re.findall("[a-z]+", plain.lower())

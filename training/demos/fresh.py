@@ -26,7 +26,8 @@ from training.step import initialise
 from weights.config import decoder_config
 
 SCALE = 8.0  # of soft logits: cosines are small, and at the published 1 all weights stay alike for long
-EMBEDDINGS = 0.3  # of a T5, whose tied head has a scale
+EMBEDDINGS = 0.3  # their size in a T5
+STEEPEST = 1.0  # of a T5's biases: what a bucket of distance costs in the first head
 TEMPERATURE = 4.0  # of DynMoE's cosines
 
 
@@ -61,12 +62,16 @@ def begin_from(model: Decoder, base: Decoder) -> None:
 
 
 def _begin_as_t5(model: Decoder) -> None:
-    """T5's initial weights: queries so small that scores need no scale, and biases of zero. Embeddings are smaller than
-    T5's: at size one the tied head expects each token to come again."""
+    """T5's initial weights: queries so small that scores need no scale. Ours, for short trainings: smaller embeddings,
+    which what the layers add soon outweighs; and biases by distance, steeper in each head than in the next (as in
+    ALiBi, arXiv 2108.12409), since from zero they grow slowly."""
     nn.init.normal_(model.embed.weight, std=EMBEDDINGS)
     for name, parameter in model.named_parameters():
         if name.startswith(("encoder_bias", "decoder_bias")):
-            parameter.zero_()
+            buckets, heads = parameter.shape
+            one_way = buckets // 2 if name.startswith("encoder") else buckets
+            bucket_X1 = torch.arange(buckets)[:, None] % one_way
+            parameter.copy_(-bucket_X1 * STEEPEST * 0.25 ** torch.arange(heads))
     for layer in model.layers:
         if isinstance(layer.attention, SelfAttention):
             queries = layer.attention.sizes[0]

@@ -4,6 +4,7 @@ Each figure is of one thing that a request can ask for: a count, or an offset or
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,8 +99,8 @@ def scored(model: Decoder, ids_BS: Tensor, target_BS: Tensor, asked: Asked) -> t
 
 
 def speed(folder: Path, asked: Sequence[Asked], rounds: int) -> list[dict[str, int]]:
-    """Of each: tokens per second of a decoding engine, by batch; medians over rounds in which all take turns. One
-    thread."""
+    """Of each: tokens per second of a decoding engine, by batch; medians over rounds in which all take turns. Of one
+    thread, in seconds of its processor time, which other work on the machine takes none of."""
     settings = EngineSettings(
         model=str(folder),
         allow_extrapolated_experts=True,
@@ -110,7 +111,7 @@ def speed(folder: Path, asked: Sequence[Asked], rounds: int) -> list[dict[str, i
         prefix_cache=False,
     )
     engine, info = build_engine(settings)
-    clock = Clock(engine, info.vocabulary, info.max_model_len)
+    clock = Clock(engine, info.vocabulary, info.max_model_len, time.process_time)
     layers = info.experts.layers
     budgets = [ExpertBudget((one.count,) * layers, rule=one.rule) for one in asked]
     clock.round(budgets[0])
@@ -120,4 +121,6 @@ def speed(folder: Path, asked: Sequence[Asked], rounds: int) -> list[dict[str, i
 
 def machine() -> str:
     """Where speed is measured, in words."""
-    return f"{processor()}, one thread, float32, {torch.backends.cpu.get_cpu_capability().lower()}"
+    return (
+        f"{processor()}, one thread and its processor time, float32, {torch.backends.cpu.get_cpu_capability().lower()}"
+    )

@@ -30,7 +30,7 @@ T5: dict[str, Any] = {
     "num_experts": EXPERTS,
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
-    "tie_word_embeddings": True,
+    "tie_word_embeddings": False,  # tied ones have a scale, with which a short training learns slowly
     "pad_token_id": 0,
     "eos_token_id": 0,
     "decoder_start_token_id": 0,
@@ -60,14 +60,16 @@ class Recipe:
 
     @property
     def restrictions(self) -> tuple[str, ...]:
-        """What may be done to the weights of those experts that a count keeps."""
-        return ("renormalise", "drop") if self.family in ("soft_moe", "soft_t5", "deep_moe", "mu_moe") else ()
+        """What may be done to the weights of those experts that a count keeps, first what is the family's default."""
+        if self.family == "soft_moe":
+            return "drop", "renormalise"
+        return ("renormalise", "drop") if self.family in ("soft_t5", "deep_moe", "mu_moe") else ()
 
 
 # All decoders begin with the embeddings, attention and norms of this one, and with mixtures of their own.
 BASE = "base"
 BASE_RECIPE = Recipe(DENSE | {"model_type": "llama", "intermediate_size": 256}, (), steps=1500, warm=100, falls=False)
-ALONE: dict[str, Any] = {"steps": 1600, "warm": 100}  # of encoder–decoders, which begin anew
+ALONE: dict[str, Any] = {"steps": 3000, "warm": 100}  # of encoder–decoders, which begin anew
 
 _OFFSETS = (-0.5, -0.25, 0.25, 0.5)
 RECIPES: dict[str, Recipe] = {

@@ -7,7 +7,7 @@ EXAMPLES = (
         "segment_length": 3,
         "first_moe_layer": 0,
         "num_experts_per_tok": 3,
-        "restriction": "drop",
+        "restriction": "renormalise",
         "tie_word_embeddings": True,
     },
 )

@@ -38,7 +38,11 @@ def of_tests(name: str) -> Recipe:
     return replace(RECIPES[name], config=small(name), steps=STEPS, warm=2, counts=counts)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+LIKE_OTHERS = ("deep-stories", "dynmoe-stories", "soft-t5-stories", "st-moe-stories")
+EACH = [pytest.param(name, marks=pytest.mark.redundant) if name in LIKE_OTHERS else name for name in RECIPES]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_a_recipe_learns_and_its_checkpoint_is_served(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
