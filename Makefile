@@ -197,7 +197,7 @@ demo-models: $(DEMOS)/stories.txt  ## the bundled models with other mixtures onc
 	for name in $(FOR); do \
 		case $$name in switch-*|soft-t5-*) base=;; *) base="--base $(DEMOS)/base";; esac; \
 		$(BIN)/python -m training.demos train $$name $$base --text $< --heldout "$(HELDOUT)" --out $(DEMOS)/$$name || exit 1; done
-	$(BIN)/python -m training.demos speed $(addprefix $(DEMOS)/,$(FOR))
+	$(BIN)/python -m benchmarks.demo_speed $(addprefix $(DEMOS)/,$(FOR))
 
 $(DEMOS)/stories.txt: $(UPCYCLED)/llama2.data | $(VENV)/.dev
 	mkdir -p $(DEMOS)

@@ -2,7 +2,7 @@
 
 `python -m training.demos base --text FILE --out FOLDER` trains the dense model that all decoders begin with;
 `python -m training.demos train NAME --base FOLDER --text FILE --heldout FILE --out FOLDER` trains one of the models,
-measures its quality and writes its card. Both go on where a run was stopped. `python -m training.demos speed FOLDER…`
+measures its quality and writes its card. Both go on where a run was stopped. `python -m benchmarks.demo_speed FOLDER…`
 adds the speed to the cards.
 """
 
@@ -20,11 +20,9 @@ from training.corpus import documents, encode, train_tokenizer
 from training.demos.export import export, write_card, write_readme
 from training.demos.fresh import begin_from, fresh_model
 from training.demos.loop import STATE, Run
-from training.demos.measure import asked_of, machine, quality
-from training.demos.measure import speed as measured_speed
+from training.demos.measure import asked_of, quality
 from training.demos.recipes import BASE, BASE_RECIPE, LENGTH, RECIPES, ROWS, VOCABULARY, Recipe
 from training.demos.rows import Beginnings, Draw, windows
-from weights.folder import read_card
 from weights.load import load_model
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -122,24 +120,6 @@ def training_of(recipe: Recipe, run: Run, text: Path) -> dict[str, Any]:
     facts = {"megabytes": round(text.stat().st_size / 1e6, 1), "steps": run.step, "rows": ROWS, "length": LENGTH}
     facts |= {"tokens": run.step * ROWS * LENGTH, "cpu_seconds": round(run.seconds)}
     return {"training": facts | {name: getattr(recipe, name) for name in names}}
-
-
-@app.command()
-def speed(
-    folders: Annotated[list[Path], typer.Argument(help="checkpoints with a card.json")],
-    rounds: Annotated[int, typer.Option(help="of which medians are taken")] = 7,
-) -> None:
-    """Measure decoding speed at each count, and write it into card.json."""
-    torch.set_num_threads(1)
-    for folder in folders:
-        facts = read_card(folder)
-        asked = asked_of(RECIPES[facts["name"]], facts["trained"])
-        rows = facts["quality"] + facts["rules"]
-        speeds = measured_speed(folder, asked["quality"] + asked["rules"], rounds)
-        for row, tokens in zip(rows, speeds, strict=True):
-            row["tokens_per_second"] = tokens
-            print(folder.name, row, flush=True)
-        write_card(folder, facts | {"machine": machine()})
 
 
 if __name__ == "__main__":

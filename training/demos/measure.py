@@ -1,26 +1,20 @@
-"""Measures a demo model: held-out quality by the served forms of its mixtures, and the engine's decoding speed.
+"""Measures a demo model's held-out quality by the served forms of its mixtures. `benchmarks/demo_speed.py` times it.
 
 Each figure is of one thing that a request can ask for: a count, or an offset or a bias at the trained count.
 """
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from calibration.machine import processor
-from calibration.speed import BATCHES, Clock
-from engine.build import build_engine
-from engine.types import EngineSettings
 from model.backends.torch.attend import WholeAttend
-from model.budget import ExpertBudget, RoutingRule
+from model.budget import RoutingRule
 from model.decoder import Decoder
 from model.encoder_decoder import decoder_of
 from training.demos.recipes import Recipe
@@ -96,31 +90,3 @@ def scored(model: Decoder, ids_BS: Tensor, target_BS: Tensor, asked: Asked) -> t
         targets += int((target_T >= 0).sum())
         means.append(routing.mean)
     return losses / targets, right / targets, sum(means) / len(means)
-
-
-def speed(folder: Path, asked: Sequence[Asked], rounds: int) -> list[dict[str, int]]:
-    """Of each: tokens per second of a decoding engine, by batch; medians over rounds in which all take turns. Of one
-    thread, in seconds of its processor time, which other work on the machine takes none of."""
-    settings = EngineSettings(
-        model=str(folder),
-        allow_extrapolated_experts=True,
-        device="cpu",
-        threads=1,
-        kv_cache_bytes=1 << 26,
-        step_ms=0,
-        prefix_cache=False,
-    )
-    engine, info = build_engine(settings)
-    clock = Clock(engine, info.vocabulary, info.max_model_len, time.process_time)
-    layers = info.experts.layers
-    budgets = [ExpertBudget((one.count,) * layers, rule=one.rule) for one in asked]
-    clock.round(budgets[0])
-    timed = [[clock.round(budget) for budget in budgets] for _ in range(rounds)]
-    return [{str(n): round(n / median(one[i][str(n)] for one in timed)) for n in BATCHES} for i in range(len(asked))]
-
-
-def machine() -> str:
-    """Where speed is measured, in words."""
-    return (
-        f"{processor()}, one thread and its processor time, float32, {torch.backends.cpu.get_cpu_capability().lower()}"
-    )

@@ -9,6 +9,7 @@ import pytest
 import torch
 import typer
 
+from benchmarks.demo_speed import speed
 from engine.build import build_engine
 from engine.types import EngineSettings
 from tests.training.demos.small import small, small_base
@@ -95,7 +96,7 @@ def test_speed_is_added_to_what_a_request_can_ask_for(
     tokenizer = train_tokenizer([STORY], 300)
     export(fresh_model(recipe.config, 1), dict(recipe.config), tokenizer, tmp_path)
     write_card(tmp_path, {"name": name, "trained": 2, "quality": [{}, {}], "rules": [{}], "restrictions": []})
-    command.speed([tmp_path], rounds=1)
+    speed([tmp_path], rounds=1)
     facts = json.loads((tmp_path / "card.json").read_text())
     assert [row["tokens_per_second"].keys() for row in facts["quality"] + facts["rules"]] == [{"1", "16"}] * 3
     assert facts["machine"]
