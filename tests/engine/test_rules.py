@@ -137,6 +137,20 @@ class Ruleless(TorchRunnable):
     kernels = "portable"
 
 
+class Setless(TorchRunnable):
+    """A backend that keeps no set of experts, as the one for GPUs."""
+
+    sets = False
+    kernels = "other"
+
+
+def test_a_backend_that_keeps_no_sets_refuses_them_by_name() -> None:
+    crowd = bench(SERVED, model=Setless(decoder(SERVED.config)))
+    with pytest.raises(InvalidRequest, match=r"experts\.set is refused: other keeps no set of experts"):
+        crowd.engine.add(asked("a", OTHER_EXPERTS[1]))
+    ran(crowd.engine, asked("b", OTHER_EXPERTS[0]))
+
+
 def test_a_backend_that_runs_no_rules_refuses_them() -> None:
     crowd = bench(SERVED, model=Ruleless(decoder(SERVED.config)))
     assert [refused(crowd, rule) for rule in (RoutingRule("raw"), RoutingRule(repair=True))] == [
