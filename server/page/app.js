@@ -132,7 +132,7 @@ function Ask({ state }) {
   const showRouting = (turn) => store.set({ view: "routing", routing: { turn: turn.id, scope: "all", at: 0 } });
   return html`<div class="ask">
     <div class="talk">
-      ${link && html`<${FromLink} link=${link} onRun=${runLink} onDismiss=${() => change({ link: null })} />`}
+      ${link && !running && html`<${FromLink} link=${link} onRun=${runLink} onDismiss=${() => change({ link: null })} />`}
       ${!turns.length && !link && html`<${Start} model=${model} mode=${form.mode} onExample=${tryExample} />`}
       <${Conversation} state=${state} onLens=${takeForLens} onRouting=${showRouting} />
       ${
