@@ -36,7 +36,7 @@ export function Curve({ state, theme, onMeasure }) {
   const drawn = rows.filter((row) => row.quality && (row.calibrated || row.here));
   return html`<div class="view">
     <h2>${SAYS.title}</h2>
-    <p class="about">${SAYS.about} ${drawn.length > 0 && model.calibration.machine ? SAYS.source(model.calibration) : SAYS.none}</p>
+    <p class="about">${SAYS.about} ${sourceOf(model)}</p>
     <div class="card">
       ${drawn.length > 0 && html`<${Points} model=${model} rows=${drawn} theme=${theme} />`}
       <div class="controls">
@@ -51,6 +51,11 @@ export function Curve({ state, theme, onMeasure }) {
       <${Table} model=${model} rows=${rows} />
     </div>
   </div>`;
+}
+
+function sourceOf({ calibration, quality }) {
+  if (calibration.machine) return SAYS.source(calibration);
+  return Object.keys(quality).length ? SAYS.card : SAYS.none;
 }
 
 function rowsOf(model, measured) {

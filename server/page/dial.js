@@ -67,9 +67,8 @@ function Exact({ model, letter, count, onChange }) {
 function Measured({ model, count, rate }) {
   const row = model.quality[count];
   const { dial } = words;
-  const parts = row
-    ? [dial.quality(row), dial.agreement(row)]
-    : [Object.keys(model.quality).length ? dial.unmeasured : dial.uncalibrated];
+  const parts = row ? [dial.quality(row)] : [Object.keys(model.quality).length ? dial.unmeasured : dial.uncalibrated];
+  if (row?.agreement !== undefined) parts.push(dial.agreement(row));
   if (rate) parts.push(dial.last(rate));
   else if (row?.tokens_per_second) parts.push(dial.speed(row));
   return html`<p class="measured">${parts.map((part) => html`<span>${part}</span>`)}</p>`;

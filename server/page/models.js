@@ -24,11 +24,20 @@ function modelOf(card, chat) {
     layers: moe.layers,
     experts: moe.num_experts_total,
     choices: has && moe.max > moe.min,
-    quality: Object.fromEntries((moe.quality || []).filter((row) => row.relative_quality).map((row) => [row.num_experts, row])),
+    quality: measuredOf(moe.quality || [], moe.trained),
     calibration: moe.calibration || {},
     tellsRoutes: Boolean(execution.return_routed_experts),
     context: card.max_model_len,
   };
+}
+
+/** What was measured by count: by a calibration, or as the model's card has it, which may know less. */
+function measuredOf(rows, trained) {
+  const asTrained = rows.find((row) => row.num_experts === trained)?.perplexity;
+  const quality = (row) => row.relative_quality ?? (asTrained && row.perplexity ? asTrained / row.perplexity : null);
+  const rate = ({ tokens_per_second: speed }) => (typeof speed === "object" ? speed?.["1"] : speed);
+  const read = rows.map((row) => [row.num_experts, { ...row, relative_quality: quality(row), tokens_per_second: rate(row) }]);
+  return Object.fromEntries(read.filter(([, row]) => row.relative_quality));
 }
 
 /** The counts that get a button: all where they are few, else powers of two, the trained one and the ends. */
