@@ -40,6 +40,7 @@ log = structlog.get_logger("server")
 STOP_SECONDS = 5.0
 OWN_HEADERS = (
     "x-request-id",
+    "request-id",
     "x-num-experts",
     "x-experts-option",
     "x-skipped-tools",

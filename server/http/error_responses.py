@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from model.errors import InvalidRequest, MoedialError
 from server.errors import code_of, error_object, http_error_of, loggable, printable
-from server.formats.errors import error_for, in_shape_of
+from server.formats.errors import error_for, in_shape_of, is_messages
 from server.http.incoming import key_name_of
 
 log = structlog.get_logger("server")
@@ -55,7 +55,10 @@ async def _on_unexpected_error(request: Request, error: Exception) -> Response:
     log.error("internal error", exc_info=error, **_log_fields(request))
     response = error_response(error, request.url.path)
     # Starlette calls this handler outside of our middleware, which adds the header elsewhere
-    response.headers["x-request-id"] = _log_fields(request)["request_id"] or ""
+    request_id = _log_fields(request)["request_id"] or ""
+    response.headers["x-request-id"] = request_id
+    if is_messages(request.url.path):
+        response.headers["request-id"] = request_id
     return response
 
 

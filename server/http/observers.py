@@ -19,6 +19,7 @@ CALL = "call"  # in the state of a request that generated: the figures of its lo
 TRACE_HEADERS = ("traceparent", "tracestate")
 MAX_PATH = 256  # characters of a path in a log line
 ABORTED = 499  # logged where a caller had gone before an answer began, as other servers do
+FAILED = 500  # an unexpected error is answered outside of all middlewares
 
 
 class AccessLog:
@@ -40,6 +41,9 @@ class AccessLog:
 
         try:
             await self.app(scope, receive, send_noted)
+        except Exception:
+            status = FAILED if status == ABORTED else status
+            raise
         finally:
             self._write(scope, status, time.monotonic() - began)
 
@@ -79,9 +83,10 @@ class Spans:
 
         try:
             await self.app(scope, receive, send_noted)
+        except Exception:
+            status = FAILED if status == ABORTED else status
+            raise
         finally:
-            context = {
-                name: value for name, value in Headers(scope=scope).items() if name in ("traceparent", "tracestate")
-            }
+            context = {name: value for name, value in Headers(scope=scope).items() if name in TRACE_HEADERS}
             call = scope["state"].get(CALL, {})
             self.record(AnsweredRequest(scope["path"], status, began, time.time_ns(), context, call))

@@ -133,7 +133,7 @@ async def open_prompts(
 ) -> GenerationCall:
     """The generation call of a checked completion and its prompts."""
     body = checked.body
-    _count_notices(service, checked.notices)
+    count_notices(service, checked.notices)
     reservation = service.admission.reserve(body.answers * len(prompts), request.key_name)
 
     async def prepare() -> Prepared:
@@ -162,7 +162,7 @@ async def open_conversation(
 ) -> GenerationCall:
     """The generation call of a checked chat body."""
     body = checked.body
-    _count_notices(service, checked.notices)
+    count_notices(service, checked.notices)
     reservation = service.admission.reserve(body.answers, request.key_name)
 
     async def prepare() -> Prepared:
@@ -299,7 +299,7 @@ def supported_tools(
     return (dict(raw), []) if settings.strict_tools else without_unknown_tools(raw, known, settings.max_tools)
 
 
-def _count_notices(service: Service, notices: Notices) -> None:
+def count_notices(service: Service, notices: Notices) -> None:
     """Count tools that were left out and unknown fields, and log the name of each of these once."""
     if notices.skipped_tools:
         service.metrics.inc("request_skipped_tools", by=len(notices.skipped_tools))

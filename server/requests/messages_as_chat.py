@@ -104,6 +104,8 @@ def _check(
             chat.setdefault("enable_thinking", wanted)
         elif wanted:
             unread.append("thinking")
+    if body.tool_choice is not None and body.tool_choice.name is not None and body.tool_choice.type != "tool":
+        unread.append("tool_choice.name")
     with messages_errors():
         checked = check_chat(service, request, chat | nested_counts(given), ChatWithinContext)
     return replace(checked, unknown=checked.unknown + unread, skipped_tools=skipped), body
@@ -111,8 +113,9 @@ def _check(
 
 def chat_of(body: CountBody, raw: Mapping[str, Any]) -> dict[str, Any]:
     """The raw chat body of `body`, which was read from `raw`. Fields that this API does not have are passed on."""
+    messages = _messages(body)
     translated: dict[str, Any] = {
-        "messages": _messages(body),
+        "messages": messages,
         "tools": [_tool(tool.name, tool.description, tool.input_schema) for tool in body.tools],
         "reasoning_effort": body.output_config.effort,
     }
@@ -125,9 +128,17 @@ def chat_of(body: CountBody, raw: Mapping[str, Any]) -> dict[str, Any]:
         translated["parallel_tool_calls"] = not body.tool_choice.disable_parallel_tool_use
         translated["tool_choice"] = _choice(body.tool_choice.type, body.tool_choice.name)
     if body.messages[-1].role == "assistant":  # the answer goes on from it
+        _check_continued(messages[-1])
         translated |= {"continue_final_message": True, "add_generation_prompt": False}
     passed = {field: value for field, value in raw.items() if field not in OWN_FIELDS}
     return passed | {field: value for field, value in translated.items() if value is not None}
+
+
+def _check_continued(last: Mapping[str, Any]) -> None:
+    text = "".join(part["text"] for part in last.get("content", ()))
+    if "tool_calls" in last or not text.strip():
+        reason = "the last one is the assistant's, which the answer continues: it needs text and no tool_use block"
+        raise InvalidRequest(f"messages: {reason}", "messages")
 
 
 def _choice(kind: str, name: str | None) -> str | dict[str, Any]:

@@ -28,7 +28,8 @@ class Notices:
 
 
 def _in_header(names: Iterable[str]) -> str:
-    """Names as the value of a header, each once. What a header may not hold, or what divides names, becomes `_`."""
-    unique = list(dict.fromkeys(UNSAFE.sub("_", name[:MAX_NAME]) for name in names))
+    """Names as the value of a header, each once. What a header may not hold, or what divides names, becomes `_`, and so
+    does an empty name."""
+    unique = list(dict.fromkeys(UNSAFE.sub("_", name[:MAX_NAME]) or "_" for name in names))
     rest = len(unique) - MAX_NAMES
     return ", ".join(unique[:MAX_NAMES] + ([f"+{rest}"] if rest > 0 else []))

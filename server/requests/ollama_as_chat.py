@@ -5,7 +5,7 @@ It knows all these bodies. It checks nothing that chats and completions check, a
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,12 +17,14 @@ from server.requests.calls import (
     GenerationCall,
     check_chat,
     check_completion,
+    count_notices,
     open_conversation,
     open_prompts,
     supported_tools,
 )
 from server.requests.field_names import FieldNames
 from server.requests.json_body import IncomingRequest, read_json
+from server.requests.notices import Notices
 from server.schemas.chat import ChatWithinContext
 from server.schemas.completions import CompletionWithinContext
 from server.schemas.ollama import OllamaBody, OllamaChatBody, OllamaGenerateBody, OllamaMessage, read_ollama
@@ -44,30 +46,41 @@ OLLAMA_NAMES = FieldNames(
     at_start={name: f"options.{own}" for name, own in OPTION_NAMES.items()},
 )
 LATEST = "latest"
+READ_BY_LOADING = ("model", "stream", "messages", "prompt", "keep_alive")
+ROLE_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "assistant": ("tool_calls", "thinking"),
+    "tool": ("tool_name", "tool_call_id"),
+}
 
 
-async def open_ollama_chat(service: Service, request: IncomingRequest) -> tuple[GenerationCall | None, OllamaChatBody]:
-    """The call, and the body as it was sent; no call where that has no messages."""
+async def open_ollama_chat(
+    service: Service, request: IncomingRequest
+) -> tuple[GenerationCall | Notices, OllamaChatBody]:
+    """The call, and the body as it was sent; where that has no messages, there is no call, but what it asks in vain."""
     arrived = time.monotonic()
     checked, body = await read_json(service, request, partial(_check_chat, service, request))
-    if checked is None:
-        return None, body
+    if isinstance(checked, Notices):
+        count_notices(service, checked)
+        return checked, body
     with OLLAMA_NAMES.in_errors():
         return await open_conversation(service, request, checked, arrived, "ollama-"), body
 
 
 async def open_ollama_prompt(
     service: Service, request: IncomingRequest
-) -> tuple[GenerationCall | None, OllamaGenerateBody]:
+) -> tuple[GenerationCall | Notices, OllamaGenerateBody]:
     """The same of a body with a prompt: a chat of one message, or, where it is raw, the prompt itself."""
     arrived = time.monotonic()
-    (chat, raw), body = await read_json(service, request, partial(_check_prompt, service, request))
+    checked, body = await read_json(service, request, partial(_check_prompt, service, request))
+    if isinstance(checked, Notices):
+        count_notices(service, checked)
+        return checked, body
+    chat, raw = checked
     with OLLAMA_NAMES.in_errors():
         if chat is not None:
             return await open_conversation(service, request, chat, arrived, "ollama-"), body
-        if raw is not None:
-            return await open_prompts(service, request, raw, [body.prompt], arrived, "ollama-"), body
-    return None, body
+        assert raw is not None
+        return await open_prompts(service, request, raw, [body.prompt], arrived, "ollama-"), body
 
 
 def model_of(named: str | None, served: str) -> str | None:
@@ -80,19 +93,20 @@ def model_of(named: str | None, served: str) -> str | None:
 
 def _check_chat(
     service: Service, request: IncomingRequest, given: Mapping[str, Any]
-) -> tuple[CheckedBody[ChatWithinContext] | None, OllamaChatBody]:
+) -> tuple[CheckedBody[ChatWithinContext] | Notices, OllamaChatBody]:
     models = service.check_ready()
     raw, skipped = supported_tools(service, given)
     body, unread = _read(OllamaChatBody, service, raw)
     if not body.messages:
         models.requested_in_alias(model_of(body.model, models.name))
-        return None, body
+        return _unread_by_loading(raw, unread, skipped), body
+    unread += _of_other_roles(body.messages)
     messages = [_message(message) for message in body.messages]
     tools = {"tools": raw["tools"]} if body.tools else {}
     return _checked(service, request, body, {"messages": messages, **tools}, unread, skipped), body
 
 
-Checked = tuple[CheckedBody[ChatWithinContext] | None, CheckedBody[CompletionWithinContext] | None]
+Checked = tuple[CheckedBody[ChatWithinContext] | None, CheckedBody[CompletionWithinContext] | None] | Notices
 
 
 def _check_prompt(
@@ -102,7 +116,7 @@ def _check_prompt(
     body, unread = _read(OllamaGenerateBody, service, given)
     if not body.prompt:
         models.requested_in_alias(model_of(body.model, models.name))
-        return (None, None), body
+        return _unread_by_loading(given, unread, []), body
     if not body.raw and service.chat is not None:
         system = [{"role": "system", "content": body.system}] if body.system else []
         messages = [*system, {"role": "user", "content": body.prompt}]
@@ -122,7 +136,25 @@ def _read(kind: type[Any], service: Service, raw: Mapping[str, Any]) -> tuple[An
     for place in (raw, raw.get("options")):
         refuse_misspelled(place if isinstance(place, Mapping) else ())
     body, unread = read_ollama(kind, raw, service.settings)
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequest(f"top_logprobs is {body.top_logprobs}, which needs logprobs: true", "top_logprobs")
     return body, unread + (["keep_alive"] if body.keep_alive is not None else [])
+
+
+def _unread_by_loading(raw: Mapping[str, Any], unread: list[str], skipped: list[str]) -> Notices:
+    """What a body without a prompt has beside the model's name, all of it in vain."""
+    further = [name for name, value in raw.items() if value and name not in (*READ_BY_LOADING, *unread)]
+    return Notices(skipped, unread + further)
+
+
+def _of_other_roles(messages: Sequence[OllamaMessage]) -> list[str]:
+    """The fields in messages whose role has no such field, each once."""
+    found: dict[str, None] = {}
+    for message in messages:
+        for role, names in ROLE_FIELDS.items():
+            if role != message.role:
+                found |= {f"messages[].{name}": None for name in names if getattr(message, name)}
+    return list(found)
 
 
 def _checked(

@@ -17,7 +17,7 @@ from server.settings import Settings
 
 BodyModel = TypeVar("BodyModel", bound=BaseModel)
 Unsupported = Mapping[str, tuple[Any, ...]]  # fields by name, each with the values that ask for nothing
-UNION_TAGS = ("str", "bool", "system", "developer", "user", "assistant", "tool")
+UNION_TAGS = ("str", "bool", "float", "system", "developer", "user", "assistant", "tool")
 ZERO_IS_A_VALUE = ("prompt_logprobs",)  # fields in which 0 asks for something
 MAX_ALLOWED_IDS, MAX_BAD_WORDS = 1 << 16, 1 << 10
 NEUTRAL = (None, False, 0, "", "auto", "none")

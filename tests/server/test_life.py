@@ -90,12 +90,14 @@ def test_a_disconnect_in_the_middle_of_a_stream_aborts_the_sequence() -> None:
     engine = gated()
     engine.free = 3
     with on_loopback(engine) as (url, service):
-        for _ in range(10):
-            body = {"prompt": "hi", "stream": True, "max_tokens": 200}
-            with httpx.stream("POST", url + COMPLETIONS, json=body) as response:
+        body = {"prompt": "hi", "stream": True, "max_tokens": 200}
+        asked = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+        others = [("/v1/messages", body | asked), ("/api/chat", asked), ("/api/generate", {"prompt": "hi"})]
+        for path, sent in [(COMPLETIONS, body)] * 10 + others:
+            with httpx.stream("POST", url + path, json=sent) as response:
                 next(response.iter_lines())
         eventually(lambda: idle(engine, service))
-        assert value(service, "requests_aborted_total") == len(engine.aborted) == 10
+        assert value(service, "requests_aborted_total") == len(engine.aborted) == 13
 
 
 def test_leaving_while_in_the_queue_gives_the_place_back() -> None:

@@ -196,6 +196,15 @@ def test_the_last_message_of_the_assistant_is_continued(client: TestClient) -> N
     assert prompt(client).endswith("<user>hi<assistant>The cat is called")
 
 
+def test_what_cannot_be_continued_is_refused_in_the_apis_own_words(client: TestClient) -> None:
+    called = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+    for blocks in ([], [{"type": "text", "text": " "}], [{"type": "text", "text": "x"}, called]):
+        answer = client.post(MESSAGES, json=ASK | {"messages": [*USER, {"role": "assistant", "content": blocks}]})
+        error = MessagesError.model_validate(answer.json()).error
+        assert (answer.status_code, error.param) == (400, "messages"), answer.text
+        assert error.message.startswith("messages: the last one is the assistant's")
+
+
 def test_turns_of_one_role_are_one(client: TestClient) -> None:
     post(client, messages=[*USER, {"role": "user", "content": [{"type": "text", "text": "you"}]}], system="be brief")
     assert prompt(client) == "<system>be brief<user>hi\nyou<assistant>"
@@ -220,6 +229,8 @@ def test_a_choice_of_tools(client: TestClient, choice: Any, grammar: bool) -> No
     assert len(post(client, tools=[WEATHER])["content"]) == 2
     one = post(client, tools=[WEATHER], tool_choice={"type": "auto", "disable_parallel_tool_use": True})
     assert len(one["content"]) == 1
+    named = client.post(MESSAGES, json=ASK | {"tools": [WEATHER], "tool_choice": {"type": "auto", "name": "weather"}})
+    assert named.headers["x-ignored-fields"] == "tool_choice.name"
 
 
 @pytest.mark.parametrize(

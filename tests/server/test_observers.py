@@ -5,7 +5,8 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -48,6 +49,22 @@ def test_there_is_no_line_unless_it_is_asked_for() -> None:
     with in_memory() as client, structlog.testing.capture_logs() as logged:
         client.get("/v1/models")
     assert not [line for line in logged if line["event"] == "request"]
+
+
+def test_an_internal_error_is_logged_and_traced_as_the_500_that_it_becomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[AnsweredRequest] = []
+    engine = FakeEngine()
+    tracing = SimpleNamespace(record=traced.append, stop=lambda: None)
+    settings = Settings(model="tiny", access_log=True)
+    app = create_app(settings, engine, FakeTokenizer(), FakeChat(), CARD, tracing=cast(Tracing, tracing))
+    with TestClient(app, raise_server_exceptions=False) as client, structlog.testing.capture_logs() as logged:
+        eventually(lambda: service_of(client).loaded is not None)
+        monkeypatch.setattr(service_of(client), "check_ready", lambda: 1 / 0)
+        answers = [client.post(path, json={"messages": []}) for path in (CHAT, "/v1/messages")]
+    assert [answer.status_code for answer in answers] == [500, 500]
+    lines = [line for line in logged if line["event"] == "request"]
+    assert [line["status"] for line in lines] == [request.status for request in traced] == [500, 500]
+    assert answers[1].headers["request-id"] == answers[1].headers["x-request-id"] == lines[1]["request_id"]
 
 
 def test_a_request_that_generates_has_one_span() -> None:

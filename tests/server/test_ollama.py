@@ -221,7 +221,25 @@ def test_bodies_without_a_prompt_ask_for_loading(client: TestClient) -> None:
     assert post(client, GENERATE, prompt="", model="tiny")["done_reason"] == "load"
     assert post(client, messages=[], keep_alive=0)["done_reason"] == "unload"
     assert client.post(CHAT, json={"model": "tiny:k99"}).status_code == 404
+    asked = {"model": "tiny", "foo": 1, "num_experts": 99, "options": {"num_ctx": 1}, "tools": [{"type": "web"}]}
+    chat, prompt = (client.post(path, json=asked) for path in (CHAT, GENERATE))
+    assert chat.headers["x-ignored-fields"] == "foo, options.num_ctx, num_experts, options"
+    assert chat.headers["x-skipped-tools"] == "web"
+    assert prompt.headers["x-ignored-fields"] == "foo, tools, options.num_ctx, num_experts, options"
     assert len(engine_of(client).seen) == before
+
+
+def test_what_nothing_reads_is_named(client: TestClient) -> None:
+    user = {
+        "role": "user",
+        "content": "x",
+        "tool_calls": [{"function": {"name": "f"}}],
+        "tool_name": "",
+        "thinking": "t",
+    }
+    answer = client.post(CHAT, json={"messages": [user, user, {"role": "tool", "tool_name": "f", "content": "y"}]})
+    assert answer.headers["x-ignored-fields"] == "messages[].tool_calls, messages[].thinking"
+    assert client.post(SHOW, json={"model": "tiny", "a\r\nb: c": 1, "": 2}).headers["x-ignored-fields"] == "a__b:_c, _"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +255,9 @@ def test_bodies_without_a_prompt_ask_for_loading(client: TestClient) -> None:
         (CHAT, {"messages": USER, "model": "tiny:k4", "num_experts": 2}, "must agree"),
         (CHAT, {"messages": USER, "top_logprobs": 3, "logprobs": True, "tools": [{"type": 1}]}, "tools[0].type"),
         (CHAT, {"messages": USER, "format": "xml"}, "format"),
+        (CHAT, {"messages": USER, "top_logprobs": 3}, "top_logprobs is 3, which needs logprobs: true"),
+        (GENERATE, {"prompt": "x", "raw": True, "top_logprobs": 3}, "top_logprobs is 3, which needs logprobs: true"),
+        (CHAT, {"messages": USER, "keep_alive": True}, "keep_alive: Input should be"),
         (GENERATE, {"prompt": "x", "suffix": "y"}, "suffix is not supported"),
         (GENERATE, {"prompt": "x", "context": [1]}, "context is not supported"),
         (GENERATE, {"prompt": "x", "images": ["a"]}, "images is not supported"),

@@ -16,6 +16,7 @@ from server.http.opening import opened
 from server.http.sse import answer
 from server.requests.calls import GenerationCall
 from server.requests.json_body import read_json
+from server.requests.notices import Notices
 from server.requests.ollama_as_chat import OLLAMA_NAMES, open_ollama_chat, open_ollama_prompt
 from server.schemas.ollama import OllamaBody, ShowBody, read_ollama
 from server.service import Service
@@ -60,9 +61,9 @@ async def show(request: Request) -> Response:
     """What is known of a model or an alias."""
     service: Service = request.app.state.service
     read = partial(read_ollama, ShowBody, settings=service.settings)
-    body, _ = await read_json(service, incoming(request), read)
+    body, unread = await read_json(service, incoming(request), read)
     known = shown(service.served_models, service.chat, service.sampling_defaults, body.model or body.name)
-    return JSONResponse(known)
+    return JSONResponse(known, headers=Notices(ignored_fields=unread).headers)
 
 
 @router.get("/version")
@@ -70,8 +71,8 @@ async def version() -> dict[str, str]:
     return {"version": OLLAMA_VERSION, "moedial": VERSION}
 
 
-async def _answered(service: Service, request: Request, call: GenerationCall | None, body: OllamaBody) -> Response:
-    if call is None:
-        return JSONResponse(loaded(body, service.settings.name))
+async def _answered(service: Service, request: Request, call: GenerationCall | Notices, body: OllamaBody) -> Response:
+    if isinstance(call, Notices):
+        return JSONResponse(loaded(body, service.settings.name), headers=call.headers)
     with OLLAMA_NAMES.in_errors():  # a schema that cannot be compiled is refused by the engine
         return await answer(service, request, call, lambda call, tokenizer: OllamaFormat(call, tokenizer, body))
