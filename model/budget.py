@@ -259,7 +259,7 @@ class ExpertRange:
         """
         rule, most = budget.rule, max(budget.counts, default=0)
         self.check_rule(rule, param)
-        kept = min((layer.count("1") for layer in rule.kept), default=self.maximum)
+        kept = self.left_by(rule)
         if rule.kept and max(most, self.trained) > kept:
             wanted = f"the count {most}" if most > kept else f"the trained count {self.trained}"
             raise InvalidRequest(f"{param}.set keeps {kept} experts of a layer, fewer than {wanted}", f"{param}.set")
@@ -272,14 +272,18 @@ class ExpertRange:
                 f"{param}.skip={rule.skip} leaves {left}, fewer than the count {most}", f"{param}.skip"
             )
         if budget.contrast is not None:
-            self.check_contrast(budget.contrast, kept, f"{param}.contrast")
+            self.check_contrast(budget.contrast, rule, f"{param}.contrast")
 
-    def check_contrast(self, contrast: Contrast, kept: int, param: str) -> None:
-        """The same of a contrast, where a token may run so many experts."""
+    def check_contrast(self, contrast: Contrast, rule: RoutingRule, param: str) -> None:
+        """The same of a contrast beside this rule; also of one whose beta is 0, which no budget has."""
         reason = self.rule_refusal if self.layers else "this model has no mixture-of-experts layers"
         if reason:
             raise InvalidRequest(f"{param} is refused: {reason}", param)
-        contrast.check(kept, param)
+        contrast.check(self.left_by(rule), param)
+
+    def left_by(self, rule: RoutingRule) -> int:
+        """How many experts of a layer a token may choose among."""
+        return min((layer.count("1") for layer in rule.kept), default=self.maximum)
 
     def check_rule(self, rule: RoutingRule, param: str) -> None:
         """Refuse what this model cannot do, by the name of the rule's field.

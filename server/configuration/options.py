@@ -42,7 +42,9 @@ def counts(value: Any) -> Any:
     return {name.strip(): count.strip() for name, _, count in pairs}
 
 
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+MOST_AMOUNT = 1e12  # so that a cost stays a number
+Amount = Annotated[float, Field(ge=0, le=MOST_AMOUNT, allow_inf_nan=False)]
+COUNT = re.compile(r"0|[1-9][0-9]{0,8}")  # each count has one form: two prices of one are seen
 
 
 class Price(NamedTuple):
@@ -64,6 +66,8 @@ def prices(value: Any) -> Any:
         amounts = tuple(part.strip() for part in price.split("/"))
         if len(amounts) not in (2, 3):
             raise ValueError(f"expected count=prompt/completion or count=prompt/completion/cached, got {word!r}")
+        if not COUNT.fullmatch(count.strip()):
+            raise ValueError(f"expected a count such as 8 before '=', got {word!r}")
         if count.strip() in found:
             raise ValueError(f"{count.strip()!r} has two prices")
         found[count.strip()] = amounts if len(amounts) == 3 else (*amounts, amounts[0])

@@ -94,9 +94,11 @@ def _check_autos(autos: Sequence[RequestedAuto], others: Sequence[Requested], op
 
 def _ruled(experts: ExpertRange, budget: ExpertBudget, fields: Mapping[str, Any]) -> ExpertBudget:
     """The budget with these fields of a rule, over its own, and with their contrast."""
-    rule = {name: value for name, value in fields.items() if name != "contrast"}
-    budget = replace(budget, rule=replace(budget.rule, **rule), contrast=fields.get("contrast"))
+    rule, contrast = {name: value for name, value in fields.items() if name != "contrast"}, fields.get("contrast")
+    budget = replace(budget, rule=replace(budget.rule, **rule), contrast=contrast)
     experts.check(budget, "experts")
+    if contrast is not None:
+        experts.check_contrast(contrast, budget.rule, "experts.contrast")
     return budget
 
 

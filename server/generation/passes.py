@@ -72,7 +72,8 @@ def pass_usages(
 def _usage(
     budget: ExpertBudget, own: Pass, tokens: Mapping[int, int], prompts: Sequence[int], answers: int
 ) -> PassUsage:
-    first = {position // answers: position for position in sorted(own, reverse=True)}  # of each prompt
+    # Of each prompt the answer that began first: later ones find its prompt in the prefix cache.
+    first = {position // answers: position for position in reversed(own)}
     timelines = {prompt: own[position].timeline for prompt, position in first.items()}
     stats = [timeline.stats for timeline in timelines.values()]
     return PassUsage(

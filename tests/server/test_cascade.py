@@ -4,15 +4,18 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from msgspec import structs
 from starlette.testclient import TestClient
 
 from model.budget import ExpertBudget, RoutingRule
 from server.cascade import Cascade
-from tests.server.fakes import EOS, FakeEngine
+from server.generation.passes import pass_usages
+from tests.server.fakes import EOS, STATS, FakeEngine
 from tests.server.harness import CHAT, COMPLETIONS, frames, in_memory, key_file, on_loopback, service_of, value
 
 LOW, HIGH = ExpertBudget((1, 1, 1)), ExpertBudget((8, 8, 8))
@@ -122,6 +125,17 @@ def test_each_answer_is_decided_by_itself(client: TestClient, engine: FakeEngine
     assert cascade["high"] == {"num_experts": 8, "prompt_tokens": 2, "completion_tokens": HIGH_TOKENS}
     again = engine.seen[-1]
     assert again.sampling.seed == 2, "the seed of the answer that is made again"
+
+
+def test_a_prompt_cost_what_the_answer_that_began_first_read_of_it() -> None:
+    """In the second run that may be a later answer: the others find the prompt in the prefix cache."""
+
+    def ran(cached: int) -> Any:
+        stats, prompt = structs.replace(STATS, cached_tokens=cached), SimpleNamespace(done=True)
+        return SimpleNamespace(timeline=SimpleNamespace(tokens=4, stats=stats, prompt=prompt))
+
+    generation: Any = SimpleNamespace(sequences=[0, 1], passes=({0: ran(0), 1: ran(6)}, {1: ran(0), 0: ran(6)}))
+    assert [used.cached_tokens for used in pass_usages(generation, [LOW, HIGH], [7])] == [0, 0]
 
 
 def test_best_of_ranks_the_answers_that_stand(client: TestClient, engine: FakeEngine) -> None:

@@ -70,7 +70,16 @@ def test_prices_that_do_not_fit_the_model_end_the_start(text: str, experts: Expe
 
 
 @pytest.mark.parametrize(
-    "fields", [{"prices": "1=-1/2"}, {"prices": "1=nan/2"}, {"prices": "x=1/2"}, {"currency": "€"}]
+    "fields",
+    [
+        {"prices": "1=-1/2"},
+        {"prices": "1=nan/2"},
+        {"prices": "1=1/1e300"},
+        {"prices": "x=1/2"},
+        {"prices": "1=1/2,1=3/4"},
+        {"prices": "1=1/2,01=3/4"},
+        {"currency": "€"},
+    ],
 )
 def test_amounts_and_currencies_that_are_none(fields: dict[str, str]) -> None:
     with pytest.raises(ValidationError):

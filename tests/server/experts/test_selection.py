@@ -69,6 +69,26 @@ def test_the_model_refuses_rules_by_name() -> None:
     assert resolve(fixed, 4, requested_in_body({"experts": {"top_p": 0, "repair": False}})).budget.rule == FAMILY_RULE
 
 
+@pytest.mark.parametrize(
+    ("contrast", "param", "words"),
+    [
+        ({"beta": 0, "weak_rank": 9}, "experts.contrast.weak_rank", "between 1 and 8 for this model, got 9"),
+        ({"beta": 0.0, "alpha": -3}, "experts.contrast.alpha", "above 0 and at most 1, got -3"),
+        ({"beta": -1}, "experts.contrast.beta", "between 0 and 10, got -1"),
+    ],
+)
+def test_a_contrast_whose_beta_is_0_is_checked_as_any_other(contrast: Any, param: str, words: str) -> None:
+    """Such a contrast is plain decoding, of which no budget knows it."""
+    error = refused({"experts": {"contrast": contrast}})
+    assert error.param == param and words in error.message
+    cascade = {"low": 1, "high": 4, "threshold": 1}
+    assert refused({"experts": {"contrast": contrast, "cascade": cascade}}).message == error.message
+    fixed = replace(RANGE, rule_refusal="it draws")
+    with pytest.raises(InvalidRequest, match=r"experts\.contrast is refused: it draws"):
+        resolve(fixed, 4, requested_in_body({"experts": {"contrast": contrast}}))
+    assert selected({"experts": {"contrast": {"beta": 0}}}).budget == ExpertBudget((4,) * 3)
+
+
 def test_rules_in_two_places_must_agree() -> None:
     one = {"experts": {"threshold": 0.5}}
     assert selected(one | {"extra_body": one}).budget.rule == RoutingRule(threshold=0.5)
