@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 from fastapi import APIRouter, FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
@@ -48,6 +49,8 @@ OWN_HEADERS = (
     "x-should-retry",
 )
 EXPOSED_HEADERS = (*OWN_HEADERS, "retry-after", *RATE_LIMIT_HEADERS)
+# FastAPI's own spans, metrics and records hold queries and the texts of errors, and variables switch their export on
+NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 ROUTE_MODULES = (calibration_route, docs, generate, messages, models, ollama, probes, tokens)
 GENERATING_PATHS = frozenset({*generate.PATHS, *messages.PATHS, *ollama.PATHS})
 
@@ -86,6 +89,7 @@ def create_app(
         docs_url=None,  # FastAPI's own pages load scripts from other sites
         redoc_url=None,
         openapi_url=None,  # `openapi.install` adds the route
+        telemetry=NO_TELEMETRY,
     )
     app.state.service = service
     error_responses.install(app)

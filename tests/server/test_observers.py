@@ -90,6 +90,16 @@ def test_a_request_that_generates_has_one_span() -> None:
     assert spans[0].resource.attributes["service.name"] == "moedial"
 
 
+def test_fastapi_sends_nothing_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace, metrics = pytest.importorskip("opentelemetry.trace"), pytest.importorskip("opentelemetry.metrics")
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    before = (trace.get_tracer_provider(), metrics.get_meter_provider())
+    with in_memory() as client:
+        client.get("/v1/models")
+    assert (trace.get_tracer_provider(), metrics.get_meter_provider()) == before
+
+
 def test_spans_are_sent_where_the_variables_say(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     received: list[tuple[str, bytes]] = []
