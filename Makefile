@@ -5,6 +5,7 @@ CLIENTS := .clients
 MORE_CLIENTS := .more-clients
 DEPLOY_TOOLS := .deploy-tools
 PAGE_TESTS := .page-tests
+RAY_TESTS := .ray-tests
 
 # PYTHON names an interpreter; without it the first Python 3.11 to 3.13 on the path is taken. UV= leaves uv out.
 PYTHON ?=
@@ -28,7 +29,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-clients test-more-clients test-page page-pictures test-operators test-deploy test-image test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-all test-storms test-clients test-more-clients test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +77,11 @@ test-operators: $(VENV)/.dev  ## the board's and the rules' expressions against 
 # Each file of deploy/ by the tool that its users have; what is not installed here is skipped, with its name.
 test-deploy: $(VENV)/.dev $(DEPLOY_TOOLS)/.built test-operators  ## compose, Kubernetes, systemd, HAProxy and Docker files by their own validators
 	PATH="$(CURDIR)/$(DEPLOY_TOOLS)/bin:$$PATH" $(BIN)/python -m pytest -rs tests/deploy/check_files.py tests/deploy/check_haproxy.py
+
+# Ray's venv sees the packages of the other one, which has torch. Ray may warn. -s: what the ways through them cost.
+test-scaling: $(VENV)/.dev $(RAY_TESTS)/.built  ## two servers behind HAProxy, two replicas of Ray Serve: minutes
+	$(BIN)/python -m pytest -rs -s tests/deploy/check_servers.py
+	PYTHONPATH="$(CURDIR)" $(RAY_TESTS)/bin/python -m pytest -W default --disable-warnings -rs -s tests/deploy/check_ray.py
 
 # BASE, TORCH_INDEX, TORCH_FIND_LINKS: as docker build --build-arg. IMAGE=NAME: one that is built already. See docs/deployment.md.
 test-image: $(VENV)/.dev  ## build the image with buildah, run it, ask it; needs root and takes minutes
@@ -253,6 +259,13 @@ $(PAGE_TESTS)/.built: constraints-page.txt tests/page/package-lock.json
 	$(call INSTALL,$(PAGE_TESTS)) -c constraints-page.txt playwright pillow httpx pytest pytest-timeout
 	cp tests/page/package.json tests/page/package-lock.json $(PAGE_TESTS)
 	npm ci --silent --no-audit --no-fund --prefix $(PAGE_TESTS)
+	touch $@
+
+$(RAY_TESTS)/.built: constraints-ray.txt $(VENV)/.dev
+	test -d $(RAY_TESTS) || $(NEW_VENV) $(RAY_TESTS) $(PYTHON)
+	$(call INSTALL,$(RAY_TESTS)) -c constraints.txt -c constraints-ray.txt 'ray[serve]'
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(RAY_TESTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/moedial.pth"
 	touch $@
 
 clean:

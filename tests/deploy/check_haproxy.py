@@ -1,22 +1,17 @@
 """HAProxy with the configuration of `deploy/haproxy`, before three servers that say their names: `make test-deploy`."""
 
 import shutil
-import socket
-import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.deploy.manifests import DEPLOY
+from tests.deploy.proxied import proxied
 
 SERVERS = {"low-1": "low", "full-1": "full", "full-2": "full"}
-CONFIG = DEPLOY / "haproxy" / "haproxy.cfg"
 pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
 
 
@@ -52,36 +47,12 @@ def servers() -> Iterator[dict[str, ThreadingHTTPServer]]:
 
 
 @pytest.fixture(scope="module")
-def proxy(servers: dict[str, ThreadingHTTPServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    text = CONFIG.read_text().replace("bind :8001", f"bind 127.0.0.1:{port}")
-    text = text.replace(" resolvers names init-addr none", "")
-    for lane in ("low", "full"):
-        template = f"server-template {lane} 8 moedial-{lane}:8000"
-        assert template in text
-        lines = [f"server {name} 127.0.0.1:{servers[name].server_port}" for name in SERVERS if SERVERS[name] == lane]
-        text = text.replace(template, "\n    ".join(lines))
-    file: Path = tmp_path_factory.mktemp("haproxy") / "haproxy.cfg"
-    file.write_text(text)
-    process = subprocess.Popen(("haproxy", "-f", str(file)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-            deadline = time.monotonic() + 10
-            while not _answers(client):
-                assert process.poll() is None and time.monotonic() < deadline, "HAProxy does not answer"
-                time.sleep(0.05)
-            yield client
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def _answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/").status_code == 200
-    except httpx.TransportError:
-        return False
+def proxy(servers: dict[str, ThreadingHTTPServer]) -> Iterator[httpx.Client]:
+    lanes: dict[str, list[str]] = {}
+    for name, lane in SERVERS.items():
+        lanes.setdefault(lane, []).append(f"127.0.0.1:{servers[name].server_port}")
+    with proxied(lanes) as client:
+        yield client
 
 
 def lane(proxy: httpx.Client, body: dict[str, Any], **headers: str) -> str:
