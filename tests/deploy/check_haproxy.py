@@ -66,6 +66,7 @@ def chat(text: str = "hi", **fields: Any) -> dict[str, Any]:
 def test_a_low_count_has_a_lane_of_its_own_wherever_it_is_named(proxy: httpx.Client) -> None:
     assert lane(proxy, chat(num_experts=2)) == "low" and lane(proxy, chat(num_experts=3)) == "full"
     assert lane(proxy, chat(model="m@k1")) == "low" and lane(proxy, chat(model="m@k8")) == "full"
+    assert lane(proxy, chat(model="m:k1")) == "low" and lane(proxy, chat(options={"num_experts": 1})) == "low"
     assert lane(proxy, chat(), **{"X-Num-Experts": "1"}) == "low"
     assert lane(proxy, chat()) == "full" and lane(proxy, {"prompt": "hi"}) == "full"
     assert lane(proxy, chat("x" * 40_000, num_experts=1)) == "low"

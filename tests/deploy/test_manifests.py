@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from server.access.sites import hosts_of
 from server.http.middleware import PROBES
 from server.settings import Settings
 from tests.deploy.manifests import BASE, COMPOSE, DEPLOY, ROOT, config, deployment, manifest, unit, unit_environment
@@ -119,6 +120,14 @@ def test_the_profiles() -> None:
         "monitoring": {"prometheus", "grafana"},
         "ui": {"open-webui"},
     }
+
+
+def test_compose_answers_to_local_names_only() -> None:
+    default = re.fullmatch(r"\$\{ALLOWED_HOSTS:-(.+)\}", COMPOSE["x-server"]["environment"]["MOEDIAL_ALLOWED_HOSTS"])
+    assert default
+    hosts = hosts_of(default[1].split(","), "0.0.0.0", keys=False)
+    local = ("localhost", "127.0.0.1", *COMPOSE["services"])
+    assert all(map(hosts.allow, local)) and not hosts.allow("rebound.example.com")
 
 
 def test_haproxy_and_prometheus_name_services_of_compose() -> None:
