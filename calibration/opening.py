@@ -156,8 +156,8 @@ def _settings(folder: Path, options: Options) -> EngineSettings:
     config, _ = read_config(folder)
     if not config.mixtures:
         raise CheckpointError(f"{folder} has no mixture-of-experts layers, so there is no count to calibrate")
-    if not config.scores_prompts:
-        raise CheckpointError(f"{folder} cannot be calibrated: an encoder reads its texts, which predicts no tokens")
+    if config.score_refusal:
+        raise CheckpointError(f"{folder} cannot be calibrated by texts: {config.score_refusal}")
     grid(replace(config, extrapolates=options.allow_extrapolated_experts).experts, options.asked_counts)
     return EngineSettings(
         model=str(folder),

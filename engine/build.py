@@ -208,7 +208,7 @@ def assemble(
         step_seconds=settings.step_ms / 1000,
         speculator=speculator_for(model, settings),
         experts=experts_of(model),
-        scores_prompts=config.scores_prompts,
+        score_refusal=config.score_refusal,
     )
     runner = ModelRunner(model, model.cache(blocks, block_size(settings), state_slots(settings)))
     runner.draft_experts = scheduler.speculator.experts if scheduler.speculator else 0

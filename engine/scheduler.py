@@ -57,7 +57,7 @@ class Scheduler:
     other sequence needs.
 
     `experts`: what the model can run, to refuse other routing rules and to tell what the trained count would cost;
-    `scores_prompts`: whether it has log-probabilities of prompts.
+    `score_refusal`: why it has no log-probabilities of prompts; empty: it has.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Scheduler:
         min_chunk: int = 16,
         speculator: Speculator | None = None,
         experts: ExpertRange | None = None,
-        scores_prompts: bool = True,
+        score_refusal: str = "",
     ) -> None:
         if not 1 <= max_running <= max_step_tokens:
             raise ValueError(
@@ -94,7 +94,7 @@ class Scheduler:
         self._step_seconds = step_seconds if step_seconds and chunked else math.inf
         self.queues = Queues()
         self._waiting, self._running = self.queues.waiting, self.queues.running
-        self._experts, self._scores_prompts = experts, scores_prompts
+        self._experts, self._score_refusal = experts, score_refusal
         self._prefills = PrefillPlanner(blocks, self.queues, max_running, chunked, clock)
         self._decodes = DecodePlanner(blocks, self.queues, self._preempt)
         self._open: list[dict[str, int]] = []  # of plans not committed yet: ids, and where their chunks end
@@ -133,8 +133,8 @@ class Scheduler:
         if request.id in self._running or request.id in self._waiting:
             raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
         require_fits(request, self.max_model_len, self.blocks.total, self.blocks.block_size, self.max_running)
-        if request.sampling.prompt_logprobs is not None and not self._scores_prompts:
-            reason = "this model has no log-probabilities of prompts: an encoder reads them, which predicts no tokens"
+        if request.sampling.prompt_logprobs is not None and self._score_refusal:
+            reason = f"this model has no log-probabilities of prompts: {self._score_refusal}"
             raise InvalidRequest(reason, "prompt_logprobs")
         if self._experts is not None:
             self._experts.check(request.budget, "experts")

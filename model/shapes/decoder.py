@@ -101,7 +101,7 @@ class DecoderConfig:
         shapes = self.mixtures
         if not shapes:
             return "it has no mixture-of-experts layers"
-        if not self.scores_prompts:
+        if self.encoder is not None:
             return "an encoder reads its texts, which predicts no tokens"
         if refusal := next((shape.set_refusal for shape in shapes if shape.set_refusal), ""):
             return refusal
@@ -151,9 +151,13 @@ class DecoderConfig:
         return not self.chunkable
 
     @property
-    def scores_prompts(self) -> bool:
-        """Whether there are logits of a prompt's tokens. An encoder predicts none."""
-        return self.encoder is None
+    def score_refusal(self) -> str:
+        """Why the tokens of a text have no probabilities, each after those before it alone; empty: they have."""
+        if self.encoder is not None:
+            return "an encoder reads them, which predicts no tokens"
+        if not self.chunkable:
+            return "it computes them as a whole, in which later tokens change what is predicted before them"
+        return ""
 
     @property
     def has_states(self) -> bool:

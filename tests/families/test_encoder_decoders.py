@@ -270,7 +270,7 @@ def test_what_an_encoder_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
         build_engine(EngineSettings(model=str(tmp_path), kv_cache_bytes=1 << 22, speculate="ngram"))
     calibration = opened(Options(model=str(tmp_path), output=tmp_path))
     with (
-        pytest.raises(CheckpointError, match="cannot be calibrated: an encoder reads its texts"),
+        pytest.raises(CheckpointError, match="cannot be calibrated by texts: an encoder reads them"),
         calibration,
     ):
         pass

@@ -17,7 +17,7 @@ from model.activation import activate
 from model.backends.torch.attend import WholeAttend
 from model.budget import ExpertBudget
 from model.decoder import Decoder
-from model.errors import CheckpointError
+from model.errors import CheckpointError, InvalidRequest
 from model.moe.topk import TopKMixture
 from model.shapes.mixtures import TopK
 from tests.e2e.live import serving
@@ -118,6 +118,22 @@ def test_weights_of_the_noise_are_not_needed(tmp_path: Path) -> None:
     loaded, _ = load_model(tmp_path)
     ids = reference.PROMPT
     assert torch.equal(whole_logits(loaded, ids, [4, 4]), whole_logits(saved, ids, [4, 4]))
+
+
+def test_a_later_token_changes_no_earlier_logit_or_a_prompt_has_no_scores(tmp_path: Path) -> None:
+    """Tokens of a prompt that compete for a capacity do see each other."""
+    ids = list(range(1, 25))
+    for number, changes in ((0, {}), (1, {"drop_tokens": False}), (1, {})):
+        content = raw(number, **changes)
+        model = random_decoder(content)
+        before, after = (whole_logits(model, [*ids[:-4], last, *ids[-3:]], [2, 2])[:-4] for last in (21, 50))
+        causal = torch.allclose(before, after, atol=1e-6, rtol=0)
+        assert causal == (model.config.score_refusal == "") == (model.config.mixtures[0].token_local)
+    save_model(model, content, tmp_path, torch.float32)
+    engine, _ = build_engine(EngineSettings(model=str(tmp_path), kv_cache_bytes=1 << 20, threads=1))
+    with pytest.raises(InvalidRequest, match="later tokens change what is predicted before them") as error:
+        engine.add(Request("0", (1, 2), ExpertBudget((1, 1)), Sampling(1, seed=0, prompt_logprobs=0)))
+    assert error.value.param == "prompt_logprobs"
 
 
 @pytest.mark.parametrize("number", [0, 1])
