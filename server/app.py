@@ -1,4 +1,4 @@
-"""Puts the server together: one FastAPI app over one engine. Everything it needs is passed in."""
+"""Puts the server together: one FastAPI app over one model, or several. Everything it needs is passed in."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -14,9 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
 from model.errors import MoedialError
+from server.access.keys import admin_keys
 from server.access.sites import SitePolicy, hosts_of
 from server.dialects.base import Dialect
-from server.errors import RateLimited, code_of
+from server.errors import RateLimited, code_of, loggable
 from server.experts.calibration import UNCALIBRATED, ServedCalibration
 from server.experts.sets import NO_SETS, ServedSets
 from server.http import error_responses, openapi
@@ -25,15 +26,18 @@ from server.http.counts import HttpCounts
 from server.http.h11 import ConnectionLimits, protocol_of
 from server.http.listening import files_left
 from server.http.middleware import BodyBudget, BodyLimits, HeadAsGet, RequestId, ReservedConnections, StopGuard
+from server.http.model_choice import ModelChoice
 from server.http.observers import AccessLog, Spans
+from server.http.routes import admin, docs, generate, messages, models, ollama, probes, tokens
 from server.http.routes import calibration as calibration_route
-from server.http.routes import docs, generate, messages, models, ollama, probes, tokens
 from server.http.routes import page as page_routes
 from server.http.sites import Sites
+from server.models.host import HostedModels
 from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProtocol
 from server.requests.output_spec import PLAIN
 from server.service import Service
 from server.settings import Settings
+from server.state import ServerState
 from server.tracing import Tracing
 from server.version import VERSION
 
@@ -67,19 +71,25 @@ def create_app(
     tracing: Tracing | None = None,
     sets: ServedSets = NO_SETS,
 ) -> FastAPI:
-    """The app. HTTP answers at once while the model loads; `Service` says how that ended."""
-    service = Service(settings, engine, tokenizer, chat, card, sampling_defaults, dialect, calibration, sets)
+    """The app of one model."""
+    return app_of(
+        Service(settings, engine, tokenizer, chat, card, sampling_defaults, dialect, calibration, sets), tracing
+    )
+
+
+def app_of(server: ServerState, tracing: Tracing | None = None) -> FastAPI:
+    """The app. HTTP answers at once while models load; `server` says how that ended."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        boot = asyncio.create_task(_boot(service))
+        boot = asyncio.create_task(_boot(server))
         try:
             yield
         finally:
             boot.cancel()
             await asyncio.gather(boot, return_exceptions=True)
             last_spans = [] if tracing is None else [asyncio.to_thread(tracing.stop)]
-            await asyncio.gather(engine.stop(STOP_SECONDS), *last_spans)
+            await asyncio.gather(server.stop(STOP_SECONDS), *last_spans)
 
     app = FastAPI(
         title="moedial",
@@ -91,37 +101,42 @@ def create_app(
         openapi_url=None,  # `openapi.install` adds the route
         telemetry=NO_TELEMETRY,
     )
-    app.state.service = service
+    app.state.service = server
     error_responses.install(app)
     openapi.install(app)
-    _add_middleware(app, service)
-    _add_observers(app, settings, tracing)
-    for router in _routers(settings):
+    if server.settings.admin_key:
+        app.state.admin_keys = admin_keys(server.settings.admin_key, server.keys)
+    if isinstance(server, HostedModels):
+        app.add_middleware(ModelChoice, models=server, on_refused=partial(_record_refusal, server))
+    _add_middleware(app, server)
+    _add_observers(app, server.settings, tracing)
+    for router in _routers(server.settings):
         app.include_router(router)
     return app
 
 
 def _routers(settings: Settings) -> list[APIRouter]:
     shown = (page_routes,) if settings.page == "on" else ()
-    return [module.router for module in (*ROUTE_MODULES, *shown)]
+    operators = (admin,) if settings.admin_key else ()
+    return [module.router for module in (*ROUTE_MODULES, *operators, *shown)]
 
 
-async def _boot(service: Service) -> None:
+async def _boot(server: ServerState) -> None:
     try:
-        await service.boot()
+        await server.boot()
     except Exception as error:
-        service.boot_error = error  # the command prints it
+        server.boot_error = error  # the command prints it
         if not isinstance(error, MoedialError):
             log.error("internal error", exc_info=error)
     else:
-        await service.watch_load()
+        await server.watch_load()
 
 
-def _add_middleware(app: FastAPI, service: Service) -> None:
+def _add_middleware(app: FastAPI, server: ServerState) -> None:
     """The last one added is the outermost."""
-    settings, on_refused = service.settings, partial(_record_refusal, service)
+    settings, on_refused = server.settings, partial(_record_refusal, server)
     budget = BodyBudget(settings.max_inflight_body_bytes)
-    service.metrics.watch("http_body_bytes", lambda: budget.held)
+    server.metrics.watch("http_body_bytes", lambda: budget.held)
     app.add_middleware(
         BodyLimits,
         max_fields=settings.max_header_fields,
@@ -129,7 +144,9 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         timeout=settings.body_timeout,
         budget=budget,
     )
-    app.add_middleware(Auth, keys=service.keys, accounts=service.accounts, on_result=partial(_record_key, service))
+    own_keys = (admin.PREFIX,) if settings.admin_key else ()
+    on_result = partial(_record_key, server)
+    app.add_middleware(Auth, keys=server.keys, accounts=server.accounts, on_result=on_result, own_keys=own_keys)
     app.add_middleware(ReservedConnections, on_refused=on_refused)
     origins = settings.allow_origin
     if origins:
@@ -141,12 +158,12 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
             allow_private_network=True,
             expose_headers=EXPOSED_HEADERS,
         )
-    hosts = hosts_of(settings.allowed_hosts, settings.host, bool(service.keys))
-    policy = SitePolicy(hosts, frozenset(origins), keys=bool(service.keys))
+    hosts = hosts_of(settings.allowed_hosts, settings.host, bool(server.keys))
+    policy = SitePolicy(hosts, frozenset(origins), keys=bool(server.keys))
     app.add_middleware(Sites, policy=policy, on_refused=on_refused)
     app.add_middleware(HeadAsGet)
     routes = [*app.routes, *(route for router in _routers(settings) for route in router.routes)]
-    app.add_middleware(HttpCounts, routes=routes, count=partial(service.metrics.inc, "http_requests"))
+    app.add_middleware(HttpCounts, routes=routes, count=partial(server.metrics.inc, "http_requests"))
     app.add_middleware(StopGuard)
 
 
@@ -159,34 +176,34 @@ def _add_observers(app: FastAPI, settings: Settings, tracing: Tracing | None) ->
     app.add_middleware(RequestId)
 
 
-def protocol_for(service: Service) -> type[asyncio.Protocol]:
+def protocol_for(server: ServerState) -> type[asyncio.Protocol]:
     """The class of the app's connections, for uvicorn."""
-    settings = service.settings
+    settings = server.settings
     connections = settings.max_connections
     limits = ConnectionLimits(
         max_connections=connections,
         max_lingering=files_left(connections),
         max_header_bytes=settings.max_header_bytes,
         header_timeout=settings.header_timeout,
-        on_refused=service.on_connection_refused,
+        on_refused=server.on_connection_refused,
     )
     return protocol_of(limits)
 
 
-def _record_key(service: Service, scope: Scope, error: MoedialError | None) -> None:
+def _record_key(server: ServerState, scope: Scope, error: MoedialError | None) -> None:
     """Count a request of a key, accepted or refused."""
     key = scope["state"]["key_name"]
     if error is None:
-        return service.metrics.inc("key_requests", key)
+        return server.metrics.inc("key_requests", key)
     if isinstance(error, RateLimited):
-        service.metrics.inc("key_requests_limited", key, error.limit)
-    _record_refusal(service, scope, error)
+        server.metrics.inc("key_requests_limited", key, error.limit)
+    _record_refusal(server, scope, error)
 
 
-def _record_refusal(service: Service, scope: Scope, error: MoedialError) -> None:
+def _record_refusal(server: ServerState, scope: Scope, error: MoedialError) -> None:
     """Log a request that is refused before it reaches a route, and count it on the routes that generate."""
     state = scope["state"]
     named = {"key": state["key_name"]} if state.get("key_name") else {}
-    log.info("refused", code=code_of(error), reason=str(error), request_id=state.get("request_id"), **named)
+    log.info("refused", code=code_of(error), reason=loggable(error), request_id=state.get("request_id"), **named)
     if scope["path"] in GENERATING_PATHS:
-        service.metrics.inc("requests_rejected", code_of(error))
+        server.metrics.inc("requests_rejected", code_of(error))

@@ -60,23 +60,41 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     kind: Any = str | None
     if switch:
         kind = bool | None
-    elif isinstance(field.default, tuple):
+    elif isinstance(field.default, tuple) or name == "model":
         kind = list[str] | None
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, option])
 
 
 def serve(folder: str | None = None, **flags: Any) -> None:
-    """Serve one model over HTTP."""
+    """Serve one model over HTTP, or several."""
     from server.serve import run  # here, since --help and version need no server
 
-    if folder is not None and flags.get("model") not in (None, folder):
-        raise BadSetting(f"MODEL is {folder!r:.255} and --model is {flags['model']!r:.255}; give one of them")
-    flags["model"] = folder or flags.get("model")
+    flags |= _which(folder, flags.get("model") or [], flags.get("models"))
     given = {name: value for name, value in flags.items() if value not in (None, [])}
     settings = Settings(**{name: _joined(value) for name, value in given.items()})
     forget_keys(os.environ)
     run(settings)
+
+
+def _which(folder: str | None, named: list[str], models: str | None) -> dict[str, Any]:
+    """`model` or `models`, as MODEL, --model and --models say.
+
+    Raises:
+        BadSetting: two of them differ, or of several models one has no name.
+    """
+    if len(named) < 2:
+        model = named[0] if named else None
+        if folder is not None and model not in (None, folder):
+            raise BadSetting(f"MODEL is {folder!r:.255} and --model is {model!r:.255}; give one of them")
+        if models and (folder or model):
+            raise BadSetting(f"there is one model, {folder or model!r:.255}, and --models is {models!r:.255}")
+        return {"model": folder or model}
+    if folder is not None or models:
+        raise BadSetting(f"--model is there {len(named)} times, and there is {folder or models!r:.255}")
+    if unnamed := [one for one in named if "=" not in one]:
+        raise BadSetting(f"--model is there {len(named)} times, and {unnamed[0]!r:.255} has no name; say NAME=FOLDER")
+    return {"model": None, "models": named}
 
 
 def _joined(value: Any) -> Any:

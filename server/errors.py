@@ -23,6 +23,14 @@ class ModelNotFound(InvalidRequest):
     """The `model` field names neither the model nor one of its aliases."""
 
 
+class ModelsBusy(EngineBusy):
+    """The model is not in memory, and there is no room for it beside the models in use."""
+
+
+class ModelInUse(MoedialError):
+    """The model cannot be unloaded while requests use it."""
+
+
 class NotCalibrated(MoedialError):
     """The model has no calibration to show."""
 
@@ -125,6 +133,8 @@ HTTP_ERRORS: dict[type[Exception], HttpError] = {
     BodyTimeout: HttpError(408, "invalid_request_error", "body_timeout", retry=True, close=True),
     ClientGone: HttpError(499, "client_closed_request", "client_gone"),
     QueueTimeout: HttpError(503, "overloaded_error", "queue_timeout", retry=True),
+    ModelsBusy: HttpError(503, "overloaded_error", "models_busy", retry=True),
+    ModelInUse: HttpError(409, "invalid_request_error", "model_in_use", retry=True),
     EngineBusy: HttpError(503, "overloaded_error", "queue_full", retry=True),
     EngineDown: HttpError(503, "unavailable_error", "engine_down", retry=True),
     GenerationTimeout: HttpError(504, "timeout_error", "timeout"),

@@ -188,6 +188,7 @@ class Metrics:
     """Counts by the names of series. It is the only collector of its registry."""
 
     def __init__(self, model_name: str) -> None:
+        self.model_name = model_name
         self._common_labels = [model_name, ENGINE]
         self._bounds = {series.name: series.buckets for series in SERIES}
         unlabelled = [series.name for series in SERIES if series.kind == "counter" and not series.labels]

@@ -22,7 +22,9 @@ class EngineProtocol(Protocol):
     """
 
     on_report: Callable[[StepReport], None] | None
-    restarts: int
+
+    @property
+    def restarts(self) -> int: ...
 
     @property
     def pid(self) -> int | None: ...

@@ -21,19 +21,24 @@ from fastapi import FastAPI
 from engine.process.client import EngineClient
 from model.errors import CheckpointError, InvalidRequest, MoedialError
 from server import logs
+from server.access.access import Access
 from server.access.keys import warn_if_open
-from server.app import create_app, protocol_for
+from server.app import app_of, protocol_for
 from server.dialects.base import Dialect
 from server.dialects.detect import detect, dialect_named
 from server.experts.calibration import load_calibration
+from server.experts.served_models import ServedModels
 from server.experts.sets import load_sets
 from server.http.listening import allow_open_files, check_certificate, listen
 from server.logs import dropped_line
+from server.models.opening import host_models
+from server.protocols import EngineProtocol
 from server.requests.templates import SandboxedTemplate
 from server.schemas.base import GenerationBody, validate
 from server.service import Service
 from server.settings import Settings
 from server.standard_streams import StderrPump, say
+from server.state import ServerState
 from server.tracing import Tracing
 from weights.folder import read_card, resolve_model
 from weights.generation import sampling_defaults
@@ -49,34 +54,34 @@ class ModelServer(uvicorn.Server):
     Plain uvicorn closes its listeners at the first signal; this one answers (/ready: 503) until running requests end.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, served: ServerState) -> None:
         super().__init__(config)
-        self.service = service
+        self.served = served
         self.began = time.monotonic()
         self.announced = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, end running requests at the second, exit at once at the third."""
-        self.force_exit = self.service.cut_short
-        self.service.cut_short = self.service.draining
-        self.service.drain()
+        self.force_exit = self.served.cut_short
+        self.served.cut_short = self.served.draining
+        self.served.drain()
 
     async def on_tick(self, counter: int) -> bool:
-        if self.service.loaded is not None and not self.announced:
+        if self.served.booted and not self.announced:
             self.announced = True
             gc.collect()
             gc.freeze()  # what is loaded stays; collecting over it took 4 % of a stream's time
-            say(ready_text(self.service, self._port(), time.monotonic() - self.began))
-        if self.service.drained or self.service.boot_error is not None:
+            say(ready_text(self.served, self._port(), time.monotonic() - self.began))
+        if self.served.drained or self.served.boot_error is not None:
             self.should_exit = True
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End every request that still runs with an error, which its client has `CUT_SECONDS` to read."""
         stopping: list[asyncio.Task[None]] = []
-        if held := self.service.admission.held:
+        if held := self.served.held:
             log.warning("requests are cut off, the time to finish is over", sequences=held)
-            stopping.append(asyncio.create_task(self.service.engine.stop(0)))
+            stopping.append(asyncio.create_task(self.served.stop(0)))
         await super().shutdown(sockets)
         await asyncio.gather(*stopping)
 
@@ -99,22 +104,42 @@ def run(settings: Settings) -> None:
     logs.configure(settings.log_level, settings.line_format)
     allow_open_files(settings.max_connections)
     app = load(settings)
-    service: Service = app.state.service
-    pump.on_dropped = lambda count: service.metrics.inc("log_lines_dropped", by=count)
-    warn_if_open(settings.host, service.keys)
-    ModelServer(config_of(settings, app), service).run(sockets)
-    if isinstance(service.boot_error, MoedialError):
-        raise service.boot_error
-    if service.boot_error is not None:
-        raise CheckpointError(f"the model cannot be loaded: {service.boot_error!r}")
+    server: ServerState = app.state.service
+    pump.on_dropped = lambda count: server.metrics.inc("log_lines_dropped", by=count)
+    warn_if_open(settings.host, server.keys)
+    ModelServer(config_of(settings, app), server).run(sockets)
+    if isinstance(server.boot_error, MoedialError):
+        raise server.boot_error
+    if server.boot_error is not None:
+        raise CheckpointError(f"the model cannot be loaded: {server.boot_error!r}")
 
 
 def load(settings: Settings) -> FastAPI:
-    """The app with everything of a model except its weights, which the engine process loads once the app starts."""
+    """The app with everything of its models except weights, which engine processes load once the app starts."""
+    if settings.models:
+        return app_of(host_models(settings, open_service, engine_for), tracing_of(settings))
     folder = resolve_model(settings.model)
-    engine = EngineClient(
+    service = open_service(settings, folder, engine_for(settings, folder), Access.read(settings))
+    return app_of(service, tracing_of(settings))
+
+
+def engine_for(settings: Settings, folder: Path) -> EngineClient:
+    """The client of an engine process that has not been started."""
+    return EngineClient(
         settings.engine_settings(folder), hang_seconds=settings.hang_seconds, load_timeout=settings.load_timeout
     )
+
+
+def tracing_of(settings: Settings) -> Tracing | None:
+    return Tracing.from_environment() if settings.otel else None
+
+
+def open_service(settings: Settings, folder: Path, engine: EngineProtocol, access: Access) -> Service:
+    """The service of one model, with everything that its small files say.
+
+    Raises:
+        CheckpointError: one of them is damaged.
+    """
     tokenizer = Tokenizer.load(folder, settings.generation_config == "auto")
     defaults = defaults_of(settings, folder)
     chat = SandboxedTemplate.load(folder)
@@ -122,9 +147,8 @@ def load(settings: Settings) -> FastAPI:
     calibration = load_calibration(folder, settings.name)
     if settings.brownout and calibration.calibration is None:  # before minutes of loading
         raise CheckpointError(f"--brownout needs a calibration: {calibration.reason}")
-    card, tracing = read_card(folder), Tracing.from_environment() if settings.otel else None
-    sets = load_sets(folder)
-    return create_app(settings, engine, tokenizer, chat, card, defaults, dialect, calibration, tracing, sets)
+    card, sets = read_card(folder), load_sets(folder)
+    return Service(settings, engine, tokenizer, chat, card, defaults, dialect, calibration, sets, access)
 
 
 def dialect_of(settings: Settings, chat: SandboxedTemplate | None, tokenizer: Tokenizer) -> Dialect:
@@ -171,20 +195,25 @@ def config_of(settings: Settings, app: FastAPI) -> uvicorn.Config:
     )
 
 
-def ready_text(service: Service, port: int, seconds: float) -> str:
-    """What is printed once the model is ready: name, address, two requests and a chat to paste, the page, the docs."""
-    settings, info = service.settings, service.served_models.info
-    experts = info.experts
+def ready_text(server: ServerState, port: int, seconds: float) -> str:
+    """What is printed once models are ready: names, address, two requests and a chat to paste, the page, the docs."""
+    settings = server.settings
+    models = [one for one in server.listed_models() if not settings.models or one.name in settings.loaded_at_start]
+    experts, named = models[0].info.experts, models[0].name if settings.models else None
     url = _url_of(settings, port)
-    key = ' -H "authorization: Bearer $KEY"' if service.keys else ""
+    key = ' -H "authorization: Bearer $KEY"' if server.keys else ""
     curl = f"  curl {url}/v1/completions{key} -H 'content-type: application/json' -d"
     counts = sorted({experts.minimum, min(8, experts.maximum)})
-    commands = [f"{curl} {shlex.quote(_body(count))}" for count in counts]
-    model = f"{settings.name} ({info.family}, {experts.minimum} to {experts.maximum} experts per token)"
-    chat = f"  moedial chat --url {url}" + (' --key "$KEY"' if service.keys else "")
-    ready = f"ready in {seconds:.1f} s: {model} at {url}"
+    commands = [f"{curl} {shlex.quote(_body(count, named))}" for count in counts]
+    chat = f"  moedial chat --url {url}" + (' --key "$KEY"' if server.keys else "")
+    ready = f"ready in {seconds:.1f} s: {', '.join(map(_described, models))} at {url}"
     page = [f"  page: {url}/"] if settings.page == "on" else []
     return "\n".join([ready, *commands, chat, *page, f"  docs: {url}/docs"])
+
+
+def _described(models: ServedModels) -> str:
+    experts = models.info.experts
+    return f"{models.name} ({models.info.family}, {experts.minimum} to {experts.maximum} experts per token)"
 
 
 def _url_of(settings: Settings, port: int) -> str:
@@ -194,6 +223,7 @@ def _url_of(settings: Settings, port: int) -> str:
     return f"{'https' if settings.ssl_certfile else 'http'}://{name}:{port}"
 
 
-def _body(count: int) -> str:
-    body = {"prompt": "Once upon a time", "max_tokens": 64, "num_experts": count}
+def _body(count: int, model: str | None) -> str:
+    named = {"model": model} if model else {}
+    body = named | {"prompt": "Once upon a time", "max_tokens": 64, "num_experts": count}
     return orjson.dumps(body).decode()

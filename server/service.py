@@ -1,6 +1,6 @@
-"""The state of one server process: engine, tokenizer, queue, thread pools, metrics, and whether it accepts work.
+"""One model being served: engine, tokenizer, queue, thread pools, and whether it takes work.
 
-Not here: routes (see `server/http/routes`).
+Not here: routes (see `server/http/routes`), and what several models share (see `server/models`).
 """
 
 import asyncio
@@ -10,11 +10,9 @@ from typing import Any
 
 from engine.types import StepReport
 from model.budget import ExpertBudget
-from model.errors import CheckpointError, EngineDown, InvalidRequest, MoedialError
-from server.access.keys import read_keys
-from server.access.quotas import Account
+from model.errors import CheckpointError, EngineDown, InvalidRequest
+from server.access.access import Access
 from server.dialects.base import Dialect
-from server.errors import TooManyConnections, code_of, http_error_of
 from server.event_loop.thread_pools import BoundedThreadPool
 from server.experts.calibration import UNCALIBRATED, ServedCalibration
 from server.experts.choice import Chooser
@@ -26,17 +24,17 @@ from server.experts.served_models import ServedModels
 from server.experts.sets import NO_SETS, ServedSets
 from server.generation.admission import Admission
 from server.generation.compiling import GrammarCheckQueue
-from server.metrics import NO_ROUTE, Metrics
 from server.processes import watch_processes
 from server.protocols import ChatTemplateProtocol, EngineProtocol, TokenizerProtocol
 from server.settings import Settings
+from server.state import ServerState
 from server.vllm_metrics import VllmNames
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-class Service:
-    """One model being served, from loading to draining."""
+class Service(ServerState):
+    """One model being served, from loading to draining; where it is the only one, the state of the server."""
 
     def __init__(
         self,
@@ -49,31 +47,27 @@ class Service:
         dialect: Dialect,
         calibration: ServedCalibration = UNCALIBRATED,
         sets: ServedSets = NO_SETS,
+        access: Access | None = None,
     ) -> None:
-        self.settings, self.engine, self.tokenizer = settings, engine, tokenizer
+        """`access`: of the server, where this is one of several models."""
+        super().__init__(settings, settings.name, access or Access.read(settings))
+        self.engine, self.tokenizer = engine, tokenizer
         self.chat, self.card, self.calibration, self.sets = chat, card, calibration, sets
         self.dialect = dialect  # how the model writes calls and reasoning
         self.sampling_defaults = sampling_defaults  # by request field, for requests that do not set it
         self.compiler = GrammarCheckQueue(engine)
-        self.metrics = Metrics(settings.name)
-        self.keys = read_keys(settings.api_keys, settings.api_keys_file)
-        limits = self.keys.limits.items()
-        self.accounts = {name: Account(name, limit) for name, limit in limits}
         shares = {name: account.limits.share_of_places for name, account in self.accounts.items()}
         held_shares = {name: share for name, share in shares.items() if share}
         self.admission = Admission(settings.max_running, settings.queue_size, settings.max_queued_tokens, held_shares)
         waiting = self.admission.capacity  # no more calls than these are held, so that none is refused here
-        self.body_parsing = BoundedThreadPool("large bodies", 2, settings.max_connections)
         self.encoding = BoundedThreadPool("tokenising prompts", 2, waiting)
         self.rendering = BoundedThreadPool("chat templates", 2, waiting)
         self.token_routes = BoundedThreadPool("/tokenize and /detokenize", 1, 16)
         self.loaded: ServedModels | None = None
+        self.expected: ServedModels | None = None  # where several are served, what is known before one is loaded
         self.meter: LoadMeter | None = None  # while the model is loaded
         self.lowering: Lowering | None = None  # with --brownout
         self.chooser = Chooser(CalibratedOptions(), self._load)
-        self.boot_error: Exception | None = None  # why the model could not be loaded
-        self.drain_started: float | None = None
-        self.cut_short = False  # whether a second signal ended the wait for running requests
         self.seen_fields: set[str] = set()  # unknown body fields that have been logged
         self._reported = 0  # the restart count at the last report
         self._watch()
@@ -104,6 +98,17 @@ class Service:
         self.metrics.watch("engine_info", lambda: 1, info.device, info.backend, info.kernels)
         self.metrics.watch("cache_config_info", lambda: 1, str(info.block_size), str(info.kv_blocks))
         self.metrics.watch("default_num_experts", lambda: self.loaded.default_count if self.loaded else 0)
+
+    async def stop(self, timeout: float) -> None:
+        await self.engine.stop(timeout)
+
+    @property
+    def booted(self) -> bool:
+        return self.loaded is not None
+
+    @property
+    def held(self) -> int:
+        return self.admission.held
 
     def _choose_by(self, models: ServedModels) -> None:
         """From now on choose among the options of the loaded model."""
@@ -151,7 +156,7 @@ class Service:
         """The names that lm-evaluation-harness and vLLM use; a checkpoint without such a token has null."""
         named = self.tokenizer.named
         special = {name: named.get(name) for name in SPECIAL_TOKENS}
-        info = self.served_models.info
+        info = self.described.info
         template = None if self.chat is None else self.chat.source
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -160,6 +165,27 @@ class Service:
             "model_max_length": info.max_model_len,
             "vocab_size": info.vocabulary,
         }
+
+    @property
+    def described(self) -> ServedModels:
+        """The model and its aliases as far as they are known: also those of a model that was not loaded yet, where
+        several are served. Raises EngineDown."""
+        return self.loaded or self.expected or self.served_models
+
+    def listed_models(self) -> list[ServedModels]:
+        return [self.served_models]
+
+    def loaded_models(self) -> list[ServedModels]:
+        return [self.served_models]
+
+    def model_cards(self) -> list[dict[str, Any]]:
+        return list(self.served_models.cards())
+
+    def model_card(self, model: str) -> dict[str, Any]:
+        return self.served_models.card(model)
+
+    def exposition(self) -> bytes:
+        return self.metrics.exposition()
 
     @property
     def served_models(self) -> ServedModels:
@@ -180,29 +206,6 @@ class Service:
         if self.engine.state != "ready":
             raise EngineDown(f"the engine is {self.engine.state}; try again later")
         return served_models
-
-    @property
-    def draining(self) -> bool:
-        return self.drain_started is not None
-
-    def drain(self) -> None:
-        """Accept no more work. It only sets a flag, so that a signal handler may call it."""
-        if self.drain_started is None:
-            self.drain_started = time.monotonic()
-
-    @property
-    def drained(self) -> bool:
-        """Whether all requests have ended, or the time for them is over."""
-        if self.drain_started is None:
-            return False
-        overdue = time.monotonic() - self.drain_started > self.settings.drain_seconds
-        return self.cut_short or self.admission.held == 0 or overdue
-
-    def on_connection_refused(self, error: MoedialError) -> None:
-        """Count a refusal that was sent before there was a request with a path."""
-        self.metrics.inc("http_requests", NO_ROUTE, NO_ROUTE, str(http_error_of(error).status))
-        if isinstance(error, TooManyConnections):
-            self.metrics.inc("requests_rejected", code_of(error))
 
     def _on_report(self, report: StepReport) -> None:
         self._reported = self.engine.restarts

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from engine.environment import PREFIX
@@ -16,6 +16,7 @@ from engine.types import EngineSettings, GenerationConfig
 from model.options import DType, Quantize, QuantizeLayers
 from server.configuration.options import (
     Counts,
+    FoldersByName,
     FreeNames,
     Origins,
     PricesByCount,
@@ -34,7 +35,7 @@ ENGINE = EngineSettings(model="")  # the engine's options have its types and, bu
 
 
 class Settings(BaseSettings):
-    """How to serve one model. A flag wins over an environment variable, which wins over the default."""
+    """How to serve one model, or several. A flag wins over an environment variable, which wins over the default."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -45,6 +46,20 @@ class Settings(BaseSettings):
     )
 
     model: str = option(DEFAULT, "Model", "A folder, the name of a bundled model, or a Hugging Face hub id")
+    models: FoldersByName = option(
+        {},
+        "Model",
+        "Several models, as small=FOLDER,large=FOLDER; --model NAME=FOLDER more than once says the same. Each has an "
+        "engine process, started when a request names the model; the first one answers requests that name none",
+    )
+    models_memory: int = option(
+        0,
+        "Model",
+        "Bytes of memory for the weights and KV caches of --models together; for a model that does not fit, idle ones "
+        "are unloaded. 0: no limit",
+        ge=0,
+    )
+    preload: Words = option((), "Model", "Which of --models are loaded at start, comma-separated; empty: the first")
     served_name: str = option("", "Model", "The model's name in the API; by default the last part of --model")
     default_num_experts: int = option(
         ENGINE.default_num_experts, "Model", "Experts per token when a request does not say; 0: as trained", ge=0
@@ -192,6 +207,12 @@ class Settings(BaseSettings):
         ge=0,
     )
 
+    admin_key: SecretStr = option(
+        SecretStr(""),
+        "HTTP",
+        "A key for loading and unloading --models: POST /admin/models/NAME/load and /unload; empty: no such routes. "
+        "Prefer the variable",
+    )
     host: str = option("127.0.0.1", "HTTP", "Address to listen on")
     port: int = option(8000, "HTTP", "Port to listen on; 0: any free one", ge=0, le=65535)
     api_keys: Secrets = option(
@@ -320,6 +341,36 @@ class Settings(BaseSettings):
             raise ValueError("needs --ssl-certfile")
         return value
 
+    @field_validator("models_memory", "preload", "admin_key")
+    @classmethod
+    def _belongs_to_several_models(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and not info.data.get("models"):
+            raise ValueError("needs --models")
+        return value
+
+    @field_validator("preload")
+    @classmethod
+    def _names_models(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        models = info.data.get("models", {})
+        if unknown := [name for name in value if name not in models]:
+            raise ValueError(f"{unknown[0]!r} is none of --models: {', '.join(models)}")
+        return value
+
+    @field_validator("served_name")
+    @classmethod
+    def _belongs_to_one_model(cls, value: str, info: ValidationInfo) -> str:
+        if value and info.data.get("models"):
+            raise ValueError("is for one model; --models has a name for each")
+        return value
+
+    @field_validator("kv_cache_bytes")
+    @classmethod
+    def _is_given_for_several_models(cls, value: int, info: ValidationInfo) -> int:
+        """A share of what is free would leave the first model most of it."""
+        if not value and info.data.get("models"):
+            raise ValueError("is needed with --models: the size of the KV cache of each")
+        return value
+
     @field_validator("brownout_itl")
     @classmethod
     def _is_above_an_unloaded_servers(cls, value: float) -> float:
@@ -339,7 +390,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_variables(cls, values: Any) -> Any:
         """Raises BadSetting for a variable that is no setting, and for a variable of keys that is empty."""
-        refuse_unknown(os.environ, cls.model_fields, ("api_keys", "api_keys_file"))
+        refuse_unknown(os.environ, cls.model_fields, ("api_keys", "api_keys_file", "admin_key"))
         return values
 
     @cached_property
@@ -348,6 +399,16 @@ class Settings(BaseSettings):
         if self.served_name:
             return self.served_name
         return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+
+    @property
+    def loaded_at_start(self) -> tuple[str, ...]:
+        """The names of those of several models that are loaded at start."""
+        return self.preload or tuple(self.models)[:1]
+
+    def of_model(self, name: str) -> "Settings":
+        """The settings of one of several models."""
+        own = {"model": self.models[name], "served_name": name, "models": {}, "preload": (), "models_memory": 0}
+        return self.model_copy(update={**own, "admin_key": SecretStr(""), "name": name})  # a cached `name` is another's
 
     @cached_property
     def terminal_columns(self) -> int:

@@ -82,6 +82,19 @@ def read_keys(given: Sequence[SecretStr], file: str) -> Keys:
     return Keys(keys)
 
 
+def admin_keys(secret: SecretStr, keys: Keys) -> Keys:
+    """The operator's key as the only one. `keys`: those of others.
+
+    Raises:
+        BadSetting: it is malformed, or one of the others.
+    """
+    text = secret.get_secret_value()
+    _check_secret("--admin-key", text)
+    if keys.name_of(text.encode()) is not None:
+        raise BadSetting("--admin-key: the key is an API key as well")
+    return Keys([ApiKey("admin", secret, KeyLimits())])
+
+
 def warn_if_open(host: str, keys: Keys) -> None:
     """Log a warning where other machines may use the model without a key."""
     if not keys and not is_loopback(host):

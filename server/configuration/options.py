@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import NoDecode
 
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
+MODEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?")  # no @ and no :, which begin an alias
 RESERVED_VARIABLES = (
     "messages",
     "tools",
@@ -74,6 +75,24 @@ def prices(value: Any) -> Any:
     return found
 
 
+def folders(value: Any) -> Any:
+    """`small=FOLDER,large=FOLDER` as a mapping, in this order."""
+    if not isinstance(value, str):
+        return value
+    found: dict[str, str] = {}
+    for word in words(value):
+        name, equals, folder = (part.strip() for part in word.partition("="))
+        if not equals or not folder or not MODEL_NAME.fullmatch(name):
+            raise ValueError(
+                f"expected NAME=FOLDER, got {word!r:.255}; a name has letters, digits and - . _ /, and begins and ends "
+                "with a letter or digit"
+            )
+        if name in found:
+            raise ValueError(f"the name {name!r} is there twice")
+        found[name] = folder
+    return found
+
+
 def free_names(value: Any) -> Any:
     """Names of template variables that the server does not set itself."""
     names = words(value)
@@ -93,6 +112,7 @@ def origins(value: tuple[str, ...]) -> tuple[str, ...]:
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(words)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(secrets)]
 Counts = Annotated[dict[str, int], NoDecode, BeforeValidator(counts)]
+FoldersByName = Annotated[dict[str, str], NoDecode, BeforeValidator(folders)]
 PricesByCount = Annotated[dict[Annotated[int, Field(ge=0)], Price], NoDecode, BeforeValidator(prices)]
 FreeNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(free_names)]
 Origins = Annotated[tuple[str, ...], NoDecode, AfterValidator(origins), BeforeValidator(words)]

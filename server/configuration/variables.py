@@ -13,7 +13,7 @@ from model.errors import MoedialError
 OTHER_VARIABLES = frozenset(
     {"MOEDIAL_URL", "MOEDIAL_KEY", *HANDED_ON}
 )  # of the command-line clients and of the native kernels
-KEYS = frozenset({"MOEDIAL_API_KEYS", "MOEDIAL_KEY"})
+KEYS = frozenset({"MOEDIAL_API_KEYS", "MOEDIAL_ADMIN_KEY", "MOEDIAL_KEY"})
 # Kubernetes and Docker set these for a service or container of this name.
 CONTAINER_LINKS = re.compile(r"MOEDIAL_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)")
 

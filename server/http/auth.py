@@ -25,18 +25,27 @@ class Auth:
     """Refuses requests without a known key, where there are keys, except on the open paths.
 
     POST requests, which cost something, are also refused where a key has used up its requests or tokens per minute.
-    `on_result` is called for every refusal, and with None for every POST that was let in.
+    `on_result` is called for every refusal, and with None for every POST that was let in. Routes below `own_keys` check
+    a key of their own.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, accounts: Mapping[str, Account], on_result: OnResult) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        accounts: Mapping[str, Account],
+        on_result: OnResult,
+        own_keys: tuple[str, ...] = (),
+    ) -> None:
         self.app, self.keys, self.accounts, self.on_result = app, keys, accounts, on_result
+        self.own_keys = own_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         state = scope.setdefault("state", {})
         state["key_name"] = ""
-        if not self.keys or scope["path"] in OPEN_PATHS:
+        if not self.keys or scope["path"] in OPEN_PATHS or scope["path"].startswith(self.own_keys):
             return await self.app(scope, receive, send)
         try:
             account = self.accounts[self._name(scope["headers"])]

@@ -24,6 +24,7 @@ from server.generation.output_processor import Delta
 from server.http.h11 import CHUNK_WRITER, ChunkWriter
 from server.http.incoming import key_name_of
 from server.http.observers import CALL
+from server.http.serving import service_of
 from server.protocols import TokenizerProtocol
 from server.requests.calls import GenerationCall
 from server.service import Service
@@ -191,7 +192,7 @@ async def _close(request: Request, call: GenerationCall) -> None:
     await call.generation.close()
     key_name = key_name_of(request)
     key = {"key": key_name} if key_name else {}
-    count_cost(request.app.state.service.metrics, call)
+    count_cost(service_of(request).metrics, call)
     timelines = [sequence.timeline for sequence in call.generation.sequences]
     passes = call.passes()
     last = max([timeline.last_token_at for timeline in timelines] + [call.arrived])

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from model.errors import InvalidRequest
 from server.json_limits import JsonTooLarge, parse
-from server.service import Service
 from server.settings import Settings
+from server.state import ServerState
 
 INLINE_BYTES = 32 << 10  # a larger body is parsed in a thread
 Result = TypeVar("Result")
@@ -26,17 +26,17 @@ class IncomingRequest:
     read: Callable[[], Awaitable[bytearray]]  # the whole body, once
 
 
-async def read_json(service: Service, request: IncomingRequest, check: Callable[[dict[str, Any]], Result]) -> Result:
+async def read_json(server: ServerState, request: IncomingRequest, check: Callable[[dict[str, Any]], Result]) -> Result:
     """What `check` returns for the body, which is a JSON object. `check` may run in a thread.
 
     Raises:
         InvalidRequest: the body is no JSON object, or beyond the limits.
     """
     _check_content_type(request.content_type)
-    data, settings = await request.read(), service.settings
+    data, settings = await request.read(), server.settings
     if len(data) <= INLINE_BYTES:
         return check(object_in(data, settings))
-    return await service.body_parsing.run(lambda: check(object_in(data, settings)))
+    return await server.body_parsing.run(lambda: check(object_in(data, settings)))
 
 
 def _check_content_type(value: str) -> None:

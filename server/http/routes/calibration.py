@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from model.errors import InvalidRequest, shown
-from server.service import Service
+from server.http.serving import service_of
 
 router = APIRouter(tags=["models"])
 SVG, JSON = "image/svg+xml", "application/json"
@@ -23,9 +23,9 @@ HEADERS = {
 @router.get("/calibration")
 async def calibration(request: Request, format: str | None = None) -> Response:
     """The whole calibration; `format=svg` or an Accept header that asks for it gives the picture."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     media_type = _media_type(format, request.headers.get("accept", ""))
-    served = service.served_models.calibration
+    served = service.described.calibration
     content = served.svg if media_type == SVG else served.json
     return Response(content, media_type=media_type, headers=HEADERS)
 

@@ -7,10 +7,10 @@ from server.formats.chat import ChatFormat
 from server.formats.completions import CompletionFormat
 from server.formats.responses import ResponsesFormat
 from server.http.opening import opened
+from server.http.serving import service_of
 from server.http.sse import answer
 from server.requests.calls import open_chat, open_completion
 from server.requests.responses_as_chat import RESPONSE_NAMES, open_response
-from server.service import Service
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 PATHS = (COMPLETIONS, CHAT, RESPONSES)
@@ -20,7 +20,7 @@ router = APIRouter(tags=["generate"])
 @router.post(COMPLETIONS)
 async def completions(request: Request) -> Response:
     """Continue one or more prompts."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     call = await opened(service, request, open_completion)
     return await answer(service, request, call, CompletionFormat)
 
@@ -28,7 +28,7 @@ async def completions(request: Request) -> Response:
 @router.post(CHAT)
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation, written out by the checkpoint's own chat template."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     call = await opened(service, request, open_chat)
     return await answer(service, request, call, ChatFormat)
 
@@ -36,7 +36,7 @@ async def chat_completions(request: Request) -> Response:
 @router.post(RESPONSES)
 async def responses(request: Request) -> Response:
     """Answer a text or a conversation, in OpenAI's newer form. Nothing is stored: each request brings all of it."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     call, body = await opened(service, request, open_response)
     with RESPONSE_NAMES.in_errors():  # a schema that cannot be compiled is refused by the engine
         return await answer(service, request, call, lambda call, tokenizer: ResponsesFormat(call, tokenizer, body))

@@ -13,6 +13,7 @@ from server.formats.ollama import OllamaFormat, loaded
 from server.formats.ollama_models import listed, running, shown
 from server.http.incoming import incoming
 from server.http.opening import opened
+from server.http.serving import server_of, service_of
 from server.http.sse import answer
 from server.requests.calls import GenerationCall
 from server.requests.json_body import read_json
@@ -31,38 +32,36 @@ router = APIRouter(prefix="/api", tags=["ollama"])
 @router.post("/chat")
 async def chat(request: Request) -> Response:
     """Answer a conversation; by default as a stream of lines."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     return await _answered(service, request, *await opened(service, request, open_ollama_chat))
 
 
 @router.post("/generate")
 async def generate(request: Request) -> Response:
     """Answer a prompt, which is a chat of one message, or, if it is raw, continue it."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     return await _answered(service, request, *await opened(service, request, open_ollama_prompt))
 
 
 @router.get("/tags")
 async def tags(request: Request) -> dict[str, Any]:
-    """The model and its aliases."""
-    service: Service = request.app.state.service
-    return {"models": listed(service.served_models)}
+    """Each model and its aliases."""
+    return {"models": [entry for models in server_of(request).listed_models() for entry in listed(models)]}
 
 
 @router.get("/ps")
 async def ps(request: Request) -> dict[str, Any]:
-    """The loaded model."""
-    service: Service = request.app.state.service
-    return {"models": [running(service.served_models)]}
+    """The models in memory."""
+    return {"models": [running(models) for models in server_of(request).loaded_models()]}
 
 
 @router.post("/show")
 async def show(request: Request) -> Response:
     """What is known of a model or an alias."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     read = partial(read_ollama, ShowBody, settings=service.settings)
     body, unread = await read_json(service, incoming(request), read)
-    known = shown(service.served_models, service.chat, service.sampling_defaults, body.model or body.name)
+    known = shown(service.described, service.chat, service.sampling_defaults, body.model or body.name)
     return JSONResponse(known, headers=Notices(ignored_fields=unread).headers)
 
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from server.service import Service
+from server.http.serving import server_of
 from server.version import VERSION
 
 router = APIRouter(tags=["probes"])
@@ -22,16 +22,14 @@ async def live() -> dict[str, str]:
 @router.get("/health")
 async def health(request: Request) -> dict[str, str]:
     """503 while the model loads and while the engine is down. Draining is still healthy."""
-    service: Service = request.app.state.service
-    service.check_engine()
+    server_of(request).check_engine()
     return {"status": "ok"}
 
 
 @router.get("/ready")
 async def ready(request: Request) -> dict[str, str]:
     """503 while the model loads, while the engine is down and while the server drains."""
-    service: Service = request.app.state.service
-    service.check_ready()
+    server_of(request).check_ready()
     return {"status": "ready"}
 
 
@@ -42,5 +40,4 @@ async def version_() -> dict[str, str]:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    service: Service = request.app.state.service
-    return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    return Response(server_of(request).exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from model.errors import InvalidRequest
 from server.http.incoming import incoming
+from server.http.serving import service_of
 from server.requests.calls import render
 from server.requests.encoding import max_characters
 from server.requests.json_body import read_json
@@ -29,7 +30,7 @@ router = APIRouter(tags=["tokens"])
 @router.post("/tokenize")
 async def tokenize(request: Request) -> Response:
     """Ids of a `prompt`, or of `messages` as the chat template writes them."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     body = await _read(service, request, TokenizeBody)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("exactly one of prompt and messages must be given", "prompt")
@@ -43,7 +44,7 @@ async def tokenize(request: Request) -> Response:
 
 @router.post("/detokenize")
 async def detokenize(request: Request) -> Response:
-    service: Service = request.app.state.service
+    service = service_of(request)
     body = await _read(service, request, DetokenizeBody)
     return await service.token_routes.run(_detokenized, service, body)
 
@@ -51,7 +52,7 @@ async def detokenize(request: Request) -> Response:
 @router.get("/tokenizer_info")
 async def tokenizer_info(request: Request) -> dict[str, Any]:
     """What evaluation tools need of a tokenizer: its special tokens as texts, and the chat template."""
-    service: Service = request.app.state.service
+    service = service_of(request)
     return dict(service.tokenizer_info)
 
 
@@ -61,7 +62,7 @@ async def _read(service: Service, request: Request, body_type: type[Body]) -> Bo
 
 
 def _tokenized(service: Service, body: TokenizeBody) -> Response:
-    length = service.served_models.info.max_model_len
+    length = service.described.info.max_model_len
     try:
         ids = _ids(service, body)
     except TooManyTokens as error:
@@ -83,7 +84,7 @@ def _ids(service: Service, body: TokenizeBody) -> list[int]:
     text = body.prompt
     if text is None:
         text = render(service, body, body.messages or [], body.tools, {})
-    most = max_characters(service.served_models.info.max_model_len)
+    most = max_characters(service.described.info.max_model_len)
     if len(text) > most:
         field = "messages" if body.prompt is None else "prompt"
         raise InvalidRequest(f"{field}: {len(text)} characters; at most {most} are tokenised", field)
@@ -95,7 +96,7 @@ def _ids(service: Service, body: TokenizeBody) -> list[int]:
 
 
 def _detokenized(service: Service, body: DetokenizeBody) -> Response:
-    service.served_models.check_tokens({"tokens": body.tokens})
+    service.described.check_tokens({"tokens": body.tokens})
     return _json({"prompt": service.tokenizer.decode(body.tokens)})
 
 
