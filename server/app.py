@@ -25,7 +25,7 @@ from server.http.auth import RATE_LIMIT_HEADERS, Auth
 from server.http.counts import HttpCounts
 from server.http.h11 import ConnectionLimits, protocol_of
 from server.http.listening import files_left
-from server.http.middleware import BodyBudget, BodyLimits, HeadAsGet, RequestId, ReservedConnections, StopGuard
+from server.http.middleware import BodyBudget, BodyLimits, HeadAsGet, OwnPath, RequestId, ReservedConnections, StopGuard
 from server.http.model_choice import ModelChoice
 from server.http.observers import AccessLog, Spans
 from server.http.routes import admin, docs, generate, messages, models, ollama, probes, tokens
@@ -168,12 +168,13 @@ def _add_middleware(app: FastAPI, server: ServerState) -> None:
 
 
 def _add_observers(app: FastAPI, settings: Settings, tracing: Tracing | None) -> None:
-    """What looks at every answer; `RequestId` is outside of all."""
+    """What looks at every answer; `RequestId` is outside of them."""
     if tracing is not None:
         app.add_middleware(Spans, paths=GENERATING_PATHS, record=tracing.record)
     if settings.access_log:
         app.add_middleware(AccessLog)
     app.add_middleware(RequestId)
+    app.add_middleware(OwnPath)
 
 
 def protocol_for(server: ServerState) -> type[asyncio.Protocol]:

@@ -63,6 +63,20 @@ class RequestId:
         await self.app(scope, receive, send_with_id)
 
 
+class OwnPath:
+    """Takes the prefix below which another application serves this one (ASGI's `root_path`) off the path, so that all
+    others see the server's own paths. It changes the scope in place: the handler of unexpected errors is outside."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        prefix = scope.get("root_path", "")
+        if scope["type"] == "http" and prefix and scope["path"].startswith(f"{prefix}/"):
+            scope["path"] = scope["path"].removeprefix(prefix)
+        await self.app(scope, receive, send)
+
+
 class StopGuard:
     """Answers a request that is still running when the server stops waiting for it with an error, without a traceback.
 
