@@ -1,4 +1,4 @@
-"""Self-contrast decoding of encoder–decoders: each row reads the prompt with its own experts, and answers from it."""
+"""Self-contrast decoding of encoder–decoders and of segments: each row reads the prompt with experts of its own."""
 
 import math
 from dataclasses import replace
@@ -8,13 +8,18 @@ import torch
 
 from engine.build import build_engine
 from engine.sampling.contrast import contrasted
-from engine.types import EngineSettings, Request
+from engine.types import EngineSettings, Request, Sampling
+from model.backends.torch.attend import WholeAttend
+from model.backends.torch.backend import TorchRunnable
+from model.budget import ExpertBudget, RoutingRule
 from model.contrast import Contrast
 from model.decoder import Decoder
+from tests.engine.random_workload import Served, bench
 from tests.families import seq2seq
 from tests.families.test_encoder_decoders import TOKENS, requests, trained
 from tests.families.test_engine import generate
-from tests.model.tiny import whole_logits
+from tests.families.test_soft_and_deep import made
+from tests.model.tiny import whole_batch, whole_logits
 
 CONTRAST = Contrast(5.0, 0.01, weak_rank=1)  # the weak row is then what a count of 1 runs
 
@@ -56,3 +61,25 @@ def test_both_rows_of_an_encoder_decoder(tmp_path: Path) -> None:
     assert any(found[each.id] != found[str(3 + row)] for row, each in enumerate(asked)), "the contrast changes answers"
     assert engine.scheduler.blocks.used == 0
     engine.scheduler.check()
+
+
+def test_both_rows_of_a_soft_mixture_over_segments() -> None:
+    """Each row has the state of its own segments; the weak one runs the second expert of each."""
+    model, prompt, contrast = made("soft_moe", 0), (3, 1, 4, 1, 5, 9, 2, 6, 5), Contrast(3.0, 0.01, weak_rank=2)
+    layers, most = len(model.config.mixtures), model.config.experts.maximum
+    budget = ExpertBudget((most,) * layers, contrast=contrast)
+    asked = Request("a", prompt, budget, Sampling(max_tokens=8, seed=1, temperature=0.0))
+    served = Served(model.config, block=4, few=16, requests=1)
+    crowd = bench(served, blocks=2 * served.few, step_tokens=6, running=4, model=TorchRunnable(model))
+    for each in (asked, replace(asked, id="b", budget=replace(budget, contrast=None))):
+        crowd.engine.add(each)
+    crowd.finish()
+    for position, logits_V in crowd.logits["a"].items():
+        batch = whole_batch([*prompt, *crowd.tokens["a"]][:position], [1] * layers)
+        weak = replace(batch.budget, rules=(RoutingRule(skip=1),), rule_T=torch.zeros(position, dtype=torch.int64))
+        strong_PV = whole_logits(model, batch.ids_T.tolist(), [most] * layers)[-1:]
+        weak_PV = model(replace(batch, budget=weak), WholeAttend(position))[-1:]
+        beta, log_alpha = torch.tensor([contrast.beta]), torch.tensor([math.log(contrast.alpha)])
+        expected_V = contrasted(strong_PV, weak_PV, beta, log_alpha)[0]
+        torch.testing.assert_close(logits_V, expected_V, atol=1e-4, rtol=2e-7)
+    assert crowd.chunks > 0 and crowd.tokens["a"] != crowd.tokens["b"]
