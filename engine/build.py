@@ -37,12 +37,13 @@ from model.decoder import Decoder, parameter_count
 from model.devices import free_memory, make_current, resolve
 from model.errors import CheckpointError, InvalidRequest
 from model.options import Options
+from model.ranks.share import Share
 from model.resources import available_cores
 from model.shapes.decoder import DecoderConfig
 from model.shapes.memory import bytes_per_block, bytes_per_sequence
 from weights.config import read_config
 from weights.folder import resolve_model
-from weights.load import load_model, run_dtype
+from weights.load import empty_model, load_model, run_dtype
 from weights.repair import LoadedRepair, give_tables, load_repair
 from weights.tokenizer import Tokenizer
 
@@ -64,7 +65,8 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
     log_device(device, settings.device)
     make_current(device)
     settings = replace(settings, device=device)
-    threads = settings.threads or available_cores().value
+    local = 1 if settings.rank_address else settings.ranks
+    threads = settings.threads or max(1, available_cores().value // local)
     torch.set_num_threads(threads)  # for reading the weights
     folder = resolve_model(settings.model)
     config, raw = read_config(folder)
@@ -73,8 +75,14 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
     cache_blocks(config, settings, dtype)
     tokenizer = tokenizer_for(folder, config, settings)
     choose.provide(device)
-    loaded, calibration_reason = load(folder, settings, tables)
-    parameters = parameter_count(loaded)
+    share, group = None, None
+    if settings.ranks > 1:
+        from engine.ranks.group import RankGroup  # here, since it imports torch.distributed
+
+        share, group = Share(0, settings.ranks), RankGroup(settings, folder, threads)
+    loaded, calibration_reason = load(folder, settings, tables, share)
+    parameters = parameter_count(loaded if share is None else empty_model(config, dtype))
+    expert_bytes = group.connect(loaded) if group else ()
     model, reason = prepare(loaded, settings, threads)
     give_back_freed_memory()
     engine, blocks = assemble(model, settings, grammars=grammars_for(folder, model.config, tokenizer))
@@ -86,6 +94,7 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
         kernels_reason=reason,
         load_seconds=load_seconds,
         calibration_reason=calibration_reason,
+        expert_bytes=expert_bytes,
         **described,
     )
     compute_one_token(engine, info)
@@ -97,10 +106,13 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
     return engine, replace(info, step_cost=engine.scheduler.cost)
 
 
-def load(folder: Path, settings: EngineSettings, tables: tuple[Tensor, Tensor] | None) -> tuple[Decoder, str]:
-    """The decoder with the repair statistics of its calibration or `tables`, and why the calibration is not used."""
+def load(
+    folder: Path, settings: EngineSettings, tables: tuple[Tensor, Tensor] | None, share: Share | None = None
+) -> tuple[Decoder, str]:
+    """The decoder, or a rank's part of it, with the repair statistics of its calibration or `tables`, and why the
+    calibration is not used."""
     with LoadingProgress(settings.terminal_columns) as progress:
-        loaded, _ = load_model(folder, settings.dtype, progress, resolve(settings.device))
+        loaded, _ = load_model(folder, settings.dtype, progress, resolve(settings.device), share)
     loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
     if tables is None:
         repair = load_repair(loaded, folder)
@@ -178,6 +190,7 @@ def options_of(config: DecoderConfig, settings: EngineSettings, threads: int = 0
         quantize_layers=settings.quantize_layers,
         threads=threads or settings.threads,
         device=resolve(settings.device),
+        ranks=settings.ranks,
     )
 
 

@@ -214,6 +214,7 @@ class EngineInfo:
     prefix_cache: bool = True  # whether requests share blocks of equal prompts
     chunked: bool = True  # whether a prompt may be computed in several steps
     calibration_reason: str = ""  # why the checkpoint's calibration is not used; empty if it is, or there is none
+    expert_bytes: tuple[int, ...] = ()  # of each rank, where the experts are divided among ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +245,9 @@ class EngineSettings:
     # The server would refuse bad values of these after loading; they are checked before the weights are read.
     default_num_experts: int = 0  # 0: as trained
     aliases: dict[str, int] = field(default_factory=dict)
+    ranks: int = 1  # processes among which the experts are divided
+    rank_address: str = ""  # HOST:PORT on which ranks of other machines join; empty: the engine starts them here
+    rank_seconds: float = 8.0  # that another rank may take for its part of one layer
     log_level: Level = "info"
     log_format: LogFormat = "text"
     terminal_columns: int = 0  # width of the terminal that shows the standard error stream; 0: none does

@@ -21,4 +21,5 @@ class Options:
     quantize_layers: QuantizeLayers = "experts"
     threads: int = 0  # 0: as many as torch uses now, whose own stay as they are
     device: str = "cpu"  # as `devices.resolve` returns it
+    ranks: int = 1  # processes among which the experts are divided
     dtype: str = ""  # of the weights, as torch names it; "": not known yet

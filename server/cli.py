@@ -5,6 +5,7 @@ It parses arguments and prints errors; the work is done elsewhere. A sub-command
 
 import inspect
 import os
+import re
 import sys
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from calibration.command import calibrate, expert_set, extract  # only their options; torch is imported when they run
-from engine.environment import PREFIX
+from engine.environment import PREFIX, child_environment
 from model.errors import MoedialError
 from server.configuration.help import GroupedCommand
 from server.configuration.options import default_of, flag_of, group_of
@@ -116,6 +117,27 @@ app.command("calibrate")(calibrate)
 app.command("expert-set")(expert_set)
 app.command("extract")(extract)
 app.add_typer(bench)
+
+
+@app.command()
+def rank(
+    model: Annotated[str | None, typer.Argument(help="This machine's copy; default: the path that rank 0 has")] = None,
+    join: Annotated[
+        str, typer.Option(help="Rank 0's --rank-address, HOST:PORT; default $MASTER_ADDR:$MASTER_PORT")
+    ] = "",
+    number: Annotated[int, typer.Option("--rank", envvar="RANK", help="Which rank this is, from 1 on")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda:n; default as rank 0, on a GPU cuda:$LOCAL_RANK")] = "",
+) -> None:
+    """Hold a part of the experts for a server on another machine (moedial serve --ranks)."""
+    address = join or ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    if not re.fullmatch(r"[^:\s]+:[0-9]{1,5}", address):
+        raise BadSetting(f"--join is {address!r:.255}, not HOST:PORT")
+    if number < 1:
+        raise BadSetting(f"--rank is {number}, must be at least 1; rank 0 is moedial serve --ranks")
+    named = {"--model": model, "--device": device}
+    options = [part for name, value in named.items() if value for part in (name, value)]
+    command = [sys.executable, "-m", "engine.ranks.rank", address, str(number), *options]
+    os.execve(sys.executable, command, child_environment())  # this process never loads torch
 
 
 @app.command()

@@ -142,6 +142,27 @@ class Settings(BaseSettings):
         "Where the model runs: cpu, cuda, or cuda:n for the GPU of that number; auto: a GPU if there is one",
         pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$",
     )
+    ranks: int = option(
+        ENGINE.ranks,
+        "Engine",
+        "Processes among which the experts of a top-k mixture are divided, for a model larger than one machine; they "
+        "run in plain torch (docs/scaling.md)",
+        ge=1,
+        le=64,
+    )
+    rank_address: str = option(
+        ENGINE.rank_address,
+        "Engine",
+        "HOST:PORT of this machine, in a private network, on which `moedial rank` processes of other machines join; "
+        "empty: all ranks are started here",
+        pattern=r"^$|^[^:\s]+:[0-9]{1,5}$",
+    )
+    rank_seconds: float = option(
+        ENGINE.rank_seconds,
+        "Engine",
+        "Seconds that a rank may take for its part of one layer; after that the engine is started again",
+        gt=0,
+    )
     threads: int = option(
         ENGINE.threads, "Engine", "Compute threads; 0: one per core that the container's quota leaves", ge=0, le=1024
     )

@@ -16,6 +16,7 @@ from model.devices import CPU
 from model.encoder_decoder import decoder_of
 from model.errors import CheckpointError
 from model.options import DType
+from model.ranks.share import Share
 from model.shapes.decoder import DecoderConfig
 from weights.config import read_config
 from weights.dequantise import Tensors
@@ -23,9 +24,9 @@ from weights.files import TensorFiles
 from weights.memory import check_memory, take_memory
 from weights.names import ignored, rules_for
 from weights.rules import Ignore, Rule, TensorPart
+from weights.share import FillPlan, narrowed
 
 ProgressCallback = Callable[[int, int], None]
-FillPlan = dict[str, tuple[TensorPart, ...]]  # what each parameter is filled from
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -34,7 +35,11 @@ def no_progress(done: int, total: int) -> None:
 
 
 def load_model(
-    folder: Path, dtype: DType = "auto", progress: ProgressCallback = no_progress, device: str = CPU
+    folder: Path,
+    dtype: DType = "auto",
+    progress: ProgressCallback = no_progress,
+    device: str = CPU,
+    share: Share | None = None,
 ) -> tuple[Decoder, dict[str, Any]]:
     """A decoder with the folder's weights, in eval mode, and the raw config.
 
@@ -42,19 +47,25 @@ def load_model(
         dtype: the run-time dtype; "auto" is the checkpoint's own (float16 becomes bfloat16).
         progress: is told the bytes read so far, and of all tensors.
         device: where the weights go, one tensor after another.
+        share: the part of one rank; None: all.
 
     Raises:
         CheckpointError: it is damaged, does not fit its config, or does not fit the memory.
     """
     config, raw = read_config(folder)
     model = empty_model(config, run_dtype(raw, dtype))
-    check_memory(model, device)
+    if share is None:
+        check_memory(model, device)
     with TensorFiles(folder) as files, torch.no_grad():
         tensors = Tensors(files, raw.get("quantization_config"))
         plan = _plan(model, rules_for(raw["model_type"], config), tensors.stored)
         _refuse(_find_faults(model, plan, tensors, ignored(raw)))
+        if share is not None:
+            plan = narrowed(model, plan, share)
+            check_memory(model, device)
         take_memory(model, device)
-        _refuse([*_fill(model, plan, tensors, progress), *_unequal(model, plan, tensors, ignored(raw))])
+        copies = ignored(raw) if share is None or share.rank == 0 else ()
+        _refuse([*_fill(model, plan, tensors, progress), *_unequal(model, plan, tensors, copies)])
     return model.eval().requires_grad_(False), raw
 
 
@@ -137,7 +148,7 @@ def _unequal(model: nn.Module, plan: FillPlan, files: Tensors, ignorable: tuple[
 def _put(files: Tensors, part: TensorPart, target: Tensor) -> bool:
     """Copy one tensor into its part of a parameter; returns whether all its values are finite."""
     as_stored = files.stored[part.source].dtype == target.dtype and target.is_contiguous() and not part.transposed
-    if as_stored and target.device.type == CPU:
+    if as_stored and part.rows is None and target.device.type == CPU:
         files.read_into(part.source, target)
     else:
         target.copy_(part.to_parameter(files.read(part.source)))

@@ -15,12 +15,14 @@ Index = tuple[int | slice, ...]
 
 @dataclass(frozen=True, slots=True)
 class TensorPart:
-    """Tensor `source` is `parameter[index]`; in the file transposed in its last two dimensions, or in another shape."""
+    """Tensor `source`, or these `rows` of it, is `parameter[index]`; in the file transposed in its last two dimensions,
+    or in another shape."""
 
     source: str
     index: Index = ()
     transposed: bool = False
     stored: tuple[int, ...] | None = None
+    rows: range | None = None
 
     def shape_error(self, stored: tuple[int, ...], part: torch.Size) -> str | None:
         """What is wrong with a stored tensor's shape for the parameter's part, or None."""
@@ -31,6 +33,8 @@ class TensorPart:
 
     def to_parameter(self, tensor: Tensor) -> Tensor:
         """A stored tensor in the parameter's layout."""
+        if self.rows is not None:
+            tensor = tensor[self.rows.start : self.rows.stop]
         if self.transposed:
             return tensor.transpose(-1, -2)
         return tensor if self.stored is None else tensor.flatten()

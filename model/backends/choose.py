@@ -40,8 +40,9 @@ def choose(config: DecoderConfig, options: Options) -> tuple[Backend, str]:
     Raises:
         CheckpointError: all refuse; the reasons are named.
     """
-    reasons: list[str] = []
-    for backend in backends(options.device):
+    divided = options.ranks > 1
+    reasons = [f"experts on {options.ranks} ranks run in plain torch"] if divided else []
+    for backend in (TorchBackend(),) if divided else backends(options.device):
         reason = backend.refusal(config, options)
         if reason is None:
             return backend, "; ".join(reasons)

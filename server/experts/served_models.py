@@ -175,7 +175,9 @@ class ServedModels:
     def _execution(self) -> dict[str, Any]:
         """What runs the model on this machine."""
         info = self.info
-        reason = {"reason": info.kernels_reason} if info.kernels_reason else {}
+        reason: dict[str, Any] = {"reason": info.kernels_reason} if info.kernels_reason else {}
+        if info.expert_bytes:
+            reason |= {"ranks": len(info.expert_bytes), "expert_bytes": list(info.expert_bytes)}
         where = {"device": info.device, "backend": info.backend}
         shared = {"prefix_cache": info.prefix_cache, "chunked_prefill": info.chunked}
         shared["return_routed_experts"] = self.tells_routes

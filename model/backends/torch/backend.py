@@ -16,6 +16,7 @@ from model.batch import Batch, Cache, Pages
 from model.decoder import Decoder
 from model.devices import readable
 from model.options import Options
+from model.ranks import share
 from model.shapes.decoder import DecoderConfig
 from model.step import Observer
 
@@ -27,8 +28,10 @@ class TorchBackend:
         """Torch is there."""
 
     def refusal(self, config: DecoderConfig, options: Options) -> str | None:
-        """It has no 8-bit weights."""
-        return None if options.quantize == "none" else f"quantize {options.quantize} needs the native kernels"
+        """It has no 8-bit weights, and divides only some decoders among ranks."""
+        if options.quantize != "none":
+            return f"quantize {options.quantize} needs the native kernels"
+        return share.refusal(config, options.ranks) if options.ranks > 1 else None
 
     def prepare(self, decoder: Decoder, options: Options) -> "TorchRunnable":
         """Nothing is copied."""
