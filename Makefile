@@ -29,7 +29,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-clients test-more-clients test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-all test-storms test-ranks test-clients test-more-clients test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ STORMS := bodies many_clients grammars connections keys checkpoints lifecycle "g
 test-storms: $(VENV)/.dev  ## floods, hostile requests, kills and hangs against real servers: six minutes
 	failed=""; for storm in $(STORMS); do echo "## $$storm"; $(BIN)/python -m tests.storms.$$storm || failed="$$failed $$storm"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+test-ranks: $(VENV)/.dev  ## experts on two and four ranks: real servers, a rank killed, ranks that join from outside
+	$(BIN)/python -m pytest tests/model/ranks tests/engine/ranks tests/weights/test_share.py tests/e2e/test_ranks.py
 
 # The clients have a venv without torch, which conftest.py above their folder loads: pytest looks no higher than it.
 # Their packages may warn.

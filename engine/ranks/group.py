@@ -76,6 +76,7 @@ class RankGroup:
         host, _, port = (settings.rank_address or f"{LOOPBACK}:0").rpartition(":")
         self._host = host
         self._store = _store(host, int(port))
+        self.address = f"{host}:{self._store.port}"
         job = Job(
             ranks=settings.ranks,
             model=str(folder),
@@ -89,7 +90,7 @@ class RankGroup:
         self._store.set(JOB, msgspec.json.encode(job).decode())
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         if settings.rank_address:
-            log.info("waiting for ranks 1 to %d at %s:%d", self._ranks - 1, host, self._store.port)
+            log.info("waiting for ranks 1 to %d at %s", self._ranks - 1, self.address)
         else:
             self.processes = {rank: self._start(rank) for rank in range(1, self._ranks)}
 
@@ -113,7 +114,7 @@ class RankGroup:
 
     def _start(self, rank: int) -> "subprocess.Popen[bytes]":
         device = CPU if self._device.type == CPU else f"cuda:{rank}"
-        command = [sys.executable, "-m", "engine.ranks.rank", f"{LOOPBACK}:{self._store.port}", str(rank)]
+        command = [sys.executable, "-m", "engine.ranks.rank", self.address, str(rank)]
         arguments = [*command, "--device", device, "--parent", str(os.getpid())]
         return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=2, env=child_environment())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.ranks import group
+from engine.ranks import group, rank
 from engine.ranks.group import RankGroup
 from engine.types import EngineSettings
 from model.decoder import Decoder
@@ -42,6 +42,12 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
         process.wait()
 
 
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that runs in this process leaves its logging alone."""
+    monkeypatch.setattr(rank.logs, "configure", lambda level, format: None)
+
+
 @pytest.mark.slow
 def test_a_rank_of_another_process_gives_the_same_bits(started: Started) -> None:
     _, decoder, folder, _ = started
@@ -51,16 +57,36 @@ def test_a_rank_of_another_process_gives_the_same_bits(started: Started) -> None
         assert all(torch.equal(found[row], expected[row]) for row in expected)
 
 
+def test_a_rank_joins_once_and_must_be_one_of_the_group(started: Started, quiet: None) -> None:
+    made = started[0]
+    with pytest.raises(CheckpointError, match=r"rank 1 has joined 127.* already"):
+        rank.run(made.address, 1)
+    with pytest.raises(CheckpointError, match="rank 2 is not between 1 and 1, the ranks beside rank 0"):
+        rank.run(made.address, 2)
+
+
 @pytest.mark.slow
 def test_a_rank_that_is_killed_in_a_step_ends_it_with_its_name(started: Started) -> None:
     made, decoder, _, lost = started
-    rank = made.processes[1]
-    os.kill(rank.pid, signal.SIGSTOP)  # it has been asked and has not answered when it is killed
-    threading.Timer(0.3, rank.kill).start()
+    process = made.processes[1]
+    os.kill(process.pid, signal.SIGSTOP)  # it has been asked and has not answered when it is killed
+    threading.Timer(0.3, process.kill).start()
     with pytest.raises(EngineDown, match="rank 1 has ended: its connection is closed"):
         PagedRun(decoder, ROWS, COUNTS).step({0: 4, 1: 3})
     made.beats.join(30)
     assert [str(error) for error in lost] == ["rank 1 has ended: its connection is closed"]
+
+
+def test_a_rank_with_another_checkpoint_ends_the_start(started: Started, tmp_path: Path, quiet: None) -> None:
+    _, decoder, folder, _ = started
+    settings = EngineSettings(model=str(folder), device="cpu", ranks=2, rank_address="127.0.0.1:0")
+    made = RankGroup(settings, folder, 1)
+    other = checkpoint(tmp_path)
+    (other / "config.json").write_text((other / "config.json").read_text() + " ")
+    with pytest.raises(CheckpointError, match="is not the checkpoint that rank 0 serves"):
+        rank.run(made.address, 1, str(other))
+    with pytest.raises(CheckpointError, match=r"^rank 1: .* is not the checkpoint that rank 0 serves"):
+        made.connect(decoder)
 
 
 def test_an_address_that_is_not_here_is_refused(tmp_path: Path) -> None:

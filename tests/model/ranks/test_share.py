@@ -6,6 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.backends.choose import choose
+from model.backends.torch.backend import TorchBackend
+from model.errors import CheckpointError
+from model.options import Options
 from model.ranks.share import Share, refusal
 from model.shapes.mixtures import Dense
 from tests.model.tiny import infinity, llama_like, topk
@@ -35,3 +39,12 @@ def test_what_has_no_pairs_of_experts_is_refused_by_name(config: object, said: s
 def test_more_ranks_than_experts_are_refused() -> None:
     assert refusal(llama_like(topk()), 6) is None
     assert refusal(llama_like(topk()), 7) == "7 ranks: a layer has 6 experts, fewer than ranks"
+
+
+def test_divided_experts_run_in_plain_torch_and_the_start_says_so() -> None:
+    backend, reason = choose(llama_like(topk()), Options(ranks=2))
+    assert isinstance(backend, TorchBackend) and reason == "experts on 2 ranks run in plain torch"
+    with pytest.raises(CheckpointError, match=r"kind Infinity run in one process.*: experts on 2 ranks"):
+        choose(llama_like(infinity()), Options(ranks=2))
+    with pytest.raises(CheckpointError, match="quantize int8 needs the native kernels: experts on 2 ranks"):
+        choose(llama_like(topk()), Options(ranks=2, quantize="int8"))
