@@ -67,7 +67,7 @@ def answers(live: Live) -> list[str]:
 def wait_ready(live: Live, seconds: float = 90) -> None:
     """Until the engine has been lost and started again."""
     deadline = time.monotonic() + seconds
-    while live.metric("engine_restarts") < 1 or httpx.get(f"{live.url}/ready").status_code != 200:
+    while live.metric("engine_restarts_total") < 1 or httpx.get(f"{live.url}/ready").status_code != 200:
         assert time.monotonic() < deadline, "the engine did not come back"
         time.sleep(0.2)
 
