@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine import logs
 from engine.ranks import group, rank
 from engine.ranks.group import RankGroup
 from engine.types import EngineSettings
@@ -45,7 +46,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank that runs in this process leaves its logging alone."""
-    monkeypatch.setattr(rank.logs, "configure", lambda level, format: None)
+    monkeypatch.setattr(logs, "configure", lambda level, format: None)
 
 
 @pytest.mark.slow
