@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from server.serve import load
-from server.service import Service
 from server.settings import Settings
+from server.state import ServerState
 
 LOADING_POLL_SECONDS = 0.2
 STOP_SECONDS = 10  # for the engine process, after the last answer
@@ -48,12 +48,12 @@ class Replica:
             EngineDown: the engine does not run. Ray replaces a replica after three failed checks in a row.
             CheckpointError: the model cannot be loaded.
         """
-        service: Service = self.app.state.service
-        while service.loaded is None and service.boot_error is None:
+        server: ServerState = self.app.state.service
+        while not server.booted and server.boot_error is None:
             await asyncio.sleep(LOADING_POLL_SECONDS)
-        if service.boot_error is not None:
-            raise service.boot_error
-        service.check_engine()
+        if server.boot_error is not None:
+            raise server.boot_error
+        server.check_engine()
 
 
 def build(arguments: Arguments) -> serve.Application:
