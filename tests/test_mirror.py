@@ -5,7 +5,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
 CODE = ("server", "engine", "weights", "model", "terminal", "training", "calibration", "benchmarks")
-SCENARIOS = {"e2e", "clients", "more_clients", "new_kind"}  # whole servers or engines, whatever package is at fault
+SCENARIOS = {"e2e", "clients", "more_clients", "new_kind", "page"}  # whole servers or engines, whatever is at fault
+FILES = {"deploy"}  # tests of files that are no code of a package
 ELSEWHERE = {  # packages whose tests are in another folder, and why
     "model/families": "families",  # one set of tests for every family, against transformers
     "weights/families": "families",  # the same tests load the checkpoints
@@ -29,10 +30,10 @@ def test_every_package_has_tests_of_its_name() -> None:
 
 def test_every_folder_of_tests_is_a_packages() -> None:
     folders = {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")} - {"."}
-    assert folders - SCENARIOS - set(ELSEWHERE.values()) <= packages()
+    assert folders - SCENARIOS - FILES - set(ELSEWHERE.values()) <= packages()
 
 
 def test_what_is_said_to_be_elsewhere_is_there() -> None:
     assert set(ELSEWHERE) <= packages()
     assert all((TESTS / place).exists() for place in ELSEWHERE.values())
-    assert all((TESTS / folder).is_dir() for folder in SCENARIOS)
+    assert all((TESTS / folder).is_dir() for folder in SCENARIOS | FILES)
