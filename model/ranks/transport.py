@@ -42,7 +42,7 @@ class Transport:
 
     def __init__(self, store: Store, rank: int, ranks: int, device: torch.device, host: str, seconds: float) -> None:
         self.rank, self.ranks, self.device = rank, ranks, device
-        self.lock = threading.Lock()  # held by whoever sends
+        self.lock = threading.Lock()  # held while a message is sent
         self._seconds = timedelta(seconds=seconds)
         self._control: Group
         self._data: Group

@@ -30,7 +30,7 @@ class Format(ABC):
 
     @property
     def heartbeat(self) -> bytes:
-        """What is sent where nothing else is, so that nobody takes the connection for dead."""
+        """What is sent in pauses, so that clients and proxies keep the connection open."""
         return COMMENT
 
     @abstractmethod

@@ -219,7 +219,7 @@ def _result(block: ToolResultBlock) -> list[dict[str, Any]]:
 
 
 def _redacted(body: CountBody) -> list[str]:
-    """The name of thoughts that nobody here can read, if there are any."""
+    """The name of the field of encrypted thinking blocks, if a message has any: they are not read."""
     turns = (turn.content for turn in body.messages if not isinstance(turn.content, str))
     found = any(isinstance(block, RedactedBlock) for blocks in turns for block in blocks)
     return ["messages[].content[].redacted_thinking"] if found else []

@@ -69,7 +69,7 @@ class Recipe:
 # All decoders begin with the embeddings, attention and norms of this one, and with mixtures of their own.
 BASE = "base"
 BASE_RECIPE = Recipe(DENSE | {"model_type": "llama", "intermediate_size": 256}, (), steps=1500, warm=100, falls=False)
-ALONE: dict[str, Any] = {"steps": 3000, "warm": 100}  # of encoder–decoders, which begin anew
+ALONE: dict[str, Any] = {"steps": 3000, "warm": 100}  # of encoder–decoders, which start untrained
 
 _OFFSETS = (-0.5, -0.25, 0.25, 0.5)
 RECIPES: dict[str, Recipe] = {
