@@ -37,9 +37,9 @@ help:  ## this list
 serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
 
-# Two processes share the test files, so that both cores of a small machine work; TEST_PROCESSES=8 where there are more.
-# What is timed runs when they have ended.
-TEST_PROCESSES ?= 2
+# Three processes share the test files, so that both cores of a small machine work while some tests wait;
+# TEST_PROCESSES=16 where there are more cores. What is timed runs when they have ended.
+TEST_PROCESSES ?= 3
 TOGETHER = -n $(TEST_PROCESSES) --dist loadfile
 
 test: lint  ## everything that CI runs: the checks of `make lint`, and pytest without what is slow and redundant

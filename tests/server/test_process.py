@@ -85,6 +85,9 @@ def test_the_engine_gets_every_option_of_its_own() -> None:
         "aliases": {"fast": 1},
         "log_level": "debug",
         "log_format": "json",
+        "ranks": 2,
+        "rank_address": "10.0.0.1:29500",
+        "rank_seconds": 5.0,
     }
     unasked = {"model": "folder", "terminal_columns": 0}
     assert asdict(Settings(**options).engine_settings(Path("folder"))) == unasked | options
