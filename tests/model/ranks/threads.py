@@ -71,6 +71,7 @@ def divided(folder: Path, ranks: int, dtype: DType) -> Iterator[tuple[Decoder, T
         mixture.execute = RankedExperts(layer, mixture, first)
 
     def run(transport: Transport, part: Decoder) -> None:
+        torch.set_num_threads(1)  # as rank 0 has: a setting of each thread, and a product's bits follow it
         with suppress(EngineDown):
             answer(transport, mixtures_of(part))
 
