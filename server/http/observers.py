@@ -22,16 +22,16 @@ ABORTED = 499  # logged where a caller had gone before an answer began, as other
 FAILED = 500  # an unexpected error is answered outside of all middlewares
 
 
-class AccessLog:
-    """Writes a log line for every request, with its path but neither query nor body."""
+class Observer:
+    """Calls `answered` after every HTTP request that `sees`, with its status."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not self.sees(scope):
             return await self.app(scope, receive, send)
-        began, status = time.monotonic(), ABORTED
+        began, started, status = time.time_ns(), time.monotonic(), ABORTED
 
         async def send_noted(message: Message) -> None:
             nonlocal status
@@ -45,10 +45,21 @@ class AccessLog:
             status = FAILED if status == ABORTED else status
             raise
         finally:
-            self._write(scope, status, time.monotonic() - began)
+            self.answered(scope, status, began, time.monotonic() - started)
 
-    @staticmethod
-    def _write(scope: Scope, status: int, seconds: float) -> None:
+    def sees(self, scope: Scope) -> bool:
+        """Whether the request counts."""
+        return True
+
+    def answered(self, scope: Scope, status: int, began: int, seconds: float) -> None:
+        """Use what was seen: `began` is in nanoseconds since 1970, `seconds` is what the request took."""
+        raise NotImplementedError
+
+
+class AccessLog(Observer):
+    """Writes a log line for every request, with its path but neither query nor body."""
+
+    def answered(self, scope: Scope, status: int, began: int, seconds: float) -> None:
         state = scope["state"]
         key = {"key": state["key_name"]} if state.get("key_name") else {}
         write = log.debug if scope["path"] in PROBES else log.info
@@ -64,29 +75,18 @@ class AccessLog:
         )
 
 
-class Spans:
+class Spans(Observer):
     """Calls `record` with every answered request to one of `paths`."""
 
     def __init__(self, app: ASGIApp, paths: Collection[str], record: Callable[[AnsweredRequest], None]) -> None:
-        self.app, self.paths, self.record = app, paths, record
+        super().__init__(app)
+        self.paths, self.record = paths, record
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self.paths:
-            return await self.app(scope, receive, send)
-        began, status = time.time_ns(), ABORTED
+    def sees(self, scope: Scope) -> bool:
+        return scope["method"] == "POST" and scope["path"] in self.paths
 
-        async def send_noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_noted)
-        except Exception:
-            status = FAILED if status == ABORTED else status
-            raise
-        finally:
-            context = {name: value for name, value in Headers(scope=scope).items() if name in TRACE_HEADERS}
-            call = scope["state"].get(CALL, {})
-            self.record(AnsweredRequest(scope["path"], status, began, time.time_ns(), context, call))
+    def answered(self, scope: Scope, status: int, began: int, seconds: float) -> None:
+        context = {name: value for name, value in Headers(scope=scope).items() if name in TRACE_HEADERS}
+        call = scope["state"].get(CALL, {})
+        ended = began + round(seconds * 1e9)
+        self.record(AnsweredRequest(scope["path"], status, began, ended, context, call))

@@ -49,6 +49,9 @@ from weights.tokenizer import TooManyTokens
 Body = TypeVar("Body", bound=CountBody)
 CHAT_FIELDS = SampledBody.model_fields.keys() | TemplateBody.model_fields.keys()
 OWN_FIELDS = (MessagesBody.model_fields.keys() - CHAT_FIELDS) | CountBody.unsupported.keys() | CHAT_NAMES.keys()
+INTERNAL_FIELDS = (
+    ChatWithinContext.model_fields.keys() - ChatBody.model_fields.keys()
+)  # of no API: a request cannot set them
 MESSAGES_NAMES = FieldNames(
     anywhere={
         "max_completion_tokens": "max_tokens",
@@ -104,6 +107,7 @@ def _check(
             chat.setdefault("enable_thinking", wanted)
         elif wanted:
             unread.append("thinking")
+    unread += [field for field in INTERNAL_FIELDS if field in raw]
     if body.tool_choice is not None and body.tool_choice.name is not None and body.tool_choice.type != "tool":
         unread.append("tool_choice.name")
     with messages_errors():
@@ -130,7 +134,7 @@ def chat_of(body: CountBody, raw: Mapping[str, Any]) -> dict[str, Any]:
     if body.messages[-1].role == "assistant":  # the answer goes on from it
         _check_continued(messages[-1])
         translated |= {"continue_final_message": True, "add_generation_prompt": False}
-    passed = {field: value for field, value in raw.items() if field not in OWN_FIELDS}
+    passed = {field: value for field, value in raw.items() if field not in OWN_FIELDS | INTERNAL_FIELDS}
     return passed | {field: value for field, value in translated.items() if value is not None}
 
 

@@ -58,6 +58,8 @@ RULES = (
 )
 RULED = {"topk": RULES, "infinity": REPAIR, "native-topk": RULES, "native-infinity": REPAIR, "native-both": REPAIR}
 PLAIN = [("off", name) for name in ("topk", "infinity", "native-topk", "native-infinity", "native-both")]
+LIKE_BOTH = pytest.mark.redundant  # "both" has the two mixtures in one model, on plain torch too
+REDUNDANT = ("topk-experts=1", "infinity-experts=1")
 ROUNDED = {
     f"{name}-{str(dtype).removeprefix('torch.')}-{quantize}": replace(served, dtype=dtype, quantize=quantize)
     for (name, served), (dtype, quantize) in product(NATIVE.items(), PRECISIONS)
@@ -67,7 +69,10 @@ ROUNDED = {
 def each(chosen: dict[str, Served]) -> pytest.MarkDecorator:
     """Native layouts are skipped where there are no kernels."""
     without = pytest.mark.skipif(not load().native, reason=f"no native kernels: {load().reason}")
-    cases = [pytest.param(served, marks=without if served.native else (), id=name) for name, served in chosen.items()]
+    marks = {
+        name: without if served.native else LIKE_BOTH if name in REDUNDANT else () for name, served in chosen.items()
+    }
+    cases = [pytest.param(served, marks=marks[name], id=name) for name, served in chosen.items()]
     return pytest.mark.parametrize("served", cases)
 
 

@@ -181,8 +181,11 @@ def test_the_engine_counts_what_ran_and_shares_no_prefix_of_another_rule(family:
     assert again["again"].cached_tokens > 0 and again["other"].cached_tokens == 0
 
 
+# `tests/e2e/test_demos.py` asks the demo model of MoE++ the same; DynMoE's field is ReMoE's.
 @pytest.mark.slow
-@each_family
+@pytest.mark.parametrize(
+    "family", ["remoe", *(pytest.param(name, marks=pytest.mark.redundant) for name in ("dynmoe", "moe_plus_plus"))]
+)
 def test_a_request_moves_its_count_over_http(family: str, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     write(tmp_path, family, vocabulary=512)

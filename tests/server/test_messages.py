@@ -233,6 +233,11 @@ def test_a_choice_of_tools(client: TestClient, choice: Any, grammar: bool) -> No
     assert named.headers["x-ignored-fields"] == "tool_choice.name"
 
 
+def test_fields_that_are_the_servers_own_are_not_read(client: TestClient) -> None:
+    answer = client.post(MESSAGES, json=ASK | {"most_tokens": 1})
+    assert answer.headers["x-ignored-fields"] == "most_tokens"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
