@@ -1,0 +1,88 @@
+"""Quantised matrices in groups: codes of 4 or 8 bits, with one scale and optionally one minimum per group of inputs.
+
+This is the form between a file and what a backend multiplies. It knows neither files nor the layout of kernels.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Values = Literal["signed", "unsigned", "e2m1", "iq4", "table6", "bytes"]
+
+# What a code stands for, before its group's scale. All are integers, so that a group's sum of products is exact.
+CODES: dict[Values, tuple[int, ...]] = {
+    "signed": tuple(range(-8, 8)),
+    "unsigned": tuple(range(16)),  # with a minimum
+    # OCP's MX 1.0 (2023), §5.3.3, doubled: a sign, two bits of exponent and one of mantissa.
+    "e2m1": (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12),
+    # llama.cpp's IQ4_NL and IQ4_XS.
+    "iq4": (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113),
+    # Close to the quantiles of weights, in 6 bits: the sum of two products fits 16 bits.
+    "table6": (-32, -26, -21, -16, -12, -9, -6, -3, 0, 3, 6, 10, 13, 17, 22, 28),
+}
+GROUPS = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Matrices [..., n, k]: value = factor · (scale · CODES[code] + minimum), scale and minimum of the value's group.
+
+    Attributes:
+        codes: with `values` "bytes", int8 [..., n, k], the integers themselves; else uint8 [..., n, k / 2]: the codes
+            of inputs 2 i (low half) and 2 i + 1 (high half).
+        scales: float16 [..., n, k / group].
+        minima: float16 as `scales`, or None.
+        factors: float32 [..., n], one per output, or None for 1.
+        group: neighbouring inputs that share a scale, of `GROUPS`; it divides k.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    group: int
+    values: Values
+    minima: Tensor | None = None
+    factors: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the matrices that it stands for."""
+        *batch, n, stored = self.codes.shape
+        return torch.Size([*batch, n, stored if self.values == "bytes" else 2 * stored])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (self.codes, self.scales, self.minima, self.factors) if part is not None)
+
+    def integers(self) -> Tensor:
+        """What the codes stand for, int8 [..., n, k]."""
+        if self.values == "bytes":
+            return self.codes
+        table = torch.tensor(CODES[self.values], dtype=torch.int8)
+        halves = torch.stack([self.codes & 15, self.codes >> 4], dim=-1)
+        return table[halves.flatten(-2).int()]
+
+    def dense(self) -> Tensor:
+        """The matrices in float32; each product and sum is rounded to float32 once."""
+        values = self.integers().float().unflatten(-1, (-1, self.group)) * self.scales.float()[..., None]
+        if self.minima is not None:
+            values += self.minima.float()[..., None]
+        values = values.flatten(-2)
+        return values if self.factors is None else values * self.factors[..., None]
+
+    def rows(self, index: Tensor | slice) -> "Grouped":
+        """The outputs `index`, in its order."""
+
+        def pick(part: Tensor | None, axis: int) -> Tensor | None:
+            return None if part is None else part.movedim(axis, 0)[index].movedim(0, axis).contiguous()
+
+        codes, scales = pick(self.codes, -2), pick(self.scales, -2)
+        assert codes is not None and scales is not None
+        return replace(self, codes=codes, scales=scales, minima=pick(self.minima, -2), factors=pick(self.factors, -1))
+
+
+def packed_codes(codes: Tensor) -> Tensor:
+    """Codes below 16 [..., n, k] as `Grouped` stores them, uint8 [..., n, k / 2]."""
+    pairs = codes.to(torch.uint8).unflatten(-1, (-1, 2))
+    return pairs[..., 0] | pairs[..., 1] << 4
