@@ -31,7 +31,7 @@ from engine.scheduler import Scheduler
 from engine.speculation import Speculator, speculator_of
 from engine.types import EngineInfo, EngineSettings, Request, Sampling, TokenEvent
 from model.backends import choose
-from model.backends.base import Runnable
+from model.backends.base import Backend, Runnable
 from model.budget import ExpertBudget, ExpertRange
 from model.decoder import Decoder, parameter_count
 from model.devices import free_memory, make_current, resolve
@@ -43,6 +43,7 @@ from model.shapes.decoder import DecoderConfig
 from model.shapes.memory import bytes_per_block, bytes_per_sequence
 from weights.config import read_config
 from weights.folder import resolve_model
+from weights.groups import KeepGroups, kept_as
 from weights.load import empty_model, load_model, run_dtype
 from weights.repair import LoadedRepair, give_tables, load_repair
 from weights.tokenizer import Tokenizer
@@ -83,10 +84,11 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
     loaded, calibration_reason = load(folder, settings, tables, share)
     parameters = parameter_count(loaded if share is None else empty_model(config, dtype))
     expert_bytes = group.connect(loaded) if group else ()
+    kept = kept_as(loaded)
     model, reason = prepare(loaded, settings, threads)
     give_back_freed_memory()
     engine, blocks = assemble(model, settings, grammars=grammars_for(folder, model.config, tokenizer))
-    load_seconds, described = time.perf_counter() - started, describe(model, settings)
+    load_seconds, described = time.perf_counter() - started, describe(model, settings, kept)
     info = EngineInfo(
         family=raw["model_type"],
         parameters=parameters,
@@ -111,8 +113,9 @@ def load(
 ) -> tuple[Decoder, str]:
     """The decoder, or a rank's part of it, with the repair statistics of its calibration or `tables`, and why the
     calibration is not used."""
+    keep = keep_groups(folder, settings)
     with LoadingProgress(settings.terminal_columns) as progress:
-        loaded, _ = load_model(folder, settings.dtype, progress, resolve(settings.device), share)
+        loaded, _ = load_model(folder, settings.dtype, progress, resolve(settings.device), share, keep)
     loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
     if tables is None:
         repair = load_repair(loaded, folder)
@@ -121,6 +124,15 @@ def load(
         repair = LoadedRepair(tuple(range(1, loaded.config.experts.trained)))  # the caller finds where it helps
     loaded.config = replace(loaded.config, repaired=repair.repaired)
     return loaded, repair.reason
+
+
+def keep_groups(folder: Path, settings: EngineSettings) -> KeepGroups | None:
+    """What is asked of quantised weights in the checkpoint: to stay so where the backend multiplies them, unless the
+    settings ask for another format."""
+    if settings.quantize != "none" or settings.dtype != "auto":
+        return None
+    config, raw = read_config(folder)
+    return backend_for(config, settings, run_dtype(raw, settings.dtype)).groups
 
 
 def check(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype) -> None:
@@ -134,7 +146,14 @@ def check(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype) -
             experts.budget(settings.default_num_experts, "default_num_experts")
     except InvalidRequest as error:
         raise CheckpointError(error.message) from None
-    choose.choose(config, replace(options_of(config, settings), dtype=str(dtype).removeprefix("torch.")))
+    backend_for(config, settings, dtype)
+
+
+def backend_for(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype) -> Backend:
+    """The backend that will run the model. Raises CheckpointError if all refuse."""
+    options = replace(options_of(config, settings), dtype=str(dtype).removeprefix("torch."))
+    backend, _ = choose.choose(config, options)
+    return backend
 
 
 def tokenizer_for(folder: Path, config: DecoderConfig, settings: EngineSettings) -> Tokenizer | None:
@@ -289,8 +308,8 @@ def pools(config: DecoderConfig) -> tuple[ExpertPool, ...]:
     return tuple(ExpertPool(shape.num_experts, shape.experts_per_draw) for shape in config.mixtures)
 
 
-def describe(model: Runnable, settings: EngineSettings) -> dict[str, Any]:
-    """The fields of `EngineInfo` that follow from the model and the settings."""
+def describe(model: Runnable, settings: EngineSettings, kept: str = "") -> dict[str, Any]:
+    """The fields of `EngineInfo` that follow from the model and the settings. `kept`: see `weights.groups.kept_as`."""
     config = model.config
     total = shared = 0
     if config.mixtures:
@@ -307,7 +326,7 @@ def describe(model: Runnable, settings: EngineSettings) -> dict[str, Any]:
         "kernels": model.kernels,
         "device": str(model.device),
         "backend": model.backend,
-        "quantize": quantization(settings),
+        "quantize": quantization(settings, kept),
         "token_local": config.token_local,
         "prefix_cache": settings.prefix_cache and config.prefix_reusable,
         "chunked": config.chunkable,
@@ -327,8 +346,8 @@ def experts_of(model: Runnable) -> ExpertRange:
     return replace(experts, rule_refusal=experts.rule_refusal or refusal, repair_refusal=refusal, own_fields=())
 
 
-def quantization(settings: EngineSettings) -> str:
+def quantization(settings: EngineSettings, kept: str) -> str:
     """What is quantized and how, as in `EngineInfo.quantize`."""
     if settings.quantize == "none":
-        return "none"
+        return f"as stored: {kept}" if kept else "none"
     return f"{settings.quantize} {settings.quantize_layers}"

@@ -15,6 +15,7 @@ import model.attention
 import model.moe
 from model.attention.rope import rotary_tables
 from model.batch import Batch, LayerBudget
+from model.grouped import Grouped
 from model.layers import norm_layer
 from model.moe.repair import RepairTables, repaired
 from model.registry import module_for, register_all
@@ -129,4 +130,11 @@ class Decoder(nn.Module):
 @torch.inference_mode()
 def parameter_count(model: nn.Module) -> int:
     """Stored parameters, a tied head counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    kept = sum(part.shape.numel() for part in grouped_parts(model))
+    return kept + sum(parameter.numel() for parameter in model.parameters())
+
+
+def grouped_parts(model: nn.Module) -> Iterator[Grouped]:
+    """What its modules have in place of parameters that are quantised."""
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, Grouped))

@@ -40,12 +40,16 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where one tensor lies: in which file, from which byte, and as what."""
+    """Where one tensor lies: in which file, from which byte, and as what.
+
+    `grouped`: its bytes as `Grouped` (`model/grouped.py`); 0 where it has no such form.
+    """
 
     file: str
     start: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    grouped: int = 0
 
     @property
     def bytes(self) -> int:

@@ -1,10 +1,12 @@
 """Loads a model folder into a decoder that is ready to run. Every tensor and every parameter is accounted for.
 
-Peak memory is the model in its run-time dtype plus one tensor. It knows folders and families, not requests.
+Peak memory is the model, as it runs, plus one tensor, or one parameter that stays quantised. It knows folders and
+families, not requests.
 """
 
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,21 @@ from model.decoder import Decoder
 from model.devices import CPU
 from model.encoder_decoder import decoder_of
 from model.errors import CheckpointError
+from model.grouped import Grouped
 from model.options import DType
 from model.ranks.share import Share
 from model.shapes.decoder import DecoderConfig
 from weights.config import read_config
 from weights.dequantise import Tensors
-from weights.files import TensorFiles
+from weights.files import Stored, TensorFiles
+from weights.groups import KeepGroups, finite, joined, keepable, kept_as, put
 from weights.memory import check_memory, take_memory
 from weights.names import ignored, rules_for
 from weights.rules import Ignore, Rule, TensorPart
 from weights.share import FillPlan, narrowed
+from weights.source import TensorSource
 
+log = logging.getLogger(__name__)
 ProgressCallback = Callable[[int, int], None]
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,6 +46,7 @@ def load_model(
     progress: ProgressCallback = no_progress,
     device: str = CPU,
     share: Share | None = None,
+    keep_groups: KeepGroups | None = None,
 ) -> tuple[Decoder, dict[str, Any]]:
     """A decoder with the folder's weights, in eval mode, and the raw config.
 
@@ -48,24 +55,29 @@ def load_model(
         progress: is told the bytes read so far, and of all tensors.
         device: where the weights go, one tensor after another.
         share: the part of one rank; None: all.
+        keep_groups: of the empty decoder, the parameters that become `Grouped` where they are stored quantised.
 
     Raises:
         CheckpointError: it is damaged, does not fit its config, or does not fit the memory.
     """
     config, raw = read_config(folder)
     model = empty_model(config, run_dtype(raw, dtype))
+    names = keep_groups(model) if keep_groups and device == CPU else ()
     if share is None:
-        check_memory(model, device)
+        check_memory(model, device, {name: model.get_parameter(name).numel() // 2 for name in names})
     with TensorFiles(folder) as files, torch.no_grad():
         tensors = Tensors(files, raw.get("quantization_config"))
         plan = _plan(model, rules_for(raw["model_type"], config), tensors.stored)
         _refuse(_find_faults(model, plan, tensors, ignored(raw)))
         if share is not None:
             plan = narrowed(model, plan, share)
-            check_memory(model, device)
-        take_memory(model, device)
+        kept = keepable(plan, tensors, names)
+        check_memory(model, device, kept)
+        take_memory(model, [name for name in plan if name not in kept], device)
         copies = ignored(raw) if share is None or share.rank == 0 else ()
-        _refuse([*_fill(model, plan, tensors, progress), *_unequal(model, plan, tensors, copies)])
+        _refuse([*_fill(model, plan, tensors, kept, progress), *_unequal(model, plan, tensors, copies)])
+    if forms := kept_as(model):
+        log.info("quantised weights stay as they are stored: %s", forms)
     return model.eval().requires_grad_(False), raw
 
 
@@ -101,7 +113,7 @@ def _refuse(faults: list[str]) -> None:
         raise CheckpointError("the tensors do not fit the config: " + "; ".join(faults[:20]) + more)
 
 
-def _find_faults(model: nn.Module, plan: FillPlan, files: Tensors, ignorable: tuple[Ignore, ...]) -> list[str]:
+def _find_faults(model: nn.Module, plan: FillPlan, files: TensorSource, ignorable: tuple[Ignore, ...]) -> list[str]:
     """Every missing, extra or misshapen tensor: found in the files' headers before memory is allocated."""
     used = {part.source for parts in plan.values() for part in parts}
     faults = [f"missing {name}" for name in sorted(used - files.stored.keys())]
@@ -116,23 +128,53 @@ def _find_faults(model: nn.Module, plan: FillPlan, files: Tensors, ignorable: tu
     return faults
 
 
-def _fill(model: nn.Module, plan: FillPlan, files: Tensors, progress: ProgressCallback) -> list[str]:
-    """Fill every parameter by its rule; returns what is wrong with tensors."""
+def _fill(
+    model: nn.Module, plan: FillPlan, files: TensorSource, kept: Collection[str], progress: ProgressCallback
+) -> list[str]:
+    """Fill every parameter by its rule, those `kept` with `Grouped` where that holds their values; returns what is
+    wrong with tensors."""
     faults: list[str] = []
     done = 0
     sources = [part.source for parts in plan.values() for part in parts]
-    total = sum(files.stored[source].bytes for source in sources)
+    total = sum(_bytes(files.stored[source]) for source in sources)
     for target, parts in plan.items():
-        parameter = model.get_parameter(target)
+        grouped = _grouped(model, target, parts, files) if target in kept else False
+        parameter = None if grouped else model.get_parameter(target)
         for part in parts:
-            if not _put(files, part, parameter[part.index]):
+            if parameter is not None and not _put(files, part, parameter[part.index]):
                 faults.append(f"{part.source} has values that are not finite")
-            done += files.stored[part.source].bytes
+            done += _bytes(files.stored[part.source])
             progress(done, total)
     return faults
 
 
-def _unequal(model: nn.Module, plan: FillPlan, files: Tensors, ignorable: tuple[Ignore, ...]) -> list[str]:
+def _bytes(stored: Stored) -> int:
+    """As far as is known, of what is read."""
+    return stored.grouped or stored.bytes
+
+
+def _grouped(model: nn.Module, target: str, parts: tuple[TensorPart, ...], files: TensorSource) -> bool:
+    """Put `Grouped` in the place of a parameter; or memory, and return False, where its values do not fit that.
+
+    Raises:
+        CheckpointError: a value is not finite.
+    """
+    found: list[tuple[TensorPart, Grouped]] = []
+    for part in parts:
+        if (grouped := files.grouped(part.source)) is not None:
+            if not finite(grouped):
+                raise CheckpointError(f"{part.source} has values that are not finite")
+            found.append((part, grouped))
+    whole = joined(found, model.get_parameter(target).shape) if len(found) == len(parts) else None
+    if whole is None:
+        log.info("%s: its quantised values are computed in the run-time dtype, since they do not fit groups", target)
+        take_memory(model, [target])
+    else:
+        put(model, target, whole)
+    return whole is not None
+
+
+def _unequal(model: nn.Module, plan: FillPlan, files: TensorSource, ignorable: tuple[Ignore, ...]) -> list[str]:
     """Every tensor that is no copy of the parameter that stands for it."""
     used = {part.source for parts in plan.values() for part in parts}
     faults: list[str] = []
@@ -145,7 +187,7 @@ def _unequal(model: nn.Module, plan: FillPlan, files: Tensors, ignorable: tuple[
     return faults
 
 
-def _put(files: Tensors, part: TensorPart, target: Tensor) -> bool:
+def _put(files: TensorSource, part: TensorPart, target: Tensor) -> bool:
     """Copy one tensor into its part of a parameter; returns whether all its values are finite."""
     as_stored = files.stored[part.source].dtype == target.dtype and target.is_contiguous() and not part.transposed
     if as_stored and part.rows is None and target.device.type == CPU:

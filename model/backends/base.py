@@ -3,7 +3,7 @@
 The engine, its sampler and its statistics ask a runnable and never name a backend (see `choose.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -144,6 +144,10 @@ class Backend(Protocol):
 
         It fails closed: a shape, a field or a value that the backend has not been written for is refused.
         """
+        ...
+
+    def groups(self, decoder: Decoder) -> Collection[str]:
+        """The names of the decoder's parameters that may be `Grouped`: it multiplies them without widening."""
         ...
 
     def prepare(self, decoder: Decoder, options: Options) -> Runnable:

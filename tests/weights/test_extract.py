@@ -17,7 +17,7 @@ from model.decoder import Decoder
 from model.errors import CheckpointError
 from model.moe.topk import TopKMixture
 from tests.weights.checkpoints import INFINITY, OLMOE, random_decoder, same, write
-from tests.weights.test_dequantise import write as quantise
+from tests.weights.quantised.test_fp8 import write as quantise
 from weights.calibration import checkpoint_hash
 from weights.expert_sets import ExpertSet, Loss
 from weights.extract import extract, restricted

@@ -1,6 +1,9 @@
 """The CPU backend: native kernels, for the decoders that they are written for (`model/backends/cpu/refusal.py`)."""
 
+from collections.abc import Collection
+
 import torch
+from torch import nn
 
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
@@ -9,6 +12,8 @@ from model.backends.cpu.refusal import refusal
 from model.decoder import Decoder
 from model.options import Options
 from model.shapes.decoder import DecoderConfig
+
+GROUPED: dict[type[nn.Module], tuple[str, ...]] = {}  # by module, the weights that are packed as they are stored
 
 
 class CpuBackend:
@@ -21,6 +26,15 @@ class CpuBackend:
     def refusal(self, config: DecoderConfig, options: Options) -> str | None:
         """Why there are no kernels on this machine, or none for this decoder."""
         return load().reason or refusal(config, options)
+
+    def groups(self, decoder: Decoder) -> Collection[str]:
+        """What `GROUPED` says of the decoder's modules."""
+        return [
+            f"{place}.{name}".removeprefix(".")
+            for place, module in decoder.named_modules()
+            for name in GROUPED.get(type(module), ())
+            if name != "head.weight" or not decoder.config.tied
+        ]
 
     def prepare(self, decoder: Decoder, options: Options) -> NativeDecoder:
         """The weights are taken over. The kernels get the threads; torch keeps one, since what is left to it is small

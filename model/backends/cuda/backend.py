@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections import Counter
+from collections.abc import Collection
 
 import torch
 
@@ -37,6 +38,10 @@ class CudaBackend:
         from model.backends.cuda.refusal import refusal
 
         return refusal(config, options)
+
+    def groups(self, decoder: Decoder) -> Collection[str]:
+        """None: its kernels have 8 bits with one scale per output alone."""
+        return ()
 
     def prepare(self, decoder: Decoder, options: Options) -> Runnable:
         """Weights are copied only where they are to have 8 bits. What runs in plain torch is said in the log."""

@@ -1,6 +1,6 @@
 """The reference backend: plain torch, every kind of layer. Several times slower than native kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -32,6 +32,10 @@ class TorchBackend:
         if options.quantize != "none":
             return f"quantize {options.quantize} needs the native kernels"
         return share.refusal(config, options.ranks) if options.ranks > 1 else None
+
+    def groups(self, decoder: Decoder) -> Collection[str]:
+        """None: it multiplies floats."""
+        return ()
 
     def prepare(self, decoder: Decoder, options: Options) -> "TorchRunnable":
         """Nothing is copied."""

@@ -13,9 +13,10 @@ from torch import Tensor
 from model.errors import CheckpointError
 from tests.families import reference
 from tests.model.tiny import whole_logits
-from weights.dequantise import Tensors, scaled
+from weights.dequantise import Tensors
 from weights.files import TensorFiles
 from weights.load import load_model
+from weights.quantised.fp8 import scaled
 from weights.save import tensors
 
 BLOCK = (5, 7)
@@ -152,22 +153,28 @@ def test_fp8_that_is_no_matrix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "words"),
     [
-        {"quant_method": "compressed-tensors"},
-        {"weight_block_size": None},
-        {"weight_block_size": [128]},
-        {"weight_block_size": [0, 128]},
-        {"weight_block_size": "128"},
-        {"weight_block_size": [True, 128.0]},
+        ({"quant_method": "other"}, "quantization_config does not say how: quant_method is 'other'; known: awq, "),
+        ({"quant_method": None}, "quantization_config does not say how"),
+        ({"quant_method": ["fp8"]}, "quantization_config does not say how"),
+        ({"weight_block_size": None}, "its scales, .*weight_scale, are missing"),
+        ({"weight_block_size": [128]}, r"weight_block_size is \[128\], not \[rows, columns\]"),
+        ({"weight_block_size": [0, 128]}, "not .rows, columns."),
+        ({"weight_block_size": "128"}, "not .rows, columns."),
+        ({"weight_block_size": [True, 128.0]}, "not .rows, columns."),
+        ({"fmt": "e5m2"}, "fmt is 'e5m2'; known: 'e4m3'"),
+        ({"other_field": 7}, "other_field is not known; it is 7"),
     ],
 )
-def test_a_config_that_does_not_describe_it(changes: dict[str, Any], tmp_path: Path) -> None:
-    write(tmp_path, deepseek(tmp_path), CONFIG | changes)
-    assert "quantization_config does not say how" in said(tmp_path)
+def test_a_config_that_does_not_describe_it(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    write(tmp_path, {"a_proj.weight": torch.randn(6, 8)})
+    with TensorFiles(tmp_path) as files, pytest.raises(CheckpointError, match=words):
+        Tensors(files, CONFIG | changes)
 
 
 @pytest.mark.parametrize("given", [None, [], "fp8", 7])
 def test_a_config_of_another_type(given: object, tmp_path: Path) -> None:
-    write(tmp_path, deepseek(tmp_path), given)
-    assert "quantization_config" in said(tmp_path)
+    write(tmp_path, {"a_proj.weight": torch.randn(6, 8)})
+    with TensorFiles(tmp_path) as files, pytest.raises(CheckpointError, match="quantization_config"):
+        Tensors(files, given)

@@ -1,0 +1,151 @@
+"""Parameters that stay quantised: parts of any forms are joined to the values that they had, and loaded so."""
+
+import itertools
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.decoder import Decoder, parameter_count
+from model.errors import CheckpointError
+from model.grouped import Grouped, Values, packed_codes
+from tests.weights.quantised.test_mxfp4 import EXPERTS, write
+from weights import memory
+from weights.groups import Form, finite, joined, kept_as
+from weights.load import load_model
+from weights.rules import Index, TensorPart
+
+FORMS: list[Form] = [
+    Form("signed", 32, False),
+    Form("signed", 128, False),
+    Form("unsigned", 64, True),
+    Form("e2m1", 16, False),
+    Form("iq4", 32, False),
+    Form("bytes", 128, False),
+    Form("bytes", 32, True),
+]
+
+
+def random_grouped(shape: tuple[int, ...], form: Form, seed: int = 0, factors: bool = False) -> Grouped:
+    generator = torch.Generator().manual_seed(seed)
+    *outputs, k = shape
+    if form.values == "bytes":
+        codes = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+    else:
+        codes = packed_codes(torch.randint(16, shape, generator=generator))
+    groups = (*outputs, k // form.group)
+    scales = (torch.randn(groups, generator=generator) / 8).half()
+    minima = torch.randn(groups, generator=generator).half() if form.minimum else None
+    more = torch.exp2(torch.randint(-3, 4, tuple(outputs), generator=generator).float()) if factors else None
+    return Grouped(codes, scales, form.group, form.values, minima, more)
+
+
+@pytest.mark.parametrize(("first", "second"), [*itertools.combinations_with_replacement(FORMS, 2)])
+def test_joining_changes_no_value(first: Form, second: Form) -> None:
+    parts = random_grouped((3, 128), first, 1), random_grouped((5, 128), second, 2, factors=True)
+    whole = joined(
+        [(TensorPart("a", (slice(0, 3),)), parts[0]), (TensorPart("b", (slice(3, 8),)), parts[1])], torch.Size([8, 128])
+    )
+    assert whole is not None and whole.shape == (8, 128) and whole.factors is not None
+    assert torch.equal(whole.dense(), torch.cat([part.dense() for part in parts]))
+    if first == second:
+        assert Form.of(whole) == first
+
+
+def test_experts_are_stacked_and_rows_of_a_tensor_taken() -> None:
+    form = FORMS[0]
+    tensors = [random_grouped((2, 4, 128), form, seed) for seed in (1, 2)]
+    indices: list[tuple[TensorPart, Grouped]] = [
+        (TensorPart("gate", (slice(None), slice(0, 4))), tensors[0]),
+        (TensorPart("up", (slice(None), slice(4, 8))), tensors[1]),
+    ]
+    whole = joined(indices, torch.Size([2, 8, 128]))
+    assert whole is not None
+    assert torch.equal(whole.dense(), torch.cat([tensor.dense() for tensor in tensors], dim=1))
+    last = joined([(TensorPart("gate", rows=range(1, 2)), tensors[0])], torch.Size([1, 4, 128]))
+    assert last is not None and torch.equal(last.dense(), tensors[0].dense()[1:])
+
+
+@pytest.mark.parametrize("index", [(), (0,), (0, slice(0, 3)), (0, slice(0, 4), slice(0, 64))])
+def test_what_does_not_lie_as_the_matrices_is_not_joined(index: Index) -> None:
+    part = random_grouped((4, 64), FORMS[0])
+    assert joined([(TensorPart("a", index), part)], torch.Size([1, 4, 128])) is None
+
+
+@pytest.mark.parametrize(
+    ("scale", "factor", "values", "expected"),
+    [
+        (1.0, 1.0, "signed", True),
+        (torch.inf, 1.0, "signed", False),
+        (torch.nan, 1.0, "signed", False),
+        (1.0, torch.nan, "signed", False),
+        (60000.0, 3e38, "signed", False),
+        (2.0**11, 2.0**113, "e2m1", True),
+    ],
+)
+def test_values_beyond_floats_are_found(scale: float, factor: float, values: Values, expected: bool) -> None:
+    codes, scales = torch.zeros(2, 16, dtype=torch.uint8), torch.full((2, 1), scale).half()
+    assert finite(Grouped(codes, scales, 32, values, factors=torch.full((2,), factor))) is expected
+
+
+def experts(model: Decoder) -> list[str]:
+    return [name for name, _ in model.named_parameters() if name.endswith((".gate_up", ".down"))]
+
+
+def test_a_model_keeps_what_it_is_asked_to(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = write(tmp_path)
+    seen: list[tuple[int, int]] = []
+    with caplog.at_level(logging.INFO):
+        model, _ = load_model(tmp_path, progress=lambda *bytes: seen.append(bytes), keep_groups=experts)
+    whole, _ = load_model(tmp_path)
+    assert "quantised weights stay as they are stored: fp4 g32" in caplog.text
+    assert kept_as(model) == "fp4 g32" and kept_as(whole) == ""
+    assert parameter_count(model) == parameter_count(whole)
+    for name, tensor in expected.items():
+        place, _, last = name.rpartition(".")
+        kept = getattr(model.get_submodule(place), last)
+        assert isinstance(kept, Grouped) and torch.equal(kept.dense(), tensor)
+    assert dict(model.named_parameters()).keys() == dict(whole.named_parameters()).keys() - expected.keys()
+    files = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    assert seen[-1][0] == seen[-1][1] and abs(seen[-1][1] - files) < 0.2 * files
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_memory_is_that_of_the_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    kept = load_model(tmp_path, keep_groups=experts)[0]
+    floats = sum(parameter.nbytes for parameter in kept.parameters())
+    groups = sum(
+        value.nbytes for module in kept.modules() for value in vars(module).values() if isinstance(value, Grouped)
+    )
+
+    def free(bytes_: int) -> None:
+        monkeypatch.setattr(memory, "free_memory", lambda device: type("Free", (), {"value": bytes_}))
+
+    free(floats + groups)
+    load_model(tmp_path, keep_groups=experts)
+    with pytest.raises(CheckpointError, match="the weights need"):
+        load_model(tmp_path)
+    free(floats + groups - 1)
+    with pytest.raises(CheckpointError, match="the weights need"):
+        load_model(tmp_path, keep_groups=experts)
+
+
+def test_scales_that_groups_do_not_hold_are_widened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scales = torch.full((3, 32, 3), 120, dtype=torch.uint8)
+    scales[0, 0, 0] = 60
+    write(tmp_path, down_proj_scales=scales)
+    with caplog.at_level(logging.INFO):
+        model, _ = load_model(tmp_path, keep_groups=experts)
+    assert "layers.0.ffn.down: its quantised values are computed in the run-time dtype" in caplog.text
+    assert isinstance(model.get_submodule("layers.0.ffn").gate_up, Grouped)
+    assert torch.equal(
+        model.get_parameter("layers.0.ffn.down"), load_model(tmp_path)[0].get_parameter("layers.0.ffn.down")
+    )
+
+
+def test_a_value_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    write(tmp_path, down_proj_scales=torch.full((3, 32, 3), 255, dtype=torch.uint8))
+    with pytest.raises(CheckpointError, match=f"{EXPERTS}down_proj has values that are not finite"):
+        load_model(tmp_path, keep_groups=experts)

@@ -1,0 +1,150 @@
+"""Parameters that stay quantised: the grouped parts of one are joined, in the widest form that any of them needs.
+
+Joining is exact. It knows parameters and their parts, no files and no formats.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.decoder import Decoder, grouped_parts
+from model.grouped import CODES, Grouped, Values
+from weights.rules import Index, TensorPart
+from weights.share import FillPlan
+from weights.source import TensorSource
+
+KeepGroups = Callable[[Decoder], Collection[str]]  # the names of the parameters that may be `Grouped`
+_WORDS = {"signed": "int4", "unsigned": "int4", "bytes": "int8", "e2m1": "fp4"}
+
+
+class Form(NamedTuple):
+    """What parts must have in common to be one `Grouped`."""
+
+    values: Values
+    group: int
+    minimum: bool
+
+    @classmethod
+    def of(cls, part: Grouped) -> "Form":
+        return cls(part.values, part.group, part.minima is not None)
+
+    def __str__(self) -> str:
+        word = _WORDS.get(self.values, self.values)
+        return f"{word} g{self.group}" + (" with minimum" if self.minimum else "")
+
+
+def keepable(plan: FillPlan, source: TensorSource, names: Collection[str]) -> dict[str, int]:
+    """Of the parameters `names` those whose every tensor has a grouped form, and their bytes in it."""
+    found = {}
+    for target in plan.keys() & set(names):
+        sizes = [_part_bytes(part, source) for part in plan[target]]
+        if all(sizes):
+            found[target] = sum(sizes)
+    return found
+
+
+def _part_bytes(part: TensorPart, source: TensorSource) -> int:
+    stored = source.stored[part.source]
+    if part.stored is not None or not stored.shape:
+        return 0
+    return stored.grouped if part.rows is None else stored.grouped * len(part.rows) // stored.shape[0]
+
+
+def joined(parts: Sequence[tuple[TensorPart, Grouped]], shape: torch.Size) -> Grouped | None:
+    """One parameter of `shape` from all its parts; None where they do not lie as its matrices do."""
+    placed = [(part.index, _chosen(part, grouped)) for part, grouped in parts]
+    empty = torch.empty(shape, device="meta")
+    if any(len(index) > len(shape) - 1 or empty[index].shape != part.shape for index, part in placed):
+        return None
+    form = _common([Form.of(part) for _, part in placed])
+    factors = any(part.factors is not None for _, part in placed)
+    if len(placed) == 1 and not placed[0][0]:
+        return _converted(placed[0][1], form, factors)
+    result = _empty(shape, form, factors)
+    for index, part in placed:
+        _copy(_converted(part, form, factors), result, index)
+    return result
+
+
+def _chosen(part: TensorPart, grouped: Grouped) -> Grouped:
+    """The rows of a tensor that a part takes: of its first dimension, experts or outputs."""
+    if part.rows is None:
+        return grouped
+    rows = slice(part.rows.start, part.rows.stop)
+    fields = {name: None if tensor is None else tensor[rows] for name, tensor in _fields(grouped)}
+    return replace(grouped, **fields)  # type: ignore[arg-type]
+
+
+def _fields(grouped: Grouped) -> Iterator[tuple[str, Tensor | None]]:
+    """Its tensors by name."""
+    return ((name, getattr(grouped, name)) for name in ("codes", "scales", "minima", "factors"))
+
+
+def _common(forms: Sequence[Form]) -> Form:
+    """The narrowest form that holds the values of all exactly."""
+    values: Values = forms[0].values
+    kinds, minimum = {form.values for form in forms}, any(form.minimum for form in forms)
+    if kinds == {"signed", "unsigned"}:
+        values, minimum = "unsigned", True
+    elif len(kinds) > 1:
+        values = "bytes"
+    return Form(values, min(form.group for form in forms), minimum)
+
+
+def _converted(part: Grouped, form: Form, factors: bool) -> Grouped:
+    """The same values in a form that holds them, with factors where asked."""
+    ratio = part.group // form.group
+    scales = part.scales.repeat_interleave(ratio, -1) if ratio > 1 else part.scales
+    minima = part.minima if part.minima is None or ratio == 1 else part.minima.repeat_interleave(ratio, -1)
+    if form.minimum and minima is None:
+        offset = -8 if (part.values, form.values) == ("signed", "unsigned") else 0
+        minima = scales * offset
+    codes = part.integers() if form.values == "bytes" else part.codes
+    ones = torch.ones(part.shape[:-1]) if factors and part.factors is None else part.factors
+    return Grouped(codes, scales, form.group, form.values, minima, ones)
+
+
+def _empty(shape: torch.Size, form: Form, factors: bool) -> Grouped:
+    *batch, k = shape
+    whole = form.values == "bytes"
+    codes = torch.empty(*batch, k if whole else k // 2, dtype=torch.int8 if whole else torch.uint8)
+    scales = torch.empty(*batch, k // form.group, dtype=torch.float16)
+    minima = torch.empty_like(scales) if form.minimum else None
+    return Grouped(codes, scales, form.group, form.values, minima, torch.empty(batch) if factors else None)
+
+
+def _copy(part: Grouped, target: Grouped, index: Index) -> None:
+    for (_, given), (_, kept) in zip(_fields(part), _fields(target), strict=True):
+        if given is not None and kept is not None:
+            kept[index].copy_(given)
+
+
+def finite(grouped: Grouped) -> bool:
+    """Whether all its values are."""
+    largest = 128 if grouped.values == "bytes" else max(map(abs, CODES[grouped.values]))
+    bound = grouped.scales.float().abs().amax(-1) * largest
+    if grouped.minima is not None:
+        bound = bound + grouped.minima.float().abs().amax(-1)
+    if grouped.factors is not None:
+        bound = bound * grouped.factors
+    return bool(bound.isfinite().all())
+
+
+def put(model: nn.Module, target: str, grouped: Grouped) -> None:
+    """Replace a parameter by what stands for it."""
+    place, _, name = target.rpartition(".")
+    module = model.get_submodule(place)
+    delattr(module, name)
+    setattr(module, name, grouped)
+
+
+def kept_as(model: nn.Module) -> str:
+    """The forms of the matrices that stay quantised, the ones of most values first; "" where there are none."""
+    values: Counter[str] = Counter()
+    for part in grouped_parts(model):
+        values[str(Form.of(part))] += part.shape.numel()
+    return ", ".join(form for form, _ in values.most_common())
