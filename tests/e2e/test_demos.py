@@ -16,7 +16,7 @@ TOKENS = 40
 ASKED = [
     ("soft-stories", 8, {"count": 1}),
     ("switch-stories", 1, None),
-    ("moe-plus-plus-stories", 2, {"free_bias": 3.0}),
+    pytest.param("moe-plus-plus-stories", 2, {"free_bias": 3.0}, marks=pytest.mark.redundant),
     pytest.param("deep-stories", 8, {"count": 1}, marks=pytest.mark.redundant),
     pytest.param("remoe-stories", 8, {"gate_offset": -0.5}, marks=pytest.mark.redundant),
     pytest.param("soft-t5-stories", 8, {"count": 1}, marks=pytest.mark.redundant),

@@ -5,6 +5,7 @@ prompts are cut into chunks, memory runs out, prefixes are found again.
 """
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import product
 
@@ -58,21 +59,24 @@ RULES = (
 )
 RULED = {"topk": RULES, "infinity": REPAIR, "native-topk": RULES, "native-infinity": REPAIR, "native-both": REPAIR}
 PLAIN = [("off", name) for name in ("topk", "infinity", "native-topk", "native-infinity", "native-both")]
-LIKE_BOTH = pytest.mark.redundant  # "both" has the two mixtures in one model, on plain torch too
-REDUNDANT = ("topk-experts=1", "infinity-experts=1")
+LIKE_BOTH = pytest.mark.redundant  # "both" has the two mixtures in one model
+# Of the storms of one more circumstance, those of a single mixture.
+SINGLE = tuple(name for name in LAYOUTS if not name.endswith("both"))
 ROUNDED = {
     f"{name}-{str(dtype).removeprefix('torch.')}-{quantize}": replace(served, dtype=dtype, quantize=quantize)
     for (name, served), (dtype, quantize) in product(NATIVE.items(), PRECISIONS)
 }
 
 
-def each(chosen: dict[str, Served]) -> pytest.MarkDecorator:
-    """Native layouts are skipped where there are no kernels."""
+def each(chosen: dict[str, Served], redundant: Collection[str] = ()) -> pytest.MarkDecorator:
+    """Native layouts are skipped where there are no kernels; `redundant` names the first words of what is redundant."""
     without = pytest.mark.skipif(not load().native, reason=f"no native kernels: {load().reason}")
-    marks = {
-        name: without if served.native else LIKE_BOTH if name in REDUNDANT else () for name, served in chosen.items()
-    }
-    cases = [pytest.param(served, marks=marks[name], id=name) for name, served in chosen.items()]
+    cases = []
+    for name, served in chosen.items():
+        marks = [without] if served.native else []
+        if any(name == one or name.startswith(one + "-") for one in redundant):
+            marks.append(LIKE_BOTH)
+        cases.append(pytest.param(served, marks=marks, id=name))
     return pytest.mark.parametrize("served", cases)
 
 
@@ -96,17 +100,17 @@ def check_storm(served: Served, seed: int) -> None:
 
 
 @each(LAYOUTS)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.redundant)])
 def test_a_mixed_batch_gives_what_running_alone_gives(served: Served, seed: int) -> None:
     check_storm(served, seed)
 
 
-@each(ROUNDED)
+@each(ROUNDED, SINGLE)
 def test_so_it_does_with_weights_that_are_rounded(served: Served) -> None:
     check_storm(served, seed=2)
 
 
-@each({name: replace(served, by_phase=True) for name, served in LAYOUTS.items() if not name.endswith("units")})
+@each({name: replace(served, by_phase=True) for name, served in LAYOUTS.items() if not name.endswith("units")}, SINGLE)
 def test_so_it_does_where_prompts_have_counts_of_their_own(served: Served) -> None:
     check_storm(served, seed=2)
 
@@ -116,7 +120,7 @@ def test_so_it_does_where_requests_have_rules_of_their_own(served: Served) -> No
     check_storm(served, seed=2)
 
 
-@each({f"{name}-{who}": replace(LAYOUTS[name], speculate=who) for who, name in GUESSED})
+@each({f"{name}-{who}": replace(LAYOUTS[name], speculate=who) for who, name in GUESSED}, SINGLE)
 def test_so_it_does_when_tokens_are_guessed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.speculation.MIN_PROBABILITY", 0.0)  # whatever it is worth
     crowd, requests = storm(served, seed=4, requests=served.requests)
@@ -128,7 +132,7 @@ def test_so_it_does_when_tokens_are_guessed(served: Served, monkeypatch: pytest.
     assert crowd.engine.scheduler.blocks.used == 0
 
 
-@each({f"{name}-{who}": replace(LAYOUTS[name], speculate=who) for who, name in [*PLAIN, *GUESSED]})
+@each({f"{name}-{who}": replace(LAYOUTS[name], speculate=who) for who, name in [*PLAIN, *GUESSED]}, SINGLE)
 def test_every_position_keeps_the_counts_of_its_phase(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through chunks, preemption, drafts and prefixes found again: the logits are those of one pass over the text with
     the counts of every position side by side."""

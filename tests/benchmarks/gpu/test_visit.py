@@ -45,6 +45,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.redundant  # docs/gpu.md has it run before a visit
 @pytest.mark.timeout(300)  # half a minute where nothing else runs
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 def test_every_part_runs_dry(tmp_path: Path) -> None:

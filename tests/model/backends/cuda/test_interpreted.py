@@ -15,8 +15,9 @@ PARTS = sorted({str(file) for file in FOLDER.glob("test_*.py")} - set(WHOLE))
 
 @pytest.mark.timeout(600)  # about a minute where nothing else runs
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_kernels_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+@pytest.mark.parametrize("chosen", ["not redundant", pytest.param("redundant", marks=pytest.mark.redundant)])
+def test_kernels_in_the_interpreter(chosen: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", chosen]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     runs = [
         subprocess.Popen(
@@ -29,4 +30,6 @@ def test_kernels_in_the_interpreter() -> None:
     finally:
         for run in runs:
             run.kill()
-    assert [run.returncode for run in runs] == [0, 0], "\n".join(text[-8000:] for text in told)
+    # Of the redundant tests one process may have none.
+    codes = {run.returncode for run in runs}
+    assert 0 in codes and codes <= {0, pytest.ExitCode.NO_TESTS_COLLECTED}, "\n".join(text[-8000:] for text in told)
