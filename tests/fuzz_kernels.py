@@ -16,7 +16,8 @@ from torch import Tensor
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.pack import Kind
 from model.backends.cpu.kernels.params import ACTIVATIONS
-from tests.model.backends.cpu.kernels import cases, mixture_cases, pages, program, rule_cases
+from model.shapes.attention import GatedDeltaNet
+from tests.model.backends.cpu.kernels import cases, delta_cases, mixture_cases, pages, program, rule_cases
 from tests.model.backends.cpu.kernels.arguments import OPS, arguments, run
 from tests.model.backends.cpu.kernels.cases import KINDS, NORMS, Case, Make, ops
 from tests.model.tiny import gpt2_like, infinity, llama_like
@@ -153,8 +154,15 @@ def attention(make: Make, kind: Kind) -> pages.AttentionCase:
     return pages.attention_case(make, lengths(make), config, kind, make.rng.random() < 0.5, **rules(make))
 
 
+def delta(make: Make, kind: Kind) -> delta_cases.DeltaCase:
+    key_heads, shared = size(make, 3), make.rng.choice([1, 2, 5, 17])
+    widths, taps = (16 * size(make, 9) for _ in range(2)), make.rng.choice([1, 2, 4, 16])
+    shape = GatedDeltaNet(key_heads, key_heads * shared, *widths, taps)
+    return delta_cases.delta_case(make, [min(length, 64) for length in lengths(make)], shape, kind, size(make, 80))
+
+
 ROWS = [best, constrain, linear, experts, ffn, route, ruled_route, reuse, draw, masks, topk, infinity_layer]
-PAGED = [attend, attention]
+PAGED = [attend, attention, delta]
 
 
 def near(got: Tensor, want: Tensor) -> None:
@@ -175,7 +183,7 @@ def by_rows(make: Make, case: Case) -> None:
     assert torch.equal(case.run(some), full[some]), "a row depends on its batch"
 
 
-def by_chunks(make: Make, case: pages.AttendCase | pages.AttentionCase) -> None:
+def by_chunks(make: Make, case: pages.AttendCase | pages.AttentionCase | delta_cases.DeltaCase) -> None:
     whole = case.run(case.layout.whole())
     near(whole, case.expected())
     ops.set_threads(make.rng.randint(1, 3))

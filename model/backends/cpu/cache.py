@@ -1,4 +1,5 @@
-"""The paged cache as the native kernels read it: tiles of 16 slots, keys in columns, one tensor per layer."""
+"""What the native kernels keep of sequences, one tensor per layer: pages in tiles of 16 slots, keys in columns, or
+states, a row per sequence (csrc/delta.h has their order)."""
 
 import math
 from collections.abc import Iterable
@@ -12,10 +13,14 @@ from model.shapes.memory import Memory
 TILE = 16
 
 
-def native_cache(memory: Iterable[Memory], blocks: int, block_size: int, dtype: torch.dtype) -> Cache:
-    """Keys and values in `blocks` blocks of `block_size` tokens, a multiple of 16. Same bytes as the torch cache."""
-    shapes = [kind.tensor_shape(blocks * block_size, 0) for kind in memory]
-    return Cache(block_size, [_zeros(shape, dtype) for shape in shapes])
+def native_cache(memory: Iterable[Memory], blocks: int, block_size: int, dtype: torch.dtype, slots: int) -> Cache:
+    """Keys and values in `blocks` blocks of `block_size` tokens, a multiple of 16, and float32 states of `slots`
+    sequences. Same bytes as the torch cache."""
+    layers = []
+    for kind in memory:
+        shape = kind.tensor_shape(blocks * block_size, slots)
+        layers.append(_zeros(shape, dtype if kind.per_token else torch.float32))
+    return Cache(block_size, layers)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

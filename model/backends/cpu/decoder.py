@@ -4,20 +4,23 @@ Activations between blocks are float32 whatever the weights are. Made from a loa
 over layer by layer, so that memory holds one layer twice at most.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from model.attention.attention import SelfAttention
+from model.attention.gated_delta_net import GatedDeltaNetAttention
 from model.attention.rope import rotary_tables
 from model.backends.cpu.blocks import (
+    Precision,
     attention_block,
     feed_forward_block,
     norm_params,
     precision_for,
 )
 from model.backends.cpu.cache import native_cache
+from model.backends.cpu.delta import delta_block
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.pack import pack
 from model.backends.cpu.kernels.params import BlockParams, LinearParams
@@ -28,6 +31,8 @@ from model.decoder import Decoder, Layer, parameter_count
 from model.options import Quantize
 from model.shapes.rope import Rope
 from model.step import Observer
+
+NO_SLOTS = torch.empty(0, dtype=torch.int64)
 
 
 class NativeDecoder(NativeSampling):
@@ -62,10 +67,7 @@ class NativeDecoder(NativeSampling):
         for shape in config.feed_forward:
             layer = model.layers[0]
             assert isinstance(layer, Layer)
-            assert isinstance(layer.attention, SelfAttention)
-            rope = layer.attention.shape.rope
-            rotary = None if rope is None else tables[rope]
-            self._add(attention_block(layer.attention_norm, layer.attention, rotary, precision))
+            self._add(_attention(layer, tables, precision))
             self._add(feed_forward_block(layer.ffn_norm, layer.ffn, moe_layer, precision, layer.repair))
             moe_layer += shape.num_experts > 0
             del model.layers[0], layer
@@ -76,8 +78,8 @@ class NativeDecoder(NativeSampling):
         getattr(torch.ops.moedial, block.add_op)(self._program, *block.arguments())
 
     def cache(self, blocks: int, block_size: int, slots: int = 0) -> Cache:
-        """The cache that this decoder reads and writes; it has no states, so `slots` are none."""
-        return native_cache(self.config.memory, blocks, block_size, self.dtype)
+        """The cache that this decoder reads and writes."""
+        return native_cache(self.config.memory, blocks, block_size, self.dtype, slots)
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
@@ -94,6 +96,7 @@ class NativeDecoder(NativeSampling):
             cache.layers,
             pages.spans_B3,
             pages.tables_BP,
+            NO_SLOTS if pages.slots_B is None else pages.slots_B,
             cache.block_size,
             batch.routes,
         )
@@ -115,6 +118,16 @@ class NativeDecoder(NativeSampling):
         """See `Runnable`."""
         distinct, uneven = torch.ops.moedial.spread(list(loads))
         return distinct, uneven
+
+
+def _attention(layer: Layer, tables: Mapping[Rope, Tensor], precision: Precision) -> BlockParams:
+    """The first block of a layer: attention, or what it has in its place."""
+    module = layer.attention
+    if isinstance(module, GatedDeltaNetAttention):
+        return delta_block(layer.attention_norm, module, precision)
+    assert isinstance(module, SelfAttention)
+    rope = module.shape.rope
+    return attention_block(layer.attention_norm, module, None if rope is None else tables[rope], precision)
 
 
 def each(tell: Callable[[int, Tensor], None], of_mixtures: Iterable[Tensor]) -> None:

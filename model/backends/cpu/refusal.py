@@ -12,12 +12,13 @@ from model.backends.cpu.cache import TILE
 from model.backends.cpu.kernels.params import ACTIVATIONS
 from model.backends.taken import ANY, Values, any_of
 from model.options import Options
-from model.shapes.attention import Attention, AttentionShape
+from model.shapes.attention import Attention, AttentionShape, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, FeedForward, Infinity, Router, TopK
 from model.shapes.rope import Rope
 
 MOST_SHARERS = 32  # query heads of one key-value head that the attention kernel takes
+MOST_TAPS = 16  # inputs of one output of a convolution
 ACTIVATION = tuple(ACTIVATIONS)
 
 _DECODER: Values = {
@@ -50,6 +51,7 @@ _INFINITY: Values = {
 TAKEN: dict[type, Values] = {
     DecoderConfig: _DECODER,
     Attention: _ATTENTION,
+    GatedDeltaNet: any_of("key_heads", "value_heads", "key_width", "value_width", "kernel"),
     Rope: _ROPE,
     Dense: _DENSE,
     TopK: _TOPK,
@@ -84,6 +86,9 @@ def _reasons(config: DecoderConfig, options: Options) -> Iterator[str]:
 
 
 def _attention_reasons(shape: AttentionShape) -> Iterator[str]:
+    if type(shape) is GatedDeltaNet:
+        yield from _delta_reasons(shape)
+        return
     if type(shape) is not Attention:
         yield f"layers of the kind {type(shape).__name__}"
         return
@@ -95,6 +100,15 @@ def _attention_reasons(shape: AttentionShape) -> Iterator[str]:
         yield "rotary positions of neighbouring pairs or of parts of a head"
     if shape.chunk or shape.gated or shape.floor_scale is not None or shape.qk_norm == "unit":
         yield "attention in chunks, with a gate, with a temperature, or with unit queries"
+    yield from unknown(shape)
+
+
+def _delta_reasons(shape: GatedDeltaNet) -> Iterator[str]:
+    for name in ("key_width", "value_width"):
+        if getattr(shape, name) % TILE:
+            yield f"the {name} {getattr(shape, name)} of a delta net is not a multiple of {TILE}"
+    if shape.kernel > MOST_TAPS:
+        yield f"a convolution of {shape.kernel} inputs, more than {MOST_TAPS}"
     yield from unknown(shape)
 
 

@@ -86,6 +86,7 @@ def _infinity_block(x: Tensor, groups: int) -> Tensor:
 
 @_fake("write_cache")
 @_fake("attention_block")
+@_fake("delta_block")
 @_fake("ffn_block")
 def _in_place() -> None:
     return None

@@ -144,6 +144,25 @@ class AttentionParams(BlockParams):
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaParams(BlockParams):
+    """A gated delta net. Heads are padded to a multiple of 16 where one value of each lies in a row."""
+
+    op, add_op = "delta_block", "add_delta"
+    norm: NormParams
+    project: Packed  # queries, keys, values: the C channels of the convolution; then gates
+    rates: Packed  # the logits of β, then of the decay
+    rates_bias: Tensor  # zeros, then what is added to the decay's logits
+    convolution: Tensor  # [kernel, C]
+    decay: Tensor  # [heads]: what the decay's softplus is multiplied by
+    head_norm: Tensor
+    out: Packed
+    key_heads: int
+    value_heads: int
+    key_width: int
+    value_width: int
+
+
+@dataclass(frozen=True, slots=True)
 class RouterParams:
     """Which experts a token's pairs go to. `normalise`: the chosen probabilities are made to sum to 1; `trained`: the
     count from which on a rule's normaliser does not apply."""

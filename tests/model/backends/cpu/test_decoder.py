@@ -15,7 +15,7 @@ from model.backends.torch.backend import TorchRunnable
 from model.batch import Batch, BudgetRows, Pages
 from model.decoder import Decoder
 from model.options import Options, Quantize
-from model.shapes.attention import MLA, Attention
+from model.shapes.attention import MLA, Attention, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, FeedForward, Infinity, Router
 from model.shapes.rope import Rope
@@ -40,6 +40,7 @@ def wide(block: int, units: int = 192, **changes: object) -> Infinity:
 
 SIGMOID = Router("sigmoid")
 LATENT = MLA(4, None, 8, 8, Rope(8), 8)
+DELTA = GatedDeltaNet(2, 4, 16, 32, 4)
 WINDOW = Attention(4, 4, 32, Rope(32), window=5)
 LAYOUTS: dict[str, DecoderConfig] = {
     "llama-topk": llama(topk(), topk(normalise=True)),
@@ -62,6 +63,7 @@ LAYOUTS: dict[str, DecoderConfig] = {
     "sinks": llama(topk(), topk(), sinks=True, window=3, bias=True),
     "zero-centred": llama(topk(), topk(), qk_norm="head", norm_offset=1.0, scale=0.05),
     "yarn": llama(topk(), topk(), rope=Rope(16, scaling="yarn", factor=4.0, original=16)),
+    "delta": llama(GATED, GATED, topk(), attention=(DELTA, WINDOW, DELTA)),
     "one-group": llama(topk(), infinity(), kv_heads=1, qk_norm="full"),
 }
 each_layout = pytest.mark.parametrize("name", LAYOUTS)
@@ -185,6 +187,16 @@ def test_the_model_is_taken_over(name: str) -> None:
         (llama_like(topk()), 16, "the head width 6 is not a multiple of 16"),
         (llama(topk(), heads=66, kv_heads=2), 16, "33 query heads share one key-value head, more than 32"),
         (llama(topk(), topk(), attention=(WINDOW, LATENT)), 16, "layers of the kind MLA"),
+        (
+            llama(topk(), attention=(GatedDeltaNet(1, 1, 8, 16, 4),)),
+            16,
+            "the key_width 8 of a delta net is not a multiple of 16",
+        ),
+        (
+            llama(topk(), attention=(GatedDeltaNet(1, 1, 16, 16, 17),)),
+            16,
+            "a convolution of 17 inputs, more than 16",
+        ),
         (llama(topk(), rope=Rope(8)), 16, "rotary positions of neighbouring pairs or of parts of a head"),
         (llama(topk(), chunk=4), 16, "attention in chunks, with a gate, with a temperature, or with unit queries"),
         (

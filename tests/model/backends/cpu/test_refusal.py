@@ -8,7 +8,7 @@ import pytest
 from model.backends.cpu import refusal as module
 from model.backends.cpu.refusal import TAKEN, refusal, unknown
 from model.options import Options
-from model.shapes.attention import Attention
+from model.shapes.attention import Attention, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, Infinity, Router, TopK
 from model.shapes.rope import Rope
@@ -26,8 +26,8 @@ def placed(shape: Any) -> DecoderConfig:
     if kind is DecoderConfig:
         found: DecoderConfig = shape
         return found
-    if kind in (Attention, Rope):
-        attention = shape if kind is Attention else replace(attention, rope=shape)
+    if kind in (Attention, GatedDeltaNet, Rope):
+        attention = replace(attention, rope=shape) if kind is Rope else shape
         return replace(CONFIG, attention=(attention, *CONFIG.attention[1:]))
     ffn = topk(router=shape) if kind is Router else shape
     return replace(CONFIG, feed_forward=(ffn, *CONFIG.feed_forward[1:]))
@@ -36,6 +36,7 @@ def placed(shape: Any) -> DecoderConfig:
 SHAPES: dict[type, Any] = {
     DecoderConfig: CONFIG,
     Attention: CONFIG.attention[0],
+    GatedDeltaNet: GatedDeltaNet(1, 2, 16, 32, 4),
     Rope: Rope(16),
     Dense: DENSE,
     TopK: topk(),

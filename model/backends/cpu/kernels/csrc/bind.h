@@ -95,6 +95,36 @@ inline AttentionBlock bind(int64_t width, const AttentionParams& params) {
     return block;
 }
 
+// A head's columns and the convolution's channels are whole vectors.
+inline DeltaBlock bind(int64_t width, const DeltaParams& params) {
+    TORCH_CHECK(params.key_heads > 0 && params.value_heads > 0 &&
+                    params.value_heads % params.key_heads == 0,
+                params.value_heads, " value heads cannot share ", params.key_heads, " key heads");
+    TORCH_CHECK(params.key_width > 0 && params.key_width % 16 == 0 && params.value_width > 0 &&
+                    params.value_width % 16 == 0,
+                "keys and values of a delta net must be multiples of 16 wide, got ",
+                params.key_width, " and ", params.value_width);
+    DeltaBlock block;
+    block.key_heads = params.key_heads, block.heads = params.value_heads;
+    block.key_width = params.key_width, block.value_width = params.value_width;
+    const int64_t channels = block.channels(), rates = block.rate_width();
+    TORCH_CHECK(params.convolution.dim() == 2 && params.convolution.size(0) > 0 &&
+                    params.convolution.size(0) <= MOST_TAPS &&
+                    params.convolution.size(1) == channels,
+                "the convolution must be [1 to ", MOST_TAPS, ", ", channels, "], got ",
+                params.convolution.sizes());
+    block.kernel = params.convolution.size(0);
+    block.convolution = floats(params.convolution, "convolution");
+    block.norm = bind(width, params.norm);
+    block.head_norm = bind(params.value_width, NormParams{params.head_norm, {}, params.norm.eps});
+    block.project = matrix(params.project, channels + block.values(), width);
+    block.rates = {matrix(params.rates, rates, width),
+                   vector(params.rates_bias, rates, "rates bias")};
+    block.decay = vector(params.decay, block.padded_heads(), "decay");
+    block.out = matrix(params.out, width, block.values());
+    return block;
+}
+
 // Whether the rotary table has a row for every position of the step.
 inline void check_positions(const AttentionBlock& block, const Pages& pages) {
     if (!block.rotary) return;

@@ -21,6 +21,16 @@ inline void attention_block_op(const AttentionParams& params, Tensor x, Tensor c
     if (x.size(0)) attention_block(rows, x.size(1), block, layer_cache, pages);
 }
 
+inline void delta_block_op(const DeltaParams& params, Tensor x, Tensor states, const Tensor& spans,
+                           const Tensor& slots) {
+    float* rows = floats(x, "x");
+    const DeltaBlock block = bind(x.size(1), params);
+    const Pages pages = spans_of(spans, x.size(0));
+    const States layer_states = states_of(states, slots, block, pages.count);
+    Op op;
+    if (x.size(0)) delta_block(rows, x.size(1), block, layer_states, pages);
+}
+
 inline void ffn_block_op(const FeedForwardParams& params, Tensor x) {
     float* rows = floats(x, "x");
     const FeedForward block = bind(x.size(1), params);
@@ -72,6 +82,8 @@ inline void define_block_ops(torch::Library& library) {
         "attention_block(Tensor(a!) x, Tensor(b!) cache, Tensor spans, Tensor tables, "
         "int block_size",
         "()"));
+    library.def(schema<DeltaParams>(
+        "delta_block(Tensor(a!) x, Tensor(b!) states, Tensor spans, Tensor slots", "()"));
     library.def(schema<FeedForwardParams>("ffn_block(Tensor(a!) x", "()"));
     library.def(schema<TopKParams>(
         "topk_block(Tensor(a!) x, Tensor counts, int k_max, Tensor rules, Tensor rule_of, "
@@ -85,6 +97,7 @@ inline void define_block_ops(torch::Library& library) {
 
 inline void implement_block_ops(torch::Library& library) {
     library.impl("attention_block", by_name<&attention_block_op>());
+    library.impl("delta_block", by_name<&delta_block_op>());
     library.impl("ffn_block", by_name<&ffn_block_op>());
     library.impl("topk_block", by_name<&topk_block_op>());
     library.impl("infinity_block", by_name<&infinity_block_op>());

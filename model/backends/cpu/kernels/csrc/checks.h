@@ -135,23 +135,49 @@ inline Cache cache_of(const Tensor& cache, int64_t kv_heads, int64_t head_width,
     return made;
 }
 
-// A step's spans [B, 3] and block tables [B, P]. Spans follow each other and cover `rows`.
-inline Pages pages_of(const Tensor& spans, const Tensor& tables, int64_t rows, int64_t block_size,
-                      int64_t blocks) {
-    TORCH_CHECK(spans.dim() == 2 && spans.size(1) == 3 && tables.dim() == 2 &&
-                    tables.size(0) == spans.size(0),
-                "spans must be [B, 3] and tables [B, P]");
+// One layer's states [slots, size], and which of them each of `count` sequences has.
+inline States states_of(const Tensor& states, const Tensor& slots, const DeltaBlock& block,
+                        int64_t count) {
+    States made{floats(states, "states"), block.state_size(), data<const int64_t>(slots, "slots")};
+    TORCH_CHECK(states.size(1) == made.size, "states must be [slots, ", made.size, "], got ",
+                states.sizes());
+    TORCH_CHECK(slots.numel() == count, "there are ", slots.numel(), " slots for ", count,
+                " sequences");
+    for (int64_t i = 0; i < count; i++)
+        TORCH_CHECK(0 <= made.slots[i] && made.slots[i] < states.size(0), "slot ", made.slots[i],
+                    " is not one of ", states.size(0));
+    return made;
+}
+
+// A step's spans [B, 3], without the blocks of their pages. They follow each other and cover
+// `rows`.
+inline Pages spans_of(const Tensor& spans, int64_t rows) {
+    TORCH_CHECK(spans.dim() == 2 && spans.size(1) == 3, "spans must be [B, 3], got ",
+                spans.sizes());
     Pages pages;
     pages.spans = (const Span*)data<const int64_t>(spans, "spans");
-    pages.tables = data<const int64_t>(tables, "tables");
     pages.count = spans.size(0), pages.rows = rows;
-    pages.table_width = tables.size(1), pages.block_size = block_size;
     int64_t next = 0;  // the first row that no span has had
     for (int64_t index = 0; index < pages.count; index++) {
         const Span& span = pages.spans[index];
         TORCH_CHECK(span.first == next && span.rows > 0 && span.context >= span.rows, "span ",
                     index, " does not follow");
         next += span.rows;
+    }
+    TORCH_CHECK(next == rows, "spans cover ", next, " rows of ", rows);
+    return pages;
+}
+
+// The same with their block tables [B, P].
+inline Pages pages_of(const Tensor& spans, const Tensor& tables, int64_t rows, int64_t block_size,
+                      int64_t blocks) {
+    Pages pages = spans_of(spans, rows);
+    TORCH_CHECK(tables.dim() == 2 && tables.size(0) == pages.count, "tables must be [", pages.count,
+                ", P], got ", tables.sizes());
+    pages.tables = data<const int64_t>(tables, "tables");
+    pages.table_width = tables.size(1), pages.block_size = block_size;
+    for (int64_t index = 0; index < pages.count; index++) {
+        const Span& span = pages.spans[index];
         const int64_t used = (span.context + block_size - 1) / block_size;
         TORCH_CHECK(used <= pages.table_width, "span ", index, " needs ", used,
                     " blocks, the table has ", pages.table_width);
@@ -160,7 +186,6 @@ inline Pages pages_of(const Tensor& spans, const Tensor& tables, int64_t rows, i
             TORCH_CHECK(0 <= block && block < blocks, "block ", block, " is not in the cache");
         }
     }
-    TORCH_CHECK(next == rows, "spans cover ", next, " rows of ", rows);
     return pages;
 }
 

@@ -1,13 +1,14 @@
-// The entry points of `kernels.h`: the larger ones are defined in the headers under `blocks.h`,
-// which no other file includes. Compiled once for each instruction set, into a library of its own:
-// code that the compiler shares between libraries would otherwise carry instructions that another
-// machine lacks.
+// The entry points of `kernels.h`: the larger ones are defined in the headers under `blocks.h`
+// and in `delta.h`, which no other file includes. Compiled once for each instruction set, into a
+// library of its own: code that the compiler shares between libraries would otherwise carry
+// instructions that another machine lacks.
 #include "kernels.h"
 
 #include <algorithm>
 #include <cstring>
 
 #include "blocks.h"
+#include "delta.h"
 
 namespace moedial {
 

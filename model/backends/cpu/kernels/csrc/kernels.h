@@ -56,6 +56,7 @@ void masks(const float* scores, int64_t stride, const LayerRows&, int64_t groups
 
 // Blocks of a decoder layer, each x += f(norm(x)).
 void attention_block(float* x, int64_t width, const AttentionBlock&, const Cache&, const Pages&);
+void delta_block(float* x, int64_t width, const DeltaBlock&, const States&, const Pages&);
 void topk_block(float* x, int64_t width, const TopK&, const LayerRows&, const LayerReport&);
 void infinity_block(float* x, int64_t width, const Infinity&, const LayerRows&, const LayerReport&);
 void ffn_block(float* x, int64_t rows, int64_t width, const FeedForward&);

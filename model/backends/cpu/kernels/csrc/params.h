@@ -134,6 +134,32 @@ struct AttentionParams {
     }
 };
 
+// x += gated delta net(norm(x)); what the parts hold is said at `DeltaBlock` (values.h).
+struct DeltaParams {
+    NormParams norm;
+    PackedParams project, rates, out;
+    Tensor rates_bias;   // zeros, then what is added to the decay's logits
+    Tensor convolution;  // [kernel, channels]
+    Tensor decay;        // [padded heads]
+    Tensor head_norm;    // of each head's output
+    int64_t key_heads = 0, value_heads = 0, key_width = 0, value_width = 0;
+
+    void each(auto&& visit) {
+        norm.each(visit);
+        project.each(visit, "project");
+        rates.each(visit, "rates");
+        visit({"rates_bias"}, rates_bias);
+        visit({"convolution"}, convolution);
+        visit({"decay"}, decay);
+        visit({"head_norm"}, head_norm);
+        out.each(visit, "out");
+        visit({"key_heads"}, key_heads);
+        visit({"value_heads"}, value_heads);
+        visit({"key_width"}, key_width);
+        visit({"value_width"}, value_width);
+    }
+};
+
 // Which experts a token's pairs go to.
 struct RouterParams {
     PackedParams router;  // [experts, width]

@@ -22,8 +22,8 @@ struct ProgramStep {
     int64_t k_max;                            // no count is higher
     const Tensor &rules, &rule_of, &allowed;  // [R, 6], [T] and [R, N] (`StepRules`), or empty
     const Tensor& rows;                       // [B], whose logits are wanted
-    const std::vector<Tensor>& caches;        // one per attention layer
-    const Tensor &spans, &tables;             // [B, 3] and [B, P]
+    const std::vector<Tensor>& caches;        // one per layer: pages, or states
+    const Tensor &spans, &tables, &slots;     // [B, 3], [B, P], and [B] where there are states
     int64_t block_size;
     bool routes;  // whether the experts that each token ran are wanted
 };
@@ -58,8 +58,8 @@ class Program : public torch::CustomClassHolder {
         const StepRules rules(step.rules, step.rule_of, step.allowed, all.tokens);
         check_allowed(rules, all_experts());
         rules.give(all);
-        std::vector<Cache> caches;
-        const Pages pages = pages_for(step, caches);
+        std::vector<Memory> memory;
+        const Pages pages = pages_for(step, memory);
         const std::vector<LayerRows> budgets = budgets_for(step.counts, all);
         const int64_t wanted = step.rows.numel();
         Tensor hidden = at::empty({all.tokens, width}, at::kFloat);
@@ -70,7 +70,7 @@ class Program : public torch::CustomClassHolder {
         float* x = hidden.data_ptr<float>();
         embed(step.ids.data_ptr<int64_t>(), all.positions, all.tokens, width, embeddings_,
               position_embeddings_, x);
-        run_blocks(x, caches, pages, budgets, reports.layers);
+        run_blocks(x, memory, pages, budgets, reports.layers);
         const float* last = gathered(x, step.rows.data_ptr<int64_t>(), wanted, all.tokens);
         if (wanted)
             linear(last, wanted, width, head_.norm, head_.layer, false, head_.outputs,
@@ -81,7 +81,8 @@ class Program : public torch::CustomClassHolder {
     const int64_t width;
 
   private:
-    using AnyBlock = std::variant<AttentionBlock, TopK, Infinity, FeedForward>;
+    using AnyBlock = std::variant<AttentionBlock, DeltaBlock, TopK, Infinity, FeedForward>;
+    using Memory = std::variant<Cache, States>;  // what a layer keeps of the sequences
 
     template <class Params>
     void keep(const Params& params) {
@@ -162,18 +163,23 @@ class Program : public torch::CustomClassHolder {
         return budgets;
     }
 
-    // The caches of the attention layers, and the pages, which must lie in every one of them.
-    Pages pages_for(const ProgramStep& step, std::vector<Cache>& caches) const {
+    // What each layer keeps, and the pages, which must lie in the cache of every attention layer.
+    Pages pages_for(const ProgramStep& step, std::vector<Memory>& memory) const {
         int64_t least = std::numeric_limits<int64_t>::max();
-        for (const auto& any : blocks_) {
-            const auto* block = std::get_if<AttentionBlock>(&any);
-            if (!block) continue;
-            TORCH_CHECK(caches.size() < step.caches.size(), "there are ", step.caches.size(),
+        const auto next = [&]() -> const Tensor& {
+            TORCH_CHECK(memory.size() < step.caches.size(), "there are ", step.caches.size(),
                         " caches, the decoder has more layers");
-            int64_t blocks;
-            caches.push_back(cache_of(step.caches[caches.size()], block->kv_heads,
-                                      block->head_width, step.block_size, blocks));
-            least = std::min(least, blocks);
+            return step.caches[memory.size()];
+        };
+        for (const auto& any : blocks_) {
+            if (const auto* block = std::get_if<AttentionBlock>(&any)) {
+                int64_t blocks;
+                memory.push_back(
+                    cache_of(next(), block->kv_heads, block->head_width, step.block_size, blocks));
+                least = std::min(least, blocks);
+            } else if (const auto* block = std::get_if<DeltaBlock>(&any)) {
+                memory.push_back(states_of(next(), step.slots, *block, step.spans.size(0)));
+            }
         }
         const Pages pages =
             pages_of(step.spans, step.tables, step.ids.numel(), step.block_size, least);
@@ -184,13 +190,16 @@ class Program : public torch::CustomClassHolder {
     }
 
     // All blocks in turn.
-    void run_blocks(float* x, const std::vector<Cache>& caches, const Pages& pages,
+    void run_blocks(float* x, const std::vector<Memory>& memory, const Pages& pages,
                     const std::vector<LayerRows>& budgets,
                     const std::vector<LayerReport>& reports) const {
-        int64_t attentions = 0, mixtures = 0;
+        auto kept = memory.begin();
+        int64_t mixtures = 0;
         for (const auto& any : blocks_) {
             if (const auto* block = std::get_if<AttentionBlock>(&any)) {
-                attention_block(x, width, *block, caches[attentions++], pages);
+                attention_block(x, width, *block, std::get<Cache>(*kept++), pages);
+            } else if (const auto* block = std::get_if<DeltaBlock>(&any)) {
+                delta_block(x, width, *block, std::get<States>(*kept++), pages);
             } else if (const auto* block = std::get_if<FeedForward>(&any)) {
                 ffn_block(x, pages.rows, width, *block);
             } else if (const auto* block = std::get_if<TopK>(&any)) {
@@ -245,14 +254,15 @@ inline void define_program(torch::Library& library) {
     const auto run = [](const ProgramPtr& program, Tensor ids, Tensor positions, Tensor seeds,
                         Tensor counts, int64_t k_max, Tensor rules, Tensor rule_of, Tensor allowed,
                         Tensor rows, std::vector<Tensor> caches, Tensor spans, Tensor tables,
-                        int64_t block_size, bool routes) {
+                        Tensor slots, int64_t block_size, bool routes) {
         return program->run({ids, positions, seeds, counts, k_max, rules, rule_of, allowed, rows,
-                             caches, spans, tables, block_size, routes});
+                             caches, spans, tables, slots, block_size, routes});
     };
     library.class_<Program>("Program")
         .def(torch::init<int64_t, Tensor, OptionalTensor>())
         .def("run", run);
     define_add<AttentionParams, &add_op<AttentionParams>>(library, "add_attention");
+    define_add<DeltaParams, &add_op<DeltaParams>>(library, "add_delta");
     define_add<FeedForwardParams, &add_op<FeedForwardParams>>(library, "add_ffn");
     define_add<TopKParams, &add_op<TopKParams>>(library, "add_topk");
     define_add<InfinityParams, &add_op<InfinityParams>>(library, "add_infinity");

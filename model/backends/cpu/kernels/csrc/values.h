@@ -136,4 +136,33 @@ struct AttentionBlock {
     Attention attention;
 };
 
+constexpr int64_t MOST_TAPS = 16;  // inputs of one output of a convolution
+
+// A gated delta net: `heads` matrices [key_width, value_width], of which some share a key head.
+struct DeltaBlock {
+    Norm norm, head_norm;
+    Matrix project;  // queries, keys and values: the channels of the convolution; then gates
+    Linear rates;    // beta of each head, then the decay, each padded to a multiple of 16 heads
+    Matrix out;
+    const float* convolution = nullptr;  // [kernel, channels]
+    const float* decay = nullptr;        // [padded heads]: -e^A
+    int64_t key_heads = 0, heads = 0, key_width = 0, value_width = 0, kernel = 0;
+
+    int64_t values() const { return heads * value_width; }
+    int64_t channels() const { return 2 * key_heads * key_width + values(); }
+    int64_t padded_heads() const { return (heads + 15) / 16 * 16; }
+    int64_t rate_width() const { return 2 * padded_heads(); }
+    int64_t state_size() const { return (kernel - 1) * channels() + key_width * values(); }
+};
+
+// One layer's states, a row of `size` floats for each slot: inputs of the convolution, then the
+// matrices.
+struct States {
+    float* data = nullptr;
+    int64_t size = 0;
+    const int64_t* slots = nullptr;  // of each span
+
+    float* at(int64_t span) const { return data + slots[span] * size; }
+};
+
 }  // namespace moedial

@@ -7,6 +7,7 @@ from unittest.mock import patch
 import torch
 
 from model.backends.cpu.kernels.pack import Kind
+from model.shapes.attention import GatedDeltaNet
 from tests.model.backends.cpu.kernels.cases import (
     Make,
     best_case,
@@ -16,6 +17,7 @@ from tests.model.backends.cpu.kernels.cases import (
     ffn_case,
     linear_case,
 )
+from tests.model.backends.cpu.kernels.delta_cases import delta_case
 from tests.model.backends.cpu.kernels.mixture_cases import draw_case, masks_case
 from tests.model.backends.cpu.kernels.pages import attend_case, attention_case
 from tests.model.backends.cpu.kernels.rule_cases import repaired_infinity_case, ruled_route_case, ruled_topk_case
@@ -23,7 +25,7 @@ from tests.model.tiny import infinity, llama_like
 
 OPS = (
     *("best", "constrain", "linear", "experts", "route", "write_cache", "attend", "draw", "masks"),
-    *("attention_block", "topk_block", "infinity_block", "ffn_block"),
+    *("attention_block", "delta_block", "topk_block", "infinity_block", "ffn_block"),
 )
 Arguments = dict[str, Any]
 
@@ -53,7 +55,7 @@ def copied(value: Any) -> Any:
 def recorded(kind: Kind) -> dict[str, Arguments]:
     """Of every op, with weights of this kind."""
     recorder, make = Recorder(), Make(1)
-    modules = ("cases", "mixture_cases", "pages")
+    modules = ("cases", "delta_cases", "mixture_cases", "pages")
     patches = [patch(f"tests.model.backends.cpu.kernels.{module}.ops", recorder) for module in modules]
     rows = torch.arange(5)
     for one in patches:
@@ -72,6 +74,7 @@ def recorded(kind: Kind) -> dict[str, Arguments]:
         for case in (
             attend_case(make, [3, 20], 4, 2, 16, dtype, sinks=True),
             attention_case(make, [3, 20], LAYER, kind),
+            delta_case(make, [3, 20], GatedDeltaNet(2, 4, 16, 32, 4), kind),
         ):
             case.run(case.layout.whole())
         constrain_case(make, 5, 70).run(rows)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backends.cpu.decoder import NativeDecoder
+from model.backends.cpu.decoder import NO_SLOTS, NativeDecoder
 from model.backends.cpu.kernels.rules import NO_RULES, rule_arguments
 from model.batch import LayerBudget
 from model.budget import RoutingRule
@@ -46,6 +46,7 @@ def step() -> dict[str, Any]:
         "caches": caches,
         "spans": torch.tensor([[0, TOKENS, TOKENS]]),
         "tables": torch.tensor([[2]]),
+        "slots": NO_SLOTS,
         "block_size": 16,
         "routes": False,
     }

@@ -10,6 +10,7 @@ from model.backends.cpu.kernels.pack import pack
 from model.backends.cpu.kernels.params import (
     AttentionParams,
     BlockParams,
+    DeltaParams,
     DrawsParams,
     ExpertsParams,
     FeedForwardParams,
@@ -34,6 +35,7 @@ EXAMPLES: list[Params] = [
     FeedForwardParams(NORM, **EXPERT, gated=False),
     MASK,
     AttentionParams(NORM, WEIGHT, None, None, None, True, 0.5, None, WEIGHT, None, **HEADS, mask=MASK),
+    DeltaParams(NORM, WEIGHT, WEIGHT, *[torch.ones(16)] * 4, WEIGHT, 2, 4, 16, 32),
     TopKParams(NORM, RouterParams(WEIGHT, 8, 2, True), **EXPERT),
     DRAWS,
     InfinityParams(NORM, WEIGHT, WEIGHT.packed, 2, **EXPERT, tile_units=16, groups=4, kept=1, draws=DRAWS),

@@ -1,0 +1,215 @@
+// A gated delta net: x += out(gated norm of what each head reads from its state), behind a short
+// causal convolution (Qwen3-Next; arXiv 2412.06464 eq. 10). Per value head a matrix S [keys,
+// values] in float32: S = e^g S; S += k (beta (v - S'k))'; y = S'q.
+//
+// Tokens are taken one by one in the order of their sequence, and a state is float32 between steps:
+// a token's bits depend on its sequence alone. A task is a head of a sequence; it takes all tokens
+// through some columns of the matrix, which stay in the first-level cache, then through the next.
+#pragma once
+#include "linear.h"
+
+namespace moedial {
+
+// Columns of a matrix that lie together: [values / STRIPE][keys][STRIPE].
+constexpr int64_t STRIPE = 16;
+constexpr int STATE_VECTORS = 4;  // vectors of columns that go through all tokens together
+
+// ln(1 + e^x) = max(x, 0) + ln(1 + u), u = e^-|x|; ln(1 + u) = 2 artanh(u / (2 + u)), whose
+// argument is at most 1/3.
+inline Floats softplus(Floats x) {
+    const Floats power = exp(-max(x, -x)), part = power / (power + 2.0f), square = part * part;
+    Floats series = splat(1.0f / 15);
+    for (int odd = 13; odd > 0; odd -= 2) series = fma(series, square, splat(1.0f / float(odd)));
+    return max(x, splat(0.0f)) + 2.0f * part * series;
+}
+
+// y = scale * x / |x|.
+inline void unit_row(float* x, int64_t width, float scale) {
+    Floats squares{};
+    for (int64_t i = 0; i < width; i += LANES) squares = fma(load(x + i), load(x + i), squares);
+    const float factor = scale / std::sqrt(sum(squares) + 1e-6f);
+    for (int64_t i = 0; i < width; i += LANES) store(x + i, load(x + i) * factor);
+}
+
+// One token in V vectors of columns of a matrix: what it reads is left in `y`.
+template <int V>
+inline void delta_token(float* memory, int64_t keys, const float* key, const float* query,
+                        float decay, float beta, const float* value, float* y) {
+    Floats known[V] = {}, change[V], seen[V] = {};
+    float* column[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++)
+        column[v] = memory + v * LANES / STRIPE * STRIPE * keys + v * LANES % STRIPE;
+    for (int64_t k = 0; k < keys; k++) {
+        const Floats factor = splat(key[k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) known[v] = fma(load(column[v] + k * STRIPE), factor, known[v]);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) change[v] = (load(value + v * LANES) - known[v] * decay) * beta;
+    for (int64_t k = 0; k < keys; k++) {
+        const Floats factor = splat(key[k]), read = splat(query[k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+            float* place = column[v] + k * STRIPE;
+            const Floats now = fma(change[v], factor, load(place) * decay);
+            store(place, now);
+            seen[v] = fma(now, read, seen[v]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) store(y + v * LANES, seen[v]);
+}
+
+// One step of a layer. The rows of `mixed` are projections: the channels of the convolution
+// (queries, keys, values), then the gates. `rates`: beta of each head, then e^g.
+struct DeltaStep {
+    const DeltaBlock& layer;
+    const States& states;
+    const Pages& pages;
+    int64_t stride;          // of `mixed`
+    float *mixed, *rates;    // [rows, stride] and [rows, 2 padded heads]
+    float *convolved, *out;  // [rows, channels] and [rows, heads * value width]
+
+    int64_t channels() const { return layer.channels(); }
+
+    // Inputs of the convolution at a position before this step: the last kernel - 1 are kept, each
+    // in the row of its position modulo their number.
+    float* kept(int64_t span, int64_t position) const {
+        return states.at(span) + position % (layer.kernel - 1) * channels();
+    }
+
+    // beta = sigmoid, e^g = e^(-e^A softplus(.)), in place.
+    void rate_row(int64_t row) const {
+        const int64_t heads = layer.padded_heads();
+        float *beta = rates + row * 2 * heads, *decay = beta + heads;
+        for (int64_t i = 0; i < heads; i += LANES) {
+            store(beta + i, 1.0f / (exp(-load(beta + i)) + 1.0f));
+            store(decay + i, exp(load(layer.decay + i) * softplus(load(decay + i))));
+        }
+    }
+
+    // silu of the convolution of one row, its queries and keys made unit vectors.
+    void convolve_row(int64_t index, int64_t row) const {
+        const Span& span = pages.spans[index];
+        const int64_t position = span.context - span.rows + row, taps = layer.kernel;
+        const int64_t first = std::max<int64_t>(0, taps - 1 - position);  // before it: zeros
+        const float* inputs[MOST_TAPS];
+        for (int64_t tap = first; tap < taps; tap++) {
+            const int64_t at = row - (taps - 1) + tap;  // in the step
+            inputs[tap] = at >= 0 ? mixed + (span.first + at) * stride
+                                  : kept(index, position - (taps - 1) + tap);
+        }
+        float* y = convolved + (span.first + row) * channels();
+        for (int64_t i = 0; i < channels(); i += LANES) {
+            Floats total{};
+            for (int64_t tap = first; tap < taps; tap++)
+                total = fma(load(inputs[tap] + i), load(layer.convolution + tap * channels() + i),
+                            total);
+            store(y + i, activate(total, SILU));
+        }
+        const int64_t width = layer.key_width, keys = layer.key_heads * width;
+        for (int64_t i = 0; i < keys; i += width) {
+            unit_row(y + i, width, 1.0f / std::sqrt(float(width)));
+            unit_row(y + keys + i, width, 1.0f);
+        }
+    }
+
+    // The last inputs of a sequence, for the steps to come.
+    void keep_inputs(int64_t index) const {
+        const Span& span = pages.spans[index];
+        for (int64_t row = std::max<int64_t>(0, span.rows - (layer.kernel - 1)); row < span.rows;
+             row++)
+            std::memcpy(kept(index, span.context - span.rows + row),
+                        mixed + (span.first + row) * stride, channels() * 4);
+    }
+
+    // All tokens of a sequence through V vectors of columns of one head.
+    template <int V>
+    void columns(const Span& span, int64_t head, int64_t first, float* memory) const {
+        const int64_t width = layer.key_width, keys = layer.key_heads * width;
+        const int64_t key = head / (layer.heads / layer.key_heads) * width;
+        const int64_t value = head * layer.value_width + first;
+        for (int64_t row = span.first; row < span.first + span.rows; row++) {
+            const float *x = convolved + row * channels(), *rate = rates + row * layer.rate_width();
+            delta_token<V>(memory, width, x + keys + key, x + key,
+                           rate[layer.padded_heads() + head], rate[head], x + 2 * keys + value,
+                           out + row * layer.values() + value);
+        }
+    }
+
+    template <int V = STATE_VECTORS>
+    void some_columns(int64_t vectors, const Span& span, int64_t head, int64_t first,
+                      float* memory) const {
+        if (vectors == V) return columns<V>(span, head, first, memory);
+        if constexpr (V > 1) some_columns<V - 1>(vectors, span, head, first, memory);
+    }
+
+    // One head of a sequence: its tokens through the state, then the norm and gate of each.
+    void run_head(int64_t index, int64_t head) const {
+        const Span& span = pages.spans[index];
+        const int64_t width = layer.value_width, matrix = layer.key_width * width;
+        float* memory = states.at(index) + (layer.kernel - 1) * channels() + head * matrix;
+        if (span.context == span.rows) std::memset(memory, 0, matrix * 4);
+        for (int64_t first = 0; first < width; first += STATE_VECTORS * LANES) {
+            const int64_t vectors = std::min<int64_t>((width - first) / LANES, STATE_VECTORS);
+            some_columns(vectors, span, head, first, memory + first * layer.key_width);
+        }
+        for (int64_t row = span.first; row < span.first + span.rows; row++) {
+            float* y = out + row * layer.values() + head * width;
+            const float* gate = mixed + row * stride + channels() + head * width;
+            norm_row(y, width, layer.head_norm, y);
+            for (int64_t i = 0; i < width; i += LANES)
+                store(y + i, load(y + i) * activate(load(gate + i), SILU));
+        }
+    }
+
+    void run() const {
+        const int64_t rows = pages.rows, matrices = layer.values() * layer.key_width;
+        int64_t* span_of = scratch().take<int64_t>(rows);
+        for (int64_t index = 0; index < pages.count; index++)
+            std::fill_n(span_of + pages.spans[index].first, pages.spans[index].rows, index);
+        parallel(
+            rows,
+            [&](int64_t row) {
+                rate_row(row);
+                convolve_row(span_of[row], row - pages.spans[span_of[row]].first);
+            },
+            16 * rows * channels());
+        // Old inputs have been read by all rows.
+        parallel(
+            pages.count, [&](int64_t index) { keep_inputs(index); },
+            layer.kernel * pages.count * channels());
+        parallel(
+            pages.count * layer.heads,
+            [&](int64_t task) { run_head(task / layer.heads, task % layer.heads); },
+            4 * rows * matrices);
+    }
+};
+
+// Projections, convolution, delta rule, gated norm, projection back onto x.
+void delta_block(float* x, int64_t width, const DeltaBlock& layer, const States& states,
+                 const Pages& pages) {
+    const int64_t rows = pages.rows, stride = layer.project.outputs;
+    float* normed = scratch().take<float>(rows * width);
+    const Inputs in = encode_rows(x, rows, width, width, layer.norm, layer.project, normed);
+    const DeltaStep step{.layer = layer,
+                         .states = states,
+                         .pages = pages,
+                         .stride = stride,
+                         .mixed = scratch().take<float>(rows * stride),
+                         .rates = scratch().take<float>(rows * layer.rate_width()),
+                         .convolved = scratch().take<float>(rows * layer.channels()),
+                         .out = scratch().take<float>(rows * layer.values())};
+    linear_rows(in, rows, {layer.project}, false, stride, stride, step.mixed);
+    const Inputs rates = inputs_match(layer.project, layer.rates.weight)
+                             ? in
+                             : encode_rows(normed, rows, width, width, {}, layer.rates.weight);
+    linear_rows(rates, rows, layer.rates, false, layer.rate_width(), layer.rate_width(),
+                step.rates);
+    step.run();
+    const Inputs read = encode_rows(step.out, rows, layer.values(), layer.values(), {}, layer.out);
+    linear_rows(read, rows, {layer.out}, true, width, width, x);
+}
+
+}  // namespace moedial
