@@ -29,7 +29,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-ranks test-clients test-more-clients test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized fuzz test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-all test-storms test-ranks test-clients test-more-clients test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized fuzz fuzz-gguf test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,6 +113,9 @@ test-vocabularies: $(VENV)/.dev  ## real tokenizers and chat templates beside tr
 fuzz: $(VENV)/.dev  ## random shapes for every kernel, under the same checks; ARGS="--count N --seed S"
 	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build
 	$(SANITIZED) $(PRELOADED) $(BIN)/python -m tests.fuzz_kernels $(ARGS)
+
+fuzz-gguf: $(VENV)/.dev  ## random damage to GGUF files; ARGS="--count N --seed S"
+	$(BIN)/python -m tests.fuzz_gguf $(ARGS)
 
 CPP := $(wildcard model/backends/cpu/kernels/csrc/*)
 

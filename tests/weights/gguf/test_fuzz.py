@@ -1,0 +1,15 @@
+"""Damaged GGUF files are read or refused; `make fuzz-gguf` tries many more."""
+
+from pathlib import Path
+
+from tests import fuzz_gguf
+
+
+def test_the_undamaged_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(fuzz_gguf.sample())
+    fuzz_gguf.read_everything(path)
+
+
+def test_damaged_files_are_read_or_refused() -> None:
+    assert 100 < fuzz_gguf.run(200, seed=0) < 200

@@ -1,0 +1,258 @@
+"""The families that are read from GGUF files: for each of llama.cpp's architectures a table from config.json's keys to
+its metadata. Torch-free, so that the HTTP process may use it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from model.errors import CheckpointError, shown
+from weights.gguf.config import Described, rope_scaling
+from weights.gguf.reader import GgufFile
+
+Config = dict[str, Any]
+COMMON = {
+    "hidden_size": "embedding_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+}
+CHOSEN = {"num_experts_per_tok": "expert_used_count"}
+LOCAL_EXPERTS = CHOSEN | {"num_local_experts": "expert_count", "intermediate_size": "feed_forward_length"}
+QWEN = CHOSEN | {
+    "num_experts": "expert_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "intermediate_size": "feed_forward_length",
+    "norm_topk_prob": "expert_weights_norm",
+}
+DEEPSEEK = CHOSEN | {
+    "n_routed_experts": "expert_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "intermediate_size": "feed_forward_length",
+    "n_shared_experts": "expert_shared_count",
+    "first_k_dense_replace": "leading_dense_block_count",
+    "routed_scaling_factor": "expert_weights_scale",
+    "norm_topk_prob": "expert_weights_norm",
+    "n_group": "expert_group_count",
+    "topk_group": "expert_group_used_count",
+}
+SIGMOID = 2  # of llama.cpp's gating functions; 1 is softmax
+
+
+def raw_config(file: GgufFile) -> Config:
+    """The file's config.json, as `weights/config.py` takes it.
+
+    Raises:
+        CheckpointError: the architecture is not known, or a value is missing or of another type.
+    """
+    said = Described(file)
+    if said.architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{said.name}: architecture {shown(said.architecture)} is not supported; known are"
+            f" {', '.join(sorted(ARCHITECTURES))}"
+        )
+    found = ARCHITECTURES[said.architecture](said)
+    tokens = {f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    found |= {name: value for name, value in tokens.items() if value is not None}
+    return found | {"dtype": _dtype(file)}
+
+
+def _dtype(file: GgufFile) -> str:
+    """What the model runs in unless it is asked otherwise."""
+    matrices = {entry.type.name for entry in file.tensors.values() if len(entry.shape) > 1}
+    return "float32" if matrices <= {"F32"} else "bfloat16"
+
+
+def _common(said: Described, model_type: str, keys: Mapping[str, str]) -> Config:
+    """What every family's config.json has, and the `keys` that the file states."""
+    embedding = said.file.tensors.get("token_embd.weight")
+    if embedding is None:
+        said.fail("tensor token_embd.weight is missing")
+    found: Config = {
+        "model_type": model_type,
+        "vocab_size": embedding.shape[0],
+        "num_hidden_layers": said.layers,
+        "tie_word_embeddings": not said.has("output.weight"),
+        "num_nextn_predict_layers": said.extra_layers,
+    }
+    stated = {ours: said.get(key) for ours, key in (COMMON | dict(keys)).items()}
+    return found | {ours: value for ours, value in stated.items() if value is not None}
+
+
+def _decoder(said: Described, model_type: str, keys: Mapping[str, str], **more: Any) -> Config:
+    """Grouped-query attention: widths of heads, and rotary positions."""
+    width = said.head_width
+    if said.get("attention.value_length") not in (None, width):
+        said.fail(f"attention.value_length is {said.get('attention.value_length')}, but keys have a width of {width}")
+    found = _common(said, model_type, keys) | {"head_dim": width, "rope_scaling": rope_scaling(said)}
+    turned = said.get("rope.dimension_count")
+    if type(turned) is int and width > 0:
+        found["partial_rotary_factor"] = turned / width
+    return found | more
+
+
+def _qwen(said: Described, model_type: str, norm_topk_prob: bool, **more: Any) -> Config:
+    """`norm_topk_prob` is what llama.cpp takes where the file does not say."""
+    found = _decoder(said, model_type, QWEN | more.pop("keys", {}), **more)
+    return {"norm_topk_prob": norm_topk_prob} | found
+
+
+def _llama(said: Described) -> Config:
+    if said.get("expert_count"):
+        return _decoder(said, "mixtral", LOCAL_EXPERTS)
+    bias = said.has("blk.0.attn_q.bias")
+    keys = {"intermediate_size": "feed_forward_length"}
+    return _decoder(said, "llama", keys, attention_bias=bias, mlp_bias=said.has("blk.0.ffn_up.bias"))
+
+
+def _qwen3(said: Described) -> Config:
+    bias = said.has("blk.0.attn_q.bias")
+    return _decoder(said, "qwen3", {"intermediate_size": "feed_forward_length"}, attention_bias=bias)
+
+
+def _qwen2_moe(said: Described) -> Config:
+    keys = {"shared_expert_intermediate_size": "expert_shared_feed_forward_length"}
+    bias, plain = said.has("blk.0.attn_q.bias"), said.without_experts()
+    return _qwen(said, "qwen2_moe", False, keys=keys, qkv_bias=bias, mlp_only_layers=plain)
+
+
+def _qwen3_moe(said: Described) -> Config:
+    bias, plain = said.has("blk.0.attn_q.bias"), said.without_experts()
+    return _qwen(said, "qwen3_moe", True, attention_bias=bias, mlp_only_layers=plain)
+
+
+def _olmoe(said: Described) -> Config:
+    keys = CHOSEN | {
+        "num_experts": "expert_count",
+        "intermediate_size": "feed_forward_length",
+        "norm_topk_prob": "expert_weights_norm",
+        "clip_qkv": "attention.clamp_kqv",
+    }
+    return _decoder(said, "olmoe", keys, attention_bias=said.has("blk.0.attn_q.bias"))
+
+
+def _granite(said: Described) -> Config:
+    keys = LOCAL_EXPERTS | {
+        "attention_multiplier": "attention.scale",
+        "embedding_multiplier": "embedding_scale",
+        "residual_multiplier": "residual_scale",
+        "logits_scaling": "logit_scale",
+        "shared_intermediate_size": "expert_shared_feed_forward_length",
+    }
+    shared = said.get("expert_shared_feed_forward_length")
+    model_type = "granitemoeshared" if shared else "granitemoe"
+    return _decoder(said, model_type, keys, attention_bias=said.has("blk.0.attn_q.bias"))
+
+
+def _glm4_moe(said: Described) -> Config:
+    bias, norm = said.has("blk.0.attn_q.bias"), said.has("blk.0.attn_q_norm.weight")
+    return _decoder(said, "glm4_moe", DEEPSEEK, attention_bias=bias, use_qk_norm=norm)
+
+
+def _dots1(said: Described) -> Config:
+    return _decoder(said, "dots1", DEEPSEEK, attention_bias=said.has("blk.0.attn_q.bias"), sliding_window=None)
+
+
+def _minimax_m2(said: Described) -> Config:
+    keys = CHOSEN | {"num_local_experts": "expert_count", "intermediate_size": "expert_feed_forward_length"}
+    return _decoder(said, "minimax_m2", keys)
+
+
+def _ernie(said: Described) -> Config:
+    keys = {
+        "moe_num_experts": "expert_count",
+        "moe_k": "expert_used_count",
+        "moe_intermediate_size": "expert_feed_forward_length",
+        "intermediate_size": "feed_forward_length",
+        "moe_num_shared_experts": "expert_shared_count",
+        "moe_layer_start_index": "leading_dense_block_count",
+        "moe_layer_interval": "interleave_moe_layer_step",
+    }
+    found = _decoder(said, "ernie4_5_moe", keys, use_bias=said.has("blk.0.attn_q.bias"))
+    return {"moe_num_shared_experts": 0} | found
+
+
+def _gpt_oss(said: Described) -> Config:
+    keys = CHOSEN | {
+        "num_local_experts": "expert_count",
+        "intermediate_size": "expert_feed_forward_length",
+        "sliding_window": "attention.sliding_window",
+    }
+    found = _decoder(said, "gpt_oss", keys, attention_bias=said.has("blk.0.attn_q.bias"))
+    if found["rope_scaling"] is not None:
+        found["rope_scaling"]["truncate"] = False  # as published; the file does not say
+    return found
+
+
+PHIMOE_MSCALE = 1.243163121016122  # of every published PhiMoE; the file does not have it
+
+
+def _phimoe(said: Described) -> Config:
+    bias, head = said.has("blk.0.attn_q.bias"), said.has("output.bias")
+    found = _decoder(said, "phimoe", LOCAL_EXPERTS, attention_bias=bias, lm_head_bias=head)
+    if found["rope_scaling"] is not None:
+        found["rope_scaling"] |= {"long_mscale": PHIMOE_MSCALE, "short_mscale": PHIMOE_MSCALE}
+    return found
+
+
+GROUPS = {160: (8, 3), 256: (8, 4)}  # of DeepSeek-V2 and V3, by experts: files before October 2025 do not say
+
+
+def _deepseek2(said: Described) -> Config:
+    """V2, or V3 and Kimi K2, whose experts have biases."""
+    third = said.get("expert_gating_func") == SIGMOID or any(".exp_probs_b" in name for name in said.file.tensors)
+    keys = DEEPSEEK | {"q_lora_rank": "attention.q_lora_rank", "kv_lora_rank": "attention.kv_lora_rank"}
+    found = _common(said, "deepseek_v3" if third else "deepseek_v2", keys)
+    found.setdefault("norm_topk_prob", False)
+    turned = said.number("rope.dimension_count")
+    latent = said.get("attention.key_length_mla") is not None
+    whole = said.number("attention.key_length_mla" if latent else "attention.key_length")
+    found |= {
+        "num_key_value_heads": said.number("attention.head_count"),
+        "qk_rope_head_dim": turned,
+        "qk_nope_head_dim": whole - turned,
+        "v_head_dim": said.number("attention.value_length_mla" if latent else "attention.value_length"),
+        "rope_scaling": _deepseek_rope(said),
+    }
+    if "n_group" not in found and said.get("expert_count") in GROUPS:
+        found["n_group"], found["topk_group"] = GROUPS[said.number("expert_count")]
+    if not third:
+        found["topk_method"] = "group_limited_greedy"
+    return found
+
+
+def _deepseek_rope(said: Described) -> Config | None:
+    """YaRN's factors are equal in all published files; the file has a tenth of them, or else they are 1."""
+    found = rope_scaling(said)
+    if found is not None and found["rope_type"] == "yarn":
+        tenth = said.get("rope.scaling.yarn_log_multiplier")
+        factor = round(float(tenth) * 10, 6) if tenth else 0.0
+        found |= {"mscale": factor, "mscale_all_dim": factor}
+    return found
+
+
+def _gpt2(said: Described) -> Config:
+    found = _common(said, "gpt2", {"n_inner": "feed_forward_length"})
+    eps = said.get("attention.layer_norm_epsilon")
+    for name in ("num_key_value_heads", "rms_norm_eps", "rope_theta"):
+        found.pop(name, None)
+    return found | ({} if eps is None else {"layer_norm_epsilon": eps})
+
+
+ARCHITECTURES: dict[str, Callable[[Described], Config]] = {
+    "deepseek2": _deepseek2,
+    "dots1": _dots1,
+    "ernie4_5-moe": _ernie,
+    "glm4moe": _glm4_moe,
+    "gpt-oss": _gpt_oss,
+    "gpt2": _gpt2,
+    "granitemoe": _granite,
+    "llama": _llama,
+    "minimax-m2": _minimax_m2,
+    "olmoe": _olmoe,
+    "phimoe": _phimoe,
+    "qwen2moe": _qwen2_moe,
+    "qwen3": _qwen3,
+    "qwen3moe": _qwen3_moe,
+}
