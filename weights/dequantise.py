@@ -95,7 +95,8 @@ def _find(stored: Mapping[str, Stored], quantisation: object) -> dict[str, Quant
         return find(stored, said)
     odd = [name for name, each in stored.items() if each.dtype is torch.float8_e4m3fn]
     integers = [name for name, each in stored.items() if each.dtype in (torch.uint8, torch.int8, torch.int32)]
-    odd += [name for name in integers if method is not None or name.endswith(_PACKED)]
+    odd += [name for name in integers if name.endswith(_PACKED)]
+    odd += integers if method is not None else []
     if odd:
         known = ", ".join(FORMATS)
         raise CheckpointError(

@@ -58,8 +58,7 @@ def _check(quantisation: Mapping[str, Any]) -> bool:
     if not quantisation.get("dynamic"):
         expect(quantisation, "bits", 4, 8)
     expect(quantisation, "pack_dtype", "int32", default="int32")
-    if quantisation.get("is_marlin_format"):
-        raise CheckpointError("config.json: quantization_config's is_marlin_format is set; known is GPTQ's own layout")
+    expect(quantisation, "is_marlin_format", False, default=False)
     field = "checkpoint_format" if quantisation.get("checkpoint_format") is not None else "format"
     return bool(expect(quantisation, field, "gptq", "gptq_v2", default="gptq") == "gptq")
 

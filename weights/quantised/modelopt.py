@@ -34,12 +34,8 @@ def modelopt(stored: Mapping[str, Stored], quantisation: Mapping[str, Any]) -> d
         expect(quantisation, field, False, default=False)
     found = {}
     if algorithm != "FP8":
-        packed = [name for name, weight in stored.items() if _is_nvfp4(name, weight, stored)]
+        packed = [name for name, each in stored.items() if name.endswith(".weight") and each.dtype is torch.uint8]
         found = {name: nvfp4(name.removesuffix("weight"), "weight", "weight_scale_2", stored) for name in packed}
     scales = {names for tensor in found.values() for names in tensor.names}
     others = {name: each for name, each in stored.items() if name not in scales}
     return found | fp8_matrices(others, None, "_scale")
-
-
-def _is_nvfp4(name: str, weight: Stored, stored: Mapping[str, Stored]) -> bool:
-    return name.endswith(".weight") and weight.dtype is torch.uint8 and name + "_scale" in stored
