@@ -1,0 +1,122 @@
+"""Whole checkpoints in every format: logits are those of the dequantised weights, widened and in groups."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.decoder import Decoder, grouped_parts
+from model.grouped import Grouped
+from tests.families.reference import PROMPT
+from tests.model.tiny import randomise, whole_logits
+from tests.weights.quantised import configs, layouts
+from tests.weights.quantised.layouts import Writer
+from weights.config import decoder_config
+from weights.groups import kept_as
+from weights.load import load_model
+from weights.save import tensors
+
+BASE: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+    "dtype": "float32",
+}
+OLMOE = BASE | {"model_type": "olmoe"}
+QWEN = BASE | {
+    "model_type": "qwen3_moe",
+    "head_dim": 16,
+    "moe_intermediate_size": 32,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+W4A16 = configs.compressed("pack-quantized", num_bits=4, strategy="group", group_size=32)
+W4A16_Z = configs.compressed("pack-quantized", num_bits=4, strategy="group", group_size=32, symmetric=False)
+NVFP4 = configs.compressed("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16)
+FP8 = configs.compressed("float-quantized", type="float")
+CHECKPOINTS: dict[str, tuple[dict[str, Any], Writer, dict[str, Any], str, float]] = {
+    "gptq": (QWEN, layouts.gptq, configs.gptq(), "int4 g32", 0.0),
+    "awq": (OLMOE, layouts.awq, configs.awq(), "int4 g32 with minimum", 1e-2),
+    "W4A16": (OLMOE, layouts.packed, W4A16, "int4 g32", 0.0),
+    "W4A16 with zeros": (QWEN, partial(layouts.packed, symmetric=False), W4A16_Z, "int4 g32 with minimum", 1e-2),
+    "W8A8": (QWEN, layouts.int8, configs.compressed("int-quantized"), "int8 g64, int8 g32", 0.0),
+    "FP8": (QWEN, layouts.fp8, FP8, "int8 g64, int8 g32", 2e-2),
+    "NVFP4": (QWEN, partial(layouts.nvfp4, compressed=True), NVFP4, "fp4 g16", 0.0),
+}
+
+
+def write(folder: Path, raw: dict[str, Any], matrix: Callable[[str], Writer | None], config: dict[str, Any]) -> None:
+    """`folder`/quantised, whose projections are as `matrix` says, and `folder`/plain, which holds what they mean."""
+    model = Decoder(decoder_config(raw))
+    randomise(model)
+    stored, meant = dict[str, Tensor](), tensors(model, raw["model_type"])
+    for seed, (name, tensor) in enumerate(list(meant.items())):
+        writer = matrix(name) if name.endswith("proj.weight") else None
+        if writer is None:
+            stored[name] = tensor
+        else:
+            written = writer(tensor.shape[0], tensor.shape[1], seed)
+            stored |= {name.removesuffix("weight") + part: each for part, each in written.stored.items()}
+            meant[name] = written.meant.float()
+    for place, state, more in (("quantised", stored, {"quantization_config": config}), ("plain", meant, {})):
+        (folder / place).mkdir()
+        save_file({name: each.contiguous() for name, each in state.items()}, folder / place / "model.safetensors")
+        (folder / place / "config.json").write_text(json.dumps(raw | more))
+
+
+def matrices(model: Decoder) -> list[str]:
+    ends = ("attention.qkv.weight", "attention.out.weight", "ffn.gate_up", "ffn.down")
+    return [name for name, _ in model.named_parameters() if name.endswith(ends)]
+
+
+def widened(model: Decoder) -> Decoder:
+    """With parameters in place of what is grouped."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Grouped):
+                delattr(module, name)
+                setattr(module, name, torch.nn.Parameter(value.dense(), requires_grad=False))
+    return model
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_logits_are_those_of_the_dequantised_weights(name: str, tmp_path: Path) -> None:
+    raw, writer, config, form, near = CHECKPOINTS[name]
+    write(tmp_path, raw, lambda _: writer, config)
+    plain, dense = (load_model(tmp_path / place)[0] for place in ("plain", "quantised"))
+    kept, _ = load_model(tmp_path / "quantised", keep_groups=matrices)
+    expected = whole_logits(plain, PROMPT, [2, 2])
+    assert expected.std() > 0.1 and torch.equal(whole_logits(dense, PROMPT, [2, 2]), expected)
+    assert kept_as(kept) == form and len(list(grouped_parts(kept))) == 8
+    torch.testing.assert_close(whole_logits(widened(kept), PROMPT, [2, 2]), expected, atol=near or 1e-5, rtol=0)
+
+
+def test_parts_of_one_parameter_may_differ(tmp_path: Path) -> None:
+    """Experts of 4 and of 8 bits in one stack; a query that is not quantised beside keys and values that are."""
+
+    def matrix(name: str) -> Writer | None:
+        if "q_proj" in name:
+            return None
+        return partial(layouts.gptq, bits=8, group=16) if "experts.1.up" in name else layouts.gptq
+
+    write(tmp_path, QWEN, matrix, configs.gptq(dynamic={"-:.*q_proj": {}, r"+:.*\.1\.up_proj": {"bits": 8}}))
+    kept, _ = load_model(tmp_path / "quantised", keep_groups=matrices)
+    ffn: Any = kept.get_submodule("layers.1.ffn")
+    assert isinstance(ffn.gate_up, Grouped) and ffn.gate_up.values == "bytes"
+    assert ffn.gate_up.group == 16 and isinstance(ffn.down, Grouped) and ffn.down.values == "signed"
+    assert isinstance(kept.get_parameter("layers.1.attention.qkv.weight"), Tensor)
+    expected = whole_logits(load_model(tmp_path / "plain")[0], PROMPT, [2, 2])
+    torch.testing.assert_close(whole_logits(widened(kept), PROMPT, [2, 2]), expected, atol=1e-5, rtol=0)
