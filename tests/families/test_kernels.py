@@ -22,8 +22,7 @@ from weights.config import families
 from weights.load import load_model
 
 PARTIAL = "rotary positions of neighbouring pairs or of parts of a head"
-ROUTED = "a router other than softmax, or experts with biases or a shared part"
-SCALED = "a bias of the head, or embeddings, residuals or logits that are scaled"
+ROUTED = "a router other than softmax, or experts with a shared part"
 REFUSED = {  # by family, for all of its examples, or by family and number
     "deepseek_v2": "layers of the kind MLA",
     "deepseek_v3": "layers of the kind MLA",
@@ -31,7 +30,6 @@ REFUSED = {  # by family, for all of its examples, or by family and number
     "ernie4_5_moe": PARTIAL,
     "glm4_moe": PARTIAL,
     "gpt_oss": f"{ROUTED} (Router.logit_bias is True)",
-    "granitemoe-0": SCALED,
     "granitemoeshared-0": f"{ROUTED} (TopK.shared is Dense",
     "kimi_k2": "layers of the kind MLA",
     "llama4": PARTIAL,

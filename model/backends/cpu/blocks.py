@@ -17,6 +17,7 @@ from model.backends.cpu.kernels.params import (
     AttentionParams,
     BlockParams,
     DrawsParams,
+    ExpertsParams,
     FeedForwardParams,
     InfinityParams,
     MaskParams,
@@ -26,7 +27,7 @@ from model.backends.cpu.kernels.params import (
     TopKParams,
 )
 from model.backends.cpu.kernels.rules import NO_RULES
-from model.backends.cpu.layout import grouped_units, padded, tiles_of, unit_rows
+from model.backends.cpu.layout import grouped_units, padded, parted, tiles_of, unit_rows
 from model.layers import DenseFFN, RMSNorm
 from model.moe.infinity import InfinityMixture
 from model.moe.points import fixed_points
@@ -91,7 +92,7 @@ def _bias(layer: nn.Linear) -> Tensor | None:
 
 
 def attention_block(
-    norm: nn.Module, module: SelfAttention, rotary: Tensor | None, precision: Precision
+    norm: nn.Module, module: SelfAttention, rotary: Tensor | None, precision: Precision, residual_scale: float = 1.0
 ) -> AttentionParams:
     """Norm, queries, keys and values, rotary positions, cache, attention and output projection."""
     shape, spec = module.shape, module.mask_spec
@@ -111,6 +112,7 @@ def attention_block(
         kv_heads=shape.kv_heads,
         head_width=shape.head_width,
         mask=MaskParams(spec.scale, spec.window, sinks=sinks),
+        residual_scale=residual_scale,
     )
 
 
@@ -120,20 +122,40 @@ def repair_params(tables: RepairTables | None) -> RepairParams:
 
 
 def topk_block(
-    norm: nn.Module, module: TopKMixture, precision: Precision, repair: RepairTables | None = None
+    norm: nn.Module,
+    module: TopKMixture,
+    precision: Precision,
+    repair: RepairTables | None = None,
+    residual_scale: float = 1.0,
 ) -> TopKParams:
     """Norm, router, ragged experts and their weighted sum."""
     config: TopK = module.config
     router = pack(module.router, precision.base)
-    up, down = interleave(module.gate_up), padded(module.down)
     return TopKParams(
         norm=norm_params(norm),
         routing=RouterParams(router, config.experts, config.trained, config.router.normalise),
-        up=pack(up, precision.experts),
-        down=pack(down, precision.experts),
-        units=config.width,
-        activation=config.activation,
+        experts=_experts(module, precision),
         repair=repair_params(repair),
+        residual_scale=residual_scale,
+    )
+
+
+def _experts(module: TopKMixture, precision: Precision) -> ExpertsParams:
+    """The routed experts. Where their gates and ups alternate they are parted first."""
+    config: TopK = module.config
+    up: Tensor = module.gate_up
+    up_bias = module.gate_up_bias[..., None] if config.bias else None
+    if config.interleaved:
+        up, up_bias = parted(up), None if up_bias is None else parted(up_bias)
+    down_bias = module.down_bias if config.bias else None
+    return ExpertsParams(
+        up=pack(interleave(up), precision.experts),
+        down=pack(padded(module.down), precision.experts),
+        units=config.width,
+        gated=True,
+        activation=config.activation,
+        up_bias=None if up_bias is None else padded(_float(interleave(up_bias)[..., 0])),
+        down_bias=None if down_bias is None else padded(_float(down_bias)),
     )
 
 
@@ -143,6 +165,7 @@ def infinity_block(
     module: InfinityMixture,
     precision: Precision,
     repair: RepairTables | None = None,
+    residual_scale: float = 1.0,
 ) -> InfinityParams:
     """Norm, draws, masks and the kept groups of the wide layer."""
     config: Infinity = module.config
@@ -165,6 +188,7 @@ def infinity_block(
         replacement=config.replacement,
         keep_norm=config.aggregate == "norm",
         repair=repair_params(repair),
+        residual_scale=residual_scale,
     )
     one_kind = precision.experts == precision.base
     narrow = tile_units != config.block and one_kind and width % OUTPUTS == 0
@@ -214,39 +238,43 @@ def crossover(params: InfinityParams, width: int) -> int:
     return int(kept * pass_s / rows_s)
 
 
-def ffn_block(norm: nn.Module, module: DenseFFN, precision: Precision) -> FeedForwardParams:
+def ffn_block(
+    norm: nn.Module, module: DenseFFN, precision: Precision, residual_scale: float = 1.0
+) -> FeedForwardParams:
     """Norm and a dense feed-forward layer: a single expert that every token uses."""
+    return FeedForwardParams(norm_params(norm), dense_expert(module, precision), residual_scale)
+
+
+def dense_expert(module: DenseFFN, precision: Precision) -> ExpertsParams:
+    """A dense feed-forward layer as one expert."""
     config = module.config
     up: Tensor = interleave(module.up.weight) if config.gated else module.up.weight
-    down = padded(module.down.weight)
-    return FeedForwardParams(
-        norm=norm_params(norm),
+    up_bias, down_bias = _bias(module.up), _bias(module.down)
+    if up_bias is not None and config.gated:
+        up_bias = interleave(up_bias[:, None])[:, 0]
+    return ExpertsParams(
         up=pack(up, precision.linears),
-        down=pack(down, precision.linears),
+        down=pack(padded(module.down.weight), precision.linears),
         units=config.width,
         gated=config.gated,
         activation=config.activation,
-        up_bias=_up_bias(module),
-        down_bias=_bias(module.down),
+        up_bias=None if up_bias is None else padded(up_bias),
+        down_bias=None if down_bias is None else padded(down_bias),
     )
 
 
-def _up_bias(module: DenseFFN) -> Tensor | None:
-    """The first bias in the order of the packed outputs, padded as they are."""
-    bias: Tensor | None = module.up.bias
-    if bias is None:
-        return None
-    ordered = interleave(bias[:, None])[:, 0] if module.config.gated else bias
-    return nn.functional.pad(_float(ordered), (0, -len(ordered) % OUTPUTS))
-
-
 def feed_forward_block(
-    norm: nn.Module, module: nn.Module, mixture: int, precision: Precision, repair: RepairTables | None = None
+    norm: nn.Module,
+    module: nn.Module,
+    mixture: int,
+    precision: Precision,
+    repair: RepairTables | None = None,
+    residual_scale: float = 1.0,
 ) -> BlockParams:
     """The native form of one layer's feed-forward part; `mixture` is its number among the MoE layers."""
     if isinstance(module, TopKMixture):
-        return topk_block(norm, module, precision, repair)
+        return topk_block(norm, module, precision, repair, residual_scale)
     if isinstance(module, InfinityMixture):
-        return infinity_block(mixture, norm, module, precision, repair)
+        return infinity_block(mixture, norm, module, precision, repair, residual_scale)
     assert isinstance(module, DenseFFN) and isinstance(norm, RMSNorm | nn.LayerNorm)
-    return ffn_block(norm, module, precision)
+    return ffn_block(norm, module, precision, residual_scale)

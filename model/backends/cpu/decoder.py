@@ -58,9 +58,14 @@ class NativeDecoder(NativeSampling):
         embeddings = model.embed.weight.detach()
         head = model.embed if config.tied else model.head
         places = model.embed_positions.weight if config.positions == "learned" else None
-        self._program = torch.classes.moedial.Program(config.width, embeddings, places)
-        packed_head = pack(head.weight, precision.linears)
-        last = LinearParams(norm=norm_params(model.norm), weight=packed_head, outputs=config.vocabulary)
+        self._program = torch.classes.moedial.Program(config.width, embeddings, float(config.embed_scale), places)
+        last = LinearParams(
+            norm=norm_params(model.norm),
+            weight=pack(head.weight, precision.linears),
+            outputs=config.vocabulary,
+            bias=model.head.bias.detach().float() if config.head_bias else None,
+            scale=config.logit_scale,
+        )
         torch.ops.moedial.set_head(self._program, *last.arguments())
         tables = {rope: rotary_table(rope, length) for rope in config.ropes}
         moe_layer = 0
@@ -68,7 +73,7 @@ class NativeDecoder(NativeSampling):
             layer = model.layers[0]
             assert isinstance(layer, Layer)
             self._add(_attention(layer, tables, precision))
-            self._add(feed_forward_block(layer.ffn_norm, layer.ffn, moe_layer, precision, layer.repair))
+            self._add(feed_forward_block(layer.ffn_norm, layer.ffn, moe_layer, precision, layer.repair, layer.scale))
             moe_layer += shape.num_experts > 0
             del model.layers[0], layer
         self._run = self._program.run
@@ -127,7 +132,8 @@ def _attention(layer: Layer, tables: Mapping[Rope, Tensor], precision: Precision
         return delta_block(layer.attention_norm, module, precision)
     assert isinstance(module, SelfAttention)
     rope = module.shape.rope
-    return attention_block(layer.attention_norm, module, None if rope is None else tables[rope], precision)
+    rotary = None if rope is None else tables[rope]
+    return attention_block(layer.attention_norm, module, rotary, precision, layer.scale)
 
 
 def each(tell: Callable[[int, Tensor], None], of_mixtures: Iterable[Tensor]) -> None:

@@ -3,6 +3,7 @@
 It knows shapes and padding, no parameters of ops.
 """
 
+import torch
 from torch import Tensor, nn
 
 from model.backends.cpu.kernels.pack import INPUTS, OUTPUTS
@@ -13,8 +14,14 @@ GROUPED_UNITS = 64  # a mixture whose groups are narrower is run in tiles of so 
 
 
 def padded(down: Tensor) -> Tensor:
-    """Down [..., D, F] with as many units as the panels of up have outputs: a multiple of 16."""
+    """Down [..., D, F], or a bias [..., D], with as many values in its last dimension as a packed matrix has outputs: a
+    multiple of 16."""
     return nn.functional.pad(down, (0, -down.shape[-1] % OUTPUTS))
+
+
+def parted(gate_up: Tensor) -> Tensor:
+    """[..., 2F, k] with a gate and its up in turn, as all gates over all ups."""
+    return torch.cat([gate_up[..., 0::2, :], gate_up[..., 1::2, :]], dim=-2)
 
 
 def unit_rows(module: InfinityMixture) -> tuple[Tensor, Tensor]:

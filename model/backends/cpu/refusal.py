@@ -9,7 +9,7 @@ from typing import Any
 
 from model.backends import taken
 from model.backends.cpu.cache import TILE
-from model.backends.cpu.kernels.params import ACTIVATIONS
+from model.backends.cpu.kernels.params import ACTIVATIONS, UNGATED
 from model.backends.taken import ANY, Values, any_of
 from model.options import Options
 from model.shapes.attention import Attention, AttentionShape, GatedDeltaNet
@@ -23,7 +23,7 @@ ACTIVATION = tuple(ACTIVATIONS)
 
 _DECODER: Values = {
     **any_of("vocabulary", "width", "context", "attention", "feed_forward", "norm_eps", "tied"),
-    **any_of("norm_offset", "extrapolates", "repaired"),
+    **any_of("norm_offset", "extrapolates", "repaired", "head_bias", "embed_scale", "residual_scale", "logit_scale"),
     "norm": ("layer", "rms"),
     "positions": ("rotary", "learned"),
 }
@@ -39,11 +39,14 @@ _ROPE: Values = {
     "scaling": ("default", "linear", "dynamic", "yarn", "llama3", "longrope"),
 }
 _DENSE: Values = {**any_of("width", "gated", "bias"), "activation": ACTIVATION}
-_TOPK: Values = {**any_of("experts", "width", "trained", "router", "fixed"), "activation": ACTIVATION}
+_TOPK: Values = {
+    **any_of("experts", "width", "trained", "router", "fixed", "bias", "interleaved"),
+    "activation": ACTIVATION,
+}
 _ROUTER: Values = {"score": ("softmax",), "normalise": ANY}
 _INFINITY: Values = {
     **any_of("units", "latent_dim", "keep_ratio", "trained", "maximum", "block", "sigma_min", "replacement"),
-    "activation": ACTIVATION,
+    "activation": tuple(UNGATED),
     "sigma_link": ("exp", "softplus"),
     "draws": ("independent", "antithetic", "points"),
     "aggregate": ("mean", "norm"),
@@ -70,10 +73,10 @@ def _reasons(config: DecoderConfig, options: Options) -> Iterator[str]:
         yield "a model with an encoder"
     for shape in config.attention:
         yield from _attention_reasons(shape)
+    if config.residual_scale != 1 and any(type(shape) is GatedDeltaNet for shape in config.attention):
+        yield "gated delta nets whose output is scaled"
     for ffn in config.feed_forward:
         yield from _feed_forward_reasons(ffn)
-    if config.head_bias or (config.embed_scale, config.residual_scale, config.logit_scale) != (1, 1, 1):
-        yield "a bias of the head, or embeddings, residuals or logits that are scaled"
     yield from unknown(config)
     if options.block_size % TILE:
         yield f"the block size {options.block_size} is not a multiple of {TILE}"
@@ -118,7 +121,7 @@ def _feed_forward_reasons(ffn: FeedForward) -> Iterator[str]:
         return
     found = next(unknown(ffn), None)
     if type(ffn) is TopK and found is not None and not found.startswith("TopK.activation"):
-        yield f"a router other than softmax, or experts with biases or a shared part ({found})"
+        yield f"a router other than softmax, or experts with a shared part ({found})"
     elif found is not None:
         yield found
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from model.backends.cpu.kernels.pack import Packed
 from model.shapes.mixtures import Activation
 
-ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in csrc/values.h
+UNGATED: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in csrc/values.h
+ACTIVATIONS: dict[Activation, int] = {**UNGATED, "swiglu_clamped": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def _named(name: str, value: object) -> dict[str, object]:
         return {name: value.packed, f"{name}_scales": value.scales}
     if isinstance(value, NormParams | RepairParams):
         return {f"{name}_{key}": part for key, part in named(value).items()}
-    if isinstance(value, MaskParams | RouterParams | DrawsParams):
+    if isinstance(value, ExpertsParams | MaskParams | RouterParams | DrawsParams):
         return named(value)
     if name == "activation":
         assert isinstance(value, str)
@@ -68,18 +69,22 @@ def _named(name: str, value: object) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class LinearParams(Params):
-    """W norm(x) + bias. `outputs`: without padding."""
+    """scale · (W norm(x) + bias). `outputs`: without padding."""
 
     op = "linear"
     norm: NormParams
     weight: Packed
     outputs: int
     bias: Tensor | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertsParams(Params):
-    """Feed-forward experts of `units` units each; gated in the order of `pack.interleave`."""
+    """Feed-forward experts of `units` units each; gated in the order of `pack.interleave`.
+
+    Biases are in the order of the packed outputs and padded as they are.
+    """
 
     op = "experts"
     up: Packed
@@ -87,11 +92,13 @@ class ExpertsParams(Params):
     units: int
     gated: bool
     activation: Activation
+    up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BlockParams(Params):
-    """x += f(norm(x)), as an op, and as a block that `add_op` adds to a Program (csrc/program.h)."""
+    """x += residual_scale · f(norm(x)), as an op, and as a block that `add_op` adds to a Program (csrc/program.h)."""
 
     add_op: ClassVar[str]
 
@@ -102,13 +109,8 @@ class FeedForwardParams(BlockParams):
 
     op, add_op = "ffn_block", "add_ffn"
     norm: NormParams
-    up: Packed
-    down: Packed
-    units: int
-    gated: bool
-    activation: Activation
-    up_bias: Tensor | None = None  # padded as the outputs of `up` are
-    down_bias: Tensor | None = None
+    expert: ExpertsParams
+    residual_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ class AttentionParams(BlockParams):
     kv_heads: int
     head_width: int
     mask: MaskParams
+    residual_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,16 +189,14 @@ NO_REPAIR = RepairParams()
 
 @dataclass(frozen=True, slots=True)
 class TopKParams(BlockParams):
-    """A sparse top-k mixture of gated experts."""
+    """A sparse top-k mixture."""
 
     op, add_op = "topk_block", "add_topk"
     norm: NormParams
     routing: RouterParams
-    up: Packed
-    down: Packed
-    units: int
-    activation: Activation
+    experts: ExpertsParams
     repair: RepairParams = NO_REPAIR
+    residual_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,3 +238,4 @@ class InfinityParams(BlockParams):
     down_rows: Tensor | None = None
     crossover_rows: int = 0
     repair: RepairParams = NO_REPAIR
+    residual_scale: float = 1.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.activation import activate
+from model.activation import activate, activate_gated
 from model.attention.rope import rotate
 from model.backends.cpu.kernels.pack import HALF, Kind, Packed, unpack
 from model.moe.base import RoutedPairs
@@ -35,7 +35,8 @@ def encode(x_RK: Tensor, kind: Kind) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """The values [E, n, k] of packed matrices, float64, the kind that says how inputs are rounded, and a bias [n]."""
+    """The values [E, n, k] of packed matrices, float64, the kind that says how inputs are rounded, and a bias [n], or
+    of every matrix its own [E, n]."""
 
     values_ENK: Tensor
     kind: Kind
@@ -47,8 +48,18 @@ class Weight:
 
     def __call__(self, x_RK: Tensor, expert: int = 0) -> Tensor:
         """W x + bias, [R, n] float64."""
-        y_RN = encode(x_RK, self.kind) @ self.values_ENK[expert].T
-        return y_RN if self.bias is None else y_RN + self.bias.double()
+        y_RN = self.product(x_RK, expert)
+        return y_RN if self.bias is None else y_RN + self.bias_of(expert)
+
+    def product(self, x_RK: Tensor, expert: int = 0) -> Tensor:
+        """W x alone."""
+        return encode(x_RK, self.kind) @ self.values_ENK[expert].T
+
+    def bias_of(self, expert: int) -> Tensor:
+        """The bias of a matrix, float64; zeros where there is none."""
+        if self.bias is None:
+            return self.values_ENK.new_zeros(self.values_ENK.shape[1])
+        return (self.bias if self.bias.dim() == 1 else self.bias[expert]).double()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +79,9 @@ class Norm:
         return F.layer_norm(x_TD.double(), shape, weight, self.bias.double(), self.eps).float()
 
 
-def linear(x_TD: Tensor, norm: Norm, weight: Weight) -> Tensor:
-    """W norm(x) + bias."""
-    return weight(norm(x_TD))
+def linear(x_TD: Tensor, norm: Norm, weight: Weight, scale: float = 1.0) -> Tensor:
+    """scale · (W norm(x) + bias)."""
+    return weight(norm(x_TD)) * scale
 
 
 def best(logits_BV: Tensor) -> Tensor:
@@ -110,12 +121,12 @@ class Experts:
         if not self.gated:
             return activate(h_RF, self.activation)
         gate_RF, up_RF = part_gates(h_RF)
-        return activate(gate_RF, self.activation) * up_RF
+        return activate_gated(gate_RF, up_RF, self.activation)
 
-    def out(self, h_RF: Tensor, expert: int) -> Tensor:
-        """[R, D] of activated and weighted units, padded or cut to what `down` takes."""
+    def out(self, h_RF: Tensor, expert: int, weight_R1: Tensor | float = 1.0) -> Tensor:
+        """[R, D] of activated and weighted units, padded or cut to what `down` takes; the bias times the weight."""
         missing = self.down.values_ENK.shape[-1] - h_RF.shape[-1]
-        return self.down(F.pad(h_RF, (0, missing)), expert)
+        return self.down.product(F.pad(h_RF, (0, missing)), expert) + weight_R1 * self.down.bias_of(expert)
 
 
 def part_gates(rows_RN: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,14 +148,14 @@ def experts(x_TD: Tensor, pairs: RoutedPairs, layer: Experts) -> Tensor:
             token_r = pairs.token_R[start:end].long()
             weight_r1 = pairs.weight_R[start:end, None].double()
             h_rF = layer.hidden(x_TD[token_r], expert) * weight_r1
-            y_TD.index_add_(0, token_r, layer.out(h_rF, expert))
+            y_TD.index_add_(0, token_r, layer.out(h_rF, expert, weight_r1))
             start = end
     return y_TD
 
 
-def ffn_block(x_TD: Tensor, norm: Norm, layer: Experts) -> Tensor:
-    """x + feed-forward(norm(x))."""
-    return x_TD + layer.out(layer.hidden(norm(x_TD), 0), 0)
+def ffn_block(x_TD: Tensor, norm: Norm, layer: Experts, residual_scale: float = 1.0) -> Tensor:
+    """x + residual_scale · feed-forward(norm(x))."""
+    return x_TD + residual_scale * layer.out(layer.hidden(norm(x_TD), 0), 0)
 
 
 class Slots:
@@ -241,6 +252,7 @@ class AttentionBlock:
     norm_per_head: bool = False
     clip: float = 0.0
     rotary: Tensor | None = None  # [positions, 2, C / 2]
+    residual_scale: float = 1.0
 
     def heads_of(self, flat_TX: Tensor, weight: Tensor | None, head: int) -> Tensor:
         """[T, heads, C], normed over all heads at once or over each."""
@@ -259,7 +271,7 @@ class AttentionBlock:
 
 
 def attention_block(x_TD: Tensor, cache: Slots, spans_B3: Tensor, tables_BP: Tensor, block: AttentionBlock) -> Tensor:
-    """x + attention(norm(x)); new keys and values are written to the cache."""
+    """x + residual_scale · attention(norm(x)); new keys and values are written to the cache."""
     kv_heads, head = cache.k_SGC.shape[1:]
     flat_TX = block.qkv(block.norm(x_TD)).float()
     keys = kv_heads * head
@@ -273,4 +285,4 @@ def attention_block(x_TD: Tensor, cache: Slots, spans_B3: Tensor, tables_BP: Ten
     positions_T = torch.cat(positions)
     cache.write(block.turn(k, positions_T), v, spans_B3, tables_BP)
     out_THC = attend(block.turn(q, positions_T), cache, spans_B3, tables_BP, block.rules)
-    return x_TD + block.out(out_THC.flatten(1))
+    return x_TD + block.residual_scale * block.out(out_THC.flatten(1))

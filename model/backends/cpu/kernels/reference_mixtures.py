@@ -28,12 +28,18 @@ def route(logits_TE: Tensor, counts_T: Tensor, normalise: bool) -> RoutedPairs:
 
 
 def topk_block(
-    x_TD: Tensor, counts_T: Tensor, norm: Norm, router: Weight, layer: Experts, normalise: bool
+    x_TD: Tensor,
+    counts_T: Tensor,
+    norm: Norm,
+    router: Weight,
+    layer: Experts,
+    normalise: bool,
+    residual_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """x + experts(norm(x)), and each expert's pairs."""
+    """x + residual_scale · experts(norm(x)), and each expert's pairs."""
     h_TD = norm(x_TD)
     pairs = route(router(h_TD).float(), counts_T, normalise)
-    return x_TD + experts(h_TD, pairs, layer), pairs.load_E
+    return x_TD + residual_scale * experts(h_TD, pairs, layer), pairs.load_E
 
 
 def repaired(y_TD: Tensor, budget: LayerBudget, repair: RepairParams) -> Tensor:
@@ -92,9 +98,10 @@ def infinity_block(
     scores: Weight,
     layer: Experts,
     repair: RepairParams = NO_REPAIR,
+    residual_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """x + the masked feed-forward layer of norm(x), repaired, and each score's tokens. `layer` has an expert per run of
-    units."""
+    """x + residual_scale · the masked feed-forward layer of norm(x), repaired, and each score's tokens. `layer` has an
+    expert per run of units."""
     h_TD = norm(x_TD)
     z_RZ = draw(router(h_TD).float(), use, config)
     score_RE = scores(z_RZ.float()).float()
@@ -105,4 +112,4 @@ def infinity_block(
     y_TD = torch.zeros_like(x_TD, dtype=torch.float64)
     for run, mask_Tu in enumerate(mask_TF.split(units, dim=1)):
         y_TD = y_TD + layer.out(layer.hidden(h_TD, run) * mask_Tu, run)
-    return x_TD + repaired(y_TD, use.budget, repair), (mask_TE != 0).sum(0)
+    return x_TD + residual_scale * repaired(y_TD, use.budget, repair), (mask_TE != 0).sum(0)

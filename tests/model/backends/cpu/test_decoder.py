@@ -3,6 +3,7 @@
 import copy
 import random
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,8 @@ SIGMOID = Router("sigmoid")
 LATENT = MLA(4, None, 8, 8, Rope(8), 8)
 DELTA = GatedDeltaNet(2, 4, 16, 32, 4)
 WINDOW = Attention(4, 4, 32, Rope(32), window=5)
+SCALES = {"embed_scale": 3.0, "residual_scale": 0.7, "logit_scale": 1.3, "head_bias": True}
+CLAMPED = topk(activation="swiglu_clamped", bias=True, normalise=True)
 LAYOUTS: dict[str, DecoderConfig] = {
     "llama-topk": llama(topk(), topk(normalise=True)),
     "llama-topk-tied": llama(topk(width=32, experts=20), topk(), tied=True),
@@ -65,6 +68,9 @@ LAYOUTS: dict[str, DecoderConfig] = {
     "yarn": llama(topk(), topk(), rope=Rope(16, scaling="yarn", factor=4.0, original=16)),
     "delta": llama(GATED, GATED, topk(), attention=(DELTA, WINDOW, DELTA)),
     "one-group": llama(topk(), infinity(), kv_heads=1, qk_norm="full"),
+    "scaled": llama(topk(), Dense(20, "silu", bias=True), infinity(block=1), topk(), **SCALES),
+    "scaled-gpt2": gpt2(topk(), PLAIN, **SCALES | {"head_bias": False}),
+    "biases": llama(topk(bias=True, width=20), replace(CLAMPED, interleaved=True)),
 }
 each_layout = pytest.mark.parametrize("name", LAYOUTS)
 
@@ -202,10 +208,11 @@ def test_the_model_is_taken_over(name: str) -> None:
         (
             llama(topk(router=Router("sigmoid"))),
             16,
-            "a router other than softmax, or experts with biases or a shared part (Router.score is 'sigmoid')",
+            "a router other than softmax, or experts with a shared part (Router.score is 'sigmoid')",
         ),
-        (llama(Dense(8, "swiglu_clamped")), 16, "Dense.activation is 'swiglu_clamped'"),
-        (llama(topk(), logit_scale=2.0), 16, "a bias of the head, or embeddings, residuals or logits that are scaled"),
+        (llama(Dense(8, "swiglu_clamped")), 16, None),
+        (llama(infinity(activation="swiglu_clamped")), 16, "Infinity.activation is 'swiglu_clamped'"),
+        (llama(topk(), logit_scale=2.0), 16, None),
         (llama(topk()), 24, "the block size 24 is not a multiple of 16"),
     ],
 )

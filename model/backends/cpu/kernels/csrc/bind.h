@@ -2,7 +2,7 @@
 // for each. All that is known of a block before a step comes is checked here.
 #pragma once
 #include "checks.h"
-#include "params.h"
+#include "mixture_params.h"
 
 namespace moedial {
 
@@ -27,7 +27,7 @@ struct NormedLinear {
 inline NormedLinear bind(int64_t width, const LinearParams& params) {
     const Matrix weight = matrix(params.weight, params.outputs, width);
     return {bind(width, params.norm),
-            {weight, vector(params.bias, params.outputs, "bias")},
+            {weight, vector(params.bias, params.outputs, "bias"), float(params.scale)},
             params.outputs};
 }
 
@@ -36,7 +36,8 @@ inline NormedLinear bind(int64_t width, const LinearParams& params) {
 inline Experts experts_of(const PackedParams& up, const PackedParams& down, int64_t count,
                           int64_t units, int64_t width, bool gated, int64_t activation) {
     TORCH_CHECK(count > 0 && units > 0 && width > 0, "experts need at least one unit and input");
-    TORCH_CHECK(0 <= activation && activation <= RELU, "activation ", activation, " is not known");
+    TORCH_CHECK(0 <= activation && activation <= (gated ? SWIGLU_CLAMPED : RELU), "activation ",
+                activation, " is not known");
     Experts experts;
     experts.units = up_to(units, 16), experts.gated = gated;
     experts.activation = Activation(activation);
@@ -45,16 +46,17 @@ inline Experts experts_of(const PackedParams& up, const PackedParams& down, int6
     return experts;
 }
 
+// Biases are as long as the padded outputs: they are added to whole vectors.
 inline Experts bind(int64_t width, const ExpertsParams& params, int64_t count) {
-    return experts_of(params.up, params.down, count, params.units, width, params.gated,
-                      params.activation);
+    Experts experts = experts_of(params.up, params.down, count, params.units, width, params.gated,
+                                 params.activation);
+    experts.up_bias = vector(params.up_bias, count * experts.up.outputs, "up bias");
+    experts.down_bias = vector(params.down_bias, count * experts.down.outputs, "down bias");
+    return experts;
 }
 
-// The first bias is as long as the padded outputs of `up`: it is added to whole vectors.
 inline FeedForward bind(int64_t width, const FeedForwardParams& params) {
-    const Experts expert = bind(width, params.expert, 1);
-    return {bind(width, params.norm), expert, vector(params.up_bias, expert.up.outputs, "up bias"),
-            vector(params.down_bias, width, "down bias")};
+    return {bind(width, params.norm), bind(width, params.expert, 1), float(params.residual_scale)};
 }
 
 // At most 32 heads share a key-value head: so many queries fill one tile (`attender.h`).
@@ -84,7 +86,8 @@ inline AttentionBlock bind(int64_t width, const AttentionParams& params) {
     block.key_norm = head_norm(params.k_norm, keys);
     block.norm_per_head = params.norm_per_head, block.clip = float(params.clip);
     block.qkv = {matrix(params.qkv, qkv, width), vector(params.qkv_bias, qkv, "qkv bias")};
-    block.out = {matrix(params.out, width, queries), vector(params.out_bias, width, "out bias")};
+    block.out = {matrix(params.out, width, queries), vector(params.out_bias, width, "out bias"),
+                 float(params.residual_scale)};
     block.attention = bind(params.mask, params.heads, params.kv_heads);
     if (params.rotary) {
         block.rotary = floats(*params.rotary, "rotary", 3);
@@ -151,9 +154,9 @@ inline TopK bind(int64_t width, const TopKParams& params) {
     block.router = {matrix(params.router.router, experts, width), experts, params.router.normalise,
                     params.router.trained};
     check_trained(params.router.trained, experts);
-    block.experts =
-        experts_of(params.up, params.down, experts, params.units, width, true, params.activation);
+    block.experts = bind(width, params.experts, experts);
     block.repair = bind(width, params.repair);
+    block.residual_scale = float(params.residual_scale);
     return block;
 }
 
@@ -212,6 +215,7 @@ inline Infinity bind(int64_t width, const InfinityParams& params) {
     block.rule = {params.kept, params.replacement, params.keep_norm};
     block.rows = unit_rows(width, params, block.tiles);
     block.repair = bind(width, params.repair);
+    block.residual_scale = float(params.residual_scale);
     return block;
 }
 

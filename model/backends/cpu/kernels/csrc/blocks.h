@@ -66,8 +66,8 @@ void attention_block(float* x, int64_t width, const AttentionBlock& layer, const
 // A dense feed-forward layer is one expert that every row uses, with a weight of 1.
 void ffn_block(float* x, int64_t rows, int64_t width, const FeedForward& layer) {
     const Inputs in = encode_rows(x, rows, width, width, layer.norm, layer.expert.up);
-    const Output out{.y = x, .rows = rows, .width = width, .bias = layer.down_bias};
-    run_experts(in, {nullptr, nullptr, &rows, 1}, layer.expert, out, layer.up_bias);
+    const Output out{.y = x, .rows = rows, .width = width, .scale = layer.residual_scale};
+    run_experts(in, {nullptr, nullptr, &rows, 1}, layer.expert, out);
 }
 
 }  // namespace moedial

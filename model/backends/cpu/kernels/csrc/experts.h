@@ -15,22 +15,24 @@ struct Hidden {
 };
 
 // hidden = activation of one slice of an expert's first product. Gated: the slice's first half are
-// gates, the second their ups.
+// gates, the second their ups. `weight` is that of the row.
 inline void activate_slice(const Experts& experts, const Matrix& matrix, const int32_t* sums,
-                           int64_t first, int64_t outputs, float row_scale, const float* bias,
-                           float* hidden) {
+                           int64_t first, int64_t outputs, float row_scale, float weight,
+                           const float* bias, float* hidden) {
     const int64_t half = experts.gated ? outputs / 2 : outputs;
-    for (int64_t i = 0; i < half; i += LANES) {
-        Floats values = finish(matrix, sums + i, first + i, row_scale);
-        if (bias) values += load(bias + first + i);
-        values = activate(values, experts.activation);
-        if (experts.gated) {
-            Floats ups = finish(matrix, sums + half + i, first + half + i, row_scale);
-            if (bias) ups += load(bias + first + half + i);
-            values *= ups;
-        }
-        store(hidden + i, values);
-    }
+    const auto finished = [&](int64_t i) {
+        const Floats values = finish(matrix, sums + i, first + i, row_scale) * weight;
+        return bias ? values + load(bias + first + i) : values;
+    };
+    for (int64_t i = 0; i < half; i += LANES)
+        store(hidden + i, experts.gated
+                              ? activate_gated(finished(i), finished(half + i), experts.activation)
+                              : activate(finished(i), experts.activation));
+}
+
+// The weight of a pair.
+inline float weight_of(const RoutedPairs& pairs, int64_t pair) {
+    return pairs.weight ? pairs.weight[pair] : 1.0f;
 }
 
 // hidden times the pair's weight, or unit by unit times the token's mask. `unit`: the first one's
@@ -84,9 +86,10 @@ inline int64_t list_work(const RoutedPairs& pairs, int64_t max_rows, Work* work)
 
 // One panel of the first product for the pairs of one piece of work, activated and weighted.
 inline void up_tile(const Inputs& in, const RoutedPairs& pairs, const Experts& experts,
-                    const Work& work, int64_t panel, const float* bias, const Hidden& to) {
+                    const Work& work, int64_t panel, const Hidden& to) {
     Block& room = block();
     const Matrix matrix = experts.up.at(work.expert);
+    const float* bias = experts.up_bias_of(work.expert);
     // Of the matrix' outputs, the slice; of the expert's units, [first, first + count).
     const Slice slice{&matrix, panel * PANEL, matrix.panel_outputs(panel)};
     const int64_t first = experts.gated ? slice.first / 2 : slice.first;
@@ -101,19 +104,24 @@ inline void up_tile(const Inputs& in, const RoutedPairs& pairs, const Experts& e
         product(room.rows, now, slice, room.own, 0, false);
         for (int64_t row = 0; row < now; row++) {
             const float scale = in.scales ? in.scales[token(row)] : 1.0f;
+            const float weight = experts.weigh_input ? weight_of(pairs, pair + row) : 1.0f;
             activate_slice(experts, matrix, room.words + row * PANEL, slice.first, slice.outputs,
-                           scale, bias, hidden);
-            weigh(pairs, pair + row, token(row), work.expert * experts.units + first, count,
-                  hidden);
+                           scale, weight, bias, hidden);
+            if (!experts.weigh_input)
+                weigh(pairs, pair + row, token(row), work.expert * experts.units + first, count,
+                      hidden);
             encode_part(to, pair + row, first, hidden, count);
         }
     }
 }
 
-// y[:, slice] += Σ over this expert's pairs of down · hidden. Unscaled sums go straight onto y.
-inline void down_tile(const Hidden& hidden, const RoutedPairs& pairs, const Matrix& matrix,
+// y[:, slice] += Σ over this expert's pairs of down · hidden + weight · bias. Unscaled sums go
+// straight onto y.
+inline void down_tile(const Hidden& hidden, const RoutedPairs& pairs, const Experts& experts,
                       const Work& work, const Slice& slice, float* y, int64_t width) {
     Block& room = block();
+    const Matrix& matrix = *slice.matrix;
+    const float* bias = experts.down_bias_of(work.expert);
     const bool direct = matrix.kind == FLOAT || matrix.kind == BFLOAT16;
     for (int64_t done = 0; done < work.rows; done += ROW_BLOCK) {
         const int64_t now = std::min(ROW_BLOCK, work.rows - done), pair = work.first + done;
@@ -123,15 +131,18 @@ inline void down_tile(const Hidden& hidden, const RoutedPairs& pairs, const Matr
             room.sums[row] = (int32_t*)(y + token * width + slice.first);
         }
         // Tokens' sums are not in a row: the product is told where each one lies.
-        product(room.rows, now, {&matrix, slice.first, slice.outputs},
-                direct ? room.sums : room.own, 0, direct);
-        if (direct) continue;
+        product(room.rows, now, slice, direct ? room.sums : room.own, 0, direct);
+        if (direct && !bias) continue;
         for (int64_t row = 0; row < now; row++) {
             const float scale = hidden.in.scales ? hidden.in.scales[pair + row] : 1.0f;
+            const float weight = experts.weigh_input ? 1.0f : weight_of(pairs, pair + row);
             float* out = (float*)room.sums[row];
-            for (int64_t i = 0; i < slice.outputs; i += LANES)
-                store(out + i,
-                      load(out + i) + finish(matrix, room.own[row] + i, slice.first + i, scale));
+            for (int64_t i = 0; i < slice.outputs; i += LANES) {
+                Floats sums = load(out + i);
+                if (!direct) sums += finish(matrix, room.own[row] + i, slice.first + i, scale);
+                if (bias) sums += load(bias + slice.first + i) * weight;
+                store(out + i, sums);
+            }
         }
     }
 }
@@ -172,7 +183,7 @@ inline ExpertsRun plan_experts(const RoutedPairs& pairs, const Experts& experts)
 }
 
 // First product: a task is a run of panels of one piece of work.
-inline void run_up(const Inputs& in, const ExpertsRun& step, const float* bias) {
+inline void run_up(const Inputs& in, const ExpertsRun& step) {
     const Matrix &up = step.experts.up, &down = step.experts.down;
     const Hidden& hidden = step.hidden;
     const int64_t panels = up.panels();
@@ -183,7 +194,7 @@ inline void run_up(const Inputs& in, const ExpertsRun& step, const float* bias) 
         [&](int64_t task) {
             const int64_t end = std::min(panels, (task % runs + 1) * run);
             for (int64_t panel = task % runs * run; panel < end; panel++)
-                up_tile(in, step.pairs, step.experts, step.work[task / runs], panel, bias, hidden);
+                up_tile(in, step.pairs, step.experts, step.work[task / runs], panel, hidden);
         },
         step.count * up.outputs * up.inputs);
     if (!hidden.floats) return;
@@ -217,30 +228,25 @@ inline void run_down(const ExpertsRun& step, const Output& out) {
                 const Work& work = step.work[piece];
                 if (piece + 1 < pieces)
                     prefetch_slice(down.at(step.work[piece + 1].expert), slices.at(from));
-                for (int64_t slice = from; slice < end; slice++)
-                    down_tile(step.hidden, step.pairs, down.at(work.expert), work, slices.at(slice),
-                              sums, padded);
-            }
-            const int64_t stored = std::min(last, out.width);  // without padding
-            for (int64_t row = 0; row < out.rows; row++) {
-                out.repaired.apply(row, out.width, first, stored, sums + row * padded);
-                for (int64_t column = first; column < stored; column++) {
-                    const float value =
-                        sums[row * padded + column] + (out.bias ? out.bias[column] : 0.0f);
-                    float& y = out.y[row * out.width + column];
-                    y = out.add ? y + value : value;
+                const Matrix one = down.at(work.expert);
+                for (int64_t index = from; index < end; index++) {
+                    const Slice slice = slices.at(index);
+                    down_tile(step.hidden, step.pairs, step.experts, work,
+                              {&one, slice.first, slice.outputs}, sums, padded);
                 }
             }
+            const int64_t stored = std::min(last, out.width);  // without padding
+            for (int64_t row = 0; row < out.rows; row++)
+                out.take(row, first, stored, sums + row * padded);
         },
         step.count * down.outputs * down.inputs);
 }
 
-// Σ over a token's pairs of weight · expert(x). The biases, `up_bias` and the output's, are of a
-// single dense expert.
+// Σ over a token's pairs of weight · expert(x).
 inline void run_experts(const Inputs& in, const RoutedPairs& pairs, const Experts& experts,
-                        const Output& out, const float* up_bias = nullptr) {
+                        const Output& out) {
     const ExpertsRun step = plan_experts(pairs, experts);
-    run_up(in, step, up_bias);
+    run_up(in, step);
     run_down(step, out);
 }
 

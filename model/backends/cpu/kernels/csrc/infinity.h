@@ -215,8 +215,11 @@ void infinity_block(float* x, int64_t width, const Infinity& layer, const LayerR
     if (report.routes) write_kept(mask, rows, layer.groups, report);
     const bool same = inputs_match(layer.router, layer.tiles.up);
     const Inputs up = same ? in : encode_rows(normed, rows, width, width, {}, layer.tiles.up);
-    const Output out{
-        .y = x, .rows = rows, .width = width, .repaired = RepairedRows(budget, layer.repair)};
+    const Output out{.y = x,
+                     .rows = rows,
+                     .width = width,
+                     .scale = layer.residual_scale,
+                     .repaired = RepairedRows(budget, layer.repair)};
     if (layer.rows.crossover_rows && few_units(mask, rows, layer, report.load))
         return run_units(layer, up, mask, out);
     const RoutedPairs pairs = mask_pairs(mask, rows, layer, report.load);

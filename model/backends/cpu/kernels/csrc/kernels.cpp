@@ -22,22 +22,22 @@ void norm(const float* x, int64_t rows, int64_t width, const Norm& layer, float*
 }
 
 void embed(const int64_t* ids, const int64_t* positions, int64_t rows, int64_t width,
-           const Table& embeddings, const Table& position_embeddings, float* x) {
-    const auto add = [&](const Table& table, int64_t index, float* y) {
+           const Table& embeddings, float scale, const Table& position_embeddings, float* x) {
+    const auto add = [&](const Table& table, int64_t index, float factor, float* y) {
         // Only one of the two is read.
         const float* floats = (const float*)table.data + index * width;
         const uint16_t* halves = (const uint16_t*)table.data + index * width;
         for (int64_t i = 0; i < width; i++)
-            y[i] += table.kind == FLOAT ? floats[i] : from_bf16(halves[i]);
+            y[i] += factor * (table.kind == FLOAT ? floats[i] : from_bf16(halves[i]));
     };
     parallel_rows(
         rows, 16,
         [&](int64_t first, int64_t last) {
             std::memset(x + first * width, 0, (last - first) * width * 4);
             for (int64_t row = first; row < last; row++) {
-                add(embeddings, ids[row], x + row * width);
+                add(embeddings, ids[row], scale, x + row * width);
                 if (position_embeddings.data)
-                    add(position_embeddings, positions[row], x + row * width);
+                    add(position_embeddings, positions[row], 1, x + row * width);
             }
         },
         4 * rows * width);

@@ -12,10 +12,10 @@ const char* instruction_set();
 // y [rows, width] = norm(x).
 void norm(const float* x, int64_t rows, int64_t width, const Norm&, float* y);
 
-// x [rows, width] = embeddings of ids, and of positions where there are any. The rows of a table
-// are float32 or bfloat16.
+// x [rows, width] = scale * embeddings of ids, and of positions where there are any. The rows of a
+// table are float32 or bfloat16.
 void embed(const int64_t* ids, const int64_t* positions, int64_t rows, int64_t width,
-           const Table& embeddings, const Table& position_embeddings, float* x);
+           const Table& embeddings, float scale, const Table& position_embeddings, float* x);
 
 // The index of each row's highest value, of equals the lowest; -1 where one is not finite.
 void best(const float* x, int64_t rows, int64_t width, int64_t* y);
@@ -25,7 +25,7 @@ void best(const float* x, int64_t rows, int64_t width, int64_t* y);
 void constrain(const float* x, const float* raw, const int32_t* allowed, const int64_t* mask_of,
                int64_t rows, int64_t width, float* y);
 
-// y [rows, outputs] (+)= W norm(x) + bias.
+// y [rows, outputs] (+)= scale * (W norm(x) + bias).
 void linear(const float* x, int64_t rows, int64_t width, const Norm&, const Linear&, bool add,
             int64_t outputs, float* y);
 

@@ -108,8 +108,8 @@ inline void multiply(const Inputs& in, int64_t rows, const Matrix& matrix, Take&
         rows * matrix.outputs * matrix.inputs);
 }
 
-// y (+)= W x + bias; y has `stride` floats per row and room for W's stored outputs, or for exactly
-// `outputs` of them.
+// y (+)= scale * (W x + bias); y has `stride` floats per row and room for W's stored outputs, or
+// for exactly `outputs` of them.
 inline void linear_rows(const Inputs& in, int64_t rows, const Linear& layer, bool add,
                         int64_t outputs, int64_t stride, float* y) {
     const Matrix& matrix = layer.weight;
@@ -120,13 +120,14 @@ inline void linear_rows(const Inputs& in, int64_t rows, const Linear& layer, boo
             Floats values = finish(matrix, sums + i, slice.first + i, scale);
             if (slice.first + i + LANES <= outputs) {
                 if (layer.bias) values += load(layer.bias + slice.first + i);
+                values *= layer.scale;
                 store(out + i, add ? load(out + i) + values : values);
                 continue;
             }
             // The last vector, where y has no room for padding.
             for (int64_t lane = 0; slice.first + i + lane < outputs && lane < LANES; lane++) {
-                const float value =
-                    values[lane] + (layer.bias ? layer.bias[slice.first + i + lane] : 0.0f);
+                const float bias = layer.bias ? layer.bias[slice.first + i + lane] : 0.0f;
+                const float value = (values[lane] + bias) * layer.scale;
                 out[i + lane] = add ? out[i + lane] + value : value;
             }
         }

@@ -114,6 +114,7 @@ struct TopK {
     Router router;
     Experts experts;
     Repair repair;
+    float residual_scale = 1;  // of what is added to the rows
 };
 
 // How the points of an ∞-MoE are drawn from each token's Gaussian.
@@ -153,6 +154,7 @@ struct Infinity {
     int64_t groups = 0, group_units = 0;
     UnitRows rows;  // where groups are narrower than the tiles
     Repair repair;
+    float residual_scale = 1;
 };
 
 }  // namespace moedial

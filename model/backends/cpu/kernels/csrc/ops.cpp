@@ -7,7 +7,7 @@
 #include "checks.h"
 #include "kernels.h"
 #include "memory.h"
-#include "params.h"
+#include "mixture_params.h"
 #include "pool.h"
 #include "program.h"
 #include "scratch.h"
@@ -22,7 +22,7 @@ Scratch& scratch() {
 
 namespace {
 
-// W norm(x) + bias, [rows, outputs].
+// scale * (W norm(x) + bias), [rows, outputs].
 Tensor linear_op(const LinearParams& params, const Tensor& x) {
     const float* in = floats(x, "x");
     const int64_t rows = x.size(0), width = x.size(1);

@@ -1,5 +1,5 @@
-// Where a layer's weighted sums go: onto the rows, those of a mixture repaired on the way where
-// their rule says so. No products here.
+// Where a layer's weighted sums go: onto the rows, those of a mixture together with its shared
+// part, and repaired on the way where their rule says so. No products here.
 #pragma once
 #include "kernels.h"
 
@@ -30,13 +30,28 @@ class RepairedRows {
     const Repair* tables = nullptr;
 };
 
-// Where the weighted sums of a step go: y [rows, width] = or, with `add`, += sums + bias.
+// Where the weighted sums of a step go: y [rows, width] = or, with `add`, += scale * repaired(sums
+// + rest).
 struct Output {
     float* y;
     int64_t rows, width;
     bool add = true;
-    const float* bias = nullptr;
+    float scale = 1;
+    const float* rest = nullptr;  // [rows, width]: what another part of the layer has made
     RepairedRows repaired = {};
+
+    // Some columns of a row, whose sums are overwritten.
+    void take(int64_t row, int64_t first, int64_t last, float* sums) const {
+        if (rest)
+            for (int64_t column = first; column < last; column++)
+                sums[column] += rest[row * width + column];
+        repaired.apply(row, width, first, last, sums);
+        float* to = y + row * width;
+        for (int64_t column = first; column < last; column++) {
+            const float value = scale * sums[column];
+            to[column] = add ? to[column] + value : value;
+        }
+    }
 };
 
 }  // namespace moedial

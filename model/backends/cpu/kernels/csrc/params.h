@@ -1,7 +1,8 @@
 // The parameters of the ops by name, a struct for each. `each` lists a struct's members once; the
 // op's schema, the reading of its arguments and the tensors that a bound block keeps alive follow
 // from that list. model/backends/cpu/kernels/params.py has dataclasses with the same names, and
-// sorts their values by the schema: neither side counts arguments.
+// sorts their values by the schema: neither side counts arguments. The parameters of mixtures are
+// in `mixture_params.h`.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
@@ -45,26 +46,30 @@ struct NormParams {
     }
 };
 
-// W norm(x) + bias.
+// scale * (W norm(x) + bias).
 struct LinearParams {
     NormParams norm;
     PackedParams weight;
     int64_t outputs = 0;
     OptionalTensor bias;
+    double scale = 1;
 
     void each(auto&& visit) {
         norm.each(visit);
         weight.each(visit, "weight");
         visit({"outputs"}, outputs);
         visit({"bias"}, bias);
+        visit({"scale"}, scale);
     }
 };
 
-// Feed-forward experts of `units` units. Gated: 32 gates and their 32 ups in turn.
+// Feed-forward experts of `units` units. Gated: 32 gates and their 32 ups in turn. Biases are
+// padded as the outputs are.
 struct ExpertsParams {
     PackedParams up, down;
     int64_t units = 0, activation = 0;
     bool gated = false;
+    OptionalTensor up_bias, down_bias;
 
     void each(auto&& visit) {
         up.each(visit, "up");
@@ -72,20 +77,21 @@ struct ExpertsParams {
         visit({"units"}, units);
         visit({"gated"}, gated);
         visit({"activation"}, activation);
+        visit({"up_bias"}, up_bias);
+        visit({"down_bias"}, down_bias);
     }
 };
 
-// x += feed-forward(norm(x)).
+// x += residual_scale * feed-forward(norm(x)).
 struct FeedForwardParams {
     NormParams norm;
     ExpertsParams expert;
-    OptionalTensor up_bias, down_bias;
+    double residual_scale = 1;
 
     void each(auto&& visit) {
         norm.each(visit);
         expert.each(visit);
-        visit({"up_bias"}, up_bias);
-        visit({"down_bias"}, down_bias);
+        visit({"residual_scale"}, residual_scale);
     }
 };
 
@@ -104,7 +110,7 @@ struct MaskParams {
     }
 };
 
-// x += attention(norm(x)).
+// x += residual_scale * attention(norm(x)).
 struct AttentionParams {
     NormParams norm;
     PackedParams qkv, out;
@@ -114,6 +120,7 @@ struct AttentionParams {
     double clip = 0;        // 0: none
     OptionalTensor rotary;  // [positions, 2, head_width / 2]
     int64_t heads = 0, kv_heads = 0, head_width = 0;
+    double residual_scale = 1;
     MaskParams mask;
 
     void each(auto&& visit) {
@@ -130,6 +137,7 @@ struct AttentionParams {
         visit({"heads"}, heads);
         visit({"kv_heads"}, kv_heads);
         visit({"head_width"}, head_width);
+        visit({"residual_scale"}, residual_scale);
         mask.each(visit);
     }
 };
@@ -157,104 +165,6 @@ struct DeltaParams {
         visit({"value_heads"}, value_heads);
         visit({"key_width"}, key_width);
         visit({"value_width"}, value_width);
-    }
-};
-
-// Which experts a token's pairs go to.
-struct RouterParams {
-    PackedParams router;  // [experts, width]
-    int64_t experts = 0, trained = 0;
-    bool normalise = false;
-
-    void each(auto&& visit) {
-        router.each(visit, "router");
-        visit({"experts"}, experts);
-        visit({"trained"}, trained);
-        visit({"normalise"}, normalise);
-    }
-};
-
-// What repairs a mixture's result at each count from 0 on; none: nothing can.
-struct RepairParams {
-    OptionalTensor scale, shift;  // [counts, width]
-
-    void each(auto&& visit) {
-        visit({"repair", "_scale"}, scale);
-        visit({"repair", "_shift"}, shift);
-    }
-};
-
-// x += top-k mixture(norm(x)), of gated experts.
-struct TopKParams {
-    NormParams norm;
-    RouterParams router;
-    PackedParams up, down;
-    int64_t units = 0, activation = 0;
-    RepairParams repair;
-
-    void each(auto&& visit) {
-        norm.each(visit);
-        router.each(visit);
-        up.each(visit, "up");
-        down.each(visit, "down");
-        visit({"units"}, units);
-        visit({"activation"}, activation);
-        repair.each(visit);
-    }
-};
-
-// How the points of an ∞-MoE are drawn from each token's Gaussian.
-struct DrawsParams {
-    Tensor quantiles;       // [65536]
-    OptionalTensor points;  // [largest count, latent_dim]: fixed draws, instead of random ones
-    int64_t layer = 0;      // number of the mixture
-    bool exponential = true, antithetic = false;
-    double sigma_min = 0;
-
-    void each(auto&& visit) {
-        visit({"quantiles"}, quantiles);
-        visit({"points"}, points);
-        visit({"layer"}, layer);
-        visit({"exponential"}, exponential);
-        visit({"sigma_min"}, sigma_min);
-        visit({"antithetic"}, antithetic);
-    }
-};
-
-// x += ∞-MoE(norm(x)).
-struct InfinityParams {
-    NormParams norm;
-    PackedParams router;  // [2 latent_dim, width]: means, then raw spreads
-    Tensor scores;  // packed floats [groups, latent_dim]: which groups win is decided in float32
-    int64_t latent_dim = 0;
-    PackedParams up, down;  // the wide layer in tiles of `tile_units` units, whole groups
-    int64_t units = 0, tile_units = 0, groups = 0, kept = 0, activation = 0;
-    DrawsParams draws;
-    bool replacement = true;            // a draw may keep what an earlier draw kept
-    bool keep_norm = false;             // the mean mask gets the mean norm of its draws
-    OptionalTensor up_rows, down_rows;  // the wide layer unit by unit
-    int64_t crossover_rows = 0;         // kept units up to which it is read so
-    RepairParams repair;
-
-    void each(auto&& visit) {
-        norm.each(visit);
-        router.each(visit, "router");
-        visit({"scores"}, scores);
-        visit({"latent_dim"}, latent_dim);
-        up.each(visit, "up");
-        down.each(visit, "down");
-        visit({"units"}, units);
-        visit({"tile_units"}, tile_units);
-        visit({"groups"}, groups);
-        visit({"kept"}, kept);
-        visit({"activation"}, activation);
-        draws.each(visit);
-        visit({"replacement"}, replacement);
-        visit({"keep_norm"}, keep_norm);
-        visit({"up_rows"}, up_rows);
-        visit({"down_rows"}, down_rows);
-        visit({"crossover_rows"}, crossover_rows);
-        repair.each(visit);
     }
 };
 

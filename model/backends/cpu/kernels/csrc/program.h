@@ -34,8 +34,12 @@ using StepResult = std::tuple<Tensor, Tensor, OptionalTensor, std::vector<Tensor
 
 class Program : public torch::CustomClassHolder {
   public:
-    Program(int64_t width, const Tensor& embeddings, const OptionalTensor& position_embeddings)
-        : width(width), embeddings_(table_of(embeddings, width, "embeddings")) {
+    // `scale`: of the tokens' embeddings.
+    Program(int64_t width, const Tensor& embeddings, double scale,
+            const OptionalTensor& position_embeddings)
+        : width(width),
+          embeddings_(table_of(embeddings, width, "embeddings")),
+          scale_(float(scale)) {
         position_embeddings_ = table_of(position_embeddings, width, "position embeddings");
         kept_.push_back(embeddings);
         if (position_embeddings) kept_.push_back(*position_embeddings);
@@ -68,7 +72,7 @@ class Program : public torch::CustomClassHolder {
 
         Op op;
         float* x = hidden.data_ptr<float>();
-        embed(step.ids.data_ptr<int64_t>(), all.positions, all.tokens, width, embeddings_,
+        embed(step.ids.data_ptr<int64_t>(), all.positions, all.tokens, width, embeddings_, scale_,
               position_embeddings_, x);
         run_blocks(x, memory, pages, budgets, reports.layers);
         const float* last = gathered(x, step.rows.data_ptr<int64_t>(), wanted, all.tokens);
@@ -226,6 +230,7 @@ class Program : public torch::CustomClassHolder {
     }
 
     Table embeddings_, position_embeddings_;
+    float scale_;  // of the embeddings
     std::vector<AnyBlock> blocks_;
     NormedLinear head_;
     std::vector<Tensor> kept_;  // whose memory the blocks point into
@@ -259,7 +264,7 @@ inline void define_program(torch::Library& library) {
                              caches, spans, tables, slots, block_size, routes});
     };
     library.class_<Program>("Program")
-        .def(torch::init<int64_t, Tensor, OptionalTensor>())
+        .def(torch::init<int64_t, Tensor, double, OptionalTensor>())
         .def("run", run);
     define_add<AttentionParams, &add_op<AttentionParams>>(library, "add_attention");
     define_add<DeltaParams, &add_op<DeltaParams>>(library, "add_delta");

@@ -100,8 +100,18 @@ inline Floats activate(Floats x, Activation kind) {
         case GELU: return x * 0.5f * (erf(x * 0.70710678f) + 1.0f);
         case GELU_TANH: return x * 0.5f * (tanh((x + x * x * x * 0.044715f) * 0.79788456f) + 1.0f);
         case RELU: return select(x < splat(0.0f), splat(0.0f), x);
+        case SWIGLU_CLAMPED: break;  // of a gate and a value together
     }
     return x;
+}
+
+// activation(gate) * up; SWIGLU_CLAMPED is that of gpt-oss: gates up to 7, ups from -7 to 7, a
+// steeper sigmoid, and up + 1. NaN stays NaN.
+inline Floats activate_gated(Floats gate, Floats up, Activation kind) {
+    if (kind != SWIGLU_CLAMPED) return activate(gate, kind) * up;
+    const Floats most = splat(7.0f);
+    gate = min(most, gate), up = max(-most, min(most, up));
+    return (up + 1.0f) * (gate / (exp(gate * -1.702f) + 1.0f));
 }
 
 // Turn each (i, i + C/2) pair of one head in place (Su et al. 2021, half-split layout).

@@ -222,8 +222,11 @@ void topk_block(float* x, int64_t width, const TopK& layer, const LayerRows& bud
     const bool same = inputs_match(router, layer.experts.up);
     const Inputs expert_in =
         same ? in : encode_rows(normed, rows, width, width, {}, layer.experts.up);
-    const Output out{
-        .y = x, .rows = rows, .width = width, .repaired = RepairedRows(budget, layer.repair)};
+    const Output out{.y = x,
+                     .rows = rows,
+                     .width = width,
+                     .scale = layer.residual_scale,
+                     .repaired = RepairedRows(budget, layer.repair)};
     run_experts(expert_in, sorted.pairs(count), layer.experts, out);
     loads(sorted.ends, count, report.load);
 }

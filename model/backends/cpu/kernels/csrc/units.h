@@ -183,11 +183,10 @@ inline void run_units(const Infinity& layer, const Inputs& in, const float* mask
     float* sums = scratch().take<float>(tokens * width);
     parallel(tokens * spans, [&](int64_t task) {
         const int64_t token = task / spans, first = task % spans * SPAN;
-        float *row = out.y + token * width, *row_sums = sums + token * width;
+        float* row_sums = sums + token * width;
         const int64_t last = std::min(first + SPAN, width);
         down_units(layer.rows, layer.tiles.down.kind, kept[token], width, first, row_sums);
-        out.repaired.apply(token, width, first, last, row_sums);
-        for (int64_t column = first; column < last; column++) row[column] += row_sums[column];
+        out.take(token, first, last, row_sums);
     });
 }
 

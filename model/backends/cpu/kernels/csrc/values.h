@@ -18,7 +18,7 @@ enum Kind : int32_t {
     INT8,          // int8 weights, one scale per output; inputs quantised row by row; int32 sums
 };
 
-enum Activation : int32_t { SILU, GELU, GELU_TANH, RELU };
+enum Activation : int32_t { SILU, GELU, GELU_TANH, RELU, SWIGLU_CLAMPED };
 
 // y = W x, W [outputs, inputs]: panels of 64 outputs (the last may have 16, 32 or 48), each laid
 // out as [groups][outputs] words, so that a vector holds one group of neighbouring outputs.
@@ -54,9 +54,10 @@ struct Norm {
     float eps = 0;
 };
 
-struct Linear {
+struct Linear {  // scale * (W x + bias)
     Matrix weight;
     const float* bias = nullptr;
+    float scale = 1;
 };
 
 struct Table {  // [count, width], not packed
@@ -78,19 +79,29 @@ struct RoutedPairs {
 };
 
 // Feed-forward experts: up [experts] of [units or 2 units, width] (gated: 32 gates and their 32
-// ups in turn), down [experts] of [width, units].
+// ups in turn), down [experts] of [width, units]. Biases are as long as the stored outputs.
 struct Experts {
     Matrix up, down;
     int64_t units = 0;  // of each, as stored: a multiple of 16
     bool gated = true;
     Activation activation = SILU;
+    const float* up_bias = nullptr;    // [experts, up.outputs]
+    const float* down_bias = nullptr;  // [experts, down.outputs], times the weight of the pair
+    bool weigh_input = false;          // a pair's weight multiplies what its expert reads
+
+    const float* up_bias_of(int64_t expert) const {
+        return up_bias ? up_bias + expert * up.outputs : nullptr;
+    }
+    const float* down_bias_of(int64_t expert) const {
+        return down_bias ? down_bias + expert * down.outputs : nullptr;
+    }
 };
 
 // A dense feed-forward layer: a single expert that every row uses.
 struct FeedForward {
     Norm norm;
     Experts expert;
-    const float *up_bias = nullptr, *down_bias = nullptr;
+    float residual_scale = 1;  // of what is added to the rows
 };
 
 // One sequence's rows in the step: `rows` new tokens from row `first` on, the last of them at

@@ -100,14 +100,14 @@ class Make:
         biases = (None, None)
         if bias:
             # Units that are padding get zeros.
-            flat = self.normal(up.shape[1], 1, scale=0.5)
-            biases = (interleave(flat)[:, 0] if gated else flat[:, 0], self.normal(width, scale=0.5))
+            flat = self.normal(*up.shape[:2], 1, scale=0.5)
+            biases = ((interleave(flat) if gated else flat)[..., 0], self.normal(count, width, scale=0.5))
         return Layer(packed_up, pack(F.pad(down, (0, -units % 16)), kind), count, units, gated, activation, *biases)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Packed experts. The kernels want the first bias as long as the packed outputs."""
+    """Packed experts, and biases [count, outputs]. The kernels want those as long as the packed outputs."""
 
     up: Packed
     down: Packed
@@ -119,8 +119,11 @@ class Layer:
     down_bias: Tensor | None = None
 
     @property
-    def padded_bias(self) -> Tensor | None:
-        return None if self.up_bias is None else F.pad(self.up_bias, (0, -len(self.up_bias) % 16))
+    def params(self) -> ExpertsParams:
+        biases = [
+            None if bias is None else F.pad(bias, (0, -bias.shape[1] % 16)) for bias in (self.up_bias, self.down_bias)
+        ]
+        return ExpertsParams(self.up, self.down, self.units, self.gated, self.activation, *biases)
 
     def plain(self) -> Experts:
         up = Weight.of(self.up, self.count, self.up_bias)
@@ -133,22 +136,23 @@ def norm_params(norm: Norm) -> NormParams:
 
 @dataclass
 class LinearCase:
-    """y = W norm(x) + bias."""
+    """y = scale · (W norm(x) + bias)."""
 
     x_TD: Tensor
     norm: Norm
     weight: Packed
     bias: Tensor | None
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         self.rows, self.rounded = len(self.x_TD), self.norm.weight is not None and self.weight.kind != "float"
 
     def run(self, rows_r: Tensor) -> Tensor:
-        params = LinearParams(norm_params(self.norm), self.weight, self.weight.n, self.bias)
+        params = LinearParams(norm_params(self.norm), self.weight, self.weight.n, self.bias, self.scale)
         return ops.linear(self.x_TD[rows_r], *params.arguments())
 
     def expected(self) -> Tensor:
-        return reference.linear(self.x_TD, self.norm, Weight.of(self.weight, 1, self.bias))
+        return reference.linear(self.x_TD, self.norm, Weight.of(self.weight, 1, self.bias), self.scale)
 
 
 def linear_case(
@@ -228,10 +232,9 @@ class ExpertsCase:
         return sort_pairs(token_R, expert_R, self.weight_TE[rows_r][token_R, expert_R], self.layer.count)
 
     def run(self, rows_r: Tensor) -> Tensor:
-        calls, layer = self.calls(rows_r), self.layer
+        calls = self.calls(rows_r)
         pairs = (calls.token_R.int(), calls.weight_R, calls.ends_E)
-        params = ExpertsParams(layer.up, layer.down, layer.units, layer.gated, layer.activation)
-        return ops.experts(self.x_TD[rows_r], *pairs, *params.arguments())
+        return ops.experts(self.x_TD[rows_r], *pairs, *self.layer.params.arguments())
 
     def expected(self) -> Tensor:
         return reference.experts(self.x_TD, self.calls(torch.arange(self.rows)), self.layer.plain())
@@ -250,25 +253,24 @@ def chosen(make: Make, rows: int, experts: int, share: float = 0.4) -> Tensor:
 
 @dataclass
 class FFNCase:
-    """x += feed-forward(norm(x))."""
+    """x += residual_scale · feed-forward(norm(x))."""
 
     x_TD: Tensor
     norm: Norm
     layer: Layer
+    residual_scale: float = 1.0
 
     def __post_init__(self) -> None:
         self.rows, self.rounded = len(self.x_TD), self.layer.up.kind != "float"
 
     def run(self, rows_r: Tensor) -> Tensor:
-        x_TD, layer = self.x_TD[rows_r], self.layer
-        shape = (layer.units, layer.gated, layer.activation)
-        biases = (layer.padded_bias, layer.down_bias)
-        params = FeedForwardParams(norm_params(self.norm), layer.up, layer.down, *shape, *biases)
+        x_TD = self.x_TD[rows_r]
+        params = FeedForwardParams(norm_params(self.norm), self.layer.params, self.residual_scale)
         ops.ffn_block(x_TD, *params.arguments())
         return x_TD
 
     def expected(self) -> Tensor:
-        return reference.ffn_block(self.x_TD, self.norm, self.layer.plain())
+        return reference.ffn_block(self.x_TD, self.norm, self.layer.plain(), self.residual_scale)
 
 
 def ffn_case(

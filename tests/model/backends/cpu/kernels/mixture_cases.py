@@ -156,7 +156,7 @@ def masks_case(make: Make, rows: int, scores: int, kept: int, ties: bool = False
 
 @dataclass
 class TopKCase:
-    """x += top-k mixture(norm(x))."""
+    """x += residual_scale · top-k mixture(norm(x))."""
 
     x_TD: Tensor
     counts_T: Tensor
@@ -167,6 +167,7 @@ class TopKCase:
     rules: Rules = Rules()
     trained: int = 1
     repair: RepairParams = NO_REPAIR
+    residual_scale: float = 1.0
 
     def __post_init__(self) -> None:
         self.rows, self.rounded = len(self.x_TD), self.layer.up.kind != "float"
@@ -174,8 +175,7 @@ class TopKCase:
     def block(self, rows_r: Tensor) -> tuple[Tensor, Tensor]:
         x_TD, layer = self.x_TD[rows_r], self.layer
         routing = RouterParams(self.router, layer.count, self.trained, self.normalise)
-        shape = (layer.up, layer.down, layer.units, layer.activation)
-        params = TopKParams(norm_params(self.norm), routing, *shape, self.repair)
+        params = TopKParams(norm_params(self.norm), routing, layer.params, self.repair, self.residual_scale)
         budget = self.rules.budget(self.counts_T, rows_r)
         counts = (budget.counts_T, layer.count, *rule_arguments(budget))
         return x_TD, ops.topk_block(x_TD, *counts, *params.arguments())
@@ -185,7 +185,8 @@ class TopKCase:
 
     def reference(self) -> tuple[Tensor, Tensor]:
         router, layer = Weight.of(self.router), self.layer.plain()
-        return reference_mixtures.topk_block(self.x_TD, self.counts_T, self.norm, router, layer, self.normalise)
+        parts = (self.x_TD, self.counts_T, self.norm, router, layer, self.normalise, self.residual_scale)
+        return reference_mixtures.topk_block(*parts)
 
     def expected(self) -> Tensor:
         return self.reference()[0]
@@ -203,7 +204,7 @@ def topk_case(
 
 @dataclass
 class InfinityCase:
-    """x += ∞-MoE(norm(x))."""
+    """x += residual_scale · ∞-MoE(norm(x))."""
 
     x_TD: Tensor
     use: LayerStep
@@ -215,6 +216,7 @@ class InfinityCase:
     rows_of_units: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
     crossover_rows: int = 0  # up to so many kept units are read one by one
     repair: RepairParams = NO_REPAIR
+    residual_scale: float = 1.0
 
     def __post_init__(self) -> None:
         self.rows, self.rounded = len(self.x_TD), self.layer.up.kind != "float"
@@ -241,6 +243,7 @@ class InfinityCase:
             down_rows=down_rows,
             crossover_rows=self.crossover_rows,
             repair=self.repair,
+            residual_scale=self.residual_scale,
         )
         use = part(self.use, rows_r)
         return x_TD, ops.infinity_block(x_TD, *use_args(use), *rule_arguments(use.budget), *params.arguments())
@@ -250,7 +253,8 @@ class InfinityCase:
 
     def reference(self) -> tuple[Tensor, Tensor]:
         weights = (Weight.of(self.router), Weight.of(self.scores), self.layer.plain())
-        return reference_mixtures.infinity_block(self.x_TD, self.use, self.config, self.norm, *weights, self.repair)
+        shape = (self.x_TD, self.use, self.config, self.norm, *weights, self.repair, self.residual_scale)
+        return reference_mixtures.infinity_block(*shape)
 
     def expected(self) -> Tensor:
         return self.reference()[0]

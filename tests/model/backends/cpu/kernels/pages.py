@@ -162,6 +162,7 @@ class AttentionCase:
             kv_heads=kv_heads,
             head_width=head_width,
             mask=mask_params(b.rules),
+            residual_scale=b.residual_scale,
         )
 
     def run(self, schedule: list[Step]) -> Tensor:
@@ -204,6 +205,7 @@ def attention_case(
         norm_per_head,
         shape.clip or 0.0,
         rotary,
+        c.residual_scale,
     )
     dtype = torch.float32 if kind == "float" else torch.bfloat16
     size = (2, layout.blocks * layout.block_size, shape.kv_heads, shape.head_width)

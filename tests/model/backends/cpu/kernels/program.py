@@ -93,7 +93,8 @@ def drawing_program() -> NativeDecoder:
 
 def made(argument: str, change: Callable[[Any], Any]) -> str:
     """What is said of a program whose embeddings are wrong."""
-    given: dict[str, Any] = {"width": WIDTH, "embeddings": torch.zeros(5, WIDTH), "position_embeddings": None}
+    given: dict[str, Any] = {"width": WIDTH, "embeddings": torch.zeros(5, WIDTH), "scale": 1.0}
+    given |= {"position_embeddings": None}
     given[argument] = change(given[argument])
     with pytest.raises(RuntimeError) as error:
         torch.classes.moedial.Program(*given.values())

@@ -1,11 +1,13 @@
 """Ragged experts and the dense layer, which is one expert that every row uses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from model.backends.cpu.kernels.pack import Kind
-from model.backends.cpu.kernels.params import ACTIVATIONS
+from model.backends.cpu.kernels.params import ACTIVATIONS, UNGATED
 from model.shapes.mixtures import Activation
 from tests.model.backends.cpu.kernels.cases import (
     KINDS,
@@ -20,7 +22,10 @@ from tests.model.backends.cpu.kernels.cases import (
 )
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
+each_activation = pytest.mark.parametrize(
+    "activation, gated",
+    [(name, gated) for name in ACTIVATIONS for gated in (True, False) if gated or name in UNGATED],
+)
 WIDTHS = [(8, 16), (24, 12), (40, 33), (70, 64), (130, 100), (64, 1)]  # model width and expert width
 
 
@@ -34,7 +39,6 @@ def test_widths(kind: Kind, gated: bool, width: int, units: int) -> None:
 
 @each_kind
 @each_activation
-@pytest.mark.parametrize("gated", [True, False])
 def test_activations(kind: Kind, activation: Activation, gated: bool) -> None:
     make = Make(3)
     case = experts_case(make, chosen(make, 20, 4), 30, 40, kind, gated=gated, activation=activation)
@@ -64,6 +68,21 @@ def test_first_and_last_expert_empty_and_a_row_without_any(kind: Kind) -> None:
     case = experts_case(make, chosen_TE, 20, 16, kind)
     check(case)
     assert not case.run(torch.arange(12))[5].any()
+
+
+@each_kind
+@pytest.mark.parametrize("gated", [True, False])
+def test_biases_of_experts(kind: Kind, gated: bool) -> None:
+    """Those of the second product are weighted as the pairs are."""
+    for width, units in ((8, 16), (24, 20), (70, 100)):
+        make = Make(width)
+        activation: Activation = "swiglu_clamped" if gated else "relu"
+        case = experts_case(
+            make, chosen(make, 11, 5), width, units, kind, gated=gated, activation=activation, bias=True
+        )
+        check(case)
+        without = replace(case, layer=replace(case.layer, up_bias=None, down_bias=None))
+        assert not torch.allclose(without.run(torch.arange(11)), case.run(torch.arange(11)), atol=0.1)
 
 
 @each_kind
@@ -117,6 +136,11 @@ def test_dense_layers_norm_first(kind: Kind, norm: str) -> None:
 @each_kind
 def test_dense_layers_more_rows_than_one_piece_of_work_takes(kind: Kind) -> None:
     check(ffn_case(Make(1), 801, 20, 16, kind))
+
+
+@each_kind
+def test_what_a_dense_layer_adds_is_scaled(kind: Kind) -> None:
+    check(replace(ffn_case(Make(2), 9, 24, 20, kind, bias=True), residual_scale=0.22))
 
 
 def test_a_dense_layer_without_rows() -> None:

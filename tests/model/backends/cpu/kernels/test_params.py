@@ -28,15 +28,16 @@ ops = torch.ops.moedial
 WEIGHT, NORM, MASK = pack(torch.ones(16, 4), "int8"), NormParams(torch.ones(4), eps=0.5), MaskParams(1.0)
 DRAWS = DrawsParams(torch.ones(3), 0, True, 0.1, False)
 EXPERT = {"up": WEIGHT, "down": WEIGHT, "units": 16, "activation": "gelu"}
+EXPERTS = ExpertsParams(**EXPERT, gated=True)
 HEADS = {"heads": 4, "kv_heads": 2, "head_width": 16}
 EXAMPLES: list[Params] = [
     LinearParams(NORM, WEIGHT, 16),
-    ExpertsParams(**EXPERT, gated=True),
-    FeedForwardParams(NORM, **EXPERT, gated=False),
+    EXPERTS,
+    FeedForwardParams(NORM, EXPERTS, 0.5),
     MASK,
     AttentionParams(NORM, WEIGHT, None, None, None, True, 0.5, None, WEIGHT, None, **HEADS, mask=MASK),
     DeltaParams(NORM, WEIGHT, WEIGHT, *[torch.ones(16)] * 4, WEIGHT, 2, 4, 16, 32),
-    TopKParams(NORM, RouterParams(WEIGHT, 8, 2, True), **EXPERT),
+    TopKParams(NORM, RouterParams(WEIGHT, 8, 2, True), EXPERTS),
     DRAWS,
     InfinityParams(NORM, WEIGHT, WEIGHT.packed, 2, **EXPERT, tile_units=16, groups=4, kept=1, draws=DRAWS),
 ]
@@ -67,7 +68,8 @@ def test_the_head_of_a_program_is_a_linear_layer() -> None:
 
 def test_parts_give_their_names() -> None:
     values = named(EXAMPLES[0])
-    assert list(values) == ["norm_weight", "norm_bias", "norm_eps", "weight", "weight_scales", "outputs", "bias"]
+    norm = ["norm_weight", "norm_bias", "norm_eps"]
+    assert list(values) == [*norm, "weight", "weight_scales", "outputs", "bias", "scale"]
     assert values["weight"] is WEIGHT.packed and values["weight_scales"] is WEIGHT.scales
     assert named(EXAMPLES[1])["activation"] == 1
 

@@ -12,6 +12,7 @@ WITH_TORCH = {
     "checks.h",
     "memory.h",
     "params.h",
+    "mixture_params.h",
     "bind.h",
     "step_rules.h",
     "reports.h",

@@ -1,0 +1,105 @@
+// The parameters of the ops of mixtures, as `params.h` has those of the others.
+#pragma once
+#include "params.h"
+
+namespace moedial {
+
+// Which experts a token's pairs go to.
+struct RouterParams {
+    PackedParams router;  // [experts, width]
+    int64_t experts = 0, trained = 0;
+    bool normalise = false;
+
+    void each(auto&& visit) {
+        router.each(visit, "router");
+        visit({"experts"}, experts);
+        visit({"trained"}, trained);
+        visit({"normalise"}, normalise);
+    }
+};
+
+// What repairs a mixture's result at each count from 0 on; none: nothing can.
+struct RepairParams {
+    OptionalTensor scale, shift;  // [counts, width]
+
+    void each(auto&& visit) {
+        visit({"repair", "_scale"}, scale);
+        visit({"repair", "_shift"}, shift);
+    }
+};
+
+// x += residual_scale * top-k mixture(norm(x)).
+struct TopKParams {
+    NormParams norm;
+    RouterParams router;
+    ExpertsParams experts;
+    RepairParams repair;
+    double residual_scale = 1;
+
+    void each(auto&& visit) {
+        norm.each(visit);
+        router.each(visit);
+        experts.each(visit);
+        repair.each(visit);
+        visit({"residual_scale"}, residual_scale);
+    }
+};
+
+// How the points of an ∞-MoE are drawn from each token's Gaussian.
+struct DrawsParams {
+    Tensor quantiles;       // [65536]
+    OptionalTensor points;  // [largest count, latent_dim]: fixed draws, instead of random ones
+    int64_t layer = 0;      // number of the mixture
+    bool exponential = true, antithetic = false;
+    double sigma_min = 0;
+
+    void each(auto&& visit) {
+        visit({"quantiles"}, quantiles);
+        visit({"points"}, points);
+        visit({"layer"}, layer);
+        visit({"exponential"}, exponential);
+        visit({"sigma_min"}, sigma_min);
+        visit({"antithetic"}, antithetic);
+    }
+};
+
+// x += residual_scale * ∞-MoE(norm(x)).
+struct InfinityParams {
+    NormParams norm;
+    PackedParams router;  // [2 latent_dim, width]: means, then raw spreads
+    Tensor scores;  // packed floats [groups, latent_dim]: which groups win is decided in float32
+    int64_t latent_dim = 0;
+    PackedParams up, down;  // the wide layer in tiles of `tile_units` units, whole groups
+    int64_t units = 0, tile_units = 0, groups = 0, kept = 0, activation = 0;
+    DrawsParams draws;
+    bool replacement = true;            // a draw may keep what an earlier draw kept
+    bool keep_norm = false;             // the mean mask gets the mean norm of its draws
+    OptionalTensor up_rows, down_rows;  // the wide layer unit by unit
+    int64_t crossover_rows = 0;         // kept units up to which it is read so
+    RepairParams repair;
+    double residual_scale = 1;
+
+    void each(auto&& visit) {
+        norm.each(visit);
+        router.each(visit, "router");
+        visit({"scores"}, scores);
+        visit({"latent_dim"}, latent_dim);
+        up.each(visit, "up");
+        down.each(visit, "down");
+        visit({"units"}, units);
+        visit({"tile_units"}, tile_units);
+        visit({"groups"}, groups);
+        visit({"kept"}, kept);
+        visit({"activation"}, activation);
+        draws.each(visit);
+        visit({"replacement"}, replacement);
+        visit({"keep_norm"}, keep_norm);
+        visit({"up_rows"}, up_rows);
+        visit({"down_rows"}, down_rows);
+        visit({"crossover_rows"}, crossover_rows);
+        repair.each(visit);
+        visit({"residual_scale"}, residual_scale);
+    }
+};
+
+}  // namespace moedial
