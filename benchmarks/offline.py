@@ -27,8 +27,8 @@ import typer
 from benchmarks.checkpoints import CHECKPOINTS, write_random
 from benchmarks.machine import facts, introduce, use_threads
 from benchmarks.systems.hugging_face import Transformers
-from benchmarks.systems.llamacpp import LlamaCpp
-from benchmarks.systems.ours import OurEngine
+from benchmarks.systems.llamacpp import Kind, LlamaCpp
+from benchmarks.systems.ours import OurEngine, OurFile
 from benchmarks.systems.system import PeerFailed, Rates, Session, System
 from benchmarks.systems.vllm_cpu import Vllm
 from benchmarks.tables import grid, table
@@ -43,6 +43,7 @@ PEERS: dict[str, list[System]] = {
     "vllm": [Vllm()],
     "vllm-compiled": [Vllm(eager=False)],
 }
+FILES: dict[str, Kind] = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_k_m": "q4_k_m"}
 DEFAULT = "transformers,llamacpp,vllm"
 
 
@@ -173,10 +174,12 @@ def report(name: str, folder: Path, speeds: Sequence[Speed], read: float) -> Non
         print(f"\n{ceilings(folder, speeds, read)}\n", flush=True)
 
 
-def chosen(peers: str, quantize: str) -> list[System]:
-    """Ours in bf16, ours quantised, then the peers asked for."""
+def chosen(peers: str, quantize: str, files: str) -> list[System]:
+    """Ours in bf16, ours quantised, both on the same files, then the peers asked for."""
     quantised = [OurEngine(kind) for kind in quantize.split(",") if kind]
     systems: list[System] = [OurEngine(), *quantised]
+    for kind in files.split(","):
+        systems += [OurFile(FILES[kind]), LlamaCpp(FILES[kind])] if kind else []
     for name in peers.split(","):
         systems += PEERS[name] if name else []
     return systems
@@ -192,12 +195,13 @@ def main(
     threads: int = 0,
     peers: Annotated[str, typer.Option(help=f"of {', '.join(PEERS)}; those not installed are skipped")] = DEFAULT,
     quantize: Annotated[str, typer.Option(help="ours quantised, too: experts only, or all:")] = "int8,all:int8",
+    files: Annotated[str, typer.Option(help=f"llama.cpp's files, by both: of {', '.join(FILES)}")] = "",
     out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
 ) -> None:
     """Print tables for people and one JSON line for machines."""
     use_threads(threads)
     keep_freed_memory()  # for both systems in this process alike
-    systems, values, speeds = chosen(peers, quantize), facts(), []
+    systems, values, speeds = chosen(peers, quantize, files), facts(), []
     introduce(values)
     with tempfile.TemporaryDirectory() as scratch:
         for name, folder in checkpoints(model or [*compared_models(), *CHECKPOINTS], Path(scratch)):

@@ -9,7 +9,14 @@ from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Infinity, TopK
 
 EXPERT_PARTS = ("ffn.gate_up", "ffn.up", "ffn.down")
-BYTES = {"bf16": (2, 2), "8 bit": (1, 1), "8 bit experts": (2, 1)}  # per shared and per expert weight, without scales
+# Per shared and per expert weight: 8 bits without scales, 4 bits with one of 16 bits for 32 weights.
+BYTES = {
+    "bf16": (2, 2),
+    "8 bit": (1, 1),
+    "8 bit experts": (2, 1),
+    "4 bit": (0.5625, 0.5625),
+    "4 bit experts": (1, 0.5625),
+}
 
 
 def expert_weights(config: DecoderConfig) -> int:

@@ -28,12 +28,16 @@ CONVERTER = Path(__file__).parent / "convert_gguf.py"
 WARM_UP = 1  # a batch measured first and thrown away
 
 
-class LlamaCpp:
-    """llama.cpp with weights in bf16 or q8_0."""
+Kind = Literal["bf16", "q8_0", "q4_0", "q4_k_m"]
+WEIGHTS: dict[Kind, Weights] = {"bf16": "bf16", "q8_0": "8 bit", "q4_0": "4 bit", "q4_k_m": "4 bit"}
 
-    def __init__(self, kind: Literal["bf16", "q8_0"]) -> None:
+
+class LlamaCpp:
+    """llama.cpp with weights in bf16, or as its own quantiser makes them."""
+
+    def __init__(self, kind: Kind) -> None:
         self.name = f"llama.cpp {kind}"
-        self.weights: Weights = "bf16" if kind == "bf16" else "8 bit"
+        self.weights = WEIGHTS[kind]
         self._kind = kind
 
     def version(self) -> str:
@@ -48,8 +52,7 @@ class LlamaCpp:
 
     @contextmanager
     def open(self, folder: Path, count: int) -> Iterator["LlamaCppSession"]:
-        file = as_bf16(folder)
-        yield LlamaCppSession(file if self._kind == "bf16" else as_q8(file), count)
+        yield LlamaCppSession(as_file(folder, self._kind), count)
 
 
 @cache
@@ -58,19 +61,25 @@ def scratch() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory()
 
 
-def as_bf16(folder: Path) -> Path:
-    """The checkpoint as a GGUF file, made once a run."""
+def as_file(folder: Path, kind: Kind) -> Path:
+    """The checkpoint as a GGUF file with such weights, made once a run."""
+    file = _as_bf16(folder)
+    return file if kind == "bf16" else _quantised(file, kind)
+
+
+def _as_bf16(folder: Path) -> Path:
+    """The checkpoint as a GGUF file by llama.cpp's converter."""
     file = Path(scratch().name) / f"{str(folder.resolve()).replace('/', '-')}.bf16.gguf"
     if not file.exists():
         call([python(LLAMACPP), CONVERTER, llamacpp_source(LLAMACPP), folder, file])
     return file
 
 
-def as_q8(file: Path) -> Path:
-    """The same in blocks of 32 eight-bit weights, made once a run."""
-    target = file.with_name(file.name.replace(".bf16.", ".q8_0."))
+def _quantised(file: Path, kind: Kind) -> Path:
+    """The same by llama.cpp's quantiser."""
+    target = file.with_name(file.name.replace(".bf16.", f".{kind}."))
     if not target.exists():
-        call([BINARIES / "llama-quantize", file, target, "q8_0", str(torch.get_num_threads())])
+        call([BINARIES / "llama-quantize", file, target, kind, str(torch.get_num_threads())])
     return target
 
 

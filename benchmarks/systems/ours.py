@@ -1,5 +1,5 @@
 """Our engine as one of the systems: scheduler, paged cache and sampler without HTTP, prefix cache off. The expert
-count is each request's own, so one loaded model serves every session. It knows no peer."""
+count is each request's own, so one loaded model serves every session. Of the peers it knows llama.cpp's files."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from benchmarks.machine import give_back_freed_memory
+from benchmarks.systems.llamacpp import WEIGHTS, Kind, LlamaCpp, as_file
 from benchmarks.systems.system import Rates, Weights
 from benchmarks.workload import LARGEST_BATCH, OUTPUT, PROMPT, prompts
-from engine.build import assemble, prepare
+from engine.build import assemble, keep_groups, prepare
 from engine.engine import Engine
 from engine.types import EngineSettings, Request, Sampling
 from model.backends.cpu.kernels.library import load
@@ -24,13 +25,22 @@ from model.shapes.decoder import DecoderConfig
 from weights.load import load_model
 
 
+def _weights(bits: Literal["8 bit", "4 bit"], everywhere: bool) -> Weights:
+    if bits == "8 bit":
+        return "8 bit" if everywhere else "8 bit experts"
+    return "4 bit" if everywhere else "4 bit experts"
+
+
 class OurEngine:
     """moedial in bfloat16, or with `quantize` as its engine names it: its experts, or after "all:" every matrix."""
 
     def __init__(self, quantize: str = "none") -> None:
         everywhere, _, kind = quantize.rpartition(":")
+        self.weights: Weights
         self.name = "moedial" if quantize == "none" else f"moedial {quantize}"
-        self.weights: Weights = "bf16" if quantize == "none" else "8 bit" if everywhere else "8 bit experts"
+        self.weights = (
+            "bf16" if quantize == "none" else _weights("4 bit" if kind == "int4" else "8 bit", bool(everywhere))
+        )
         self._quantize: dict[str, Any] = {"quantize": kind, "quantize_layers": everywhere or "experts"}
         self._loaded: tuple[Path, Engine, DecoderConfig] | None = None
 
@@ -54,6 +64,27 @@ class OurEngine:
     def _load(self, folder: Path) -> tuple[Engine, DecoderConfig]:
         model, _ = load_model(folder, "bfloat16")
         chosen = settings(folder, **self._quantize)
+        engine, _ = assemble(prepare(model, chosen)[0], chosen)
+        give_back_freed_memory()
+        return engine, model.config
+
+
+class OurFile(OurEngine):
+    """moedial on the GGUF file that llama.cpp's quantiser made of the checkpoint, whose blocks stay as they are."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__()
+        self.name = f"moedial {kind}"
+        self.weights = WEIGHTS[kind]
+        self._kind = kind
+
+    def refuses(self, config: dict[str, Any]) -> str | None:
+        return LlamaCpp(self._kind).refuses(config) or super().refuses(config)
+
+    def _load(self, folder: Path) -> tuple[Engine, DecoderConfig]:
+        file = as_file(folder, self._kind)
+        chosen = settings(file)
+        model, _ = load_model(file, keep_groups=keep_groups(file, chosen))
         engine, _ = assemble(prepare(model, chosen)[0], chosen)
         give_back_freed_memory()
         return engine, model.config

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-Weights = Literal["bf16", "8 bit", "8 bit experts"]
+Weights = Literal["bf16", "8 bit", "8 bit experts", "4 bit", "4 bit experts"]
 
 
 class PeerFailed(RuntimeError):

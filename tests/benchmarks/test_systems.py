@@ -9,7 +9,7 @@ from benchmarks.systems import llamacpp, vllm_cpu
 from benchmarks.systems.convert_gguf import mixtral_name
 from benchmarks.systems.hugging_face import Transformers
 from benchmarks.systems.llamacpp import LlamaCpp, architecture, parse
-from benchmarks.systems.ours import OurEngine
+from benchmarks.systems.ours import OurEngine, OurFile
 from benchmarks.systems.system import PeerFailed
 from benchmarks.systems.vllm_cpu import Vllm
 
@@ -45,9 +45,11 @@ def test_ours_runs_everything() -> None:
 
 
 def test_ours_says_how_it_stores_weights() -> None:
-    names = ("none", "int8", "all:int8")
-    assert [OurEngine(name).weights for name in names] == ["bf16", "8 bit experts", "8 bit"]
-    assert [OurEngine(name).name for name in names] == ["moedial", "moedial int8", "moedial all:int8"]
+    names = ("none", "int8", "all:int8", "int4", "all:int4")
+    stored = ["bf16", "8 bit experts", "8 bit", "4 bit experts", "4 bit"]
+    assert [OurEngine(name).weights for name in names] == stored
+    assert [OurEngine(name).name for name in names] == ["moedial", *(f"moedial {name}" for name in names[1:])]
+    assert OurFile("q4_k_m").weights == LlamaCpp("q4_k_m").weights == "4 bit"
 
 
 def test_only_measured_rows_are_read() -> None:
