@@ -29,7 +29,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-ranks test-clients test-more-clients test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized fuzz fuzz-gguf test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-all test-storms test-ranks test-clients test-more-clients test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-pool fuzz fuzz-gguf test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-threads bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,11 @@ test-sanitized: $(VENV)/.dev  ## the kernels' tests under address and undefined-
 	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build
 	$(SANITIZED) $(PRELOADED) $(BIN)/python -m pytest --timeout=0 tests/model/backends/cpu/kernels
 
+test-pool: $(VENV)/.dev  ## the kernels' threads alone, in random jobs under the thread sanitizer; JOBS=N
+	folder=$$(mktemp -d) && g++ -std=c++20 -O1 -g -Wall -pthread -fsanitize=thread -Imodel/backends/cpu/kernels/csrc \
+		tests/model/backends/cpu/kernels/check_pool.cpp model/backends/cpu/kernels/csrc/pool.cpp -o "$$folder/check_pool" \
+		&& for seed in 1 2 3 4; do "$$folder/check_pool" $(or $(JOBS),5000) $$seed || exit 1; done && rm -rf "$$folder"
+
 # Files with terms of their own: they are fetched when asked for, compared and thrown away.
 VOCABULARIES := qwen3 llama3 deepseek_v3 gptoss llama2 gemma mistral_nemo
 
@@ -117,7 +122,7 @@ fuzz: $(VENV)/.dev  ## random shapes for every kernel, under the same checks; AR
 fuzz-gguf: $(VENV)/.dev  ## random damage to GGUF files; ARGS="--count N --seed S"
 	$(BIN)/python -m tests.fuzz_gguf $(ARGS)
 
-CPP := $(wildcard model/backends/cpu/kernels/csrc/*)
+CPP := $(wildcard model/backends/cpu/kernels/csrc/* tests/model/backends/cpu/kernels/*.cpp benchmarks/*.cpp)
 
 lint: $(VENV)/.dev  ## ruff, clang-format, mypy and the import rules
 	$(BIN)/ruff check .
@@ -156,6 +161,9 @@ bench-mixed: $(VENV)/.dev  ## counts mixed in one batch, against one count for a
 
 bench-layer: $(VENV)/.dev  ## one mixture layer, against memory bandwidth and matrix peak
 	$(BIN)/python -m benchmarks.layer $(ARGS)
+
+bench-threads: $(VENV)/.dev  ## what threads and nodes cost: empty tasks, and products on 1 to 64 threads
+	$(BIN)/python -m benchmarks.threads $(ARGS)
 
 bench-dial: $(VENV)/.dev  ## the time of a step at every count, against its bytes
 	$(BIN)/python -m benchmarks.dial $(ARGS)

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 PREFIX = "MOEDIAL_"
-HANDED_ON = frozenset({"MOEDIAL_KERNELS", "MOEDIAL_KERNELS_SANITIZE"})  # all that code below the server reads
+# All that code below the server reads.
+HANDED_ON = frozenset({"MOEDIAL_KERNELS", "MOEDIAL_KERNELS_SANITIZE", "MOEDIAL_NODES"})
 
 
 def child_environment() -> dict[str, str]:

@@ -3,12 +3,13 @@
 Reads control groups, version 1 and 2, under a root folder, so that a test can bring its own.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from model.topology import physical_cores
 
 HOST = "the host"
 
@@ -40,17 +41,14 @@ def available_memory(root: Path = Path("/")) -> Amount:
 
 
 def available_cores(root: Path = Path("/")) -> Amount:
-    """Cores that this process may use, at least 1: of a quota of 1.5 cores one, since half a core would only be waited
-    for, and the HTTP process needs some of it."""
-    return min([Amount(_host_cores(), HOST), *_quotas(root)], key=_value)
+    """Physical cores that this process may use, at least 1: of a quota of 1.5 cores one, since half a core would only
+    be waited for, and the HTTP process needs some of it. A second hardware thread of a core makes products no faster.
+    """
+    return min([Amount(physical_cores(root), HOST), *_quotas(root)], key=_value)
 
 
 def _value(amount: Amount) -> int:
     return amount.value
-
-
-def _host_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory(root: Path) -> Iterator[Amount]:

@@ -7,7 +7,7 @@ from zipfile import ZipFile
 
 ROOT = Path(__file__).parent.parent
 KERNELS = "model/backends/cpu/kernels"
-SETS = ("avx512", "avx2", "portable") if platform.machine() == "x86_64" else ("portable",)
+SETS = ("avx512", "avxvnni", "avx2", "portable") if platform.machine() == "x86_64" else ("portable",)
 PAGE = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "server" / "page").rglob("*")) if path.is_file()]
 NEEDED = [
     "server/commit.txt",

@@ -154,7 +154,11 @@ class ModelSettings(BaseSettings):
         gt=0,
     )
     threads: int = option(
-        ENGINE.threads, "Engine", "Compute threads; 0: one per core that the container's quota leaves", ge=0, le=1024
+        ENGINE.threads,
+        "Engine",
+        "Compute threads; 0: one per physical core that the container's quota leaves",
+        ge=0,
+        le=1024,
     )
     block_size: int = option(
         ENGINE.block_size,

@@ -8,6 +8,7 @@ from torch import nn
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.provide import provide
+from model.backends.cpu.kernels.threads import use
 from model.backends.cpu.refusal import refusal
 from model.decoder import Decoder
 from model.options import Options
@@ -40,8 +41,8 @@ class CpuBackend:
         """The weights are taken over. The kernels get the threads; torch keeps one, since what is left to it is small
         and a second pool's threads would be in the way."""
         length = options.length or decoder.config.context
+        use(options.threads or torch.get_num_threads())  # first: weights are placed where their threads are
         native = NativeDecoder(decoder, length, options.quantize, options.quantize_layers == "experts")
-        torch.ops.moedial.set_threads(options.threads or torch.get_num_threads())
         if options.threads:
             torch.set_num_threads(1)
         return native

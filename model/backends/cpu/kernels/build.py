@@ -1,7 +1,8 @@
 """Compiles the kernels, once for each source, compiler flags and torch version.
 
 Run it as `python -m model.backends.cpu.kernels.build`. One library per instruction set; which one
-runs is chosen when it is loaded.
+runs is chosen when it is loaded. Only the kernels themselves are compiled for each: the rest is the same code for any
+processor, compiled once and linked into all that are built together.
 """
 
 import hashlib
@@ -10,11 +11,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import torch
+
+from model.topology import usable_cpus
 
 SOURCES = Path(__file__).parent / "csrc"
 BUILT = Path(__file__).parent / "built"  # by this module's command, for a checkout
@@ -28,7 +31,9 @@ COMMON = ["-std=c++20", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", 
 SANITIZE = ["-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 _AVX2 = ["-mavx2", "-mfma"]
 _AVX512 = [*(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16", "vnni")), *_AVX2]
-INSTRUCTION_SETS = {"avx512": _AVX512, "avx2": _AVX2, "portable": []}
+INSTRUCTION_SETS = {"avx512": _AVX512, "avxvnni": ["-mavxvnni", *_AVX2], "avx2": _AVX2, "portable": []}
+KERNELS = "kernels.cpp"  # the one source that is compiled for each instruction set
+MOST_COMPILERS = 4  # at a time: each takes up to a gigabyte
 
 
 class BuildError(Exception):
@@ -70,7 +75,11 @@ def origin(path: Path) -> str:
 
 
 def _flags(name: str) -> list[str]:
-    return COMMON + INSTRUCTION_SETS[name] + (SANITIZE if sanitized() else [])
+    return [*_common_flags(), *INSTRUCTION_SETS[name]]
+
+
+def _common_flags() -> list[str]:
+    return COMMON + (SANITIZE if sanitized() else [])
 
 
 def build(name: str, folder: Path | None = None) -> Path:
@@ -79,23 +88,43 @@ def build(name: str, folder: Path | None = None) -> Path:
     Raises:
         BuildError: no compiler, or it refused; or the folder cannot be written.
     """
-    target = library(name, folder)
-    if target.exists():
-        return target
+    _build([name], folder or BUILT)
+    return library(name, folder)
+
+
+def _build(names: Iterable[str], folder: Path) -> None:
+    """Compile those libraries that are missing."""
+    targets = {name: path for name in names if not (path := library(name, folder)).exists()}
+    if not targets:
+        return
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
     if compiler is None:
         raise BuildError("no C++ compiler was found (g++ or c++, or name one in CXX)")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            made = Path(scratch) / target.name
-            sources = sorted(map(str, SOURCES.glob("*.cpp")))
-            inputs = [*_flags(name), *_includes(), *sources]
-            _compile([compiler, *inputs, "-shared", "-o", str(made), *_libraries()])
-            made.replace(target)  # at once: another process may be loading
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            objects = _compile_all(compiler, targets, Path(scratch))
+            for name, target in targets.items():
+                made = Path(scratch) / target.name
+                _run([compiler, *_flags(name), *objects[name], "-shared", "-o", str(made), *_libraries()])
+                made.replace(target)  # at once: another process may be loading
     except OSError as error:
-        raise BuildError(f"{target.parent} cannot be written: {error}") from None
-    return target
+        raise BuildError(f"{folder} cannot be written: {error}") from None
+
+
+def _compile_all(compiler: str, names: Iterable[str], scratch: Path) -> dict[str, list[str]]:
+    """The object files of each library, compiled side by side."""
+    shared = [source for source in sorted(SOURCES.glob("*.cpp")) if source.name != KERNELS]
+    own = {str(scratch / f"{name}.o"): (SOURCES / KERNELS, _flags(name)) for name in names}
+    common = {str(scratch / f"{source.stem}.o"): (source, _common_flags()) for source in shared}
+
+    def compile_one(item: tuple[str, tuple[Path, list[str]]]) -> None:
+        made, (source, flags) = item
+        _run([compiler, *flags, *_includes(), "-c", str(source), "-o", made])
+
+    with ThreadPoolExecutor(max_workers=min(MOST_COMPILERS, len(usable_cpus()))) as pool:
+        list(pool.map(compile_one, (common | own).items()))
+    return {name: [str(scratch / f"{name}.o"), *common] for name in names}
 
 
 def _includes() -> list[str]:
@@ -107,7 +136,7 @@ def _libraries() -> list[str]:
     return [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"]
 
 
-def _compile(command: list[str]) -> None:
+def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -119,8 +148,7 @@ def _compile(command: list[str]) -> None:
 def build_all(folder: Path | None = None) -> None:
     """Compile for every instruction set that this compiler and machine type know. Raises as `build`."""
     x86 = os.uname().machine in ("x86_64", "AMD64")
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        list(pool.map(partial(build, folder=folder), INSTRUCTION_SETS if x86 else ["portable"]))
+    _build(INSTRUCTION_SETS if x86 else ["portable"], folder or BUILT)
 
 
 def main() -> None:

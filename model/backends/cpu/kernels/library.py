@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 
+from model.backends.cpu.kernels import threads
 from model.backends.cpu.kernels.build import INSTRUCTION_SETS, found, origin
 
 NEEDS = {
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"},
+    "avxvnni": {"avx2", "fma", "avx_vnni"},
     "avx2": {"avx2", "fma"},
     "portable": set[str](),
 }
@@ -37,7 +39,8 @@ def load() -> Kernels:
     """Load the library, once per process.
 
     Raises:
-        ValueError: MOEDIAL_KERNELS names no instruction set, or one that this machine or installation lacks.
+        ValueError: MOEDIAL_KERNELS names no instruction set, or one that this machine or installation lacks, or
+            MOEDIAL_NODES no nodes.
     """
     wanted = candidates()
     if not wanted:
@@ -83,7 +86,8 @@ def _load(name: str, path: Path) -> Kernels:
         return Kernels("torch", f"the native kernels could not be loaded: {error.__cause__ or error}")
     import model.backends.cpu.kernels.fake  # noqa: F401 - shapes for torch's tracing, registered on import
 
-    torch.ops.moedial.set_threads(torch.get_num_threads())
+    threads.arrange()
+    threads.use(torch.get_num_threads())
     return Kernels(name)
 
 

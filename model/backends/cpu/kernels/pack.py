@@ -64,7 +64,7 @@ def panels(values_ENK: Tensor, kind: Kind) -> Tensor:
     """The values in the order of the kernels, flat, in memory of their own."""
     experts, n, k = values_ENK.shape
     group = GROUP[kind]
-    raw = torch.ops.moedial.allocate(values_ENK.numel() * values_ENK.element_size())
+    raw = torch.ops.moedial.allocate(values_ENK.numel() * values_ENK.element_size(), experts, n)
     packed = raw.view(values_ENK.dtype)
     out_EW = packed.view(experts, -1)
     whole = n // PANEL * PANEL

@@ -186,17 +186,16 @@ inline ExpertsRun plan_experts(const RoutedPairs& pairs, const Experts& experts)
 inline void run_up(const Inputs& in, const ExpertsRun& step) {
     const Matrix &up = step.experts.up, &down = step.experts.down;
     const Hidden& hidden = step.hidden;
-    const int64_t panels = up.panels();
-    const int64_t run = std::min(run_length(step.pieces * panels, step.mean_rows), panels);
-    const int64_t runs = ceil_div(panels, run);
-    parallel(
-        step.pieces * runs,
-        [&](int64_t task) {
-            const int64_t end = std::min(panels, (task % runs + 1) * run);
-            for (int64_t panel = task % runs * run; panel < end; panel++)
-                up_tile(in, step.pairs, step.experts, step.work[task / runs], panel, hidden);
+    const int64_t panels = up.panels(), work = effort(up, step.count, step.pieces);
+    const Runs runs{panels, PANEL, run_length(step.pieces * panels, step.mean_rows, team(work))};
+    parallel_on_nodes(
+        runs.shares(step.pieces), stealing(step.mean_rows),
+        [&](int64_t node, int64_t task) {
+            const int64_t run = task % runs.count(node), piece = task / runs.count(node);
+            for (int64_t panel = runs.from(node, run); panel < runs.end(node, run); panel++)
+                up_tile(in, step.pairs, step.experts, step.work[piece], panel, hidden);
         },
-        step.count * up.outputs * up.inputs);
+        work);
     if (!hidden.floats) return;
     parallel_rows(
         step.count, 32,
@@ -212,13 +211,14 @@ inline void run_down(const ExpertsRun& step, const Output& out) {
     const Matrix& down = step.experts.down;
     const int64_t padded = down.outputs, pieces = step.pieces;
     float* sums = scratch().take<float>(out.rows * padded);
-    const Slices slices(down, 1);  // a column is summed by one thread
-    const int64_t columns_per_task = run_length(slices.count(), step.mean_rows);
-    parallel(
-        ceil_div(slices.count(), columns_per_task),
-        [&](int64_t task) {
-            const int64_t from = task * columns_per_task;
-            const int64_t end = std::min(slices.count(), from + columns_per_task);
+    const int64_t work_to_do = effort(down, step.count, pieces), threads = team(work_to_do);
+    const Slices slices(down, 1, threads);  // a column is summed by one thread
+    const Runs runs{slices.count(), slices.width,
+                    run_length(slices.count(), step.mean_rows, threads)};
+    parallel_on_nodes(
+        runs.shares(1), stealing(step.mean_rows),
+        [&](int64_t node, int64_t run) {
+            const int64_t from = runs.from(node, run), end = runs.end(node, run);
             const int64_t first = slices.at(from).first;
             const int64_t last = std::min(end * slices.width, padded);
             // The task's columns of all tokens are cleared, summed and added by this thread.
@@ -239,7 +239,7 @@ inline void run_down(const ExpertsRun& step, const Output& out) {
             for (int64_t row = 0; row < out.rows; row++)
                 out.take(row, first, stored, sums + row * padded);
         },
-        step.count * down.outputs * down.inputs);
+        work_to_do);
 }
 
 // Σ over a token's pairs of weight · expert(x).

@@ -1,7 +1,7 @@
 // The entry points of `kernels.h`: the larger ones are defined in the headers under `blocks.h`
 // and in `delta.h`, which no other file includes. Compiled once for each instruction set, into a
 // library of its own: code that the compiler shares between libraries would otherwise carry
-// instructions that another machine lacks.
+// instructions that another machine lacks. The other files are compiled once, for any processor.
 #include "kernels.h"
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace moedial {
 
-const char* instruction_set() { return LANES == 16 ? "avx512" : LANES == 8 ? "avx2" : "portable"; }
+const char* instruction_set() { return INSTRUCTION_SET; }
 
 void norm(const float* x, int64_t rows, int64_t width, const Norm& layer, float* y) {
     parallel_rows(rows, 16, [&](int64_t first, int64_t last) {

@@ -32,7 +32,7 @@ inline int64_t ceil_div(int64_t dividend, int64_t divisor) {
 
 // Calls run(first, last) for parts of `count` rows; little work stays on the calling thread.
 template <class Run>
-inline void parallel_rows(int64_t count, int64_t part, Run&& run, int64_t work = SMALL) {
+inline void parallel_rows(int64_t count, int64_t part, Run&& run, int64_t work = MUCH) {
     parallel(
         ceil_div(count, part), [&](int64_t i) { run(i * part, std::min(count, (i + 1) * part)); },
         work);
@@ -56,15 +56,20 @@ inline Inputs encode_rows(const float* x, int64_t rows, int64_t width, int64_t s
     return encoded;
 }
 
+// The work of products of `rows` rows, all together, with `matrices` matrices of one shape. Few
+// rows take the time of reading the weights.
+inline int64_t effort(const Matrix& matrix, int64_t rows, int64_t matrices = 1) {
+    return std::max(matrices * matrix.bytes() / 2, rows * matrix.outputs * matrix.inputs / 4);
+}
+
 // Slices of a matrix' outputs, narrow where each has so few rows that the threads would not get
 // several tasks.
 struct Slices {
     const Matrix& matrix;
     int64_t width;
 
-    Slices(const Matrix& of, int64_t rows) : matrix(of), width(PANEL) {
-        while (width > 16 &&
-               ceil_div(matrix.outputs, width) * ceil_div(rows, ROW_BLOCK) < 4 * threads())
+    Slices(const Matrix& of, int64_t rows, int64_t team) : matrix(of), width(PANEL) {
+        while (width > 16 && ceil_div(matrix.outputs, width) * ceil_div(rows, ROW_BLOCK) < 4 * team)
             width /= 2;
     }
     int64_t count() const { return ceil_div(matrix.outputs, width); }
@@ -75,25 +80,51 @@ struct Slices {
 
 // How many neighbouring panels one task takes. A long run is read fastest, but each thread needs
 // several tasks; where rows are many, the panels' arithmetic hides where they lie.
-inline int64_t run_length(int64_t panels, int64_t rows) {
-    return rows > ROWS ? 1 : std::clamp<int64_t>(panels / (4 * threads()), 1, 8);
+inline int64_t run_length(int64_t panels, int64_t rows, int64_t team) {
+    return rows > ROWS ? 1 : std::clamp<int64_t>(panels / (4 * team), 1, 8);
 }
+
+// With few rows memory is the limit: tasks stay on the node that has their panels.
+inline Stealing stealing(int64_t rows) { return rows > 8 ? ALWAYS : LATE; }
+
+// Runs of a matrix' slices. Each node has a contiguous part of the panels (`place`, memory.h).
+struct Runs {
+    int64_t slices, width, length;  // slices of `width` outputs; slices of a run
+    int64_t panels = ceil_div(slices * width, PANEL), all = nodes();
+
+    int64_t first(int64_t node) const {
+        return std::min(slices, part_begin(panels, node, all) * (PANEL / width));
+    }
+    int64_t count(int64_t node) const { return ceil_div(first(node + 1) - first(node), length); }
+    int64_t from(int64_t node, int64_t run) const { return first(node) + run * length; }
+    int64_t end(int64_t node, int64_t run) const {
+        return std::min(first(node + 1), from(node, run + 1));
+    }
+    // Each run is so many tasks.
+    Shares shares(int64_t times) const {
+        Shares tasks;
+        for (int64_t node = 0; node < all; node++) tasks.counts[node] = count(node) * times;
+        return tasks;
+    }
+};
 
 // Calls take(row, slice, sums) for each row and slice of the matrix' product with the rows; `sums`
 // are unfinished. A task is a run of slices times a part of the rows.
 template <class Take>
 inline void multiply(const Inputs& in, int64_t rows, const Matrix& matrix, Take&& take) {
-    const Slices slices(matrix, rows);
+    const int64_t work = effort(matrix, rows), least = 4 * team(work);  // tasks
+    const Slices slices(matrix, rows, team(work));
     const int64_t parts =
-        std::clamp<int64_t>(ceil_div(4 * threads(), slices.count()), 1, ceil_div(rows, ROW_BLOCK));
+        std::clamp<int64_t>(ceil_div(least, slices.count()), 1, ceil_div(rows, ROW_BLOCK));
     const int64_t part = ceil_div(ceil_div(rows, parts), ROW_BLOCK) * ROW_BLOCK;
-    const int64_t run = run_length(slices.count() * parts, rows);
-    parallel(
-        ceil_div(slices.count(), run) * parts,
-        [&](int64_t task) {
-            const int64_t end = std::min(slices.count(), (task / parts + 1) * run);
+    const Runs runs{slices.count(), slices.width,
+                    run_length(slices.count() * parts, rows, team(work))};
+    parallel_on_nodes(
+        runs.shares(parts), stealing(rows),
+        [&](int64_t node, int64_t task) {
+            const int64_t end = runs.end(node, task / parts);
             const int64_t last = std::min(rows, (task % parts + 1) * part);
-            for (int64_t index = task / parts * run; index < end; index++) {
+            for (int64_t index = runs.from(node, task / parts); index < end; index++) {
                 const Slice slice = slices.at(index);
                 for (int64_t first = task % parts * part; first < last; first += ROW_BLOCK) {
                     Block& room = block();
@@ -105,7 +136,7 @@ inline void multiply(const Inputs& in, int64_t rows, const Matrix& matrix, Take&
                 }
             }
         },
-        rows * matrix.outputs * matrix.inputs);
+        work);
 }
 
 // y (+)= scale * (W x + bias); y has `stride` floats per row and room for W's stored outputs, or

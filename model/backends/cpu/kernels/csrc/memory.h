@@ -1,5 +1,6 @@
 // Memory that lives as long as a model: in huge pages where the system gives them, so that few
-// address look-ups are missed.
+// address look-ups are missed, and where the machine has several memory nodes on those that read
+// it.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/from_blob.h>
@@ -8,24 +9,54 @@
 #include <algorithm>
 
 #include "checks.h"
+#include "pool.h"
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #endif
 
 namespace moedial {
 
+constexpr int64_t HUGE_PAGE = 2 << 20, PAGE = 4096;
+
+// Has every page of `matrices` matrices of so many outputs touched first by a thread of the node
+// that will multiply it, which is where the system then puts it. A page belongs to the part in
+// which it begins.
+inline void place(char* start, int64_t bytes, int64_t matrices, int64_t outputs) {
+    const int64_t size = bytes / matrices, all = nodes(), panels = up_to(outputs, 64) / 64;
+    const int64_t panel_bytes = size / outputs * 64;
+    Shares shares;
+    std::fill_n(shares.counts, all, matrices);
+    Op op;
+    parallel_on_nodes(
+        shares, NEVER,
+        [&](int64_t node, int64_t matrix) {
+            const auto begin = [&](int64_t at) {
+                return matrix * size + std::min(size, part_begin(panels, at, all) * panel_bytes);
+            };
+            for (int64_t at = up_to(begin(node), PAGE); at < begin(node + 1); at += PAGE)
+                __atomic_fetch_or(start + at, char{0}, __ATOMIC_RELAXED);
+        },
+        MUCH);
+}
+
 // `bytes` zero bytes. The system maps small pages at any address: one huge page more leaves room to
-// begin at a multiple of its size.
-inline Tensor allocate_op(int64_t bytes) {
-    constexpr int64_t HUGE_PAGE = 2 << 20;
+// begin at a multiple of its size. Of a stack of packed matrices, `matrices` of so many outputs,
+// each node has its part; where parts are small, pages are, too.
+inline Tensor allocate_op(int64_t bytes, int64_t matrices, int64_t outputs) {
+    TORCH_CHECK(bytes >= 0 && matrices >= 0 && (!matrices || outputs > 0), "cannot allocate ",
+                bytes, " bytes for ", matrices, " matrices of ", outputs, " outputs");
     const int64_t size = up_to(std::max<int64_t>(bytes, 1), HUGE_PAGE);
     char* raw = (char*)mmap(nullptr, size + HUGE_PAGE, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     TORCH_CHECK(raw != MAP_FAILED, "out of memory: ", bytes, " bytes");
     char* start = (char*)up_to((int64_t)raw, HUGE_PAGE);
+    const bool placed = matrices && nodes() > 1;
 #ifdef MADV_HUGEPAGE
-    madvise(start, size, MADV_HUGEPAGE);
+    // A part may begin or end on another node by less than a page: of a huge one, 1/8 of the part.
+    const bool small = placed && bytes / matrices / nodes() < 8 * HUGE_PAGE;
+    madvise(start, size, small ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
 #endif
+    if (placed) place(start, bytes, matrices, outputs);
     const auto free = [=](void*) {
 #ifdef __SANITIZE_ADDRESS__
         ASAN_UNPOISON_MEMORY_REGION(start, size);

@@ -195,9 +195,36 @@ std::tuple<int64_t, double> spread_op(const std::vector<Tensor>& loads) {
 }
 
 void set_threads_op(int64_t count) {
-    TORCH_CHECK(1 <= count && count <= 1024, "threads must be between 1 and 1024, got ", count);
+    TORCH_CHECK(1 <= count && count <= MOST_THREADS, "threads must be between 1 and ", MOST_THREADS,
+                ", got ", count);
     Op op;
     set_threads(count);
+}
+
+// Groups of threads, one for each memory node, which has so many cores. node_of_cpu: -1 where a
+// processor is not ours; empty: threads are not bound to processors.
+void set_nodes_op(at::IntArrayRef cores, at::IntArrayRef node_of_cpu) {
+    const int64_t count = int64_t(cores.size());
+    TORCH_CHECK(1 <= count && count <= MOST_NODES, "nodes must be between 1 and ", MOST_NODES,
+                ", got ", count);
+    Nodes nodes{
+        .count = count, .node_of_cpu = node_of_cpu.data(), .cpus = int64_t(node_of_cpu.size())};
+    for (int64_t node = 0; node < count; node++) {
+        TORCH_CHECK(1 <= cores[node] && cores[node] <= 65536, "node ", node, " has ", cores[node],
+                    " cores");
+        nodes.cores[node] = cores[node];
+    }
+    for (const int64_t node : node_of_cpu)
+        TORCH_CHECK(-1 <= node && node < count, "a processor is on node ", node, " of ", count);
+    Op op;
+    set_nodes(nodes);
+}
+
+void set_patience_op(int64_t microseconds) {
+    TORCH_CHECK(0 <= microseconds && microseconds <= 100'000,
+                "patience must be between 0 and 100000 microseconds, got ", microseconds);
+    Op op;
+    set_patience(microseconds);
 }
 
 }  // namespace
@@ -227,8 +254,10 @@ TORCH_LIBRARY(moedial, library) {
     define_program(library);
     // Without a kernel for each device: these take no tensor, or count what a step has reported.
     library.def("spread(Tensor[] loads) -> (int, float)", &spread_op);
-    library.def("allocate(int bytes) -> Tensor", &allocate_op);
+    library.def("allocate(int bytes, int matrices=0, int outputs=0) -> Tensor", &allocate_op);
     library.def("set_threads(int count) -> ()", &set_threads_op);
+    library.def("set_nodes(int[] cores, int[] node_of_cpu) -> ()", &set_nodes_op);
+    library.def("set_patience(int microseconds) -> ()", &set_patience_op);
     library.def("instruction_set() -> str", [] { return std::string(instruction_set()); });
 }
 

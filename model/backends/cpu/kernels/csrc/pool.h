@@ -1,34 +1,92 @@
-// A small thread pool: tasks are handed out one by one from an atomic counter, so a slow or busy
-// core costs one task. Waiting threads look for work for some microseconds and then sleep: no
-// thread spins for long on a core that another process could use.
+// A thread pool in groups, one for each memory node of the machine. Tasks are claimed one by one
+// from a counter of the node that they belong to, so a slow or busy core costs one task. Waiting
+// threads look for work for a while and then sleep. It knows no matrix and no tensor.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <type_traits>
 
 namespace moedial {
 
-using Task = void (*)(void* context, int64_t index);
+constexpr int64_t MOST_NODES = 32, MOST_THREADS = 1024;
+constexpr int64_t MOST_TASKS = int64_t{1} << 31;  // of one node in one job
 
-void set_threads(int64_t count);  // the caller included
+// How many tasks each node has.
+struct Shares {
+    int64_t counts[MOST_NODES] = {};
+};
+
+// Runs a task. Tasks are numbered within their node.
+using Task = void (*)(void* context, int64_t node, int64_t index);
+
+// When a thread takes tasks of another node than its own.
+enum Stealing {
+    ALWAYS,  // when its own node has none left
+    LATE,    // only the calling thread, when it has waited long for a node whose threads are busy
+    NEVER,
+};
+
+struct Nodes {
+    int64_t count = 1;                // groups of threads
+    int64_t cores[MOST_NODES] = {1};  // of each: threads are dealt out in proportion
+    const int64_t* node_of_cpu =
+        nullptr;  // -1: not ours; none: threads are not bound to processors
+    int64_t cpus = 0;
+};
+
+void set_threads(int64_t count);  // the caller included; at most MOST_THREADS
 int64_t threads();
-void run_tasks(int64_t count, Task task, void* context);
+void set_nodes(const Nodes&);
+int64_t nodes();  // those that have threads
+// How long a thread looks for work before it sleeps.
+void set_patience(int64_t microseconds);
 
-// Multiply-adds that take less time than waiting for a thread that lost its core.
-constexpr int64_t SMALL = 1 << 16;
+// Runs each node's tasks on at most `team` threads, those of the node as far as `stealing` says.
+void run_tasks(const Shares&, int64_t team, Stealing, Task task, void* context);
+
+// About as many multiply-adds as one thread does while another one is woken and takes up work: an
+// op is given to no more threads than have so many each. Of two bytes each where memory is the
+// limit, they are 64 KB.
+constexpr int64_t GRAIN = 1 << 15;
+constexpr int64_t MUCH = INT64_MAX;  // work for every thread
+
+// How many threads an op of so many multiply-adds is given.
+inline int64_t team(int64_t work) { return std::clamp<int64_t>(work / GRAIN, 1, threads()); }
+
+// Where the part of a node begins if `count` things in a row are cut into one part for each.
+inline int64_t part_begin(int64_t count, int64_t node, int64_t all) {
+    return node * (count / all) + std::min(node, count % all);
+}
+
+// Calls run(node, i) for every i below each node's count; returns when all are done.
+template <class Run>
+void parallel_on_nodes(const Shares& shares, Stealing stealing, Run&& run, int64_t work) {
+    using Plain = std::remove_reference_t<Run>;
+    run_tasks(
+        shares, team(work), stealing,
+        [](void* context, int64_t node, int64_t i) { (*static_cast<Plain*>(context))(node, i); },
+        (void*)std::addressof(run));
+}
 
 // Calls run(i) for every i below count, each once, on any thread; returns when all are done.
 // `work`: about how many multiply-adds that is; little work stays on the calling thread.
 template <class Run>
-void parallel(int64_t count, Run&& run, int64_t work = SMALL) {
-    using Plain = std::remove_reference_t<Run>;
-    if (count == 1 || work < SMALL) {
+void parallel(int64_t count, Run&& run, int64_t work = MUCH) {
+    if (count == 1 || team(work) == 1) {
         for (int64_t i = 0; i < count; i++) run(i);
         return;
     }
-    run_tasks(
-        count, [](void* context, int64_t i) { (*static_cast<Plain*>(context))(i); },
-        (void*)std::addressof(run));
+    const int64_t all = nodes();
+    for (int64_t done = 0, now; done < count; done += now) {
+        now = std::min(count - done, MOST_TASKS);
+        Shares shares;
+        for (int64_t node = 0; node < all; node++)
+            shares.counts[node] = part_begin(now, node + 1, all) - part_begin(now, node, all);
+        parallel_on_nodes(
+            shares, ALWAYS,
+            [&](int64_t node, int64_t i) { run(done + part_begin(now, node, all) + i); }, work);
+    }
 }
 
 }  // namespace moedial

@@ -16,11 +16,18 @@ namespace moedial {
 // beside the operands.
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #define LANES_512 1
+constexpr const char* INSTRUCTION_SET = "avx512";
 constexpr int LANES = 16, ROWS = 6, VECTORS = 4;
 #elif defined(__AVX2__)
 #define LANES_256 1
+#if defined(__AVXVNNI__)
+constexpr const char* INSTRUCTION_SET = "avxvnni";
+#else
+constexpr const char* INSTRUCTION_SET = "avx2";
+#endif
 constexpr int LANES = 8, ROWS = 6, VECTORS = 2;
 #else
+constexpr const char* INSTRUCTION_SET = "portable";
 constexpr int LANES = 4, ROWS = 4, VECTORS = 2;
 #endif
 
@@ -101,9 +108,12 @@ inline Floats dot_pairs(Floats sums, Ints left, Ints right) {
 
 // sums + Σ left.i * right.i for the four unsigned bytes `left` and four signed bytes `right` of
 // each lane. AVX2 has no exact instruction for bytes: even and odd ones are widened to 16 bits.
+// AVX-VNNI, AVX2 with that instruction, is nothing but this function.
 inline Ints dot_bytes(Ints sums, Ints left, Ints right) {
 #if LANES_512
     return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)left, (__m512i)right);
+#elif defined(__AVXVNNI__)
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)left, (__m256i)right);
 #elif LANES_256
     const __m256i low = _mm256_set1_epi16(0xFF), unsigneds = (__m256i)left,
                   signeds = (__m256i)right;

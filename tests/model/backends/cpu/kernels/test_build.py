@@ -1,6 +1,7 @@
 """How kernels are compiled and chosen: what changes a library's name, and what is said where there is none."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -82,16 +83,40 @@ def test_a_compiler_that_fails_leaves_nothing_behind(
     assert list(nothing_built.iterdir()) == []
 
 
-def test_a_compiler_is_called_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nothing_built: Path) -> None:
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A compiler that writes empty files; returns the file of its arguments, a line for each call."""
     compiler, calls = tmp_path / "counting", tmp_path / "calls"
-    script = f'#!/bin/sh\necho "$@" >> {calls}\nwhile [ "$1" != -o ]; do shift; done\ntouch "$2"\n'
-    compiler.write_text(script)
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nwhile [ "$1" != -o ]; do shift; done\ntouch "$2"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
+    return calls
+
+
+def test_each_source_is_compiled_once_and_the_kernels_alone_for_their_processor(
+    nothing_built: Path, calls: Path
+) -> None:
     assert build.build("avx2") == build.build("avx2") == build.library("avx2")
-    (called,) = calls.read_text().splitlines()
-    assert "-mavx2 -mfma" in called and "-mavx512" not in called
+    *compiled, linked = sorted(calls.read_text().splitlines(), key=lambda call: "-shared" in call)
+    sources = {path.name for path in build.SOURCES.glob("*.cpp")}
+    assert len(compiled) == len(sources) and all(any(name in call for call in compiled) for name in sources)
+    assert all(("-mavx2 -mfma" in call) == ("kernels.cpp" in call) and "-mavx512" not in call for call in compiled)
+    assert all(f"/{name.removesuffix('.cpp')}.o" in linked for name in sources - {"kernels.cpp"})
+    assert "/avx2.o" in linked
     assert [path.name for path in nothing_built.iterdir()] == [build.library("avx2").name]
+
+
+def test_all_sets_share_what_is_the_same_for_any_processor(
+    monkeypatch: pytest.MonkeyPatch, nothing_built: Path, calls: Path
+) -> None:
+    monkeypatch.setattr(build.os, "uname", lambda: SimpleNamespace(machine="x86_64"))
+    build.library("avx2").parent.mkdir()
+    build.library("avx2").touch()  # it is there already
+    build.build_all()
+    called = calls.read_text().splitlines()
+    assert sum("ops.cpp" in call for call in called) == 1
+    assert sum("kernels.cpp" in call for call in called) == len(INSTRUCTION_SETS) - 1
+    assert sorted(nothing_built.iterdir()) == sorted(build.library(name) for name in INSTRUCTION_SETS)
 
 
 def test_off_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +126,7 @@ def test_off_is_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOEDIAL_KERNELS", "neon")
-    with pytest.raises(ValueError, match="MOEDIAL_KERNELS is 'neon', not auto, off, avx512, avx2, portable"):
+    with pytest.raises(ValueError, match="MOEDIAL_KERNELS is 'neon', not auto, off, avx512, avxvnni, avx2, portable"):
         choose()
 
 
@@ -141,7 +166,8 @@ def test_the_best_that_is_built_and_fits_is_chosen(
     monkeypatch.setattr(library, "cpu_flags", set)
     assert choose() == Kernels("portable")
     assert loaded == [
-        build.library(name) for name in ("portable", "portable", "avx2", "avx2", "avx512", "avx512", "portable")
+        build.library(name)
+        for name in ("portable", "portable", "avx2", "avx2", "avxvnni", "avxvnni", "avx512", "avx512", "portable")
     ]
 
 

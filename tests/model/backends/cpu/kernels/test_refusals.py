@@ -235,6 +235,12 @@ OTHERS: list[tuple[Callable[[], str], str]] = [
     (lambda: rows_of_units("float", 12), "unit rows need a width that is a multiple of 16, got 12"),
     (lambda: raised(ops.set_threads, 0), "threads must be between 1 and 1024, got 0"),
     (lambda: raised(ops.set_threads, 1025), "threads must be between 1 and 1024, got 1025"),
+    (lambda: raised(ops.set_nodes, [], []), "nodes must be between 1 and 32, got 0"),
+    (lambda: raised(ops.set_nodes, [1] * 33, []), "nodes must be between 1 and 32, got 33"),
+    (lambda: raised(ops.set_nodes, [2, 0], []), "node 1 has 0 cores"),
+    (lambda: raised(ops.set_nodes, [1, 1], [0, 2]), "a processor is on node 2 of 2"),
+    (lambda: raised(ops.set_patience, -1), "patience must be between 0 and 100000 microseconds, got -1"),
+    (lambda: raised(ops.allocate, 5, 1, 0), "cannot allocate 5 bytes for 1 matrices of 0 outputs"),
     (lambda: raised(lambda _: ops.spread([torch.zeros(3)]), 0), "load has the wrong dtype, Float"),
     (lambda: raised(ops.allocate, 1 << 60), "out of memory: 1152921504606846976 bytes"),
 ]
@@ -248,9 +254,9 @@ OTHERS.append(
 OTHERS += [(partial(made, argument, change), says) for argument, change, says in MADE]
 
 
-def raised(op: Callable[[int], Any], value: int) -> str:
+def raised(op: Callable[..., Any], *values: object) -> str:
     with pytest.raises(RuntimeError) as error:
-        op(value)
+        op(*values)
     return str(error.value)
 
 
