@@ -122,6 +122,38 @@ def _qwen3_moe(said: Described) -> Config:
     return _qwen(said, "qwen3_moe", True, attention_bias=bias, mlp_only_layers=plain)
 
 
+def _qwen3_next(said: Described) -> Config:
+    keys = {
+        "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+        "linear_conv_kernel_dim": "ssm.conv_kernel",
+        "linear_key_head_dim": "ssm.state_size",
+        "linear_num_key_heads": "ssm.group_count",
+        "linear_num_value_heads": "ssm.time_step_rank",
+    }
+    heads, inner = said.number("ssm.time_step_rank"), said.number("ssm.inner_size")
+    if heads < 1 or inner % heads:
+        said.fail(f"ssm.inner_size is {inner}, no multiple of {heads} heads")
+    delta = [said.has(f"blk.{layer}.ssm_a") for layer in range(said.layers)]
+    kinds = ["linear_attention" if each else "full_attention" for each in delta]
+    bias = any(name.endswith("attn_q.bias") for name in said.file.tensors)
+    more = {"linear_value_head_dim": inner // heads, "layer_types": kinds, "attention_bias": bias}
+    return _qwen(said, "qwen3_next", True, keys=keys, mlp_only_layers=said.without_experts(), **more)
+
+
+def _llama4(said: Described) -> Config:
+    """What Scout and Maverick share is not in the file: the period of layers without positions, their temperature."""
+    keys = CHOSEN | {
+        "num_local_experts": "expert_count",
+        "intermediate_size": "expert_feed_forward_length",
+        "intermediate_size_mlp": "feed_forward_length",
+        "interleave_moe_layer_step": "interleave_moe_layer_step",
+    }
+    if said.get("attention.sliding_window") == 0:
+        said.fail("attention.sliding_window is 0: a Llama 4 with positions in every layer is not supported")
+    maverick = said.get("expert_count") == 128
+    return _decoder(said, "llama4_text", keys, use_qk_norm=not maverick)
+
+
 def _olmoe(said: Described) -> Config:
     keys = CHOSEN | {
         "num_experts": "expert_count",
@@ -249,10 +281,12 @@ ARCHITECTURES: dict[str, Callable[[Described], Config]] = {
     "gpt2": _gpt2,
     "granitemoe": _granite,
     "llama": _llama,
+    "llama4": _llama4,
     "minimax-m2": _minimax_m2,
     "olmoe": _olmoe,
     "phimoe": _phimoe,
     "qwen2moe": _qwen2_moe,
     "qwen3": _qwen3,
     "qwen3moe": _qwen3_moe,
+    "qwen3next": _qwen3_next,
 }

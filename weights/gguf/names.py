@@ -1,14 +1,18 @@
 """Which tensors of a GGUF file are which of Hugging Face's shared layout (`weights/names.py`).
 
 llama.cpp's names do not depend on the family, but for a few; what it stores otherwise than the checkpoint is undone
-here: one piece for all experts, rotary rows as neighbours, gates apart from values, MLA's keys apart from its values.
+here: one piece for all experts, rotary rows as neighbours, gates apart from values, MLA's keys apart from its values,
+and what it computes of Qwen3-Next.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from weights.gguf.parts import Interleaved, KeysAndValues, Part, Whole
+import torch
+from torch import Tensor
+
+from weights.gguf.parts import GateAndUp, KeysAndValues, Part, Reordered, Whole
 from weights.gguf.reader import GgufFile
 
 OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -44,6 +48,16 @@ WHOLE = {  # with an ending of their own
     "ffn_gate_up_exps.weight": "mlp.experts.gate_up_proj",
 }
 EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+DELTA = {  # of Qwen3-Next's delta layers
+    "ssm_in.weight": "in_proj_qkvz.weight",  # in files of 2025
+    "ssm_ba.weight": "in_proj_ba.weight",
+    "ssm_conv1d.weight": "conv1d.weight",
+    "ssm_dt.bias": "dt_bias",
+    "ssm_a": "A_log",
+    "ssm_norm.weight": "norm.weight",
+    "ssm_out.weight": "out_proj.weight",
+}
+TURNED = ("gpt_oss", "llama4_text")  # families whose rules want experts [E, in, out]
 ROPE = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")  # they are in the config
 
 GPT2_OUTSIDE = {"token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f"}
@@ -71,7 +85,8 @@ def tensor_parts(file: GgufFile, raw: Mapping[str, Any]) -> dict[str, Part]:
             continue
         match = _IN_LAYER.fullmatch(name)
         if match is None:
-            found[_renamed(name, OUTSIDE)] = Whole(name)
+            lifted = raw["model_type"] == "qwen3_next" and name == "output_norm.weight"
+            found[_renamed(name, OUTSIDE)] = Whole(name, change=_minus_one if lifted else None)
         else:
             prefix, own = f"model.layers.{int(match[1])}.", match[2]
             found |= {prefix + theirs: part for theirs, part in _in_layer(file, raw, name, own)}
@@ -90,8 +105,10 @@ def _in_layer(file: GgufFile, raw: Mapping[str, Any], name: str, own: str) -> It
     shape = file.tensors[name].shape
     if own in WHOLE:
         yield WHOLE[own], Whole(name)
-    elif stem in EXPERTS and raw["model_type"] == "gpt_oss":
-        yield from _gpt_oss_experts(name, stem, ending, file)
+    elif stem in EXPERTS and raw["model_type"] in TURNED:
+        yield from _turned_experts(name, stem, ending, file, interleaved=raw["model_type"] == "gpt_oss")
+    elif raw["model_type"] == "qwen3_next" and (part := _qwen3_next(raw, file, name, own)) is not None:
+        yield from part
     elif stem in EXPERTS and ending == "weight" and len(shape) == 3:
         yield from ((f"mlp.experts.{e}.{EXPERTS[stem]}.weight", Whole(name, e)) for e in range(shape[0]))
     elif match := _ONE_EXPERT.fullmatch(own):
@@ -130,14 +147,55 @@ def _fused(raw: Mapping[str, Any], name: str, ending: str) -> Iterator[tuple[str
         start = rows.stop
 
 
-def _gpt_oss_experts(name: str, stem: str, ending: str, file: GgufFile) -> Iterator[tuple[str, Part]]:
+def _turned_experts(
+    name: str, stem: str, ending: str, file: GgufFile, *, interleaved: bool
+) -> Iterator[tuple[str, Part]]:
+    """Experts that the rules want [experts, in, out], gates and values in one."""
     theirs, turned = ("", True) if ending == "weight" else ("_bias", False)
     if stem == "ffn_down_exps":
         yield f"mlp.experts.down_proj{theirs}", Whole(name, transposed=turned)
-    gate, up = (name.replace(stem, each) for each in ("ffn_gate_exps", "ffn_up_exps"))
+    up = name.replace(stem, "ffn_up_exps")
     if stem == "ffn_gate_exps" and up in file.tensors:
-        pair = Whole(gate, transposed=turned), Whole(up, transposed=turned)
-        yield f"mlp.experts.gate_up_proj{theirs}", Interleaved(*pair)
+        pair = Whole(name, transposed=turned), Whole(up, transposed=turned)
+        yield f"mlp.experts.gate_up_proj{theirs}", GateAndUp(*pair, interleaved)
+
+
+def _qwen3_next(raw: Mapping[str, Any], file: GgufFile, name: str, own: str) -> list[tuple[str, Part]] | None:
+    """What the converter changes of Qwen3-Next: norms have 1 added, decays are e to them and negative, and the delta
+    layers' projections are sorted by part before they are by head."""
+    stem = own.rpartition(".")[0]
+    shape = file.tensors[name].shape
+    if own in DELTA:
+        theirs = f"linear_attn.{DELTA[own]}"
+        if own == "ssm_a":
+            return [(theirs, Whole(name, change=lambda values: (-values).log()))]
+        if own == "ssm_conv1d.weight":
+            return [(theirs, Whole(name, shape=(shape[0], 1, shape[-1])))]
+        return [(theirs, Whole(name))]
+    gate = name.replace("attn_qkv", "attn_gate")
+    if own == "attn_qkv.weight" and gate in file.tensors:
+        return [("linear_attn.in_proj_qkvz.weight", Reordered(Whole(name), Whole(gate), _by_head(raw)))]
+    if own == "attn_gate.weight":
+        return []
+    if stem.endswith("norm"):
+        return [(_renamed(own, LAYER), Whole(name, change=_minus_one))]
+    return None
+
+
+def _minus_one(values: Tensor) -> Tensor:
+    return values - 1
+
+
+def _by_head(raw: Mapping[str, Any]) -> tuple[int, ...]:
+    """For each key head its rows of queries, keys, values and gates, among those of all heads' queries, of all keys and
+    so on."""
+    heads, width = raw["linear_num_key_heads"], raw["linear_key_head_dim"]
+    values = raw["linear_num_value_heads"] * raw["linear_value_head_dim"] // heads
+    rows, start = [], 0
+    for size in (width, width, values, values):
+        rows.append(torch.arange(start, start + heads * size).view(heads, size))
+        start += heads * size
+    return tuple(torch.cat(rows, dim=1).flatten().tolist())
 
 
 def _gpt2(file: GgufFile) -> Iterator[tuple[str, Part]]:

@@ -14,6 +14,8 @@ from model.grouped import Grouped
 from weights.files import Stored
 from weights.gguf.blocks import dense, dtype_of, grouped, grouped_bytes
 from weights.gguf.reader import GgufFile
+from weights.groups import joined
+from weights.rules import TensorPart
 
 
 class Part(Protocol):
@@ -40,6 +42,7 @@ class Whole:
         rows: those of queries, keys and values in one that are meant.
         transposed: the rules want [in, out].
         shape: the one that the rules want, where the file leaves out an axis of one.
+        change: what the converter did to the values, undone.
     """
 
     name: str
@@ -48,13 +51,14 @@ class Whole:
     rows: range | None = None
     transposed: bool = False
     shape: tuple[int, ...] | None = None
+    change: Callable[[Tensor], Tensor] | None = None
 
     def stored(self, file: GgufFile) -> Stored:
         entry = file.tensors[self.name]
         shape = self._shape(file)
         if self.rows is not None:
             shape = (len(self.rows[: shape[0]]), *shape[1:])
-        size = 0 if self.shape else grouped_bytes(entry.type, shape)
+        size = 0 if self.shape or self.change else grouped_bytes(entry.type, shape)
         if self.transposed and len(shape) > 1:
             shape = (*shape[:-2], shape[-1], shape[-2])
         start = entry.start + (self.expert or 0) * self._size(file)
@@ -65,10 +69,12 @@ class Whole:
         order = self._order(file)
         if order is not None:
             values = values[order]
+        if self.change is not None:
+            values = self.change(values)
         return values.transpose(-1, -2) if self.transposed else values
 
     def grouped(self, file: GgufFile) -> Grouped | None:
-        if self.shape:
+        if self.shape or self.change:
             return None
         found = grouped(file.tensors[self.name].type, self._data(file), self._shape(file))
         order = self._order(file)
@@ -104,37 +110,73 @@ def halves(rows: int, heads: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Interleaved:
-    """Gates and values of all experts as rows in turn, stored [experts, in, out] (gpt-oss); biases [experts, out]."""
+class GateAndUp:
+    """Gates and values of all experts in one, stored [experts, in, out]: one after the other, or output by output in
+    turn (gpt-oss, whose biases [experts, out] too)."""
 
     gate: Whole
     up: Whole
+    interleaved: bool
 
     def stored(self, file: GgufFile) -> Stored:
         one, other = self.gate.stored(file), self.up.stored(file)
         if one.shape != other.shape:
             return replace(one, grouped=0)
         *outer, width = one.shape
-        size = one.grouped + other.grouped if one.grouped and other.grouped else 0
-        return replace(one, shape=(*outer, 2 * width), grouped=size)
+        size = one.grouped + other.grouped if len(outer) == 2 and one.grouped and other.grouped else 0
+        return replace(one, dtype=_either(one, other), shape=(*outer, 2 * width), grouped=size)
 
     def dense(self, file: GgufFile) -> Tensor:
-        return torch.stack([self.gate.dense(file), self.up.dense(file)], dim=-1).flatten(-2)
+        gate, up = self.gate.dense(file), self.up.dense(file)
+        if self.interleaved:
+            return torch.stack([gate, up], dim=-1).flatten(-2)
+        return torch.cat([gate, up], dim=-1)
 
     def grouped(self, file: GgufFile) -> Grouped | None:
-        one, other = self.gate.grouped(file), self.up.grouped(file)
-        if one is None or other is None or (one.values, one.group) != (other.values, other.group):
+        gate, up = self.gate.grouped(file), self.up.grouped(file)
+        if gate is None or up is None or len(gate.shape) != 3:
             return None
-        pair = one, other
+        experts, width, inner = gate.shape
+        first, second = slice(0, width), slice(width, None)
+        if self.interleaved:
+            first, second = slice(0, None, 2), slice(1, None, 2)
+        every = slice(None)
+        parts = [(TensorPart("", (every, first)), gate), (TensorPart("", (every, second)), up)]
+        return joined(parts, torch.Size([experts, 2 * width, inner]))
 
-        def rows(pick: Callable[[Grouped], Tensor | None], axis: int) -> Tensor | None:
-            parts = [part for part in map(pick, pair) if part is not None]
-            return torch.stack(parts, dim=axis).flatten(axis - 1, axis) if len(parts) == 2 else None
 
-        codes, scales = rows(lambda part: part.codes, -2), rows(lambda part: part.scales, -2)
-        assert codes is not None and scales is not None
-        minima, factors = rows(lambda part: part.minima, -2), rows(lambda part: part.factors, -1)
-        return replace(one, codes=codes, scales=scales, minima=minima, factors=factors)
+def _either(one: Stored, other: Stored) -> torch.dtype:
+    """What holds the values of both."""
+    return one.dtype if one.dtype == other.dtype else torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class Reordered:
+    """Two matrices below each other, and the rows in another order."""
+
+    first: Whole
+    second: Whole
+    order: tuple[int, ...]
+
+    def stored(self, file: GgufFile) -> Stored:
+        one, other = self.first.stored(file), self.second.stored(file)
+        rows = one.shape[0] + other.shape[0]
+        if one.shape[1:] != other.shape[1:] or rows != len(self.order):
+            return replace(one, grouped=0)
+        size = one.grouped + other.grouped if one.grouped and other.grouped else 0
+        return replace(one, dtype=_either(one, other), shape=(rows, *one.shape[1:]), grouped=size)
+
+    def dense(self, file: GgufFile) -> Tensor:
+        return torch.cat([self.first.dense(file), self.second.dense(file)])[list(self.order)]
+
+    def grouped(self, file: GgufFile) -> Grouped | None:
+        one, other = self.first.grouped(file), self.second.grouped(file)
+        if one is None or other is None:
+            return None
+        height, inner = one.shape
+        parts = [(TensorPart("", (slice(0, height),)), one), (TensorPart("", (slice(height, None),)), other)]
+        whole = joined(parts, torch.Size([len(self.order), inner]))
+        return None if whole is None else whole.rows(torch.tensor(self.order))
 
 
 @dataclass(frozen=True, slots=True)

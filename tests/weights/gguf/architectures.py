@@ -57,7 +57,7 @@ RAW: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
     "llama, mixtral": LOCAL | {"model_type": "mixtral", "tie_word_embeddings": True},
     "llama, biased": {"model_type": "llama", "attention_bias": True, "head_dim": 20},
-    "qwen2moe": QWEN | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 64, "mlp_only_layers": [1]},
+    "qwen2moe": QWEN | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 64},
     "qwen3": {"model_type": "qwen3", "head_dim": 24, "rope_scaling": YARN},
     "qwen3moe": QWEN | {"model_type": "qwen3_moe", "norm_topk_prob": True},
     "olmoe": {"model_type": "olmoe", "num_experts": 5, "num_experts_per_tok": 2, "head_dim": None},
@@ -88,6 +88,13 @@ RAW: dict[str, dict[str, Any]] = {
     "minimax-m2": LOCAL | {"model_type": "minimax_m2", "partial_rotary_factor": 0.5},
     "dots1": DEEPSEEK | {"model_type": "dots1", "sliding_window": None},
     "phimoe": LOCAL | {"model_type": "phimoe", "attention_bias": True, "lm_head_bias": True},
+    "llama4": LOCAL
+    | {"model_type": "llama4_text", "num_experts_per_tok": 1, "intermediate_size_mlp": 48, "num_hidden_layers": 4}
+    | {"interleave_moe_layer_step": 2, "attention_chunk_size": 8192},
+    "qwen3next": QWEN
+    | {"model_type": "qwen3_next", "shared_expert_intermediate_size": 64, "partial_rotary_factor": 0.25}
+    | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16}
+    | {"linear_conv_kernel_dim": 4, "norm_topk_prob": True, "num_hidden_layers": 4},
     "gpt2": {"model_type": "gpt2", "tie_word_embeddings": True, "num_key_value_heads": None}
     | dict.fromkeys(("intermediate_size", "rope_theta", "rms_norm_eps", "head_dim")),
 }
@@ -124,6 +131,11 @@ METADATA = {
     "embedding_multiplier": "embedding_scale",
     "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale",
+    "interleave_moe_layer_step": "interleave_moe_layer_step",
+    "linear_conv_kernel_dim": "ssm.conv_kernel",
+    "linear_key_head_dim": "ssm.state_size",
+    "linear_num_key_heads": "ssm.group_count",
+    "linear_num_value_heads": "ssm.time_step_rank",
 }
 SCALING = {
     "rope_type": "rope.scaling.type",
@@ -133,6 +145,8 @@ SCALING = {
     "beta_slow": "rope.scaling.yarn_beta_slow",
 }
 NAMES = [
+    (r"^language_model\.", ""),
+    (r"feed_forward\.", "mlp."),
     (r"model\.embed_tokens|transformer\.wte", "token_embd"),
     (r"model\.norm|transformer\.ln_f", "output_norm"),
     (r"transformer\.wpe", "position_embd"),
@@ -143,6 +157,12 @@ NAMES = [
     (r"self_attn\.([qkv])_proj", r"attn_\1"),
     (r"self_attn\.([qk])_norm", r"attn_\1_norm"),
     (r"self_attn\.o_proj|attn\.c_proj", "attn_output"),
+    (r"linear_attn\.in_proj_ba", "ssm_ba"),
+    (r"linear_attn\.conv1d", "ssm_conv1d"),
+    (r"linear_attn\.dt_bias", "ssm_dt.bias"),
+    (r"linear_attn\.A_log", "ssm_a"),
+    (r"linear_attn\.norm", "ssm_norm"),
+    (r"linear_attn\.out_proj", "ssm_out"),
     (r"attn\.c_attn", "attn_qkv"),
     (r"self_attn\.sinks", "attn_sinks.weight"),
     (r"self_attn\.q_a_proj", "attn_q_a"),
@@ -197,6 +217,11 @@ def metadata_of(name: str) -> dict[str, Any]:
         }
     if raw["model_type"] in ("deepseek_v3", "glm4_moe", "dots1"):
         stated["expert_gating_func"] = 2
+    if arch == "llama4":
+        stated["expert_feed_forward_length"] = raw["intermediate_size"]
+        stated["feed_forward_length"] = raw["intermediate_size_mlp"]
+    if arch == "qwen3next":
+        stated["ssm.inner_size"] = raw["linear_num_value_heads"] * raw["linear_value_head_dim"]
     if arch == "gpt-oss":
         stated["expert_feed_forward_length"] = raw["intermediate_size"]
     if arch == "minimax-m2":
@@ -223,6 +248,8 @@ def _as_converted(raw: Mapping[str, Any], theirs: str, tensor: Tensor) -> dict[s
     own = theirs
     for pattern, new in NAMES:
         own = re.sub(pattern, new, own)
+    if raw["model_type"] == "qwen3_next" and (changed := _qwen3_next(raw, own, tensor)) is not None:
+        return changed
     if raw["model_type"] in ("gpt_oss", "glm4_moe"):
         own = own.replace("ffn_norm", "post_attention_norm")
     layer = own.rpartition("experts.")[0]
@@ -241,15 +268,30 @@ def _as_converted(raw: Mapping[str, Any], theirs: str, tensor: Tensor) -> dict[s
     if "experts.gate_up_proj" in theirs:
         ending = "bias" if theirs.endswith("_bias") else "weight"
         rows = tensor if ending == "bias" else tensor.transpose(-1, -2)
-        return {
-            f"{layer}ffn_gate_exps.{ending}": rows[:, ::2],
-            f"{layer}ffn_up_exps.{ending}": rows[:, 1::2],
-        }
+        parts = (rows[:, ::2], rows[:, 1::2]) if raw["model_type"] == "gpt_oss" else rows.chunk(2, dim=1)
+        return {f"{layer}ffn_{part}_exps.{ending}": each for part, each in zip(("gate", "up"), parts, strict=True)}
     if theirs.endswith("experts.down_proj"):
         return {f"{layer}ffn_down_exps.weight": tensor.transpose(-1, -2)}
     if theirs.endswith("experts.down_proj_bias"):
         return {f"{layer}ffn_down_exps.bias": tensor}
     return {own: tensor.flatten() if "exp_probs_b" in own or "inp_shexp" in own else tensor}
+
+
+def _qwen3_next(raw: Mapping[str, Any], own: str, tensor: Tensor) -> dict[str, Tensor] | None:
+    if own.endswith("ssm_a"):
+        return {own: -tensor.exp()}
+    if own.endswith("conv1d.weight"):
+        return {own: tensor.squeeze()}
+    if own.endswith("norm.weight") and "ssm" not in own:
+        return {own.replace("ffn_norm", "post_attention_norm"): tensor + 1}
+    if "in_proj_qkvz" in own:
+        width, heads = raw["linear_key_head_dim"], raw["linear_num_key_heads"]
+        values = raw["linear_num_value_heads"] // heads * raw["linear_value_head_dim"]
+        parts = tensor.unflatten(0, (heads, -1)).split([width, width, values, values], dim=1)
+        queries, keys, others, gates = (part.flatten(0, 1) for part in parts)
+        layer = own.partition("linear_attn")[0]
+        return {f"{layer}attn_qkv.weight": torch.cat([queries, keys, others]), f"{layer}attn_gate.weight": gates}
+    return None
 
 
 def _granite(own: str, tensor: Tensor) -> dict[str, Tensor]:
