@@ -23,6 +23,7 @@ from engine.types import EngineInfo
 from model.budget import ExpertBudget
 from weights import calibration as files
 from weights.calibration import Calibration
+from weights.folder import model_name
 
 # What looks for further options, in this order.
 TIMING_SHARE = 0.2  # of the time
@@ -66,7 +67,7 @@ def measured(found: Opened, options: Options, extra: Sequence[Found]) -> Calibra
     return Calibration(
         format=files.FORMAT,
         checkpoint=found.checkpoint,
-        model=run.folder.name,
+        model=model_name(run.model),
         version=version("moedial"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=processor(),

@@ -49,7 +49,9 @@ calibrate.__annotations__ = {parameter.name: parameter.annotation for parameter 
 
 
 def expert_set(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name, or a hub id")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, a GGUF file, a bundled model's name, or a hub id")
+    ],
     text: Annotated[list[Path], typer.Option(help="UTF-8 text of the task; repeatable", exists=True, dir_okay=False)],
     keep: Annotated[str, typer.Option(help="Experts of each layer to keep: 25%, or 8")],
     name: Annotated[str, typer.Option(help="The set's name")] = "task",
@@ -62,11 +64,14 @@ def expert_set(
         Path | None,
         typer.Option(help="Where the set goes", file_okay=False, show_default="beside the weights, or a cache folder"),
     ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A folder with the tokenizer, as in serve", exists=True, file_okay=False)
+    ] = None,
 ) -> None:
     """Measure which experts a task's text uses; writes expert-sets/NAME.json, for extract."""
     from calibration.expert_sets import make_set
 
-    found, path = make_set(model, text, keep, name, tokens, other or [], output)
+    found, path = make_set(model, text, keep, name, tokens, other or [], output, tokenizer)
     print(
         f"{found.kept} of {found.num_experts} experts of each layer hold {min(found.mass):.1%} of the gate mass or more"
     )
@@ -87,8 +92,8 @@ def extract(
     from weights.extract import extract as write_extract
     from weights.folder import resolve_model
 
-    folder = resolve_model(model)
-    path = Path(name) if name.endswith(".json") else find(folder, name)
-    found = read(path, checkpoint_hash(folder))
-    write_extract(folder, found, out)
+    source = resolve_model(model)
+    path = Path(name) if name.endswith(".json") else find(source, name)
+    found = read(path, checkpoint_hash(source))
+    write_extract(source, found, out)
     print(f"{out} has {found.kept} of {found.num_experts} experts of each layer")

@@ -28,6 +28,7 @@ from weights.expert_sets import ExpertSet, Loss
 from weights.extract import check_count, check_model, restricted
 from weights.folder import resolve_model
 from weights.load import load_model
+from weights.small_files import TOKENIZER, small_files
 from weights.tokenizer import Tokenizer
 
 LOGIT_BYTES = 128 << 20  # of one pass, in float32: bounds its windows
@@ -66,35 +67,42 @@ def kept_count(keep: str, experts: int) -> int:
 
 
 def make_set(
-    model_name: str, text: Sequence[Path], keep: str, name: str, tokens: int, other: Sequence[Path], output: Path | None
+    model_name: str,
+    text: Sequence[Path],
+    keep: str,
+    name: str,
+    tokens: int,
+    other: Sequence[Path],
+    output: Path | None,
+    tokenizer_folder: Path | None = None,
 ) -> tuple[ExpertSet, Path]:
     """Measure and write a set; returns it and its file. About `tokens` tokens of each kind of text are read.
 
     Raises:
         CheckpointError, InvalidRequest: the model, a text, the count or the name cannot be used.
     """
-    folder = resolve_model(model_name)
-    config, _ = read_config(folder)
+    path = resolve_model(model_name)
+    config, _ = read_config(path)
     check_model(config)
     experts = config.mixtures[0].num_experts
     kept = kept_count(keep, experts)
     check_count(config, kept)
     files.check_name(name)
-    if not (folder / "tokenizer.json").exists():
+    if not small_files(path, tokenizer_folder).has(TOKENIZER):
         raise CheckpointError("--text needs a tokenizer.json beside the weights")
-    tokenizer, length = Tokenizer.load(folder), min(WINDOW, config.context - 1)
+    tokenizer, length = Tokenizer.load(path, tokenizer=tokenizer_folder), min(WINDOW, config.context - 1)
     decide, report = split(read_texts(text, tokenizer, length, tokens))
     others = [window for found in read_texts(other, tokenizer, length, tokens) for window in found] if other else []
-    work = work_folder(folder, output)
-    model, raw = load_model(folder, "auto")
+    work = work_folder(path, output)
+    model, raw = load_model(path, "auto")
     mass_LE = gate_mass(model, decide.windows)
     chosen_LK = mass_LE.sort(dim=-1, descending=True, stable=True).indices[:, :kept].sort(-1).values
     small, _ = restricted(model, raw, chosen_LK.tolist())
     found = ExpertSet(
         format=files.FORMAT,
         name=name,
-        checkpoint=checkpoint_hash(folder),
-        text=", ".join(path.name for path in text),
+        checkpoint=checkpoint_hash(path),
+        text=", ".join(file.name for file in text),
         tokens=decide.tokens,
         num_experts=experts,
         experts=tuple(map(tuple, chosen_LK.tolist())),

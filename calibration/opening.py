@@ -24,8 +24,9 @@ from model.budget import ExpertBudget
 from model.errors import CheckpointError
 from weights import calibration as files
 from weights.config import read_config
-from weights.folder import resolve_model
+from weights.folder import beside, resolve_model
 from weights.repair import neutral_tables
+from weights.small_files import TOKENIZER, small_files
 from weights.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens that are scored in a row, unless the context is shorter
@@ -50,10 +51,10 @@ def opened(options: Options) -> Iterator[Opened]:
     Raises:
         CheckpointError, InvalidRequest: the model, a text, a task or an option cannot be used.
     """
-    folder = resolve_model(options.model)
-    settings = _settings(folder, options)
-    checkpoint = files.checkpoint_hash(folder)
-    work = work_folder(folder, options.output)
+    path = resolve_model(options.model)
+    settings = _settings(path, options)
+    checkpoint = files.checkpoint_hash(path)
+    work = work_folder(path, options.output)
     partial = Partial(work / partials.FILE, _key(options, checkpoint))
     try:
         yield _open(options, settings, checkpoint, work, partial)
@@ -63,12 +64,13 @@ def opened(options: Options) -> Iterator[Opened]:
 
 
 def _open(options: Options, settings: EngineSettings, checkpoint: str, work: Path, partial: Partial) -> Opened:
-    folder, progress = Path(settings.model), Progress()
+    path, progress = Path(settings.model), Progress()
     if partial.resumed:
         progress.say(f"going on from {partial.path}")
-    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
+    has_tokenizer = small_files(path, options.tokenizer).has(TOKENIZER)
+    tokenizer = Tokenizer.load(path, tokenizer=options.tokenizer) if has_tokenizer else None
     tasks = _tasks(options, tokenizer, settings.max_model_len)
-    repair = Tables(*neutral_tables(read_config(folder)[0]))
+    repair = Tables(*neutral_tables(read_config(path)[0]))
     engine, info = build_engine(settings, (repair.scale, repair.shift))
     runner = engine.runner
     assert isinstance(runner, ModelRunner)
@@ -79,7 +81,7 @@ def _open(options: Options, settings: EngineSettings, checkpoint: str, work: Pat
     budgets = [ExpertBudget((count,) * info.experts.layers) for count in counts]
     decide, report = source.windows(engine, scorer, [*budgets, trained], partial, progress)
     run = Run(
-        folder=folder,
+        model=path,
         work=work,
         engine=engine,
         runner=runner,
@@ -104,13 +106,13 @@ def _tasks(options: Options, tokenizer: Tokenizer | None, length: int) -> tuple[
     return tuple(read_task(path, tokenizer, length, most) for path in options.task_files if tokenizer)
 
 
-def work_folder(folder: Path, output: Path | None) -> Path:
-    """Where files are written: `output`, or the checkpoint's folder, or if that is read-only a cache folder.
+def work_folder(model: Path, output: Path | None) -> Path:
+    """Where files are written: `output`, or beside the checkpoint, or if that is read-only a cache folder.
 
     Raises:
         CheckpointError: no such place can be written.
     """
-    places = (output,) if output else (folder, files.cache_folder(folder))
+    places = (output,) if output else (beside(model), files.cache_folder(model))
     for place in places:
         if writable(place):
             return place
@@ -146,21 +148,22 @@ def _key(options: Options, checkpoint: str) -> dict[str, str]:
     }
 
 
-def _settings(folder: Path, options: Options) -> EngineSettings:
+def _settings(path: Path, options: Options) -> EngineSettings:
     """An engine for measuring: nothing is remembered between sequences, and only tokens bound a step.
 
     Raises:
         CheckpointError: the model has no experts to choose among, or predicts no tokens of a text.
         InvalidRequest: a count that it cannot run.
     """
-    config, _ = read_config(folder)
+    config, _ = read_config(path)
     if not config.mixtures:
-        raise CheckpointError(f"{folder} has no mixture-of-experts layers, so there is no count to calibrate")
+        raise CheckpointError(f"{path} has no mixture-of-experts layers, so there is no count to calibrate")
     if config.score_refusal:
-        raise CheckpointError(f"{folder} cannot be calibrated by texts: {config.score_refusal}")
+        raise CheckpointError(f"{path} cannot be calibrated by texts: {config.score_refusal}")
     grid(replace(config, extrapolates=options.allow_extrapolated_experts).experts, options.asked_counts)
     return EngineSettings(
-        model=str(folder),
+        model=str(path),
+        tokenizer=str(options.tokenizer or ""),
         dtype=options.dtype,
         device="cpu",  # tables of repair are changed in place while they are fitted
         allow_extrapolated_experts=options.allow_extrapolated_experts,

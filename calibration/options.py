@@ -24,7 +24,9 @@ def _files(name: str, text: str) -> Any:
 class Options:
     """What to measure, and how."""
 
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name, or a hub id")]
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, a GGUF file, a bundled model's name, or a hub id")
+    ]
     text: Annotated[
         list[Path] | None, _files("--text", "UTF-8 text to score, repeatable; without it the model writes one itself")
     ] = None
@@ -38,6 +40,9 @@ class Options:
     ] = None
     plot: Annotated[
         list[Path] | None, _option("Draw quality against speed into FILE.svg or FILE.png", show_default=False)
+    ] = None
+    tokenizer: Annotated[
+        Path | None, _option("A folder with the tokenizer, as in serve", exists=True, file_okay=False)
     ] = None
     dtype: Annotated[DType, _option("Number format, as in serve")] = "auto"
     quantize: Annotated[Quantize, _option("8-bit weights, as in serve")] = "none"

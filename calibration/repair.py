@@ -91,7 +91,7 @@ def _best(run: Run, counts: Sequence[int]) -> Best:
     first, second = halves(run.decide)
     window_BS = torch.tensor(first.windows)[:, :-1]
     window_BS = window_BS[: max(1, TOKENS // window_BS.shape[1])]
-    model, _ = load_model(run.folder, cast(DType, run.info.dtype))
+    model, _ = load_model(run.model, cast(DType, run.info.dtype))
     best = Best(run, second, counts)
     for tables in _fitted(measure_moments(model, window_BS, counts), run.experts.trained + 1):
         best.offer(tables, counts)

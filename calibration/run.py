@@ -22,7 +22,7 @@ from model.shapes.decoder import DecoderConfig
 class Run:
     """A loaded engine and the text that it is measured on."""
 
-    folder: Path  # of the checkpoint
+    model: Path  # of the checkpoint
     work: Path  # where results go; a search may keep files here
     engine: Engine
     runner: ModelRunner

@@ -46,6 +46,7 @@ from weights.folder import resolve_model
 from weights.groups import KeepGroups, kept_as
 from weights.load import empty_model, load_model, run_dtype
 from weights.repair import LoadedRepair, give_tables, load_repair
+from weights.small_files import TOKENIZER, small_files
 from weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -69,25 +70,26 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
     local = 1 if settings.rank_address else settings.ranks
     threads = settings.threads or max(1, available_cores().value // local)
     torch.set_num_threads(threads)  # for reading the weights
-    folder = resolve_model(settings.model)
-    config, raw = read_config(folder)
+    path = resolve_model(settings.model)
+    config, raw = read_config(path)
     dtype = run_dtype(raw, settings.dtype)
     check(config, settings, dtype)
     cache_blocks(config, settings, dtype)
-    tokenizer = tokenizer_for(folder, config, settings)
+    tokenizer = tokenizer_for(path, config, settings)
     choose.provide(device)
     share, group = None, None
     if settings.ranks > 1:
         from engine.ranks.group import RankGroup  # here, since it imports torch.distributed
 
-        share, group = Share(0, settings.ranks), RankGroup(settings, folder, threads)
-    loaded, calibration_reason = load(folder, settings, tables, share)
+        share, group = Share(0, settings.ranks), RankGroup(settings, path, threads)
+    loaded, calibration_reason = load(path, settings, tables, share)
     parameters = parameter_count(loaded if share is None else empty_model(config, dtype))
     expert_bytes = group.connect(loaded) if group else ()
     kept = kept_as(loaded)
     model, reason = prepare(loaded, settings, threads)
     give_back_freed_memory()
-    engine, blocks = assemble(model, settings, grammars=grammars_for(folder, model.config, tokenizer))
+    grammars = grammars_for(settings.tokenizer or path, model.config, tokenizer)
+    engine, blocks = assemble(model, settings, grammars=grammars)
     load_seconds, described = time.perf_counter() - started, describe(model, settings, kept)
     info = EngineInfo(
         family=raw["model_type"],
@@ -109,16 +111,16 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
 
 
 def load(
-    folder: Path, settings: EngineSettings, tables: tuple[Tensor, Tensor] | None, share: Share | None = None
+    path: Path, settings: EngineSettings, tables: tuple[Tensor, Tensor] | None, share: Share | None = None
 ) -> tuple[Decoder, str]:
     """The decoder, or a rank's part of it, with the repair statistics of its calibration or `tables`, and why the
     calibration is not used."""
-    keep = keep_groups(folder, settings)
+    keep = keep_groups(path, settings)
     with LoadingProgress(settings.terminal_columns) as progress:
-        loaded, _ = load_model(folder, settings.dtype, progress, resolve(settings.device), share, keep)
+        loaded, _ = load_model(path, settings.dtype, progress, resolve(settings.device), share, keep)
     loaded.config = replace(loaded.config, extrapolates=settings.allow_extrapolated_experts)
     if tables is None:
-        repair = load_repair(loaded, folder)
+        repair = load_repair(loaded, path)
     else:
         give_tables(loaded, *tables)
         repair = LoadedRepair(tuple(range(1, loaded.config.experts.trained)))  # the caller finds where it helps
@@ -126,12 +128,12 @@ def load(
     return loaded, repair.reason
 
 
-def keep_groups(folder: Path, settings: EngineSettings) -> KeepGroups | None:
+def keep_groups(path: Path, settings: EngineSettings) -> KeepGroups | None:
     """What is asked of quantised weights in the checkpoint: to stay so where the backend multiplies them, unless the
     settings ask for another format."""
     if settings.quantize != "none" or settings.dtype != "auto":
         return None
-    config, raw = read_config(folder)
+    config, raw = read_config(path)
     return backend_for(config, settings, run_dtype(raw, settings.dtype)).groups
 
 
@@ -156,24 +158,25 @@ def backend_for(config: DecoderConfig, settings: EngineSettings, dtype: torch.dt
     return backend
 
 
-def tokenizer_for(folder: Path, config: DecoderConfig, settings: EngineSettings) -> Tokenizer | None:
-    """The checkpoint's tokenizer; None where it has none.
+def tokenizer_for(path: Path, config: DecoderConfig, settings: EngineSettings) -> Tokenizer | None:
+    """The tokenizer of the checkpoint at `path`, or the one in its place; None where it has none.
 
     Raises:
         CheckpointError: it is damaged, or has ids outside the model's vocabulary.
     """
-    if not (folder / "tokenizer.json").exists():
+    other = Path(settings.tokenizer) if settings.tokenizer else None
+    if not small_files(path, other).has(TOKENIZER):
         return None
-    tokenizer = Tokenizer.load(folder, settings.generation_config == "auto")
+    tokenizer = Tokenizer.load(path, settings.generation_config == "auto", other)
     if beyond := tokenizer.check_ids(config.vocabulary):
         log.warning("%d special tokens have no embedding; a prompt that holds one is refused", len(beyond))
     return tokenizer
 
 
-def grammars_for(folder: Path, config: DecoderConfig, tokenizer: Tokenizer | None) -> GrammarCompiler | None:
+def grammars_for(path: Path | str, config: DecoderConfig, tokenizer: Tokenizer | None) -> GrammarCompiler | None:
     """The grammar compiler for a checkpoint's vocabulary; None if it has no tokenizer or no end-of-text token."""
     ends = tokenizer.eos_ids if tokenizer else ()
-    return GrammarCompiler(str(folder / "tokenizer.json"), config.vocabulary, ends) if ends else None
+    return GrammarCompiler(str(path), config.vocabulary, ends) if ends else None
 
 
 def compute_one_token(engine: Engine, info: EngineInfo) -> None:

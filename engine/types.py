@@ -224,7 +224,8 @@ class EngineSettings:
     The server's settings take their types and defaults from here (`server/settings.py`).
     """
 
-    model: str  # a folder that exists
+    model: str  # a folder or a GGUF file that exists
+    tokenizer: str = ""  # a folder with the tokenizer to use instead of the model's own
     dtype: DType = "auto"
     allow_extrapolated_experts: bool = False  # allow counts that a family's router was not made for
     device: str = "auto"  # or "cpu", "cuda", "cuda:n"; auto: a GPU if there is one

@@ -42,6 +42,7 @@ from server.state import ServerState
 from server.tracing import Tracing
 from weights.folder import read_card, resolve_model
 from weights.generation import sampling_defaults
+from weights.small_files import GENERATION, small_files
 from weights.tokenizer import Tokenizer
 
 log = structlog.get_logger("server")
@@ -118,15 +119,15 @@ def load(settings: Settings) -> FastAPI:
     """The app with everything of its models except weights, which engine processes load once the app starts."""
     if settings.models:
         return app_of(host_models(settings, open_service, engine_for), tracing_of(settings))
-    folder = resolve_model(settings.model)
-    service = open_service(settings, folder, engine_for(settings, folder), Access.read(settings))
+    model = resolve_model(settings.model)
+    service = open_service(settings, model, engine_for(settings, model), Access.read(settings))
     return app_of(service, tracing_of(settings))
 
 
-def engine_for(settings: Settings, folder: Path) -> EngineClient:
+def engine_for(settings: Settings, model: Path) -> EngineClient:
     """The client of an engine process that has not been started."""
     return EngineClient(
-        settings.engine_settings(folder), hang_seconds=settings.hang_seconds, load_timeout=settings.load_timeout
+        settings.engine_settings(model), hang_seconds=settings.hang_seconds, load_timeout=settings.load_timeout
     )
 
 
@@ -134,20 +135,20 @@ def tracing_of(settings: Settings) -> Tracing | None:
     return Tracing.from_environment() if settings.otel else None
 
 
-def open_service(settings: Settings, folder: Path, engine: EngineProtocol, access: Access) -> Service:
+def open_service(settings: Settings, model: Path, engine: EngineProtocol, access: Access) -> Service:
     """The service of one model, with everything that its small files say.
 
     Raises:
         CheckpointError: one of them is damaged.
     """
-    tokenizer = Tokenizer.load(folder, settings.generation_config == "auto")
-    defaults = defaults_of(settings, folder)
-    chat = SandboxedTemplate.load(folder)
+    tokenizer = Tokenizer.load(model, settings.generation_config == "auto", settings.tokenizer_folder)
+    defaults = defaults_of(settings, model)
+    chat = SandboxedTemplate.load(settings.tokenizer_folder or model)
     dialect = dialect_of(settings, chat, tokenizer)
-    calibration = load_calibration(folder, settings.name)
+    calibration = load_calibration(model, settings.name)
     if settings.brownout and calibration.calibration is None:  # before minutes of loading
         raise CheckpointError(f"--brownout needs a calibration: {calibration.reason}")
-    card, sets = read_card(folder), load_sets(folder)
+    card, sets = read_card(model), load_sets(model)
     return Service(settings, engine, tokenizer, chat, card, defaults, dialect, calibration, sets, access)
 
 
@@ -159,18 +160,19 @@ def dialect_of(settings: Settings, chat: SandboxedTemplate | None, tokenizer: To
     return dialect_named(settings.dialect, tokenizer.specials, tokenizer.added, template)
 
 
-def defaults_of(settings: Settings, folder: Path) -> dict[str, Any]:
+def defaults_of(settings: Settings, model: Path) -> dict[str, Any]:
     """The checkpoint's own sampling defaults, checked as those of a request are.
 
     Raises:
         CheckpointError: names the value that is out of its range.
     """
-    defaults = sampling_defaults(folder) if settings.generation_config == "auto" else {}
+    files = small_files(model, settings.tokenizer_folder)
+    defaults = sampling_defaults(files) if settings.generation_config == "auto" else {}
     try:
         validate(GenerationBody, defaults)
     except InvalidRequest as error:
         reason = f"{error.message}; --generation-config none ignores the file"
-        raise CheckpointError(f"{folder / 'generation_config.json'}: {reason}") from None
+        raise CheckpointError(f"{model / GENERATION}: {reason}") from None
     if defaults:
         log.info("sampling defaults of the checkpoint", **defaults)
     return defaults

@@ -26,6 +26,7 @@ from server.configuration.options import (
 )
 from server.configuration.variables import refuse_unknown
 from server.json_limits import JsonLimits
+from weights.folder import model_name
 
 LEAST_BROWNOUT_ITL = 1.2
 
@@ -198,10 +199,16 @@ class Settings(ModelSettings):
 
     @cached_property
     def name(self) -> str:
-        """The model's name in the API. Of a folder's path only the last part leaves the machine."""
+        """The model's name in the API. Of a path only the last part leaves the machine."""
         if self.served_name:
             return self.served_name
-        return Path(self.model).resolve().name if Path(self.model).is_dir() else self.model
+        path = Path(self.model).expanduser()
+        return model_name(path.resolve()) if path.exists() else self.model
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder that --tokenizer names; None: the model's own tokenizer is used."""
+        return Path(self.tokenizer).expanduser() if self.tokenizer else None
 
     @property
     def loaded_at_start(self) -> tuple[str, ...]:
@@ -235,8 +242,8 @@ class Settings(ModelSettings):
     def json_limits(self) -> JsonLimits:
         return JsonLimits(self.max_json_depth, self.max_json_values, self.max_json_objects)
 
-    def engine_settings(self, folder: Path) -> EngineSettings:
-        own = {"model": str(folder), "aliases": dict(self.aliases), "log_format": self.line_format}
+    def engine_settings(self, model: Path) -> EngineSettings:
+        own = {"model": str(model), "aliases": dict(self.aliases), "log_format": self.line_format}
         names = {field.name for field in fields(EngineSettings)} - own.keys()
         shared = {name: getattr(self, name) for name in names}
         return EngineSettings(**shared | own)

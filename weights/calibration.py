@@ -1,8 +1,9 @@
 """The calibration of a checkpoint: what each expert count costs and keeps, as measured; how it is stored and checked.
 
-A calibration lies beside the weights as `calibration.json`, or in a cache folder where that is read-only, and belongs
-to one checkpoint, which its hash names. `repair.safetensors` beside it holds the statistics of `RoutingRule.repair`.
-Not here: how anything is measured (see the package `calibration`). No torch: the HTTP process reads it.
+A calibration lies beside the weights as `calibration.json` (see `weights.folder.beside`), or in a cache folder where
+that is read-only, and belongs to one checkpoint, which its hash names. `repair.safetensors` beside it holds the
+statistics of `RoutingRule.repair`. Not here: how anything is measured (see the package `calibration`). No torch: the
+HTTP process reads it.
 """
 
 import hashlib
@@ -13,6 +14,8 @@ import msgspec
 
 from model.budget import ExpertBudget, Normaliser, RoutingRule
 from model.errors import CheckpointError
+from weights.folder import beside
+from weights.small_files import small_files
 
 FORMAT = 1
 FILE, REPAIR_FILE = "calibration.json", "repair.safetensors"
@@ -128,27 +131,27 @@ def read(path: Path, checkpoint: str) -> Calibration:
     return found
 
 
-def find(folder: Path) -> Path | None:
-    """Where the calibration of the checkpoint in `folder` lies: beside it, else in the cache; None: nowhere."""
-    places = (folder, cache_folder(folder))
+def find(model: Path) -> Path | None:
+    """Where the calibration of the checkpoint at `model` lies: beside it, else in the cache; None: nowhere."""
+    places = (beside(model), cache_folder(model))
     return next((place / FILE for place in places if (place / FILE).is_file()), None)
 
 
-def cache_folder(folder: Path) -> Path:
+def cache_folder(model: Path) -> Path:
     """Where a calibration goes if the checkpoint's own folder is read-only."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return base / "moedial" / "calibration" / f"{folder.name}-{name}"
+    name = hashlib.sha256(str(model.resolve()).encode()).hexdigest()[:16]
+    return base / "moedial" / "calibration" / f"{model.name}-{name}"
 
 
-def checkpoint_hash(folder: Path) -> str:
+def checkpoint_hash(model: Path) -> str:
     """SHA-256 of a checkpoint: config.json, and the names, sizes and contents of its weight files.
 
     Of more than `WHOLE_BYTES` of weights, evenly spaced parts stand for the contents.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    files = sorted(folder.glob("*.safetensors"))
-    files = [file for file in files if file.name != REPAIR_FILE]
+    small = small_files(model)
+    digest = hashlib.sha256(small.config_bytes)
+    files = [file for file in small.weight_files if file.name != REPAIR_FILE]
     whole = sum(file.stat().st_size for file in files) <= WHOLE_BYTES
     for file in files:
         size = file.stat().st_size

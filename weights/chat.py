@@ -10,15 +10,14 @@ from typing import Any
 from jinja2 import Template, TemplateError
 
 from model.errors import CheckpointError, InvalidRequest
-from weights.folder import read_json, read_text
 from weights.sandbox import environment, literals, read_names
+from weights.small_files import TOKENIZER, TOKENIZER_CONFIG, SmallFiles, small_files
 from weights.special_tokens import escape_specials
 from weights.tokenizer import token_text
 
 HERE = "CONTINUE_FINAL_MESSAGE_HERE"  # stands at the end of a message that is to be continued
 MAX_OUTPUT = 4 * 1024 * 1024  # characters
 MAX_PIECES = 1_000_000
-MAX_SOURCE = 1 << 20  # bytes of a template's file
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TRUSTED = ("system", "assistant")  # roles that an application and its model speak in
 _FAULTS = (TemplateError, TypeError, AttributeError, ValueError, ArithmeticError, LookupError, RecursionError)
@@ -51,23 +50,25 @@ class ChatTemplate:
         self._controls = (*special_strings, *named)
 
     @classmethod
-    def load(cls, folder: Path) -> "ChatTemplate | None":
-        """The checkpoint's template; None if it has none, or several and none of them the default.
+    def load(cls, model: Path) -> "ChatTemplate | None":
+        """The checkpoint's template; None if it has none, or several and none of them the default. `model` may be a
+        folder with a tokenizer alone.
 
         Raises:
             CheckpointError: the template, or a file it needs, cannot be read or parsed.
         """
-        config = _json(folder / "tokenizer_config.json")
+        files = small_files(model)
+        config = files.optional(TOKENIZER_CONFIG)
         try:
-            sources = _sources(folder, config)
+            sources = _sources(files, config)
             if "default" not in sources:
                 return None
-            variables = _variables(_json(folder / "special_tokens_map.json") | config)
-            added = _json(folder / "tokenizer.json").get("added_tokens", [])
+            variables = _variables(files.optional("special_tokens_map.json") | config)
+            added = files.optional(TOKENIZER).get("added_tokens", [])
             specials, others = (_texts(added, special) for special in (True, False))
             return cls(sources["default"], specials, variables, others, sources.get("tool_use"))
         except (*_FAULTS, OSError, SyntaxError) as error:  # jinja2 compiles a stray break to Python's
-            raise CheckpointError(f"{folder}: the chat template cannot be parsed: {error}") from None
+            raise CheckpointError(f"{model}: the chat template cannot be parsed: {error}") from None
 
     def render(
         self,
@@ -121,14 +122,12 @@ def _bounded(template: Template, variables: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def _sources(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+def _sources(files: SmallFiles, config: dict[str, Any]) -> dict[str, str]:
     """Templates by name. A file of its own wins over chat_template.json, which wins over tokenizer_config.json."""
-    own = folder / "chat_template.jinja"
-    files = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    files |= {"default": own} if own.exists() else {}
-    legacy = _json(folder / "chat_template.json").get("chat_template")
-    named = {} if own.exists() else _by_name(config.get("chat_template") if legacy is None else legacy)
-    return named | {name: read_text(path, MAX_SOURCE) for name, path in files.items()}
+    own = files.templates
+    legacy = files.optional("chat_template.json").get("chat_template")
+    named = {} if "default" in own else _by_name(config.get("chat_template") if legacy is None else legacy)
+    return named | own
 
 
 def _by_name(value: Any) -> dict[str, str]:
@@ -158,7 +157,3 @@ def _variables(config: dict[str, Any]) -> dict[str, Any]:
     """bos_token, eos_token and the like, as strings."""
     texts = {name: token_text(config.get(name)) for name in _NAMED}
     return {name: text for name, text in texts.items() if text}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}

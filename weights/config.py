@@ -13,16 +13,16 @@ from typing import Any
 from model.config_reader import ConfigReader, check_numbers
 from model.errors import CheckpointError
 from model.shapes.decoder import DecoderConfig
-from weights.folder import read_json
+from weights.small_files import CONFIG, small_files
 
 
-def read_config(folder: Path) -> tuple[DecoderConfig, dict[str, Any]]:
-    """The decoder's shape and the raw config.json.
+def read_config(model: Path) -> tuple[DecoderConfig, dict[str, Any]]:
+    """The decoder's shape and the raw config.json; the one that a GGUF file's metadata stands for.
 
     Raises:
         CheckpointError: see `decoder_config`.
     """
-    raw = read_json(folder / "config.json")
+    raw = small_files(model).json(CONFIG)
     return decoder_config(raw), raw
 
 

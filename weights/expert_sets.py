@@ -12,7 +12,7 @@ import msgspec
 
 from model.errors import CheckpointError, InvalidRequest
 from weights.calibration import cache_folder
-from weights.folder import read_text
+from weights.folder import beside, read_text
 
 FORMAT = 1
 FOLDER = "expert-sets"
@@ -76,23 +76,23 @@ def write(found: ExpertSet, folder: Path) -> Path:
     return path
 
 
-def find(folder: Path, name: str) -> Path:
-    """Where the set of this name lies: beside the checkpoint in `folder`, else in the cache.
+def find(model: Path, name: str) -> Path:
+    """Where the set of this name lies: beside the checkpoint at `model`, else in the cache.
 
     Raises:
         InvalidRequest: this is no name of a set.
         CheckpointError: there is none.
     """
-    places = [place / FOLDER / f"{check_name(name)}.json" for place in (folder, cache_folder(folder))]
+    places = [place / FOLDER / f"{check_name(name)}.json" for place in (beside(model), cache_folder(model))]
     for place in places:
         if place.is_file():
             return place
-    raise CheckpointError(f"{folder} has no expert set {name!r}; `moedial expert-set` makes one")
+    raise CheckpointError(f"{model} has no expert set {name!r}; `moedial expert-set` makes one")
 
 
-def every(folder: Path) -> dict[str, Path]:
-    """All sets of the checkpoint in `folder` by their names: those beside it, and those in the cache."""
-    places = [place / FOLDER for place in (cache_folder(folder), folder)]
+def every(model: Path) -> dict[str, Path]:
+    """All sets of the checkpoint at `model` by their names: those beside it, and those in the cache."""
+    places = [place / FOLDER for place in (cache_folder(model), beside(model))]
     paths = [path for place in places for path in sorted(place.glob("*.json")) if _NAME.fullmatch(path.stem)]
     return {path.stem: path for path in paths}
 

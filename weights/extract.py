@@ -5,7 +5,6 @@ logits of all others were minus infinity. Not here: how a set is chosen or store
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,9 +21,12 @@ from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import TopK
 from weights.config import decoder_config, read_config
 from weights.expert_sets import ExpertSet
-from weights.files import SINGLE, TensorFiles
+from weights.files import SINGLE
 from weights.load import empty_model, load_model
+from weights.open_tensors import open_tensors
 from weights.save import tensors
+from weights.small_files import small_files
+from weights.source import TensorSource
 
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # of config.json
 COPIED = (
@@ -91,38 +93,40 @@ def restricted(
     return small.eval().requires_grad_(False), smaller
 
 
-def extract(folder: Path, found: ExpertSet, out: Path) -> None:
-    """Write the checkpoint in `folder` to `out`, a new or an empty folder, with the experts of the set alone.
+def extract(model: Path, found: ExpertSet, out: Path) -> None:
+    """Write the checkpoint at `model` to `out`, a new or an empty folder, with the experts of the set alone.
 
     Raises:
         CheckpointError: the set does not fit the model, or there is something in `out`.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists; extract writes to a new folder")
-    config, _ = read_config(folder)
+    config, raw = read_config(model)
     check_model(config)
     if found.num_experts != (experts := config.mixtures[0].num_experts):
         raise CheckpointError(f"expert set {found.name!r} is of {found.num_experts} experts, the model has {experts}")
-    small, smaller = restricted(*load_model(folder, "float32"), found.experts)
+    small, smaller = restricted(*load_model(model, "float32"), found.experts)
     out.mkdir(parents=True, exist_ok=True)
+    files = small_files(model)
     for name in COPIED:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, out / name)
+        if files.has(name):
+            (out / name).write_text(files.text(name))
     (out / "config.json").write_text(json.dumps(smaller, indent=2) + "\n")
-    save_file(_as_stored(tensors(small, smaller["model_type"]), folder), out / SINGLE, metadata={"format": "pt"})
+    with open_tensors(model, raw) as source:
+        written = _as_stored(tensors(small, smaller["model_type"]), source)
+    save_file(written, out / SINGLE, metadata={"format": "pt"})
     (out / SINGLE).chmod(0o644)  # the library writes for the owner alone
 
 
-def _as_stored(written: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+def _as_stored(written: Mapping[str, Tensor], source: TensorSource) -> dict[str, Tensor]:
     """Tensors in the number format that the checkpoint has those of their names in; where it has none of this name, or
     a quantised one, in the format of most bytes of the others."""
     stored: dict[str, torch.dtype] = {}
     size: Counter[torch.dtype] = Counter()
-    with TensorFiles(folder) as files:
-        for name, each in files.stored.items():
-            if each.dtype in WIDE:
-                stored[name] = each.dtype
-                size[each.dtype] += each.bytes
+    for name, each in source.stored.items():
+        if each.dtype in WIDE and not each.grouped:
+            stored[name] = each.dtype
+            size[each.dtype] += each.bytes
     other = max(size, key=size.__getitem__, default=torch.bfloat16)
     return {name: tensor.to(stored.get(name, other)).clone() for name, tensor in written.items()}
 

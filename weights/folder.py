@@ -1,4 +1,4 @@
-"""Finds a model: a folder, the name of a bundled model, or a hub id. Also reads its card and other small files.
+"""Finds a model: a folder, a GGUF file, the name of a bundled model, or a hub id. Also reads its card and other files.
 
 Torch-free, so that the HTTP process may use it. It does not read weights.
 """
@@ -15,6 +15,9 @@ from model.errors import CheckpointError
 BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT = "infinity-stories"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+GGUF = ".gguf"
+PART = re.compile(r"-\d{5}-of-\d{5}$")  # of a file in parts, before .gguf
+LATER_PART = re.compile(r".*-(?!00001)\d{5}-of-\d{5}\.gguf")
 MAX_JSON = 100 * 1024 * 1024
 _WANTED = ["*.json", "*.safetensors", "*.jinja"]
 
@@ -30,7 +33,7 @@ def compared_models() -> list[str]:
 
 
 def resolve_model(name: str) -> Path:
-    """The folder of a model, given as a bundled name, a path, or a hub id `owner/name`.
+    """The folder or the GGUF file of a model, given as a bundled name, a path, or a hub id `owner/name`.
 
     A hub id is looked up in the local cache first when `HF_HUB_OFFLINE` is set, and when the hub cannot be reached.
 
@@ -39,13 +42,47 @@ def resolve_model(name: str) -> Path:
     """
     if name in bundled_models():
         return BUNDLED / name
-    folder = Path(os.path.expanduser(name))
-    if folder.is_dir():
-        return folder
+    path = Path(os.path.expanduser(name))
+    if path.is_dir():
+        return _gguf_inside(path) or path
+    if path.is_file() and path.suffix == GGUF:
+        return path
     if _HUB_ID.fullmatch(name) and not name.startswith(("./", "../", "~")):
         return _download(name)
     known = ", ".join(bundled_models()) or "none"
-    raise CheckpointError(f"model {name!r} is neither a bundled model ({known}), nor a folder, nor a hub id")
+    raise CheckpointError(
+        f"model {name!r} is neither a bundled model ({known}), nor a folder, nor a {GGUF} file, nor a hub id"
+    )
+
+
+def _gguf_inside(folder: Path) -> Path | None:
+    """The one GGUF file of a folder that has no config.json; of a file in parts the first.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    if (folder / "config.json").exists():
+        return None
+    paths = sorted(path for path in folder.glob(f"*{GGUF}") if not LATER_PART.fullmatch(path.name))
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths[:8])
+        raise CheckpointError(f"{folder} has {len(paths)} GGUF files ({names}); name the one to load")
+    return paths[0] if paths else None
+
+
+def is_gguf(model: Path) -> bool:
+    """Whether a model is a GGUF file, not a folder."""
+    return model.suffix == GGUF and not model.is_dir()
+
+
+def beside(model: Path) -> Path:
+    """The folder of what was measured of a model: its own, or for a GGUF file NAME.gguf the folder NAME.moedial."""
+    return model.with_suffix(".moedial") if is_gguf(model) else model
+
+
+def model_name(model: Path) -> str:
+    """What a model is called by its path: the folder's name, or the file's without .gguf and without its part."""
+    return PART.sub("", model.stem) if is_gguf(model) else model.name
 
 
 def _download(name: str) -> Path:
@@ -63,9 +100,9 @@ def _download(name: str) -> Path:
             raise CheckpointError(f"{name!r} is not a folder here, and the hub has no answer: {first}") from None
 
 
-def read_card(folder: Path) -> dict[str, Any]:
+def read_card(model: Path) -> dict[str, Any]:
     """The measured quality of a checkpoint (`card.json`), or an empty card."""
-    path = folder / "card.json"
+    path = beside(model) / "card.json"
     return read_json(path) if path.exists() else {}
 
 

@@ -1,6 +1,6 @@
-"""Loads a model folder into a decoder that is ready to run. Every tensor and every parameter is accounted for.
+"""Loads a model into a decoder that is ready to run. Every tensor and every parameter is accounted for.
 
-Peak memory is the model, as it runs, plus one tensor, or one parameter that stays quantised. It knows folders and
+Peak memory is the model, as it runs, plus one tensor, or one parameter that stays quantised. It knows names and
 families, not requests.
 """
 
@@ -22,11 +22,11 @@ from model.options import DType
 from model.ranks.share import Share
 from model.shapes.decoder import DecoderConfig
 from weights.config import read_config
-from weights.dequantise import Tensors
-from weights.files import Stored, TensorFiles
+from weights.files import Stored
 from weights.groups import KeepGroups, finite, joined, keepable, kept_as, put
 from weights.memory import check_memory, take_memory
 from weights.names import ignored, rules_for
+from weights.open_tensors import open_tensors
 from weights.rules import Ignore, Rule, TensorPart
 from weights.share import FillPlan, narrowed
 from weights.source import TensorSource
@@ -41,14 +41,14 @@ def no_progress(done: int, total: int) -> None:
 
 
 def load_model(
-    folder: Path,
+    path: Path,
     dtype: DType = "auto",
     progress: ProgressCallback = no_progress,
     device: str = CPU,
     share: Share | None = None,
     keep_groups: KeepGroups | None = None,
 ) -> tuple[Decoder, dict[str, Any]]:
-    """A decoder with the folder's weights, in eval mode, and the raw config.
+    """A decoder with the weights of a folder or a GGUF file, in eval mode, and the raw config.
 
     Args:
         dtype: the run-time dtype; "auto" is the checkpoint's own (float16 becomes bfloat16).
@@ -60,13 +60,12 @@ def load_model(
     Raises:
         CheckpointError: it is damaged, does not fit its config, or does not fit the memory.
     """
-    config, raw = read_config(folder)
+    config, raw = read_config(path)
     model = empty_model(config, run_dtype(raw, dtype))
     names = keep_groups(model) if keep_groups and device == CPU else ()
     if share is None:
         check_memory(model, device, {name: model.get_parameter(name).numel() // 2 for name in names})
-    with TensorFiles(folder) as files, torch.no_grad():
-        tensors = Tensors(files, raw.get("quantization_config"))
+    with open_tensors(path, raw) as tensors, torch.no_grad():
         plan = _plan(model, rules_for(raw["model_type"], config), tensors.stored)
         _refuse(_find_faults(model, plan, tensors, ignored(raw)))
         if share is not None:

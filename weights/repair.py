@@ -36,20 +36,20 @@ class LoadedRepair:
     reason: str = ""  # empty: it is used, or there is none
 
 
-def load_repair(model: Decoder, folder: Path) -> LoadedRepair:
+def load_repair(model: Decoder, path: Path) -> LoadedRepair:
     """Give the layers of a loaded decoder the repair statistics of its calibration, if there are any that fit."""
     try:
-        return _load(model, folder)
+        return _load(model, path)
     except (CheckpointError, OSError) as error:
         log.warning("the calibration is not used: %s", error)
         return LoadedRepair(reason=str(error))
 
 
-def _load(model: Decoder, folder: Path) -> LoadedRepair:
-    path = find(folder)
+def _load(model: Decoder, checkpoint: Path) -> LoadedRepair:
+    path = find(checkpoint)
     if path is None:
         return LoadedRepair()
-    calibration = read(path, checkpoint_hash(folder))
+    calibration = read(path, checkpoint_hash(checkpoint))
     if not calibration.repair_hash:
         return LoadedRepair()
     give_tables(model, *read_tables(path.with_name(REPAIR_FILE), model.config, calibration.repair_hash))

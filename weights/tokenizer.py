@@ -1,4 +1,4 @@
-"""The tokenizer: `tokenizer.json` and the `tokenizers` library. Torch-free, since the HTTP process uses it.
+"""The tokenizer: a `tokenizer.json` and the `tokenizers` library. Torch-free, since the HTTP process uses it.
 
 Special-token strings that a user typed are ordinary text, in prompts and in messages (`weights/special_tokens.py`).
 It does not know templates, requests or stop strings.
@@ -16,8 +16,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.processors import TemplateProcessing
 
 from model.errors import CheckpointError, InvalidRequest
-from weights.folder import read_json, read_text
 from weights.generation import read_eos_ids
+from weights.small_files import TOKENIZER, TOKENIZER_CONFIG, small_files
 from weights.special_tokens import MARK, escape_specials
 from weights.token_bytes import IncrementalDecoder, TokenBytes
 from weights.token_count_bound import NO_BOUND, TokenCountBound, bound_of
@@ -61,18 +61,18 @@ class Tokenizer:
         self.eos_ids, self.named = eos_ids, named
 
     @classmethod
-    def load(cls, folder: Path, generation_config: bool = True) -> "Tokenizer":
+    def load(cls, model: Path, generation_config: bool = True, tokenizer: Path | None = None) -> "Tokenizer":
         """Read `tokenizer.json`, what tokenizer_config.json adds to it, and the end-of-sequence ids.
+
+        Args:
+            tokenizer: a folder whose tokenizer is read instead of the model's own.
 
         Raises:
             CheckpointError: a file is missing or damaged.
         """
-        path = folder / "tokenizer.json"
-        if not path.exists():
-            raise CheckpointError(f"{path} does not exist")
-        config = _config(folder)
+        files = small_files(model, tokenizer)
+        raw, config = files.text(TOKENIZER), files.optional(TOKENIZER_CONFIG)
         try:
-            raw = read_text(path)
             data = json.loads(raw)
             bound = bound_of(data)
             backend = _ready(Backend.from_str(raw), config)
@@ -82,9 +82,9 @@ class Tokenizer:
         except (CheckpointError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises bare Exception, and its panics are not even that
-            raise CheckpointError(f"{path} cannot be read: {error}") from None
+            raise CheckpointError(f"{tokenizer or model}: {TOKENIZER} cannot be read: {error}") from None
         own = backend.token_to_id(token_text(config.get("eos_token")) or "")
-        ends = (*read_eos_ids(folder, generation_config), *([] if own is None else [own]))
+        ends = (*read_eos_ids(files, generation_config), *([] if own is None else [own]))
         named = {name: text for name in NAMED if (text := token_text(config.get(name))) is not None}
         if ends and (text := backend.id_to_token(ends[0])) is not None:
             named.setdefault("eos_token", text)
@@ -192,11 +192,6 @@ def token_text(value: Any) -> str | None:
     """A token of tokenizer_config.json: its text, or an object that holds it."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    return read_json(path) if path.exists() else {}
 
 
 def _ready(backend: Backend, config: dict[str, Any]) -> Backend:

@@ -22,7 +22,7 @@ RETRY_SECONDS = 30.0  # before a grammar that timed out, perhaps because the mac
 
 
 class GrammarCompiler:
-    """Compiles grammars for one vocabulary. `tokenizer` is a tokenizer.json.
+    """Compiles grammars for one vocabulary. `tokenizer` is a path: a folder with a tokenizer.json, or a GGUF file.
 
     A grammar is used only after the validator process has compiled it in time (`engine/grammars/validator.py`). Recent
     results, good and bad, are cached; compiled grammars are kept in the process that uses them

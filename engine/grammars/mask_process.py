@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ from engine.grammars.mask_messages import (
     frame,
 )
 from engine.grammars.validator import LIMITS, MEMORY
+from weights.small_files import TOKENIZER, small_files
 
 KEPT_BYTES = 256 << 20  # of cached compiled grammars, in addition to those in use
 EVICT_SECONDS = 0.05  # between two checks of the memory in use
@@ -218,7 +220,7 @@ def main() -> None:
     vocabulary, ends = int(size), [int(end) for end in end_ids]
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.nice(int(niceness))
-    tokenizer = LLTokenizer(path, n_vocab=vocabulary, eos_token=ends)
+    tokenizer = LLTokenizer(small_files(Path(path)).text(TOKENIZER), n_vocab=vocabulary, eos_token=ends)
     with socket.socket(fileno=int(descriptor)) as sock:
         waker, woken = socket.socketpair()
         server = MaskServer(

@@ -10,12 +10,14 @@ import select
 import struct
 import subprocess
 import sys
+from pathlib import Path
 from typing import IO
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from engine import parent
 from engine.environment import child_environment
+from weights.small_files import TOKENIZER, small_files
 
 LIMITS = LLParserLimits(
     max_grammar_size=200_000,
@@ -99,7 +101,8 @@ def main() -> None:
     parent.die_with_parent()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     path, vocabulary, *ends = sys.argv[1:]
-    tokenizer = LLTokenizer(path, n_vocab=int(vocabulary), eos_token=[int(end) for end in ends])
+    text = small_files(Path(path)).text(TOKENIZER)
+    tokenizer = LLTokenizer(text, n_vocab=int(vocabulary), eos_token=[int(end) for end in ends])
     _write("")
     try:
         while True:

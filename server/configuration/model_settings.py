@@ -35,7 +35,9 @@ class ModelSettings(BaseSettings):
         hide_input_in_errors=True,  # which may be a key
     )
 
-    model: str = option(DEFAULT, "Model", "A folder, the name of a bundled model, or a Hugging Face hub id")
+    model: str = option(
+        DEFAULT, "Model", "A folder, a GGUF file, the name of a bundled model, or a Hugging Face hub id"
+    )
     models: FoldersByName = option(
         {},
         "Model",
@@ -50,6 +52,12 @@ class ModelSettings(BaseSettings):
         ge=0,
     )
     preload: Words = option((), "Model", "Which of --models are loaded at start, comma-separated; empty: the first")
+    tokenizer: str = option(
+        ENGINE.tokenizer,
+        "Model",
+        "A folder with a tokenizer.json that is used instead of the model's own, with its tokenizer_config.json, chat "
+        "template and, where it has one, generation_config.json; for GGUF files whose tokenizer is not known",
+    )
     served_name: str = option("", "Model", "The model's name in the API; by default the last part of --model")
     default_num_experts: int = option(
         ENGINE.default_num_experts, "Model", "Experts per token when a request does not say; 0: as trained", ge=0
@@ -237,7 +245,7 @@ class ModelSettings(BaseSettings):
             raise ValueError(f"{unknown[0]!r} is none of --models: {', '.join(models)}")
         return value
 
-    @field_validator("served_name")
+    @field_validator("served_name", "tokenizer")
     @classmethod
     def _belongs_to_one_model(cls, value: str, info: ValidationInfo) -> str:
         if value and info.data.get("models"):

@@ -45,17 +45,17 @@ class ServedCalibration:
 UNCALIBRATED = ServedCalibration()
 
 
-def load_calibration(folder: Path, name: str) -> ServedCalibration:
-    """The calibration of the checkpoint in `folder`, which is served as `name`.
+def load_calibration(model: Path, name: str) -> ServedCalibration:
+    """The calibration of the checkpoint at `model`, which is served as `name`.
 
     One that is damaged or of another checkpoint is not used: the log says so, and so does the reason.
     """
     command = f"`moedial calibrate {name}`"
-    path = find(folder)
+    path = find(model)
     if path is None:
         return ServedCalibration(None, f"{name} has no calibration; the operator makes one with {command}")
     try:
-        return ServedCalibration(read(path, checkpoint_hash(folder)), "")
+        return ServedCalibration(read(path, checkpoint_hash(model)), "")
     except CheckpointError as error:
         log.warning("the calibration is not used", reason=str(error))
         shown = str(error).replace(str(path), FILE)  # a path of this machine is nothing for clients

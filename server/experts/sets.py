@@ -66,13 +66,13 @@ class ServedSets:
 NO_SETS = ServedSets()
 
 
-def load_sets(folder: Path) -> ServedSets:
-    """The sets of the checkpoint in `folder`. One that is damaged or of another checkpoint is not used: the log says
+def load_sets(model: Path) -> ServedSets:
+    """The sets of the checkpoint at `model`. One that is damaged or of another checkpoint is not used: the log says
     so, and so does the answer to a request that names it."""
     sets: dict[str, ExpertSet] = {}
     refused: dict[str, str] = {}
-    paths = every(folder)
-    checkpoint = checkpoint_hash(folder) if paths else ""
+    paths = every(model)
+    checkpoint = checkpoint_hash(model) if paths else ""
     for name, path in paths.items():
         try:
             sets[name] = read(path, checkpoint)

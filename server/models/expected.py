@@ -13,13 +13,13 @@ from weights.config import read_config
 from weights.sizes import weight_size
 
 
-def expected_models(service: Service, folder: Path) -> ServedModels:
+def expected_models(service: Service, model: Path) -> ServedModels:
     """The model and its aliases; what only an engine can tell is empty.
 
     Raises:
         CheckpointError: config.json cannot be served, or the operator's counts do not fit it.
     """
-    settings, info = service.settings, _info(service.settings, folder)
+    settings, info = service.settings, _info(service.settings, model)
     sources = (service.card, int(time.time()), service.calibration, service.sets)
     try:
         return ServedModels.build(settings, info, *sources)
@@ -27,15 +27,15 @@ def expected_models(service: Service, folder: Path) -> ServedModels:
         raise CheckpointError(f"the model {settings.name!r}: {error.message}") from None
 
 
-def _info(settings: Settings, folder: Path) -> EngineInfo:
-    config, raw = read_config(folder)
+def _info(settings: Settings, model: Path) -> EngineInfo:
+    config, raw = read_config(model)
     experts = replace(config, extrapolates=settings.allow_extrapolated_experts).experts
     mixture = config.mixtures[0] if config.mixtures else None
     stored = str(raw.get("dtype") or raw.get("torch_dtype") or "float32")
     return EngineInfo(
         family=raw["model_type"],
         dtype=stored.removeprefix("torch.") if settings.dtype == "auto" else settings.dtype,
-        parameters=weight_size(folder, settings.dtype).parameters,
+        parameters=weight_size(model, settings.dtype).parameters,
         vocabulary=config.vocabulary,
         max_model_len=settings.max_model_len or config.context,
         experts=experts,

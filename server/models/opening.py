@@ -34,11 +34,11 @@ def host_models(settings: Settings, open_service: OpenService, engine_for: Engin
 
 
 def _hosted(settings: Settings, access: Access, open_service: OpenService, engine_for: EngineFor) -> HostedModel:
-    folder = resolve_model(settings.model)
-    engine = ReloadableEngine(partial(engine_for, settings, folder))
-    service = open_service(settings, folder, engine, access)
-    expected = expected_models(service, folder)
-    return HostedModel(service, engine, weight_size(folder, settings.dtype).bytes + settings.kv_cache_bytes, expected)
+    model = resolve_model(settings.model)
+    engine = ReloadableEngine(partial(engine_for, settings, model))
+    service = open_service(settings, model, engine, access)
+    expected = expected_models(service, model)
+    return HostedModel(service, engine, weight_size(model, settings.dtype).bytes + settings.kv_cache_bytes, expected)
 
 
 def _check_memory(settings: Settings, hosted: Sequence[HostedModel]) -> None:

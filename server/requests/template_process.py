@@ -1,4 +1,4 @@
-"""The worker process that renders a chat template: `python -m server.requests.template_process FOLDER SECONDS`.
+"""The worker process that renders a chat template: `python -m server.requests.template_process MODEL SECONDS`.
 
 A sandbox keeps a template from the machine, but not from taking time and memory; a process can be killed. It reads
 conversations from a socket, its standard input, and writes the rendered texts. A conversation that takes more than

@@ -35,26 +35,26 @@ class TemplateWorkerFailed(Exception):
 class SandboxedTemplate:
     """One checkpoint's chat template, with the properties of `weights.chat.ChatTemplate`."""
 
-    def __init__(self, folder: Path, source: str, knows_tools: bool, knows_thinking: bool) -> None:
-        self._folder, self.source = folder, source
+    def __init__(self, model: Path, source: str, knows_tools: bool, knows_thinking: bool) -> None:
+        self._model, self.source = model, source
         self.knows_tools, self.knows_thinking = knows_tools, knows_thinking
         self._idle: list[TemplateWorker] = []
 
     @classmethod
-    def load(cls, folder: Path) -> "SandboxedTemplate | None":
+    def load(cls, model: Path) -> "SandboxedTemplate | None":
         """The template, after it has rendered a sample; None where the checkpoint has none.
 
         Raises:
             CheckpointError: it cannot be read, or the sample takes longer than a conversation may.
         """
         try:
-            worker, about = _start(folder)
+            worker, about = _start(model)
         except TemplateWorkerFailed as failure:
-            raise CheckpointError(f"{folder}: the chat template cannot be read: {failure}") from None
+            raise CheckpointError(f"{model}: the chat template cannot be read: {failure}") from None
         if about is None:
             worker.stop()
             return None
-        made = cls(folder, about["source"], about["knows_tools"], about["knows_thinking"])
+        made = cls(model, about["source"], about["knows_tools"], about["knows_thinking"])
         made._idle.append(worker)
         made._render_sample()
         return made
@@ -82,7 +82,7 @@ class SandboxedTemplate:
         try:
             self._render(SAMPLE, None, True, {})
         except TemplateWorkerFailed as failure:
-            raise CheckpointError(f"{self._folder}: the chat template cannot render one message: {failure}") from None
+            raise CheckpointError(f"{self._model}: the chat template cannot render one message: {failure}") from None
         except InvalidRequest as error:
             log.warning("a sample of one user message was not rendered", reason=error.message)
 
@@ -113,7 +113,7 @@ class SandboxedTemplate:
         while self._idle:
             if (worker := self._idle.pop()).runs:
                 return worker
-        return _start(self._folder)[0]
+        return _start(self._model)[0]
 
 
 def _written(request: dict[str, Any]) -> bytes:
@@ -131,10 +131,10 @@ def _written(request: dict[str, Any]) -> bytes:
 class TemplateWorker:
     """The parent's end of one worker process, which ends with the thread that started it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, model: Path) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "server.requests.template_process", str(folder), str(CPU_SECONDS)]
+            command = [sys.executable, "-m", "server.requests.template_process", str(model), str(CPU_SECONDS)]
             self._process = subprocess.Popen(
                 command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=child_environment()
             )
@@ -171,14 +171,14 @@ class TemplateWorker:
         return self._process.wait()
 
 
-def _start(folder: Path) -> tuple[TemplateWorker, Any]:
+def _start(model: Path) -> tuple[TemplateWorker, Any]:
     """A worker that has compiled the template, and its description of it; None where there is no template.
 
     Raises:
         CheckpointError: the template, or a file it needs, cannot be read or parsed.
         TemplateWorkerFailed: it did not start.
     """
-    worker = TemplateWorker(folder)
+    worker = TemplateWorker(model)
     about = json.loads(worker.exchange(None, START_SECONDS))
     if about is not None and "error" in about:
         worker.stop()

@@ -20,12 +20,13 @@ from engine.types import EngineSettings
 from model.errors import CheckpointError, printable
 from tests.weights.checkpoints import INFINITY, OLMOE, write, write_config
 from tests.weights.words import END, write_tokenizer
-from weights.chat import MAX_SOURCE, ChatTemplate
+from weights.chat import ChatTemplate
 from weights.config import read_config
 from weights.files import INDEX, SINGLE, TensorFiles
 from weights.folder import read_card
 from weights.generation import read_eos_ids, sampling_defaults
 from weights.load import load_model
+from weights.small_files import MAX_TEMPLATE, small_files
 from weights.tokenizer import Tokenizer
 
 VOCABULARY = 315  # of the tokenizer below
@@ -50,10 +51,18 @@ def tensors(folder: Path) -> None:
         pass
 
 
+def end_ids(folder: Path) -> tuple[int, ...]:
+    return read_eos_ids(small_files(folder))
+
+
+def defaults(folder: Path) -> dict[str, Any]:
+    return sampling_defaults(small_files(folder))
+
+
 READERS: list[tuple[str, Callable[[Path], object]]] = [
     ("config.json", read_config),
-    ("config.json", read_eos_ids),
-    ("generation_config.json", sampling_defaults),
+    ("config.json", end_ids),
+    ("generation_config.json", defaults),
     ("card.json", read_card),
     ("tokenizer.json", Tokenizer.load),
     ("tokenizer_config.json", Tokenizer.load),
@@ -90,8 +99,8 @@ def test_only_regular_files_are_read(name: str, read: Callable[[Path], object], 
 
 def test_a_template_file_is_bounded(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text("x" * (MAX_SOURCE + 1))
-    with pytest.raises(CheckpointError, match=f"larger than {MAX_SOURCE} bytes"):
+    (tmp_path / "chat_template.jinja").write_text("x" * (MAX_TEMPLATE + 1))
+    with pytest.raises(CheckpointError, match=f"larger than {MAX_TEMPLATE} bytes"):
         ChatTemplate.load(tmp_path)
 
 
@@ -236,7 +245,7 @@ def _fields(settings: EngineSettings) -> dict[str, Any]:
 def test_too_many_ends_are_refused(tmp_path: Path) -> None:
     write_config(tmp_path, {"eos_token_id": list(range(300))})
     with pytest.raises(CheckpointError, match="has 300 ids; at most 256"):
-        read_eos_ids(tmp_path)
+        read_eos_ids(small_files(tmp_path))
 
 
 @pytest.mark.parametrize("step_ms", [0, 50])

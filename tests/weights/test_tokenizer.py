@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from model.errors import CheckpointError
 from tests.weights.words import ASSISTANT, END, SPECIALS, USER, write_tokenizer
 from weights.generation import read_eos_ids
+from weights.small_files import small_files
 from weights.special_tokens import escape_specials
 from weights.tokenizer import Tokenizer
 
@@ -106,12 +107,12 @@ def test_end_ids_of_all_files_end_a_generation(tmp_path: Path) -> None:
 
 
 def test_end_ids(tmp_path: Path) -> None:
-    assert read_eos_ids(tmp_path) == ()
+    assert read_eos_ids(small_files(tmp_path)) == ()
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 3}))
-    assert read_eos_ids(tmp_path) == (3,)
+    assert read_eos_ids(small_files(tmp_path)) == (3,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 5]}))
-    assert read_eos_ids(tmp_path) == (4, 5)
-    assert read_eos_ids(tmp_path, generation_config=False) == (3,)
+    assert read_eos_ids(small_files(tmp_path)) == (4, 5)
+    assert read_eos_ids(small_files(tmp_path), generation_config=False) == (3,)
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "{}", "[1]"])

@@ -19,6 +19,7 @@ Value = Scalar | list[Scalar]
 VERSIONS = (2, 3)
 MOST_TENSORS = MOST_KEYS = 65_536
 MOST_ITEMS = 1 << 22  # of all arrays together; vocabularies have a few hundred thousand tokens and merges
+MOST_HEADER = 256 * 1024 * 1024  # bytes before the tensors
 MOST_NAME, MOST_STRING = 65_535, 16 * 1024 * 1024  # bytes of UTF-8
 MOST_AXES = 4
 MOST_ALIGNMENT = 65_536
@@ -48,21 +49,21 @@ class Header:
     tensors: dict[str, TensorEntry]
 
 
-def read_header(data: mmap, name: str, part: int = 0) -> Header:
-    """The header of a mapped file.
+def read_header(data: mmap, name: str, size: int, part: int = 0) -> Header:
+    """The header of a file of `size` bytes, of which at least the first `MOST_HEADER` are mapped.
 
     Raises:
         CheckpointError: it is no GGUF of a version and of types that are read, or it does not fit the file; `name` is
             the file's.
     """
-    return _Reader(data, name).header(part)
+    return _Reader(data, name, size).header(part)
 
 
 class _Reader:
     """A position in the file that never passes its end."""
 
-    def __init__(self, data: mmap, name: str) -> None:
-        self._data, self._name = data, name
+    def __init__(self, data: mmap, name: str, file_size: int) -> None:
+        self._data, self._name, self._file_size = data, name, file_size
         self._size, self._at, self._items = len(data), 0, 0
 
     def header(self, part: int) -> Header:
@@ -115,10 +116,10 @@ class _Reader:
         """Raise CheckpointError where a tensor reaches beyond the file or into another one."""
         before, end = "", 0
         for name, entry in sorted(tensors.items(), key=lambda item: item[1].start):
-            if entry.start + entry.nbytes > self._size:
+            if entry.start + entry.nbytes > self._file_size:
                 self._fail(
                     f"tensor {shown(name)} needs the bytes from {entry.start} to {entry.start + entry.nbytes}, but the"
-                    f" file has {self._size}"
+                    f" file has {self._file_size}"
                 )
             if entry.start < end:
                 self._fail(f"tensors {shown(before)} and {shown(name)} overlap")
@@ -202,7 +203,8 @@ class _Reader:
         """Where the next `count` bytes begin."""
         at = self._at
         if count > self._size - at:
-            self._fail(f"it ends inside {what}: {count} bytes from {at}, and the file has {self._size}")
+            limit = f"a header may have {MOST_HEADER}" if self._size < self._file_size else f"the file has {self._size}"
+            self._fail(f"it ends inside {what}: {count} bytes from {at}, and {limit}")
         self._at = at + count
         return at
 

@@ -13,7 +13,7 @@ from typing import BinaryIO, Self
 
 from model.errors import CheckpointError, shown
 from weights.folder import open_regular
-from weights.gguf.header import Header, TensorEntry, Value, read_header
+from weights.gguf.header import MOST_HEADER, Header, TensorEntry, Value, read_header
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 MOST_PARTS = 1024
@@ -79,10 +79,12 @@ class GgufFile:
         try:
             file = self._stack.enter_context(open_regular(path))
             self._files.append(file)
-            if not os.fstat(file.fileno()).st_size:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
                 raise CheckpointError(f"{path.name} is empty")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return read_header(data, path.name, part)
+            # Not the whole file: processes that read small files alone have a limit of address space.
+            with mmap.mmap(file.fileno(), min(size, MOST_HEADER), access=mmap.ACCESS_READ) as data:
+                return read_header(data, path.name, size, part)
         except FileNotFoundError:
             raise CheckpointError(f"{path} does not exist") from None
         except (OSError, ValueError) as error:

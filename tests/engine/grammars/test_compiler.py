@@ -23,7 +23,7 @@ from weights.tokenizer import Tokenizer
 FOLDER: Path = BUNDLED / DEFAULT
 VOCABULARY, END = 4096, 0
 TOKENIZER = Tokenizer.load(FOLDER)
-GRAMMARS = GrammarCompiler(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,))
+GRAMMARS = GrammarCompiler(str(FOLDER), VOCABULARY, (END,))
 AGE = 'start: "I am " /[0-9]{1,3}/ " years old"'
 
 
@@ -140,7 +140,7 @@ def test_what_takes_too_long_is_refused_and_others_go_on() -> None:
 
 
 def test_what_needs_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = GrammarValidator(str(FOLDER / "tokenizer.json"), VOCABULARY, [END])
+    judge = GrammarValidator(str(FOLDER), VOCABULARY, [END])
     assert judge.validate("start: /a/") == ""
     assert judge._process is not None
     judge._process.kill()
@@ -150,7 +150,7 @@ def test_what_needs_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_only_took_too_long_is_tried_again_and_no_fault_gets_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    grammars = GrammarCompiler(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,))
+    grammars = GrammarCompiler(str(FOLDER), VOCABULARY, (END,))
     faults: list[Exception] = [ValidationTimeout("busy"), ValueError("a bug")]
     asked: list[str] = []
 
@@ -174,5 +174,5 @@ def test_what_only_took_too_long_is_tried_again_and_no_fault_gets_out(monkeypatc
 
 def test_a_grammar_that_was_asked_for_of_late_is_copied_fresh() -> None:
     GRAMMARS.compile(AGE).advance(TOKENIZER.encode("I am 1", framed=False))
-    fresh = GrammarCompiler(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,)).compile(AGE)
+    fresh = GrammarCompiler(str(FOLDER), VOCABULARY, (END,)).compile(AGE)
     assert np.array_equal(GRAMMARS.compile(AGE).masks(), fresh.masks())

@@ -36,7 +36,7 @@ EASY = "start: /[a-z ]*/"
 
 @pytest.fixture(scope="module")
 def grammars() -> Iterator[GrammarCompiler]:
-    found = GrammarCompiler(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,))
+    found = GrammarCompiler(str(FOLDER), VOCABULARY, (END,))
     yield found
     found.processes.quick.stop()
     found.processes.slow.stop()
@@ -130,7 +130,7 @@ def test_an_exhausted_automaton_is_its_own_answers_fault(grammars: GrammarCompil
 
 def test_masks_are_those_of_an_undisturbed_answer_after_the_automaton_was_replaced(grammars: GrammarCompiler) -> None:
     text = STATES % 41
-    twin, fresh = grammars.compile(text), GrammarCompiler(str(FOLDER / "tokenizer.json"), VOCABULARY, (END,))
+    twin, fresh = grammars.compile(text), GrammarCompiler(str(FOLDER), VOCABULARY, (END,))
     tokens = [int(np.flatnonzero(twin.masks()[0])[-1])]
     twin.advance(tokens)
     assert follow(grammars.compile(text), 5, 400) < 400

@@ -195,7 +195,7 @@ def test_abort_while_a_grammar_is_compiled() -> None:
 
 
 def test_a_grammar_is_compiled_before_its_request_comes() -> None:
-    grammars = GrammarCompiler(str(BUNDLED / DEFAULT / "tokenizer.json"), 4096, (0,))
+    grammars = GrammarCompiler(str(BUNDLED / DEFAULT), 4096, (0,))
     serving = Serving(grammars)
     serving.parent.send(Compile("g", "start: /a/"), Compile("bad", "start: ("), Compile("left", "start: /b/"))
     serving.parent.send(Abort(("left",)))
@@ -311,7 +311,7 @@ def test_idle_engine_sleeps() -> None:
 
 
 def test_idle_engine_sleeps_though_a_mask_came_for_an_answer_that_was_aborted() -> None:
-    grammars = GrammarCompiler(str(BUNDLED / DEFAULT / "tokenizer.json"), 4096, (0,))
+    grammars = GrammarCompiler(str(BUNDLED / DEFAULT), 4096, (0,))
     grammars.compile("start: /a/").masks()
     quick = grammars.processes.quick
     assert quick._process is not None
@@ -335,7 +335,7 @@ def test_idle_engine_sleeps_though_a_mask_came_for_an_answer_that_was_aborted() 
 
 def test_a_process_that_computes_masks_ends_without_a_word_when_the_engine_does() -> None:
     ours, theirs = socket.socketpair()
-    path = str(BUNDLED / DEFAULT / "tokenizer.json")
+    path = str(BUNDLED / DEFAULT)
     command = [sys.executable, "-m", "engine.grammars.mask_process", str(theirs.fileno()), "0", path, "4096", "0"]
     with theirs, subprocess.Popen(command, pass_fds=(theirs.fileno(),), stderr=subprocess.PIPE, text=True) as process:
         theirs.close()

@@ -1,0 +1,29 @@
+"""Opens a model's tensors, whatever kind of files they are in. It knows no parameters and no rules."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from weights.dequantise import Tensors
+from weights.files import TensorFiles
+from weights.folder import is_gguf
+from weights.gguf.names import tensor_parts
+from weights.gguf.reader import GgufFile
+from weights.gguf.tensors import GgufTensors
+from weights.source import TensorSource
+
+
+@contextmanager
+def open_tensors(model: Path, raw: Mapping[str, Any]) -> Iterator[TensorSource]:
+    """The tensors of the model at a path, a folder or a GGUF file, whose config.json is `raw`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or has tensors of kinds that are not read.
+    """
+    if is_gguf(model):
+        with GgufFile(model) as file:
+            yield GgufTensors(file, tensor_parts(file, raw))
+    else:
+        with TensorFiles(model) as files:
+            yield Tensors(files, raw.get("quantization_config"))
