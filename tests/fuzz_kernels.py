@@ -17,7 +17,16 @@ from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.pack import Kind
 from model.backends.cpu.kernels.params import ACTIVATIONS
 from model.shapes.attention import GatedDeltaNet
-from tests.model.backends.cpu.kernels import cases, delta_cases, mixture_cases, pages, program, rule_cases
+from model.shapes.rope import Rope
+from tests.model.backends.cpu.kernels import (
+    cases,
+    delta_cases,
+    latent_cases,
+    mixture_cases,
+    pages,
+    program,
+    rule_cases,
+)
 from tests.model.backends.cpu.kernels.arguments import OPS, arguments, run
 from tests.model.backends.cpu.kernels.cases import KINDS, NORMS, Case, Make, ops
 from tests.model.tiny import gpt2_like, infinity, llama_like
@@ -130,26 +139,40 @@ def lengths(make: Make) -> list[int]:
 
 
 def rules(make: Make) -> dict[str, Any]:
-    window, softcap = make.rng.choice([0, 0, 1, 7, 64, 130]), make.rng.choice([0.0, 0.0, 2.0])
-    return {"window": window, "softcap": softcap, "sinks": make.rng.random() < 0.3, "block_size": 16 * size(make, 4)}
+    window, chunk = make.rng.choice([0, 0, 1, 7, 64, 130]), make.rng.choice([0, 0, 1, 9, 48, 200])
+    sizes = {"window": window, "chunk": chunk, "block_size": 16 * size(make, 4)}
+    return sizes | {"softcap": make.rng.choice([0.0, 0.0, 2.0]), "sinks": make.rng.random() < 0.3}
 
 
 def attend(make: Make, kind: Kind) -> pages.AttendCase:
-    kv_heads, per, head = size(make, 4), make.rng.choice([1, 2, 3, 7, 16, 32]), 16 * size(make, 9)
+    kv_heads, per, head = size(make, 4), make.rng.choice([1, 2, 3, 7, 16, 32, 45]), 16 * size(make, 9)
     dtype = make.rng.choice([torch.float32, torch.bfloat16])
-    return pages.attend_case(make, lengths(make), kv_heads * per, kv_heads, head, dtype, **rules(make))
+    values = make.rng.choice([0, 32 * make.rng.randint(0, head // 32)])
+    return pages.attend_case(make, lengths(make), kv_heads * per, kv_heads, head, dtype, values=values, **rules(make))
+
+
+def latent(make: Make, kind: Kind) -> latent_cases.LatentCase:
+    sizes = {"heads": size(make, 40), "query_rank": make.rng.choice([0, size(make, 40)]), "width": size(make, 60)}
+    sizes |= {"rank": 32 * size(make, 3), "turned": 16 * size(make, 2), "values": 16 * size(make, 3)}
+    sizes |= {"plain": size(make, 40), "block_size": 16 * size(make, 4)}
+    return latent_cases.latent_case(make, lengths(make), kind, make.rng.random() < 0.5, **sizes)
 
 
 def attention(make: Make, kind: Kind) -> pages.AttentionCase:
     kv_heads, like = size(make, 3), make.rng.choice([gpt2_like, llama_like])
+    head_width = 16 * size(make, 4)
     config = like(
         infinity(),
         width=size(make, 80),
         kv_heads=kv_heads,
         heads=kv_heads * make.rng.choice([1, 2, 5]),
-        head_width=16 * size(make, 4),
-        qk_norm=make.rng.choice(["none", "full"]),
+        head_width=head_width,
+        rope=make.rng.choice([None, Rope(head_width), Rope(2 * make.rng.randint(1, head_width // 2))]),
+        qk_norm=make.rng.choice(["none", "full", "unit"]),
         clip=make.rng.choice([None, 0.7]),
+        gated=make.rng.random() < 0.3,
+        floor_scale=make.rng.choice([None, 3.0]),
+        attn_scale=0.3,
     )
     return pages.attention_case(make, lengths(make), config, kind, make.rng.random() < 0.5, **rules(make))
 
@@ -162,7 +185,7 @@ def delta(make: Make, kind: Kind) -> delta_cases.DeltaCase:
 
 
 ROWS = [best, constrain, linear, experts, ffn, route, ruled_route, reuse, draw, masks, topk, infinity_layer]
-PAGED = [attend, attention, delta]
+PAGED = [attend, attention, latent, delta]
 
 
 def near(got: Tensor, want: Tensor) -> None:
@@ -183,7 +206,10 @@ def by_rows(make: Make, case: Case) -> None:
     assert torch.equal(case.run(some), full[some]), "a row depends on its batch"
 
 
-def by_chunks(make: Make, case: pages.AttendCase | pages.AttentionCase | delta_cases.DeltaCase) -> None:
+PagedCase = pages.AttendCase | pages.AttentionCase | latent_cases.LatentCase | delta_cases.DeltaCase
+
+
+def by_chunks(make: Make, case: PagedCase) -> None:
     whole = case.run(case.layout.whole())
     near(whole, case.expected())
     ops.set_threads(make.rng.randint(1, 3))

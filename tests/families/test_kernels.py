@@ -21,23 +21,22 @@ from tests.model.tiny import PagedRun
 from weights.config import families
 from weights.load import load_model
 
-PARTIAL = "rotary positions of neighbouring pairs or of parts of a head"
 ROUTED = "a router other than softmax, or experts with a shared part"
 REFUSED = {  # by family, for all of its examples, or by family and number
-    "deepseek_v2": "layers of the kind MLA",
-    "deepseek_v3": "layers of the kind MLA",
+    "deepseek_v2": ROUTED,
+    "deepseek_v3": ROUTED,
     "dots1": f"{ROUTED} (Router.score is 'sigmoid')",
-    "ernie4_5_moe": PARTIAL,
-    "glm4_moe": PARTIAL,
+    "ernie4_5_moe": ROUTED,
+    "glm4_moe": ROUTED,
     "gpt_oss": f"{ROUTED} (Router.logit_bias is True)",
     "granitemoeshared-0": f"{ROUTED} (TopK.shared is Dense",
-    "kimi_k2": "layers of the kind MLA",
-    "llama4": PARTIAL,
-    "llama4_text": PARTIAL,
-    "minimax_m2": PARTIAL,
+    "kimi_k2": ROUTED,
+    "llama4": ROUTED,
+    "llama4_text": ROUTED,
+    "minimax_m2": ROUTED,
     "phimoe": f"{ROUTED} (Router.score is 'sparse_mixer')",
     "qwen2_moe": f"{ROUTED} (TopK.shared is Dense",
-    "qwen3_next": PARTIAL,
+    "qwen3_next": f"{ROUTED} (TopK.shared is Dense",
 }
 OWN = set(reference.OWN)  # transformers does not know them; tests of their mixtures have their definitions
 
@@ -48,12 +47,14 @@ def reason_for(family: str, number: int) -> str | None:
 
 
 def wide(family: str) -> dict[str, Any]:
-    """What makes an example's heads 16 wide."""
+    """What makes an example's heads as wide as the kernels want them."""
     if family in ("gpt2", "olmoe"):
         return {"hidden_size": 64}
     changes: dict[str, Any] = {"hidden_size": 64, "head_dim": 16}
     if family == "qwen3_next":
         changes |= {"linear_key_head_dim": 16, "linear_value_head_dim": 32}
+    if family in ("deepseek_v2", "deepseek_v3", "kimi_k2"):  # latents and values, too
+        changes |= {"kv_lora_rank": 32, "qk_rope_head_dim": 16, "v_head_dim": 16}
     if family == "phimoe":  # as many factors as a head has pairs
         factors = {name: LONGROPE[name] * 2 for name in ("short_factor", "long_factor")}
         changes["rope_parameters"] = LONGROPE | factors

@@ -1,4 +1,4 @@
-"""The blocks of a decoder layer on native kernels: packed weights, as the parameters that their ops take.
+"""The feed-forward blocks of a decoder layer on native kernels: packed weights, as the parameters that their ops take.
 
 Each is made from the plain-torch module that defines it, whose values it computes. No requests, no files here.
 """
@@ -10,17 +10,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from model.attention.attention import SelfAttention
 from model.backends.cpu.kernels.pack import OUTPUTS, Kind, interleave, kind_for, pack
 from model.backends.cpu.kernels.params import (
     NO_REPAIR,
-    AttentionParams,
     BlockParams,
     DrawsParams,
     ExpertsParams,
     FeedForwardParams,
     InfinityParams,
-    MaskParams,
     NormParams,
     RepairParams,
     RouterParams,
@@ -69,51 +66,23 @@ def norm_params(norm: nn.Module) -> NormParams:
     if isinstance(norm, nn.Identity):
         return NormParams()
     bias, eps = getattr(norm, "bias", None), float(norm.eps)  # type: ignore[arg-type]
-    return NormParams(_weight(norm), None if bias is None else _float(bias), eps)
+    return NormParams(norm_weight(norm), None if bias is None else floats(bias), eps)
 
 
-def _weight(norm: nn.Module) -> Tensor:
+def norm_weight(norm: nn.Module) -> Tensor:
     """A norm's weights as they multiply."""
-    return _float(norm.weight) + getattr(norm, "offset", 0.0)
+    return floats(norm.weight) + getattr(norm, "offset", 0.0)
 
 
-def _part_weight(module: nn.Module, name: str) -> Tensor | None:
-    norm = getattr(module, name, None)
-    return None if norm is None else _weight(norm)
-
-
-def _float(weight: object) -> Tensor:
+def floats(weight: object) -> Tensor:
+    """A vector in float32."""
     assert isinstance(weight, Tensor)
     return weight.detach().float().contiguous()
 
 
-def _bias(layer: nn.Linear) -> Tensor | None:
-    return None if layer.bias is None else _float(layer.bias)
-
-
-def attention_block(
-    norm: nn.Module, module: SelfAttention, rotary: Tensor | None, precision: Precision, residual_scale: float = 1.0
-) -> AttentionParams:
-    """Norm, queries, keys and values, rotary positions, cache, attention and output projection."""
-    shape, spec = module.shape, module.mask_spec
-    sinks = None if spec.sinks_H is None else _float(spec.sinks_H)
-    return AttentionParams(
-        norm=norm_params(norm),
-        qkv=pack(module.qkv.weight, precision.linears),
-        qkv_bias=_bias(module.qkv),
-        q_norm=_part_weight(module, "q_norm"),
-        k_norm=_part_weight(module, "k_norm"),
-        norm_per_head=shape.qk_norm == "head",
-        clip=shape.clip or 0.0,
-        rotary=rotary,
-        out=pack(module.out.weight, precision.linears),
-        out_bias=_bias(module.out),
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_width=shape.head_width,
-        mask=MaskParams(spec.scale, spec.window, sinks=sinks),
-        residual_scale=residual_scale,
-    )
+def bias_of(layer: nn.Linear) -> Tensor | None:
+    """A layer's bias in float32, if it has one."""
+    return None if layer.bias is None else floats(layer.bias)
 
 
 def repair_params(tables: RepairTables | None) -> RepairParams:
@@ -154,8 +123,8 @@ def _experts(module: TopKMixture, precision: Precision) -> ExpertsParams:
         units=config.width,
         gated=True,
         activation=config.activation,
-        up_bias=None if up_bias is None else padded(_float(interleave(up_bias)[..., 0])),
-        down_bias=None if down_bias is None else padded(_float(down_bias)),
+        up_bias=None if up_bias is None else padded(floats(interleave(up_bias)[..., 0])),
+        down_bias=None if down_bias is None else padded(floats(down_bias)),
     )
 
 
@@ -249,7 +218,7 @@ def dense_expert(module: DenseFFN, precision: Precision) -> ExpertsParams:
     """A dense feed-forward layer as one expert."""
     config = module.config
     up: Tensor = interleave(module.up.weight) if config.gated else module.up.weight
-    up_bias, down_bias = _bias(module.up), _bias(module.down)
+    up_bias, down_bias = bias_of(module.up), bias_of(module.down)
     if up_bias is not None and config.gated:
         up_bias = interleave(up_bias[:, None])[:, 0]
     return ExpertsParams(

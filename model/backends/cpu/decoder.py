@@ -4,23 +4,14 @@ Activations between blocks are float32 whatever the weights are. Made from a loa
 over layer by layer, so that memory holds one layer twice at most.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from model.attention.attention import SelfAttention
-from model.attention.gated_delta_net import GatedDeltaNetAttention
-from model.attention.rope import rotary_tables
-from model.backends.cpu.blocks import (
-    Precision,
-    attention_block,
-    feed_forward_block,
-    norm_params,
-    precision_for,
-)
+from model.backends.cpu.attention import Tables, block_of
+from model.backends.cpu.blocks import feed_forward_block, norm_params, precision_for
 from model.backends.cpu.cache import native_cache
-from model.backends.cpu.delta import delta_block
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.pack import pack
 from model.backends.cpu.kernels.params import BlockParams, LinearParams
@@ -29,7 +20,6 @@ from model.backends.cpu.sampling import NativeSampling
 from model.batch import Batch, Cache, Pages
 from model.decoder import Decoder, Layer, parameter_count
 from model.options import Quantize
-from model.shapes.rope import Rope
 from model.step import Observer
 
 NO_SLOTS = torch.empty(0, dtype=torch.int64)
@@ -67,12 +57,12 @@ class NativeDecoder(NativeSampling):
             scale=config.logit_scale,
         )
         torch.ops.moedial.set_head(self._program, *last.arguments())
-        tables = {rope: rotary_table(rope, length) for rope in config.ropes}
+        tables = Tables(length)
         moe_layer = 0
         for shape in config.feed_forward:
             layer = model.layers[0]
             assert isinstance(layer, Layer)
-            self._add(_attention(layer, tables, precision))
+            self._add(block_of(layer.attention_norm, layer.attention, tables, precision, layer.scale))
             self._add(feed_forward_block(layer.ffn_norm, layer.ffn, moe_layer, precision, layer.repair, layer.scale))
             moe_layer += shape.num_experts > 0
             del model.layers[0], layer
@@ -125,26 +115,7 @@ class NativeDecoder(NativeSampling):
         return distinct, uneven
 
 
-def _attention(layer: Layer, tables: Mapping[Rope, Tensor], precision: Precision) -> BlockParams:
-    """The first block of a layer: attention, or what it has in its place."""
-    module = layer.attention
-    if isinstance(module, GatedDeltaNetAttention):
-        return delta_block(layer.attention_norm, module, precision)
-    assert isinstance(module, SelfAttention)
-    rope = module.shape.rope
-    rotary = None if rope is None else tables[rope]
-    return attention_block(layer.attention_norm, module, rotary, precision, layer.scale)
-
-
 def each(tell: Callable[[int, Tensor], None], of_mixtures: Iterable[Tensor]) -> None:
     """Tells an observer of every mixture by its number."""
     for mixture, values in enumerate(of_mixtures):
         tell(mixture, values)
-
-
-def rotary_table(rope: Rope, length: int) -> Tensor:
-    """Cosines and sines of every position, [positions, 2, C / 2], float32."""
-    cos_P1C, sin_P1C = rotary_tables(torch.arange(length), rope)
-    half = rope.width // 2
-    halves = [cos_P1C[..., :half], sin_P1C[..., :half]]
-    return torch.cat(halves, dim=1).contiguous()

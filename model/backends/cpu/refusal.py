@@ -12,12 +12,11 @@ from model.backends.cpu.cache import TILE
 from model.backends.cpu.kernels.params import ACTIVATIONS, UNGATED
 from model.backends.taken import ANY, Values, any_of
 from model.options import Options
-from model.shapes.attention import Attention, AttentionShape, GatedDeltaNet
+from model.shapes.attention import MLA, Attention, AttentionShape, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, FeedForward, Infinity, Router, TopK
 from model.shapes.rope import Rope
 
-MOST_SHARERS = 32  # query heads of one key-value head that the attention kernel takes
 MOST_TAPS = 16  # inputs of one output of a convolution
 ACTIVATION = tuple(ACTIVATIONS)
 
@@ -29,11 +28,15 @@ _DECODER: Values = {
 }
 _ATTENTION: Values = {
     **any_of("heads", "kv_heads", "head_width", "rope", "bias", "out_bias", "clip", "scale", "window", "sinks"),
-    "qk_norm": ("none", "full", "head"),
+    **any_of("chunk", "gated", "floor_scale", "attn_scale"),
+    "qk_norm": ("none", "full", "head", "unit"),
 }
+_MLA: Values = any_of(
+    *("heads", "query_rank", "rank", "plain_width", "rope", "value_width", "bias", "scale", "norm_eps")
+)
 # Tables of cosines and sines are made in torch for every position, whatever stretches them.
 _ROPE: Values = {
-    **any_of("width", "theta", "factor", "original", "attention_factor", "beta_fast", "beta_slow"),
+    **any_of("width", "theta", "interleaved", "factor", "original", "attention_factor", "beta_fast", "beta_slow"),
     **any_of("mscale", "mscale_all_dim", "truncate", "low_freq_factor", "high_freq_factor"),
     **any_of("short_factor", "long_factor", "short_mscale", "long_mscale"),
     "scaling": ("default", "linear", "dynamic", "yarn", "llama3", "longrope"),
@@ -55,6 +58,7 @@ TAKEN: dict[type, Values] = {
     DecoderConfig: _DECODER,
     Attention: _ATTENTION,
     GatedDeltaNet: any_of("key_heads", "value_heads", "key_width", "value_width", "kernel"),
+    MLA: _MLA,
     Rope: _ROPE,
     Dense: _DENSE,
     TopK: _TOPK,
@@ -92,17 +96,19 @@ def _attention_reasons(shape: AttentionShape) -> Iterator[str]:
     if type(shape) is GatedDeltaNet:
         yield from _delta_reasons(shape)
         return
+    if type(shape) is MLA:
+        if shape.rank % (2 * TILE) or shape.rope.width % TILE or shape.value_width % TILE:
+            sizes = f"{shape.rank}, {shape.rope.width} and {shape.value_width}"
+            yield f"latents, rotary keys and values of {sizes}, no multiples of {2 * TILE}, {TILE} and {TILE}"
+        yield from unknown(shape)
+        return
     if type(shape) is not Attention:
         yield f"layers of the kind {type(shape).__name__}"
         return
     if shape.head_width % TILE:
         yield f"the head width {shape.head_width} is not a multiple of {TILE}"
-    if shape.heads // shape.kv_heads > MOST_SHARERS:
-        yield f"{shape.heads // shape.kv_heads} query heads share one key-value head, more than {MOST_SHARERS}"
-    if shape.rope is not None and (shape.rope.interleaved or shape.rope.width != shape.head_width):
-        yield "rotary positions of neighbouring pairs or of parts of a head"
-    if shape.chunk or shape.gated or shape.floor_scale is not None or shape.qk_norm == "unit":
-        yield "attention in chunks, with a gate, with a temperature, or with unit queries"
+    if shape.clip is not None and shape.qk_norm == "head":
+        yield "queries and keys that are clipped before each head is normed"
     yield from unknown(shape)
 
 

@@ -52,8 +52,8 @@ def _experts(x: Tensor) -> Tensor:
 
 
 @_fake("attend")
-def _attend(q: Tensor) -> Tensor:
-    return torch.empty_like(q)
+def _attend(q: Tensor, values: int) -> Tensor:
+    return q.new_empty(*q.shape[:2], values or q.shape[2])
 
 
 @_fake("route")
@@ -87,6 +87,7 @@ def _infinity_block(x: Tensor, groups: int) -> Tensor:
 @_fake("write_cache")
 @_fake("attention_block")
 @_fake("delta_block")
+@_fake("latent_block")
 @_fake("ffn_block")
 def _in_place() -> None:
     return None

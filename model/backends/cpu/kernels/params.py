@@ -120,6 +120,7 @@ class MaskParams(Params):
     op = "attend"
     scale: float
     window: int = 0
+    chunk: int = 0  # positions: a query sees those of its own run of so many; 0: all
     softcap: float = 0.0
     sinks: Tensor | None = None  # [H]: scores without values
 
@@ -136,12 +137,40 @@ class AttentionParams(BlockParams):
     k_norm: Tensor | None
     norm_per_head: bool
     clip: float
-    rotary: Tensor | None  # [positions, 2, C / 2]
+    rotary: Tensor | None  # [positions, 2, half the turned elements of a head]
     out: Packed
     out_bias: Tensor | None
     heads: int
     kv_heads: int
     head_width: int
+    mask: MaskParams
+    norm_after_rotary: bool = False
+    query_scale: Tensor | None = None  # [positions]
+    gated: bool = False  # `qkv` gives queries, keys, values and gates
+    residual_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LatentParams(BlockParams):
+    """Multi-head latent attention, absorbed: `to_keys` and `to_values` hold a matrix for each head."""
+
+    op, add_op = "latent_block", "add_latent"
+    norm: NormParams
+    query_norm: NormParams
+    latent_norm: NormParams
+    down: Packed  # [query_rank + rank + W, D]
+    down_bias: Tensor | None
+    query: Packed  # [H · (N + W), query_rank], or of D inputs where `query_rank` is 0
+    to_keys: Packed  # [H, rank, N]
+    to_values: Packed  # [H, V, rank]
+    out: Packed
+    out_bias: Tensor | None
+    rotary: Tensor  # [positions, 2, W / 2]
+    heads: int
+    query_rank: int
+    rank: int
+    plain_width: int
+    value_width: int
     mask: MaskParams
     residual_scale: float = 1.0
 

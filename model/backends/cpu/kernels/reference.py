@@ -159,12 +159,17 @@ def ffn_block(x_TD: Tensor, norm: Norm, layer: Experts, residual_scale: float = 
 
 
 class Slots:
-    """A paged cache without tiles: keys and values [slots, G, C], rounded to the cache's dtype."""
+    """A paged cache without tiles: keys and values [slots, G, C], rounded to the cache's dtype. With `values`, the
+    first so many elements of the keys are the values."""
 
-    def __init__(self, slots: int, kv_heads: int, head_width: int, block_size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, slots: int, kv_heads: int, head_width: int, block_size: int, dtype: torch.dtype, values: int = 0
+    ) -> None:
         self.block_size, self.kind = block_size, "float" if dtype == torch.float32 else "bfloat16"
         shape = (2, slots, kv_heads, head_width)
         self.k_SGC, self.v_SGC = torch.full(shape, torch.nan, dtype=torch.float64)
+        if values:
+            self.v_SGC = self.k_SGC[..., :values]
 
     def rounded(self, values: Tensor) -> Tensor:
         return encode(values, "float" if self.kind == "float" else "bfloat16")
@@ -174,21 +179,23 @@ class Slots:
         at = torch.arange(first, last)
         return table_P[at // self.block_size] * self.block_size + at % self.block_size
 
-    def write(self, k_TGC: Tensor, v_TGC: Tensor, spans_B3: Tensor, tables_BP: Tensor) -> None:
+    def write(self, k_TGC: Tensor, v_TGC: Tensor | None, spans_B3: Tensor, tables_BP: Tensor) -> None:
         """New keys and values of every span."""
         for (first, rows, context), table_P in zip(spans_B3.tolist(), tables_BP, strict=True):
             slots = self.slots(table_P, context - rows, context)
             new = slice(first, first + rows)
             self.k_SGC[slots] = self.rounded(k_TGC[new])
-            self.v_SGC[slots] = self.rounded(v_TGC[new])
+            if v_TGC is not None:
+                self.v_SGC[slots] = self.rounded(v_TGC[new])
 
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """`window` 0: everything before; `softcap` 0: none; `sinks` [H] are scores without values."""
+    """`window` and `chunk` 0: everything before; `softcap` 0: none; `sinks` [H] are scores without values."""
 
     scale: float
     window: int = 0
+    chunk: int = 0
     softcap: float = 0.0
     sinks: Tensor | None = None
 
@@ -198,9 +205,11 @@ class Attention:
         if self.softcap:
             scores_RHS = (scores_RHS / self.softcap).tanh() * self.softcap
         rows, keys = len(q_RHC), len(k_SHC)
-        query_R = torch.arange(keys - rows, keys)
-        behind_RS = query_R[:, None] - torch.arange(keys)
+        query_R, key_S = torch.arange(keys - rows, keys), torch.arange(keys)
+        behind_RS = query_R[:, None] - key_S
         seen_RS = (behind_RS >= 0) & (behind_RS < (self.window or keys))
+        if self.chunk:
+            seen_RS &= query_R[:, None] // self.chunk == key_S // self.chunk
         return scores_RHS.masked_fill(~seen_RS[:, None], -torch.inf)
 
     def one(self, q_RHC: Tensor, k_SGC: Tensor, v_SGC: Tensor, rounds: bool) -> Tensor:
@@ -228,19 +237,30 @@ def running_maximum(scores_RHS: Tensor) -> Tensor:
 
 
 def attend(q_THC: Tensor, cache: Slots, spans_B3: Tensor, tables_BP: Tensor, rules: Attention) -> Tensor:
-    """Every new token over its sequence up to itself, [T, H, C]."""
-    out_THC = torch.zeros_like(q_THC, dtype=torch.float64)
+    """Every new token over its sequence up to itself, [T, H, V]."""
+    out_THV = torch.zeros(*q_THC.shape[:2], cache.v_SGC.shape[-1], dtype=torch.float64)
     for (first, rows, context), table_P in zip(spans_B3.tolist(), tables_BP, strict=True):
         slots, new = cache.slots(table_P, 0, context), slice(first, first + rows)
         q_RHC = cache.rounded(q_THC[new])
         k_SGC, v_SGC = cache.k_SGC[slots], cache.v_SGC[slots]
-        out_THC[new] = rules.one(q_RHC, k_SGC, v_SGC, cache.kind != "float")
-    return out_THC
+        out_THV[new] = rules.one(q_RHC, k_SGC, v_SGC, cache.kind != "float")
+    return out_THV
+
+
+def turn(x_THC: Tensor, rotary_P2w: Tensor | None, positions_T: Tensor) -> Tensor:
+    """The first 2 w elements of each head turned to their positions; all stay where there is no table."""
+    if rotary_P2w is None:
+        return x_THC
+    cos_TW, sin_TW = (half.repeat(1, 2) for half in rotary_P2w[positions_T].unbind(1))
+    return rotate(x_THC, (cos_TW[:, None], sin_TW[:, None]), Rope(cos_TW.shape[-1]))
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionBlock:
-    """One layer's attention: what `attention_block` is given beside rows and cache. `clip` 0: none."""
+    """One layer's attention: what `attention_block` is given beside rows and cache. `clip` 0: none.
+
+    `norm_after`: queries and keys are normed when they have been turned. `gated`: `qkv` gives gates, behind the values.
+    """
 
     norm: Norm
     qkv: Weight
@@ -251,38 +271,40 @@ class AttentionBlock:
     k_norm: Tensor | None = None
     norm_per_head: bool = False
     clip: float = 0.0
-    rotary: Tensor | None = None  # [positions, 2, C / 2]
+    rotary: Tensor | None = None  # [positions, 2, W / 2]
+    norm_after: bool = False
+    query_scale: Tensor | None = None  # [positions]
+    gated: bool = False
     residual_scale: float = 1.0
 
-    def heads_of(self, flat_TX: Tensor, weight: Tensor | None, head: int) -> Tensor:
+    def normed(self, x_THC: Tensor, weight: Tensor | None) -> Tensor:
         """[T, heads, C], normed over all heads at once or over each."""
         norm = Norm(weight, None, self.norm.eps)
-        if self.norm_per_head:
-            return norm(flat_TX.unflatten(-1, (-1, head)))
-        return norm(flat_TX).unflatten(-1, (-1, head))
+        return norm(x_THC) if self.norm_per_head else norm(x_THC.flatten(1)).view(x_THC.shape)
 
-    def turn(self, x_THC: Tensor, positions_T: Tensor) -> Tensor:
-        """Rotary positions, where the model has them."""
-        if self.rotary is None:
-            return x_THC
-        cos_TC, sin_TC = (half.repeat(1, 2) for half in self.rotary[positions_T].unbind(1))
-        tables = (cos_TC[:, None], sin_TC[:, None])
-        return rotate(x_THC, tables, Rope(x_THC.shape[-1]))
+    def heads_of(self, x_THC: Tensor, weight: Tensor | None, positions_T: Tensor) -> Tensor:
+        """Queries or keys as they meet: normed, clipped, turned."""
+        if not self.norm_after:
+            x_THC = self.normed(x_THC, weight)
+        if self.clip:
+            x_THC = x_THC.clamp(-self.clip, self.clip)
+        x_THC = turn(x_THC, self.rotary, positions_T)
+        return self.normed(x_THC, weight) if self.norm_after else x_THC
 
 
 def attention_block(x_TD: Tensor, cache: Slots, spans_B3: Tensor, tables_BP: Tensor, block: AttentionBlock) -> Tensor:
     """x + residual_scale · attention(norm(x)); new keys and values are written to the cache."""
     kv_heads, head = cache.k_SGC.shape[1:]
     flat_TX = block.qkv(block.norm(x_TD)).float()
-    keys = kv_heads * head
-    q, k, v = flat_TX.split((block.heads * head, keys, keys), dim=-1)
-    q = block.heads_of(q, block.q_norm, head)
-    k = block.heads_of(k, block.k_norm, head)
-    v = v.unflatten(-1, (-1, head))
-    if clip := block.clip:
-        q, k, v = (part.clamp(-clip, clip) for part in (q, k, v))
+    numbers = (block.heads, kv_heads, kv_heads, block.heads if block.gated else 0)
+    q, k, v, gate = flat_TX.unflatten(-1, (-1, head)).split(numbers, dim=1)
     positions = [torch.arange(context - rows, context) for _, rows, context in spans_B3.tolist()]
     positions_T = torch.cat(positions)
-    cache.write(block.turn(k, positions_T), v, spans_B3, tables_BP)
-    out_THC = attend(block.turn(q, positions_T), cache, spans_B3, tables_BP, block.rules)
+    q, k = block.heads_of(q, block.q_norm, positions_T), block.heads_of(k, block.k_norm, positions_T)
+    if block.query_scale is not None:
+        q = q * block.query_scale[positions_T, None, None]
+    cache.write(k, v.clamp(-block.clip, block.clip) if block.clip else v, spans_B3, tables_BP)
+    out_THC = attend(q, cache, spans_B3, tables_BP, block.rules)
+    if block.gated:
+        out_THC = out_THC * gate.double().sigmoid()
     return x_TD + block.residual_scale * block.out(out_THC.flatten(1))

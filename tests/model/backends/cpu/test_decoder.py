@@ -40,11 +40,14 @@ def wide(block: int, units: int = 192, **changes: object) -> Infinity:
 
 
 SIGMOID = Router("sigmoid")
-LATENT = MLA(4, None, 8, 8, Rope(8), 8)
+LATENT = MLA(4, 12, 32, 8, Rope(16, interleaved=True), 16, bias=True, scale=0.4)
 DELTA = GatedDeltaNet(2, 4, 16, 32, 4)
 WINDOW = Attention(4, 4, 32, Rope(32), window=5)
 SCALES = {"embed_scale": 3.0, "residual_scale": 0.7, "logit_scale": 1.3, "head_bias": True}
 CLAMPED = topk(activation="swiglu_clamped", bias=True, normalise=True)
+NEIGHBOURS = Rope(12, interleaved=True)
+CHUNKS = Attention(4, 2, 16, Rope(16, interleaved=True), qk_norm="unit", chunk=6)
+TEMPERATURE = Attention(4, 2, 16, floor_scale=5.0, attn_scale=0.5)
 LAYOUTS: dict[str, DecoderConfig] = {
     "llama-topk": llama(topk(), topk(normalise=True)),
     "llama-topk-tied": llama(topk(width=32, experts=20), topk(), tied=True),
@@ -65,6 +68,10 @@ LAYOUTS: dict[str, DecoderConfig] = {
     "windows": llama(topk(), topk(), attention=(WINDOW, Attention(4, 2, 16, Rope(16, 500.0)))),
     "sinks": llama(topk(), topk(), sinks=True, window=3, bias=True),
     "zero-centred": llama(topk(), topk(), qk_norm="head", norm_offset=1.0, scale=0.05),
+    "gates": llama(topk(), topk(), rope=NEIGHBOURS, qk_norm="head", bias=True, gated=True),
+    "neighbours": llama(topk(), topk(), rope=NEIGHBOURS, qk_norm="full", clip=0.8),
+    "llama4": llama(topk(), topk(), attention=(CHUNKS, TEMPERATURE)),
+    "latents": llama(topk(), topk(), attention=(LATENT, replace(LATENT, query_rank=None, rope=Rope(16)))),
     "yarn": llama(topk(), topk(), rope=Rope(16, scaling="yarn", factor=4.0, original=16)),
     "delta": llama(GATED, GATED, topk(), attention=(DELTA, WINDOW, DELTA)),
     "one-group": llama(topk(), infinity(), kv_heads=1, qk_norm="full"),
@@ -191,8 +198,11 @@ def test_the_model_is_taken_over(name: str) -> None:
         (llama(topk()), 16, None),
         (llama(topk(), heads=32, kv_heads=1), 64, None),
         (llama_like(topk()), 16, "the head width 6 is not a multiple of 16"),
-        (llama(topk(), heads=66, kv_heads=2), 16, "33 query heads share one key-value head, more than 32"),
-        (llama(topk(), topk(), attention=(WINDOW, LATENT)), 16, "layers of the kind MLA"),
+        (
+            llama(topk(), topk(), attention=(WINDOW, replace(LATENT, rank=48))),
+            16,
+            "latents, rotary keys and values of 48, 16 and 16, no multiples of 32, 16 and 16",
+        ),
         (
             llama(topk(), attention=(GatedDeltaNet(1, 1, 8, 16, 4),)),
             16,
@@ -203,8 +213,6 @@ def test_the_model_is_taken_over(name: str) -> None:
             16,
             "a convolution of 17 inputs, more than 16",
         ),
-        (llama(topk(), rope=Rope(8)), 16, "rotary positions of neighbouring pairs or of parts of a head"),
-        (llama(topk(), chunk=4), 16, "attention in chunks, with a gate, with a temperature, or with unit queries"),
         (
             llama(topk(router=Router("sigmoid"))),
             16,

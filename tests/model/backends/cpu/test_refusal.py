@@ -8,7 +8,7 @@ import pytest
 from model.backends.cpu import refusal as module
 from model.backends.cpu.refusal import TAKEN, refusal, unknown
 from model.options import Options
-from model.shapes.attention import Attention, GatedDeltaNet
+from model.shapes.attention import MLA, Attention, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Dense, Infinity, Router, TopK
 from model.shapes.rope import Rope
@@ -26,7 +26,7 @@ def placed(shape: Any) -> DecoderConfig:
     if kind is DecoderConfig:
         found: DecoderConfig = shape
         return found
-    if kind in (Attention, GatedDeltaNet, Rope):
+    if kind in (Attention, MLA, GatedDeltaNet, Rope):
         attention = replace(attention, rope=shape) if kind is Rope else shape
         return replace(CONFIG, attention=(attention, *CONFIG.attention[1:]))
     ffn = topk(router=shape) if kind is Router else shape
@@ -37,6 +37,7 @@ SHAPES: dict[type, Any] = {
     DecoderConfig: CONFIG,
     Attention: CONFIG.attention[0],
     GatedDeltaNet: GatedDeltaNet(1, 2, 16, 32, 4),
+    MLA: MLA(4, None, 32, 8, Rope(16), 16),
     Rope: Rope(16),
     Dense: DENSE,
     TopK: topk(),
@@ -103,3 +104,9 @@ def test_what_is_nested_is_looked_at() -> None:
 )
 def test_options_are_looked_at(options: Options, reason: str | None) -> None:
     assert refusal(CONFIG, options) == reason
+
+
+def test_clipping_before_the_norm_of_each_head_is_refused() -> None:
+    """The kernels clip what is normed; over all heads at once that is the families' order."""
+    config = llama_like(topk(), head_width=16, qk_norm="head", clip=0.5)
+    assert refusal(config, Options()) == "queries and keys that are clipped before each head is normed"

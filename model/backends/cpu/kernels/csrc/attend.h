@@ -23,10 +23,10 @@ inline void absorb(Running& into, const Running& next, int64_t queries, int64_t 
     }
 }
 
-// The tile's rows of out [rows, heads * head_width]; a sink is one more score without a value.
+// The tile's rows of out [rows, heads * value_width]; a sink is one more score without a value.
 inline void divide(const Attender& in, const QueryTile& tile, Running& run, float* out) {
-    const int64_t width = in.cache.head_width, heads = in.attention.heads;
-    for (int64_t query = 0; query < in.count(tile); query++) {
+    const int64_t width = in.cache.value_width, heads = in.attention.heads;
+    for (int64_t query = 0; query < tile.count(); query++) {
         const int64_t head = in.head(tile, query);
         float scale = 1, total = run.total[query];
         if (in.attention.sinks) {
@@ -35,23 +35,41 @@ inline void divide(const Attender& in, const QueryTile& tile, Running& run, floa
             scale = exp(splat(seen - highest))[0];
             total = total * scale + exp(splat(sink - highest))[0];
         }
-        const float* sums = run.out + query * width;
+        float* sums = run.out + query * width;
         float* row = out + (in.token(tile, query) * heads + head) * width;
-        for (int64_t i = 0; i < width; i += LANES) store(row + i, load(sums + i) * scale / total);
+        float* to = in.cache.values ? row : sums;
+        for (int64_t i = 0; i < width; i += LANES) store(to + i, load(sums + i) * scale / total);
+        if (to == row) continue;
+        for (int64_t i = 0; i < width; i++) row[i] = sums[turned_column(in.cache, i)];
     }
 }
 
+// How many rows of a span, and how many of the heads that share a kv head, one tile takes.
+struct Cut {
+    int64_t shared, heads, rows;
+
+    // A tile has room for QUERIES. Where many heads share a kv head and rows are few, each tile has
+    // fewer heads, so that every thread gets one.
+    Cut(const Pages& pages, int64_t kv_heads, int64_t all_heads) : shared(all_heads / kv_heads) {
+        int64_t cuts = ceil_div(shared, QUERIES);
+        while (shared > 8 * cuts && pages.rows * kv_heads * cuts < threads()) cuts *= 2;
+        heads = ceil_div(shared, cuts), rows = QUERIES / heads;
+    }
+    int64_t cuts() const { return ceil_div(shared, heads); }
+};
+
 // All query tiles of a step. Late rows come first: they see most, and the last task to end should
 // be a short one.
-inline int64_t list_tiles(const Pages& pages, int64_t kv_heads, int64_t max_rows,
-                          QueryTile* tiles) {
+inline int64_t list_tiles(const Pages& pages, int64_t kv_heads, const Cut& cut, QueryTile* tiles) {
     int64_t count = 0;
     for (int64_t span = 0; span < pages.count; span++) {
         const int64_t rows = pages.spans[span].rows;
-        for (int64_t row = ceil_div(rows, max_rows) * max_rows - max_rows; row >= 0;
-             row -= max_rows)
+        for (int64_t row = ceil_div(rows, cut.rows) * cut.rows - cut.rows; row >= 0;
+             row -= cut.rows)
             for (int64_t kv_head = 0; kv_head < kv_heads; kv_head++)
-                tiles[count++] = {span, row, std::min(max_rows, rows - row), kv_head};
+                for (int64_t head = 0; head < cut.shared; head += cut.heads)
+                    tiles[count++] = {span,    row,  std::min(cut.rows, rows - row),
+                                      kv_head, head, std::min(cut.heads, cut.shared - head)};
     }
     return count;
 }
@@ -80,17 +98,17 @@ inline int64_t longest_context(const Pages& pages) {
     return longest;
 }
 
-// out [rows, heads * head_width]: attention of every new token over its sequence up to itself.
+// out [rows, heads * value_width]: attention of every new token over its sequence up to itself.
 // queries: [rows, stride >= heads * head_width].
 void attend(const float* queries, int64_t stride, const Cache& cache, const Pages& pages,
             const Attention& attention, float* out) {
-    const int64_t width = cache.head_width, heads = attention.heads;
-    const int64_t max_rows = QUERIES / (heads / cache.kv_heads);
+    const int64_t width = cache.value_width, heads = attention.heads;
+    const Cut cut(pages, cache.kv_heads, heads);
     const Inputs in = encode_queries(queries, stride, cache, pages.rows, heads);
     const Attender attender{in, cache, pages, attention};
-    QueryTile* tiles =
-        scratch().take<QueryTile>((pages.rows / max_rows + pages.count) * cache.kv_heads);
-    const int64_t count = list_tiles(pages, cache.kv_heads, max_rows, tiles);
+    QueryTile* tiles = scratch().take<QueryTile>((pages.rows / cut.rows + pages.count) *
+                                                 cache.kv_heads * cut.cuts());
+    const int64_t count = list_tiles(pages, cache.kv_heads, cut, tiles);
     const int64_t longest = longest_context(pages);
     const int64_t parts = ceil_div(longest, PART), room = QUERIES * width;
 
@@ -107,7 +125,7 @@ void attend(const float* queries, int64_t stride, const Cache& cache, const Page
     const auto run = [&](const QueryTile& tile, const Running* done) {
         static thread_local std::vector<float> local;
         local.resize(2 * room);
-        const int64_t here = attender.count(tile), until = attender.position(tile, here - 1) + 1;
+        const int64_t here = tile.count(), until = attender.position(tile, here - 1) + 1;
         Running sums, next;
         sums.out = local.data(), next.out = sums.out + room;
         attender.part(tile, 0, split ? 0 : PART, sums);  // split: nothing seen yet
@@ -128,7 +146,7 @@ void attend(const float* queries, int64_t stride, const Cache& cache, const Page
                 run(tiles[i], split ? runs + i * parts : nullptr);
             }
         },
-        2 * pages.rows * heads * width * longest);
+        pages.rows * heads * (cache.head_width + width) * longest);
 }
 
 }  // namespace moedial

@@ -3,34 +3,31 @@
 // query's arithmetic depends on its own position and on nothing else, not on the chunk that it came
 // in or on the sequences beside it.
 //
-//   query tile   up to 32 (row, head) pairs of one sequence that share a key-value head: one task
+//   query tile   up to 32 (row, head) pairs of one sequence that share a key-value head: one task;
+//                where more heads share it, each tile has some of them
 //   round        128 keys for all queries of a tile: scores, softmax, weighted values
 //   part         1024 keys: a running softmax of its own, merged with the parts before it
 #pragma once
-#include "cache.h"
+#include "turn.h"
 
 namespace moedial {
 
-constexpr int64_t KEYS = 128;    // keys of one round
 constexpr int64_t PART = 1024;   // keys of one part
 constexpr int64_t QUERIES = 32;  // (row, head) pairs that share the keys of one round
 
-// Queries of one sequence that share a kv head: rows [first, first + rows) of the span, times the
-// heads that read this kv head.
+// Queries of one sequence that share a kv head: rows [first, first + rows) of the span, times
+// `heads` heads that read this kv head, from its `first_head` on.
 struct QueryTile {
-    int64_t span, first, rows, kv_head;
+    int64_t span, first, rows, kv_head, first_head, heads;
+
+    int64_t count() const { return rows * heads; }
 };
 
 // The running softmax of the queries of one tile over one part: maximum, sum and unnormalised
 // output of each.
 struct Running {
     float highest[QUERIES], total[QUERIES];
-    float* out;  // [queries, head_width]
-};
-
-// The cache tiles of one round.
-struct Tiles {
-    const int32_t* tile[KEYS / TILE];
+    float* out;  // [queries, value_width]
 };
 
 // Keys as the weights of a product (`PanelWords` of gemm.h): its outputs are keys from `first` on.
@@ -63,28 +60,28 @@ struct Attender {
     const Pages& pages;
     const Attention& attention;
 
-    int64_t shared_heads() const { return attention.heads / cache.kv_heads; }
-    int64_t count(const QueryTile& tile) const { return tile.rows * shared_heads(); }
-
     // Of one query of a tile: its position, row of the step, and head.
     int64_t position(const QueryTile& tile, int64_t query) const {
         const Span& span = pages.spans[tile.span];
-        return span.context - span.rows + tile.first + query / shared_heads();
+        return span.context - span.rows + tile.first + query / tile.heads;
     }
     int64_t token(const QueryTile& tile, int64_t query) const {
-        return pages.spans[tile.span].first + tile.first + query / shared_heads();
+        return pages.spans[tile.span].first + tile.first + query / tile.heads;
     }
     int64_t head(const QueryTile& tile, int64_t query) const {
-        return tile.kv_head * shared_heads() + query % shared_heads();
+        return tile.kv_head * (attention.heads / cache.kv_heads) + tile.first_head +
+               query % tile.heads;
     }
 
     int64_t tile_at(const QueryTile& tile, int64_t key) const {
         return tile_offset(cache, slot_of(pages, tile.span, key), tile.kv_head);
     }
 
-    // A tile is short and its neighbour far away: the processor would not see it coming.
+    // A tile is short and its neighbour far away: the processor would not see it coming. What is
+    // long it sees by itself.
     void prefetch(const int32_t* tile) const {
-        for (int64_t i = 0; i < cache.tile_words(); i += 16) __builtin_prefetch(tile + i);
+        for (int64_t i = 0; i < std::min<int64_t>(cache.tile_words(), 2048); i += 16)
+            __builtin_prefetch(tile + i);
     }
 
     void prefetch_keys(const QueryTile& tile, int64_t from, int64_t until) const {
@@ -94,9 +91,8 @@ struct Attender {
 
     // Ask for the first keys of a tile to come.
     void expect(const QueryTile& tile) const {
-        const int64_t last = position(tile, count(tile) - 1) + 1, window = attention.window;
-        const int64_t oldest = window ? position(tile, 0) - window + 1 : 0;
-        const int64_t first = window ? std::max<int64_t>(0, oldest) / KEYS * KEYS : 0;
+        const int64_t last = position(tile, tile.count() - 1) + 1;
+        const int64_t first = attention.oldest(position(tile, 0)) / KEYS * KEYS;
         prefetch_keys(tile, first, std::min(last, first + KEYS));
     }
 
@@ -117,7 +113,7 @@ struct Attender {
     template <class Dot>
     void add_values(const int32_t* const* weight_rows, int64_t queries_here, const Tiles& values,
                     int64_t used, int32_t* const* out_rows) const {
-        const int64_t group = cache.group(), width = cache.head_width;
+        const int64_t group = cache.group(), width = cache.value_width;
         for (int64_t column = 0; column < width; column += VECTORS * LANES) {
             const int vectors = int(std::min<int64_t>((width - column) / LANES, VECTORS));
             const ValueWords words{values, column, width, group == 1 ? 4 : 3};
@@ -135,18 +131,18 @@ struct Attender {
         alignas(64) int32_t weights[QUERIES * KEYS];  // the probabilities, in the cache's kind
         const int32_t* weight_rows[QUERIES];
         int32_t *score_rows[QUERIES], *out_rows[QUERIES];
-        const int64_t here = count(tile), group = cache.group();
+        const int64_t here = tile.count(), group = cache.group();
         const int64_t used = ceil_div(std::min(last - from, KEYS), TILE);
         for (int64_t query = 0; query < here; query++) {
             score_rows[query] = (int32_t*)scores + query * KEYS;
-            out_rows[query] = (int32_t*)run.out + query * cache.head_width;
+            out_rows[query] = (int32_t*)run.out + query * cache.value_width;
             weight_rows[query] = weights + query * KEYS / group;
         }
         Tiles keys{}, values{};
         for (int64_t i = 0; i < used; i++) {
             const int64_t at = tile_at(tile, from + i * TILE);
-            keys.tile[i] = cache.keys + at, values.tile[i] = cache.values + at;
-            prefetch(values.tile[i]);
+            keys.tile[i] = cache.keys + at;
+            if (cache.values) prefetch(values.tile[i] = cache.values + at);
         }
         // What is not scored must still be a number: `soften` reads whole rows.
         if (used < KEYS / TILE) std::memset(scores, 0, here * KEYS * 4);
@@ -162,6 +158,7 @@ struct Attender {
                                load(row + key + LANES));
         }
         prefetch_keys(tile, from + KEYS, std::min(last, from + 2 * KEYS));
+        if (!cache.values) turn_tiles(cache, keys, used, values);
         add_values<Dot>(weight_rows, here, values, used, out_rows);
     }
 
@@ -169,8 +166,7 @@ struct Attender {
     // scaled to it.
     void soften(const QueryTile& tile, int64_t query, int64_t from, float* scores,
                 Running& run) const {
-        const int64_t here = position(tile, query);
-        const int64_t oldest = attention.window ? here - attention.window + 1 : 0;
+        const int64_t here = position(tile, query), oldest = attention.oldest(here);
         // Which of the round's keys the query sees, as numbers that fit a lane.
         const Ints newest_seen = splat(int32_t(std::min(here - from, KEYS)));
         const Ints oldest_seen = splat(int32_t(std::max(oldest - from, int64_t{-1})));
@@ -199,23 +195,23 @@ struct Attender {
         run.total[query] = run.total[query] * shrink + sum(total);
         run.highest[query] = now;
         if (shrink == 1) return;
-        float* out = run.out + query * cache.head_width;
-        for (int64_t i = 0; i < cache.head_width; i += LANES)
+        float* out = run.out + query * cache.value_width;
+        for (int64_t i = 0; i < cache.value_width; i += LANES)
             store(out + i, load(out + i) * shrink);
     }
 
     // One part of the keys: [from, until), cut to what the tile's queries see.
     void part(const QueryTile& tile, int64_t from, int64_t until, Running& run) const {
-        const int64_t queries_here = count(tile);
+        const int64_t queries_here = tile.count();
         const int32_t* rows[QUERIES];
         for (int64_t query = 0; query < queries_here; query++) {
             rows[query] = queries.row(token(tile, query) * attention.heads + head(tile, query));
             run.highest[query] = -INFINITY, run.total[query] = 0;
         }
-        std::memset(run.out, 0, queries_here * cache.head_width * 4);
+        std::memset(run.out, 0, queries_here * cache.value_width * 4);
         const int64_t last = std::min(until, position(tile, queries_here - 1) + 1);
-        const int64_t oldest = attention.window ? position(tile, 0) - attention.window + 1 : 0;
-        // Rounds begin at multiples of KEYS wherever the window does.
+        const int64_t oldest = attention.oldest(position(tile, 0));
+        // Rounds begin at multiples of KEYS wherever the window or the chunk does.
         for (int64_t key = std::max(from, oldest / KEYS * KEYS); key < last; key += KEYS) {
             if (cache.kind == FLOAT)
                 round<FloatDot>(tile, key, last, rows, run);

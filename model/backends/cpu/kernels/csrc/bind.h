@@ -59,22 +59,35 @@ inline FeedForward bind(int64_t width, const FeedForwardParams& params) {
     return {bind(width, params.norm), bind(width, params.expert, 1), float(params.residual_scale)};
 }
 
-// At most 32 heads share a key-value head: so many queries fill one tile (`attender.h`).
 inline Attention bind(const MaskParams& params, int64_t heads, int64_t kv_heads) {
-    TORCH_CHECK(kv_heads > 0 && heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= 32, heads,
-                " heads cannot share ", kv_heads, " key-value heads (at most 32 each)");
+    TORCH_CHECK(kv_heads > 0 && heads > 0 && heads % kv_heads == 0, heads, " heads cannot share ",
+                kv_heads, " key-value heads");
     Attention attention;
     attention.heads = heads, attention.scale = float(params.scale);
-    attention.window = params.window, attention.softcap = float(params.softcap);
+    TORCH_CHECK(params.window >= 0 && params.chunk >= 0, "window and chunk cannot be ",
+                params.window, " and ", params.chunk);
+    attention.window = params.window, attention.chunk = params.chunk;
+    attention.softcap = float(params.softcap);
     attention.sinks = vector(params.sinks, heads, "sinks");
     return attention;
 }
 
-// Queries, keys and values come from one matrix, [heads + 2 kv_heads][head_width] outputs.
+// A table of rotary positions of at most `width` elements, or none.
+inline Rotary rotary_of(const OptionalTensor& table, int64_t width) {
+    if (!table) return {};
+    const float* values = floats(*table, "rotary", 3);
+    TORCH_CHECK(table->size(1) == 2 && 2 * table->size(2) <= width,
+                "the rotary table must be [positions, 2, at most ", width / 2, "], got ",
+                table->sizes());
+    return {values, table->size(0), table->size(2)};
+}
+
+// Queries, keys, values and gates come from one matrix, [heads + 2 kv_heads][head_width] outputs
+// and, with gates, [heads][head_width] more.
 inline AttentionBlock bind(int64_t width, const AttentionParams& params) {
     const int64_t head = params.head_width;
     const int64_t queries = params.heads * head, keys = params.kv_heads * head;
-    const int64_t qkv = queries + 2 * keys;
+    const int64_t qkv = queries + 2 * keys + (params.gated ? queries : 0);
     AttentionBlock block;
     block.kv_heads = params.kv_heads, block.head_width = head;
     block.norm = bind(width, params.norm);
@@ -84,16 +97,17 @@ inline AttentionBlock bind(int64_t width, const AttentionParams& params) {
     };
     block.query_norm = head_norm(params.q_norm, queries);
     block.key_norm = head_norm(params.k_norm, keys);
-    block.norm_per_head = params.norm_per_head, block.clip = float(params.clip);
+    block.norm_per_head = params.norm_per_head;
+    block.norm_after_rotary = params.norm_after_rotary;
+    block.clip = float(params.clip), block.gated = params.gated;
     block.qkv = {matrix(params.qkv, qkv, width), vector(params.qkv_bias, qkv, "qkv bias")};
     block.out = {matrix(params.out, width, queries), vector(params.out_bias, width, "out bias"),
                  float(params.residual_scale)};
     block.attention = bind(params.mask, params.heads, params.kv_heads);
-    if (params.rotary) {
-        block.rotary = floats(*params.rotary, "rotary", 3);
-        block.positions = params.rotary->size(0);
-        TORCH_CHECK(params.rotary->size(1) == 2 && params.rotary->size(2) == head / 2,
-                    "the rotary table must be [positions, 2, C / 2]");
+    block.rotary = rotary_of(params.rotary, head);
+    if (params.query_scale) {
+        block.query_scale = floats(*params.query_scale, "query scale", 1);
+        block.query_positions = params.query_scale->size(0);
     }
     return block;
 }
@@ -128,12 +142,48 @@ inline DeltaBlock bind(int64_t width, const DeltaParams& params) {
     return block;
 }
 
-// Whether the rotary table has a row for every position of the step.
-inline void check_positions(const AttentionBlock& block, const Pages& pages) {
-    if (!block.rotary) return;
+// Latents and values of a head are read as whole vectors, of bfloat16 in pairs.
+inline LatentBlock bind(int64_t width, const LatentParams& params) {
+    const int64_t heads = params.heads, rank = params.rank, values = params.value_width;
+    TORCH_CHECK(heads > 0 && params.query_rank >= 0 && params.plain_width > 0 && rank > 0 &&
+                    rank % 32 == 0 && values > 0 && values % 16 == 0,
+                "latents of ", rank, " must be multiples of 32 wide, values of ", values,
+                " multiples of 16");
+    LatentBlock block;
+    block.rotary = rotary_of(params.rotary, params.rotary.size(-1) * 2);
+    block.query_rank = params.query_rank, block.rank = rank;
+    block.plain_width = params.plain_width;
+    const int64_t turned = 2 * block.rotary.half, low = params.query_rank + rank + turned;
+    block.norm = bind(width, params.norm);
+    block.query_norm = bind(params.query_rank, params.query_norm);
+    block.latent_norm = bind(rank, params.latent_norm);
+    block.down = {matrix(params.down, low, width), vector(params.down_bias, low, "down bias")};
+    block.query = {matrix(params.query, heads * (params.plain_width + turned),
+                          params.query_rank ? params.query_rank : width)};
+    block.to_keys = matrix(params.to_keys, rank, params.plain_width, heads);
+    block.to_values = matrix(params.to_values, values, rank, heads);
+    block.out = {matrix(params.out, width, heads * values),
+                 vector(params.out_bias, width, "out bias"), float(params.residual_scale)};
+    block.attention = bind(params.mask, heads, 1);
+    return block;
+}
+
+// Whether a table by position has a row for every position of the step.
+inline void check_positions(const float* table, int64_t positions, const Pages& pages,
+                            const char* name) {
+    if (!table) return;
     for (int64_t span = 0; span < pages.count; span++)
-        TORCH_CHECK(pages.spans[span].context <= block.positions, "position ",
-                    pages.spans[span].context, " is beyond the rotary table");
+        TORCH_CHECK(pages.spans[span].context <= positions, "position ", pages.spans[span].context,
+                    " is beyond the ", name);
+}
+
+inline void check_positions(const AttentionBlock& block, const Pages& pages) {
+    check_positions(block.rotary.table, block.rotary.positions, pages, "rotary table");
+    check_positions(block.query_scale, block.query_positions, pages, "query scales");
+}
+
+inline void check_positions(const LatentBlock& block, const Pages& pages) {
+    check_positions(block.rotary.table, block.rotary.positions, pages, "rotary table");
 }
 
 // Both tables, or none.

@@ -12,7 +12,7 @@ inline void attention_block_op(const AttentionParams& params, Tensor x, Tensor c
     TORCH_CHECK(cache.dim() == 4, "the cache must have 4 dimensions, got ", cache.dim());
     int64_t blocks;
     const Cache layer_cache =
-        cache_of(cache, params.kv_heads, params.head_width, block_size, blocks);
+        cache_of(cache, params.kv_heads, params.head_width, 0, block_size, blocks);
     const Pages pages = pages_of(spans, tables, x.size(0), block_size, blocks);
     const AttentionBlock block = bind(x.size(1), params);
     check_positions(block, pages);
@@ -29,6 +29,18 @@ inline void delta_block_op(const DeltaParams& params, Tensor x, Tensor states, c
     const States layer_states = states_of(states, slots, block, pages.count);
     Op op;
     if (x.size(0)) delta_block(rows, x.size(1), block, layer_states, pages);
+}
+
+inline void latent_block_op(const LatentParams& params, Tensor x, Tensor cache, const Tensor& spans,
+                            const Tensor& tables, int64_t block_size) {
+    float* rows = floats(x, "x");
+    const LatentBlock block = bind(x.size(1), params);
+    int64_t blocks;
+    const Cache layer_cache = cache_of(cache, 1, block.key_width(), block.rank, block_size, blocks);
+    const Pages pages = pages_of(spans, tables, x.size(0), block_size, blocks);
+    check_positions(block, pages);
+    Op op;
+    if (x.size(0)) latent_block(rows, x.size(1), block, layer_cache, pages);
 }
 
 inline void ffn_block_op(const FeedForwardParams& params, Tensor x) {
@@ -84,6 +96,9 @@ inline void define_block_ops(torch::Library& library) {
         "()"));
     library.def(schema<DeltaParams>(
         "delta_block(Tensor(a!) x, Tensor(b!) states, Tensor spans, Tensor slots", "()"));
+    library.def(schema<LatentParams>(
+        "latent_block(Tensor(a!) x, Tensor(b!) cache, Tensor spans, Tensor tables, int block_size",
+        "()"));
     library.def(schema<FeedForwardParams>("ffn_block(Tensor(a!) x", "()"));
     library.def(schema<TopKParams>(
         "topk_block(Tensor(a!) x, Tensor counts, int k_max, Tensor rules, Tensor rule_of, "
@@ -98,6 +113,7 @@ inline void define_block_ops(torch::Library& library) {
 inline void implement_block_ops(torch::Library& library) {
     library.impl("attention_block", by_name<&attention_block_op>());
     library.impl("delta_block", by_name<&delta_block_op>());
+    library.impl("latent_block", by_name<&latent_block_op>());
     library.impl("ffn_block", by_name<&ffn_block_op>());
     library.impl("topk_block", by_name<&topk_block_op>());
     library.impl("infinity_block", by_name<&infinity_block_op>());

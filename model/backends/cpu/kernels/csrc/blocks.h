@@ -6,30 +6,63 @@
 
 namespace moedial {
 
-// Queries and keys of one row: normed, clipped, turned to their position. `qkv` is the row's
-// queries, keys and values behind each other.
-inline void prepare_row(float* qkv, int64_t position, const AttentionBlock& layer, int64_t kv_heads,
-                        int64_t head) {
-    const int64_t queries = layer.attention.heads * head, keys = kv_heads * head;
-    if (layer.query_norm.weight) {
-        const int64_t query_step = layer.norm_per_head ? head : queries;
-        const int64_t key_step = layer.norm_per_head ? head : keys;
-        for (int64_t i = 0; i < queries; i += query_step)
-            norm_row(qkv + i, query_step, layer.query_norm, qkv + i);
-        for (int64_t i = 0; i < keys; i += key_step)
-            norm_row(qkv + queries + i, key_step, layer.key_norm, qkv + queries + i);
-    }
+// Queries and keys of one row, normed over all heads at once or over each.
+inline void norm_heads(float* queries, float* keys, const AttentionBlock& layer, int64_t head) {
+    const int64_t query_width = layer.attention.heads * head, key_width = layer.kv_heads * head;
+    const int64_t query_step = layer.norm_per_head ? head : query_width;
+    const int64_t key_step = layer.norm_per_head ? head : key_width;
+    for (int64_t i = 0; i < query_width; i += query_step)
+        norm_row(queries + i, query_step, layer.query_norm, queries + i);
+    for (int64_t i = 0; i < key_width; i += key_step)
+        norm_row(keys + i, key_step, layer.key_norm, keys + i);
+}
+
+// Queries and keys of one row: normed, clipped, turned to their position, scaled by it. `qkv` is
+// the row's queries, keys and values behind each other.
+inline void prepare_row(float* qkv, int64_t position, const AttentionBlock& layer, int64_t head) {
+    const int64_t queries = layer.attention.heads * head, keys = layer.kv_heads * head;
+    const bool normed = layer.query_norm.weight;
+    if (normed && !layer.norm_after_rotary) norm_heads(qkv, qkv + queries, layer, head);
     if (layer.clip)
         for (int64_t i = 0; i < queries + 2 * keys; i += LANES) {
             const Floats values = load(qkv + i);  // NaN stays NaN
             const Floats clipped = max(min(values, splat(layer.clip)), splat(-layer.clip));
             store(qkv + i, select(values == values, clipped, values));
         }
-    if (layer.rotary) {
-        const float* cosines = layer.rotary + position * head;
+    if (layer.rotary.table)
         for (int64_t i = 0; i < queries + keys; i += head)
-            rotate_row(qkv + i, head / 2, cosines, cosines + head / 2);
+            rotate_row(qkv + i, layer.rotary.half, layer.rotary.cosines(position),
+                       layer.rotary.sines(position));
+    if (normed && layer.norm_after_rotary) norm_heads(qkv, qkv + queries, layer, head);
+    if (layer.query_scale)
+        for (int64_t i = 0; i < queries; i += LANES)
+            store(qkv + i, load(qkv + i) * layer.query_scale[position]);
+}
+
+// Where each row stands in its sequence.
+inline int64_t* row_positions(const Pages& pages) {
+    int64_t* position = scratch().take<int64_t>(pages.rows);
+    for (int64_t index = 0; index < pages.count; index++) {
+        const Span& span = pages.spans[index];
+        for (int64_t i = 0; i < span.rows; i++)
+            position[span.first + i] = span.context - span.rows + i;
     }
+    return position;
+}
+
+// out [rows, width] times the sigmoid of gates [rows, stride].
+inline void apply_gates(const float* gates, int64_t stride, int64_t rows, int64_t width,
+                        float* out) {
+    parallel_rows(
+        rows, 16,
+        [&](int64_t first, int64_t last) {
+            for (int64_t row = first; row < last; row++) {
+                float* y = out + row * width;
+                for (int64_t i = 0; i < width; i += LANES)
+                    store(y + i, load(y + i) / (exp(-load(gates + row * stride + i)) + 1.0f));
+            }
+        },
+        16 * rows * width);
 }
 
 // Projection, preparation of rows, cache write, attention, projection back onto x.
@@ -40,25 +73,24 @@ void attention_block(float* x, int64_t width, const AttentionBlock& layer, const
     const Inputs in = encode_rows(x, pages.rows, width, width, layer.norm, layer.qkv.weight);
     float* qkv = scratch().take<float>(pages.rows * stride);
     linear_rows(in, pages.rows, layer.qkv, false, stride, stride, qkv);
-    // Where each row stands in its sequence.
-    int64_t* position = scratch().take<int64_t>(pages.rows);
-    for (int64_t index = 0; index < pages.count; index++) {
-        const Span& span = pages.spans[index];
-        for (int64_t i = 0; i < span.rows; i++)
-            position[span.first + i] = span.context - span.rows + i;
-    }
+    const int64_t* position = row_positions(pages);
     parallel_rows(
         pages.rows, 16,
         [&](int64_t first, int64_t last) {
             for (int64_t row = first; row < last; row++)
-                prepare_row(qkv + row * stride, position[row], layer, cache.kv_heads, head);
+                prepare_row(qkv + row * stride, position[row], layer, head);
         },
         4 * pages.rows * stride);
     // Written before they are read: a token attends to itself.
     const float* keys = qkv + queries;
-    write_cache(keys, keys + cache.kv_heads * head, stride, cache, pages);
+    const float* values = keys + cache.kv_heads * head;
+    write_cache(keys, values, stride, cache, pages);
     float* out = scratch().take<float>(pages.rows * queries);
     attend(qkv, stride, cache, pages, layer.attention, out);
+    if (layer.gated) {
+        const float* gates = values + cache.kv_heads * head;
+        apply_gates(gates, stride, pages.rows, queries, out);
+    }
     const Inputs rows = encode_rows(out, pages.rows, queries, queries, {}, layer.out.weight);
     linear_rows(rows, pages.rows, layer.out, true, width, width, x);
 }

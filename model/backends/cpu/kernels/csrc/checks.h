@@ -115,12 +115,16 @@ inline void within_points(const LayerRows& budget, const Draws& draws) {
                     " is higher than the ", draws.point_rows, " fixed draws");
 }
 
-// One layer's cache. `blocks`: how many it has room for.
-inline Cache cache_of(const Tensor& cache, int64_t kv_heads, int64_t head_width, int64_t block_size,
-                      int64_t& blocks) {
-    TORCH_CHECK(cache.is_contiguous() && cache.dim() == 4 && cache.size(0) == 2 &&
+// One layer's cache. `values`: how many elements of a key are its value; 0: values are kept beside
+// the keys. `blocks`: how many it has room for.
+inline Cache cache_of(const Tensor& cache, int64_t kv_heads, int64_t head_width, int64_t values,
+                      int64_t block_size, int64_t& blocks) {
+    TORCH_CHECK(0 <= values && values <= head_width && values % 32 == 0, "values cannot be ",
+                values, " elements of keys of ", head_width);
+    const int64_t parts = values ? 1 : 2;
+    TORCH_CHECK(cache.is_contiguous() && cache.dim() == 4 && cache.size(0) == parts &&
                     cache.size(2) == kv_heads && cache.size(3) == head_width,
-                "the cache must be [2, slots, ", kv_heads, ", ", head_width, "], got ",
+                "the cache must be [", parts, ", slots, ", kv_heads, ", ", head_width, "], got ",
                 cache.sizes());
     TORCH_CHECK(head_width % 16 == 0 && block_size % 16 == 0 && block_size > 0,
                 "head width and block size must be multiples of 16");
@@ -129,8 +133,9 @@ inline Cache cache_of(const Tensor& cache, int64_t kv_heads, int64_t head_width,
     Cache made;
     made.kind = cache.scalar_type() == at::kFloat ? FLOAT : BFLOAT16;
     made.keys = (int32_t*)cache.data_ptr();
-    made.values = (int32_t*)((char*)cache.data_ptr() + cache.nbytes() / 2);  // behind all keys
+    if (!values) made.values = (int32_t*)((char*)cache.data_ptr() + cache.nbytes() / 2);
     made.kv_heads = kv_heads, made.head_width = head_width;
+    made.value_width = values ? values : head_width;
     blocks = cache.size(1) / block_size;
     return made;
 }

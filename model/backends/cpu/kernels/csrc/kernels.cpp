@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "blocks.h"
 #include "delta.h"
+#include "latent.h"
 
 namespace moedial {
 

@@ -33,11 +33,12 @@ void linear(const float* x, int64_t rows, int64_t width, const Norm&, const Line
 void experts(const float* x, int64_t rows, int64_t width, const RoutedPairs&, const Experts&,
              float* y);
 
-// New keys and values, each row `stride` floats, into their cache slots.
+// New keys and values, each row `stride` floats, into their cache slots. No values: they are part
+// of the keys.
 void write_cache(const float* keys, const float* values, int64_t stride, const Cache&,
                  const Pages&);
 
-// out [rows, heads * head_width] for queries [rows, stride]: every new token over its sequence up
+// out [rows, heads * value_width] for queries [rows, stride]: every new token over its sequence up
 // to itself.
 void attend(const float* queries, int64_t stride, const Cache&, const Pages&, const Attention&,
             float* out);
@@ -57,6 +58,7 @@ void masks(const float* scores, int64_t stride, const LayerRows&, int64_t groups
 // Blocks of a decoder layer, each x += f(norm(x)).
 void attention_block(float* x, int64_t width, const AttentionBlock&, const Cache&, const Pages&);
 void delta_block(float* x, int64_t width, const DeltaBlock&, const States&, const Pages&);
+void latent_block(float* x, int64_t width, const LatentBlock&, const Cache&, const Pages&);
 void topk_block(float* x, int64_t width, const TopK&, const LayerRows&, const LayerReport&);
 void infinity_block(float* x, int64_t width, const Infinity&, const LayerRows&, const LayerReport&);
 void ffn_block(float* x, int64_t rows, int64_t width, const FeedForward&);

@@ -86,27 +86,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> route_op(const Tensor& logits, const 
     return {token.narrow(0, 0, pairs), weight.narrow(0, 0, pairs), ends, used};
 }
 
-void write_cache_op(const Tensor& keys, const Tensor& values, Tensor cache, const Tensor& spans,
-                    const Tensor& tables, int64_t block_size) {
-    const float *new_keys = floats(keys, "k", 3), *new_values = floats(values, "v", 3);
+// Without values, 32 elements of a key or more are its value.
+void write_cache_op(const Tensor& keys, const OptionalTensor& values, Tensor cache,
+                    const Tensor& spans, const Tensor& tables, int64_t block_size) {
+    const float* new_keys = floats(keys, "k", 3);
+    const float* new_values = values ? floats(*values, "v", 3) : nullptr;
     int64_t blocks;
-    const Cache layer = cache_of(cache, keys.size(1), keys.size(2), block_size, blocks);
+    const Cache layer =
+        cache_of(cache, keys.size(1), keys.size(2), values ? 0 : 32, block_size, blocks);
     const Pages pages = pages_of(spans, tables, keys.size(0), block_size, blocks);
-    TORCH_CHECK(keys.sizes() == values.sizes(), "k and v must have one shape");
+    TORCH_CHECK(!values || keys.sizes() == values->sizes(), "k and v must have one shape");
     Op op;
     write_cache(new_keys, new_values, layer.kv_heads * layer.head_width, layer, pages);
 }
 
+// `values`: how many elements of a key are its value; 0: the cache has values of their own.
 Tensor attend_op(const MaskParams& params, const Tensor& queries, const Tensor& cache,
-                 const Tensor& spans, const Tensor& tables, int64_t block_size) {
+                 const Tensor& spans, const Tensor& tables, int64_t block_size, int64_t values) {
     const float* in = floats(queries, "q", 3);
     TORCH_CHECK(cache.dim() == 4, "the cache must have 4 dimensions, got ", cache.dim());
     const int64_t heads = queries.size(1), head_width = queries.size(2);
     int64_t blocks;
-    const Cache layer = cache_of(cache, cache.size(2), head_width, block_size, blocks);
+    const Cache layer = cache_of(cache, cache.size(2), head_width, values, block_size, blocks);
     const Pages pages = pages_of(spans, tables, queries.size(0), block_size, blocks);
     const Attention attention = bind(params, heads, layer.kv_heads);
-    Tensor out = like(queries, queries.sizes().vec());
+    Tensor out = like(queries, {queries.size(0), heads, layer.value_width});
     Op op;
     attend(in, heads * head_width, layer, pages, attention, out.data_ptr<float>());
     return out;
@@ -238,10 +242,11 @@ TORCH_LIBRARY(moedial, library) {
         "Tensor allowed, int trained, "
         "bool normalise) -> (Tensor, Tensor, Tensor, Tensor)");
     library.def(
-        "write_cache(Tensor k, Tensor v, Tensor(a!) cache, Tensor spans, Tensor tables, "
+        "write_cache(Tensor k, Tensor? v, Tensor(a!) cache, Tensor spans, Tensor tables, "
         "int block_size) -> ()");
     library.def(schema<MaskParams>(
-        "attend(Tensor q, Tensor cache, Tensor spans, Tensor tables, int block_size", "Tensor"));
+        "attend(Tensor q, Tensor cache, Tensor spans, Tensor tables, int block_size, int values",
+        "Tensor"));
     library.def(schema<DrawsParams>(
         "draw(Tensor gaussian, Tensor counts, Tensor seeds, Tensor positions, int k_max",
         "Tensor"));

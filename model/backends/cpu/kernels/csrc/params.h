@@ -39,10 +39,10 @@ struct NormParams {
     OptionalTensor weight, bias;  // no weight: no norm; with a bias LayerNorm, else RMSNorm
     double eps = 0;
 
-    void each(auto&& visit) {
-        visit({"norm", "_weight"}, weight);
-        visit({"norm", "_bias"}, bias);
-        visit({"norm", "_eps"}, eps);
+    void each(auto&& visit, const char* name = "norm") {
+        visit({name, "_weight"}, weight);
+        visit({name, "_bias"}, bias);
+        visit({name, "_eps"}, eps);
     }
 };
 
@@ -98,13 +98,14 @@ struct FeedForwardParams {
 // What a query sees, and how scores become weights.
 struct MaskParams {
     double scale = 1;
-    int64_t window = 0;    // 0: everything before
-    double softcap = 0;    // 0: none
-    OptionalTensor sinks;  // [heads]
+    int64_t window = 0, chunk = 0;  // 0: everything before
+    double softcap = 0;             // 0: none
+    OptionalTensor sinks;           // [heads]
 
     void each(auto&& visit) {
         visit({"scale"}, scale);
         visit({"window"}, window);
+        visit({"chunk"}, chunk);
         visit({"softcap"}, softcap);
         visit({"sinks"}, sinks);
     }
@@ -116,9 +117,11 @@ struct AttentionParams {
     PackedParams qkv, out;
     OptionalTensor qkv_bias, out_bias;
     OptionalTensor q_norm, k_norm;  // over all heads at once, or over each
-    bool norm_per_head = false;
-    double clip = 0;        // 0: none
-    OptionalTensor rotary;  // [positions, 2, head_width / 2]
+    bool norm_per_head = false, norm_after_rotary = false;
+    double clip = 0;             // 0: none
+    OptionalTensor rotary;       // [positions, 2, half the turned elements of a head]
+    OptionalTensor query_scale;  // [positions]
+    bool gated = false;          // `qkv` gives queries, keys, values and gates
     int64_t heads = 0, kv_heads = 0, head_width = 0;
     double residual_scale = 1;
     MaskParams mask;
@@ -130,8 +133,11 @@ struct AttentionParams {
         visit({"q_norm"}, q_norm);
         visit({"k_norm"}, k_norm);
         visit({"norm_per_head"}, norm_per_head);
+        visit({"norm_after_rotary"}, norm_after_rotary);
         visit({"clip"}, clip);
         visit({"rotary"}, rotary);
+        visit({"query_scale"}, query_scale);
+        visit({"gated"}, gated);
         out.each(visit, "out");
         visit({"out_bias"}, out_bias);
         visit({"heads"}, heads);
@@ -165,6 +171,38 @@ struct DeltaParams {
         visit({"value_heads"}, value_heads);
         visit({"key_width"}, key_width);
         visit({"value_width"}, value_width);
+    }
+};
+
+// x += residual_scale * latent attention(norm(x)); the parts are those of `LatentBlock` (values.h).
+struct LatentParams {
+    NormParams norm, query_norm, latent_norm;
+    PackedParams down, query, to_keys, to_values, out;
+    OptionalTensor down_bias, out_bias;
+    Tensor rotary;  // [positions, 2, half the turned elements]
+    int64_t heads = 0, query_rank = 0, rank = 0, plain_width = 0, value_width = 0;
+    double residual_scale = 1;
+    MaskParams mask;
+
+    void each(auto&& visit) {
+        norm.each(visit);
+        query_norm.each(visit, "query_norm");
+        latent_norm.each(visit, "latent_norm");
+        down.each(visit, "down");
+        visit({"down_bias"}, down_bias);
+        query.each(visit, "query");
+        to_keys.each(visit, "to_keys");
+        to_values.each(visit, "to_values");
+        out.each(visit, "out");
+        visit({"out_bias"}, out_bias);
+        visit({"rotary"}, rotary);
+        visit({"heads"}, heads);
+        visit({"query_rank"}, query_rank);
+        visit({"rank"}, rank);
+        visit({"plain_width"}, plain_width);
+        visit({"value_width"}, value_width);
+        visit({"residual_scale"}, residual_scale);
+        mask.each(visit);
     }
 };
 

@@ -85,7 +85,8 @@ class Program : public torch::CustomClassHolder {
     const int64_t width;
 
   private:
-    using AnyBlock = std::variant<AttentionBlock, DeltaBlock, TopK, Infinity, FeedForward>;
+    using AnyBlock =
+        std::variant<AttentionBlock, LatentBlock, DeltaBlock, TopK, Infinity, FeedForward>;
     using Memory = std::variant<Cache, States>;  // what a layer keeps of the sequences
 
     template <class Params>
@@ -178,8 +179,13 @@ class Program : public torch::CustomClassHolder {
         for (const auto& any : blocks_) {
             if (const auto* block = std::get_if<AttentionBlock>(&any)) {
                 int64_t blocks;
+                memory.push_back(cache_of(next(), block->kv_heads, block->head_width, 0,
+                                          step.block_size, blocks));
+                least = std::min(least, blocks);
+            } else if (const auto* block = std::get_if<LatentBlock>(&any)) {
+                int64_t blocks;
                 memory.push_back(
-                    cache_of(next(), block->kv_heads, block->head_width, step.block_size, blocks));
+                    cache_of(next(), 1, block->key_width(), block->rank, step.block_size, blocks));
                 least = std::min(least, blocks);
             } else if (const auto* block = std::get_if<DeltaBlock>(&any)) {
                 memory.push_back(states_of(next(), step.slots, *block, step.spans.size(0)));
@@ -190,6 +196,8 @@ class Program : public torch::CustomClassHolder {
         for (const auto& any : blocks_)
             if (const auto* block = std::get_if<AttentionBlock>(&any))
                 check_positions(*block, pages);
+            else if (const auto* latent = std::get_if<LatentBlock>(&any))
+                check_positions(*latent, pages);
         return pages;
     }
 
@@ -202,6 +210,8 @@ class Program : public torch::CustomClassHolder {
         for (const auto& any : blocks_) {
             if (const auto* block = std::get_if<AttentionBlock>(&any)) {
                 attention_block(x, width, *block, std::get<Cache>(*kept++), pages);
+            } else if (const auto* block = std::get_if<LatentBlock>(&any)) {
+                latent_block(x, width, *block, std::get<Cache>(*kept++), pages);
             } else if (const auto* block = std::get_if<DeltaBlock>(&any)) {
                 delta_block(x, width, *block, std::get<States>(*kept++), pages);
             } else if (const auto* block = std::get_if<FeedForward>(&any)) {
@@ -268,6 +278,7 @@ inline void define_program(torch::Library& library) {
         .def("run", run);
     define_add<AttentionParams, &add_op<AttentionParams>>(library, "add_attention");
     define_add<DeltaParams, &add_op<DeltaParams>>(library, "add_delta");
+    define_add<LatentParams, &add_op<LatentParams>>(library, "add_latent");
     define_add<FeedForwardParams, &add_op<FeedForwardParams>>(library, "add_ffn");
     define_add<TopKParams, &add_op<TopKParams>>(library, "add_topk");
     define_add<InfinityParams, &add_op<InfinityParams>>(library, "add_infinity");

@@ -32,6 +32,23 @@ class Scratch {
 #endif
     }
 
+    // What is taken after a mark can be given back before the op ends.
+    struct Mark {
+        size_t pieces;
+        int64_t used;
+    };
+
+    Mark mark() const { return {pieces.size(), used}; }
+
+    void release(Mark mark) {
+#ifdef __SANITIZE_ADDRESS__
+        for (size_t i = mark.pieces; i < pieces.size(); i++) std::free(pieces[i]);
+        pieces.resize(mark.pieces);
+#else
+        used = pieces.size() == mark.pieces ? mark.used : 0;  // nothing older is in a newer piece
+#endif
+    }
+
   private:
     void* allocate(int64_t bytes) {
         if (void* memory = std::aligned_alloc(64, bytes)) return memory;

@@ -118,32 +118,53 @@ struct Pages {
 };
 
 // Keys and values of one layer, in tiles of 16 slots. Per tile and key-value head, keys are
-// [head_width / group][16] words and values are [16 / group][head_width] words, where a word holds
-// `group` = 1 float or 2 bfloat16: both are read as the weights of a product.
+// [head_width / group][16] words and values are [16 / group][value_width] words, where a word holds
+// `group` = 1 float or 2 bfloat16: both are read as the weights of a product. Without values of
+// their own, these are the first value_width elements of the keys (`turn.h`).
 struct Cache {
     Kind kind = FLOAT;
     int32_t* keys = nullptr;
     int32_t* values = nullptr;
-    int64_t kv_heads = 0, head_width = 0;
+    int64_t kv_heads = 0, head_width = 0, value_width = 0;
 
     int64_t group() const { return kind == FLOAT ? 1 : 2; }
     int64_t tile_words() const { return 16 * head_width / group(); }
+    int64_t value_tile_words() const { return 16 * value_width / group(); }
 };
 
 struct Attention {
     int64_t heads = 0;
-    float scale = 1, softcap = 0;  // softcap 0: none
-    int64_t window = 0;            // 0: everything before
-    const float* sinks = nullptr;  // [heads]
+    float scale = 1, softcap = 0;   // softcap 0: none
+    int64_t window = 0, chunk = 0;  // positions; 0: everything before
+    const float* sinks = nullptr;   // [heads]
+
+    // The first position that the query at `position` sees.
+    int64_t oldest(int64_t position) const {
+        const int64_t start = chunk ? position / chunk * chunk : 0;
+        return window && position - window >= start ? position - window + 1 : start;
+    }
+};
+
+// Cosines, then sines of half the turned elements of a head: [positions, 2, half]. None: no
+// rotary positions.
+struct Rotary {
+    const float* table = nullptr;
+    int64_t positions = 0, half = 0;
+
+    const float* cosines(int64_t position) const { return table + position * 2 * half; }
+    const float* sines(int64_t position) const { return cosines(position) + half; }
 };
 
 struct AttentionBlock {
     Norm norm, query_norm, key_norm;
     Linear qkv, out;
-    bool norm_per_head = false;
-    float clip = 0;                 // 0: none
-    const float* rotary = nullptr;  // [positions, 2, head_width / 2]: cosines, then sines
-    int64_t positions = 0, kv_heads = 0, head_width = 0;
+    bool norm_per_head = false, norm_after_rotary = false;
+    float clip = 0;  // 0: none
+    Rotary rotary;
+    const float* query_scale = nullptr;  // [query_positions]
+    int64_t query_positions = 0;
+    bool gated = false;  // the output times the sigmoid of a gate, which is behind the values
+    int64_t kv_heads = 0, head_width = 0;
     Attention attention;
 };
 
@@ -174,6 +195,21 @@ struct States {
     const int64_t* slots = nullptr;  // of each span
 
     float* at(int64_t span) const { return data + slots[span] * size; }
+};
+
+// Multi-head latent attention: one key for all heads, [latent | turned part], whose latent is the
+// value.
+struct LatentBlock {
+    Norm norm, query_norm, latent_norm;
+    Linear down;   // [query_rank + rank + turned, width]: what queries are made of, latent, turned
+    Linear query;  // [heads][plain_width + turned] from query_rank, or from norm(x) where that is 0
+    Linear out;
+    Matrix to_keys, to_values;  // of each head: [rank, plain_width] and [value_width, rank]
+    Rotary rotary;
+    int64_t query_rank = 0, rank = 0, plain_width = 0;
+    Attention attention;
+
+    int64_t key_width() const { return rank + 2 * rotary.half; }
 };
 
 }  // namespace moedial

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -69,6 +70,36 @@ inline Ints iota() {
     Ints lanes;
     for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane;
     return lanes;
+}
+
+// Lanes of two vectors by number: those of `right` follow those of `left`.
+template <int... Lane>
+inline Ints pick(Ints left, Ints right) {
+#if defined(__clang__)
+    return __builtin_shufflevector(left, right, Lane...);
+#else
+    return __builtin_shuffle(left, right, Ints{Lane...});
+#endif
+}
+
+// In each block of 2 Step x 2 Step numbers, the upper right and the lower left quarter change
+// places.
+template <int Step, int... Lane>
+inline void swap_quarters(Ints* rows, std::integer_sequence<int, Lane...>) {
+#pragma GCC unroll 16
+    for (int row = 0; row < LANES; row++) {
+        if (row & Step) continue;
+        const Ints upper = rows[row], lower = rows[row + Step];
+        rows[row] = pick<(Lane & Step ? LANES + Lane - Step : Lane)...>(upper, lower);
+        rows[row + Step] = pick<(Lane & Step ? LANES + Lane : Lane + Step)...>(upper, lower);
+    }
+}
+
+// LANES rows of LANES numbers become columns.
+template <int Step = 1>
+inline void transpose(Ints* rows) {
+    swap_quarters<Step>(rows, std::make_integer_sequence<int, LANES>{});
+    if constexpr (2 * Step < LANES) transpose<2 * Step>(rows);
 }
 
 // A fixed tree over the lanes: the same sum whatever the caller.

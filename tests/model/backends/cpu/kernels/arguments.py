@@ -18,6 +18,7 @@ from tests.model.backends.cpu.kernels.cases import (
     linear_case,
 )
 from tests.model.backends.cpu.kernels.delta_cases import delta_case
+from tests.model.backends.cpu.kernels.latent_cases import latent_case
 from tests.model.backends.cpu.kernels.mixture_cases import draw_case, masks_case
 from tests.model.backends.cpu.kernels.pages import attend_case, attention_case
 from tests.model.backends.cpu.kernels.rule_cases import repaired_infinity_case, ruled_route_case, ruled_topk_case
@@ -25,7 +26,7 @@ from tests.model.tiny import infinity, llama_like
 
 OPS = (
     *("best", "constrain", "linear", "experts", "route", "write_cache", "attend", "draw", "masks"),
-    *("attention_block", "delta_block", "topk_block", "infinity_block", "ffn_block"),
+    *("attention_block", "latent_block", "delta_block", "topk_block", "infinity_block", "ffn_block"),
 )
 Arguments = dict[str, Any]
 
@@ -55,7 +56,7 @@ def copied(value: Any) -> Any:
 def recorded(kind: Kind) -> dict[str, Arguments]:
     """Of every op, with weights of this kind."""
     recorder, make = Recorder(), Make(1)
-    modules = ("cases", "delta_cases", "mixture_cases", "pages")
+    modules = ("cases", "delta_cases", "latent_cases", "mixture_cases", "pages")
     patches = [patch(f"tests.model.backends.cpu.kernels.{module}.ops", recorder) for module in modules]
     rows = torch.arange(5)
     for one in patches:
@@ -75,6 +76,7 @@ def recorded(kind: Kind) -> dict[str, Arguments]:
             attend_case(make, [3, 20], 4, 2, 16, dtype, sinks=True),
             attention_case(make, [3, 20], LAYER, kind),
             delta_case(make, [3, 20], GatedDeltaNet(2, 4, 16, 32, 4), kind),
+            latent_case(make, [3, 20], kind, bias=True),
         ):
             case.run(case.layout.whole())
         constrain_case(make, 5, 70).run(rows)
@@ -85,7 +87,7 @@ def recorded(kind: Kind) -> dict[str, Arguments]:
     return recorder.seen
 
 
-LAYER = llama_like(infinity(), head_width=16, qk_norm="full", bias=True)
+LAYER = llama_like(infinity(), head_width=16, qk_norm="full", bias=True, floor_scale=4.0, attn_scale=0.1)
 
 
 def arguments(op: str, kind: Kind = "float") -> Arguments:

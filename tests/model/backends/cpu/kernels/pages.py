@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.backends.cpu.decoder import rotary_table
+from model.backends.cpu.attention import Tables
 from model.backends.cpu.kernels import reference
 from model.backends.cpu.kernels.pack import Kind, Packed, pack
 from model.backends.cpu.kernels.params import AttentionParams, MaskParams
@@ -71,43 +71,48 @@ class Layout:
 
 @dataclass
 class AttendCase:
-    """Write to the cache, then attend. Slots that nobody has written are NaN."""
+    """Write to the cache, then attend. Slots that nobody has written are NaN. Without values, the first `values`
+    elements of the keys are these."""
 
     layout: Layout
     q_THC: Tensor
     k_TGC: Tensor
-    v_TGC: Tensor
+    v_TGC: Tensor | None
     rules: Attention
     dtype: torch.dtype
+    values: int = 0
 
     def cache(self) -> Tensor:
         kv_heads, head = self.k_TGC.shape[1:]
-        shape = (2, self.layout.blocks * self.layout.block_size, kv_heads, head)
+        shape = (1 if self.values else 2, self.layout.blocks * self.layout.block_size, kv_heads, head)
         return torch.full(shape, torch.nan, dtype=self.dtype)
 
     def run(self, schedule: list[Step]) -> Tensor:
-        """[T, H, C]: each row as it came out in its step."""
-        cache, out = self.cache(), torch.zeros_like(self.q_THC)
+        """[T, H, V]: each row as it came out in its step."""
+        cache, out = self.cache(), torch.zeros_like(self.q_THC[..., : self.values or None])
         size, mask = self.layout.block_size, mask_params(self.rules).arguments()
         for rows, spans, tables in map(self.layout.step, schedule):
-            ops.write_cache(self.k_TGC[rows], self.v_TGC[rows], cache, spans, tables, size)
-            out[rows] = ops.attend(self.q_THC[rows], cache, spans, tables, size, *mask)
+            ops.write_cache(self.k_TGC[rows], self.v_of(rows), cache, spans, tables, size)
+            out[rows] = ops.attend(self.q_THC[rows], cache, spans, tables, size, self.values, *mask)
         return out
 
     def expected(self) -> Tensor:
-        cache, out = slots(self.layout, self.cache()), torch.zeros_like(self.q_THC, dtype=torch.float64)
+        cache, outs = slots(self.layout, self.cache(), self.values), []
         for rows, spans, tables in map(self.layout.step, in_pieces(self.layout)):
-            cache.write(self.k_TGC[rows], self.v_TGC[rows], spans, tables)
-            out[rows] = reference.attend(self.q_THC[rows], cache, spans, tables, self.rules)
-        return out
+            cache.write(self.k_TGC[rows], self.v_of(rows), spans, tables)
+            outs.append(reference.attend(self.q_THC[rows], cache, spans, tables, self.rules))
+        return torch.cat(outs)
+
+    def v_of(self, rows: Tensor) -> Tensor | None:
+        return None if self.v_TGC is None else self.v_TGC[rows]
 
 
 def mask_params(rules: Attention) -> MaskParams:
-    return MaskParams(rules.scale, rules.window, rules.softcap, rules.sinks)
+    return MaskParams(rules.scale, rules.window, rules.chunk, rules.softcap, rules.sinks)
 
 
-def slots(layout: Layout, cache: Tensor) -> Slots:
-    return Slots(*cache.shape[1:], layout.block_size, cache.dtype)
+def slots(layout: Layout, cache: Tensor, values: int = 0) -> Slots:
+    return Slots(*cache.shape[1:], layout.block_size, cache.dtype, values)
 
 
 def in_pieces(layout: Layout) -> list[Step]:
@@ -122,15 +127,16 @@ def in_pieces(layout: Layout) -> list[Step]:
 def attend_case(
     make: Make, lengths: Sequence[int], heads: int, kv_heads: int, head: int, dtype: torch.dtype, **rest: Any
 ) -> AttendCase:
-    """`rest`: block_size, window, softcap, sinks."""
-    layout, tokens = Layout(make, lengths, rest.get("block_size", 16)), sum(lengths)
+    """`rest`: block_size, window, chunk, softcap, sinks, values."""
+    layout, tokens, values = Layout(make, lengths, rest.get("block_size", 16)), sum(lengths), rest.get("values", 0)
     q, k, v = (make.normal(tokens, number, head) for number in (heads, kv_heads, kv_heads))
-    return AttendCase(layout, q, k, v, rules_of(make, heads, head, **rest), dtype)
+    return AttendCase(layout, q, k, None if values else v, rules_of(make, heads, head, **rest), dtype, values)
 
 
 def rules_of(make: Make, heads: int, head: int, **rest: Any) -> Attention:
     sinks = make.normal(heads) if rest.get("sinks") else None
-    return Attention(1.5 * head**-0.5, rest.get("window", 0), rest.get("softcap", 0.0), sinks)
+    sizes = (rest.get("window", 0), rest.get("chunk", 0))
+    return Attention(1.5 * head**-0.5, *sizes, rest.get("softcap", 0.0), sinks)
 
 
 @dataclass
@@ -162,6 +168,9 @@ class AttentionCase:
             kv_heads=kv_heads,
             head_width=head_width,
             mask=mask_params(b.rules),
+            norm_after_rotary=b.norm_after,
+            query_scale=b.query_scale,
+            gated=b.gated,
             residual_scale=b.residual_scale,
         )
 
@@ -185,17 +194,17 @@ class AttentionCase:
 def attention_case(
     make: Make, lengths: Sequence[int], config: DecoderConfig, kind: Kind, norm_per_head: bool = False, **rest: Any
 ) -> AttentionCase:
-    """`rest`: block_size, window, softcap, sinks. The cache is bfloat16 unless the weights are float32."""
+    """`rest`: block_size, window, chunk, softcap, sinks. The cache is bfloat16 unless the weights are float32."""
     c, shape, layout = config, config.attention[0], Layout(make, lengths, rest.get("block_size", 16))
     assert isinstance(shape, shapes.Attention)
     queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
-    qkv, out = pack(make.weight(queries + 2 * keys, c.width), kind), pack(make.weight(c.width, queries), kind)
-    biases = [make.normal(n) if shape.bias else None for n in (queries + 2 * keys, c.width)]
+    outputs, tables = queries * (2 if shape.gated else 1) + 2 * keys, Tables(max(lengths))
+    qkv, out = pack(make.weight(outputs, c.width), kind), pack(make.weight(c.width, queries), kind)
+    biases = [make.normal(n) if shape.bias else None for n in (outputs, c.width)]
     norms = [None, None]
-    if shape.qk_norm == "full":
+    if shape.qk_norm != "none":
         sizes = (shape.head_width,) * 2 if norm_per_head else (queries, keys)
         norms = [1 + make.normal(size, scale=0.1) for size in sizes]
-    rotary = None if shape.rope is None else rotary_table(shape.rope, max(lengths))
     block = AttentionBlock(
         make.norm(c.norm, c.width),
         *(Weight.of(packed, 1, bias) for packed, bias in zip((qkv, out), biases, strict=True)),
@@ -204,7 +213,10 @@ def attention_case(
         *norms,
         norm_per_head,
         shape.clip or 0.0,
-        rotary,
+        None if shape.rope is None else tables.rotary(shape.rope),
+        shape.qk_norm == "unit",
+        tables.query_scale(shape),
+        shape.gated,
         c.residual_scale,
     )
     dtype = torch.float32 if kind == "float" else torch.bfloat16

@@ -11,6 +11,7 @@ from model.backends.cpu.kernels import reference
 from model.backends.cpu.kernels.build import SOURCES
 from model.backends.cpu.kernels.pack import Kind
 from model.shapes.decoder import DecoderConfig
+from model.shapes.rope import Rope
 from tests.model.backends.cpu.kernels.cases import KINDS, Make, assert_close, ops
 from tests.model.backends.cpu.kernels.pages import AttendCase, AttentionCase, attend_case, attention_case, with_rows
 from tests.model.tiny import gpt2_like, infinity, llama_like
@@ -18,7 +19,7 @@ from tests.model.tiny import gpt2_like, infinity, llama_like
 FLOAT, BF16 = torch.float32, torch.bfloat16
 each_dtype = pytest.mark.parametrize("dtype", [FLOAT, BF16], ids=str)
 each_kind = pytest.mark.parametrize("kind", KINDS)
-HEADS = [(1, 1, 16), (4, 4, 16), (6, 2, 32), (8, 1, 48), (33, 3, 16), (32, 1, 16), (2, 1, 80), (5, 5, 144)]
+HEADS = [(1, 1, 16), (4, 4, 16), (6, 2, 32), (8, 1, 48), (33, 3, 16), (32, 1, 16), (70, 1, 16), (2, 1, 80), (5, 5, 144)]
 RULES: list[dict[str, Any]] = [
     {},
     {"window": 1},
@@ -27,6 +28,8 @@ RULES: list[dict[str, Any]] = [
     {"window": 70, "softcap": 3.0, "sinks": True},
     {"softcap": 0.5},
     {"sinks": True},
+    {"chunk": 48, "window": 40},
+    {"chunk": 130},
 ]
 
 
@@ -41,8 +44,8 @@ def check(case: AttendCase | AttentionCase, make: Make, largest: int = 40) -> No
 
 
 def test_the_reference_rounds_after_as_many_keys_as_the_kernel() -> None:
-    source = (SOURCES / "attender.h").read_text()
-    found = [int(re.search(rf"constexpr int64_t {name} = (\d+);", source)[1]) for name in ("KEYS", "PART")]
+    sources = "".join((SOURCES / name).read_text() for name in ("turn.h", "attender.h"))
+    found = [int(number) for number in re.findall(r"constexpr int64_t (?:KEYS|PART) = (\d+);", sources)]
     assert found == [reference.ROUND, reference.PART]
 
 
@@ -54,6 +57,16 @@ def test_heads_and_groups(dtype: torch.dtype, heads: int, kv_heads: int, head: i
 
 
 @each_dtype
+@pytest.mark.parametrize("heads, head, values", [(3, 48, 32), (40, 80, 64), (16, 144, 96)])
+def test_values_that_are_part_of_the_keys(dtype: torch.dtype, heads: int, head: int, values: int) -> None:
+    make = Make(heads)
+    case = attend_case(make, [1, 40, 150, 16], heads, 1, head, dtype, values=values, sinks=heads == 3)
+    check(case, make)
+    ops.set_threads(5)  # more than there are tiles: these have fewer heads each
+    assert torch.equal(case.run(case.layout.singles()), case.run(case.layout.whole()))
+
+
+@each_dtype
 @pytest.mark.parametrize("rules", RULES, ids=str)
 def test_rules(dtype: torch.dtype, rules: dict[str, Any]) -> None:
     make = Make(len(rules))
@@ -61,7 +74,7 @@ def test_rules(dtype: torch.dtype, rules: dict[str, Any]) -> None:
 
 
 @each_dtype
-@pytest.mark.parametrize("rules", RULES[::2], ids=str)
+@pytest.mark.parametrize("rules", RULES[::4], ids=str)
 def test_contexts_of_several_parts(dtype: torch.dtype, rules: dict[str, Any]) -> None:
     """Long chunks of many sequences compute their parts in turn; few tokens, as in `singles`, side by side."""
     make = Make(9)
@@ -105,6 +118,7 @@ def test_a_sequence_that_is_not_finite_harms_no_other(dtype: torch.dtype) -> Non
     schedule = case.layout.chunks(Make(2), 9)
     clean = case.run(schedule)
     for tensor in (case.q_THC, case.k_TGC, case.v_TGC):
+        assert tensor is not None
         tensor[30 + 25] = torch.nan
         found, theirs = case.run(schedule), torch.arange(120)
         assert found[30 + 25].isnan().all()
@@ -113,16 +127,17 @@ def test_a_sequence_that_is_not_finite_harms_no_other(dtype: torch.dtype) -> Non
 
 
 @each_dtype
-def test_blocks_that_failed_and_are_used_again(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("values", [0, 32])
+def test_blocks_that_failed_and_are_used_again(dtype: torch.dtype, values: int) -> None:
     """What a sequence left in a block is gone for the next that writes there, tile by tile."""
-    case = attend_case(Make(1), [50], 2, 2, 16, dtype, block_size=32)
+    case = attend_case(Make(1), [50], 2, 2, 48, dtype, block_size=32, values=values)
     cache, (rows, spans, tables) = case.cache(), case.layout.step([(0, 0, 50)])
     bad = torch.full_like(case.k_TGC, torch.nan)
-    ops.write_cache(bad, bad, cache, spans, tables, 32)
+    ops.write_cache(bad, None if values else bad, cache, spans, tables, 32)
     for start, until in [(0, 7), (7, 30), (30, 50)]:
         rows, spans, tables = case.layout.step([(0, start, until)])
-        ops.write_cache(case.k_TGC[rows], case.v_TGC[rows], cache, spans, tables, 32)
-        found = ops.attend(case.q_THC[rows], cache, spans, tables, 32, case.rules.scale, 0, 0.0, None)
+        ops.write_cache(case.k_TGC[rows], case.v_of(rows), cache, spans, tables, 32)
+        found = ops.attend(case.q_THC[rows], cache, spans, tables, 32, values, case.rules.scale, 0, 0, 0.0, None)
         assert torch.equal(found, case.run(case.layout.whole())[rows])
 
 
@@ -131,7 +146,7 @@ def test_writing_touches_no_block_of_others(dtype: torch.dtype) -> None:
     case = attend_case(Make(1), [20, 70, 33], 4, 2, 16, dtype)
     cache = torch.full_like(case.cache(), 7.0)
     rows, spans, tables = case.layout.step([(1, 0, 70)])
-    ops.write_cache(case.k_TGC[rows], case.v_TGC[rows], cache, spans, tables, 16)
+    ops.write_cache(case.k_TGC[rows], case.v_of(rows), cache, spans, tables, 16)
     touched = (cache.view(2, case.layout.blocks, -1) != 7.0).any(-1)
     for block in range(case.layout.blocks):
         assert touched[:, block].all() == (block in case.layout.tables[1])
@@ -142,8 +157,8 @@ def test_no_rows() -> None:
     case = attend_case(Make(1), [20], 4, 2, 16, FLOAT)
     rows, spans, tables = case.layout.step([])
     cache = case.cache()
-    ops.write_cache(case.k_TGC[rows], case.v_TGC[rows], cache, spans, tables, 16)
-    assert ops.attend(case.q_THC[rows], cache, spans, tables, 16, 1.0, 0, 0.0, None).shape == (0, 4, 16)
+    ops.write_cache(case.k_TGC[rows], case.v_of(rows), cache, spans, tables, 16)
+    assert ops.attend(case.q_THC[rows], cache, spans, tables, 16, 0, 1.0, 0, 0, 0.0, None).shape == (0, 4, 16)
     assert cache.isnan().all()
 
 
@@ -153,6 +168,14 @@ LAYERS: dict[str, tuple[DecoderConfig, dict[str, Any]]] = {
     "olmoe": (llama_like(infinity(), head_width=16, qk_norm="full", clip=0.8), {}),
     "qwen3": (llama_like(infinity(), head_width=32, qk_norm="full", width=33), {"norm_per_head": True}),
     "gpt-oss": (llama_like(infinity(), head_width=16, bias=True), {"window": 20, "sinks": True}),
+    "llama4": (
+        llama_like(infinity(), head_width=16, qk_norm="unit", rope=Rope(16), floor_scale=7, attn_scale=0.5),
+        {"norm_per_head": True, "chunk": 30},
+    ),
+    "qwen3-next": (
+        llama_like(infinity(), head_width=32, qk_norm="full", gated=True, rope=Rope(8), bias=True),
+        {"norm_per_head": True},
+    ),
     "gemma": (llama_like(infinity(), head_width=48, heads=3, kv_heads=1), {"softcap": 2.0, "block_size": 32}),
 }
 
