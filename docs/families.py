@@ -20,7 +20,16 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 512,
     "intermediate_size": 128,
 }
-TINY = ("hidden_size", "n_embd", "n_head")  # of the examples; the kernels want head widths that are multiples of 16
+# What of an example's own sizes the kernels want to be multiples of 16 or 32.
+WIDTHS = {
+    "head_dim": 64,
+    "kv_lora_rank": 64,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+}
+TINY = ("hidden_size", "n_embd", "n_head")  # of the examples
 
 
 def table() -> str:
@@ -43,7 +52,7 @@ def _line(name: str) -> str:
 
 
 def _large(example: Any) -> dict[str, Any]:
-    given = {key: 64 if key == "head_dim" else value for key, value in example.items() if key not in TINY}
+    given = {key: WIDTHS.get(key, value) for key, value in example.items() if key not in TINY}
     if "d_model" in given:  # an encoder and a decoder, with names of their own for all sizes
         return given
     if "text_config" in given:

@@ -5,6 +5,7 @@ rotary pairs, (i, i + W / 2): where pairs are neighbours, the rows that make que
 """
 
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from model.backends.cpu.kernels.params import AttentionParams, BlockParams, Late
 from model.grouped import Grouped
 from model.shapes.attention import MLA, Attention
 from model.shapes.rope import Rope
+
+Weight = TypeVar("Weight", Tensor, Grouped)
 
 
 def block_of(norm: nn.Module, module: nn.Module, tables: "Tables", precision: Precision, scale: float) -> BlockParams:
@@ -91,19 +94,19 @@ def latent_block(
     norm: nn.Module, module: MLAAttention, tables: Tables, precision: Precision, scale: float
 ) -> LatentParams:
     """Norm, latents and queries, cache, attention over latents, values of each head and output projection."""
-    shape, spec, low = module.shape, module.mask_spec, module.shape.query_rank
-    lows, low_biases = [module.down.weight], [bias_of(module.down)]
-    if low is not None:
-        lows, low_biases = [module.query_down.weight, *lows], [bias_of(module.query_down), *low_biases]
-    rows = _latent_rows(shape)
-    biases = [bias for bias in low_biases if bias is not None]
+    shape, spec, low, rows = module.shape, module.mask_spec, module.shape.query_rank, _latent_rows(module.shape)
+    down, down_bias = module.down.weight, bias_of(module.down)
+    if low is not None:  # one matrix for both
+        down = torch.cat([dense(module.query_down.weight), dense(down)])
+        bias = bias_of(module.query_down)
+        down_bias = None if bias is None or down_bias is None else torch.cat([bias, down_bias])
     to_keys_HRN, to_values_HVR = _by_head(module)
     return LatentParams(
         norm=norm_params(norm),
         query_norm=NormParams() if low is None else norm_params(module.query_norm),
         latent_norm=norm_params(module.norm),
-        down=pack(rows_of(stacked(lows), rows), precision.linears),
-        down_bias=torch.cat(biases)[rows] if biases else None,
+        down=pack(rows_of(down, rows), precision.linears),
+        down_bias=None if down_bias is None else down_bias[rows],
         query=pack(rows_of(module.query.weight, _query_rows(shape)), precision.linears),
         to_keys=pack(to_keys_HRN, precision.linears),
         to_values=pack(to_values_HVR, precision.linears),
@@ -136,18 +139,16 @@ def rotary_order(rope: Rope | None, width: int) -> Tensor:
     return torch.cat([pairs.T.flatten(), torch.arange(rope.width, width)])
 
 
-def rows_of(weight: Tensor | Grouped, rows: Tensor) -> Tensor | Grouped:
+def rows_of(weight: Weight, rows: Tensor) -> Weight:
     """The outputs `rows` of a matrix, in this order."""
     if torch.equal(rows, torch.arange(weight.shape[0])):
         return weight
     return weight.rows(rows) if isinstance(weight, Grouped) else weight[rows]
 
 
-def stacked(weights: list[Tensor | Grouped]) -> Tensor | Grouped:
-    """The outputs of several matrices of the same inputs behind each other."""
-    if len(weights) == 1:
-        return weights[0]
-    return torch.cat([weight.dense() if isinstance(weight, Grouped) else weight for weight in weights])
+def dense(weight: Tensor | Grouped) -> Tensor:
+    """The matrix itself."""
+    return weight.dense() if isinstance(weight, Grouped) else weight
 
 
 def _latent_rows(shape: MLA) -> Tensor:
@@ -166,9 +167,8 @@ def _query_rows(shape: MLA) -> Tensor:
 
 def _by_head(module: MLAAttention) -> tuple[Tensor, Tensor]:
     """What turns a head's query into the space of latents [H, rank, N], and latents into its value [H, V, rank]."""
-    shape, weight = module.shape, module.up.weight
-    up_XR = weight.dense() if isinstance(weight, Grouped) else weight
-    up_HXR = up_XR.unflatten(0, (shape.heads, -1))
+    shape = module.shape
+    up_HXR = dense(module.up.weight).unflatten(0, (shape.heads, -1))
     to_keys_HNR, to_values_HVR = up_HXR.split((shape.plain_width, shape.value_width), 1)
     return to_keys_HNR.transpose(1, 2), to_values_HVR
 

@@ -30,10 +30,9 @@ class LatentCase:
 
     def params(self) -> LatentParams:
         b = self.block
-        norms = {name: norm_params(getattr(b, name)) for name in ("norm", "query_norm", "latent_norm")}
+        parts: dict[str, Any] = {name: norm_params(getattr(b, name)) for name in ("norm", "query_norm", "latent_norm")}
         return LatentParams(
-            **norms,
-            **self.packed,
+            **parts | self.packed,
             down_bias=b.down.bias,
             out_bias=b.out.bias,
             rotary=b.rotary,
@@ -79,7 +78,8 @@ def latent_case(make: Make, lengths: Sequence[int], kind: Kind, bias: bool = Fal
     }
     packed = {name: pack(make.weight(*shape), kind) for name, shape in shapes.items()}
     biases = {name: make.normal(packed[name].n) for name in ("down", "out") if bias}
-    weights = {name: Weight.of(packed[name], *shape[:-2], bias=biases.get(name)) for name, shape in shapes.items()}
+    counts = {"to_keys": heads, "to_values": heads}
+    weights = {name: Weight.of(packed[name], counts.get(name, 1), biases.get(name)) for name in shapes}
     block = LatentBlock(
         make.norm("rms", width),
         make.norm("rms" if low else "none", low),

@@ -1,5 +1,7 @@
 """Multi-head latent attention as a block: its values, and bits that depend neither on chunks nor on threads."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from tests.model.backends.cpu.kernels.cases import KINDS, Make, assert_close, op
 from tests.model.backends.cpu.kernels.latent_cases import latent_case
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
-SIZES = [
+SIZES: list[dict[str, Any]] = [
     {},
     {"query_rank": 0, "heads": 5, "plain": 6, "bias": True},
     {"heads": 40, "rank": 64, "turned": 32, "values": 32, "block_size": 32, "bias": True},
@@ -17,7 +19,7 @@ SIZES = [
 
 @each_kind
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "-".join(sizes) or "plain")
-def test_values_and_bits(kind: Kind, sizes: dict[str, int]) -> None:
+def test_values_and_bits(kind: Kind, sizes: dict[str, Any]) -> None:
     make = Make(len(sizes))
     case = latent_case(make, [1, 60, 17, 150], kind, **sizes)
     whole = case.run(case.layout.whole())
