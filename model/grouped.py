@@ -3,7 +3,9 @@
 This is the form between a file and what a backend multiplies. It knows neither files nor the layout of kernels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import torch
@@ -23,6 +25,12 @@ CODES: dict[Values, tuple[int, ...]] = {
     "table6": (-32, -26, -21, -16, -12, -9, -6, -3, 0, 3, 6, 10, 13, 17, 22, 28),
 }
 GROUPS = (16, 32, 64, 128)
+
+
+@cache
+def code_table(values: Values) -> Tensor:
+    """What each code stands for, int8 [16]. It is shared: do not write to it."""
+    return torch.tensor(CODES[values], dtype=torch.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +67,8 @@ class Grouped:
         """What the codes stand for, int8 [..., n, k]."""
         if self.values == "bytes":
             return self.codes
-        table = torch.tensor(CODES[self.values], dtype=torch.int8)
         halves = torch.stack([self.codes & 15, self.codes >> 4], dim=-1)
-        return table[halves.flatten(-2).int()]
+        return code_table(self.values)[halves.flatten(-2).int()]
 
     def dense(self) -> Tensor:
         """The matrices in float32; each product and sum is rounded to float32 once."""
@@ -71,15 +78,19 @@ class Grouped:
         values = values.flatten(-2)
         return values if self.factors is None else values * self.factors[..., None]
 
+    def over_outputs(self, change: Callable[[Tensor], Tensor]) -> "Grouped":
+        """With every part changed, each as a tensor [..., n, columns]; the change must treat all columns alike."""
+
+        def changed(part: Tensor | None) -> Tensor | None:
+            return None if part is None else change(part).contiguous()
+
+        factors = None if self.factors is None else change(self.factors[..., None])[..., 0].contiguous()
+        codes, scales = change(self.codes).contiguous(), change(self.scales).contiguous()
+        return replace(self, codes=codes, scales=scales, minima=changed(self.minima), factors=factors)
+
     def rows(self, index: Tensor | slice) -> "Grouped":
         """The outputs `index`, in its order."""
-
-        def pick(part: Tensor | None, axis: int) -> Tensor | None:
-            return None if part is None else part.movedim(axis, 0)[index].movedim(0, axis).contiguous()
-
-        codes, scales = pick(self.codes, -2), pick(self.scales, -2)
-        assert codes is not None and scales is not None
-        return replace(self, codes=codes, scales=scales, minima=pick(self.minima, -2), factors=pick(self.factors, -1))
+        return self.over_outputs(lambda part: part.movedim(-2, 0)[index].movedim(0, -2))
 
 
 def packed_codes(codes: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16"]  # auto: the checkpoint's own
-Quantize = Literal["none", "int8", "int8-weights", "fp8-weights"]  # int8: activations too, row by row, on CPUs only
-QuantizeLayers = Literal["experts", "all"]  # all: every matrix but the routers
+# int8, int4: activations in 8 bits too, on CPUs only.
+Quantize = Literal["none", "int8", "int4", "int8-weights", "fp8-weights"]
+# all: every matrix but the routers; int4 of experts keeps the other matrices in int8
+QuantizeLayers = Literal["experts", "all"]
 
 
 @dataclass(frozen=True, slots=True)

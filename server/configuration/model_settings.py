@@ -127,11 +127,13 @@ class ModelSettings(BaseSettings):
     quantize: Quantize = option(
         ENGINE.quantize,
         "Model",
-        "Keep weights in 8 bits; int8 multiplies in 8 bits too, on CPUs only; fp8-weights is for GPUs only. Needs the "
-        "native kernels",
+        "Keep weights in 8 bits, or with int4 in 4; int8 and int4 multiply in 8 bits too, on CPUs only; fp8-weights is "
+        "for GPUs only. Needs the native kernels",
     )
     quantize_layers: QuantizeLayers = option(
-        ENGINE.quantize_layers, "Model", "What --quantize covers; all: every matrix but the routers"
+        ENGINE.quantize_layers,
+        "Model",
+        "What --quantize covers; all: every matrix but the routers; int4 of experts keeps the others in int8",
     )
 
     device: str = option(

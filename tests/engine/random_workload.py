@@ -39,7 +39,7 @@ class Served:
     requests: int  # so many make a storm
     native: bool = False
     dtype: torch.dtype = torch.float32
-    quantize: Literal["none", "int8", "int8-weights"] = "none"
+    quantize: Literal["none", "int8", "int8-weights", "int4"] = "none"
     by_phase: bool = False  # many requests have counts of their own for prompts
     rules: tuple[RoutingRule, ...] = (FAMILY_RULE,)  # each request has one of these
     speculate: str = "off"  # of crowds; what runs alone is never guessed at

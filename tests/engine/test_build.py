@@ -23,6 +23,7 @@ from model.batch import Batch, Pages
 from model.budget import ExpertBudget, RoutingRule
 from model.decoder import Decoder
 from model.errors import CheckpointError, InvalidRequest
+from model.options import Quantize, QuantizeLayers
 from model.resources import Amount
 from model.shapes.memory import bytes_per_block
 from model.step import Observer
@@ -97,7 +98,7 @@ def test_without_kernels_everything_runs_on_torch(no_kernels: None, caplog: pyte
     assemble(model, SETTINGS)
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int8-weights"])
+@pytest.mark.parametrize("quantize", ["int8", "int8-weights", "int4"])
 def test_int8_without_kernels_is_refused_by_name(no_kernels: None, quantize: str) -> None:
     settings = EngineSettings(model="", quantize=quantize)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=f"quantize {quantize} needs the native kernels: they are not built"):
@@ -105,11 +106,21 @@ def test_int8_without_kernels_is_refused_by_name(no_kernels: None, quantize: str
 
 
 @pytest.mark.skipif(not load().native, reason="native kernels are not loaded")
-def test_what_is_quantised_is_said() -> None:
-    settings = EngineSettings(model="", quantize="int8", quantize_layers="all")
+@pytest.mark.parametrize(
+    ("quantize", "layers", "kinds"),
+    [
+        ("int8", "all", ("int8", "int8")),
+        ("int8", "experts", ("int8", "float")),
+        ("int4", "experts", ("grouped", "int8")),
+        ("int4", "all", ("grouped", "grouped")),
+    ],
+)
+def test_what_is_quantised_is_said(quantize: Quantize, layers: QuantizeLayers, kinds: tuple[str, str]) -> None:
+    settings = EngineSettings(model="", quantize=quantize, quantize_layers=layers)
     model, _ = prepare(wide(16), settings)
-    assert describe(model, settings)["quantize"] == "int8 all"
-    assert isinstance(model, NativeDecoder) and model.precision.linears == "int8"
+    assert describe(model, settings)["quantize"] == f"{quantize} {layers}"
+    assert isinstance(model, NativeDecoder)
+    assert (model.precision.experts, model.precision.linears) == kinds
 
 
 def test_cache_and_threads_follow_the_container(

@@ -42,6 +42,7 @@ PRECISIONS = [
     (torch.float32, "int8"),
     (torch.bfloat16, "int8"),
     (torch.bfloat16, "int8-weights"),
+    (torch.float32, "int4"),
 ]
 LAYOUTS = TORCH | NATIVE
 GUESSED = [

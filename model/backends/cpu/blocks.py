@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from model.backends.cpu.kernels.pack import OUTPUTS, Kind, interleave, kind_for, pack
+from model.backends.cpu.kernels.groups import OUTPUTS
+from model.backends.cpu.kernels.pack import Kind, interleave, kind_for, pack
 from model.backends.cpu.kernels.params import (
     NO_REPAIR,
     BlockParams,
@@ -40,7 +41,10 @@ ops = torch.ops.moedial
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How the weights are kept: the model's own values, int8 experts, or int8 everywhere but in routers."""
+    """How the weights are kept: the model's own values, or quantised experts, or quantised everywhere but in routers.
+
+    4-bit experts leave 8 bits to the other matrices: 4 bits in attention cost several times what they cost in experts.
+    """
 
     base: Kind
     quantize: Quantize = "none"
@@ -49,11 +53,15 @@ class Precision:
     @property
     def experts(self) -> Kind:
         assert self.quantize != "fp8-weights"  # refused
+        if self.quantize == "int4":
+            return "grouped"
         return self.base if self.quantize == "none" else self.quantize
 
     @property
     def linears(self) -> Kind:
-        return self.base if self.experts_only else self.experts
+        if self.experts_only:
+            return "int8" if self.quantize == "int4" else self.base
+        return self.experts
 
 
 def precision_for(dtype: torch.dtype, quantize: Quantize = "none", experts_only: bool = True) -> Precision:

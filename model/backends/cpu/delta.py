@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from model.attention.gated_delta_net import GatedDeltaNetAttention
 from model.backends.cpu.blocks import Precision, norm_params
-from model.backends.cpu.kernels.pack import OUTPUTS, pack
+from model.backends.cpu.kernels.groups import OUTPUTS
+from model.backends.cpu.kernels.pack import pack
 from model.backends.cpu.kernels.params import DeltaParams
 from model.shapes.attention import GatedDeltaNet
 

@@ -6,21 +6,27 @@ It knows shapes and padding, no parameters of ops.
 import torch
 from torch import Tensor, nn
 
-from model.backends.cpu.kernels.pack import INPUTS, OUTPUTS
+from model.backends.cpu.kernels.groups import OUTPUTS
+from model.backends.cpu.kernels.pack import INPUTS, AnyMatrix
+from model.grouped import Grouped
 from model.moe.infinity import InfinityMixture
 from model.shapes.mixtures import Infinity
 
 GROUPED_UNITS = 64  # a mixture whose groups are narrower is run in tiles of so many units
 
 
-def padded(down: Tensor) -> Tensor:
+def padded(down: AnyMatrix) -> AnyMatrix:
     """Down [..., D, F], or a bias [..., D], with as many values in its last dimension as a packed matrix has outputs: a
-    multiple of 16."""
+    multiple of 16, as whole groups always are."""
+    if isinstance(down, Grouped):
+        return down
     return nn.functional.pad(down, (0, -down.shape[-1] % OUTPUTS))
 
 
-def parted(gate_up: Tensor) -> Tensor:
+def parted(gate_up: AnyMatrix) -> AnyMatrix:
     """[..., 2F, k] with a gate and its up in turn, as all gates over all ups."""
+    if isinstance(gate_up, Grouped):
+        return gate_up.over_outputs(parted)
     return torch.cat([gate_up[..., 0::2, :], gate_up[..., 1::2, :]], dim=-2)
 
 

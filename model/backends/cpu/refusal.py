@@ -88,7 +88,10 @@ def _reasons(config: DecoderConfig, options: Options) -> Iterator[str]:
         yield f"the device {options.device}"
     if options.quantize == "fp8-weights":
         yield "quantize fp8-weights has kernels for GPUs only: use int8-weights on a CPU"
-    if options.quantize not in ("none", "int8", "int8-weights") or options.quantize_layers not in ("experts", "all"):
+    if options.quantize not in ("none", "int8", "int4", "int8-weights") or options.quantize_layers not in (
+        "experts",
+        "all",
+    ):
         yield f"quantize {options.quantize} of {options.quantize_layers}"
 
 

@@ -53,8 +53,10 @@ def refusal(config: DecoderConfig, options: Options) -> str | None:
     kind, layers = options.quantize, options.quantize_layers
     if kind == "none":
         return None
-    if kind == "int8":
-        return "quantize int8 multiplies in 8 bits, for which there is no GPU kernel: use int8-weights or fp8-weights"
+    if kind in ("int8", "int4"):
+        return (
+            f"quantize {kind} multiplies in 8 bits, for which there is no GPU kernel: use int8-weights or fp8-weights"
+        )
     if kind not in DTYPE or layers not in ("experts", "all"):
         return f"quantize {kind} of {layers}"
     for shape in config.mixtures:

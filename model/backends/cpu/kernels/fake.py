@@ -46,6 +46,14 @@ def _constrain(logits: Tensor) -> Tensor:
     return torch.empty_like(logits)
 
 
+@_fake("quantise")
+def _quantise(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    rows, inputs = weight.shape
+    codes = weight.new_empty(rows, inputs // 2, dtype=torch.uint8)
+    scales = weight.new_empty(rows, inputs // group, dtype=torch.int8)
+    return codes, scales, weight.new_empty(rows, dtype=torch.float32)
+
+
 @_fake("experts")
 def _experts(x: Tensor) -> Tensor:
     return torch.empty_like(x)

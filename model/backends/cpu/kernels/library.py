@@ -14,9 +14,9 @@ from model.backends.cpu.kernels import threads
 from model.backends.cpu.kernels.build import INSTRUCTION_SETS, found, origin
 
 NEEDS = {
-    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"},
-    "avxvnni": {"avx2", "fma", "avx_vnni"},
-    "avx2": {"avx2", "fma"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "f16c"},
+    "avxvnni": {"avx2", "fma", "f16c", "avx_vnni"},
+    "avx2": {"avx2", "fma", "f16c"},
     "portable": set[str](),
 }
 

@@ -1,26 +1,36 @@
 """Weights as the kernels read them: panels of 64 outputs; a word holds 1, 2 or 4 neighbouring inputs of one output.
 
-`Packed` remembers the logical shape. int8 has one scale per output: symmetric, the largest magnitude is 127.
+`Packed` remembers the logical shape. int8 has one scale per output: symmetric, the largest magnitude is 127. How
+grouped matrices are laid out is in `groups`.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Kind = Literal["float", "bfloat16", "int8", "int8-weights"]  # int8: inputs are quantised too, row by row
+from model.backends.cpu.kernels.groups import OUTPUTS, PANEL, Layout, codes_of, words_of
+from model.backends.cpu.kernels.quantise import quantise_int4
+from model.grouped import Grouped, Values, code_table
+
+# int8 and grouped: inputs are quantised too, row by row.
+Kind = Literal["float", "bfloat16", "int8", "int8-weights", "grouped"]
 GROUP = {"float": 1, "bfloat16": 2, "int8": 4, "int8-weights": 2}
 DTYPE = {"float": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "int8-weights": torch.uint8}
-PANEL, OUTPUTS, INPUTS, HALF = 64, 16, 4, 32
+INPUTS, HALF = 4, 32
+AnyMatrix = TypeVar("AnyMatrix", Tensor, Grouped)
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """E matrices [n, k]; as stored, n is a multiple of 16 and k of 4.
+    """E matrices [n, k]; as stored, n is a multiple of 16, and k of 4 or of the group.
 
-    `scales`, int8 only: int32 [2, E·n], the scales' float32 bits, then what inputs shifted by 128 add to each sum.
+    Attributes:
+        scales: int8: int32 [2, E·n], the scales' float32 bits, then what inputs shifted by 128 add to each sum;
+            grouped: the factor of each output, float32 [E·n]; else None.
+        group, values, minima: of grouped matrices, see `Grouped`; `minima`: whether there are any.
     """
 
     packed: Tensor
@@ -28,6 +38,14 @@ class Packed:
     n: int
     k: int
     kind: Kind
+    group: int = 0
+    values: Values | None = None
+    minima: bool = False
+
+    @property
+    def table(self) -> Tensor | None:
+        """What codes of 4 bits stand for, int8 [16]."""
+        return None if self.values in (None, "bytes") else code_table(self.values)
 
     @property
     def nbytes(self) -> int:
@@ -39,8 +57,15 @@ def kind_for(dtype: torch.dtype) -> Kind:
     return "bfloat16" if dtype == torch.bfloat16 else "float"
 
 
-def pack(weight: Tensor, kind: Kind) -> Packed:
-    """Pack [n, k] or [E, n, k]; outputs are padded with zeros to a multiple of 16, inputs to one of 4."""
+def pack(weight: Tensor | Grouped, kind: Kind) -> Packed:
+    """Pack [n, k] or [E, n, k]; outputs are padded with zeros to a multiple of 16, inputs to one of 4.
+
+    A `Grouped` is packed as it is, whatever the kind.
+    """
+    if isinstance(weight, Grouped):
+        return pack_grouped(weight)
+    if kind == "grouped":
+        return replace(pack_grouped(quantise_int4(weight)), k=weight.shape[-1])
     weight_ENK = weight if weight.dim() == 3 else weight[None]
     n, k = weight_ENK.shape[1:]
     padded_ENK = F.pad(weight_ENK, (0, -k % INPUTS, 0, -n % OUTPUTS))
@@ -48,6 +73,34 @@ def pack(weight: Tensor, kind: Kind) -> Packed:
         values_ENK, scales = quantise(padded_ENK)
         return Packed(panels(values_ENK, kind), scales, n, k, kind)
     return Packed(panels(padded_ENK.to(DTYPE[kind]), kind), None, n, k, kind)
+
+
+def pack_grouped(weight: Grouped) -> Packed:
+    """Pack quantised matrices; their padding has scales of zero.
+
+    Raises:
+        ValueError: a scale, minimum or factor is not finite.
+    """
+    n, k = weight.shape[-2:]
+    for part in (weight.scales, weight.minima, weight.factors):
+        if part is not None and not part.isfinite().all():
+            raise ValueError(f"a grouped matrix [{n}, {k}] has a scale, minimum or factor that is not finite")
+    layout, experts = Layout.of(weight), weight.shape[:-2].numel()
+
+    def each(part: Tensor) -> Tensor:
+        """[E, stored n, columns]."""
+        return F.pad(part.reshape(experts, n, -1), (0, 0, 0, -n % OUTPUTS))
+
+    packed = torch.ops.moedial.allocate(experts * layout.nbytes, experts, layout.n)
+    halves = [weight.scales] if weight.minima is None else [weight.scales, weight.minima]
+    halves_ENG1 = [each(part).view(torch.int16)[..., None] for part in halves]
+    codes_ENC = weight.codes.reshape(experts, n, -1)
+    for expert, stream_B in enumerate(packed.view(experts, -1)):
+        codes_NC = F.pad(codes_ENC[expert], (0, 0, 0, -n % OUTPUTS))
+        parts = [half_ENG1[expert] for half_ENG1 in halves_ENG1]
+        layout.write([*parts, words_of(codes_NC, layout)], stream_B)
+    factors = torch.ones(experts * n) if weight.factors is None else weight.factors.float()
+    return Packed(packed, each(factors).flatten(), n, k, "grouped", weight.group, weight.values, layout.minima)
 
 
 def quantise(weight_ENK: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,8 +131,10 @@ def panels(values_ENK: Tensor, kind: Kind) -> Tensor:
     return packed.view(torch.uint8) if kind == "int8-weights" else packed
 
 
-def interleave(gate_up: Tensor) -> Tensor:
+def interleave(gate_up: AnyMatrix) -> AnyMatrix:
     """[..., 2F, k] gates over ups to the kernels' order: 32 gates, then their 32 ups, and so on; F padded to 16."""
+    if isinstance(gate_up, Grouped):
+        return gate_up.over_outputs(interleave)
     gate, up = gate_up.chunk(2, dim=-2)
     pad = (0, 0, 0, -gate.shape[-2] % OUTPUTS)
     gate, up = F.pad(gate, pad), F.pad(up, pad)
@@ -91,6 +146,8 @@ def interleave(gate_up: Tensor) -> Tensor:
 def unpack(packed: Packed, experts: int = 1) -> Tensor:
     """The matrices [E, n, k] in float32, as the kernels see their values (for tests and the reference)."""
     n = packed.n + -packed.n % OUTPUTS
+    if packed.kind == "grouped":
+        return unpack_grouped(packed, experts).dense()[:, : packed.n, : packed.k]
     k = packed.k + -packed.k % INPUTS
     group = GROUP[packed.kind]
     stored = packed.packed.view(torch.int8) if packed.kind == "int8-weights" else packed.packed
@@ -106,3 +163,18 @@ def unpack(packed: Packed, experts: int = 1) -> Tensor:
     if packed.scales is not None:
         values_ENK = values_ENK * packed.scales[0].view(torch.float32).view(experts, n, 1)
     return values_ENK[:, : packed.n, : packed.k]
+
+
+def unpack_grouped(packed: Packed, experts: int = 1) -> Grouped:
+    """The grouped matrices [E, n, k] as they are stored, n padded to a multiple of 16 and k to one of the group."""
+    assert packed.values is not None and packed.scales is not None
+    factors_EN = packed.scales.view(experts, -1)
+    bits = 8 if packed.values == "bytes" else 4
+    stored_k = packed.k + -packed.k % packed.group
+    layout = Layout(factors_EN.shape[1], stored_k, packed.group, bits, packed.minima)
+    each = [layout.read(stream_B) for stream_B in packed.packed.view(experts, -1)]
+    codes_ENC = torch.stack([codes_of(words_NGW, layout) for *_, words_NGW in each])
+    halves = [[part_NG1[..., 0].view(torch.float16) for part_NG1 in parts[:-1]] for parts in each]
+    scales_ENG, *minima = (torch.stack(part) for part in zip(*halves, strict=True))
+    least_ENG = minima[0] if packed.minima else None
+    return Grouped(codes_ENC, scales_ENG, packed.group, packed.values, least_ENG, factors_EN)

@@ -56,7 +56,8 @@ def named(params: object) -> dict[str, object]:
 
 def _named(name: str, value: object) -> dict[str, object]:
     if isinstance(value, Packed):
-        return {name: value.packed, f"{name}_scales": value.scales}
+        parts = ("scales", "group", "table", "minima")
+        return {name: value.packed} | {f"{name}_{part}": getattr(value, part) for part in parts}
     if isinstance(value, NormParams | RepairParams):
         return {f"{name}_{key}": part for key, part in named(value).items()}
     if isinstance(value, ExpertsParams | MaskParams | RouterParams | DrawsParams):

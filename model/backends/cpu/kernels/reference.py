@@ -19,6 +19,7 @@ from model.shapes.mixtures import Activation
 from model.shapes.rope import Rope
 
 ROUND, PART = 128, 1024  # keys after which the running maximum of csrc/attender.h is renewed, and is reset
+BLOCK = 256  # inputs that share a scale where a grouped matrix multiplies them
 
 
 def encode(x_RK: Tensor, kind: Kind) -> Tensor:
@@ -26,6 +27,8 @@ def encode(x_RK: Tensor, kind: Kind) -> Tensor:
     x_RK = x_RK.float()
     if kind == "float":
         return x_RK.double()
+    if kind == "grouped":
+        return torch.cat([encode(block_RK, "int8") for block_RK in x_RK.split(BLOCK, -1)], dim=-1)
     if kind != "int8":
         return x_RK.bfloat16().double()
     most_R1 = x_RK.abs().amax(-1, keepdim=True)

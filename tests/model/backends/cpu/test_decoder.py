@@ -131,7 +131,7 @@ def test_logits_are_those_of_the_torch_decoder(name: str, counts: str) -> None:
 
 
 @each_layout
-@pytest.mark.parametrize("quantize", ["none", "int8", "int8-weights"])
+@pytest.mark.parametrize("quantize", ["none", "int8", "int8-weights", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_logits_do_not_depend_on_the_chunks(name: str, quantize: Quantize, dtype: torch.dtype) -> None:
     """To the bit; and rounded weights stay near the model that they were rounded from."""
@@ -143,7 +143,8 @@ def test_logits_do_not_depend_on_the_chunks(name: str, quantize: Quantize, dtype
     expected = in_chunks(PagedRun(model, rows, per_token), 40)
     if not model.config.draws_noise:  # there a draw's choice is another as soon as anything is rounded
         apart = (runs[0] - expected).square().mean().sqrt() / expected.std()
-        assert apart < 0.1 if quantize != "none" or dtype == torch.bfloat16 else apart < 1e-4
+        rounded = quantize != "none" or dtype == torch.bfloat16
+        assert apart < (0.5 if quantize == "int4" else 0.1 if rounded else 1e-4)
 
 
 class Seen(Observer):

@@ -96,10 +96,11 @@ def test_what_is_nested_is_looked_at() -> None:
     [
         (Options(block_size=24), "the block size 24 is not a multiple of 16"),
         (Options(device="cuda"), "the device cuda"),
-        (Options(quantize="int4"), "quantize int4 of experts"),  # type: ignore[arg-type]
+        (Options(quantize="int3"), "quantize int3 of experts"),  # type: ignore[arg-type]
         (Options(quantize="fp8-weights"), "quantize fp8-weights has kernels for GPUs only: use int8-weights on a CPU"),
         (Options(quantize="int8", quantize_layers="some"), "quantize int8 of some"),  # type: ignore[arg-type]
         (Options(quantize="int8", quantize_layers="all"), None),
+        (Options(quantize="int4"), None),
     ],
 )
 def test_options_are_looked_at(options: Options, reason: str | None) -> None:

@@ -8,7 +8,9 @@ namespace moedial {
 
 inline Matrix matrix(const PackedParams& params, int64_t outputs, int64_t inputs,
                      int64_t count = 1) {
-    return matrix(params.packed, params.scales, outputs, inputs, count);
+    if (!params.group) return matrix(params.packed, params.scales, outputs, inputs, count);
+    const GroupCodes codes = group_codes(params.group, params.table, params.minima);
+    return grouped_matrix(params.packed, params.scales, codes, outputs, inputs, count);
 }
 
 // A norm over `width` values. Without a weight it does nothing.

@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -67,14 +68,20 @@ inline Kind kind_of(const Tensor& packed) {
     }
 }
 
+// A matrix of this shape as it is stored: inputs are padded to a multiple of `group`.
+inline Matrix matrix_of(int64_t outputs, int64_t inputs, int64_t group) {
+    TORCH_CHECK(outputs > 0 && inputs > 0, "a matrix must have outputs and inputs, got [", outputs,
+                ", ", inputs, "]");
+    Matrix made;
+    made.outputs = up_to(outputs, 16), made.inputs = up_to(inputs, group);
+    return made;
+}
+
 // `count` packed matrices [outputs, inputs] behind each other: words by dtype, and for int8 the
 // scales' float32 bits and the offsets, int32 [2, count * outputs].
 inline Matrix matrix(const Tensor& packed, const OptionalTensor& scales, int64_t outputs,
                      int64_t inputs, int64_t count = 1) {
-    TORCH_CHECK(outputs > 0 && inputs > 0, "a matrix must have outputs and inputs, got [", outputs,
-                ", ", inputs, "]");
-    Matrix made;
-    made.outputs = up_to(outputs, 16), made.inputs = up_to(inputs, 4);
+    Matrix made = matrix_of(outputs, inputs, 4);
     made.kind = kind_of(packed);
     const int64_t all_outputs = count * made.outputs;
     TORCH_CHECK(packed.is_contiguous() && packed.numel() == all_outputs * made.inputs,
@@ -87,6 +94,45 @@ inline Matrix matrix(const Tensor& packed, const OptionalTensor& scales, int64_t
         made.offsets = data<const int32_t>(*scales, "scales") + all_outputs;
         made.scales = (const float*)scales->data_ptr();
     }
+    return made;
+}
+
+inline void check_group(int64_t group) {
+    TORCH_CHECK(group == 16 || group == 32 || group == 64 || group == 128,
+                "a group must have 16, 32, 64 or 128 inputs, got ", group);
+}
+
+// How codes are read: by the table of what they stand for, int8 [16], or without one as bytes.
+inline GroupCodes group_codes(int64_t group, const OptionalTensor& table, bool minima) {
+    check_group(group);
+    GroupCodes codes{.inputs = group, .minimum = minima};
+    if (!table) {
+        codes.bits = 8, codes.shift = 128, codes.largest = 255;
+        return codes;
+    }
+    TORCH_CHECK(table->numel() == 16, "a table must have 16 values, got ", table->numel());
+    const int8_t* values = data<const int8_t>(*table, "table");
+    codes.shift = -*std::min_element(values, values + 16);
+    codes.largest = *std::max_element(values, values + 16) + codes.shift;
+    for (int code = 0; code < 16; code++) {
+        codes.entries[code] = uint8_t(values[code] + codes.shift);
+        codes.table |= codes.entries[code] != code;
+    }
+    return codes;
+}
+
+// `count` grouped matrices behind each other, and the factors of all outputs.
+inline Matrix grouped_matrix(const Tensor& packed, const OptionalTensor& factors,
+                             const GroupCodes& codes, int64_t outputs, int64_t inputs,
+                             int64_t count) {
+    Matrix made = matrix_of(outputs, inputs, codes.inputs);
+    made.kind = GROUPED, made.codes = codes;
+    TORCH_CHECK(factors, "a grouped matrix needs the factors of its outputs");
+    made.scales = vector(factors, count * made.outputs, "factors");
+    made.data = (const char*)data<const uint8_t>(packed, "a grouped matrix");
+    TORCH_CHECK(packed.numel() == count * made.bytes(), "grouped weights of ", count, " x [",
+                outputs, ", ", inputs, "] must have ", count * made.bytes(), " bytes, got ",
+                packed.numel());
     return made;
 }
 

@@ -1,15 +1,18 @@
-// Input rows in the form that a packed matrix multiplies: float32, bfloat16 pairs, or bytes with
-// one scale per row.
+// Input rows in the form that a packed matrix multiplies: float32, bfloat16 pairs, bytes with one
+// scale per row, or for grouped matrices signed bytes with a scale for each 256 of them.
 #pragma once
 #include "gemm.h"
 #include "scratch.h"
 
 namespace moedial {
 
-// Encoded rows. `words` are 32 bits each and hold one group of inputs (`Matrix::group_inputs`).
+// Encoded rows. `words` are 32 bits each and hold one group of inputs (`Matrix::group_inputs`);
+// rows for GROUPED matrices are laid out by `GroupedRow`.
 struct Inputs {
     Kind kind;
+    int64_t inputs = 0;       // as stored, with their padding
     int64_t words = 0;        // per row
+    int64_t group = 0;        // inputs, GROUPED only
     int32_t* data = nullptr;  // [rows, words]
     float* scales = nullptr;  // [rows], INT8 only
 
@@ -21,21 +24,31 @@ inline Kind input_kind(Kind kind) { return kind == INT8_WEIGHTS ? BFLOAT16 : kin
 
 // Whether rows encoded for one matrix can be multiplied by another.
 inline bool inputs_match(const Matrix& one, const Matrix& other) {
-    return input_kind(one.kind) == input_kind(other.kind) && one.inputs == other.inputs;
+    return input_kind(one.kind) == input_kind(other.kind) && one.inputs == other.inputs &&
+           one.codes.inputs == other.codes.inputs;
 }
 
-// Room for encoded rows. `stored`: inputs with their padding.
-inline Inputs inputs(Kind kind, int64_t rows, int64_t stored) {
-    Inputs encoded{input_kind(kind)};
-    encoded.words = stored / (kind == FLOAT ? 1 : kind == INT8 ? 4 : 2);
+// Room for encoded rows. `stored`: inputs with their padding; `group`: of GROUPED matrices.
+inline Inputs inputs(Kind kind, int64_t rows, int64_t stored, int64_t group = 0) {
+    Inputs encoded{input_kind(kind), stored};
+    encoded.words = kind == GROUPED ? GroupedRow<int32_t>::words(stored, group)
+                                    : stored / (kind == FLOAT  ? 1
+                                                : kind == INT8 ? 4
+                                                               : 2);
+    encoded.group = group;
     encoded.data = scratch().take<int32_t>(rows * encoded.words);
     if (kind == INT8) encoded.scales = scratch().take<float>(rows);
     return encoded;
 }
 
-// Bytes 128 + round(127 x / max |x|): unsigned, as the dot product of bytes wants its inputs.
-// Returns the scale that undoes it. A row that is not finite has none: NaN.
-inline float quantise(const float* x, int64_t width, uint8_t* bytes) {
+// The same for what a matrix multiplies.
+inline Inputs inputs(const Matrix& matrix, int64_t rows) {
+    return inputs(matrix.kind, rows, matrix.inputs, matrix.codes.inputs);
+}
+
+// Bytes zero + round(127 x / max |x|). Returns the scale that undoes it. A row that is not finite
+// has none: NaN. The same bytes in every library.
+inline float quantise(const float* x, int64_t width, uint8_t* bytes, int32_t zero) {
     Floats highest{}, bad{};
     int64_t i = 0;
     for (; i + LANES <= width; i += LANES) {
@@ -46,16 +59,34 @@ inline float quantise(const float* x, int64_t width, uint8_t* bytes) {
     for (; i < width; i++)
         largest_value = std::fmax(largest_value, std::fabs(x[i])), wrong += x[i] - x[i];
     if (wrong != 0 || largest_value == 0) {
-        std::memset(bytes, 128, width);
+        std::memset(bytes, zero, width);
         return wrong != 0 ? NAN : 0;
     }
     const Floats inverse = splat(127.0f / largest_value), shift = splat(ROUNDING);
     for (i = 0; i + LANES <= width; i += LANES) {
-        const Ints steps = bits(fma(load(x + i), inverse, shift)) - bits(shift) + 128;
+        const Ints steps = bits(load(x + i) * inverse + shift) - bits(shift) + zero;
         for (int lane = 0; lane < LANES; lane++) bytes[i + lane] = uint8_t(steps[lane]);
     }
-    for (; i < width; i++) bytes[i] = uint8_t(int32_t(std::nearbyint(x[i] * inverse[0])) + 128);
+    for (; i < width; i++) bytes[i] = uint8_t(int32_t(std::nearbyint(x[i] * inverse[0])) + zero);
     return largest_value / 127.0f;
+}
+
+// One row for matrices with groups of `group` inputs: blocks of signed bytes, their scales, and the
+// bytes' sum in each group.
+inline void encode_grouped(const float* x, int64_t width, int64_t stored, int64_t group,
+                           int32_t* out) {
+    const GroupedRow<int32_t> row(out, stored, group);
+    int8_t* bytes = (int8_t*)row.codes;
+    for (int64_t first = 0; first < stored; first += BLOCK_INPUTS) {
+        const int64_t count = std::clamp<int64_t>(width - first, 0, BLOCK_INPUTS);
+        row.scales[first / BLOCK_INPUTS] = quantise(x + first, count, (uint8_t*)bytes + first, 0);
+    }
+    std::memset(bytes + width, 0, stored - width);
+    for (int64_t first = 0; first < stored; first += group) {
+        int32_t total = 0;
+        for (int64_t i = first; i < first + group; i++) total += bytes[i];
+        row.sums[first / group] = total;
+    }
 }
 
 // Encode one row of `width` values; the rest, up to `stored`, stands for zeros.
@@ -65,8 +96,11 @@ inline void encode(const float* x, int64_t width, const Inputs& to, int64_t row,
         std::memcpy(out, x, width * 4);
         std::memset(out + width, 0, (stored - width) * 4);
     } else if (to.kind == INT8) {
-        to.scales[row] = quantise(x, width, (uint8_t*)out);
+        // Unsigned, as the dot product of bytes wants its inputs.
+        to.scales[row] = quantise(x, width, (uint8_t*)out, 128);
         std::memset((uint8_t*)out + width, 128, stored - width);
+    } else if (to.kind == GROUPED) {
+        encode_grouped(x, width, stored, to.group, out);
     } else {
         uint16_t* halves = (uint16_t*)out;
         int64_t i = 0;

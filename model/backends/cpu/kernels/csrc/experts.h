@@ -10,8 +10,9 @@ namespace moedial {
 
 // What lies between the two products.
 struct Hidden {
-    Inputs in;                // [pairs, units], activated and weighted, as `down` multiplies them
-    float* floats = nullptr;  // the same before quantisation: INT8 needs the whole row's maximum
+    Inputs in;  // [pairs, units], activated and weighted, as `down` multiplies them
+    float* floats =
+        nullptr;  // the same before quantisation, which needs more of a row than a panel
 };
 
 // hidden = activation of one slice of an expert's first product. Gated: the slice's first half are
@@ -58,7 +59,7 @@ inline void weigh(const RoutedPairs& pairs, int64_t pair, int64_t token, int64_t
 inline void encode_part(const Hidden& to, int64_t row, int64_t first, const float* hidden,
                         int64_t count) {
     if (to.floats) {
-        std::memcpy(to.floats + row * to.in.words * 4 + first, hidden, count * 4);
+        std::memcpy(to.floats + row * to.in.inputs + first, hidden, count * 4);
     } else if (to.in.kind == FLOAT) {
         std::memcpy(to.in.data + row * to.in.words + first, hidden, count * 4);
     } else {
@@ -152,14 +153,14 @@ inline void down_tile(const Hidden& hidden, const RoutedPairs& pairs, const Expe
 inline void prefetch_slice(const Matrix& matrix, const Slice& slice) {
     const int64_t panel = slice.first / PANEL;
     const int64_t bytes = std::min<int64_t>(
-        matrix.panel_outputs(panel) * matrix.groups() * matrix.word_bytes(), 8192);
+        matrix.panel_outputs(panel) * matrix.groups() * matrix.group_bytes(), 8192);
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(matrix.panel(panel) + i);
 }
 
 // Room for the hidden rows of all pairs.
 inline Hidden hidden_rows(const Experts& experts, int64_t pairs) {
-    Hidden hidden{inputs(experts.down.kind, pairs, experts.down.inputs)};
-    if (experts.down.kind == INT8)
+    Hidden hidden{inputs(experts.down, pairs)};
+    if (experts.down.kind == INT8 || experts.down.kind == GROUPED)
         hidden.floats = scratch().take<float>(pairs * experts.down.inputs);
     return hidden;
 }
@@ -184,8 +185,9 @@ inline ExpertsRun plan_experts(const RoutedPairs& pairs, const Experts& experts)
 
 // First product: a task is a run of panels of one piece of work.
 inline void run_up(const Inputs& in, const ExpertsRun& step) {
-    const Matrix &up = step.experts.up, &down = step.experts.down;
+    const Matrix& up = step.experts.up;
     const Hidden& hidden = step.hidden;
+    const int64_t units = step.experts.units, stride = hidden.in.inputs;
     const int64_t panels = up.panels(), work = effort(up, step.count, step.pieces);
     const Runs runs{panels, PANEL, run_length(step.pieces * panels, step.mean_rows, team(work))};
     parallel_on_nodes(
@@ -201,9 +203,9 @@ inline void run_up(const Inputs& in, const ExpertsRun& step) {
         step.count, 32,
         [&](int64_t first, int64_t last) {
             for (int64_t row = first; row < last; row++)
-                encode(hidden.floats + row * down.inputs, down.inputs, hidden.in, row, down.inputs);
+                encode(hidden.floats + row * stride, units, hidden.in, row, stride);
         },
-        4 * step.count * down.inputs);
+        4 * step.count * units);
 }
 
 // Second product: a task is some columns of all tokens, summed over all pieces of work.

@@ -7,13 +7,10 @@
 #pragma once
 #include <algorithm>
 
-#include "kernels.h"
-#include "vec.h"
+#include "grouped.h"
 
 namespace moedial {
 
-constexpr int64_t PANEL = 64;
-constexpr int64_t ROW_BLOCK = 16 * ROWS;  // rows of one pass over a panel
 constexpr int64_t CHUNK = 128;  // groups that stay in the first-level cache: 64 * 4 * CHUNK bytes
 constexpr int64_t AHEAD = 12;   // groups to prefetch ahead
 
@@ -143,10 +140,12 @@ struct Slice {
 };
 
 // Unfinished sums of a slice for at most ROW_BLOCK rows: floats, or int32 for INT8, row r's at
-// sums[r] + column. With `add` they continue what is there.
+// sums[r] + column. With `add` they continue what is there, which GROUPED cannot.
 inline void product(const int32_t* const* inputs, int64_t rows, const Slice& slice,
                     int32_t* const* sums, int64_t column, bool add) {
     const Matrix& matrix = *slice.matrix;
+    if (matrix.kind == GROUPED)
+        return grouped_product(inputs, rows, matrix, slice.first, slice.outputs, sums, column);
     const int64_t panel = slice.first / PANEL, step = matrix.panel_outputs(panel);
     const int64_t inside = slice.first - panel * PANEL, groups = matrix.groups();
     alignas(64) static thread_local int32_t wide[CHUNK * PANEL];
@@ -155,7 +154,7 @@ inline void product(const int32_t* const* inputs, int64_t rows, const Slice& sli
     const int64_t chunk_groups = rows <= ROWS && matrix.kind != INT8_WEIGHTS ? groups : CHUNK;
     for (int64_t from = 0; from < groups; from += chunk_groups, add = true) {
         const int64_t now = std::min(groups - from, chunk_groups);
-        const char* data = matrix.panel(panel) + from * step * matrix.word_bytes();
+        const char* data = matrix.panel(panel) + from * step * matrix.group_bytes();
         const int32_t* words = (const int32_t*)data + inside;
         const auto run = [&]<class Dot>(Dot, const int32_t* weights) {
             chunk<Dot>(inputs, rows, from, weights, slice.outputs, now, step, sums, column, add);
@@ -168,6 +167,7 @@ inline void product(const int32_t* const* inputs, int64_t rows, const Slice& sli
                 widen((const int8_t*)data, now * step, wide);
                 run(Bfloat16Dot{}, wide + inside);
                 break;
+            case GROUPED: break;  // above
         }
     }
 }
@@ -178,7 +178,8 @@ inline Floats finish(const Matrix& matrix, const int32_t* sums, int64_t output, 
         case INT8:
             return to_float(load(sums) - load(matrix.offsets + output)) *
                    (load(matrix.scales + output) * row_scale);
-        case INT8_WEIGHTS: return load((const float*)sums) * load(matrix.scales + output);
+        case INT8_WEIGHTS:
+        case GROUPED: return load((const float*)sums) * load(matrix.scales + output);
         default: return load((const float*)sums);
     }
 }

@@ -9,6 +9,7 @@
 
 #include "delta.h"
 #include "latent.h"
+#include "quantiser.h"
 
 namespace moedial {
 

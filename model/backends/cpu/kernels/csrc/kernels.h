@@ -33,6 +33,11 @@ void linear(const float* x, int64_t rows, int64_t width, const Norm&, const Line
 void experts(const float* x, int64_t rows, int64_t width, const RoutedPairs&, const Experts&,
              float* y);
 
+// Rows of weights [count, width] as 4-bit codes of the table, two in a byte, with a scale for each
+// group of inputs and a factor for each row.
+void quantise(const Table& weight, int64_t width, const CodeTable&, int64_t group, uint8_t* codes,
+              int8_t* scales, float* factors);
+
 // New keys and values, each row `stride` floats, into their cache slots. No values: they are part
 // of the keys.
 void write_cache(const float* keys, const float* values, int64_t stride, const Cache&,

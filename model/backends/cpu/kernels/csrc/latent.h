@@ -46,7 +46,7 @@ inline void multiply_heads(const Inputs& in, int64_t rows, int64_t heads, const 
 // apart, rows `stride`.
 inline Inputs encode_heads(const float* x, int64_t rows, int64_t stride, int64_t heads,
                            int64_t step, int64_t width, const Matrix& all) {
-    const Inputs in = inputs(all.kind, rows * heads, all.inputs);
+    const Inputs in = inputs(all, rows * heads);
     parallel_rows(
         rows, 4,
         [&](int64_t first, int64_t last) {

@@ -42,7 +42,7 @@ inline void parallel_rows(int64_t count, int64_t part, Run&& run, int64_t work =
 // where the normed rows are kept, for those who need them in another form.
 inline Inputs encode_rows(const float* x, int64_t rows, int64_t width, int64_t stride,
                           const Norm& norm, const Matrix& matrix, float* normed = nullptr) {
-    const Inputs encoded = inputs(matrix.kind, rows, matrix.inputs);
+    const Inputs encoded = inputs(matrix, rows);
     float* y = normed ? normed : norm.weight ? scratch().take<float>(rows * width) : nullptr;
     parallel_rows(
         rows, 16,

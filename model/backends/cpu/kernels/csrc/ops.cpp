@@ -198,6 +198,28 @@ std::tuple<int64_t, double> spread_op(const std::vector<Tensor>& loads) {
     return {distinct, uneven};
 }
 
+// Weights [rows, inputs], float32 or bfloat16, as codes uint8 [rows, inputs / 2], scales int8
+// [rows, groups] and factors [rows]: NaN where a weight is not finite.
+std::tuple<Tensor, Tensor, Tensor> quantise_op(const Tensor& weight, const Tensor& table,
+                                               int64_t group) {
+    TORCH_CHECK(weight.dim() == 2, "weight must have 2 dimensions, got ", weight.dim());
+    const int64_t rows = weight.size(0), width = weight.size(1);
+    check_group(group);
+    TORCH_CHECK(width % group == 0, width, " inputs are not a multiple of the group, ", group);
+    TORCH_CHECK(table.numel() == 16, "a table must have 16 values, got ", table.numel());
+    CodeTable codes_of;
+    std::memcpy(codes_of.values, data<const int8_t>(table, "table"), 16);
+    TORCH_CHECK(std::is_sorted(codes_of.values, codes_of.values + 16), "the table must rise");
+    const Table rows_of = table_of(weight, width, "weight");
+    Tensor codes = at::empty({rows, width / 2}, at::kByte);
+    Tensor scales = at::empty({rows, width / group}, at::kChar);
+    Tensor factors = at::empty({rows}, at::kFloat);
+    Op op;
+    quantise(rows_of, width, codes_of, group, codes.data_ptr<uint8_t>(), scales.data_ptr<int8_t>(),
+             factors.data_ptr<float>());
+    return {codes, scales, factors};
+}
+
 void set_threads_op(int64_t count) {
     TORCH_CHECK(1 <= count && count <= MOST_THREADS, "threads must be between 1 and ", MOST_THREADS,
                 ", got ", count);
@@ -255,6 +277,7 @@ TORCH_LIBRARY(moedial, library) {
         "bool keep_norm) -> Tensor");
     library.def("best(Tensor logits) -> Tensor");
     library.def("constrain(Tensor logits, Tensor raw, Tensor allowed, Tensor mask_of) -> Tensor");
+    library.def("quantise(Tensor weight, Tensor table, int group) -> (Tensor, Tensor, Tensor)");
     define_block_ops(library);
     define_program(library);
     // Without a kernel for each device: these take no tensor, or count what a step has reported.
@@ -276,6 +299,7 @@ TORCH_LIBRARY_IMPL(moedial, CPU, library) {
     library.impl("masks", &masks_op);
     library.impl("best", &best_op);
     library.impl("constrain", &constrain_op);
+    library.impl("quantise", &quantise_op);
     implement_block_ops(library);
 }
 

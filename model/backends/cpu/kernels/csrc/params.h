@@ -27,11 +27,17 @@ struct Name {
 // A packed matrix, or several behind each other, as model/backends/cpu/kernels/pack.py makes it.
 struct PackedParams {
     Tensor packed;
-    OptionalTensor scales;  // int8 only
+    OptionalTensor scales;  // int8; the factors of grouped ones
+    int64_t group = 0;      // inputs that share a scale; 0: not grouped
+    OptionalTensor table;   // what codes of 4 bits stand for; none: bytes
+    bool minima = false;    // whether groups have one
 
     void each(auto&& visit, const char* name) {
         visit({name}, packed);
         visit({name, "_scales"}, scales);
+        visit({name, "_group"}, group);
+        visit({name, "_table"}, table);
+        visit({name, "_minima"}, minima);
     }
 };
 

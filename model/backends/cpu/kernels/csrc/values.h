@@ -9,34 +9,67 @@
 
 namespace moedial {
 
+constexpr int64_t PANEL = 64;  // outputs that are stored side by side
+
 // How a matrix is stored. Each group of 1, 2 or 4 neighbouring inputs of one output is a 32-bit
-// word (16 bits for INT8_WEIGHTS).
+// word (16 bits for INT8_WEIGHTS). GROUPED matrices have groups of their own (`GroupCodes`).
 enum Kind : int32_t {
     FLOAT,         // float32 weights and inputs
     BFLOAT16,      // bfloat16 weights and inputs, float32 sums
     INT8_WEIGHTS,  // int8 weights, one scale per output; widened to bfloat16 on the way
     INT8,          // int8 weights, one scale per output; inputs quantised row by row; int32 sums
+    GROUPED,       // codes of 4 or 8 bits, a scale per group; inputs quantised in blocks of 256
+};
+
+// How the codes of a GROUPED matrix are read. A weight is factor * (scale * (entry - shift) +
+// minimum): entry is the code's in the table, or the code itself; scale and minimum are float16 of
+// its group and output, the factor is the output's.
+struct GroupCodes {
+    int64_t inputs = 0;        // of a group: 16, 32, 64 or 128
+    int64_t bits = 4;          // of a code: 4 or 8
+    int32_t shift = 0;         // makes entries unsigned
+    int32_t largest = 15;      // of the entries
+    bool minimum = false;      // whether groups have one
+    bool table = false;        // else an entry is its code
+    uint8_t entries[16] = {};  // [code], 4 bits only
+
+    int64_t header_bytes() const { return minimum ? 4 : 2; }  // of one output's scale and minimum
+    int64_t bytes() const { return header_bytes() + inputs * bits / 8; }
 };
 
 enum Activation : int32_t { SILU, GELU, GELU_TANH, RELU, SWIGLU_CLAMPED };
 
+// What codes of 4 bits stand for: rising integers.
+struct CodeTable {
+    int8_t values[16];
+};
+
 // y = W x, W [outputs, inputs]: panels of 64 outputs (the last may have 16, 32 or 48), each laid
 // out as [groups][outputs] words, so that a vector holds one group of neighbouring outputs.
+// GROUPED: [groups] of scales, minima and words, each of them for all outputs (`grouped.h`).
 struct Matrix {
     Kind kind = FLOAT;
     const char* data = nullptr;
-    const float* scales = nullptr;     // [outputs], int8 only
+    const float* scales = nullptr;     // [outputs], int8; GROUPED: the factors
     const int32_t* offsets = nullptr;  // [outputs], INT8 only: what inputs + 128 add to every sum
-    int64_t outputs = 0, inputs = 0;   // as stored: multiples of 16 and of 4
+    int64_t outputs = 0, inputs = 0;   // as stored: multiples of 16 and of 4, or of the group
+    GroupCodes codes;                  // GROUPED only
 
-    int64_t group_inputs() const { return kind == FLOAT ? 1 : kind == INT8 ? 4 : 2; }
+    int64_t group_inputs() const {
+        return kind == FLOAT ? 1 : kind == INT8 ? 4 : kind == GROUPED ? codes.inputs : 2;
+    }
     int64_t groups() const { return inputs / group_inputs(); }
-    int64_t word_bytes() const { return kind == INT8_WEIGHTS ? 2 : 4; }
-    int64_t bytes() const { return outputs * groups() * word_bytes(); }
-    int64_t panels() const { return (outputs + 63) / 64; }
-    const char* panel(int64_t index) const { return data + index * 64 * groups() * word_bytes(); }
+    // Of one group of one output.
+    int64_t group_bytes() const {
+        return kind == INT8_WEIGHTS ? 2 : kind == GROUPED ? codes.bytes() : 4;
+    }
+    int64_t bytes() const { return outputs * groups() * group_bytes(); }
+    int64_t panels() const { return (outputs + PANEL - 1) / PANEL; }
+    const char* panel(int64_t index) const {
+        return data + index * PANEL * groups() * group_bytes();
+    }
     int64_t panel_outputs(int64_t index) const {
-        return outputs - index * 64 < 64 ? outputs - index * 64 : 64;
+        return outputs - index * PANEL < PANEL ? outputs - index * PANEL : PANEL;
     }
     // One of many matrices stored behind each other.
     Matrix at(int64_t index) const {

@@ -61,6 +61,18 @@ inline Floats fma(Floats left, Floats right, Floats sum) {
 #endif
 }
 
+// left * right + sum rounded once in every library, for what must have the same bits in all of
+// them.
+inline Floats fused(Floats left, Floats right, Floats sum) {
+#if LANES_512 || LANES_256
+    return fma(left, right, sum);
+#else
+    for (int lane = 0; lane < LANES; lane++)
+        sum[lane] = std::fma(left[lane], right[lane], sum[lane]);
+    return sum;
+#endif
+}
+
 inline Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
 inline Floats max(Floats left, Floats right) { return select(left > right, left, right); }
 inline Floats min(Floats left, Floats right) { return select(left < right, left, right); }
@@ -160,6 +172,51 @@ inline Ints dot_bytes(Ints sums, Ints left, Ints right) {
 #endif
 }
 
+// The same in three steps, for many products of small bytes: `part = begin_bytes(sums)`, then `part
+// = add_bytes(part, left, right)` some times, then `sums = end_bytes(sums, part)`. AVX2 adds pairs
+// of products in 16 bits in between: the absolute values of all `left` bytes that meet in one lane
+// times 2 * 128 must stay below 2^15 (of 64: two additions, of 31: four).
+#if LANES_256 && !defined(__AVXVNNI__)
+constexpr bool ADDS_IN_16_BITS = true;
+inline Ints begin_bytes(Ints) { return Ints{}; }
+inline Ints add_bytes(Ints part, Ints left, Ints right) {
+    return (Ints)_mm256_add_epi16((__m256i)part,
+                                  _mm256_maddubs_epi16((__m256i)left, (__m256i)right));
+}
+inline Ints end_bytes(Ints sums, Ints part) {
+    return sums + (Ints)_mm256_madd_epi16((__m256i)part, _mm256_set1_epi16(1));
+}
+#else
+constexpr bool ADDS_IN_16_BITS = false;
+inline Ints begin_bytes(Ints sums) { return sums; }
+inline Ints add_bytes(Ints part, Ints left, Ints right) { return dot_bytes(part, left, right); }
+inline Ints end_bytes(Ints, Ints part) { return part; }
+#endif
+
+// The bytes of `table` that the bytes of `indices`, below 16, choose; the table is repeated in each
+// 16 bytes.
+inline Ints look_up(Ints table, Ints indices) {
+#if LANES_512
+    return (Ints)_mm512_shuffle_epi8((__m512i)table, (__m512i)indices);
+#elif LANES_256
+    return (Ints)_mm256_shuffle_epi8((__m256i)table, (__m256i)indices);
+#else
+    uint8_t entries[4 * LANES], bytes[4 * LANES];
+    std::memcpy(entries, &table, sizeof(entries)), std::memcpy(bytes, &indices, sizeof(bytes));
+    for (uint8_t& byte : bytes) byte = entries[byte];
+    std::memcpy(&indices, bytes, sizeof(bytes));
+    return indices;
+#endif
+}
+
+// 16 bytes in each 16 bytes of the vector.
+inline Ints repeat_bytes(const uint8_t* bytes) {
+    int32_t words[4], lanes[LANES];
+    std::memcpy(words, bytes, sizeof(words));
+    for (int lane = 0; lane < LANES; lane++) lanes[lane] = words[lane % 4];
+    return load(lanes);
+}
+
 // Rounded to the nearest, ties to even. Adding 0x7FFF and the last bit that stays does both.
 inline uint16_t to_bf16(float value) {
     uint32_t word;
@@ -186,6 +243,21 @@ inline Ints low_half(const uint16_t* from) {
 #endif
 }
 inline Ints high_half(const uint16_t* from) { return low_half(from) << 16; }
+
+// LANES float16, finite.
+inline Floats load_float16(const uint16_t* from) {
+#if LANES_512
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif LANES_256
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+    // The exponent's bias is 112 less than that of float32; the factor makes up for it, and makes
+    // subnormals normal.
+    const Ints halves = low_half(from);
+    const Floats size = bits((halves & 0x7FFF) << 13) * 0x1p112f;
+    return bits(bits(size) | (halves & 0x8000) << 16);
+#endif
+}
 
 // Two vectors of floats, rounded to nearest even, as 2 * LANES bfloat16 in order.
 inline void store_bf16(uint16_t* to, Floats low, Floats high) {

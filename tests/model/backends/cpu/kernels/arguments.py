@@ -7,6 +7,7 @@ from unittest.mock import patch
 import torch
 
 from model.backends.cpu.kernels.pack import Kind
+from model.grouped import code_table
 from model.shapes.attention import GatedDeltaNet
 from tests.model.backends.cpu.kernels.cases import (
     Make,
@@ -25,7 +26,7 @@ from tests.model.backends.cpu.kernels.rule_cases import repaired_infinity_case, 
 from tests.model.tiny import infinity, llama_like
 
 OPS = (
-    *("best", "constrain", "linear", "experts", "route", "write_cache", "attend", "draw", "masks"),
+    *("best", "constrain", "quantise", "linear", "experts", "route", "write_cache", "attend", "draw", "masks"),
     *("attention_block", "latent_block", "delta_block", "topk_block", "infinity_block", "ffn_block"),
 )
 Arguments = dict[str, Any]
@@ -80,6 +81,7 @@ def recorded(kind: Kind) -> dict[str, Arguments]:
         ):
             case.run(case.layout.whole())
         constrain_case(make, 5, 70).run(rows)
+        recorder.quantise(make.weight(5, 32), code_table("table6"), 32)
     finally:
         for one in patches:
             one.stop()
