@@ -6,6 +6,7 @@ MORE_CLIENTS := .more-clients
 DEPLOY_TOOLS := .deploy-tools
 PAGE_TESTS := .page-tests
 RAY_TESTS := .ray-tests
+QUANTISED := .quantised-formats
 
 # PYTHON names an interpreter; without it the first Python 3.11 to 3.13 on the path is taken. UV= leaves uv out.
 PYTHON ?=
@@ -29,7 +30,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-ranks test-clients test-more-clients test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-pool fuzz fuzz-gguf test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-threads bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-pool fuzz fuzz-gguf test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-threads bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +74,10 @@ test-clients: $(VENV)/.run $(CLIENTS)/.built  ## LangChain, LiteLLM and lm-evalu
 
 test-more-clients: $(VENV)/.run $(MORE_CLIENTS)/.built  ## openai-agents, instructor, pydantic-ai, LlamaIndex, smolagents, llm, anthropic, ollama, Vercel AI SDK
 	$(MORE_CLIENTS)/bin/python -m pytest --confcutdir=tests/more_clients -W default --disable-warnings -rs tests/more_clients
+
+# Its venv sees the packages of the other one, which has torch. The packages may warn.
+test-quantised-formats: $(VENV)/.dev $(QUANTISED)/.built  ## checkpoints made by GPTQModel, AutoAWQ and compressed-tensors against what these dequantise
+	PYTHONPATH="$(CURDIR)" $(QUANTISED)/bin/python -m pytest -W default --disable-warnings -rs tests/quantised_formats/check_packages.py
 
 test-operators: $(VENV)/.dev  ## the board's and the rules' expressions against a real Prometheus (Debian: prometheus)
 	$(BIN)/python -m pytest tests/deploy/check_prometheus.py
@@ -260,6 +265,14 @@ $(MORE_CLIENTS)/.built: constraints-more-clients.txt tests/more_clients/package-
 		anthropic ollama httpx pytest pytest-timeout
 	cp tests/more_clients/package.json tests/more_clients/package-lock.json $(MORE_CLIENTS)
 	! command -v npm >/dev/null || npm ci --silent --no-audit --no-fund --prefix $(MORE_CLIENTS)
+	touch $@
+
+# Without dependencies: GPTQModel asks for a newer torch than it needs to pack, AutoAWQ for much that its packing does not.
+$(QUANTISED)/.built: constraints-quantised.txt $(VENV)/.dev
+	test -d $(QUANTISED) || $(NEW_VENV) $(QUANTISED) $(PYTHON)
+	$(call INSTALL,$(QUANTISED)) --no-deps -r constraints-quantised.txt
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(QUANTISED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/moedial.pth"
 	touch $@
 
 $(DEPLOY_TOOLS)/.built: constraints-deploy.txt
