@@ -48,9 +48,9 @@ def test_weights_and_logits_are_those_of_the_package(name: str, family: str, tmp
     writer, config = maker()
     write(tmp_path, MODELS[family], lambda _: writer, config)
     plain, dense = (load_model(tmp_path / place)[0] for place in ("plain", "quantised"))
-    for parameter, expected in plain.named_parameters():
+    for parameter, meant in plain.named_parameters():
         found = dense.get_parameter(parameter)
-        torch.testing.assert_close(found, expected, rtol=2**-8 if "FP4" in name else 2**-10, atol=1e-7)
+        torch.testing.assert_close(found, meant, rtol=2**-8 if "FP4" in name else 2**-10, atol=1e-7)
     kept, _ = load_model(tmp_path / "quantised", keep_groups=matrices)
     assert kept_as(kept) == form
     expected = whole_logits(plain, PROMPT, ALL)
