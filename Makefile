@@ -30,7 +30,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-pool fuzz fuzz-gguf test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-threads bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-pool fuzz fuzz-gguf test-gguf test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-threads bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -126,6 +126,9 @@ fuzz: $(VENV)/.dev  ## random shapes for every kernel, under the same checks; AR
 
 fuzz-gguf: $(VENV)/.dev  ## random damage to GGUF files; ARGS="--count N --seed S"
 	$(BIN)/python -m tests.fuzz_gguf $(ARGS)
+
+test-gguf: $(VENV)/.dev  ## files that llama.cpp's own converter and quantiser make; needs `make bench-peers ARGS="--only llamacpp"`
+	$(BIN)/python -m pytest tests/weights/gguf/check_llamacpp.py -s -q
 
 CPP := $(wildcard model/backends/cpu/kernels/csrc/* tests/model/backends/cpu/kernels/*.cpp benchmarks/*.cpp)
 

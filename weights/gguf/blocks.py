@@ -87,8 +87,8 @@ def _joined(parts: tuple[Tensor | None, ...], batch: list[int]) -> Tensor | None
 def _narrow(form: Format, groups: Groups, rows: int) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
     """Scales and minima [rows, groups] in float16, and factors [rows, 1].
 
-    Where they are products, or powers of two, a power of two per row brings the largest to 2^14 to 2^15, so that small
-    ones keep the bits that float16 has.
+    Where they are products, or powers of two, a power of two per row brings the largest to 2^11 to 2^12: small ones
+    keep the bits that float16 has, and eight times as much is not too large (see `weights/groups.py`).
     """
     scales = groups.scales_BG.reshape(rows, -1)
     minima = None if groups.minima_BG is None else groups.minima_BG.reshape(rows, -1)
@@ -100,7 +100,7 @@ def _narrow(form: Format, groups: Groups, rows: int) -> tuple[Tensor, Tensor | N
     largest = scales.abs().amax(-1, keepdim=True)
     if minima is not None:
         largest = torch.maximum(largest, minima.abs().amax(-1, keepdim=True))
-    factors = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 15)
+    factors = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 12)
     half = (scales / factors).half()
     if form.values == "e2m1" and not torch.equal(half.float() * factors, scales):
         return None

@@ -104,7 +104,7 @@ def _in_layer(file: GgufFile, raw: Mapping[str, Any], name: str, own: str) -> It
     stem, _, ending = own.rpartition(".")
     shape = file.tensors[name].shape
     if own in WHOLE:
-        yield WHOLE[own], Whole(name)
+        yield WHOLE[own], Whole(name, shape=shape[-1:] if "exp_probs_b" in own else None)
     elif stem in EXPERTS and raw["model_type"] in TURNED:
         yield from _turned_experts(name, stem, ending, file, interleaved=raw["model_type"] == "gpt_oss")
     elif raw["model_type"] == "qwen3_next" and (part := _qwen3_next(raw, file, name, own)) is not None:

@@ -85,9 +85,10 @@ RAW: dict[str, dict[str, Any]] = {
         "moe_layer_interval": 1,
         "use_bias": False,
     },
-    "minimax-m2": LOCAL | {"model_type": "minimax_m2", "partial_rotary_factor": 0.5},
+    "minimax-m2": LOCAL | {"model_type": "minimax_m2", "rotary_dim": 8},
     "dots1": DEEPSEEK | {"model_type": "dots1", "sliding_window": None},
-    "phimoe": LOCAL | {"model_type": "phimoe", "attention_bias": True, "lm_head_bias": True},
+    "phimoe": LOCAL
+    | {"model_type": "phimoe", "attention_bias": True, "lm_head_bias": True, "original_max_position_embeddings": 64},
     "llama4": LOCAL
     | {"model_type": "llama4_text", "num_experts_per_tok": 1, "intermediate_size_mlp": 48, "num_hidden_layers": 4}
     | {"interleave_moe_layer_step": 2, "attention_chunk_size": 8192},
@@ -95,7 +96,7 @@ RAW: dict[str, dict[str, Any]] = {
     | {"model_type": "qwen3_next", "shared_expert_intermediate_size": 64, "partial_rotary_factor": 0.25}
     | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16}
     | {"linear_conv_kernel_dim": 4, "norm_topk_prob": True, "num_hidden_layers": 4},
-    "gpt2": {"model_type": "gpt2", "tie_word_embeddings": True, "num_key_value_heads": None}
+    "gpt2": {"model_type": "gpt2", "tie_word_embeddings": True, "num_key_value_heads": None, "n_ctx": 64}
     | dict.fromkeys(("intermediate_size", "rope_theta", "rms_norm_eps", "head_dim")),
 }
 METADATA = {
@@ -186,9 +187,12 @@ NAMES = [
 Encode = Callable[[str, Tensor], Blob]
 
 
+STATED = ("sliding_window", "q_lora_rank")  # which null does not leave out
+
+
 def raw_of(name: str) -> dict[str, Any]:
     """The config.json of one of `RAW`."""
-    return {key: value for key, value in (BASE | RAW[name]).items() if value is not None or key == "sliding_window"}
+    return {key: value for key, value in (BASE | RAW[name]).items() if value is not None or key in STATED}
 
 
 def metadata_of(name: str) -> dict[str, Any]:
@@ -205,7 +209,7 @@ def metadata_of(name: str) -> dict[str, Any]:
     if "head_dim" in raw:
         stated |= {"attention.key_length": raw["head_dim"], "attention.value_length": raw["head_dim"]}
         share = raw.get("partial_rotary_factor", 0.5 if arch == "glm4moe" else 1.0)
-        stated["rope.dimension_count"] = int(raw["head_dim"] * share)
+        stated["rope.dimension_count"] = raw.get("rotary_dim", int(raw["head_dim"] * share))
     if arch == "deepseek2":
         stated |= {
             "attention.head_count_kv": 1,
@@ -274,7 +278,7 @@ def _as_converted(raw: Mapping[str, Any], theirs: str, tensor: Tensor) -> dict[s
         return {f"{layer}ffn_down_exps.weight": tensor.transpose(-1, -2)}
     if theirs.endswith("experts.down_proj_bias"):
         return {f"{layer}ffn_down_exps.bias": tensor}
-    return {own: tensor.flatten() if "exp_probs_b" in own or "inp_shexp" in own else tensor}
+    return {own: tensor.flatten() if "inp_shexp" in own else tensor}
 
 
 def _qwen3_next(raw: Mapping[str, Any], own: str, tensor: Tensor) -> dict[str, Tensor] | None:

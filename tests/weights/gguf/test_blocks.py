@@ -12,6 +12,8 @@ from weights.gguf import blocks as module
 from weights.gguf.blocks import dense, grouped, grouped_bytes
 from weights.gguf.decode import FORMATS
 from weights.gguf.types import TYPES
+from weights.groups import joined
+from weights.rules import TensorPart
 
 # The first digits of SHA-256 of the float32 values that `gguf.quants.dequantize` of gguf 0.19.0 (MIT; llama.cpp's own
 # package) gives for the blocks of `samples.py`.
@@ -76,6 +78,20 @@ def test_small_scales_keep_their_bits() -> None:
     assert float((found.dense() - values).norm() / values.norm()) < 3e-4
 
 
+def test_types_with_and_without_a_minimum_are_joined() -> None:
+    """Q3_K beside Q2_K, as in llama.cpp's files of 2 bits: the codes of one get a minimum of eight scales."""
+    parts, values = [], []
+    for row, name in enumerate(("Q3_K", "Q2_K")):
+        kind = TYPES[CODES[name]]
+        found = grouped(kind, blocks(name, 4), (4, 256))
+        assert found is not None
+        parts.append((TensorPart("", (slice(4 * row, 4 * row + 4),)), found))
+        values.append(found.dense())
+    whole = joined(parts, torch.Size([8, 256]))
+    assert whole is not None and whole.values == "unsigned"
+    torch.testing.assert_close(whole.dense(), torch.cat(values), atol=1e-6, rtol=1e-6)
+
+
 def test_rows_of_zeros_are_exact() -> None:
     for name in FORMATS:
         kind = TYPES[CODES[name]]
@@ -91,15 +107,15 @@ def mxfp4(*exponents: int, code: int = 0x11) -> torch.Tensor:
 
 def test_mxfp4_is_exact_or_not_grouped() -> None:
     kind = TYPES[CODES["MXFP4"]]
-    for exponents in [(0, 38), (0, 0), (217, 255), (127, 127)]:
+    for exponents in [(0, 35), (0, 0), (220, 255), (127, 127)]:
         found = grouped(kind, mxfp4(*exponents), (1, 64))
         assert found is not None
         values = dense(kind, mxfp4(*exponents), (1, 64))
         assert values.dtype == torch.bfloat16
         assert torch.equal(found.dense(), values.float())
         assert values[0, 0] == 2.0 ** (exponents[0] - 128)
-    assert grouped(kind, mxfp4(100, 139), (1, 64)) is None
-    unused = torch.cat([mxfp4(100), mxfp4(139, code=0x80)])
+    assert grouped(kind, mxfp4(100, 136), (1, 64)) is None
+    unused = torch.cat([mxfp4(100), mxfp4(136, code=0x80)])
     found = grouped(kind, unused, (1, 64))
     assert found is not None
     assert torch.equal(found.dense(), dense(kind, unused, (1, 64)).float())
