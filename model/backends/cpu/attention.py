@@ -5,7 +5,6 @@ rotary pairs, (i, i + W / 2): where pairs are neighbours, the rows that make que
 """
 
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,10 @@ from model.backends.cpu.blocks import Precision, bias_of, floats, norm_params, n
 from model.backends.cpu.delta import delta_block
 from model.backends.cpu.kernels.pack import pack
 from model.backends.cpu.kernels.params import AttentionParams, BlockParams, LatentParams, MaskParams, NormParams
+from model.backends.cpu.layout import rows_of
 from model.grouped import Grouped
 from model.shapes.attention import MLA, Attention
 from model.shapes.rope import Rope
-
-Weight = TypeVar("Weight", Tensor, Grouped)
 
 
 def block_of(norm: nn.Module, module: nn.Module, tables: "Tables", precision: Precision, scale: float) -> BlockParams:
@@ -137,13 +135,6 @@ def rotary_order(rope: Rope | None, width: int) -> Tensor:
         return torch.arange(width)
     pairs = torch.arange(rope.width).view(-1, 2)
     return torch.cat([pairs.T.flatten(), torch.arange(rope.width, width)])
-
-
-def rows_of(weight: Weight, rows: Tensor) -> Weight:
-    """The outputs `rows` of a matrix, in this order."""
-    if torch.equal(rows, torch.arange(weight.shape[0])):
-        return weight
-    return weight.rows(rows) if isinstance(weight, Grouped) else weight[rows]
 
 
 def dense(weight: Tensor | Grouped) -> Tensor:

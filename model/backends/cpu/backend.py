@@ -5,16 +5,28 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
+from model.attention.attention import SelfAttention
+from model.attention.gated_delta_net import GatedDeltaNetAttention
+from model.attention.mla import MLAAttention
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.provide import provide
 from model.backends.cpu.kernels.threads import use
 from model.backends.cpu.refusal import refusal
 from model.decoder import Decoder
+from model.layers import DenseFFN
+from model.moe.topk import TopKMixture
 from model.options import Options
 from model.shapes.decoder import DecoderConfig
 
-GROUPED: dict[type[nn.Module], tuple[str, ...]] = {}  # by module, the weights that are packed as they are stored
+GROUPED: dict[type[nn.Module], tuple[str, ...]] = {  # by module, the weights that are packed as they are stored
+    Decoder: ("head.weight",),
+    SelfAttention: ("qkv.weight", "out.weight"),
+    MLAAttention: ("query.weight", "out.weight"),
+    GatedDeltaNetAttention: ("project.weight", "out.weight"),
+    DenseFFN: ("up.weight", "down.weight"),
+    TopKMixture: ("gate_up", "down"),
+}
 
 
 class CpuBackend:

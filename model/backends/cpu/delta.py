@@ -12,6 +12,7 @@ from model.backends.cpu.blocks import Precision, norm_params
 from model.backends.cpu.kernels.groups import OUTPUTS
 from model.backends.cpu.kernels.pack import pack
 from model.backends.cpu.kernels.params import DeltaParams
+from model.backends.cpu.layout import rows_of
 from model.shapes.attention import GatedDeltaNet
 
 
@@ -24,7 +25,7 @@ def delta_block(norm: nn.Module, module: GatedDeltaNetAttention, precision: Prec
     assert head_norm is not None
     return DeltaParams(
         norm=norm_params(norm),
-        project=pack(module.project.weight.detach()[by_kind(shape)], precision.linears),
+        project=pack(rows_of(module.project.weight, by_kind(shape)), precision.linears),
         rates=pack(_rates(module), precision.base),
         rates_bias=torch.cat([torch.zeros_like(_padded(step_bias_H)), _padded(step_bias_H)]),
         convolution=module.convolution[:, 0].detach().float().T.contiguous(),

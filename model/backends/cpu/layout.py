@@ -30,6 +30,13 @@ def parted(gate_up: AnyMatrix) -> AnyMatrix:
     return torch.cat([gate_up[..., 0::2, :], gate_up[..., 1::2, :]], dim=-2)
 
 
+def rows_of(weight: AnyMatrix, rows: Tensor) -> AnyMatrix:
+    """The outputs `rows` of a matrix, in this order."""
+    if torch.equal(rows, torch.arange(weight.shape[0])):
+        return weight
+    return weight.rows(rows) if isinstance(weight, Grouped) else weight[rows]
+
+
 def unit_rows(module: InfinityMixture) -> tuple[Tensor, Tensor]:
     """Up [F, D'] and down [F, D], unit by unit, D' padded to what the kernels read."""
     width = module.up.shape[1]

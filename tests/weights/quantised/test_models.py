@@ -11,10 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.decoder import Decoder, grouped_parts
+from model.backends.cpu.backend import CpuBackend
+from model.backends.cpu.kernels.library import load
+from model.backends.cpu.refusal import refusal
+from model.decoder import Decoder, grouped_parts, parameter_count
 from model.grouped import Grouped
+from model.options import Options
 from tests.families.reference import PROMPT
-from tests.model.tiny import randomise, whole_logits
+from tests.model.tiny import PagedRun, randomise, whole_logits
 from tests.weights.quantised import configs, layouts
 from tests.weights.quantised.layouts import Writer
 from weights.config import decoder_config
@@ -80,6 +84,27 @@ def write(folder: Path, raw: dict[str, Any], matrix: Callable[[str], Writer | No
 def matrices(model: Decoder) -> list[str]:
     ends = ("attention.qkv.weight", "attention.out.weight", "ffn.gate_up", "ffn.down")
     return [name for name, _ in model.named_parameters() if name.endswith(ends)]
+
+
+@pytest.mark.skipif(not load().native, reason="native kernels are not loaded")
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_kernels_multiply_what_is_stored(name: str, tmp_path: Path) -> None:
+    """Inputs are rounded to 8 bits; in any chunks the bits are the same."""
+    raw, writer, config, form, _ = CHECKPOINTS[name]
+    write(tmp_path, raw, lambda _: writer, config)
+    backend, counts = CpuBackend(), [4, 4]
+    assert refusal(decoder_config(raw), Options()) is None
+    kept, _ = load_model(tmp_path / "quantised", keep_groups=backend.groups)
+    assert kept_as(kept) == form
+    native = backend.prepare(kept, Options())
+    assert native.parameters == parameter_count(load_model(tmp_path / "plain")[0])
+    whole = PagedRun(native, [PROMPT], [counts], block_size=16).step({0: len(PROMPT)})[0]
+    run = PagedRun(native, [PROMPT], [counts], block_size=16)
+    chunks = [run.step({0: length})[0] for length in (5, 1, len(PROMPT) - 6)]
+    assert torch.equal(torch.cat(chunks), whole)
+    expected = whole_logits(load_model(tmp_path / "plain")[0], PROMPT, counts)
+    near = 0.05 * expected.std()
+    assert (whole - expected).square().mean().sqrt() < near
 
 
 def widened(model: Decoder) -> Decoder:
