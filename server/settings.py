@@ -243,7 +243,12 @@ class Settings(ModelSettings):
         return JsonLimits(self.max_json_depth, self.max_json_values, self.max_json_objects)
 
     def engine_settings(self, model: Path) -> EngineSettings:
-        own = {"model": str(model), "aliases": dict(self.aliases), "log_format": self.line_format}
+        own = {
+            "model": str(model),
+            "tokenizer": str(self.tokenizer_folder or ""),
+            "aliases": dict(self.aliases),
+            "log_format": self.line_format,
+        }
         names = {field.name for field in fields(EngineSettings)} - own.keys()
         shared = {name: getattr(self, name) for name in names}
         return EngineSettings(**shared | own)

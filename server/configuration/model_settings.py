@@ -251,7 +251,9 @@ class ModelSettings(BaseSettings):
     @classmethod
     def _belongs_to_one_model(cls, value: str, info: ValidationInfo) -> str:
         if value and info.data.get("models"):
-            raise ValueError("is for one model; --models has a name for each")
+            raise ValueError(
+                "is for one model, and there are --models, each of which has a name and a tokenizer of its own"
+            )
         return value
 
     @field_validator("kv_cache_bytes")

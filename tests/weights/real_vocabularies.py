@@ -1,5 +1,7 @@
 """Our tokenizers and chat templates beside transformers', on real checkpoints' files: `make test-vocabularies`.
 
+Each is also written as GGUF metadata, as llama.cpp's converter does, and read back: ids must stay the same.
+
     python -m tests.weights.real_vocabularies FOLDER
 
 FOLDER holds one folder per vocabulary, each with tokenizer.json and tokenizer_config.json. The make target packs such
@@ -7,6 +9,7 @@ folders with npm into a temporary place; the files have terms of their own and a
 One line per vocabulary says how much was compared; a difference is printed and makes the exit code 1.
 """
 
+import json
 import random
 import sys
 from collections import Counter
@@ -15,15 +18,28 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
+from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from model.errors import InvalidRequest
+from tests.weights.gguf.metadata import metadata_of
 from tests.weights.reference_chats import ALPHABETS, CALLS, CHATS, PLAIN, TOOLS
 from weights.chat import ChatTemplate
 from weights.folder import read_json
-from weights.tokenizer import Tokenizer
+from weights.gguf.tokenizer import tokenizer_config, tokenizer_json
+from weights.gguf.vocabulary import Vocabulary
+from weights.tokenizer import Tokenizer, token_text
 
 RANDOM_TEXTS = 2000
+# What GGUF files call these; "" is SentencePiece. Gemma's, whose scores do not follow its merges, is of no family here.
+GGUF_NAMES = {
+    "deepseek_v3": "deepseek-v3",
+    "gptoss": "gpt-4o",
+    "llama2": "",
+    "llama3": "llama-bpe",
+    "mistral_nemo": "tekken",
+    "qwen3": "qwen2",
+}
 Check = tuple[str, Any, Any]  # what is compared, ours, theirs
 
 
@@ -125,10 +141,30 @@ def typed_checks(chat: ChatTemplate, ours: Tokenizer, theirs: Any) -> Iterator[C
         yield f"{token} typed is shown", content in ours.decode(ids), True
 
 
+def gguf_checks(folder: Path, theirs: Any) -> Iterator[Check]:
+    data, config = (read_json(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
+    vocabulary = Vocabulary.read(metadata_of(data, config, GGUF_NAMES[folder.name], size=len(theirs) + 99))
+    made, wanted = Backend.from_str(json.dumps(tokenizer_json(vocabulary))), theirs.backend_tokenizer
+    specials = [
+        [token["content"] for token in data["added_tokens"] if token["special"] == kind] for kind in (True, False)
+    ]
+    yield "gguf vocabulary", made.get_vocab(), wanted.get_vocab()
+    for text in texts(*map(tuple, specials)):
+        ids = wanted.encode(text, add_special_tokens=False).ids
+        yield f"gguf-ids of {text!r}", made.encode(text, add_special_tokens=False).ids, ids
+        yield f"gguf-decoded {text!r}", made.decode(ids, False), wanted.decode(ids, False)  # files have more specials
+    said = tokenizer_config(vocabulary)
+    yield "gguf-eos", said.get("eos_token"), token_text(config.get("eos_token"))
+    template = config.get("chat_template")
+    yield "gguf-template", said.get("chat_template"), template and [{"name": "default", "template": template}]
+
+
 def checks(folder: Path) -> Iterator[Check]:
     ours, theirs = Tokenizer.load(folder), reference(folder)
     yield from text_checks(ours, theirs)
     yield from id_checks(ours, theirs)
+    if folder.name in GGUF_NAMES:
+        yield from gguf_checks(folder, theirs)
     chat = ChatTemplate.load(folder)
     if chat is not None:
         yield from chat_checks(chat, ours, theirs)
