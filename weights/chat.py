@@ -11,7 +11,7 @@ from jinja2 import Template, TemplateError
 
 from model.errors import CheckpointError, InvalidRequest
 from weights.sandbox import environment, literals, read_names
-from weights.small_files import TOKENIZER, TOKENIZER_CONFIG, SmallFiles, small_files
+from weights.small_files import TOKENIZER_CONFIG, SmallFiles, small_files
 from weights.special_tokens import escape_specials
 from weights.tokenizer import token_text
 
@@ -64,7 +64,7 @@ class ChatTemplate:
             if "default" not in sources:
                 return None
             variables = _variables(files.optional("special_tokens_map.json") | config)
-            added = files.optional(TOKENIZER).get("added_tokens", [])
+            added = files.added_tokens
             specials, others = (_texts(added, special) for special in (True, False))
             return cls(sources["default"], specials, variables, others, sources.get("tool_use"))
         except (*_FAULTS, OSError, SyntaxError) as error:  # jinja2 compiles a stray break to Python's

@@ -15,7 +15,7 @@ from model.errors import CheckpointError
 from weights.folder import is_gguf, read_json, read_text
 from weights.gguf.families import raw_config
 from weights.gguf.reader import GgufFile, part_paths
-from weights.gguf.tokenizer import generation_config, tokenizer_config, tokenizer_json
+from weights.gguf.tokenizer import added_tokens, generation_config, tokenizer_config, tokenizer_json
 from weights.gguf.vocabulary import PREFIX, WAY_OUT, Vocabulary
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -64,6 +64,12 @@ class SmallFiles(ABC):
     @abstractmethod
     def config_bytes(self) -> bytes:
         """The bytes of the config, as far as they are in no weight file."""
+
+    @property
+    def added_tokens(self) -> list[dict[str, Any]]:
+        """`added_tokens` of tokenizer.json; none where the model has no tokenizer."""
+        found: list[dict[str, Any]] = self.optional(TOKENIZER).get("added_tokens", [])
+        return found
 
     def optional(self, name: str) -> dict[str, Any]:
         """The JSON object in a file, an empty one where the model has no such file."""
@@ -137,6 +143,11 @@ class GgufFiles(SmallFiles):
     def config_bytes(self) -> bytes:
         return b""
 
+    @property
+    def added_tokens(self) -> list[dict[str, Any]]:
+        """Without what else a tokenizer.json holds: making merges takes longer than all the rest."""
+        return added_tokens(self._vocabulary) if self.has(TOKENIZER) else []
+
     @cached_property
     def _metadata(self) -> Mapping[str, Any]:
         with GgufFile(self.path) as file:
@@ -163,6 +174,10 @@ class OtherTokenizer(SmallFiles):
 
     def text(self, name: str) -> str:
         return self._of(name).text(name)
+
+    @property
+    def added_tokens(self) -> list[dict[str, Any]]:
+        return self._folder.added_tokens
 
     @property
     def templates(self) -> dict[str, str]:

@@ -48,7 +48,7 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
         parts = _sentencepiece(vocabulary)
     else:
         refuse(f"{PREFIX}model is {shown(kind)}; known are gpt2 and llama")
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": _added(vocabulary), **parts}
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added_tokens(vocabulary), **parts}
 
 
 def tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def _templates(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {"chat_template": [{"name": name, "template": source} for name, source in found.items()]} if found else {}
 
 
-def _added(vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """Tokens that are found in a text as they are written, before anything is done to it."""
+def added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """The `added_tokens` of a tokenizer.json: found in a text as they are written, before anything is done to it."""
     strict = TAKES_SPACE.get(str(vocabulary.metadata.get("general.architecture")))
     added = []
     for id in sorted([*vocabulary.specials, *vocabulary.of_types(TokenType.USER_DEFINED)]):

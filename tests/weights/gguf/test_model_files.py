@@ -10,13 +10,15 @@ from model.errors import CheckpointError
 from server.requests.templates import SandboxedTemplate
 from server.settings import Settings
 from tests.weights.gguf.twins import SIZE, write_twins
-from tests.weights.gguf.writer import write_gguf
+from tests.weights.gguf.writer import blob, write_gguf
 from weights.calibration import checkpoint_hash, find
 from weights.chat import ChatTemplate
 from weights.config import read_config
 from weights.expert_sets import every
 from weights.folder import beside, model_name, read_card, resolve_model
 from weights.generation import read_eos_ids, sampling_defaults
+from weights.gguf import header, reader
+from weights.gguf.reader import GgufFile
 from weights.load import load_model
 from weights.sizes import weight_size
 from weights.small_files import CONFIG, GENERATION, TOKENIZER, small_files
@@ -146,3 +148,15 @@ def test_a_file_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     ):
         Tokenizer.load(file)
     assert ChatTemplate.load(file) is None
+
+
+def test_no_more_of_a_file_is_mapped_than_a_header_may_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process that reads small files alone has less address space than a model has bytes."""
+    file = write_gguf(tmp_path / "x.gguf", {"general.architecture": "olmoe"}, {"a": blob("F32", (64, 64))})
+    for module in (header, reader):
+        monkeypatch.setattr(module, "MOST_HEADER", 256)
+    assert GgufFile(file).tensors["a"].nbytes == 64 * 64 * 4
+    for module in (header, reader):
+        monkeypatch.setattr(module, "MOST_HEADER", 64)
+    with pytest.raises(CheckpointError, match="a header may have 64"):
+        GgufFile(file)
