@@ -25,6 +25,7 @@ def test_types_and_defaults_are_the_engines() -> None:
 def test_every_field_is_passed_on() -> None:
     """Each at another value than its default, so that one that is left out shows."""
     given = {
+        "tokenizer": "/models/other",
         "dtype": "bfloat16",
         "allow_extrapolated_experts": True,
         "device": "cuda:1",
