@@ -1,9 +1,10 @@
 """What do threads and memory nodes cost the kernels? `make bench-threads`.
 
-Two tables. Empty tasks on the pool alone (`pool.cpp`): the time of a job by threads, nodes and tasks, median and ninth
-decile; in a job of many tasks it is the claims. Ops on 1 to 64 threads in 1 to 4 groups, bf16: a linear layer and the
-experts of a mixture, for one token and for 64. Threads beyond the cores that there are show what waiting and contention
-cost, not what more cores would gain; groups on a machine with one memory node show what the division costs.
+Two tables, each of medians, and of the processor time that all threads took for a call, which says what waiting costs
+and is little changed by other programs. Empty tasks on the pool alone (`pool.cpp`), by threads, nodes and tasks: in a
+job of many tasks it is the claims. Ops on 1 to 64 threads in 1 to 4 groups, bf16: a linear layer and the experts of a
+mixture, for one token and for 64. Threads beyond the cores that there are show what waiting and contention cost, not
+what more cores would gain; groups on a machine with one memory node show what the division costs.
 """
 
 import json
@@ -43,7 +44,7 @@ class Cell:
     threads: int
     nodes: int
     middle: float
-    late: float  # ninth decile
+    processor: float  # of all threads
 
 
 def empty_tasks(jobs: int) -> list[Cell]:
@@ -57,8 +58,8 @@ def empty_tasks(jobs: int) -> list[Cell]:
             for count, nodes in groups():
                 given = [str(program), *map(str, (count, nodes, tasks, jobs))]
                 said = subprocess.run(given, check=True, capture_output=True, text=True).stdout
-                middle, late = (float(word) / 1e3 for word in said.split())
-                cells.append(Cell(f"{tasks} tasks", count, nodes, middle, late))
+                middle, processor = (float(word) / 1e3 for word in said.split())
+                cells.append(Cell(f"{tasks} tasks", count, nodes, middle, processor))
     return cells
 
 
@@ -104,8 +105,9 @@ def timed_ops(calls: int) -> list[Cell]:
         ops.set_nodes([1] * nodes, [])
         threads.use(count)
         for name, call in made.items():
-            times = sorted(timed(call, turn) for turn in range(calls))
-            cells.append(Cell(name, count, nodes, median(times), times[len(times) * 9 // 10]))
+            used = time.process_time()
+            middle = median(timed(call, turn) for turn in range(calls))
+            cells.append(Cell(name, count, nodes, middle, 1e6 * (time.process_time() - used) / calls))
     return cells
 
 
@@ -117,8 +119,8 @@ def timed(call: Call, turn: int) -> float:
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """A line for each number of threads and nodes; a column for each thing: median (ninth decile)."""
-    found = {(cell.what, cell.threads, cell.nodes): f"{cell.middle:,.1f} ({cell.late:,.1f})" for cell in cells}
+    """A line for each number of threads and nodes; a column for each thing: median (processor time)."""
+    found = {(cell.what, cell.threads, cell.nodes): f"{cell.middle:,.1f} ({cell.processor:,.1f})" for cell in cells}
     names = list(dict.fromkeys(cell.what for cell in cells))
     lines = [[f"{count}, {nodes}", *(found[name, count, nodes] for name in names)] for count, nodes in groups()]
     return grid(["threads, nodes", *(f"{name}, µs" for name in names)], lines)

@@ -15,8 +15,8 @@
 namespace moedial {
 namespace {
 
-constexpr int64_t PATIENCE_US = 50;  // about the time between two layers
-constexpr int64_t LONG_WAIT = 4096;  // pauses: about 100 µs, longer than most tasks
+constexpr int64_t PATIENCE_US = 50;                         // about the time between two layers
+constexpr auto LONG_WAIT = std::chrono::microseconds(100);  // longer than most tasks
 constexpr uint64_t NEXT_MASK = UINT32_MAX;
 constexpr int32_t NO_RANK = INT32_MAX;  // of a thread that is not wanted
 
@@ -32,25 +32,27 @@ void pause() {
 // cache lines of their own: no thread that waits must slow down those that work.
 struct Node {
     alignas(64) std::atomic<uint64_t> state{0};  // tasks << 32 | next task, which may run over
-    alignas(64) std::atomic<int64_t> done{0};    // tasks that its threads have done, of any node
+    alignas(64) std::atomic<int64_t> done{0};    // of its tasks, whoever took them
     alignas(64) std::atomic<uint32_t> job{0};    // the number of the job
     std::atomic<int32_t> members{0};             // threads of the node that take part
     std::atomic<bool> open{true};                // they may take tasks of other nodes
     Task task = nullptr;
     void* context = nullptr;
 
-    // Takes tasks of the current job until there are none; returns how many. `task` is read after a
-    // claim: one that succeeds is of the current job, even if the thread comes from an earlier one.
-    int64_t take(int64_t number) {
+    // Takes tasks of the current job until there are none. `task` is read after a claim: one that
+    // succeeds is of the current job, even if the thread comes from an earlier one. What is done is
+    // told once: the job does not end before.
+    void take(int64_t number) {
         int64_t taken = 0;
         while (true) {
             uint64_t seen = state.load(std::memory_order_relaxed);
-            if ((seen & NEXT_MASK) >= seen >> 32) return taken;
+            if ((seen & NEXT_MASK) >= seen >> 32) break;
             seen = state.fetch_add(1, std::memory_order_acq_rel);
-            if ((seen & NEXT_MASK) >= seen >> 32) return taken;
+            if ((seen & NEXT_MASK) >= seen >> 32) break;
             task(context, number, static_cast<int64_t>(seen & NEXT_MASK));
             taken++;
         }
+        if (taken) done.fetch_add(taken, std::memory_order_release);
     }
 };
 
@@ -77,14 +79,13 @@ struct Pool {
     Pool() { sched_getaffinity(0, sizeof allowed, &allowed); }
 
     // Takes tasks of node `home`, then, if that is allowed, of the others.
-    int64_t drain(int64_t home, bool others) {
-        int64_t done = nodes[home].take(home);
+    void drain(int64_t home, bool others) {
+        nodes[home].take(home);
         const int64_t all = others ? used.load(std::memory_order_relaxed) : 1;
         for (int64_t i = 1; i < all; i++) {
             const int64_t node = (home + i) % all;
-            done += nodes[node].take(node);
+            nodes[node].take(node);
         }
-        return done;
     }
 
     void wake(int64_t number) {
@@ -111,9 +112,7 @@ struct Pool {
             const int32_t members = node.members.load(std::memory_order_relaxed);
             if (rank >= members) continue;
             wake_below(number, rank, members);
-            // Told once for all tasks: the job does not end before.
-            if (const int64_t done = drain(home, node.open.load(std::memory_order_relaxed)))
-                node.done.fetch_add(done, std::memory_order_release);
+            drain(home, node.open.load(std::memory_order_relaxed));
         }
     }
 
@@ -172,7 +171,7 @@ struct Pool {
         wake_below(0, 0, members);
     }
 
-    int64_t done_by_workers() const {
+    int64_t tasks_done() const {
         int64_t done = 0;
         for (int64_t i = 0; i < used.load(std::memory_order_relaxed); i++)
             done += nodes[i].done.load(std::memory_order_acquire);
@@ -184,15 +183,18 @@ struct Pool {
         publish(shares, team, stealing == ALWAYS, task, context);
         // The caller counts as one of node 0, which may have no other thread.
         const int64_t here = home();
-        int64_t mine = drain(here, stealing == ALWAYS);
-        if (here != 0) mine += nodes[0].take(0);
-        for (int64_t i = 1; mine + done_by_workers() != total; i++) {
+        drain(here, stealing == ALWAYS);
+        if (here != 0) nodes[0].take(0);
+        const bool helps = stealing == LATE && used > 1;
+        const auto late = std::chrono::steady_clock::now() + LONG_WAIT;
+        for (int64_t i = 1; tasks_done() != total; i++) {
             if (i % 256) {
                 pause();
                 continue;
             }
-            // A task is on a thread that lost its core, or those of a whole node have.
-            if (i >= LONG_WAIT && stealing == LATE) mine += drain(here, true);
+            // A task is on a thread that lost its core; those of a whole node may have lost theirs.
+            if (helps && std::chrono::steady_clock::now() < late) continue;
+            if (helps) drain(here, true);
             sched_yield();
         }
     }

@@ -20,5 +20,5 @@ def test_random_jobs_on_random_nodes(tmp_path: Path) -> None:
     if "tsan" in done.stderr:
         pytest.skip("no thread sanitizer")
     assert done.returncode == 0, done.stderr
-    ran = subprocess.run([program, "600", "1"], capture_output=True, text=True, timeout=120, check=False)
+    ran = subprocess.run([program, "2000", "1"], capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0 and ran.stdout == "passed\n", ran.stderr[-4000:]
