@@ -210,6 +210,7 @@ def options_of(config: DecoderConfig, settings: EngineSettings, threads: int = 0
         length=model_length(config, settings),
         quantize=settings.quantize,
         quantize_layers=settings.quantize_layers,
+        kv_cache=settings.kv_cache_dtype,
         threads=threads or settings.threads,
         device=resolve(settings.device),
         ranks=settings.ranks,
@@ -290,7 +291,8 @@ def state_slots(settings: EngineSettings) -> int:
 def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype, workspace: int = 0) -> int:
     """How many KV blocks the memory setting allows, at most what `max_running` whole contexts can use. `workspace`:
     bytes that the backend needs in addition to the cache."""
-    per_block = max(1, bytes_per_block(config.memory, block_size(settings), dtype.itemsize))
+    element, scale = (1, 4) if settings.kv_cache_dtype == "int8" else (dtype.itemsize, 0)
+    per_block = max(1, bytes_per_block(config.memory, block_size(settings), element, scale))
     device = resolve(settings.device)
     steps = step_bytes(config, settings.max_step_tokens, settings.max_running, device)
     free = max(0, free_memory(device).value - workspace - steps)

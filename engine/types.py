@@ -15,7 +15,7 @@ import msgspec
 from engine.cost import StepCost
 from engine.logs import Level, LogFormat
 from model.budget import ExpertBudget, ExpertRange
-from model.options import DType, Quantize, QuantizeLayers
+from model.options import DType, KVCacheDType, Quantize, QuantizeLayers
 
 GenerationConfig = Literal["auto", "none"]
 Finish = Literal["stop", "length", "error", "abort"]
@@ -233,6 +233,7 @@ class EngineSettings:
     quantize_layers: QuantizeLayers = "experts"
     threads: int = 0  # 0: one per core
     block_size: int = 0  # 0: what the device's kernels read best
+    kv_cache_dtype: KVCacheDType = "auto"
     kv_cache_bytes: int = 0  # 0: kv_cache_fraction of the memory that is free on the device after loading
     kv_cache_fraction: float = 0.0  # 0: 0.3 on the CPU, 0.9 on a GPU
     max_model_len: int = 0  # 0: what the checkpoint says

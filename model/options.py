@@ -9,6 +9,7 @@ from typing import Literal
 DType = Literal["auto", "float32", "bfloat16"]  # auto: the checkpoint's own
 # int8, int4: activations in 8 bits too, on CPUs only.
 Quantize = Literal["none", "int8", "int4", "int8-weights", "fp8-weights"]
+KVCacheDType = Literal["auto", "int8"]  # auto: that of the weights
 # all: every matrix but the routers; int4 of experts keeps the other matrices in int8
 QuantizeLayers = Literal["experts", "all"]
 
@@ -21,6 +22,7 @@ class Options:
     length: int = 0  # positions served; 0: the decoder's context
     quantize: Quantize = "none"
     quantize_layers: QuantizeLayers = "experts"
+    kv_cache: KVCacheDType = "auto"
     threads: int = 0  # 0: as many as torch uses now, whose own stay as they are
     device: str = "cpu"  # as `devices.resolve` returns it
     ranks: int = 1  # processes among which the experts are divided

@@ -22,7 +22,12 @@ class PagedMemory:
     @property
     def per_token(self) -> int:
         """Elements, in the model's dtype."""
-        return (1 + self.values) * self.heads * self.key_width
+        return self.rows_per_token * self.key_width
+
+    @property
+    def rows_per_token(self) -> int:
+        """Keys and values."""
+        return (1 + self.values) * self.heads
 
     def tensor_shape(self, tokens: int, slots: int) -> tuple[int, ...]:
         """[2, tokens, G, C] for keys and values, or [1, tokens, G, C] where values are part of the keys."""
@@ -35,6 +40,7 @@ class StateMemory:
 
     size: int
     per_token = 0
+    rows_per_token = 0
 
     @property
     def per_sequence(self) -> int:
@@ -49,9 +55,11 @@ class StateMemory:
 Memory = PagedMemory | StateMemory
 
 
-def bytes_per_block(memory: Iterable[Memory], block_size: int, element_bytes: int) -> int:
-    """Memory of one block of tokens over all layers, with elements of so many bytes."""
-    return sum(kind.per_token for kind in memory) * block_size * element_bytes
+def bytes_per_block(memory: Iterable[Memory], block_size: int, element_bytes: int, scale_bytes: int = 0) -> int:
+    """Memory of one block of tokens over all layers, with elements of so many bytes, and a scale of so many for each
+    key and value."""
+    per_token = sum(kind.per_token * element_bytes + kind.rows_per_token * scale_bytes for kind in memory)
+    return per_token * block_size
 
 
 def bytes_per_sequence(memory: Iterable[Memory]) -> int:

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from engine.environment import PREFIX
 from engine.types import EngineSettings, GenerationConfig
-from model.options import DType, Quantize, QuantizeLayers
+from model.options import DType, KVCacheDType, Quantize, QuantizeLayers
 from server.configuration.options import (
     Counts,
     FoldersByName,
@@ -176,6 +176,12 @@ class ModelSettings(BaseSettings):
         "Tokens per KV cache block; 0: 16 on the CPU, and on a GPU the 64 that its kernels read",
         ge=0,
         le=1024,
+    )
+    kv_cache_dtype: KVCacheDType = option(
+        ENGINE.kv_cache_dtype,
+        "Engine",
+        "What keys and values are kept in; auto: the type of the weights; int8: half of bfloat16, a scale for each. "
+        "Needs the native kernels",
     )
     kv_cache_bytes: int = option(
         ENGINE.kv_cache_bytes, "Engine", "Size of the KV cache; 0: a fraction of the free memory", ge=0

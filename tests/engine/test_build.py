@@ -135,6 +135,8 @@ def test_cache_and_threads_follow_the_container(
     monkeypatch.setattr(memory, "available_cores", lambda: Amount(3, "cpu.max"))
     assert build.cache_blocks(config, settings, torch.float32) == 10
     assert build.cache_blocks(config, settings, torch.float32, workspace=8 * per_block) == 6
+    small = replace(settings, kv_cache_dtype="int8")  # 16 bytes and a scale of 4 in place of 64
+    assert build.cache_blocks(config, small, torch.float32) == 32
     caplog.set_level("INFO")
     memory.log_resources()
     assert "3 cores (cpu.max)" in caplog.text and "(memory.max)" in caplog.text

@@ -201,11 +201,13 @@ def test_a_checkpoint_of_its_family_loads_and_is_served(folder: Path, caplog: py
     assert whole[len(prompt) - 1 :].argmax(-1).tolist() == together[1]
 
 
-def test_drafts_and_quantisation_are_refused(folder: Path) -> None:
+def test_drafts_and_quantised_weights_and_caches_are_refused(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="speculate ngram: this model keeps states"):
         built(folder, speculate="ngram")
     with pytest.raises(CheckpointError, match="quantize int8 needs the native kernels: "):
         built(folder, quantize="int8")
+    with pytest.raises(CheckpointError, match="a KV cache in int8 needs the native kernels: "):
+        built(folder, kv_cache_dtype="int8")
 
 
 def test_it_runs_on_the_backend_that_knows_any_kind() -> None:

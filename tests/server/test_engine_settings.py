@@ -36,6 +36,7 @@ def test_every_field_is_passed_on() -> None:
         "rank_seconds": 2.5,
         "threads": 3,
         "block_size": 32,
+        "kv_cache_dtype": "int8",
         "kv_cache_bytes": 5,
         "kv_cache_fraction": 0.5,
         "max_model_len": 7,

@@ -72,6 +72,7 @@ def test_the_engine_gets_every_option_of_its_own() -> None:
         "quantize_layers": "all",
         "threads": 3,
         "block_size": 8,
+        "kv_cache_dtype": "int8",
         "kv_cache_bytes": 4096,
         "kv_cache_fraction": 0.5,
         "max_model_len": 100,

@@ -54,7 +54,9 @@ class CpuBackend:
         and a second pool's threads would be in the way."""
         length = options.length or decoder.config.context
         use(options.threads or torch.get_num_threads())  # first: weights are placed where their threads are
-        native = NativeDecoder(decoder, length, options.quantize, options.quantize_layers == "experts")
+        native = NativeDecoder(
+            decoder, length, options.quantize, options.quantize_layers == "experts", options.kv_cache
+        )
         if options.threads:
             torch.set_num_threads(1)
         return native

@@ -11,15 +11,17 @@ from model.batch import Cache
 from model.shapes.memory import Memory
 
 TILE = 16
+SCALE_BYTES = 4
 
 
 def native_cache(memory: Iterable[Memory], blocks: int, block_size: int, dtype: torch.dtype, slots: int) -> Cache:
     """Keys and values in `blocks` blocks of `block_size` tokens, a multiple of 16, and float32 states of `slots`
-    sequences. Same bytes as the torch cache."""
+    sequences. Same bytes as the torch cache; in int8 each key and value has the bytes of a scale behind it."""
     layers = []
     for kind in memory:
-        shape = kind.tensor_shape(blocks * block_size, slots)
-        layers.append(_zeros(shape, dtype if kind.per_token else torch.float32))
+        *shape, width = kind.tensor_shape(blocks * block_size, slots)
+        stored = width + SCALE_BYTES if dtype == torch.int8 and kind.per_token else width
+        layers.append(_zeros((*shape, stored), dtype if kind.per_token else torch.float32))
     return Cache(block_size, layers)
 
 

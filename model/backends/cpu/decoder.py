@@ -19,7 +19,7 @@ from model.backends.cpu.kernels.rules import rule_arguments
 from model.backends.cpu.sampling import NativeSampling
 from model.batch import Batch, Cache, Pages
 from model.decoder import Decoder, Layer, parameter_count
-from model.options import Quantize
+from model.options import KVCacheDType, Quantize
 from model.step import Observer
 
 NO_SLOTS = torch.empty(0, dtype=torch.int64)
@@ -38,10 +38,18 @@ class NativeDecoder(NativeSampling):
     sets = True
     device = torch.device("cpu")
 
-    def __init__(self, model: Decoder, length: int, quantize: Quantize = "none", experts_only: bool = True) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        length: int,
+        quantize: Quantize = "none",
+        experts_only: bool = True,
+        kv_cache: KVCacheDType = "auto",
+    ) -> None:
         config = model.config
         self.config, self.kernels = config, load().name
         self.dtype = model.embed.weight.dtype
+        self.cache_dtype = torch.int8 if kv_cache == "int8" else self.dtype
         self.parameters = parameter_count(model)
         self.precision = precision = precision_for(self.dtype, quantize, experts_only)
         self._loads = [shape.num_experts for shape in config.mixtures]
@@ -74,7 +82,7 @@ class NativeDecoder(NativeSampling):
 
     def cache(self, blocks: int, block_size: int, slots: int = 0) -> Cache:
         """The cache that this decoder reads and writes."""
-        return native_cache(self.config.memory, blocks, block_size, self.dtype, slots)
+        return native_cache(self.config.memory, blocks, block_size, self.cache_dtype, slots)
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:

@@ -86,6 +86,10 @@ def _reasons(config: DecoderConfig, options: Options) -> Iterator[str]:
         yield f"the block size {options.block_size} is not a multiple of {TILE}"
     if options.device != "cpu":
         yield f"the device {options.device}"
+    if options.kv_cache not in ("auto", "int8"):
+        yield f"a KV cache in {options.kv_cache}"
+    if options.kv_cache != "auto" and any(type(shape) is MLA for shape in config.attention):
+        yield f"a KV cache in {options.kv_cache} for latent attention, which keeps one small copy already"
     if options.quantize == "fp8-weights":
         yield "quantize fp8-weights has kernels for GPUs only: use int8-weights on a CPU"
     if options.quantize not in ("none", "int8", "int4", "int8-weights") or options.quantize_layers not in (

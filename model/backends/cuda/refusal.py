@@ -84,6 +84,8 @@ def _reasons(config: DecoderConfig, options: Options) -> Iterator[str]:
         yield "mixtures in which how many experts run depends on the token"
     if options.block_size not in (0, PAGE):
         yield f"the block size {options.block_size}: the GPU kernels read blocks of {PAGE} tokens"
+    if options.kv_cache != "auto":
+        yield f"a KV cache in {options.kv_cache}, for which there is no GPU kernel"
     refused = quantise.refusal(config, options)
     if refused is not None:
         yield refused

@@ -28,7 +28,9 @@ class TorchBackend:
         """Torch is there."""
 
     def refusal(self, config: DecoderConfig, options: Options) -> str | None:
-        """It has no 8-bit weights, and divides only some decoders among ranks."""
+        """It has no 8-bit weights or caches, and divides only some decoders among ranks."""
+        if options.kv_cache != "auto":
+            return f"a KV cache in {options.kv_cache} needs the native kernels"
         if options.quantize != "none":
             return f"quantize {options.quantize} needs the native kernels"
         return share.refusal(config, options.ranks) if options.ranks > 1 else None

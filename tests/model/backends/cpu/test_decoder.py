@@ -147,6 +147,19 @@ def test_logits_do_not_depend_on_the_chunks(name: str, quantize: Quantize, dtype
         assert apart < (0.5 if quantize == "int4" else 0.1 if rounded else 1e-4)
 
 
+@pytest.mark.parametrize("name", ["sinks", "gates"])
+def test_a_cache_in_int8_is_near_and_does_not_depend_on_the_chunks(name: str) -> None:
+    model = decoder(LAYOUTS[name])
+    rows, per_token = sequences(model.config, "mixed")
+    made = NativeDecoder(copy.deepcopy(model), LENGTH, kv_cache="int8")
+    expected, one, many = (
+        in_chunks(PagedRun(run, rows, per_token, block_size=16), most)
+        for run, most in ((native(model), 40), (made, 1), (made, 50))
+    )
+    assert torch.equal(one, many)
+    assert 1e-4 < (one - expected).square().mean().sqrt() / expected.std() < 0.03
+
+
 class Seen(Observer):
     """Observer that keeps what it was told."""
 

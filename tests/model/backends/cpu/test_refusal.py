@@ -96,6 +96,8 @@ def test_what_is_nested_is_looked_at() -> None:
     [
         (Options(block_size=24), "the block size 24 is not a multiple of 16"),
         (Options(device="cuda"), "the device cuda"),
+        (Options(kv_cache="int8"), None),
+        (Options(kv_cache="int4"), "a KV cache in int4"),  # type: ignore[arg-type]
         (Options(quantize="int3"), "quantize int3 of experts"),  # type: ignore[arg-type]
         (Options(quantize="fp8-weights"), "quantize fp8-weights has kernels for GPUs only: use int8-weights on a CPU"),
         (Options(quantize="int8", quantize_layers="some"), "quantize int8 of some"),  # type: ignore[arg-type]
@@ -111,3 +113,11 @@ def test_clipping_before_the_norm_of_each_head_is_refused() -> None:
     """The kernels clip what is normed; over all heads at once that is the families' order."""
     config = llama_like(topk(), head_width=16, qk_norm="head", clip=0.5)
     assert refusal(config, Options()) == "queries and keys that are clipped before each head is normed"
+
+
+def test_latents_are_kept_as_they_are() -> None:
+    config = llama_like(topk(), attention=(SHAPES[MLA],))
+    assert refusal(config, Options()) is None
+    assert refusal(config, Options(kv_cache="int8")) == (
+        "a KV cache in int8 for latent attention, which keeps one small copy already"
+    )

@@ -127,6 +127,7 @@ def test_kernels_are_named_by_what_they_are_compiled_for() -> None:
         (replace(GPU, dtype="float32"), "weights of float32: the GPU kernels take bfloat16"),
         (replace(GPU, device="cpu"), "the device cpu"),
         (replace(GPU, quantize="int4"), "quantize int4 of experts"),  # type: ignore[arg-type]
+        (replace(GPU, kv_cache="int8"), "a KV cache in int8, for which there is no GPU kernel"),
     ],
 )
 def test_options_are_looked_at(options: Options, reason: str | None) -> None:

@@ -80,7 +80,7 @@ struct Attender {
     // A tile is short and its neighbour far away: the processor would not see it coming. What is
     // long it sees by itself.
     void prefetch(const int32_t* tile) const {
-        for (int64_t i = 0; i < std::min<int64_t>(cache.tile_words(), 2048); i += 16)
+        for (int64_t i = 0; i < std::min<int64_t>(cache.stored_words(), 2048); i += 16)
             __builtin_prefetch(tile + i);
     }
 
@@ -144,12 +144,21 @@ struct Attender {
             keys.tile[i] = cache.keys + at;
             if (cache.values) prefetch(values.tile[i] = cache.values + at);
         }
+        alignas(64) float key_scales[KEYS], value_scales[KEYS];  // of a quantised cache
+        if (cache.quantised) {
+            static thread_local std::vector<int32_t> key_room, value_room;
+            read_scales(keys, used, key_scales), read_scales(values, used, value_scales);
+            widen_tiles(keys, used, cache.tile_words(), key_room);
+            widen_tiles(values, used, cache.tile_words(), value_room);
+        }
         // What is not scored must still be a number: `soften` reads whole rows.
         if (used < KEYS / TILE) std::memset(scores, 0, here * KEYS * 4);
         score<Dot>(rows, here, keys, used, score_rows);
         for (int64_t query = 0; query < here; query++) {
             float* row = scores + query * KEYS;
+            if (cache.quantised) scale(row, key_scales);
             soften(tile, query, from, row, run);
+            if (cache.quantised) scale(row, value_scales);
             if (group == 1)
                 std::memcpy(weights + query * KEYS, row, KEYS * 4);
             else
@@ -160,6 +169,11 @@ struct Attender {
         prefetch_keys(tile, from + KEYS, std::min(last, from + 2 * KEYS));
         if (!cache.values) turn_tiles(cache, keys, used, values);
         add_values<Dot>(weight_rows, here, values, used, out_rows);
+    }
+
+    // A round's scores or weights of one query, times those of its keys.
+    static void scale(float* row, const float* scales) {
+        for (int64_t i = 0; i < KEYS; i += LANES) store(row + i, load(row + i) * load(scales + i));
     }
 
     // Scores of one query become weights relative to the running maximum; what was summed before is

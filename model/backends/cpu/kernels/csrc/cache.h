@@ -1,6 +1,8 @@
 // The paged cache: where a position of a sequence lies, and how new keys and values get there.
 // `Cache` (values.h) draws the layout of a tile.
 #pragma once
+#include <vector>
+
 #include "linear.h"
 
 namespace moedial {
@@ -15,30 +17,45 @@ inline int64_t slot_of(const Pages& pages, int64_t span, int64_t position) {
 
 // Where the tile of a slot and key-value head begins, in words.
 inline int64_t tile_offset(const Cache& cache, int64_t slot, int64_t kv_head) {
-    return (slot / TILE * cache.kv_heads + kv_head) * cache.tile_words();
+    return (slot / TILE * cache.kv_heads + kv_head) * cache.stored_words();
+}
+
+// One row of a key or value in int8, one scale for all of it: `at(c)` says where its element c lies
+// among the tile's bytes.
+template <class At>
+inline void write_bytes(int32_t* tile, int64_t in, const float* row, int64_t width, At&& at) {
+    static thread_local std::vector<uint8_t> bytes;
+    bytes.resize(width);
+    ((float*)tile)[in] = quantise(row, width, bytes.data(), 0);
+    int8_t* out = (int8_t*)(tile + TILE);
+    for (int64_t c = 0; c < width; c++) out[at(c)] = int8_t(bytes[c]);
 }
 
 // One key of one head into slot `in` of a tile. A word of bfloat16 holds two neighbouring elements
 // of a slot.
 inline void write_key(const Cache& cache, int64_t tile, int64_t in, const float* key) {
     const int64_t head = cache.head_width;
+    const auto at = [&](int64_t c) { return (c / 2 * TILE + in) * 2 + c % 2; };
+    if (cache.quantised) return write_bytes(cache.keys + tile, in, key, head, at);
     if (cache.kind == FLOAT) {
         for (int64_t c = 0; c < head; c++) ((float*)cache.keys)[tile + c * TILE + in] = key[c];
         return;
     }
     uint16_t* keys = (uint16_t*)(cache.keys + tile);
-    for (int64_t c = 0; c < head; c++) keys[(c / 2 * TILE + in) * 2 + c % 2] = to_bf16(key[c]);
+    for (int64_t c = 0; c < head; c++) keys[at(c)] = to_bf16(key[c]);
 }
 
 // One value, as wide as a key. A word of bfloat16 holds one element of two neighbouring slots.
 inline void write_value(const Cache& cache, int64_t tile, int64_t in, const float* value) {
     const int64_t head = cache.head_width;
+    const auto at = [&](int64_t c) { return (in / 2 * head + c) * 2 + in % 2; };
+    if (cache.quantised) return write_bytes(cache.values + tile, in, value, head, at);
     if (cache.kind == FLOAT) {
         std::memcpy(cache.values + tile + in * head, value, head * 4);
         return;
     }
     uint16_t* values = (uint16_t*)(cache.values + tile);
-    for (int64_t c = 0; c < head; c++) values[(in / 2 * head + c) * 2 + in % 2] = to_bf16(value[c]);
+    for (int64_t c = 0; c < head; c++) values[at(c)] = to_bf16(value[c]);
 }
 
 // New keys of all spans, and values where the cache has them. Each span and kv head is one task, so
@@ -56,7 +73,7 @@ void write_cache(const float* keys, const float* values, int64_t stride, const C
             // A fresh tile is cleared: what another sequence left there must not meet a zero weight
             // (0 · NaN is NaN).
             int32_t* read_as_values = cache.values ? cache.values : cache.keys;
-            if (in == 0) std::memset(read_as_values + tile, 0, cache.tile_words() * 4);
+            if (in == 0) std::memset(read_as_values + tile, 0, cache.stored_words() * 4);
             write_key(cache, tile, in, keys + at);
             if (cache.values) write_value(cache, tile, in, values + at);
         }

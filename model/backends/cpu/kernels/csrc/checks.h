@@ -168,16 +168,21 @@ inline Cache cache_of(const Tensor& cache, int64_t kv_heads, int64_t head_width,
     TORCH_CHECK(0 <= values && values <= head_width && values % 32 == 0, "values cannot be ",
                 values, " elements of keys of ", head_width);
     const int64_t parts = values ? 1 : 2;
+    const bool quantised = cache.scalar_type() == at::kChar;  // with the bytes of a scale each
+    const int64_t stored = quantised ? head_width + 4 : head_width;
     TORCH_CHECK(cache.is_contiguous() && cache.dim() == 4 && cache.size(0) == parts &&
-                    cache.size(2) == kv_heads && cache.size(3) == head_width,
-                "the cache must be [", parts, ", slots, ", kv_heads, ", ", head_width, "], got ",
+                    cache.size(2) == kv_heads && cache.size(3) == stored,
+                "the cache must be [", parts, ", slots, ", kv_heads, ", ", stored, "], got ",
                 cache.sizes());
+    TORCH_CHECK(!quantised || !values, "keys whose elements are values have no int8 form");
     TORCH_CHECK(head_width % 16 == 0 && block_size % 16 == 0 && block_size > 0,
                 "head width and block size must be multiples of 16");
-    TORCH_CHECK(cache.scalar_type() == at::kFloat || cache.scalar_type() == at::kBFloat16,
-                "the cache is ", cache.scalar_type());
+    TORCH_CHECK(
+        quantised || cache.scalar_type() == at::kFloat || cache.scalar_type() == at::kBFloat16,
+        "the cache is ", cache.scalar_type());
     Cache made;
     made.kind = cache.scalar_type() == at::kFloat ? FLOAT : BFLOAT16;
+    made.quantised = quantised;
     made.keys = (int32_t*)cache.data_ptr();
     if (!values) made.values = (int32_t*)((char*)cache.data_ptr() + cache.nbytes() / 2);
     made.kv_heads = kv_heads, made.head_width = head_width;

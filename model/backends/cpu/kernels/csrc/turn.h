@@ -1,5 +1,6 @@
-// Tiles of keys turned into tiles of values, for a cache whose values are a part of its keys: one
-// copy is kept and read, and turning it costs little beside the products with it.
+// Tiles of the cache made ready for a product where they are not kept so. Where values are a part
+// of the keys, tiles of keys are turned into tiles of values: one copy is kept and read, and
+// turning it costs little beside the products with it. int8 is widened.
 #pragma once
 #include <vector>
 
@@ -40,6 +41,33 @@ inline void turn_tile(const Cache& cache, const int32_t* keys, int32_t* values) 
                 store(pair + words, ((block[i] >> 16) & low) | (block[i + 1] & ~low));
             }
         }
+}
+
+// int8 pairs to bfloat16 pairs; every int8 is one exactly.
+inline void widen_tile(const int32_t* stored, int64_t words, int32_t* to) {
+    const uint16_t* pairs = (const uint16_t*)(stored + TILE);
+    const Ints high = splat(int32_t(0xFFFF0000));
+    for (int64_t word = 0; word < words; word += LANES) {
+        const Ints pair = low_half(pairs + word);
+        const Ints first = bits(to_float((pair << 24) >> 24));
+        const Ints second = bits(to_float((pair << 16) >> 24));
+        store(to + word, ((first >> 16) & 0xFFFF) | (second & high));
+    }
+}
+
+// The scales of the round's keys, 0 where it has none.
+inline void read_scales(const Tiles& stored, int64_t used, float* scales) {
+    std::memset(scales, 0, KEYS * 4);
+    for (int64_t i = 0; i < used; i++) std::memcpy(scales + i * TILE, stored.tile[i], TILE * 4);
+}
+
+// The `used` tiles of a round, each of `words` words, in `room`.
+inline void widen_tiles(Tiles& tiles, int64_t used, int64_t words, std::vector<int32_t>& room) {
+    room.resize(KEYS / TILE * words);
+    for (int64_t i = 0; i < used; i++) {
+        widen_tile(tiles.tile[i], words, room.data() + i * words);
+        tiles.tile[i] = room.data() + i * words;
+    }
 }
 
 // The `used` tiles of a round, in memory of this thread.

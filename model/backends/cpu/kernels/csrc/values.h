@@ -154,8 +154,12 @@ struct Pages {
 // [head_width / group][16] words and values are [16 / group][value_width] words, where a word holds
 // `group` = 1 float or 2 bfloat16: both are read as the weights of a product. Without values of
 // their own, these are the first value_width elements of the keys (`turn.h`).
+//
+// A quantised cache has the same words of half the size, pairs of int8, behind the scales of the
+// tile's 16 slots; what is multiplied are pairs of bfloat16.
 struct Cache {
-    Kind kind = FLOAT;
+    Kind kind = FLOAT;  // of what is multiplied
+    bool quantised = false;
     int32_t* keys = nullptr;
     int32_t* values = nullptr;
     int64_t kv_heads = 0, head_width = 0, value_width = 0;
@@ -163,6 +167,8 @@ struct Cache {
     int64_t group() const { return kind == FLOAT ? 1 : 2; }
     int64_t tile_words() const { return 16 * head_width / group(); }
     int64_t value_tile_words() const { return 16 * value_width / group(); }
+    // As kept, in words of 32 bits.
+    int64_t stored_words() const { return quantised ? 16 + 4 * head_width : tile_words(); }
 };
 
 struct Attention {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.backends.cpu.attention import Tables
+from model.backends.cpu.cache import SCALE_BYTES
 from model.backends.cpu.kernels import reference
 from model.backends.cpu.kernels.pack import Kind, Packed, pack
 from model.backends.cpu.kernels.params import AttentionParams, MaskParams
@@ -85,7 +86,7 @@ class AttendCase:
     def cache(self) -> Tensor:
         kv_heads, head = self.k_TGC.shape[1:]
         shape = (1 if self.values else 2, self.layout.blocks * self.layout.block_size, kv_heads, head)
-        return torch.full(shape, torch.nan, dtype=self.dtype)
+        return unwritten(shape, self.dtype)
 
     def run(self, schedule: list[Step]) -> Tensor:
         """[T, H, V]: each row as it came out in its step."""
@@ -97,14 +98,27 @@ class AttendCase:
         return out
 
     def expected(self) -> Tensor:
-        cache, outs = slots(self.layout, self.cache(), self.values), []
+        outs, (kv_heads, head) = [], self.k_TGC.shape[1:]
+        cache = Slots(self.layout.blocks * self.layout.block_size, kv_heads, head, *self.kept)
         for rows, spans, tables in map(self.layout.step, in_pieces(self.layout)):
             cache.write(self.k_TGC[rows], self.v_of(rows), spans, tables)
             outs.append(reference.attend(self.q_THC[rows], cache, spans, tables, self.rules))
         return torch.cat(outs)
 
+    @property
+    def kept(self) -> tuple[int, torch.dtype, int]:
+        """Block size, dtype and values of the cache."""
+        return self.layout.block_size, self.dtype, self.values
+
     def v_of(self, rows: Tensor) -> Tensor | None:
         return None if self.v_TGC is None else self.v_TGC[rows]
+
+
+def unwritten(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A cache that holds nothing but NaN; in int8 these are the scales, behind each row."""
+    if dtype == torch.int8:
+        return torch.full((*shape[:-1], shape[-1] + SCALE_BYTES), -1, dtype=dtype)
+    return torch.full(shape, torch.nan, dtype=dtype)
 
 
 def mask_params(rules: Attention) -> MaskParams:
@@ -175,7 +189,7 @@ class AttentionCase:
         )
 
     def run(self, schedule: list[Step]) -> Tensor:
-        cache = torch.full(self.cache_shape, torch.nan, dtype=self.dtype)
+        cache = unwritten(self.cache_shape, self.dtype)
         out = torch.zeros_like(self.x_TD)
         for rows, spans, tables in map(self.layout.step, schedule):
             x_TD = self.x_TD[rows]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from model.backends.cpu.kernels.build import SOURCES
 from model.backends.cpu.kernels.pack import Kind
@@ -197,6 +198,8 @@ REFUSALS = [
     Refusal("attend", "cache", lambda c: c[0], "the cache must have 4 dimensions, got 3"),
     Refusal("attend", "q", lambda q: q[:, :3].contiguous(), "3 heads cannot share 2 key-value heads"),
     Refusal("attend", "q", lambda q: q[:, :0].contiguous(), "0 heads cannot share 2 key-value heads"),
+    Refusal("attend", "cache", Tensor.char, "the cache must be [2, slots, 2, 20], got"),
+    Refusal("latent_block", "cache", lambda c: pad(c, (0, 4)).char(), "keys whose elements are values have no int8"),
     Refusal("attend", "values", to(32), "values cannot be 32 elements of keys of 16"),
     Refusal("attend", "values", to(-32), "values cannot be -32 elements of keys of 16"),
     Refusal("write_cache", "v", to(None), "values cannot be 32 elements of keys of 16"),
