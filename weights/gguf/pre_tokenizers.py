@@ -4,7 +4,7 @@ A GGUF file holds tokens and merges but of the pre-tokenizer only a name, `token
 published tokenizer.json of the models of that name says. Not here: vocabularies (see `weights/gguf/tokenizer.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Step = dict[str, Any]  # as in tokenizer.json
@@ -97,6 +97,7 @@ _GPT2 = PreTokenizer(words=True)
 _NEOX = PreTokenizer(words=True, nfc=True)
 _STARCODER = PreTokenizer(digits=True, words=True)
 _LLAMA3 = PreTokenizer((_letters(THREE),), whole_words=True, adds_bos=True)
+_DEEPSEEK3 = PreTokenizer((THREE, rf"[{_HAN_AND_KANA}]+", _DEEPSEEK_V3))
 _CL100K = PreTokenizer((_letters(THREE),))
 _O200K = PreTokenizer((_cases(),), whole_words=True)
 
@@ -108,10 +109,11 @@ PRE_TOKENIZERS = {
     "deepseek-llm": PreTokenizer(
         (r"[\r\n]", rf"\s?[{_CASED}]+", rf"\s?[{_PUNCTUATION}]+", r"\s+$", rf"[{_EAST_ASIAN}]+"), digits=True
     ),
-    "deepseek-v3": PreTokenizer((THREE, rf"[{_HAN_AND_KANA}]+", _DEEPSEEK_V3)),
+    "deepseek-v3": _DEEPSEEK3,
     "glm4": _CL100K,
     "gpt-2": _GPT2,
     "gpt-4o": _O200K,
+    "joyai-llm": _DEEPSEEK3,  # what the converter calls DeepSeek-V3's where no bos token is added
     "kimi-k2": PreTokenizer((_KIMI,), whole_words=True),
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,
@@ -124,6 +126,7 @@ PRE_TOKENIZERS = {
     "qwen2": PreTokenizer((_letters(ONE),), nfc=True),
     "qwen35": PreTokenizer((_QWEN35,), nfc=True),
     "refact": _STARCODER,
+    "smaug-bpe": replace(_LLAMA3, adds_bos=False),  # and Llama 3's
     "smollm": _STARCODER,
     "starcoder": _STARCODER,
     "tekken": PreTokenizer((_cases(ONE, short=""),), whole_words=True, adds_bos=True),

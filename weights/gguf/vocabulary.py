@@ -35,6 +35,7 @@ ENDS = {
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 }
 HARMONY, PART_END = {"<|return|>", "<|call|>"}, "<|end|>"  # where those are, this one ends a part of an answer
+SENTENCEPIECE = {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 class TokenType(IntEnum):
@@ -98,12 +99,14 @@ class Vocabulary:
         return self.of_types(TokenType.CONTROL, TokenType.UNKNOWN)
 
     def id_of(self, name: str) -> int | None:
-        """The id in the key `name`, None if there is none.
+        """The id in the key `name`, None if there is none. SentencePiece has ids of its own where keys are missing.
 
         Raises:
             CheckpointError: it is no id of a token.
         """
         id = self.metadata.get(PREFIX + name)
+        if id is None and self.metadata.get(f"{PREFIX}model") == "llama":
+            id = next((own for own in self.specials if own == SENTENCEPIECE.get(name)), None)
         if id is not None and not (type(id) is int and 0 <= id < len(self.tokens)):
             refuse(f"{PREFIX}{name} is {shown(id)}; ids are 0 to {len(self.tokens) - 1}")
         return id

@@ -119,6 +119,14 @@ def test_what_goes_around_a_text() -> None:
     assert (said["add_bos_token"], said["add_eos_token"]) == (False, True)
 
 
+def test_sentencepiece_has_ids_of_its_own() -> None:
+    metadata = {key: value for key, value in sentencepiece().items() if not key.endswith("_id")}
+    said = config(metadata | {"tokenizer.ggml.add_bos_token": True})
+    assert (said["unk_token"], said["bos_token"], said["eos_token"]) == ("<unk>", "<s>", "</s>")
+    metadata["tokenizer.ggml.token_type"][2] = int(TokenType.NORMAL)
+    assert "eos_token" not in config(metadata)
+
+
 def test_chat_templates_have_names() -> None:
     own = {"tokenizer.chat_template": "{{ 1 }}", "tokenizer.chat_template.tool_use": "{{ 2 }}"}
     named = {one["name"]: one["template"] for one in config(byte_level() | own)["chat_template"]}
