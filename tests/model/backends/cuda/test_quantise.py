@@ -90,7 +90,7 @@ def test_layers_are_experts_or_all(kind: Quantize) -> None:
         (Options(), None),
         *((Options(quantize=kind, quantize_layers="all"), None) for kind in KINDS),
         (Options(quantize="int8"), "multiplies in 8 bits, for which there is no GPU kernel: use int8-weights or fp8-"),
-        (Options(quantize="int4"), "quantize int4 of experts"),  # type: ignore[arg-type]
+        (Options(quantize="int3"), "quantize int3 of experts"),  # type: ignore[arg-type]
         (Options(quantize="fp8-weights", quantize_layers="some"), "quantize fp8-weights of some"),  # type: ignore[arg-type]
     ],
 )
