@@ -15,8 +15,9 @@ from torch import Tensor
 
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.pack import Kind
-from model.backends.cpu.kernels.params import ACTIVATIONS
+from model.backends.cpu.kernels.params import ACTIVATIONS, UNGATED
 from model.shapes.attention import GatedDeltaNet
+from model.shapes.mixtures import Router
 from model.shapes.rope import Rope
 from tests.model.backends.cpu.kernels import (
     cases,
@@ -32,7 +33,6 @@ from tests.model.backends.cpu.kernels.cases import KINDS, NORMS, Case, Make, ops
 from tests.model.tiny import gpt2_like, infinity, llama_like
 
 AWKWARD = (1, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 80, 95, 96, 97, 127, 128, 129)
-PLAIN = [name for name in ACTIVATIONS if name != "swiglu_clamped"]  # without gates
 DTYPES = (torch.float32, torch.bfloat16, torch.int8, torch.uint8, torch.int32, torch.int64)
 
 
@@ -48,7 +48,11 @@ def rows(make: Make) -> int:
 
 def layer(make: Make) -> dict[str, Any]:
     gated = make.rng.random() < 0.5
-    return {"activation": make.rng.choice([*ACTIVATIONS] if gated else PLAIN), "gated": gated}
+    return {
+        "activation": make.rng.choice([*(ACTIVATIONS if gated else UNGATED)]),
+        "gated": gated,
+        "bias": make.rng.random() < 0.5,
+    }
 
 
 def linear(make: Make, kind: Kind) -> Case:
@@ -70,22 +74,44 @@ def experts(make: Make, kind: Kind) -> Case:
 
 
 def ffn(make: Make, kind: Kind) -> Case:
-    norm, bias = make.rng.choice(NORMS), make.rng.random() < 0.5
-    return cases.ffn_case(make, rows(make), size(make, 130), size(make, 200), kind, norm, bias=bias, **layer(make))
+    return cases.ffn_case(
+        make, rows(make), size(make, 130), size(make, 200), kind, make.rng.choice(NORMS), **layer(make)
+    )
+
+
+def random_router(make: Make, experts: int) -> Router:
+    """Any but a sparse mixer."""
+    groups = make.rng.choice([n for n in (1, 1, 2, 3, 4) if experts % n == 0 and 2 * n <= experts] or [1])
+    return Router(
+        make.rng.choice(["softmax", "sigmoid"]),
+        normalise=make.rng.random() < 0.5,
+        scale=make.rng.choice([1.0, 2.5]),
+        selection_bias=make.rng.random() < 0.5,
+        groups=groups,
+        kept_groups=make.rng.randint(1, groups),
+        group_score=make.rng.choice(["max", "top2"]),
+        eps=make.rng.choice([0.0, 1e-20, 0.3]),
+        clamp_sum=make.rng.random() < 0.5,
+    )
 
 
 def route(make: Make, kind: Kind) -> Case:
-    return mixture_cases.route_case(make, rows(make), size(make, 130), *(make.rng.random() < 0.5 for _ in range(2)))
+    experts, ties = size(make, 130), make.rng.random() < 0.5
+    router = random_router(make, experts)
+    most = experts // router.groups * router.kept_groups
+    return mixture_cases.route_case(make, rows(make), experts, router, ties, most)
 
 
 def ruled_route(make: Make, kind: Kind) -> Case:
-    return rule_cases.ruled_route_case(make, rows(make), size(make, 130), make.rng.random() < 0.5)
+    return rule_cases.ruled_route_case(make, rows(make), size(make, 130), Router(normalise=make.rng.random() < 0.5))
 
 
 def reuse(make: Make, kind: Kind) -> Case:
     """Rows depend on each other: all of them are one."""
     return rule_cases.TogetherCase(
-        rule_cases.ruled_route_case(make, rows(make), size(make, 130), make.rng.random() < 0.5, reuse=True)
+        rule_cases.ruled_route_case(
+            make, rows(make), size(make, 130), Router(normalise=make.rng.random() < 0.5), reuse=True
+        )
     )
 
 
@@ -96,7 +122,7 @@ def random_infinity(make: Make) -> Any:
         block=block,
         latent_dim=size(make, 40),
         keep_ratio=make.rng.choice([0.01, 0.1, 0.25, 0.6, 1.0]),
-        activation=make.rng.choice(PLAIN),
+        activation=make.rng.choice([*UNGATED]),
         draws=make.rng.choice(["independent", "antithetic"]),
         sigma_link=make.rng.choice(["exp", "softplus"]),
         aggregate=make.rng.choice(["mean", "norm"]),
@@ -120,7 +146,7 @@ def masks(make: Make, kind: Kind) -> Case:
 
 def topk(make: Make, kind: Kind) -> Case:
     shape, norm = (rows(make), size(make, 130), size(make, 100), size(make, 33)), make.rng.choice(NORMS)
-    rest = {"activation": make.rng.choice([*ACTIVATIONS]), "normalise": make.rng.random() < 0.5}
+    rest = {"activation": make.rng.choice([*ACTIVATIONS]), "router": Router(normalise=make.rng.random() < 0.5)}
     topk_case = make.rng.choice([mixture_cases.topk_case, rule_cases.ruled_topk_case])
     return topk_case(make, *shape, kind, norm, **rest)
 

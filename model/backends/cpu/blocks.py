@@ -6,12 +6,13 @@ Each is made from the plain-torch module that defines it, whose values it comput
 import statistics
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.backends.cpu.kernels.groups import OUTPUTS
-from model.backends.cpu.kernels.pack import Kind, interleave, kind_for, pack
+from model.backends.cpu.kernels.pack import Kind, Packed, interleave, joined, kind_for, pack
 from model.backends.cpu.kernels.params import (
     NO_REPAIR,
     BlockParams,
@@ -22,10 +23,12 @@ from model.backends.cpu.kernels.params import (
     NormParams,
     RepairParams,
     RouterParams,
+    RoutingParams,
     TopKParams,
 )
 from model.backends.cpu.kernels.rules import NO_RULES
-from model.backends.cpu.layout import grouped_units, padded, parted, tiles_of, unit_rows
+from model.backends.cpu.layout import grouped_units, padded, parted, pieces_of, tiles_of, unit_rows
+from model.grouped import Grouped
 from model.layers import DenseFFN, RMSNorm
 from model.moe.infinity import InfinityMixture
 from model.moe.points import fixed_points
@@ -106,15 +109,74 @@ def topk_block(
     residual_scale: float = 1.0,
 ) -> TopKParams:
     """Norm, router, ragged experts and their weighted sum."""
-    config: TopK = module.config
-    router = pack(module.router, precision.base)
     return TopKParams(
         norm=norm_params(norm),
-        routing=RouterParams(router, config.experts, config.trained, config.router.normalise),
-        experts=_experts(module, precision),
+        routing=_router(module, precision),
+        **_all_experts(module, precision),
         repair=repair_params(repair),
         residual_scale=residual_scale,
     )
+
+
+def _router(module: TopKMixture, precision: Precision) -> RouterParams:
+    config: TopK = module.config
+    router = config.router
+    selection_bias = floats(module.selection_bias) if router.selection_bias else None
+    weight: Tensor = module.router
+    if config.shared_gate:
+        weight = torch.cat([dense(module.router), dense(module.shared_gate.weight)])
+    return RouterParams(
+        router=pack(weight, precision.base),
+        experts=config.experts,
+        routing=RoutingParams.of(router, config.trained, selection_bias),
+        logit_bias=_logit_bias(module),
+        weigh_input=router.weigh_input,
+        shared_gate=config.shared_gate,
+    )
+
+
+def dense(weight: Tensor | Grouped) -> Tensor:
+    """The values of a matrix, whatever its form."""
+    return weight.dense() if isinstance(weight, Grouped) else weight
+
+
+def _logit_bias(module: TopKMixture) -> Tensor | None:
+    if not module.config.router.logit_bias:
+        return None
+    return padded(nn.functional.pad(floats(module.router_bias), (0, int(module.config.shared_gate))))
+
+
+def _all_experts(module: TopKMixture, precision: Precision) -> dict[str, Any]:
+    """The routed experts and the shared part: behind them in pieces of their width where its form is theirs, else as a
+    layer of its own."""
+    routed, config = _experts(module, precision), module.config
+    if config.shared is None:
+        return {"experts": routed}
+    pieces = None
+    if not config.shared_gate or not config.router.weigh_input:
+        pieces = shared_pieces(module.shared, routed, config.experts, precision)
+    if pieces is None:
+        return {"experts": routed, "shared": dense_expert(module.shared, precision)}
+    up, down, count = pieces
+    return {"experts": replace(routed, up=up, down=down), "shared_pieces": count}
+
+
+def shared_pieces(
+    shared: DenseFFN, routed: ExpertsParams, experts: int, precision: Precision
+) -> tuple[Packed, Packed, int] | None:
+    """The experts with a shared layer behind them, cut into so many pieces, the last of which may have units that are
+    zero; None where it is of another form, or quantised in groups."""
+    config = shared.config
+    alike = config.gated == routed.gated and config.activation == routed.activation
+    if not alike or config.bias or routed.up_bias is not None or precision.linears != precision.experts:
+        return None
+    if isinstance(shared.up.weight, Grouped) or isinstance(shared.down.weight, Grouped):
+        return None
+    up_PFD, down_PDF = pieces_of(shared, routed.units)
+    count = experts + len(up_PFD)
+    up = joined(routed.up, pack(interleave(up_PFD), precision.experts), count)
+    down = joined(routed.down, pack(padded(down_PDF), precision.experts), count)
+    return None if up is None or down is None else (up, down, len(up_PFD))
 
 
 def _experts(module: TopKMixture, precision: Precision) -> ExpertsParams:

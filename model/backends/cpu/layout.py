@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from model.backends.cpu.kernels.groups import OUTPUTS
 from model.backends.cpu.kernels.pack import INPUTS, AnyMatrix
 from model.grouped import Grouped
+from model.layers import DenseFFN
 from model.moe.infinity import InfinityMixture
 from model.shapes.mixtures import Infinity
 
@@ -35,6 +36,15 @@ def rows_of(weight: AnyMatrix, rows: Tensor) -> AnyMatrix:
     if torch.equal(rows, torch.arange(weight.shape[0])):
         return weight
     return weight.rows(rows) if isinstance(weight, Grouped) else weight[rows]
+
+
+def pieces_of(layer: DenseFFN, units: int) -> tuple[Tensor, Tensor]:
+    """Up [P, 2 units, D], gates over ups, and down [P, D, units] of a gated layer that is cut into P pieces; units that
+    are missing in the last are zero."""
+    pad = -layer.config.width % units
+    gate, up = (nn.functional.pad(half, (0, 0, 0, pad)).unflatten(0, (-1, units)) for half in layer.up.weight.chunk(2))
+    down = nn.functional.pad(layer.down.weight, (0, pad)).unflatten(1, (-1, units)).transpose(0, 1)
+    return torch.cat([gate, up], dim=1), down
 
 
 def unit_rows(module: InfinityMixture) -> tuple[Tensor, Tensor]:

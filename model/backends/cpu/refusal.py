@@ -9,8 +9,8 @@ from typing import Any
 
 from model.backends import taken
 from model.backends.cpu.cache import TILE
-from model.backends.cpu.kernels.params import ACTIVATIONS, UNGATED
-from model.backends.taken import ANY, Values, any_of
+from model.backends.cpu.kernels.params import ACTIVATIONS, SCORES, UNGATED
+from model.backends.taken import Values, any_of
 from model.options import Options
 from model.shapes.attention import MLA, Attention, AttentionShape, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
@@ -43,10 +43,15 @@ _ROPE: Values = {
 }
 _DENSE: Values = {**any_of("width", "gated", "bias"), "activation": ACTIVATION}
 _TOPK: Values = {
-    **any_of("experts", "width", "trained", "router", "fixed", "bias", "interleaved"),
+    **any_of("experts", "width", "trained", "router", "fixed", "bias", "interleaved", "shared", "shared_gate"),
     "activation": ACTIVATION,
 }
-_ROUTER: Values = {"score": ("softmax",), "normalise": ANY}
+_ROUTER: Values = {
+    **any_of("normalise", "scale", "logit_bias", "selection_bias", "groups", "kept_groups", "weigh_input", "jitter"),
+    **any_of("eps", "clamp_sum"),
+    "score": tuple(SCORES),
+    "group_score": ("max", "top2"),
+}
 _INFINITY: Values = {
     **any_of("units", "latent_dim", "keep_ratio", "trained", "maximum", "block", "sigma_min", "replacement"),
     "activation": tuple(UNGATED),
@@ -132,11 +137,7 @@ def _feed_forward_reasons(ffn: FeedForward) -> Iterator[str]:
     if type(ffn) not in (Dense, TopK, Infinity):
         yield f"layers of the kind {type(ffn).__name__}"
         return
-    found = next(unknown(ffn), None)
-    if type(ffn) is TopK and found is not None and not found.startswith("TopK.activation"):
-        yield f"a router other than softmax, or experts with a shared part ({found})"
-    elif found is not None:
-        yield found
+    yield from unknown(ffn)
 
 
 def unknown(shape: Any) -> Iterator[str]:

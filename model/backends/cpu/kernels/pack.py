@@ -4,8 +4,8 @@
 grouped matrices are laid out is in `groups`.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -101,6 +101,23 @@ def pack_grouped(weight: Grouped) -> Packed:
         layout.write([*parts, words_of(codes_NC, layout)], stream_B)
     factors = torch.ones(experts * n) if weight.factors is None else weight.factors.float()
     return Packed(packed, each(factors).flatten(), n, k, "grouped", weight.group, weight.values, layout.minima)
+
+
+def joined(first: Packed, second: Packed, count: int) -> Packed | None:
+    """The matrices of the second behind those of the first, together so many; None where they are of another form."""
+    parts: dict[str, Any] = {}
+    for field in fields(Packed):
+        one, other = getattr(first, field.name), getattr(second, field.name)
+        if isinstance(one, Tensor) and isinstance(other, Tensor):
+            if one.dtype != other.dtype or one.shape[:-1] != other.shape[:-1]:
+                return None
+            parts[field.name] = torch.cat([one, other], dim=-1)
+        elif one is not other and one != other:
+            return None
+    both = parts["packed"]
+    stored = first.n + -first.n % OUTPUTS
+    parts["packed"] = torch.ops.moedial.allocate(both.nbytes, count, stored).view(both.dtype).copy_(both)
+    return replace(first, **parts)
 
 
 def quantise(weight_ENK: Tensor) -> tuple[Tensor, Tensor]:

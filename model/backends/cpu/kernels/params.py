@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from model.backends.cpu.kernels.pack import Packed
-from model.shapes.mixtures import Activation
+from model.shapes.mixtures import Activation, Router, Score
 
 UNGATED: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}  # as in csrc/values.h
 ACTIVATIONS: dict[Activation, int] = {**UNGATED, "swiglu_clamped": 4}
+SCORES: dict[Score, int] = {"softmax": 0, "sigmoid": 1, "sparse_mixer": 2}  # as in csrc/mixtures.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,9 @@ def _named(name: str, value: object) -> dict[str, object]:
         return {name: value.packed} | {f"{name}_{part}": getattr(value, part) for part in parts}
     if isinstance(value, NormParams | RepairParams):
         return {f"{name}_{key}": part for key, part in named(value).items()}
-    if isinstance(value, ExpertsParams | MaskParams | RouterParams | DrawsParams):
+    if name == "shared":
+        return {f"{name}_{key}": part for key, part in named(value).items()}
+    if isinstance(value, ExpertsParams | MaskParams | RouterParams | RoutingParams | DrawsParams):
         return named(value)
     if name == "activation":
         assert isinstance(value, str)
@@ -95,6 +98,10 @@ class ExpertsParams(Params):
     activation: Activation
     up_bias: Tensor | None = None
     down_bias: Tensor | None = None
+
+
+_NOTHING = Packed(torch.empty(0), None, 0, 0, "float")
+NO_LAYER = ExpertsParams(_NOTHING, _NOTHING, 0, True, "silu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,14 +203,51 @@ class DeltaParams(BlockParams):
 
 
 @dataclass(frozen=True, slots=True)
-class RouterParams:
-    """Which experts a token's pairs go to. `normalise`: the chosen probabilities are made to sum to 1; `trained`: the
-    count from which on a rule's normaliser does not apply."""
+class RoutingParams(Params):
+    """How logits become a choice and its weights: the fields of `Router`. `trained`: the count from which on a rule's
+    normaliser does not apply."""
 
-    router: Packed  # [E, D]
-    experts: int
+    op = "route"
     trained: int
+    score: int
     normalise: bool
+    weight_scale: float
+    selection_bias: Tensor | None
+    groups: int
+    kept_groups: int
+    top2: bool
+    jitter: float
+    least_sum: float
+    clamp_sum: bool
+
+    @classmethod
+    def of(cls, router: Router, trained: int, selection_bias: Tensor | None = None) -> "RoutingParams":
+        """Of a router's shape."""
+        return cls(
+            trained=trained,
+            score=SCORES[router.score],
+            normalise=router.normalise,
+            weight_scale=router.scale,
+            selection_bias=selection_bias,
+            groups=router.groups,
+            kept_groups=router.kept_groups,
+            top2=router.group_score == "top2",
+            jitter=router.jitter,
+            least_sum=router.eps,
+            clamp_sum=router.clamp_sum,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RouterParams:
+    """Which experts a token's pairs go to. `weigh_input`: a weight multiplies what its expert reads."""
+
+    router: Packed  # [E, D]; with `shared_gate` [E + 1, D]
+    experts: int
+    routing: RoutingParams
+    logit_bias: Tensor | None = None  # padded as the packed outputs are
+    weigh_input: bool = False
+    shared_gate: bool = False  # the sigmoid of the last output weighs the shared part
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +263,18 @@ NO_REPAIR = RepairParams()
 
 @dataclass(frozen=True, slots=True)
 class TopKParams(BlockParams):
-    """A sparse top-k mixture."""
+    """A sparse top-k mixture.
+
+    A part that every token runs is the last `shared_pieces` of the experts, behind the routed ones, or the layer
+    `shared`.
+    """
 
     op, add_op = "topk_block", "add_topk"
     norm: NormParams
     routing: RouterParams
     experts: ExpertsParams
+    shared_pieces: int = 0
+    shared: ExpertsParams = NO_LAYER
     repair: RepairParams = NO_REPAIR
     residual_scale: float = 1.0
 

@@ -117,10 +117,11 @@ class Experts:
     down: Weight
     gated: bool
     activation: Activation
+    weigh_input: bool = False  # a pair's weight multiplies what its expert reads
 
-    def hidden(self, x_RD: Tensor, expert: int) -> Tensor:
-        """[R, F]; gated, F is padded to a multiple of 16 with units that are 0."""
-        h_RF = self.up(x_RD, expert)
+    def hidden(self, x_RD: Tensor, expert: int, weight_R1: Tensor | float = 1.0) -> Tensor:
+        """[R, F] of weighted inputs; gated, F is padded to a multiple of 16 with units that are 0."""
+        h_RF = self.up.product(x_RD, expert) * weight_R1 + self.up.bias_of(expert)
         if not self.gated:
             return activate(h_RF, self.activation)
         gate_RF, up_RF = part_gates(h_RF)
@@ -144,14 +145,18 @@ def part_gates(rows_RN: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def experts(x_TD: Tensor, pairs: RoutedPairs, layer: Experts) -> Tensor:
-    """Σ over each row's pairs of weight · expert(x); the weight meets the activated units, before they are rounded."""
+    """Σ over each row's pairs of weight · expert(x), or of expert(weight · x).
+
+    The weight meets the activated units, before they are rounded, or the sums of the first product.
+    """
     y_TD, start = torch.zeros_like(x_TD, dtype=torch.float64), 0
     for expert, end in enumerate(pairs.ends_E.tolist()):
         if end > start:
             token_r = pairs.token_R[start:end].long()
             weight_r1 = pairs.weight_R[start:end, None].double()
-            h_rF = layer.hidden(x_TD[token_r], expert) * weight_r1
-            y_TD.index_add_(0, token_r, layer.out(h_rF, expert, weight_r1))
+            of_input, of_output = (weight_r1, 1.0) if layer.weigh_input else (1.0, weight_r1)
+            h_rF = layer.hidden(x_TD[token_r], expert, of_input) * of_output
+            y_TD.index_add_(0, token_r, layer.out(h_rF, expert, of_output))
             start = end
     return y_TD
 

@@ -14,31 +14,32 @@ from model.backends.cpu.kernels.reference import Experts, Norm, Weight, experts
 from model.batch import LayerBudget
 from model.moe.base import RoutedPairs, ranks
 from model.moe.infinity import InfinityMixture, keep_top
-from model.moe.topk import TopKMixture
-from model.shapes.mixtures import Infinity, Router, TopK
+from model.moe.router import choose
+from model.shapes.mixtures import Infinity, Router
 from model.step import LayerStep
 
 
-def route(logits_TE: Tensor, counts_T: Tensor, normalise: bool) -> RoutedPairs:
-    """Softmax and each token's best experts, as the mixture itself chooses them."""
-    module = TopKMixture(1, TopK(experts=logits_TE.shape[1], width=1, trained=1, router=Router(normalise=normalise)))
-    nothing_T = torch.zeros_like(counts_T)
-    k_max = int(counts_T.amax()) if len(counts_T) else 0
-    return module.route(logits_TE.double(), LayerStep(LayerBudget(counts_T, k_max), nothing_T, nothing_T))
+def route(
+    logits_TE: Tensor, budget: LayerBudget, router: Router, bias_E: Tensor | None = None, trained: int = 1
+) -> RoutedPairs:
+    """Each token's best experts and their weights, as the mixture itself chooses them."""
+    if bias_E is not None:
+        bias_E = bias_E.double()
+    return choose(logits_TE.double(), budget, router, bias_E, trained).pairs(logits_TE.shape[1])
 
 
 def topk_block(
     x_TD: Tensor,
-    counts_T: Tensor,
+    budget: LayerBudget,
     norm: Norm,
-    router: Weight,
+    weight: Weight,
     layer: Experts,
-    normalise: bool,
+    router: Router,
     residual_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """x + residual_scale · experts(norm(x)), and each expert's pairs."""
     h_TD = norm(x_TD)
-    pairs = route(router(h_TD).float(), counts_T, normalise)
+    pairs = route(weight(h_TD).float(), budget, router)
     return x_TD + residual_scale * experts(h_TD, pairs, layer), pairs.load_E
 
 

@@ -16,7 +16,7 @@ from model.batch import Batch
 from model.budget import FAMILY_RULE, RoutingRule
 from model.decoder import Decoder
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import TopK
+from model.shapes.mixtures import Dense, Router, TopK
 from model.step import Observer
 from tests.model.backends.cpu.test_decoder import LENGTH, in_chunks, sequences
 from tests.model.tiny import PagedRun, decoder, gpt2_like, infinity, llama_like, topk
@@ -24,8 +24,15 @@ from weights.repair import give_tables, neutral_tables
 
 ADAPTIVE = (RoutingRule(threshold=0.5), RoutingRule("kept", top_p=0.5, repair=True))
 RULES = (FAMILY_RULE, RoutingRule("raw"), RoutingRule("kept", repair=True), RoutingRule(4))
+BIASED = topk(
+    router=Router("sigmoid", True, 2.5, selection_bias=True, eps=1e-20),
+    trained=3,
+    shared=Dense(12, "silu"),
+    shared_gate=True,
+)
 ROUTERS = {
     "normalised": llama_like(topk(normalise=True, trained=3), topk(normalise=True, trained=3), head_width=16),
+    "biased": llama_like(BIASED, BIASED, head_width=16),
     "plain": gpt2_like(topk(experts=20, trained=3), topk(experts=20, trained=3), head_width=16),
 }
 DRAWN = {
@@ -37,6 +44,7 @@ CASES = [(name, rules) for name in ROUTERS for rules in (RULES, (*RULES[1:3], *A
 CASES += [(name, REPAIRS) for name in DRAWN]
 KEPT = {
     "normalised": ([0, 2, 3, 5], [0, 1, 2, 4]),
+    "biased": ([0, 2, 3, 5], [0, 1, 2, 4]),
     "plain": ([0, *range(3, 12)], [*range(1, 20, 2)]),
 }  # experts by layer
 SETS = {

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from model.backends.cpu import refusal as module
 from model.backends.cpu.refusal import TAKEN, refusal, unknown
+from model.backends.taken import ANY
 from model.options import Options
 from model.shapes.attention import MLA, Attention, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
@@ -75,7 +75,7 @@ def test_a_shape_of_another_class_is_refused(kind: type) -> None:
 def test_an_unknown_value_refuses_by_itself(kind: type) -> None:
     """Of every field whose values are named, and of every field that is not read at all."""
     for field in fields(kind):
-        if TAKEN[kind].get(field.name) == module.ANY:
+        if TAKEN[kind].get(field.name) == ANY:
             continue
         shape = object.__new__(kind)
         for other in fields(kind):
@@ -86,9 +86,9 @@ def test_an_unknown_value_refuses_by_itself(kind: type) -> None:
 
 
 def test_what_is_nested_is_looked_at() -> None:
-    shape = topk(router=Router(scale=2.0))
-    assert list(unknown(shape)) == ["Router.scale is 2.0"]
-    assert refusal(placed(shape), Options()) is not None
+    shape = topk(router=Router("relu"))
+    assert list(unknown(shape)) == ["Router.score is 'relu'"]
+    assert refusal(replace(CONFIG, feed_forward=(shape,) * 3), Options()) is not None
 
 
 @pytest.mark.parametrize(

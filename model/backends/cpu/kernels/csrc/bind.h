@@ -199,14 +199,39 @@ inline Repair bind(int64_t width, const RepairParams& params) {
             params.scale->size(0)};
 }
 
+// Without the matrix, which an op that is given logits has not.
+inline Router bind(const RoutingParams& params, int64_t experts) {
+    const int64_t groups = params.groups, kept = params.kept_groups;
+    TORCH_CHECK(0 <= params.score && params.score <= SPARSE_MIXER, "score ", params.score,
+                " is not known");
+    TORCH_CHECK(1 <= kept && kept <= groups && experts % groups == 0, experts,
+                " experts cannot be cut into ", groups, " groups, of which ", kept, " are kept");
+    Router router;
+    router.experts = experts, router.trained = params.trained;
+    router.score = Score(params.score), router.normalise = params.normalise;
+    router.scale = float(params.weight_scale);
+    router.selection_bias = vector(params.selection_bias, experts, "selection bias");
+    router.groups = groups, router.kept_groups = kept, router.top2 = params.top2;
+    router.jitter = float(params.jitter);
+    router.eps = float(params.least_sum), router.clamp_sum = params.clamp_sum;
+    TORCH_CHECK(0 <= params.trained && params.trained <= router.most(), "the trained count ",
+                params.trained, " is not one of ", router.most(), " experts");
+    return router;
+}
+
 inline TopK bind(int64_t width, const TopKParams& params) {
     const int64_t experts = params.router.experts;
     TopK block;
     block.norm = bind(width, params.norm);
-    block.router = {matrix(params.router.router, experts, width), experts, params.router.normalise,
-                    params.router.trained};
-    check_trained(params.router.trained, experts);
-    block.experts = bind(width, params.experts, experts);
+    const int64_t pieces = params.shared_pieces, gate = params.router.shared_gate;
+    TORCH_CHECK(0 <= pieces && pieces <= 1 << 20, "a shared part of ", pieces, " pieces");
+    const Matrix router = matrix(params.router.router, experts + gate, width);
+    block.router = bind(params.router.routing, experts);
+    block.router.logits = {router, vector(params.router.logit_bias, router.outputs, "logit bias")};
+    block.experts = bind(width, params.experts, experts + pieces);
+    if (params.shared.units) block.shared.layer = bind(width, params.shared, 1);
+    block.shared.pieces = pieces, block.shared.gated = gate;
+    block.experts.weigh_input = params.router.weigh_input;
     block.repair = bind(width, params.repair);
     block.residual_scale = float(params.residual_scale);
     return block;

@@ -56,7 +56,7 @@ inline Tensor topk_block_op(const TopKParams& params, Tensor x, const Tensor& co
     float* rows = floats(x, "x");
     const TopK block = bind(x.size(1), params);
     LayerRows budget = budget_of(counts, k_max);
-    TORCH_CHECK(budget.tokens == x.size(0) && k_max <= block.router.experts, "counts do not fit");
+    TORCH_CHECK(budget.tokens == x.size(0) && k_max <= block.router.most(), "counts do not fit");
     const StepRules step_rules(rules, rule_of, allowed, budget.tokens);
     step_rules.give(budget);
     check_allowed(step_rules, block.router.experts);

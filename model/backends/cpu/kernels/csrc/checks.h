@@ -148,11 +148,6 @@ inline LayerRows budget_of(const Tensor& counts, int64_t k_max) {
     return budget;
 }
 
-inline void check_trained(int64_t trained, int64_t experts) {
-    TORCH_CHECK(0 <= trained && trained <= experts, "the trained count ", trained,
-                " is not one of ", experts, " experts");
-}
-
 // Fixed draws are read from a table: a token must not have more draws than it has rows.
 inline void within_points(const LayerRows& budget, const Draws& draws) {
     if (!draws.points) return;

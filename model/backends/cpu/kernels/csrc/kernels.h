@@ -48,8 +48,8 @@ void write_cache(const float* keys, const float* values, int64_t stride, const C
 void attend(const float* queries, int64_t stride, const Cache&, const Pages&, const Attention&,
             float* out);
 
-// Softmax, each token's best experts, pairs sorted by expert, with room for `most_pairs`. Writes
-// `used` and `routes` of the report.
+// Each token's best experts and their weights, as pairs sorted by expert, with room for
+// `most_pairs`. Writes `used` and `routes` of the report.
 void route(const float* logits, int64_t stride, const LayerRows&, const Router&, const PairsOut&,
            const LayerReport&);
 

@@ -4,17 +4,48 @@
 
 namespace moedial {
 
+// How logits become a choice and its weights (`Router` in mixtures.h).
+struct RoutingParams {
+    int64_t trained = 0, score = 0;
+    bool normalise = false;
+    double weight_scale = 1;
+    OptionalTensor selection_bias;  // [experts]
+    int64_t groups = 1, kept_groups = 1;
+    bool top2 = false;
+    double jitter = 0, least_sum = 0;
+    bool clamp_sum = false;
+
+    void each(auto&& visit) {
+        visit({"trained"}, trained);
+        visit({"score"}, score);
+        visit({"normalise"}, normalise);
+        visit({"weight_scale"}, weight_scale);
+        visit({"selection_bias"}, selection_bias);
+        visit({"groups"}, groups);
+        visit({"kept_groups"}, kept_groups);
+        visit({"top2"}, top2);
+        visit({"jitter"}, jitter);
+        visit({"least_sum"}, least_sum);
+        visit({"clamp_sum"}, clamp_sum);
+    }
+};
+
 // Which experts a token's pairs go to.
 struct RouterParams {
-    PackedParams router;  // [experts, width]
-    int64_t experts = 0, trained = 0;
-    bool normalise = false;
+    PackedParams router;        // [experts, width]; with `shared_gate` one output more
+    OptionalTensor logit_bias;  // padded as the outputs are
+    int64_t experts = 0;
+    bool weigh_input = false;  // a weight multiplies what its expert reads
+    bool shared_gate = false;  // the sigmoid of the last output weighs the shared part
+    RoutingParams routing;
 
     void each(auto&& visit) {
         router.each(visit, "router");
+        visit({"logit_bias"}, logit_bias);
         visit({"experts"}, experts);
-        visit({"trained"}, trained);
-        visit({"normalise"}, normalise);
+        visit({"weigh_input"}, weigh_input);
+        visit({"shared_gate"}, shared_gate);
+        routing.each(visit);
     }
 };
 
@@ -28,11 +59,14 @@ struct RepairParams {
     }
 };
 
-// x += residual_scale * top-k mixture(norm(x)).
+// x += residual_scale * top-k mixture(norm(x)). A shared part is the last `shared_pieces` of the
+// experts, behind the routed ones, or a layer of its own.
 struct TopKParams {
     NormParams norm;
     RouterParams router;
     ExpertsParams experts;
+    int64_t shared_pieces = 0;
+    ExpertsParams shared;  // of 0 units: none
     RepairParams repair;
     double residual_scale = 1;
 
@@ -40,6 +74,10 @@ struct TopKParams {
         norm.each(visit);
         router.each(visit);
         experts.each(visit);
+        visit({"shared_pieces"}, shared_pieces);
+        shared.each([&](Name name, auto& member) {
+            visit(Name{name.stem, name.suffix, "shared_"}, member);
+        });
         repair.each(visit);
         visit({"residual_scale"}, residual_scale);
     }

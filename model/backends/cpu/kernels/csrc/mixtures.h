@@ -93,12 +93,33 @@ struct Repair {
     int64_t counts = 0;
 };
 
-// The router's matrix, and what becomes of the chosen experts' probabilities.
+// What an expert is worth to a token.
+enum Score : int32_t {
+    SOFTMAX,       // its share of e^logit among all experts
+    SIGMOID,       // 1 / (1 + e^-logit)
+    SPARSE_MIXER,  // its share among those not far below it, without those chosen before it
+};
+
+// How a token's experts are chosen and weighted: `Router` of model/shapes/mixtures.py.
 struct Router {
-    Matrix weight;  // [experts, width]
+    Linear logits;  // [experts, and the gate of a shared part, width]
     int64_t experts = 0;
-    bool normalise = false;  // the chosen probabilities, to the sum 1
-    int64_t trained = 0;     // the count from which on a rule's normaliser does not apply
+    int64_t trained = 0;  // the count from which on a rule's normaliser does not apply
+    Score score = SOFTMAX;
+    bool normalise = false;  // the weights of those that run are divided by their sum
+    float scale = 1;         // of the weights in the end
+    const float* selection_bias = nullptr;  // [experts]: added to the scores for choosing alone
+    int64_t groups = 1, kept_groups = 1;    // of neighbours; a token chooses inside its best ones
+    bool top2 = false;  // a group is worth the sum of its two best, else its best
+    float jitter = 0;   // sparse mixer: how far below the best an expert may lie, relatively
+    float eps = 0;      // added to, or with `clamp_sum` the least of, the sum that normalises
+    bool clamp_sum = false;
+
+    // The experts that a token chooses among.
+    int64_t most() const { return experts / groups * kept_groups; }
+
+    // What normalised weights are divided by.
+    float divisor(float sum) const { return clamp_sum ? (sum < eps ? eps : sum) : sum + eps; }
 };
 
 // Room for routed pairs.
@@ -109,10 +130,22 @@ struct PairsOut {
     RoutedPairs pairs(int64_t experts) const { return {token, weight, ends, experts}; }
 };
 
+// What runs for every token beside its experts, weighted by 1, or with `gated` by the sigmoid of
+// the router's last output. It lies behind the experts, in pieces of their width, or is a layer of
+// its own.
+struct Shared {
+    int64_t pieces = 0;  // the last so many of the mixture's experts
+    Experts layer;       // without units: none
+    bool gated = false;
+
+    bool any() const { return pieces || layer.units; }
+};
+
 struct TopK {
     Norm norm;
     Router router;
     Experts experts;
+    Shared shared;
     Repair repair;
     float residual_scale = 1;  // of what is added to the rows
 };

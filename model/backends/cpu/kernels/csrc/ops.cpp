@@ -61,19 +61,19 @@ Tensor experts_op(const ExpertsParams& params, const Tensor& x, const Tensor& to
 
 // Token, weight and ends of the pairs that logits [tokens, experts] give, and how many each token
 // has.
-std::tuple<Tensor, Tensor, Tensor, Tensor> route_op(const Tensor& logits, const Tensor& counts,
+std::tuple<Tensor, Tensor, Tensor, Tensor> route_op(const RoutingParams& params,
+                                                    const Tensor& logits, const Tensor& counts,
                                                     int64_t k_max, const Tensor& rules,
-                                                    const Tensor& rule_of, const Tensor& allowed,
-                                                    int64_t trained, bool normalise) {
+                                                    const Tensor& rule_of, const Tensor& allowed) {
     const float* in = floats(logits, "logits");
     const int64_t count = logits.size(1);
-    const Router router{{}, count, normalise, trained};
+    const Router router = bind(params, count);
     LayerRows budget = budget_of(counts, k_max);
-    TORCH_CHECK(budget.tokens == logits.size(0) && k_max <= count, "counts do not fit the logits");
+    TORCH_CHECK(budget.tokens == logits.size(0) && k_max <= router.most(),
+                "counts do not fit the logits");
     const StepRules step_rules(rules, rule_of, allowed, budget.tokens);
     step_rules.give(budget);
     check_allowed(step_rules, count);
-    check_trained(trained, count);
     check_rules(budget, router);
     const int64_t most = budget.most_pairs(count);
     Tensor token = at::empty({most}, at::kInt), weight = like(logits, {most});
@@ -259,10 +259,10 @@ TORCH_LIBRARY(moedial, library) {
     library.def(schema<LinearParams>("linear(Tensor x", "Tensor"));
     library.def(schema<ExpertsParams>("experts(Tensor x, Tensor token, Tensor weight, Tensor ends",
                                       "Tensor"));
-    library.def(
+    library.def(schema<RoutingParams>(
         "route(Tensor logits, Tensor counts, int k_max, Tensor rules, Tensor rule_of, "
-        "Tensor allowed, int trained, "
-        "bool normalise) -> (Tensor, Tensor, Tensor, Tensor)");
+        "Tensor allowed",
+        "(Tensor, Tensor, Tensor, Tensor)"));
     library.def(
         "write_cache(Tensor k, Tensor? v, Tensor(a!) cache, Tensor spans, Tensor tables, "
         "int block_size) -> ()");
@@ -292,7 +292,7 @@ TORCH_LIBRARY(moedial, library) {
 TORCH_LIBRARY_IMPL(moedial, CPU, library) {
     library.impl("linear", by_name<&linear_op>());
     library.impl("experts", by_name<&experts_op>());
-    library.impl("route", &route_op);
+    library.impl("route", by_name<&route_op>());
     library.impl("write_cache", &write_cache_op);
     library.impl("attend", by_name<&attend_op>());
     library.impl("draw", by_name<&draw_op>());

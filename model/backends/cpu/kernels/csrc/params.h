@@ -10,6 +10,7 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -18,10 +19,12 @@ namespace moedial {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// An argument's name in the schema: a member of a packed matrix or of a norm has a suffix.
+// An argument's name in the schema: a member of a packed matrix or of a norm has a suffix, one of a
+// second layer a prefix.
 struct Name {
     const char* stem;
     const char* suffix = "";
+    const char* prefix = "";
 };
 
 // A packed matrix, or several behind each other, as model/backends/cpu/kernels/pack.py makes it.
@@ -224,7 +227,8 @@ template <class Params>
 c10::FunctionSchema schema(const std::string& before, const std::string& result) {
     std::string text = before;
     Params{}.each([&](Name name, const auto& member) {
-        text += std::string(", ") + schema_type(member) + " " + name.stem + name.suffix;
+        text +=
+            std::string(", ") + schema_type(member) + " " + name.prefix + name.stem + name.suffix;
     });
     return torch::schema((text + ") -> " + result).c_str());
 }
@@ -252,6 +256,16 @@ inline void take(c10::IValue& value, int64_t& member) { member = value.toInt(); 
 inline void take(c10::IValue& value, double& member) { member = value.toDouble(); }
 inline void take(c10::IValue& value, bool& member) { member = value.toBool(); }
 
+// A result onto the stack; each part of several on its own.
+template <class Result>
+void push(torch::jit::Stack& stack, Result result) {
+    torch::jit::push(stack, std::move(result));
+}
+template <class... Parts>
+void push(torch::jit::Stack& stack, std::tuple<Parts...> parts) {
+    std::apply([&](auto&... part) { torch::jit::push(stack, std::move(part)...); }, parts);
+}
+
 // Calls kernel(params, step arguments...) with what torch has put on its stack: the arguments that
 // change with every step, then the parameters in the order of `each`. The number of arguments is
 // the schema's, which was made from the same list.
@@ -271,7 +285,7 @@ void call_boxed(Result (*)(const Params&, Step...), size_t count, torch::jit::St
     } else {
         Result result = call(std::index_sequence_for<Step...>{});
         torch::jit::drop(stack, count);
-        torch::jit::push(stack, std::move(result));
+        push(stack, std::move(result));
     }
 }
 

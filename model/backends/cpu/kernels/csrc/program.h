@@ -156,8 +156,8 @@ class Program : public torch::CustomClassHolder {
                 TORCH_CHECK(1 <= budget.counts[i] && budget.counts[i] <= budget.k_max, "count ",
                             budget.counts[i], " is not between 1 and ", budget.k_max);
             if (const auto* block = std::get_if<TopK>(&any)) {
-                TORCH_CHECK(budget.k_max <= block->router.experts, "counts up to ", budget.k_max,
-                            " do not fit ", block->router.experts, " experts");
+                TORCH_CHECK(budget.k_max <= block->router.most(), "counts up to ", budget.k_max,
+                            " do not fit ", block->router.most(), " experts");
                 check_rules(budget, *block);
             } else if (const auto* block = std::get_if<Infinity>(&any)) {
                 within_points(budget, block->draws);

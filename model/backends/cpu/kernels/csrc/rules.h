@@ -1,16 +1,19 @@
-// What a routing rule (`RoutingRule`) makes of one token's ranked probabilities: how many ranks
-// must be known, how many of them run, and their weights. Sums run in falling order: they depend
+// What a routing rule (`RoutingRule`) makes of one token's ranked scores: how many ranks must be
+// known, how many of them run, and their weights. Sums run in the order of the ranks: they depend
 // neither on the experts' numbers nor on how many ranks are known.
 #pragma once
 #include <algorithm>
+#include <cfloat>
 
 #include "kernels.h"
 
 namespace moedial {
 
-// What a token's probabilities are multiplied and divided by: p * mass / total.
+// What a token's scores are multiplied and divided by: p * mass / total. The total of those that
+// run is not known yet where the step's other tokens decide it.
 struct Share {
-    float mass = 1, total = 1;
+    bool divides = false, by_own = false;  // by_own: the total is that of those that run
+    float mass = 1, total = 0;
 };
 
 inline float sum_of(const float* values, int64_t count) {
@@ -37,36 +40,43 @@ inline int64_t ranks_needed(const RoutingRule& rule, int64_t count, const Router
 }
 
 // How many of `count` experts run, the best first: as long as none is too far below the best one,
-// and those before it lack their share.
-inline int64_t own_count(const RoutingRule& rule, int64_t count, const float* probabilities) {
+// and those before it lack their share of `all`, the scores of all experts together.
+inline int64_t own_count(const RoutingRule& rule, int64_t count, const float* scores, float all) {
     if (!rule.threshold && !rule.top_p) return count;
-    const float least = float(rule.threshold) * probabilities[0], share = float(rule.top_p);
-    float sum = probabilities[0];
+    const float least = float(rule.threshold) * scores[0], share = float(rule.top_p) * all;
+    float sum = scores[0];
     int64_t own = 1;
-    while (own < count && probabilities[own] >= least && (!share || sum < share))
-        sum += probabilities[own++];
+    while (own < count && scores[own] >= least && (!rule.top_p || sum < share))
+        sum += scores[own++];
     return own;
 }
 
-// The share of a token with this count; a total of 0 stands for the sum of those that run, which is
-// not known yet where the step's other tokens decide it.
+// The share of a token whose weights are the family's.
+inline Share family_share(const Router& router) {
+    return {.divides = router.normalise, .by_own = true};
+}
+
+// The share of a token with this count.
 inline Share share_of(const RoutingRule& rule, int64_t count, const Router& router,
-                      const float* probabilities) {
+                      const float* scores) {
     const int64_t normaliser = normaliser_at(rule, count, router);
-    Share share;
-    if (needs_mass(normaliser, router)) share.mass = sum_of(probabilities, router.trained);
-    if (normaliser > 0)
-        share.total = sum_of(probabilities, normaliser);
-    else if (normaliser == KEPT || (normaliser == TRAINED && router.normalise))
-        share.total = 0;
+    if (normaliser == TRAINED) return family_share(router);
+    Share share{.divides = normaliser != RAW, .by_own = normaliser == KEPT};
+    if (needs_mass(normaliser, router)) share.mass = sum_of(scores, router.trained);
+    if (normaliser > 0) share.total = sum_of(scores, normaliser);
     return share;
 }
 
-// Probabilities of the experts that run become their weights.
-inline void weigh_row(Share share, int64_t used, float* probabilities) {
-    const float total = share.total == 0 ? sum_of(probabilities, used) : share.total;
+// Scores of the experts that run become their weights. Where all scores are 0 they stay so, if the
+// family does not normalise.
+inline void weigh_row(const Share& share, const Router& router, int64_t used, float* scores) {
+    float divisor = 1;
+    if (share.divides) {
+        const float total = share.by_own ? sum_of(scores, used) : share.total;
+        divisor = router.normalise ? router.divisor(total) : total < FLT_MIN ? FLT_MIN : total;
+    }
     for (int64_t rank = 0; rank < used; rank++)
-        probabilities[rank] = probabilities[rank] * share.mass / total;
+        scores[rank] = scores[rank] * share.mass / divisor * router.scale;
 }
 
 }  // namespace moedial

@@ -81,9 +81,14 @@ inline void check_rules(const LayerRows& budget, const Router& router) {
                     std::max(rule.normaliser, rule.reuse), " experts does not fit ",
                     router.experts);
     }
-    std::vector<int64_t> open(budget.rule_count, router.experts);  // experts of each rule
+    const bool routes = budget.any_rule([](const RoutingRule& rule) { return rule.routes(); });
+    TORCH_CHECK(!routes || router.score != SPARSE_MIXER,
+                "the sparse mixer's weights are defined for its own rule only");
+    std::vector<int64_t> open(budget.rule_count, router.most());  // experts of each rule
     for (int64_t i = 0; budget.allowed && i < budget.rule_count; i++) {
         const uint8_t* allowed = budget.allowed + i * budget.allowed_stride;
+        TORCH_CHECK(router.groups == 1, "a router of ", router.groups,
+                    " groups chooses among all experts");
         open[i] = router.experts - std::count(allowed, allowed + router.experts, 0);
         TORCH_CHECK(std::max(budget.rules[i].normaliser, router.trained) <= open[i], "a rule lets ",
                     open[i], " experts run, but weighs by more");

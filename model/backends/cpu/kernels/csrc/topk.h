@@ -1,52 +1,11 @@
-// Sparse top-k: softmax over the router's logits, each token's own number of best experts, or what
-// its rule makes of it (`rules.h`), the pairs sorted by expert.
+// Sparse top-k: each token's own number of best experts (`router.h`), or what its rule makes of it
+// (`rules.h`), and the pairs sorted by expert.
 #pragma once
 #include "experts.h"
+#include "router.h"
 #include "rules.h"
 
 namespace moedial {
-
-// Relative to the highest logit, so that no power overflows.
-inline void softmax_row(const float* logits, int64_t count, float* probabilities) {
-    float highest = logits[0], total = 0;
-    for (int64_t i = 1; i < count; i++) highest = logits[i] > highest ? logits[i] : highest;
-    int64_t i = 0;
-    Floats totals{};
-    for (; i + LANES <= count; i += LANES) {
-        const Floats powers = exp(load(logits + i) - highest);
-        store(probabilities + i, powers), totals += powers;
-    }
-    total = sum(totals);
-    for (; i < count; i++) total += probabilities[i] = exp(splat(logits[i] - highest))[0];
-    for (i = 0; i < count; i++) probabilities[i] /= total;
-}
-
-// The same over the allowed ones alone; for the others -1, which is below every probability.
-inline void softmax_allowed(const float* logits, const uint8_t* allowed, int64_t count,
-                            float* probabilities) {
-    int64_t open = 0;
-    for (int64_t i = 0; i < count; i++)
-        if (allowed[i]) probabilities[open++] = logits[i];
-    softmax_row(probabilities, open, probabilities);
-    // From the end, so that none is overwritten before it is moved.
-    for (int64_t i = count; i-- > 0;) probabilities[i] = allowed[i] ? probabilities[--open] : -1;
-}
-
-// The `chosen` best probabilities in falling order; of equals the lower index first; what is not a
-// number comes last. Overwrites what it has taken.
-inline void best_row(float* probabilities, int64_t count, int64_t chosen, int32_t* index,
-                     float* value) {
-    for (int64_t rank = 0; rank < chosen; rank++) {
-        int64_t best = 0;
-        for (int64_t i = 1; i < count; i++) {
-            const float other = probabilities[i];
-            best = !(other <= probabilities[best]) && other == other ? i : best;
-        }
-        index[rank] = int32_t(best);
-        value[rank] = probabilities[best];
-        probabilities[best] = -1;  // below every probability
-    }
-}
 
 // The experts that each token runs, best first.
 struct Chosen {
@@ -77,27 +36,35 @@ inline void sort_pairs(const Chosen& chosen, int64_t tokens, int64_t experts, co
         }
 }
 
-// Calls rank(row, probabilities) for every token; `ranks`: about how many each one wants. Returns
-// the room of the probabilities, [tokens, experts].
-template <class Rank>
-inline float* rank_rows(const float* logits, int64_t stride, const LayerRows& budget, int64_t ranks,
-                        int64_t experts, Rank&& rank) {
-    const int64_t tokens = budget.tokens;
-    float* room = scratch().take<float>(tokens * experts);
-    parallel_rows(
-        tokens, 16,
-        [&](int64_t first, int64_t last) {
-            for (int64_t row = first; row < last; row++) {
-                float* probabilities = room + row * experts;
-                if (const uint8_t* allowed = budget.allowed_of(row))
-                    softmax_allowed(logits + row * stride, allowed, experts, probabilities);
-                else
-                    softmax_row(logits + row * stride, experts, probabilities);
-                rank(row, probabilities);
-            }
-        },
-        tokens * ranks * experts);
-    return room;
+// All tokens' experts, [tokens, ranked_width(experts)].
+struct Rankings {
+    float *worth, *order;
+    int64_t stride;
+
+    Ranked of(int64_t row) const { return {worth + row * stride, order + row * stride}; }
+};
+
+// Ranks every token's experts and calls take(row, ranked) for it; `ranks`: about how many each one
+// wants. Rows are handed to the threads where there are many experts to look at.
+template <class Take>
+inline Rankings rank_rows(const float* logits, int64_t stride, const LayerRows& budget,
+                          int64_t ranks, const Router& router, Take&& take) {
+    const int64_t tokens = budget.tokens, width = ranked_width(router.experts);
+    const int64_t group_width = router.groups > 1 ? ranked_width(router.groups) : 0;
+    const Rankings all{scratch().take<float>(tokens * width), scratch().take<float>(tokens * width),
+                       width};
+    float* groups = scratch().take<float>(tokens * group_width);
+    const auto run = [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; row++) {
+            const Ranked ranked = all.of(row);
+            rank_row(logits + row * stride, budget.allowed_of(row), router, ranked,
+                     groups + row * group_width);
+            take(row, ranked);
+        }
+    };
+    const int64_t part = std::clamp<int64_t>(2048 / width, 1, 16);
+    parallel_rows(tokens, part, run, tokens * width * (16 + ranks));
+    return all;
 }
 
 // Every token's count of experts, weighted as the family does.
@@ -106,41 +73,47 @@ inline Chosen choose(const float* logits, int64_t stride, const LayerRows& budge
     const int64_t k_max = budget.k_max;
     const Chosen chosen{scratch().take<int32_t>(budget.tokens * k_max),
                         scratch().take<float>(budget.tokens * k_max), budget.counts, k_max};
-    const auto rank = [&](int64_t row, float* probabilities) {
-        float* weights = chosen.weight + row * k_max;
+    const auto take = [&](int64_t row, const Ranked& ranked) {
         const int64_t count = budget.counts[row];
-        best_row(probabilities, router.experts, count, chosen.expert + row * k_max, weights);
-        if (!router.normalise) return;
-        const float total = sum_of(weights, count);
-        for (int64_t rank = 0; rank < count; rank++) weights[rank] /= total;
+        int32_t* expert = chosen.expert + row * k_max;
+        float* weight = chosen.weight + row * k_max;
+        if (router.score == SPARSE_MIXER)
+            return mix_row(logits + row * stride, router, ranked, count, expert, weight);
+        best_row(ranked, router.experts, count, expert, weight);
+        weigh_row(family_share(router), router, count, weight);
     };
-    rank_rows(logits, stride, budget, k_max, router.experts, rank);
+    rank_rows(logits, stride, budget, k_max, router, take);
     return chosen;
 }
 
 // Lets tokens whose rule reuses add the best of the experts that some token of the step runs.
-// `known`: how many ranks each one has, without those that it skips; `used`: what it runs of its
-// own, then altogether; probabilities [tokens, experts], -1 where an expert is ranked or skipped.
+// `used`: what each runs of its own, then altogether. `open` [tokens, stride of the rankings]: the
+// order of those tokens' experts, TAKEN where one runs or is skipped.
 inline void reuse_experts(const Chosen& chosen, const LayerRows& budget, int64_t experts,
-                          float* probabilities, const int64_t* known, int64_t* used) {
+                          const Rankings& rankings, float* open, int64_t* used) {
     char* runs = scratch().take<char>(experts);
     std::memset(runs, 0, experts);
     for (int64_t row = 0; row < budget.tokens; row++)
         for (int64_t rank = 0; rank < used[row]; rank++)
             runs[chosen.expert[row * chosen.ranks + rank]] = 1;
     for (int64_t row = 0; row < budget.tokens; row++) {
-        const int64_t own = used[row], reuse = budget.rule(row).reuse;
+        const int64_t own = used[row], reuse = budget.rule(row).reuse, at = row * chosen.ranks;
         if (reuse == 0) continue;
-        float *open = probabilities + row * experts, *weight = chosen.weight + row * chosen.ranks;
-        int32_t* expert = chosen.expert + row * chosen.ranks;
-        // Of what may have been ranked before, only the token's own stay taken.
-        for (int64_t rank = own; rank < known[row]; rank++) open[expert[rank]] = weight[rank];
-        for (int64_t one = 0; one < experts; one++)
-            if (!runs[one]) open[one] = -1;
-        const int64_t added = std::min(reuse, experts - std::count(open, open + experts, -1.0f));
-        best_row(open, experts, added, expert + own, weight + own);
-        used[row] = own + added;
+        const Ranked ranked{rankings.of(row).worth, open + row * rankings.stride};
+        int64_t left = 0;
+        for (int64_t one = 0; one < experts; one++) {
+            if (!runs[one] || ranked.order[one] <= OUTSIDE) ranked.order[one] = TAKEN;
+            left += ranked.order[one] != TAKEN;
+        }
+        used[row] = own + std::min(reuse, left);
+        best_row(ranked, experts, used[row] - own, chosen.expert + at + own,
+                 chosen.weight + at + own);
     }
+}
+
+// The scores of all experts together, which a rule's share is of: those of a softmax are 1.
+inline float all_of(const Router& router, const Ranked& ranked) {
+    return router.score == SOFTMAX ? 1 : sum_of(ranked.worth, router.experts);
 }
 
 // The same where tokens have rules: how many run may depend on the token, or on the whole step.
@@ -157,23 +130,29 @@ inline Chosen choose_by_rules(const float* logits, int64_t stride, const LayerRo
     }
     const Chosen chosen{scratch().take<int32_t>(tokens * ranks),
                         scratch().take<float>(tokens * ranks), used, ranks};
-    const auto rank = [&](int64_t row, float* probabilities) {
+    const bool reuses = budget.any_rule([](const RoutingRule& rule) { return rule.reuse > 0; });
+    const int64_t width = ranked_width(router.experts);
+    float* open = reuses ? scratch().take<float>(tokens * width) : nullptr;
+    const auto take = [&](int64_t row, const Ranked& ranked) {
         const RoutingRule& rule = budget.rule(row);
         const int64_t count = budget.counts[row];
         int32_t* expert = chosen.expert + row * ranks;
-        float* weights = chosen.weight + row * ranks;  // probabilities until `weigh_row`
-        best_row(probabilities, router.experts, known[row], expert, weights);
-        shares[row] = share_of(rule, count, router, weights);
-        std::copy(expert + rule.skip, expert + known[row], expert);
-        std::copy(weights + rule.skip, weights + known[row], weights);
-        known[row] -= rule.skip;
-        used[row] = own_count(rule, count, weights);
+        float* weight = chosen.weight + row * ranks;  // scores until `weigh_row`
+        if (reuses) std::copy_n(ranked.order, width, open + row * width);
+        best_row(ranked, router.experts, known[row], expert, weight);
+        shares[row] = share_of(rule, count, router, weight);
+        // What is skipped is taken, and so is what runs.
+        const int64_t own = own_count(rule, count, weight + rule.skip, all_of(router, ranked));
+        for (int64_t rank = 0; reuses && rank < rule.skip + own; rank++)
+            open[row * width + expert[rank]] = TAKEN;
+        std::copy(expert + rule.skip, expert + rule.skip + own, expert);
+        std::copy(weight + rule.skip, weight + rule.skip + own, weight);
+        used[row] = own;
     };
-    float* probabilities = rank_rows(logits, stride, budget, ranks, router.experts, rank);
-    if (budget.any_rule([](const RoutingRule& rule) { return rule.reuse > 0; }))
-        reuse_experts(chosen, budget, router.experts, probabilities, known, used);
+    const Rankings rankings = rank_rows(logits, stride, budget, ranks, router, take);
+    if (reuses) reuse_experts(chosen, budget, router.experts, rankings, open, used);
     for (int64_t row = 0; row < tokens; row++)
-        weigh_row(shares[row], used[row], chosen.weight + row * ranks);
+        weigh_row(shares[row], router, used[row], chosen.weight + row * ranks);
     return chosen;
 }
 
@@ -189,11 +168,13 @@ inline void tell(const Chosen& chosen, int64_t tokens, const LayerReport& report
     }
 }
 
-// Each token's best experts, weighted by their probabilities, as pairs sorted by expert.
+// Each token's best experts and their weights, as pairs sorted by expert. A sparse mixer has no
+// rules that say anything of its choice.
 void route(const float* logits, int64_t stride, const LayerRows& budget, const Router& router,
            const PairsOut& out, const LayerReport& report) {
-    const Chosen chosen = budget.rules ? choose_by_rules(logits, stride, budget, router)
-                                       : choose(logits, stride, budget, router);
+    const bool by_rules = budget.rules && router.score != SPARSE_MIXER;
+    const Chosen chosen = by_rules ? choose_by_rules(logits, stride, budget, router)
+                                   : choose(logits, stride, budget, router);
     sort_pairs(chosen, budget.tokens, router.experts, out);
     tell(chosen, budget.tokens, report);
 }
@@ -204,30 +185,63 @@ inline void loads(const int64_t* ends, int64_t experts, int64_t* load) {
         load[expert] = ends[expert] - (expert ? ends[expert - 1] : 0);
 }
 
-// x += experts(norm(x)).
+// The weight of each token's shared part; none: 1.
+inline const float* shared_weights(const TopK& layer, const float* logits, int64_t stride,
+                                   int64_t tokens) {
+    if (!layer.shared.any() || !layer.shared.gated) return nullptr;
+    float* weights = scratch().take<float>(tokens);
+    for (int64_t token = 0; token < tokens; token++)
+        sigmoid_row(logits + token * stride + layer.router.experts, nullptr, 1, weights + token);
+    return weights;
+}
+
+// The pieces of a shared part as pairs behind those of `routed` experts.
+inline void add_pieces(const PairsOut& pairs, int64_t routed, int64_t pieces, int64_t tokens,
+                       const float* weights) {
+    int64_t pair = pairs.ends[routed - 1];
+    for (int64_t piece = 0; piece < pieces; piece++) {
+        for (int64_t token = 0; token < tokens; token++, pair++) {
+            pairs.token[pair] = int32_t(token);
+            pairs.weight[pair] = weights ? weights[token] : 1;
+        }
+        pairs.ends[routed + piece] = pair;
+    }
+}
+
+// x += experts(norm(x)) and what is shared.
 void topk_block(float* x, int64_t width, const TopK& layer, const LayerRows& budget,
                 const LayerReport& report) {
-    const Matrix& router = layer.router.weight;
+    const Matrix& router = layer.router.logits.weight;
     const int64_t rows = budget.tokens, stride = router.outputs, count = layer.router.experts;
-    const int64_t pairs = budget.most_pairs(count);
+    const int64_t pieces = layer.shared.pieces;
+    const int64_t pairs = budget.most_pairs(count) + pieces * rows;
     // Router and experts may be stored in different kinds: the normed rows are kept for the second
     // encoding.
     float* normed = scratch().take<float>(rows * width);
     const Inputs in = encode_rows(x, rows, width, width, layer.norm, router, normed);
     float* logits = scratch().take<float>(rows * stride);
-    linear_rows(in, rows, {router}, false, stride, stride, logits);
+    linear_rows(in, rows, layer.router.logits, false, stride, stride, logits);
     const PairsOut sorted{scratch().take<int32_t>(pairs), scratch().take<float>(pairs),
-                          scratch().take<int64_t>(count)};
+                          scratch().take<int64_t>(count + pieces)};
     route(logits, stride, budget, layer.router, sorted, report);
-    const bool same = inputs_match(router, layer.experts.up);
-    const Inputs expert_in =
-        same ? in : encode_rows(normed, rows, width, width, {}, layer.experts.up);
-    const Output out{.y = x,
-                     .rows = rows,
-                     .width = width,
-                     .scale = layer.residual_scale,
-                     .repaired = RepairedRows(budget, layer.repair)};
-    run_experts(expert_in, sorted.pairs(count), layer.experts, out);
+    const float* weights = shared_weights(layer, logits, stride, rows);
+    add_pieces(sorted, count, pieces, rows, weights);
+    const auto encoded_for = [&](const Matrix& matrix) {
+        return inputs_match(router, matrix) ? in
+                                            : encode_rows(normed, rows, width, width, {}, matrix);
+    };
+    Output out{.y = x,
+               .rows = rows,
+               .width = width,
+               .scale = layer.residual_scale,
+               .repaired = RepairedRows(budget, layer.repair)};
+    if (const Experts& shared = layer.shared.layer; shared.units) {
+        float* rest = scratch().take<float>(rows * width);
+        run_experts(encoded_for(shared.up), {nullptr, weights, &rows, 1}, shared,
+                    {.y = rest, .rows = rows, .width = width, .add = false});
+        out.rest = rest;
+    }
+    run_experts(encoded_for(layer.experts.up), sorted.pairs(count + pieces), layer.experts, out);
     loads(sorted.ends, count, report.load);
 }
 

@@ -9,6 +9,7 @@ import torch
 from model.backends.cpu.kernels.pack import Kind
 from model.grouped import code_table
 from model.shapes.attention import GatedDeltaNet
+from model.shapes.mixtures import Router
 from tests.model.backends.cpu.kernels.cases import (
     Make,
     best_case,
@@ -69,7 +70,7 @@ def recorded(kind: Kind) -> dict[str, Arguments]:
         ffn_case(make, 5, 16, 20, kind, "layer", bias=True).run(rows)
         ruled_topk_case(make, 5, 16, 20, 4, kind).run(rows)
         repaired_infinity_case(make, 5, 16, infinity(), 48, kind).run(rows)
-        ruled_route_case(make, 5, 6, True).run(rows)
+        ruled_route_case(make, 5, 6, Router(normalise=True)).run(rows)
         draw_case(make, 5, infinity()).run(rows)
         masks_case(make, 5, 9, 3).run(rows)
         dtype = torch.float32 if kind == "float" else torch.bfloat16

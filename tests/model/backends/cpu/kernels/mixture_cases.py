@@ -9,7 +9,14 @@ from torch import Tensor
 from model.backends.cpu.blocks import draws_params
 from model.backends.cpu.kernels import reference_mixtures
 from model.backends.cpu.kernels.pack import DTYPE, Kind, Packed, pack
-from model.backends.cpu.kernels.params import NO_REPAIR, InfinityParams, RepairParams, RouterParams, TopKParams
+from model.backends.cpu.kernels.params import (
+    NO_REPAIR,
+    InfinityParams,
+    RepairParams,
+    RouterParams,
+    RoutingParams,
+    TopKParams,
+)
 from model.backends.cpu.kernels.reference import Norm, Weight
 from model.backends.cpu.kernels.rules import rule_arguments
 from model.backends.cpu.layout import tiles_of, unit_rows
@@ -17,7 +24,7 @@ from model.batch import LayerBudget
 from model.budget import RoutingRule
 from model.moe.base import ranks
 from model.moe.infinity import InfinityMixture
-from model.shapes.mixtures import Infinity
+from model.shapes.mixtures import Infinity, Router
 from model.step import LayerStep
 from tests.model.backends.cpu.kernels.cases import Layer, Make, norm_params, ops
 from tests.model.tiny import randomise
@@ -39,13 +46,14 @@ class Rules:
 
 @dataclass
 class RouteCase:
-    """Softmax and choice; as a dense matrix with -1 where an expert is not chosen."""
+    """The choice of a router; as a dense matrix with -1 where an expert is not chosen."""
 
     logits_TE: Tensor
     counts_T: Tensor
-    normalise: bool
+    router: Router
     rules: Rules = Rules()
     trained: int = 1
+    selection_bias_E: Tensor | None = None
     rounded = False
 
     def __post_init__(self) -> None:
@@ -54,7 +62,8 @@ class RouteCase:
     def run(self, rows_r: Tensor) -> Tensor:
         budget = self.rules.budget(self.counts_T, rows_r)
         counts = (budget.counts_T, budget.k_max, *rule_arguments(budget))
-        token_R, weight_R, ends_E, used_T = ops.route(self.logits_TE[rows_r], *counts, self.trained, self.normalise)
+        routing = RoutingParams.of(self.router, self.trained, self.selection_bias_E)
+        token_R, weight_R, ends_E, used_T = ops.route(self.logits_TE[rows_r], *counts, *routing.arguments())
         assert torch.equal(token_R.bincount(minlength=len(rows_r)), used_T)
         sizes_E = ends_E.diff(prepend=ends_E.new_zeros(1))
         expert_R = torch.arange(len(ends_E)).repeat_interleave(sizes_E)
@@ -63,15 +72,20 @@ class RouteCase:
         return torch.full((len(rows_r), len(ends_E)), -1.0).index_put((token_R.long(), expert_R), weight_R)
 
     def expected(self) -> Tensor:
-        calls = reference_mixtures.route(self.logits_TE, self.counts_T, self.normalise)
+        budget = self.rules.budget(self.counts_T, torch.arange(self.rows))
+        calls = reference_mixtures.route(self.logits_TE, budget, self.router, self.selection_bias_E, self.trained)
         return (
             torch.full(self.logits_TE.shape, -1.0).double().index_put((calls.token_R, calls.expert_R), calls.weight_R)
         )
 
 
-def route_case(make: Make, rows: int, experts: int, normalise: bool, ties: bool = False) -> RouteCase:
+def route_case(
+    make: Make, rows: int, experts: int, router: Router, ties: bool = False, most: int | None = None
+) -> RouteCase:
+    """`most`: the highest count, where a token cannot choose among all experts."""
     logits = make.whole(-2, 2, rows, experts).float() if ties else make.normal(rows, experts, scale=2)
-    return RouteCase(logits, make.whole(1, experts, rows), normalise)
+    bias_E = make.normal(experts, scale=0.3) if router.selection_bias else None
+    return RouteCase(logits, make.whole(1, most or experts, rows), router, selection_bias_E=bias_E)
 
 
 @dataclass
@@ -163,7 +177,7 @@ class TopKCase:
     norm: Norm
     router: Packed
     layer: Layer
-    normalise: bool
+    shape: Router
     rules: Rules = Rules()
     trained: int = 1
     repair: RepairParams = NO_REPAIR
@@ -174,8 +188,15 @@ class TopKCase:
 
     def block(self, rows_r: Tensor) -> tuple[Tensor, Tensor]:
         x_TD, layer = self.x_TD[rows_r], self.layer
-        routing = RouterParams(self.router, layer.count, self.trained, self.normalise)
-        params = TopKParams(norm_params(self.norm), routing, layer.params, self.repair, self.residual_scale)
+        routing = RouterParams(
+            self.router,
+            layer.count,
+            RoutingParams.of(self.shape, self.trained),
+            weigh_input=self.shape.weigh_input,
+        )
+        params = TopKParams(
+            norm_params(self.norm), routing, layer.params, repair=self.repair, residual_scale=self.residual_scale
+        )
         budget = self.rules.budget(self.counts_T, rows_r)
         counts = (budget.counts_T, layer.count, *rule_arguments(budget))
         return x_TD, ops.topk_block(x_TD, *counts, *params.arguments())
@@ -184,8 +205,9 @@ class TopKCase:
         return self.block(rows_r)[0]
 
     def reference(self) -> tuple[Tensor, Tensor]:
-        router, layer = Weight.of(self.router), self.layer.plain()
-        parts = (self.x_TD, self.counts_T, self.norm, router, layer, self.normalise, self.residual_scale)
+        router, layer = Weight.of(self.router), replace(self.layer.plain(), weigh_input=self.shape.weigh_input)
+        budget = self.rules.budget(self.counts_T, torch.arange(self.rows))
+        parts = (self.x_TD, budget, self.norm, router, layer, self.shape, self.residual_scale)
         return reference_mixtures.topk_block(*parts)
 
     def expected(self) -> Tensor:
@@ -197,9 +219,9 @@ def topk_case(
 ) -> TopKCase:
     """The router keeps the model's own kind where experts are int8."""
     router = pack(make.weight(experts, width) * 2, "bfloat16" if kind != "float" else kind)
-    normalise = rest.pop("normalise", False)
+    shape = rest.pop("router", Router())
     layer, norms = make.experts(experts, width, units, kind, **rest), make.norm(norm, width)
-    return TopKCase(make.normal(rows, width), make.whole(1, experts, rows), norms, router, layer, normalise)
+    return TopKCase(make.normal(rows, width), make.whole(1, experts, rows), norms, router, layer, shape)
 
 
 @dataclass

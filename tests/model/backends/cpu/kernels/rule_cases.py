@@ -12,7 +12,7 @@ from model.backends.cpu.kernels.params import RepairParams
 from model.backends.cpu.kernels.reference import Weight
 from model.budget import Normaliser, RoutingRule
 from model.moe.base import sort_pairs
-from model.shapes.mixtures import Infinity
+from model.shapes.mixtures import Infinity, Router
 from tests.model.backends.cpu.kernels.cases import Make
 from tests.model.backends.cpu.kernels.mixture_cases import (
     InfinityCase,
@@ -77,9 +77,9 @@ class RuledRouteCase(RouteCase):
         normaliser = self.rule(row).normaliser
         if self.counts_T[row] >= self.trained:
             normaliser = "trained"
-        if normaliser == "raw" or (normaliser == "trained" and not self.normalise):
+        if normaliser == "raw" or (normaliser == "trained" and not self.router.normalise):
             return chosen
-        mass = 1.0 if self.normalise else total(ranked[: self.trained])
+        mass = 1.0 if self.router.normalise else total(ranked[: self.trained])
         over = total(ranked[:normaliser] if isinstance(normaliser, int) else chosen)
         return [(p * mass / over, expert) for p, expert in chosen]
 
@@ -104,10 +104,10 @@ def own_count(rule: RoutingRule, count: int, ranked: Ranked) -> int:
     return own
 
 
-def ruled_route_case(make: Make, rows: int, experts: int, normalise: bool, reuse: bool = False) -> RuledRouteCase:
+def ruled_route_case(make: Make, rows: int, experts: int, router: Router, reuse: bool = False) -> RuledRouteCase:
     logits_TE, counts_T = make.normal(rows, experts, scale=2), make.whole(1, max(1, experts - 2), rows)
     rules, trained = random_rules(make, counts_T, experts, reuse), make.rng.randint(1, experts)
-    return RuledRouteCase(logits_TE, counts_T, normalise, rules, trained)
+    return RuledRouteCase(logits_TE, counts_T, router, rules, trained)
 
 
 @dataclass
@@ -133,7 +133,7 @@ class RuledTopKCase(TopKCase):
     def reference(self) -> tuple[Tensor, Tensor]:
         h_TD, budget = self.norm(self.x_TD), self.rules.budget(self.counts_T, torch.arange(self.rows))
         logits_TE = Weight.of(self.router)(h_TD).float()
-        weights_TE = RuledRouteCase(logits_TE, self.counts_T, self.normalise, self.rules, self.trained).expected()
+        weights_TE = RuledRouteCase(logits_TE, self.counts_T, self.shape, self.rules, self.trained).expected()
         token_R, expert_R = (weights_TE >= 0).nonzero(as_tuple=True)
         pairs = sort_pairs(token_R, expert_R, weights_TE[token_R, expert_R], self.layer.count)
         y_TD = reference.experts(h_TD, pairs, self.layer.plain())
@@ -146,7 +146,7 @@ def ruled_topk_case(
     """A top-k mixture whose rows have rules, some of them repair."""
     case = topk_case(make, rows, width, units, experts, kind, norm, **rest)
     rules, repair = random_rules(make, case.counts_T, experts), random_repair(make, experts, width)
-    parts = (case.x_TD, case.counts_T, case.norm, case.router, case.layer, case.normalise)
+    parts = (case.x_TD, case.counts_T, case.norm, case.router, case.layer, case.shape)
     return RuledTopKCase(*parts, rules, make.rng.randint(1, experts), repair)
 
 

@@ -11,7 +11,7 @@ from model.backends.cpu.kernels.pack import Kind
 from model.backends.cpu.kernels.params import ACTIVATIONS
 from model.moe.infinity import keep_top
 from model.noise import normal
-from model.shapes.mixtures import Activation, Infinity
+from model.shapes.mixtures import Activation, Infinity, Router
 from tests.model.backends.cpu.kernels.cases import KINDS, NORMS, Case, Make, check, ops
 from tests.model.backends.cpu.kernels.mixture_cases import (
     DrawCase,
@@ -27,33 +27,34 @@ from tests.model.backends.cpu.kernels.mixture_cases import (
 )
 from tests.model.tiny import infinity
 
+each_router = pytest.mark.parametrize("router", [Router(), Router(normalise=True)], ids=["plain", "normalised"])
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-@pytest.mark.parametrize("normalise", [False, True])
+@each_router
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("rows, experts", [(1, 1), (1, 9), (7, 16), (50, 33), (120, 5), (3, 130)])
-def test_routes(normalise: bool, ties: bool, rows: int, experts: int) -> None:
-    check(route_case(Make(rows), rows, experts, normalise, ties))
+def test_routes(router: Router, ties: bool, rows: int, experts: int) -> None:
+    check(route_case(Make(rows), rows, experts, router, ties))
 
 
 def test_equal_logits_go_to_the_lower_index() -> None:
-    case = RouteCase(torch.zeros(3, 20), torch.tensor([1, 7, 20]), False)
+    case = RouteCase(torch.zeros(3, 20), torch.tensor([1, 7, 20]), Router())
     for row, count in zip(case.run(torch.arange(3)), [1, 7, 20], strict=True):
         assert (row >= 0).tolist() == [True] * count + [False] * (20 - count)
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_extreme_logits(normalise: bool) -> None:
+@each_router
+def test_extreme_logits(router: Router) -> None:
     """Probabilities that vanish are still chosen in order; minus infinity is a probability of 0."""
     logits = torch.tensor([[0.0, -200.0, -300.0, 100.0], [-torch.inf, 3.0, -torch.inf, 1.0]])
-    case = RouteCase(logits, torch.tensor([4, 3]), normalise)
+    case = RouteCase(logits, torch.tensor([4, 3]), router)
     check(case)
     assert case.run(torch.arange(2))[1].tolist()[2] == -1
 
 
 def test_no_rows_route_nowhere() -> None:
-    assert route_case(Make(1), 3, 5, False).run(torch.arange(0)).shape == (0, 5)
+    assert route_case(Make(1), 3, 5, Router()).run(torch.arange(0)).shape == (0, 5)
 
 
 CONFIGS = [
@@ -145,11 +146,11 @@ TOPK = [(8, 16, 1), (24, 12, 5), (40, 33, 16), (70, 64, 9)]  # width, expert wid
 
 
 @each_kind
-@pytest.mark.parametrize("normalise", [False, True])
+@each_router
 @pytest.mark.parametrize("width, units, experts", TOPK)
-def test_topk_blocks(kind: Kind, normalise: bool, width: int, units: int, experts: int) -> None:
+def test_topk_blocks(kind: Kind, router: Router, width: int, units: int, experts: int) -> None:
     for rows in (1, 6, 110):
-        check(topk_case(Make(rows), rows, width, units, experts, kind, normalise=normalise))
+        check(topk_case(Make(rows), rows, width, units, experts, kind, router=router))
 
 
 @each_kind
@@ -230,12 +231,19 @@ def test_how_uneven_the_loads_are() -> None:
 
 
 def blocks(kind: Kind) -> list[TopKCase | InfinityCase]:
-    return [topk_case(Make(3), 25, 40, 33, 6, kind, normalise=True), infinity_case(Make(3), 25, 40, *RUNS[4], kind)]
+    return [
+        topk_case(Make(3), 25, 40, 33, 6, kind, router=Router(normalise=True)),
+        infinity_case(Make(3), 25, 40, *RUNS[4], kind),
+    ]
 
 
 @each_kind
 def test_threads_change_nothing(kind: Kind) -> None:
-    cases: list[Case] = [*blocks(kind), route_case(Make(2), 90, 20, True), draw_case(Make(2), 90, CONFIGS[1])]
+    cases: list[Case] = [
+        *blocks(kind),
+        route_case(Make(2), 90, 20, Router(normalise=True)),
+        draw_case(Make(2), 90, CONFIGS[1]),
+    ]
     cases.append(masks_case(Make(2), 90, 30, 7))
     for case in cases:
         results: list[Tensor] = []

@@ -21,12 +21,15 @@ from model.backends.cpu.kernels.params import (
     NormParams,
     Params,
     RouterParams,
+    RoutingParams,
     TopKParams,
     named,
 )
+from model.shapes.mixtures import Router
 
 ops = torch.ops.moedial
 WEIGHT, NORM, MASK = pack(torch.ones(16, 4), "int8"), NormParams(torch.ones(4), eps=0.5), MaskParams(1.0)
+ROUTING = RoutingParams.of(Router(), 2)
 DRAWS = DrawsParams(torch.ones(3), 0, True, 0.1, False)
 EXPERT = {"up": WEIGHT, "down": WEIGHT, "units": 16, "activation": "gelu"}
 EXPERTS = ExpertsParams(**EXPERT, gated=True)
@@ -36,10 +39,11 @@ EXAMPLES: list[Params] = [
     EXPERTS,
     FeedForwardParams(NORM, EXPERTS, 0.5),
     MASK,
+    ROUTING,
     AttentionParams(NORM, WEIGHT, None, None, None, True, 0.5, None, WEIGHT, None, **HEADS, mask=MASK),
     DeltaParams(NORM, WEIGHT, WEIGHT, *[torch.ones(16)] * 4, WEIGHT, 2, 4, 16, 32),
     LatentParams(*[NORM] * 3, WEIGHT, None, *[WEIGHT] * 4, None, torch.ones(1), 4, 0, 32, 8, 16, MASK),
-    TopKParams(NORM, RouterParams(WEIGHT, 8, 2, True), EXPERTS),
+    TopKParams(NORM, RouterParams(WEIGHT, 8, ROUTING), EXPERTS),
     DRAWS,
     InfinityParams(NORM, WEIGHT, WEIGHT.packed, 2, **EXPERT, tile_units=16, groups=4, kept=1, draws=DRAWS),
 ]

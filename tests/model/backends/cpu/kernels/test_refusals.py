@@ -139,6 +139,14 @@ REFUSALS = [
     Refusal("route", "allowed", lambda _: torch.ones(5, 7).byte(), "allowed is of 7 experts, not of 6"),
     Refusal("route", "allowed", lambda _: torch.zeros(5, 6).byte(), "a rule lets 0 experts run, but weighs by more"),
     Refusal("route", "trained", to(7), "the trained count 7 is not one of 6 experts"),
+    Refusal("route", "score", to(3), "score 3 is not known"),
+    Refusal("route", "score", to(2), "the sparse mixer's weights are defined for its own rule only"),
+    Refusal("route", "groups", to(4), "6 experts cannot be cut into 4 groups, of which 1 are kept"),
+    Refusal("route", "kept_groups", to(0), "6 experts cannot be cut into 1 groups, of which 0 are kept"),
+    Refusal("route", "selection_bias", to(torch.zeros(5)), "selection bias must have 6 values, got 5"),
+    Refusal("topk_block", "shared_pieces", to(-1), "a shared part of -1 pieces"),
+    Refusal("topk_block", "shared_pieces", to(1), "packed weights of 5 x [64, 16] must have"),
+    Refusal("topk_block", "logit_bias", to(torch.zeros(4)), "logit bias must have 16 values, got 4"),
     Refusal("topk_block", "trained", to(-1), "the trained count -1 is not one of 4 experts"),
     Refusal("topk_block", "repair_scale", to(None), "counts up to 4 are to be repaired, the tables have 0"),
     Refusal("topk_block", "repair_scale", lambda t: t[:, 1:], "repair must be two tables [counts, 16], got"),
@@ -267,7 +275,16 @@ def rows_of_units(kind: Kind, width: int) -> str:
     return str(error.value)
 
 
+def a_set_among_groups() -> str:
+    """Of experts, where a router chooses among groups of equally many."""
+    given = arguments("route") | {"groups": 2, "kept_groups": 2, "allowed": torch.ones(5, 6).byte()}
+    with pytest.raises(RuntimeError) as error:
+        run("route", given)
+    return str(error.value)
+
+
 OTHERS: list[tuple[Callable[[], str], str]] = [
+    (a_set_among_groups, "a router of 2 groups chooses among all experts"),
     (lambda: rows_of_units("int8", 16), "int8 units have no rows of their own"),
     (lambda: rows_of_units("float", 12), "unit rows need a width that is a multiple of 16, got 12"),
     (lambda: raised(ops.set_threads, 0), "threads must be between 1 and 1024, got 0"),

@@ -12,7 +12,7 @@ from model.backends.cpu.kernels.pack import Kind
 from model.backends.cpu.kernels.rules import rule_arguments
 from model.batch import BudgetRows, LayerBudget
 from model.budget import RoutingRule
-from model.shapes.mixtures import Infinity
+from model.shapes.mixtures import Infinity, Router
 from tests.model.backends.cpu.kernels.cases import KINDS, Make, assert_close, check
 from tests.model.backends.cpu.kernels.mixture_cases import (
     InfinityCase,
@@ -29,22 +29,23 @@ from tests.model.backends.cpu.kernels.rule_cases import (
 )
 from tests.model.tiny import infinity
 
+each_router = pytest.mark.parametrize("router", [Router(), Router(normalise=True)], ids=["plain", "normalised"])
 each_kind = pytest.mark.parametrize("kind", KINDS)
 SHAPES = [(1, 1), (1, 9), (7, 16), (50, 33), (120, 5), (3, 130)]  # rows, experts
 
 
-@pytest.mark.parametrize("normalise", [False, True])
+@each_router
 @pytest.mark.parametrize("rows, experts", SHAPES)
-def test_routes_by_rules(normalise: bool, rows: int, experts: int) -> None:
+def test_routes_by_rules(router: Router, rows: int, experts: int) -> None:
     for seed in range(5):
-        check(ruled_route_case(Make(seed), rows, experts, normalise))
+        check(ruled_route_case(Make(seed), rows, experts, router))
 
 
-@pytest.mark.parametrize("normalise", [False, True])
+@each_router
 @pytest.mark.parametrize("rows, experts", SHAPES)
-def test_experts_that_the_step_runs_are_reused(normalise: bool, rows: int, experts: int) -> None:
+def test_experts_that_the_step_runs_are_reused(router: Router, rows: int, experts: int) -> None:
     for seed in range(5):
-        case = ruled_route_case(Make(seed), rows, experts, normalise, reuse=True)
+        case = ruled_route_case(Make(seed), rows, experts, router, reuse=True)
         assert_close(case.run(torch.arange(rows)), case.expected(), False)
 
 
@@ -62,7 +63,9 @@ def test_a_field_that_the_kernels_do_not_know_is_refused() -> None:
         tilt: float = 0.5
 
     with pytest.raises(RuntimeError, match=r"rules must be \[R, 6\].*got \[1, 7\]"):
-        RouteCase(torch.zeros(1, 4), torch.tensor([2]), True, Rules((Grown(),), torch.tensor([0]))).run(torch.arange(1))
+        RouteCase(torch.zeros(1, 4), torch.tensor([2]), Router(), Rules((Grown(),), torch.tensor([0]))).run(
+            torch.arange(1)
+        )
 
 
 def test_kept_experts_are_rows_of_all_layers() -> None:
@@ -72,12 +75,12 @@ def test_kept_experts_are_rows_of_all_layers() -> None:
     assert rule_arguments(of_step.layer(1))[2].tolist() == [[1, 1, 1], [0, 1, 1]]
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_kept_experts_are_routed_as_if_there_were_no_others(normalise: bool) -> None:
+@each_router
+def test_kept_experts_are_routed_as_if_there_were_no_others(router: Router) -> None:
     """Bit for bit, whatever rule a token has beside them, and whatever its neighbours keep."""
     make = Make(7)
     for experts, left in ((9, 4), (33, 20), (130, 101), (16, 16)):
-        case = ruled_route_case(make, 40, left, normalise)
+        case = ruled_route_case(make, 40, left, router)
         kept = sorted(make.rng.sample(range(experts), left))
         mask = "".join("1" if expert in kept else "0" for expert in range(experts))
         logits_TE = make.normal(40, experts, scale=2)
@@ -86,12 +89,12 @@ def test_kept_experts_are_routed_as_if_there_were_no_others(normalise: bool) -> 
         assert case.rules.rule_T is not None
         neighbours_T = torch.arange(40) % 5 == 0
         rule_T = case.rules.rule_T.masked_fill(neighbours_T, len(distinct) - 1)
-        masked = RouteCase(logits_TE, case.counts_T, normalise, Rules(distinct, rule_T), case.trained)
+        masked = RouteCase(logits_TE, case.counts_T, router, Rules(distinct, rule_T), case.trained)
         expected_TE = torch.full((40, experts), -1.0)
         expected_TE[:, kept] = RouteCase.run(case, torch.arange(40))
         found_TE = masked.run(torch.arange(40))
         assert torch.equal(found_TE[~neighbours_T], expected_TE[~neighbours_T])
-        plain_TE = RouteCase(logits_TE, case.counts_T, normalise).run(torch.arange(40))
+        plain_TE = RouteCase(logits_TE, case.counts_T, router).run(torch.arange(40))
         assert torch.equal(found_TE[neighbours_T], plain_TE[neighbours_T])
 
 
@@ -121,7 +124,7 @@ PROBABILITIES = torch.tensor([[0.4, 0.3, 0.1, 0.15, 0.05]])
 def weights(rule: RoutingRule, count: int, normalise: bool = False, trained: int = 3) -> list[float]:
     """Of the five experts above, -1 for those that do not run."""
     rules = Rules((rule,), torch.tensor([0]))
-    case = RouteCase(PROBABILITIES.log(), torch.tensor([count]), normalise, rules, trained)
+    case = RouteCase(PROBABILITIES.log(), torch.tensor([count]), Router(normalise=normalise), rules, trained)
     return [round(weight, 5) for weight in case.run(torch.arange(1))[0].tolist()]
 
 
@@ -169,27 +172,27 @@ def test_reuse_by_hand() -> None:
         ((one, one), [[0.4, 0.3, -1, -1, 0.05], [0.2, -1, -1, -1, 0.5]]),
         ((RoutingRule(), two), [[0.4, 0.3, -1, -1, -1], [0.2125, 0.10625, -1, -1, 0.53125]]),
     ):
-        case = RouteCase(logits, torch.tensor([2, 1]), False, Rules(rules, torch.arange(2)), 3)
+        case = RouteCase(logits, torch.tensor([2, 1]), Router(), Rules(rules, torch.arange(2)), 3)
         torch.testing.assert_close(case.run(torch.arange(2)), torch.tensor(expected))
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_at_the_trained_count_no_normaliser_changes_a_bit(normalise: bool) -> None:
+@each_router
+def test_at_the_trained_count_no_normaliser_changes_a_bit(router: Router) -> None:
     logits_TE, counts_T = Make(1).normal(40, 20), torch.full((40,), 6)
-    family = RouteCase(logits_TE, counts_T, normalise).run(torch.arange(40))
+    family = RouteCase(logits_TE, counts_T, router).run(torch.arange(40))
     rules = Rules((RoutingRule("raw"), RoutingRule("kept"), RoutingRule(9)), torch.arange(40) % 3)
-    assert torch.equal(RouteCase(logits_TE, counts_T, normalise, rules, trained=6).run(torch.arange(40)), family)
+    assert torch.equal(RouteCase(logits_TE, counts_T, router, rules, trained=6).run(torch.arange(40)), family)
 
 
 TOPK = [(24, 12, 5), (40, 33, 16), (70, 64, 9)]  # width, expert width, experts
 
 
 @each_kind
-@pytest.mark.parametrize("normalise", [False, True])
+@each_router
 @pytest.mark.parametrize("width, units, experts", TOPK)
-def test_topk_blocks_by_rules(kind: Kind, normalise: bool, width: int, units: int, experts: int) -> None:
+def test_topk_blocks_by_rules(kind: Kind, router: Router, width: int, units: int, experts: int) -> None:
     for rows in (1, 6, 110):
-        check(ruled_topk_case(Make(rows), rows, width, units, experts, kind, normalise=normalise))
+        check(ruled_topk_case(Make(rows), rows, width, units, experts, kind, router=router))
 
 
 RUNS = [
@@ -228,7 +231,7 @@ def without_rules(case: TopKCase) -> TopKCase:
 @each_kind
 def test_rows_without_a_rule_keep_the_bits_of_a_step_without_rules(kind: Kind) -> None:
     """Also where a neighbour reuses what they run."""
-    case = ruled_topk_case(Make(3), 60, 40, 33, 16, kind, normalise=True)
+    case = ruled_topk_case(Make(3), 60, 40, 33, 16, kind, router=Router(normalise=True))
     case.rules = random_rules(Make(5), case.counts_T, 16, reuse=True)
     assert case.rules.rule_T is not None
     family_T = case.rules.rule_T == 0
@@ -237,7 +240,7 @@ def test_rows_without_a_rule_keep_the_bits_of_a_step_without_rules(kind: Kind) -
 
 
 def test_repair_at_a_count_whose_row_is_one_and_zero_changes_nothing() -> None:
-    case = ruled_topk_case(Make(3), 30, 40, 33, 16, "bfloat16", normalise=True)
+    case = ruled_topk_case(Make(3), 30, 40, 33, 16, "bfloat16", router=Router(normalise=True))
     assert case.repair.scale is not None and case.repair.shift is not None
     case.rules = Rules((RoutingRule(repair=True),), torch.zeros(30, dtype=torch.int64))
     case.repair.scale[5], case.repair.shift[5] = 1, 0
@@ -257,10 +260,11 @@ def batches(draw: st.DrawFn) -> tuple[int, Kind, bool, list[int]]:
 @given(batches())
 def test_a_row_has_the_same_bits_alone_and_among_any_rules(batch: tuple[int, Kind, bool, list[int]]) -> None:
     seed, kind, normalise, rows = batch
+    router = Router(normalise=normalise)
     make, rows_r = Make(seed), torch.tensor(rows)
     cases: list[RuledRouteCase | TopKCase | InfinityCase] = [
-        ruled_route_case(make, 25, 12, normalise),
-        ruled_topk_case(make, 25, 24, 12, 7, kind, normalise=normalise),
+        ruled_route_case(make, 25, 12, router),
+        ruled_topk_case(make, 25, 24, 12, 7, kind, router=router),
         repaired_infinity_case(make, 25, 16, infinity(block=2, keep_ratio=0.1), 48, kind),
     ]
     for case in cases:

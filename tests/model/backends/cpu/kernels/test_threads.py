@@ -10,6 +10,7 @@ from torch import Tensor
 from model.backends.cpu.kernels import threads
 from model.backends.cpu.kernels.pack import Kind, pack, unpack
 from model.resources import HOST, Amount
+from model.shapes.mixtures import Router
 from model.topology import Node, usable_cpus
 from tests.model.backends.cpu.kernels.cases import (
     KINDS,
@@ -58,7 +59,7 @@ def products(kind: Kind) -> list[Case]:
         experts_case(make, chosen(make, 2, 9), 250, 180, kind),
         experts_case(make, chosen(make, 120, 9), 70, 100, kind),
         ffn_case(make, 3, 200, 300, kind, bias=True),
-        topk_case(make, 25, 130, 180, 6, kind, normalise=True),
+        topk_case(make, 25, 130, 180, 6, kind, router=Router(normalise=True)),
         repaired_infinity_case(make, 25, 80, infinity(), 480, kind),
     ]
 
@@ -74,7 +75,7 @@ def test_groups_change_no_row() -> None:
     for case in (
         best_case(make, 200, 900),
         constrain_case(make, 200, 900),
-        route_case(make, 300, 60, True),
+        route_case(make, 300, 60, Router(normalise=True)),
         draw_case(make, 300, infinity()),
         masks_case(make, 300, 90, 20),
     ):
