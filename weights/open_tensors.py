@@ -7,7 +7,7 @@ from typing import Any
 
 from weights.dequantise import Tensors
 from weights.files import TensorFiles
-from weights.folder import is_gguf
+from weights.folder import is_gguf, read_json
 from weights.gguf.names import tensor_parts
 from weights.gguf.reader import GgufFile
 from weights.gguf.tensors import GgufTensors
@@ -26,4 +26,17 @@ def open_tensors(model: Path, raw: Mapping[str, Any]) -> Iterator[TensorSource]:
             yield GgufTensors(file, tensor_parts(file, raw))
     else:
         with TensorFiles(model) as files:
-            yield Tensors(files, raw.get("quantization_config"))
+            yield Tensors(files, quantisation(model, raw))
+
+
+def quantisation(folder: Path, raw: Mapping[str, Any]) -> object:
+    """How a folder says that its weights are quantised: in config.json, or in the file that ModelOpt writes beside it.
+
+    Raises:
+        CheckpointError: that file cannot be read.
+    """
+    beside = folder / "hf_quant_config.json"
+    if "quantization_config" in raw or not beside.exists():
+        return raw.get("quantization_config")
+    fields = read_json(beside).get("quantization")
+    return {"quant_method": "modelopt"} | fields if isinstance(fields, dict) else None

@@ -6,7 +6,7 @@ Torch-free, so that the HTTP process may use it. It reads no weights.
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,14 @@ from weights.gguf.reader import GgufFile
 
 MAX_HEADER = 100 << 20
 BYTES = {"float32": 4, "bfloat16": 2}  # by the dtype that the weights are kept in
+
+# By how the names of quantised values end, how those of the tensors end that belong to them (`weights/quantised/`).
+_BESIDE = {
+    ".qweight": (".qzeros", ".scales", ".g_idx"),
+    ".weight_packed": (".weight_scale", ".weight_shape", ".weight_zero_point", ".weight_g_idx", ".weight_global_scale"),
+    ".weight": (".weight_scale", ".weight_scale_inv", ".weight_scale_2", ".weight_zero_point", ".input_scale"),
+    "_blocks": ("_scales",),
+}
 
 
 class WeightSize(NamedTuple):
@@ -48,20 +56,44 @@ def _gguf(model: Path) -> Iterator[tuple[int, int]]:
 
 
 def _safetensors(model: Path) -> Iterator[tuple[int, int]]:
-    """Values and bytes of each tensor."""
+    """Values and bytes of each tensor; scales and zeros of quantised ones are bytes without values of their own."""
     files = sorted(model.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{model} has no safetensors files")
-    for tensor in (tensor for file in files for tensor in _tensors(file)):
+    tensors: dict[str, dict[str, Any]] = {}
+    for file in files:
+        tensors |= _tensors(file)
+    beside = {
+        name.removesuffix(end) + other for name in tensors for end in _BESIDE for other in _others(name, end, tensors)
+    }
+    for name, tensor in tensors.items():
         start, end = tensor["data_offsets"]
-        yield math.prod(tensor["shape"]), end - start
+        yield 0 if name in beside else math.prod(tensor["shape"]) * _per_item(name, tensor, tensors), end - start
 
 
-def _tensors(file: Path) -> list[dict[str, Any]]:
+def _others(name: str, end: str, tensors: Mapping[str, Any]) -> tuple[str, ...]:
+    """How the names end of what belongs to a tensor of quantised values, if this is one."""
+    quantised = name.endswith(end) and (end != ".weight" or tensors[name]["dtype"] in ("F8_E4M3", "I8", "U8"))
+    return _BESIDE[end] if quantised else ()
+
+
+def _per_item(name: str, tensor: Mapping[str, Any], tensors: Mapping[str, Any]) -> int:
+    """How many values one item of a tensor holds. (What compressed-tensors packs is taken to have 4 bits.)"""
+    if name.endswith(".qweight"):
+        zeros, scales = (tensors.get(name.removesuffix("qweight") + other) for other in ("qzeros", "scales"))
+        if zeros and scales and all(zeros["shape"]) and len(zeros["shape"]) == len(scales["shape"]) == 2:
+            return int(scales["shape"][-1] // zeros["shape"][-1])
+    if name.endswith(".weight_packed") and tensor["dtype"] == "I32":
+        return 8
+    packed = tensor["dtype"] == "U8" and name.endswith(("_blocks", ".weight_packed", ".weight"))
+    return 2 if packed else 1
+
+
+def _tensors(file: Path) -> dict[str, dict[str, Any]]:
     try:
         with open_regular(file) as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(min(length, MAX_HEADER)))
-        return [entry for name, entry in header.items() if name != "__metadata__"]
+        return {name: entry for name, entry in header.items() if name != "__metadata__"}
     except (OSError, ValueError, struct.error, AttributeError) as error:
         raise CheckpointError(f"{file} is not a safetensors file: {error}") from None

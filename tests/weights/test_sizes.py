@@ -30,6 +30,28 @@ def test_sizes_are_as_stored_or_as_the_dtype_says(tmp_path: Path) -> None:
     assert weight_size(tmp_path, "bfloat16") == WeightSize(18, 36)
 
 
+QUANTISED: dict[str, dict[str, tuple[str, list[int], int]]] = {
+    "gptq": {".qweight": ("I32", [4, 24], 384), ".qzeros": ("I32", [1, 3], 12), ".scales": ("F16", [1, 24], 48)},
+    "gptq in 8 bits": {
+        ".qweight": ("I32", [8, 24], 768),
+        ".qzeros": ("I32", [1, 6], 24),
+        ".scales": ("F16", [1, 24], 48),
+    },
+    "awq": {".qweight": ("I32", [32, 3], 384), ".qzeros": ("I32", [1, 3], 12), ".scales": ("F16", [1, 24], 48)},
+    "W4A16": {".weight_packed": ("I32", [24, 4], 384), ".weight_scale": ("F16", [24, 1], 48)},
+    "FP8": {".weight": ("F8_E4M3", [24, 32], 768), ".weight_scale_inv": ("F32", [1, 1], 4)},
+    "NVFP4": {".weight": ("U8", [24, 16], 384), ".weight_scale": ("F8_E4M3", [24, 2], 48)},
+    "MXFP4": {"_blocks": ("U8", [1, 24, 1, 16], 384), "_scales": ("U8", [1, 24, 1], 24)},
+}
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_quantised_values_are_counted_and_their_scales_are_not(name: str, tmp_path: Path) -> None:
+    tensors = QUANTISED[name]
+    write(tmp_path / "model.safetensors", **{f"x{end}": tensor for end, tensor in tensors.items()})
+    assert weight_size(tmp_path, "auto") == WeightSize(24 * 32, sum(size for _, _, size in tensors.values()))
+
+
 @pytest.mark.parametrize("data", [b"", b"short", struct.pack("<Q", 9) + b"no header", struct.pack("<Q", 2) + b"[]"])
 def test_damaged_files_are_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(data)

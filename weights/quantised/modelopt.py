@@ -16,7 +16,7 @@ from weights.quantised.nvfp4 import GROUP, nvfp4
 from weights.quantised.tensor import QuantisedTensor
 
 _FIELDS = """quant_method quant_algo producer config_groups ignore exclude_modules group_size kv_cache_scheme
-kv_cache_quant_algo quantization quantized_layers has_zero_point pre_quant_scale"""
+kv_cache_quant_algo quantized_layers has_zero_point pre_quant_scale"""
 FIELDS = frozenset(_FIELDS.split())
 
 
@@ -27,7 +27,6 @@ def modelopt(stored: Mapping[str, Stored], quantisation: Mapping[str, Any]) -> d
         CheckpointError: a part is missing or misshapen, or the config has a value that is not known.
     """
     refuse_unknown(quantisation, FIELDS)
-    quantisation = quantisation | quantisation.get("quantization", {})
     algorithm = expect(quantisation, "quant_algo", "NVFP4", "FP8", "MIXED_PRECISION")
     expect(quantisation, "group_size", GROUP, default=GROUP)
     for field in ("has_zero_point", "pre_quant_scale"):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.build import build_engine
+from engine.types import EngineSettings
 from model.backends.cpu.backend import CpuBackend
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.refusal import refusal
@@ -127,6 +130,26 @@ def test_logits_are_those_of_the_dequantised_weights(name: str, tmp_path: Path) 
     assert expected.std() > 0.1 and torch.equal(whole_logits(dense, PROMPT, [2, 2]), expected)
     assert kept_as(kept) == form and len(list(grouped_parts(kept))) == 8
     torch.testing.assert_close(whole_logits(widened(kept), PROMPT, [2, 2]), expected, atol=near or 1e-5, rtol=0)
+
+
+def test_modelopt_may_say_how_in_a_file_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path, QWEN, lambda _: layouts.nvfp4, {})
+    folder = tmp_path / "quantised"
+    (folder / "config.json").write_text(json.dumps(QWEN))
+    said = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
+    (folder / "hf_quant_config.json").write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": said}))
+    expected = whole_logits(load_model(tmp_path / "plain")[0], PROMPT, [2, 2])
+    assert torch.equal(whole_logits(load_model(folder)[0], PROMPT, [2, 2]), expected)
+
+
+@pytest.mark.skipif(not load().native, reason="native kernels are not loaded")
+def test_an_engine_keeps_and_says_what_is_stored_unless_a_dtype_is_asked_for(tmp_path: Path) -> None:
+    write(tmp_path, OLMOE, lambda _: layouts.packed, W4A16)
+    settings = EngineSettings(model=str(tmp_path / "quantised"), max_model_len=32, kv_cache_bytes=1 << 20, threads=1)
+    _, info = build_engine(settings)
+    assert info.quantize == "as stored: int4 g32" and info.kernels == load().name
+    _, wide = build_engine(replace(settings, dtype="float32"))
+    assert wide.quantize == "none" and wide.parameters == info.parameters
 
 
 def test_parts_of_one_parameter_may_differ(tmp_path: Path) -> None:
