@@ -20,8 +20,11 @@ from weights.quantised.bytes import in_bytes
 
 def plain(family: str) -> Decoder:
     """A family's first example without mixtures, in sizes that the kernels and groups of 16 take."""
-    no_mixtures = {"deepseek_v3": {"first_k_dense_replace": 3}, "qwen3_next": {"mlp_only_layers": [0, 1]}}
-    changes: dict[str, Any] = wide(family) | no_mixtures[family] | {"intermediate_size": 48}
+    own: dict[str, dict[str, Any]] = {
+        "deepseek_v3": {"first_k_dense_replace": 3, "q_lora_rank": 32},
+        "qwen3_next": {"mlp_only_layers": [0, 1]},
+    }
+    changes = wide(family) | own[family] | {"intermediate_size": 48}
     config = AutoConfig.for_model(family, **reference.merged(reference.example_list(family)[0], **changes))
     return decoder(decoder_config(config.to_dict()))
 
