@@ -30,7 +30,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-pool fuzz fuzz-gguf test-gguf test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-products bench-threads bench-dial bench-loading bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-pool fuzz fuzz-gguf test-gguf test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-products bench-threads bench-dial bench-loading bench-packed bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -181,6 +181,9 @@ bench-loading: $(VENV)/.dev  ## how long checkpoints take to load, and their mem
 
 bench-products: $(VENV)/.dev  ## products with packed matrices of each kind, by rows
 	$(BIN)/python -m benchmarks.products $(ARGS)
+
+bench-packed: $(VENV)/.dev  ## how fast a packed model starts and runs, also where memory holds half of it
+	$(BIN)/python -m benchmarks.packed $(ARGS)
 
 bench-quantised: $(VENV)/.dev  ## what int8 and int4 cost in quality; needs ARGS=--text=FILE
 	$(BIN)/python -m benchmarks.quantised $(ARGS)

@@ -1,4 +1,4 @@
-"""The commands `moedial calibrate`, `expert-set` and `extract`: their options, what they print, and exit statuses.
+"""The commands `moedial calibrate`, `expert-set`, `extract` and `pack`: their options, what they print, exit statuses.
 
 What measures is imported when it runs.
 """
@@ -8,11 +8,12 @@ import logging
 import os
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_type_hints
 
 import typer
 
 from calibration.options import Options
+from model.options import DType, Quantize, QuantizeLayers
 
 INTERRUPTED = 130  # exit status after Ctrl-C
 
@@ -97,3 +98,25 @@ def extract(
     found = read(path, checkpoint_hash(source))
     write_extract(source, found, out)
     print(f"{out} has {found.kept} of {found.num_experts} experts of each layer")
+
+
+def pack(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name, or a hub id")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder")],
+    dtype: Annotated[str, typer.Option(help="As of serve")] = "auto",
+    quantize: Annotated[str, typer.Option(help="As of serve")] = "none",
+    quantize_layers: Annotated[str, typer.Option(help="As of serve")] = "experts",
+) -> None:
+    """Write a model as the CPU's kernels read it: serve maps the folder, and starts at once."""
+    for name, value, kind in (
+        ("dtype", dtype, DType),
+        ("quantize", quantize, Quantize),
+        ("quantize-layers", quantize_layers, QuantizeLayers),
+    ):
+        if value not in get_args(kind):
+            raise typer.BadParameter(f"{value!r:.80} is not one of {', '.join(get_args(kind))}", param_hint=f"--{name}")
+    from engine.packing import pack_model
+
+    pack_model(model, out, cast(DType, dtype), cast(Quantize, quantize), cast(QuantizeLayers, quantize_layers))
+    size = sum(file.stat().st_size for file in out.iterdir())
+    print(f"{out} has {size / 1e9:.2f} GB; serve it with the same --dtype, --quantize and --quantize-layers")

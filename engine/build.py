@@ -25,6 +25,7 @@ from engine.memory import (
     log_resources,
     step_bytes,
 )
+from engine.packing import ReadyModel, start_packed
 from engine.progress import LoadingProgress
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
@@ -45,6 +46,7 @@ from weights.config import read_config
 from weights.folder import resolve_model
 from weights.groups import KeepGroups, kept_as
 from weights.load import empty_model, load_model, run_dtype
+from weights.packed import is_packed
 from weights.repair import LoadedRepair, give_tables, load_repair
 from weights.small_files import TOKENIZER, small_files
 from weights.tokenizer import Tokenizer
@@ -77,28 +79,23 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
     cache_blocks(config, settings, dtype)
     tokenizer = tokenizer_for(path, config, settings)
     choose.provide(device)
-    share, group = None, None
-    if settings.ranks > 1:
-        from engine.ranks.group import RankGroup  # here, since it imports torch.distributed
-
-        share, group = Share(0, settings.ranks), RankGroup(settings, path, threads)
-    loaded, calibration_reason = load(path, settings, tables, share)
-    parameters = parameter_count(loaded if share is None else empty_model(config, dtype))
-    expert_bytes = group.connect(loaded) if group else ()
-    kept = kept_as(loaded)
-    model, reason = prepare(loaded, settings, threads)
+    if is_packed(path):
+        ready = start_packed(path, config, settings, dtype, options_of(config, settings, threads))
+    else:
+        ready = start_checkpoint(path, config, settings, threads, tables)
+    model = ready.model
     give_back_freed_memory()
     grammars = grammars_for(settings.tokenizer or path, model.config, tokenizer)
     engine, blocks = assemble(model, settings, grammars=grammars)
-    load_seconds, described = time.perf_counter() - started, describe(model, settings, kept)
+    load_seconds, described = time.perf_counter() - started, describe(model, settings, ready.kept)
     info = EngineInfo(
         family=raw["model_type"],
-        parameters=parameters,
+        parameters=ready.parameters,
         kv_blocks=blocks,
-        kernels_reason=reason,
+        kernels_reason=ready.kernels_reason,
         load_seconds=load_seconds,
-        calibration_reason=calibration_reason,
-        expert_bytes=expert_bytes,
+        calibration_reason=ready.calibration_reason,
+        expert_bytes=ready.expert_bytes,
         **described,
     )
     compute_one_token(engine, info)
@@ -108,6 +105,23 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
         engine.runner, info, pools(model.config), settings.max_step_tokens, token_buckets=model.token_buckets
     )
     return engine, replace(info, step_cost=engine.scheduler.cost)
+
+
+def start_checkpoint(
+    path: Path, config: DecoderConfig, settings: EngineSettings, threads: int, tables: tuple[Tensor, Tensor] | None
+) -> ReadyModel:
+    """The model of a checkpoint, with its ranks where there are several."""
+    share, group = None, None
+    if settings.ranks > 1:
+        from engine.ranks.group import RankGroup  # here, since it imports torch.distributed
+
+        share, group = Share(0, settings.ranks), RankGroup(settings, path, threads)
+    loaded, calibration_reason = load(path, settings, tables, share)
+    parameters = parameter_count(loaded if share is None else empty_model(config, loaded.dtype))
+    expert_bytes = group.connect(loaded) if group else ()
+    kept = kept_as(loaded)
+    model, reason = prepare(loaded, settings, threads)
+    return ReadyModel(model, parameters, kept, reason, calibration_reason, expert_bytes)
 
 
 def load(

@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from calibration.command import calibrate, expert_set, extract  # only their options; torch is imported when they run
+from calibration.command import calibrate, expert_set, extract, pack  # only their options; torch is imported later
 from engine.environment import PREFIX, child_environment
 from model.errors import MoedialError
 from server.configuration.help import GroupedCommand
@@ -116,6 +116,7 @@ app.command("run")(run_once)
 app.command("calibrate")(calibrate)
 app.command("expert-set")(expert_set)
 app.command("extract")(extract)
+app.command("pack")(pack)
 app.add_typer(bench)
 
 

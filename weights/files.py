@@ -22,6 +22,7 @@ from model.errors import CheckpointError
 from weights.folder import open_regular, read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PACKED = "packed.json"  # see `weights/packed.py`
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}  # formats that run code when they are read
 MAX_HEADER = 100 * 1024 * 1024
 DTYPES = {
@@ -111,6 +112,8 @@ class TensorFiles:
             return sorted(self._inside(name) for name in names)
         if (self.folder / SINGLE).exists():
             return [SINGLE]
+        if (self.folder / PACKED).exists():
+            raise CheckpointError(f"{self.folder} is a packed model: only moedial serve reads it")
         others = sorted(path.name for path in self.folder.glob("*") if path.suffix in PICKLES)
         hint = f"; {', '.join(others[:3])} will not be opened, only safetensors is" if others else ""
         raise CheckpointError(f"{self.folder} has neither {SINGLE} nor {INDEX}{hint}")

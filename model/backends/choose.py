@@ -29,6 +29,11 @@ def provide(device: str) -> None:
         backend.provide()
 
 
+def packing() -> CpuBackend:
+    """The one whose models can be packed: kept as the calls that build them (`engine/packing.py`)."""
+    return CpuBackend()
+
+
 def block_size(device: str) -> int:
     """Tokens per block of the cache that the device's fastest backend reads best."""
     return GPU_BLOCK_SIZE if device.startswith("cuda") else CPU_BLOCK_SIZE

@@ -1,6 +1,6 @@
 """The CPU backend: native kernels, for the decoders that they are written for (`model/backends/cpu/refusal.py`)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -8,6 +8,8 @@ from torch import nn
 from model.attention.attention import SelfAttention
 from model.attention.gated_delta_net import GatedDeltaNetAttention
 from model.attention.mla import MLAAttention
+from model.backends.cpu.blocks import Precision, precision_for
+from model.backends.cpu.calls import OpCall, calls_of, layout
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.provide import provide
@@ -60,3 +62,26 @@ class CpuBackend:
         if options.threads:
             torch.set_num_threads(1)
         return native
+
+    def calls(self, decoder: Decoder, options: Options) -> Iterator[OpCall]:
+        """What builds the program of a decoder for all of its context. The weights are taken over."""
+        return calls_of(decoder, decoder.config.context, _precision(decoder.dtype, options))
+
+    def layout(self) -> str:
+        """See `calls.layout`."""
+        return layout()
+
+    def start(
+        self, config: DecoderConfig, dtype: torch.dtype, parameters: int, calls: Iterable[OpCall], options: Options
+    ) -> NativeDecoder:
+        """The decoder that such calls build, which were kept. Raises as `calls.built`."""
+        use(options.threads or torch.get_num_threads())
+        precision = _precision(dtype, options)
+        native = NativeDecoder.of_calls(config, dtype, parameters, precision, calls, options.kv_cache)
+        if options.threads:
+            torch.set_num_threads(1)
+        return native
+
+
+def _precision(dtype: torch.dtype, options: Options) -> Precision:
+    return precision_for(dtype, options.quantize, options.quantize_layers == "experts")

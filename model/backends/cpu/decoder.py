@@ -1,25 +1,25 @@
 """A decoder on native kernels: the same function as `model.decoder.Decoder`, row results independent of the batch.
 
 Activations between blocks are float32 whatever the weights are. Made from a loaded `Decoder`, whose parameters it takes
-over layer by layer, so that memory holds one layer twice at most.
+over, or from the calls that a packed folder holds.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from model.backends.cpu.attention import Tables, block_of
-from model.backends.cpu.blocks import feed_forward_block, norm_params, precision_for
+from model.backends.cpu.blocks import Precision, precision_for
 from model.backends.cpu.cache import native_cache
+from model.backends.cpu.calls import OpCall, built, calls_of
 from model.backends.cpu.kernels.library import load
-from model.backends.cpu.kernels.pack import pack
-from model.backends.cpu.kernels.params import BlockParams, LinearParams
 from model.backends.cpu.kernels.rules import rule_arguments
 from model.backends.cpu.sampling import NativeSampling
 from model.batch import Batch, Cache, Pages
-from model.decoder import Decoder, Layer, parameter_count
+from model.decoder import Decoder, parameter_count
 from model.options import KVCacheDType, Quantize
+from model.shapes.decoder import DecoderConfig
 from model.step import Observer
 
 NO_SLOTS = torch.empty(0, dtype=torch.int64)
@@ -46,39 +46,41 @@ class NativeDecoder(NativeSampling):
         experts_only: bool = True,
         kv_cache: KVCacheDType = "auto",
     ) -> None:
-        config = model.config
-        self.config, self.kernels = config, load().name
-        self.dtype = model.embed.weight.dtype
-        self.cache_dtype = torch.int8 if kv_cache == "int8" else self.dtype
-        self.parameters = parameter_count(model)
-        self.precision = precision = precision_for(self.dtype, quantize, experts_only)
-        self._loads = [shape.num_experts for shape in config.mixtures]
-        embeddings = model.embed.weight.detach()
-        head = model.embed if config.tied else model.head
-        places = model.embed_positions.weight if config.positions == "learned" else None
-        self._program = torch.classes.moedial.Program(config.width, embeddings, float(config.embed_scale), places)
-        last = LinearParams(
-            norm=norm_params(model.norm),
-            weight=pack(head.weight, precision.linears),
-            outputs=config.vocabulary,
-            bias=model.head.bias.detach().float() if config.head_bias else None,
-            scale=config.logit_scale,
-        )
-        torch.ops.moedial.set_head(self._program, *last.arguments())
-        tables = Tables(length)
-        moe_layer = 0
-        for shape in config.feed_forward:
-            layer = model.layers[0]
-            assert isinstance(layer, Layer)
-            self._add(block_of(layer.attention_norm, layer.attention, tables, precision, layer.scale))
-            self._add(feed_forward_block(layer.ffn_norm, layer.ffn, moe_layer, precision, layer.repair, layer.scale))
-            moe_layer += shape.num_experts > 0
-            del model.layers[0], layer
-        self._run = self._program.run
+        dtype = model.embed.weight.dtype
+        precision = precision_for(dtype, quantize, experts_only)
+        calls = calls_of(model, length, precision)
+        self._start(model.config, dtype, parameter_count(model), precision, calls, kv_cache)
 
-    def _add(self, block: BlockParams) -> None:
-        """Makes it the next block of the program."""
-        getattr(torch.ops.moedial, block.add_op)(self._program, *block.arguments())
+    @classmethod
+    def of_calls(
+        cls,
+        config: DecoderConfig,
+        dtype: torch.dtype,
+        parameters: int,
+        precision: Precision,
+        calls: Iterable[OpCall],
+        kv_cache: KVCacheDType = "auto",
+    ) -> Self:
+        """The decoder that these calls build. Raises as `calls.built`."""
+        made = cls.__new__(cls)
+        made._start(config, dtype, parameters, precision, calls, kv_cache)
+        return made
+
+    def _start(
+        self,
+        config: DecoderConfig,
+        dtype: torch.dtype,
+        parameters: int,
+        precision: Precision,
+        calls: Iterable[OpCall],
+        kv_cache: KVCacheDType,
+    ) -> None:
+        self.config, self.kernels, self.dtype = config, load().name, dtype
+        self.cache_dtype = torch.int8 if kv_cache == "int8" else dtype
+        self.parameters, self.precision = parameters, precision
+        self._loads = [shape.num_experts for shape in config.mixtures]
+        self._program = built(calls)
+        self._run = self._program.run
 
     def cache(self, blocks: int, block_size: int, slots: int = 0) -> Cache:
         """The cache that this decoder reads and writes."""

@@ -4,6 +4,7 @@ An op's schema is made from the struct in C++, and a dataclass is sorted by that
 and a name that only one of them knows is an error when a block is made, not a wrong number.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -30,12 +31,20 @@ class Params:
         Raises:
             TypeError: csrc/params.h has other names.
         """
-        values = named(self)
-        schema = getattr(torch.ops.moedial, self.op).default._schema
-        names = [argument.name for argument in schema.arguments][-len(values) :]
-        if set(names) != values.keys():
-            raise TypeError(f"{self.op} takes {', '.join(names)}, and is given {', '.join(values)}")
-        return tuple(values[name] for name in names)
+        return by_schema(self.op, named(self))
+
+
+def by_schema(op: str, values: Mapping[str, object]) -> tuple[object, ...]:
+    """Named values in the order of the op's last arguments.
+
+    Raises:
+        TypeError: these have other names.
+    """
+    schema = getattr(torch.ops.moedial, op).default._schema
+    names = [argument.name for argument in schema.arguments][-len(values) :]
+    if set(names) != values.keys():
+        raise TypeError(f"{op} takes {', '.join(names)}, and is given {', '.join(values)}")
+    return tuple(values[name] for name in names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,10 +68,16 @@ inline Kind kind_of(const Tensor& packed) {
     }
 }
 
-// A matrix of this shape as it is stored: inputs are padded to a multiple of `group`.
-inline Matrix matrix_of(int64_t outputs, int64_t inputs, int64_t group) {
+// One of `count` matrices of this shape as they are stored: inputs are padded to a multiple of
+// `group`. No product of sizes overflows afterwards: not elements, nor their bytes.
+inline Matrix matrix_of(int64_t outputs, int64_t inputs, int64_t group, int64_t count) {
     TORCH_CHECK(outputs > 0 && inputs > 0, "a matrix must have outputs and inputs, got [", outputs,
                 ", ", inputs, "]");
+    int64_t all_outputs, elements;
+    TORCH_CHECK(!__builtin_mul_overflow(count, up_to(outputs, 16), &all_outputs) &&
+                    !__builtin_mul_overflow(all_outputs, up_to(inputs, group), &elements) &&
+                    elements < int64_t{1} << 56,
+                "a matrix of ", count, " x [", outputs, ", ", inputs, "] is too large");
     Matrix made;
     made.outputs = up_to(outputs, 16), made.inputs = up_to(inputs, group);
     return made;
@@ -81,7 +87,7 @@ inline Matrix matrix_of(int64_t outputs, int64_t inputs, int64_t group) {
 // scales' float32 bits and the offsets, int32 [2, count * outputs].
 inline Matrix matrix(const Tensor& packed, const OptionalTensor& scales, int64_t outputs,
                      int64_t inputs, int64_t count = 1) {
-    Matrix made = matrix_of(outputs, inputs, 4);
+    Matrix made = matrix_of(outputs, inputs, 4, count);
     made.kind = kind_of(packed);
     const int64_t all_outputs = count * made.outputs;
     TORCH_CHECK(packed.is_contiguous() && packed.numel() == all_outputs * made.inputs,
@@ -125,7 +131,7 @@ inline GroupCodes group_codes(int64_t group, const OptionalTensor& table, bool m
 inline Matrix grouped_matrix(const Tensor& packed, const OptionalTensor& factors,
                              const GroupCodes& codes, int64_t outputs, int64_t inputs,
                              int64_t count) {
-    Matrix made = matrix_of(outputs, inputs, codes.inputs);
+    Matrix made = matrix_of(outputs, inputs, codes.inputs, count);
     made.kind = GROUPED, made.codes = codes;
     TORCH_CHECK(factors, "a grouped matrix needs the factors of its outputs");
     made.scales = vector(factors, count * made.outputs, "factors");

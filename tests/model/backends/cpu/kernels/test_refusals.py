@@ -87,6 +87,7 @@ REFUSALS = [
     Refusal("linear", "outputs", to(40), "packed weights of 1 x [40, 16] must have 768 elements"),
     Refusal("linear", "outputs", to(0), "a matrix must have outputs and inputs, got [0, 16]"),
     Refusal("linear", "outputs", to(-5), "a matrix must have outputs and inputs, got [-5, 16]"),
+    Refusal("linear", "outputs", to(1 << 60), "a matrix of 1 x [1152921504606846976, 16] is too large"),
     Refusal("linear", "x", lambda x: x[:, :0].contiguous(), "a matrix must have outputs and inputs, got [20, 0]"),
     Refusal("linear", "weight_scales", to(None), "int8 weights need 2 x 32 scales and offsets", "int8"),
     Refusal("linear", "weight_scales", lambda s: s[:, 1:].contiguous(), "int8 weights need 2 x 32", "int8-weights"),

@@ -1,0 +1,117 @@
+"""The calls that build a program of native kernels (csrc/program.h): made from a decoder here, or read from files.
+
+A call is an op's name and its arguments by name. No files here (see `weights/packed.py`), and no running of programs.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from model.backends.cpu.attention import Tables, block_of
+from model.backends.cpu.blocks import Precision, feed_forward_block, norm_params
+from model.backends.cpu.kernels.pack import Kind, Packed, interleave, pack
+from model.backends.cpu.kernels.params import BlockParams, LinearParams, by_schema, named
+from model.decoder import Decoder, Layer
+
+PROGRAM = "program"  # makes a program; every other op adds to one
+
+
+@dataclass(frozen=True, slots=True)
+class OpCall:
+    """An op and its arguments by name: tensors, numbers, None. Those of `PROGRAM` are in their order."""
+
+    op: str
+    values: Mapping[str, object]
+
+
+def calls_of(model: Decoder, length: int, precision: Precision) -> Iterator[OpCall]:
+    """The calls for a decoder that serves `length` positions. Each layer is given up as soon as the next is asked for,
+    so that memory holds one layer twice at most."""
+    config = model.config
+    embeddings = model.embed.weight.detach()
+    head = model.embed if config.tied else model.head
+    places = model.embed_positions.weight.detach() if config.positions == "learned" else None
+    made = {"width": config.width, "embeddings": embeddings, "scale": float(config.embed_scale), "places": places}
+    yield OpCall(PROGRAM, made)
+    last = LinearParams(
+        norm=norm_params(model.norm),
+        weight=pack(head.weight, precision.linears),
+        outputs=config.vocabulary,
+        bias=model.head.bias.detach().float() if config.head_bias else None,
+        scale=config.logit_scale,
+    )
+    yield OpCall("set_head", named(last))
+    del last
+    yield from map(_add, _blocks(model, length, precision))
+
+
+def _blocks(model: Decoder, length: int, precision: Precision) -> Iterator[BlockParams]:
+    tables = Tables(length)
+    moe_layer = 0
+    for shape in model.config.feed_forward:
+        layer = model.layers[0]
+        assert isinstance(layer, Layer)
+        yield block_of(layer.attention_norm, layer.attention, tables, precision, layer.scale)
+        yield feed_forward_block(layer.ffn_norm, layer.ffn, moe_layer, precision, layer.repair, layer.scale)
+        moe_layer += shape.num_experts > 0
+        del model.layers[0], layer
+
+
+def _add(block: BlockParams) -> OpCall:
+    return OpCall(block.add_op, named(block))
+
+
+def built(calls: Iterable[OpCall]) -> Any:
+    """The program that the calls make.
+
+    Raises:
+        TypeError, RuntimeError: they have other names, kinds or shapes than the kernels want. Nothing is read before it
+            is checked.
+    """
+    program: Any = None
+    for call in calls:
+        if call.op == PROGRAM:
+            program = torch.classes.moedial.Program(*call.values.values())
+            continue
+        if call.op not in adding_ops():
+            raise TypeError(f"{call.op!r:.80} adds nothing to a program")
+        if program is None:
+            raise TypeError("a program comes before what is added to it")
+        getattr(torch.ops.moedial, call.op)(program, *by_schema(call.op, call.values))
+    if program is None:
+        raise TypeError("nothing makes a program")
+    return program
+
+
+@cache
+def adding_ops() -> tuple[str, ...]:
+    """The ops that add to a program, sorted."""
+    names = (name.removeprefix("moedial::") for name in torch._C._dispatch_get_all_op_names())
+    return tuple(sorted(name for name in names if name == "set_head" or name.startswith("add_")))
+
+
+@cache
+def layout() -> str:
+    """Names how weights lie in memory and what the ops take: a hash of the ops' schemas and of small packed matrices.
+
+    It is the same on every machine and instruction set.
+    """
+    digest = hashlib.sha256()
+    for op in adding_ops():
+        digest.update(str(getattr(torch.ops.moedial, op).default._schema).encode())
+    sample = (torch.arange(2 * 160 * 136) % 251 - 125).view(2, 160, 136) / 64
+    for kind in get_args(Kind):
+        packed: Packed = pack(interleave(sample), kind)
+        for tensor in (packed.packed, packed.scales):
+            if tensor is not None:
+                digest.update(_bytes(tensor))
+    return digest.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
