@@ -14,7 +14,8 @@ from tests.weights.gguf.writer import blob, write_gguf
 from weights.calibration import checkpoint_hash, find
 from weights.chat import ChatTemplate
 from weights.config import read_config
-from weights.expert_sets import every
+from weights.expert_sets import ExpertSet, Loss, every
+from weights.extract import extract
 from weights.folder import beside, model_name, read_card, resolve_model
 from weights.generation import read_eos_ids, sampling_defaults
 from weights.gguf import header, reader
@@ -160,3 +161,14 @@ def test_no_more_of_a_file_is_mapped_than_a_header_may_have(monkeypatch: pytest.
         monkeypatch.setattr(module, "MOST_HEADER", 64)
     with pytest.raises(CheckpointError, match="a header may have 64"):
         GgufFile(file)
+
+
+def test_fewer_experts_are_extracted_from_a_file_as_from_a_folder(twins: Twins, tmp_path: Path) -> None:
+    kept = ExpertSet(1, "t", "", "", 1, 5, ((0, 1, 3), (1, 2, 4)), (1.0, 1.0), Loss(1.0, 1.0))
+    made = []
+    for number, path in enumerate(twins):
+        extract(path, kept, tmp_path / str(number))
+        made.append(load_model(tmp_path / str(number))[0].state_dict())
+    assert all(torch.equal(tensor, made[1][name]) for name, tensor in made[0].items())
+    texts = [Tokenizer.load(tmp_path / str(number)).encode("a <think> dog") for number in range(2)]
+    assert texts[0] == texts[1] == Tokenizer.load(twins[0]).encode("a <think> dog")

@@ -166,3 +166,9 @@ def test_merges_in_a_sentencepiece_file_are_used() -> None:
     given = tokenizer_json(Vocabulary.read(sentencepiece()))["model"]["merges"][5:7]
     metadata = sentencepiece() | {"tokenizer.ggml.merges": [" ".join(pair) for pair in given]}
     assert tokenizer_json(Vocabulary.read(metadata))["model"]["merges"] == given
+
+
+@pytest.mark.parametrize(("pre", "composes"), [("qwen2", True), ("olmo", True), ("command-r", True), ("gpt-2", False)])
+def test_some_bring_a_text_to_nfc(pre: str, composes: bool) -> None:
+    made = backend(byte_level(pre))
+    assert (made.encode("cafe\u0301").ids == made.encode("café").ids) == composes
