@@ -6,6 +6,7 @@ import random
 import struct
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ import torch
 import typer
 
 from model.errors import CheckpointError
+from tests.weights.checkpoints import random_decoder
+from tests.weights.gguf.architectures import RAW, converted, metadata_of, raw_of
+from tests.weights.gguf.quantisers import mixed
 from tests.weights.gguf.writer import Blob, blob, gguf_bytes
 from weights.config import decoder_config
 from weights.gguf.families import raw_config
 from weights.gguf.names import tensor_parts
 from weights.gguf.reader import GgufFile
 from weights.gguf.tensors import GgufTensors
+from weights.load import load_model
+from weights.small_files import MADE, small_files
 
 EDGES = (0, 1, 2, 3, 31, 32, 255, 256, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1)
 
@@ -40,8 +46,12 @@ def sample() -> bytes:
         "qwen3moe.expert_count": 2,
         "qwen3moe.expert_used_count": 1,
         "qwen3moe.expert_feed_forward_length": 32,
-        "tokenizer.ggml.tokens": ["a", "b", "ß"],
-        "tokenizer.ggml.scores": [0.5, 1.5],
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": ["a", "b", "ab"],
+        "tokenizer.ggml.token_type": [1, 1, 1],
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.eos_token_id": 2,
     }
     tensors: Mapping[str, Blob] = {
         "token_embd.weight": blob("Q8_0", (3, 32)),
@@ -56,10 +66,16 @@ def sample() -> bytes:
     return gguf_bytes(metadata, tensors)
 
 
-def damaged(data: bytes, rng: random.Random) -> bytes:
-    """With one to three changes: bytes, lengths, pieces taken out, doubled, moved, or the end cut off."""
+@cache
+def model(name: str) -> bytes:
+    """A whole one of an architecture, with blocks of three types."""
+    return gguf_bytes(metadata_of(name), converted(name, random_decoder(raw_of(name)), mixed))
+
+
+def damaged(data: bytes, header: int, rng: random.Random) -> bytes:
+    """With one to three changes in the first `header` bytes: bytes, lengths, pieces taken out, doubled, moved, or the
+    end cut off."""
     changed = bytearray(data)
-    header = len(data) // 2 + 200
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(min(header, len(changed)) or 1)
         size = rng.randint(1, 64)
@@ -91,17 +107,28 @@ def read_everything(path: Path) -> None:
             assert (values.shape, values.dtype) == (stored.shape, stored.dtype), name
             grouped = tensors.grouped(name)
             assert grouped is None or grouped.nbytes == stored.grouped, name
+    files = small_files(path)
+    for name in MADE:
+        if files.has(name):
+            files.json(name)
+
+
+def load(path: Path) -> None:
+    """The model, and nothing else."""
+    load_model(path, "float32")
 
 
 def run(count: int, seed: int) -> int:
-    """How many of `count` damaged files were refused."""
-    data, refused = sample(), 0
+    """How many of `count` damaged files were refused: every second one is a whole model."""
+    refused, names = 0, sorted(RAW)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.gguf"
         for case in range(seed, seed + count):
-            path.write_bytes(damaged(data, random.Random(case)))
+            rng = random.Random(case)
+            data, read = (model(rng.choice(names)), load) if case % 2 else (sample(), read_everything)
+            path.write_bytes(damaged(data, data.rindex(b".weight") + 50, rng))
             try:
-                read_everything(path)
+                read(path)
             except CheckpointError:
                 refused += 1
             except BaseException:

@@ -12,4 +12,4 @@ def test_the_undamaged_file_is_read(tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_read_or_refused() -> None:
-    assert 100 < fuzz_gguf.run(200, seed=0) < 200
+    assert 50 < fuzz_gguf.run(100, seed=0) < 100

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.backends.cpu.backend import CpuBackend
+from model.backends.cpu.kernels.library import load
 from model.decoder import Decoder, grouped_parts
 from model.errors import CheckpointError
-from tests.model.tiny import whole_logits
+from model.options import Options
+from tests.model.tiny import PagedRun, whole_logits
 from tests.weights.checkpoints import random_decoder
 from tests.weights.gguf.architectures import converted, metadata_of, raw_of
 from tests.weights.gguf.quantisers import floats, mixed
@@ -16,6 +19,7 @@ from tests.weights.gguf.writer import CODES, Blob, blob, write_gguf
 from tests.weights.quantised.test_models import widened
 from weights.gguf.blocks import dense
 from weights.gguf.types import TYPES
+from weights.groups import kept_as
 from weights.load import load_model
 
 NAMES = ("olmoe", "qwen3moe", "llama, mixtral", "gpt-oss")
@@ -63,6 +67,32 @@ def test_a_quantised_file_has_the_logits_of_what_it_means(name: str, tmp_path: P
     assert torch.equal(whole_logits(found, PROMPT, counts(plain)), expected)
     assert len(list(grouped_parts(kept))) == len(matrices(found))
     torch.testing.assert_close(whole_logits(widened(kept), PROMPT, counts(plain)), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not load().native, reason="native kernels are not loaded")
+@pytest.mark.parametrize("name", ["olmoe", "qwen3moe"])
+def test_the_kernels_multiply_what_is_stored(name: str, tmp_path: Path) -> None:
+    """Inputs are rounded to 8 bits, so every expert is asked for: none is chosen otherwise."""
+    path = written(tmp_path, name, converted(name, random_decoder(raw_of(name)), mixed))
+    plain, _ = load_model(path, "float32")
+    backend, every = CpuBackend(), [5, 5]
+    kept, _ = load_model(path, keep_groups=backend.groups)
+    assert "int4 g32 with minimum" in kept_as(kept)
+    found = PagedRun(backend.prepare(kept, Options()), [PROMPT], [every], block_size=16).step({0: len(PROMPT)})[0]
+    expected = whole_logits(plain, PROMPT, every)
+    assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()
+
+
+def test_a_file_in_parts_is_the_same_model(tmp_path: Path) -> None:
+    model = random_decoder(raw_of("olmoe"))
+    tensors = list(converted("olmoe", model, floats).items())
+    for part in range(2):
+        said = {"split.no": part, "split.count": 2, "split.tensors.count": len(tensors)}
+        said |= metadata_of("olmoe") if part == 0 else {}
+        write_gguf(tmp_path / f"x-0000{part + 1}-of-00002.gguf", said, dict(tensors[part::2]))
+    found, _ = load_model(tmp_path / "x-00001-of-00002.gguf")
+    parameters = dict(found.named_parameters())
+    assert all(torch.equal(parameters[name], each) for name, each in model.named_parameters())
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
