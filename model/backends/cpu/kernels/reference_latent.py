@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.backends.cpu.kernels.reference import Attention, Norm, Slots, Weight, attend, turn
+from model.backends.cpu.kernels.reference import Norm, Weight
+from model.backends.cpu.kernels.reference_attention import Attention, Slots, attend, turn
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from model.backends.cpu.attention import rotary_table
-from model.backends.cpu.kernels import reference
 from model.backends.cpu.kernels.pack import Kind, Packed, pack
 from model.backends.cpu.kernels.params import LatentParams
 from model.backends.cpu.kernels.reference import Weight
+from model.backends.cpu.kernels.reference_attention import Attention
 from model.backends.cpu.kernels.reference_latent import LatentBlock, latent_block
 from model.shapes.rope import Rope
 from tests.model.backends.cpu.kernels.cases import Make, norm_params, ops
@@ -90,7 +90,7 @@ def latent_case(make: Make, lengths: Sequence[int], kind: Kind, bias: bool = Fal
         query_rank=low,
         rank=rank,
         plain_width=plain,
-        rules=reference.Attention(1.5 * (plain + turned) ** -0.5),
+        rules=Attention(1.5 * (plain + turned) ** -0.5),
         residual_scale=0.5 if bias else 1.0,
     )
     dtype = torch.float32 if kind == "float" else torch.bfloat16

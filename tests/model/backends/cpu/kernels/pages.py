@@ -9,10 +9,11 @@ from torch import Tensor
 
 from model.backends.cpu.attention import Tables
 from model.backends.cpu.cache import SCALE_BYTES
-from model.backends.cpu.kernels import reference
+from model.backends.cpu.kernels import reference_attention
 from model.backends.cpu.kernels.pack import Kind, Packed, pack
 from model.backends.cpu.kernels.params import AttentionParams, MaskParams
-from model.backends.cpu.kernels.reference import Attention, AttentionBlock, Slots, Weight
+from model.backends.cpu.kernels.reference import Weight
+from model.backends.cpu.kernels.reference_attention import Attention, AttentionBlock, Slots
 from model.shapes import attention as shapes
 from model.shapes.decoder import DecoderConfig
 from tests.model.backends.cpu.kernels.cases import Make, norm_params, ops
@@ -102,7 +103,7 @@ class AttendCase:
         cache = Slots(self.layout.blocks * self.layout.block_size, kv_heads, head, *self.kept)
         for rows, spans, tables in map(self.layout.step, in_pieces(self.layout)):
             cache.write(self.k_TGC[rows], self.v_of(rows), spans, tables)
-            outs.append(reference.attend(self.q_THC[rows], cache, spans, tables, self.rules))
+            outs.append(reference_attention.attend(self.q_THC[rows], cache, spans, tables, self.rules))
         return torch.cat(outs)
 
     @property
@@ -201,7 +202,7 @@ class AttentionCase:
         cache = slots(self.layout, torch.empty(self.cache_shape, dtype=self.dtype))
         out = torch.zeros_like(self.x_TD, dtype=torch.float64)
         for rows, spans, tables in map(self.layout.step, in_pieces(self.layout)):
-            out[rows] = reference.attention_block(self.x_TD[rows], cache, spans, tables, self.block)
+            out[rows] = reference_attention.attention_block(self.x_TD[rows], cache, spans, tables, self.block)
         return out
 
 

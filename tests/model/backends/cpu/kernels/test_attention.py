@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backends.cpu.kernels import reference
+from model.backends.cpu.kernels import reference_attention
 from model.backends.cpu.kernels.build import SOURCES
 from model.backends.cpu.kernels.pack import Kind
 from model.shapes.decoder import DecoderConfig
@@ -46,7 +46,7 @@ def check(case: AttendCase | AttentionCase, make: Make, largest: int = 40) -> No
 def test_the_reference_rounds_after_as_many_keys_as_the_kernel() -> None:
     sources = "".join((SOURCES / name).read_text() for name in ("turn.h", "attender.h"))
     found = [int(number) for number in re.findall(r"constexpr int64_t (?:KEYS|PART) = (\d+);", sources)]
-    assert found == [reference.ROUND, reference.PART]
+    assert found == [reference_attention.ROUND, reference_attention.PART]
 
 
 @each_dtype
