@@ -64,6 +64,7 @@ def test_a_list_may_be_given_as_words_or_by_repeating_its_flag(monkeypatch: pyte
 
 def test_the_engine_gets_every_option_of_its_own() -> None:
     options: dict[str, Any] = {
+        "tokenizer": "/models/other",
         "dtype": "bfloat16",
         "device": "cuda:1",
         "allow_extrapolated_experts": True,
