@@ -117,7 +117,8 @@ def _find_faults(model: nn.Module, plan: FillPlan, files: TensorSource, ignorabl
     used = {part.source for parts in plan.values() for part in parts}
     faults = [f"missing {name}" for name in sorted(used - files.stored.keys())]
     unused = sorted(files.stored.keys() - used)
-    faults += [f"extra {name}" for name in unused if not _ignored(name, plan, ignorable)]
+    extra = (name for name in unused if not _ignored(name, plan, ignorable))
+    faults += [f"extra {name}" for name in extra if not _zero_bias(name, files)]
     for target, parts in plan.items():
         parameter = model.get_parameter(target)
         for part in parts:
@@ -217,3 +218,11 @@ def _ignored(name: str, plan: Mapping[str, object], ignorable: tuple[Ignore, ...
         return "head.weight" not in plan
     patterns = (re.escape(rule.source).replace(r"\{l\}", r"\d+").replace(r"\{any\}", ".+") for rule in ignorable)
     return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _zero_bias(name: str, files: TensorSource) -> bool:
+    """Whether a tensor is a bias of zeros beside a matrix: AutoGPTQ writes one for every matrix."""
+    matrix, stored = name.removesuffix("bias") + "weight", files.stored[name]
+    if not name.endswith(".bias") or matrix not in files.stored or len(stored.shape) != 1:
+        return False
+    return not files.read(name).any()

@@ -68,7 +68,7 @@ def _listed(models: ServedModels, id: str) -> dict[str, Any]:
 
 def _size(models: ServedModels) -> int:
     info = models.info
-    if info.quantize.startswith("int4"):
+    if info.quantize.startswith(("int4", "as stored: int4", "as stored: fp4")):
         return info.parameters * 9 // 16  # a code and its share of a scale
     return info.parameters * (1 if info.quantize != "none" else BYTES.get(info.dtype, 4))
 

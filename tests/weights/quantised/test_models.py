@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.build import build_engine
@@ -18,6 +18,7 @@ from model.backends.cpu.backend import CpuBackend
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.refusal import refusal
 from model.decoder import Decoder, grouped_parts, parameter_count
+from model.errors import CheckpointError
 from model.grouped import Grouped
 from model.options import Options
 from tests.families.reference import PROMPT
@@ -150,6 +151,19 @@ def test_an_engine_keeps_and_says_what_is_stored_unless_a_dtype_is_asked_for(tmp
     assert info.quantize == "as stored: int4 g32" and info.kernels == load().name
     _, wide = build_engine(replace(settings, dtype="float32"))
     assert wide.quantize == "none" and wide.parameters == info.parameters
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-3])
+def test_biases_that_autogptq_adds_are_dropped_if_they_are_zero(value: float, tmp_path: Path) -> None:
+    write(tmp_path, QWEN, lambda _: layouts.gptq, configs.gptq())
+    file = tmp_path / "quantised" / "model.safetensors"
+    bias = {"model.layers.0.self_attn.o_proj.bias": torch.full((64,), value)}
+    save_file(load_file(file) | bias, file)
+    if value:
+        with pytest.raises(CheckpointError, match=r"extra model.layers.0.self_attn.o_proj.bias"):
+            load_model(file.parent)
+    else:
+        load_model(file.parent)
 
 
 def test_parts_of_one_parameter_may_differ(tmp_path: Path) -> None:
