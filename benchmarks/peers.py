@@ -93,7 +93,7 @@ def build(folder: Path, jobs: int) -> None:
 
 def llamacpp_steps(folder: Path, jobs: int) -> list[Step]:
     """The steps that install llama.cpp's tools and converter."""
-    source = ("--no-binary", ":all:", "--no-deps", "--dest", folder, LLAMACPP_SOURCE)
+    source = ("--no-binary", "llama-cpp-python", "--no-deps", "--dest", folder, LLAMACPP_SOURCE)
     return [
         Step("a venv", partial(make_venv, folder)),
         Step(

@@ -151,7 +151,7 @@ inline Floats dot_pairs(Floats sums, Ints left, Ints right) {
 
 // sums + Σ left.i * right.i for the four unsigned bytes `left` and four signed bytes `right` of
 // each lane. AVX2 has no exact instruction for bytes: even and odd ones are widened to 16 bits.
-// AVX-VNNI, AVX2 with that instruction, is nothing but this function.
+// AVX-VNNI, AVX2 with that instruction, differs here and in `begin_bytes` below.
 inline Ints dot_bytes(Ints sums, Ints left, Ints right) {
 #if LANES_512
     return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)left, (__m512i)right);
