@@ -91,13 +91,6 @@ inline Inputs encode_queries(const float* queries, int64_t stride, const Cache& 
     return in;
 }
 
-inline int64_t longest_context(const Pages& pages) {
-    int64_t longest = 0;
-    for (int64_t span = 0; span < pages.count; span++)
-        longest = std::max(longest, pages.spans[span].context);
-    return longest;
-}
-
 // out [rows, heads * value_width]: attention of every new token over its sequence up to itself.
 // queries: [rows, stride >= heads * head_width].
 void attend(const float* queries, int64_t stride, const Cache& cache, const Pages& pages,
@@ -109,8 +102,12 @@ void attend(const float* queries, int64_t stride, const Cache& cache, const Page
     QueryTile* tiles = scratch().take<QueryTile>((pages.rows / cut.rows + pages.count) *
                                                  cache.kv_heads * cut.cuts());
     const int64_t count = list_tiles(pages, cache.kv_heads, cut, tiles);
-    const int64_t longest = longest_context(pages);
-    const int64_t parts = ceil_div(longest, PART), room = QUERIES * width;
+    int64_t longest = 0, most = 1;  // of one tile: keys from its first part on, and queries
+    for (int64_t i = 0; i < count; i++) {
+        longest = std::max(longest, attender.end(tiles[i]) - attender.start(tiles[i]) * PART);
+        most = std::max(most, tiles[i].count());
+    }
+    const int64_t parts = ceil_div(longest, PART), room = most * width;
 
     // Few tiles with long contexts: their parts are computed side by side. Otherwise each task
     // computes the parts of its own tile in turn. The parts and their order are the same.
@@ -120,18 +117,21 @@ void attend(const float* queries, int64_t stride, const Cache& cache, const Page
     float* outs = scratch().take<float>(kept * room);
     parallel(kept, [&](int64_t i) {
         runs[i].out = outs + i * room;
-        attender.part(tiles[i / parts], i % parts * PART, (i % parts + 1) * PART, runs[i]);
+        const int64_t part = attender.start(tiles[i / parts]) + i % parts;
+        attender.part(tiles[i / parts], part * PART, (part + 1) * PART, runs[i]);
     });
     const auto run = [&](const QueryTile& tile, const Running* done) {
         static thread_local std::vector<float> local;
         local.resize(2 * room);
-        const int64_t here = tile.count(), until = attender.position(tile, here - 1) + 1;
+        const int64_t start = attender.start(tile);
         Running sums, next;
         sums.out = local.data(), next.out = sums.out + room;
-        attender.part(tile, 0, split ? 0 : PART, sums);  // split: nothing seen yet
-        for (int64_t part = split ? 0 : 1; part * PART < until; part++) {
+        // The sequence's first part needs no merging; before any other nothing was seen.
+        const bool direct = !split && start == 0;
+        attender.part(tile, 0, direct ? PART : 0, sums);
+        for (int64_t part = direct ? 1 : start; part * PART < attender.end(tile); part++) {
             if (!split) attender.part(tile, part * PART, (part + 1) * PART, next);
-            absorb(sums, split ? done[part] : next, here, width);
+            absorb(sums, split ? done[part - start] : next, tile.count(), width);
         }
         divide(attender, tile, sums, out);
     };

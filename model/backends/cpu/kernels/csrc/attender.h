@@ -73,6 +73,12 @@ struct Attender {
                query % tile.heads;
     }
 
+    // The first part that any query of a tile sees, and one past the last key.
+    int64_t start(const QueryTile& tile) const {
+        return attention.oldest(position(tile, 0)) / PART;
+    }
+    int64_t end(const QueryTile& tile) const { return position(tile, tile.count() - 1) + 1; }
+
     int64_t tile_at(const QueryTile& tile, int64_t key) const {
         return tile_offset(cache, slot_of(pages, tile.span, key), tile.kv_head);
     }
@@ -91,7 +97,7 @@ struct Attender {
 
     // Ask for the first keys of a tile to come.
     void expect(const QueryTile& tile) const {
-        const int64_t last = position(tile, tile.count() - 1) + 1;
+        const int64_t last = end(tile);
         const int64_t first = attention.oldest(position(tile, 0)) / KEYS * KEYS;
         prefetch_keys(tile, first, std::min(last, first + KEYS));
     }
@@ -223,7 +229,7 @@ struct Attender {
             run.highest[query] = -INFINITY, run.total[query] = 0;
         }
         std::memset(run.out, 0, queries_here * cache.value_width * 4);
-        const int64_t last = std::min(until, position(tile, queries_here - 1) + 1);
+        const int64_t last = std::min(until, end(tile));
         const int64_t oldest = attention.oldest(position(tile, 0));
         // Rounds begin at multiples of KEYS wherever the window or the chunk does.
         for (int64_t key = std::max(from, oldest / KEYS * KEYS); key < last; key += KEYS) {
