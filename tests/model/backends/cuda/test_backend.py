@@ -119,6 +119,9 @@ def test_kernels_are_named_by_what_they_are_compiled_for() -> None:
     assert kernels_name(torch.device("cuda:1")) == "triton sm_90"
 
 
+NO_KERNEL = "for which there is no GPU kernel: use int8-weights or fp8-weights"
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -126,7 +129,8 @@ def test_kernels_are_named_by_what_they_are_compiled_for() -> None:
         (replace(GPU, block_size=16), "the block size 16: the GPU kernels read blocks of 64 tokens"),
         (replace(GPU, dtype="float32"), "weights of float32: the GPU kernels take bfloat16"),
         (replace(GPU, device="cpu"), "the device cpu"),
-        (replace(GPU, quantize="int4"), "quantize int4 of experts"),  # type: ignore[arg-type]
+        (replace(GPU, quantize="int4"), f"quantize int4 multiplies in 8 bits, {NO_KERNEL}"),
+        (replace(GPU, quantize="int2"), "quantize int2 of experts"),  # type: ignore[arg-type]
         (replace(GPU, kv_cache="int8"), "a KV cache in int8, for which there is no GPU kernel"),
     ],
 )
