@@ -18,7 +18,7 @@ from tests.model.backends.cpu.kernels.pages import Layout, Step
 
 @dataclass
 class DeltaCase:
-    """x += gated delta net(norm(x)). States that nobody has written are NaN."""
+    """x += gated delta net(norm(x)). States without a value yet are NaN."""
 
     layout: Layout
     slots: list[int]  # of each sequence

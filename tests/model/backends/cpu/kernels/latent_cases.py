@@ -20,7 +20,7 @@ from tests.model.backends.cpu.kernels.pages import Layout, Step, in_pieces, mask
 
 @dataclass
 class LatentCase:
-    """x += latent attention(norm(x)), the whole block. Slots that nobody has written are NaN."""
+    """x += latent attention(norm(x)), the whole block. Slots without a value yet are NaN."""
 
     layout: Layout
     x_TD: Tensor

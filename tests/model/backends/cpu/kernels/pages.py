@@ -73,7 +73,7 @@ class Layout:
 
 @dataclass
 class AttendCase:
-    """Write to the cache, then attend. Slots that nobody has written are NaN. Without values, the first `values`
+    """Write to the cache, then attend. Slots without a value yet are NaN. Without values, the first `values`
     elements of the keys are these."""
 
     layout: Layout
