@@ -45,12 +45,20 @@ class Rope:
         if self.scaling in ("dynamic", "yarn", "llama3", "longrope"):
             sizes(original_max_position_embeddings=self.original)
         positive(rope_theta=self.theta, factor=self.factor)
-        for value in (*self.short_factor, *self.long_factor):
-            positive(short_factor_or_long_factor=value)
+        self._check_factors(short_factor=self.short_factor, long_factor=self.long_factor)
         reals(attention_factor=self.attention_factor, mscale=self.mscale, mscale_all_dim=self.mscale_all_dim)
         reals(beta_fast=self.beta_fast, beta_slow=self.beta_slow)
         reals(low_freq_factor=self.low_freq_factor, high_freq_factor=self.high_freq_factor)
         reals(short_mscale=self.short_mscale, long_mscale=self.long_mscale)
+
+    def _check_factors(self, **factors: tuple[float, ...]) -> None:
+        """Raise ValueError unless every pair has a factor above zero, where the scaling uses them."""
+        pairs = self.width // 2
+        for name, values in factors.items():
+            if self.scaling == "longrope" and len(values) != pairs:
+                raise ValueError(f"{name} has {len(values)} factors, but {self.width} elements are {pairs} pairs")
+            for value in values:
+                positive(**{name: value})
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:

@@ -37,14 +37,17 @@ DEEPSEEK = CHOSEN | {
     "n_group": "expert_group_count",
     "topk_group": "expert_group_used_count",
 }
-SIGMOID = 2  # of llama.cpp's gating functions; 1 is softmax
+SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3  # llama.cpp's gating functions; 0 is unset
+GATING = {"gpt-oss": (SOFTMAX_OF_CHOSEN,), "deepseek2": (SOFTMAX, SIGMOID)}  # of those that are not softmax alone
+GATING |= dict.fromkeys(("dots1", "glm4moe", "llama4", "minimax-m2"), (SIGMOID,))
+NORMALISE = ("ernie4_5-moe", "gpt-oss", "granitemoe", "llama", "minimax-m2")  # always the weights of chosen experts
 
 
 def raw_config(file: GgufFile) -> Config:
     """The file's config.json, as `weights/config.py` takes it.
 
     Raises:
-        CheckpointError: the architecture is not known, or a value is missing or of another type.
+        CheckpointError: the architecture is not known, a value is missing or of another type, or a key is not known.
     """
     said = Described(file)
     if said.architecture not in ARCHITECTURES:
@@ -53,6 +56,10 @@ def raw_config(file: GgufFile) -> Config:
             f" {', '.join(sorted(ARCHITECTURES))}"
         )
     found = ARCHITECTURES[said.architecture](said)
+    said.expect("expert_gating_func", 0, *GATING.get(said.architecture, (SOFTMAX,)))
+    if said.architecture in NORMALISE:
+        said.expect("expert_weights_norm", True)
+    said.check()
     tokens = {f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
     found |= {name: value for name, value in tokens.items() if value is not None}
     return found | {"dtype": _dtype(file)}
@@ -86,8 +93,10 @@ def _decoder(said: Described, model_type: str, keys: Mapping[str, str], **more: 
     if said.get("attention.value_length") not in (None, width):
         said.fail(f"attention.value_length is {said.get('attention.value_length')}, but keys have a width of {width}")
     found = _common(said, model_type, keys) | {"head_dim": width, "rope_scaling": rope_scaling(said)}
-    turned = said.get("rope.dimension_count")
-    if type(turned) is int and width > 0:
+    if said.get("rope.dimension_count") is not None and width > 0:
+        turned = said.number("rope.dimension_count")
+        if turned < 1:
+            said.fail(f"{said.architecture}.rope.dimension_count is {turned}")
         found["partial_rotary_factor"] = turned / width
     return found | more
 
@@ -130,7 +139,10 @@ def _qwen3_next(said: Described) -> Config:
         "linear_num_key_heads": "ssm.group_count",
         "linear_num_value_heads": "ssm.time_step_rank",
     }
+    said.mark_read("full_attention_interval", "attention.recurrent_layers")  # the tensors say it
     heads, inner = said.number("ssm.time_step_rank"), said.number("ssm.inner_size")
+    for key in ("ssm.group_count", "ssm.state_size"):
+        said.number(key)
     if heads < 1 or inner % heads:
         said.fail(f"ssm.inner_size is {inner}, no multiple of {heads} heads")
     delta = [said.has(f"blk.{layer}.ssm_a") for layer in range(said.layers)]
@@ -150,6 +162,7 @@ def _llama4(said: Described) -> Config:
     }
     if said.get("attention.sliding_window") == 0:
         said.fail("attention.sliding_window is 0: a Llama 4 with positions in every layer is not supported")
+    said.expect("attention.sliding_window", 8192)  # the published chunks
     maverick = said.get("expert_count") == 128
     return _decoder(said, "llama4_text", keys, use_qk_norm=not maverick)
 
@@ -172,6 +185,7 @@ def _granite(said: Described) -> Config:
         "logits_scaling": "logit_scale",
         "shared_intermediate_size": "expert_shared_feed_forward_length",
     }
+    said.expect("rope.scaling.finetuned", True)  # false: without positions
     shared = said.get("expert_shared_feed_forward_length")
     model_type = "granitemoeshared" if shared else "granitemoe"
     return _decoder(said, model_type, keys, attention_bias=said.has("blk.0.attn_q.bias"))
@@ -188,6 +202,7 @@ def _dots1(said: Described) -> Config:
 
 def _minimax_m2(said: Described) -> Config:
     keys = CHOSEN | {"num_local_experts": "expert_count", "intermediate_size": "expert_feed_forward_length"}
+    said.mark_read("feed_forward_length")  # of dense layers, which it has not
     return _decoder(said, "minimax_m2", keys)
 
 
@@ -201,6 +216,7 @@ def _ernie(said: Described) -> Config:
         "moe_layer_start_index": "leading_dense_block_count",
         "moe_layer_interval": "interleave_moe_layer_step",
     }
+    said.mark_read("expert_shared_feed_forward_length")  # the converter divides a dense layer's by the KV heads
     found = _decoder(said, "ernie4_5_moe", keys, use_bias=said.has("blk.0.attn_q.bias"))
     return {"moe_num_shared_experts": 0} | found
 
@@ -211,6 +227,7 @@ def _gpt_oss(said: Described) -> Config:
         "intermediate_size": "expert_feed_forward_length",
         "sliding_window": "attention.sliding_window",
     }
+    said.mark_read("feed_forward_length")  # of dense layers, which it has not
     found = _decoder(said, "gpt_oss", keys, attention_bias=said.has("blk.0.attn_q.bias"))
     if found["rope_scaling"] is not None:
         found["rope_scaling"]["truncate"] = False  # as published; the file does not say
@@ -222,7 +239,8 @@ PHIMOE_MSCALE = 1.243163121016122  # of every published PhiMoE; the file does no
 
 def _phimoe(said: Described) -> Config:
     bias, head = said.has("blk.0.attn_q.bias"), said.has("output.bias")
-    found = _decoder(said, "phimoe", LOCAL_EXPERTS, attention_bias=bias, lm_head_bias=head)
+    keys = LOCAL_EXPERTS | {"sliding_window": "attention.sliding_window"}  # 0 for none
+    found = _decoder(said, "phimoe", keys, attention_bias=bias, lm_head_bias=head)
     if found["rope_scaling"] is not None:
         found["rope_scaling"] |= {"long_mscale": PHIMOE_MSCALE, "short_mscale": PHIMOE_MSCALE}
     return found
@@ -232,13 +250,17 @@ GROUPS = {160: (8, 3), 256: (8, 4)}  # of DeepSeek-V2 and V3, by experts: files 
 
 
 def _deepseek2(said: Described) -> Config:
-    """V2, or V3 and Kimi K2, whose experts have biases."""
-    third = said.get("expert_gating_func") == SIGMOID or any(".exp_probs_b" in name for name in said.file.tensors)
+    """V2, or V3 and Kimi K2, whose experts have biases; files that do not name the gating function tell by those."""
+    third = said.get("expert_gating_func") == SIGMOID
+    if not said.get("expert_gating_func"):
+        third = any(".exp_probs_b" in name for name in said.file.tensors)
     keys = DEEPSEEK | {"q_lora_rank": "attention.q_lora_rank", "kv_lora_rank": "attention.kv_lora_rank"}
     found = _common(said, "deepseek_v3" if third else "deepseek_v2", keys)
     found.setdefault("norm_topk_prob", False)
     turned = said.number("rope.dimension_count")
     latent = said.get("attention.key_length_mla") is not None
+    if latent:
+        said.mark_read("attention.key_length", "attention.value_length")  # of the latents, as llama.cpp caches them
     whole = said.number("attention.key_length_mla" if latent else "attention.key_length")
     found |= {
         "num_key_value_heads": said.number("attention.head_count"),

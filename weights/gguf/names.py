@@ -7,11 +7,13 @@ and what it computes of Qwen3-Next.
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from model.errors import CheckpointError, shown
 from weights.gguf.parts import GateAndUp, KeysAndValues, Part, Reordered, Whole
 from weights.gguf.reader import GgufFile
 
@@ -47,6 +49,7 @@ WHOLE = {  # with an ending of their own
     "exp_probs_b": "mlp.gate.e_score_correction_bias",
     "ffn_gate_up_exps.weight": "mlp.experts.gate_up_proj",
 }
+COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # of experts, by the family
 EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 DELTA = {  # of Qwen3-Next's delta layers
     "ssm_in.weight": "in_proj_qkvz.weight",  # in files of 2025
@@ -76,7 +79,11 @@ _ONE_EXPERT = re.compile(r"ffn_(gate|up|down)\.(\d{1,6})\.weight")  # Mixtral fi
 
 def tensor_parts(file: GgufFile, raw: Mapping[str, Any]) -> dict[str, Part]:
     """Every tensor of the file by its name in the rules of the family; what has none keeps the file's, so that it is
-    reported. `raw`: the config of the file."""
+    reported. `raw`: the config of the file.
+
+    Raises:
+        CheckpointError: a tensor with several parts in one has not their rows.
+    """
     if raw["model_type"] == "gpt2":
         return dict(_gpt2(file))
     found: dict[str, Part] = {}
@@ -109,7 +116,7 @@ def _in_layer(file: GgufFile, raw: Mapping[str, Any], name: str, own: str) -> It
         yield from _turned_experts(name, stem, ending, file, interleaved=raw["model_type"] == "gpt_oss")
     elif raw["model_type"] == "qwen3_next" and (part := _qwen3_next(raw, file, name, own)) is not None:
         yield from part
-    elif stem in EXPERTS and ending == "weight" and len(shape) == 3:
+    elif stem in EXPERTS and ending == "weight" and len(shape) == 3 and shape[0] == _experts(raw):
         yield from ((f"mlp.experts.{e}.{EXPERTS[stem]}.weight", Whole(name, e)) for e in range(shape[0]))
     elif match := _ONE_EXPERT.fullmatch(own):
         yield f"mlp.experts.{int(match[2])}.{match[1]}_proj.weight", Whole(name)
@@ -118,11 +125,16 @@ def _in_layer(file: GgufFile, raw: Mapping[str, Any], name: str, own: str) -> It
         if keys in file.tensors and values in file.tensors:
             yield "self_attn.kv_b_proj.weight", KeysAndValues(Whole(keys), Whole(values))
     elif stem == "attn_qkv":
-        yield from _fused(raw, name, ending)
+        yield from _fused(raw, file, name, ending)
     elif own == "ffn_gate_inp_shexp.weight":
         yield _renamed(own, LAYER), Whole(name, shape=(1, shape[-1]))
     else:
         yield _renamed(own, LAYER), Whole(name, heads=_paired_heads(raw, stem))
+
+
+def _experts(raw: Mapping[str, Any]) -> Any:
+    """How many the config states, or None."""
+    return next((raw[key] for key in COUNTS if key in raw), None)
 
 
 def _paired_heads(raw: Mapping[str, Any], stem: str) -> int:
@@ -135,16 +147,25 @@ def _paired_heads(raw: Mapping[str, Any], stem: str) -> int:
     return 0
 
 
-def _fused(raw: Mapping[str, Any], name: str, ending: str) -> Iterator[tuple[str, Part]]:
+def _fused(raw: Mapping[str, Any], file: GgufFile, name: str, ending: str) -> Iterator[tuple[str, Part]]:
     """Queries, keys and values in one, which the converter writes where it is asked to."""
     width = raw.get("head_dim") or 0
-    groups = raw.get("num_key_value_heads") or raw["num_attention_heads"]
+    queries, groups = raw["num_attention_heads"], raw.get("num_key_value_heads") or raw["num_attention_heads"]
+    _check_rows(file, (name,), (queries + 2 * groups) * width, "queries, keys and values")
     start = 0
-    for part, heads in (("q", raw["num_attention_heads"]), ("k", groups), ("v", groups)):
+    for part, heads in (("q", queries), ("k", groups), ("v", groups)):
         rows = range(start, start + heads * width)
         paired = _paired_heads(raw, f"attn_{part}")
         yield f"self_attn.{part}_proj.{ending}", Whole(name, heads=paired, rows=rows)
         start = rows.stop
+
+
+def _check_rows(file: GgufFile, names: tuple[str, ...], wanted: int, what: str) -> None:
+    """Raise CheckpointError unless the tensors have so many rows together, which are those of `what`."""
+    rows = sum(file.tensors[name].shape[0] for name in names)
+    if rows != wanted:
+        listed = " and ".join(map(shown, names))
+        raise CheckpointError(f"{file.paths[0].name}: {listed} has {rows} rows, but {what} have {wanted}")
 
 
 def _turned_experts(
@@ -174,7 +195,7 @@ def _qwen3_next(raw: Mapping[str, Any], file: GgufFile, name: str, own: str) -> 
         return [(theirs, Whole(name))]
     gate = name.replace("attn_qkv", "attn_gate")
     if own == "attn_qkv.weight" and gate in file.tensors:
-        return [("linear_attn.in_proj_qkvz.weight", Reordered(Whole(name), Whole(gate), _by_head(raw)))]
+        return [("linear_attn.in_proj_qkvz.weight", _queries_keys_values_gates(raw, file, name, gate))]
     if own == "attn_gate.weight":
         return []
     if stem.endswith("norm"):
@@ -186,16 +207,22 @@ def _minus_one(values: Tensor) -> Tensor:
     return values - 1
 
 
-def _by_head(raw: Mapping[str, Any]) -> tuple[int, ...]:
+def _queries_keys_values_gates(raw: Mapping[str, Any], file: GgufFile, name: str, gate: str) -> Reordered:
+    heads, width = raw["linear_num_key_heads"], raw["linear_key_head_dim"]
+    values = raw["linear_num_value_heads"] * raw["linear_value_head_dim"]
+    _check_rows(file, (name, gate), 2 * (heads * width + values), "queries, keys, values and gates")
+    return Reordered(Whole(name), Whole(gate), _by_head(heads, width, values // heads))
+
+
+@lru_cache(maxsize=1)
+def _by_head(heads: int, width: int, values: int) -> Tensor:
     """For each key head its rows of queries, keys, values and gates, among those of all heads' queries, of all keys and
     so on."""
-    heads, width = raw["linear_num_key_heads"], raw["linear_key_head_dim"]
-    values = raw["linear_num_value_heads"] * raw["linear_value_head_dim"] // heads
     rows, start = [], 0
     for size in (width, width, values, values):
         rows.append(torch.arange(start, start + heads * size).view(heads, size))
         start += heads * size
-    return tuple(torch.cat(rows, dim=1).flatten().tolist())
+    return torch.cat(rows, dim=1).flatten()
 
 
 def _gpt2(file: GgufFile) -> Iterator[tuple[str, Part]]:

@@ -5,11 +5,13 @@ It knows no names.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from math import prod
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
+from model.errors import CheckpointError, shown
 from model.grouped import Grouped
 from weights.files import Stored
 from weights.gguf.blocks import dense, dtype_of, grouped, grouped_bytes
@@ -21,7 +23,13 @@ from weights.rules import TensorPart
 class Part(Protocol):
     """One tensor as a family's rules want it."""
 
-    def stored(self, file: GgufFile) -> Stored: ...
+    def stored(self, file: GgufFile) -> Stored:
+        """Where and as what it is stored.
+
+        Raises:
+            CheckpointError: the tensors that it is made of do not fit each other.
+        """
+        ...
 
     def dense(self, file: GgufFile) -> Tensor:
         """The values, in the dtype and the shape of `stored`."""
@@ -39,9 +47,10 @@ class Whole:
     Attributes:
         expert: of a tensor with all experts, the one that is meant.
         heads: of queries or keys whose heads have pairs of rotary rows as neighbours; moved back to halves.
-        rows: those of queries, keys and values in one that are meant.
+        rows: those of queries, keys and values in one that are meant; the tensor has them.
         transposed: the rules want [in, out].
-        shape: the one that the rules want, where the file leaves out an axis of one.
+        shape: the one that the rules want, where the file leaves out an axis of one; a tensor of another size keeps
+            its own.
         change: what the converter did to the values, undone.
     """
 
@@ -57,7 +66,7 @@ class Whole:
         entry = file.tensors[self.name]
         shape = self._shape(file)
         if self.rows is not None:
-            shape = (len(self.rows[: shape[0]]), *shape[1:])
+            shape = (len(self.rows), *shape[1:])
         size = 0 if self.shape or self.change else grouped_bytes(entry.type, shape)
         if self.transposed and len(shape) > 1:
             shape = (*shape[:-2], shape[-1], shape[-2])
@@ -91,7 +100,9 @@ class Whole:
 
     def _shape(self, file: GgufFile) -> tuple[int, ...]:
         shape = file.tensors[self.name].shape
-        return self.shape or (shape if self.expert is None else shape[1:])
+        if self.shape is not None and prod(self.shape) == prod(shape):
+            return self.shape
+        return shape if self.expert is None else shape[1:]
 
     def _size(self, file: GgufFile) -> int:
         entry = file.tensors[self.name]
@@ -102,6 +113,12 @@ class Whole:
         data: Any = data_B.numpy()
         file.read_into(self.name, memoryview(data), (self.expert or 0) * len(data_B))
         return data_B
+
+
+def _unequal(file: GgufFile, one: Whole, other: Whole) -> NoReturn:
+    names = (one.name, other.name)
+    said = " and ".join(f"{shown(name)} has shape {file.tensors[name].shape}" for name in names)
+    raise CheckpointError(f"{file.paths[0].name}: tensors that become one do not fit each other: {said}")
 
 
 def halves(rows: int, heads: int) -> Tensor:
@@ -121,7 +138,7 @@ class GateAndUp:
     def stored(self, file: GgufFile) -> Stored:
         one, other = self.gate.stored(file), self.up.stored(file)
         if one.shape != other.shape:
-            return replace(one, grouped=0)
+            _unequal(file, self.gate, self.up)
         *outer, width = one.shape
         size = one.grouped + other.grouped if len(outer) == 2 and one.grouped and other.grouped else 0
         return replace(one, dtype=_either(one, other), shape=(*outer, 2 * width), grouped=size)
@@ -150,24 +167,23 @@ def _either(one: Stored, other: Stored) -> torch.dtype:
     return one.dtype if one.dtype == other.dtype else torch.float32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Reordered:
-    """Two matrices below each other, and the rows in another order."""
+    """Two matrices below each other, and the rows in another order; `order` has as many as both together."""
 
     first: Whole
     second: Whole
-    order: tuple[int, ...]
+    order: Tensor
 
     def stored(self, file: GgufFile) -> Stored:
         one, other = self.first.stored(file), self.second.stored(file)
-        rows = one.shape[0] + other.shape[0]
-        if one.shape[1:] != other.shape[1:] or rows != len(self.order):
-            return replace(one, grouped=0)
+        if one.shape[1:] != other.shape[1:]:
+            _unequal(file, self.first, self.second)
         size = one.grouped + other.grouped if one.grouped and other.grouped else 0
-        return replace(one, dtype=_either(one, other), shape=(rows, *one.shape[1:]), grouped=size)
+        return replace(one, dtype=_either(one, other), shape=(len(self.order), *one.shape[1:]), grouped=size)
 
     def dense(self, file: GgufFile) -> Tensor:
-        return torch.cat([self.first.dense(file), self.second.dense(file)])[list(self.order)]
+        return torch.cat([self.first.dense(file), self.second.dense(file)])[self.order]
 
     def grouped(self, file: GgufFile) -> Grouped | None:
         one, other = self.first.grouped(file), self.second.grouped(file)
@@ -176,7 +192,7 @@ class Reordered:
         height, inner = one.shape
         parts = [(TensorPart("", (slice(0, height),)), one), (TensorPart("", (slice(height, None),)), other)]
         whole = joined(parts, torch.Size([len(self.order), inner]))
-        return None if whole is None else whole.rows(torch.tensor(self.order))
+        return None if whole is None else whole.rows(self.order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +205,8 @@ class KeysAndValues:
 
     def stored(self, file: GgufFile) -> Stored:
         one, other = self.keys.stored(file), self.values.stored(file)
-        if len(one.shape) != 3 or len(other.shape) != 3 or one.shape[1] != other.shape[2]:
-            return replace(one, grouped=0)
+        if len(one.shape) != 3 or len(other.shape) != 3 or one.shape[:2] != (other.shape[0], other.shape[2]):
+            _unequal(file, self.keys, self.values)
         heads, latents, keys = one.shape
         return replace(one, dtype=torch.float32, shape=(heads * (keys + other.shape[1]), latents), grouped=0)
 

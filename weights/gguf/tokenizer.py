@@ -12,7 +12,7 @@ from weights.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from weights.gguf.vocabulary import MOST_MERGES, MOST_TOKENS, PREFIX, TokenType, Vocabulary, flag, items, refuse, text
 
 SPACE = "\u2581"  # SentencePiece's
-MOST_CUTS = 1 << 24  # ways to cut a token in two, of all tokens
+MOST_CUT = 1 << 26  # characters of all ways to cut a token in two, of all tokens
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 TEMPLATE = "tokenizer.chat_template"
 NAMED = {
@@ -193,9 +193,10 @@ def _merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     if len(scores) != len(vocabulary.tokens):
         refuse(f"{PREFIX}tokens has {len(vocabulary.tokens)} tokens and {PREFIX}scores {len(scores)} scores")
     pieces = {vocabulary.tokens[id]: id for id in vocabulary.of_types(TokenType.NORMAL)}
-    if (cuts := sum(map(len, pieces))) > MOST_CUTS:
+    if (cut := sum(len(piece) ** 2 for piece in pieces)) > MOST_CUT:
         refuse(
-            f"{PREFIX}tokens has {cuts} characters; at most {MOST_CUTS} are supported where merges follow from scores"
+            f"{PREFIX}tokens: all ways to cut a token in two have {cut} characters; at most {MOST_CUT} are supported"
+            " where merges follow from scores"
         )
     if any(score != score for score in scores):
         refuse(f"{PREFIX}scores has one that is not a number")

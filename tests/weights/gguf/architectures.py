@@ -88,7 +88,8 @@ RAW: dict[str, dict[str, Any]] = {
     "minimax-m2": LOCAL | {"model_type": "minimax_m2", "rotary_dim": 8},
     "dots1": DEEPSEEK | {"model_type": "dots1", "sliding_window": None},
     "phimoe": LOCAL
-    | {"model_type": "phimoe", "attention_bias": True, "lm_head_bias": True, "original_max_position_embeddings": 64},
+    | {"model_type": "phimoe", "attention_bias": True, "lm_head_bias": True, "original_max_position_embeddings": 64}
+    | {"sliding_window": 20},
     "llama4": LOCAL
     | {"model_type": "llama4_text", "num_experts_per_tok": 1, "intermediate_size_mlp": 48, "num_hidden_layers": 4}
     | {"interleave_moe_layer_step": 2, "attention_chunk_size": 8192},

@@ -185,6 +185,56 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         lambda said, tensors: tensors.update({"rope_freqs.weight": blob("Q8_0", (32,))}),
         "F32 of one axis is needed",
     ),
+    "frequencies that are in tensors and scaled too": (
+        "llama",
+        lambda said, tensors: tensors.update({"rope_freqs.weight": blob("F32", (8,))}),
+        r"may change what it computes: 'llama\.rope\.scaling\.factor' is 2\.0$",
+    ),
+    "positions that turn nothing": (
+        "llama",
+        lambda said, tensors: said.update({"llama.rope.dimension_count": 0}),
+        "rope.dimension_count is 0",
+    ),
+    "a YaRN that is blended otherwise": (
+        "qwen3",
+        lambda said, tensors: said.update({"qwen3.rope.scaling.yarn_ext_factor": 0.0}),
+        "yarn_ext_factor is 0.0, but only 1.0 or -1.0 is supported",
+    ),
+    "a temperature": (
+        "deepseek2",
+        lambda said, tensors: said.update({"deepseek2.attention.temperature_scale": 0.5}),
+        r"the family does not know, .*: 'deepseek2\.attention\.temperature_scale' is 0\.5$",
+    ),
+    "a window": (
+        "llama, mixtral",
+        lambda said, tensors: said.update({"llama.attention.sliding_window": 8}),
+        r"'llama\.attention\.sliding_window' is 8$",
+    ),
+    "a factor of some layers": (
+        "olmoe",
+        lambda said, tensors: said.update({"olmoe.swiglu_clamp_exp": [0.0, 7.0]}),
+        r"'olmoe\.swiglu_clamp_exp' is \[0\.0, 7\.0\]$",
+    ),
+    "attention to both sides": (
+        "llama",
+        lambda said, tensors: said.update({"llama.attention.causal": False}),
+        r"'llama\.attention\.causal' is False$",
+    ),
+    "softmax for sigmoid": (
+        "dots1",
+        lambda said, tensors: said.update({"dots1.expert_gating_func": 1}),
+        "expert_gating_func is 1, but only 0 or 2 is supported",
+    ),
+    "weights that are not normalised": (
+        "minimax-m2",
+        lambda said, tensors: said.update({"minimax-m2.expert_weights_norm": False}),
+        "expert_weights_norm is False, but only True",
+    ),
+    "a Granite without positions": (
+        "granitemoe",
+        lambda said, tensors: said.update({"granitemoe.rope.scaling.finetuned": False}),
+        "finetuned is False, but only True",
+    ),
     "no embedding": (
         "gpt2",
         lambda said, tensors: tensors.pop("token_embd.weight"),
@@ -205,6 +255,74 @@ def test_what_makes_no_decoder_is_refused(what: str, tmp_path: Path) -> None:
         raw_config(file)
 
 
+WRITTEN: dict[str, dict[str, Any]] = {
+    "llama, mixtral": {"vocab_size": 37, "tensor_data_layout": "Meta AI original pth", "rope.scaling.finetuned": False}
+    | {"attention.causal": True, "expert_weights_norm": True, "expert_gating_func": 1, "attention.sliding_window": 0},
+    "qwen3": {"pooling_type": 3, "rope.scaling.yarn_ext_factor": 1.0, "expert_count": 0, "nextn_predict_layers": 0},
+    "olmoe": {"rope.scaling.type": "none", "rope.scaling.original_context_length": 64, "expert_weights_scale": 1.0},
+    "qwen3next": {"full_attention_interval": 4, "attention.recurrent_layers": [True, True, True, False]},
+    "glm4moe": {"rope.dimension_sections": [2, 3, 3, 0]},
+    "gpt-oss": {"expert_gating_func": 3, "attention.layer_norm_epsilon": 1e-5},
+    "ernie4_5-moe": {"expert_shared_feed_forward_length": 48},
+    "deepseek2, second": {"expert_gating_func": 1, "rope.scaling.attn_factor": 1.0},
+    "llama4": {"expert_gating_func": 2, "attention.sliding_window": 8192},
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_keys_that_change_nothing_may_be_there(name: str, tmp_path: Path) -> None:
+    said, tensors = metadata_of(name), converted(name, random_decoder(raw_of(name)), floats)
+    more = {f"{said['general.architecture']}.{key}": value for key, value in WRITTEN[name].items()}
+    assert not more.keys() & said.keys()
+    configs = []
+    for each in (said, said | more):
+        with GgufFile(write_gguf(tmp_path / "x.gguf", each, tensors)) as file:
+            configs.append(raw_config(file))
+    assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "factor"),
+    [
+        ({"scaling.factor": 2.0}, 2.0),
+        ({"scale_linear": 2.0}, 2.0),
+        ({"scale_linear": 2.0, "scaling.type": "linear"}, 2.0),
+        ({"scaling.type": "linear"}, None),
+        ({"scaling.factor": 2.0, "scaling.type": "none"}, None),
+    ],
+)
+def test_what_names_no_scaling_is_linear(keys: dict[str, Any], factor: float | None, tmp_path: Path) -> None:
+    said = {key: value for key, value in metadata_of("llama").items() if "scaling" not in key}
+    said |= {f"llama.rope.{key}": value for key, value in keys.items()}
+    tensors = converted("llama", random_decoder(raw_of("llama")), floats)
+    with GgufFile(write_gguf(tmp_path / "x.gguf", said, tensors)) as file:
+        found = raw_config(file)["rope_scaling"]
+    assert found == (None if factor is None else {"rope_type": "linear", "factor": factor})
+
+
+def test_a_window_of_0_is_none(tmp_path: Path) -> None:
+    said, tensors = metadata_of("phimoe"), converted("phimoe", random_decoder(raw_of("phimoe")), floats)
+    windows = []
+    for width in (20, 0):
+        said["phimoe.attention.sliding_window"] = width
+        with GgufFile(write_gguf(tmp_path / "x.gguf", said, tensors)) as file:
+            shape = decoder_config(raw_config(file)).attention[0]
+        assert isinstance(shape, Attention)
+        windows.append(shape.window)
+    assert windows == [20, 0]
+
+
+def test_every_rotary_pair_has_a_factor(tmp_path: Path) -> None:
+    said = {key: value for key, value in metadata_of("llama").items() if "scaling" not in key}
+    tensors = converted("llama", random_decoder(raw_of("llama")), floats)
+    for count in (1, 7, 16):
+        tensors["rope_freqs.weight"] = floats("", torch.ones(count))
+        with GgufFile(write_gguf(tmp_path / "x.gguf", said, tensors)) as file:
+            raw = raw_config(file)
+        with pytest.raises(CheckpointError, match=f"short_factor has {count} factors, but 16 elements are 8 pairs"):
+            decoder_config(raw)
+
+
 def test_a_value_for_each_layer_may_be_equal(tmp_path: Path) -> None:
     said = metadata_of("llama") | {"llama.attention.head_count_kv": [2, 2]}
     tensors = converted("llama", random_decoder(raw_of("llama")), floats)
@@ -218,3 +336,67 @@ def test_a_tensor_without_a_name_of_ours_keeps_its_own(tmp_path: Path) -> None:
     with GgufFile(write_gguf(tmp_path / "x.gguf", metadata_of("llama"), tensors)) as file:
         parts = tensor_parts(file, raw_config(file))
     assert {"model.layers.0.attn_rot_embd.weight", "cls.weight"} <= parts.keys()
+
+
+MISFITS: dict[str, tuple[str, str, tuple[int, ...], str]] = {
+    "gates that are gates and values already": (
+        "gpt-oss",
+        "blk.0.ffn_gate_exps.weight",
+        (5, 192, 64),
+        r"ffn_gate_exps\.weight' has shape \(5, 192, 64\) and 'blk\.0\.ffn_up_exps\.weight' has shape \(5, 96, 64\)",
+    ),
+    "gates of other inputs": (
+        "qwen3next",
+        "blk.0.attn_gate.weight",
+        (64, 32),
+        r"attn_qkv\.weight' has shape \(96, 64\) and 'blk\.0\.attn_gate\.weight' has shape \(64, 32\)",
+    ),
+    "too few gates": (
+        "qwen3next",
+        "blk.0.attn_gate.weight",
+        (32, 64),
+        "has 128 rows, but queries, keys, values and gates have 160",
+    ),
+    "values of fewer heads": (
+        "deepseek2",
+        "blk.0.attn_v_b.weight",
+        (2, 12, 32),
+        r"attn_k_b\.weight' has shape \(4, 32, 16\) and 'blk\.0\.attn_v_b\.weight' has shape \(2, 12, 32\)",
+    ),
+    "rows behind the values": (
+        "llama",
+        "blk.0.attn_qkv.weight",
+        (144, 64),
+        "'blk.0.attn_qkv.weight' has 144 rows, but queries, keys and values have 128",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_parts_that_do_not_fit_each_other_are_refused(what: str, tmp_path: Path) -> None:
+    name, tensor, shape, message = MISFITS[what]
+    tensors = converted(name, random_decoder(raw_of(name)), floats) | {tensor: blob("F32", shape)}
+    with (
+        GgufFile(write_gguf(tmp_path / "x.gguf", metadata_of(name), tensors)) as file,
+        pytest.raises(CheckpointError, match=message),
+    ):
+        GgufTensors(file, tensor_parts(file, raw_config(file)))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "theirs", "shape"),
+    [
+        ("olmoe", "blk.0.ffn_gate_exps.weight", "ffn_gate_exps.weight", (7, 96, 64)),  # not one part for each expert
+        ("deepseek2", "blk.1.exp_probs_b.bias", "mlp.gate.e_score_correction_bias", (2, 6)),
+        ("qwen2moe", "blk.0.ffn_gate_inp_shexp.weight", "mlp.shared_expert_gate.weight", (2, 64)),
+        ("qwen3next", "blk.0.ssm_conv1d.weight", "linear_attn.conv1d.weight", (2, 96, 4)),
+    ],
+)
+def test_a_tensor_of_another_size_keeps_its_shape(
+    name: str, tensor: str, theirs: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    tensors = converted(name, random_decoder(raw_of(name)), floats) | {tensor: blob("F32", shape)}
+    with GgufFile(write_gguf(tmp_path / "x.gguf", metadata_of(name), tensors)) as file:
+        source = GgufTensors(file, tensor_parts(file, raw_config(file)))
+        found = next(each for each in source.stored if each.endswith(f".{tensor[4]}.{theirs}"))
+        assert source.stored[found].shape == source.read(found).shape == shape

@@ -8,7 +8,7 @@ import pytest
 from model.errors import CheckpointError
 from tests.weights.gguf.vocabularies import byte_level, sentencepiece
 from weights.gguf.tokenizer import generation_config, tokenizer_config, tokenizer_json
-from weights.gguf.vocabulary import MOST_TOKEN, Vocabulary
+from weights.gguf.vocabulary import MOST_TOKEN, TokenType, Vocabulary
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -88,4 +88,15 @@ def test_damaged_sentencepiece_metadata_is_refused(name: str, value: Any, reason
     made["bytes"] = [token.replace("<0x41>", "no byte") for token in metadata["tokenizer.ggml.tokens"]]
     metadata[f"tokenizer.ggml.{name}"] = made.get(value, value) if isinstance(value, str) else value
     with pytest.raises(CheckpointError, match=reason):
+        tokenizer_json(Vocabulary.read(metadata))
+
+
+def test_merges_that_follow_from_scores_are_bounded() -> None:
+    """Every way to cut 700 tokens of up to 700 characters in two has 114 million characters."""
+    metadata = sentencepiece()
+    tokens = [token for count in range(2, 701) if (token := "a" * count) not in metadata["tokenizer.ggml.tokens"]]
+    metadata["tokenizer.ggml.tokens"] += tokens
+    metadata["tokenizer.ggml.token_type"] += [int(TokenType.NORMAL)] * len(tokens)
+    metadata["tokenizer.ggml.scores"] += [-float(1000 + at) for at in range(len(tokens))]
+    with pytest.raises(CheckpointError, match=r"in two have 114\d{6} characters; at most 67108864 are"):
         tokenizer_json(Vocabulary.read(metadata))
