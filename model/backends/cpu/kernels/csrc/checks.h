@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <mutex>
@@ -19,10 +20,15 @@ namespace moedial {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// One op at a time: thread pool and scratch memory are shared. Held while a kernel runs.
+// One op at a time: thread pool and scratch memory are shared. Held while a kernel runs. A fork
+// waits for the op that runs: a child has no thread that would end it.
 struct Op {
     static std::mutex& mutex() {
-        static std::mutex* one = new std::mutex;  // outlives all threads
+        static std::mutex* one = [] {
+            pthread_atfork([] { mutex().lock(); }, [] { mutex().unlock(); },
+                           [] { mutex().unlock(); });
+            return new std::mutex;  // outlives all threads
+        }();
         return *one;
     }
     std::lock_guard<std::mutex> guard{mutex()};
