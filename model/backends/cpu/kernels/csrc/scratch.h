@@ -19,15 +19,10 @@ class Scratch {
 
     void reset() {
 #ifdef __SANITIZE_ADDRESS__
-        for (void* piece : pieces) std::free(piece);
-        pieces.clear();
+        drop(0);
 #else
-        // Several pieces become one that is large enough for all: the next op finds its room in it.
-        if (pieces.size() > 1) {
-            for (void* piece : pieces) std::free(piece);
-            pieces.assign(1, allocate(total));
-            size = total;
-        }
+        // The next op finds its room in one piece.
+        if (pieces.size() > 1) join(0);
         used = 0;
 #endif
     }
@@ -42,37 +37,54 @@ class Scratch {
 
     void release(Mark mark) {
 #ifdef __SANITIZE_ADDRESS__
-        for (size_t i = mark.pieces; i < pieces.size(); i++) std::free(pieces[i]);
-        pieces.resize(mark.pieces);
+        drop(mark.pieces);
 #else
+        if (pieces.size() > mark.pieces + 1) join(mark.pieces);
         used = pieces.size() == mark.pieces ? mark.used : 0;  // nothing older is in a newer piece
 #endif
     }
 
   private:
-    void* allocate(int64_t bytes) {
-        if (void* memory = std::aligned_alloc(64, bytes)) return memory;
-        throw std::bad_alloc();
+    struct Piece {
+        void* memory;
+        int64_t bytes;
+    };
+
+    void add(int64_t bytes) {
+        void* memory = std::aligned_alloc(64, bytes);
+        if (!memory) throw std::bad_alloc();
+        pieces.push_back({memory, bytes});
+        size = bytes, used = 0;
     }
+
+    // Gives back all pieces from `first` on; returns their bytes. What is taken next gets a new
+    // one.
+    int64_t drop(size_t first) {
+        int64_t bytes = 0;
+        for (size_t i = first; i < pieces.size(); i++)
+            std::free(pieces[i].memory), bytes += pieces[i].bytes;
+        pieces.resize(first);
+        size = used = 0;
+        return bytes;
+    }
+
+    // Makes all pieces from `first` on one that is as large as they are together.
+    void join(size_t first) { add(drop(first)); }
 
     void* take_bytes(int64_t bytes) {
 #ifdef __SANITIZE_ADDRESS__  // every piece in an allocation of its own, so that an overrun is seen
-        pieces.push_back(allocate(bytes));
-        return pieces.back();
+        add(bytes);
+        return pieces.back().memory;
 #else
-        if (used + bytes > size) {
-            size = bytes > (1 << 20) ? bytes : (1 << 20);
-            pieces.push_back(allocate(size));
-            total += size, used = 0;
-        }
-        void* memory = static_cast<char*>(pieces.back()) + used;
+        if (used + bytes > size) add(bytes > (1 << 20) ? bytes : (1 << 20));
+        void* memory = static_cast<char*>(pieces.back().memory) + used;
         used += bytes;
         return memory;
 #endif
     }
 
-    std::vector<void*> pieces;
-    int64_t size = 0, used = 0, total = 0;  // of the last piece, and of all together
+    std::vector<Piece> pieces;
+    int64_t size = 0, used = 0;  // of the last piece
 };
 
 Scratch& scratch();
