@@ -70,6 +70,7 @@ struct Pool {
     int64_t wanted = 1, started = 1;  // threads, the caller included
     int64_t given = 1;                // nodes
     int64_t cores[MOST_NODES] = {1};
+    int64_t counts[MOST_NODES] = {1};  // threads of each node
     std::vector<int64_t> node_of_cpu;
     int64_t first_worker[MOST_NODES] = {};
     cpu_set_t allowed{};  // processors of the process when the pool was made
@@ -152,14 +153,15 @@ struct Pool {
     void publish(const Shares& shares, int64_t team, bool open, Task task, void* context) {
         const int64_t all = used.load(std::memory_order_relaxed);
         const int64_t most = *std::max_element(shares.counts, shares.counts + all);
-        const int32_t members = static_cast<int32_t>(std::min((team + all - 1) / all, most));
         job++;
         // All counters are ready before the first task can be claimed: a thread that is late for an
         // earlier job may claim it.
         for (int64_t i = 0; i < all; i++) {
             Node& node = nodes[i];
             node.done.store(0, std::memory_order_relaxed);
-            node.members.store(members, std::memory_order_relaxed);
+            const int64_t part = (team * counts[i] + wanted - 1) / wanted;
+            node.members.store(static_cast<int32_t>(std::clamp<int64_t>(part, 1, most)),
+                               std::memory_order_relaxed);
             node.open.store(open, std::memory_order_relaxed);
             node.task = task, node.context = context;
         }
@@ -168,7 +170,7 @@ struct Pool {
                                  std::memory_order_release);
         for (int64_t i = 0; i < all; i++) nodes[i].job.store(job);
         for (int64_t i = 1; i < all; i++) wake(first_worker[i]);
-        wake_below(0, 0, members);
+        wake_below(0, 0, nodes[0].members.load(std::memory_order_relaxed));
     }
 
     int64_t tasks_done() const {
@@ -203,7 +205,7 @@ struct Pool {
     // are missing.
     void assign() {
         const int64_t all = std::min(given, wanted);
-        int64_t counts[MOST_NODES] = {};
+        std::fill_n(counts, MOST_NODES, 0);
         for (int64_t i = 0; i < wanted; i++) {
             int64_t least = 0;
             for (int64_t node = 1; node < all; node++)

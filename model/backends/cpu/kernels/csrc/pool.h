@@ -17,8 +17,9 @@ struct Shares {
     int64_t counts[MOST_NODES] = {};
 };
 
-// Runs a task. Tasks are numbered within their node.
-using Task = void (*)(void* context, int64_t node, int64_t index);
+// Runs a task. Tasks are numbered within their node. An exception ends the process, on whichever
+// thread: if it left the job, other threads would go on with tasks whose data is gone.
+using Task = void (*)(void* context, int64_t node, int64_t index) noexcept;
 
 // When a thread takes tasks of another node than its own.
 enum Stealing {
@@ -65,7 +66,9 @@ void parallel_on_nodes(const Shares& shares, Stealing stealing, Run&& run, int64
     using Plain = std::remove_reference_t<Run>;
     run_tasks(
         shares, team(work), stealing,
-        [](void* context, int64_t node, int64_t i) { (*static_cast<Plain*>(context))(node, i); },
+        [](void* context, int64_t node, int64_t i) noexcept {
+            (*static_cast<Plain*>(context))(node, i);
+        },
         (void*)std::addressof(run));
 }
 

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
@@ -100,8 +102,56 @@ void fork_once() {
     require(WIFEXITED(status) && WEXITSTATUS(status) == 0, "a child computes");
 }
 
+// A task whose exception would leave the job ends the process instead, on the calling thread too.
+void throw_once() {
+    const pid_t child = fork();
+    if (child == 0) {
+        std::set_terminate(std::abort);  // without a word
+        set_threads(2);
+        const std::thread::id caller = std::this_thread::get_id();
+        try {
+            parallel(64, [&](int64_t) {
+                if (std::this_thread::get_id() == caller) throw 1;
+                std::this_thread::sleep_for(std::chrono::seconds(5));
+            });
+        } catch (int) {
+        }
+        std::_Exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    require(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "an exception ends the process");
+}
+
+// A job for all threads gets all of them, also where one node has more than another: each task ends
+// when all have begun.
+void meet() {
+    for (const int64_t cores : {1, 3, 7}) {
+        Nodes given{.count = 2};
+        given.cores[0] = cores, given.cores[1] = 1;
+        set_nodes(given);
+        set_threads(cores + 1);
+        Shares shares;
+        shares.counts[0] = cores, shares.counts[1] = 1;
+        std::atomic<int64_t> begun{0};
+        const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+        parallel_on_nodes(
+            shares, NEVER,
+            [&](int64_t, int64_t) {
+                begun++;
+                while (begun <= cores) {
+                    require(std::chrono::steady_clock::now() < until, "no thread is idle");
+                    std::this_thread::yield();
+                }
+            },
+            MUCH);
+    }
+}
+
 int main(int, char** given) {
     rng.seed(uint32_t(std::atoi(given[2])));
+    throw_once();  // first: the sanitizer lets no child of several threads start more
+    meet();
     for (int64_t job = 0; job < std::atoi(given[1]); job++) {
         if (job % 20 == 0) rearrange();
         if (job % 7 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random_to(100)));
