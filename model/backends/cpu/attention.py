@@ -17,7 +17,7 @@ from model.backends.cpu.blocks import Precision, bias_of, floats, norm_params, n
 from model.backends.cpu.delta import delta_block
 from model.backends.cpu.kernels.pack import pack
 from model.backends.cpu.kernels.params import AttentionParams, BlockParams, LatentParams, MaskParams, NormParams
-from model.backends.cpu.layout import rows_of
+from model.backends.cpu.layout import padded, rows_of
 from model.grouped import Grouped
 from model.shapes.attention import MLA, Attention
 from model.shapes.rope import Rope
@@ -104,7 +104,7 @@ def latent_block(
         query_norm=NormParams() if low is None else norm_params(module.query_norm),
         latent_norm=norm_params(module.norm),
         down=pack(rows_of(down, rows), precision.linears),
-        down_bias=None if down_bias is None else down_bias[rows],
+        down_bias=None if down_bias is None else padded(down_bias[rows]),
         query=pack(rows_of(module.query.weight, _query_rows(shape)), precision.linears),
         to_keys=pack(to_keys_HRN, precision.linears),
         to_values=pack(to_values_HVR, precision.linears),

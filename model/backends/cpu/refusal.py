@@ -89,6 +89,8 @@ def _reasons(config: DecoderConfig, options: Options) -> Iterator[str]:
     yield from unknown(config)
     if options.block_size % TILE:
         yield f"the block size {options.block_size} is not a multiple of {TILE}"
+    if options.dtype not in ("", "float32", "bfloat16"):
+        yield f"weights of {options.dtype}: the kernels take float32 and bfloat16"
     if options.device != "cpu":
         yield f"the device {options.device}"
     if options.kv_cache not in ("auto", "int8"):
@@ -137,7 +139,14 @@ def _feed_forward_reasons(ffn: FeedForward) -> Iterator[str]:
     if type(ffn) not in (Dense, TopK, Infinity):
         yield f"layers of the kind {type(ffn).__name__}"
         return
+    if type(ffn) is TopK:
+        yield from _router_reasons(ffn.router)
     yield from unknown(ffn)
+
+
+def _router_reasons(router: Router) -> Iterator[str]:
+    if router.score == "sparse_mixer" and (router.selection_bias or router.groups > 1):
+        yield "a sparse mixer with a selection bias or groups"
 
 
 def unknown(shape: Any) -> Iterator[str]:

@@ -176,7 +176,7 @@ class LatentParams(BlockParams):
     query_norm: NormParams
     latent_norm: NormParams
     down: Packed  # [query_rank + rank + W, D]
-    down_bias: Tensor | None
+    down_bias: Tensor | None  # padded as the packed outputs are
     query: Packed  # [H · (N + W), query_rank], or of D inputs where `query_rank` is 0
     to_keys: Packed  # [H, rank, N]
     to_values: Packed  # [H, V, rank]

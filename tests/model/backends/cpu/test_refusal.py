@@ -96,6 +96,9 @@ def test_what_is_nested_is_looked_at() -> None:
     [
         (Options(block_size=24), "the block size 24 is not a multiple of 16"),
         (Options(device="cuda"), "the device cuda"),
+        (Options(dtype="float16"), "weights of float16: the kernels take float32 and bfloat16"),
+        (Options(dtype="float64"), "weights of float64: the kernels take float32 and bfloat16"),
+        (Options(dtype="bfloat16"), None),
         (Options(kv_cache="int8"), None),
         (Options(kv_cache="int4"), "a KV cache in int4"),  # type: ignore[arg-type]
         (Options(quantize="int3"), "quantize int3 of experts"),  # type: ignore[arg-type]
@@ -113,6 +116,13 @@ def test_clipping_before_the_norm_of_each_head_is_refused() -> None:
     """The kernels clip what is normed; over all heads at once that is the families' order."""
     config = llama_like(topk(), head_width=16, qk_norm="head", clip=0.5)
     assert refusal(config, Options()) == "queries and keys that are clipped before each head is normed"
+
+
+@pytest.mark.parametrize("router", [Router("sparse_mixer", selection_bias=True), Router("sparse_mixer", groups=2)])
+def test_a_sparse_mixer_ranks_logits_alone(router: Router) -> None:
+    """Biases and groups rank what an expert is worth, which a sparse mixer does not know before it weighs."""
+    assert refusal(placed(topk(router=Router("sparse_mixer"))), Options()) is None
+    assert refusal(placed(topk(router=router)), Options()) == "a sparse mixer with a selection bias or groups"
 
 
 def test_latents_are_kept_as_they_are() -> None:

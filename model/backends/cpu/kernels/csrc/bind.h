@@ -144,7 +144,8 @@ inline DeltaBlock bind(int64_t width, const DeltaParams& params) {
     return block;
 }
 
-// Latents and values of a head are read as whole vectors, of bfloat16 in pairs.
+// Latents and values of a head are read as whole vectors, of bfloat16 in pairs. The bias of `down`
+// is added to whole vectors: it is as long as the padded outputs.
 inline LatentBlock bind(int64_t width, const LatentParams& params) {
     const int64_t heads = params.heads, rank = params.rank, values = params.value_width;
     TORCH_CHECK(heads > 0 && params.query_rank >= 0 && params.plain_width > 0 && rank > 0 &&
@@ -159,7 +160,8 @@ inline LatentBlock bind(int64_t width, const LatentParams& params) {
     block.norm = bind(width, params.norm);
     block.query_norm = bind(params.query_rank, params.query_norm);
     block.latent_norm = bind(rank, params.latent_norm);
-    block.down = {matrix(params.down, low, width), vector(params.down_bias, low, "down bias")};
+    const Matrix down = matrix(params.down, low, width);
+    block.down = {down, vector(params.down_bias, down.outputs, "down bias")};
     block.query = {matrix(params.query, heads * (params.plain_width + turned),
                           params.query_rank ? params.query_rank : width)};
     block.to_keys = matrix(params.to_keys, rank, params.plain_width, heads);
@@ -206,6 +208,8 @@ inline Router bind(const RoutingParams& params, int64_t experts) {
                 " is not known");
     TORCH_CHECK(1 <= kept && kept <= groups && experts % groups == 0, experts,
                 " experts cannot be cut into ", groups, " groups, of which ", kept, " are kept");
+    TORCH_CHECK(params.score != SPARSE_MIXER || (!params.selection_bias && groups == 1),
+                "a sparse mixer has neither groups nor a selection bias");
     Router router;
     router.experts = experts, router.trained = params.trained;
     router.score = Score(params.score), router.normalise = params.normalise;

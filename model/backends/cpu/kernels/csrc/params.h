@@ -184,6 +184,7 @@ struct DeltaParams {
 };
 
 // x += residual_scale * latent attention(norm(x)); the parts are those of `LatentBlock` (values.h).
+// `down_bias` is padded as the outputs are.
 struct LatentParams {
     NormParams norm, query_norm, latent_norm;
     PackedParams down, query, to_keys, to_values, out;

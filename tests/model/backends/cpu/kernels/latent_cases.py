@@ -13,6 +13,7 @@ from model.backends.cpu.kernels.params import LatentParams
 from model.backends.cpu.kernels.reference import Weight
 from model.backends.cpu.kernels.reference_attention import Attention
 from model.backends.cpu.kernels.reference_latent import LatentBlock, latent_block
+from model.backends.cpu.layout import padded
 from model.shapes.rope import Rope
 from tests.model.backends.cpu.kernels.cases import Make, norm_params, ops
 from tests.model.backends.cpu.kernels.pages import Layout, Step, in_pieces, mask_params, slots
@@ -33,7 +34,7 @@ class LatentCase:
         parts: dict[str, Any] = {name: norm_params(getattr(b, name)) for name in ("norm", "query_norm", "latent_norm")}
         return LatentParams(
             **parts | self.packed,
-            down_bias=b.down.bias,
+            down_bias=None if b.down.bias is None else padded(b.down.bias),
             out_bias=b.out.bias,
             rotary=b.rotary,
             heads=b.heads,

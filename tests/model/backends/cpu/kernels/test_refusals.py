@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from model.backends.cpu.kernels.build import SOURCES
 from model.backends.cpu.kernels.pack import Kind
+from model.backends.cpu.kernels.params import SCORES
 from tests.model.backends.cpu.kernels.arguments import OPS, arguments, run
 from tests.model.backends.cpu.kernels.program import (
     MADE,
@@ -220,7 +221,7 @@ REFUSALS = [
     Refusal("latent_block", "heads", to(4), "packed weights of 1 x [112, 20] must have"),
     Refusal("latent_block", "query_rank", to(0), "norm weight must have 0 values, got 20"),
     Refusal("latent_block", "latent_norm_weight", shorter, "norm weight must have 32 values, got 31"),
-    Refusal("latent_block", "down_bias", shorter, "down bias must have 68 values, got 67"),
+    Refusal("latent_block", "down_bias", shorter, "down bias must have 80 values, got 79"),
     Refusal("latent_block", "rotary", lambda r: r[:19].contiguous(), "position 20 is beyond the rotary table"),
     Refusal("latent_block", "rotary", lambda r: r[0], "rotary must have 3 dimensions, got 2"),
     Refusal("attend", "sinks", shorter, "sinks must have 4 values, got 3"),
@@ -284,8 +285,18 @@ def a_set_among_groups() -> str:
     return str(error.value)
 
 
+def a_mixer(changes: dict[str, Any]) -> str:
+    """Of experts, where a sparse mixer is given what only other routers have."""
+    given = arguments("route") | {"score": SCORES["sparse_mixer"]} | changes
+    with pytest.raises(RuntimeError) as error:
+        run("route", given)
+    return str(error.value)
+
+
 OTHERS: list[tuple[Callable[[], str], str]] = [
     (a_set_among_groups, "a router of 2 groups chooses among all experts"),
+    (lambda: a_mixer({"selection_bias": torch.zeros(6)}), "a sparse mixer has neither groups nor a selection bias"),
+    (lambda: a_mixer({"groups": 2}), "a sparse mixer has neither groups nor a selection bias"),
     (lambda: rows_of_units("int8", 16), "int8 units have no rows of their own"),
     (lambda: rows_of_units("float", 12), "unit rows need a width that is a multiple of 16, got 12"),
     (lambda: raised(ops.set_threads, 0), "threads must be between 1 and 1024, got 0"),
