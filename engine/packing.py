@@ -18,13 +18,12 @@ from model.errors import CheckpointError
 from model.options import DType, Options, Quantize, QuantizeLayers
 from model.shapes.decoder import DecoderConfig
 from weights.config import read_config
-from weights.extract import COPIED
 from weights.files import PACKED
 from weights.folder import resolve_model
 from weights.groups import kept_as
 from weights.load import ProgressCallback, load_model, no_progress
 from weights.packed import Index, MappedTensors, is_packed, read_index, write_packed
-from weights.small_files import CONFIG, small_files
+from weights.small_files import CONFIG, copy_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +74,7 @@ def pack_model(
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG).write_text(json.dumps(raw, indent=2) + "\n")
-    files = small_files(path)
-    for file in COPIED:
-        if files.has(file):
-            (out / file).write_text(files.text(file))
+    copy_texts(path, out)
     write_packed(out, about, backend.calls(model, options))
 
 

@@ -25,18 +25,10 @@ from weights.files import SINGLE
 from weights.load import empty_model, load_model
 from weights.open_tensors import open_tensors
 from weights.save import tensors
-from weights.small_files import small_files
+from weights.small_files import copy_texts
 from weights.source import TensorSource
 
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # of config.json
-COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 WIDE = (torch.float32, torch.bfloat16, torch.float16)  # what is written; anything else is quantised
 
 
@@ -107,10 +99,7 @@ def extract(model: Path, found: ExpertSet, out: Path) -> None:
         raise CheckpointError(f"expert set {found.name!r} is of {found.num_experts} experts, the model has {experts}")
     small, smaller = restricted(*load_model(model, "float32"), found.experts)
     out.mkdir(parents=True, exist_ok=True)
-    files = small_files(model)
-    for name in COPIED:
-        if files.has(name):
-            (out / name).write_text(files.text(name))
+    copy_texts(model, out)
     (out / "config.json").write_text(json.dumps(smaller, indent=2) + "\n")
     with open_tensors(model, raw) as source:
         written = _as_stored(tensors(small, smaller["model_type"]), source)

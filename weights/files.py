@@ -43,7 +43,8 @@ DTYPES = {
 class Stored:
     """Where one tensor lies: in which file, from which byte, and as what.
 
-    `grouped`: its bytes as `Grouped` (`model/grouped.py`); 0 where it has no such form.
+    `grouped`: its bytes as `Grouped` (`model/grouped.py`); 0 where it has no such form. `turned`: that form has the
+    last two dimensions the other way round than `shape`.
     """
 
     file: str
@@ -51,6 +52,7 @@ class Stored:
     dtype: torch.dtype
     shape: tuple[int, ...]
     grouped: int = 0
+    turned: bool = False
 
     @property
     def bytes(self) -> int:

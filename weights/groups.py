@@ -48,14 +48,16 @@ def keepable(plan: FillPlan, source: TensorSource, names: Collection[str]) -> di
 
 
 def _part_bytes(part: TensorPart, source: TensorSource) -> int:
+    """The bytes of a part in its grouped form; 0 where it has none that lies as the parameter does."""
     stored = source.stored[part.source]
-    if part.stored is not None or not stored.shape:
+    if part.stored is not None or not stored.shape or part.transposed != stored.turned:
         return 0
     return stored.grouped if part.rows is None else stored.grouped * len(part.rows) // stored.shape[0]
 
 
 def joined(parts: Sequence[tuple[TensorPart, Grouped]], shape: torch.Size) -> Grouped | None:
-    """One parameter of `shape` from all its parts; None where they do not lie as its matrices do."""
+    """One parameter of `shape` from all its parts; None where they do not lie as its matrices do, or where the one form
+    of all has numbers that float16 does not hold."""
     placed = [(part.index, _chosen(part, grouped)) for part, grouped in parts]
     empty = torch.empty(shape, device="meta")
     if any(len(index) > len(shape) - 1 or empty[index].shape != part.shape for index, part in placed):
@@ -67,7 +69,8 @@ def joined(parts: Sequence[tuple[TensorPart, Grouped]], shape: torch.Size) -> Gr
     result = _empty(shape, form, factors)
     for index, part in placed:
         _copy(_converted(part, form, factors), result, index)
-    return result
+    beyond = form.minimum and not finite(result) and all(finite(part) for _, part in placed)
+    return None if beyond else result
 
 
 def _chosen(part: TensorPart, grouped: Grouped) -> Grouped:

@@ -6,7 +6,7 @@ families, not requests.
 
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from model.shapes.decoder import DecoderConfig
 from weights.config import read_config
 from weights.files import Stored
 from weights.groups import KeepGroups, finite, joined, keepable, kept_as, put
-from weights.memory import check_memory, take_memory
+from weights.memory import check_free, check_memory, take_memory
 from weights.names import ignored, rules_for
 from weights.open_tensors import open_tensors
 from weights.rules import Ignore, Rule, TensorPart
@@ -117,29 +117,37 @@ def _find_faults(model: nn.Module, plan: FillPlan, files: TensorSource, ignorabl
     used = {part.source for parts in plan.values() for part in parts}
     faults = [f"missing {name}" for name in sorted(used - files.stored.keys())]
     unused = sorted(files.stored.keys() - used)
-    extra = (name for name in unused if not _ignored(name, plan, ignorable))
-    faults += [f"extra {name}" for name in extra if not _zero_bias(name, files)]
+    extra = [name for name in unused if not _ignored(name, plan, ignorable)]
+    biases = dict.fromkeys(name for name in extra if _is_bias(name, used, files))
+    faults += [f"extra {name}" for name in extra if name not in biases]
     for target, parts in plan.items():
         parameter = model.get_parameter(target)
         for part in parts:
             if part.source in files.stored:
                 shape = files.stored[part.source].shape
                 faults += filter(None, [part.shape_error(shape, parameter[part.index].shape)])
-    return faults
+    # Read only where the matrices have the sizes of the config: so have their biases.
+    return faults or [f"extra {name}" for name in biases if files.read(name).any()]
 
 
 def _fill(
-    model: nn.Module, plan: FillPlan, files: TensorSource, kept: Collection[str], progress: ProgressCallback
+    model: nn.Module, plan: FillPlan, files: TensorSource, kept: Mapping[str, int], progress: ProgressCallback
 ) -> list[str]:
     """Fill every parameter by its rule, those `kept` with `Grouped` where that holds their values; returns what is
     wrong with tensors."""
     faults: list[str] = []
-    done = 0
+    sizes = {target: kept.get(target, model.get_parameter(target).nbytes) for target in plan}
+    done, left = 0, sum(sizes.values())  # bytes that are read, and of memory that is still to be filled
     sources = [part.source for parts in plan.values() for part in parts]
     total = sum(_bytes(files.stored[source]) for source in sources)
     for target, parts in plan.items():
-        grouped = _grouped(model, target, parts, files) if target in kept else False
-        parameter = None if grouped else model.get_parameter(target)
+        left -= sizes[target]
+        grouped = _grouped(model, target, parts, files) if target in kept else None
+        if grouped is not None:
+            put(model, target, grouped)
+        elif target in kept:
+            _widen(model, target, left)
+        parameter = model.get_parameter(target) if grouped is None else None
         for part in parts:
             if parameter is not None and not _put(files, part, parameter[part.index]):
                 faults.append(f"{part.source} has values that are not finite")
@@ -153,8 +161,8 @@ def _bytes(stored: Stored) -> int:
     return stored.grouped or stored.bytes
 
 
-def _grouped(model: nn.Module, target: str, parts: tuple[TensorPart, ...], files: TensorSource) -> bool:
-    """Put `Grouped` in the place of a parameter; or memory, and return False, where its values do not fit that.
+def _grouped(model: nn.Module, target: str, parts: tuple[TensorPart, ...], files: TensorSource) -> Grouped | None:
+    """What stands for a parameter; None where its values do not fit that.
 
     Raises:
         CheckpointError: a value is not finite.
@@ -165,13 +173,19 @@ def _grouped(model: nn.Module, target: str, parts: tuple[TensorPart, ...], files
             if not finite(grouped):
                 raise CheckpointError(f"{part.source} has values that are not finite")
             found.append((part, grouped))
-    whole = joined(found, model.get_parameter(target).shape) if len(found) == len(parts) else None
-    if whole is None:
-        log.info("%s: its quantised values are computed in the run-time dtype, since they do not fit groups", target)
-        take_memory(model, [target])
-    else:
-        put(model, target, whole)
-    return whole is not None
+    return joined(found, model.get_parameter(target).shape) if len(found) == len(parts) else None
+
+
+def _widen(model: nn.Module, target: str, left: int) -> None:
+    """Take memory for a parameter that does not fit groups. `left`: the bytes that are to be filled after it.
+
+    Raises:
+        CheckpointError: there is too little.
+    """
+    log.info("%s: its quantised values are computed in the run-time dtype, since they do not fit groups", target)
+    size = model.get_parameter(target).nbytes
+    check_free(size + left, f"{target}, whose values do not fit groups, and what is loaded after it")
+    take_memory(model, [target])
 
 
 def _unequal(model: nn.Module, plan: FillPlan, files: TensorSource, ignorable: tuple[Ignore, ...]) -> list[str]:
@@ -220,9 +234,8 @@ def _ignored(name: str, plan: Mapping[str, object], ignorable: tuple[Ignore, ...
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _zero_bias(name: str, files: TensorSource) -> bool:
-    """Whether a tensor is a bias of zeros beside a matrix: AutoGPTQ writes one for every matrix."""
-    matrix, stored = name.removesuffix("bias") + "weight", files.stored[name]
-    if not name.endswith(".bias") or matrix not in files.stored or len(stored.shape) != 1:
-        return False
-    return not files.read(name).any()
+def _is_bias(name: str, used: Container[str], files: TensorSource) -> bool:
+    """Whether a tensor has a value for each output of a matrix that is used: AutoGPTQ writes zeros beside every one."""
+    matrix = name.removesuffix("bias") + "weight"
+    beside = name.endswith(".bias") and matrix in used and matrix in files.stored
+    return beside and files.stored[name].shape == files.stored[matrix].shape[:1]

@@ -16,11 +16,15 @@ def check_memory(model: nn.Module, device: str = CPU, kept: Mapping[str, int] | 
     `kept`: the bytes of the parameters that stay quantised.
     """
     sizes = {name: p.numel() * p.dtype.itemsize for name, p in model.named_parameters()} | dict(kept or {})
-    needed = sum(sizes.values())
+    check_free(sum(sizes.values()), "the weights", device)
+
+
+def check_free(needed: int, what: str, device: str = CPU) -> None:
+    """Raise CheckpointError, with the shortfall, where fewer than the `needed` bytes are free."""
     free = free_memory(device).value
     if needed > free:
         place = "" if device == CPU else f" on {device}"
-        both = f"the weights need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB of memory are free{place}"
+        both = f"{what} need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB of memory are free{place}"
         raise CheckpointError(f"{both}: {(needed - free) / 1e9:.2f} GB too little")
 
 

@@ -140,8 +140,9 @@ class MappedTensors:
         self._parts: dict[int, dict[str, Tensor]] = {}
 
     def calls(self, index: Index, vocabulary: int) -> Iterator[OpCall]:
-        """The calls of an index with their tensors. Of what config.json says only the vocabulary is compared, which the
-        sampler trusts: a first token, which every engine computes, finds what else does not fit.
+        """The calls of an index with their tensors. Of what config.json says only the vocabulary is compared here,
+        which the sampler trusts: building counts the layers, and a first token, which every engine computes, finds what
+        else does not fit.
 
         Raises:
             CheckpointError: a file is damaged, a tensor is not there, a number cannot be a model's, or the vocabulary

@@ -21,6 +21,8 @@ from weights.gguf.vocabulary import PREFIX, WAY_OUT, Vocabulary
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 TOKENIZER_CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"
 MADE = {TOKENIZER: tokenizer_json, TOKENIZER_CONFIG: tokenizer_config, GENERATION: generation_config}
+TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+COPIED = (TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION, "chat_template.json")
 MAX_TEMPLATE = 1 << 20  # bytes of a template's file
 
 
@@ -96,8 +98,8 @@ class FolderFiles(SmallFiles):
 
     @property
     def templates(self) -> dict[str, str]:
-        own = self.path / "chat_template.jinja"
-        files = {path.stem: path for path in sorted((self.path / "additional_chat_templates").glob("*.jinja"))}
+        own = self.path / TEMPLATE
+        files = {path.stem: path for path in sorted((self.path / TEMPLATES).glob("*.jinja"))}
         files |= {"default": own} if own.exists() else {}
         return {name: read_text(path, MAX_TEMPLATE) for name, path in files.items()}
 
@@ -202,3 +204,23 @@ def small_files(path: Path, tokenizer: Path | None = None) -> SmallFiles:
     instead of its own."""
     own = GgufFiles(path) if is_gguf(path) else FolderFiles(path)
     return own if tokenizer is None else OtherTokenizer(own, FolderFiles(tokenizer))
+
+
+def copy_texts(model: Path, out: Path) -> None:
+    """Write to a folder what the model at a path has of a tokenizer, its settings and its chat templates.
+
+    Raises:
+        CheckpointError: one of them is damaged.
+    """
+    files = small_files(model)
+    for name in COPIED:
+        if files.has(name):
+            (out / name).write_text(files.text(name))
+    try:
+        templates = files.templates
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{model}: a chat template cannot be read: {error}") from None
+    for name, text in templates.items():
+        path = out / (TEMPLATE if name == "default" else f"{TEMPLATES}/{name}.jinja")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)

@@ -28,6 +28,6 @@ class TensorSource(Protocol):
     def grouped(self, name: str) -> Grouped | None:
         """Quantised matrices without widening them, or None where `read` alone has them.
 
-        The shape ends with outputs and inputs, as the parameter's does, also where `stored` has the transposed one.
+        The shape is that of `stored`, with the last two dimensions exchanged where that is `turned`.
         """
         ...

@@ -23,6 +23,7 @@ from server.cli import app
 from tests.weights.checkpoints import INFINITY, OLMOE, raw_safetensors, write
 from weights.load import load_model
 from weights.packed import mapped, write_tensors
+from weights.small_files import FolderFiles
 
 pytestmark = pytest.mark.skipif(not load().native, reason="native kernels are not loaded")
 SETTINGS = EngineSettings(model="", kv_cache_bytes=1 << 20, max_running=2, step_ms=0)
@@ -82,6 +83,15 @@ def test_what_is_known_of_a_model_is_known_of_a_packed_one(folder: Path) -> None
     assert replace(infos[0], load_seconds=0.0) == replace(infos[1], load_seconds=0.0)
 
 
+def test_chat_templates_come_along(folder: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(folder / "olmoe", tmp_path / "olmoe")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    (source / "chat_template.jinja").write_text("none")
+    pack_model(str(source), tmp_path / "packed")
+    assert FolderFiles(tmp_path / "packed").templates == {"default": "none", "tool_use": "tools"}
+
+
 def test_tables_that_layers_share_are_written_once(folder: Path) -> None:
     calls = json.loads((folder / "packed" / "packed.json").read_text())["calls"]
     places = [call["values"]["rotary"] for call in calls if call["op"] == "add_attention"]
@@ -113,7 +123,11 @@ def edited(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
 
 
 def value(call: int, name: str, new: object) -> Callable[[Path], None]:
-    return edited(lambda index: index["calls"][call]["values"].update({name: new}))
+    return values(call, **{name: new})
+
+
+def values(call: int, **new: object) -> Callable[[Path], None]:
+    return edited(lambda index: index["calls"][call]["values"].update(new))
 
 
 def cut(folder: Path) -> None:
@@ -146,15 +160,19 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (edited(lambda index: index.update(layout="0")), "written for weights of layout 0, these kernels read"),
     (edited(lambda index: index.update(format=2)), "format 2 is not 1"),
     (edited(lambda index: index.update(more=2)), "unknown field `more`"),
-    (edited(lambda index: index.update(calls=[])), "nothing makes a program"),
-    (edited(lambda index: index["calls"].reverse()), "a program comes before what is added to it"),
-    (edited(lambda index: index["calls"].pop()), "the model cannot compute a token"),
-    (edited(lambda index: index["calls"][3].update(op="set_threads")), "'set_threads' adds nothing to a program"),
+    (edited(lambda index: index.update(calls=[])), "0 calls are too few: a program, its head and two for each of 2"),
+    (edited(lambda index: index["calls"].reverse()), "call 0 is 'add_topk', not 'program'"),
+    (edited(lambda index: index["calls"].pop(1)), "call 1 is 'add_attention', not 'set_head'"),
+    (edited(lambda index: index["calls"].pop()), "5 calls are too few: .* are 6"),
+    (edited(lambda index: index["calls"].extend(index["calls"][-1:] * 300)), "call 6, 'add_topk', is one too many"),
+    (edited(lambda index: index["calls"][3].update(op="set_head")), "call 3, 'set_head', adds no block"),
+    (edited(lambda index: index["calls"][3].update(op="set_threads")), "call 3, 'set_threads', adds no block"),
     (edited(lambda index: index["calls"][3]["values"].pop("units")), "add_topk takes"),
     (value(3, "units", 1 << 27), "'units' is 134217728, more than"),
     (value(3, "units", 1 << 26), "packed weights of 5 x"),
     (value(3, "experts", 1 << 26), "packed weights of 1 x"),
     (value(3, "experts", -5), "a matrix must have outputs"),
+    (values(3, experts=0, trained=0, shared_gate=True, shared_pieces=5), "a router needs at least one expert, got 0"),
     (value(3, "units", 1.5), "Expected a value of type 'int'"),
     (value(3, "up", None), "packed weights cannot be"),
     (value(3, "up", {"part": 9, "tensor": "up"}), "part 9 of 'up' is not one of 6"),
@@ -183,7 +201,8 @@ def test_a_damaged_folder_is_refused(packed: Path, damage: Callable[[Path], None
         ("vocab_size", 36, "packed.json has 37 logits, config.json a vocabulary of 36"),
         ("num_experts", 4, "the model cannot compute a token"),
         ("num_key_value_heads", 2, "the model cannot compute a token"),
-        ("num_hidden_layers", 1, "the model cannot compute a token"),
+        ("num_hidden_layers", 1, "call 4, 'add_attention', is one too many for 1 layers"),
+        ("num_hidden_layers", 3, "6 calls are too few"),
         ("dtype", "bfloat16", "packed with dtype float32, and bfloat16 is asked for"),
     ],
 )

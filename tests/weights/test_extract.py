@@ -115,13 +115,24 @@ def test_tensors_keep_their_number_format_and_the_tokenizer_comes_along(tmp_path
     (tmp_path / "whole" / "config.json").write_text(json.dumps(OLMOE))  # a float32 model, stored in bfloat16
     (tmp_path / "whole" / "tokenizer.json").write_text("{}")
     (tmp_path / "whole" / "card.json").write_text("{}")
+    (tmp_path / "whole" / "additional_chat_templates").mkdir()
+    (tmp_path / "whole" / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
     extract(tmp_path / "whole", a_set(tmp_path / "whole", kept_experts(model), 5), tmp_path / "small")
     assert {tensor.dtype for tensor in load_file(tmp_path / "small/model.safetensors").values()} == {torch.bfloat16}
     assert {path.name for path in (tmp_path / "small").iterdir()} == {
         "config.json",
         "model.safetensors",
         "tokenizer.json",
+        "additional_chat_templates",
     }
+    assert (tmp_path / "small" / "additional_chat_templates" / "tool_use.jinja").read_text() == "tools"
+
+
+def test_a_chat_template_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    model = write(tmp_path / "whole", OLMOE)
+    (tmp_path / "whole" / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match="whole: a chat template cannot be read"):
+        extract(tmp_path / "whole", a_set(tmp_path / "whole", kept_experts(model), 5), tmp_path / "small")
 
 
 def test_fp8_is_written_as_what_it_means(tmp_path: Path) -> None:

@@ -3,18 +3,23 @@
 import itertools
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model.decoder import Decoder, parameter_count
 from model.errors import CheckpointError
 from model.grouped import Grouped, Values, packed_codes
-from tests.weights.quantised.test_mxfp4 import EXPERTS, write
+from tests.model.tiny import randomise
+from tests.weights.quantised.test_mxfp4 import EXPERTS, RAW, write
 from weights import memory
+from weights.config import decoder_config
 from weights.groups import Form, finite, joined, kept_as
 from weights.load import load_model
 from weights.rules import Index, TensorPart
+from weights.save import save_model
 
 FORMS: list[Form] = [
     Form("signed", 32, False),
@@ -71,6 +76,19 @@ def test_experts_are_stacked_and_rows_of_a_tensor_taken() -> None:
 def test_what_does_not_lie_as_the_matrices_is_not_joined(index: Index) -> None:
     part = random_grouped((4, 64), FORMS[0])
     assert joined([(TensorPart("a", index), part)], torch.Size([1, 4, 128])) is None
+
+
+@pytest.mark.parametrize(("scale", "fits"), [(8000.0, True), (9000.0, False)])
+def test_a_minimum_beyond_float16_is_not_joined(scale: float, fits: bool) -> None:
+    """Codes from -8 to 7 that become 0 to 15 need a minimum of -8 scales."""
+    signed, unsigned = random_grouped((2, 64), FORMS[0]), random_grouped((2, 64), FORMS[2])
+    signed.scales.fill_(scale)
+    assert finite(signed) and finite(unsigned)
+    parts = [(TensorPart("a", (slice(0, 2),)), signed), (TensorPart("b", (slice(2, 4),)), unsigned)]
+    whole = joined(parts, torch.Size([4, 64]))
+    assert (whole is not None) is fits
+    if whole is not None:
+        assert torch.equal(whole.dense(), torch.cat([signed.dense(), unsigned.dense()]))
 
 
 @pytest.mark.parametrize(
@@ -143,6 +161,38 @@ def test_scales_that_groups_do_not_hold_are_widened(tmp_path: Path, caplog: pyte
     assert torch.equal(
         model.get_parameter("layers.0.ffn.down"), load_model(tmp_path)[0].get_parameter("layers.0.ffn.down")
     )
+
+
+def test_what_is_widened_must_fit_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scales = torch.full((3, 32, 3), 120, dtype=torch.uint8)
+    scales[0, 0, 0] = 60
+    write(tmp_path, down_proj_scales=scales)
+    asked: list[str] = []
+
+    def free(device: str) -> Any:
+        asked.append(device)
+        return type("Free", (), {"value": 1 << 40 if len(asked) < 3 else 3 * 32 * 96 * 2})
+
+    monkeypatch.setattr(memory, "free_memory", free)
+    with pytest.raises(CheckpointError, match=r"layers\.0\.ffn\.down, whose values do not fit groups, .* too little"):
+        load_model(tmp_path, keep_groups=experts)
+
+
+def test_square_matrices_are_turned(tmp_path: Path) -> None:
+    """FP8 in groups along the outputs is widened: only matrices that are not square show it by their shape."""
+    raw = RAW | {"intermediate_size": 32, "quantization_config": {"quant_method": "fp8"}}
+    model = Decoder(decoder_config(raw))
+    randomise(model)
+    save_model(model, raw, tmp_path, torch.bfloat16)
+    stored = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in stored if name.endswith("down_proj")]:
+        assert stored[name].shape == (3, 32, 32)
+        stored[name] = stored[name].to(torch.float8_e4m3fn)
+        stored[name + "_scale"] = torch.tensor(0.5)
+    save_file(stored, tmp_path / "model.safetensors")
+    found, whole = load_model(tmp_path, keep_groups=experts)[0], load_model(tmp_path)[0]
+    for name, expected in whole.named_parameters():
+        assert torch.equal(found.get_parameter(name), expected)
 
 
 def test_a_value_that_is_not_finite_is_named(tmp_path: Path) -> None:

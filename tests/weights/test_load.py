@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from model.errors import CheckpointError
 from tests.weights.checkpoints import INFINITY, OLMOE, same, write, write_config
 from weights.config import families, read_config
+from weights.files import TensorFiles
 from weights.load import load_model, run_dtype
 from weights.save import save_model, tensors
 
@@ -88,6 +89,18 @@ def test_many_faults_are_counted_and_not_all_listed(tmp_path: Path) -> None:
 def test_a_scalar_does_not_fill_a_matrix(tmp_path: Path) -> None:
     said = damaged(tmp_path, lambda state: state.update({"model.embed_tokens.weight": torch.zeros(1)}))
     assert "model.embed_tokens.weight has shape (1,), not (37, 16)" in said
+
+
+def test_zeros_that_are_no_bias_of_a_matrix_are_extra(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.bias"
+    assert f"extra {name}" in damaged(tmp_path, lambda state: state.update({name: torch.zeros(17)}))
+
+
+def test_a_bias_is_read_only_beside_a_matrix_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TensorFiles, "read", lambda files, name: pytest.fail(f"{name} is read"))
+    name = "model.layers.0.self_attn.q_proj."
+    given = {name + "weight": torch.zeros(90, 0), name + "bias": torch.zeros(90)}
+    assert f"{name}weight has shape (90, 0)" in damaged(tmp_path, lambda state: state.update(given))
 
 
 def test_rotary_frequencies_are_ignored(tmp_path: Path) -> None:

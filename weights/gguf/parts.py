@@ -36,7 +36,8 @@ class Part(Protocol):
         ...
 
     def grouped(self, file: GgufFile) -> Grouped | None:
-        """The values with outputs and inputs as the last axes, also where `stored` has them transposed."""
+        """The values with outputs and inputs as the last axes, also where `stored` has them transposed, and so says
+        `turned`."""
         ...
 
 
@@ -71,7 +72,7 @@ class Whole:
         if self.transposed and len(shape) > 1:
             shape = (*shape[:-2], shape[-1], shape[-2])
         start = entry.start + (self.expert or 0) * self._size(file)
-        return Stored(file.paths[entry.part].name, start, dtype_of(entry.type), shape, size)
+        return Stored(file.paths[entry.part].name, start, dtype_of(entry.type), shape, size, self.transposed)
 
     def dense(self, file: GgufFile) -> Tensor:
         values = dense(file.tensors[self.name].type, self._data(file), self._shape(file))

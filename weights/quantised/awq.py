@@ -47,7 +47,7 @@ def _matrix(base: str, stored: Mapping[str, Stored], size: int) -> QuantisedTens
     weight = part(stored, base, "qweight", torch.int32, 2)
     scales, zeros = part(stored, base, "scales", FLOATS, 2), part(stored, base, "qzeros", torch.int32, 2)
     k, words = weight.shape
-    run = k if size == -1 else size
+    run = max(k, 1) if size == -1 else size
     wanted = k // run, 8 * words
     if not k or k % run or scales.shape != wanted or zeros.shape != (k // run, words):
         shapes = f"qweight {weight.shape}, qzeros {zeros.shape}, scales {scales.shape}"

@@ -108,7 +108,7 @@ def _words(base: str, stored: Mapping[str, Stored], schemes: list[Weights]) -> Q
     part(stored, base, "weight_shape", (torch.int64, torch.int32), 1)
     n, groups = scales.shape
     fitting = {bits for bits in _bits(words.shape[1], groups, schemes)}
-    if words.shape[0] != n or len(fitting) != 1:
+    if words.shape[0] != n or not words.shape[1] or not groups or len(fitting) != 1:
         raise misshapen(base + "weight_packed", words, f"as config_groups and scales of shape {scales.shape} have it")
     bits = fitting.pop()
     k = words.shape[1] * 32 // bits

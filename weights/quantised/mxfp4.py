@@ -40,7 +40,7 @@ def mxfp4(stored: Mapping[str, Stored], quantisation: Mapping[str, Any]) -> dict
             experts, rows, groups, _ = blocks.shape
             shape, kept = (experts, 2 * _GROUP * groups, rows), (experts, rows, 2 * _GROUP * groups)
             size = grouped_bytes(kept, 4, 2 * _GROUP, factor=True)
-            meant = replace(blocks, dtype=torch.bfloat16, shape=shape, grouped=size)
+            meant = replace(blocks, dtype=torch.bfloat16, shape=shape, grouped=size, turned=True)
             found[tensor] = QuantisedTensor((name, tensor + "_scales"), meant, unpacked, grouped)
     return found
 

@@ -19,6 +19,7 @@ from model.backends.cpu.kernels.params import BlockParams, LinearParams, by_sche
 from model.decoder import Decoder, Layer
 
 PROGRAM = "program"  # makes a program; every other op adds to one
+HEAD = "set_head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def calls_of(model: Decoder, length: int, precision: Precision) -> Iterator[OpCa
         bias=model.head.bias.detach().float() if config.head_bias else None,
         scale=config.logit_scale,
     )
-    yield OpCall("set_head", named(last))
+    yield OpCall(HEAD, named(last))
     del last
     yield from map(_add, _blocks(model, length, precision))
 
@@ -66,33 +67,44 @@ def _add(block: BlockParams) -> OpCall:
     return OpCall(block.add_op, named(block))
 
 
-def built(calls: Iterable[OpCall]) -> Any:
-    """The program that the calls make.
+def built(calls: Iterable[OpCall], layers: int) -> Any:
+    """The program that the calls make: the first makes it, the second sets its head, and two add each layer.
 
     Raises:
-        TypeError, RuntimeError: they have other names, kinds or shapes than the kernels want. Nothing is read before it
-            is checked.
+        TypeError, RuntimeError: there are more or fewer, or they have other names, kinds or shapes than the kernels
+            want. Nothing is read before it is checked.
     """
     program: Any = None
+    count, wanted = 0, 2 + 2 * layers
     for call in calls:
-        if call.op == PROGRAM:
+        if count == wanted:
+            raise TypeError(f"call {count}, {call.op!r:.80}, is one too many for {layers} layers")
+        _check_place(call.op, count)
+        if count == 0:
             program = torch.classes.moedial.Program(*call.values.values())
-            continue
-        if call.op not in adding_ops():
-            raise TypeError(f"{call.op!r:.80} adds nothing to a program")
-        if program is None:
-            raise TypeError("a program comes before what is added to it")
-        getattr(torch.ops.moedial, call.op)(program, *by_schema(call.op, call.values))
-    if program is None:
-        raise TypeError("nothing makes a program")
+        else:
+            getattr(torch.ops.moedial, call.op)(program, *by_schema(call.op, call.values))
+        count += 1
+    if count < wanted:
+        raise TypeError(
+            f"{count} calls are too few: a program, its head and two for each of {layers} layers are {wanted}"
+        )
     return program
+
+
+def _check_place(op: str, place: int) -> None:
+    """Raise TypeError unless an op may be the call of this number."""
+    if place < 2 and op != (PROGRAM, HEAD)[place]:
+        raise TypeError(f"call {place} is {op!r:.80}, not {(PROGRAM, HEAD)[place]!r}")
+    if place >= 2 and (op == HEAD or op not in adding_ops()):
+        raise TypeError(f"call {place}, {op!r:.80}, adds no block to a program")
 
 
 @cache
 def adding_ops() -> tuple[str, ...]:
     """The ops that add to a program, sorted."""
     names = (name.removeprefix("moedial::") for name in torch._C._dispatch_get_all_op_names())
-    return tuple(sorted(name for name in names if name == "set_head" or name.startswith("add_")))
+    return tuple(sorted(name for name in names if name == HEAD or name.startswith("add_")))
 
 
 @cache

@@ -79,7 +79,7 @@ class NativeDecoder(NativeSampling):
         self.cache_dtype = torch.int8 if kv_cache == "int8" else dtype
         self.parameters, self.precision = parameters, precision
         self._loads = [shape.num_experts for shape in config.mixtures]
-        self._program = built(calls)
+        self._program = built(calls, len(config.feed_forward))
         self._run = self._program.run
 
     def cache(self, blocks: int, block_size: int, slots: int = 0) -> Cache:

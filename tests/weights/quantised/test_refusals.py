@@ -44,6 +44,16 @@ BROKEN: list[tuple[str, dict[str, Tensor | None], str]] = [
     ("W4A16", {"weight_shape": torch.tensor([24, 250])}, "a_proj.weight_shape is [24, 250], not [24, 256]"),
     ("W4A16", {"weight_packed": torch.zeros(24, 31, dtype=I32)}, "a_proj.weight_packed has shape (24, 31)"),
     ("W4A16", {"weight_packed": torch.zeros(23, 32, dtype=I32)}, "a_proj.weight_packed has shape (23, 32)"),
+    (
+        "W4A16",
+        {"weight_packed": torch.zeros(24, 0, dtype=I32), "weight_scale": torch.zeros(24, 0, dtype=F16)},
+        "a_proj.weight_packed has shape (24, 0)",
+    ),
+    (
+        "W4A16 per output",
+        {"weight_packed": torch.zeros(24, 0, dtype=I32), "weight_scale": torch.zeros(24, 1, dtype=F16)},
+        "a_proj.weight_packed has shape (24, 0)",
+    ),
     ("W4A16", {"weight_g_idx": torch.zeros(3, dtype=I32)}, "a_proj.weight_g_idx has shape (3,)"),
     ("W4A16", {"weight_g_idx": torch.full((256,), 9, dtype=I32)}, "a_proj.weight_g_idx names groups outside 0 to 7"),
     (
@@ -67,6 +77,14 @@ BROKEN: list[tuple[str, dict[str, Tensor | None], str]] = [
         "weight_scale has shape (24, 7)",
     ),
 ]
+
+
+def test_one_group_of_no_inputs_is_refused(tmp_path: Path) -> None:
+    shapes = {"qweight": (0, 3), "qzeros": (1, 3), "scales": (1, 24)}
+    stored = {f"a_proj.{part}": torch.zeros(shape, dtype=I32) for part, shape in shapes.items()}
+    stored["a_proj.scales"] = stored["a_proj.scales"].half()
+    said = refusal(tmp_path, stored, configs.awq(group_size=-1))
+    assert "are no matrix of 4 bits in groups" in said
 
 
 @pytest.mark.parametrize(("name", "changes", "words"), BROKEN)

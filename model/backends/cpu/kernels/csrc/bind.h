@@ -204,6 +204,7 @@ inline Repair bind(int64_t width, const RepairParams& params) {
 // Without the matrix, which an op that is given logits has not.
 inline Router bind(const RoutingParams& params, int64_t experts) {
     const int64_t groups = params.groups, kept = params.kept_groups;
+    TORCH_CHECK(experts > 0, "a router needs at least one expert, got ", experts);
     TORCH_CHECK(0 <= params.score && params.score <= SPARSE_MIXER, "score ", params.score,
                 " is not known");
     TORCH_CHECK(1 <= kept && kept <= groups && experts % groups == 0, experts,

@@ -58,6 +58,7 @@ class Program : public torch::CustomClassHolder {
     }
 
     StepResult run(const ProgramStep& step) const {
+        TORCH_CHECK(head_.outputs > 0, "the program has no head");
         LayerRows all = check_rows(step);
         const StepRules rules(step.rules, step.rule_of, step.allowed, all.tokens);
         check_allowed(rules, all_experts());

@@ -91,6 +91,14 @@ def drawing_program() -> NativeDecoder:
     return NativeDecoder(decoder(config), 64)
 
 
+def headless() -> str:
+    """What is said of a step of a program without a head."""
+    program = torch.classes.moedial.Program(WIDTH, torch.zeros(5, WIDTH), 1.0, None)
+    with pytest.raises(RuntimeError) as error:
+        program.run(*step().values())
+    return str(error.value)
+
+
 def made(argument: str, change: Callable[[Any], Any]) -> str:
     """What is said of a program whose embeddings are wrong."""
     given: dict[str, Any] = {"width": WIDTH, "embeddings": torch.zeros(5, WIDTH), "scale": 1.0}

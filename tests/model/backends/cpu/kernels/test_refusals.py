@@ -19,6 +19,7 @@ from tests.model.backends.cpu.kernels.program import (
     PROGRAM_REFUSALS,
     RULE_REFUSALS,
     drawing_program,
+    headless,
     made,
     refused,
     rule_refused,
@@ -140,6 +141,7 @@ REFUSALS = [
     Refusal("route", "allowed", lambda _: torch.ones(1, 6).byte(), "allowed must be [5, N], got [1, 6]"),
     Refusal("route", "allowed", lambda _: torch.ones(5, 7).byte(), "allowed is of 7 experts, not of 6"),
     Refusal("route", "allowed", lambda _: torch.zeros(5, 6).byte(), "a rule lets 0 experts run, but weighs by more"),
+    Refusal("route", "logits", lambda x: x[:, :0].contiguous(), "a router needs at least one expert, got 0"),
     Refusal("route", "trained", to(7), "the trained count 7 is not one of 6 experts"),
     Refusal("route", "score", to(3), "score 3 is not known"),
     Refusal("route", "score", to(2), "the sparse mixer's weights are defined for its own rule only"),
@@ -277,6 +279,14 @@ def rows_of_units(kind: Kind, width: int) -> str:
     return str(error.value)
 
 
+def shared_part_alone() -> str:
+    """A mixture whose router has a row for the gate of its shared part, and none for an expert."""
+    given = arguments("topk_block") | {"experts": 0, "trained": 0, "shared_gate": True, "shared_pieces": 4}
+    with pytest.raises(RuntimeError) as error:
+        run("topk_block", given)
+    return str(error.value)
+
+
 def a_set_among_groups() -> str:
     """Of experts, where a router chooses among groups of equally many."""
     given = arguments("route") | {"groups": 2, "kept_groups": 2, "allowed": torch.ones(5, 6).byte()}
@@ -294,6 +304,8 @@ def a_mixer(changes: dict[str, Any]) -> str:
 
 
 OTHERS: list[tuple[Callable[[], str], str]] = [
+    (shared_part_alone, "a router needs at least one expert, got 0"),
+    (headless, "the program has no head"),
     (a_set_among_groups, "a router of 2 groups chooses among all experts"),
     (lambda: a_mixer({"selection_bias": torch.zeros(6)}), "a sparse mixer has neither groups nor a selection bias"),
     (lambda: a_mixer({"groups": 2}), "a sparse mixer has neither groups nor a selection bias"),
