@@ -165,7 +165,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (edited(lambda index: index["calls"].pop(1)), "call 1 is 'add_attention', not 'set_head'"),
     (edited(lambda index: index["calls"].pop()), "5 calls are too few: .* are 6"),
     (edited(lambda index: index["calls"].extend(index["calls"][-1:] * 300)), "call 6, 'add_topk', is one too many"),
-    (edited(lambda index: index["calls"][3].update(op="set_head")), "call 3, 'set_head', adds no block"),
+    (edited(lambda index: index["calls"].insert(3, index["calls"][1])), "call 3, 'set_head', adds no block"),
     (edited(lambda index: index["calls"][3].update(op="set_threads")), "call 3, 'set_threads', adds no block"),
     (edited(lambda index: index["calls"][3]["values"].pop("units")), "add_topk takes"),
     (value(3, "units", 1 << 27), "'units' is 134217728, more than"),
