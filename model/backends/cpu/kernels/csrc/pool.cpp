@@ -32,7 +32,7 @@ void pause() {
 // cache lines of their own: no thread that waits must slow down those that work.
 struct Node {
     alignas(64) std::atomic<uint64_t> state{0};  // tasks << 32 | next task, which may run over
-    alignas(64) std::atomic<int64_t> done{0};    // of its tasks, whoever took them
+    alignas(64) std::atomic<int64_t> done{0};    // of its tasks, on any thread
     alignas(64) std::atomic<uint32_t> job{0};    // the number of the job
     std::atomic<int32_t> members{0};             // threads of the node that take part
     std::atomic<bool> open{true};                // they may take tasks of other nodes
