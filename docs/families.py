@@ -57,7 +57,18 @@ def _large(example: Any) -> dict[str, Any]:
         return given
     if "text_config" in given:
         return given | {"text_config": _large(given["text_config"])}
-    return SIZES | given
+    return (
+        SIZES | given | {name: _stretched(given[name]) for name in ("rope_parameters", "rope_scaling") if name in given}
+    )
+
+
+def _stretched(rope: Any) -> Any:
+    """Rotary parameters with a factor for each pair of a wide head, where each pair has one."""
+    if not isinstance(rope, dict):
+        return rope
+    pairs = WIDTHS["head_dim"] // 2
+    factors = {name: rope[name] for name in ("short_factor", "long_factor") if name in rope}
+    return rope | {name: values * (pairs // len(values)) for name, values in factors.items()}
 
 
 def _counts(config: DecoderConfig) -> str:
