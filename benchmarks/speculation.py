@@ -26,8 +26,9 @@ import typer
 from benchmarks.checkpoints import CHECKPOINTS, write_random
 from benchmarks.machine import facts, introduce, use_threads
 from benchmarks.tables import grid
-from engine.build import assemble, describe, grammars_for, pools, prepare
+from engine.build import assemble, grammars_for, pools, prepare
 from engine.calibrate import measure
+from engine.description import describe
 from engine.engine import Engine
 from engine.plan import Chunk
 from engine.sequence import Sequence as Running

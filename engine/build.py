@@ -1,47 +1,41 @@
-"""Builds an engine from its settings: loads the model, sizes the KV cache, connects scheduler and runner.
+"""Builds an engine from its settings: loads the model, chooses its backend, connects scheduler and runner.
 
-Not here: the process and its socket (see `engine/process/worker.py`).
+Not here: how large the KV cache is (`engine/sizes.py`), what the engine says of its model (`engine/description.py`),
+and the process with its socket (`engine/process/worker.py`).
 """
 
 import logging
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.blocks import BlockManager
-from engine.calibrate import MOST_ROWS, measure
+from engine.calibrate import measure
 from engine.cost import ExpertPool, StepCost
+from engine.description import describe, experts_of
 from engine.engine import Engine
 from engine.grammars.compiler import GrammarCompiler
-from engine.memory import (
-    cache_fraction,
-    give_back_freed_memory,
-    keep_freed_memory,
-    log_device,
-    log_resources,
-    step_bytes,
-)
+from engine.memory import give_back_freed_memory, keep_freed_memory, log_device, log_resources
 from engine.packing import ReadyModel, start_packed
 from engine.progress import LoadingProgress
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
+from engine.sizes import block_size, cache_blocks, model_length, state_slots
 from engine.speculation import Speculator, speculator_of
 from engine.types import EngineInfo, EngineSettings, Request, Sampling, TokenEvent
 from model.backends import choose
 from model.backends.base import Backend, Runnable
-from model.budget import ExpertBudget, ExpertRange
+from model.budget import ExpertBudget
 from model.decoder import Decoder, parameter_count
-from model.devices import free_memory, make_current, resolve
+from model.devices import make_current, resolve
 from model.errors import CheckpointError, InvalidRequest
 from model.options import Options
 from model.ranks.share import Share
 from model.resources import available_cores
 from model.shapes.decoder import DecoderConfig
-from model.shapes.memory import bytes_per_block, bytes_per_sequence
 from weights.config import read_config
 from weights.folder import resolve_model
 from weights.groups import KeepGroups, kept_as
@@ -283,90 +277,6 @@ def speculator_for(model: Runnable, settings: EngineSettings) -> Speculator | No
     return speculator
 
 
-def model_length(config: DecoderConfig, settings: EngineSettings) -> int:
-    """The longest sequence served. Raises CheckpointError if the setting is above the checkpoint's context."""
-    if settings.max_model_len > config.context:
-        raise CheckpointError(
-            f"max_model_len {settings.max_model_len} is more than the model's context {config.context}"
-        )
-    return settings.max_model_len or config.context
-
-
-def block_size(settings: EngineSettings) -> int:
-    """Tokens per block of the cache: the setting, or where it is 0 what is best on the device."""
-    return settings.block_size or choose.block_size(resolve(settings.device))
-
-
-def state_slots(settings: EngineSettings) -> int:
-    """How many sequences can have recurrent states at once: those that run, or the rows of a calibration plan."""
-    return max(settings.max_running, MOST_ROWS)
-
-
-def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype, workspace: int = 0) -> int:
-    """How many KV blocks the memory setting allows, at most what `max_running` whole contexts can use. `workspace`:
-    bytes that the backend needs in addition to the cache."""
-    element, scale = (1, 4) if settings.kv_cache_dtype == "int8" else (dtype.itemsize, 0)
-    per_block = max(1, bytes_per_block(config.memory, block_size(settings), element, scale))
-    device = resolve(settings.device)
-    steps = step_bytes(config, settings.max_step_tokens, settings.max_running, device)
-    free = max(0, free_memory(device).value - workspace - steps)
-    allowed = settings.kv_cache_bytes or int(free * cache_fraction(settings.kv_cache_fraction, device))
-    allowed -= bytes_per_sequence(config.memory) * state_slots(settings)
-    length = model_length(config, settings)
-    blocks_per_context = -(-length // block_size(settings))
-    if allowed // per_block < blocks_per_context:
-        raise CheckpointError(
-            f"the KV cache has {allowed} bytes, but one sequence of {length} tokens needs "
-            f"{blocks_per_context * per_block}; lower max_model_len or raise kv_cache_bytes"
-        )
-    return min(allowed // per_block, blocks_per_context * settings.max_running)
-
-
 def pools(config: DecoderConfig) -> tuple[ExpertPool, ...]:
     """The expert pool of each MoE layer, for the cost model."""
     return tuple(ExpertPool(shape.num_experts, shape.experts_per_draw) for shape in config.mixtures)
-
-
-def describe(model: Runnable, settings: EngineSettings, kept: str = "") -> dict[str, Any]:
-    """The fields of `EngineInfo` that follow from the model and the settings. `kept`: see `weights.groups.kept_as`."""
-    config = model.config
-    total = shared = 0
-    if config.mixtures:
-        total = config.mixtures[0].num_experts
-        shared = config.mixtures[0].shared_experts
-    return {
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "vocabulary": config.vocabulary,
-        "max_model_len": model_length(config, settings),
-        "experts": experts_of(model),
-        "experts_total": total,
-        "shared_experts": shared,
-        "block_size": block_size(settings),
-        "kernels": model.kernels,
-        "device": str(model.device),
-        "backend": model.backend,
-        "quantize": quantization(settings, kept),
-        "token_local": config.token_local,
-        "prefix_cache": settings.prefix_cache and config.prefix_reusable,
-        "chunked": config.chunkable,
-        "step_cost": None,
-    }
-
-
-def experts_of(model: Runnable) -> ExpertRange:
-    """The counts and routing rules that can be served: those of the decoder, as far as its backend runs them."""
-    experts = model.config.experts
-    if not model.sets:
-        refusal = f"{model.kernels} keeps no set of experts"
-        experts = replace(experts, set_refusal=experts.set_refusal or refusal)
-    if model.rules:
-        return experts
-    refusal = f"{model.kernels} runs no routing rule but the family's"
-    return replace(experts, rule_refusal=experts.rule_refusal or refusal, repair_refusal=refusal, own_fields=())
-
-
-def quantization(settings: EngineSettings, kept: str) -> str:
-    """What is quantized and how, as in `EngineInfo.quantize`."""
-    if settings.quantize == "none":
-        return f"as stored: {kept}" if kept else "none"
-    return f"{settings.quantize} {settings.quantize_layers}"

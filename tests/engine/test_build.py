@@ -9,8 +9,9 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
-from engine import build, memory
-from engine.build import assemble, build_engine, describe, prepare
+from engine import build, memory, sizes
+from engine.build import assemble, build_engine, prepare
+from engine.description import describe
 from engine.engine import Engine
 from engine.memory import step_bytes
 from engine.types import EngineSettings, Logprob, Request, Sampling
@@ -129,14 +130,14 @@ def test_cache_and_threads_follow_the_container(
     """Whatever the host has: here a limit that leaves room for ten blocks of the fraction that the cache may have."""
     config = wide(16).config
     settings = EngineSettings(model="", kv_cache_fraction=0.5, max_running=64)
-    per_block = bytes_per_block(config.memory, build.block_size(settings), 4)
+    per_block = bytes_per_block(config.memory, sizes.block_size(settings), 4)
     monkeypatch.setattr(devices, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
     monkeypatch.setattr(memory, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
     monkeypatch.setattr(memory, "available_cores", lambda: Amount(3, "cpu.max"))
-    assert build.cache_blocks(config, settings, torch.float32) == 10
-    assert build.cache_blocks(config, settings, torch.float32, workspace=8 * per_block) == 6
+    assert sizes.cache_blocks(config, settings, torch.float32) == 10
+    assert sizes.cache_blocks(config, settings, torch.float32, workspace=8 * per_block) == 6
     small = replace(settings, kv_cache_dtype="int8")  # 16 bytes and a scale of 4 in place of 64
-    assert build.cache_blocks(config, small, torch.float32) == 32
+    assert sizes.cache_blocks(config, small, torch.float32) == 32
     caplog.set_level("INFO")
     memory.log_resources()
     assert "3 cores (cpu.max)" in caplog.text and "(memory.max)" in caplog.text
@@ -146,13 +147,13 @@ def test_a_gpu_keeps_room_for_steps_and_gives_most_of_the_rest(monkeypatch: pyte
     """The CPU gives its third, whatever a step takes."""
     config = wide(16).config
     per_block, free = bytes_per_block(config.memory, 16, 4), 30 << 20
-    monkeypatch.setattr(build, "resolve", lambda device: device)
-    monkeypatch.setattr(build, "free_memory", lambda device: Amount(free, device))
+    monkeypatch.setattr(sizes, "resolve", lambda device: device)
+    monkeypatch.setattr(sizes, "free_memory", lambda device: Amount(free, device))
     steps = step_bytes(config, 512, 2000, "cuda:0")
     assert steps == 4 * (6 * 2000 * config.vocabulary + 512 * config.width * (2 * config.experts.trained + 8))
     for device, room in (("cuda:0", 0.9 * (free - steps - (1 << 20))), ("cpu", 0.3 * (free - (1 << 20)))):
         settings = EngineSettings(model="", device=device, max_running=2000, max_step_tokens=512, block_size=16)
-        assert build.cache_blocks(config, settings, torch.float32, 1 << 20) == int(room) // per_block, device
+        assert sizes.cache_blocks(config, settings, torch.float32, 1 << 20) == int(room) // per_block, device
 
 
 def test_the_device_is_named_in_log_and_description(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

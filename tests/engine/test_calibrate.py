@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.build import assemble, build_engine, describe, pools
+from engine.build import assemble, build_engine, pools
 from engine.calibrate import MAX_SECONDS, ROUNDS, SHAPES, Measurement, fit, measure, non_negative
 from engine.cost import ExpertPool, StepCost
+from engine.description import describe
 from engine.plan import MoEWork, Plan, Sampled, StepResult
 from engine.types import EngineInfo, EngineSettings
 from model.backends.torch.backend import TorchRunnable
