@@ -42,6 +42,7 @@ from weights.groups import KeepGroups, kept_as
 from weights.load import empty_model, load_model, run_dtype
 from weights.packed import is_packed
 from weights.repair import LoadedRepair, give_tables, load_repair
+from weights.sizes import weight_files
 from weights.small_files import TOKENIZER, small_files
 from weights.tokenizer import Tokenizer
 
@@ -90,6 +91,7 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
         load_seconds=load_seconds,
         calibration_reason=ready.calibration_reason,
         expert_bytes=ready.expert_bytes,
+        weight_files=weight_files(path),
         **described,
     )
     compute_one_token(engine, info)

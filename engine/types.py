@@ -16,6 +16,7 @@ from engine.cost import StepCost
 from engine.logs import Level, LogFormat
 from model.budget import ExpertBudget, ExpertRange
 from model.options import DType, KVCacheDType, Quantize, QuantizeLayers
+from weights.sizes import WeightFiles
 
 GenerationConfig = Literal["auto", "none"]
 Finish = Literal["stop", "length", "error", "abort"]
@@ -215,6 +216,7 @@ class EngineInfo:
     chunked: bool = True  # whether a prompt may be computed in several steps
     calibration_reason: str = ""  # why the checkpoint's calibration is not used; empty if it is, or there is none
     expert_bytes: tuple[int, ...] = ()  # of each rank, where the experts are divided among ranks
+    weight_files: WeightFiles = field(default_factory=WeightFiles)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How many weights a model has and what memory they take, from the headers of its weight files.
+"""How many weights a model has, what memory they take and how they are stored, from the headers of its weight files.
 
 Torch-free, so that the HTTP process may use it. It reads no weights.
 """
@@ -6,6 +6,7 @@ Torch-free, so that the HTTP process may use it. It reads no weights.
 import json
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from model.errors import CheckpointError
 from model.options import DType
 from weights.folder import is_gguf, open_regular
 from weights.gguf.reader import GgufFile
+from weights.gguf.types import FILE_TYPES
 
 MAX_HEADER = 100 << 20
 BYTES = {"float32": 4, "bfloat16": 2}  # by the dtype that the weights are kept in
@@ -32,6 +34,35 @@ class WeightSize(NamedTuple):
 
     parameters: int
     bytes: int
+
+
+class WeightFiles(NamedTuple):
+    """How the weights are stored."""
+
+    format: str = "safetensors"  # or "gguf"
+    type: str = ""  # of a GGUF file: "Q4_K_M" and the like
+    bytes: int = 0  # of all tensors; 0: not known
+
+
+def weight_files(model: Path) -> WeightFiles:
+    """How a model's weights are stored.
+
+    Raises:
+        CheckpointError: there are no weight files, or one is damaged.
+    """
+    size = weight_size(model, "auto").bytes
+    return WeightFiles("gguf", _gguf_type(model), size) if is_gguf(model) else WeightFiles(bytes=size)
+
+
+def _gguf_type(model: Path) -> str:
+    """What the file says of its type; else the type of most values."""
+    with GgufFile(model) as file:
+        said = file.metadata.get("general.file_type")
+        values: Counter[str] = Counter()
+        for entry in file.tensors.values():
+            values[entry.type.name] += math.prod(entry.shape)
+    known = FILE_TYPES.get(said) if isinstance(said, int) else None
+    return known or next((name for name, _ in values.most_common(1)), "")
 
 
 def weight_size(model: Path, dtype: DType) -> WeightSize:

@@ -10,7 +10,7 @@ from server.experts.served_models import ServedModels
 from server.service import Service
 from server.settings import Settings
 from weights.config import read_config
-from weights.sizes import weight_size
+from weights.sizes import weight_files, weight_size
 
 
 def expected_models(service: Service, model: Path) -> ServedModels:
@@ -36,6 +36,7 @@ def _info(settings: Settings, model: Path) -> EngineInfo:
         family=raw["model_type"],
         dtype=stored.removeprefix("torch.") if settings.dtype == "auto" else settings.dtype,
         parameters=weight_size(model, settings.dtype).parameters,
+        weight_files=weight_files(model),
         vocabulary=config.vocabulary,
         max_model_len=settings.max_model_len or config.context,
         experts=experts,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from engine.build import build_engine
@@ -45,6 +46,8 @@ def test_a_file_answers_as_its_folder_does(tmp_path: Path) -> None:
     with serving("--model", str(file), "--threads", "1", "--kv-cache-bytes", str(1 << 22)) as live:
         client, model = live.client, live.client.models.list().data[0].id
         assert model == "twin-F32"
+        details = httpx.post(f"{live.url}/api/show", json={"model": model}).json()["details"]
+        assert (details["format"], details["quantization_level"]) == ("gguf", "F32")
         complete, converse = client.completions.create, client.chat.completions.create
         assert complete(model=model, prompt="Once upon a time", **fixed).choices[0].text == plain
         one: dict[str, Any] = {"extra_body": {"num_experts": 1}}

@@ -25,6 +25,7 @@ from server.schemas.ollama_objects import (
 from tests.server.fakes import INFO, FakeEngine, says
 from tests.server.harness import frames, in_memory, service_of, value
 from tests.server.recorded import recorded
+from weights.sizes import WeightFiles
 
 CHAT, GENERATE, SHOW = "/api/chat", "/api/generate", "/api/show"
 USER = [{"role": "user", "content": "hi"}]
@@ -308,6 +309,30 @@ def test_the_lists_of_models(client: TestClient) -> None:
     for body, used in (({"model": "tiny:k2"}, 2), ({}, 4)):
         assert client.post(SHOW, json=body).json()["model_info"]["infinity_moe.expert_used_count"] == used
     OllamaVersion.model_validate(client.get("/api/version").json(), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "files", "level", "sizes"),
+    [
+        ("none", WeightFiles(bytes=3996), "F32", (3996, 4000)),
+        ("as stored: int4 g32 with minimum, int8 g16", WeightFiles("gguf", "Q4_K_M", 600), "Q4_K_M", (600, 600)),
+        ("as stored: int4 g128", WeightFiles(bytes=600), "int4 g128", (600, 600)),
+        ("int8 experts", WeightFiles("gguf", "F16", 2000), "int8 experts", (2000, 1000)),
+        ("int4 experts", WeightFiles("gguf", "F16", 2000), "int4 experts", (2000, 562)),
+        ("none", WeightFiles("gguf", "F16", 2000), "F16", (2000, 4000)),
+    ],
+)
+def test_a_model_has_the_format_and_size_of_its_files(
+    quantize: str, files: WeightFiles, level: str, sizes: tuple[int, int]
+) -> None:
+    engine = FakeEngine()
+    engine.info = replace(INFO, quantize=quantize, weight_files=files)
+    with in_memory(engine) as served:
+        tags, loaded = (served.get(path).json()["models"][0] for path in ("/api/tags", "/api/ps"))
+        details = served.post(SHOW, json={"model": "tiny"}).json()["details"]
+    assert (tags["size"], loaded["size"]) == sizes and details == tags["details"]
+    shown = {name: details[name] for name in ("format", "quantization_level", "parameter_size")}
+    assert shown == {"format": files.format, "quantization_level": level, "parameter_size": "1.0K"}
 
 
 SAID = st.lists(st.sampled_from(["<think>", "</think>", CALL, "€😀", "a\n", "<tool_call>", "stop", "<"]), max_size=6)

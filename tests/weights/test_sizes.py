@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from model.errors import CheckpointError
-from weights.sizes import WeightSize, weight_size
+from tests.weights.gguf.writer import blob, write_gguf
+from weights.sizes import WeightFiles, WeightSize, weight_files, weight_size
 
 
 def write(path: Path, **tensors: tuple[str, list[int], int]) -> None:
@@ -28,6 +29,20 @@ def test_sizes_are_as_stored_or_as_the_dtype_says(tmp_path: Path) -> None:
     assert weight_size(tmp_path, "auto") == WeightSize(18, 42)
     assert weight_size(tmp_path, "float32") == WeightSize(18, 72)
     assert weight_size(tmp_path, "bfloat16") == WeightSize(18, 36)
+
+
+@pytest.mark.parametrize(
+    ("said", "type"), [(15, "Q4_K_M"), (12, "Q3_K_M"), (None, "Q8_0"), (1024, "Q8_0"), ("x", "Q8_0")]
+)
+def test_a_gguf_file_has_the_type_that_it_names_or_that_of_most_values(
+    said: int | str | None, type: str, tmp_path: Path
+) -> None:
+    tensors = {"a": blob("Q8_0", (4, 64)), "b": blob("F32", (3, 3)), "c": blob("F32", (5, 5))}
+    metadata = {} if said is None else {"general.file_type": said}
+    path = write_gguf(tmp_path / "x.gguf", metadata, tensors)
+    assert weight_files(path) == WeightFiles("gguf", type, weight_size(path, "auto").bytes)
+    write(tmp_path / "model.safetensors", one=("BF16", [3, 5], 30))
+    assert weight_files(tmp_path) == WeightFiles("safetensors", "", 30)
 
 
 QUANTISED: dict[str, dict[str, tuple[str, list[int], int]]] = {

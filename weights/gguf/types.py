@@ -1,4 +1,5 @@
-"""How GGUF stores tensors: the types of ggml that are read, as sizes, and the names of those that are not."""
+"""How GGUF stores tensors: the types of ggml that are read, as sizes, and the names of those that are not; the names of
+files' types."""
 
 from dataclasses import dataclass
 
@@ -29,6 +30,30 @@ TYPES = {
     23: BlockType("IQ4_XS", 256, 136),
     30: BlockType("BF16", 1, 2),
     39: BlockType("MXFP4", 32, 17),
+}
+# What `general.file_type` says of a whole file: llama.cpp's numbers, Ollama's names. Of the types that are read.
+FILE_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    21: "Q2_K_S",
+    25: "IQ4_NL",
+    30: "IQ4_XS",
+    32: "BF16",
+    38: "MXFP4",
 }
 NOT_READ = {
     4: "Q4_2",
