@@ -30,7 +30,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-pool fuzz fuzz-gguf test-gguf test-vocabularies coverage lint format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-products bench-threads bench-dial bench-loading bench-packed bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-together test-alone test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-pool fuzz fuzz-gguf test-gguf test-vocabularies coverage lint lint-fast lint-types format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-products bench-threads bench-dial bench-loading bench-packed bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,13 +39,28 @@ serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 	$(BIN)/moedial serve $(ARGS)
 
 # Three processes share the test files, so that both cores of a small machine work while some tests wait;
-# TEST_PROCESSES=16 where there are more cores. What is timed runs when they have ended.
+# TEST_PROCESSES=16 where there are more cores. What is timed runs when they have ended. Each file goes to a process whole,
+# in the order of tests/conftest.py.
 TEST_PROCESSES ?= 3
-TOGETHER = -n $(TEST_PROCESSES) --dist loadfile
+TOGETHER = -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+ALONE    = $$(grep -rl --include='test_*.py' 'pytest.mark.alone' tests)
 
-test: lint  ## everything that CI runs: the checks of `make lint`, and pytest without what is slow and redundant
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not redundant and not alone" $(TOGETHER); failed=$$?; \
-	$(BIN)/python -m pytest -m "not redundant and alone" || failed=1; exit $$failed
+# The tests start many processes, which share compiled modules, also where the environment tells Python to keep none.
+test test-together test-alone: export PYTHONDONTWRITEBYTECODE :=
+
+# Two jobs run side by side where one alone would leave a core idle: packages and kernels, then mypy and the tests. Each runs
+# to its end even if the other fails.
+test:  ## everything that CI runs: the checks of `make lint`, and pytest without what is slow and redundant
+	$(MAKE) --no-print-directory -j2 $(VENV)/.dev
+	$(MAKE) --no-print-directory lint-fast
+	$(MAKE) --no-print-directory -j2 -k lint-types test-together; failed=$$?; \
+	$(MAKE) --no-print-directory test-alone || failed=1; exit $$failed
+
+test-together: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not redundant and not alone" $(TOGETHER)
+
+test-alone: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not redundant and alone" $(ALONE)
 
 test-all: lint  ## `make test` with the slow and redundant tests, and new examples for the property-based ones
 	$(BIN)/python -m pytest --hypothesis-profile=random
@@ -132,12 +147,16 @@ test-gguf: $(VENV)/.dev  ## files that llama.cpp's own converter and quantiser m
 
 CPP := $(wildcard model/backends/cpu/kernels/csrc/* tests/model/backends/cpu/kernels/*.cpp benchmarks/*.cpp)
 
-lint: $(VENV)/.dev  ## ruff, clang-format, mypy and the import rules
+lint: lint-fast lint-types  ## ruff, clang-format, mypy and the import rules
+
+lint-fast: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lint-types: $(VENV)/.dev
+	$(BIN)/mypy
 
 format: $(VENV)/.dev  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix .
@@ -247,17 +266,23 @@ $(UPCYCLED)/stories.txt: $(UPCYCLED)/llama2.data | $(VENV)/.dev
 	$(BIN)/python -m training.synthesise --model $< --vocabulary-text "$(HELDOUT)" --out $@ --megabytes 3.5 --threads 1
 
 # torch first and alone, so that no other package can ask for a different build of it.
-$(VENV)/.run: pyproject.toml constraints.txt $(wildcard model/backends/cpu/kernels/csrc/*) model/backends/cpu/kernels/build.py
+$(VENV)/.installed: pyproject.toml constraints.txt
 	test -d $(VENV) || $(NEW_VENV) $(VENV) $(PYTHON)
 	$(PIP) $(TORCH)
 	$(PIP) -e .
+	touch $@
+
+$(VENV)/.run: $(VENV)/.installed $(wildcard model/backends/cpu/kernels/csrc/*) model/backends/cpu/kernels/build.py
 	$(BIN)/python -m model.backends.cpu.kernels.build
 	touch $@
 
 # Triton tests the kernels for GPUs without one. torch for CUDA brings the version that it needs, so no version is pinned.
-$(VENV)/.dev: $(VENV)/.run
+$(VENV)/.tools: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton==3.6.0 || echo "no triton: tests of GPU kernels are skipped"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run $(VENV)/.tools
 	touch $@
 
 $(CLIENTS)/.built: constraints-clients.txt

@@ -5,6 +5,7 @@ tests draw the same examples in every run, so that a failure is there again in t
 """
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # read once, when torch is imported; the server sets it for its engine
 
@@ -19,6 +20,25 @@ settings.register_profile("random")
 settings.load_profile("repeatable")  # pytest --hypothesis-profile=random
 
 load()  # the kernels' own threads are as many as torch's were
+
+# `make test` gives each file to one process whole. The longest begin first, so that all processes end together.
+LONGEST = (
+    "engine/test_mixed_batch.py",
+    "model/backends/cuda/test_interpreted.py",
+    "e2e/test_bundled.py",
+    "e2e/test_openai_client.py",
+    "e2e/test_dial.py",
+    "calibration/test_command.py",
+    "test_examples.py",
+    "e2e/test_demos.py",
+    "server/test_start.py",
+    "server/test_process.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(autouse=True)
