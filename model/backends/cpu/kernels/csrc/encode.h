@@ -7,12 +7,12 @@
 namespace moedial {
 
 // Encoded rows. `words` are 32 bits each and hold one group of inputs (`Matrix::group_inputs`);
-// rows for GROUPED matrices are laid out by `GroupedRow`.
+// rows for GROUPED matrices are laid out by `RowLayout`.
 struct Inputs {
     Kind kind;
     int64_t inputs = 0;       // as stored, with their padding
     int64_t words = 0;        // per row
-    int64_t group = 0;        // inputs, GROUPED only
+    GroupCodes codes;         // of the matrix, GROUPED only
     int32_t* data = nullptr;  // [rows, words]
     float* scales = nullptr;  // [rows], INT8 only
 
@@ -25,17 +25,19 @@ inline Kind input_kind(Kind kind) { return kind == INT8_WEIGHTS ? BFLOAT16 : kin
 // Whether rows encoded for one matrix can be multiplied by another.
 inline bool inputs_match(const Matrix& one, const Matrix& other) {
     return input_kind(one.kind) == input_kind(other.kind) && one.inputs == other.inputs &&
-           one.codes.inputs == other.codes.inputs;
+           one.codes.inputs == other.codes.inputs &&
+           (one.kind != GROUPED || (run_inputs(one.codes) == run_inputs(other.codes) &&
+                                    entry_shift(one.codes) == entry_shift(other.codes)));
 }
 
-// Room for encoded rows. `stored`: inputs with their padding; `group`: of GROUPED matrices.
-inline Inputs inputs(Kind kind, int64_t rows, int64_t stored, int64_t group = 0) {
+// Room for encoded rows. `stored`: inputs with their padding; `codes`: of GROUPED matrices.
+inline Inputs inputs(Kind kind, int64_t rows, int64_t stored, const GroupCodes& codes = {}) {
     Inputs encoded{input_kind(kind), stored};
-    encoded.words = kind == GROUPED ? GroupedRow<int32_t>::words(stored, group)
+    encoded.words = kind == GROUPED ? RowLayout(stored, codes).words
                                     : stored / (kind == FLOAT  ? 1
                                                 : kind == INT8 ? 4
                                                                : 2);
-    encoded.group = group;
+    encoded.codes = codes;
     encoded.data = scratch().take<int32_t>(rows * encoded.words);
     if (kind == INT8) encoded.scales = scratch().take<float>(rows);
     return encoded;
@@ -43,7 +45,7 @@ inline Inputs inputs(Kind kind, int64_t rows, int64_t stored, int64_t group = 0)
 
 // The same for what a matrix multiplies.
 inline Inputs inputs(const Matrix& matrix, int64_t rows) {
-    return inputs(matrix.kind, rows, matrix.inputs, matrix.codes.inputs);
+    return inputs(matrix.kind, rows, matrix.inputs, matrix.codes);
 }
 
 // Bytes zero + round(127 x / max |x|). Returns the scale that undoes it. A row that is not finite
@@ -71,21 +73,28 @@ inline float quantise(const float* x, int64_t width, uint8_t* bytes, int32_t zer
     return largest_value / 127.0f;
 }
 
-// One row for matrices with groups of `group` inputs: blocks of signed bytes, their scales, and the
-// bytes' sum in each group.
-inline void encode_grouped(const float* x, int64_t width, int64_t stored, int64_t group,
+// One row for matrices with such codes: blocks of signed bytes, their scales, each group's sum of
+// bytes, and what the sum of each run starts from: that of its bytes times what was added to the
+// codes.
+inline void encode_grouped(const float* x, int64_t width, int64_t stored, const GroupCodes& codes,
                            int32_t* out) {
-    const GroupedRow<int32_t> row(out, stored, group);
-    int8_t* bytes = (int8_t*)row.codes;
+    const RowLayout layout(stored, codes);
+    int8_t* bytes = (int8_t*)out;
+    float* scales = (float*)out + layout.scales;
     for (int64_t first = 0; first < stored; first += BLOCK_INPUTS) {
         const int64_t count = std::clamp<int64_t>(width - first, 0, BLOCK_INPUTS);
-        row.scales[first / BLOCK_INPUTS] = quantise(x + first, count, (uint8_t*)bytes + first, 0);
+        scales[first / BLOCK_INPUTS] = quantise(x + first, count, (uint8_t*)bytes + first, 0);
     }
     std::memset(bytes + width, 0, stored - width);
-    for (int64_t first = 0; first < stored; first += group) {
+    int32_t* start = out + layout.starts;
+    const int64_t run = run_inputs(codes);
+    for (int64_t first = 0; first < stored; first += run)
+        *start++ = start_of(bytes + first, run, -entry_shift(codes));
+    float* sum = (float*)out + layout.sums;
+    for (int64_t first = 0; first < stored; first += codes.inputs) {
         int32_t total = 0;
-        for (int64_t i = first; i < first + group; i++) total += bytes[i];
-        row.sums[first / group] = total;
+        for (int64_t i = first; i < first + codes.inputs; i++) total += bytes[i];
+        *sum++ = float(total);
     }
 }
 
@@ -100,7 +109,7 @@ inline void encode(const float* x, int64_t width, const Inputs& to, int64_t row,
         to.scales[row] = quantise(x, width, (uint8_t*)out, 128);
         std::memset((uint8_t*)out + width, 128, stored - width);
     } else if (to.kind == GROUPED) {
-        encode_grouped(x, width, stored, to.group, out);
+        encode_grouped(x, width, stored, to.codes, out);
     } else {
         uint16_t* halves = (uint16_t*)out;
         int64_t i = 0;

@@ -1,150 +1,121 @@
 // Products with grouped matrices: codes of 4 or 8 bits, one scale and maybe one minimum for each
-// group of inputs. A panel is one stream (model/backends/cpu/kernels/groups.py): per group the
-// float16 scales of its outputs, their minima, then words. Rows are signed bytes in blocks of 256
-// inputs with a scale each.
+// group of inputs. Rows are signed bytes in blocks of 256 inputs with a scale each.
 //
 // An output is one chain: per group an exact integer, times the group's scale onto the block's sum
 // by one `fused`; the block's sum, times the row's scale, onto the output's. So bits depend neither
-// on the batch nor on the library.
+// on the batch nor on the library. How the integers are added up is the library's (`add_bytes`).
 #pragma once
-#include <algorithm>
-#include <type_traits>
-
-#include "kernels.h"
-#include "vec.h"
+#include "codes.h"
 
 namespace moedial {
 
 constexpr int64_t ROW_BLOCK = 16 * ROWS;  // rows of one pass over a panel, of matrices of any kind
-constexpr int64_t BLOCK_INPUTS = 256;     // a whole number of groups of any size
-constexpr int GROUPED_ROWS = 4;           // so many that their integers and sums fit the registers
-constexpr int64_t AHEAD_BYTES = 6144;     // to prefetch ahead in a panel
+constexpr int GROUPED_ROWS = 4;           // so many that their integers fit the registers
 
-// An encoded row: codes, four in a word, then each group's sum of them, then each block's scale.
-template <class Word>
-struct GroupedRow {
-    using Float = std::conditional_t<std::is_const_v<Word>, const float, float>;
-    Word *codes, *sums;
-    Float* scales;
+// Encoded rows, and where their parts lie.
+struct GroupedRows {
+    const int32_t* const* rows;
+    const RowLayout& layout;
 
-    GroupedRow() = default;
-    GroupedRow(Word* row, int64_t inputs, int64_t group)
-        : codes(row), sums(row + inputs / 4), scales((Float*)(sums + inputs / group)) {}
-
-    static int64_t words(int64_t inputs, int64_t group) {
-        return inputs / 4 + inputs / group + (inputs + BLOCK_INPUTS - 1) / BLOCK_INPUTS;
+    GroupedRows from(int64_t row) const { return {rows + row, layout}; }
+    float sum(int row, int64_t group) const {
+        return ((const float*)rows[row])[layout.sums + group];
+    }
+    float scale(int row, int64_t block) const {
+        return ((const float*)rows[row])[layout.scales + block];
     }
 };
 
-// Codes of 4 bits: a word has two planes of 4 neighbouring inputs, in the low and the high halves
-// of its bytes. TABLE: whether they are looked up. ADDED: how many words' products are added in 16
-// bits where the library does that; 0: none, entries are too large (`add_bytes`).
-template <bool TABLE, int ADDED>
-struct Nibbles {
-    static constexpr int PLANES = 2, WORDS = 2, SHORT_WORDS = ADDED;
-    static void decode(Ints words, Ints table, Ints (&planes)[PLANES]) {
-        planes[0] = words & 0x0F0F0F0F, planes[1] = (words >> 4) & 0x0F0F0F0F;
-        if constexpr (TABLE)
-            planes[0] = look_up(table, planes[0]), planes[1] = look_up(table, planes[1]);
-    }
-};
-
-// Codes of 8 bits: a word is one plane.
-struct WholeBytes {
-    static constexpr int PLANES = 1, WORDS = 4, SHORT_WORDS = 0;
-    static void decode(Ints words, Ints, Ints (&planes)[PLANES]) { planes[0] = words; }
-};
-
-// sums[row][vector] += Σ of entry * input over 16 inputs, for R rows and V vectors of outputs.
-template <class Codes, int R, int V>
-inline void add_sixteen(const int32_t* const (&inputs)[R], int64_t from, const int32_t* words,
-                        int64_t step, Ints table, Ints (&sums)[R][V]) {
-    Ints part[R][V];
+// The sums of one run of R rows and V vectors of outputs: parts[row][vector] = the start and Σ of
+// entry * input from word `from` to `end` of the rows. Moves `words` on behind the run's.
+template <int R, int V, class Weights>
+inline void sum_run(const int32_t* const (&rows)[R], int64_t start, int64_t from, int64_t end,
+                    const Weights& weights, const int32_t*& words, Ints (&parts)[R][V]) {
+    using Codes = typename Weights::Codes;
 #pragma GCC unroll 4
-    for (int word = 0; word < Codes::WORDS; word++) {
-        Ints planes[V][Codes::PLANES];
+    for (int row = 0; row < R; row++)
 #pragma GCC unroll 4
-        for (int vector = 0; vector < V; vector++) {
-            const int32_t* at = words + word * step + vector * LANES;
-            Codes::decode(load(at), table, planes[vector]);
-            // Once for each 64 bytes, a line of the cache.
-            if (vector * LANES % 16 == 0) __builtin_prefetch((const char*)at + AHEAD_BYTES);
-        }
+        for (int vector = 0; vector < V; vector++) parts[row][vector] = splat(rows[row][start]);
+    for (; from < end; from += 4)
 #pragma GCC unroll 4
-        for (int row = 0; row < R; row++) {
-            Ints input[Codes::PLANES];
-#pragma GCC unroll 2
-            for (int plane = 0; plane < Codes::PLANES; plane++)
-                input[plane] = splat(inputs[row][from + word * Codes::PLANES + plane]);
+        for (int word = 0; word < 4; word += Codes::PLANES) {
+            Ints planes[V][Codes::PLANES];
 #pragma GCC unroll 4
             for (int vector = 0; vector < V; vector++) {
-                Ints& sum = sums[row][vector];
-                if constexpr (Codes::SHORT_WORDS == 0) {
-#pragma GCC unroll 2
-                    for (int plane = 0; plane < Codes::PLANES; plane++)
-                        sum = dot_bytes(sum, planes[vector][plane], input[plane]);
-                    continue;
-                }
-                constexpr int ADDED = std::max(1, Codes::SHORT_WORDS);
-                if (word % ADDED == 0) part[row][vector] = begin_bytes(sum);
-#pragma GCC unroll 2
-                for (int plane = 0; plane < Codes::PLANES; plane++)
-                    part[row][vector] =
-                        add_bytes(part[row][vector], planes[vector][plane], input[plane]);
-                if (word % ADDED == ADDED - 1) sum = end_bytes(sum, part[row][vector]);
+                weights.planes(words + vector * LANES, planes[vector]);
+                weights.prefetch(words + vector * LANES, vector);
             }
+            words += weights.step();
+#pragma GCC unroll 2
+            for (int plane = 0; plane < Codes::PLANES; plane++)
+#pragma GCC unroll 4
+                for (int row = 0; row < R; row++) {
+                    const Ints input = splat(rows[row][from + word + plane]);
+#pragma GCC unroll 4
+                    for (int vector = 0; vector < V; vector++) {
+                        Ints& part = parts[row][vector];
+                        part = add_bytes<Codes::LARGE>(part, planes[vector][plane], input);
+                        keep_in_register(part);
+                    }
+                }
         }
-    }
 }
 
-// A panel's stream as a product reads it.
-struct GroupStream {
-    const char* data;       // the first group
-    int64_t width, column;  // outputs of the panel, and the first one of the tile
-    const GroupCodes& codes;
-
-    const char* group(int64_t index) const { return data + index * width * codes.bytes(); }
-    const uint16_t* scales(const char* group) const { return (const uint16_t*)group + column; }
-    const uint16_t* minima(const char* group) const { return scales(group) + width; }
-    const int32_t* words(const char* group) const {
-        return (const int32_t*)(group + width * codes.header_bytes()) + column;
-    }
-};
-
 // One block of R rows and V vectors of outputs, groups [first, last): sums[row] + column (+)= it.
-template <class Codes, int R, int V>
-inline void grouped_tile(const GroupedRow<const int32_t>* rows, const GroupStream& stream,
-                         int64_t first, int64_t last, float* const* sums, int64_t column) {
-    const GroupCodes& codes = stream.codes;
-    const Ints table = repeat_bytes(codes.entries);
-    const int32_t* inputs[R];
+// SPLIT: whether groups have several runs. Not inlined: the compiler then keeps the inner loop's
+// sums in registers.
+template <int R, int V, bool SPLIT, class Weights>
+__attribute__((noinline)) void grouped_tile(const GroupedRows& inputs, const Weights& weights,
+                                            int64_t first, int64_t last, float* const* sums,
+                                            int64_t column) {
+    constexpr bool LARGE = Weights::Codes::LARGE;
+    const GroupCodes& codes = weights.codes;
+    const int64_t runs = SPLIT ? inputs.layout.runs : 1;
+    const int64_t group_words = codes.inputs / 4,
+                  run_words = SPLIT ? run_inputs(codes) / 4 : group_words;
+    const int32_t* rows[R];
+    Floats block[R][V];
 #pragma GCC unroll 4
-    for (int row = 0; row < R; row++) inputs[row] = rows[row].codes;
-    Floats block[R][V] = {};
-    for (int64_t group = first; group < last; group++) {
-        const char* at = stream.group(group);
-        Ints acc[R][V];
+    for (int row = 0; row < R; row++) {
+        rows[row] = inputs.rows[row];
 #pragma GCC unroll 4
-        for (int row = 0; row < R; row++)
-#pragma GCC unroll 4
-            for (int vector = 0; vector < V; vector++)
-                acc[row][vector] = splat(-codes.shift * rows[row].sums[group]);
-        const int32_t* words = stream.words(at);
-        for (int64_t from = group * codes.inputs / 4; from < (group + 1) * codes.inputs / 4;
-             from += 4, words += Codes::WORDS * stream.width)
-            add_sixteen<Codes, R, V>(inputs, from, words, stream.width, table, acc);
-#pragma GCC unroll 4
-        for (int vector = 0; vector < V; vector++) {
-            const Floats scale = load_float16(stream.scales(at) + vector * LANES);
+        for (int vector = 0; vector < V; vector++) block[row][vector] = Floats{};
+    }
+    int64_t from = first * group_words, start = inputs.layout.starts + first * runs;
+    const char* group = weights.group(first);
+    for (int64_t index = first; index < last; index++, group += weights.bytes()) {
+        const int32_t* words = weights.words(group);
+        Ints parts[R][V], totals[R][V];
+        // All runs but the last.
+        for (int64_t run = 1; run < runs; run++, from += run_words) {
+            sum_run<R, V>(rows, start++, from, from + run_words, weights, words, parts);
 #pragma GCC unroll 4
             for (int row = 0; row < R; row++)
-                block[row][vector] = fused(to_float(acc[row][vector]), scale, block[row][vector]);
+#pragma GCC unroll 4
+                for (int vector = 0; vector < V; vector++) {
+                    const Ints part = end_bytes<LARGE>(parts[row][vector]);
+                    totals[row][vector] = run == 1 ? part : totals[row][vector] + part;
+                }
+            keep_in_memory(totals);
+        }
+        keep_in_memory(block);
+        sum_run<R, V>(rows, start++, from, from + run_words, weights, words, parts);
+        from += run_words;
+#pragma GCC unroll 4
+        for (int vector = 0; vector < V; vector++) {
+            const Floats scale = weights.scale(group, vector);
+#pragma GCC unroll 4
+            for (int row = 0; row < R; row++) {
+                Ints total = end_bytes<LARGE>(parts[row][vector]);
+                if constexpr (SPLIT) total += totals[row][vector];
+                block[row][vector] = fused(to_float(total), scale, block[row][vector]);
+            }
             if (!codes.minimum) continue;
-            const Floats minimum = load_float16(stream.minima(at) + vector * LANES);
+            const Floats minimum = weights.minimum(group, vector);
 #pragma GCC unroll 4
             for (int row = 0; row < R; row++)
                 block[row][vector] =
-                    fused(splat(float(rows[row].sums[group])), minimum, block[row][vector]);
+                    fused(splat(inputs.sum(row, index)), minimum, block[row][vector]);
         }
     }
     const int64_t number = first * codes.inputs / BLOCK_INPUTS;
@@ -153,34 +124,48 @@ inline void grouped_tile(const GroupedRow<const int32_t>* rows, const GroupStrea
 #pragma GCC unroll 4
         for (int vector = 0; vector < V; vector++) {
             float* sum = sums[row] + column + vector * LANES;
-            store(sum, fused(block[row][vector], splat(rows[row].scales[number]),
+            store(sum, fused(block[row][vector], splat(inputs.scale(row, number)),
                              number ? load(sum) : Floats{}));
         }
 }
 
 // `grouped_tile` for a number of rows that is known when it runs: 1 to R.
-template <class Codes, int V, int R = GROUPED_ROWS>
-inline void grouped_rows(int rows, const GroupedRow<const int32_t>* inputs,
-                         const GroupStream& stream, int64_t first, int64_t last, float* const* sums,
-                         int64_t column) {
-    if (rows == R) return grouped_tile<Codes, R, V>(inputs, stream, first, last, sums, column);
-    if constexpr (R > 1)
-        grouped_rows<Codes, V, R - 1>(rows, inputs, stream, first, last, sums, column);
+template <int V, int R = GROUPED_ROWS, class Weights>
+inline void grouped_rows(int rows, const GroupedRows& inputs, const Weights& weights, int64_t first,
+                         int64_t last, float* const* sums, int64_t column) {
+    if (rows == R) {
+        if constexpr (ADDS_IN_16_BITS && !Weights::Codes::LARGE)
+            if (inputs.layout.runs > 1)
+                return grouped_tile<R, V, true>(inputs, weights, first, last, sums, column);
+        return grouped_tile<R, V, false>(inputs, weights, first, last, sums, column);
+    }
+    if constexpr (R > 1) grouped_rows<V, R - 1>(rows, inputs, weights, first, last, sums, column);
 }
 
-// One block of all rows for `outputs` outputs of a panel, V vectors at a time, then fewer.
+// One block of all rows for `outputs` outputs of a panel, V vectors at a time, then fewer. Where
+// products cost more than unpacking, many rows share it.
 template <class Codes, int V = VECTORS>
-inline void grouped_block(const GroupedRow<const int32_t>* inputs, int64_t rows, GroupStream stream,
+inline void grouped_block(const GroupedRows& inputs, int64_t rows, Stored<Codes> stored,
                           int64_t outputs, int64_t first, int64_t last, float* const* sums,
                           int64_t column) {
-    for (; outputs >= V * LANES; outputs -= V * LANES) {
+    const auto tiles = [&](const auto& weights) {
         for (int64_t row = 0; row < rows; row += GROUPED_ROWS)
-            grouped_rows<Codes, V>(int(std::min<int64_t>(rows - row, GROUPED_ROWS)), inputs + row,
-                                   stream, first, last, sums + row, column);
-        stream.column += V * LANES, column += V * LANES;
+            grouped_rows<V>(int(std::min<int64_t>(rows - row, GROUPED_ROWS)), inputs.from(row),
+                            weights, first, last, sums + row, column);
+    };
+    for (; outputs >= V * LANES; outputs -= V * LANES) {
+        if constexpr (ADDS_IN_16_BITS) {
+            if (rows > GROUPED_ROWS)
+                tiles(Unpacked<Codes::LARGE, V>(stored, first, last));
+            else
+                tiles(stored);
+        } else {
+            tiles(stored);
+        }
+        stored.column += V * LANES, column += V * LANES;
     }
-    if constexpr (V > 1)
-        grouped_block<Codes, V / 2>(inputs, rows, stream, outputs, first, last, sums, column);
+    if constexpr (V * LANES > 16)
+        grouped_block<Codes, V / 2>(inputs, rows, stored, outputs, first, last, sums, column);
 }
 
 // sums[row] + column = the sums of `outputs` outputs of one panel from `first`, without the
@@ -188,16 +173,14 @@ inline void grouped_block(const GroupedRow<const int32_t>* inputs, int64_t rows,
 template <class Codes>
 inline void grouped_panel(const int32_t* const* inputs, int64_t rows, const Matrix& matrix,
                           int64_t first, int64_t outputs, float* const* sums, int64_t column) {
-    GroupedRow<const int32_t> encoded[ROW_BLOCK];
-    for (int64_t row = 0; row < rows; row++)
-        encoded[row] = {inputs[row], matrix.inputs, matrix.codes.inputs};
+    const RowLayout layout(matrix.inputs, matrix.codes);
     const int64_t panel = first / PANEL;
-    const GroupStream stream{matrix.panel(panel), matrix.panel_outputs(panel),
-                             first - panel * PANEL, matrix.codes};
+    const Stored<Codes> stored{matrix.panel(panel), matrix.panel_outputs(panel),
+                               first - panel * PANEL, matrix.codes};
     const int64_t groups = matrix.groups(), block = BLOCK_INPUTS / matrix.codes.inputs;
     for (int64_t group = 0; group < groups; group += block)
-        grouped_block<Codes>(encoded, rows, stream, outputs, group, std::min(groups, group + block),
-                             sums, column);
+        grouped_block<Codes>({inputs, layout}, rows, stored, outputs, group,
+                             std::min(groups, group + block), sums, column);
 }
 
 // The same for the codes of this matrix. Sums are floats.
@@ -208,12 +191,10 @@ inline void grouped_product(const int32_t* const* inputs, int64_t rows, const Ma
     };
     const GroupCodes& codes = matrix.codes;
     if (codes.bits == 8) return run(WholeBytes{});
-    if (!codes.table) return run(Nibbles<false, 2>{});
-    if constexpr (ADDS_IN_16_BITS) {
-        if (codes.largest >= 64) return run(Nibbles<true, 0>{});
-        if (codes.largest >= 32) return run(Nibbles<true, 1>{});
-    }
-    run(Nibbles<true, 2>{});
+    if (!codes.table) return run(Nibbles<false, false>{});
+    if constexpr (ADDS_IN_16_BITS)
+        if (large_codes(codes)) return run(Nibbles<true, true>{});
+    run(Nibbles<true, false>{});
 }
 
 }  // namespace moedial

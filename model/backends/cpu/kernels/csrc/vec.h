@@ -151,7 +151,7 @@ inline Floats dot_pairs(Floats sums, Ints left, Ints right) {
 
 // sums + Σ left.i * right.i for the four unsigned bytes `left` and four signed bytes `right` of
 // each lane. AVX2 has no exact instruction for bytes: even and odd ones are widened to 16 bits.
-// AVX-VNNI, AVX2 with that instruction, differs here and in `begin_bytes` below.
+// AVX-VNNI, AVX2 with that instruction, differs here and in `add_bytes` below.
 inline Ints dot_bytes(Ints sums, Ints left, Ints right) {
 #if LANES_512
     return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)left, (__m512i)right);
@@ -172,26 +172,62 @@ inline Ints dot_bytes(Ints sums, Ints left, Ints right) {
 #endif
 }
 
-// The same in three steps, for many products of small bytes: `part = begin_bytes(sums)`, then `part
-// = add_bytes(part, left, right)` some times, then `sums = end_bytes(sums, part)`. AVX2 adds pairs
-// of products in 16 bits in between: the absolute values of all `left` bytes that meet in one lane
-// times 2 * 128 must stay below 2^15 (of 64: two additions, of 31: four).
+// The same for sums of many products, as each library does it best: `part = add_bytes(part, left,
+// right)` some times, from what `start_of` gives, then `end_bytes(part)`, the sum. AVX2 multiplies
+// small `left` bytes (LARGE false) and adds neighbouring products in 16 bits, an even and an odd
+// pair of each lane: what is added may overflow on the way, as long as the sums of all of them and
+// of their starts do not. Of LARGE ones `left` is signed there.
 #if LANES_256 && !defined(__AVXVNNI__)
 constexpr bool ADDS_IN_16_BITS = true;
-inline Ints begin_bytes(Ints) { return Ints{}; }
-inline Ints add_bytes(Ints part, Ints left, Ints right) {
-    return (Ints)_mm256_add_epi16((__m256i)part,
-                                  _mm256_maddubs_epi16((__m256i)left, (__m256i)right));
+template <bool LARGE>
+inline Ints end_bytes(Ints part) {
+    if constexpr (LARGE) return part;
+    return (Ints)_mm256_madd_epi16((__m256i)part, _mm256_set1_epi16(1));
 }
-inline Ints end_bytes(Ints sums, Ints part) {
-    return sums + (Ints)_mm256_madd_epi16((__m256i)part, _mm256_set1_epi16(1));
+template <bool LARGE>
+inline Ints add_bytes(Ints part, Ints left, Ints right) {
+    const __m256i bytes = (__m256i)left, inputs = (__m256i)right;
+    if constexpr (LARGE)
+        return part + end_bytes<false>((Ints)_mm256_maddubs_epi16(_mm256_abs_epi8(bytes),
+                                                                  _mm256_sign_epi8(inputs, bytes)));
+    return (Ints)_mm256_add_epi16((__m256i)part, _mm256_maddubs_epi16(bytes, inputs));
 }
 #else
 constexpr bool ADDS_IN_16_BITS = false;
-inline Ints begin_bytes(Ints sums) { return sums; }
-inline Ints add_bytes(Ints part, Ints left, Ints right) { return dot_bytes(part, left, right); }
-inline Ints end_bytes(Ints, Ints part) { return part; }
+template <bool LARGE>
+inline Ints end_bytes(Ints part) {
+    return part;
+}
+template <bool LARGE>
+inline Ints add_bytes(Ints part, Ints left, Ints right) {
+    return dot_bytes(part, left, right);
+}
 #endif
+
+// These have the compiler put values that change in a loop where they are said to be: on its own it
+// may keep rarely needed ones in registers, or add up an inner loop's products in another order,
+// for which there are too few.
+template <class Values>
+inline void keep_in_memory(Values& values) {
+#if LANES_256
+    asm volatile("" : "+m"(values));
+#endif
+}
+inline void keep_in_register(Ints& values) {
+#if LANES_256
+    asm("" : "+x"(values));
+#endif
+}
+
+// What a sum starts from that is to have `factor` times the sum of such `right` bytes, small ones,
+// added to it.
+inline int32_t start_of(const int8_t* bytes, int64_t count, int32_t factor) {
+    int32_t even = 0, odd = 0;
+    for (int64_t i = 0; i < count; i += 4)
+        even += bytes[i] + bytes[i + 1], odd += bytes[i + 2] + bytes[i + 3];
+    even *= factor, odd *= factor;
+    return ADDS_IN_16_BITS ? int32_t(uint32_t(odd) << 16 | uint16_t(even)) : even + odd;
+}
 
 // The bytes of `table` that the bytes of `indices`, below 16, choose; the table is repeated in each
 // 16 bytes.

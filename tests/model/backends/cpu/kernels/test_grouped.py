@@ -3,6 +3,7 @@
 The chain is computed here in float32 and integers, with each multiply-add rounded once.
 """
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -15,10 +16,11 @@ from model.backends.cpu.kernels.groups import Layout, codes_of, words_of
 from model.backends.cpu.kernels.pack import interleave, pack, unpack, unpack_grouped
 from model.backends.cpu.kernels.params import LinearParams, NormParams
 from model.backends.cpu.kernels.quantise import quantise_int4
-from model.backends.cpu.kernels.reference import BLOCK
+from model.backends.cpu.kernels.reference import BLOCK, Weight
 from model.errors import CheckpointError
 from model.grouped import CODES, GROUPS, Grouped, Values, packed_codes
-from tests.model.backends.cpu.kernels.cases import Make, ops
+from tests.model.backends.cpu.kernels.cases import Make, assert_close, ops
+from tests.model.backends.cpu.kernels.latent_cases import latent_case
 
 VALUES: tuple[Values, ...] = (*CODES, "bytes")
 Floats = NDArray[np.float32]
@@ -87,9 +89,10 @@ def linear(x_RK: Tensor, weight: Grouped) -> Tensor:
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("minima", [False, True])
 def test_bits_are_those_of_the_chain(values: Values, group: int, minima: bool) -> None:
-    """Panels of 64 with and without a tail of 16, 32 or 48; one block, part of one, several; tiles of 1 to 4 rows."""
+    """Panels of 64 with and without a tail of 16, 32 or 48; one block, part of one, several; tiles of 1 to 4 rows, and
+    so many rows that codes are unpacked first, in whole and part blocks."""
     make = Make(group)
-    shapes = [(16, group, 1), (100, 128, 2), (33, 3 * 128, 3), (113, 5 * 128, 4), (64, 2 * 128, 7)]
+    shapes = [(16, group, 1), (100, 128, 2), (33, 3 * 128, 3), (113, 5 * 128, 4), (80, 3 * 128, 7)]
     for n, k, rows in shapes:
         weight, x_RK = grouped(make, n, k, group, values, minima), make.normal(rows, k)
         x_RK[:, k // 3] *= 20  # one block has an outlier
@@ -105,8 +108,9 @@ def test_bits_at_the_largest_sums() -> None:
         codes = torch.full((16, 256), code, dtype=torch.int8 if values == "bytes" else torch.uint8)
         stored = codes if values == "bytes" else packed_codes(codes)
         weight = Grouped(stored, torch.ones(16, 2).half(), 128, values)
-        x_RK = torch.full((3, 256), sign)
-        assert torch.equal(linear(x_RK, weight), chain(x_RK, weight)), (values, high, sign)
+        x_RK = torch.full((5, 256), sign)
+        for rows in (3, 5):
+            assert torch.equal(linear(x_RK[:rows], weight), chain(x_RK[:rows], weight)), (values, high, sign)
 
 
 def test_a_row_has_the_same_bits_in_any_batch() -> None:
@@ -116,6 +120,17 @@ def test_a_row_has_the_same_bits_in_any_batch() -> None:
     assert torch.equal(full, chain(x_RK, weight))
     for rows in (slice(0, 1), slice(3, 8), slice(50, 101)):
         assert torch.equal(linear(x_RK[rows], weight), full[rows])
+
+
+@pytest.mark.parametrize("values", ["unsigned", "e2m1", "iq4"])
+def test_matrices_of_the_same_rows_may_have_other_codes(values: Values) -> None:
+    """Rows are encoded for the codes that multiply them: here first for a table's, then for others."""
+    make = Make(5)
+    case = latent_case(make, [9, 4], "grouped", query_rank=0, width=64)
+    query = pack(grouped(make, 3 * (12 + 16), 64, 32, values, values == "unsigned"), "float")
+    case.packed["query"], case.block = query, replace(case.block, query=Weight.of(query))
+    assert case.packed["down"].group == query.group
+    assert_close(case.run(case.layout.whole()), case.expected(), True, most=5e-2, exact=2e-5, off=0.9)
 
 
 @pytest.mark.parametrize("values", VALUES)

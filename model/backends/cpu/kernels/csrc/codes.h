@@ -1,0 +1,170 @@
+// What products with grouped matrices read: rows of signed bytes, and the codes of a panel as they
+// are stored or unpacked for many rows. A panel is one stream
+// (model/backends/cpu/kernels/groups.py): per group the float16 scales of its outputs, their
+// minima, then words.
+#pragma once
+#include <algorithm>
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace moedial {
+
+constexpr int64_t BLOCK_INPUTS = 256;  // a whole number of groups of any size
+constexpr int64_t AHEAD_BYTES = 6144;  // to prefetch ahead in a panel
+
+// The largest magnitude of what codes stand for.
+inline int32_t magnitude(const GroupCodes& codes) {
+    return std::max(codes.shift, codes.largest - codes.shift);
+}
+
+// Whether sums of 16 products could overflow 16 bits.
+inline bool large_codes(const GroupCodes& codes) { return magnitude(codes) > 32; }
+
+// How many inputs make a run, whose sum is begun on its own: a whole group, or where products are
+// added in 16 bits so many that sums of half of them, each with an input up to 127, cannot
+// overflow.
+inline int64_t run_inputs(const GroupCodes& codes) {
+    int64_t run = codes.inputs;
+    if (ADDS_IN_16_BITS && !large_codes(codes))
+        while (run * magnitude(codes) > 512) run /= 2;
+    return run;
+}
+
+// What is left in the entries that are multiplied of what makes them unsigned, and must be taken
+// off their products.
+inline int32_t entry_shift(const GroupCodes& codes) {
+    return ADDS_IN_16_BITS && large_codes(codes) ? 0 : codes.shift;
+}
+
+// Where the parts of an encoded row begin, in words: first codes, four in a word; then what the sum
+// of each run starts from (`start_of`); each group's sum of codes and each block's scale, floats.
+struct RowLayout {
+    int64_t runs, starts, sums, scales, words;  // runs: of a group
+
+    RowLayout(int64_t inputs, const GroupCodes& codes)
+        : runs(codes.inputs / run_inputs(codes)),
+          starts(inputs / 4),
+          sums(starts + inputs / codes.inputs * runs),
+          scales(sums + inputs / codes.inputs),
+          words(scales + (inputs + BLOCK_INPUTS - 1) / BLOCK_INPUTS) {}
+};
+
+// Codes of 4 bits: a word has two planes of 4 neighbouring inputs, in the low and the high halves
+// of its bytes. TABLE: whether they are looked up.
+template <bool TABLE, bool LARGE_CODES>
+struct Nibbles {
+    static constexpr bool LARGE = LARGE_CODES;
+    static constexpr int PLANES = 2;
+    static void decode(Ints words, Ints table, Ints (&planes)[PLANES]) {
+        planes[0] = words & 0x0F0F0F0F, planes[1] = (words >> 4) & 0x0F0F0F0F;
+        if constexpr (TABLE)
+            planes[0] = look_up(table, planes[0]), planes[1] = look_up(table, planes[1]);
+    }
+};
+
+// Codes of 8 bits: a word is one plane.
+struct WholeBytes {
+    static constexpr bool LARGE = true;
+    static constexpr int PLANES = 1;
+    static void decode(Ints words, Ints, Ints (&planes)[PLANES]) {
+        planes[0] = ADDS_IN_16_BITS ? words ^ int32_t(0x80808080) : words;
+    }
+};
+
+// What is multiplied in place of each code of 4 bits.
+inline Ints table_of(const GroupCodes& codes) {
+    uint8_t entries[16];
+    for (int code = 0; code < 16; code++)
+        entries[code] = uint8_t(codes.entries[code] - (codes.shift - entry_shift(codes)));
+    return repeat_bytes(entries);
+}
+
+// Groups of a panel as they are stored, from output `column` of the panel's `width` on.
+template <class How>
+struct Stored {
+    using Codes = How;
+    const char* data;
+    int64_t width, column;
+    const GroupCodes& codes;
+    const Ints table = table_of(codes);
+
+    int64_t bytes() const { return width * codes.bytes(); }  // of a group
+    const char* group(int64_t index) const { return data + index * bytes(); }
+    const int32_t* words(const char* group) const {
+        return (const int32_t*)(group + width * codes.header_bytes()) + column;
+    }
+    int64_t step() const { return width; }  // between words
+    Floats scale(const char* group, int vector) const {
+        return load_float16((const uint16_t*)group + column + vector * LANES);
+    }
+    Floats minimum(const char* group, int vector) const {
+        return load_float16((const uint16_t*)group + width + column + vector * LANES);
+    }
+    void planes(const int32_t* at, Ints (&planes)[Codes::PLANES]) const {
+        Codes::decode(load(at), table, planes);
+    }
+    // Once for each 64 bytes, a line of the cache.
+    void prefetch(const int32_t* at, int vector) const {
+        if (vector * LANES % 16 == 0) __builtin_prefetch((const char*)at + AHEAD_BYTES);
+    }
+};
+
+// Groups of one block for V vectors of outputs, ready to be multiplied: per group scales and minima
+// as floats, then a byte for each code.
+template <bool LARGE_CODES, int V>
+class Unpacked {
+    static constexpr int64_t WIDTH = V * LANES, HEADER = 2 * WIDTH;
+    int64_t first;
+    alignas(64) int32_t data[BLOCK_INPUTS / 4 * WIDTH + BLOCK_INPUTS / 16 * HEADER];
+
+  public:
+    struct Codes {
+        static constexpr bool LARGE = LARGE_CODES;
+        static constexpr int PLANES = 1;
+    };
+    const GroupCodes& codes;
+
+    template <class How>
+    Unpacked(const Stored<How>& from, int64_t first, int64_t last)
+        : first(first), codes(from.codes) {
+        int32_t* to = data;
+        for (int64_t index = first; index < last; index++) {
+            const char* group = from.group(index);
+            for (int vector = 0; vector < V; vector++, to += LANES)
+                store((float*)to, from.scale(group, vector));
+            if (codes.minimum)
+                for (int vector = 0; vector < V; vector++)
+                    store((float*)to + vector * LANES, from.minimum(group, vector));
+            to += WIDTH;
+            const int32_t* at = from.words(group);
+            for (int64_t word = 0; word < codes.inputs / (4 * How::PLANES); word++) {
+#pragma GCC unroll 4
+                for (int vector = 0; vector < V; vector++) {
+                    Ints planes[How::PLANES];
+                    from.planes(at + vector * LANES, planes);
+                    from.prefetch(at + vector * LANES, vector);
+#pragma GCC unroll 2
+                    for (int plane = 0; plane < How::PLANES; plane++)
+                        store(to + plane * WIDTH + vector * LANES, planes[plane]);
+                }
+                at += from.step(), to += How::PLANES * WIDTH;
+            }
+        }
+    }
+
+    int64_t bytes() const { return 4 * HEADER + codes.inputs * WIDTH; }  // of a group
+    const char* group(int64_t index) const { return (const char*)data + (index - first) * bytes(); }
+    const int32_t* words(const char* group) const { return (const int32_t*)group + HEADER; }
+    static constexpr int64_t step() { return WIDTH; }
+    Floats scale(const char* group, int vector) const {
+        return load((const float*)group + vector * LANES);
+    }
+    Floats minimum(const char* group, int vector) const {
+        return load((const float*)group + WIDTH + vector * LANES);
+    }
+    void planes(const int32_t* at, Ints (&planes)[1]) const { planes[0] = load(at); }
+    void prefetch(const int32_t*, int) const {}
+};
+
+}  // namespace moedial
