@@ -62,7 +62,7 @@ def measured(found: Opened, options: Options, extra: Sequence[Found]) -> Calibra
     rows = _measure(run, budgets, found.tasks, choices.get("repair_hash", ""), options.minutes)
     trained = rows[list(budgets).index(f"k{run.experts.trained}")]
     work = DecoderWork.of(run.config)
-    weights = Weights.of(run.runner.model.dtype.itemsize, options.quantize, options.quantize_layers)
+    weights = Weights.of(run.info.loaded_bytes, options.quantize, options.quantize_layers)
     made = tuple(option(row, trained, work, weights) for row in rows)
     return Calibration(
         format=files.FORMAT,
@@ -72,6 +72,8 @@ def measured(found: Opened, options: Options, extra: Sequence[Found]) -> Calibra
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=processor(),
         dtype=run.info.dtype,
+        quantize=run.info.quantize,
+        kv_cache_dtype=run.info.kv_cache_dtype,
         kernels=kernels(run.info),
         text=found.text,
         tokens=run.report.tokens,

@@ -137,6 +137,7 @@ def _key(options: Options, checkpoint: str) -> dict[str, str]:
         options.dtype,
         options.quantize,
         options.quantize_layers,
+        options.kv_cache_dtype,
         options.threads,
         options.allow_extrapolated_experts,
     )
@@ -169,6 +170,7 @@ def _settings(path: Path, options: Options) -> EngineSettings:
         allow_extrapolated_experts=options.allow_extrapolated_experts,
         quantize=options.quantize,
         quantize_layers=options.quantize_layers,
+        kv_cache_dtype=options.kv_cache_dtype,
         threads=options.threads,
         max_model_len=min(WINDOW, config.context),
         max_running=MOST_ROWS,

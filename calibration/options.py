@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from model.errors import InvalidRequest
-from model.options import DType, Quantize, QuantizeLayers
+from model.options import DType, KVCacheDType, Quantize, QuantizeLayers
 
 TASK_HELP = 'Multiple choice, a JSON object a line: {"prompt", "choices", "answer": index}; repeatable'
 
@@ -45,8 +45,9 @@ class Options:
         Path | None, _option("A folder with the tokenizer, as in serve", exists=True, file_okay=False)
     ] = None
     dtype: Annotated[DType, _option("Number format, as in serve")] = "auto"
-    quantize: Annotated[Quantize, _option("8-bit weights, as in serve")] = "none"
+    quantize: Annotated[Quantize, _option("8-bit or 4-bit weights, as in serve")] = "none"
     quantize_layers: Annotated[QuantizeLayers, _option("What --quantize covers")] = "experts"
+    kv_cache_dtype: Annotated[KVCacheDType, _option("What keys and values are kept in, as in serve")] = "auto"
     threads: Annotated[int, _option("Compute threads; 0: one per core", min=0, max=1024)] = 0
     allow_extrapolated_experts: Annotated[bool, _option("As in serve", "--allow-extrapolated-experts")] = False
     searches: Annotated[bool, _option("Also look for profiles, normalisers and repairs that help")] = True

@@ -5,26 +5,38 @@ from dataclasses import dataclass
 
 import torch
 
+from model.backends.cpu.kernels.quantise import quantise_int4
 from model.decoder import parameter_count
 from model.encoder_decoder import decoder_of
 from model.options import Quantize, QuantizeLayers
 from model.shapes.decoder import DecoderConfig
 from model.shapes.work import TokenWork
+from weights.sizes import BytesPerWeight
+
+INPUTS = 4096  # of a typical matrix, over which a factor per output is divided
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """How many bytes a weight takes."""
+    """How many bytes a weight takes on average."""
 
     experts: float
     others: float
 
     @classmethod
-    def of(cls, element: int, quantize: Quantize, layers: QuantizeLayers) -> "Weights":
-        """With elements of so many bytes where nothing is quantized. The few bytes of scales are left out."""
+    def of(cls, loaded: BytesPerWeight, quantize: Quantize, layers: QuantizeLayers) -> "Weights":
+        """Of weights that were loaded so, and then quantised. The scales of int8, one per output, are left out."""
         if quantize == "none":
-            return cls(element, element)
-        return cls(1, 1 if layers == "all" else element)
+            return cls(loaded.experts or loaded.others, loaded.others)
+        experts = int4_bytes() if quantize == "int4" else 1
+        if layers == "all":
+            return cls(experts, experts)
+        return cls(experts, 1 if quantize == "int4" else loaded.others)
+
+
+def int4_bytes() -> float:
+    """What --quantize int4 makes of one weight, with its share of scales."""
+    return quantise_int4(torch.zeros(1, INPUTS)).nbytes / INPUTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from model.resources import available_cores
 from model.shapes.decoder import DecoderConfig
 from weights.config import read_config
 from weights.folder import resolve_model
-from weights.groups import KeepGroups, kept_as
+from weights.groups import KeepGroups, bytes_per_weight, kept_as
 from weights.load import empty_model, load_model, run_dtype
 from weights.packed import is_packed
 from weights.repair import LoadedRepair, give_tables, load_repair
@@ -92,6 +92,7 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
         calibration_reason=ready.calibration_reason,
         expert_bytes=ready.expert_bytes,
         weight_files=weight_files(path),
+        loaded_bytes=ready.loaded_bytes,
         **described,
     )
     compute_one_token(engine, info)
@@ -115,9 +116,9 @@ def start_checkpoint(
     loaded, calibration_reason = load(path, settings, tables, share)
     parameters = parameter_count(loaded if share is None else empty_model(config, loaded.dtype))
     expert_bytes = group.connect(loaded) if group else ()
-    kept = kept_as(loaded)
+    kept, loaded_bytes = kept_as(loaded), bytes_per_weight(loaded)
     model, reason = prepare(loaded, settings, threads)
-    return ReadyModel(model, parameters, kept, reason, calibration_reason, expert_bytes)
+    return ReadyModel(model, parameters, kept, loaded_bytes, reason, calibration_reason, expert_bytes)
 
 
 def load(

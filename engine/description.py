@@ -31,6 +31,7 @@ def describe(model: Runnable, settings: EngineSettings, kept: str = "") -> dict[
         "device": str(model.device),
         "backend": model.backend,
         "quantize": quantization(settings, kept),
+        "kv_cache_dtype": settings.kv_cache_dtype,
         "token_local": config.token_local,
         "prefix_cache": settings.prefix_cache and config.prefix_reusable,
         "chunked": config.chunkable,

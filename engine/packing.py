@@ -20,9 +20,10 @@ from model.shapes.decoder import DecoderConfig
 from weights.config import read_config
 from weights.files import PACKED
 from weights.folder import resolve_model
-from weights.groups import kept_as
+from weights.groups import bytes_per_weight, kept_as
 from weights.load import ProgressCallback, load_model, no_progress
 from weights.packed import Index, MappedTensors, is_packed, read_index, write_packed
+from weights.sizes import BytesPerWeight
 from weights.small_files import CONFIG, copy_texts
 
 
@@ -33,6 +34,7 @@ class ReadyModel:
     model: Runnable
     parameters: int
     kept: str  # see `weights.groups.kept_as`
+    loaded_bytes: BytesPerWeight
     kernels_reason: str = ""  # why it is on no faster backend
     calibration_reason: str = ""  # why a calibration is not used
     expert_bytes: tuple[int, ...] = ()  # of each rank
@@ -70,6 +72,7 @@ def pack_model(
         quantize=quantize,
         quantize_layers=quantize_layers,
         kept=kept_as(model),
+        loaded_bytes=bytes_per_weight(model),
         parameters=parameter_count(model),
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,7 @@ def start_packed(
         model = choose.packing().start(shown, dtype, index.parameters, calls, options)
     except (TypeError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"{PACKED}: the kernels cannot run what it lists: {str(error).splitlines()[0]}") from None
-    return ReadyModel(model, index.parameters, index.kept)
+    return ReadyModel(model, index.parameters, index.kept, index.loaded_bytes)
 
 
 def _refuse(

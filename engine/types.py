@@ -16,7 +16,7 @@ from engine.cost import StepCost
 from engine.logs import Level, LogFormat
 from model.budget import ExpertBudget, ExpertRange
 from model.options import DType, KVCacheDType, Quantize, QuantizeLayers
-from weights.sizes import WeightFiles
+from weights.sizes import BytesPerWeight, WeightFiles
 
 GenerationConfig = Literal["auto", "none"]
 Finish = Literal["stop", "length", "error", "abort"]
@@ -217,6 +217,8 @@ class EngineInfo:
     calibration_reason: str = ""  # why the checkpoint's calibration is not used; empty if it is, or there is none
     expert_bytes: tuple[int, ...] = ()  # of each rank, where the experts are divided among ranks
     weight_files: WeightFiles = field(default_factory=WeightFiles)
+    loaded_bytes: BytesPerWeight = field(default_factory=BytesPerWeight)  # before `quantize` changes them
+    kv_cache_dtype: KVCacheDType = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,7 @@ class Service(ServerState):
             self.loaded = ServedModels.build(self.settings, info, *sources)
         except InvalidRequest as error:
             raise CheckpointError(error.message) from None
+        self.calibration.warn_of_differences(info)
         self._choose_by(self.loaded)
         self.metrics.set_count_labels(self.loaded.counts)
         info = self.engine.info

@@ -94,6 +94,8 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aiq: float = 0.0  # area under the convex hull of quality against cost (RouterBench, arXiv 2403.12031)
     price_per_hour: float = 0.0  # of the machine; 0: not given
     cost_per_million: dict[str, float] = {}  # of tokens, by option, at that price
+    quantize: str | None = None  # as `EngineInfo.quantize`; None: the program that measured was too old to say it
+    kv_cache_dtype: str = "auto"
 
     def option(self, name: str) -> Option | None:
         """The option with this name."""

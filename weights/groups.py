@@ -1,6 +1,6 @@
 """Parameters that stay quantised: the grouped parts of one are joined, in the widest form that any of them needs.
 
-Joining is exact. It knows parameters and their parts, no files and no formats.
+Joining is exact. Also what such a model takes. It knows parameters and their parts, no files and no formats.
 """
 
 from collections import Counter
@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.decoder import Decoder, grouped_parts
+from model.decoder import Decoder, Layer, grouped_parts
 from model.grouped import CODES, Grouped, Values
 from weights.rules import Index, TensorPart
 from weights.share import FillPlan
+from weights.sizes import BytesPerWeight
 from weights.source import TensorSource
 
 KeepGroups = Callable[[Decoder], Collection[str]]  # the names of the parameters that may be `Grouped`
@@ -151,3 +152,17 @@ def kept_as(model: nn.Module) -> str:
     for part in grouped_parts(model):
         values[str(Form.of(part))] += part.shape.numel()
     return ", ".join(form for form, _ in values.most_common())
+
+
+def bytes_per_weight(model: Decoder) -> BytesPerWeight:
+    """What weights take as they were loaded. An embedding that is no head is left out: a token reads one row of it."""
+    mixtures = {layer.get_submodule("ffn") for layer in model.layers if isinstance(layer, Layer)}
+    experts, others = Counter[str](), Counter[str]()
+    for module in model.modules():
+        if module is model.embed and not model.config.tied:
+            continue
+        parts: list[Tensor | Grouped] = [part for part in vars(module).values() if isinstance(part, Grouped)]
+        for part in (*parts, *module.parameters(recurse=False)):
+            of = experts if module in mixtures and len(part.shape) == 3 else others
+            of.update(weights=part.shape.numel(), bytes=part.nbytes)
+    return BytesPerWeight(*(of["bytes"] / max(1, of["weights"]) for of in (experts, others)))

@@ -24,6 +24,7 @@ from model.backends.cpu.calls import OpCall
 from model.errors import CheckpointError
 from weights.files import DTYPES, PACKED, read_header
 from weights.folder import open_regular, read_text
+from weights.sizes import BytesPerWeight
 
 FORMAT = 1
 PAGE, LINE = 4096, 64
@@ -54,6 +55,7 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quantize_layers: str
     kept: str  # the forms of matrices that were quantised in the checkpoint
     parameters: int
+    loaded_bytes: BytesPerWeight
     calls: tuple[StoredCall, ...] = ()
     format: int = FORMAT
 

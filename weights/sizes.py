@@ -44,6 +44,13 @@ class WeightFiles(NamedTuple):
     bytes: int = 0  # of all tensors; 0: not known
 
 
+class BytesPerWeight(NamedTuple):
+    """The bytes that a weight takes on average as a model was loaded, scales and minima of groups included."""
+
+    experts: float = 0.0  # of routed experts; 0: not known, or there are none
+    others: float = 0.0  # of the others that every token reads
+
+
 def weight_files(model: Path) -> WeightFiles:
     """How a model's weights are stored.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from engine.types import EngineInfo
 from model.errors import CheckpointError
 from server.errors import NotCalibrated
 from weights import calibration_plot
@@ -34,6 +35,23 @@ class ServedCalibration:
     def svg(self) -> bytes:
         """The same as a picture of quality against speed. Raises NotCalibrated."""
         return calibration_plot.svg(self._own).encode()
+
+    def differences(self, info: EngineInfo) -> str:
+        """What the loaded model runs with, where it was measured with something else; "" where nothing differs."""
+        own = self.calibration
+        if own is None or not info.backend:
+            return ""
+        pairs = {name: (getattr(own, name), getattr(info, name)) for name in ("dtype", "quantize", "kv_cache_dtype")}
+        return "; ".join(
+            f"{name} was {measured}, now {served}"
+            for name, (measured, served) in pairs.items()
+            if measured not in (None, served)
+        )
+
+    def warn_of_differences(self, info: EngineInfo) -> None:
+        """Say in the log what `differences` finds."""
+        if found := self.differences(info):
+            log.warning("the calibration was measured with other settings; its figures are used", differences=found)
 
     @property
     def _own(self) -> Calibration:

@@ -6,6 +6,7 @@ Pure functions of a calibration. They choose nothing, and know no routes.
 from collections.abc import Mapping
 from typing import Any
 
+from engine.types import EngineInfo
 from model.budget import FAMILY_RULE, Normaliser
 from server.experts.calibration import ServedCalibration
 from weights.calibration import Calibration, Option
@@ -62,12 +63,15 @@ def wire_normaliser(normaliser: Normaliser) -> str:
     return f"k2={normaliser}" if isinstance(normaliser, int) else normaliser
 
 
-def source(served: ServedCalibration) -> dict[str, Any]:
-    """When, where and on what a calibration was measured, or the reason why there is none."""
+def source(served: ServedCalibration, info: EngineInfo) -> dict[str, Any]:
+    """When, where and on what a calibration was measured, and in what the model is served otherwise; or the reason why
+    there is none."""
     own = served.calibration
     if own is None:
         return {"reason": served.reason}
-    return {"created": own.created, "machine": own.machine, "text": own.text, "tokens": own.tokens}
+    measured = {"created": own.created, "machine": own.machine, "text": own.text, "tokens": own.tokens}
+    differences = served.differences(info)
+    return measured | ({"differences": differences} if differences else {})
 
 
 def is_plain_count(option: Option) -> bool:

@@ -181,7 +181,8 @@ class ServedModels:
         where = {"device": info.device, "backend": info.backend}
         shared = {"prefix_cache": info.prefix_cache, "chunked_prefill": info.chunked}
         shared["return_routed_experts"] = self.tells_routes
-        return where | {"kernels": info.kernels, "dtype": info.dtype, "quantize": info.quantize} | shared | reason
+        formats = {"dtype": info.dtype, "quantize": info.quantize, "kv_cache_dtype": info.kv_cache_dtype}
+        return where | {"kernels": info.kernels} | formats | shared | reason
 
     def _moe(self, default: int | float) -> dict[str, Any]:
         experts = self.info.experts
@@ -198,7 +199,7 @@ class ServedModels:
             "normaliser": "trained",  # of a request that names none: the family's own
             "quality": list(self.quality),
             "expert_sets": self.sets.rows(),
-            "calibration": source(self.calibration),
+            "calibration": source(self.calibration, self.info),
             **calibrated_fields(self.calibration, self.tiers),
             **({"prices": self.prices.card} if self.prices else {}),
         }

@@ -48,6 +48,7 @@ def _info(settings: Settings, model: Path) -> EngineInfo:
         kernels="",
         kernels_reason="the model has not been loaded",
         quantize=settings.quantize,
+        kv_cache_dtype=settings.kv_cache_dtype,
         step_cost=None,
         device=settings.device,
         backend="",

@@ -14,6 +14,7 @@ from calibration.partial import FILE as PARTIAL
 from calibration.scoring import Score, Scorer
 from engine.build import build_engine
 from engine.types import EngineSettings
+from model.backends.cpu.kernels.library import load
 from model.errors import CheckpointError, InvalidRequest
 from tests.calibration.checkpoints import two_experts, write_task, write_text
 from tests.calibration.runs import equal_experts
@@ -86,6 +87,13 @@ def test_without_a_text_the_model_writes_one(folder: Path, tmp_path: Path) -> No
     assert "the model wrote at the trained count" in found.text
     trained, one = found.options[1].quality, found.options[0].quality
     assert one.kl > 0 and trained.kl == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.skipif(not load().native, reason="native kernels are not loaded")
+def test_the_file_says_with_which_settings_it_was_measured(folder: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"quantize": "int8", "kv_cache_dtype": "int8", "output": tmp_path, "counts": "4"}
+    found = calibrated(folder, **settings)
+    assert (found.dtype, found.quantize, found.kv_cache_dtype) == ("float32", "int8 experts", "int8")
 
 
 def test_random_draws_are_the_same_for_every_budget(tmp_path: Path) -> None:

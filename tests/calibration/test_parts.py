@@ -15,8 +15,10 @@ from calibration.work import DecoderWork, Weights
 from model.budget import ExpertBudget, ExpertRange
 from model.decoder import parameter_count
 from model.errors import CheckpointError, InvalidRequest
+from model.options import Quantize, QuantizeLayers
 from tests.calibration.checkpoints import two_experts, write_text
 from tests.model.tiny import decoder, infinity, llama_like, topk
+from weights.sizes import BytesPerWeight
 from weights.tokenizer import Tokenizer
 
 
@@ -71,8 +73,18 @@ def test_at_all_experts_a_token_reads_the_whole_model() -> None:
     assert work.flops_per_token((6, 6)) == 2 * weights
     expert = 3 * 24 * 12
     assert work.bytes_per_token((1, 6), Weights(2, 2)) == 2 * (weights - 5 * expert)
-    assert work.bytes_per_token((6, 6), Weights.of(2, "int8", "experts")) == 2 * weights - 12 * expert
-    assert work.bytes_per_token((6, 6), Weights.of(2, "int8", "all")) == weights
+    stored = Weights.of(BytesPerWeight(0.5, 1.5), "none", "experts")  # quantised in the checkpoint
+    assert work.bytes_per_token((6, 6), stored) == 1.5 * weights - 12 * expert
+    loaded, int4 = BytesPerWeight(2, 2), 0.5 + 2 / 32 + 4 / 4096  # a code, a group's scale, an output's factor
+    cases: list[tuple[Quantize, QuantizeLayers, float]] = [
+        ("int8", "experts", 2 * weights - 12 * expert),
+        ("int8", "all", weights),
+        ("int4", "experts", weights - 12 * expert * (1 - int4)),
+        ("int4", "all", weights * int4),
+    ]
+    for quantize, layers, expected in cases:
+        found = work.bytes_per_token((6, 6), Weights.of(loaded, quantize, layers))
+        assert found == pytest.approx(expected)
 
 
 def test_draws_read_the_groups_that_they_keep() -> None:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.decoder import Decoder, parameter_count
+from model.decoder import Decoder, grouped_parts, parameter_count
 from model.errors import CheckpointError
 from model.grouped import Grouped, Values, packed_codes
 from tests.model.tiny import randomise
 from tests.weights.quantised.test_mxfp4 import EXPERTS, RAW, write
 from weights import memory
 from weights.config import decoder_config
-from weights.groups import Form, finite, joined, kept_as
+from weights.groups import Form, bytes_per_weight, finite, joined, kept_as
 from weights.load import load_model
 from weights.rules import Index, TensorPart
 from weights.save import save_model
@@ -120,6 +120,11 @@ def test_a_model_keeps_what_it_is_asked_to(tmp_path: Path, caplog: pytest.LogCap
     assert "quantised weights stay as they are stored: fp4 g32" in caplog.text
     assert kept_as(model) == "fp4 g32" and kept_as(whole) == ""
     assert parameter_count(model) == parameter_count(whole)
+    assert bytes_per_weight(whole) == (2, 2)
+    outputs = sum(part.shape[:-1].numel() for part in grouped_parts(model))
+    factors = 4 * outputs / sum(part.shape.numel() for part in grouped_parts(model))
+    found = bytes_per_weight(model)
+    assert found.others == 2 and found.experts == pytest.approx(0.5 + 2 / 32 + factors)
     for name, tensor in expected.items():
         place, _, last = name.rpartition(".")
         kept = getattr(model.get_submodule(place), last)

@@ -120,7 +120,13 @@ def test_openai_lists_models(served: tuple[openai.OpenAI, FakeEngine]) -> None:
     assert models["tiny"]["max_model_len"] == 256 and models["tiny"]["parent"] is None
     moe = models["tiny@k2"]["meta"]["moe"]
     where = {"device": "cpu", "backend": "torch"}
-    execution = where | {"kernels": "torch", "dtype": "float32", "quantize": "none", "reason": "off"}
+    execution = where | {
+        "kernels": "torch",
+        "dtype": "float32",
+        "quantize": "none",
+        "kv_cache_dtype": "auto",
+        "reason": "off",
+    }
     shared = {"prefix_cache": True, "chunked_prefill": True, "return_routed_experts": False}
     assert models["tiny"]["meta"]["execution"] == execution | shared
     assert models["tiny@k2"]["parent"] == "tiny" and moe["default"] == 2 and moe["quality"][0]["perplexity"] == 9.0
