@@ -101,11 +101,16 @@ def extract(
 
 
 def pack(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name, or a hub id")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, a GGUF file, a bundled model's name, or a hub id")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder")],
     dtype: Annotated[str, typer.Option(help="As of serve")] = "auto",
     quantize: Annotated[str, typer.Option(help="As of serve")] = "none",
     quantize_layers: Annotated[str, typer.Option(help="As of serve")] = "experts",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A folder with the tokenizer, as in serve", exists=True, file_okay=False)
+    ] = None,
 ) -> None:
     """Write a model as the CPU's kernels read it: serve maps the folder, and starts at once."""
     for name, value, kind in (
@@ -117,6 +122,7 @@ def pack(
             raise typer.BadParameter(f"{value!r:.80} is not one of {', '.join(get_args(kind))}", param_hint=f"--{name}")
     from engine.packing import pack_model
 
-    pack_model(model, out, cast(DType, dtype), cast(Quantize, quantize), cast(QuantizeLayers, quantize_layers))
+    kinds = cast(DType, dtype), cast(Quantize, quantize), cast(QuantizeLayers, quantize_layers)
+    pack_model(model, out, *kinds, tokenizer=tokenizer)
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{out} has {size / 1e9:.2f} GB; serve it with the same --dtype, --quantize and --quantize-layers")

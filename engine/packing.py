@@ -4,6 +4,7 @@ Not here: the files (see `weights/packed.py`), and what a call of an op means (s
 """
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from model.devices import CPU, resolve
 from model.errors import CheckpointError
 from model.options import DType, Options, Quantize, QuantizeLayers
 from model.shapes.decoder import DecoderConfig
+from weights import expert_sets
+from weights.calibration import REPAIR_FILE, checkpoint_hash, find
 from weights.config import read_config
-from weights.files import PACKED
-from weights.folder import resolve_model
+from weights.folder import CARD, PACKED, beside, resolve_model
 from weights.groups import bytes_per_weight, kept_as
 from weights.load import ProgressCallback, load_model, no_progress
 from weights.packed import Index, MappedTensors, is_packed, read_index, write_packed
+from weights.repair import load_repair
 from weights.sizes import BytesPerWeight
 from weights.small_files import CONFIG, copy_texts
 
@@ -47,9 +50,10 @@ def pack_model(
     quantize: Quantize = "none",
     quantize_layers: QuantizeLayers = "experts",
     progress: ProgressCallback = no_progress,
+    tokenizer: Path | None = None,
 ) -> None:
-    """Write the model, as the CPU's kernels read it, to a new or an empty folder. Memory holds it once, and one layer
-    packed.
+    """Write the model, as the CPU's kernels read it, to a new or an empty folder, with its tokenizer (or that of the
+    folder `tokenizer`) and what was measured of it. Memory holds it once, and one layer packed.
 
     Raises:
         CheckpointError: it cannot be loaded, no kernel takes it, or there is something in the folder.
@@ -66,6 +70,7 @@ def pack_model(
         raise CheckpointError(f"the kernels cannot run this model: {reason}")
     keep = backend.groups if quantize == "none" and dtype == "auto" else None
     model, _ = load_model(path, dtype, progress, keep_groups=keep)
+    repair = load_repair(model, path)
     about = Index(
         layout=backend.layout(),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -73,12 +78,28 @@ def pack_model(
         quantize_layers=quantize_layers,
         kept=kept_as(model),
         loaded_bytes=bytes_per_weight(model),
+        checkpoint=checkpoint_hash(path),
+        repaired=repair.repaired,
         parameters=parameter_count(model),
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG).write_text(json.dumps(raw, indent=2) + "\n")
-    copy_texts(path, out)
+    copy_texts(path, out, tokenizer)
+    _copy_measured(path, out)
     write_packed(out, about, backend.calls(model, options))
+
+
+def _copy_measured(model: Path, out: Path) -> None:
+    """Copy a model's card, its calibration with the statistics of repairs, and its expert sets."""
+    card, calibration = beside(model) / CARD, find(model)
+    files = [card, calibration, calibration.with_name(REPAIR_FILE)] if calibration else [card]
+    for file in files:
+        if file.is_file():
+            shutil.copyfile(file, out / file.name)
+    for name, file in expert_sets.every(model).items():
+        target = out / expert_sets.FOLDER / f"{name}.json"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
 
 
 def start_packed(
@@ -91,7 +112,7 @@ def start_packed(
     """
     index = read_index(folder)
     _refuse(index, config, settings, dtype, options)
-    shown = replace(config, extrapolates=settings.allow_extrapolated_experts, repaired=())
+    shown = replace(config, extrapolates=settings.allow_extrapolated_experts, repaired=index.repaired)
     tensors = MappedTensors(folder)
     try:
         calls = tensors.calls(index, config.vocabulary)

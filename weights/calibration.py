@@ -14,7 +14,7 @@ import msgspec
 
 from model.budget import ExpertBudget, Normaliser, RoutingRule
 from model.errors import CheckpointError
-from weights.folder import beside
+from weights.folder import PACKED, beside, read_json
 from weights.small_files import small_files
 
 FORMAT = 1
@@ -149,8 +149,17 @@ def cache_folder(model: Path) -> Path:
 def checkpoint_hash(model: Path) -> str:
     """SHA-256 of a checkpoint: config.json, and the names, sizes and contents of its weight files.
 
-    Of more than `WHOLE_BYTES` of weights, evenly spaced parts stand for the contents.
+    Of more than `WHOLE_BYTES` of weights, evenly spaced parts stand for the contents. A packed model has the hash of
+    the checkpoint that it was made from.
+
+    Raises:
+        CheckpointError: it is packed, and names no hash.
     """
+    if (model / PACKED).exists():
+        said = read_json(model / PACKED).get("checkpoint")
+        if not isinstance(said, str):
+            raise CheckpointError(f"{PACKED} does not say of which checkpoint it is: pack the model again")
+        return said
     small = small_files(model)
     digest = hashlib.sha256(small.config_bytes)
     files = [file for file in small.weight_files if file.name != REPAIR_FILE]

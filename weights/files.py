@@ -19,10 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.errors import CheckpointError
-from weights.folder import open_regular, read_json
+from weights.folder import PACKED, open_regular, read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-PACKED = "packed.json"  # see `weights/packed.py`
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}  # formats that run code when they are read
 MAX_HEADER = 100 * 1024 * 1024
 DTYPES = {

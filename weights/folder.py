@@ -16,8 +16,10 @@ BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT = "infinity-stories"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 GGUF = ".gguf"
+PACKED = "packed.json"  # makes a folder a packed model (see `weights/packed.py`)
 PART = re.compile(r"-\d{5}-of-\d{5}$")  # of a file in parts, before .gguf
 LATER_PART = re.compile(r".*-(?!00001)\d{5}-of-\d{5}\.gguf")
+CARD = "card.json"
 MAX_JSON = 100 * 1024 * 1024
 _WANTED = ["*.json", "*.safetensors", "*.jinja"]
 
@@ -102,7 +104,7 @@ def _download(name: str) -> Path:
 
 def read_card(model: Path) -> dict[str, Any]:
     """The measured quality of a checkpoint (`card.json`), or an empty card."""
-    path = beside(model) / "card.json"
+    path = beside(model) / CARD
     return read_json(path) if path.exists() else {}
 
 

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from model.backends.cpu.calls import OpCall
 from model.errors import CheckpointError
-from weights.files import DTYPES, PACKED, read_header
-from weights.folder import open_regular, read_text
+from weights.files import DTYPES, read_header
+from weights.folder import PACKED, open_regular, read_text
 from weights.sizes import BytesPerWeight
 
-FORMAT = 1
+FORMAT = 2
 PAGE, LINE = 4096, 64
 MOST_NUMBER = 1 << 26  # no size, count or width of a real model is higher; products of two fit 64 bits
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -56,6 +56,8 @@ class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kept: str  # the forms of matrices that were quantised in the checkpoint
     parameters: int
     loaded_bytes: BytesPerWeight
+    checkpoint: str  # the hash of the one it was made from, which calibrations and expert sets name
+    repaired: tuple[int, ...] = ()  # counts at which repair helps; their tables are in the layers' calls
     calls: tuple[StoredCall, ...] = ()
     format: int = FORMAT
 

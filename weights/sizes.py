@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model.errors import CheckpointError
+from model.errors import CheckpointError, shown
 from model.options import DType
-from weights.folder import is_gguf, open_regular
+from weights.calibration import REPAIR_FILE
+from weights.folder import PACKED, is_gguf, open_regular, read_json
 from weights.gguf.reader import GgufFile
 from weights.gguf.types import FILE_TYPES
 
@@ -73,17 +74,28 @@ def _gguf_type(model: Path) -> str:
 
 
 def weight_size(model: Path, dtype: DType) -> WeightSize:
-    """The size of a checkpoint's weights in a dtype; auto: as they are stored.
+    """The size of a checkpoint's weights in a dtype; auto, or where they are packed: as they are stored.
 
     Raises:
         CheckpointError: there are no weight files, or one is damaged.
     """
+    if (model / PACKED).exists():
+        return _packed(model)
     sizes = _gguf(model) if is_gguf(model) else _safetensors(model)
     parameters = stored = 0
     for count, size in sizes:
         parameters += count
         stored += size
     return WeightSize(parameters, stored if dtype == "auto" else parameters * BYTES[dtype])
+
+
+def _packed(model: Path) -> WeightSize:
+    """Of a packed model, whose files have tensors of the same names."""
+    parameters = read_json(model / PACKED).get("parameters")
+    if type(parameters) is not int:
+        raise CheckpointError(f"{PACKED}: parameters is {shown(parameters)}, no number")
+    places = [entry["data_offsets"] for file in model.glob("part-*.safetensors") for entry in _tensors(file).values()]
+    return WeightSize(parameters, sum(end - start for start, end in places))
 
 
 def _gguf(model: Path) -> Iterator[tuple[int, int]]:
@@ -95,7 +107,7 @@ def _gguf(model: Path) -> Iterator[tuple[int, int]]:
 
 def _safetensors(model: Path) -> Iterator[tuple[int, int]]:
     """Values and bytes of each tensor; scales and zeros of quantised ones are bytes without values of their own."""
-    files = sorted(model.glob("*.safetensors"))
+    files = sorted(file for file in model.glob("*.safetensors") if file.name != REPAIR_FILE)
     if not files:
         raise CheckpointError(f"{model} has no safetensors files")
     tensors: dict[str, dict[str, Any]] = {}

@@ -206,13 +206,14 @@ def small_files(path: Path, tokenizer: Path | None = None) -> SmallFiles:
     return own if tokenizer is None else OtherTokenizer(own, FolderFiles(tokenizer))
 
 
-def copy_texts(model: Path, out: Path) -> None:
-    """Write to a folder what the model at a path has of a tokenizer, its settings and its chat templates.
+def copy_texts(model: Path, out: Path, tokenizer: Path | None = None) -> None:
+    """Write to a folder what a model has of a tokenizer, its settings and its chat templates. `tokenizer` is
+    that of `small_files`.
 
     Raises:
         CheckpointError: one of them is damaged.
     """
-    files = small_files(model)
+    files = small_files(model, tokenizer)
     for name in COPIED:
         if files.has(name):
             (out / name).write_text(files.text(name))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace as replaced
 from typer.testing import CliRunner
 
 from engine.build import build_engine
@@ -17,13 +18,27 @@ from engine.engine import Engine
 from engine.packing import pack_model
 from engine.types import EngineInfo, EngineSettings, Request, Sampling
 from model.backends.cpu.kernels.library import load
-from model.budget import ExpertBudget
+from model.budget import FAMILY_RULE, ExpertBudget, RoutingRule
 from model.errors import CheckpointError
 from server.cli import app
+from server.experts.calibration import load_calibration
+from server.experts.sets import load_sets
+from tests.server.calibrations import calibration
 from tests.weights.checkpoints import INFINITY, OLMOE, raw_safetensors, write
+from tests.weights.gguf.architectures import Encode
+from tests.weights.gguf.quantisers import floats, mixed
+from tests.weights.gguf.twins import write_twins
+from weights import expert_sets
+from weights.calibration import REPAIR_FILE, checkpoint_hash
+from weights.calibration import write as write_calibration
+from weights.expert_sets import ExpertSet
+from weights.folder import read_card
 from weights.load import load_model
 from weights.packed import mapped, write_tensors
+from weights.repair import write_tables
+from weights.sizes import WeightFiles, weight_size
 from weights.small_files import FolderFiles
+from weights.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.skipif(not load().native, reason="native kernels are not loaded")
 SETTINGS = EngineSettings(model="", kv_cache_bytes=1 << 20, max_running=2, step_ms=0)
@@ -50,10 +65,10 @@ def engine_of(folder: Path, **changes: Any) -> tuple[Engine, EngineInfo]:
     return build_engine(replace(SETTINGS, model=str(folder), **changes))
 
 
-def answer(started: tuple[Engine, EngineInfo]) -> list[Any]:
+def answer(started: tuple[Engine, EngineInfo], count: int = 0, rule: RoutingRule = FAMILY_RULE) -> list[Any]:
     """Tokens and their log-probabilities, to the last bit."""
     engine, info = started
-    budget = ExpertBudget((info.experts.trained,) * info.experts.layers)
+    budget = ExpertBudget((count or info.experts.trained,) * info.experts.layers, rule=rule)
     engine.add(Request("a", tuple(range(20)), budget, Sampling(max_tokens=8, seed=3, temperature=0.0, logprobs=3)))
     events = []
     while engine.has_work:
@@ -79,8 +94,12 @@ def test_a_packed_model_has_the_bits_of_its_checkpoint(
 
 
 def test_what_is_known_of_a_model_is_known_of_a_packed_one(folder: Path) -> None:
+    """But how many bytes the files have: those of the packed model are the packed tensors'."""
     infos = [engine_of(folder / name)[1] for name in ("olmoe", "packed")]
-    assert replace(infos[0], load_seconds=0.0) == replace(infos[1], load_seconds=0.0)
+    files = WeightFiles()
+    own, packed = (replace(info, load_seconds=0.0, weight_files=files) for info in infos)
+    assert own == packed and infos[1].weight_files.bytes > infos[0].weight_files.bytes
+    assert weight_size(folder / "packed", "auto") == (packed.parameters, infos[1].weight_files.bytes)
 
 
 def test_chat_templates_come_along(folder: Path, tmp_path: Path) -> None:
@@ -90,6 +109,51 @@ def test_chat_templates_come_along(folder: Path, tmp_path: Path) -> None:
     (source / "chat_template.jinja").write_text("none")
     pack_model(str(source), tmp_path / "packed")
     assert FolderFiles(tmp_path / "packed").templates == {"default": "none", "tool_use": "tools"}
+
+
+def measured(folder: Path) -> None:
+    """A card, a calibration by which one expert is repaired, and an expert set."""
+    (folder / "card.json").write_text('{"quality": []}')
+    tables = torch.rand(2, 3, 64) + 0.5, torch.randn(2, 3, 64)
+    tables[0][:, 2], tables[1][:, 2] = 1, 0
+    digest, checkpoint = write_tables(folder / REPAIR_FILE, *tables), checkpoint_hash(folder)
+    write_calibration(replaced(calibration(checkpoint), repair_hash=digest, repaired=(1,)), folder)
+    loss = expert_sets.Loss(1.0, 1.0)
+    kept = ((0, 2), (1, 4))
+    expert_sets.write(ExpertSet(1, "code", checkpoint, "x.txt", 9, 5, kept, (0.9, 0.9), loss), folder)
+
+
+def test_what_was_measured_comes_along(folder: Path, tmp_path: Path) -> None:
+    source, packed = shutil.copytree(folder / "olmoe", tmp_path / "olmoe"), tmp_path / "packed"
+    measured(source)
+    pack_model(str(source), packed)
+    own = load_calibration(packed, "packed")
+    assert own.calibration is not None and own == load_calibration(source, "olmoe")
+    assert read_card(packed) == {"quality": []} and load_sets(packed).sets == load_sets(source).sets != {}
+    rules = [RoutingRule(), RoutingRule(repair=True), RoutingRule(kept=("10100", "01001"))]
+    answers = [[answer(engine_of(path), 1, rule) for rule in rules] for path in (source, packed)]
+    assert answers[0] == answers[1] and answers[0][0] != answers[0][1] != answers[0][2]
+    infos = [engine_of(path)[1] for path in (source, packed)]
+    assert infos[0].experts == infos[1].experts and infos[1].experts.repaired == (1,)
+
+
+@pytest.mark.parametrize("quantiser", [floats, mixed])
+def test_a_gguf_file_is_packed_with_its_tokenizer(tmp_path: Path, quantiser: Encode) -> None:
+    _, file = write_twins(tmp_path, quantiser)
+    pack_model(str(file), tmp_path / "packed")
+    expected = answer(engine_of(file))
+    assert len(expected) == 8 and answer(engine_of(tmp_path / "packed")) == expected
+    text = "a <think> dog"
+    assert Tokenizer.load(tmp_path / "packed").encode(text) == Tokenizer.load(file).encode(text)
+    assert FolderFiles(tmp_path / "packed").json("tokenizer_config.json")["chat_template"]
+    assert ("as stored" in engine_of(tmp_path / "packed")[1].quantize) == (quantiser is mixed)
+
+
+def test_another_tokenizer_may_be_packed(folder: Path, tmp_path: Path) -> None:
+    other, _ = write_twins(tmp_path)
+    pack_model(str(folder / "olmoe"), tmp_path / "packed", tokenizer=other)
+    assert (tmp_path / "packed" / "tokenizer.json").read_text() == (other / "tokenizer.json").read_text()
+    assert (tmp_path / "packed" / "config.json").read_text() != (other / "config.json").read_text()
 
 
 def test_tables_that_layers_share_are_written_once(folder: Path) -> None:
@@ -158,7 +222,7 @@ def two_bytes_in(folder: Path) -> None:
 DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (no_index, "packed.json: Expected `object`"),
     (edited(lambda index: index.update(layout="0")), "written for weights of layout 0, these kernels read"),
-    (edited(lambda index: index.update(format=2)), "format 2 is not 1"),
+    (edited(lambda index: index.update(format=1)), "format 1 is not 2"),
     (edited(lambda index: index.update(more=2)), "unknown field `more`"),
     (edited(lambda index: index.update(calls=[])), "0 calls are too few: a program, its head and two for each of 2"),
     (edited(lambda index: index["calls"].reverse()), "call 0 is 'add_topk', not 'program'"),

@@ -26,6 +26,7 @@ def write(path: Path, **tensors: tuple[str, list[int], int]) -> None:
 def test_sizes_are_as_stored_or_as_the_dtype_says(tmp_path: Path) -> None:
     write(tmp_path / "model-1.safetensors", one=("BF16", [3, 5], 30), two=("F32", [2], 8))
     write(tmp_path / "model-2.safetensors", scale=("F32", [], 4))
+    write(tmp_path / "repair.safetensors", scale=("F32", [3, 5], 60))  # no weights of the model
     assert weight_size(tmp_path, "auto") == WeightSize(18, 42)
     assert weight_size(tmp_path, "float32") == WeightSize(18, 72)
     assert weight_size(tmp_path, "bfloat16") == WeightSize(18, 36)

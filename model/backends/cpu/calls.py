@@ -14,12 +14,16 @@ from torch import Tensor
 
 from model.backends.cpu.attention import Tables, block_of
 from model.backends.cpu.blocks import Precision, feed_forward_block, norm_params
-from model.backends.cpu.kernels.pack import Kind, Packed, interleave, pack
+from model.backends.cpu.kernels.pack import Kind, Packed, interleave, pack, pack_grouped
 from model.backends.cpu.kernels.params import BlockParams, LinearParams, by_schema, named
 from model.decoder import Decoder, Layer
+from model.grouped import Grouped, Values
 
 PROGRAM = "program"  # makes a program; every other op adds to one
 HEAD = "set_head"
+ORDER = (
+    1  # of outputs, units and heads in what a call holds; to be raised when it changes, for folders that were packed
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +113,32 @@ def adding_ops() -> tuple[str, ...]:
 
 @cache
 def layout() -> str:
-    """Names how weights lie in memory and what the ops take: a hash of the ops' schemas and of small packed matrices.
+    """Names how weights lie in memory and what the ops take: a hash of `ORDER`, the ops' schemas and small packed
+    matrices.
 
     It is the same on every machine and instruction set.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(ORDER).encode())
     for op in adding_ops():
         digest.update(str(getattr(torch.ops.moedial, op).default._schema).encode())
     sample = (torch.arange(2 * 160 * 136) % 251 - 125).view(2, 160, 136) / 64
-    for kind in get_args(Kind):
-        packed: Packed = pack(interleave(sample), kind)
+    matrices: list[Packed] = [pack(interleave(sample), kind) for kind in get_args(Kind)]
+    for packed in (*matrices, *map(pack_grouped, _samples())):
         for tensor in (packed.packed, packed.scales):
             if tensor is not None:
                 digest.update(_bytes(tensor))
     return digest.hexdigest()[:16]
+
+
+def _samples() -> Iterator[Grouped]:
+    """Small grouped matrices with codes of both widths, with minima and without, and a last panel of 32 outputs."""
+    kinds: tuple[Values, ...] = ("signed", "bytes")
+    for values in kinds:
+        for minima in (None, torch.full((2, 160, 8), 0.5).half()):
+            last = 128 if values == "bytes" else 64
+            codes = (torch.arange(2 * 160 * last) % 251).to(torch.uint8).view(2, 160, last)
+            scales = (torch.arange(2 * 160 * 8) % 7 + 1.0).half().view(2, 160, 8)
+            yield Grouped(codes.view(torch.int8) if values == "bytes" else codes, scales, 16, values, minima)
 
 
 def _bytes(tensor: Tensor) -> bytes:
