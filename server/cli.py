@@ -61,7 +61,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     kind: Any = str | None
     if switch:
         kind = bool | None
-    elif isinstance(field.default, tuple) or name == "model":
+    elif isinstance(field.default, tuple) or name in ("model", "tokenizer"):
         kind = list[str] | None
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, keyword, default=None, annotation=Annotated[kind, option])
@@ -72,6 +72,7 @@ def serve(folder: str | None = None, **flags: Any) -> None:
     from server.serve import run  # here, since --help and version need no server
 
     flags |= _which(folder, flags.get("model") or [], flags.get("models"))
+    flags |= _tokenizers(flags.get("tokenizer") or [], flags.get("tokenizers"), bool(flags.get("models")))
     given = {name: value for name, value in flags.items() if value not in (None, [])}
     settings = Settings(**{name: _joined(value) for name, value in given.items()})
     forget_keys(os.environ)
@@ -96,6 +97,23 @@ def _which(folder: str | None, named: list[str], models: str | None) -> dict[str
     if unnamed := [one for one in named if "=" not in one]:
         raise BadSetting(f"--model is there {len(named)} times, and {unnamed[0]!r:.255} has no name; say NAME=FOLDER")
     return {"model": None, "models": named}
+
+
+def _tokenizers(named: list[str], tokenizers: str | None, several: bool) -> dict[str, Any]:
+    """`tokenizer` or, where there are several models, `tokenizers`, as --tokenizer and --tokenizers say.
+
+    Raises:
+        BadSetting: one model has two, of several models one has no name, or both flags are there.
+    """
+    if not several:
+        if len(named) > 1:
+            raise BadSetting(f"--tokenizer is there {len(named)} times, and there is one model")
+        return {"tokenizer": named[0] if named else None}
+    if named and tokenizers:
+        raise BadSetting(f"--tokenizer is {named[0]!r:.255} and --tokenizers is {tokenizers!r:.255}; give one of them")
+    if unnamed := [one for one in named if "=" not in one]:
+        raise BadSetting(f"there are several models, and --tokenizer {unnamed[0]!r:.255} has no name; say NAME=FOLDER")
+    return {"tokenizer": None, "tokenizers": named or tokenizers}
 
 
 def _joined(value: Any) -> Any:

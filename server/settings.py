@@ -218,6 +218,7 @@ class Settings(ModelSettings):
     def of_model(self, name: str) -> "Settings":
         """The settings of one of several models."""
         own = {"model": self.models[name], "served_name": name, "models": {}, "preload": (), "models_memory": 0}
+        own |= {"tokenizer": self.tokenizers.get(name, ""), "tokenizers": {}}
         return self.model_copy(update={**own, "admin_key": SecretStr(""), "name": name})  # a cached `name` is another's
 
     @cached_property

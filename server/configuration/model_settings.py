@@ -58,6 +58,12 @@ class ModelSettings(BaseSettings):
         "A folder with a tokenizer.json that is used instead of the model's own, with its tokenizer_config.json, chat "
         "template and, where it has one, generation_config.json; for GGUF files whose tokenizer is not known",
     )
+    tokenizers: FoldersByName = option(
+        {},
+        "Model",
+        "The same for some of --models, as small=FOLDER,large=FOLDER; --tokenizer NAME=FOLDER, once or more often, "
+        "says it too",
+    )
     served_name: str = option("", "Model", "The model's name in the API; by default the last part of --model")
     default_num_experts: int = option(
         ENGINE.default_num_experts, "Model", "Experts per token when a request does not say; 0: as trained", ge=0
@@ -238,16 +244,16 @@ class ModelSettings(BaseSettings):
         ge=0,
     )
 
-    @field_validator("models_memory", "preload")
+    @field_validator("models_memory", "preload", "tokenizers")
     @classmethod
     def _belongs_to_several_models(cls, value: Any, info: ValidationInfo) -> Any:
         if value and not info.data.get("models"):
             raise ValueError("needs --models")
         return value
 
-    @field_validator("preload")
+    @field_validator("preload", "tokenizers")
     @classmethod
-    def _names_models(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _names_models(cls, value: Any, info: ValidationInfo) -> Any:
         models = info.data.get("models", {})
         if unknown := [name for name in value if name not in models]:
             raise ValueError(f"{unknown[0]!r} is none of --models: {', '.join(models)}")
@@ -257,9 +263,8 @@ class ModelSettings(BaseSettings):
     @classmethod
     def _belongs_to_one_model(cls, value: str, info: ValidationInfo) -> str:
         if value and info.data.get("models"):
-            raise ValueError(
-                "is for one model, and there are --models, each of which has a name and a tokenizer of its own"
-            )
+            names = " (say --tokenizers NAME=FOLDER)" if info.field_name == "tokenizer" else ""
+            raise ValueError(f"is for one model, and there are --models, each of which has its own{names}")
         return value
 
     @field_validator("kv_cache_bytes")

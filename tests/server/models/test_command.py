@@ -1,4 +1,6 @@
-"""`--model` more than once, as the command reads it."""
+"""`--model` and `--tokenizer` more than once, as the command reads them."""
+
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -35,3 +37,26 @@ def test_several_models_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
         (["z", "--models", "c=z"], "there is one model, 'z'"),
     ):
         assert words in str(served(monkeypatch, *wrong, *BYTES))
+
+
+def test_tokenizers_of_several_models_have_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = ["--models", "a=x,org/b=y"]
+    for arguments in (["--tokenizer", "org/b=t"], ["--tokenizers", "org/b=t"]):
+        settings = served(monkeypatch, *several, *BYTES, *arguments)
+        assert isinstance(settings, Settings) and settings.tokenizers == {"org/b": "t"}
+        assert [settings.of_model(name).tokenizer_folder for name in settings.models] == [None, Path("t")]
+    two = served(monkeypatch, *several, *BYTES, "--tokenizer", "a=s", "--tokenizer", "org/b=t")
+    assert isinstance(two, Settings) and two.tokenizers == {"a": "s", "org/b": "t"}
+    one = served(monkeypatch, "x", "--tokenizer", "a=b")
+    assert isinstance(one, Settings) and one.tokenizer_folder == Path("a=b")
+    for wrong, words in (
+        ([*several, "--tokenizer", "t"], "there are several models, and --tokenizer 't' has no name; say NAME=FOLDER"),
+        ([*several, "--tokenizer", "c=t"], "'c' is none of --models: a, org/b"),
+        ([*several, "--tokenizer", "a=s", "--tokenizer", "a=t"], "the name 'a' is there twice"),
+        ([*several, "--tokenizer", "a=s", "--tokenizers", "a=s"], "give one of them"),
+        (["x", "--tokenizer", "s", "--tokenizer", "t"], "--tokenizer is there 2 times, and there is one model"),
+        (["x", "--tokenizers", "a=s"], "needs --models"),
+    ):
+        assert words in str(served(monkeypatch, *wrong, *BYTES))
+    monkeypatch.setenv("MOEDIAL_MODELS", "a=x,b=y")
+    assert "say --tokenizers NAME=FOLDER" in str(served(monkeypatch, "--tokenizer", "a=t", *BYTES))
