@@ -30,7 +30,7 @@ PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD=
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-together test-alone test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-pool fuzz fuzz-gguf test-gguf test-vocabularies coverage lint lint-fast lint-types format wheel docs calibrate bench-peers bench-offline bench-mixed bench-layer bench-products bench-threads bench-dial bench-loading bench-packed bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-together test-alone test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-pool fuzz fuzz-gguf test-gguf test-vocabularies coverage lint lint-fast lint-types format wheel docs calibrate bench-peers bench-offline bench-long bench-mixed bench-layer bench-products bench-threads bench-dial bench-loading bench-packed bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -177,11 +177,14 @@ calibrate: $(VENV)/.run  ## measure the bundled models' counts on TEXT=FILE, wri
 	@test -n "$(TEXT)" || { echo "give TEXT=FILE, held-out text"; exit 1; }
 	for model in infinity-stories topk-stories; do $(BIN)/moedial calibrate "$$model" --text "$(TEXT)" $(ARGS) || exit 1; done
 
-bench-peers: $(VENV)/.dev  ## install llama.cpp and vLLM under .peers/, for bench-offline
+bench-peers: $(VENV)/.dev  ## install llama.cpp, ik_llama.cpp and vLLM under .peers/, for bench-offline
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 bench-offline: $(VENV)/.dev  ## prefill and decode by batch and count, beside the peers that are installed
 	$(BIN)/python -m benchmarks.offline $(ARGS)
+
+bench-long: $(VENV)/.dev  ## decoding after long prompts, beside llama.cpp where it is installed
+	$(BIN)/python -m benchmarks.long_context $(ARGS)
 
 bench-mixed: $(VENV)/.dev  ## counts mixed in one batch, against one count for all and an engine per count
 	$(BIN)/python -m benchmarks.mixed $(ARGS)

@@ -71,9 +71,56 @@ DEEPSEEK_900M: dict[str, Any] = {name: value for name, value in OLMOE_900M.items
     "norm_topk_prob": True,
     "routed_scaling_factor": 2.5,
 }
+QWEN2_800M: dict[str, Any] = QWEN3_900M | {
+    "model_type": "qwen2_moe",
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "num_key_value_heads": 16,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "shared_expert_intermediate_size": 2048,
+    "norm_topk_prob": False,
+}
+GLM4_900M: dict[str, Any] = QWEN3_900M | {
+    "model_type": "glm4_moe",
+    "architectures": ["Glm4MoeForCausalLM"],
+    "intermediate_size": 4096,
+    "n_routed_experts": 64,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "partial_rotary_factor": 0.5,
+    "use_qk_norm": True,
+    "attention_bias": True,
+    "routed_scaling_factor": 1.0,
+}
+GPT_OSS_800M: dict[str, Any] = {name: value for name, value in OLMOE_900M.items() if name != "num_experts"} | {
+    "model_type": "gpt_oss",
+    "architectures": ["GptOssForCausalLM"],
+    "intermediate_size": 1024,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "sliding_window": 128,
+    "layer_types": ["sliding_attention", "full_attention"] * 4,
+    "attention_bias": True,
+}
+"""The shapes of Qwen1.5-MoE, GLM-4.5 and gpt-oss made narrow: their routers, shared experts, biases and windows."""
+
 LOADED = {"olmoe-0.9b": OLMOE_900M, "qwen3-moe-0.9b": QWEN3_900M, "deepseek-v3-0.9b": DEEPSEEK_900M}
 
 CHECKPOINTS = {"olmoe-0.9b-random": OLMOE_900M, "mixtral-0.5b-random": MIXTRAL_500M}
+FAMILIES = {
+    "gpt-oss-0.8b-random": GPT_OSS_800M,
+    "deepseek-v3-0.9b-random": DEEPSEEK_900M,
+    "qwen2-moe-0.8b-random": QWEN2_800M,
+    "glm4-moe-0.9b-random": GLM4_900M,
+}
+RANDOM = CHECKPOINTS | FAMILIES
+
+LONG = OLMOE_900M | {"num_hidden_layers": 2, "vocab_size": 4096, "max_position_embeddings": 65536}
+"""A quarter of the 0.9 B shape in every part: layers as wide, two of eight, and a quarter of the vocabulary."""
 
 
 def write_random(raw: dict[str, Any], folder: Path, seed: int = 0) -> None:

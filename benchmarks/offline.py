@@ -12,7 +12,6 @@ first. Run it on an idle machine.
 import gc
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -24,10 +23,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the server sets it for its
 
 import typer
 
-from benchmarks.checkpoints import CHECKPOINTS, write_random
+from benchmarks.checkpoints import CHECKPOINTS, RANDOM, write_random
 from benchmarks.machine import facts, introduce, use_threads
 from benchmarks.systems.hugging_face import Transformers
-from benchmarks.systems.llamacpp import Kind, LlamaCpp
+from benchmarks.systems.ik_llamacpp import IK_WEIGHTS, IkLlamaCpp
+from benchmarks.systems.llamacpp import WEIGHTS, Kind, LlamaCpp, scratch
 from benchmarks.systems.ours import OurEngine, OurFile
 from benchmarks.systems.system import PeerFailed, Rates, Session, System
 from benchmarks.systems.vllm_cpu import Vllm
@@ -42,6 +42,9 @@ PEERS: dict[str, list[System]] = {
     "llamacpp": [LlamaCpp("bf16"), LlamaCpp("q8_0")],
     "vllm": [Vllm()],
     "vllm-compiled": [Vllm(eager=False)],
+    "ik_llamacpp": [IkLlamaCpp(kind) for kind in IK_WEIGHTS],
+    **{f"llamacpp-{kind}": [LlamaCpp(kind)] for kind in WEIGHTS},
+    **{f"ik_llamacpp-{kind}": [IkLlamaCpp(kind)] for kind in IK_WEIGHTS},
 }
 FILES: dict[str, Kind] = {"q8_0": "q8_0", "q4_0": "q4_0", "q4_k_m": "q4_k_m"}
 DEFAULT = "transformers,llamacpp,vllm"
@@ -54,6 +57,7 @@ class Speed:
     model: str
     system: str
     weights: str
+    file: str
     ours: bool
     batch: int
     num_experts: int
@@ -65,9 +69,11 @@ class Speed:
 def checkpoints(names: Sequence[str], scratch: Path) -> Iterator[tuple[str, Path]]:
     """Bundled models and folders as they are; random ones are written first."""
     for name in names:
-        if name in CHECKPOINTS:
-            write_random(CHECKPOINTS[name], scratch / name)
-            yield name, scratch / name
+        folder = scratch / name
+        if name in RANDOM:
+            if not (folder / "tokenizer_config.json").exists():  # the last that is written
+                write_random(RANDOM[name], folder)
+            yield name, folder
         else:
             yield Path(name).name, resolve_model(name)
 
@@ -115,6 +121,7 @@ def speed(model: str, system: System, batch: int, count: int, rates: Sequence[Ra
         model,
         system.name,
         system.weights,
+        system.file,
         isinstance(system, OurEngine),
         batch,
         count,
@@ -196,6 +203,7 @@ def main(
     peers: Annotated[str, typer.Option(help=f"of {', '.join(PEERS)}; those not installed are skipped")] = DEFAULT,
     quantize: Annotated[str, typer.Option(help="ours quantised, too: experts only, or all:")] = "int8,all:int8",
     files: Annotated[str, typer.Option(help=f"llama.cpp's files, by both: of {', '.join(FILES)}")] = "",
+    keep: Annotated[Path | None, typer.Option(help="a folder for random models and their files, used again")] = None,
     out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
 ) -> None:
     """Print tables for people and one JSON line for machines."""
@@ -203,12 +211,11 @@ def main(
     keep_freed_memory()  # for both systems in this process alike
     systems, values, speeds = chosen(peers, quantize, files), facts(), []
     introduce(values)
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, folder in checkpoints(model or [*compared_models(), *CHECKPOINTS], Path(scratch)):
-            print(f"\n{name}", flush=True)
-            new = bench(name, folder, able(systems, folder), batch, count, repeats)
-            report(name, folder, new, values["memory_gb_s"])
-            speeds += new
+    for name, folder in checkpoints(model or [*compared_models(), *CHECKPOINTS], scratch(keep)):
+        print(f"\n{name}", flush=True)
+        new = bench(name, folder, able(systems, folder), batch, count, repeats)
+        report(name, folder, new, values["memory_gb_s"])
+        speeds += new
     rows = [asdict(row) for row in speeds]
     line = json.dumps(values | versions(systems, speeds) | {"rows": rows})
     print(line)

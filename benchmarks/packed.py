@@ -1,9 +1,11 @@
 """How fast does a packed model start, how fast does it run, and what is left of that where memory holds half of it?
 
 Measures, each in a process of its own: seconds from settings to an engine that has computed a token (without the
-imports), and tokens per second of one stream at the trained count; of a random checkpoint and of what `moedial pack`
-makes of it. A share below 1 limits the memory of the packed model's process to that share of its files by a control
-group, with none of the files in the page cache at the start; where no group can be made, that row is missing.
+imports), and by expert count tokens per second of one stream, with the gigabytes that a token had read from the disk
+(`/proc/self/io`); of a random checkpoint and of what `moedial pack` makes of it. In the last run a control group limits
+the process and all file pages that it brings in to a share of the packed files, none of which are in the page cache at
+the start; where no group can be made, it is missing. The ceiling there is the disk: its speed for the same files, read
+in large pieces one after the other, is measured first. Random tokens choose their experts at random: text repeats more.
 """
 
 import json
@@ -12,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,14 +29,15 @@ GROUPS = {  # parents of control groups of memory, and the file of the limit: ve
     Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes",
     Path("/sys/fs/cgroup"): "memory.max",
 }
-HELD = 400 << 20  # bytes of the process itself: Python, torch, the KV cache
+COUNTS = (8, 4, 2, 1)
+WARM_UP = 8  # tokens of each count that are not timed
+PIECE = 4 << 20
 
 
-def measure(folder: Path, tokens: int, group: str) -> dict[str, float]:
-    """In this process, which joins the control group first: seconds to start, and tokens per second."""
+def measure(folder: Path, tokens: int, group: str) -> dict[str, Any]:
+    """In this process, which joins the control group first: seconds to start, its own memory, and a row by count."""
     from engine.build import build_engine
-    from engine.types import EngineSettings, Request, Sampling
-    from model.budget import ExpertBudget
+    from engine.types import EngineSettings
 
     if group:
         Path(group).write_text(str(os.getpid()))
@@ -42,20 +45,42 @@ def measure(folder: Path, tokens: int, group: str) -> dict[str, float]:
     settings = EngineSettings(str(folder), kv_cache_bytes=64 << 20, max_running=1, max_model_len=512, step_ms=0)
     engine, info = build_engine(settings)
     start_s = time.perf_counter() - started
-    budget = ExpertBudget((info.experts.trained,) * info.experts.layers)
-    engine.add(Request("a", tuple(range(32)), budget, Sampling(max_tokens=tokens, seed=0, temperature=1.0)))
-    engine.step()  # the prompt
-    started, done = time.perf_counter(), 0
+    rows = [at_count(engine, info.experts.budget(count), count, tokens) for count in COUNTS]
+    return {"start_s": start_s, "process_gb": own_memory() / 1e9, "counts": rows}
+
+
+def at_count(engine: Any, budget: Any, count: int, tokens: int) -> dict[str, float]:
+    """Tokens per second of one stream at one count, and what each had read from the disk."""
+    from engine.types import Request, Sampling
+
+    wanted = Sampling(max_tokens=1 + WARM_UP + tokens, seed=count, temperature=1.0)
+    engine.add(Request(f"k{count}", tuple(range(3, 35)), budget, wanted))
+    for _ in range(1 + WARM_UP):  # the first is the prompt
+        engine.step()
+    read, started, done = bytes_read(), time.perf_counter(), 0
     while engine.has_work:
         done += len(engine.step().events)
-    return {"start_s": start_s, "tokens_per_s": done / (time.perf_counter() - started)}
+    took = time.perf_counter() - started
+    return {"num_experts": count, "tokens_per_s": done / took, "read_gb": (bytes_read() - read) / done / 1e9}
 
 
-def apart(folder: Path, tokens: int, group: str = "") -> dict[str, float]:
+def bytes_read() -> int:
+    """What this process has had read from disks so far."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+
+def own_memory() -> int:
+    """Bytes of this process that are no file's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+
+def apart(folder: Path, tokens: int, group: str = "") -> dict[str, Any]:
     """The same in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.packed", "--folder", str(folder), "--tokens", str(tokens)]
-    run = subprocess.run([*command, "--group", group], check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(run.stdout)
+    run = subprocess.run([*command, "--group", group], check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(run.stdout)
     return found
 
 
@@ -87,11 +112,22 @@ def forget(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def rows_of(place: Path, share: float, tokens: int) -> list[dict[str, Any]]:
-    """One row for the checkpoint, one for it packed, and one for the packed one where memory holds a share of it."""
+def disk_speed(folder: Path) -> float:
+    """GB/s of reading the files one after the other, none of them in the page cache; at most one gigabyte."""
+    forget(folder)
+    buffer, done, started = bytearray(PIECE), 0, time.perf_counter()
+    for path in sorted(folder.iterdir()):
+        with path.open("rb", buffering=0) as file:
+            while done < 1e9 and (got := file.readinto(buffer)):
+                done += got
+    return done / (time.perf_counter() - started) / 1e9
+
+
+def rows_of(place: Path, share: float, tokens: int, layers: int) -> list[dict[str, Any]]:
+    """One row for the checkpoint, two for it packed, and one for the packed one where memory holds a share of it."""
     from engine.packing import pack_model
 
-    write_random(OLMOE_900M, place / "checkpoint")
+    write_random(OLMOE_900M | {"num_hidden_layers": layers}, place / "checkpoint")
     started = time.perf_counter()
     pack_model(str(place / "checkpoint"), place / "packed")
     pack_s = time.perf_counter() - started
@@ -101,30 +137,63 @@ def rows_of(place: Path, share: float, tokens: int) -> list[dict[str, Any]]:
     cold = apart(place / "packed", tokens)
     rows.append({"model": "packed, from the disk", "pack_s": pack_s, "gigabytes": size / 1e9} | cold)
     rows.append({"model": "packed, in the page cache"} | apart(place / "packed", tokens))
+    speed = disk_speed(place / "packed")
     forget(place / "packed")
-    with limited(int(size * share) + HELD) as group:
+    with limited(int(size * share)) as group:
         if group:
-            rows.append({"model": f"packed, memory for {share:.0%} of it"} | apart(place / "packed", tokens, group))
+            limit = {"model": f"packed, memory for {share:.0%} of it", "limit_gb": size * share / 1e9}
+            rows.append(limit | {"disk_gb_s": speed} | apart(place / "packed", tokens, group))
     return rows
+
+
+def report(rows: Sequence[dict[str, Any]]) -> str:
+    """How fast each starts and runs by count; then what the limited one reads, and what the disk would allow."""
+    head = ["model", "start, s", "process, GB", *(f"K = {count}, tokens/s" for count in COUNTS)]
+    lines = []
+    for row in rows:
+        speeds = (f"{each['tokens_per_s']:.1f}" for each in row["counts"])
+        lines.append([row["model"], f"{row['start_s']:.2f}", f"{row['process_gb']:.2f}", *speeds])
+    parts = [grid(head, lines)]
+    for row in (row for row in rows if "limit_gb" in row):
+        cells = [count_cells(each, row["disk_gb_s"]) for each in row["counts"]]
+        size = next(each["gigabytes"] for each in rows if "gigabytes" in each)
+        parts.append(
+            f"{size:.2f} GB packed, a limit of {row['limit_gb']:.2f} GB, of which the process itself takes "
+            f"{row['process_gb']:.2f}; the disk reads {row['disk_gb_s']:.2f} GB/s\n\n"
+            + grid(["K", "tokens/s", "read, MB a token", "disk allows, tokens/s", "reached"], cells)
+        )
+    return "\n\n".join(parts)
+
+
+def count_cells(each: dict[str, float], disk: float) -> list[str]:
+    """One line of the limited model's table."""
+    ceiling = disk / each["read_gb"] if each["read_gb"] else float("inf")
+    reached = each["tokens_per_s"] / ceiling
+    figures = (f"{each['tokens_per_s']:.1f}", f"{each['read_gb'] * 1e3:.1f}", f"{ceiling:.1f}", f"{reached:.0%}")
+    return [f"{each['num_experts']}", *figures]
 
 
 def main(
     share: Annotated[float, typer.Option(min=0.05, max=1.0, help="Of the files that memory may hold")] = 0.5,
-    tokens: Annotated[int, typer.Option(min=2)] = 64,
+    tokens: Annotated[int, typer.Option(min=2, max=400)] = 48,
+    layers: Annotated[int, typer.Option(min=1, help="Of the 0.9 B OLMoE shape, which has 8")] = 16,
     folder: Annotated[Path, typer.Option(hidden=True)] = Path(),
     group: Annotated[str, typer.Option(hidden=True)] = "",
+    out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
 ) -> None:
-    """Print a table for people and one JSON line for machines."""
+    """Print tables for people and one JSON line for machines."""
     if folder != Path():
         print(json.dumps(measure(folder, tokens, group)))
         return
     machine = facts()
     introduce(machine)
     with tempfile.TemporaryDirectory() as place:
-        rows = rows_of(Path(place), share, tokens)
-    head = ("model", "start, s", "tokens/s")
-    print(grid(head, [[row["model"], f"{row['start_s']:.2f}", f"{row['tokens_per_s']:.1f}"] for row in rows]))
-    print(json.dumps(machine | {"rows": rows}))
+        rows = rows_of(Path(place), share, tokens, layers)
+    print(f"\n{report(rows)}\n")
+    line = json.dumps(machine | {"layers": layers, "rows": rows})
+    print(line)
+    if out is not None:
+        out.write_text(line + "\n")
 
 
 if __name__ == "__main__":

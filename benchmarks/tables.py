@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
-Key = tuple[int, int]  # batch, count
+Key = tuple[int, ...]
+LABELS = {"batch": "batch", "num_experts": "K", "context": "context"}
+BATCH_AND_COUNT = ("batch", "num_experts")
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -27,38 +29,41 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return f"| {line} |"
 
 
-def speeds(rows: Sequence[Row], figure: str) -> dict[str, dict[Key, float]]:
-    """One figure by system, then by batch and count."""
+def speeds(rows: Sequence[Row], figure: str, key: Sequence[str] = BATCH_AND_COUNT) -> dict[str, dict[Key, float]]:
+    """One figure by system, then by the values of these keys."""
     result: dict[str, dict[Key, float]] = {}
     for row in rows:
         cells = result.setdefault(row["system"], {})
-        cells[row["batch"], row["num_experts"]] = row[figure]
+        cells[tuple(row[name] for name in key)] = row[figure]
     return result
 
 
 def rivals(rows: Sequence[Row]) -> dict[str, str]:
-    """Each peer and which of ours it is held against: the one that stores weights alike, else our first."""
-    mine = {row["weights"]: row["system"] for row in rows if row["ours"]}
-    first = next(iter(mine.values()))
+    """Each peer and which of ours it is held against: the one on the same kind of file, else the first that stores
+    weights alike, else our first."""
+    ours = [dict(row) for row in rows if row["ours"]]
+    by_file: dict[str, str] = {row["file"]: row["system"] for row in ours if row["file"]}
+    by_weights: dict[str, str] = {row["weights"]: row["system"] for row in reversed(ours)}
+    first = ours[0]["system"]
     peers = (row for row in rows if not row["ours"])
-    return {row["system"]: mine.get(row["weights"], first) for row in peers}
+    return {row["system"]: by_file.get(row["file"], by_weights.get(row["weights"], first)) for row in peers}
 
 
-def table(rows: Sequence[Row], figure: str) -> str:
-    """One figure (`prefill` or `decode`) of one model: a line per batch and count, a column per system, and ours over
-    each peer's."""
-    by_system, against = speeds(rows, figure), rivals(rows)
+def table(rows: Sequence[Row], figure: str, key: Sequence[str] = BATCH_AND_COUNT) -> str:
+    """One figure (`prefill` or `decode`) of one model: a line for each batch and count (or another key), a column per
+    system, and ours over each peer's."""
+    by_system, against = speeds(rows, figure, key), rivals(rows)
     keys = sorted({key for cells in by_system.values() for key in cells})
     ratios = (f"{ours} / {peer}" for peer, ours in against.items())
     lines = [_cells(by_system, against, key) for key in keys]
-    return grid(["batch, K", *by_system, *ratios], lines)
+    return grid([", ".join(LABELS[name] for name in key), *by_system, *ratios], lines)
 
 
 def _cells(by_system: Mapping[str, Mapping[Key, float]], against: Mapping[str, str], key: Key) -> list[str]:
     found = {system: cells.get(key) for system, cells in by_system.items()}
     speeds = ("–" if speed is None else f"{speed:,.0f}" for speed in found.values())
     ratios = (_ratio(found[ours], found[peer]) for peer, ours in against.items())
-    return [f"{key[0]}, {key[1]}", *speeds, *ratios]
+    return [", ".join(f"{value:,}" for value in key), *speeds, *ratios]
 
 
 def _ratio(ours: float | None, theirs: float | None) -> str:

@@ -9,7 +9,8 @@ from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Infinity, TopK
 
 EXPERT_PARTS = ("ffn.gate_up", "ffn.up", "ffn.down")
-# Per shared and per expert weight: 8 bits without scales, 4 bits with one of 16 bits for 32 weights.
+# Per shared and per expert weight: 8 bits without scales, 4 bits with one of 16 bits for 32 weights; files of 4 bits
+# have some matrices in more, which is left out.
 BYTES = {
     "bf16": (2, 2),
     "8 bit": (1, 1),
@@ -21,7 +22,7 @@ BYTES = {
 
 def expert_weights(config: DecoderConfig) -> int:
     """Weights of one expert (∞-MoE: of one block)."""
-    kind = config.mixtures[0]
+    kind = next(kind for kind in config.mixtures if kind.num_experts)  # the first layers may be dense
     if isinstance(kind, Infinity):
         return 2 * config.width * kind.block
     assert isinstance(kind, TopK)
@@ -43,6 +44,6 @@ def shared_weights(config: DecoderConfig) -> int:
 def step_bytes(config: DecoderConfig, weights: str, touched: float | None, count: int) -> float:
     """Bytes of one step that touches so many experts over all layers; None: one token's, by its count."""
     if touched is None:
-        touched = sum(count if isinstance(kind, TopK) else math.nan for kind in config.mixtures)
+        touched = sum(count if isinstance(kind, TopK) else math.nan for kind in config.mixtures if kind.num_experts)
     shared, expert = BYTES[weights]
     return shared * shared_weights(config) + expert * touched * expert_weights(config)

@@ -12,3 +12,9 @@ def prompts(batch: int, vocabulary: int) -> list[list[int]]:
     out."""
     generator = torch.Generator().manual_seed(7)
     return torch.randint(3, vocabulary, (batch, PROMPT), generator=generator).tolist()
+
+
+def random_prompt(length: int, vocabulary: int) -> list[int]:
+    """One prompt of so many random tokens."""
+    found: list[int] = torch.randint(3, vocabulary, (length,), generator=torch.Generator().manual_seed(7)).tolist()
+    return found

@@ -1,5 +1,6 @@
 """`transformers` as one of the systems: a plain greedy loop over its model with its dynamic cache and `grouped_mm`
-experts, in this process. The expert count is fixed at load, so each session loads it again. It knows no moedial."""
+experts, in this process. The expert count is fixed at load, so each session loads it again. It knows no moedial. It is
+asked for the families that llama.cpp has too."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.systems.llamacpp import FAMILIES
 from benchmarks.systems.system import Rates, Weights
 from benchmarks.workload import OUTPUT, PROMPT, prompts
-
-FAMILIES = ("olmoe", "mixtral")
 
 
 class Transformers:
@@ -22,6 +22,7 @@ class Transformers:
 
     name = "transformers"
     weights: Weights = "bf16"
+    file = ""
 
     def version(self) -> str:
         return f"{version('transformers')}, grouped_mm"

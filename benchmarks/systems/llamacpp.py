@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +28,7 @@ CONVERTER = Path(__file__).parent / "convert_gguf.py"
 WARM_UP = 1  # a batch measured first and thrown away
 
 
+FAMILIES = ("olmoe", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "glm4_moe", "gpt_oss")
 Kind = Literal["bf16", "q8_0", "q4_0", "q4_k_m"]
 WEIGHTS: dict[Kind, Weights] = {"bf16": "bf16", "q8_0": "8 bit", "q4_0": "4 bit", "q4_k_m": "4 bit"}
 
@@ -38,6 +39,7 @@ class LlamaCpp:
     def __init__(self, kind: Kind) -> None:
         self.name = f"llama.cpp {kind}"
         self.weights = WEIGHTS[kind]
+        self.file: str = "" if kind == "bf16" else kind
         self._kind = kind
 
     def version(self) -> str:
@@ -46,7 +48,7 @@ class LlamaCpp:
     def refuses(self, config: dict[str, Any]) -> str | None:
         if not installed(LLAMACPP):
             return "not installed (make bench-peers)"
-        if config["model_type"] not in ("olmoe", "mixtral"):
+        if config["model_type"] not in FAMILIES:
             return f"it does not know {config['model_type']}"
         return "its OLMoE has no tied head" if config.get("tie_word_embeddings") else None
 
@@ -56,31 +58,44 @@ class LlamaCpp:
 
 
 @cache
-def scratch() -> "tempfile.TemporaryDirectory[str]":
-    """Where the files of this run lie; gone with the process."""
+def _temporary() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory()
 
 
+def scratch(kept: Path | None) -> Path:
+    """Where checkpoints and files lie: in a folder that is kept, or gone with the process."""
+    if kept is None:
+        return Path(_temporary().name)
+    kept.mkdir(parents=True, exist_ok=True)
+    return kept.resolve()
+
+
+def made(file: Path, command: Callable[[Path], Sequence[str | Path]]) -> Path:
+    """A file, made by a command that is given a path for it, unless it is there."""
+    if not file.exists():
+        unfinished = file.with_name(f"unfinished-{file.name}")
+        call(command(unfinished))
+        unfinished.rename(file)
+    return file
+
+
 def as_file(folder: Path, kind: Kind) -> Path:
-    """The checkpoint as a GGUF file with such weights, made once a run."""
-    file = _as_bf16(folder)
+    """The checkpoint as a GGUF file with such weights, beside it; made once."""
+    file = as_bf16(folder)
     return file if kind == "bf16" else _quantised(file, kind)
 
 
-def _as_bf16(folder: Path) -> Path:
-    """The checkpoint as a GGUF file by llama.cpp's converter."""
-    file = Path(scratch().name) / f"{str(folder.resolve()).replace('/', '-')}.bf16.gguf"
-    if not file.exists():
-        call([python(LLAMACPP), CONVERTER, llamacpp_source(LLAMACPP), folder, file])
-    return file
+def as_bf16(folder: Path, layout: str = "own") -> Path:
+    """The checkpoint as a GGUF file by llama.cpp's converter, in a layout as `convert_gguf.py` names it."""
+    file = folder.with_name(f"{folder.name}.{layout}.bf16.gguf")
+    return made(file, lambda out: [python(LLAMACPP), CONVERTER, llamacpp_source(LLAMACPP), folder, out, layout])
 
 
 def _quantised(file: Path, kind: Kind) -> Path:
     """The same by llama.cpp's quantiser."""
+    threads = str(torch.get_num_threads())
     target = file.with_name(file.name.replace(".bf16.", f".{kind}."))
-    if not target.exists():
-        call([BINARIES / "llama-quantize", file, target, kind, str(torch.get_num_threads())])
-    return target
+    return made(target, lambda out: [BINARIES / "llama-quantize", file, out, kind, threads])
 
 
 def call(command: Sequence[str | Path]) -> str:
@@ -113,10 +128,7 @@ class LlamaCppSession:
 
     def run(self, batches: Sequence[int]) -> dict[int, Rates]:
         """One process measures all batches, after one that is not counted."""
-        rows = parse(call(self.command([WARM_UP, *batches])))
-        if [row["pl"] for row in rows] != [WARM_UP, *batches]:
-            raise PeerFailed(f"llama-batched-bench measured batches {[row['pl'] for row in rows]}, not {list(batches)}")
-        return {row["pl"]: Rates(row["speed_pp"], row["speed_tg"]) for row in rows[1:]}
+        return measured(parse(call(self.command([WARM_UP, *batches]))), batches, "llama-batched-bench")
 
     def command(self, batches: Sequence[int]) -> list[str | Path]:
         """Read into memory, not mapped: first touches of a mapped file would fall into what is timed."""
@@ -126,6 +138,14 @@ class LlamaCppSession:
         experts = f"{architecture(self.file)}.expert_used_count=int:{self.count}"
         options = ["-c", context, "-t", threads, "-tb", threads, "--load-mode", "none", "--override-kv", experts]
         return [BINARIES / "llama-batched-bench", "-m", self.file, *shape, *options, "--output-format", "jsonl"]
+
+
+def measured(rows: Sequence[dict[str, Any]], batches: Sequence[int], tool: str) -> dict[int, Rates]:
+    """The rates of every batch; the first row warmed up. Raises PeerFailed where a batch is missing."""
+    found = [row["pl"] for row in rows]
+    if found != [WARM_UP, *batches]:
+        raise PeerFailed(f"{tool} measured batches {found}, not {[WARM_UP, *batches]}")
+    return {row["pl"]: Rates(row["speed_pp"], row["speed_tg"]) for row in rows[1:]}
 
 
 def parse(output: str) -> list[dict[str, Any]]:

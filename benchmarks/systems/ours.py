@@ -34,6 +34,8 @@ def _weights(bits: Literal["8 bit", "4 bit"], everywhere: bool) -> Weights:
 class OurEngine:
     """moedial in bfloat16, or with `quantize` as its engine names it: its experts, or after "all:" every matrix."""
 
+    file = ""
+
     def __init__(self, quantize: str = "none") -> None:
         everywhere, _, kind = quantize.rpartition(":")
         self.weights: Weights
@@ -74,8 +76,9 @@ class OurFile(OurEngine):
 
     def __init__(self, kind: Kind) -> None:
         super().__init__()
-        self.name = f"moedial {kind}"
+        self.name = f"moedial {kind} file"
         self.weights = WEIGHTS[kind]
+        self.file = kind
         self._kind = kind
 
     def refuses(self, config: dict[str, Any]) -> str | None:

@@ -23,6 +23,17 @@ class Rates:
     touched: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LongRates:
+    """Tokens per second at one length and batch: of the whole prompt, and of decoding after it (all sequences)."""
+
+    context: int
+    batch: int
+    prefill: float
+    decode: float
+    touched: float | None = None  # as of `Rates`
+
+
 class Session(Protocol):
     """One checkpoint, loaded, at one expert count."""
 
@@ -32,10 +43,12 @@ class Session(Protocol):
 
 
 class System(Protocol):
-    """A system and how it stores weights; ratios are taken between systems that store them alike."""
+    """A system and how it stores weights; ratios are taken between systems that run the same kind of file, else between
+    those that store weights alike. `file`: its kind, where llama.cpp's quantiser makes one of the checkpoint."""
 
     name: str
     weights: Weights
+    file: str
 
     def version(self) -> str:
         """The system's version, for the record."""

@@ -28,6 +28,7 @@ class Vllm:
     """vLLM in bfloat16, eager or compiled by torch at load (half a minute more, less overhead per step)."""
 
     weights: Weights = "bf16"
+    file = ""
 
     def __init__(self, eager: bool = True) -> None:
         self.name = "vllm" if eager else "vllm compiled"

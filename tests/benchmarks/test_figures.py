@@ -36,10 +36,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def row(system: str, batch: int, decode: float, weights: str = "bf16", ours: bool = False) -> dict[str, object]:
+def row(
+    system: str, batch: int, decode: float, weights: str = "bf16", ours: bool = False, file: str = ""
+) -> dict[str, object]:
     return {
         "system": system,
         "weights": weights,
+        "file": file,
         "ours": ours,
         "batch": batch,
         "num_experts": 2,
@@ -59,6 +62,24 @@ def test_peers_are_held_against_what_stores_weights_alike() -> None:
     assert rivals([rows[0], rows[3]]) == {"b": "we"}
     last = table(rows, "decode").splitlines()[-1]
     assert [cell.strip() for cell in last.strip("|").split("|")] == ["1, 2", "90", "120", "45", "40", "2.00", "3.00"]
+
+
+def test_peers_are_held_against_the_same_file_first() -> None:
+    ours = [row("we", 1, 90, ours=True), row("we int4", 1, 200, "4 bit", True)]
+    files = [row(f"we {kind}", 1, 150, "4 bit", True, kind) for kind in ("q4_0", "q4_k_m")]
+    peers = [row(f"they {kind}", 1, 100, "4 bit", file=kind) for kind in ("q4_0", "q4_k_m", "iq4_xs")]
+    assert rivals([*ours, *files, *peers]) == {
+        "they q4_0": "we q4_0",
+        "they q4_k_m": "we q4_k_m",
+        "they iq4_xs": "we int4",
+    }
+
+
+def test_tables_by_other_keys() -> None:
+    rows = [row("we", 8, 90, ours=True) | {"context": 4096}]
+    lines = table(rows, "decode", ("context", "batch")).splitlines()
+    assert [cell.strip() for cell in lines[0].strip("|").split("|")] == ["context, batch", "we"]
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == ["4,096, 8", "90"]
 
 
 def test_a_missing_figure_is_a_dash() -> None:

@@ -1,0 +1,217 @@
+"""How fast is decoding after long prompts, on our engine and on llama.cpp? `make bench-long`.
+
+Measures: one prompt is computed from length to length, which gives prefill (of the whole prompt, batch 1); at each
+length its cache is copied for other sequences, so that each reads its own, and some tokens are decoded with one
+sequence and with several: medians of the steps. Both sides do the same, each in steps of at most 2,048 tokens of the
+prompt. The model is a quarter of the 0.9 B OLMoE shape in every part (2 layers of 8, a quarter of the vocabulary), so
+that a prompt of 32k tokens takes minutes and not a quarter of an hour; what a step costs beside its layers counts four
+times as much here. The ceiling of decoding is memory: weights that a step touches and the whole cache, over the
+bandwidth measured first. Run it on an idle machine.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the server sets it for its engine
+
+import torch
+import typer
+
+from benchmarks.checkpoints import LONG, write_random
+from benchmarks.machine import facts, introduce, use_threads
+from benchmarks.peers import LLAMACPP, installed, llamacpp_source, python
+from benchmarks.systems.llamacpp import BINARIES, WEIGHTS, Kind, architecture, as_file, call, scratch
+from benchmarks.systems.long_ours import measure
+from benchmarks.systems.ours import OurEngine
+from benchmarks.systems.system import LongRates, PeerFailed
+from benchmarks.tables import grid, table
+from benchmarks.touched import step_bytes
+from engine.memory import keep_freed_memory
+from model.shapes.decoder import DecoderConfig
+from model.shapes.memory import bytes_per_block
+from weights.config import read_config
+
+DRIVER = Path(__file__).parent / "systems" / "long_driver.py"
+COUNT = LONG["num_experts_per_tok"]
+ELEMENT = {"auto": (2, 0), "int8": (1, 4)}  # bytes of a cached element, and of a scale
+Measure = Callable[[Path, Sequence[int], Sequence[int], int], list[LongRates]]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One system, how it stores weights and what it keeps of tokens."""
+
+    name: str
+    weights: str
+    ours: bool
+    measure: Measure
+    cache: str = "auto"
+
+
+def ours(name: str, quantize: str = "none", cache: str = "auto") -> Way:
+    """Our engine with weights as its benchmarks name them, and a cache as its option does."""
+    everywhere, _, kind = quantize.rpartition(":")
+    settings = {"quantize": kind, "quantize_layers": everywhere or "experts", "kv_cache_dtype": cache}
+
+    def run(folder: Path, contexts: Sequence[int], batches: Sequence[int], steps: int) -> list[LongRates]:
+        return measure(folder, contexts, batches, steps, COUNT, **settings)
+
+    return Way(name, OurEngine(quantize).weights, True, run, cache)
+
+
+def theirs(kind: Kind) -> Way:
+    """llama.cpp with weights of this kind; its cache is float16."""
+
+    def run(folder: Path, contexts: Sequence[int], batches: Sequence[int], steps: int) -> list[LongRates]:
+        file = as_file(folder, kind)
+        settings = {
+            "source": str(llamacpp_source(LLAMACPP)),
+            "libraries": str(BINARIES),
+            "file": str(file),
+            "experts": {f"{architecture(file)}.expert_used_count": COUNT},
+            "contexts": list(contexts),
+            "batches": list(batches),
+            "steps": steps,
+            "threads": torch.get_num_threads(),
+        }
+        said = call([python(LLAMACPP), DRIVER, json.dumps(settings)])
+        return [LongRates(**json.loads(line)) for line in said.splitlines() if line.startswith('{"context"')]
+
+    return Way(f"llama.cpp {kind}", WEIGHTS[kind], False, run)
+
+
+WAYS = {
+    "bf16": ours("moedial"),
+    "int8": ours("moedial all:int8", "all:int8"),
+    "int4": ours("moedial int4", "int4"),
+    "all:int4": ours("moedial all:int4", "all:int4"),
+    "kv-int8": ours("moedial, cache int8", cache="int8"),
+    "all:int8-kv-int8": ours("moedial all:int8, cache int8", "all:int8", "int8"),
+    **{f"llamacpp-{kind}": theirs(kind) for kind in WEIGHTS},
+}
+DEFAULT = "bf16,int8,int4,kv-int8,llamacpp-bf16,llamacpp-q8_0,llamacpp-q4_0"
+
+
+def row(way: Way, rates: LongRates, config: DecoderConfig, touched: float | None, read: float) -> dict[str, Any]:
+    """One line of the result: speeds, and the bytes of a decoding step with the speed that memory allows."""
+    element, scale = ELEMENT[way.cache]
+    cached = rates.batch * rates.context * bytes_per_block(config.memory, 1, element, scale)
+    gigabytes = (step_bytes(config, way.weights, touched, COUNT) + cached) / 1e9
+    return {
+        "system": way.name,
+        "weights": way.weights,
+        "file": "",
+        "ours": way.ours,
+        "context": rates.context,
+        "batch": rates.batch,
+        "prefill": rates.prefill,
+        "decode": rates.decode,
+        "gigabytes": gigabytes,
+        "ceiling": rates.batch * read / gigabytes,
+    }
+
+
+def rows_of(ways: Sequence[Way], folder: Path, grid_of: tuple[Sequence[int], Sequence[int], int], read: float) -> Any:
+    """Measure every system in turn; the experts that a step touches are those that ours counted at its batch."""
+    config, _ = read_config(folder)
+    touched: dict[int, float] = {}
+    rows = []
+    for way in ways:
+        try:
+            found = way.measure(folder, *grid_of)
+        except PeerFailed as error:
+            print(f"{way.name} is out: {error}", flush=True)
+            continue
+        touched |= {rates.batch: rates.touched for rates in found if rates.touched is not None}
+        rows += [row(way, rates, config, touched.get(rates.batch), read) for rates in found]
+        for each in rows[-len(found) :]:
+            show(each)
+    return rows
+
+
+def show(row: dict[str, Any]) -> None:
+    """Print one line per measurement, so that a long run can be watched."""
+    print(
+        f"{row['system']:28} context {row['context']:6}  batch {row['batch']:2}  prefill {row['prefill']:7.0f}  "
+        f"decode {row['decode']:7.1f} tok/s, {row['decode'] / row['ceiling']:.0%} of what memory allows",
+        flush=True,
+    )
+
+
+def report(rows: Sequence[dict[str, Any]]) -> str:
+    """Decoding by length and batch, the same as a share of what memory allows, and prefill by length."""
+    first = min(row["batch"] for row in rows)
+    shares = [row | {"share": 100 * row["decode"] / row["ceiling"]} for row in rows]
+    alone = [row for row in rows if row["batch"] == first]
+    names = list(dict.fromkeys(row["system"] for row in rows))
+    by_key: dict[tuple[int, int], dict[str, float]] = {}
+    for each in shares:
+        by_key.setdefault((each["context"], each["batch"]), {})[each["system"]] = each["share"]
+    cells = [
+        [f"{context:,}, {batch}", *(f"{found[name]:.0f} %" if name in found else "–" for name in names)]
+        for (context, batch), found in sorted(by_key.items())
+    ]
+    parts = [
+        f"**decode, tokens/s**\n\n{table(rows, 'decode', ('context', 'batch'))}",
+        f"**decode, of what memory allows**\n\n{grid(['context, batch', *names], cells)}",
+        f"**prefill, batch 1, tokens/s**\n\n{table(alone, 'prefill', ('context',))}",
+    ]
+    return "\n\n".join(parts)
+
+
+def numbers(text: str, option: str, most: int) -> list[int]:
+    """The numbers of an option, rising. Raises BadParameter."""
+    found = []
+    for word in text.split(","):
+        if not word.strip().isdigit() or not 1 <= int(word) <= most:
+            raise typer.BadParameter(f"{option}: {word!r} is no number from 1 to {most}")
+        found.append(int(word))
+    return sorted(set(found))
+
+
+def ways_of(text: str) -> list[Way]:
+    """The systems of the option, without llama.cpp where it is not installed. Raises BadParameter."""
+    for word in text.split(","):
+        if word not in WAYS:
+            raise typer.BadParameter(f"--systems: {word!r} is none of {', '.join(WAYS)}")
+    found = [WAYS[word] for word in dict.fromkeys(text.split(","))]
+    if installed(LLAMACPP):
+        return found
+    print("llama.cpp is skipped: not installed (make bench-peers)", flush=True)
+    return [way for way in found if way.ours]
+
+
+def main(
+    contexts: Annotated[str, typer.Option(help="tokens of the prompt, with commas between")] = "1024,4096,16384,32768",
+    batches: Annotated[str, typer.Option(help="sequences, with commas between")] = "1,8",
+    systems: Annotated[str, typer.Option(help=f"of {', '.join(WAYS)}")] = DEFAULT,
+    steps: Annotated[int, typer.Option(min=1, max=64, help="decoded at each length")] = 12,
+    threads: int = 0,
+    keep: Annotated[Path | None, typer.Option(help="a folder for the model and its files, used again")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
+) -> None:
+    """Print tables for people and one JSON line for machines."""
+    most = LONG["max_position_embeddings"] - 64
+    lengths, sizes = numbers(contexts, "--contexts", most), numbers(batches, "--batches", 64)
+    ways = ways_of(systems)
+    use_threads(threads)
+    keep_freed_memory()
+    values = facts()
+    introduce(values)
+    folder = scratch(keep) / "olmoe-quarter"
+    if not (folder / "tokenizer_config.json").exists():
+        write_random(LONG, folder)
+    rows = rows_of(ways, folder, (lengths, sizes, steps), values["memory_gb_s"])
+    print(f"\n{report(rows)}\n")
+    line = json.dumps(values | {"model": LONG, "rows": rows})
+    print(line)
+    if out is not None:
+        out.write_text(line + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,59 @@
+"""The long-context benchmark's own logic: its options, its ceilings, and what its copies of a cache decode."""
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from benchmarks.checkpoints import LONG, write_random
+from benchmarks.long_context import WAYS, numbers, report, row, ways_of
+from benchmarks.systems.long_ours import copies, measure
+from benchmarks.systems.system import LongRates
+from engine.build import prepare
+from engine.types import EngineSettings
+from tests.benchmarks.test_figures import SMALL
+from weights.config import read_config
+from weights.load import load_model
+
+TINY = LONG | SMALL | {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("long") / "model"
+    write_random(TINY, path)
+    return path
+
+
+def test_options_name_what_is_wrong() -> None:
+    assert numbers("4096,64,64", "--contexts", 5000) == [64, 4096]
+    with pytest.raises(typer.BadParameter, match="--contexts: '0' is no number from 1 to 5000"):
+        numbers("64,0", "--contexts", 5000)
+    with pytest.raises(typer.BadParameter, match="--systems: 'llama' is none of bf16"):
+        ways_of("bf16,llama")
+
+
+def test_every_length_and_batch_is_measured(folder: Path) -> None:
+    rates = measure(folder, [40, 160], [1, 3], 2, 2)
+    assert [(each.context, each.batch) for each in rates] == [(40, 1), (40, 3), (160, 1), (160, 3)]
+    assert all(each.prefill > 0 and each.decode > 0 and (each.touched or 0) >= 4 for each in rates)
+
+
+def test_copies_decode_as_the_first_does(folder: Path) -> None:
+    settings = EngineSettings(str(folder), max_model_len=160, block_size=128)
+    made = copies(prepare(load_model(folder, "bfloat16")[0], settings)[0], 160, 2, 2)
+    made.prefill(0, 150)
+    made.copy(150)
+    made.prompt[1] = made.prompt[0]  # the same token after the prompt
+    made.decode(150, 2, 4)
+    assert made.sequences[0].tokens == made.sequences[1].tokens
+    assert len(made.sequences[0].tokens) == 150 + 1 + 4
+
+
+def test_ceiling_counts_weights_and_cache(folder: Path) -> None:
+    config, _ = read_config(folder)
+    short, long = (row(WAYS["bf16"], LongRates(length, 2, 1, 1), config, 4, 10.0) for length in (100, 200))
+    cached = 2 * 100 * len(config.attention) * 2 * 64 * 2  # sequences, tokens, layers, keys and values, width, bytes
+    assert (long["gigabytes"] - short["gigabytes"]) * 1e9 == pytest.approx(cached)
+    assert long["ceiling"] == pytest.approx(2 * 10.0 / long["gigabytes"])
+    assert "| 100, 2 " in report([short, long])
