@@ -80,7 +80,7 @@ QWEN2_800M: dict[str, Any] = QWEN3_900M | {
     "shared_expert_intermediate_size": 2048,
     "norm_topk_prob": False,
 }
-GLM4_900M: dict[str, Any] = QWEN3_900M | {
+GLM4_900M: dict[str, Any] = {name: value for name, value in QWEN3_900M.items() if name != "num_experts"} | {
     "model_type": "glm4_moe",
     "architectures": ["Glm4MoeForCausalLM"],
     "intermediate_size": 4096,
@@ -105,6 +105,14 @@ GPT_OSS_800M: dict[str, Any] = {name: value for name, value in OLMOE_900M.items(
     "sliding_window": 128,
     "layer_types": ["sliding_attention", "full_attention"] * 4,
     "attention_bias": True,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
 }
 """The shapes of Qwen1.5-MoE, GLM-4.5 and gpt-oss made narrow: their routers, shared experts, biases and windows."""
 

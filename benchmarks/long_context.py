@@ -23,7 +23,7 @@ import typer
 
 from benchmarks.checkpoints import LONG, write_random
 from benchmarks.machine import facts, introduce, use_threads
-from benchmarks.peers import LLAMACPP, installed, llamacpp_source, python
+from benchmarks.peers import LLAMACPP, installed, python
 from benchmarks.systems.llamacpp import BINARIES, WEIGHTS, Kind, architecture, as_file, call, scratch
 from benchmarks.systems.long_ours import measure
 from benchmarks.systems.ours import OurEngine
@@ -69,7 +69,7 @@ def theirs(kind: Kind) -> Way:
     def run(folder: Path, contexts: Sequence[int], batches: Sequence[int], steps: int) -> list[LongRates]:
         file = as_file(folder, kind)
         settings = {
-            "source": str(llamacpp_source(LLAMACPP)),
+            "source": str(LLAMACPP / "source"),
             "libraries": str(BINARIES),
             "file": str(file),
             "experts": {f"{architecture(file)}.expert_used_count": COUNT},
