@@ -35,10 +35,10 @@ GROUPED: dict[str, tuple[Values, int, bool]] = {
 
 
 def grouped(values: Values, group: int, minima: bool) -> Grouped:
-    """Random codes."""
+    """Random codes; scales of 8 bits where our own quantiser's table has them."""
     stored, dtype = (WIDTH, torch.int8) if values == "bytes" else (WIDTH // 2, torch.uint8)
     codes = torch.randint(0, 100, (WIDTH, stored)).to(dtype)
-    scales = torch.full((WIDTH, WIDTH // group), 0.01, dtype=torch.float16)
+    scales = torch.full((WIDTH, WIDTH // group), 3, dtype=torch.int8 if values == "table6" else torch.float16)
     return Grouped(codes, scales, group, values, scales if minima else None)
 
 

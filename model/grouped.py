@@ -40,8 +40,8 @@ class Grouped:
     Attributes:
         codes: with `values` "bytes", int8 [..., n, k], the integers themselves; else uint8 [..., n, k / 2]: the codes
             of inputs 2 i (low half) and 2 i + 1 (high half).
-        scales: float16 [..., n, k / group].
-        minima: float16 as `scales`, or None.
+        scales: float16 [..., n, k / group], or int8, integers that the factors make scales of.
+        minima: float16 of the shape of `scales`, or None.
         factors: float32 [..., n], one per output, or None for 1.
         group: neighbouring inputs that share a scale, of `GROUPS`; it divides k.
     """

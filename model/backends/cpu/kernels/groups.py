@@ -1,9 +1,10 @@
 """How a grouped matrix lies in memory: panels of 64 outputs, each one stream of groups.
 
-A panel of P outputs (64; the last one may have 16, 32 or 48) has for each group of inputs: P scales, P minima where
-there are any, then rows of P words. A word of 4-bit codes holds 8 inputs: byte j has input j in its low half and input
-4 + j in its high half, so that both halves of a word are 4 neighbouring inputs. A word of bytes holds 4 inputs, each
-plus 128: the kernels multiply unsigned weights by signed inputs. The kernels' side is csrc/grouped.h.
+A panel of P outputs (64; the last one may have 16, 32 or 48) has for each group of inputs: P scales, float16 or bytes,
+P minima where there are any, float16, then rows of P words. A word of 4-bit codes holds 8 inputs: byte j has input j in
+its low half and input 4 + j in its high half, so that both halves of a word are 4 neighbouring inputs. A word of bytes
+holds 4 inputs, each plus 128: the kernels multiply unsigned weights by signed inputs. The kernels' side is
+csrc/codes.h.
 """
 
 from collections.abc import Iterator
@@ -26,18 +27,25 @@ class Layout:
     group: int
     bits: int
     minima: bool
+    byte_scales: bool
 
     @staticmethod
     def of(weight: Grouped) -> "Layout":
         """Of each of some matrices."""
         n, k = weight.shape[-2:]
         bits = 8 if weight.values == "bytes" else 4
-        return Layout(n + -n % OUTPUTS, k, weight.group, bits, weight.minima is not None)
+        byte_scales = weight.scales.dtype == torch.int8
+        return Layout(n + -n % OUTPUTS, k, weight.group, bits, weight.minima is not None, byte_scales)
 
     @property
     def output_bytes(self) -> int:
         """Of one output."""
-        return self.k // self.group * (2 + 2 * self.minima + self.group * self.bits // 8)
+        return self.k // self.group * (sum(dtype.itemsize for dtype in self.header) + self.group * self.bits // 8)
+
+    @property
+    def header(self) -> list[torch.dtype]:
+        """What lies before a group's words: its scales, maybe its minima."""
+        return [torch.int8 if self.byte_scales else torch.float16] + [torch.float16] * self.minima
 
     @property
     def nbytes(self) -> int:
@@ -52,8 +60,8 @@ class Layout:
             part_B = stream_B[first * self.output_bytes : last * self.output_bytes]
             panels_PGB = part_B.view((last - first) // width, self.k // self.group, -1)
             at, views = 0, []
-            words = [(torch.int32, self.group * self.bits // 32)]
-            for dtype, count in [(torch.int16, 1)] * (1 + self.minima) + words:
+            words = (torch.int32, self.group * self.bits // 32)
+            for dtype, count in [*((dtype, 1) for dtype in self.header), words]:
                 size = count * width * dtype.itemsize
                 view_PGX = panels_PGB[..., at : at + size].view(dtype)
                 views.append(view_PGX.unflatten(-1, (count, width)))

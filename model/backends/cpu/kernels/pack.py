@@ -30,7 +30,8 @@ class Packed:
     Attributes:
         scales: int8: int32 [2, E·n], the scales' float32 bits, then what inputs shifted by 128 add to each sum;
             grouped: the factor of each output, float32 [E·n]; else None.
-        group, values, minima: of grouped matrices, see `Grouped`; `minima`: whether there are any.
+        group, values, minima, byte_scales: of grouped matrices, see `Grouped`: whether there are minima, whether
+            scales are int8.
     """
 
     packed: Tensor
@@ -41,6 +42,12 @@ class Packed:
     group: int = 0
     values: Values | None = None
     minima: bool = False
+    byte_scales: bool = False
+
+    @property
+    def header(self) -> int:
+        """Bytes of a group's scale and minimum."""
+        return 2 - self.byte_scales + 2 * self.minima
 
     @property
     def table(self) -> Tensor | None:
@@ -92,15 +99,16 @@ def pack_grouped(weight: Grouped) -> Packed:
         return F.pad(part.reshape(experts, n, -1), (0, 0, 0, -n % OUTPUTS))
 
     packed = torch.ops.moedial.allocate(experts * layout.nbytes, experts, layout.n)
-    halves = [weight.scales] if weight.minima is None else [weight.scales, weight.minima]
-    halves_ENG1 = [each(part).view(torch.int16)[..., None] for part in halves]
+    header = [weight.scales] if weight.minima is None else [weight.scales, weight.minima]
+    header_ENG1 = [each(part)[..., None] for part in header]
     codes_ENC = weight.codes.reshape(experts, n, -1)
     for expert, stream_B in enumerate(packed.view(experts, -1)):
         codes_NC = F.pad(codes_ENC[expert], (0, 0, 0, -n % OUTPUTS))
-        parts = [half_ENG1[expert] for half_ENG1 in halves_ENG1]
+        parts = [part_ENG1[expert] for part_ENG1 in header_ENG1]
         layout.write([*parts, words_of(codes_NC, layout)], stream_B)
     factors = torch.ones(experts * n) if weight.factors is None else weight.factors.float()
-    return Packed(packed, each(factors).flatten(), n, k, "grouped", weight.group, weight.values, layout.minima)
+    how = (weight.group, weight.values, layout.minima, layout.byte_scales)
+    return Packed(packed, each(factors).flatten(), n, k, "grouped", *how)
 
 
 def joined(first: Packed, second: Packed, count: int) -> Packed | None:
@@ -188,10 +196,10 @@ def unpack_grouped(packed: Packed, experts: int = 1) -> Grouped:
     factors_EN = packed.scales.view(experts, -1)
     bits = 8 if packed.values == "bytes" else 4
     stored_k = packed.k + -packed.k % packed.group
-    layout = Layout(factors_EN.shape[1], stored_k, packed.group, bits, packed.minima)
+    layout = Layout(factors_EN.shape[1], stored_k, packed.group, bits, packed.minima, packed.byte_scales)
     each = [layout.read(stream_B) for stream_B in packed.packed.view(experts, -1)]
     codes_ENC = torch.stack([codes_of(words_NGW, layout) for *_, words_NGW in each])
-    halves = [[part_NG1[..., 0].view(torch.float16) for part_NG1 in parts[:-1]] for parts in each]
-    scales_ENG, *minima = (torch.stack(part) for part in zip(*halves, strict=True))
+    headers = [[part_NG1[..., 0] for part_NG1 in parts[:-1]] for parts in each]
+    scales_ENG, *minima = (torch.stack(part) for part in zip(*headers, strict=True))
     least_ENG = minima[0] if packed.minima else None
     return Grouped(codes_ENC, scales_ENG, packed.group, packed.values, least_ENG, factors_EN)

@@ -66,7 +66,7 @@ def named(params: object) -> dict[str, object]:
 
 def _named(name: str, value: object) -> dict[str, object]:
     if isinstance(value, Packed):
-        parts = ("scales", "group", "table", "minima")
+        parts = ("scales", "group", "table", "header")
         return {name: value.packed} | {f"{name}_{part}": getattr(value, part) for part in parts}
     if isinstance(value, NormParams | RepairParams):
         return {f"{name}_{key}": part for key, part in named(value).items()}

@@ -28,4 +28,4 @@ def quantise_int4(weight: Tensor) -> Grouped:
     if not factors.isfinite().all():
         raise CheckpointError(f"quantize int4: a weight of a matrix [{n}, {k}] is not finite")
     shape = (*batch, n, -1)
-    return Grouped(codes.view(shape), scales.half().view(shape), group, VALUES, factors=factors.view(*batch, n))
+    return Grouped(codes.view(shape), scales.view(shape), group, VALUES, factors=factors.view(*batch, n))

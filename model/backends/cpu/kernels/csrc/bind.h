@@ -9,7 +9,7 @@ namespace moedial {
 inline Matrix matrix(const PackedParams& params, int64_t outputs, int64_t inputs,
                      int64_t count = 1) {
     if (!params.group) return matrix(params.packed, params.scales, outputs, inputs, count);
-    const GroupCodes codes = group_codes(params.group, params.table, params.minima);
+    const GroupCodes codes = group_codes(params.group, params.table, params.header);
     return grouped_matrix(params.packed, params.scales, codes, outputs, inputs, count);
 }
 

@@ -115,9 +115,11 @@ inline void check_group(int64_t group) {
 }
 
 // How codes are read: by the table of what they stand for, int8 [16], or without one as bytes.
-inline GroupCodes group_codes(int64_t group, const OptionalTensor& table, bool minima) {
+inline GroupCodes group_codes(int64_t group, const OptionalTensor& table, int64_t header) {
     check_group(group);
-    GroupCodes codes{.inputs = group, .minimum = minima};
+    TORCH_CHECK(1 <= header && header <= 4,
+                "scale and minimum of a group must have 1 to 4 bytes, got ", header);
+    GroupCodes codes{.inputs = group, .header = header};
     if (!table) {
         codes.bits = 8, codes.shift = 128, codes.largest = 255;
         return codes;

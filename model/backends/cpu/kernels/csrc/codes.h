@@ -1,7 +1,7 @@
 // What products with grouped matrices read: rows of signed bytes, and the codes of a panel as they
 // are stored or unpacked for many rows. A panel is one stream
-// (model/backends/cpu/kernels/groups.py): per group the float16 scales of its outputs, their
-// minima, then words.
+// (model/backends/cpu/kernels/groups.py): per group the scales of its outputs, float16 or
+// bytes, their float16 minima, then words.
 #pragma once
 #include <algorithm>
 
@@ -92,14 +92,17 @@ struct Stored {
     int64_t bytes() const { return width * codes.bytes(); }  // of a group
     const char* group(int64_t index) const { return data + index * bytes(); }
     const int32_t* words(const char* group) const {
-        return (const int32_t*)(group + width * codes.header_bytes()) + column;
+        return (const int32_t*)(group + width * codes.header) + column;
     }
     int64_t step() const { return width; }  // between words
     Floats scale(const char* group, int vector) const {
-        return load_float16((const uint16_t*)group + column + vector * LANES);
+        const int64_t at = column + vector * LANES;
+        return codes.byte_scale() ? load_int8((const int8_t*)group + at)
+                                  : load_float16((const uint16_t*)group + at);
     }
     Floats minimum(const char* group, int vector) const {
-        return load_float16((const uint16_t*)group + width + column + vector * LANES);
+        const char* minima = group + width * codes.scale_bytes();
+        return load_float16((const uint16_t*)minima + column + vector * LANES);
     }
     void planes(const int32_t* at, Ints (&planes)[Codes::PLANES]) const {
         Codes::decode(load(at), table, planes);
@@ -133,7 +136,7 @@ class Unpacked {
             const char* group = from.group(index);
             for (int vector = 0; vector < V; vector++, to += LANES)
                 store((float*)to, from.scale(group, vector));
-            if (codes.minimum)
+            if (codes.minimum())
                 for (int vector = 0; vector < V; vector++)
                     store((float*)to + vector * LANES, from.minimum(group, vector));
             to += WIDTH;

@@ -110,7 +110,7 @@ __attribute__((noinline)) void grouped_tile(const GroupedRows& inputs, const Wei
                 if constexpr (SPLIT) total += totals[row][vector];
                 block[row][vector] = fused(to_float(total), scale, block[row][vector]);
             }
-            if (!codes.minimum) continue;
+            if (!codes.minimum()) continue;
             const Floats minimum = weights.minimum(group, vector);
 #pragma GCC unroll 4
             for (int row = 0; row < R; row++)

@@ -33,14 +33,14 @@ struct PackedParams {
     OptionalTensor scales;  // int8; the factors of grouped ones
     int64_t group = 0;      // inputs that share a scale; 0: not grouped
     OptionalTensor table;   // what codes of 4 bits stand for; none: bytes
-    bool minima = false;    // whether groups have one
+    int64_t header = 0;     // bytes of a group's scale and minimum (`GroupCodes`)
 
     void each(auto&& visit, const char* name) {
         visit({name}, packed);
         visit({name, "_scales"}, scales);
         visit({name, "_group"}, group);
         visit({name, "_table"}, table);
-        visit({name, "_minima"}, minima);
+        visit({name, "_header"}, header);
     }
 };
 

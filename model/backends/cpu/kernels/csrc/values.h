@@ -22,19 +22,21 @@ enum Kind : int32_t {
 };
 
 // How the codes of a GROUPED matrix are read. A weight is factor * (scale * (entry - shift) +
-// minimum): entry is the code's in the table, or the code itself; scale and minimum are float16 of
-// its group and output, the factor is the output's.
+// minimum): entry is the code's in the table, or the code itself; scale and minimum are its group's
+// and output's, the factor is the output's.
 struct GroupCodes {
     int64_t inputs = 0;        // of a group: 16, 32, 64 or 128
     int64_t bits = 4;          // of a code: 4 or 8
+    int64_t header = 2;        // bytes of scale and minimum: 1 or 2, and 2 where there are minima
     int32_t shift = 0;         // makes entries unsigned
     int32_t largest = 15;      // of the entries
-    bool minimum = false;      // whether groups have one
     bool table = false;        // else an entry is its code
     uint8_t entries[16] = {};  // [code], 4 bits only
 
-    int64_t header_bytes() const { return minimum ? 4 : 2; }  // of one output's scale and minimum
-    int64_t bytes() const { return header_bytes() + inputs * bits / 8; }
+    bool minimum() const { return header > 2; }     // float16
+    bool byte_scale() const { return header % 2; }  // an integer, else float16
+    int64_t scale_bytes() const { return byte_scale() ? 1 : 2; }
+    int64_t bytes() const { return header + inputs * bits / 8; }
 };
 
 enum Activation : int32_t { SILU, GELU, GELU_TANH, RELU, SWIGLU_CLAMPED };

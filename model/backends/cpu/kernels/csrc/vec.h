@@ -295,6 +295,19 @@ inline Floats load_float16(const uint16_t* from) {
 #endif
 }
 
+// LANES integers of 8 bits.
+inline Floats load_int8(const int8_t* from) {
+#if LANES_512
+    return to_float((Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#elif LANES_256
+    return to_float((Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+#else
+    Ints values;
+    for (int lane = 0; lane < LANES; lane++) values[lane] = from[lane];
+    return to_float(values);
+#endif
+}
+
 // Two vectors of floats, rounded to nearest even, as 2 * LANES bfloat16 in order.
 inline void store_bf16(uint16_t* to, Floats low, Floats high) {
 #if LANES_512

@@ -27,10 +27,12 @@ Floats = NDArray[np.float32]
 
 
 def grouped(make: Make, n: int, k: int, group: int, values: Values, minima: bool, *batch: int) -> Grouped:
-    """Random codes and scales of both signs, some zero, some subnormal."""
+    """Random codes and scales of both signs, some zero, some subnormal; "table6" has scales of 8 bits."""
     shape = (*batch, n, k // group)
     scales = make.normal(*shape, scale=0.01).where(make.normal(*shape) < 1.5, 0).half()
     scales[..., 0, 0] = 3e-6
+    if values == "table6":
+        scales = make.whole(-127, 127, *shape).where(scales != 0, 0).to(torch.int8)
     if values == "bytes":
         codes = make.whole(-128, 127, *batch, n, k).to(torch.int8)
     else:
@@ -139,6 +141,7 @@ def test_packing_keeps_codes_and_scales(values: Values) -> None:
         weight = grouped(Make(n), n, k, group, values, group == 64, 3)
         packed = pack(weight, "float")
         assert packed.nbytes == packed.packed.nbytes + 12 * (n + -n % 16)
+        assert packed.byte_scales == (values == "table6")
         assert torch.equal(unpack(packed, 3), weight.dense())
         stored = unpack_grouped(packed, 3)
         assert torch.equal(stored.codes[:, :n], weight.codes) and not stored.scales[:, n:].any()
@@ -179,7 +182,8 @@ def test_quantised_weights_are_near_and_their_scales_are_integers() -> None:
     weight = Make(1).weight(3, 40, 256)
     found = quantise_int4(weight)
     assert (found.group, found.values, found.minima) == (32, "table6", None)
-    assert found.scales.abs().amax() == 127 and torch.equal(found.scales, found.scales.round())
+    assert found.scales.dtype == torch.int8 and found.scales.abs().amax() == 127
+    assert found.nbytes == 3 * 40 * (256 * 4.25 / 8 + 4)
     error = (found.dense() - weight).square().mean() / weight.square().mean()
     assert error < 0.0056  # the best of any scales leaves 0.0055
     assert torch.equal(quantise_int4(weight.bfloat16()).dense(), quantise_int4(weight.bfloat16().float()).dense())

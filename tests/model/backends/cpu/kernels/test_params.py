@@ -75,7 +75,7 @@ def test_the_head_of_a_program_is_a_linear_layer() -> None:
 def test_parts_give_their_names() -> None:
     values = named(EXAMPLES[0])
     norm = ["norm_weight", "norm_bias", "norm_eps"]
-    layout = ["weight", *(f"weight_{part}" for part in ("scales", "group", "table", "minima"))]
+    layout = ["weight", *(f"weight_{part}" for part in ("scales", "group", "table", "header"))]
     assert list(values) == [*norm, *layout, "outputs", "bias", "scale"]
     assert values["weight"] is WEIGHT.packed and values["weight_scales"] is WEIGHT.scales
     assert named(EXAMPLES[1])["activation"] == 1
