@@ -85,34 +85,43 @@ inline int64_t list_work(const RoutedPairs& pairs, int64_t max_rows, Work* work)
     return count;
 }
 
-// One panel of the first product for the pairs of one piece of work, activated and weighted.
+// One panel of a pair's row: from unfinished sums to part of its hidden row, weighted.
+inline void take_panel(const Inputs& in, const RoutedPairs& pairs, const Experts& experts,
+                       int64_t expert, const Slice& panel, int64_t pair, const int32_t* sums,
+                       const Hidden& to) {
+    const int64_t token = pairs.token ? pairs.token[pair] : pair;
+    // Of the matrix' outputs, the panel; of the expert's units, [first, first + count).
+    const int64_t first = experts.gated ? panel.first / 2 : panel.first;
+    const int64_t count = experts.gated ? panel.outputs / 2 : panel.outputs;
+    const float scale = in.scales ? in.scales[token] : 1.0f;
+    const float weight = experts.weigh_input ? weight_of(pairs, pair) : 1.0f;
+    alignas(64) float hidden[PANEL];
+    activate_slice(experts, *panel.matrix, sums, panel.first, panel.outputs, scale, weight,
+                   experts.up_bias_of(expert), hidden);
+    if (!experts.weigh_input)
+        weigh(pairs, pair, token, expert * experts.units + first, count, hidden);
+    encode_part(to, pair, first, hidden, count);
+}
+
+// Neighbouring panels of the first product for the pairs of one piece of work, activated and
+// weighted.
 inline void up_tile(const Inputs& in, const RoutedPairs& pairs, const Experts& experts,
-                    const Work& work, int64_t panel, const Hidden& to) {
+                    const Work& work, int64_t first_panel, int64_t panels, const Hidden& to) {
     Block& room = block();
     const Matrix matrix = experts.up.at(work.expert);
-    const float* bias = experts.up_bias_of(work.expert);
-    // Of the matrix' outputs, the slice; of the expert's units, [first, first + count).
-    const Slice slice{&matrix, panel * PANEL, matrix.panel_outputs(panel)};
-    const int64_t first = experts.gated ? slice.first / 2 : slice.first;
-    const int64_t count = experts.gated ? slice.outputs / 2 : slice.outputs;
-    alignas(64) float hidden[PANEL];
-    for (int64_t done = 0; done < work.rows; done += ROW_BLOCK) {
-        const int64_t now = std::min(ROW_BLOCK, work.rows - done), pair = work.first + done;
-        const auto token = [&](int64_t row) {
-            return pairs.token ? pairs.token[pair + row] : pair + row;
-        };
-        for (int64_t row = 0; row < now; row++) room.rows[row] = in.row(token(row));
-        product(room.rows, now, slice, room.own, 0, false);
-        for (int64_t row = 0; row < now; row++) {
-            const float scale = in.scales ? in.scales[token(row)] : 1.0f;
-            const float weight = experts.weigh_input ? weight_of(pairs, pair + row) : 1.0f;
-            activate_slice(experts, matrix, room.words + row * PANEL, slice.first, slice.outputs,
-                           scale, weight, bias, hidden);
-            if (!experts.weigh_input)
-                weigh(pairs, pair + row, token(row), work.expert * experts.units + first, count,
-                      hidden);
-            encode_part(to, pair + row, first, hidden, count);
-        }
+    const int64_t start = first_panel * PANEL, end = start + panels * PANEL;
+    const Slice all{&matrix, start, std::min(end, matrix.outputs) - start};
+    const int64_t height = block_rows(work.rows);
+    for (int64_t done = 0; done < work.rows; done += height) {
+        const int64_t now = std::min(height, work.rows - done), pair = work.first + done;
+        for (int64_t row = 0; row < now; row++)
+            room.rows[row] = in.row(pairs.token ? pairs.token[pair + row] : pair + row);
+        product(room.rows, now, all, room.own, 0, false);
+        for (int64_t row = 0; row < now; row++)
+            for (int64_t panel = first_panel; panel < first_panel + panels; panel++)
+                take_panel(in, pairs, experts, work.expert,
+                           {&matrix, panel * PANEL, matrix.panel_outputs(panel)}, pair + row,
+                           room.own[row] + panel * PANEL - start, to);
     }
 }
 
@@ -124,8 +133,9 @@ inline void down_tile(const Hidden& hidden, const RoutedPairs& pairs, const Expe
     const Matrix& matrix = *slice.matrix;
     const float* bias = experts.down_bias_of(work.expert);
     const bool direct = matrix.kind == FLOAT || matrix.kind == BFLOAT16;
-    for (int64_t done = 0; done < work.rows; done += ROW_BLOCK) {
-        const int64_t now = std::min(ROW_BLOCK, work.rows - done), pair = work.first + done;
+    const int64_t height = block_rows(work.rows);
+    for (int64_t done = 0; done < work.rows; done += height) {
+        const int64_t now = std::min(height, work.rows - done), pair = work.first + done;
         for (int64_t row = 0; row < now; row++) {
             const int64_t token = pairs.token ? pairs.token[pair + row] : pair + row;
             room.rows[row] = hidden.in.row(pair + row);
@@ -194,8 +204,11 @@ inline void run_up(const Inputs& in, const ExpertsRun& step) {
         runs.shares(step.pieces), stealing(step.mean_rows),
         [&](int64_t node, int64_t task) {
             const int64_t run = task % runs.count(node), piece = task / runs.count(node);
-            for (int64_t panel = runs.from(node, run); panel < runs.end(node, run); panel++)
-                up_tile(in, step.pairs, step.experts, step.work[piece], panel, hidden);
+            const Work& part = step.work[piece];
+            const int64_t end = runs.end(node, run), together = joined(part.rows, PANEL);
+            for (int64_t panel = runs.from(node, run); panel < end; panel += together)
+                up_tile(in, step.pairs, step.experts, part, panel, std::min(together, end - panel),
+                        hidden);
         },
         work);
     if (!hidden.floats) return;
@@ -231,8 +244,9 @@ inline void run_down(const ExpertsRun& step, const Output& out) {
                 if (piece + 1 < pieces)
                     prefetch_slice(down.at(step.work[piece + 1].expert), slices.at(from));
                 const Matrix one = down.at(work.expert);
-                for (int64_t index = from; index < end; index++) {
-                    const Slice slice = slices.at(index);
+                const int64_t together = joined(work.rows, slices.width);
+                for (int64_t index = from; index < end; index += together) {
+                    const Slice slice = slices.at(index, std::min(end, index + together));
                     down_tile(step.hidden, step.pairs, step.experts, work,
                               {&one, slice.first, slice.outputs}, sums, padded);
                 }

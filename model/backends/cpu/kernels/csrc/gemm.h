@@ -7,7 +7,7 @@
 #pragma once
 #include <algorithm>
 
-#include "grouped.h"
+#include "widened.h"
 
 namespace moedial {
 
@@ -132,17 +132,15 @@ inline void widen(const int8_t* from, int64_t words, int32_t* to) {
 #endif
 }
 
-// A slice of a panel: `outputs` columns of the matrix from `first`, a multiple of 16 that does not
-// cross a panel.
+// Some outputs of a matrix, from `first` on: both are multiples of 16.
 struct Slice {
     const Matrix* matrix;
     int64_t first, outputs;
 };
 
-// Unfinished sums of a slice for at most ROW_BLOCK rows: floats, or int32 for INT8, row r's at
-// sums[r] + column. With `add` they continue what is there, which GROUPED cannot.
-inline void product(const int32_t* const* inputs, int64_t rows, const Slice& slice,
-                    int32_t* const* sums, int64_t column, bool add) {
+// `product` for a slice that does not cross a panel.
+inline void panel_product(const int32_t* const* inputs, int64_t rows, const Slice& slice,
+                          int32_t* const* sums, int64_t column, bool add) {
     const Matrix& matrix = *slice.matrix;
     if (matrix.kind == GROUPED)
         return grouped_product(inputs, rows, matrix, slice.first, slice.outputs, sums, column);
@@ -169,6 +167,35 @@ inline void product(const int32_t* const* inputs, int64_t rows, const Slice& sli
                 break;
             case GROUPED: break;  // above
         }
+    }
+}
+
+// Whether the products of `widened.h` are faster.
+inline bool widens(Kind kind, int64_t rows) {
+    constexpr bool FLOATS = LANES < 16, BYTES = FLOATS && ADDS_IN_16_BITS;
+    return rows > ROWS && kind != GROUPED && (kind == INT8 ? BYTES : FLOATS);
+}
+
+// Unfinished sums of a slice for at most ROW_BLOCK rows: floats, or int32 for INT8, row r's at
+// sums[r] + column. With `add` they continue what is there, which GROUPED cannot.
+inline void product(const int32_t* const* inputs, int64_t rows, const Slice& slice,
+                    int32_t* const* sums, int64_t column, bool add) {
+    const auto [matrix, first, outputs] = slice;
+    if (widens(matrix->kind, rows)) {
+        const auto run = [&]<class Wide>(Wide) {
+            wide_product<Wide>(inputs, rows, *matrix, first, outputs, sums, column, add);
+        };
+        switch (matrix->kind) {
+            case FLOAT: return run(WideFloats{});
+            case INT8: return run(WideBytes{});
+            case INT8_WEIGHTS: return run(WideBytePairs{});
+            default: return run(WidePairs{});
+        }
+    }
+    for (int64_t at = first; at < first + outputs;) {
+        const int64_t end = std::min(first + outputs, (at / PANEL + 1) * PANEL);
+        panel_product(inputs, rows, {matrix, at, end - at}, sums, column + at - first, add);
+        at = end;
     }
 }
 

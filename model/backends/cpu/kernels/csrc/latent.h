@@ -18,9 +18,10 @@ inline void multiply_heads(const Inputs& in, int64_t rows, int64_t heads, const 
     const auto multiply_panel = [&](int64_t head, int64_t panel) {
         const Matrix matrix = all.at(head);
         const Slice slice{&matrix, panel * PANEL, matrix.panel_outputs(panel)};
-        for (int64_t first = 0; first < rows; first += ROW_BLOCK) {
+        const int64_t height = block_rows(rows);
+        for (int64_t first = 0; first < rows; first += height) {
             Block& room = block();
-            const int64_t now = std::min(ROW_BLOCK, rows - first);
+            const int64_t now = std::min(height, rows - first);
             for (int64_t row = 0; row < now; row++)
                 room.rows[row] = in.row((first + row) * heads + head);
             product(room.rows, now, slice, room.own, 0, false);

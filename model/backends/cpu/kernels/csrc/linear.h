@@ -9,14 +9,17 @@
 
 namespace moedial {
 
-// Room of one thread for a product of ROW_BLOCK rows with one panel.
+// The largest slice of a product: panels for which the rows' inputs are widened once (`widened.h`).
+constexpr int64_t MOST_OUTPUTS = LANES < 16 ? 4 * PANEL : PANEL;
+
+// Room of one thread for a product of ROW_BLOCK rows with MOST_OUTPUTS outputs.
 struct Block {
-    alignas(64) int32_t words[ROW_BLOCK * PANEL];
+    alignas(64) int32_t words[ROW_BLOCK * MOST_OUTPUTS];
     const int32_t* rows[ROW_BLOCK];  // inputs
     int32_t* sums[ROW_BLOCK];        // where sums go that do not stay here
 
     Block() {
-        for (int64_t row = 0; row < ROW_BLOCK; row++) own[row] = words + row * PANEL;
+        for (int64_t row = 0; row < ROW_BLOCK; row++) own[row] = words + row * MOST_OUTPUTS;
     }
     int32_t* own[ROW_BLOCK];  // rows of `words`
 };
@@ -28,6 +31,12 @@ inline Block& block() {
 
 inline int64_t ceil_div(int64_t dividend, int64_t divisor) {
     return (dividend + divisor - 1) / divisor;
+}
+
+// Rows of one product where there are `rows` in all: blocks of nearly equal height.
+inline int64_t block_rows(int64_t rows) {
+    const int64_t blocks = std::max<int64_t>(ceil_div(rows, ROW_BLOCK), 1);
+    return std::max<int64_t>(ceil_div(rows, blocks * ROWS), 1) * ROWS;
 }
 
 // Calls run(first, last) for parts of `count` rows; little work stays on the calling thread.
@@ -73,15 +82,21 @@ struct Slices {
             width /= 2;
     }
     int64_t count() const { return ceil_div(matrix.outputs, width); }
-    Slice at(int64_t index) const {
-        return {&matrix, index * width, std::min(width, matrix.outputs - index * width)};
+    Slice at(int64_t index, int64_t end) const {
+        return {&matrix, index * width, std::min(end * width, matrix.outputs) - index * width};
     }
+    Slice at(int64_t index) const { return at(index, index + 1); }
 };
 
 // How many neighbouring panels one task takes. A long run is read fastest, but each thread needs
 // several tasks; where rows are many, the panels' arithmetic hides where they lie.
 inline int64_t run_length(int64_t panels, int64_t rows, int64_t team) {
-    return rows > ROWS ? 1 : std::clamp<int64_t>(panels / (4 * team), 1, 8);
+    return std::clamp<int64_t>(panels / (4 * team), 1, rows > ROWS ? MOST_OUTPUTS / PANEL : 8);
+}
+
+// How many slices of a run are multiplied as one.
+inline int64_t joined(int64_t rows, int64_t width) {
+    return rows > ROWS ? MOST_OUTPUTS / width : 1;
 }
 
 // With few rows memory is the limit: tasks stay on the node that has their panels.
@@ -124,15 +139,16 @@ inline void multiply(const Inputs& in, int64_t rows, const Matrix& matrix, Take&
         [&](int64_t node, int64_t task) {
             const int64_t end = runs.end(node, task / parts);
             const int64_t last = std::min(rows, (task % parts + 1) * part);
-            for (int64_t index = runs.from(node, task / parts); index < end; index++) {
-                const Slice slice = slices.at(index);
-                for (int64_t first = task % parts * part; first < last; first += ROW_BLOCK) {
+            const int64_t start = task % parts * part, height = block_rows(last - start);
+            const int64_t step = joined(rows, slices.width);
+            for (int64_t index = runs.from(node, task / parts); index < end; index += step) {
+                const Slice slice = slices.at(index, std::min(end, index + step));
+                for (int64_t first = start; first < last; first += height) {
                     Block& room = block();
-                    const int64_t now = std::min(ROW_BLOCK, last - first);
+                    const int64_t now = std::min(height, last - first);
                     for (int64_t row = 0; row < now; row++) room.rows[row] = in.row(first + row);
                     product(room.rows, now, slice, room.own, 0, false);
-                    for (int64_t row = 0; row < now; row++)
-                        take(first + row, slice, room.words + row * PANEL);
+                    for (int64_t row = 0; row < now; row++) take(first + row, slice, room.own[row]);
                 }
             }
         },

@@ -73,6 +73,25 @@ inline Floats fused(Floats left, Floats right, Floats sum) {
 #endif
 }
 
+// fma(left, right, sum) and a value as it is, in the order in which the program has them and each
+// in a register of its own: GCC would mix up the steps of a large tile until its sums no longer
+// fit.
+inline Floats add_product(Floats left, Floats right, Floats sum) {
+#if LANES_256
+    asm volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(left), "x"(right));
+    return sum;
+#else
+    return fma(left, right, sum);
+#endif
+}
+
+inline Ints pinned(Ints value) {
+#if LANES_256
+    asm volatile("" : "+x"(value));
+#endif
+    return value;
+}
+
 inline Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
 inline Floats max(Floats left, Floats right) { return select(left > right, left, right); }
 inline Floats min(Floats left, Floats right) { return select(left < right, left, right); }
@@ -146,6 +165,27 @@ inline Floats dot_pairs(Floats sums, Ints left, Ints right) {
     const Ints high = splat(int32_t(0xFFFF0000));
     sums = fma(bits(left & high), bits(right & high), sums);
     return fma(bits(left << 16), bits(right << 16), sums);
+#endif
+}
+
+// What `WideBytes` (widened.h) makes of bytes: sums + left.1 * right.1 + left.0 * right.0 for the
+// pair of 16-bit integers in each lane.
+inline Ints dot_shorts(Ints sums, Ints left, Ints right) {
+#if LANES_256
+    return sums + (Ints)_mm256_madd_epi16((__m256i)left, (__m256i)right);
+#else
+    return sums + (left >> 16) * (right >> 16) + ((left << 16) >> 16) * ((right << 16) >> 16);
+#endif
+}
+
+// Signed bytes as two pairs of 16-bit integers: the even ones, the odd ones.
+inline void widen_bytes(Ints bytes, Ints& even, Ints& odd) {
+#if LANES_256
+    even = (Ints)_mm256_srai_epi16(_mm256_slli_epi16((__m256i)bytes, 8), 8);
+    odd = (Ints)_mm256_srai_epi16((__m256i)bytes, 8);
+#else
+    even = (((bytes << 24) >> 24) & 0xFFFF) | ((bytes << 8 >> 24) << 16);
+    odd = (((bytes << 16) >> 24) & 0xFFFF) | ((bytes >> 24) << 16);
 #endif
 }
 

@@ -1,0 +1,198 @@
+// Products of many rows where the processor has no instruction for what is stored, bfloat16 or
+// bytes: a chunk of the weights and the rows' inputs are widened once, and then multiplied as
+// floats or 16-bit integers by all rows. The sums are those of the products in `gemm.h`, in the
+// same order: a row's bits do not depend on which of the two it takes.
+#pragma once
+#include "grouped.h"
+
+namespace moedial {
+
+constexpr int64_t WIDE_WORDS = 256;  // of a chunk: widened words of one output, or of one row
+// From one row to the next: a tile reads the same word of several rows at once, which must not lie
+// in the same bank of the first-level cache.
+constexpr int64_t WIDE_STRIDE = WIDE_WORDS + 8;
+
+// How a stored word becomes wide words, in the order in which a sum takes them.
+struct WideFloats {
+    static constexpr int COUNT = 1;
+    static void inputs(Ints words, Ints (&wide)[COUNT]) { wide[0] = words; }
+    static void weights(const char* from, Ints (&wide)[COUNT]) {
+        wide[0] = load((const int32_t*)from);
+    }
+    static void add(Ints& sums, Ints input, Ints weights) {
+        sums = bits(add_product(bits(input), bits(weights), bits(sums)));
+    }
+};
+
+// Pairs of bfloat16, the odd one first (`dot_pairs`).
+struct WidePairs {
+    static constexpr int COUNT = 2;
+    static void inputs(Ints words, Ints (&wide)[COUNT]) {
+        wide[0] = words & splat(int32_t(0xFFFF0000)), wide[1] = words << 16;
+    }
+    static void weights(const char* from, Ints (&wide)[COUNT]) {
+        inputs(load((const int32_t*)from), wide);
+    }
+    static void add(Ints& sums, Ints input, Ints weights) { WideFloats::add(sums, input, weights); }
+};
+
+// The same where the weights are pairs of int8, of 16 bits.
+struct WideBytePairs : WidePairs {
+    static void weights(const char* from, Ints (&wide)[COUNT]) {
+        const Ints pairs = low_half((const uint16_t*)from);
+        wide[0] = bits(to_float((pairs << 16) >> 24)),
+        wide[1] = bits(to_float((pairs << 24) >> 24));
+    }
+};
+
+// Four bytes, unsigned inputs and signed weights: even and odd ones as pairs of 16 bits.
+struct WideBytes {
+    static constexpr int COUNT = 2;
+    static void inputs(Ints words, Ints (&wide)[COUNT]) {
+        wide[0] = words & 0x00FF00FF, wide[1] = (words >> 8) & 0x00FF00FF;
+    }
+    static void weights(const char* from, Ints (&wide)[COUNT]) {
+        widen_bytes(load((const int32_t*)from), wide[0], wide[1]);
+    }
+    static void add(Ints& sums, Ints input, Ints weights) {
+        sums = pinned(dot_shorts(sums, input, weights));
+    }
+};
+
+// sums[row][vector] (+)= the inputs of R rows times the weights of V vectors of outputs, `words`
+// stored words of each. Inputs are [R][COUNT][WIDE_WORDS / COUNT], weights [words][COUNT][V].
+// Meanwhile memory is asked for from `ahead` on, `ahead_step` bytes for each word.
+template <class Wide, int R, int V>
+[[gnu::noinline]] inline void wide_tile(const int32_t* inputs, int64_t words,
+                                        const int32_t* weights, int32_t* const* sums,
+                                        int64_t column, bool add, const char* ahead,
+                                        int64_t ahead_step) {
+    Ints acc[R][V];
+#pragma GCC unroll 8
+    for (int row = 0; row < R; row++)
+#pragma GCC unroll 8
+        for (int vector = 0; vector < V; vector++)
+            acc[row][vector] = add ? load(sums[row] + column + vector * LANES) : splat(0);
+    for (int64_t word = 0; word < words; word++, inputs++, ahead += ahead_step) {
+        __builtin_prefetch(ahead, 0, 2);
+#pragma GCC unroll 2
+        for (int part = 0; part < Wide::COUNT; part++, weights += V * LANES) {
+            Ints factors[V];
+#pragma GCC unroll 8
+            for (int vector = 0; vector < V; vector++)
+                factors[vector] = pinned(load(weights + vector * LANES));
+#pragma GCC unroll 8
+            for (int row = 0; row < R; row++) {
+                const Ints input =
+                    splat(inputs[row * WIDE_STRIDE + part * (WIDE_WORDS / Wide::COUNT)]);
+#pragma GCC unroll 8
+                for (int vector = 0; vector < V; vector++)
+                    Wide::add(acc[row][vector], input, factors[vector]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < R; row++)
+#pragma GCC unroll 8
+        for (int vector = 0; vector < V; vector++)
+            store(sums[row] + column + vector * LANES, acc[row][vector]);
+}
+
+// `wide_tile` for a number of rows that is known when it runs: 1 to ROWS.
+template <class Wide, int V, int R = ROWS>
+inline void wide_rows(int64_t rows, const int32_t* inputs, int64_t words, const int32_t* weights,
+                      int32_t* const* sums, int64_t column, bool add, const char* ahead,
+                      int64_t ahead_step) {
+    if (rows == R)
+        return wide_tile<Wide, R, V>(inputs, words, weights, sums, column, add, ahead, ahead_step);
+    if constexpr (R > 1)
+        wide_rows<Wide, V, R - 1>(rows, inputs, words, weights, sums, column, add, ahead,
+                                  ahead_step);
+}
+
+// A chunk of the rows' inputs, [rows][COUNT][WIDE_WORDS / COUNT]. Whole vectors are read: what
+// lies behind a row's last word is not multiplied.
+template <class Wide>
+inline void widen_rows(const int32_t* const* rows, int64_t count, int64_t from, int64_t words,
+                       int32_t* to) {
+    Ints wide[Wide::COUNT];
+    for (int64_t row = 0; row < count; row++, to += WIDE_STRIDE)
+        for (int64_t word = 0; word < words; word += LANES) {
+            Wide::inputs(load(rows[row] + from + word), wide);
+#pragma GCC unroll 2
+            for (int part = 0; part < Wide::COUNT; part++)
+                store(to + part * (WIDE_WORDS / Wide::COUNT) + word, wide[part]);
+        }
+}
+
+// Some outputs of one panel: the first word of the first of them, and how many bytes further is the
+// next word. A stored word has `size` bytes.
+struct WideSlice {
+    const char* data;
+    int64_t outputs, step, size;
+};
+
+// A chunk of a slice in blocks of V vectors of outputs, each [words][COUNT][V] in WIDE_WORDS
+// vectors. Memory is read in the order in which it lies.
+template <class Wide, int V>
+inline void widen_weights(const WideSlice& slice, int64_t words, int32_t* to) {
+    const char* from = slice.data;
+    Ints wide[Wide::COUNT];
+    for (int64_t word = 0; word < words; word++, from += slice.step, to += Wide::COUNT * V * LANES)
+        for (int64_t output = 0; output < slice.outputs; output += V * LANES)
+#pragma GCC unroll 8
+            for (int vector = 0; vector < V; vector++) {
+                Wide::weights(from + (output + vector * LANES) * slice.size, wide);
+#pragma GCC unroll 2
+                for (int part = 0; part < Wide::COUNT; part++)
+                    store(to + output * WIDE_WORDS + (part * V + vector) * LANES, wide[part]);
+            }
+}
+
+// One chunk of a panel: unfinished sums of `count` rows.
+template <class Wide>
+inline void wide_chunk(const int32_t* inputs, int64_t count, const WideSlice& slice, int64_t words,
+                       int32_t* const* sums, int64_t column, bool add, const char* ahead) {
+    constexpr int64_t WIDTH = VECTORS * LANES;
+    alignas(64) static thread_local int32_t weights[PANEL * WIDE_WORDS];
+    widen_weights<Wide, VECTORS>(slice, words, weights);
+    // Tiles of nearly equal heights: one row alone would take as long as three.
+    const int64_t tiles = (count + ROWS - 1) / ROWS, blocks = slice.outputs / WIDTH;
+    const int64_t ahead_step = (slice.step + tiles * blocks - 1) / (tiles * blocks);
+    for (int64_t block = 0; block < blocks; block++)
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            const int64_t first = tile * count / tiles, end = (tile + 1) * count / tiles;
+            wide_rows<Wide, VECTORS>(end - first, inputs + first * WIDE_STRIDE, words,
+                                     weights + block * WIDTH * WIDE_WORDS, sums + first,
+                                     column + block * WIDTH, add, ahead, ahead_step);
+            ahead += ahead_step * words;
+        }
+}
+
+// Unfinished sums of `outputs` outputs from `first` on, as `product` of gemm.h makes them: the
+// rows' inputs are widened once for all panels.
+template <class Wide>
+inline void wide_product(const int32_t* const* rows, int64_t count, const Matrix& matrix,
+                         int64_t first, int64_t outputs, int32_t* const* sums, int64_t column,
+                         bool add) {
+    constexpr int64_t CHUNK_WORDS = WIDE_WORDS / Wide::COUNT;
+    alignas(64) static thread_local int32_t inputs[ROW_BLOCK * WIDE_STRIDE];
+    const int64_t last = first + outputs, size = matrix.group_bytes();
+    for (int64_t from = 0; from < matrix.groups(); from += CHUNK_WORDS, add = true) {
+        const int64_t now = std::min(matrix.groups() - from, CHUNK_WORDS);
+        widen_rows<Wide>(rows, count, from, now, inputs);
+        for (int64_t at = first; at < last;) {
+            const int64_t panel = at / PANEL, step = matrix.panel_outputs(panel) * size;
+            const int64_t end = std::min(last, (panel + 1) * PANEL);
+            const char* data = matrix.panel(panel) + from * step + (at - panel * PANEL) * size;
+            // What is next: the same chunk of the next panel, or the next chunk of the first one.
+            const char* ahead = end < last ? matrix.panel(panel + 1) + from * step
+                                           : matrix.panel(first / PANEL) + (from + now) * step;
+            wide_chunk<Wide>(inputs, count, {data, end - at, step, size}, now, sums,
+                             column + at - first, add, ahead);
+            at = end;
+        }
+    }
+}
+
+}  // namespace moedial
