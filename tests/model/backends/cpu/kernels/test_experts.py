@@ -54,6 +54,13 @@ def test_numbers_of_rows(kind: Kind, rows: int) -> None:
 
 
 @each_kind
+def test_experts_of_several_panels_and_chunks(kind: Kind) -> None:
+    """Some have few pairs, some many: in the batch and where `check` runs single rows."""
+    make = Make(7)
+    check(experts_case(make, chosen(make, 30, 4, 0.4), 550, 300, kind))
+
+
+@each_kind
 def test_all_rows_on_one_expert_and_more_of_them_than_one_piece_of_work_takes(kind: Kind) -> None:
     chosen_TE = torch.zeros(801, 6, dtype=torch.bool)
     chosen_TE[:, 3] = True

@@ -34,6 +34,13 @@ def test_many_rows(kind: Kind, rows: int) -> None:
 
 
 @each_kind
+@pytest.mark.parametrize("rows", [6, 7, 13, 100])
+def test_rows_about_where_inputs_are_widened_once(kind: Kind, rows: int) -> None:
+    """Some rows take another path from the seventh on, by chunks of inputs and by several panels of outputs."""
+    check(linear_case(Make(rows), rows, 330, 1050, kind, "rms"))
+
+
+@each_kind
 def test_no_rows(kind: Kind) -> None:
     case = linear_case(Make(0), 3, 20, 8, kind)
     assert case.run(torch.arange(0)).shape == (0, 20)
