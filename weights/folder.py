@@ -49,6 +49,9 @@ def resolve_model(name: str) -> Path:
         return _gguf_inside(path) or path
     if path.is_file() and path.suffix == GGUF:
         return path
+    if path.suffix.lower() == GGUF:  # else models/x.gguf would be looked for on the hub
+        wrong = f"must end in {GGUF}, in small letters" if path.exists() else "does not exist"
+        raise CheckpointError(f"the file {path} {wrong}")
     if _HUB_ID.fullmatch(name) and not name.startswith(("./", "../", "~")):
         return _download(name)
     known = ", ".join(bundled_models()) or "none"
@@ -94,12 +97,17 @@ def _download(name: str) -> Path:
     except ImportError:
         raise CheckpointError(f"{name!r} looks like a hub id; install huggingface-hub to load from a hub") from None
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED))
+        found = Path(snapshot_download(name, allow_patterns=_WANTED))
     except Exception as first:
         try:
-            return Path(snapshot_download(name, allow_patterns=_WANTED, local_files_only=True))
+            found = Path(snapshot_download(name, allow_patterns=_WANTED, local_files_only=True))
         except Exception:
             raise CheckpointError(f"{name!r} is not a folder here, and the hub has no answer: {first}") from None
+    if not (found / "config.json").exists():
+        raise CheckpointError(
+            f"{name!r} has no config.json on the hub; if it holds {GGUF} files, download one of them and give its path"
+        )
+    return found
 
 
 def read_card(model: Path) -> dict[str, Any]:

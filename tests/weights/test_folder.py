@@ -39,6 +39,20 @@ def test_what_is_neither_says_so(name: str) -> None:
         resolve_model(name)
 
 
+def test_a_gguf_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^the file models/x\.gguf does not exist$"):
+        resolve_model("models/x.gguf")
+    (tmp_path / "X.GGUF").touch()
+    with pytest.raises(CheckpointError, match=r"X\.GGUF must end in \.gguf, in small letters$"):
+        resolve_model(str(tmp_path / "X.GGUF"))
+
+
+def test_a_hub_repository_of_gguf_files_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"'org/some-GGUF' has no config\.json .* download one of them"):
+        resolve_model("org/some-GGUF")
+
+
 def hub_cache(root: Path) -> Path:
     """The hub's cache as its own client lays it out: blobs, and a snapshot of links to them."""
     repository = root / "models--org--tiny"

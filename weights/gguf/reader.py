@@ -86,7 +86,9 @@ class GgufFile:
             with mmap.mmap(file.fileno(), min(size, MOST_HEADER), access=mmap.ACCESS_READ) as data:
                 return read_header(data, path.name, size, part)
         except FileNotFoundError:
-            raise CheckpointError(f"{path} does not exist") from None
+            count = len(self.paths)
+            parts = f"; all {count} parts must lie in one folder" if count > 1 else ""
+            raise CheckpointError(f"{path} does not exist{parts}") from None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path.name} cannot be read: {error}") from None
 

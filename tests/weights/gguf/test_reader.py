@@ -196,7 +196,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     write_parts(tmp_path).rename(tmp_path / "renamed.gguf")
     with pytest.raises(CheckpointError, match=r"split.count is 3"):
         GgufFile(tmp_path / "renamed.gguf")
-    with pytest.raises(CheckpointError, match=r"m-00001-of-00003.gguf does not exist"):
+    with pytest.raises(CheckpointError, match=r"m-00001-of-00003.gguf does not exist; all 3 parts must lie in one"):
         GgufFile(path)
     with pytest.raises(CheckpointError, match="part 4 of 3"):
         GgufFile(tmp_path / "m-00004-of-00003.gguf")
