@@ -1,0 +1,46 @@
+"""Which targets are met is said batch by batch."""
+
+from typing import Any
+
+from benchmarks.packed import report
+from benchmarks.targets import IK, Target, line, met, ratios, shown
+
+TARGET = Target("decode", "decode", "moedial", IK, (1.3, 1.3, 1.5, 2.5))
+
+
+def rows(speeds: dict[str, dict[int, float]]) -> list[dict[str, Any]]:
+    """Rows of a model with these speeds by system and batch."""
+    shared = {"model": "olmoe-0.9b-random", "num_experts": 8, "weights": "bf16", "file": "", "prefill": 1.0}
+    return [
+        shared | {"system": name, "batch": batch, "decode": speed, "ours": name.startswith("moedial")}
+        for name, found in speeds.items()
+        for batch, speed in found.items()
+    ]
+
+
+def test_the_best_peer_counts() -> None:
+    found = rows({"moedial": {1: 130, 4: 260}, IK[0]: {1: 50, 4: 100}, IK[2]: {1: 100}})
+    assert ratios(found, TARGET) == {1: 1.3, 4: 2.6}
+    assert line(found, TARGET) == ["decode", "1 / 4", "1.3 / 1.3", "1.30 / 2.60", "met"]
+
+
+def test_where_a_target_is_missed_is_said() -> None:
+    found = rows({"moedial": {1: 129, 4: 260}, IK[0]: {1: 100, 4: 100}})
+    assert line(found, TARGET)[-1] == "not met at 1"
+    assert line(rows({"moedial": {1: 129}, IK[0]: {1: 100}}), TARGET)[-1] == "not met"
+
+
+def test_results_are_shown_by_their_kind() -> None:
+    found = rows({"moedial": {1: 100}, "llama.cpp bf16": {1: 50}})
+    assert "**olmoe-0.9b-random, decode, tokens/s**" in shown({"rows": found})
+    lines = met(found).splitlines()
+    assert len(lines) == 3, "other targets were not measured"
+    cells = [cell.strip() for cell in lines[-1].strip("|").split("|")]
+    assert cells == ["olmoe-0.9b", "bf16, prefill, against llama.cpp", "1", "3.3", "1.00", "not met"]
+    counts = [{"num_experts": count, "tokens_per_s": 10.0, "read_gb": 0.05} for count in (8, 4, 2, 1)]
+    packed = [
+        {"model": "packed", "start_s": 1.0, "process_gb": 0.3, "gigabytes": 3.4, "counts": counts},
+        {"model": "half", "start_s": 1, "process_gb": 0.3, "limit_gb": 1.7, "disk_gb_s": 1.0, "counts": counts},
+    ]
+    assert "| 8   |     10.0 |             50.0 |                  20.0 |     50% |" in report(packed)
+    assert shown({"rows": packed}) == report(packed)
