@@ -53,6 +53,9 @@ class InputBatchBuilder:
         self._positions_T[:] = starts
         np.add(self._positions_T, 1, out=self._end_B)
         first_pages = [start // self._block_size for start in starts]
+        snapshots_N3 = _snapshots(plan)
+        if snapshots_N3 is not self._pages.snapshots_N3:
+            self._pages = replace(self._pages, snapshots_N3=snapshots_N3)
         if first_pages != self._first_pages:
             self._pages = replace(self._pages, tables_BP=_tables(plan, self._block_size))
             self._first_pages = first_pages
@@ -73,7 +76,8 @@ class InputBatchBuilder:
         self._first_pages = (start_B // self._block_size).tolist()
         batch = replace(self._batch_of(plan, first_B, length_B), late=late)
         slots_B = torch.from_numpy(_ints([chunk.sequence.slot for chunk in plan]))
-        self._pages = Pages(self._cache, _tables(plan, self._block_size), torch.from_numpy(spans_B3), slots_B)
+        tables_BP, spans = _tables(plan, self._block_size), torch.from_numpy(spans_B3)
+        self._pages = Pages(self._cache, tables_BP, spans, slots_B, _snapshots(plan))
         self._batch = batch
         return batch, self._pages
 
@@ -125,6 +129,12 @@ def _logit_rows(plan: Plan, first_B: Ints) -> Ints:
             sampled += range(last, last + 1 + len(chunk.drafts))
         scored += [first + position - 1 - chunk.start for position in chunk.scored_positions]
     return _ints(sampled + scored)
+
+
+def _snapshots(plan: Plan) -> Tensor | None:
+    """The snapshots to take of each sequence: see `Pages.snapshots_N3`."""
+    taken = [(i, at - c.start, slot) for i, c in enumerate(plan) for at, slot in c.sequence.snapshots]
+    return torch.from_numpy(_ints(taken)) if taken else None
 
 
 def _tables(plan: Plan, block_size: int) -> Tensor:

@@ -2,38 +2,40 @@
 
 A sequence of self-contrast decoding has two rows with blocks of their own, always for the same positions.
 
-A block's hash covers everything that its keys and values depend on: all tokens up to its end, the expert counts of
-their positions and, where the family draws noise, the noise seed. Counts are hashed position by position because they
-may depend on where the prompt ends: equal tokens and equal budgets do not make equal blocks. The hash also covers the
-request's salt, so that API keys share no blocks. It is keyed with a random key per process, so that a client cannot
-construct a collision.
+Shared are blocks with equal hashes (`engine/hashes.py`); where layers keep states, a prefix ends where there is a
+snapshot of these (`engine/snapshots.py`).
 Blocks are numbers here. Not here: what a block contains (see `model/shapes/memory.py`).
 """
 
-import secrets
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Set
-from hashlib import blake2b
 
-import msgspec
-
+from engine.hashes import BlockHashes
 from engine.sequence import Sequence
-from engine.types import Request
+from engine.snapshots import Snapshots
 
 
 class BlockManager:
     """Allocates `total` blocks of `block_size` tokens. Every call keeps the invariants of `check`.
 
-    `noisy`: the family draws noise, so that only requests with equal noise seeds may share blocks.
+    `noisy`: the family draws noise, so that only requests with equal noise seeds may share blocks. `snapshots`: those
+    of the states of layers that keep some; without them such layers allow no prefix cache.
     """
 
-    def __init__(self, total: int, block_size: int, *, prefix_cache: bool = True, noisy: bool = False) -> None:
+    def __init__(
+        self,
+        total: int,
+        block_size: int,
+        *,
+        prefix_cache: bool = True,
+        noisy: bool = False,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         if total < 1 or block_size < 1:
             raise ValueError(f"need at least one block of one token, got {total} blocks of {block_size}")
         self.total, self.block_size = total, block_size
-        self.prefix_cache, self._noisy = prefix_cache, noisy
-        self._key = secrets.token_bytes(32)
+        self.prefix_cache, self.snapshots = prefix_cache, snapshots
+        self._hashes = BlockHashes(block_size, noisy=noisy)
         self._holders: dict[str, Sequence] = {}
         self._slots: list[int] = []  # free slots among those allocated so far (0, 1, 2, …)
         self._slots_used = 0
@@ -72,7 +74,7 @@ class BlockManager:
         On success `sequence.computed` is the length of the prefix, always less than the whole sequence: the last
         token must be computed to get logits. The other blocks are not allocated yet (see `reserve`).
         """
-        hits_of_rows = self._lookup_rows(sequence)
+        hits_of_rows, shared = self._lookup_rows(sequence)
         hits = len(hits_of_rows[0])
         unused_hits = {block for found in hits_of_rows for block in found if not self._references[block]}
         missing = sequence.row_count * (self.blocks_for(len(sequence.tokens)) - hits)
@@ -83,9 +85,11 @@ class BlockManager:
             for block in found:
                 self._cached.pop(block, None)
                 self._acquire(row, block)
-            self._block_hashes(row, self._shareable(row))  # `prefix_in_flight` compares them
+            self._hashes.of(row, self._shareable(row))  # `prefix_in_flight` compares them
             row.published = hits
         sequence.computed = hits * self.block_size
+        if self.snapshots is not None:
+            self.snapshots.start(sequence, hits, shared)
         return True
 
     def uses_prefix_cache(self, sequence: Sequence) -> bool:
@@ -94,23 +98,25 @@ class BlockManager:
 
     def uncached_tokens(self, sequence: Sequence) -> int:
         """The number of tokens of a sequence without blocks that are not in the prefix cache."""
-        return len(sequence.tokens) - len(self._lookup_rows(sequence)[0]) * self.block_size
+        return len(sequence.tokens) - len(self._lookup_rows(sequence)[0][0]) * self.block_size
 
     def prefix_in_flight(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:
         """Whether the first block that this sequence would have to compute is being computed by a running one. Of two
-        rows, both blocks must be, or be in the cache."""
-        cached = len(self._lookup_rows(sequence)[0])
-        if cached >= self._shareable(sequence):
+        rows, both blocks must be, or be in the cache. With snapshots: whether one of a later position will be taken."""
+        cached, most = len(self._lookup_rows(sequence)[0][0]), self._shareable(sequence)
+        if cached >= most:
             return False
+        if self.snapshots is not None:
+            return self.snapshots.in_flight(sequence, running, range(cached + 1, most + 1), self._hashes)
         # A hash covers all tokens before it, so an equal one has the same index.
-        wanted = {self._block_hashes(row, cached + 1)[cached] for row in sequence.rows} - self._block_of.keys()
+        wanted = {self._hashes.of(row, cached + 1)[cached] for row in sequence.rows} - self._block_of.keys()
         rows = (row for other in running for row in other.rows)
         found = {row.hashes[cached] for row in rows if row.published <= cached < len(row.hashes)}
         return wanted <= found
 
     def forget_hashes(self, sequence: Sequence, position: int) -> None:
         """Forget the hashes of blocks that reach beyond `position`, where the sequence's counts have changed."""
-        del sequence.hashes[position // self.block_size :]
+        self._hashes.forget(sequence, position)
 
     def reserve(self, sequence: Sequence, tokens: int) -> bool:
         """Allocate blocks until a sequence's first `tokens` tokens are covered. False: too few are free, none taken."""
@@ -126,24 +132,25 @@ class BlockManager:
         return True
 
     def publish(self, sequence: Sequence) -> None:
-        """Put every full block whose tokens are all computed into the prefix cache. Of two equal blocks, the first is
-        the one that is found."""
+        """Put every full block whose tokens are all computed into the prefix cache. Of two equal blocks, the first that
+        a sequence holds is the one that is found."""
         if not self.prefix_cache:
             return
         full = sequence.computed // self.block_size
         if full == sequence.published:
             return
         for row in sequence.rows:
-            hashes = self._block_hashes(row, full)
+            hashes = self._hashes.of(row, full)
             for index in range(row.published, full):
-                block, digest = row.blocks[index], hashes[index]
-                if self._hash_of[block] is None and digest not in self._block_of:
-                    self._hash_of[block] = digest
-                    self._block_of[digest] = block
+                self._publish_block(row.blocks[index], hashes[index])
             row.published = full
+        if self.snapshots is not None:
+            self.snapshots.keep(sequence, self._block_of)
 
     def release(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Free all blocks of a sequence. With `forget` (the sequence failed) they leave the prefix cache as well."""
+        if self.snapshots is not None:
+            self.snapshots.give_back(sequence)
         # The end of a prefix is useless without its beginning: free it first, so that it is evicted first.
         for row in sequence.rows:
             for block in reversed(row.blocks):
@@ -163,6 +170,8 @@ class BlockManager:
         self._slots_used = 0
         self._block_of.clear()
         self._cached.clear()
+        if self.snapshots is not None:
+            self.snapshots.clear()
         self._references = [0] * self.total
         self._hash_of = [None] * self.total
         self._empty = list(reversed(range(self.total)))
@@ -175,6 +184,8 @@ class BlockManager:
         """
         self._check_references()
         self._check_hashes()
+        if self.snapshots is not None:
+            self.snapshots.check(self._holders.values(), self._block_of)
 
     def _check_references(self) -> None:
         held = [0] * self.total
@@ -202,17 +213,19 @@ class BlockManager:
         _require(all(self._hash_of[block] is None for block in self._empty), "an empty block has a hash")
         _require(all(self._hash_of[block] is not None for block in self._cached), "a cached block has no hash")
 
-    def _lookup_rows(self, sequence: Sequence) -> list[list[int]]:
-        """For each row of a sequence, the cached blocks that hold its beginning, equally many."""
+    def _lookup_rows(self, sequence: Sequence) -> tuple[list[list[int]], int]:
+        """For each row of a sequence, the cached blocks that hold its beginning, equally many, as far as it can start
+        behind them; and how many there are."""
         found = [self._lookup(row) for row in sequence.rows]
         shared = min(map(len, found))
-        return [hits[:shared] for hits in found]
+        hits = shared if self.snapshots is None else self.snapshots.longest(sequence, shared)
+        return [blocks[:hits] for blocks in found], shared
 
     def _lookup(self, row: Sequence) -> list[int]:
         """The cached blocks that hold a row's beginning. Hashes are computed one block beyond the last hit."""
         hits: list[int] = []
         for index in range(self._shareable(row)):
-            digest = self._block_hashes(row, index + 1)[index]
+            digest = self._hashes.of(row, index + 1)[index]
             block = self._block_of.get(digest)
             if block is None:
                 break
@@ -225,24 +238,17 @@ class BlockManager:
             return 0
         return (len(sequence.tokens) - 1) // self.block_size
 
-    def _block_hashes(self, sequence: Sequence, full: int) -> list[bytes]:
-        """The hashes of at least the first `full` blocks, each over its parent's hash, its tokens and their counts,
-        kept on the sequence, whose tokens only grow, and whose counts change only where nothing is computed."""
-        hashes, size = sequence.hashes, self.block_size
-        for index in range(len(hashes), full):
-            parent = hashes[-1] if hashes else self._root_hash(sequence.request)
-            start, end = index * size, (index + 1) * size
-            counts = msgspec.msgpack.encode(sequence.count_runs(start, end))
-            content = parent + counts + array("q", sequence.tokens[start:end]).tobytes()
-            hashes.append(blake2b(content, digest_size=16, key=self._key, person=b"block").digest())
-        return hashes
-
-    def _root_hash(self, request: Request) -> bytes:
-        """The parent of a sequence's first block: a hash of what the request's keys and values depend on."""
-        # What the budget says beside counts is encoded whole: a field added to it later is part of the key unasked.
-        rest = request.budget.without_counts
-        content = msgspec.msgpack.encode((rest, request.noise if self._noisy else None, request.salt))
-        return blake2b(content, digest_size=16, key=self._key, person=b"root").digest()
+    def _publish_block(self, block: int, digest: bytes) -> None:
+        """Name a block whose tokens are all computed, unless an equal one is held that has the name."""
+        other = self._block_of.get(digest)
+        if self._hash_of[block] is not None or (other is not None and self._references[other]):
+            return
+        if other is not None:
+            self._hash_of[other] = None
+            del self._cached[other]
+            self._empty.append(other)
+        self._hash_of[block] = digest
+        self._block_of[digest] = block
 
     def _allocate(self) -> int:
         """A free block; one of the prefix cache, the least recently used, only if no other is free."""
@@ -280,6 +286,8 @@ class BlockManager:
         digest, self._hash_of[block] = self._hash_of[block], None
         if digest is not None:
             del self._block_of[digest]
+            if self.snapshots is not None:
+                self.snapshots.forget(digest)
 
 
 def _empty(sequence: Sequence) -> None:
@@ -287,6 +295,8 @@ def _empty(sequence: Sequence) -> None:
     for row in sequence.rows:
         row.blocks.clear()
         row.slot, row.published = -1, 0
+        row.snapshots.clear()
+        row.snapshot_points, row.answer_snapshot = (), None
 
 
 def _require(condition: bool, message: str) -> None:

@@ -23,19 +23,23 @@ from engine.packing import ReadyModel, start_packed
 from engine.progress import LoadingProgress
 from engine.runner import ModelRunner
 from engine.scheduler import Scheduler
-from engine.sizes import block_size, cache_blocks, model_length, state_slots
+from engine.sizes import block_size, cache_sizes, model_length, shares_prefixes, state_slots
+from engine.snapshots import Snapshots
 from engine.speculation import Speculator, speculator_of
 from engine.types import EngineInfo, EngineSettings, Request, Sampling, TokenEvent
 from model.backends import choose
 from model.backends.base import Backend, Runnable
+from model.batch import Cache
 from model.budget import ExpertBudget
 from model.decoder import Decoder, parameter_count
-from model.devices import make_current, resolve
+from model.devices import CPU, make_current, resolve
 from model.errors import CheckpointError, InvalidRequest
 from model.options import Options
 from model.ranks.share import Share
 from model.resources import available_cores
 from model.shapes.decoder import DecoderConfig
+from model.shapes.memory import bytes_per_sequence
+from model.states import copier
 from weights.config import read_config
 from weights.folder import resolve_model
 from weights.groups import KeepGroups, bytes_per_weight, kept_as
@@ -71,7 +75,7 @@ def build_engine(settings: EngineSettings, tables: tuple[Tensor, Tensor] | None 
     config, raw = read_config(path)
     dtype = run_dtype(raw, settings.dtype)
     check(config, settings, dtype)
-    cache_blocks(config, settings, dtype)
+    cache_sizes(config, settings, dtype, overlaps=device != CPU)
     tokenizer = tokenizer_for(path, config, settings)
     choose.provide(device)
     if is_packed(path):
@@ -236,15 +240,13 @@ def assemble(
 ) -> tuple[Engine, int]:
     """An engine around a loaded model, and the number of its KV blocks. Without a `cost`, only tokens bound a step."""
     config = model.config
-    blocks = cache_blocks(config, settings, model.dtype, model.workspace)
-    if settings.prefix_cache and not config.prefix_reusable:
-        log.info("no prefix cache: this model keeps states, or mixes tokens, which no other sequence can share")
-    manager = BlockManager(
-        blocks,
-        block_size(settings),
-        prefix_cache=settings.prefix_cache and config.prefix_reusable,
-        noisy=config.draws_noise,
-    )
+    size, shares = block_size(settings), shares_prefixes(config, settings, model.overlaps)
+    if settings.prefix_cache and not shares:
+        log.info("no prefix cache: %s", unshared(model))
+    blocks, kept = cache_sizes(config, settings, model.dtype, model.workspace, model.overlaps)
+    cache = model.cache(blocks, size, state_slots(settings) + kept)
+    snapshots = snapshots_for(model, settings, cache, kept)
+    manager = BlockManager(blocks, size, prefix_cache=shares, noisy=config.draws_noise, snapshots=snapshots)
     scheduler = Scheduler(
         manager,
         max_running=settings.max_running,
@@ -257,10 +259,27 @@ def assemble(
         experts=experts_of(model),
         score_refusal=config.score_refusal,
     )
-    runner = ModelRunner(model, model.cache(blocks, block_size(settings), state_slots(settings)))
+    runner = ModelRunner(model, cache)
     runner.draft_experts = scheduler.speculator.experts if scheduler.speculator else 0
     overlapping = runner if model.overlaps else None
     return Engine(runner, scheduler, grammars, overlapping=overlapping, repeatable=not config.has_states), blocks
+
+
+def snapshots_for(model: Runnable, settings: EngineSettings, cache: Cache, count: int) -> Snapshots | None:
+    """The snapshots of states that the cache has slots for, behind those of running sequences; None if it has none."""
+    if not count:
+        return None
+    memory = model.config.memory
+    log.info("the prefix cache keeps %d snapshots of states, %.2f MB each", count, bytes_per_sequence(memory) / 1e6)
+    copy = copier(cache, memory)
+    return Snapshots(state_slots(settings), count, settings.prefix_snapshot_tokens, cache.block_size, copy)
+
+
+def unshared(model: Runnable) -> str:
+    """Why no sequence can use what another one has computed."""
+    if model.config.prefix_reusable:
+        return f"this model keeps states, and steps overlap on {model.device}"
+    return "this model keeps states, or mixes tokens, which no other sequence can share"
 
 
 def speculator_for(model: Runnable, settings: EngineSettings) -> Speculator | None:
@@ -274,7 +293,10 @@ def speculator_for(model: Runnable, settings: EngineSettings) -> Speculator | No
     if settings.speculate == "grammar" and model.overlaps:
         log.info("no drafts from grammars: they need the tokens before them, and steps overlap on %s", model.device)
         return None
-    if speculator is not None and not model.config.prefix_reusable:
+    if settings.speculate == "grammar" and not model.config.rewinds:
+        log.info("no drafts from grammars: this model keeps states, or mixes tokens, so that drafts cannot be undone")
+        return None
+    if speculator is not None and not model.config.rewinds:
         why = "this model keeps states, or mixes tokens, so that drafts cannot be undone"
         raise CheckpointError(f"speculate {settings.speculate}: {why}")
     return speculator

@@ -6,7 +6,7 @@ Not here: what only the start of a model knows, such as its parameters and its l
 from dataclasses import replace
 from typing import Any
 
-from engine.sizes import block_size, model_length
+from engine.sizes import block_size, model_length, shares_prefixes
 from engine.types import EngineSettings
 from model.backends.base import Runnable
 from model.budget import ExpertRange
@@ -33,7 +33,7 @@ def describe(model: Runnable, settings: EngineSettings, kept: str = "") -> dict[
         "quantize": quantization(settings, kept),
         "kv_cache_dtype": settings.kv_cache_dtype,
         "token_local": config.token_local,
-        "prefix_cache": settings.prefix_cache and config.prefix_reusable,
+        "prefix_cache": shares_prefixes(config, settings, model.overlaps),
         "chunked": config.chunkable,
         "step_cost": None,
     }

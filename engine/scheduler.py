@@ -1,7 +1,8 @@
 """The scheduler of continuous batching: it plans which tokens a step computes, and commits the step's results.
 
 Decoding sequences come first (`engine/decodes.py`), then prompts by arrival (`engine/prefill.py`); out of blocks, the
-youngest is preempted. While a device computes one plan, the next can be planned (`ahead`).
+youngest is preempted. While a device computes one plan, the next can be planned (`ahead`). What was computed is written
+to the sequences by `engine/results.py`.
 """
 
 import math
@@ -16,23 +17,13 @@ from engine.cost import NO_COST, StepBudget, StepCost, prefill_share
 from engine.decodes import DecodePlanner
 from engine.fits import require_fits
 from engine.grammars.matcher import Matcher
-from engine.outputs import append_tokens, count_work, end_event, token_event
-from engine.plan import (
-    NOT_FINITE,
-    NOT_OBSERVED,
-    Chunk,
-    Observed,
-    Plan,
-    PlanStats,
-    PromptLogprobs,
-    Sampled,
-    require_results,
-)
+from engine.plan import NOT_OBSERVED, Chunk, Observed, Plan, PlanStats, PromptLogprobs, Sampled, require_results
 from engine.prefill import PrefillPlanner
 from engine.queues import Queues
+from engine.results import Results
 from engine.sequence import Sequence
 from engine.speculation import Speculator
-from engine.types import Finish, Request, TokenEvent
+from engine.types import Request, TokenEvent
 from model.budget import ExpertCounts, ExpertRange
 from model.errors import InvalidRequest
 
@@ -100,7 +91,7 @@ class Scheduler:
         self._open: list[dict[str, int]] = []  # of plans not committed yet: ids, and where their chunks end
         self._aborting: set[str] = set()  # those of them that were aborted: they end with the commit
         self._plans_ahead = False
-        self._events: list[TokenEvent] = []  # final events that no commit has returned yet
+        self._results = Results(blocks, self.queues, max_model_len, chunked, clock, speculator)
 
     @property
     def running(self) -> int:
@@ -121,7 +112,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether a step would compute or report anything."""
-        return bool(self._running or self._waiting or self._events)
+        return bool(self._running or self._waiting or self._results.events)
 
     def add(self, request: Request, matcher: Matcher | None = None) -> None:
         """Queue a request; `matcher` follows its grammar.
@@ -148,7 +139,7 @@ class Scheduler:
         if any(request_id in open_plan for open_plan in self._open):
             self._aborting.add(request_id)
         elif sequence := self._running.get(request_id) or self._waiting.get(request_id):
-            self._finish(sequence, "abort")
+            self._results.finish(sequence, "abort")
 
     def set_counts(self, request_id: str, counts: ExpertCounts) -> None:
         """Give the tokens of a request that are still to be computed these counts, one per MoE layer; those of an open
@@ -178,10 +169,11 @@ class Scheduler:
         fault and must run alone. After `plan` is committed, `still_open` tells what is left of the new one.
 
         Raises:
-            RuntimeError: `plan` is not the only open one, or drafts are made, which need the tokens before them.
+            RuntimeError: `plan` is not the only open one, drafts are made, which need the tokens before them, or there
+                are snapshots, which are kept when a plan is committed.
         """
-        if len(self._open) != 1 or self.speculator is not None:
-            raise RuntimeError("one plan must be open to plan ahead of its commit, and none with drafts")
+        if len(self._open) != 1 or self.speculator is not None or self.blocks.snapshots is not None:
+            raise RuntimeError("one plan must be open to plan ahead of its commit, and none with drafts or snapshots")
         held = {chunk.sequence.id for chunk in plan if self._is_held(chunk, repeatable)}
         with computed(plan, held, self.queues, self._chunked):
             yield () if not repeatable and self.queues.has_suspects else self._plan_or_nothing()
@@ -232,6 +224,9 @@ class Scheduler:
                 step_budget.reserve_for_prompts(prefill_share(self.oldest_waiting_s))
             plan += self._prefills.plan(step_budget, self.plan_stats)
         self.plan_stats.estimated_s = step_budget.load.seconds if plan else 0.0
+        if self.blocks.snapshots is not None:
+            for chunk in plan:
+                self.blocks.snapshots.plan(chunk.sequence, chunk.start, chunk.start + chunk.length)
         if plan:
             self._open.append({chunk.sequence.id: chunk.start + chunk.length for chunk in plan})
         return tuple(plan)
@@ -257,8 +252,8 @@ class Scheduler:
         results, scored = iter(sampled), iter(prompt_logprobs)
         for chunk, seen in zip(plan, observed or (NOT_OBSERVED,) * len(plan), strict=True):
             found = next(scored) if chunk.scored_positions else ()
-            self._observe(chunk, seen)
-            self._commit_chunk(chunk, next(results) if chunk.samples else None, found)
+            result, aborted = next(results) if chunk.samples else None, chunk.sequence.id in self._aborting
+            self._results.apply(chunk, result, found, seen=seen, aborted=aborted, plan_stats=self.plan_stats)
         if self.speculator is not None:
             self.speculator.record_step(self.plan_stats.estimated_s, len(sampled) + self.plan_stats.accepted)
         if recompute:
@@ -274,14 +269,14 @@ class Scheduler:
         """End some sequences of an open plan with an error; the rest of the plan is still to be committed."""
         for chunk in chunks:
             aborted = chunk.sequence.id in self._aborting
-            self._finish(chunk.sequence, "abort" if aborted else "error", error=None if aborted else message)
+            self._results.finish(chunk.sequence, "abort" if aborted else "error", error=None if aborted else message)
 
     def reset(self, message: str) -> list[TokenEvent]:
         """End all sequences with an error and free all blocks: the recovery from a fault in the scheduler itself."""
         self._open.clear()
         self.blocks.clear()
         for sequence in [*self._running.values(), *self._waiting.values()]:
-            self._finish(sequence, "error", error=message)
+            self._results.finish(sequence, "error", error=message)
         return self._take_events()
 
     def check(self) -> None:
@@ -307,65 +302,11 @@ class Scheduler:
             sequence = chunk.sequence
             sequence.isolated_until = max(sequence.isolated_until, chunk.start + chunk.length)
             if sequence.id in self._aborting:
-                self._finish(sequence, "abort")
+                self._results.finish(sequence, "abort")
             elif sequence.id in self._running:
                 self._preempt(sequence)
-
-    def _observe(self, chunk: Chunk, seen: Observed) -> None:
-        """Record a chunk's work and routes."""
-        count_work(chunk, self.speculator.experts if self.speculator else 0, seen)
-        if chunk.sequence.routes is not None and seen.routes is not None:
-            chunk.sequence.routes.put(chunk.start, seen.routes)
-
-    def _commit_chunk(self, chunk: Chunk, result: Sampled | None, prompt_logprobs: PromptLogprobs) -> None:
-        """Apply one chunk's results. Blocks of a sequence that failed are not published to the prefix cache."""
-        sequence, reaches_end = chunk.sequence, chunk.reaches_end
-        sequence.computed = chunk.start + chunk.length
-        if self._chunked and (self.queues.partial_prefill is sequence or not reaches_end):
-            self.queues.record_prefill(sequence)
-        if sequence.id in self._aborting:
-            self._finish(sequence, "abort")
-        elif prompt_logprobs is None:
-            self._finish(sequence, "error", error=NOT_FINITE)
-        elif result is not None and result.error is not None:
-            self._finish(sequence, "error", error=result.error, code=result.code)
-        else:
-            sequence.prompt_logprobs += prompt_logprobs
-            if result is not None:
-                self._append_tokens(chunk, (result, *result.after_drafts))
-            else:
-                self.blocks.publish(sequence)
-                if reaches_end:
-                    self._finish(sequence, "length")  # only log-probabilities of the prompt were wanted
-
-    def _append_tokens(self, chunk: Chunk, results: tuple[Sampled, ...]) -> None:
-        """Append the sampled tokens: the next one, and one after each accepted draft."""
-        sequence = chunk.sequence
-        kept, finish = append_tokens(sequence, results, self.max_model_len)
-        sequence.computed += len(kept) - 1
-        self._record_drafts(chunk, len(kept) - 1)
-        self.blocks.publish(sequence)
-        last = None if finish is None else kept.pop()
-        for result in kept:
-            self._events.append(token_event(sequence, result, self._clock))
-        if last is not None and finish is not None:
-            self._finish(sequence, finish, last, last.error, last.code)
-
-    def _record_drafts(self, chunk: Chunk, accepted: int) -> None:
-        if self.speculator is not None and (drafted := len(chunk.drafts) + chunk.model_drafts):
-            self.plan_stats.drafted += drafted
-            self.plan_stats.accepted += accepted
-            self.speculator.record_acceptance(chunk.sequence, drafted, accepted)
-
-    def _finish(
-        self, sequence: Sequence, finish: Finish, last: Sampled | None = None, error: str | None = None, code: str = ""
-    ) -> None:
-        self.blocks.release(sequence, forget=finish == "error")
-        self.queues.remove(sequence)
-        self._events.append(end_event(sequence, finish, last, error, code, self._clock))
 
     def _take_events(self) -> list[TokenEvent]:
         del self._open[:1]
         self._aborting.clear()
-        events, self._events = self._events, []
-        return events
+        return self._results.take_events()

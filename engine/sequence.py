@@ -15,7 +15,8 @@ LATE = -1  # stands for a token that the device has sampled and the host does no
 
 
 class Sequence:
-    """A running or waiting request. The scheduler moves it; the block manager fills `blocks`, `hashes` and `published`.
+    """A running or waiting request. The scheduler moves it; the block manager fills `blocks`, `hashes`, `published` and
+    what has to do with snapshots.
 
     Invariants: `computed < len(tokens)`; `blocks` covers at least `computed` tokens;
     `hashes[i]` names the first i + 1 full blocks of `tokens`, which only ever grow.
@@ -27,6 +28,7 @@ class Sequence:
         "_unpriced_start",
         "absent",
         "admitted_at",
+        "answer_snapshot",
         "arrival_number",
         "arrived_at",
         "blocks",
@@ -50,6 +52,8 @@ class Sequence:
         "row_count",
         "sampler_state",
         "slot",
+        "snapshot_points",
+        "snapshots",
         "tokens",
         "waiting_since",
         "weak",
@@ -71,6 +75,9 @@ class Sequence:
         self.row_count = request.budget.rows
         self.blocks: list[int] = []  # of its own row
         self.slot = -1  # index of its recurrent states while it holds blocks
+        self.snapshot_points: tuple[int, ...] = ()  # positions of its states that are kept for others
+        self.snapshots: list[tuple[int, int]] = []  # of the open plan: positions and the slots for them, by row
+        self.answer_snapshot: bytes | None = None  # the name of the last one behind its prompt
         self.hashes: list[bytes] = []
         self.published = 0  # full blocks that have been put into the prefix cache
         self.cached_tokens = 0  # prompt tokens found in the prefix cache when the request was first admitted

@@ -1,7 +1,10 @@
-"""How large an engine is: its longest sequence, and its KV cache, from the settings and the memory that is free.
+"""How large an engine is: its longest sequence, its KV cache and what else it keeps of sequences, from the settings
+and the memory that is free.
 
 Not here: the blocks themselves (`engine/blocks.py`), and what the tensors of a step take (`engine/memory.py`).
 """
+
+from typing import NamedTuple
 
 import torch
 
@@ -13,6 +16,15 @@ from model.devices import free_memory, resolve
 from model.errors import CheckpointError
 from model.shapes.decoder import DecoderConfig
 from model.shapes.memory import bytes_per_block, bytes_per_sequence
+
+SNAPSHOT_SHARE = 8  # of the cache without the states of running sequences, unless a number is set
+
+
+class CacheSizes(NamedTuple):
+    """What the cache has room for."""
+
+    blocks: int
+    snapshots: int  # of states, in addition to those of running sequences
 
 
 def model_length(config: DecoderConfig, settings: EngineSettings) -> int:
@@ -34,16 +46,29 @@ def state_slots(settings: EngineSettings) -> int:
     return max(settings.max_running, MOST_ROWS)
 
 
-def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype, workspace: int = 0) -> int:
-    """How many KV blocks the memory setting allows, at most what `max_running` whole contexts can use. `workspace`:
-    bytes that the backend needs in addition to the cache."""
+def shares_prefixes(config: DecoderConfig, settings: EngineSettings, overlaps: bool) -> bool:
+    """Whether there is a prefix cache. Where steps overlap none holds states: when one step is committed, the next has
+    moved them on."""
+    return settings.prefix_cache and config.prefix_reusable and not (config.has_states and overlaps)
+
+
+def cache_sizes(
+    config: DecoderConfig, settings: EngineSettings, dtype: torch.dtype, workspace: int = 0, overlaps: bool = False
+) -> CacheSizes:
+    """How many KV blocks the memory setting allows, at most what `max_running` whole contexts can use, and how many
+    snapshots of states. `workspace`: bytes that the backend needs in addition to the cache."""
     element, scale = (1, 4) if settings.kv_cache_dtype == "int8" else (dtype.itemsize, 0)
     per_block = max(1, bytes_per_block(config.memory, block_size(settings), element, scale))
     device = resolve(settings.device)
     steps = step_bytes(config, settings.max_step_tokens, settings.max_running, device)
     free = max(0, free_memory(device).value - workspace - steps)
     allowed = settings.kv_cache_bytes or int(free * cache_fraction(settings.kv_cache_fraction, device))
-    allowed -= bytes_per_sequence(config.memory) * state_slots(settings)
+    states, snapshots = bytes_per_sequence(config.memory), 0
+    allowed -= states * state_slots(settings)
+    if states and shares_prefixes(config, settings, overlaps):
+        most = min(2 * settings.max_running, allowed // SNAPSHOT_SHARE // states)
+        snapshots = settings.prefix_snapshots or max(1, most)
+        allowed -= states * snapshots
     length = model_length(config, settings)
     blocks_per_context = -(-length // block_size(settings))
     if allowed // per_block < blocks_per_context:
@@ -51,4 +76,4 @@ def cache_blocks(config: DecoderConfig, settings: EngineSettings, dtype: torch.d
             f"the KV cache has {allowed} bytes, but one sequence of {length} tokens needs "
             f"{blocks_per_context * per_block}; lower max_model_len or raise kv_cache_bytes"
         )
-    return min(allowed // per_block, blocks_per_context * settings.max_running)
+    return CacheSizes(min(allowed // per_block, blocks_per_context * settings.max_running), snapshots)

@@ -246,6 +246,8 @@ class EngineSettings:
     step_ms: int = 50  # 0: only max_step_tokens bounds a step
     stream_interval_ms: int = 50  # tokens made faster than this are sent together; 0: every step is sent at once
     prefix_cache: bool = True
+    prefix_snapshots: int = 0  # of recurrent states; 0: as many as an eighth of the cache holds
+    prefix_snapshot_tokens: int = 2048  # from one to the next within a long prompt
     speculate: str = "off"  # or "grammar", "ngram", "experts=K": where drafts come from (engine/speculation.py)
     generation_config: GenerationConfig = "auto"  # whether that file's tokens end an answer
     # The server would refuse bad values of these after loading; they are checked before the weights are read.

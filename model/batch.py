@@ -55,6 +55,8 @@ class Pages:
     tables_BP: Tensor  # int64: block ids of each sequence, padded with 0
     spans_B3: Tensor  # int64: of each sequence its first row, new tokens, and cached and new tokens together
     slots_B: Tensor | None = None  # int64: of each sequence the slot of its states; only layers with states need it
+    # int64: of a sequence of the step, after how many of its rows a copy of its states goes to which slot, in order.
+    snapshots_N3: Tensor | None = None
 
     @property
     def spans(self) -> tuple[Span, ...]:

@@ -60,7 +60,8 @@ class Past(Protocol):
 
     def states(self, memory: int, rows: int, size: int) -> Iterator[tuple[slice, Tensor, bool]]:
         """For each sequence of the step's `rows` tokens: its rows, the state of `size` values, written in place, and
-        whether the sequence starts with this step, so that the state is still another sequence's."""
+        whether the sequence starts with this step, so that the state is still another sequence's. A sequence comes in
+        parts where copies of its state are wanted between them."""
 
 
 class Observer(Protocol):

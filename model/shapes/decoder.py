@@ -165,6 +165,12 @@ class DecoderConfig:
         return any(not memory.per_token for memory in self.memory)
 
     @property
-    def prefix_reusable(self) -> bool:
-        """Whether what is kept of a prefix can serve another sequence with the same prefix."""
+    def rewinds(self) -> bool:
+        """Whether a sequence can go on from any of its earlier positions: what it made after that is written over."""
         return self.chunkable and not self.has_states
+
+    @property
+    def prefix_reusable(self) -> bool:
+        """Whether what is kept of a prefix can serve another sequence with the same prefix: where attention keeps
+        states, at the positions of snapshots. Of a mixture's states none are taken."""
+        return self.chunkable and all(shape.memory is None for shape in self.feed_forward)

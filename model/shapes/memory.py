@@ -36,7 +36,7 @@ class PagedMemory:
 
 @dataclass(frozen=True, slots=True)
 class StateMemory:
-    """Memory of fixed size per sequence: `size` float32 values. No other sequence can use them."""
+    """Memory of fixed size per sequence: `size` float32 values. Another sequence can only use a copy."""
 
     size: int
     per_token = 0

@@ -229,6 +229,23 @@ class ModelSettings(BaseSettings):
     prefix_cache: bool = option(
         ENGINE.prefix_cache, "Engine", "Reuse KV blocks of equal prompts with equal expert counts"
     )
+    prefix_snapshots: int = option(
+        ENGINE.prefix_snapshots,
+        "Engine",
+        "Of models with recurrent layers: how many copies of a sequence's states the prefix cache keeps. A prompt can "
+        "only start where there is one; the log says how large one is. 0: an eighth of the cache, at most two for each "
+        "of --max-running",
+        ge=0,
+        le=1 << 20,
+    )
+    prefix_snapshot_tokens: int = option(
+        ENGINE.prefix_snapshot_tokens,
+        "Engine",
+        "Tokens from one of these copies to the next within a long prompt. Others are taken behind a prompt's last "
+        "full block, where prompts part, and as an answer grows, at least a sixteenth of this from the last",
+        ge=16,
+        le=1 << 24,
+    )
     prefix_sharing: Literal["auto", "all", "key"] = option(
         "auto",
         "Engine",

@@ -56,8 +56,13 @@ def test_a_router_made_for_one_count(consent: bool, tmp_path: Path) -> None:
                 live.client.completions.create(**ask)  # type: ignore[call-overload]
 
 
-@pytest.mark.redundant  # tests/families/test_engine.py runs the same layers, in one process
-def test_recurrent_layers_serve_without_a_prefix_cache(tmp_path: Path) -> None:
-    with served("qwen3_next", 0, tmp_path) as live:
-        texts = {live.client.completions.create(model="tiny", **QUESTION).choices[0].text for _ in range(3)}
-        assert len(texts) == 1 and live.metric("prefix_cache_hits_total") == 0
+def test_recurrent_layers_serve_with_a_prefix_cache(tmp_path: Path) -> None:
+    """The second answer starts behind the prompt's last full block, of which there is a copy of the states."""
+    with served("qwen3_next", 0, tmp_path, "--prefix-snapshot-tokens", "256") as live:
+        ask = {"model": "tiny", "prompt": list(range(5, 45)), "max_tokens": 6, "temperature": 0}
+        answers = [live.client.completions.create(**ask) for _ in range(2)]  # type: ignore[call-overload]
+        assert answers[0].choices[0].text == answers[1].choices[0].text
+        assert [answer.usage.prompt_tokens_details.cached_tokens for answer in answers] == [0, 32]
+        assert live.metric("prefix_cache_hits_total") == 32
+        card = live.client.models.retrieve("tiny").model_extra
+        assert card is not None and card["meta"]["execution"]["prefix_cache"]

@@ -43,6 +43,8 @@ class Served:
     by_phase: bool = False  # many requests have counts of their own for prompts
     rules: tuple[RoutingRule, ...] = (FAMILY_RULE,)  # each request has one of these
     speculate: str = "off"  # of crowds; what runs alone is never guessed at
+    snapshots: int = 0  # of states, where layers keep some
+    snapshot_tokens: int = 1
 
     @property
     def length(self) -> int:
@@ -147,12 +149,16 @@ def bench(
 ) -> Bench:
     """`model`: another than the one that is served to all."""
     model, config = model or served.model(), served.config
+    cache = cache and (served.snapshots > 0 or not config.has_states)
+    states = max(running, MOST_ROWS) + (served.snapshots if cache else 0)
     per_block = bytes_per_block(config.memory, served.block, model.dtype.itemsize)
     settings = served.settings(
-        kv_cache_bytes=blocks * per_block + bytes_per_sequence(config.memory) * max(running, MOST_ROWS),
+        kv_cache_bytes=blocks * per_block + bytes_per_sequence(config.memory) * states,
         max_running=running,
         max_step_tokens=step_tokens,
         prefix_cache=cache,
+        prefix_snapshots=served.snapshots,
+        prefix_snapshot_tokens=served.snapshot_tokens,
         speculate=served.speculate,
     )
     engine, total = assemble(model, settings)

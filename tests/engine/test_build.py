@@ -134,10 +134,10 @@ def test_cache_and_threads_follow_the_container(
     monkeypatch.setattr(devices, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
     monkeypatch.setattr(memory, "available_memory", lambda: Amount(20 * per_block, "memory.max"))
     monkeypatch.setattr(memory, "available_cores", lambda: Amount(3, "cpu.max"))
-    assert sizes.cache_blocks(config, settings, torch.float32) == 10
-    assert sizes.cache_blocks(config, settings, torch.float32, workspace=8 * per_block) == 6
+    assert sizes.cache_sizes(config, settings, torch.float32) == (10, 0)
+    assert sizes.cache_sizes(config, settings, torch.float32, workspace=8 * per_block).blocks == 6
     small = replace(settings, kv_cache_dtype="int8")  # 16 bytes and a scale of 4 in place of 64
-    assert sizes.cache_blocks(config, small, torch.float32) == 32
+    assert sizes.cache_sizes(config, small, torch.float32).blocks == 32
     caplog.set_level("INFO")
     memory.log_resources()
     assert "3 cores (cpu.max)" in caplog.text and "(memory.max)" in caplog.text
@@ -153,7 +153,7 @@ def test_a_gpu_keeps_room_for_steps_and_gives_most_of_the_rest(monkeypatch: pyte
     assert steps == 4 * (6 * 2000 * config.vocabulary + 512 * config.width * (2 * config.experts.trained + 8))
     for device, room in (("cuda:0", 0.9 * (free - steps - (1 << 20))), ("cpu", 0.3 * (free - (1 << 20)))):
         settings = EngineSettings(model="", device=device, max_running=2000, max_step_tokens=512, block_size=16)
-        assert sizes.cache_blocks(config, settings, torch.float32, 1 << 20) == int(room) // per_block, device
+        assert sizes.cache_sizes(config, settings, torch.float32, 1 << 20).blocks == int(room) // per_block, device
 
 
 def test_the_device_is_named_in_log_and_description(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

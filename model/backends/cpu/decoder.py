@@ -22,7 +22,7 @@ from model.options import KVCacheDType, Quantize
 from model.shapes.decoder import DecoderConfig
 from model.step import Observer
 
-NO_SLOTS = torch.empty(0, dtype=torch.int64)
+NO_SLOTS = NO_SNAPSHOTS = torch.empty(0, dtype=torch.int64)
 
 
 class NativeDecoder(NativeSampling):
@@ -102,6 +102,7 @@ class NativeDecoder(NativeSampling):
             pages.spans_B3,
             pages.tables_BP,
             NO_SLOTS if pages.slots_B is None else pages.slots_B,
+            NO_SNAPSHOTS if pages.snapshots_N3 is None else pages.snapshots_N3,
             cache.block_size,
             batch.routes,
         )

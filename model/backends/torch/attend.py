@@ -67,6 +67,9 @@ class PagedAttend:
         sequences = zip(pages.tables_BP, self._spans, strict=True)
         slots_T = torch.cat([self._new_slots(table_P, span) for table_P, span in sequences])
         self.slots_T = slots_T.to(device, non_blocking=True)
+        self._snapshots: dict[int, list[tuple[int, int]]] = {}  # of a sequence: after so many rows, to which slot
+        for index, after, slot in [] if pages.snapshots_N3 is None else pages.snapshots_N3.tolist():
+            self._snapshots.setdefault(index, []).append((after, slot))
         self._groups: dict[tuple[int, int, Sizes], list[Group]] = {}  # by what a layer sees; most layers see the same
 
     def _new_slots(self, table_P: Tensor, span: Span) -> Tensor:
@@ -105,11 +108,18 @@ class PagedAttend:
         return self._spans
 
     def states(self, memory: int, rows: int, size: int) -> Iterator[tuple[slice, Tensor, bool]]:
-        """Each sequence's rows, its state, written in place, and whether it starts with this step."""
+        """Each sequence's rows, its state, written in place, and whether it starts with this step. Rows before and
+        after a snapshot come one after the other."""
         assert self.pages.slots_B is not None
-        for span, slot in zip(self._spans, self.pages.slots_B.tolist(), strict=True):
-            rows_of_span = slice(span.first, span.first + span.rows)
-            yield rows_of_span, self.cache.layers[memory][slot], span.context == span.rows
+        states_SX = self.cache.layers[memory]
+        for index, (span, slot) in enumerate(zip(self._spans, self.pages.slots_B.tolist(), strict=True)):
+            begin, end, fresh = span.first, span.first + span.rows, span.context == span.rows
+            for after, target in self._snapshots.get(index, ()):
+                yield slice(begin, span.first + after), states_SX[slot], fresh
+                states_SX[target] = states_SX[slot]
+                begin, fresh = span.first + after, False
+            if begin < end:
+                yield slice(begin, end), states_SX[slot], fresh
 
 
 def _attend(q_BHRC: Tensor, k_BGSC: Tensor, v_BGSV: Tensor, mask: Tensor, spec: MaskSpec) -> Tensor:

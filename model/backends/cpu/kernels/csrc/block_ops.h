@@ -22,11 +22,11 @@ inline void attention_block_op(const AttentionParams& params, Tensor x, Tensor c
 }
 
 inline void delta_block_op(const DeltaParams& params, Tensor x, Tensor states, const Tensor& spans,
-                           const Tensor& slots) {
+                           const Tensor& slots, const Tensor& snapshots) {
     float* rows = floats(x, "x");
     const DeltaBlock block = bind(x.size(1), params);
     const Pages pages = spans_of(spans, x.size(0));
-    const States layer_states = states_of(states, slots, block, pages.count);
+    const States layer_states = states_of(states, slots, snapshots, block, spans);
     Op op;
     if (x.size(0)) delta_block(rows, x.size(1), block, layer_states, pages);
 }
@@ -95,7 +95,8 @@ inline void define_block_ops(torch::Library& library) {
         "int block_size",
         "()"));
     library.def(schema<DeltaParams>(
-        "delta_block(Tensor(a!) x, Tensor(b!) states, Tensor spans, Tensor slots", "()"));
+        "delta_block(Tensor(a!) x, Tensor(b!) states, Tensor spans, Tensor slots, Tensor snapshots",
+        "()"));
     library.def(schema<LatentParams>(
         "latent_block(Tensor(a!) x, Tensor(b!) cache, Tensor spans, Tensor tables, int block_size",
         "()"));

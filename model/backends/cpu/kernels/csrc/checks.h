@@ -200,9 +200,43 @@ inline Cache cache_of(const Tensor& cache, int64_t kv_heads, int64_t head_width,
     return made;
 }
 
-// One layer's states [slots, size], and which of them each of `count` sequences has.
-inline States states_of(const Tensor& states, const Tensor& slots, const DeltaBlock& block,
-                        int64_t count) {
+// Snapshots [N, 3] of spans: each in a slot that neither a span nor another snapshot has.
+inline void take_snapshots(States& states, const Tensor& snapshots, int64_t slots,
+                           const Tensor& spans) {
+    states.snapshots = (const Snapshot*)data<const int64_t>(snapshots, "snapshots");
+    if (!snapshots.numel()) return;
+    TORCH_CHECK(snapshots.dim() == 2 && snapshots.size(1) == 3, "snapshots must be [N, 3], got ",
+                snapshots.sizes());
+    TORCH_CHECK(spans.dim() == 2 && spans.size(1) == 3, "spans must be [B, 3], got ",
+                spans.sizes());
+    states.snapshot_count = snapshots.size(0);
+    const Span* span_at = (const Span*)data<const int64_t>(spans, "spans");
+    const int64_t count = spans.size(0);
+    for (int64_t i = 0; i < states.snapshot_count; i++) {
+        const Snapshot &taken = states.snapshots[i],
+                       &before = states.snapshots[std::max<int64_t>(i - 1, 0)];
+        TORCH_CHECK(0 <= taken.span && taken.span < count, "a snapshot is of sequence ", taken.span,
+                    " of ", count);
+        TORCH_CHECK(1 <= taken.rows && taken.rows <= span_at[taken.span].rows,
+                    "a snapshot is behind ", taken.rows, " of ", span_at[taken.span].rows, " rows");
+        TORCH_CHECK(!i || before.span < taken.span ||
+                        (before.span == taken.span && before.rows < taken.rows),
+                    "snapshots must be in the order of their rows");
+    }
+    for (int64_t i = 0; i < states.snapshot_count; i++) {
+        const Snapshot& taken = states.snapshots[i];
+        bool free = 0 <= taken.slot && taken.slot < slots;
+        for (int64_t j = 0; j < count; j++) free &= states.slots[j] != taken.slot;
+        for (int64_t j = 0; j < i; j++) free &= states.snapshots[j].slot != taken.slot;
+        TORCH_CHECK(free, "slot ", taken.slot, " of a snapshot is taken, or not one of ", slots);
+    }
+}
+
+// One layer's states [slots, size], which of them each of the spans' sequences has, and the
+// snapshots [N, 3] to take.
+inline States states_of(const Tensor& states, const Tensor& slots, const Tensor& snapshots,
+                        const DeltaBlock& block, const Tensor& spans) {
+    const int64_t count = spans.size(0);
     States made{floats(states, "states"), block.state_size(), data<const int64_t>(slots, "slots")};
     TORCH_CHECK(states.size(1) == made.size, "states must be [slots, ", made.size, "], got ",
                 states.sizes());
@@ -211,6 +245,7 @@ inline States states_of(const Tensor& states, const Tensor& slots, const DeltaBl
     for (int64_t i = 0; i < count; i++)
         TORCH_CHECK(0 <= made.slots[i] && made.slots[i] < states.size(0), "slot ", made.slots[i],
                     " is not one of ", states.size(0));
+    take_snapshots(made, snapshots, states.size(0), spans);
     return made;
 }
 

@@ -73,10 +73,10 @@ struct DeltaStep {
 
     int64_t channels() const { return layer.channels(); }
 
-    // Inputs of the convolution at a position before this step: the last kernel - 1 are kept, each
-    // in the row of its position modulo their number.
-    float* kept(int64_t span, int64_t position) const {
-        return states.at(span) + position % (layer.kernel - 1) * channels();
+    // Where a state has the input of the convolution at a position: the last kernel - 1 are kept,
+    // each in the row of its position modulo their number.
+    float* kept(float* state, int64_t position) const {
+        return state + position % (layer.kernel - 1) * channels();
     }
 
     // beta = sigmoid, e^g = e^(-e^A softplus(.)), in place.
@@ -98,7 +98,7 @@ struct DeltaStep {
         for (int64_t tap = first; tap < taps; tap++) {
             const int64_t at = row - (taps - 1) + tap;  // in the step
             inputs[tap] = at >= 0 ? mixed + (span.first + at) * stride
-                                  : kept(index, position - (taps - 1) + tap);
+                                  : kept(states.at(index), position - (taps - 1) + tap);
         }
         float* y = convolved + (span.first + row) * channels();
         for (int64_t i = 0; i < channels(); i += LANES) {
@@ -115,22 +115,36 @@ struct DeltaStep {
         }
     }
 
-    // The last inputs of a sequence, for the steps to come.
+    // The last inputs of a sequence, for the steps to come, in its own state and in its snapshots.
+    // Those from before this step are in its own until that is written, which comes last.
     void keep_inputs(int64_t index) const {
-        const Span& span = pages.spans[index];
-        for (int64_t row = std::max<int64_t>(0, span.rows - (layer.kernel - 1)); row < span.rows;
-             row++)
-            std::memcpy(kept(index, span.context - span.rows + row),
-                        mixed + (span.first + row) * stride, channels() * 4);
+        states.each_snapshot(index, [&](const Snapshot& taken) {
+            keep_inputs(index, taken.rows, states.of_slot(taken.slot));
+        });
+        keep_inputs(index, pages.spans[index].rows, states.at(index));
     }
 
-    // All tokens of a sequence through V vectors of columns of one head.
+    // The last inputs up to the first `rows` rows of a sequence's step.
+    void keep_inputs(int64_t index, int64_t rows, float* state) const {
+        const Span& span = pages.spans[index];
+        const int64_t start = span.context - span.rows;
+        const bool own = state == states.at(index);  // which has those from before this step
+        const int64_t first = rows - (layer.kernel - 1);
+        for (int64_t row = std::max<int64_t>(own ? 0 : -start, first); row < rows; row++) {
+            float* place = kept(state, start + row);
+            const float* input =
+                row < 0 ? kept(states.at(index), start + row) : mixed + (span.first + row) * stride;
+            std::memcpy(place, input, channels() * 4);
+        }
+    }
+
+    // The tokens from row `begin` up to `end` through V vectors of columns of one head.
     template <int V>
-    void columns(const Span& span, int64_t head, int64_t first, float* memory) const {
+    void columns(int64_t begin, int64_t end, int64_t head, int64_t first, float* memory) const {
         const int64_t width = layer.key_width, keys = layer.key_heads * width;
         const int64_t key = head / (layer.heads / layer.key_heads) * width;
         const int64_t value = head * layer.value_width + first;
-        for (int64_t row = span.first; row < span.first + span.rows; row++) {
+        for (int64_t row = begin; row < end; row++) {
             const float *x = convolved + row * channels(), *rate = rates + row * layer.rate_width();
             delta_token<V>(memory, width, x + keys + key, x + key,
                            rate[layer.padded_heads() + head], rate[head], x + 2 * keys + value,
@@ -139,22 +153,35 @@ struct DeltaStep {
     }
 
     template <int V = STATE_VECTORS>
-    void some_columns(int64_t vectors, const Span& span, int64_t head, int64_t first,
+    void some_columns(int64_t vectors, int64_t begin, int64_t end, int64_t head, int64_t first,
                       float* memory) const {
-        if (vectors == V) return columns<V>(span, head, first, memory);
-        if constexpr (V > 1) some_columns<V - 1>(vectors, span, head, first, memory);
+        if (vectors == V) return columns<V>(begin, end, head, first, memory);
+        if constexpr (V > 1) some_columns<V - 1>(vectors, begin, end, head, first, memory);
+    }
+
+    // The tokens from row `begin` up to `end` through the matrix of one head.
+    void run_rows(int64_t begin, int64_t end, int64_t head, float* memory) const {
+        for (int64_t first = 0; first < layer.value_width; first += STATE_VECTORS * LANES) {
+            const int64_t left = (layer.value_width - first) / LANES;
+            some_columns(std::min<int64_t>(left, STATE_VECTORS), begin, end, head, first,
+                         memory + first * layer.key_width);
+        }
     }
 
     // One head of a sequence: its tokens through the state, then the norm and gate of each.
     void run_head(int64_t index, int64_t head) const {
         const Span& span = pages.spans[index];
         const int64_t width = layer.value_width, matrix = layer.key_width * width;
-        float* memory = states.at(index) + (layer.kernel - 1) * channels() + head * matrix;
+        const int64_t place = (layer.kernel - 1) * channels() + head * matrix;
+        float* memory = states.at(index) + place;
         if (span.context == span.rows) std::memset(memory, 0, matrix * 4);
-        for (int64_t first = 0; first < width; first += STATE_VECTORS * LANES) {
-            const int64_t vectors = std::min<int64_t>((width - first) / LANES, STATE_VECTORS);
-            some_columns(vectors, span, head, first, memory + first * layer.key_width);
-        }
+        int64_t begin = span.first;
+        states.each_snapshot(index, [&](const Snapshot& taken) {
+            run_rows(begin, span.first + taken.rows, head, memory);
+            std::memcpy(states.of_slot(taken.slot) + place, memory, matrix * 4);
+            begin = span.first + taken.rows;
+        });
+        run_rows(begin, span.first + span.rows, head, memory);
         for (int64_t row = span.first; row < span.first + span.rows; row++) {
             float* y = out + row * layer.values() + head * width;
             const float* gate = mixed + row * stride + channels() + head * width;

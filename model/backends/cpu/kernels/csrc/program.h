@@ -24,6 +24,7 @@ struct ProgramStep {
     const Tensor& rows;                       // [B], whose logits are wanted
     const std::vector<Tensor>& caches;        // one per layer: pages, or states
     const Tensor &spans, &tables, &slots;     // [B, 3], [B, P], and [B] where there are states
+    const Tensor& snapshots;                  // [N, 3] (`Snapshot`), or empty
     int64_t block_size;
     bool routes;  // whether the experts that each token ran are wanted
 };
@@ -189,7 +190,7 @@ class Program : public torch::CustomClassHolder {
                     cache_of(next(), 1, block->key_width(), block->rank, step.block_size, blocks));
                 least = std::min(least, blocks);
             } else if (const auto* block = std::get_if<DeltaBlock>(&any)) {
-                memory.push_back(states_of(next(), step.slots, *block, step.spans.size(0)));
+                memory.push_back(states_of(next(), step.slots, step.snapshots, *block, step.spans));
             }
         }
         const Pages pages =
@@ -270,9 +271,9 @@ inline void define_program(torch::Library& library) {
     const auto run = [](const ProgramPtr& program, Tensor ids, Tensor positions, Tensor seeds,
                         Tensor counts, int64_t k_max, Tensor rules, Tensor rule_of, Tensor allowed,
                         Tensor rows, std::vector<Tensor> caches, Tensor spans, Tensor tables,
-                        Tensor slots, int64_t block_size, bool routes) {
+                        Tensor slots, Tensor snapshots, int64_t block_size, bool routes) {
         return program->run({ids, positions, seeds, counts, k_max, rules, rule_of, allowed, rows,
-                             caches, spans, tables, slots, block_size, routes});
+                             caches, spans, tables, slots, snapshots, block_size, routes});
     };
     library.class_<Program>("Program")
         .def(torch::init<int64_t, Tensor, double, OptionalTensor>())

@@ -228,14 +228,29 @@ struct DeltaBlock {
     int64_t state_size() const { return (kernel - 1) * channels() + key_width * values(); }
 };
 
+// What is kept of a span's state beside its own: what it is behind the first `rows` rows.
+struct Snapshot {
+    int64_t span, rows, slot;
+};
+
 // One layer's states, a row of `size` floats for each slot: inputs of the convolution, then the
 // matrices.
 struct States {
     float* data = nullptr;
     int64_t size = 0;
     const int64_t* slots = nullptr;  // of each span
+    const Snapshot* snapshots = nullptr;
+    int64_t snapshot_count = 0;  // by span, then by rows
 
-    float* at(int64_t span) const { return data + slots[span] * size; }
+    float* of_slot(int64_t slot) const { return data + slot * size; }
+    float* at(int64_t span) const { return of_slot(slots[span]); }
+
+    // Calls `take` with each snapshot of a span.
+    template <class Take>
+    void each_snapshot(int64_t span, Take take) const {
+        for (int64_t i = 0; i < snapshot_count; i++)
+            if (snapshots[i].span == span) take(snapshots[i]);
+    }
 };
 
 // Multi-head latent attention: one key for all heads, [latent | turned part], whose latent is the

@@ -1,6 +1,6 @@
 """Random gated delta nets over sequences whose rows come in any chunks, and what must come out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,17 +49,20 @@ class DeltaCase:
     def slots_of(self, step: Step) -> Tensor:
         return torch.tensor([self.slots[s] for s, _, _ in step], dtype=torch.int64)
 
-    def states(self) -> Tensor:
-        return torch.full((len(self.slots) + 1, self.shape.memory.size), torch.nan)
+    def states(self, more: int = 0) -> Tensor:
+        return torch.full((len(self.slots) + 1 + more, self.shape.memory.size), torch.nan)
 
-    def run(self, schedule: list[Step], states: Tensor | None = None) -> Tensor:
-        """Each row as it came out in its step."""
+    def run(
+        self, schedule: list[Step], states: Tensor | None = None, snapshots: Mapping[int, list[list[int]]] | None = None
+    ) -> Tensor:
+        """Each row as it came out in its step. `snapshots`: by the number of a step, those to take in it."""
         states = self.states() if states is None else states
         out, given = torch.zeros_like(self.x_TD), self.params().arguments()
-        for step in schedule:
+        for number, step in enumerate(schedule):
+            taken = torch.tensor((snapshots or {}).get(number, []), dtype=torch.int64)
             rows, spans, _ = self.layout.step(step)
             x_TD = self.x_TD[rows]
-            ops.delta_block(x_TD, states, spans, self.slots_of(step), *given)
+            ops.delta_block(x_TD, states, spans, self.slots_of(step), taken, *given)
             out[rows] = x_TD
         return out
 

@@ -47,6 +47,7 @@ def step() -> dict[str, Any]:
         "spans": torch.tensor([[0, TOKENS, TOKENS]]),
         "tables": torch.tensor([[2]]),
         "slots": NO_SLOTS,
+        "snapshots": NO_SLOTS,
         "block_size": 16,
         "routes": False,
     }

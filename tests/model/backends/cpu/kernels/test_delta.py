@@ -65,3 +65,20 @@ def test_no_rows() -> None:
     case, states = float_case(), float_case().states()
     case.run([[]], states)
     assert states.isnan().all()
+
+
+@each_shape
+def test_a_sequence_goes_on_from_a_snapshot(name: str) -> None:
+    """Behind any row of a step, also one before this step has as many inputs as a convolution sees, with the bits of
+    one that was never interrupted; the sequence that it was taken of has them as well, and nothing else is written."""
+    case = delta_case(Make(3), [30, 5, 2], SHAPES[name], "float")
+    whole, states, first = case.run(case.layout.whole()), case.states(4), 4
+    at = [3, 17, 18, 30]
+    steps = [[(0, 0, 2), (1, 0, 4)], [(0, 2, 30), (2, 0, 2), (1, 4, 5)]]
+    taken = {1: [[0, after - 2, first + i] for i, after in enumerate(at)]}
+    assert torch.equal(case.run(steps, states, taken), whole)
+    assert states[[slot for slot in range(4) if slot not in case.slots]].isnan().all()
+    for i, after in enumerate(at[:-1]):
+        case.slots[0] = first + i
+        assert torch.equal(case.run([[(0, after, 30)]], states)[after:30], whole[after:30])
+    assert torch.equal(states[first], states[first + 3])

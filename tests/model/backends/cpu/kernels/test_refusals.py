@@ -262,6 +262,13 @@ REFUSALS = [
     Refusal("delta_block", "slots", set_at(((1,), 3)), "slot 3 is not one of 3"),
     Refusal("delta_block", "slots", set_at(((0,), -1)), "slot -1 is not one of 3"),
     Refusal("delta_block", "spans", set_at(((1, 1), 19)), "spans cover 22 rows of 23"),
+    Refusal("delta_block", "snapshots", to(torch.zeros(1, 3)), "snapshots has the wrong dtype, Float"),
+    Refusal("delta_block", "snapshots", to(torch.ones(3).long()), "snapshots must be [N, 3], got [3]"),
+    Refusal("delta_block", "snapshots", to(torch.tensor([[2, 1, 0]])), "a snapshot is of sequence 2 of 2"),
+    Refusal("delta_block", "snapshots", to(torch.tensor([[1, 21, 0]])), "a snapshot is behind 21 of 20 rows"),
+    Refusal("delta_block", "snapshots", to(torch.tensor([[1, 0, 0]])), "a snapshot is behind 0 of 20 rows"),
+    Refusal("delta_block", "snapshots", to(torch.tensor([[1, 2, 0], [1, 2, 1]])), "snapshots must be in the order of"),
+    Refusal("delta_block", "snapshots", to(torch.tensor([[1, 1, 3]])), "slot 3 of a snapshot is taken, or not one of"),
 ]  # fmt: skip
 
 

@@ -1,0 +1,154 @@
+"""Snapshots of recurrent states: what the prefix cache needs beside blocks where layers keep states of their sequences.
+
+A state is a function of all tokens before it, so a sequence can only start where a state was kept. A snapshot is one
+more slot of the tensors that hold the states of running sequences. It is named like the last block before it, by a hash
+of everything that both depend on, and is dropped with any of its blocks. The backend takes it in the step that computes
+its position; here it is decided where, and in which slot.
+Slots and positions are numbers here. Not here: tensors, and how blocks are shared (`engine/blocks.py`).
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
+
+from engine.hashes import BlockHashes
+from engine.sequence import Sequence
+
+LEAST_SHARE = 16  # of the spacing is the shortest distance of two snapshots, and of those of an answer
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The slot of a state, and the names of all blocks before it."""
+
+    slot: int
+    blocks: frozenset[bytes]
+
+
+class Snapshots:
+    """At most `count` snapshots, in the slots from `first_slot` on; the least recently used one makes room.
+
+    A prompt gets them behind its last full block, where its blocks in the prefix cache end, and at every multiple of
+    `spacing` tokens, each at least a sixteenth of that from the others and from where it starts; an answer has those at
+    multiples, and one that moves on with it, by the same sixteenth. Blocks have `size` tokens.
+    `restore(source, target)` copies the states of one slot to another.
+    """
+
+    def __init__(
+        self, first_slot: int, count: int, spacing: int, size: int, restore: Callable[[int, int], None]
+    ) -> None:
+        if count < 1 or spacing < 1:
+            raise ValueError(f"need at least one snapshot, and tokens between them; got {count} and {spacing}")
+        self.slots = range(first_slot, first_slot + count)
+        self._spacing = -(-spacing // size) * size
+        self._least = max(1, self._spacing // LEAST_SHARE // size) * size
+        self._size, self._restore = size, restore
+        self._free = list(reversed(self.slots))
+        self._kept: OrderedDict[bytes, Snapshot] = OrderedDict()  # least recently used first
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def longest(self, sequence: Sequence, blocks: int) -> int:
+        """Behind how many of the first `blocks` blocks, whose hashes are known, all rows of a sequence can start."""
+        return next((count for count in range(blocks, 0, -1) if self._has(sequence, count)), 0)
+
+    def start(self, sequence: Sequence, blocks: int, shared: int) -> None:
+        """Copy the snapshot behind so many blocks to the slots of an admitted sequence, and choose where it gets more:
+        `shared` of its blocks are in the prefix cache, so that others begin like it."""
+        if blocks:
+            for row in sequence.rows:
+                digest = row.hashes[blocks - 1]
+                self._kept.move_to_end(digest)
+                self._restore(self._kept[digest].slot, row.slot)
+        start, end = blocks * self._size, (len(sequence.tokens) - 1) // self._size * self._size
+        regular = range((start // self._spacing + 1) * self._spacing, end, self._spacing)
+        points: list[int] = []
+        for point in (end, shared * self._size, *regular):
+            if all(abs(point - other) >= self._least for other in (start, *points)) and start < point <= end:
+                points.append(point)
+        sequence.snapshot_points = tuple(sorted(points))
+
+    def in_flight(self, sequence: Sequence, running: Iterable[Sequence], counts: range, hashes: BlockHashes) -> bool:
+        """Whether a running sequence will leave a snapshot behind one of these counts of blocks, where this one could
+        start."""
+        for other in running:
+            for point in other.snapshot_points:
+                if other.computed < point and (count := point // self._size) in counts:
+                    wanted = {hashes.of(row, count)[count - 1] for row in sequence.rows} - self._kept.keys()
+                    if wanted <= {row.hashes[count - 1] for row in other.rows if len(row.hashes) >= count}:
+                        return True
+        return False
+
+    def plan(self, sequence: Sequence, start: int, end: int) -> None:
+        """Take slots for the snapshots of the tokens from `start` up to `end`, which the next step computes."""
+        wanted = {point for point in sequence.snapshot_points if start < point <= end}
+        if end - start == 1 and end > sequence.prompt_length and not end % self._least:
+            wanted.add(end)
+        for point in sorted(wanted):
+            if self._has(sequence, point // self._size):
+                continue
+            if not self._make_room(sequence.row_count):
+                return
+            for row in sequence.rows:
+                row.snapshots.append((point, self._free.pop()))
+
+    def keep(self, sequence: Sequence, blocks: Container[bytes]) -> None:
+        """Keep the planned snapshots of tokens that are computed now, if all their blocks are among `blocks`."""
+        for row in sequence.rows:
+            for point, slot in row.snapshots:
+                names = row.hashes[: point // self._size]
+                if names[-1] in self._kept or not all(name in blocks for name in names):
+                    self._free.append(slot)
+                    continue
+                self._kept[names[-1]] = Snapshot(slot, frozenset(names))
+                if point > sequence.prompt_length:
+                    if row.answer_snapshot is not None:
+                        self._drop(row.answer_snapshot)
+                    row.answer_snapshot = names[-1] if point % self._spacing else None
+            row.snapshots.clear()
+
+    def give_back(self, sequence: Sequence) -> None:
+        """Free the slots of planned snapshots, of a sequence that stops to run."""
+        for row in sequence.rows:
+            self._free += [slot for _, slot in row.snapshots]
+
+    def forget(self, block: bytes) -> None:
+        """Drop the snapshots behind a block that leaves the prefix cache."""
+        for digest in [digest for digest, snapshot in self._kept.items() if block in snapshot.blocks]:
+            self._drop(digest)
+
+    def clear(self) -> None:
+        """Drop all, planned ones included."""
+        self._kept.clear()
+        self._free = list(reversed(self.slots))
+
+    def check(self, holders: Iterable[Sequence], blocks: Container[bytes]) -> None:
+        """Verify that every slot is free, kept or planned, and that the blocks of all snapshots are among `blocks`.
+
+        Raises:
+            RuntimeError: one does not hold.
+        """
+        planned = [slot for sequence in holders for row in sequence.rows for _, slot in row.snapshots]
+        kept = [snapshot.slot for snapshot in self._kept.values()]
+        if sorted([*self._free, *kept, *planned]) != list(self.slots):
+            raise RuntimeError("snapshots: a slot is lost or held twice")
+        for digest, snapshot in self._kept.items():
+            if digest not in snapshot.blocks or not all(name in blocks for name in snapshot.blocks):
+                raise RuntimeError("snapshots: one is kept without its blocks")
+
+    def _has(self, sequence: Sequence, blocks: int) -> bool:
+        """Whether there are snapshots behind the first `blocks` blocks of all rows."""
+        return all(len(row.hashes) >= blocks and row.hashes[blocks - 1] in self._kept for row in sequence.rows)
+
+    def _make_room(self, count: int) -> bool:
+        """Whether so many slots are free, if need be because snapshots were dropped."""
+        if len(self._free) + len(self._kept) < count:
+            return False
+        while len(self._free) < count:
+            self._drop(next(iter(self._kept)))
+        return True
+
+    def _drop(self, digest: bytes) -> None:
+        if snapshot := self._kept.pop(digest, None):
+            self._free.append(snapshot.slot)
