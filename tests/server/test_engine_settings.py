@@ -45,6 +45,8 @@ def test_every_field_is_passed_on() -> None:
         "step_ms": 10,
         "stream_interval_ms": 11,
         "prefix_cache": False,
+        "prefix_snapshots": 6,
+        "prefix_snapshot_tokens": 512,
         "speculate": "ngram",
         "generation_config": "none",
         "default_num_experts": 2,
