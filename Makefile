@@ -29,8 +29,11 @@ SANITIZED := MOEDIAL_KERNELS_SANITIZE=1
 PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) \
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
+# Sets that the processor lacks, by the instructions of AVX2; their libraries are their own, too.
+EMULATED := MOEDIAL_KERNELS_EMULATE=tests/model/backends/cpu/kernels/emulated.h OMP_NUM_THREADS=1
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-together test-alone test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-pool fuzz fuzz-gguf test-gguf test-vocabularies coverage lint lint-fast lint-types format wheel docs calibrate bench-peers bench-offline bench-long bench-mixed bench-layer bench-products bench-threads bench-dial bench-loading bench-packed bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-together test-alone test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-emulated test-pool fuzz fuzz-gguf test-gguf test-vocabularies coverage lint lint-fast lint-types format wheel docs calibrate bench-peers bench-offline bench-long bench-mixed bench-layer bench-products bench-threads bench-dial bench-loading bench-packed bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -121,6 +124,17 @@ test-sanitized: $(VENV)/.dev  ## the kernels' tests under address and undefined-
 	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build
 	$(SANITIZED) $(PRELOADED) $(BIN)/python -m pytest --timeout=0 tests/model/backends/cpu/kernels
 
+# Those whose parts differ most: latents, a delta rule, sinks, layer norms, plain.
+EMULATED_FAMILIES := deepseek_v3 or qwen3_next or gpt_oss or gpt2 or mixtral
+
+test-emulated: $(VENV)/.dev  ## the kernels for AVX512 and AVX-VNNI on a processor with AVX2 alone: six minutes
+	$(EMULATED) $(BIN)/python -m model.backends.cpu.kernels.build
+	failed=0; for set in avx512 avxvnni; do echo "## $$set"; \
+		$(EMULATED) MOEDIAL_KERNELS=$$set $(BIN)/python -m pytest $(TOGETHER) tests/model/backends/cpu/kernels \
+			tests/families/test_kernels.py -k "not test_the_kernels_equal or $(EMULATED_FAMILIES)" || failed=1; \
+		$(EMULATED) MOEDIAL_KERNELS=$$set $(BIN)/python -m tests.fuzz_kernels --count 1000 || failed=1; \
+	done; exit $$failed
+
 test-pool: $(VENV)/.dev  ## the kernels' threads alone, in random jobs under the thread sanitizer; JOBS=N
 	folder=$$(mktemp -d) && g++ -std=c++20 -O1 -g -Wall -pthread -fsanitize=thread -Imodel/backends/cpu/kernels/csrc \
 		tests/model/backends/cpu/kernels/check_pool.cpp model/backends/cpu/kernels/csrc/pool.cpp -o "$$folder/check_pool" \
@@ -145,7 +159,7 @@ fuzz-gguf: $(VENV)/.dev  ## random damage to GGUF files; ARGS="--count N --seed 
 test-gguf: $(VENV)/.dev  ## files that llama.cpp's own converter and quantiser make; needs `make bench-peers ARGS="--only llamacpp"`
 	$(BIN)/python -m pytest tests/weights/gguf/check_llamacpp.py -s -q
 
-CPP := $(wildcard model/backends/cpu/kernels/csrc/* tests/model/backends/cpu/kernels/*.cpp benchmarks/*.cpp)
+CPP := $(wildcard model/backends/cpu/kernels/csrc/* tests/model/backends/cpu/kernels/*.h tests/model/backends/cpu/kernels/*.cpp benchmarks/*.cpp)
 
 lint: lint-fast lint-types  ## ruff, clang-format, mypy and the import rules
 

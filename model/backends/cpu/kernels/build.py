@@ -32,6 +32,7 @@ SANITIZE = ["-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-f
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = [*(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16", "vnni")), *_AVX2]
 INSTRUCTION_SETS = {"avx512": _AVX512, "avxvnni": ["-mavxvnni", *_AVX2], "avx2": _AVX2, "portable": []}
+EMULATABLE = ("avx512", "avxvnni")  # on AVX2
 KERNELS = "kernels.cpp"  # the one source that is compiled for each instruction set
 MOST_COMPILERS = 4  # at a time: each takes up to a gigabyte
 
@@ -43,6 +44,12 @@ class BuildError(Exception):
 def sanitized() -> bool:
     """Whether the kernels are to be built with address and undefined-behaviour checks (for tests)."""
     return os.environ.get("MOEDIAL_KERNELS_SANITIZE", "") == "1"
+
+
+def emulation(name: str) -> Path | None:
+    """The header that replaces the instructions of this set by those of AVX2, where one is asked for (for tests)."""
+    header = os.environ.get("MOEDIAL_KERNELS_EMULATE", "")
+    return Path(header).resolve() if header and name in EMULATABLE else None
 
 
 def cache_folder() -> Path:
@@ -58,7 +65,8 @@ def library(name: str, folder: Path | None = None) -> Path:
     """
     version, _, _ = torch.__version__.partition("+")
     digest = hashlib.sha256(f"{version} {_flags(name)}".encode())
-    for source in sorted(SOURCES.iterdir()):
+    header = emulation(name)
+    for source in [*sorted(SOURCES.iterdir()), *([header] if header else [])]:
         digest.update(source.name.encode() + source.read_bytes())
     return (folder or BUILT) / f"{name}-{digest.hexdigest()[:16]}.so"
 
@@ -75,6 +83,10 @@ def origin(path: Path) -> str:
 
 
 def _flags(name: str) -> list[str]:
+    if header := emulation(name):
+        # -O1 takes a third of the time; no other code calls functions with these vectors, whose convention may change.
+        emulated = ["-O1", "-Wno-psabi", f"-DEMULATED_{name.upper()}=1", "-include", str(header)]
+        return [*_common_flags(), *_AVX2, *emulated]
     return [*_common_flags(), *INSTRUCTION_SETS[name]]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from model.backends.cpu.kernels import threads
-from model.backends.cpu.kernels.build import INSTRUCTION_SETS, found, origin
+from model.backends.cpu.kernels.build import INSTRUCTION_SETS, emulation, found, origin
 
 NEEDS = {
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "f16c"},
@@ -73,10 +73,15 @@ def candidates() -> list[str]:
         return []
     if wanted != "auto" and wanted not in INSTRUCTION_SETS:
         raise ValueError(f"MOEDIAL_KERNELS is {wanted!r:.40}, not auto, off, {', '.join(INSTRUCTION_SETS)}")
-    able = [name for name in INSTRUCTION_SETS if NEEDS[name] <= cpu_flags()]
+    able = [name for name in INSTRUCTION_SETS if needs(name) <= cpu_flags()]
     if wanted != "auto" and wanted not in able:
         raise ValueError(f"MOEDIAL_KERNELS asks for {wanted}, but this machine can only run {', '.join(able)}")
     return able if wanted == "auto" else [wanted]
+
+
+def needs(name: str) -> set[str]:
+    """What the processor must be able to do for this set, in Linux' names."""
+    return NEEDS["avx2"] if emulation(name) else NEEDS[name]
 
 
 def _load(name: str, path: Path) -> Kernels:

@@ -1,5 +1,6 @@
 // Weights to 4-bit codes in groups: a table of 16 integers, an 8-bit integer scale per group and a
-// float factor per output. The scale of a group is searched by squared error.
+// float factor per output. The scale of a group is searched by squared error. Every library finds
+// the same.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -29,6 +30,21 @@ inline Floats nearest_values(Floats scaled, const CodeTable& table) {
     return result;
 }
 
+// Sixteen running sums, however many lanes a vector has: their total has the same bits in every
+// library.
+struct SixteenSums {
+    static constexpr int PARTS = 16 / LANES;
+    Floats parts[PARTS]{};
+
+    float total() const {
+        Floats joined[PARTS];
+        std::copy_n(parts, PARTS, joined);
+        for (int half = PARTS / 2; half; half /= 2)
+            for (int part = 0; part < half; part++) joined[part] += joined[part + half];
+        return sum(joined[0]);
+    }
+};
+
 // The scale that leaves the least squared error, of those at which the value of largest magnitude
 // comes near an end of the table: a few below and above, since the ends are coarse. For codes c the
 // best scale is Σxc / Σc², and takes (Σxc)² / Σc² off the error.
@@ -40,12 +56,13 @@ inline float search_scale(const float* x, int64_t count, const CodeTable& table)
     for (int attempt = 0; attempt < 2 * TRIES && *extreme != 0; attempt++) {
         const float end = table.values[attempt < TRIES ? 0 : 15];
         const float inverse = end * (0.8f + 0.04f * float(attempt % TRIES)) / *extreme;
-        Floats products{}, squares{};
+        SixteenSums products, squares;
         for (int64_t i = 0; i < count; i += LANES) {
             const Floats values = load(x + i), rounded = nearest_values(values * inverse, table);
-            products += values * rounded, squares += rounded * rounded;
+            const int64_t part = i / LANES % SixteenSums::PARTS;
+            products.parts[part] += values * rounded, squares.parts[part] += rounded * rounded;
         }
-        const float product = sum(products), square = sum(squares);
+        const float product = products.total(), square = squares.total();
         if (square > 0 && product * product > best_gain * square)
             best_gain = product * product / square, best = product / square;
     }
@@ -56,15 +73,15 @@ inline float search_scale(const float* x, int64_t count, const CodeTable& table)
 inline float codes_at(const float* x, int64_t count, float scale, const CodeTable& table,
                       uint8_t* codes) {
     const float inverse = scale == 0 ? 0.0f : 1.0f / scale;
-    Floats errors{};
+    SixteenSums errors;
     for (int64_t i = 0; i < count; i += LANES) {
         const Floats values = load(x + i), scaled = values * inverse;
         const Floats error = values - nearest_values(scaled, table) * scale;
-        errors += error * error;
+        errors.parts[i / LANES % SixteenSums::PARTS] += error * error;
         const Ints nearest = nearest_codes(scaled, table);
         for (int lane = 0; lane < LANES; lane++) codes[i + lane] = uint8_t(nearest[lane]);
     }
-    return sum(errors);
+    return errors.total();
 }
 
 // One output: whole groups; codes [inputs], one in each byte, scales [groups]. Returns the factor;

@@ -20,6 +20,7 @@ def nothing_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("MOEDIAL_KERNELS", raising=False)
     monkeypatch.delenv("MOEDIAL_KERNELS_SANITIZE", raising=False)
+    monkeypatch.delenv("MOEDIAL_KERNELS_EMULATE", raising=False)
     return tmp_path / "built"
 
 
@@ -51,6 +52,26 @@ def test_a_librarys_name_changes_with_all_that_it_is_made_of(
     names.append(build.library("portable"))
     assert len(set(names)) == len(names) == 7
     assert all(name.parent == nothing_built for name in names)
+
+
+def test_sets_are_emulated_where_a_test_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nothing_built: Path, calls: Path
+) -> None:
+    """By those of AVX2, which the machine must have; the other sets stay as they are."""
+    loads(monkeypatch)
+    monkeypatch.setattr(library, "cpu_flags", lambda: {"avx2", "fma", "f16c"})
+    real, plain = build.library("avx512"), build.library("avx2")
+    header = tmp_path / "emulated.h"
+    header.write_text("int one;")
+    monkeypatch.setenv("MOEDIAL_KERNELS_EMULATE", str(header))
+    first = build.library("avx512")
+    header.write_text("int two;")
+    assert len({real, first, build.build("avx512")}) == 3 and build.library("avx2") == plain
+    assert choose() == Kernels("avx512")
+    (compiled,) = (call for call in calls.read_text().splitlines() if "kernels.cpp" in call)
+    assert f"-DEMULATED_AVX512=1 -include {header}" in compiled and "-mavx512" not in compiled
+    monkeypatch.setattr(library, "cpu_flags", set)
+    assert library.candidates() == ["portable"]
 
 
 def test_without_a_compiler_it_says_so_and_goes_on(

@@ -189,6 +189,34 @@ def test_quantised_weights_are_near_and_their_scales_are_integers() -> None:
     assert torch.equal(quantise_int4(weight.bfloat16()).dense(), quantise_int4(weight.bfloat16().float()).dense())
 
 
+def searched(x_K: Floats, table: Floats) -> np.float32:
+    """The scale that csrc/quantiser.h finds for a group, with its roundings: 16 running sums, joined by halves."""
+
+    def total(terms_K: Floats) -> np.float32:
+        lanes = sum(terms_K.reshape(-1, 16), np.zeros(16, np.float32))
+        while len(lanes) > 1:
+            lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+        return np.float32(lanes[0])
+
+    extreme, bounds, found = x_K[np.abs(x_K).argmax()], (table[1:] + table[:-1]) / 2, (np.float32(0), np.float32(0))
+    for end, attempt in product(table[[0, -1]], range(10)):
+        inverse = end * (np.float32(0.8) + np.float32(0.04) * np.float32(attempt)) / extreme
+        rounded_K = table[np.searchsorted(bounds, x_K * inverse)]
+        product_sum, square = total(x_K * rounded_K), total(rounded_K * rounded_K)
+        if square > 0 and product_sum * product_sum > found[0] * square:
+            found = product_sum * product_sum / square, product_sum / square
+    return found[1]
+
+
+def test_scales_have_the_same_bits_in_every_library() -> None:
+    weight_NK = Make(32).weight(60, 128)
+    found, table = quantise_int4(weight_NK), np.array(CODES["table6"], np.float32)
+    assert found.group == 32 and found.factors is not None
+    for row_K, factor in zip(weight_NK.numpy(), found.factors, strict=True):
+        largest = max(abs(searched(x_K, table)) for x_K in row_K.reshape(-1, 32))
+        assert factor == largest / np.float32(127)
+
+
 def test_weights_that_the_table_has_stay_as_they_are() -> None:
     make = Make(2)
     weight = grouped(make, 20, 128, 32, "table6", False)

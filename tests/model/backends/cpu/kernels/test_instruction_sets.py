@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from model.backends.cpu.kernels.build import INSTRUCTION_SETS, library
-from model.backends.cpu.kernels.library import NEEDS, cpu_flags, load
+from model.backends.cpu.kernels.library import cpu_flags, load, needs
 
 ROOT = Path(__file__).parents[5]
 
@@ -31,7 +31,7 @@ def on_another(name: str, *files: str) -> None:
     """The tests of this folder, or of some of its files, in a process that runs on the set."""
     if name == load().name or os.environ.get("MOEDIAL_KERNELS", "auto") != "auto":
         pytest.skip("the tests beside this one run on it, or one was asked for")
-    if not NEEDS[name] <= cpu_flags() or not library(name).exists():
+    if not needs(name) <= cpu_flags() or not library(name).exists():
         pytest.skip(f"this machine cannot run {name}, or it is not built")
     tests = [str(Path(__file__).parent / file) for file in files or ("",)]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", *tests]

@@ -19,6 +19,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("MOEDIAL_KERNELS", raising=False)
     monkeypatch.delenv("MOEDIAL_KERNELS_SANITIZE", raising=False)
+    monkeypatch.delenv("MOEDIAL_KERNELS_EMULATE", raising=False)
     monkeypatch.setattr(library, "cpu_flags", lambda: set().union(*library.NEEDS.values()))
     monkeypatch.setattr(library, "_load", lambda name, path: Kernels(name))
     load.cache_clear()
