@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from model.topology import physical_cores
+from model.topology import computing_cpus
 
 HOST = "the host"
 
@@ -41,10 +41,10 @@ def available_memory(root: Path = Path("/")) -> Amount:
 
 
 def available_cores(root: Path = Path("/")) -> Amount:
-    """Physical cores that this process may use, at least 1: of a quota of 1.5 cores one, since half a core would only
-    be waited for, and the HTTP process needs some of it. A second hardware thread of a core makes products no faster.
+    """Cores that this process may compute on, at least 1: of a quota of 1.5 cores one, since half a core would only be
+    waited for, and the HTTP process needs some of it.
     """
-    return min([Amount(physical_cores(root), HOST), *_quotas(root)], key=_value)
+    return min([Amount(computing_cpus(root), HOST), *_quotas(root)], key=_value)
 
 
 def _value(amount: Amount) -> int:

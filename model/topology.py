@@ -12,6 +12,7 @@ from pathlib import Path
 FILE_LIMIT = 1 << 16  # bytes
 MOST_CPUS = 1 << 14  # the kernel's own limit is 8,192
 MOST_NODES = 1 << 10
+FEW_CPUS = 4
 DEVICES = "sys/devices/system"
 
 
@@ -33,6 +34,15 @@ def usable_cpus() -> frozenset[int]:
 def physical_cores(root: Path = Path("/"), cpus: Iterable[int] | None = None) -> int:
     """Physical cores of the processors, by default of the usable ones: two hardware threads of a core are one."""
     return len({_core(root, cpu) for cpu in (usable_cpus() if cpus is None else cpus)})
+
+
+def computing_cpus(root: Path = Path("/")) -> int:
+    """How many threads are to compute: one for each physical core, but up to four for as many processors.
+
+    One thread alone does not fill a core: it waits for memory and for its own results. Where threads are many,
+    memory is the limit, and a second one on a core would only cost.
+    """
+    return max(physical_cores(root), min(len(usable_cpus()), FEW_CPUS))
 
 
 def memory_nodes(root: Path = Path("/")) -> list[Node]:

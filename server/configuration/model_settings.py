@@ -172,7 +172,7 @@ class ModelSettings(BaseSettings):
     threads: int = option(
         ENGINE.threads,
         "Engine",
-        "Compute threads; 0: one per physical core that the container's quota leaves",
+        "Compute threads; 0: one per physical core, or per processor up to four, that the container's quota leaves",
         ge=0,
         le=1024,
     )

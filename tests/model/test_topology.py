@@ -41,6 +41,15 @@ def test_nodes_hold_what_is_usable_and_hardware_threads_of_one_core_count_once(
     assert available_cores(root).value == 8 and available_cores(root).source == HOST
 
 
+@pytest.mark.parametrize("cpus, threads", [(1, 1), (2, 2), (3, 3), (4, 4), (6, 4), (8, 4), (10, 5)])
+def test_second_hardware_threads_compute_where_there_are_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int, threads: int
+) -> None:
+    root = machine(tmp_path, {}, {cpu: f"{cpu & ~1}-{cpu | 1}" for cpu in range(cpus)})
+    monkeypatch.setattr(topology, "usable_cpus", lambda: frozenset(range(cpus)))
+    assert physical_cores(root) == (cpus + 1) // 2 and available_cores(root).value == threads
+
+
 def test_nodes_are_in_the_order_of_their_numbers(tmp_path: Path, usable: frozenset[int]) -> None:
     root = machine(tmp_path, {10: "0-2", 2: "4-11", 9: "12"}, {})
     assert [node.cpus[0] for node in memory_nodes(root)] == [4, 0]
