@@ -40,6 +40,7 @@ class Sequence:
         "hashes",
         "isolated_until",
         "matcher",
+        "plain",
         "plain_greedy",
         "preemptions",
         "prompt_length",
@@ -67,7 +68,7 @@ class Sequence:
         self.matcher = matcher  # follows the request's grammar up to the last of `tokens`
         self.tokens = list(request.prompt)
         self.prompt_length = len(request.prompt)
-        self.plain_greedy = request.sampling.plain_greedy
+        self.plain, self.plain_greedy = request.sampling.plain, request.sampling.plain_greedy
         self.computed = 0  # tokens whose keys and values are in the cache
         self.weak = _weak_row(request, arrived_at)  # the second row of self-contrast decoding, if it has one
         if self.weak is not None:

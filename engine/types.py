@@ -49,11 +49,16 @@ class Sampling:
     measured: Measure | None = None  # of the model's distribution at each generated token; None: nothing is
 
     @property
-    def plain_greedy(self) -> bool:
-        """Whether this is plain greedy decoding: the argmax of the unchanged logits, and nothing else of them."""
+    def plain(self) -> bool:
+        """Whether tokens come from the unchanged logits, and nothing else is said of them."""
         changed = self.penalises or self.logit_bias or self.grammar or self.restricts
         reported = self.logprobs is not None or self.measured is not None
-        return self.temperature == 0 and not reported and not self.min_tokens and not changed
+        return not (reported or self.min_tokens or changed)
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether this is plain greedy decoding: the argmax of the unchanged logits, and nothing else of them."""
+        return self.temperature == 0 and self.plain
 
     @property
     def restricts(self) -> bool:

@@ -6,11 +6,17 @@ sums depend on no other row, however a device splits them. Suffixes here: N edit
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 UNIT_BITS = 40  # 2^22 tokens as likely as the best one still fit an int64
 MIN_TEMPERATURE = 1e-30  # lower temperatures are raised to this: just as greedy, without overflow
+
+# How a row draws on the host: as `Draws` below, the temperature above 0.
+PARAMETERS = np.dtype(
+    [("temperature", np.float64), ("top_k", np.int64), ("top_p", np.float64), ("min_p", np.float64), ("u", np.float64)]
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,18 @@
 """The sampler: from logits to tokens. A row's result depends only on its own logits, settings and seed.
 
 The random number of a token is keyed by (seed, position), so that preemption and the rest of the batch change nothing.
-It knows sequences and logits, no scheduling; tokens are drawn by `engine/sampling/draw.py`.
+It knows sequences and logits, no scheduling; a backend draws the tokens.
 """
 
 from itertools import islice
 
 import numpy as np
-import torch
 from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.plan import NOT_FINITE, Sampled
 from engine.sampling.constraints import Fault, constrained
-from engine.sampling.draw import PARAMETERS, draw
 from engine.sampling.logprobs import logprobs
 from engine.sampling.penalties import adjusted, forbidden
 from engine.sampling.uncertainty import uncertainty
@@ -22,6 +20,7 @@ from engine.sequence import Sequence
 from engine.types import NO_TOKEN_LEFT, Measure
 from model.backends.base import SamplingOps
 from model.noise import uniform
+from model.sampling import PARAMETERS
 
 NO_TOKEN_ALLOWED = Fault("allowed_token_ids, bad_words and what the answer must match leave no token", NO_TOKEN_LEFT)
 Drafts = list[tuple[int, ...]]
@@ -61,15 +60,17 @@ def _rows(
     ops: SamplingOps, logits_BV: Tensor, sequences: list[Sequence], before_B: Drafts | None
 ) -> tuple[Sampled, ...]:
     """One result per row. `before_B`: the drafts that a row comes after."""
-    if all(sequence.plain_greedy for sequence in sequences):
-        best = ops.greedy(logits_BV)
-        return tuple(Sampled(0, error=NOT_FINITE) if token < 0 else Sampled(token) for token in best)
     raw_BV = logits_BV.float().contiguous()
-    finite_B: NDArray[np.bool_] = torch.isfinite(raw_BV.sum(-1)).numpy()
+    best_B = np.array(ops.greedy(raw_BV), np.int64)
+    finite_B = best_B >= 0
     ahead_B = None if before_B is None else [len(before) for before in before_B]
+    if all(sequence.plain for sequence in sequences):
+        token_B = _drawn(ops, raw_BV, best_B, finite_B, sequences, ahead_B)
+        return tuple(Sampled(0, error=NOT_FINITE) if token < 0 else Sampled(token) for token in token_B.tolist())
     adjusted_BV = adjusted(raw_BV, sequences)
     constrained_BV, faults = constrained(ops, adjusted_BV, raw_BV, sequences, before_B)
-    token_B = _choose(constrained_BV, finite_B, sequences, ahead_B)
+    token_B = best_B if constrained_BV is raw_BV else _best(constrained_BV)
+    token_B = _drawn(ops, constrained_BV, token_B, finite_B, sequences, ahead_B)
     for row in forbidden(token_B, adjusted_BV, sequences):
         if finite_B[row]:
             faults.setdefault(row, NO_TOKEN_ALLOWED)
@@ -99,20 +100,31 @@ def failed(fault: Fault | None) -> Sampled:
     return Sampled(0, error=fault.message, code=fault.code)
 
 
-def _choose(
-    logits_BV: Tensor, finite_B: NDArray[np.bool_], sequences: list[Sequence], ahead_B: list[int] | None
+def _best(logits_BV: Tensor) -> NDArray[np.int64]:
+    """The best token of each row, of equal ones the lowest id; values may be infinite."""
+    token_B: NDArray[np.int64] = logits_BV.numpy().argmax(-1)  # at memory speed, torch is ten times slower here
+    return token_B
+
+
+def _drawn(
+    ops: SamplingOps,
+    logits_BV: Tensor,
+    best_B: NDArray[np.int64],
+    finite_B: NDArray[np.bool_],
+    sequences: list[Sequence],
+    ahead_B: list[int] | None,
 ) -> NDArray[np.int64]:
-    """The best token of each row (of equal ones the lowest id), or a drawn one if the temperature is above 0."""
-    values_BV: NDArray[np.float32] = logits_BV.numpy()
-    token_B: NDArray[np.int64] = values_BV.argmax(-1)  # numpy reads at memory speed, torch is ten times slower here
-    drawn_B = np.array([sequence.request.sampling.temperature > 0 for sequence in sequences])
-    if drawn_B.any():
-        # If adjustments made the best value infinite, there is nothing to draw from.
-        best_B = values_BV[np.arange(len(token_B)), token_B]
-        rows_R = np.flatnonzero(drawn_B & finite_B & np.isfinite(best_B))
-        vocabulary = values_BV.shape[1]
-        params = [row_parameters(sequences[row], ahead_B[row] if ahead_B else 0, vocabulary) for row in rows_R]
-        token_B[rows_R] = draw(logits_BV, rows_R, np.array(params, PARAMETERS))
+    """The best token of each row, or a drawn one if the temperature is above 0. `finite_B`: of the model's logits."""
+    drawn_B = finite_B & [sequence.request.sampling.temperature > 0 for sequence in sequences]
+    if not drawn_B.any():
+        return best_B
+    # If adjustments made the best value infinite, there is nothing to draw from.
+    value_B: NDArray[np.float32] = logits_BV.numpy()[np.arange(len(best_B)), best_B]
+    rows_R = np.flatnonzero(drawn_B & np.isfinite(value_B))
+    vocabulary = logits_BV.shape[1]
+    params = [row_parameters(sequences[row], ahead_B[row] if ahead_B else 0, vocabulary) for row in rows_R]
+    token_B = best_B.copy()
+    token_B[rows_R] = ops.draw(logits_BV, rows_R, np.array(params, PARAMETERS))
     return token_B
 
 

@@ -35,6 +35,14 @@ class SamplingOps(Protocol):
         """
         ...
 
+    def draw(self, logits_BV: Tensor, rows_R: NDArray[np.int64], params_R: NDArray[np.void]) -> NDArray[np.int64]:
+        """One token for each row of `rows_R` of float32 logits, each with a finite best one, by its `PARAMETERS`.
+
+        Top-k applies first, then top-p to the rest; min-p is relative to the best token. Where none of them cuts, a row
+        draws in vocabulary order, else from the best token on.
+        """
+        ...
+
 
 class DeviceSamplingOps(Protocol):
     """What a sampler on the device leaves to the backend that made the logits."""

@@ -5,6 +5,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.backends.torch.draw import draw
+
 
 class TorchSampling:
     """See `SamplingOps`."""
@@ -30,6 +32,10 @@ class TorchSampling:
                 values_BV[row] = raw_BV[row].numpy()
             values_BV[row, ~allowed_V] = -np.inf
         return masked_BV
+
+    def draw(self, logits_BV: Tensor, rows_R: NDArray[np.int64], params_R: NDArray[np.void]) -> NDArray[np.int64]:
+        """See `draw.py`."""
+        return draw(logits_BV, rows_R, params_R)
 
 
 def _unpacked(allowed_MW: NDArray[np.int32], vocabulary: int) -> NDArray[np.bool_]:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.sampling import draw, sampler
+from engine.sampling import sampler
 from engine.types import Sampling
+from model.backends.torch import draw
 from tests.engine.sampling.draws import LOGITS, best, frequencies, one, sequence, softmax
 from tests.engine.sampling.ops import sample
 

@@ -1,7 +1,7 @@
 """Sampling: every setting does what it says, in its own row, and a token is a function of logits, settings and seed."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.sampling import draw
 from engine.sequence import Sequence
+from model.backends.torch import draw
 from tests.engine.sampling.draws import LOGITS, best, frequencies, one, sequence, softmax
 from tests.engine.sampling.ops import sample
 
@@ -55,9 +55,9 @@ def logits_of(rows: int, width: int, seed: int, step: float = 0.0) -> Tensor:
 
 def alone(rows: Tensor, sequences: list[Sequence]) -> tuple[Any, ...]:
     """Each row by itself, for a sequence that has never been sampled for."""
-    fresh = [sequence(s.request.prompt, tuple(s.tokens[s.prompt_length :])) for s in sequences]
-    for new, old in zip(fresh, sequences, strict=True):
-        new.request = replace(new.request, sampling=old.request.sampling)
+    fresh = [
+        sequence(s.request.prompt, tuple(s.tokens[s.prompt_length :]), **asdict(s.request.sampling)) for s in sequences
+    ]
     return tuple(sample(rows[i, None], [new])[0] for i, new in enumerate(fresh))
 
 

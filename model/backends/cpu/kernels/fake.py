@@ -46,6 +46,11 @@ def _constrain(logits: Tensor) -> Tensor:
     return torch.empty_like(logits)
 
 
+@_fake("draw_tokens")
+def _draw_tokens(rows: Tensor) -> Tensor:
+    return torch.empty_like(rows)
+
+
 @_fake("quantise")
 def _quantise(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
     rows, inputs = weight.shape

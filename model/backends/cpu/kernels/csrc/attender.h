@@ -102,12 +102,31 @@ struct Attender {
         prefetch_keys(tile, first, std::min(last, first + KEYS));
     }
 
+    // Calls run(first, vectors) for all outputs of a product with one row, 8 vectors at a time as
+    // far as there are so many: a vector's sums are a chain of additions, and 8 chains hide how
+    // long each addition takes.
+    template <class Run>
+    static void each_wide(int64_t outputs, Run&& run) {
+        int64_t first = 0;
+        const auto by = [&]<int V>(std::integral_constant<int, V> vectors) {
+            for (; first + V * LANES <= outputs; first += V * LANES) run(first, vectors);
+        };
+        by(std::integral_constant<int, 8>{});
+        by(std::integral_constant<int, 2>{});
+        by(std::integral_constant<int, 1>{});
+    }
+
     // Scores: keys side by side as the outputs of one product. `used` tiles have keys that are
     // seen.
     template <class Dot>
     void score(const int32_t* const* rows, int64_t queries_here, const Tiles& keys, int64_t used,
                int32_t* const* score_rows) const {
         const int64_t groups = cache.head_width / cache.group();
+        if (queries_here == 1)
+            return each_wide(used * TILE, [&](int64_t key, auto vectors) {
+                tile<Dot, 1, decltype(vectors)::value>(rows, 0, groups, KeyWords{keys, key},
+                                                       score_rows, key, false);
+            });
         for (int64_t key = 0; key < used * TILE; key += VECTORS * LANES) {
             const int vectors = int(std::min<int64_t>((used * TILE - key) / LANES, VECTORS));
             tiles<Dot>(vectors, rows, queries_here, 0, groups, KeyWords{keys, key}, score_rows, key,
@@ -120,6 +139,12 @@ struct Attender {
     void add_values(const int32_t* const* weight_rows, int64_t queries_here, const Tiles& values,
                     int64_t used, int32_t* const* out_rows) const {
         const int64_t group = cache.group(), width = cache.value_width;
+        if (queries_here == 1)
+            return each_wide(width, [&](int64_t column, auto vectors) {
+                const ValueWords words{values, column, width, group == 1 ? 4 : 3};
+                tile<Dot, 1, decltype(vectors)::value>(weight_rows, 0, used * TILE / group, words,
+                                                       out_rows, column, true);
+            });
         for (int64_t column = 0; column < width; column += VECTORS * LANES) {
             const int vectors = int(std::min<int64_t>((width - column) / LANES, VECTORS));
             const ValueWords words{values, column, width, group == 1 ? 4 : 3};
@@ -157,18 +182,20 @@ struct Attender {
             widen_tiles(keys, used, cache.tile_words(), key_room);
             widen_tiles(values, used, cache.tile_words(), value_room);
         }
-        // What is not scored must still be a number: `soften` reads whole rows.
-        if (used < KEYS / TILE) std::memset(scores, 0, here * KEYS * 4);
+        // Scores are read in whole pairs of tiles: what is not scored must still be a number.
+        const int64_t count = ceil_div(used, 2) * 2 * TILE;
+        for (int64_t query = 0; used % 2 && query < here; query++)
+            std::memset(scores + query * KEYS + used * TILE, 0, TILE * 4);
         score<Dot>(rows, here, keys, used, score_rows);
         for (int64_t query = 0; query < here; query++) {
             float* row = scores + query * KEYS;
             if (cache.quantised) scale(row, key_scales);
-            soften(tile, query, from, row, run);
+            soften(tile, query, from, count, row, run);
             if (cache.quantised) scale(row, value_scales);
             if (group == 1)
-                std::memcpy(weights + query * KEYS, row, KEYS * 4);
+                std::memcpy(weights + query * KEYS, row, count * 4);
             else
-                for (int64_t key = 0; key < KEYS; key += 2 * LANES)
+                for (int64_t key = 0; key < count; key += 2 * LANES)
                     store_bf16((uint16_t*)weight_rows[query] + key, load(row + key),
                                load(row + key + LANES));
         }
@@ -182,9 +209,9 @@ struct Attender {
         for (int64_t i = 0; i < KEYS; i += LANES) store(row + i, load(row + i) * load(scales + i));
     }
 
-    // Scores of one query become weights relative to the running maximum; what was summed before is
-    // scaled to it.
-    void soften(const QueryTile& tile, int64_t query, int64_t from, float* scores,
+    // The first `count` scores of one query become weights relative to the running maximum; what
+    // was summed before is scaled to it.
+    void soften(const QueryTile& tile, int64_t query, int64_t from, int64_t count, float* scores,
                 Running& run) const {
         const int64_t here = position(tile, query), oldest = attention.oldest(here);
         // Which of the round's keys the query sees, as numbers that fit a lane.
@@ -192,7 +219,7 @@ struct Attender {
         const Ints oldest_seen = splat(int32_t(std::max(oldest - from, int64_t{-1})));
         const float softcap = attention.softcap;
         Floats best = splat(-INFINITY);
-        for (int64_t i = 0; i < KEYS; i += LANES) {
+        for (int64_t i = 0; i < count; i += LANES) {
             Floats values = load(scores + i) * attention.scale;
             if (softcap) values = tanh(values * (1.0f / softcap)) * softcap;
             const Ints key = iota() + int32_t(i);
@@ -203,11 +230,11 @@ struct Attender {
         const float highest = largest(best), before = run.highest[query];
         const float now = before >= highest ? before : highest;
         if (now == -INFINITY) {  // nothing seen so far: -inf - -inf would be NaN
-            std::memset(scores, 0, KEYS * 4);
+            std::memset(scores, 0, count * 4);
             return;
         }
         Floats total{};
-        for (int64_t i = 0; i < KEYS; i += LANES) {
+        for (int64_t i = 0; i < count; i += LANES) {
             const Floats powers = exp(load(scores + i) - now);
             store(scores + i, powers), total += powers;
         }

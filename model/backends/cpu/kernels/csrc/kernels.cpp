@@ -10,6 +10,7 @@
 #include "delta.h"
 #include "latent.h"
 #include "quantiser.h"
+#include "tokens.h"
 
 namespace moedial {
 
@@ -72,6 +73,17 @@ void constrain(const float* x, const float* raw, const int32_t* allowed, const i
             }
         },
         2 * rows * width);
+}
+
+void draw_tokens(const float* logits, int64_t width, const int64_t* rows, const TokenRule* rules,
+                 int64_t count, int64_t* tokens) {
+    parallel_rows(
+        count, 1,
+        [&](int64_t first, int64_t last) {
+            for (int64_t i = first; i < last; i++)
+                tokens[i] = TokenRow(logits + rows[i] * width, width, rules[i]).draw();
+        },
+        8 * count * width);
 }
 
 void linear(const float* x, int64_t rows, int64_t width, const Norm& norm, const Linear& layer,

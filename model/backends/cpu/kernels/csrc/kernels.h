@@ -25,6 +25,11 @@ void best(const float* x, int64_t rows, int64_t width, int64_t* y);
 void constrain(const float* x, const float* raw, const int32_t* allowed, const int64_t* mask_of,
                int64_t rows, int64_t width, float* y);
 
+// For each of `count` rules the token that it draws from its row of logits, whose highest value
+// must be finite.
+void draw_tokens(const float* logits, int64_t width, const int64_t* rows, const TokenRule* rules,
+                 int64_t count, int64_t* tokens);
+
 // y [rows, outputs] (+)= scale * (W norm(x) + bias).
 void linear(const float* x, int64_t rows, int64_t width, const Norm&, const Linear&, bool add,
             int64_t outputs, float* y);

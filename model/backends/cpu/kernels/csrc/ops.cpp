@@ -10,6 +10,7 @@
 #include "mixture_params.h"
 #include "pool.h"
 #include "program.h"
+#include "sampling_ops.h"
 #include "scratch.h"
 #include "step_rules.h"
 
@@ -149,38 +150,6 @@ Tensor masks_op(const Tensor& scores, const Tensor& counts, int64_t k_max, int64
     return mask;
 }
 
-// The highest logit's index in each row, of equals the lowest; -1 where a row has one that is not
-// finite.
-Tensor best_op(const Tensor& logits) {
-    const float* in = floats(logits, "logits");
-    const int64_t rows = logits.size(0), width = logits.size(1);
-    TORCH_CHECK(width > 0, "there must be logits to choose from");
-    Tensor y = at::empty({rows}, at::kLong);
-    Op op;
-    best(in, rows, width, y.data_ptr<int64_t>());
-    return y;
-}
-
-// Logits with what masks forbid at -inf: mask_of names each row's mask in `allowed` [masks, words
-// of 32 bits], -1 for none.
-Tensor constrain_op(const Tensor& logits, const Tensor& raw, const Tensor& allowed,
-                    const Tensor& mask_of) {
-    const float *in = floats(logits, "logits"), *before = floats(raw, "raw");
-    const int32_t* bits = data<const int32_t>(allowed, "allowed");
-    const int64_t* row_masks = data<const int64_t>(mask_of, "mask_of");
-    const int64_t rows = logits.size(0), width = logits.size(1);
-    TORCH_CHECK(raw.sizes() == logits.sizes() && mask_of.numel() == rows && allowed.dim() == 2 &&
-                    allowed.size(1) == (width + 31) / 32,
-                "constrain: shapes do not fit");
-    for (int64_t row = 0; row < rows; row++)
-        TORCH_CHECK(-1 <= row_masks[row] && row_masks[row] < allowed.size(0), "row ", row,
-                    " has mask ", row_masks[row], " of ", allowed.size(0));
-    Tensor y = like(logits, {rows, width});
-    Op op;
-    constrain(in, before, bits, row_masks, rows, width, y.data_ptr<float>());
-    return y;
-}
-
 // Over all mixtures' tokens per expert: experts that have any, and the sum over the mixtures of the
 // busiest expert's tokens over the mean.
 std::tuple<int64_t, double> spread_op(const std::vector<Tensor>& loads) {
@@ -275,9 +244,8 @@ TORCH_LIBRARY(moedial, library) {
     library.def(
         "masks(Tensor scores, Tensor counts, int k_max, int kept, bool replacement, "
         "bool keep_norm) -> Tensor");
-    library.def("best(Tensor logits) -> Tensor");
-    library.def("constrain(Tensor logits, Tensor raw, Tensor allowed, Tensor mask_of) -> Tensor");
     library.def("quantise(Tensor weight, Tensor table, int group) -> (Tensor, Tensor, Tensor)");
+    define_sampling_ops(library);
     define_block_ops(library);
     define_program(library);
     // Without a kernel for each device: these take no tensor, or count what a step has reported.
@@ -297,9 +265,8 @@ TORCH_LIBRARY_IMPL(moedial, CPU, library) {
     library.impl("attend", by_name<&attend_op>());
     library.impl("draw", by_name<&draw_op>());
     library.impl("masks", &masks_op);
-    library.impl("best", &best_op);
-    library.impl("constrain", &constrain_op);
     library.impl("quantise", &quantise_op);
+    implement_sampling_ops(library);
     implement_block_ops(library);
 }
 

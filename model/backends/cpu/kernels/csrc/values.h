@@ -41,6 +41,14 @@ struct GroupCodes {
 
 enum Activation : int32_t { SILU, GELU, GELU_TANH, RELU, SWIGLU_CLAMPED };
 
+// How one row of logits draws its token.
+struct TokenRule {
+    double temperature;  // above 0
+    int64_t top_k;       // from 1 on
+    double top_p, min_p;
+    double u;  // the random number, in [0, 1)
+};
+
 // What codes of 4 bits stand for: rising integers.
 struct CodeTable {
     int8_t values[16];

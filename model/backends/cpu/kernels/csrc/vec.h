@@ -348,15 +348,22 @@ inline Floats load_int8(const int8_t* from) {
 #endif
 }
 
+// What `to_bf16` makes of each lane, in its lower half.
+inline Ints upper_halves(Floats values) {
+    const Ints words = bits(values);
+    const Ints rounded = (words + 0x7FFF + ((words >> 16) & 1)) >> 16;
+    return values == values ? rounded : (words >> 16) | 0x40;
+}
+
 // Two vectors of floats, rounded to nearest even, as 2 * LANES bfloat16 in order.
 inline void store_bf16(uint16_t* to, Floats low, Floats high) {
 #if LANES_512
     const __m512bh packed = _mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
     std::memcpy(to, &packed, 64);
 #else
-    float lanes[2 * LANES];
-    store(lanes, low), store(lanes + LANES, high);
-    for (int lane = 0; lane < 2 * LANES; lane++) to[lane] = to_bf16(lanes[lane]);
+    const Ints first = upper_halves(low), second = upper_halves(high);
+    for (int lane = 0; lane < LANES; lane++)
+        to[lane] = uint16_t(first[lane]), to[LANES + lane] = uint16_t(second[lane]);
 #endif
 }
 

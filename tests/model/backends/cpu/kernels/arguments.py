@@ -27,7 +27,19 @@ from tests.model.backends.cpu.kernels.rule_cases import repaired_infinity_case, 
 from tests.model.tiny import infinity, llama_like
 
 OPS = (
-    *("best", "constrain", "quantise", "linear", "experts", "route", "write_cache", "attend", "draw", "masks"),
+    *(
+        "best",
+        "constrain",
+        "draw_tokens",
+        "quantise",
+        "linear",
+        "experts",
+        "route",
+        "write_cache",
+        "attend",
+        "draw",
+        "masks",
+    ),
     *("attention_block", "latent_block", "delta_block", "topk_block", "infinity_block", "ffn_block"),
 )
 Arguments = dict[str, Any]
@@ -82,6 +94,9 @@ def recorded(kind: Kind) -> dict[str, Arguments]:
         ):
             case.run(case.layout.whole())
         constrain_case(make, 5, 70).run(rows)
+        recorder.draw_tokens(
+            make.normal(5, 20), torch.tensor([4, 1]), torch.tensor([[0.8, 20, 0.9, 0, 0.5]] * 2).double()
+        )
         recorder.quantise(make.weight(5, 32), code_table("table6"), 32)
     finally:
         for one in patches:

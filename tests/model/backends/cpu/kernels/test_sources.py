@@ -17,6 +17,7 @@ WITH_TORCH = {
     "step_rules.h",
     "reports.h",
     "block_ops.h",
+    "sampling_ops.h",
     "program.h",
 }  # seconds each
 

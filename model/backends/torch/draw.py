@@ -11,15 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-PARAMETERS = np.dtype(
-    [("temperature", np.float64), ("top_k", np.int64), ("top_p", np.float64), ("min_p", np.float64), ("u", np.float64)]
-)
+from model.sampling import MIN_TEMPERATURE
 
 BLOCK = 128  # tokens whose probabilities are summed before a token is searched inside one block
 RANKED_FIRST = 256  # how many tokens are ranked first; eight times as many for a row that keeps them all, and so on
 GROUP = 1 << 22  # logits processed at a time, so that intermediates stay below about 100 MB
-MIN_TEMPERATURE = 1e-30  # lower temperatures are raised to this: just as greedy, without overflow
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -27,7 +23,7 @@ Ints = NDArray[np.int64]
 def draw(logits_BV: Tensor, rows_R: Ints, params_R: NDArray[np.void]) -> Ints:
     """One token for each row of `rows_R`, all with a temperature above zero and a finite best logit.
 
-    `params_R` holds `PARAMETERS` per row: `top_k` from 1 to V (V keeps all), and the random number `u` in [0, 1).
+    `params_R` holds `PARAMETERS` (model/sampling.py) per row.
     Top-k applies first, then top-p to the rest, as in transformers and vLLM; min-p is relative to the best token.
     """
     width = logits_BV.shape[1]

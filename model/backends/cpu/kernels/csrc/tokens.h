@@ -1,0 +1,190 @@
+// Draws one token from a row of logits: from the whole vocabulary, or from the best tokens where
+// top-k, top-p or min-p cut. Weights are relative to the best token's. What is done for a row
+// depends on nothing but the row and its settings. No threads.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace moedial {
+
+// One row of logits, the highest of which is finite, and how it draws.
+class TokenRow {
+  public:
+    TokenRow(const float* row, int64_t count, const TokenRule& how)
+        : logits(row),
+          width(count),
+          rule(how),
+          heat(float(std::clamp(how.temperature, 1e-30, 1e30))) {
+        Floats highest = splat(-INFINITY);
+        const int64_t whole = width - width % LANES;
+        for (int64_t i = 0; i < whole; i += LANES) highest = max(highest, load(logits + i));
+        best = largest(highest);
+        for (int64_t i = whole; i < width; i++) best = std::max(best, logits[i]);
+    }
+
+    // A token, drawn by inverse distribution.
+    int64_t draw() const {
+        const bool cuts = rule.top_k < width || rule.top_p < 1 || rule.min_p > 0;
+        return cuts ? from_best() : from_all();
+    }
+
+  private:
+    static constexpr int64_t SPAN =
+        128;  // tokens whose weights are summed before one is looked for
+    static constexpr int64_t RANGES = 1024, RANGES_PER_NAT = 32;
+
+    // One token of a range of logits.
+    struct Member {
+        float logit, weight;
+        int64_t token;
+    };
+
+    // The tokens by ranges of their logits, the best range first: how many each has, and their
+    // weight. All of a range are better than all of the next.
+    struct Ranges {
+        double mass[RANGES] = {};
+        int64_t count[RANGES] = {};
+        int64_t heavy = 0;  // tokens whose weight is at least min-p
+    };
+
+    // LANES values from `first` on; behind the last one are tokens without weight.
+    Floats values_at(int64_t first) const {
+        if (first + LANES <= width) return load(logits + first);
+        float values[LANES];
+        for (int64_t i = 0; i < LANES; i++)
+            values[i] = first + i < width ? logits[first + i] : -INFINITY;
+        return load(values);
+    }
+
+    Floats weights(Floats values) const { return exp((values - best) / heat); }
+
+    // The last of equal ranges takes all that is left. It falls with the logit, also in its
+    // rounding.
+    Ints ranges(Floats values) const {
+        const Floats below = (best - values) * (float(RANGES_PER_NAT) / heat);
+        return __builtin_convertvector(min(below, splat(float(RANGES - 1))), Ints);
+    }
+
+    // In the order of the vocabulary: first the span that the random number falls into, then the
+    // token in it. What has no weight is never drawn, whatever is rounded.
+    int64_t from_all() const {
+        static thread_local std::vector<double> sums;
+        sums.clear();
+        double total = 0;
+        for (int64_t first = 0; first < width; first += SPAN) {
+            Floats span{};
+            for (int64_t i = first; i < std::min(first + SPAN, width); i += LANES)
+                span += weights(values_at(i));
+            sums.push_back(sum(span)), total += sums.back();
+        }
+        const double target = rule.u * total;
+        double before = 0;  // of the last span that has weight and begins at or below the target
+        int64_t found = 0;
+        double here = 0;
+        for (int64_t span = 0; span < int64_t(sums.size()) && here <= target; span++) {
+            if (sums[span] > 0) found = span, before = here;
+            here += sums[span];
+        }
+        int64_t token = 0;
+        here = before;
+        for (int64_t first = found * SPAN; first < std::min((found + 1) * SPAN, width);
+             first += LANES) {
+            const Floats weight = weights(values_at(first));
+            for (int lane = 0; lane < LANES; lane++) {
+                if (!(weight[lane] > 0)) continue;
+                token = first + lane, here += weight[lane];
+                if (here > target) return token;
+            }
+        }
+        return token;
+    }
+
+    Ranges divided() const {
+        Ranges found;
+        for (int64_t i = 0; i < width; i += LANES) {
+            const Floats values = values_at(i), weight = weights(values);
+            const Ints range = ranges(values);
+            for (int64_t lane = 0; lane < std::min<int64_t>(LANES, width - i); lane++) {
+                found.mass[range[lane]] += weight[lane], found.count[range[lane]]++;
+                found.heavy += weight[lane] >= rule.min_p;
+            }
+        }
+        return found;
+    }
+
+    // The tokens of a range, best first, of equals the lowest.
+    const std::vector<Member>& members(int64_t range) const {
+        static thread_local std::vector<Member> found;
+        found.clear();
+        for (int64_t i = 0; i < width; i += LANES) {
+            const Floats values = values_at(i);
+            const Ints at = ranges(values);
+            for (int64_t lane = 0; lane < std::min<int64_t>(LANES, width - i); lane++)
+                if (at[lane] == range)
+                    found.push_back({values[lane], weights(splat(values[lane]))[0], i + lane});
+        }
+        std::sort(found.begin(), found.end(), [](const Member& one, const Member& other) {
+            return one.logit != other.logit ? one.logit > other.logit : one.token < other.token;
+        });
+        return found;
+    }
+
+    // The weight of the best `ranks` tokens.
+    double mass_of(const Ranges& all, int64_t ranks) const {
+        double mass = 0;
+        int64_t range = 0;
+        for (; range < RANGES && all.count[range] <= ranks; range++)
+            mass += all.mass[range], ranks -= all.count[range];
+        if (ranks == 0) return mass;
+        const std::vector<Member>& rest = members(range);
+        for (int64_t i = 0; i < ranks; i++) mass += rest[i].weight;
+        return mass;
+    }
+
+    // How many of the best tokens it takes until their weight is at least `share`.
+    int64_t ranks_for(const Ranges& all, double share) const {
+        double mass = 0;
+        int64_t ranks = 0, range = 0;
+        for (; range < RANGES && mass + all.mass[range] < share; range++)
+            mass += all.mass[range], ranks += all.count[range];
+        if (range == RANGES) return ranks;
+        for (const Member& member : members(range)) {
+            if (mass >= share) break;
+            mass += member.weight, ranks++;
+        }
+        return ranks;
+    }
+
+    // From the best token on. Top-k applies first, then top-p to what it leaves.
+    int64_t from_best() const {
+        const Ranges all = divided();
+        int64_t ranks = std::min(rule.top_k, width);
+        const double mass = mass_of(all, ranks);
+        if (rule.top_p < 1) ranks = std::min(ranks, ranks_for(all, rule.top_p * mass));
+        ranks = std::max<int64_t>(1, std::min(ranks, all.heavy));
+        const double target = rule.u * mass_of(all, ranks);
+        double here = 0, before = 0;
+        int64_t found = 0, left = ranks, left_there = ranks;
+        for (int64_t range = 0; left > 0 && here <= target; range++) {
+            if (all.mass[range] > 0) found = range, before = here, left_there = left;
+            here += all.mass[range], left -= all.count[range];
+        }
+        int64_t token = 0;
+        here = before;
+        for (const Member& member : members(found)) {
+            if (left_there-- == 0 || here > target) break;
+            if (member.weight > 0) token = member.token, here += member.weight;
+        }
+        return token;
+    }
+
+    const float* logits;
+    int64_t width;
+    const TokenRule& rule;
+    float heat, best;  // temperature, highest logit
+};
+
+}  // namespace moedial
