@@ -20,7 +20,7 @@ from engine.build import assemble, prepare
 from engine.engine import Engine
 from engine.memory import keep_freed_memory
 from model.backends.cpu.kernels.library import load
-from model.budget import ExpertRange
+from model.expert_range import ExpertRange
 from weights.load import load_model
 
 Times = dict[int, list[float]]  # request number -> seconds after the common start, one per token

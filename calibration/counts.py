@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from model.budget import ExpertRange
+from model.expert_range import ExpertRange
 
 EVERY = 8  # all counts up to this one, and from there on twice the one before
 

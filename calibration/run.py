@@ -14,7 +14,8 @@ from calibration.scoring import Score, Scorer, Windows
 from engine.engine import Engine
 from engine.runner import ModelRunner
 from engine.types import EngineInfo
-from model.budget import ExpertBudget, ExpertRange
+from model.budget import ExpertBudget
+from model.expert_range import ExpertRange
 from model.shapes.decoder import DecoderConfig
 
 

@@ -19,7 +19,8 @@ from engine.cost import ExpertPool, StepCost, padded_tokens
 from engine.plan import Chunk, Plan, Runner
 from engine.sequence import Sequence
 from engine.types import EngineInfo, Request, Sampling
-from model.budget import ExpertBudget, ExpertRange
+from model.budget import ExpertBudget
+from model.expert_range import ExpertRange
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 from engine.sizes import block_size, model_length, shares_prefixes
 from engine.types import EngineSettings
 from model.backends.base import Runnable
-from model.budget import ExpertRange
+from model.expert_range import ExpertRange
 
 
 def describe(model: Runnable, settings: EngineSettings, kept: str = "") -> dict[str, Any]:

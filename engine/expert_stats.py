@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.plan import Chunk, Observed, Plan
 from engine.routes import Experts, StepRoutes, pack
 from model.devices import Fetched
-from model.shapes.mixtures import FeedForward
+from model.shapes.feed_forward import FeedForward
 from model.step import Observer
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.types import Routes
-from model.shapes.mixtures import FeedForward
+from model.shapes.feed_forward import FeedForward
 
 Rows = NDArray[np.uint8] | NDArray[np.uint16]  # [T, L, W]: experts, best first, or bytes of bits
 Experts = NDArray[np.int32]  # [T, K], -1 where a token ran fewer

@@ -24,8 +24,9 @@ from engine.results import Results
 from engine.sequence import Sequence
 from engine.speculation import Speculator
 from engine.types import Request, TokenEvent
-from model.budget import ExpertCounts, ExpertRange
+from model.budget import ExpertCounts
 from model.errors import InvalidRequest
+from model.expert_range import ExpertRange
 
 
 class _OutOfBlocks(Exception):

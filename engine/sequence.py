@@ -9,7 +9,8 @@ from dataclasses import replace
 from engine.grammars.matcher import Matcher
 from engine.routes import RouteRecord
 from engine.types import Logprob, Request, RequestStats, Routes
-from model.budget import CountRun, ExpertCounts, ExpertRange
+from model.budget import CountRun, ExpertCounts
+from model.expert_range import ExpertRange
 
 LATE = -1  # stands for a token that the device has sampled and the host does not know yet; only while a plan is made
 

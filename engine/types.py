@@ -14,7 +14,8 @@ import msgspec
 
 from engine.cost import StepCost
 from engine.logs import Level, LogFormat
-from model.budget import ExpertBudget, ExpertRange
+from model.budget import ExpertBudget
+from model.expert_range import ExpertRange
 from model.options import DType, KVCacheDType, Quantize, QuantizeLayers
 from weights.sizes import BytesPerWeight, WeightFiles
 

@@ -10,7 +10,8 @@ from typing import Any
 from model.shapes.attention import Attention, AttentionShape
 from model.shapes.checks import sizes
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import Dense, FeedForward
+from model.shapes.feed_forward import FeedForward
+from model.shapes.mixtures import Dense
 from model.shapes.rope import Rope
 
 # Keys that say nothing of what a served model computes: names, training, generation, other programs' switches.

@@ -21,7 +21,7 @@ from model.moe.repair import RepairTables, repaired
 from model.registry import module_for, register_all
 from model.shapes.attention import AttentionShape
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import FeedForward
+from model.shapes.feed_forward import FeedForward
 from model.step import LayerStep, Observer, Past
 
 

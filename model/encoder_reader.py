@@ -10,7 +10,8 @@ from model.config_reader import ConfigReader
 from model.shapes.attention import Attention
 from model.shapes.decoder import DecoderConfig
 from model.shapes.encoder import Encoder, RelativeBias
-from model.shapes.mixtures import Dense, FeedForward
+from model.shapes.feed_forward import FeedForward
+from model.shapes.mixtures import Dense
 
 # Dropout, initial values and losses: of training. The others say what `is_encoder_decoder` says.
 HARMLESS = """dropout_rate dropout attention_dropout activation_dropout classifier_dropout initializer_factor init_std

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from model.shapes.attention import Attention
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import Dense, FeedForward
+from model.shapes.feed_forward import FeedForward
+from model.shapes.mixtures import Dense
 from weights.rules import Copy, Fuse, Rule
 
 FeedForwardRules = Callable[[FeedForward, str, str], Iterator[Rule]]

@@ -5,7 +5,8 @@ count, one included, as transformers does."""
 from model.config_reader import ConfigReader, activation, decoder, dense, rope
 from model.shapes.attention import MLA
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import Dense, FeedForward, Router, TopK
+from model.shapes.feed_forward import FeedForward
+from model.shapes.mixtures import Dense, Router, TopK
 from model.shapes.rope import Rope, yarn_mscale
 
 

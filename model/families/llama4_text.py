@@ -8,7 +8,8 @@ from dataclasses import replace
 from model.config_reader import ConfigReader, activation, attention, decoder, head_width, layer_kinds, rope
 from model.shapes.attention import Attention
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import Dense, FeedForward, Router, TopK
+from model.shapes.feed_forward import FeedForward
+from model.shapes.mixtures import Dense, Router, TopK
 
 NAMES = {"mlp": "feed_forward", "gate": "router", "shared_experts": "shared_expert"}
 

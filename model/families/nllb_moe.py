@@ -8,7 +8,8 @@ from model.encoder_reader import HARMLESS, encoder
 from model.shapes.attention import Attention
 from model.shapes.decoder import DecoderConfig
 from model.shapes.dropping import Dropping
-from model.shapes.mixtures import Dense, FeedForward, Router, TopK
+from model.shapes.feed_forward import FeedForward
+from model.shapes.mixtures import Dense, Router, TopK
 
 EPSILON = 2.0**-23  # of float32: the least sum that normalises
 THRESHOLD = 0.2  # of a second expert's weight, as in ST-MoE

@@ -7,12 +7,12 @@ A value that no decoder can have is a ValueError. The shapes of a layer's two su
 from dataclasses import dataclass
 from typing import Literal
 
-from model.budget import ExpertRange
+from model.expert_range import ExpertRange
 from model.shapes.attention import AttentionShape
 from model.shapes.checks import one_of, reals, sizes
 from model.shapes.encoder import Encoder
+from model.shapes.feed_forward import FeedForward
 from model.shapes.memory import Memory, StateMemory
-from model.shapes.mixtures import FeedForward
 from model.shapes.rope import Rope
 
 Norm = Literal["layer", "rms"]

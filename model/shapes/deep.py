@@ -6,7 +6,8 @@ A frozen value that families build from a checkpoint's config.json; what no mode
 from dataclasses import dataclass
 
 from model.shapes.checks import counts, one_of, sizes
-from model.shapes.mixtures import MOST_EXPERTS, TokenLocal
+from model.shapes.feed_forward import TokenLocal
+from model.shapes.mixtures import MOST_EXPERTS
 from model.shapes.soft import Restriction
 from model.shapes.work import TokenWork
 

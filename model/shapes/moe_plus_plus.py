@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from model.shapes.checks import counts, naturals
-from model.shapes.mixtures import Router, TokenLocal, TopK
+from model.shapes.feed_forward import TokenLocal
+from model.shapes.mixtures import Router, TopK
 from model.shapes.work import TokenWork
 
 

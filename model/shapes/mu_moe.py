@@ -8,7 +8,8 @@ from math import prod
 from typing import Literal
 
 from model.shapes.checks import counts, one_of, sizes
-from model.shapes.mixtures import MOST_EXPERTS, Activation, TokenLocal
+from model.shapes.feed_forward import TokenLocal
+from model.shapes.mixtures import MOST_EXPERTS, Activation
 from model.shapes.soft import Restriction
 from model.shapes.work import TokenWork
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from engine.cost import StepCost, StepLoad
 from engine.types import StepStats
-from model.budget import FAMILY_RULE, ExpertBudget, ExpertRange
+from model.budget import FAMILY_RULE, ExpertBudget
+from model.expert_range import ExpertRange
 from server.experts.policies import Load, predicted_itl
 from weights.calibration import Option
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from model.budget import ExpertRange
 from model.errors import InvalidRequest
+from model.expert_range import ExpertRange
 from server.experts.brownout import Brownout, Pressure
 from server.experts.load import LoadMeter
 from server.experts.options import CalibratedOptions

@@ -7,8 +7,9 @@ import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from model.budget import ExpertBudget, ExpertRange
+from model.budget import ExpertBudget
 from model.errors import InvalidRequest, shown
+from model.expert_range import ExpertRange
 from server.experts.calibration import UNCALIBRATED, ServedCalibration
 from weights.calibration import Option
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from model.budget import ExpertRange
 from model.errors import InvalidRequest
+from model.expert_range import ExpertRange
 from server.configuration.options import Price
 from server.settings import Settings
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model.budget import ExpertBudget, ExpertRange
+from model.budget import ExpertBudget
 from model.errors import InvalidRequest, shown
+from model.expert_range import ExpertRange
 from server.cascade import Cascade
 from server.experts.experts_object import PHASES, Auto, CountsByPhase
 from server.experts.options import CalibratedOptions

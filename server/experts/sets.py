@@ -12,8 +12,9 @@ from typing import Any
 
 import structlog
 
-from model.budget import ExpertBudget, ExpertRange, RoutingRule
+from model.budget import ExpertBudget, RoutingRule
 from model.errors import CheckpointError, InvalidRequest, shown
+from model.expert_range import ExpertRange
 from weights.calibration import checkpoint_hash
 from weights.expert_sets import ExpertSet, Loss, every, read
 

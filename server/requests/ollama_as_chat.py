@@ -12,16 +12,8 @@ from typing import Any
 
 from model.errors import InvalidRequest
 from server.experts.requested_count import EXPERT_FIELDS, refuse_misspelled
-from server.requests.calls import (
-    CheckedBody,
-    GenerationCall,
-    check_chat,
-    check_completion,
-    count_notices,
-    open_conversation,
-    open_prompts,
-    supported_tools,
-)
+from server.requests.calls import GenerationCall, count_notices, open_conversation, open_prompts
+from server.requests.checks import CheckedBody, check_chat, check_completion, supported_tools
 from server.requests.field_names import FieldNames
 from server.requests.json_body import IncomingRequest, read_json
 from server.requests.notices import Notices

@@ -11,7 +11,8 @@ from typing import Any
 
 from model.errors import InvalidRequest
 from server.experts.requested_count import merge_extra_body, nested_counts
-from server.requests.calls import CheckedBody, GenerationCall, check_chat, open_conversation, supported_tools
+from server.requests.calls import GenerationCall, open_conversation
+from server.requests.checks import CheckedBody, check_chat, supported_tools
 from server.requests.field_names import FieldNames
 from server.requests.json_body import IncomingRequest, read_json
 from server.schemas.base import SampledBody

@@ -1,8 +1,8 @@
 """When a request may have `return_routed_experts`: what is refused, by name. Not here: how routes are written."""
 
 from engine.types import MOST_ROUTED_TOKENS
-from model.budget import ExpertRange
 from model.errors import InvalidRequest
+from model.expert_range import ExpertRange
 from server.experts.requested_count import ROUTES_FIELD as FIELD
 from server.requests.output_spec import OutputSpec
 from server.schemas.base import GenerationBody

@@ -12,9 +12,10 @@ from calibration.progress import Progress
 from calibration.speed import Clock
 from calibration.texts import read_texts, split
 from calibration.work import DecoderWork, Weights
-from model.budget import ExpertBudget, ExpertRange
+from model.budget import ExpertBudget
 from model.decoder import parameter_count
 from model.errors import CheckpointError, InvalidRequest
+from model.expert_range import ExpertRange
 from model.options import Quantize, QuantizeLayers
 from tests.calibration.checkpoints import two_experts, write_text
 from tests.model.tiny import decoder, infinity, llama_like, topk

@@ -17,8 +17,9 @@ from engine.plan import Chunk, MoEWork, Plan, Sampled, StepResult, rows_of
 from engine.process.worker import main
 from engine.scheduler import Scheduler
 from engine.types import EngineInfo, EngineSettings, Logprob, Request, Sampling
-from model.budget import ExpertBudget, ExpertRange
+from model.budget import ExpertBudget
 from model.errors import CheckpointError, EngineDown
+from model.expert_range import ExpertRange
 
 log = logging.getLogger("tests.engine.fake")
 VOCABULARY = 1000

@@ -15,7 +15,7 @@ from engine.description import describe
 from engine.plan import MoEWork, Plan, Sampled, StepResult
 from engine.types import EngineInfo, EngineSettings
 from model.backends.torch.backend import TorchRunnable
-from model.budget import ExpertRange
+from model.expert_range import ExpertRange
 from tests.engine.costs import COST, LAYERS, work_of
 from tests.engine.fake import build_fake, request
 from tests.model.tiny import decoder, infinity, llama_like, topk

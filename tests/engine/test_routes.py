@@ -13,7 +13,7 @@ from model.backends.torch.attend import WholeAttend
 from model.budget import ExpertBudget, RoutingRule
 from model.decoder import Decoder
 from model.errors import InvalidRequest
-from model.shapes.mixtures import FeedForward
+from model.shapes.feed_forward import FeedForward
 from model.step import Observer
 from tests.engine.random_workload import Bench, Served, bench
 from tests.model.tiny import VOCABULARY, decoder, infinity, llama_like, topk, whole_batch

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.budget import FAMILY_RULE, ExpertBudget, ExpertCounts, ExpertRange, RoutingRule
+from model.budget import FAMILY_RULE, ExpertBudget, ExpertCounts, RoutingRule
 from model.contrast import Contrast
 from model.errors import InvalidRequest
+from model.expert_range import ExpertRange
 
 COUNTS = st.tuples(st.integers(1, 4), st.integers(1, 4))
 CHANGES = st.dictionaries(st.integers(1, 24), COUNTS, max_size=3).map(lambda found: tuple(sorted(found.items())))

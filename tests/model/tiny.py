@@ -14,7 +14,8 @@ from model.batch import Batch, BudgetRows, LayerBudget, Pages, Span
 from model.decoder import Decoder
 from model.shapes.attention import Attention
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import FeedForward, Infinity, Router, TopK
+from model.shapes.feed_forward import FeedForward
+from model.shapes.mixtures import Infinity, Router, TopK
 from model.shapes.rope import Rope
 from model.step import LayerStep, Observer
 

@@ -21,8 +21,9 @@ from engine.types import (
     TimedEvent,
     TokenEvent,
 )
-from model.budget import ExpertCounts, ExpertRange
+from model.budget import ExpertCounts
 from model.errors import EngineDown, EngineStopped, InvalidRequest, MoedialError
+from model.expert_range import ExpertRange
 from server.protocols import EngineState
 from weights.tokenizer import TooManyTokens
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from model.shapes.attention import Attention
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import Dense, FeedForward, TopK
+from model.shapes.feed_forward import FeedForward
+from model.shapes.mixtures import Dense, TopK
 from weights.names import norm
 from weights.rules import Copy, Fuse, Rule, Stack
 

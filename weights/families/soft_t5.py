@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import FeedForward
+from model.shapes.feed_forward import FeedForward
 from model.shapes.soft import SoftSlots
 from weights.rules import Copy, Rule
 from weights.t5_layout import t5_dense, t5_rules

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import FeedForward, TopK
+from model.shapes.feed_forward import FeedForward
+from model.shapes.mixtures import TopK
 from weights.rules import Copy, Rule, Stack
 from weights.t5_layout import dense, t5_rules
 

@@ -14,7 +14,8 @@ from model.backends.taken import Values, any_of
 from model.options import Options
 from model.shapes.attention import MLA, Attention, AttentionShape, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import Dense, FeedForward, Infinity, Router, TopK
+from model.shapes.feed_forward import FeedForward
+from model.shapes.mixtures import Dense, Infinity, Router, TopK
 from model.shapes.rope import Rope
 
 MOST_TAPS = 16  # inputs of one output of a convolution

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from model.errors import InvalidRequest
 from server.http.incoming import incoming
 from server.http.serving import service_of
-from server.requests.calls import render
+from server.requests.chat_prompt import render
 from server.requests.encoding import max_characters
 from server.requests.json_body import read_json
 from server.requests.limits import check_template

@@ -9,7 +9,7 @@ from model.batch import Batch, BudgetRows, LayerBudget
 from model.budget import FAMILY_RULE, RoutingRule
 from model.decoder import Decoder, Layer
 from model.moe.repair import RepairTables, repaired
-from model.shapes.mixtures import FeedForward
+from model.shapes.feed_forward import FeedForward
 from tests.model.tiny import budget_rows, decoder, infinity, llama_like, topk
 
 RULES = (FAMILY_RULE, RoutingRule(repair=True))

@@ -5,7 +5,7 @@ import pytest
 
 from engine.cost import StepCost
 from engine.types import StepStats
-from model.budget import ExpertRange
+from model.expert_range import ExpertRange
 from server.experts.load import IDLE_S, LoadMeter
 from tests.server.calibrations import calibration
 from tests.server.fakes import step_stats

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model.budget import ExpertRange
 from model.errors import InvalidRequest
+from model.expert_range import ExpertRange
 from server.configuration.options import Price
 from server.experts.prices import Prices
 from server.settings import Settings

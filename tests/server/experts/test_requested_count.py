@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.budget import ExpertBudget, ExpertRange
+from model.budget import ExpertBudget
 from model.errors import InvalidRequest
+from model.expert_range import ExpertRange
 from server.experts.requested_count import requested_in_body, requested_in_header
 from server.experts.selection import aliases_for, count_in_header, echoed_count, resolve
 

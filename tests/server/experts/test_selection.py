@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.budget import FAMILY_RULE, ExpertBudget, ExpertRange, RoutingRule
+from model.budget import FAMILY_RULE, ExpertBudget, RoutingRule
 from model.errors import InvalidRequest
+from model.expert_range import ExpertRange
 from server.experts.calibration import ServedCalibration
 from server.experts.experts_object import Auto
 from server.experts.options import CalibratedOptions

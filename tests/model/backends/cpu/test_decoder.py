@@ -18,7 +18,8 @@ from model.decoder import Decoder
 from model.options import Options, Quantize
 from model.shapes.attention import MLA, Attention, GatedDeltaNet
 from model.shapes.decoder import DecoderConfig
-from model.shapes.mixtures import Dense, FeedForward, Infinity, Router
+from model.shapes.feed_forward import FeedForward
+from model.shapes.mixtures import Dense, Infinity, Router
 from model.shapes.rope import Rope
 from model.step import Observer
 from tests.model.tiny import VOCABULARY, PagedRun, decoder, gpt2_like, infinity, llama_like, topk
