@@ -1,7 +1,6 @@
 """Tiny random models of `transformers`, one per example of a family, and their logits at any expert count."""
 
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +103,11 @@ def set_count(model: PreTrainedModel, count: int) -> None:
                 setattr(holder, name, count)
 
 
-@cache
-def continued(family: str, number: int, count: int | None) -> tuple[list[int], Tensor]:
-    """The prompt and sixteen greedy tokens, and the logits that chose them."""
+def continued(
+    family: str, number: int, trained: int | None, counts: list[int | None]
+) -> tuple[list[int], list[Tensor]]:
+    """The prompt and sixteen tokens, greedy at the trained count, and the logits before each of them at every count."""
     model, ids = build(family, number), list(PROMPT)
     for _ in range(STEPS):
-        ids.append(int(logits(model, ids, count)[-1].argmax()))
-    return ids, logits(model, ids[:-1], count)
+        ids.append(int(logits(model, ids, trained)[-1].argmax()))
+    return ids, [logits(model, ids[:-1], count) for count in counts]

@@ -103,7 +103,7 @@ def requests(model: Decoder, family: str) -> list[Request]:
 
 
 @each
-@pytest.mark.parametrize("blocks", [64, 12])
+@pytest.mark.parametrize("blocks", [pytest.param(64, marks=pytest.mark.redundant), 12])
 def test_the_engine_answers_as_generate_does(family: str, number: int, blocks: int, tmp_path: Path) -> None:
     """With 12 blocks of four tokens sequences are preempted, and computed again."""
     reference = seq2seq.build(family, number)

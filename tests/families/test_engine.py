@@ -10,7 +10,7 @@ from engine.types import EngineSettings, Request, Sampling
 from model.budget import ExpertBudget
 from model.errors import InvalidRequest
 from tests.families import reference
-from tests.families.test_parity import counts, each, loaded
+from tests.families.test_parity import EXAMPLES, counts, loaded
 from tests.model.tiny import whole_logits
 
 TOKENS = 6
@@ -29,6 +29,16 @@ def generate(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:
                 tokens[event.request_id].append(event.token)
         engine.scheduler.check()
     return tokens
+
+
+# Of each family one example: `test_pages_chunks_and_mixed_counts_equal_one_pass` in `test_parity.py` has them all.
+each = pytest.mark.parametrize(
+    ("family", "number"),
+    [
+        pytest.param(family, number, id=f"{family}-{number}", marks=pytest.mark.redundant if number else ())
+        for family, number in EXAMPLES
+    ],
+)
 
 
 @each
