@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from model.backends.cpu.blocks import feed_forward_block, precision_for
+from model.backends.cpu.blocks import feed_forward_block
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.rules import rule_arguments
+from model.backends.cpu.weights import precision_for
 from model.moe.infinity import InfinityMixture
 from model.moe.topk import TopKMixture
 from model.shapes.mixtures import Infinity, TopK

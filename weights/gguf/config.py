@@ -1,6 +1,7 @@
 """What a GGUF file's metadata says of its decoder, as a config.json of the family would.
 
-Torch-free, so that the HTTP process may use it. The families' tables are in `weights/gguf/families.py`.
+Torch-free, so that the HTTP process may use it. The families' tables are in `weights/gguf/families.py`, and what they
+share in `weights/gguf/common.py`.
 """
 
 import struct

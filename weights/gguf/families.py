@@ -2,22 +2,14 @@
 its metadata. Torch-free, so that the HTTP process may use it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from model.errors import CheckpointError, shown
+from weights.gguf.common import Config, common, decoder
 from weights.gguf.config import Described, rope_scaling
 from weights.gguf.reader import GgufFile
 
-Config = dict[str, Any]
-COMMON = {
-    "hidden_size": "embedding_length",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "max_position_embeddings": "context_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-    "rope_theta": "rope.freq_base",
-}
 CHOSEN = {"num_experts_per_tok": "expert_used_count"}
 LOCAL_EXPERTS = CHOSEN | {"num_local_experts": "expert_count", "intermediate_size": "feed_forward_length"}
 QWEN = CHOSEN | {
@@ -71,53 +63,23 @@ def _dtype(file: GgufFile) -> str:
     return "float32" if matrices <= {"F32"} else "bfloat16"
 
 
-def _common(said: Described, model_type: str, keys: Mapping[str, str]) -> Config:
-    """What every family's config.json has, and the `keys` that the file states."""
-    embedding = said.file.tensors.get("token_embd.weight")
-    if embedding is None:
-        said.fail("tensor token_embd.weight is missing")
-    found: Config = {
-        "model_type": model_type,
-        "vocab_size": embedding.shape[0],
-        "num_hidden_layers": said.layers,
-        "tie_word_embeddings": not said.has("output.weight"),
-        "num_nextn_predict_layers": said.extra_layers,
-    }
-    stated = {ours: said.get(key) for ours, key in (COMMON | dict(keys)).items()}
-    return found | {ours: value for ours, value in stated.items() if value is not None}
-
-
-def _decoder(said: Described, model_type: str, keys: Mapping[str, str], **more: Any) -> Config:
-    """Grouped-query attention: widths of heads, and rotary positions."""
-    width = said.head_width
-    if said.get("attention.value_length") not in (None, width):
-        said.fail(f"attention.value_length is {said.get('attention.value_length')}, but keys have a width of {width}")
-    found = _common(said, model_type, keys) | {"head_dim": width, "rope_scaling": rope_scaling(said)}
-    if said.get("rope.dimension_count") is not None and width > 0:
-        turned = said.number("rope.dimension_count")
-        if turned < 1:
-            said.fail(f"{said.architecture}.rope.dimension_count is {turned}")
-        found["partial_rotary_factor"] = turned / width
-    return found | more
-
-
 def _qwen(said: Described, model_type: str, norm_topk_prob: bool, **more: Any) -> Config:
     """`norm_topk_prob` is what llama.cpp takes where the file does not say."""
-    found = _decoder(said, model_type, QWEN | more.pop("keys", {}), **more)
+    found = decoder(said, model_type, QWEN | more.pop("keys", {}), **more)
     return {"norm_topk_prob": norm_topk_prob} | found
 
 
 def _llama(said: Described) -> Config:
     if said.get("expert_count"):
-        return _decoder(said, "mixtral", LOCAL_EXPERTS)
+        return decoder(said, "mixtral", LOCAL_EXPERTS)
     bias = said.has("blk.0.attn_q.bias")
     keys = {"intermediate_size": "feed_forward_length"}
-    return _decoder(said, "llama", keys, attention_bias=bias, mlp_bias=said.has("blk.0.ffn_up.bias"))
+    return decoder(said, "llama", keys, attention_bias=bias, mlp_bias=said.has("blk.0.ffn_up.bias"))
 
 
 def _qwen3(said: Described) -> Config:
     bias = said.has("blk.0.attn_q.bias")
-    return _decoder(said, "qwen3", {"intermediate_size": "feed_forward_length"}, attention_bias=bias)
+    return decoder(said, "qwen3", {"intermediate_size": "feed_forward_length"}, attention_bias=bias)
 
 
 def _qwen2_moe(said: Described) -> Config:
@@ -164,7 +126,7 @@ def _llama4(said: Described) -> Config:
         said.fail("attention.sliding_window is 0: a Llama 4 with positions in every layer is not supported")
     said.expect("attention.sliding_window", 8192)  # the published chunks
     maverick = said.get("expert_count") == 128
-    return _decoder(said, "llama4_text", keys, use_qk_norm=not maverick)
+    return decoder(said, "llama4_text", keys, use_qk_norm=not maverick)
 
 
 def _olmoe(said: Described) -> Config:
@@ -174,7 +136,7 @@ def _olmoe(said: Described) -> Config:
         "norm_topk_prob": "expert_weights_norm",
         "clip_qkv": "attention.clamp_kqv",
     }
-    return _decoder(said, "olmoe", keys, attention_bias=said.has("blk.0.attn_q.bias"))
+    return decoder(said, "olmoe", keys, attention_bias=said.has("blk.0.attn_q.bias"))
 
 
 def _granite(said: Described) -> Config:
@@ -188,22 +150,22 @@ def _granite(said: Described) -> Config:
     said.expect("rope.scaling.finetuned", True)  # false: without positions
     shared = said.get("expert_shared_feed_forward_length")
     model_type = "granitemoeshared" if shared else "granitemoe"
-    return _decoder(said, model_type, keys, attention_bias=said.has("blk.0.attn_q.bias"))
+    return decoder(said, model_type, keys, attention_bias=said.has("blk.0.attn_q.bias"))
 
 
 def _glm4_moe(said: Described) -> Config:
     bias, norm = said.has("blk.0.attn_q.bias"), said.has("blk.0.attn_q_norm.weight")
-    return _decoder(said, "glm4_moe", DEEPSEEK, attention_bias=bias, use_qk_norm=norm)
+    return decoder(said, "glm4_moe", DEEPSEEK, attention_bias=bias, use_qk_norm=norm)
 
 
 def _dots1(said: Described) -> Config:
-    return _decoder(said, "dots1", DEEPSEEK, attention_bias=said.has("blk.0.attn_q.bias"), sliding_window=None)
+    return decoder(said, "dots1", DEEPSEEK, attention_bias=said.has("blk.0.attn_q.bias"), sliding_window=None)
 
 
 def _minimax_m2(said: Described) -> Config:
     keys = CHOSEN | {"num_local_experts": "expert_count", "intermediate_size": "expert_feed_forward_length"}
     said.mark_read("feed_forward_length")  # of dense layers, which it has not
-    return _decoder(said, "minimax_m2", keys)
+    return decoder(said, "minimax_m2", keys)
 
 
 def _ernie(said: Described) -> Config:
@@ -217,7 +179,7 @@ def _ernie(said: Described) -> Config:
         "moe_layer_interval": "interleave_moe_layer_step",
     }
     said.mark_read("expert_shared_feed_forward_length")  # the converter divides a dense layer's by the KV heads
-    found = _decoder(said, "ernie4_5_moe", keys, use_bias=said.has("blk.0.attn_q.bias"))
+    found = decoder(said, "ernie4_5_moe", keys, use_bias=said.has("blk.0.attn_q.bias"))
     return {"moe_num_shared_experts": 0} | found
 
 
@@ -228,7 +190,7 @@ def _gpt_oss(said: Described) -> Config:
         "sliding_window": "attention.sliding_window",
     }
     said.mark_read("feed_forward_length")  # of dense layers, which it has not
-    found = _decoder(said, "gpt_oss", keys, attention_bias=said.has("blk.0.attn_q.bias"))
+    found = decoder(said, "gpt_oss", keys, attention_bias=said.has("blk.0.attn_q.bias"))
     if found["rope_scaling"] is not None:
         found["rope_scaling"]["truncate"] = False  # as published; the file does not say
     return found
@@ -240,7 +202,7 @@ PHIMOE_MSCALE = 1.243163121016122  # of every published PhiMoE; the file does no
 def _phimoe(said: Described) -> Config:
     bias, head = said.has("blk.0.attn_q.bias"), said.has("output.bias")
     keys = LOCAL_EXPERTS | {"sliding_window": "attention.sliding_window"}  # 0 for none
-    found = _decoder(said, "phimoe", keys, attention_bias=bias, lm_head_bias=head)
+    found = decoder(said, "phimoe", keys, attention_bias=bias, lm_head_bias=head)
     if found["rope_scaling"] is not None:
         found["rope_scaling"] |= {"long_mscale": PHIMOE_MSCALE, "short_mscale": PHIMOE_MSCALE}
     return found
@@ -255,7 +217,7 @@ def _deepseek2(said: Described) -> Config:
     if not said.get("expert_gating_func"):
         third = any(".exp_probs_b" in name for name in said.file.tensors)
     keys = DEEPSEEK | {"q_lora_rank": "attention.q_lora_rank", "kv_lora_rank": "attention.kv_lora_rank"}
-    found = _common(said, "deepseek_v3" if third else "deepseek_v2", keys)
+    found = common(said, "deepseek_v3" if third else "deepseek_v2", keys)
     found.setdefault("norm_topk_prob", False)
     turned = said.number("rope.dimension_count")
     latent = said.get("attention.key_length_mla") is not None
@@ -287,7 +249,7 @@ def _deepseek_rope(said: Described) -> Config | None:
 
 
 def _gpt2(said: Described) -> Config:
-    found = _common(said, "gpt2", {"n_inner": "feed_forward_length"})
+    found = common(said, "gpt2", {"n_inner": "feed_forward_length"})
     eps = said.get("attention.layer_norm_epsilon")
     for name in ("num_key_value_heads", "rms_norm_eps", "rope_theta"):
         found.pop(name, None)

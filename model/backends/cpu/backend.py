@@ -8,13 +8,13 @@ from torch import nn
 from model.attention.attention import SelfAttention
 from model.attention.gated_delta_net import GatedDeltaNetAttention
 from model.attention.mla import MLAAttention
-from model.backends.cpu.blocks import Precision, precision_for
 from model.backends.cpu.calls import OpCall, calls_of, layout
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.provide import provide
 from model.backends.cpu.kernels.threads import use
 from model.backends.cpu.refusal import refusal
+from model.backends.cpu.weights import Precision, precision_for
 from model.decoder import Decoder
 from model.layers import DenseFFN
 from model.moe.topk import TopKMixture

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from model.backends.cpu.attention import Tables, block_of
-from model.backends.cpu.blocks import Precision, feed_forward_block, norm_params
+from model.backends.cpu.blocks import feed_forward_block
 from model.backends.cpu.kernels.pack import Kind, Packed, interleave, pack, pack_grouped
 from model.backends.cpu.kernels.params import BlockParams, LinearParams, by_schema, named
+from model.backends.cpu.weights import Precision, norm_params
 from model.decoder import Decoder, Layer
 from model.grouped import Grouped, Values
 

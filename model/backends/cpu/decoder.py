@@ -10,12 +10,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from model.backends.cpu.blocks import Precision, precision_for
 from model.backends.cpu.cache import native_cache
 from model.backends.cpu.calls import OpCall, built, calls_of
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.rules import rule_arguments
 from model.backends.cpu.sampling import NativeSampling
+from model.backends.cpu.weights import Precision, precision_for
 from model.batch import Batch, Cache, Pages
 from model.decoder import Decoder, parameter_count
 from model.options import KVCacheDType, Quantize

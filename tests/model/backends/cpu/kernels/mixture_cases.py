@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.backends.cpu.blocks import draws_params
+from model.backends.cpu.infinity import draws_params
 from model.backends.cpu.kernels import reference_mixtures
 from model.backends.cpu.kernels.pack import DTYPE, Kind, Packed, pack
 from model.backends.cpu.kernels.params import (
