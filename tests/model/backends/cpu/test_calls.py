@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from model.backends.cpu import calls
-from model.backends.cpu.blocks import Precision
 from model.backends.cpu.calls import ORDER, OpCall, calls_of, layout
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.pack import Packed, pack_grouped
+from model.backends.cpu.weights import Precision
 from model.decoder import Decoder
 from model.grouped import Grouped
 from tests.model.backends.cpu.test_decoder import LAYOUTS
