@@ -31,6 +31,7 @@ from benchmarks.systems.system import LongRates, PeerFailed
 from benchmarks.tables import grid, table
 from benchmarks.touched import step_bytes
 from engine.memory import keep_freed_memory
+from model.backends.cpu.kernels.library import load
 from model.shapes.decoder import DecoderConfig
 from model.shapes.memory import bytes_per_block
 from weights.config import read_config
@@ -174,11 +175,14 @@ def numbers(text: str, option: str, most: int) -> list[int]:
 
 
 def ways_of(text: str) -> list[Way]:
-    """The systems of the option, without llama.cpp where it is not installed. Raises BadParameter."""
+    """The systems of the option, without llama.cpp where it is not installed. Raises BadParameter, and SystemExit where
+    ours would run on torch."""
     for word in text.split(","):
         if word not in WAYS:
             raise typer.BadParameter(f"--systems: {word!r} is none of {', '.join(WAYS)}")
     found = [WAYS[word] for word in dict.fromkeys(text.split(","))]
+    if any(way.ours for way in found) and not load().native:
+        raise SystemExit(f"no native kernels: {load().reason}")
     if installed(LLAMACPP):
         return found
     print("llama.cpp is skipped: not installed (make bench-peers)", flush=True)

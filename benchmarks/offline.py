@@ -12,6 +12,7 @@ first. Run it on an idle machine.
 import gc
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -64,6 +65,15 @@ class Speed:
     prefill: float
     decode: float
     touched: float | None
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """So many, of which none but the first begins after so many minutes."""
+
+    times: int
+    minutes: float
 
 
 def checkpoints(names: Sequence[str], scratch: Path) -> Iterator[tuple[str, Path]]:
@@ -100,11 +110,15 @@ def opened(systems: Sequence[System], folder: Path, count: int, stack: ExitStack
 
 
 def repeated(
-    sessions: dict[System, Session], batches: Sequence[int], repeats: int
+    sessions: dict[System, Session], batches: Sequence[int], most: Repeats
 ) -> dict[tuple[System, int], list[Rates]]:
-    """Measure every system in turn, `repeats` times."""
+    """Measure every system in turn, several times."""
     rates: dict[tuple[System, int], list[Rates]] = {}
-    for _ in range(repeats):
+    started = time.monotonic()
+    for number in range(most.times):
+        if number and time.monotonic() - started > 60 * most.minutes:
+            print(f"stopped after {number} of {most.times} repeats: {most.minutes:g} minutes have passed", flush=True)
+            break
         for system, session in list(sessions.items()):
             try:
                 for batch, rate in session.run(batches).items():
@@ -128,11 +142,12 @@ def speed(model: str, system: System, batch: int, count: int, rates: Sequence[Ra
         median(rate.prefill for rate in rates),
         median(rate.decode for rate in rates),
         rates[0].touched,
+        len(rates),
     )
 
 
 def bench(
-    name: str, folder: Path, systems: Sequence[System], batches: Sequence[int], counts: Sequence[int], repeats: int
+    name: str, folder: Path, systems: Sequence[System], batches: Sequence[int], counts: Sequence[int], repeats: Repeats
 ) -> list[Speed]:
     """Measure all batches and counts of one checkpoint."""
     speeds = []
@@ -198,7 +213,8 @@ def main(
     ] = None,
     batch: Annotated[list[int], typer.Option()] = [1, 4, 16, 32],  # noqa: B006
     count: Annotated[list[int], typer.Option(help="expert counts")] = [1, 2, 4, 8],  # noqa: B006
-    repeats: int = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="of each model and count")] = 3,
+    minutes: Annotated[float, typer.Option(help="after so many, no repeat of a model and count begins")] = 600,
     threads: int = 0,
     peers: Annotated[str, typer.Option(help=f"of {', '.join(PEERS)}; those not installed are skipped")] = DEFAULT,
     quantize: Annotated[str, typer.Option(help="ours quantised, too: experts only, or all:")] = "int8,all:int8",
@@ -213,7 +229,7 @@ def main(
     introduce(values)
     for name, folder in checkpoints(model or [*compared_models(), *CHECKPOINTS], scratch(keep)):
         print(f"\n{name}", flush=True)
-        new = bench(name, folder, able(systems, folder), batch, count, repeats)
+        new = bench(name, folder, able(systems, folder), batch, count, Repeats(repeats, minutes))
         report(name, folder, new, values["memory_gb_s"])
         speeds += new
     rows = [asdict(row) for row in speeds]
