@@ -60,13 +60,15 @@ def _rows(
     ops: SamplingOps, logits_BV: Tensor, sequences: list[Sequence], before_B: Drafts | None
 ) -> tuple[Sampled, ...]:
     """One result per row. `before_B`: the drafts that a row comes after."""
+    if all(sequence.plain_greedy for sequence in sequences):
+        return tuple(_plain(token) for token in ops.greedy(logits_BV))
     raw_BV = logits_BV.float().contiguous()
     best_B = np.array(ops.greedy(raw_BV), np.int64)
     finite_B = best_B >= 0
     ahead_B = None if before_B is None else [len(before) for before in before_B]
     if all(sequence.plain for sequence in sequences):
         token_B = _drawn(ops, raw_BV, best_B, finite_B, sequences, ahead_B)
-        return tuple(Sampled(0, error=NOT_FINITE) if token < 0 else Sampled(token) for token in token_B.tolist())
+        return tuple(_plain(token) for token in token_B.tolist())
     adjusted_BV = adjusted(raw_BV, sequences)
     constrained_BV, faults = constrained(ops, adjusted_BV, raw_BV, sequences, before_B)
     token_B = best_B if constrained_BV is raw_BV else _best(constrained_BV)
@@ -82,6 +84,11 @@ def _rows(
     for row in {*faults, *np.flatnonzero(~finite_B).tolist()}:
         results[row] = failed(faults.get(row))
     return tuple(results)
+
+
+def _plain(token: int) -> Sampled:
+    """A token of which nothing else is said; below 0 the row is not finite."""
+    return Sampled(0, error=NOT_FINITE) if token < 0 else Sampled(token)
 
 
 def measured_rows(sequences: list[Sequence]) -> dict[Measure, list[int]]:
