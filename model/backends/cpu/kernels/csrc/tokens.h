@@ -3,6 +3,7 @@
 // depends on nothing but the row and its settings. No threads.
 #pragma once
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "kernels.h"
@@ -121,9 +122,13 @@ class TokenRow {
         found.clear();
         for (int64_t i = 0; i < width; i += LANES) {
             const Floats values = values_at(i);
-            const Ints at = ranges(values);
+            const Ints here = ranges(values) == int32_t(range);
+            int64_t pairs[LANES / 2], any = 0;  // most vectors have none
+            std::memcpy(pairs, &here, sizeof(here));
+            for (const int64_t pair : pairs) any |= pair;
+            if (!any) continue;
             for (int64_t lane = 0; lane < std::min<int64_t>(LANES, width - i); lane++)
-                if (at[lane] == range)
+                if (here[lane])
                     found.push_back({values[lane], weights(splat(values[lane]))[0], i + lane});
         }
         std::sort(found.begin(), found.end(), [](const Member& one, const Member& other) {
