@@ -135,6 +135,23 @@ TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 
 
+def test_none_is_kept_behind_blocks_that_are_gone() -> None:
+    """Two sequences hold equal blocks, of which one has a name; it fails, and the other goes on."""
+    snapshots = Snapshots(FIRST_SLOT, COUNT, 4, SIZE, lambda source, target: None)
+    blocks = BlockManager(8, SIZE, snapshots=snapshots)
+    named, other = (Sequence(request(id, tuple(range(5))), 0.0) for id in ("named", "other"))
+    for sequence, end in ((named, 2), (other, 2), (other, 4)):
+        assert sequence.blocks or blocks.admit(sequence)
+        assert blocks.reserve(sequence, end)
+        snapshots.plan(sequence, sequence.computed, end)
+        sequence.computed = end
+        blocks.publish(sequence)
+        if sequence is other:
+            blocks.release(named, forget=True)
+        blocks.check()
+    assert len(snapshots) == 0
+
+
 def asked(id: str, prompt: tuple[int, ...], new: int = 4, counts: int = 2, **options: Any) -> Request:
     sampling = Sampling(**{"max_tokens": new, "seed": 1, "temperature": 0.0} | options)
     return Request(id, prompt, ExpertBudget((counts,) * 3), sampling)
