@@ -139,6 +139,9 @@ def rows_of(place: Path, share: float, tokens: int, layers: int) -> list[dict[st
     rows.append({"model": "packed, in the page cache"} | apart(place / "packed", tokens))
     speed = disk_speed(place / "packed")
     forget(place / "packed")
+    if size * share < 1.2e9 * rows[-1]["process_gb"]:
+        print(f"no limited run: {size * share / 1e9:.2f} GB hardly hold the process, {rows[-1]['process_gb']:.2f} GB")
+        return rows
     with limited(int(size * share)) as group:
         if group:
             limit = {"model": f"packed, memory for {share:.0%} of it", "limit_gb": size * share / 1e9}
