@@ -96,9 +96,9 @@ __attribute__((noinline)) void grouped_tile(const GroupedRows& inputs, const Wei
                     const Ints part = end_bytes<LARGE>(parts[row][vector]);
                     totals[row][vector] = run == 1 ? part : totals[row][vector] + part;
                 }
-            keep_in_memory(totals);
+            if constexpr (R * V > 4) keep_in_memory(totals);
         }
-        keep_in_memory(block);
+        if constexpr (R * V > 4) keep_in_memory(block);
         sum_run<R, V>(rows, start++, from, from + run_words, weights, words, parts);
         from += run_words;
 #pragma GCC unroll 4
