@@ -153,9 +153,44 @@ struct Attender {
         }
     }
 
+    // Both products where queries are many: what is stored is widened once for all of them.
+    template <class Wide>
+    void score_wide(const int32_t* const* rows, int64_t queries_here, const Tiles& keys,
+                    int64_t used, int32_t* const* score_rows) const {
+        constexpr int64_t CHUNK_WORDS = WIDE_WORDS / Wide::COUNT;
+        const int64_t groups = cache.head_width / cache.group();
+        for (int64_t from = 0; from < groups; from += CHUNK_WORDS) {
+            const int64_t now = std::min(groups - from, CHUNK_WORDS);
+            widen_rows<Wide>(rows, queries_here, from, now, wide_room().inputs);
+            for (int64_t i = 0; i < used; i++) {
+                const char* tile = (const char*)(keys.tile[i] + from * TILE);
+                widen_weights<Wide, VECTORS>({tile, TILE, TILE * 4, 4}, now, wide_room().weights);
+                wide_tiles<Wide>(queries_here, TILE, now, score_rows, i * TILE, from > 0, tile, 0);
+            }
+        }
+    }
+
+    template <class Wide>
+    void add_values_wide(const int32_t* const* weight_rows, int64_t queries_here,
+                         const Tiles& values, int64_t used, int32_t* const* out_rows) const {
+        const int64_t words = TILE / cache.group(), width = cache.value_width;
+        widen_rows<Wide>(weight_rows, queries_here, 0, used * words, wide_room().inputs);
+        for (int64_t column = 0; column < width; column += PANEL) {
+            const int64_t outputs = std::min(width - column, PANEL);
+            int32_t* weights = wide_room().weights;
+            for (int64_t i = 0; i < used; i++) {
+                const char* tile = (const char*)(values.tile[i] + column);
+                widen_weights<Wide, VECTORS>({tile, outputs, width * 4, 4}, words,
+                                             weights + i * words * Wide::COUNT * VECTORS * LANES);
+            }
+            wide_tiles<Wide>(queries_here, outputs, used * words, out_rows, column, true,
+                             (const char*)weights, 0);
+        }
+    }
+
     // One round: keys [from, from + KEYS) for all queries of the tile; `last` is one past the last
     // key that any of them sees. `rows` are the encoded queries.
-    template <class Dot>
+    template <class Dot, class Wide>
     void round(const QueryTile& tile, int64_t from, int64_t last, const int32_t* const* rows,
                Running& run) const {
         alignas(64) float scores[QUERIES * KEYS];
@@ -186,7 +221,11 @@ struct Attender {
         const int64_t count = ceil_div(used, 2) * 2 * TILE;
         for (int64_t query = 0; used % 2 && query < here; query++)
             std::memset(scores + query * KEYS + used * TILE, 0, TILE * 4);
-        score<Dot>(rows, here, keys, used, score_rows);
+        const bool wide = widens(cache.kind, here);
+        if (wide)
+            score_wide<Wide>(rows, here, keys, used, score_rows);
+        else
+            score<Dot>(rows, here, keys, used, score_rows);
         for (int64_t query = 0; query < here; query++) {
             float* row = scores + query * KEYS;
             if (cache.quantised) scale(row, key_scales);
@@ -201,7 +240,10 @@ struct Attender {
         }
         prefetch_keys(tile, from + KEYS, std::min(last, from + 2 * KEYS));
         if (!cache.values) turn_tiles(cache, keys, used, values);
-        add_values<Dot>(weight_rows, here, values, used, out_rows);
+        if (wide)
+            add_values_wide<Wide>(weight_rows, here, values, used, out_rows);
+        else
+            add_values<Dot>(weight_rows, here, values, used, out_rows);
     }
 
     // A round's scores or weights of one query, times those of its keys.
@@ -261,9 +303,9 @@ struct Attender {
         // Rounds begin at multiples of KEYS wherever the window or the chunk does.
         for (int64_t key = std::max(from, oldest / KEYS * KEYS); key < last; key += KEYS) {
             if (cache.kind == FLOAT)
-                round<FloatDot>(tile, key, last, rows, run);
+                round<FloatDot, WideFloats>(tile, key, last, rows, run);
             else
-                round<Bfloat16Dot>(tile, key, last, rows, run);
+                round<Bfloat16Dot, WidePairs>(tile, key, last, rows, run);
         }
     }
 };

@@ -149,23 +149,32 @@ inline void widen_weights(const WideSlice& slice, int64_t words, int32_t* to) {
             }
 }
 
-// One chunk of a panel: unfinished sums of `count` rows.
+// Room of one thread: inputs and weights of a chunk.
+struct WideRoom {
+    alignas(64) int32_t inputs[ROW_BLOCK * WIDE_STRIDE], weights[PANEL * WIDE_WORDS];
+};
+
+inline WideRoom& wide_room() {
+    static thread_local WideRoom mine;
+    return mine;
+}
+
+// Unfinished sums of `count` rows and `outputs` outputs of what the room holds, `words` words.
+// Meanwhile `bytes` of memory are asked for from `ahead` on.
 template <class Wide>
-inline void wide_chunk(const int32_t* inputs, int64_t count, const WideSlice& slice, int64_t words,
-                       int32_t* const* sums, int64_t column, bool add, const char* ahead) {
+inline void wide_tiles(int64_t count, int64_t outputs, int64_t words, int32_t* const* sums,
+                       int64_t column, bool add, const char* ahead, int64_t bytes) {
     constexpr int64_t WIDTH = VECTORS * LANES;
-    alignas(64) static thread_local int32_t weights[PANEL * WIDE_WORDS];
-    widen_weights<Wide, VECTORS>(slice, words, weights);
+    const WideRoom& room = wide_room();
     // Tiles of nearly equal heights: one row alone would take as long as three.
-    const int64_t tiles = (count + ROWS - 1) / ROWS, blocks = slice.outputs / WIDTH;
-    const int64_t ahead_step = (slice.step + tiles * blocks - 1) / (tiles * blocks);
-    for (int64_t block = 0; block < blocks; block++)
-        for (int64_t tile = 0; tile < tiles; tile++) {
+    const int64_t tiles = (count + ROWS - 1) / ROWS, steps = tiles * (outputs / WIDTH) * words;
+    const int64_t ahead_step = (bytes + steps - 1) / steps;
+    for (int64_t output = 0; output < outputs; output += WIDTH)
+        for (int64_t tile = 0; tile < tiles; tile++, ahead += ahead_step * words) {
             const int64_t first = tile * count / tiles, end = (tile + 1) * count / tiles;
-            wide_rows<Wide, VECTORS>(end - first, inputs + first * WIDE_STRIDE, words,
-                                     weights + block * WIDTH * WIDE_WORDS, sums + first,
-                                     column + block * WIDTH, add, ahead, ahead_step);
-            ahead += ahead_step * words;
+            wide_rows<Wide, VECTORS>(end - first, room.inputs + first * WIDE_STRIDE, words,
+                                     room.weights + output * WIDE_WORDS, sums + first,
+                                     column + output, add, ahead, ahead_step);
         }
 }
 
@@ -176,11 +185,11 @@ inline void wide_product(const int32_t* const* rows, int64_t count, const Matrix
                          int64_t first, int64_t outputs, int32_t* const* sums, int64_t column,
                          bool add) {
     constexpr int64_t CHUNK_WORDS = WIDE_WORDS / Wide::COUNT;
-    alignas(64) static thread_local int32_t inputs[ROW_BLOCK * WIDE_STRIDE];
+    WideRoom& room = wide_room();
     const int64_t last = first + outputs, size = matrix.group_bytes();
     for (int64_t from = 0; from < matrix.groups(); from += CHUNK_WORDS, add = true) {
         const int64_t now = std::min(matrix.groups() - from, CHUNK_WORDS);
-        widen_rows<Wide>(rows, count, from, now, inputs);
+        widen_rows<Wide>(rows, count, from, now, room.inputs);
         for (int64_t at = first; at < last;) {
             const int64_t panel = at / PANEL, step = matrix.panel_outputs(panel) * size;
             const int64_t end = std::min(last, (panel + 1) * PANEL);
@@ -188,8 +197,9 @@ inline void wide_product(const int32_t* const* rows, int64_t count, const Matrix
             // What is next: the same chunk of the next panel, or the next chunk of the first one.
             const char* ahead = end < last ? matrix.panel(panel + 1) + from * step
                                            : matrix.panel(first / PANEL) + (from + now) * step;
-            wide_chunk<Wide>(inputs, count, {data, end - at, step, size}, now, sums,
-                             column + at - first, add, ahead);
+            widen_weights<Wide, VECTORS>({data, end - at, step, size}, now, room.weights);
+            wide_tiles<Wide>(count, end - at, now, sums, column + at - first, add, ahead,
+                             now * step);
             at = end;
         }
     }
