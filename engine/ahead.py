@@ -31,6 +31,15 @@ def computed(plan: Plan, held: Set[str], queues: Queues, chunked: bool) -> Itera
             del sequence.tokens[length:]
 
 
+def holds(chunk: Chunk, repeatable: bool, longest: int) -> bool:
+    """Whether nothing of a chunk's sequence can be planned before the chunk is committed: it ends, or its mask is late.
+    `longest`: tokens of the longest sequence."""
+    sequence = chunk.sequence
+    ends = sequence.output_count + 1 >= sequence.request.sampling.max_tokens
+    ends = ends or len(sequence.tokens) + 1 >= longest
+    return chunk.reaches_end and (ends or (sequence.matcher is not None and not repeatable))
+
+
 def _advance(chunk: Chunk, queues: Queues, chunked: bool) -> None:
     sequence, reaches_end, is_held = chunk.sequence, chunk.reaches_end, chunk.sequence.id in queues.held
     sequence.computed = chunk.start + chunk.length

@@ -41,3 +41,13 @@ def require_fits(request: Request, context: int, blocks: int, block_size: int, m
             "max_tokens",
             "context_length_exceeded",
         )
+
+
+def require_scores(request: Request, refusal: str) -> None:
+    """`refusal`: why the model has no log-probabilities of prompts; empty: it has.
+
+    Raises:
+        InvalidRequest: they are wanted, and there are none.
+    """
+    if request.sampling.prompt_logprobs is not None and refusal:
+        raise InvalidRequest(f"this model has no log-probabilities of prompts: {refusal}", "prompt_logprobs")

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 
-from engine.ahead import computed
+from engine.ahead import computed, holds
 from engine.blocks import BlockManager
 from engine.cost import NO_COST, StepBudget, StepCost, prefill_share
 from engine.decodes import DecodePlanner
-from engine.fits import require_fits
+from engine.fits import require_fits, require_scores
 from engine.grammars.matcher import Matcher
 from engine.plan import NOT_OBSERVED, Chunk, Observed, Plan, PlanStats, PromptLogprobs, Sampled, require_results
 from engine.prefill import PrefillPlanner
@@ -125,9 +125,7 @@ class Scheduler:
         if request.id in self._running or request.id in self._waiting:
             raise InvalidRequest(f"a request with id {request.id!r:.64} is already running", "id", "duplicate_id")
         require_fits(request, self.max_model_len, self.blocks.total, self.blocks.block_size, self.max_running)
-        if request.sampling.prompt_logprobs is not None and self._score_refusal:
-            reason = f"this model has no log-probabilities of prompts: {self._score_refusal}"
-            raise InvalidRequest(reason, "prompt_logprobs")
+        require_scores(request, self._score_refusal)
         if self._experts is not None:
             self._experts.check(request.budget, "experts")
         self.queues.add(Sequence(request, self._clock(), matcher, self._experts))
@@ -175,7 +173,8 @@ class Scheduler:
         """
         if len(self._open) != 1 or self.speculator is not None or self.blocks.snapshots is not None:
             raise RuntimeError("one plan must be open to plan ahead of its commit, and none with drafts or snapshots")
-        held = {chunk.sequence.id for chunk in plan if self._is_held(chunk, repeatable)}
+        ending = {chunk.sequence.id for chunk in plan if holds(chunk, repeatable, self.max_model_len)}
+        held = ending | (self._aborting & {chunk.sequence.id for chunk in plan})
         with computed(plan, held, self.queues, self._chunked):
             yield () if not repeatable and self.queues.has_suspects else self._plan_or_nothing()
 
@@ -197,15 +196,6 @@ class Scheduler:
             goes_on = repeatable and (sequence.pending == 1 or self.queues.partial_prefill is sequence)
             if self._running.get(sequence.id) is sequence and not goes_on:
                 self._preempt(sequence)
-
-    def _is_held(self, chunk: Chunk, repeatable: bool) -> bool:
-        """Whether nothing of a chunk's sequence can be planned before the chunk is committed."""
-        sequence = chunk.sequence
-        if sequence.id in self._aborting:
-            return True
-        ends = sequence.output_count + 1 >= sequence.request.sampling.max_tokens
-        ends = ends or len(sequence.tokens) + 1 >= self.max_model_len
-        return chunk.reaches_end and (ends or (sequence.matcher is not None and not repeatable))
 
     def _plan_or_nothing(self) -> Plan:
         self._plans_ahead = True
