@@ -24,20 +24,23 @@ def status_of_child(check: Callable[[], bool]) -> int:
 
 
 def test_a_child_computes_whatever_its_parent_was_at() -> None:
-    """A fork waits for the op that runs: a child would wait forever for a thread that it has not."""
+    """A fork waits for the op that runs: a child would wait forever for a thread that it has not. About every second of
+    the forks meets an op."""
     make = Make(1)
     large, small = linear_case(make, 200, 700, 900, "float"), linear_case(make, 2, 16, 20, "float")
     every, rows = torch.arange(200), torch.arange(2)
-    expected, ended = small.run(rows), threading.Event()
+    expected, began, ended = small.run(rows), threading.Event(), threading.Event()
 
     def work() -> None:
         while not ended.is_set():
             large.run(every)
+            began.set()
 
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        assert not any(status_of_child(lambda: torch.equal(small.run(rows), expected)) for _ in range(4))
+        assert began.wait(60)
+        assert not any(status_of_child(lambda: torch.equal(small.run(rows), expected)) for _ in range(12))
     finally:
         ended.set()
         thread.join()
