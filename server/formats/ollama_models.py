@@ -76,7 +76,7 @@ def _in_memory(info: EngineInfo) -> int:
     if info.quantize.startswith(AS_STORED) and info.weight_files.bytes:
         return info.weight_files.bytes
     if info.quantize.startswith("int4"):
-        return info.parameters * 9 // 16  # a code and its share of a scale
+        return info.parameters * 17 // 32  # a code and its share of a scale
     return info.parameters * (1 if info.quantize != "none" else BYTES.get(info.dtype, 4))
 
 

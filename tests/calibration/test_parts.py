@@ -76,7 +76,7 @@ def test_at_all_experts_a_token_reads_the_whole_model() -> None:
     assert work.bytes_per_token((1, 6), Weights(2, 2)) == 2 * (weights - 5 * expert)
     stored = Weights.of(BytesPerWeight(0.5, 1.5), "none", "experts")  # quantised in the checkpoint
     assert work.bytes_per_token((6, 6), stored) == 1.5 * weights - 12 * expert
-    loaded, int4 = BytesPerWeight(2, 2), 0.5 + 2 / 32 + 4 / 4096  # a code, a group's scale, an output's factor
+    loaded, int4 = BytesPerWeight(2, 2), 0.5 + 1 / 32 + 4 / 4096  # a code, a group's scale, an output's factor
     cases: list[tuple[Quantize, QuantizeLayers, float]] = [
         ("int8", "experts", 2 * weights - 12 * expert),
         ("int8", "all", weights),
