@@ -5,7 +5,7 @@ from pathlib import Path
 
 PREFIX = "MOEDIAL_"
 # All that code below the server reads.
-HANDED_ON = frozenset({"MOEDIAL_KERNELS", "MOEDIAL_KERNELS_SANITIZE", "MOEDIAL_NODES"})
+HANDED_ON = frozenset({"MOEDIAL_KERNELS", "MOEDIAL_KERNELS_EMULATE", "MOEDIAL_KERNELS_SANITIZE", "MOEDIAL_NODES"})
 
 
 def child_environment() -> dict[str, str]:

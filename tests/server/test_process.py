@@ -82,6 +82,8 @@ def test_the_engine_gets_every_option_of_its_own() -> None:
         "step_ms": 9,
         "stream_interval_ms": 7,
         "prefix_cache": False,
+        "prefix_snapshots": 3,
+        "prefix_snapshot_tokens": 512,
         "speculate": "ngram",
         "default_num_experts": 2,
         "aliases": {"fast": 1},
