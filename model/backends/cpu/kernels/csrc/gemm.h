@@ -12,7 +12,7 @@
 namespace moedial {
 
 constexpr int64_t CHUNK = 128;  // groups that stay in the first-level cache: 64 * 4 * CHUNK bytes
-constexpr int64_t AHEAD = 12;   // groups to prefetch ahead
+constexpr int64_t AHEAD = LANES == 16 ? 12 : 32;  // groups to prefetch ahead
 
 // One step of a sum: a word of inputs, the same in every lane, times a word of weights per lane.
 struct FloatDot {
