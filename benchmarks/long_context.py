@@ -101,7 +101,7 @@ def row(way: Way, rates: LongRates, config: DecoderConfig, touched: float | None
     """One line of the result: speeds, and the bytes of a decoding step with the speed that memory allows."""
     element, scale = ELEMENT[way.cache]
     cached = rates.batch * rates.context * bytes_per_block(config.memory, 1, element, scale)
-    gigabytes = (step_bytes(config, way.weights, touched, COUNT) + cached) / 1e9
+    gigabytes = (step_bytes(config, way.weights, touched, COUNT, own=way.ours) + cached) / 1e9
     return {
         "system": way.name,
         "weights": way.weights,
@@ -175,8 +175,8 @@ def numbers(text: str, option: str, most: int) -> list[int]:
 
 
 def ways_of(text: str) -> list[Way]:
-    """The systems of the option, without llama.cpp where it is not installed. Raises BadParameter, and SystemExit where
-    ours would run on torch."""
+    """The systems of the option, ours first: they count the experts that a step touches. Without llama.cpp where it is
+    not installed. Raises BadParameter, and SystemExit where ours would run on torch."""
     for word in text.split(","):
         if word not in WAYS:
             raise typer.BadParameter(f"--systems: {word!r} is none of {', '.join(WAYS)}")
@@ -184,7 +184,7 @@ def ways_of(text: str) -> list[Way]:
     if any(way.ours for way in found) and not load().native:
         raise SystemExit(f"no native kernels: {load().reason}")
     if installed(LLAMACPP):
-        return found
+        return sorted(found, key=lambda way: not way.ours)
     print("llama.cpp is skipped: not installed (make bench-peers)", flush=True)
     return [way for way in found if way.ours]
 

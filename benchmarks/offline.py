@@ -180,7 +180,7 @@ def ceilings(folder: Path, speeds: Sequence[Speed], read: float) -> str:
     for one in single:
         count = one.num_experts
         touched = next((row.touched for row in ours if row.num_experts == count), None)
-        gigabytes = step_bytes(config, one.weights, touched, count) / 1e9
+        gigabytes = step_bytes(config, one.weights, touched, count, own=one.ours and not one.file) / 1e9
         ceiling = read / gigabytes
         figures = (f"{gigabytes:.3f}", f"{ceiling:,.0f}", f"{one.decode / ceiling:.0%}")
         rows.append([one.system, str(count), *figures])

@@ -49,10 +49,11 @@ FAMILIES = (
 
 
 def ratios(rows: Sequence[Row], target: Target) -> dict[int, float]:
-    """Ours over the best of the peers, by batch, where both were measured."""
+    """Ours over the best of the peers at the largest count, by batch, where both were measured."""
     found = {}
+    most = max(row["num_experts"] for row in rows)
     for batch in BATCHES:
-        at = {row["system"]: row[target.figure] for row in rows if row["batch"] == batch}
+        at = {row["system"]: row[target.figure] for row in rows if (row["batch"], row["num_experts"]) == (batch, most)}
         peers = [at[name] for name in target.theirs if name in at]
         if peers and target.ours in at:
             found[batch] = at[target.ours] / max(peers)

@@ -9,14 +9,15 @@ from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import Infinity, TopK
 
 EXPERT_PARTS = ("ffn.gate_up", "ffn.up", "ffn.down")
-# Per shared and per expert weight: 8 bits without scales, 4 bits with one of 16 bits for 32 weights; files of 4 bits
-# have some matrices in more, which is left out.
+OWN_INT4 = 0.5 + 1 / 32  # what --quantize int4 makes: a scale of 8 bits for 32 weights
+# Per shared and per expert weight: 8 bits without scales, files of 4 bits with a scale of 16 bits for 32 weights; those
+# files have some matrices in more, which is left out.
 BYTES = {
     "bf16": (2, 2),
     "8 bit": (1, 1),
     "8 bit experts": (2, 1),
     "4 bit": (0.5625, 0.5625),
-    "4 bit experts": (1, 0.5625),
+    "4 bit experts": (1, OWN_INT4),
 }
 
 
@@ -41,9 +42,10 @@ def shared_weights(config: DecoderConfig) -> int:
     return total
 
 
-def step_bytes(config: DecoderConfig, weights: str, touched: float | None, count: int) -> float:
-    """Bytes of one step that touches so many experts over all layers; None: one token's, by its count."""
+def step_bytes(config: DecoderConfig, weights: str, touched: float | None, count: int, own: bool = False) -> float:
+    """Bytes of one step that touches so many experts over all layers; None: one token's, by its count. `own`: our
+    engine has quantised the weights, they come from no file of 4 bits."""
     if touched is None:
         touched = sum(count if isinstance(kind, TopK) else math.nan for kind in config.mixtures if kind.num_experts)
-    shared, expert = BYTES[weights]
+    shared, expert = (OWN_INT4, OWN_INT4) if own and weights == "4 bit" else BYTES[weights]
     return shared * shared_weights(config) + expert * touched * expert_weights(config)

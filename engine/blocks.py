@@ -150,7 +150,7 @@ class BlockManager:
     def release(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Free all blocks of a sequence. With `forget` (the sequence failed) they leave the prefix cache as well."""
         if self.snapshots is not None:
-            self.snapshots.give_back(sequence)
+            self.snapshots.give_back(sequence, forget=forget)
         # The end of a prefix is useless without its beginning: free it first, so that it is evicted first.
         for row in sequence.rows:
             for block in reversed(row.blocks):

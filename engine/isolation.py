@@ -65,7 +65,7 @@ class Isolation:
 
     def run_again(self, plan: Plan) -> None:
         """Handle a launched plan that has failed, perhaps for want of memory that another launch held: run it again
-        with nothing beside it. One that may not be run again is computed from its first token, in steps of its own."""
+        with nothing beside it. One that may not be run again is computed again, in steps of its own."""
         if self.repeatable:
             self.run_or_divide(plan)
         else:

@@ -27,7 +27,7 @@ from weights.load import ProgressCallback, load_model, no_progress
 from weights.packed import Index, MappedTensors, is_packed, read_index, write_packed
 from weights.repair import load_repair
 from weights.sizes import BytesPerWeight
-from weights.small_files import CONFIG, copy_texts
+from weights.small_files import CONFIG, texts_of, write_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,8 @@ def pack_model(
     folder `tokenizer`) and what was measured of it. Memory holds it once, and one layer packed.
 
     Raises:
-        CheckpointError: it cannot be loaded, no kernel takes it, or there is something in the folder.
+        CheckpointError: it cannot be loaded, no kernel takes it, there is no such tokenizer, or there is something in
+            the folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists; pack writes to a new folder")
@@ -68,6 +69,7 @@ def pack_model(
     backend.provide()
     if reason := backend.refusal(config, options):
         raise CheckpointError(f"the kernels cannot run this model: {reason}")
+    texts = texts_of(path, tokenizer)  # before the weights, which take longer
     keep = backend.groups if quantize == "none" and dtype == "auto" else None
     model, _ = load_model(path, dtype, progress, keep_groups=keep)
     repair = load_repair(model, path)
@@ -84,7 +86,7 @@ def pack_model(
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG).write_text(json.dumps(raw, indent=2) + "\n")
-    copy_texts(path, out, tokenizer)
+    write_texts(texts, out)
     _copy_measured(path, out)
     write_packed(out, about, backend.calls(model, options))
 

@@ -233,8 +233,8 @@ class Scheduler:
         """Apply a step's results and return all events since the last commit. Of two open plans, the first.
 
         Results are in plan order: one `Sampled` per sampling chunk, one entry of `prompt_logprobs` per chunk with
-        scored positions; of `observed` one per chunk, or none. Sequences of `recompute` chunks are recomputed from
-        their first token.
+        scored positions; of `observed` one per chunk, or none. Sequences of `recompute` chunks are computed again,
+        from their first token or from a snapshot of their states.
 
         Raises:
             ValueError: the number of results is wrong; nothing has changed.

@@ -63,17 +63,19 @@ def cache_sizes(
     steps = step_bytes(config, settings.max_step_tokens, settings.max_running, device)
     free = max(0, free_memory(device).value - workspace - steps)
     allowed = settings.kv_cache_bytes or int(free * cache_fraction(settings.kv_cache_fraction, device))
+    length = model_length(config, settings)
+    blocks_per_context = -(-length // block_size(settings))
+    needed = blocks_per_context * per_block
     states, snapshots = bytes_per_sequence(config.memory), 0
     allowed -= states * state_slots(settings)
     if states and shares_prefixes(config, settings, overlaps):
-        most = min(2 * settings.max_running, allowed // SNAPSHOT_SHARE // states)
+        most = min(2 * settings.max_running, allowed // SNAPSHOT_SHARE // states, (allowed - needed) // states)
         snapshots = settings.prefix_snapshots or max(1, most)
         allowed -= states * snapshots
-    length = model_length(config, settings)
-    blocks_per_context = -(-length // block_size(settings))
-    if allowed // per_block < blocks_per_context:
+    if allowed < needed:
+        lower = "max_model_len or prefix_snapshots" if settings.prefix_snapshots and snapshots else "max_model_len"
         raise CheckpointError(
-            f"the KV cache has {allowed} bytes, but one sequence of {length} tokens needs "
-            f"{blocks_per_context * per_block}; lower max_model_len or raise kv_cache_bytes"
+            f"the KV cache has {max(0, allowed)} bytes, but one sequence of {length} tokens needs {needed}; "
+            f"lower {lower} or raise kv_cache_bytes"
         )
     return CacheSizes(min(allowed // per_block, blocks_per_context * settings.max_running), snapshots)

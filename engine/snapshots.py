@@ -108,10 +108,13 @@ class Snapshots:
                     row.answer_snapshot = names[-1] if point % self._spacing else None
             row.snapshots.clear()
 
-    def give_back(self, sequence: Sequence) -> None:
-        """Free the slots of planned snapshots, of a sequence that stops to run."""
+    def give_back(self, sequence: Sequence, *, forget: bool = False) -> None:
+        """Free the slots of planned snapshots, of a sequence that stops to run. With `forget` those behind its blocks
+        are dropped, too: it may have left them where another sequence's equal blocks have the names."""
         for row in sequence.rows:
             self._free += [slot for _, slot in row.snapshots]
+            for digest in row.hashes if forget else ():
+                self._drop(digest)
 
     def forget(self, block: bytes) -> None:
         """Drop the snapshots behind a block that leaves the prefix cache."""

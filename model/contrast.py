@@ -2,7 +2,7 @@
 
 Every token is computed twice: with the request's own experts (the strong row), and with the one expert of a lower rank
 alone (the weak row). It is sampled from what tells the two apart. Standard library only. Not here: how rows become
-logits (see `engine/contrast.py`).
+logits (see `engine/sampling/contrast.py`).
 """
 
 from dataclasses import dataclass

@@ -21,11 +21,11 @@ from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import TopK
 from weights.config import decoder_config, read_config
 from weights.expert_sets import ExpertSet
-from weights.files import SINGLE
+from weights.folder import SINGLE
 from weights.load import empty_model, load_model
 from weights.open_tensors import open_tensors
 from weights.save import tensors
-from weights.small_files import copy_texts
+from weights.small_files import texts_of, write_texts
 from weights.source import TensorSource
 
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # of config.json
@@ -97,9 +97,10 @@ def extract(model: Path, found: ExpertSet, out: Path) -> None:
     check_model(config)
     if found.num_experts != (experts := config.mixtures[0].num_experts):
         raise CheckpointError(f"expert set {found.name!r} is of {found.num_experts} experts, the model has {experts}")
+    texts = texts_of(model)
     small, smaller = restricted(*load_model(model, "float32"), found.experts)
     out.mkdir(parents=True, exist_ok=True)
-    copy_texts(model, out)
+    write_texts(texts, out)
     (out / "config.json").write_text(json.dumps(smaller, indent=2) + "\n")
     with open_tensors(model, raw) as source:
         written = _as_stored(tensors(small, smaller["model_type"]), source)

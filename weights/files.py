@@ -19,9 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.errors import CheckpointError
-from weights.folder import PACKED, open_regular, read_json
+from weights.folder import INDEX, PACKED, SINGLE, open_regular, weight_map
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}  # formats that run code when they are read
 MAX_HEADER = 100 * 1024 * 1024
 DTYPES = {
@@ -109,8 +108,7 @@ class TensorFiles:
 
     def _file_names(self) -> list[str]:
         if (self.folder / INDEX).exists():
-            names = set(self._weight_map().values())
-            return sorted(self._inside(name) for name in names)
+            return sorted(set(weight_map(self.folder).values()))
         if (self.folder / SINGLE).exists():
             return [SINGLE]
         if (self.folder / PACKED).exists():
@@ -118,18 +116,6 @@ class TensorFiles:
         others = sorted(path.name for path in self.folder.glob("*") if path.suffix in PICKLES)
         hint = f"; {', '.join(others[:3])} will not be opened, only safetensors is" if others else ""
         raise CheckpointError(f"{self.folder} has neither {SINGLE} nor {INDEX}{hint}")
-
-    def _weight_map(self) -> dict[str, str]:
-        weight_map = read_json(self.folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-            raise CheckpointError(f"{INDEX}: weight_map must map tensor names to file names")
-        return weight_map
-
-    def _inside(self, name: str) -> str:
-        """A shard must be a plain file name. (A symlink may lead out: that is how the hub's cache stores files.)"""
-        if Path(name).name != name or name in {"", ".", ".."} or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{INDEX} names {name!r}, which is not a safetensors file inside the folder")
-        return name
 
     def _open(self, name: str) -> None:
         start, header = read_header(self.folder / name)
@@ -152,8 +138,7 @@ class TensorFiles:
         if not (self.folder / INDEX).exists():
             return
         files = {tensor: stored.file for tensor, stored in self.stored.items()}
-        index = self._weight_map()
-        wrong = [tensor for tensor, file in index.items() if files.get(tensor) != file]
+        wrong = [tensor for tensor, file in weight_map(self.folder).items() if files.get(tensor) != file]
         if wrong:
             raise CheckpointError(f"{INDEX}: {len(wrong)} tensors are not where it says, first {wrong[0]!r}")
 

@@ -16,6 +16,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT = "infinity-stories"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 GGUF = ".gguf"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PACKED = "packed.json"  # makes a folder a packed model (see `weights/packed.py`)
 PART = re.compile(r"-\d{5}-of-\d{5}$")  # of a file in parts, before .gguf
 LATER_PART = re.compile(r".*-(?!00001)\d{5}-of-\d{5}\.gguf")
@@ -107,6 +108,22 @@ def _download(name: str) -> Path:
         raise CheckpointError(
             f"{name!r} has no config.json on the hub; if it holds {GGUF} files, download one of them and give its path"
         )
+    return found
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """By tensor the file that a checkpoint's index names, inside the folder. (A symlink may lead out: that is how the
+    hub's cache stores files.)
+
+    Raises:
+        CheckpointError: the index is damaged, or names something else.
+    """
+    found = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise CheckpointError(f"{INDEX}: weight_map must map tensor names to file names")
+    for name in set(found.values()):
+        if Path(name).name != name or name in {"", ".", ".."} or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{INDEX} names {name!r}, which is not a safetensors file inside the folder")
     return found
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.decoder import Decoder
-from weights.files import SINGLE
+from weights.folder import SINGLE
 from weights.names import rules_for
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from model.errors import CheckpointError, shown
 from model.options import DType
 from weights.calibration import REPAIR_FILE
-from weights.folder import PACKED, is_gguf, open_regular, read_json
+from weights.folder import INDEX, PACKED, SINGLE, is_gguf, open_regular, read_json, weight_map
 from weights.gguf.reader import GgufFile
 from weights.gguf.types import FILE_TYPES
 
@@ -107,11 +107,8 @@ def _gguf(model: Path) -> Iterator[tuple[int, int]]:
 
 def _safetensors(model: Path) -> Iterator[tuple[int, int]]:
     """Values and bytes of each tensor; scales and zeros of quantised ones are bytes without values of their own."""
-    files = sorted(file for file in model.glob("*.safetensors") if file.name != REPAIR_FILE)
-    if not files:
-        raise CheckpointError(f"{model} has no safetensors files")
     tensors: dict[str, dict[str, Any]] = {}
-    for file in files:
+    for file in _stored_files(model):
         tensors |= _tensors(file)
     beside = {
         name.removesuffix(end) + other for name in tensors for end in _BESIDE for other in _others(name, end, tensors)
@@ -119,6 +116,18 @@ def _safetensors(model: Path) -> Iterator[tuple[int, int]]:
     for name, tensor in tensors.items():
         start, end = tensor["data_offsets"]
         yield 0 if name in beside else math.prod(tensor["shape"]) * _per_item(name, tensor, tensors), end - start
+
+
+def _stored_files(model: Path) -> list[Path]:
+    """The files that a load reads. (A repository may hold the weights once more in another layout.)"""
+    if (model / INDEX).exists():
+        return [model / name for name in sorted(set(weight_map(model).values()))]
+    if (model / SINGLE).exists():
+        return [model / SINGLE]
+    files = sorted(file for file in model.glob("*.safetensors") if file.name != REPAIR_FILE)
+    if not files:
+        raise CheckpointError(f"{model} has no safetensors files")
+    return files
 
 
 def _others(name: str, end: str, tensors: Mapping[str, Any]) -> tuple[str, ...]:

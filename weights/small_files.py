@@ -206,22 +206,28 @@ def small_files(path: Path, tokenizer: Path | None = None) -> SmallFiles:
     return own if tokenizer is None else OtherTokenizer(own, FolderFiles(tokenizer))
 
 
-def copy_texts(model: Path, out: Path, tokenizer: Path | None = None) -> None:
-    """Write to a folder what a model has of a tokenizer, its settings and its chat templates. `tokenizer` is
+def texts_of(model: Path, tokenizer: Path | None = None) -> dict[str, str]:
+    """What a model has of a tokenizer, its settings and its chat templates, by their places in a folder. `tokenizer` is
     that of `small_files`.
 
     Raises:
-        CheckpointError: one of them is damaged.
+        CheckpointError: one of them is damaged, or `tokenizer` has none.
     """
     files = small_files(model, tokenizer)
-    for name in COPIED:
-        if files.has(name):
-            (out / name).write_text(files.text(name))
+    if tokenizer is not None and not files.has(TOKENIZER):
+        raise CheckpointError(f"{tokenizer} has no {TOKENIZER}")
+    found = {name: files.text(name) for name in COPIED if files.has(name)}
     try:
         templates = files.templates
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{model}: a chat template cannot be read: {error}") from None
-    for name, text in templates.items():
-        path = out / (TEMPLATE if name == "default" else f"{TEMPLATES}/{name}.jinja")
+    named = {TEMPLATE if name == "default" else f"{TEMPLATES}/{name}.jinja": text for name, text in templates.items()}
+    return found | named
+
+
+def write_texts(texts: Mapping[str, str], out: Path) -> None:
+    """Write them to a folder."""
+    for name, text in texts.items():
+        path = out / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)

@@ -99,6 +99,9 @@ def test_touched_weights_add_up_to_the_model(folder: Path) -> None:
     assert every == parameter_count(Decoder(config)) - embedding
     assert step_bytes(config, "bf16", 3, 2) == 2 * shared_weights(config) + 2 * 3 * expert_weights(config)
     assert step_bytes(config, "8 bit experts", 3, 2) == 2 * shared_weights(config) + 3 * expert_weights(config)
+    weights = shared_weights(config) + 3 * expert_weights(config)
+    assert step_bytes(config, "4 bit", 3, 2, own=True) == weights * (4 + 8 / 32) / 8
+    assert step_bytes(config, "4 bit", 3, 2) == weights * (4 + 16 / 32) / 8
 
 
 def test_random_checkpoint_serves_and_has_a_tokenizer(folder: Path) -> None:

@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import typer
 
+from benchmarks import long_context
 from benchmarks.checkpoints import LONG, write_random
 from benchmarks.long_context import WAYS, numbers, report, row, ways_of
 from benchmarks.systems.long_ours import copies, measure
 from benchmarks.systems.system import LongRates
 from engine.build import prepare
 from engine.types import EngineSettings
+from model.backends.cpu.kernels.library import load
 from tests.benchmarks.test_figures import SMALL
 from weights.config import read_config
 from weights.load import load_model
@@ -31,6 +33,12 @@ def test_options_name_what_is_wrong() -> None:
         numbers("64,0", "--contexts", 5000)
     with pytest.raises(typer.BadParameter, match="--systems: 'llama' is none of bf16"):
         ways_of("bf16,llama")
+
+
+@pytest.mark.skipif(not load().native, reason="ours would run on torch")
+def test_ours_comes_first_and_counts_the_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_context, "installed", lambda peer: "1")
+    assert [way.name for way in ways_of("llamacpp-q4_0,int4")] == ["moedial int4", "llama.cpp q4_0"]
 
 
 def test_every_length_and_batch_is_measured(folder: Path) -> None:

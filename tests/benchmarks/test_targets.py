@@ -24,6 +24,13 @@ def test_the_best_peer_counts() -> None:
     assert line(found, TARGET) == ["decode", "1 / 4", "1.3 / 1.3", "1.30 / 2.60", "met"]
 
 
+def test_counts_are_not_mixed() -> None:
+    """A peer that could not run the largest count is not held against ours at it."""
+    found = rows({"moedial": {1: 100}, IK[0]: {1: 100}, IK[1]: {1: 10}})
+    found[1]["num_experts"] = 4
+    assert ratios(found, TARGET) == {1: 10.0}
+
+
 def test_where_a_target_is_missed_is_said() -> None:
     found = rows({"moedial": {1: 129, 4: 260}, IK[0]: {1: 100, 4: 100}})
     assert line(found, TARGET)[-1] == "not met at 1"

@@ -156,6 +156,17 @@ def test_another_tokenizer_may_be_packed(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "packed" / "config.json").read_text() != (other / "config.json").read_text()
 
 
+def test_a_tokenizer_that_cannot_be_packed_is_refused_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(CheckpointError, match=r"other has no tokenizer\.json"):
+        pack_model(str(folder / "olmoe"), tmp_path / "packed", tokenizer=other)
+    (other / "tokenizer.json").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+        pack_model(str(folder / "olmoe"), tmp_path / "packed", tokenizer=other)
+    assert not (tmp_path / "packed").exists()
+
+
 def test_tables_that_layers_share_are_written_once(folder: Path) -> None:
     calls = json.loads((folder / "packed" / "packed.json").read_text())["calls"]
     places = [call["values"]["rotary"] for call in calls if call["op"] == "add_attention"]

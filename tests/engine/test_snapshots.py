@@ -21,8 +21,9 @@ from engine.types import Request, Sampling
 from model.backends.cpu.kernels.library import load
 from model.budget import ExpertBudget
 from model.contrast import Contrast
+from model.errors import CheckpointError
 from model.shapes.attention import Attention, GatedDeltaNet
-from model.shapes.memory import bytes_per_sequence
+from model.shapes.memory import bytes_per_block, bytes_per_sequence
 from model.shapes.rope import Rope
 from tests.engine.fake import request
 from tests.engine.random_workload import Bench, Served, alone, assert_as_alone, bench, storm
@@ -152,6 +153,23 @@ def test_none_is_kept_behind_blocks_that_are_gone() -> None:
     assert len(snapshots) == 0
 
 
+def test_none_of_a_failed_sequence_is_kept_behind_blocks_of_another() -> None:
+    """The other one has equal blocks, and was first: it gave them their names."""
+    snapshots = Snapshots(FIRST_SLOT, COUNT, 4, SIZE, lambda source, target: None)
+    blocks = BlockManager(8, SIZE, snapshots=snapshots)
+    named, failed = (Sequence(request(id, tuple(range(5))), 0.0) for id in ("named", "failed"))
+    for sequence in (named, failed):
+        assert blocks.admit(sequence) and blocks.reserve(sequence, 4)
+        if sequence is failed:
+            snapshots.plan(sequence, 0, 4)
+        sequence.computed = 4
+        blocks.publish(sequence)
+    assert len(snapshots) == 1
+    blocks.release(failed, forget=True)
+    blocks.check()
+    assert len(snapshots) == 0
+
+
 def asked(id: str, prompt: tuple[int, ...], new: int = 4, counts: int = 2, **options: Any) -> Request:
     sampling = Sampling(**{"max_tokens": new, "seed": 1, "temperature": 0.0} | options)
     return Request(id, prompt, ExpertBudget((counts,) * 3), sampling)
@@ -272,6 +290,18 @@ def test_how_many_there_are(caplog: pytest.LogCaptureFixture) -> None:
     ):
         settings = TORCH.settings(kv_cache_bytes=cache * states, max_running=12, prefix_snapshots=given, **changes)
         assert cache_sizes(TORCH.config, settings, torch.float32, overlaps=overlaps).snapshots == expected
+    long = replace(TORCH.config, context=400)
+    needed = 400 // 4 * bytes_per_block(long.memory, 4, 4)
+    assert needed > 3 * 8 * states, "an eighth of the cache would be more than three"
+    for given, more, room in ((0, 2, 2), (2, 2, 2), (0, 0, None), (3, 2, None)):
+        held = (16 + more) * states + needed
+        settings = TORCH.settings(kv_cache_bytes=held, max_running=12, prefix_snapshots=given, max_model_len=400)
+        if room is not None:
+            assert cache_sizes(long, settings, torch.float32).snapshots == room
+            continue
+        field = "max_model_len or prefix_snapshots or raise" if given else "max_model_len or raise"
+        with pytest.raises(CheckpointError, match=f"one sequence of 400 tokens needs {needed}; lower {field}"):
+            cache_sizes(long, settings, torch.float32)
     settings = TORCH.settings(kv_cache_bytes=16 * states + (1 << 20), max_running=12)
     for model, said, shares in (
         (TORCH.model(), f"keeps 24 snapshots of states, {states / 1e6:.2f} MB each", True),

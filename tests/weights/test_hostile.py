@@ -22,8 +22,8 @@ from tests.weights.checkpoints import INFINITY, OLMOE, write, write_config
 from tests.weights.words import END, write_tokenizer
 from weights.chat import ChatTemplate
 from weights.config import read_config
-from weights.files import INDEX, SINGLE, TensorFiles
-from weights.folder import read_card
+from weights.files import TensorFiles
+from weights.folder import INDEX, SINGLE, read_card
 from weights.generation import read_eos_ids, sampling_defaults
 from weights.load import load_model
 from weights.small_files import MAX_TEMPLATE, small_files

@@ -32,6 +32,20 @@ def test_sizes_are_as_stored_or_as_the_dtype_says(tmp_path: Path) -> None:
     assert weight_size(tmp_path, "bfloat16") == WeightSize(18, 36)
 
 
+def test_only_files_that_are_loaded_count(tmp_path: Path) -> None:
+    """Repositories may have the weights once more in another layout, or what is no file of weights yet."""
+    write(tmp_path / "model.safetensors", one=("BF16", [3, 5], 30))
+    (tmp_path / "consolidated.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    assert weight_files(tmp_path).bytes == 30
+    write(tmp_path / "part.safetensors", one=("BF16", [3, 5], 30), two=("BF16", [2], 4))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"one": "part.safetensors", "two": "part.safetensors"}}))
+    assert weight_size(tmp_path, "auto") == WeightSize(17, 34)
+    index.write_text(json.dumps({"weight_map": {"one": "../part.safetensors"}}))
+    with pytest.raises(CheckpointError, match="not a safetensors file inside the folder"):
+        weight_size(tmp_path, "auto")
+
+
 @pytest.mark.parametrize(
     ("said", "type"), [(15, "Q4_K_M"), (12, "Q3_K_M"), (None, "Q8_0"), (1024, "Q8_0"), ("x", "Q8_0")]
 )
