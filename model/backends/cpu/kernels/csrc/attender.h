@@ -228,9 +228,9 @@ struct Attender {
             score<Dot>(rows, here, keys, used, score_rows);
         for (int64_t query = 0; query < here; query++) {
             float* row = scores + query * KEYS;
-            if (cache.quantised) scale(row, key_scales);
+            if (cache.quantised) scale(row, count, key_scales);
             soften(tile, query, from, count, row, run);
-            if (cache.quantised) scale(row, value_scales);
+            if (cache.quantised) scale(row, count, value_scales);
             if (group == 1)
                 std::memcpy(weights + query * KEYS, row, count * 4);
             else
@@ -247,8 +247,8 @@ struct Attender {
     }
 
     // A round's scores or weights of one query, times those of its keys.
-    static void scale(float* row, const float* scales) {
-        for (int64_t i = 0; i < KEYS; i += LANES) store(row + i, load(row + i) * load(scales + i));
+    static void scale(float* row, int64_t count, const float* scales) {
+        for (int64_t i = 0; i < count; i += LANES) store(row + i, load(row + i) * load(scales + i));
     }
 
     // The first `count` scores of one query become weights relative to the running maximum; what

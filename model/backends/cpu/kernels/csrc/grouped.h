@@ -191,9 +191,9 @@ inline void grouped_product(const int32_t* const* inputs, int64_t rows, const Ma
     };
     const GroupCodes& codes = matrix.codes;
     if (codes.bits == 8) return run(WholeBytes{});
-    if (!codes.table) return run(Nibbles<false, false>{});
     if constexpr (ADDS_IN_16_BITS)
         if (large_codes(codes)) return run(Nibbles<true, true>{});
+    if (!codes.table) return run(Nibbles<false, false>{});
     run(Nibbles<true, false>{});
 }
 

@@ -20,10 +20,8 @@ class TokenRow {
           rule(how),
           heat(float(std::clamp(how.temperature, 1e-30, 1e30))) {
         Floats highest = splat(-INFINITY);
-        const int64_t whole = width - width % LANES;
-        for (int64_t i = 0; i < whole; i += LANES) highest = max(highest, load(logits + i));
+        for (int64_t i = 0; i < width; i += LANES) highest = max(highest, values_at(i));
         best = largest(highest);
-        for (int64_t i = whole; i < width; i++) best = std::max(best, logits[i]);
     }
 
     // A token, drawn by inverse distribution.
@@ -51,13 +49,15 @@ class TokenRow {
         int64_t heavy = 0;  // tokens whose weight is at least min-p
     };
 
-    // LANES values from `first` on; behind the last one are tokens without weight.
+    // LANES values from `first` on; what is not a number has no weight, nor have the tokens behind
+    // the last one.
     Floats values_at(int64_t first) const {
-        if (first + LANES <= width) return load(logits + first);
-        float values[LANES];
-        for (int64_t i = 0; i < LANES; i++)
-            values[i] = first + i < width ? logits[first + i] : -INFINITY;
-        return load(values);
+        Floats values = splat(-INFINITY);
+        if (first + LANES <= width)
+            values = load(logits + first);
+        else
+            std::memcpy(&values, logits + first, (width - first) * 4);
+        return select(values == values, values, splat(-INFINITY));
     }
 
     Floats weights(Floats values) const { return exp((values - best) / heat); }
@@ -116,8 +116,9 @@ class TokenRow {
         return found;
     }
 
-    // The tokens of a range, best first, of equals the lowest.
-    const std::vector<Member>& members(int64_t range) const {
+    // The best `count` tokens of a range, best first, of equals the lowest. At low temperatures
+    // most of a vocabulary is in the last range: only what is asked for is sorted.
+    const std::vector<Member>& members(int64_t range, int64_t count) const {
         static thread_local std::vector<Member> found;
         found.clear();
         for (int64_t i = 0; i < width; i += LANES) {
@@ -127,13 +128,17 @@ class TokenRow {
             std::memcpy(pairs, &here, sizeof(here));
             for (const int64_t pair : pairs) any |= pair;
             if (!any) continue;
+            const Floats weight = weights(values);
             for (int64_t lane = 0; lane < std::min<int64_t>(LANES, width - i); lane++)
-                if (here[lane])
-                    found.push_back({values[lane], weights(splat(values[lane]))[0], i + lane});
+                if (here[lane]) found.push_back({values[lane], weight[lane], i + lane});
         }
-        std::sort(found.begin(), found.end(), [](const Member& one, const Member& other) {
+        const auto better = [](const Member& one, const Member& other) {
             return one.logit != other.logit ? one.logit > other.logit : one.token < other.token;
-        });
+        };
+        const auto end = found.begin() + std::min(count, int64_t(found.size()));
+        std::nth_element(found.begin(), end, found.end(), better);
+        std::sort(found.begin(), end, better);
+        found.erase(end, found.end());
         return found;
     }
 
@@ -144,8 +149,7 @@ class TokenRow {
         for (; range < RANGES && all.count[range] <= ranks; range++)
             mass += all.mass[range], ranks -= all.count[range];
         if (ranks == 0) return mass;
-        const std::vector<Member>& rest = members(range);
-        for (int64_t i = 0; i < ranks; i++) mass += rest[i].weight;
+        for (const Member& member : members(range, ranks)) mass += member.weight;
         return mass;
     }
 
@@ -156,7 +160,7 @@ class TokenRow {
         for (; range < RANGES && mass + all.mass[range] < share; range++)
             mass += all.mass[range], ranks += all.count[range];
         if (range == RANGES) return ranks;
-        for (const Member& member : members(range)) {
+        for (const Member& member : members(range, all.count[range])) {
             if (mass >= share) break;
             mass += member.weight, ranks++;
         }
@@ -166,11 +170,12 @@ class TokenRow {
     // From the best token on. Top-k applies first, then top-p to what it leaves.
     int64_t from_best() const {
         const Ranges all = divided();
-        int64_t ranks = std::min(rule.top_k, width);
-        const double mass = mass_of(all, ranks);
+        const int64_t most = std::min(rule.top_k, width);
+        const double mass = mass_of(all, most);
+        int64_t ranks = std::min(most, all.heavy);
         if (rule.top_p < 1) ranks = std::min(ranks, ranks_for(all, rule.top_p * mass));
-        ranks = std::max<int64_t>(1, std::min(ranks, all.heavy));
-        const double target = rule.u * mass_of(all, ranks);
+        ranks = std::max<int64_t>(1, ranks);
+        const double target = rule.u * (ranks == most ? mass : mass_of(all, ranks));
         double here = 0, before = 0;
         int64_t found = 0, left = ranks, left_there = ranks;
         for (int64_t range = 0; left > 0 && here <= target; range++) {
@@ -179,8 +184,8 @@ class TokenRow {
         }
         int64_t token = 0;
         here = before;
-        for (const Member& member : members(found)) {
-            if (left_there-- == 0 || here > target) break;
+        for (const Member& member : members(found, left_there)) {
+            if (here > target) break;
             if (member.weight > 0) token = member.token, here += member.weight;
         }
         return token;

@@ -56,7 +56,7 @@ struct CodeTable {
 
 // y = W x, W [outputs, inputs]: panels of 64 outputs (the last may have 16, 32 or 48), each laid
 // out as [groups][outputs] words, so that a vector holds one group of neighbouring outputs.
-// GROUPED: [groups] of scales, minima and words, each of them for all outputs (`grouped.h`).
+// GROUPED: [groups] of scales, minima and words, each of them for all outputs (`codes.h`).
 struct Matrix {
     Kind kind = FLOAT;
     const char* data = nullptr;

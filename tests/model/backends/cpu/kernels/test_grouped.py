@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.backends.cpu.kernels.groups import Layout, codes_of, words_of
 from model.backends.cpu.kernels.pack import interleave, pack, unpack, unpack_grouped
-from model.backends.cpu.kernels.params import LinearParams, NormParams
+from model.backends.cpu.kernels.params import LinearParams, NormParams, by_schema, named
 from model.backends.cpu.kernels.quantise import quantise_int4
 from model.backends.cpu.kernels.reference import BLOCK, Weight
 from model.errors import CheckpointError
@@ -113,6 +113,19 @@ def test_bits_at_the_largest_sums() -> None:
         x_RK = torch.full((5, 256), sign)
         for rows in (3, 5):
             assert torch.equal(linear(x_RK[:rows], weight), chain(x_RK[:rows], weight)), (values, high, sign)
+
+
+@pytest.mark.parametrize("first", [-40, 5, 20, 100])
+def test_any_table_of_neighbouring_integers(first: int) -> None:
+    """Its codes are multiplied as they are where they are small; the first and the last two are not."""
+    make = Make(11)
+    weight, x_RK = grouped(make, 16, 256, 128, "signed", False), make.normal(5, 256)
+    table = torch.arange(first, first + 16).to(torch.int8)
+    same = replace(weight, codes=weight.integers() + 8 + first, values="bytes")
+    given = named(LinearParams(NormParams(), pack(weight, "float"), 16)) | {"weight_table": table}
+    for rows in (3, 5):
+        found = ops.linear(x_RK[:rows], *by_schema("linear", given))
+        assert torch.equal(found, chain(x_RK[:rows], same))
 
 
 def test_a_row_has_the_same_bits_in_any_batch() -> None:

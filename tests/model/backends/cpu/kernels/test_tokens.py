@@ -71,6 +71,28 @@ def test_what_has_no_weight_is_never_drawn(data: st.DataObject) -> None:
         assert logits[0, OPS.draw(logits, np.array([0]), params)[0]] >= 0
 
 
+@pytest.mark.parametrize("width", [33, 200])
+def test_what_is_not_a_number_is_never_drawn(width: int) -> None:
+    """It hides no higher logit that came before it in its lane of the vectors, whatever their length."""
+    logits = rows_of("flat", width)
+    logits[:, 0], logits[:, 16], logits[::2, width - 1] = 9.0, torch.nan, torch.nan
+    numbers, rows = logits.nan_to_num(nan=-torch.inf), np.arange(ROWS)
+    for cut in CUTS:
+        params = settings_of(ROWS, 2.0, cut, width)
+        assert OPS.draw(logits, rows, params).tolist() == OPS.draw(numbers, rows, params).tolist(), cut
+
+
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+def test_rows_without_a_finite_best_logit_end_no_process(value: float) -> None:
+    """No caller draws from them; some token comes back."""
+    logits = torch.full((ROWS, 21), -1.0)
+    logits[:, :20] = value
+    logits[1::2] = value
+    for cut in CUTS:
+        token_R = OPS.draw(logits, np.arange(ROWS), settings_of(ROWS, 0.7, cut, 21))
+        assert ((token_R >= 0) & (token_R < 21)).all()
+
+
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     logits = rows_of("equal", 5003)
     params = np.concatenate([settings_of(ROWS, 0.9, cut, 5003)[i::9] for i, cut in enumerate(CUTS)])
