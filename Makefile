@@ -29,6 +29,9 @@ SANITIZED := MOEDIAL_KERNELS_SANITIZE=1
 PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) \
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
+# The instruction sets that this processor has.
+RUNNABLE = $$($(BIN)/python -c "from model.backends.cpu.kernels.library import candidates; print(*candidates())")
+
 # Sets that the processor lacks, by the instructions of AVX2; their libraries are their own, too.
 EMULATED := MOEDIAL_KERNELS_EMULATE=tests/model/backends/cpu/kernels/emulated.h OMP_NUM_THREADS=1
 
@@ -121,7 +124,7 @@ page-pictures: $(VENV)/.dev $(PAGE_TESTS)/.built  ## the pictures of the docs, t
 	$(PAGE_TESTS)/bin/python -m tests.page.pictures
 
 test-sanitized: $(VENV)/.dev  ## the kernels' tests under address and undefined-behaviour checks
-	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build
+	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build $(RUNNABLE)
 	$(SANITIZED) $(PRELOADED) $(BIN)/python -m pytest --timeout=0 tests/model/backends/cpu/kernels
 
 # Those whose parts differ most: latents, a delta rule, sinks, layer norms, plain.
@@ -150,7 +153,7 @@ test-vocabularies: $(VENV)/.dev  ## real tokenizers and chat templates beside tr
 	done && $(BIN)/python -m tests.weights.real_vocabularies "$$folder"
 
 fuzz: $(VENV)/.dev  ## random shapes for every kernel, under the same checks; ARGS="--count N --seed S"
-	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build
+	$(SANITIZED) $(BIN)/python -m model.backends.cpu.kernels.build $(RUNNABLE)
 	$(SANITIZED) $(PRELOADED) $(BIN)/python -m tests.fuzz_kernels $(ARGS)
 
 fuzz-gguf: $(VENV)/.dev  ## random damage to GGUF files; ARGS="--count N --seed S"

@@ -1,8 +1,8 @@
 """Compiles the kernels, once for each source, compiler flags and torch version.
 
-Run it as `python -m model.backends.cpu.kernels.build`. One library per instruction set; which one
-runs is chosen when it is loaded. Only the kernels themselves are compiled for each: the rest is the same code for any
-processor, compiled once and linked into all that are built together.
+Run it as `python -m model.backends.cpu.kernels.build`, for all instruction sets or with the names of some. Each set has
+its own library; which one runs is chosen when it is loaded. Only the kernels themselves are compiled for each: the rest
+is the same code for any processor, compiled once and linked into all that are built together.
 """
 
 import hashlib
@@ -163,14 +163,19 @@ def build_all(folder: Path | None = None) -> None:
     _build(INSTRUCTION_SETS if x86 else ["portable"], folder or BUILT)
 
 
-def main() -> None:
-    """Build and say so. A machine without a compiler is no error: the server then runs on torch alone."""
+def main(sets: list[str]) -> None:
+    """Build these libraries, or all, and say so. A server without any runs on torch alone: no compiler is no error."""
+    if unknown := [name for name in sets if name not in INSTRUCTION_SETS]:
+        sys.exit(f"{unknown[0]!r:.40} is no instruction set of the kernels: {', '.join(INSTRUCTION_SETS)}")
     try:
-        build_all()
+        if sets:
+            _build(sets, BUILT)
+        else:
+            build_all()
         print(f"native kernels are in {BUILT}")
     except BuildError as error:
         print(f"native kernels were not built, the server will run on torch alone: {error}\n{LOST}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

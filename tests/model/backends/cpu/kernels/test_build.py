@@ -74,6 +74,18 @@ def test_sets_are_emulated_where_a_test_asks_for_it(
     assert library.candidates() == ["portable"]
 
 
+def test_the_command_builds_the_named_sets_alone(monkeypatch: pytest.MonkeyPatch, nothing_built: Path) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(build, "_build", lambda names, folder: asked.append([*names]))
+    build.main(["avx2", "portable"])
+    assert asked == [["avx2", "portable"]]
+    with pytest.raises(
+        SystemExit, match="'avx9' is no instruction set of the kernels: avx512, avxvnni, avx2, portable"
+    ):
+        build.main(["avx2", "avx9"])
+    assert len(asked) == 1
+
+
 def test_without_a_compiler_it_says_so_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, nothing_built: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,7 +93,7 @@ def test_without_a_compiler_it_says_so_and_goes_on(
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(BuildError, match=r"no C\+\+ compiler was found"):
         build.build("portable")
-    build.main()
+    build.main([])
     said = capsys.readouterr().err
     assert said.startswith(
         "native kernels were not built, the server will run on torch alone: no C++ compiler was found"
