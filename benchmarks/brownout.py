@@ -12,11 +12,9 @@ sustainable load, brownout cannot hold either. The clients run on the same cores
 """
 
 import asyncio
-import json
 import time
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy
@@ -25,6 +23,7 @@ import typer
 from benchmarks.http import server
 from benchmarks.machine import facts, introduce
 from benchmarks.open_loop import Sent, closed_loop, moments, open_loop, queue_length
+from benchmarks.results import Out, finish
 from benchmarks.tables import grid
 from weights.calibration import FILE, checkpoint_hash, read
 from weights.folder import resolve_model
@@ -139,7 +138,7 @@ def main(
     times: Annotated[float, typer.Option(help="the sustainable load, that is asked")] = 2.0,
     seconds: Annotated[float, typer.Option(help="of each arm")] = 60.0,
     queue_timeout: Annotated[float, typer.Option(help="--queue-timeout of the server, in seconds")] = 5.0,
-    out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
+    out: Out = None,
 ) -> None:
     """Print a table for people and one JSON line for machines."""
     machine = facts()
@@ -153,10 +152,7 @@ def main(
     arms[f"{times:g} × that, without"] = arm(model, flags, times * sustainable, seconds)
     arms[f"{times:g} × that, --brownout"] = arm(model, flags + lowered, times * sustainable, seconds)
     print(f"\n**{model}**, {slots} slots, quality floor {quality:g}\n\n{table(arms)}\n")
-    line = json.dumps({"benchmark": "brownout", "machine": machine, "model": model, "flags": flags, "arms": arms})
-    print(line)
-    if out is not None:
-        out.write_text(line + "\n")
+    finish({"benchmark": "brownout", "machine": machine, "model": model, "flags": flags, "arms": arms}, out)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,10 @@ move (distinct experts, router, tokens in and out) at the memory bandwidth, or t
 large bf16 products, whichever is longer. Run it on an idle machine.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -25,6 +23,7 @@ import typer
 from benchmarks.layers.shapes import SHAPES, Call, Shape, Work, calls, parameters, work
 from benchmarks.layers.systems import Layer, build, torch_mixture
 from benchmarks.machine import facts, introduce, matrix_peak, use_threads
+from benchmarks.results import Out, finish
 from benchmarks.tables import grid
 
 WARM_UP, LEAST, MOST = 2, 5, 300  # rounds
@@ -124,7 +123,7 @@ def main(
     count: Annotated[list[int], typer.Option(help="expert counts")] = [1, 2, 4, 8],  # noqa: B006
     seconds: Annotated[float, typer.Option(help="about how long to measure each way in each cell")] = 0.5,
     threads: int = 0,
-    out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
+    out: Out = None,
 ) -> None:
     """Print tables for people and one JSON line for machines."""
     use_threads(threads)
@@ -139,10 +138,7 @@ def main(
             print("\nThere is no native kernel for this layer.")
         print(f"\n{rates_table(cells)}", flush=True)
         rows += [json_row(cell) for cell in cells]
-    line = json.dumps(values | {"rows": rows})
-    print(line)
-    if out is not None:
-        out.write_text(line + "\n")
+    finish(values | {"rows": rows}, out)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ length its cache is copied for other sequences, so that each reads its own, and 
 sequence and with several: medians of the steps. Both sides do the same, each in steps of at most 2,048 tokens of the
 prompt. The model is a quarter of the 0.9 B OLMoE shape in every part (2 layers of 8, a quarter of the vocabulary), so
 that a prompt of 32k tokens takes minutes and not a quarter of an hour; what a step costs beside its layers counts four
-times as much here. The ceiling of decoding is memory: weights that a step touches and the whole cache, over the
-bandwidth measured first. Run it on an idle machine.
+times as much here. In each of `--repeats` rounds every system takes its turn with all of this; figures are medians over
+the rounds, and the JSON line has every round's as well. The ceiling of decoding is memory: the weights that a step
+touches and the whole cache, over the bandwidth measured first. Ours counts the experts that several sequences touch;
+without it there is a ceiling of one sequence alone. Run it on an idle machine.
 """
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,11 +26,13 @@ import typer
 from benchmarks.checkpoints import LONG, write_random
 from benchmarks.machine import facts, introduce, use_threads
 from benchmarks.peers import LLAMACPP, installed, python
+from benchmarks.results import Out, finish
+from benchmarks.rounds import Rounds, figures
 from benchmarks.systems.llamacpp import BINARIES, WEIGHTS, Kind, architecture, as_file, call, scratch
 from benchmarks.systems.long_ours import measure
 from benchmarks.systems.ours import OurEngine
 from benchmarks.systems.system import LongRates, PeerFailed
-from benchmarks.tables import grid, table
+from benchmarks.tables import grid, titled
 from benchmarks.touched import step_bytes
 from engine.memory import keep_freed_memory
 from model.backends.cpu.kernels.library import load
@@ -97,69 +101,87 @@ WAYS = {
 DEFAULT = "bf16,int8,int4,kv-int8,llamacpp-bf16,llamacpp-q8_0,llamacpp-q4_0"
 
 
-def row(way: Way, rates: LongRates, config: DecoderConfig, touched: float | None, read: float) -> dict[str, Any]:
-    """One line of the result: speeds, and the bytes of a decoding step with the speed that memory allows."""
-    element, scale = ELEMENT[way.cache]
-    cached = rates.batch * rates.context * bytes_per_block(config.memory, 1, element, scale)
-    gigabytes = (step_bytes(config, way.weights, touched, COUNT, own=way.ours) + cached) / 1e9
-    return {
-        "system": way.name,
-        "weights": way.weights,
-        "file": "",
-        "ours": way.ours,
-        "context": rates.context,
-        "batch": rates.batch,
-        "prefill": rates.prefill,
-        "decode": rates.decode,
-        "gigabytes": gigabytes,
-        "ceiling": rates.batch * read / gigabytes,
-    }
+Key = tuple[int, int]  # context, batch
 
 
-def rows_of(ways: Sequence[Way], folder: Path, grid_of: tuple[Sequence[int], Sequence[int], int], read: float) -> Any:
-    """Measure every system in turn; the experts that a step touches are those that ours counted at its batch."""
-    config, _ = read_config(folder)
-    touched: dict[int, float] = {}
+def measured(ways: Sequence[Way], call: Callable[[Way], list[LongRates]], rounds: Rounds) -> dict[Way, list[LongRates]]:
+    """Measure every system in turn, in each round; one that fails is left out of the rounds after."""
+    found: dict[Way, list[LongRates]] = {}
+    able = list(ways)
+    for _ in rounds:
+        for way in list(able):
+            try:
+                found.setdefault(way, []).extend(call(way))
+            except PeerFailed as error:
+                print(f"{way.name} is out: {error}", flush=True)
+                able.remove(way)
+    return found
+
+
+def rows_of(found: Mapping[Way, Sequence[LongRates]], config: DecoderConfig, read: float) -> list[dict[str, Any]]:
+    """A line of the result for each system, length and batch."""
+    touched: dict[Key, float] = {}
+    by_way: dict[tuple[Way, Key], list[LongRates]] = {}
+    for way, runs in found.items():
+        for run in runs:
+            by_way.setdefault((way, (run.context, run.batch)), []).append(run)
+            if run.touched is not None:
+                touched.setdefault((run.context, run.batch), run.touched)
     rows = []
-    for way in ways:
-        try:
-            found = way.measure(folder, *grid_of)
-        except PeerFailed as error:
-            print(f"{way.name} is out: {error}", flush=True)
-            continue
-        touched |= {rates.batch: rates.touched for rates in found if rates.touched is not None}
-        rows += [row(way, rates, config, touched.get(rates.batch), read) for rates in found]
-        for each in rows[-len(found) :]:
-            show(each)
+    for (way, key), runs in by_way.items():
+        own = runs[0].touched
+        rows.append(row(way, key, runs, config, touched.get(key) if own is None else own, read))
     return rows
 
 
-def show(row: dict[str, Any]) -> None:
+def row(
+    way: Way, key: Key, runs: Sequence[LongRates], config: DecoderConfig, touched: float | None, read: float
+) -> dict[str, Any]:
+    """One line of the result: speeds, and the bytes of a decoding step with the speed that memory allows. Both are None
+    where the experts that several sequences touch were not counted."""
+    context, batch = key
+    about = {"system": way.name, "weights": way.weights, "file": "", "ours": way.ours, "context": context}
+    speeds = {"batch": batch} | figures(runs)
+    if touched is None and batch > 1:
+        return about | speeds | {"gigabytes": None, "ceiling": None}
+    element, scale = ELEMENT[way.cache]
+    cached = batch * context * bytes_per_block(config.memory, 1, element, scale)
+    gigabytes = (step_bytes(config, way.weights, touched, COUNT, own=way.ours) + cached) / 1e9
+    return about | speeds | {"gigabytes": gigabytes, "ceiling": batch * read / gigabytes}
+
+
+def show(way: Way, runs: Sequence[LongRates]) -> None:
     """Print one line per measurement, so that a long run can be watched."""
-    print(
-        f"{row['system']:28} context {row['context']:6}  batch {row['batch']:2}  prefill {row['prefill']:7.0f}  "
-        f"decode {row['decode']:7.1f} tok/s, {row['decode'] / row['ceiling']:.0%} of what memory allows",
-        flush=True,
-    )
+    for run in runs:
+        print(
+            f"{way.name:28} context {run.context:6}  batch {run.batch:2}  prefill {run.prefill:7.0f}  "
+            f"decode {run.decode:7.1f} tok/s",
+            flush=True,
+        )
+
+
+def shares(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of decoding as a share of what memory allows; a dash where that is not known."""
+    names = list(dict.fromkeys(row["system"] for row in rows))
+    by_key: dict[Key, dict[str, str]] = {}
+    for row in rows:
+        share = f"{100 * row['decode'] / row['ceiling']:.0f} %" if row["ceiling"] else "–"
+        by_key.setdefault((row["context"], row["batch"]), {})[row["system"]] = share
+    cells = [
+        [f"{context:,}, {batch}", *(found.get(name, "–") for name in names)]
+        for (context, batch), found in sorted(by_key.items())
+    ]
+    return grid(["context, batch", *names], cells)
 
 
 def report(rows: Sequence[dict[str, Any]]) -> str:
     """Decoding by length and batch, the same as a share of what memory allows, and prefill by length."""
     first = min(row["batch"] for row in rows)
-    shares = [row | {"share": 100 * row["decode"] / row["ceiling"]} for row in rows]
     alone = [row for row in rows if row["batch"] == first]
-    names = list(dict.fromkeys(row["system"] for row in rows))
-    by_key: dict[tuple[int, int], dict[str, float]] = {}
-    for each in shares:
-        by_key.setdefault((each["context"], each["batch"]), {})[each["system"]] = each["share"]
-    cells = [
-        [f"{context:,}, {batch}", *(f"{found[name]:.0f} %" if name in found else "–" for name in names)]
-        for (context, batch), found in sorted(by_key.items())
-    ]
     parts = [
-        f"**decode, tokens/s**\n\n{table(rows, 'decode', ('context', 'batch'))}",
-        f"**decode, of what memory allows**\n\n{grid(['context, batch', *names], cells)}",
-        f"**prefill, batch 1, tokens/s**\n\n{table(alone, 'prefill', ('context',))}",
+        titled("decode", rows, "decode", ("context", "batch")),
+        f"**decode, of what memory allows**\n\n{shares(rows)}",
+        titled("prefill, batch 1", alone, "prefill", ("context",)),
     ]
     return "\n\n".join(parts)
 
@@ -194,9 +216,11 @@ def main(
     batches: Annotated[str, typer.Option(help="sequences, with commas between")] = "1,8",
     systems: Annotated[str, typer.Option(help=f"of {', '.join(WAYS)}")] = DEFAULT,
     steps: Annotated[int, typer.Option(min=1, max=64, help="decoded at each length")] = 12,
+    repeats: Annotated[int, typer.Option(min=1, help="rounds, with all systems in turn")] = 1,
+    minutes: Annotated[float, typer.Option(help="after so many, no further round begins")] = 600,
     threads: int = 0,
     keep: Annotated[Path | None, typer.Option(help="a folder for the model and its files, used again")] = None,
-    out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
+    out: Out = None,
 ) -> None:
     """Print tables for people and one JSON line for machines."""
     most = LONG["max_position_embeddings"] - 64
@@ -209,12 +233,16 @@ def main(
     folder = scratch(keep) / "olmoe-quarter"
     if not (folder / "tokenizer_config.json").exists():
         write_random(LONG, folder)
-    rows = rows_of(ways, folder, (lengths, sizes, steps), values["memory_gb_s"])
+
+    def measure_and_show(way: Way) -> list[LongRates]:
+        runs = way.measure(folder, lengths, sizes, steps)
+        show(way, runs)
+        return runs
+
+    found = measured(ways, measure_and_show, Rounds(repeats, minutes))
+    rows = rows_of(found, read_config(folder)[0], values["memory_gb_s"])
     print(f"\n{report(rows)}\n")
-    line = json.dumps(values | {"model": LONG, "rows": rows})
-    print(line)
-    if out is not None:
-        out.write_text(line + "\n")
+    finish(values | {"model": LONG, "rows": rows}, out)
 
 
 if __name__ == "__main__":

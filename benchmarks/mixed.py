@@ -10,7 +10,6 @@ ceiling of `mixed` over `all at 8` is what the bytes and products of the smaller
 in turn.
 """
 
-import json
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ import typer
 from benchmarks.arrivals import Loaded, Times, Worker, side_by_side
 from benchmarks.checkpoints import CHECKPOINTS, write_random
 from benchmarks.machine import facts, introduce, use_threads
+from benchmarks.results import Out, finish
 from benchmarks.tables import grid
 from benchmarks.workload import OUTPUT
 from model.backends.cpu.kernels.library import load
@@ -121,7 +121,7 @@ def main(
     small: int = 2,
     repeats: int = 3,
     threads: int = 0,
-    out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
+    out: Out = None,
 ) -> None:
     """Print a table for people and one JSON line for machines."""
     use_threads(threads)
@@ -143,10 +143,7 @@ def main(
     found = verdict(results)
     for name, value in found.items():
         print(f"{name}: {value if isinstance(value, str) else f'{value:.2f}'}")
-    line = json.dumps(values | {"model": model, "batch": batch, "arms": results} | found)
-    print(line)
-    if out is not None:
-        out.write_text(line + "\n")
+    finish(values | {"model": model, "batch": batch, "arms": results} | found, out)
 
 
 if __name__ == "__main__":

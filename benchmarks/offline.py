@@ -3,22 +3,19 @@
 Measures: `batch` prompts of 128 random tokens are prefilled (until each has its first new token), then decoded
 greedily to 64 new tokens; same checkpoint, prompts, lengths and number of threads for every system, as far as it lets
 itself be told (`benchmarks/systems/` says where not). moedial and transformers run in this process, vLLM and
-llama.cpp in their own; in each repeat every system takes its turn with all batches, so that a slow spell of the
-machine hits all of them. Figures are medians over `--repeats`; ratios are taken between systems that store weights
-alike. The ceiling of decode at batch 1 is memory: the weights that one token touches over the bandwidth measured
-first. Run it on an idle machine.
+llama.cpp in their own; in each of `--repeats` rounds every system takes its turn with all batches, so that a slow spell
+of the machine hits all of them. Figures are medians over the rounds; the JSON line has every round's as well. Ratios
+are taken between systems that store weights alike. The ceiling of decode at batch 1 is memory: the weights that one
+token touches over the bandwidth measured first. Run it on an idle machine.
 """
 
 import gc
-import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the server sets it for its engine
 
@@ -26,13 +23,15 @@ import typer
 
 from benchmarks.checkpoints import CHECKPOINTS, RANDOM, write_random
 from benchmarks.machine import facts, introduce, use_threads
+from benchmarks.results import Out, finish, write
+from benchmarks.rounds import Rounds, figures
 from benchmarks.systems.hugging_face import Transformers
 from benchmarks.systems.ik_llamacpp import IK_WEIGHTS, IkLlamaCpp
 from benchmarks.systems.llamacpp import WEIGHTS, Kind, LlamaCpp, scratch
 from benchmarks.systems.ours import OurEngine, OurFile
 from benchmarks.systems.system import PeerFailed, Rates, Session, System
 from benchmarks.systems.vllm_cpu import Vllm
-from benchmarks.tables import grid, table
+from benchmarks.tables import grid, model_tables
 from benchmarks.touched import step_bytes
 from engine.memory import keep_freed_memory
 from weights.config import read_config
@@ -53,7 +52,7 @@ DEFAULT = "transformers,llamacpp,vllm"
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Tokens per second of one configuration; medians."""
+    """Tokens per second of one configuration: medians, and each round's."""
 
     model: str
     system: str
@@ -64,16 +63,8 @@ class Speed:
     num_experts: int
     prefill: float
     decode: float
+    runs: list[dict[str, float]]
     touched: float | None
-    repeats: int
-
-
-@dataclass(frozen=True, slots=True)
-class Repeats:
-    """So many, of which none but the first begins after so many minutes."""
-
-    times: int
-    minutes: float
 
 
 def checkpoints(names: Sequence[str], scratch: Path) -> Iterator[tuple[str, Path]]:
@@ -110,15 +101,11 @@ def opened(systems: Sequence[System], folder: Path, count: int, stack: ExitStack
 
 
 def repeated(
-    sessions: dict[System, Session], batches: Sequence[int], most: Repeats
+    sessions: dict[System, Session], batches: Sequence[int], rounds: Rounds
 ) -> dict[tuple[System, int], list[Rates]]:
-    """Measure every system in turn, several times."""
+    """Measure every system in turn, in each round; one that fails is left out of the rounds after."""
     rates: dict[tuple[System, int], list[Rates]] = {}
-    started = time.monotonic()
-    for number in range(most.times):
-        if number and time.monotonic() - started > 60 * most.minutes:
-            print(f"stopped after {number} of {most.times} repeats: {most.minutes:g} minutes have passed", flush=True)
-            break
+    for _ in rounds:
         for system, session in list(sessions.items()):
             try:
                 for batch, rate in session.run(batches).items():
@@ -130,7 +117,7 @@ def repeated(
 
 
 def speed(model: str, system: System, batch: int, count: int, rates: Sequence[Rates]) -> Speed:
-    """The medians of one configuration."""
+    """What all rounds say of one configuration."""
     return Speed(
         model,
         system.name,
@@ -139,31 +126,29 @@ def speed(model: str, system: System, batch: int, count: int, rates: Sequence[Ra
         isinstance(system, OurEngine),
         batch,
         count,
-        median(rate.prefill for rate in rates),
-        median(rate.decode for rate in rates),
-        rates[0].touched,
-        len(rates),
+        touched=rates[0].touched,
+        **figures(rates),
     )
 
 
 def bench(
-    name: str, folder: Path, systems: Sequence[System], batches: Sequence[int], counts: Sequence[int], repeats: Repeats
+    name: str, folder: Path, systems: Sequence[System], batches: Sequence[int], counts: Sequence[int], rounds: Rounds
 ) -> list[Speed]:
     """Measure all batches and counts of one checkpoint."""
     speeds = []
     for count in counts:
         with ExitStack() as stack:
-            rates = repeated(opened(systems, folder, count, stack), batches, repeats)
+            rates = repeated(opened(systems, folder, count, stack), batches, rounds)
         gc.collect()
-        for (system, batch), rows in rates.items():
-            speeds.append(speed(name, system, batch, count, rows))
-        for row in speeds[-len(rates) :]:
+        new = [speed(name, system, batch, count, runs) for (system, batch), runs in rates.items()]
+        for row in new:
             show(row)
+        speeds += new
     return speeds
 
 
 def show(speed: Speed) -> None:
-    """Print one line per measurement, so that a long run can be watched."""
+    """Print one line per configuration, so that a long run can be watched."""
     print(
         f"{speed.model:20} {speed.system:16} batch {speed.batch:3}  K {speed.num_experts:2}  "
         f"prefill {speed.prefill:8.0f}  decode {speed.decode:8.1f} tok/s",
@@ -190,8 +175,7 @@ def ceilings(folder: Path, speeds: Sequence[Speed], read: float) -> str:
 def report(name: str, folder: Path, speeds: Sequence[Speed], read: float) -> None:
     """The tables of one checkpoint."""
     rows = [asdict(row) for row in speeds]
-    for figure in ("decode", "prefill"):
-        print(f"\n**{name}, {figure}, tokens/s**\n\n{table(rows, figure)}")
+    print(f"\n{model_tables(name, rows)}")
     if any(row.batch == 1 for row in speeds):
         print(f"\n{ceilings(folder, speeds, read)}\n", flush=True)
 
@@ -213,38 +197,35 @@ def main(
     ] = None,
     batch: Annotated[list[int], typer.Option()] = [1, 4, 16, 32],  # noqa: B006
     count: Annotated[list[int], typer.Option(help="expert counts")] = [1, 2, 4, 8],  # noqa: B006
-    repeats: Annotated[int, typer.Option(min=1, help="of each model and count")] = 3,
-    minutes: Annotated[float, typer.Option(help="after so many, no repeat of a model and count begins")] = 600,
+    repeats: Annotated[int, typer.Option(min=1, help="rounds of each model and count, with all systems in turn")] = 3,
+    minutes: Annotated[float, typer.Option(help="of a model and count, after which no further round begins")] = 600,
     threads: int = 0,
     peers: Annotated[str, typer.Option(help=f"of {', '.join(PEERS)}; those not installed are skipped")] = DEFAULT,
     quantize: Annotated[str, typer.Option(help="ours quantised, too: experts only, or all:")] = "int8,all:int8",
     files: Annotated[str, typer.Option(help=f"llama.cpp's files, by both: of {', '.join(FILES)}")] = "",
     keep: Annotated[Path | None, typer.Option(help="a folder for random models and their files, used again")] = None,
-    out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
+    out: Out = None,
 ) -> None:
-    """Print tables for people and one JSON line for machines."""
+    """Print tables for people and one JSON line for machines; the file has each model as soon as it is measured."""
     use_threads(threads)
     keep_freed_memory()  # for both systems in this process alike
     systems, values, speeds = chosen(peers, quantize, files), facts(), []
     introduce(values)
     for name, folder in checkpoints(model or [*compared_models(), *CHECKPOINTS], scratch(keep)):
         print(f"\n{name}", flush=True)
-        new = bench(name, folder, able(systems, folder), batch, count, Repeats(repeats, minutes))
+        new = bench(name, folder, able(systems, folder), batch, count, Rounds(repeats, minutes))
         report(name, folder, new, values["memory_gb_s"])
         speeds += new
-    rows = [asdict(row) for row in speeds]
-    line = json.dumps(values | versions(systems, speeds) | {"rows": rows})
-    print(line)
-    if out is not None:
-        out.write_text(line + "\n")
+        result = values | {"versions": versions(systems, speeds), "rows": [asdict(row) for row in speeds]}
+        write(result, out)
+    print(*(f"{name}: {version}" for name, version in result["versions"].items()), sep="\n")
+    finish(result, out)
 
 
-def versions(systems: Sequence[System], speeds: Sequence[Speed]) -> dict[str, Any]:
+def versions(systems: Sequence[System], speeds: Sequence[Speed]) -> dict[str, str]:
     """The versions of the systems that ran."""
     ran = {row.system for row in speeds}
-    found = {system.name: system.version() for system in systems if system.name in ran}
-    print(*(f"{name}: {version}" for name, version in found.items()), sep="\n")
-    return {"versions": found}
+    return {system.name: system.version() for system in systems if system.name in ran}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import typer
 
 from benchmarks.checkpoints import OLMOE_900M, write_random
 from benchmarks.machine import facts, introduce
+from benchmarks.results import Out, finish
 from benchmarks.tables import grid
 
 GROUPS = {  # parents of control groups of memory, and the file of the limit: version 1, version 2
@@ -182,7 +183,7 @@ def main(
     layers: Annotated[int, typer.Option(min=1, help="Of the 0.9 B OLMoE shape, which has 8")] = 16,
     folder: Annotated[Path, typer.Option(hidden=True)] = Path(),
     group: Annotated[str, typer.Option(hidden=True)] = "",
-    out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
+    out: Out = None,
 ) -> None:
     """Print tables for people and one JSON line for machines."""
     if folder != Path():
@@ -193,10 +194,7 @@ def main(
     with tempfile.TemporaryDirectory() as place:
         rows = rows_of(Path(place), share, tokens, layers)
     print(f"\n{report(rows)}\n")
-    line = json.dumps(machine | {"layers": layers, "rows": rows})
-    print(line)
-    if out is not None:
-        out.write_text(line + "\n")
+    finish(machine | {"layers": layers, "rows": rows}, out)
 
 
 if __name__ == "__main__":

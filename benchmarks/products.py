@@ -5,9 +5,7 @@ the best of some rounds, as gigabytes of packed weights and thousands of million
 bfloat16, int8 with one scale per output, and grouped matrices of 4 and 8 bits. Run it on an idle machine.
 """
 
-import json
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -15,6 +13,7 @@ import typer
 from torch import Tensor
 
 from benchmarks.machine import facts, use_threads
+from benchmarks.results import Out, finish
 from benchmarks.tables import grid
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.pack import Packed, pack
@@ -78,7 +77,7 @@ def measure(name: str, weight: Tensor | Grouped, rows: list[int]) -> dict[int, t
 
 def main(
     rows: Annotated[list[int], typer.Option()] = [1, 2, 4, 8, 16, 32, 64],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
+    out: Out = None,
 ) -> None:
     """Print a table for people and one JSON line for machines."""
     use_threads(0)
@@ -89,10 +88,7 @@ def main(
     head = ["weights: GB/s, GMAC/s", *(f"{count} rows" for count in rows)]
     cells = [[name, *(f"{size:.1f}, {macs:.0f}" for size, macs in row.values())] for name, row in found.items()]
     print(grid(head, cells))
-    line = json.dumps(values | {"kernels": load().name, "products": found})
-    print(line)
-    if out is not None:
-        out.write_text(line + "\n")
+    finish(values | {"kernels": load().name, "products": found}, out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ windows of 512 tokens for all; noise keyed alike. Text: any file of stories with
 model was not trained on.
 """
 
-import json
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.machine import facts, use_threads
+from benchmarks.results import Out, finish
 from benchmarks.tables import grid
 from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
@@ -119,7 +119,7 @@ def main(
     model: Annotated[list[str] | None, typer.Option()] = None,
     count: Annotated[list[int], typer.Option()] = [1, 2, 4, 8],  # noqa: B006
     limit: Annotated[int, typer.Option(help="windows to use; 0: all")] = 200,
-    out: Annotated[Path | None, typer.Option(help="write the JSON line here as well")] = None,
+    out: Out = None,
 ) -> None:
     """Print a table for people and one JSON line for machines."""
     use_threads(0)
@@ -133,10 +133,7 @@ def main(
         window_BS, _ = windows(tokenizer, text, WINDOW, limit)
         rows[name] = [qualities(ways, window_BS, number) for number in count]
         show(name, rows[name], count)
-    line = json.dumps(values | {"counts": count, "windows": limit, "rows": rows})
-    print(line)
-    if out is not None:
-        out.write_text(line + "\n")
+    finish(values | {"counts": count, "windows": limit, "rows": rows}, out)
 
 
 if __name__ == "__main__":

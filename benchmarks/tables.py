@@ -40,10 +40,12 @@ def speeds(rows: Sequence[Row], figure: str, key: Sequence[str] = BATCH_AND_COUN
 
 def rivals(rows: Sequence[Row]) -> dict[str, str]:
     """Each peer and which of ours it is held against: the one on the same kind of file, else the first that stores
-    weights alike, else our first."""
+    weights alike, else our first. Empty where ours was not measured."""
     ours = [dict(row) for row in rows if row["ours"]]
     by_file: dict[str, str] = {row["file"]: row["system"] for row in ours if row["file"]}
     by_weights: dict[str, str] = {row["weights"]: row["system"] for row in reversed(ours)}
+    if not ours:
+        return {}
     first = ours[0]["system"]
     peers = (row for row in rows if not row["ours"])
     return {row["system"]: by_file.get(row["file"], by_weights.get(row["weights"], first)) for row in peers}
@@ -63,20 +65,53 @@ def _cells(by_system: Mapping[str, Mapping[Key, float]], against: Mapping[str, s
     found = {system: cells.get(key) for system, cells in by_system.items()}
     speeds = ("–" if speed is None else f"{speed:,.0f}" for speed in found.values())
     ratios = (_ratio(found[ours], found[peer]) for peer, ours in against.items())
-    return [", ".join(f"{value:,}" for value in key), *speeds, *ratios]
+    return [_key(key), *speeds, *ratios]
+
+
+def _key(key: Key) -> str:
+    return ", ".join(f"{value:,}" for value in key)
 
 
 def _ratio(ours: float | None, theirs: float | None) -> str:
     return f"{ours / theirs:.2f}" if ours and theirs else "–"
 
 
+def spread(rows: Sequence[Row], figure: str, key: Sequence[str] = BATCH_AND_COUNT) -> str:
+    """The slowest and the fastest run of one figure: a line for each key as in `table`, a column per system."""
+    ends: dict[Key, dict[str, str]] = {}
+    for row in rows:
+        found = [run[figure] for run in row["runs"]]
+        ends.setdefault(tuple(row[name] for name in key), {})[row["system"]] = f"{min(found):,.0f}–{max(found):,.0f}"
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    lines = [[_key(key), *(ends[key].get(name, "–") for name in systems)] for key in sorted(ends)]
+    return grid([", ".join(LABELS[name] for name in key), *systems], lines)
+
+
+def runs(rows: Sequence[Row]) -> str:
+    """How many runs the figures come from."""
+    counts = sorted({len(row["runs"]) for row in rows})
+    if counts == [1]:
+        return "one run"
+    return "medians of " + " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) + " runs"
+
+
+def titled(title: str, rows: Sequence[Row], figure: str, key: Sequence[str] = BATCH_AND_COUNT) -> str:
+    """The table of one figure under a title that says of how many runs it is; where there are several, the spread."""
+    medians = f"**{title}, tokens/s, {runs(rows)}**\n\n{table(rows, figure, key)}"
+    if runs(rows) == "one run":
+        return medians
+    return f"{medians}\n\n**{title}, tokens/s, slowest–fastest run**\n\n{spread(rows, figure, key)}"
+
+
+def model_tables(model: str, rows: Sequence[Row]) -> str:
+    """The tables of one model, decode before prefill."""
+    return "\n\n".join(titled(f"{model}, {figure}", rows, figure) for figure in ("decode", "prefill"))
+
+
 def page(result: Mapping[str, Any]) -> str:
-    """All models, decode before prefill."""
-    parts = []
-    for model in dict.fromkeys(row["model"] for row in result["rows"]):
-        rows = [row for row in result["rows"] if row["model"] == model]
-        for figure in ("decode", "prefill"):
-            parts.append(f"**{model}, {figure}, tokens/s**\n\n{table(rows, figure)}")
+    """The tables of all models."""
+    models = dict.fromkeys(row["model"] for row in result["rows"])
+    parts = [model_tables(model, [row for row in result["rows"] if row["model"] == model]) for model in models]
     return "\n\n".join(parts) + "\n"
 
 

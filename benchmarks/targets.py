@@ -48,40 +48,62 @@ FAMILIES = (
 )
 
 
-def ratios(rows: Sequence[Row], target: Target) -> dict[int, float]:
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Ours over a peer's: of the medians, and in each round, in which both took their turn."""
+
+    medians: float
+    rounds: tuple[float, ...]
+
+    @property
+    def spread(self) -> str:
+        """The lowest and the highest round; a dash where there was one."""
+        return f"{min(self.rounds):.2f}–{max(self.rounds):.2f}" if len(self.rounds) > 1 else "–"
+
+
+def ratio(ours: Row, theirs: Row, figure: str) -> Ratio:
+    """Of one figure; a system that failed has fewer rounds, and they are the first."""
+    rounds = zip(ours["runs"], theirs["runs"], strict=False)
+    return Ratio(ours[figure] / theirs[figure], tuple(mine[figure] / other[figure] for mine, other in rounds))
+
+
+def ratios(rows: Sequence[Row], target: Target) -> dict[int, Ratio]:
     """Ours over the best of the peers at the largest count, by batch, where both were measured."""
     found = {}
     most = max(row["num_experts"] for row in rows)
     for batch in BATCHES:
-        at = {row["system"]: row[target.figure] for row in rows if (row["batch"], row["num_experts"]) == (batch, most)}
+        at = {row["system"]: row for row in rows if (row["batch"], row["num_experts"]) == (batch, most)}
         peers = [at[name] for name in target.theirs if name in at]
         if peers and target.ours in at:
-            found[batch] = at[target.ours] / max(peers)
+            best = max(peers, key=lambda row: row[target.figure])
+            found[batch] = ratio(at[target.ours], best, target.figure)
     return found
 
 
 def line(rows: Sequence[Row], target: Target) -> list[str]:
-    """What it says, what is wanted and was measured at each batch, and where it is not met."""
+    """What it says, and at each batch what is wanted, what was measured, its spread and whether it is met."""
     found = ratios(rows, target)
     wanted = dict(zip(BATCHES, target.wanted, strict=True))
-    missed = [str(batch) for batch, ratio in found.items() if round(ratio, 2) < wanted[batch]]
+    missed = [str(batch) for batch, ratio in found.items() if round(ratio.medians, 2) < wanted[batch]]
     met = "met"
     if missed:
         met = "not met" if len(missed) == len(found) else f"not met at {', '.join(missed)}"
     batches = " / ".join(map(str, found))
     goals = " / ".join(f"{wanted[batch]:g}" for batch in found)
-    return [target.says, batches, goals, " / ".join(f"{ratio:.2f}" for ratio in found.values()), met]
+    measured = " / ".join(f"{ratio.medians:.2f}" for ratio in found.values())
+    spread = " / ".join(ratio.spread for ratio in found.values())
+    return [target.says, batches, goals, measured, spread, met]
 
 
 def met(rows: Sequence[Row]) -> str:
-    """The table of targets of every model, as far as they were measured."""
+    """The table of targets of every model, as far as they were measured; "" where none was."""
     lines = []
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
         for target in SHAPES if model in CHECKPOINTS else FAMILIES:
             if ratios(own, target):
                 lines.append([model.removesuffix("-random"), *line(own, target)])
-    return grid(["model", "ratio", "batch", "target", "measured", ""], lines)
+    return grid(["model", "ratio", "batch", "target", "measured", "rounds", ""], lines) if lines else ""
 
 
 def shown(result: Mapping[str, Any]) -> str:

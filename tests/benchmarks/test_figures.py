@@ -12,7 +12,7 @@ from benchmarks.layers.shapes import Shape, calls, parameters, work
 from benchmarks.layers.systems import build, torch_mixture
 from benchmarks.mixed import classes, figures
 from benchmarks.systems.ours import OurEngine
-from benchmarks.tables import grid, rivals, table
+from benchmarks.tables import grid, rivals, runs, table, titled
 from benchmarks.touched import expert_weights, shared_weights, step_bytes
 from benchmarks.workload import OUTPUT
 from model.decoder import Decoder, parameter_count
@@ -48,6 +48,7 @@ def row(
         "num_experts": 2,
         "decode": decode,
         "prefill": 1.0,
+        "runs": [{"decode": decode, "prefill": 1.0}],
     }
 
 
@@ -73,6 +74,23 @@ def test_peers_are_held_against_the_same_file_first() -> None:
         "they q4_k_m": "we q4_k_m",
         "they iq4_xs": "we int4",
     }
+
+
+def test_peers_alone_are_held_against_nothing() -> None:
+    assert rivals([row("a", 1, 45)]) == {}
+    assert table([row("a", 1, 45)], "decode").splitlines()[-1].split() == ["|", "1,", "2", "|", "45", "|"]
+
+
+def test_tables_say_of_how_many_runs_they_are_and_how_far_these_spread() -> None:
+    once, thrice = row("we", 1, 90, ours=True), row("a", 1, 45)
+    assert "slowest" not in titled("decode", [once], "decode")
+    assert titled("decode", [once], "decode").startswith("**decode, tokens/s, one run**")
+    thrice["runs"] = [{"decode": speed, "prefill": 1.0} for speed in (45, 1240, 44)]
+    both = titled("decode", [once, thrice], "decode")
+    assert both.startswith("**decode, tokens/s, medians of 1 to 3 runs**")
+    assert both.splitlines()[-3].split() == ["|", "batch,", "K", "|", "we", "|", "a", "|"]
+    assert both.splitlines()[-1].split() == ["|", "1,", "2", "|", "90–90", "|", "44–1,240", "|"]
+    assert runs([thrice]) == "medians of 3 runs"
 
 
 def test_tables_by_other_keys() -> None:

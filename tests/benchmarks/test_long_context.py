@@ -7,9 +7,10 @@ import typer
 
 from benchmarks import long_context
 from benchmarks.checkpoints import LONG, write_random
-from benchmarks.long_context import WAYS, numbers, report, row, ways_of
+from benchmarks.long_context import WAYS, Way, measured, numbers, report, rows_of, ways_of
+from benchmarks.rounds import Rounds
 from benchmarks.systems.long_ours import copies, measure
-from benchmarks.systems.system import LongRates
+from benchmarks.systems.system import LongRates, PeerFailed
 from engine.build import prepare
 from engine.types import EngineSettings
 from model.backends.cpu.kernels.library import load
@@ -60,8 +61,41 @@ def test_copies_decode_as_the_first_does(folder: Path) -> None:
 
 def test_ceiling_counts_weights_and_cache(folder: Path) -> None:
     config, _ = read_config(folder)
-    short, long = (row(WAYS["bf16"], LongRates(length, 2, 1, 1), config, 4, 10.0) for length in (100, 200))
+    runs = [LongRates(length, 2, 1, 1, 4) for length in (100, 200)]
+    short, long = rows_of({WAYS["bf16"]: runs}, config, 10.0)
     cached = 2 * 100 * len(config.attention) * 2 * 64 * 2  # sequences, tokens, layers, keys and values, width, bytes
     assert (long["gigabytes"] - short["gigabytes"]) * 1e9 == pytest.approx(cached)
     assert long["ceiling"] == pytest.approx(2 * 10.0 / long["gigabytes"])
     assert "| 100, 2 " in report([short, long])
+
+
+def test_a_ceiling_of_several_sequences_needs_ours(folder: Path) -> None:
+    """What experts they touch is counted by ours at the same length and batch; one sequence touches its own count."""
+    config, _ = read_config(folder)
+    theirs = {WAYS["llamacpp-bf16"]: [LongRates(100, batch, 1, 1) for batch in (1, 8)]}
+    one, eight = rows_of(theirs, config, 10.0)
+    assert one["ceiling"] > 0
+    assert eight["ceiling"] is None
+    cells = [line.split("|")[1:-1] for line in report([one, eight]).splitlines() if line.startswith("| 100, 8")]
+    assert [cell.strip() for cell in cells[-1]] == ["100, 8", "–"]
+    ours = {WAYS["bf16"]: [LongRates(100, 8, 1, 1, 7.0), LongRates(200, 8, 1, 1, 6.0)]}
+    at_8 = [each for each in rows_of(ours | theirs, config, 10.0) if (each["context"], each["batch"]) == (100, 8)]
+    assert [each["system"] for each in at_8] == ["moedial", "llama.cpp bf16"]
+    assert at_8[0]["ceiling"] == at_8[1]["ceiling"]
+
+
+def test_every_system_has_its_turn_in_each_round(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns: list[str] = []
+
+    def call(way: Way) -> list[LongRates]:
+        turns.append(way.name)
+        if turns == ["moedial", "llama.cpp bf16"] * 2:
+            raise PeerFailed("no memory")
+        return [LongRates(100, 1, 10, len(turns), 4)]
+
+    found = measured([WAYS["bf16"], WAYS["llamacpp-bf16"]], call, Rounds(3, 60))
+    assert turns == ["moedial", "llama.cpp bf16", "moedial", "llama.cpp bf16", "moedial"]
+    ours, theirs = rows_of(found, read_config(folder)[0], 10.0)
+    assert (ours["decode"], [run["decode"] for run in ours["runs"]]) == (3, [1, 3, 5])
+    assert [run["decode"] for run in theirs["runs"]] == [2]
+    assert "llama.cpp bf16 is out: no memory" in capsys.readouterr().out
