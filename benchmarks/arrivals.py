@@ -16,7 +16,8 @@ import torch
 from benchmarks.machine import give_back_freed_memory
 from benchmarks.systems.ours import requests, settings
 from benchmarks.workload import prompts
-from engine.build import assemble, prepare
+from engine.assembly import assemble
+from engine.build import prepare
 from engine.engine import Engine
 from engine.memory import keep_freed_memory
 from model.backends.cpu.kernels.library import load

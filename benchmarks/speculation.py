@@ -26,7 +26,8 @@ import typer
 from benchmarks.checkpoints import CHECKPOINTS, write_random
 from benchmarks.machine import facts, introduce, use_threads
 from benchmarks.tables import grid
-from engine.build import assemble, grammars_for, pools, prepare
+from engine.assembly import assemble, pools
+from engine.build import grammars_for, prepare
 from engine.calibrate import measure
 from engine.description import describe
 from engine.engine import Engine

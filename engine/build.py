@@ -1,7 +1,8 @@
-"""Builds an engine from its settings: loads the model, chooses its backend, connects scheduler and runner.
+"""Builds an engine from its settings: loads the model, chooses its backend, and has the engine assembled around it.
 
-Not here: how large the KV cache is (`engine/sizes.py`), what the engine says of its model (`engine/description.py`),
-and the process with its socket (`engine/process/worker.py`).
+Not here: how scheduler, cache and runner are connected (`engine/assembly.py`), how large the KV cache is
+(`engine/sizes.py`), what the engine says of its model (`engine/description.py`), and the process with its socket
+(`engine/process/worker.py`).
 """
 
 import logging
@@ -12,24 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.blocks import BlockManager
+from engine.assembly import assemble, pools
 from engine.calibrate import measure
-from engine.cost import ExpertPool, StepCost
-from engine.description import describe, experts_of
+from engine.description import describe
 from engine.engine import Engine
 from engine.grammars.compiler import GrammarCompiler
 from engine.memory import give_back_freed_memory, keep_freed_memory, log_device, log_resources
 from engine.packing import ReadyModel, start_packed
 from engine.progress import LoadingProgress
-from engine.runner import ModelRunner
-from engine.scheduler import Scheduler
-from engine.sizes import block_size, cache_sizes, model_length, shares_prefixes, state_slots
-from engine.snapshots import Snapshots
-from engine.speculation import Speculator, speculator_of
+from engine.sizes import block_size, cache_sizes, model_length
 from engine.types import EngineInfo, EngineSettings, Request, Sampling, TokenEvent
 from model.backends import choose
 from model.backends.base import Backend, Runnable
-from model.batch import Cache
 from model.budget import ExpertBudget
 from model.decoder import Decoder, parameter_count
 from model.devices import CPU, make_current, resolve
@@ -38,8 +33,6 @@ from model.options import Options
 from model.ranks.share import Share
 from model.resources import available_cores
 from model.shapes.decoder import DecoderConfig
-from model.shapes.memory import bytes_per_sequence
-from model.states import copier
 from weights.config import read_config
 from weights.folder import resolve_model
 from weights.groups import KeepGroups, bytes_per_weight, kept_as
@@ -230,78 +223,3 @@ def options_of(config: DecoderConfig, settings: EngineSettings, threads: int = 0
         device=resolve(settings.device),
         ranks=settings.ranks,
     )
-
-
-def assemble(
-    model: Runnable,
-    settings: EngineSettings,
-    cost: StepCost | None = None,
-    grammars: GrammarCompiler | None = None,
-) -> tuple[Engine, int]:
-    """An engine around a loaded model, and the number of its KV blocks. Without a `cost`, only tokens bound a step."""
-    config = model.config
-    size, shares = block_size(settings), shares_prefixes(config, settings, model.overlaps)
-    if settings.prefix_cache and not shares:
-        log.info("no prefix cache: %s", unshared(model))
-    blocks, kept = cache_sizes(config, settings, model.dtype, model.workspace, model.overlaps)
-    cache = model.cache(blocks, size, state_slots(settings) + kept)
-    snapshots = snapshots_for(model, settings, cache, kept)
-    manager = BlockManager(blocks, size, prefix_cache=shares, noisy=config.draws_noise, snapshots=snapshots)
-    scheduler = Scheduler(
-        manager,
-        max_running=settings.max_running,
-        max_step_tokens=settings.max_step_tokens,
-        max_model_len=model_length(config, settings),
-        chunked=config.chunkable,
-        cost=cost,
-        step_seconds=settings.step_ms / 1000,
-        speculator=speculator_for(model, settings),
-        experts=experts_of(model),
-        score_refusal=config.score_refusal,
-    )
-    runner = ModelRunner(model, cache)
-    runner.draft_experts = scheduler.speculator.experts if scheduler.speculator else 0
-    overlapping = runner if model.overlaps else None
-    return Engine(runner, scheduler, grammars, overlapping=overlapping, repeatable=not config.has_states), blocks
-
-
-def snapshots_for(model: Runnable, settings: EngineSettings, cache: Cache, count: int) -> Snapshots | None:
-    """The snapshots of states that the cache has slots for, behind those of running sequences; None if it has none."""
-    if not count:
-        return None
-    memory = model.config.memory
-    log.info("the prefix cache keeps %d snapshots of states, %.2f MB each", count, bytes_per_sequence(memory) / 1e6)
-    copy = copier(cache, memory)
-    return Snapshots(state_slots(settings), count, settings.prefix_snapshot_tokens, cache.block_size, copy)
-
-
-def unshared(model: Runnable) -> str:
-    """Why no sequence can use what another one has computed."""
-    if model.config.prefix_reusable:
-        return f"this model keeps states, and steps overlap on {model.device}"
-    return "this model keeps states, or mixes tokens, which no other sequence can share"
-
-
-def speculator_for(model: Runnable, settings: EngineSettings) -> Speculator | None:
-    """The speculator that the settings ask for, or None. Raises CheckpointError if drafts cannot be verified."""
-    try:
-        speculator = speculator_of(settings.speculate)
-    except InvalidRequest as error:
-        raise CheckpointError(error.message) from None
-    if settings.speculate == "grammar" and not model.exact:
-        return None  # the default must be exact, and torch's products may round a draft's row differently
-    if settings.speculate == "grammar" and model.overlaps:
-        log.info("no drafts from grammars: they need the tokens before them, and steps overlap on %s", model.device)
-        return None
-    if settings.speculate == "grammar" and not model.config.rewinds:
-        log.info("no drafts from grammars: this model keeps states, or mixes tokens, so that drafts cannot be undone")
-        return None
-    if speculator is not None and not model.config.rewinds:
-        why = "this model keeps states, or mixes tokens, so that drafts cannot be undone"
-        raise CheckpointError(f"speculate {settings.speculate}: {why}")
-    return speculator
-
-
-def pools(config: DecoderConfig) -> tuple[ExpertPool, ...]:
-    """The expert pool of each MoE layer, for the cost model."""
-    return tuple(ExpertPool(shape.num_experts, shape.experts_per_draw) for shape in config.mixtures)

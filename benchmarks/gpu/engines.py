@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.gpu.decoders import random_decoder, toy
 from benchmarks.gpu.part import Part
-from engine.build import assemble, prepare
+from engine.assembly import assemble
+from engine.build import prepare
 from engine.engine import Engine
 from engine.types import EngineSettings, Request, Sampling
 from model.decoder import Decoder

@@ -16,7 +16,8 @@ from benchmarks.machine import give_back_freed_memory
 from benchmarks.systems.llamacpp import WEIGHTS, Kind, LlamaCpp, as_file
 from benchmarks.systems.system import Rates, Weights
 from benchmarks.workload import LARGEST_BATCH, OUTPUT, PROMPT, prompts
-from engine.build import assemble, keep_groups, prepare
+from engine.assembly import assemble
+from engine.build import keep_groups, prepare
 from engine.engine import Engine
 from engine.types import EngineSettings, Request, Sampling
 from model.backends.cpu.kernels.library import load

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.grafana.panels import MODEL, ROWS, SERVER, Panel
+from deploy.grafana.panels import ROWS
+from deploy.grafana.queries import MODEL, SERVER, Panel
 
 FILE = Path(__file__).with_name("moedial.json")
 SOURCE = {"type": "prometheus", "uid": "${DS_PROMETHEUS}"}

@@ -1,62 +1,23 @@
 """What the Grafana board shows: rows of panels, each a title, a sentence, a unit and its queries.
 
-It knows series by name (`docs/metrics.md`), and of Grafana its units and variables; the JSON is made in `board.py`.
+It knows series by name (`docs/metrics.md`). What a panel is and how queries are written is in `queries.py`; the JSON is
+made in `board.py`.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
-SERVER = 'job=~"$job",instance=~"$instance"'
-MODEL = f'{SERVER},model_name=~"$model_name"'
-COUNT = f'{MODEL},num_experts=~"$num_experts"'
-RANGE = "[$__rate_interval]"
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One panel. `queries` are expressions with their legends; `unit` is one of Grafana's."""
-
-    title: str
-    description: str
-    unit: str
-    queries: tuple[tuple[str, str], ...]
-    kind: Literal["timeseries", "stat", "heatmap"] = "timeseries"
-    stacking: Literal["none", "normal", "percent"] = "none"
-    width: int = 8
-
-
-def rate(name: str, labels: str = MODEL) -> str:
-    return f"rate(moedial:{name}{{{labels}}}{RANGE})"
-
-
-def total(name: str, by: str = "", labels: str = MODEL) -> str:
-    """The rate of a counter, summed over all labels but those of `by`."""
-    return f"sum{f' by ({by})' if by else ''} ({rate(name, labels)})"
-
-
-def gauge(name: str, by: str = "instance") -> str:
-    return f"sum by ({by}) (moedial:{name}{{{MODEL}}})"
-
-
-def quantile(share: float, name: str, by: str = "num_experts", labels: str = COUNT) -> str:
-    groups = "le, " + by if by else "le"
-    return f"histogram_quantile({share}, sum by ({groups}) ({rate(f'{name}_bucket', labels)}))"
-
-
-def by_count(name: str) -> tuple[tuple[str, str], ...]:
-    """The median and the 95th percentile of a histogram, by expert count."""
-    return tuple((quantile(share, name), f"p{share * 100:.0f} K={{{{num_experts}}}}") for share in (0.5, 0.95))
-
-
-def ratio(part: str, rest: str) -> str:
-    """The share of one rate in the sum of two."""
-    return f"{part} / ({part} + {rest})"
-
-
-def or_zero(expression: str) -> str:
-    """0 where a series with labels of its own has no sample yet."""
-    return f"({expression}) or vector(0)"
-
+from deploy.grafana.queries import (
+    COUNT,
+    MODEL,
+    RANGE,
+    SERVER,
+    Panel,
+    by_count,
+    gauge,
+    or_zero,
+    quantile,
+    ratio,
+    stat,
+    total,
+)
 
 SAVED = ratio(total("routed_pairs_saved_total"), total("routed_pairs_total"))
 FAILED = or_zero(total("requests_failed_total"))
@@ -64,11 +25,6 @@ MIXED = f"{total('step_mixed_total', 'instance')} / {total('step_time_over_estim
 TOKEN_TIME = "request_time_per_output_token_seconds"
 DEFAULT_COUNT = f'count_values("num_experts", moedial:default_num_experts{{{MODEL}}})'
 TOKEN_TIME_AT_DEFAULT = f"scalar({quantile(0.5, TOKEN_TIME, labels=MODEL)} and on (num_experts) {DEFAULT_COUNT})"
-
-
-def stat(title: str, description: str, unit: str, expression: str) -> Panel:
-    return Panel(title, description, unit, ((expression, ""),), "stat", width=4)
-
 
 NOW = (
     stat("Servers that take work", "Engines that are loaded and run.", "short", f"sum(moedial:engine_up{{{MODEL}}})"),

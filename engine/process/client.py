@@ -8,7 +8,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from engine.process.backoff import Backoff
 from engine.process.child import Child, exit_description
@@ -31,7 +31,7 @@ from engine.process.messages import (
 )
 from engine.process.silence import SilenceTimer, too_long
 from engine.process.sinks import Sink, Sinks
-from engine.types import EngineInfo, EngineSettings, Request, StepReport, TimedEvent, TokenEvent
+from engine.types import EngineInfo, EngineSettings, Request, StepReport
 from model.budget import ExpertCounts
 from model.errors import EngineDown, EngineStopped, GenerationFailed, InvalidRequest, MoedialError
 
@@ -154,30 +154,6 @@ class EngineClient:
             self.info.experts.budget(counts)
         if self._child is not None and self._sinks.get(request_id) is not None:
             self._child.send(SetCounts(request_id, counts))
-
-    async def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
-        """Run a request and yield its events, the last one with `finish`. Closing the generator early aborts it.
-
-        Raises:
-            EngineDown: the engine takes no work now.
-            InvalidRequest: it can never be served, or its id is taken.
-            GenerationFailed: the engine process ended while the request ran.
-        """
-        arrivals: asyncio.Queue[Sequence[TimedEvent] | MoedialError] = asyncio.Queue()
-        self.submit(request, arrivals.put_nowait)
-        ended = False
-        try:
-            while not ended:
-                found = await arrivals.get()
-                if isinstance(found, MoedialError):
-                    ended = True
-                    raise found
-                for event, _ in found:
-                    ended = event.finish is not None
-                    yield event
-        finally:
-            if not ended:
-                self.abort(request.id)
 
     async def stop(self, timeout: float = 10.0) -> None:
         """Take no more requests, let the running ones end for up to `timeout` seconds, then kill the process.

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from engine.build import assemble, prepare
+from engine.assembly import assemble
+from engine.build import prepare
 from engine.calibrate import MOST_ROWS
 from engine.engine import Engine
 from engine.expert_stats import ExpertStats

@@ -10,7 +10,8 @@ from msgspec import structs
 from torch import Tensor
 
 from engine import build, memory, sizes
-from engine.build import assemble, build_engine, prepare
+from engine.assembly import assemble
+from engine.build import build_engine, prepare
 from engine.description import describe
 from engine.engine import Engine
 from engine.memory import step_bytes

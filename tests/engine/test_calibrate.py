@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.build import assemble, build_engine, pools
+from engine.assembly import assemble, pools
+from engine.build import build_engine
 from engine.calibrate import MAX_SECONDS, ROUNDS, SHAPES, Measurement, fit, measure, non_negative
 from engine.cost import ExpertPool, StepCost
 from engine.description import describe

@@ -12,8 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from engine.assembly import assemble
 from engine.blocks import BlockManager
-from engine.build import assemble
 from engine.sequence import Sequence
 from engine.sizes import cache_sizes
 from engine.snapshots import Snapshots

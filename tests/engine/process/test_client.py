@@ -15,6 +15,7 @@ from engine.process.client import EngineClient
 from engine.types import EngineSettings, StepReport
 from model.errors import EngineDown, GenerationFailed, InvalidRequest
 from tests.engine.fake import CRASH, LOST, FakeRunner, request
+from tests.engine.process.streams import generate
 
 FAKE = (sys.executable, "-m", "tests.engine.fake")
 OVERLAPPING = (sys.executable, "-m", "tests.engine.overlapping")
@@ -49,7 +50,7 @@ async def serving(
 
 
 async def text(client: EngineClient, id: str, max_tokens: int = 4, prompt: tuple[int, ...] = (1, 2, 3)) -> list[int]:
-    events = [event async for event in client.generate(request(id, prompt, max_tokens))]
+    events = [event async for event in generate(client, request(id, prompt, max_tokens))]
     assert [event.finish for event in events[:-1]] == [None] * (len(events) - 1)
     assert events[-1].finish == "length"
     return [event.token for event in events if event.token is not None]
@@ -81,7 +82,7 @@ def test_refused_request_raises() -> None:
                 await text(client, "a", max_tokens=1000)
             assert (caught.value.param, caught.value.code) == ("max_tokens", "context_length_exceeded")
             with pytest.raises(InvalidRequest, match="64 bits"):
-                await anext(client.generate(request("a", seed=2**64)))
+                await anext(generate(client, request("a", seed=2**64)))
             assert len(await text(client, "a")) == 4
 
     run(test)
@@ -104,13 +105,13 @@ def test_closing_the_stream_frees_blocks_within_a_step() -> None:
 
     async def test() -> None:
         async with serving("slow", reports.append) as client:
-            async with aclosing(client.generate(request("a", max_tokens=LONG))) as stream:
+            async with aclosing(generate(client, request("a", max_tokens=LONG))) as stream:
                 assert (await anext(stream)).token is not None
                 with pytest.raises(InvalidRequest, match="already running"):
-                    await anext(client.generate(request("a")))
+                    await anext(generate(client, request("a")))
             seen = len(reports)
             with pytest.raises(InvalidRequest, match="already running"):
-                await anext(client.generate(request("a")))  # until the engine has confirmed the end
+                await anext(generate(client, request("a")))  # until the engine has confirmed the end
             while not any(event.finish for event in reports[-1].events):
                 await asyncio.sleep(0.005)
             assert len(reports) - seen <= 2  # the step that was running, and the next
@@ -145,7 +146,7 @@ def test_cancelled_reader_aborts(command: tuple[str, ...]) -> None:
 def test_runner_fault_reaches_its_reader_only(command: tuple[str, ...]) -> None:
     async def test() -> None:
         async with serving(command=command) as client:
-            [event] = [event async for event in client.generate(request("a", (CRASH,)))]
+            [event] = [event async for event in generate(client, request("a", (CRASH,)))]
             assert event.finish == "error"
             assert "ZeroDivisionError" in (event.error or "")
             assert len(await text(client, "b")) == 4
@@ -432,7 +433,7 @@ def test_broken_report_hook_does_not_stop_answers() -> None:
 def test_counts_of_a_running_request_are_set_and_checked() -> None:
     async def test() -> None:
         async with serving() as client:
-            generated = client.generate(request("a", max_tokens=LONG))
+            generated = generate(client, request("a", max_tokens=LONG))
             events = [await anext(generated)]
             client.set_counts("a", (1, 1))
             client.set_counts("unknown", (1, 1))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.build import assemble
+from engine.assembly import assemble
 from engine.engine import Engine
 from engine.types import EngineSettings, Request, Sampling
 from model.backends.base import Runnable
