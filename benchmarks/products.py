@@ -18,7 +18,7 @@ from benchmarks.tables import grid
 from model.backends.cpu.kernels.library import load
 from model.backends.cpu.kernels.pack import Packed, pack
 from model.backends.cpu.kernels.params import LinearParams, NormParams
-from model.grouped import Grouped, Values
+from model.grouped import Grouped, Values, code_bits
 
 WIDTH = 2048  # inputs and outputs of a matrix
 COLD_BYTES = 192 << 20
@@ -29,14 +29,15 @@ GROUPED: dict[str, tuple[Values, int, bool]] = {
     "int4, signed, groups of 32": ("signed", 32, False),
     "int4 with minimum, groups of 32": ("unsigned", 32, True),
     "IQ4, groups of 32": ("iq4", 32, False),
+    "6 bit, groups of 16": ("signed6", 16, False),
     "8 bit, groups of 32": ("bytes", 32, False),
 }
 
 
 def grouped(values: Values, group: int, minima: bool) -> Grouped:
     """Random codes; scales of 8 bits where our own quantiser's table has them."""
-    stored, dtype = (WIDTH, torch.int8) if values == "bytes" else (WIDTH // 2, torch.uint8)
-    codes = torch.randint(0, 100, (WIDTH, stored)).to(dtype)
+    codes = torch.randint(0, 100, (WIDTH, WIDTH * code_bits(values) // 8))
+    codes = codes.to(torch.int8 if values == "bytes" else torch.uint8)
     scales = torch.full((WIDTH, WIDTH // group), 3, dtype=torch.int8 if values == "table6" else torch.float16)
     return Grouped(codes, scales, group, values, scales if minima else None)
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from model.decoder import Decoder, Layer, grouped_parts
-from model.grouped import CODES, Grouped, Values
+from model.grouped import Grouped, Values, code_bits, code_bounds, packed_codes
 from weights.rules import Index, TensorPart
 from weights.share import FillPlan
 from weights.sizes import BytesPerWeight
 from weights.source import TensorSource
 
 KeepGroups = Callable[[Decoder], Collection[str]]  # the names of the parameters that may be `Grouped`
-_WORDS = {"signed": "int4", "unsigned": "int4", "bytes": "int8", "e2m1": "fp4"}
+_WORDS = {"signed": "int4", "unsigned": "int4", "signed6": "int6", "bytes": "int8", "e2m1": "fp4"}
 
 
 class Form(NamedTuple):
@@ -95,7 +95,9 @@ def _common(forms: Sequence[Form]) -> Form:
     if kinds == {"signed", "unsigned"}:
         values, minimum = "unsigned", True
     elif len(kinds) > 1:
-        values = "bytes"
+        low, high = code_bounds("signed6")
+        bounds = [code_bounds(kind) for kind in kinds]
+        values = "signed6" if all(low <= least and most <= high for least, most in bounds) else "bytes"
     return Form(values, min(form.group for form in forms), minimum)
 
 
@@ -107,15 +109,18 @@ def _converted(part: Grouped, form: Form, factors: bool) -> Grouped:
     if form.minimum and minima is None:
         offset = -8 if (part.values, form.values) == ("signed", "unsigned") else 0
         minima = scales * offset
-    codes = part.integers() if form.values == "bytes" else part.codes
+    codes = part.codes
+    if form.values != part.values and code_bits(form.values) > 4:
+        codes = part.integers()
+        codes = codes if form.values == "bytes" else packed_codes(codes + 32, 6)
     ones = torch.ones(part.shape[:-1]) if factors and part.factors is None else part.factors
     return Grouped(codes, scales, form.group, form.values, minima, ones)
 
 
 def _empty(shape: torch.Size, form: Form, factors: bool) -> Grouped:
     *batch, k = shape
-    whole = form.values == "bytes"
-    codes = torch.empty(*batch, k if whole else k // 2, dtype=torch.int8 if whole else torch.uint8)
+    dtype = torch.int8 if form.values == "bytes" else torch.uint8
+    codes = torch.empty(*batch, k * code_bits(form.values) // 8, dtype=dtype)
     scales = torch.empty(*batch, k // form.group, dtype=torch.float16)
     minima = torch.empty_like(scales) if form.minimum else None
     return Grouped(codes, scales, form.group, form.values, minima, torch.empty(batch) if factors else None)
@@ -129,7 +134,7 @@ def _copy(part: Grouped, target: Grouped, index: Index) -> None:
 
 def finite(grouped: Grouped) -> bool:
     """Whether all its values are."""
-    largest = 128 if grouped.values == "bytes" else max(map(abs, CODES[grouped.values]))
+    largest = max(map(abs, code_bounds(grouped.values)))
     bound = grouped.scales.float().abs().amax(-1) * largest
     if grouped.minima is not None:
         bound = bound + grouped.minima.float().abs().amax(-1)

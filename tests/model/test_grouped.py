@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.grouped import CODES, GROUPS, Grouped, Values, packed_codes
+from model.grouped import CODES, GROUPS, Grouped, Values, code_bits, packed_codes
 
 
 def _random(values: Values, group: int, seed: int) -> tuple[Grouped, torch.Tensor]:
@@ -14,11 +14,11 @@ def _random(values: Values, group: int, seed: int) -> tuple[Grouped, torch.Tenso
     if values == "bytes":
         codes = torch.randint(-128, 128, shape, generator=generator).to(torch.int8)
     else:
-        codes = torch.randint(0, 16, shape, generator=generator)
+        codes = torch.randint(0, len(CODES[values]), shape, generator=generator)
     scales = torch.randn(2, 5, 2, generator=generator).half()
     minima = torch.randn(2, 5, 2, generator=generator).half() if values == "unsigned" else None
     factors = torch.rand(2, 5, generator=generator)
-    stored = codes if values == "bytes" else packed_codes(codes)
+    stored = codes if values == "bytes" else packed_codes(codes, code_bits(values))
     return Grouped(stored, scales, group, values, minima, factors), codes
 
 

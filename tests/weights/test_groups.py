@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from model.decoder import Decoder, grouped_parts, parameter_count
 from model.errors import CheckpointError
-from model.grouped import Grouped, Values, packed_codes
+from model.grouped import CODES, Grouped, Values, code_bits, packed_codes
 from tests.model.tiny import randomise
 from tests.weights.quantised.test_mxfp4 import EXPERTS, RAW, write
 from weights import memory
@@ -27,6 +27,7 @@ FORMS: list[Form] = [
     Form("unsigned", 64, True),
     Form("e2m1", 16, False),
     Form("iq4", 32, False),
+    Form("signed6", 16, False),
     Form("bytes", 128, False),
     Form("bytes", 32, True),
 ]
@@ -38,7 +39,7 @@ def random_grouped(shape: tuple[int, ...], form: Form, seed: int = 0, factors: b
     if form.values == "bytes":
         codes = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
     else:
-        codes = packed_codes(torch.randint(16, shape, generator=generator))
+        codes = packed_codes(torch.randint(len(CODES[form.values]), shape, generator=generator), code_bits(form.values))
     groups = (*outputs, k // form.group)
     scales = (torch.randn(groups, generator=generator) / 8).half()
     minima = torch.randn(groups, generator=generator).half() if form.minimum else None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.grouped import CODES, Grouped, Values, packed_codes
+from model.grouped import CODES, Grouped, Values, code_bits, packed_codes
 from weights.gguf.decode import FORMATS, Format, Groups
 from weights.gguf.types import BlockType
 from weights.quantised.tensor import grouped_bytes as stored_bytes
@@ -43,8 +43,8 @@ def _integers(codes: Tensor, values: Values) -> Tensor:
     """What codes stand for, float32."""
     if values in ("bytes", "unsigned"):
         return codes.float()
-    if values == "signed":
-        return codes.float() - 8
+    if values in ("signed", "signed6"):
+        return codes.float() - (8 if values == "signed" else 32)
     return F.embedding(codes.int(), torch.tensor(CODES[values], dtype=torch.float32)[:, None])[..., 0]
 
 
@@ -53,8 +53,7 @@ def grouped_bytes(kind: BlockType, shape: tuple[int, ...]) -> int:
     form = FORMATS.get(kind.name)
     if form is None or len(shape) < 2:
         return 0
-    bits = 8 if form.values == "bytes" else 4
-    return stored_bytes(shape, bits, form.group, form.minimum, not form.exact)
+    return stored_bytes(shape, code_bits(form.values), form.group, form.minimum, not form.exact)
 
 
 def grouped(kind: BlockType, data_B: Tensor, shape: tuple[int, ...]) -> Grouped | None:
@@ -72,7 +71,8 @@ def grouped(kind: BlockType, data_B: Tensor, shape: tuple[int, ...]) -> Grouped 
         narrow = _narrow(form, groups, len(part_RB))
         if narrow is None:
             return None
-        parts.append((codes_RK if form.values == "bytes" else packed_codes(codes_RK), *narrow))
+        stored = codes_RK if form.values == "bytes" else packed_codes(codes_RK, code_bits(form.values))
+        parts.append((stored, *narrow))
     codes, scales, minima, factors = (_joined(part, batch) for part in zip(*parts, strict=True))
     assert codes is not None and scales is not None
     return Grouped(codes, scales, form.group, form.values, minima, None if factors is None else factors[..., 0])

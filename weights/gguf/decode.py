@@ -17,7 +17,7 @@ from model.grouped import Values
 class Groups(NamedTuple):
     """B blocks of G groups of N values: value = scale · (what the code stands for) + minimum."""
 
-    codes_BGN: Tensor  # uint8 below 16, or int8: the integers themselves
+    codes_BGN: Tensor  # uint8 below 16 or 64, or int8: the integers themselves
     scales_BG: Tensor  # float32
     minima_BG: Tensor | None = None
 
@@ -71,12 +71,12 @@ def _q4_1(blocks: Tensor) -> Groups:
 
 def _q5_0(blocks: Tensor) -> Groups:
     codes = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2) << 4
-    return Groups(codes.to(torch.int8) - 16, _half(blocks, 0))
+    return Groups(codes + 16, _half(blocks, 0))
 
 
 def _q5_1(blocks: Tensor) -> Groups:
     codes = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4) << 4
-    return Groups(codes.to(torch.int8), _half(blocks, 0), _half(blocks, 2))
+    return Groups(codes + 32, _half(blocks, 0), _half(blocks, 2))
 
 
 def _q8_0(blocks: Tensor) -> Groups:
@@ -117,15 +117,15 @@ def _q5_k(blocks: Tensor) -> Groups:
     scales, minima = _six_bits(blocks[:, 4:16])
     low = _fields(blocks[:, 48:].reshape(-1, 4, 32), 4).flatten(1, 2)
     codes = low | _fields(blocks[:, 16:48], 1) << 4
-    return Groups(codes.to(torch.int8), _half(blocks, 0) * scales, -_half(blocks, 2) * minima)
+    return Groups(codes + 32, _half(blocks, 0) * scales, -_half(blocks, 2) * minima)
 
 
 def _q6_k(blocks: Tensor) -> Groups:
-    """Codes -32 to 31; of each 128, 64 bytes have four bits and 32 bytes the other two."""
+    """Codes of 6 bits; of each 128, 64 bytes have four bits and 32 bytes the other two."""
     low = _fields(blocks[:, :128].reshape(-1, 2, 2, 32), 4, axis=-2).flatten(2, 3)
     codes = low | _fields(blocks[:, 128:192].reshape(-1, 2, 32), 2) << 4
     scales = blocks[:, 192:208].contiguous().view(torch.int8)
-    return Groups(codes.reshape(-1, 16, 16).to(torch.int8) - 32, _half(blocks, 208) * scales)
+    return Groups(codes.reshape(-1, 16, 16), _half(blocks, 208) * scales)
 
 
 def _iq4_xs(blocks: Tensor) -> Groups:
@@ -143,8 +143,8 @@ def _mxfp4(blocks: Tensor) -> Groups:
 FORMATS = {
     "Q4_0": Format(32, "signed", _q4_0, exact=True),
     "Q4_1": Format(32, "unsigned", _q4_1, minimum=True, exact=True),
-    "Q5_0": Format(32, "bytes", _q5_0, exact=True),
-    "Q5_1": Format(32, "bytes", _q5_1, minimum=True, exact=True),
+    "Q5_0": Format(32, "signed6", _q5_0, exact=True),
+    "Q5_1": Format(32, "signed6", _q5_1, minimum=True, exact=True),
     "Q8_0": Format(32, "bytes", _q8_0, exact=True),
     "IQ4_NL": Format(32, "iq4", _q4_0, exact=True),
     "MXFP4": Format(32, "e2m1", _mxfp4),
@@ -152,6 +152,6 @@ FORMATS = {
     "Q2_K": Format(16, "unsigned", _q2_k, minimum=True),
     "Q3_K": Format(16, "signed", _q3_k),
     "Q4_K": Format(32, "unsigned", _q4_k, minimum=True),
-    "Q5_K": Format(32, "bytes", _q5_k, minimum=True),
-    "Q6_K": Format(16, "bytes", _q6_k),
+    "Q5_K": Format(32, "signed6", _q5_k, minimum=True),
+    "Q6_K": Format(16, "signed6", _q6_k),
 }

@@ -18,7 +18,7 @@ from model.backends.cpu.kernels.pack import Kind, Packed, interleave, pack, pack
 from model.backends.cpu.kernels.params import BlockParams, LinearParams, by_schema, named
 from model.backends.cpu.weights import Precision, norm_params
 from model.decoder import Decoder, Layer
-from model.grouped import Grouped, Values
+from model.grouped import Grouped, Values, code_bits
 
 PROGRAM = "program"  # makes a program; every other op adds to one
 HEAD = "set_head"
@@ -132,11 +132,11 @@ def layout() -> str:
 
 
 def _samples() -> Iterator[Grouped]:
-    """Small grouped matrices with codes of both widths, with minima and without, and a last panel of 32 outputs."""
-    kinds: tuple[Values, ...] = ("signed", "bytes")
+    """Small grouped matrices with codes of each width, with minima and without, and a last panel of 32 outputs."""
+    kinds: tuple[Values, ...] = ("signed", "signed6", "bytes")
     for values in kinds:
         for minima in (None, torch.full((2, 160, 8), 0.5).half()):
-            last = 128 if values == "bytes" else 64
+            last = 16 * code_bits(values)
             codes = (torch.arange(2 * 160 * last) % 251).to(torch.uint8).view(2, 160, last)
             scales = (torch.arange(2 * 160 * 8) % 7 + 1.0).half().view(2, 160, 8)
             yield Grouped(codes.view(torch.int8) if values == "bytes" else codes, scales, 16, values, minima)

@@ -2,9 +2,9 @@
 
 A panel of P outputs (64; the last one may have 16, 32 or 48) has for each group of inputs: P scales, float16 or bytes,
 P minima where there are any, float16, then rows of P words. A word of 4-bit codes holds 8 inputs: byte j has input j in
-its low half and input 4 + j in its high half, so that both halves of a word are 4 neighbouring inputs. A word of bytes
-holds 4 inputs, each plus 128: the kernels multiply unsigned weights by signed inputs. The kernels' side is
-csrc/codes.h.
+its low half and input 4 + j in its high half, so that both halves of a word are 4 neighbouring inputs. Three words of
+6-bit codes hold 16 inputs, in the order of `packed_codes`. A word of bytes holds 4 inputs, each plus 128: the kernels
+multiply unsigned weights by signed inputs. The kernels' side is csrc/codes.h.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.grouped import Grouped
+from model.grouped import Grouped, code_bits
 
 PANEL, OUTPUTS = 64, 16  # outputs of a panel, and what those of the last one are a multiple of
 
@@ -33,7 +33,7 @@ class Layout:
     def of(weight: Grouped) -> "Layout":
         """Of each of some matrices."""
         n, k = weight.shape[-2:]
-        bits = 8 if weight.values == "bytes" else 4
+        bits = code_bits(weight.values)
         byte_scales = weight.scales.dtype == torch.int8
         return Layout(n + -n % OUTPUTS, k, weight.group, bits, weight.minima is not None, byte_scales)
 
@@ -88,6 +88,8 @@ def words_of(codes_NC: Tensor, layout: Layout) -> Tensor:
     bytes_NC = codes_NC.view(torch.uint8)
     if layout.bits == 8:
         words_NC = bytes_NC ^ 128
+    elif layout.bits == 6:
+        words_NC = bytes_NC
     else:
         # Two bytes with inputs 0 to 3 and two with 4 to 7 become four, each of one of the former and one of the latter.
         low_NX2, high_NX2 = bytes_NC.unflatten(-1, (-1, 2, 2)).unbind(-2)
@@ -101,6 +103,8 @@ def codes_of(words_NGW: Tensor, layout: Layout) -> Tensor:
     bytes_NC = words_NGW.flatten(1).contiguous().view(torch.uint8)
     if layout.bits == 8:
         return (bytes_NC ^ 128).view(torch.int8)
+    if layout.bits == 6:
+        return bytes_NC
     even, odd = bytes_NC.unflatten(-1, (-1, 2, 2)).unbind(-1)
     low_NX2, high_NX2 = (even & 15) | odd << 4, even >> 4 | (odd & 0xF0)
     return torch.stack([low_NX2, high_NX2], dim=-2).flatten(1)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from model.backends.cpu.kernels.groups import OUTPUTS, PANEL, Layout, codes_of, words_of
 from model.backends.cpu.kernels.quantise import quantise_int4
-from model.grouped import Grouped, Values, code_table
+from model.grouped import Grouped, Values, code_bits, code_table
 
 # int8 and grouped: inputs are quantised too, row by row.
 Kind = Literal["float", "bfloat16", "int8", "int8-weights", "grouped"]
@@ -51,7 +51,7 @@ class Packed:
 
     @property
     def table(self) -> Tensor | None:
-        """What codes of 4 bits stand for, int8 [16]."""
+        """What codes of 4 or 6 bits stand for, int8 [16] or [64]."""
         return None if self.values in (None, "bytes") else code_table(self.values)
 
     @property
@@ -194,7 +194,7 @@ def unpack_grouped(packed: Packed, experts: int = 1) -> Grouped:
     """The grouped matrices [E, n, k] as they are stored, n padded to a multiple of 16 and k to one of the group."""
     assert packed.values is not None and packed.scales is not None
     factors_EN = packed.scales.view(experts, -1)
-    bits = 8 if packed.values == "bytes" else 4
+    bits = code_bits(packed.values)
     stored_k = packed.k + -packed.k % packed.group
     layout = Layout(factors_EN.shape[1], stored_k, packed.group, bits, packed.minima, packed.byte_scales)
     each = [layout.read(stream_B) for stream_B in packed.packed.view(experts, -1)]

@@ -47,7 +47,7 @@ def test_the_order_of_what_calls_hold_has_a_number() -> None:
     assert (ORDER, digest.hexdigest()[:16]) == (1, DIGEST)
 
 
-@pytest.mark.parametrize("values", ["bytes", "signed"])
+@pytest.mark.parametrize("values", ["bytes", "signed6", "signed"])
 @pytest.mark.parametrize("minima", [False, True])
 def test_every_form_of_groups_is_part_of_the_layout(monkeypatch: pytest.MonkeyPatch, values: str, minima: bool) -> None:
     before, packs = layout(), pack_grouped

@@ -114,7 +114,8 @@ inline void check_group(int64_t group) {
                 "a group must have 16, 32, 64 or 128 inputs, got ", group);
 }
 
-// How codes are read: by the table of what they stand for, int8 [16], or without one as bytes.
+// How codes are read: by the table of what they stand for, int8 [16] or of 6 bits [64], or without
+// one as bytes.
 inline GroupCodes group_codes(int64_t group, const OptionalTensor& table, int64_t header) {
     check_group(group);
     TORCH_CHECK(1 <= header && header <= 4,
@@ -124,8 +125,16 @@ inline GroupCodes group_codes(int64_t group, const OptionalTensor& table, int64_
         codes.bits = 8, codes.shift = 128, codes.largest = 255;
         return codes;
     }
-    TORCH_CHECK(table->numel() == 16, "a table must have 16 values, got ", table->numel());
+    const int64_t size = table->numel();
+    TORCH_CHECK(size == 16 || size == 64, "a table must have 16 or 64 values, got ", size);
     const int8_t* values = data<const int8_t>(*table, "table");
+    if (size == 64) {
+        for (int code = 0; code < 64; code++)
+            TORCH_CHECK(values[code] == code - 32, "code ", code, " of 6 bits must stand for ",
+                        code - 32, ", got ", int(values[code]));
+        codes.bits = 6, codes.shift = 32, codes.largest = 63;
+        return codes;
+    }
     codes.shift = -*std::min_element(values, values + 16);
     codes.largest = *std::max_element(values, values + 16) + codes.shift;
     for (int code = 0; code < 16; code++) {

@@ -50,25 +50,39 @@ struct RowLayout {
           words(scales + (inputs + BLOCK_INPUTS - 1) / BLOCK_INPUTS) {}
 };
 
-// Codes of 4 bits: a word has two planes of 4 neighbouring inputs, in the low and the high halves
-// of its bytes. TABLE: whether they are looked up.
+// How codes are read from WORDS words, as PLANES planes of 4 neighbouring inputs.
+
+// Codes of 4 bits: a word has two planes, in the low and the high halves of its bytes. TABLE:
+// whether they are looked up.
 template <bool TABLE, bool LARGE_CODES>
 struct Nibbles {
     static constexpr bool LARGE = LARGE_CODES;
-    static constexpr int PLANES = 2;
-    static void decode(Ints words, Ints table, Ints (&planes)[PLANES]) {
-        planes[0] = words & 0x0F0F0F0F, planes[1] = (words >> 4) & 0x0F0F0F0F;
+    static constexpr int WORDS = 1, PLANES = 2;
+    static void decode(const Ints (&words)[WORDS], Ints table, Ints (&planes)[PLANES]) {
+        planes[0] = words[0] & 0x0F0F0F0F, planes[1] = (words[0] >> 4) & 0x0F0F0F0F;
         if constexpr (TABLE)
             planes[0] = look_up(table, planes[0]), planes[1] = look_up(table, planes[1]);
+    }
+};
+
+// Codes of 6 bits: each of three words has a plane in the low 6 bits of its bytes, and in the high
+// two bits a third of the fourth plane.
+struct SixBits {
+    static constexpr bool LARGE = false;
+    static constexpr int WORDS = 3, PLANES = 4;
+    static void decode(const Ints (&words)[WORDS], Ints, Ints (&planes)[PLANES]) {
+        for (int word = 0; word < WORDS; word++) planes[word] = words[word] & 0x3F3F3F3F;
+        planes[3] = ((words[0] >> 6) & 0x03030303) | ((words[1] >> 4) & 0x0C0C0C0C) |
+                    ((words[2] >> 2) & 0x30303030);
     }
 };
 
 // Codes of 8 bits: a word is one plane.
 struct WholeBytes {
     static constexpr bool LARGE = true;
-    static constexpr int PLANES = 1;
-    static void decode(Ints words, Ints, Ints (&planes)[PLANES]) {
-        planes[0] = ADDS_IN_16_BITS ? words ^ int32_t(0x80808080) : words;
+    static constexpr int WORDS = 1, PLANES = 1;
+    static void decode(const Ints (&words)[WORDS], Ints, Ints (&planes)[PLANES]) {
+        planes[0] = ADDS_IN_16_BITS ? words[0] ^ int32_t(0x80808080) : words[0];
     }
 };
 
@@ -94,7 +108,7 @@ struct Stored {
     const int32_t* words(const char* group) const {
         return (const int32_t*)(group + width * codes.header) + column;
     }
-    int64_t step() const { return width; }  // between words
+    int64_t step() const { return Codes::WORDS * width; }  // from words to the next
     Floats scale(const char* group, int vector) const {
         const int64_t at = column + vector * LANES;
         return codes.byte_scale() ? load_int8((const int8_t*)group + at)
@@ -104,12 +118,16 @@ struct Stored {
         const char* minima = group + width * codes.scale_bytes();
         return load_float16((const uint16_t*)minima + column + vector * LANES);
     }
-    void planes(const int32_t* at, Ints (&planes)[Codes::PLANES]) const {
-        Codes::decode(load(at), table, planes);
-    }
-    // Once for each 64 bytes, a line of the cache.
-    void prefetch(const int32_t* at, int vector) const {
-        if (vector * LANES % 16 == 0) __builtin_prefetch((const char*)at + AHEAD_BYTES);
+    // Those of one vector. Memory ahead is asked for once for each 64 bytes, a line of the cache.
+    void planes(const int32_t* at, int vector, Ints (&planes)[Codes::PLANES]) const {
+        Ints words[Codes::WORDS];
+        at += vector * LANES;
+#pragma GCC unroll 3
+        for (int word = 0; word < Codes::WORDS; word++, at += width) {
+            words[word] = load(at);
+            if (vector * LANES % 16 == 0) __builtin_prefetch((const char*)at + AHEAD_BYTES);
+        }
+        Codes::decode(words, table, planes);
     }
 };
 
@@ -145,9 +163,8 @@ class Unpacked {
 #pragma GCC unroll 4
                 for (int vector = 0; vector < V; vector++) {
                     Ints planes[How::PLANES];
-                    from.planes(at + vector * LANES, planes);
-                    from.prefetch(at + vector * LANES, vector);
-#pragma GCC unroll 2
+                    from.planes(at, vector, planes);
+#pragma GCC unroll 4
                     for (int plane = 0; plane < How::PLANES; plane++)
                         store(to + plane * WIDTH + vector * LANES, planes[plane]);
                 }
@@ -166,8 +183,9 @@ class Unpacked {
     Floats minimum(const char* group, int vector) const {
         return load((const float*)group + WIDTH + vector * LANES);
     }
-    void planes(const int32_t* at, Ints (&planes)[1]) const { planes[0] = load(at); }
-    void prefetch(const int32_t*, int) const {}
+    void planes(const int32_t* at, int vector, Ints (&planes)[1]) const {
+        planes[0] = load(at + vector * LANES);
+    }
 };
 
 }  // namespace moedial

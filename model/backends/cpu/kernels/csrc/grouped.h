@@ -1,4 +1,4 @@
-// Products with grouped matrices: codes of 4 or 8 bits, one scale and maybe one minimum for each
+// Products with grouped matrices: codes of 4, 6 or 8 bits, one scale and maybe one minimum for each
 // group of inputs. Rows are signed bytes in blocks of 256 inputs with a scale each.
 //
 // An output is one chain: per group an exact integer, times the group's scale onto the block's sum
@@ -41,12 +41,10 @@ inline void sum_run(const int32_t* const (&rows)[R], int64_t start, int64_t from
         for (int word = 0; word < 4; word += Codes::PLANES) {
             Ints planes[V][Codes::PLANES];
 #pragma GCC unroll 4
-            for (int vector = 0; vector < V; vector++) {
-                weights.planes(words + vector * LANES, planes[vector]);
-                weights.prefetch(words + vector * LANES, vector);
-            }
+            for (int vector = 0; vector < V; vector++)
+                weights.planes(words, vector, planes[vector]);
             words += weights.step();
-#pragma GCC unroll 2
+#pragma GCC unroll 4
             for (int plane = 0; plane < Codes::PLANES; plane++)
 #pragma GCC unroll 4
                 for (int row = 0; row < R; row++) {
@@ -191,6 +189,7 @@ inline void grouped_product(const int32_t* const* inputs, int64_t rows, const Ma
     };
     const GroupCodes& codes = matrix.codes;
     if (codes.bits == 8) return run(WholeBytes{});
+    if (codes.bits == 6) return run(SixBits{});
     if constexpr (ADDS_IN_16_BITS)
         if (large_codes(codes)) return run(Nibbles<true, true>{});
     if (!codes.table) return run(Nibbles<false, false>{});

@@ -18,7 +18,7 @@ enum Kind : int32_t {
     BFLOAT16,      // bfloat16 weights and inputs, float32 sums
     INT8_WEIGHTS,  // int8 weights, one scale per output; widened to bfloat16 on the way
     INT8,          // int8 weights, one scale per output; inputs quantised row by row; int32 sums
-    GROUPED,       // codes of 4 or 8 bits, a scale per group; inputs quantised in blocks of 256
+    GROUPED,       // codes of 4, 6 or 8 bits, a scale per group; inputs quantised in blocks of 256
 };
 
 // How the codes of a GROUPED matrix are read. A weight is factor * (scale * (entry - shift) +
@@ -26,7 +26,7 @@ enum Kind : int32_t {
 // and output's, the factor is the output's.
 struct GroupCodes {
     int64_t inputs = 0;        // of a group: 16, 32, 64 or 128
-    int64_t bits = 4;          // of a code: 4 or 8
+    int64_t bits = 4;          // of a code: 4, 6 or 8
     int64_t header = 2;        // bytes of scale and minimum: 1 or 2, and 2 where there are minima
     int32_t shift = 0;         // makes entries unsigned
     int32_t largest = 15;      // of the entries

@@ -18,7 +18,7 @@ from model.backends.cpu.kernels.params import LinearParams, NormParams, by_schem
 from model.backends.cpu.kernels.quantise import quantise_int4
 from model.backends.cpu.kernels.reference import BLOCK, Weight
 from model.errors import CheckpointError
-from model.grouped import CODES, GROUPS, Grouped, Values, packed_codes
+from model.grouped import CODES, GROUPS, Grouped, Values, code_bits, packed_codes
 from tests.model.backends.cpu.kernels.cases import Make, assert_close, ops
 from tests.model.backends.cpu.kernels.latent_cases import latent_case
 
@@ -36,7 +36,7 @@ def grouped(make: Make, n: int, k: int, group: int, values: Values, minima: bool
     if values == "bytes":
         codes = make.whole(-128, 127, *batch, n, k).to(torch.int8)
     else:
-        codes = packed_codes(make.whole(0, 15, *batch, n, k))
+        codes = packed_codes(make.whole(0, len(CODES[values]) - 1, *batch, n, k), code_bits(values))
     least = make.normal(*shape, scale=0.1).half() if minima else None
     factors = 0.5 + make.normal(*batch, n).abs() if values in ("table6", "e2m1") else None
     return Grouped(codes, scales, group, values, least, factors)
@@ -108,7 +108,7 @@ def test_bits_at_the_largest_sums() -> None:
         extreme = max(numbers) if high else min(numbers)
         code = extreme if values == "bytes" else CODES[values].index(extreme)
         codes = torch.full((16, 256), code, dtype=torch.int8 if values == "bytes" else torch.uint8)
-        stored = codes if values == "bytes" else packed_codes(codes)
+        stored = codes if values == "bytes" else packed_codes(codes, code_bits(values))
         weight = Grouped(stored, torch.ones(16, 2).half(), 128, values)
         x_RK = torch.full((5, 256), sign)
         for rows in (3, 5):
@@ -162,6 +162,7 @@ def test_packing_keeps_codes_and_scales(values: Values) -> None:
 
 WORDS: dict[Values, list[int]] = {
     "iq4": [0x73625140, 0xFBEAD9C8],
+    "signed6": [0xC3824100, 0xC7C6C5C4, 0x0B0A0908],
     "bytes": [0x7B7A7978, 0x7F7E7D7C, 0x83828180, 0x87868584],
 }
 
@@ -169,7 +170,7 @@ WORDS: dict[Values, list[int]] = {
 @pytest.mark.parametrize("values", WORDS)
 def test_words_hold_neighbouring_inputs(values: Values) -> None:
     codes = torch.arange(16)
-    stored = (codes - 8).to(torch.int8) if values == "bytes" else packed_codes(codes)
+    stored = (codes - 8).to(torch.int8) if values == "bytes" else packed_codes(codes, code_bits(values))
     weight = Grouped(stored[None], torch.ones(1, 1).half(), 16, values)
     layout = Layout.of(weight)
     words_NGW = words_of(weight.codes, layout)

@@ -64,6 +64,11 @@ def shorter(tensor: Tensor) -> Tensor:
     return tensor[:-1].clone()
 
 
+def six_bits(table: Tensor) -> Tensor:
+    """One of codes of 6 bits that stand for other integers than they must."""
+    return torch.arange(-31, 33, dtype=table.dtype)
+
+
 def strided(tensor: Tensor) -> Tensor:
     return tensor.repeat_interleave(2, dim=-1)[..., ::2]
 
@@ -107,7 +112,8 @@ REFUSALS = [
     Refusal("linear", "weight_header", to(5), "scale and minimum of a group must have 1 to 4 bytes, got 5", "grouped"),
     Refusal("linear", "weight_header", to(2), "of 1 x [20, 16] must have 320 bytes, got 288", "grouped"),
     Refusal("linear", "weight_table", to(None), "grouped weights of 1 x [20, 16] must have 544 bytes", "grouped"),
-    Refusal("linear", "weight_table", shorter, "a table must have 16 values, got 15", "grouped"),
+    Refusal("linear", "weight_table", shorter, "a table must have 16 or 64 values, got 15", "grouped"),
+    Refusal("linear", "weight_table", six_bits, "code 0 of 6 bits must stand for -32, got -31", "grouped"),
     Refusal("linear", "weight_table", Tensor.int, "table has the wrong dtype, Int", "grouped"),
     Refusal("linear", "weight_scales", to(None), "a grouped matrix needs the factors of its outputs", "grouped"),
     Refusal("linear", "weight_scales", shorter, "factors must have 32 values, got 31", "grouped"),
