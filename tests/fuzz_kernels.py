@@ -14,8 +14,9 @@ import typer
 from torch import Tensor
 
 from model.backends.cpu.kernels.library import load
-from model.backends.cpu.kernels.pack import Kind
+from model.backends.cpu.kernels.pack import Kind, pack
 from model.backends.cpu.kernels.params import ACTIVATIONS, UNGATED
+from model.grouped import CODES, GROUPS
 from model.shapes.attention import GatedDeltaNet
 from model.shapes.mixtures import Router
 from model.shapes.rope import Rope
@@ -58,6 +59,14 @@ def layer(make: Make) -> dict[str, Any]:
 def linear(make: Make, kind: Kind) -> Case:
     norm, bias = make.rng.choice(NORMS), make.rng.random() < 0.5
     return cases.linear_case(make, rows(make), size(make, 200), size(make, 300), kind, norm, bias)
+
+
+def grouped_linear(make: Make, kind: Kind) -> Case:
+    """A product with any codes in any groups."""
+    values, group = make.rng.choice([*CODES, "bytes"]), make.rng.choice(GROUPS)
+    k = group * size(make, 1 + 600 // group)
+    weight = cases.grouped(make, size(make, 200), k, group, values, make.rng.random() < 0.5)
+    return cases.LinearCase(make.normal(rows(make), k), cases.Norm(), pack(weight, "grouped"), None)
 
 
 def best(make: Make, kind: Kind) -> Case:
@@ -212,7 +221,21 @@ def delta(make: Make, kind: Kind) -> delta_cases.DeltaCase:
     return delta_cases.delta_case(make, [min(length, 64) for length in lengths(make)], shape, kind, size(make, 80))
 
 
-ROWS = [best, constrain, linear, experts, ffn, route, ruled_route, reuse, draw, masks, topk, infinity_layer]
+ROWS = [
+    best,
+    constrain,
+    linear,
+    grouped_linear,
+    experts,
+    ffn,
+    route,
+    ruled_route,
+    reuse,
+    draw,
+    masks,
+    topk,
+    infinity_layer,
+]
 PAGED = [attend, attention, latent, delta]
 
 

@@ -19,27 +19,11 @@ from model.backends.cpu.kernels.quantise import quantise_int4
 from model.backends.cpu.kernels.reference import BLOCK, Weight
 from model.errors import CheckpointError
 from model.grouped import CODES, GROUPS, Grouped, Values, code_bits, packed_codes
-from tests.model.backends.cpu.kernels.cases import Make, assert_close, ops
+from tests.model.backends.cpu.kernels.cases import Make, assert_close, grouped, ops
 from tests.model.backends.cpu.kernels.latent_cases import latent_case
 
 VALUES: tuple[Values, ...] = (*CODES, "bytes")
 Floats = NDArray[np.float32]
-
-
-def grouped(make: Make, n: int, k: int, group: int, values: Values, minima: bool, *batch: int) -> Grouped:
-    """Random codes and scales of both signs, some zero, some subnormal; "table6" has scales of 8 bits."""
-    shape = (*batch, n, k // group)
-    scales = make.normal(*shape, scale=0.01).where(make.normal(*shape) < 1.5, 0).half()
-    scales[..., 0, 0] = 3e-6
-    if values == "table6":
-        scales = make.whole(-127, 127, *shape).where(scales != 0, 0).to(torch.int8)
-    if values == "bytes":
-        codes = make.whole(-128, 127, *batch, n, k).to(torch.int8)
-    else:
-        codes = packed_codes(make.whole(0, len(CODES[values]) - 1, *batch, n, k), code_bits(values))
-    least = make.normal(*shape, scale=0.1).half() if minima else None
-    factors = 0.5 + make.normal(*batch, n).abs() if values in ("table6", "e2m1") else None
-    return Grouped(codes, scales, group, values, least, factors)
 
 
 def fused(left: Floats, right: Floats, total: Floats) -> Floats:
