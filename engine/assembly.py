@@ -65,9 +65,10 @@ def snapshots_for(model: Runnable, settings: EngineSettings, cache: Cache, count
     if not count:
         return None
     memory = model.config.memory
-    log.info("the prefix cache keeps %d snapshots of states, %.2f MB each", count, bytes_per_sequence(memory) / 1e6)
-    copy = copier(cache, memory)
-    return Snapshots(state_slots(settings), count, settings.prefix_snapshot_tokens, cache.block_size, copy)
+    size = bytes_per_sequence(memory)
+    log.info("the prefix cache keeps %d snapshots of states, %.2f MB each", count, size / 1e6)
+    copy, spacing = copier(cache, memory), settings.prefix_snapshot_tokens
+    return Snapshots(state_slots(settings), count, spacing, cache.block_size, copy, state_bytes=size)
 
 
 def unshared(model: Runnable) -> str:

@@ -35,6 +35,7 @@ def step_stats(
     masks_s: float,
 ) -> StepStats:
     """The statistics of a step that has just been committed."""
+    snapshots = scheduler.blocks.snapshots
     count_sets = {counts for chunk in rows_of(step.plan) for counts, _ in chunk.count_runs}
     return StepStats(
         seconds=seconds,
@@ -59,4 +60,7 @@ def step_stats(
         retries=retries,
         masks_s=masks_s,
         contrast_tokens=sum(chunk.length for chunk in step.plan if chunk.sequence.weak is not None),
+        snapshots=0 if snapshots is None else len(snapshots),
+        snapshot_bytes=0 if snapshots is None else snapshots.held_bytes,
+        snapshots_displaced=step.stats.snapshots_displaced,
     )

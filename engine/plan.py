@@ -108,6 +108,7 @@ class PlanStats:
     prefix_hits: int = 0
     drafted: int = 0
     accepted: int = 0
+    snapshots_displaced: int = 0
 
 
 class Sampled(msgspec.Struct, frozen=True):

@@ -217,7 +217,8 @@ class Scheduler:
         self.plan_stats.estimated_s = step_budget.load.seconds if plan else 0.0
         if self.blocks.snapshots is not None:
             for chunk in plan:
-                self.blocks.snapshots.plan(chunk.sequence, chunk.start, chunk.start + chunk.length)
+                displaced = self.blocks.snapshots.plan(chunk.sequence, chunk.start, chunk.start + chunk.length)
+                self.plan_stats.snapshots_displaced += displaced
         if plan:
             self._open.append({chunk.sequence.id: chunk.start + chunk.length for chunk in plan})
         return tuple(plan)

@@ -15,18 +15,30 @@ from engine.hashes import BlockHashes
 from engine.sequence import Sequence
 
 LEAST_SHARE = 16  # of the spacing is the shortest distance of two snapshots, and of those of an answer
+SHARED_STARTS = 2  # sequences that started from a snapshot, from which on it is shared
+MOST_SHARED = 0.75  # of the slots
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Snapshot:
-    """The slot of a state, and the names of all blocks before it."""
+    """The slot of a state, the names of all blocks before it, and how many sequences started from it."""
 
     slot: int
     blocks: frozenset[bytes]
+    starts: int = 0
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several sequences started from it. A conversation that goes on starts from each of its own once."""
+        return self.starts >= SHARED_STARTS
 
 
 class Snapshots:
-    """At most `count` snapshots, in the slots from `first_slot` on; the least recently used one makes room.
+    """At most `count` snapshots, in the slots from `first_slot` on, of `state_bytes` each.
+
+    The least recently used one makes room, those that are shared after all others: many prompts and answers that are
+    used once do not displace that of a prompt with which many begin. At most three quarters are shared; of more, the
+    least recently used one is an ordinary one again.
 
     A prompt gets them behind its last full block, where its blocks in the prefix cache end, and at every multiple of
     `spacing` tokens, each at least a sixteenth of that from the others and from where it starts; an answer has those at
@@ -35,7 +47,14 @@ class Snapshots:
     """
 
     def __init__(
-        self, first_slot: int, count: int, spacing: int, size: int, restore: Callable[[int, int], None]
+        self,
+        first_slot: int,
+        count: int,
+        spacing: int,
+        size: int,
+        restore: Callable[[int, int], None],
+        *,
+        state_bytes: int = 0,
     ) -> None:
         if count < 1 or spacing < 1:
             raise ValueError(f"need at least one snapshot, and tokens between them; got {count} and {spacing}")
@@ -43,11 +62,17 @@ class Snapshots:
         self._spacing = -(-spacing // size) * size
         self._least = max(1, self._spacing // LEAST_SHARE // size) * size
         self._size, self._restore = size, restore
+        self._most_shared, self._state_bytes = int(count * MOST_SHARED), state_bytes
         self._free = list(reversed(self.slots))
         self._kept: OrderedDict[bytes, Snapshot] = OrderedDict()  # least recently used first
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the snapshots hold now."""
+        return len(self._kept) * self._state_bytes
 
     def longest(self, sequence: Sequence, blocks: int) -> int:
         """Behind how many of the first `blocks` blocks, whose hashes are known, all rows of a sequence can start."""
@@ -59,7 +84,7 @@ class Snapshots:
         if blocks:
             for row in sequence.rows:
                 digest = row.hashes[blocks - 1]
-                self._kept.move_to_end(digest)
+                self._use(digest)
                 self._restore(self._kept[digest].slot, row.slot)
         start, end = blocks * self._size, (len(sequence.tokens) - 1) // self._size * self._size
         regular = range((start // self._spacing + 1) * self._spacing, end, self._spacing)
@@ -80,18 +105,24 @@ class Snapshots:
                         return True
         return False
 
-    def plan(self, sequence: Sequence, start: int, end: int) -> None:
-        """Take slots for the snapshots of the tokens from `start` up to `end`, which the next step computes."""
+    def plan(self, sequence: Sequence, start: int, end: int) -> int:
+        """Take slots for the snapshots of the tokens from `start` up to `end`, which the next step computes. Returns
+        how many others made room."""
+        displaced = 0
         wanted = {point for point in sequence.snapshot_points if start < point <= end}
         if end - start == 1 and end > sequence.prompt_length and not end % self._least:
             wanted.add(end)
         for point in sorted(wanted):
             if self._has(sequence, point // self._size):
                 continue
-            if not self._make_room(sequence.row_count):
-                return
+            if len(self._free) + len(self._kept) < sequence.row_count:
+                break
+            while len(self._free) < sequence.row_count:
+                self._drop(self._least_wanted())
+                displaced += 1
             for row in sequence.rows:
                 row.snapshots.append((point, self._free.pop()))
+        return displaced
 
     def keep(self, sequence: Sequence, blocks: Container[bytes]) -> None:
         """Keep the planned snapshots of tokens that are computed now, if all their blocks are among `blocks`."""
@@ -144,13 +175,18 @@ class Snapshots:
         """Whether there are snapshots behind the first `blocks` blocks of all rows."""
         return all(len(row.hashes) >= blocks and row.hashes[blocks - 1] in self._kept for row in sequence.rows)
 
-    def _make_room(self, count: int) -> bool:
-        """Whether so many slots are free, if need be because snapshots were dropped."""
-        if len(self._free) + len(self._kept) < count:
-            return False
-        while len(self._free) < count:
-            self._drop(next(iter(self._kept)))
-        return True
+    def _use(self, digest: bytes) -> None:
+        """Count a start from a snapshot. Where too many are shared, the least recently used of them no longer is."""
+        self._kept.move_to_end(digest)
+        self._kept[digest].starts += 1
+        shared = [snapshot for snapshot in self._kept.values() if snapshot.is_shared]
+        if len(shared) > self._most_shared:
+            shared[0].starts = 0
+
+    def _least_wanted(self) -> bytes:
+        """The least recently used snapshot that is not shared, else of all."""
+        ordinary = (digest for digest, snapshot in self._kept.items() if not snapshot.is_shared)
+        return next(ordinary, next(iter(self._kept)))
 
     def _drop(self, digest: bytes) -> None:
         if snapshot := self._kept.pop(digest, None):

@@ -183,6 +183,9 @@ class StepStats(msgspec.Struct, frozen=True, gc=False, array_like=True):
     retries: int = 0  # runs of parts of the step, after the whole step had failed
     masks_s: float = 0.0  # spent waiting for grammar masks and applying them
     contrast_tokens: int = 0  # computed a second time, for self-contrast decoding
+    snapshots: int = 0  # of recurrent states, kept by the prefix cache
+    snapshot_bytes: int = 0
+    snapshots_displaced: int = 0  # dropped to make room for others
 
 
 class StepReport(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -225,6 +225,8 @@ class Service(ServerState):
             "oldest_waiting_seconds", lambda: max(self.admission.fair_queue.oldest_s, self._gauge("oldest_waiting_s"))
         )
         watch("kv_cache_usage_perc", lambda: self._gauge("blocks_used") / max(1.0, self._gauge("blocks_total")))
+        watch("prefix_snapshots", lambda: self._gauge("snapshots"))
+        watch("prefix_snapshot_bytes", lambda: self._gauge("snapshot_bytes"))
         watch("step_unique_experts", lambda: self._gauge("distinct_experts"))
         watch("expert_load_imbalance", lambda: self._gauge("load_imbalance"))
 

@@ -211,6 +211,20 @@ MEMORY = (
         width=6,
     ),
     Panel(
+        "Snapshots of states",
+        "Of models with recurrent layers: bytes that the prefix cache keeps of them.",
+        "bytes",
+        ((gauge("prefix_snapshot_bytes"), "{{instance}}"),),
+        width=6,
+    ),
+    Panel(
+        "Snapshots displaced",
+        "Dropped per second to make room for others: with more --prefix-snapshots more prompts would be found.",
+        "short",
+        ((f"{total('prefix_snapshots_displaced_total', 'instance')}", "{{instance}}"),),
+        width=6,
+    ),
+    Panel(
         "Drafts accepted",
         "Of the tokens that speculation proposed.",
         "percentunit",

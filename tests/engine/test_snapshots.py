@@ -170,6 +170,75 @@ def test_none_of_a_failed_sequence_is_kept_behind_blocks_of_another() -> None:
     assert len(snapshots) == 0
 
 
+def place(blocks: BlockManager, id: str, tokens: tuple[int, ...]) -> int:
+    """Compute a prompt; returns how much of it was found."""
+    sequence = Sequence(request(id, tokens), 0.0)
+    assert blocks.admit(sequence) and blocks.reserve(sequence, len(tokens))
+    found = sequence.computed
+    assert blocks.snapshots is not None
+    blocks.snapshots.plan(sequence, found, len(tokens))
+    sequence.computed = len(tokens)
+    blocks.publish(sequence)
+    blocks.release(sequence)
+    blocks.check()
+    return found
+
+
+def unlike(number: int) -> tuple[int, ...]:
+    return tuple(range(100 * number, 100 * number + 5))
+
+
+def few(count: int) -> BlockManager:
+    return BlockManager(200, SIZE, snapshots=Snapshots(FIRST_SLOT, count, 4, SIZE, lambda source, target: None))
+
+
+def test_what_many_started_from_outlives_what_was_used_once() -> None:
+    """A prompt that two others began with is found after ten that nothing else begins with, each with a snapshot; one
+    that a single other one went on from is not."""
+    blocks, shared, once = few(4), unlike(0), unlike(1)
+    assert place(blocks, "shared", shared) == place(blocks, "once", once) == 0
+    assert [place(blocks, f"again {number}", shared) for number in range(2)] == [4, 4]
+    assert place(blocks, "on", once) == 4
+    for number in range(2, 12):
+        assert place(blocks, str(number), unlike(number)) == 0
+    assert place(blocks, "still", shared) == 4
+    assert place(blocks, "gone", once) == 0
+
+
+def test_shared_ones_leave_room_for_others() -> None:
+    """Of four slots, three are of shared snapshots at most: the least recently used of a fourth is dropped with the
+    next prompt. Slots for one hold the last one."""
+    blocks = few(4)
+    for number in range(4):
+        assert [place(blocks, f"{number} {turn}", unlike(number)) for turn in range(3)] == [0, 4, 4]
+    assert place(blocks, "new", unlike(9)) == 0
+    assert [place(blocks, f"later {number}", unlike(number)) for number in (1, 2, 3, 0)] == [4, 4, 4, 0]
+    blocks = few(1)
+    assert [place(blocks, f"{number}", unlike(number)) for number in (0, 0, 0, 1, 1)] == [0, 4, 4, 0, 4]
+
+
+def test_conversations_are_found_with_few_snapshots() -> None:
+    """Each turn begins with the last one of its conversation: what it started from is worth no more than what it
+    left."""
+    blocks = few(6)
+    for turn in range(1, 6):
+        for talk in range(2):
+            found = place(blocks, f"{talk} {turn}", tuple(range(100 * talk, 100 * talk + 4 * turn + 1)))
+            assert found == 4 * (turn - 1)
+
+
+def test_slots_and_bytes_are_told() -> None:
+    snapshots = Snapshots(FIRST_SLOT, 2, 4, SIZE, lambda source, target: None, state_bytes=1000)
+    blocks = BlockManager(8, SIZE, snapshots=snapshots)
+    place(blocks, "one", unlike(0))
+    assert (len(snapshots), snapshots.held_bytes) == (1, 1000)
+    place(blocks, "two", unlike(1))
+    sequence = Sequence(request("three", unlike(2)), 0.0)
+    assert blocks.admit(sequence)
+    assert snapshots.plan(sequence, 0, 5) == 1, "one made room"
+    assert snapshots.held_bytes == 1000
+
+
 def asked(id: str, prompt: tuple[int, ...], new: int = 4, counts: int = 2, **options: Any) -> Request:
     sampling = Sampling(**{"max_tokens": new, "seed": 1, "temperature": 0.0} | options)
     return Request(id, prompt, ExpertBudget((counts,) * 3), sampling)

@@ -289,4 +289,7 @@ def step_stats(pairs: int) -> StepStats:
         oldest_waiting_s=0.5,
         blocks_used=25,
         blocks_total=100,
+        snapshots=3,
+        snapshot_bytes=3000,
+        snapshots_displaced=2,
     )

@@ -91,6 +91,8 @@ def test_step_reports_feed_the_engine_series() -> None:
         assert value(service, "routed_pairs_total") == 3 * steps
         assert value(service, "routed_pairs_saved_total") == 9 * steps
         assert value(service, "prefix_cache_hits_total") == 4 * steps
+        assert value(service, "prefix_snapshots_displaced_total") == 2 * steps
+        assert (value(service, "prefix_snapshots"), value(service, "prefix_snapshot_bytes")) == (3, 3000)
         assert value(service, "kv_cache_usage_perc") == 0.25 and value(service, "step_unique_experts") == 5
         assert value(service, "oldest_waiting_seconds") == 0.5
         assert value(service, "default_num_experts") == 4
