@@ -14,6 +14,10 @@ namespace moedial {
 constexpr int64_t CHUNK = 128;  // groups that stay in the first-level cache: 64 * 4 * CHUNK bytes
 constexpr int64_t AHEAD = LANES == 16 ? 12 : 32;  // groups to prefetch ahead
 
+// Rows that are multiplied by whole panels at once.
+constexpr int FEW_ROWS = LANES == 16 ? 1 : 2;
+constexpr int FEW_ROWS_VECTORS = LANES == 16 ? VECTORS : 8;
+
 // One step of a sum: a word of inputs, the same in every lane, times a word of weights per lane.
 struct FloatDot {
     static Ints dot(Ints sums, Ints input, Ints weights) {
@@ -90,31 +94,43 @@ inline void tile_rows(int rows, const int32_t* const* inputs, int64_t from, int6
         tile_rows<Dot, V, R - 1>(rows, inputs, from, groups, words, sums, column, add);
 }
 
-// All rows against the same `vectors` vectors of outputs, 1 to VECTORS.
-template <class Dot, int V = VECTORS, class Words>
+// All rows against the same `vectors` vectors of outputs, 1 to V, in tiles of up to R rows.
+template <class Dot, int V = VECTORS, int R = ROWS, class Words>
 inline void tiles(int vectors, const int32_t* const* inputs, int64_t rows, int64_t from,
                   int64_t groups, const Words& words, int32_t* const* sums, int64_t column,
                   bool add) {
     if (vectors == V) {
-        for (int64_t row = 0; row < rows; row += ROWS)
-            tile_rows<Dot, V>(int(std::min<int64_t>(rows - row, ROWS)), inputs + row, from, groups,
-                              words, sums + row, column, add);
+        for (int64_t row = 0; row < rows; row += R)
+            tile_rows<Dot, V, R>(int(std::min<int64_t>(rows - row, R)), inputs + row, from, groups,
+                                 words, sums + row, column, add);
         return;
     }
     if constexpr (V > 1)
-        tiles<Dot, V - 1>(vectors, inputs, rows, from, groups, words, sums, column, add);
+        tiles<Dot, V - 1, R>(vectors, inputs, rows, from, groups, words, sums, column, add);
 }
 
-// All rows against one chunk of a panel: `groups` groups of `outputs` outputs.
+// All rows against one chunk of a panel, `groups` groups of `outputs` outputs, in tiles of up to V
+// vectors and R rows.
+template <class Dot, int V, int R>
+inline void chunk_tiles(const int32_t* const* inputs, int64_t rows, int64_t from,
+                        const int32_t* words, int64_t outputs, int64_t groups, int64_t step,
+                        int32_t* const* sums, int64_t column, bool add) {
+    for (int64_t output = 0; output < outputs; output += V * LANES) {
+        const int vectors = int(std::min<int64_t>((outputs - output) / LANES, V));
+        tiles<Dot, V, R>(vectors, inputs, rows, from, groups, PanelWords{words + output, step},
+                         sums, column + output, add);
+    }
+}
+
+// The same for any number of rows. Few rows take as many vectors at once as they can, so that
+// memory is read in the order in which it lies, even where not all of their sums fit the registers.
 template <class Dot>
 inline void chunk(const int32_t* const* inputs, int64_t rows, int64_t from, const int32_t* words,
                   int64_t outputs, int64_t groups, int64_t step, int32_t* const* sums,
                   int64_t column, bool add) {
-    for (int64_t output = 0; output < outputs; output += VECTORS * LANES) {
-        const int vectors = int(std::min<int64_t>((outputs - output) / LANES, VECTORS));
-        tiles<Dot>(vectors, inputs, rows, from, groups, PanelWords{words + output, step}, sums,
-                   column + output, add);
-    }
+    const auto run = rows <= FEW_ROWS ? chunk_tiles<Dot, FEW_ROWS_VECTORS, FEW_ROWS>
+                                      : chunk_tiles<Dot, VECTORS, ROWS>;
+    run(inputs, rows, from, words, outputs, groups, step, sums, column, add);
 }
 
 // int8 pairs to bfloat16 pairs; every int8 is one exactly.
