@@ -4,12 +4,13 @@ A sequence of self-contrast decoding has two rows with blocks of their own, alwa
 
 Shared are blocks with equal hashes (`engine/hashes.py`); where layers keep states, a prefix ends where there is a
 snapshot of these (`engine/snapshots.py`).
-Blocks are numbers here. Not here: what a block contains (see `model/shapes/memory.py`).
+Blocks are numbers here. Not here: which of them are free (`engine/block_pool.py`), and what one contains
+(`model/shapes/memory.py`).
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable, Set
 
+from engine.block_pool import BlockPool, require
 from engine.hashes import BlockHashes
 from engine.sequence import Sequence
 from engine.snapshots import Snapshots
@@ -39,16 +40,12 @@ class BlockManager:
         self._holders: dict[str, Sequence] = {}
         self._slots: list[int] = []  # free slots among those allocated so far (0, 1, 2, …)
         self._slots_used = 0
-        self._references = [0] * total
-        self._hash_of: list[bytes | None] = [None] * total
-        self._block_of: dict[bytes, int] = {}
-        self._empty = list(reversed(range(total)))  # free, without contents to reuse
-        self._cached: OrderedDict[int, None] = OrderedDict()  # free, but in the prefix cache; least recently used first
+        self._pool = BlockPool(total, self._forget_snapshots)
 
     @property
     def free(self) -> int:
         """Blocks that can be allocated now, including those that still cache a prefix."""
-        return len(self._empty) + len(self._cached)
+        return self._pool.free
 
     @property
     def used(self) -> int:
@@ -76,15 +73,15 @@ class BlockManager:
         """
         hits_of_rows, shared = self._lookup_rows(sequence)
         hits = len(hits_of_rows[0])
-        unused_hits = {block for found in hits_of_rows for block in found if not self._references[block]}
+        unused_hits = {block for found in hits_of_rows for block in found if not self._pool.is_held(block)}
         missing = sequence.row_count * (self.blocks_for(len(sequence.tokens)) - hits)
         if missing + spare > self.free - len(unused_hits):
             return False
         self._hold(sequence)
         for row, found in zip(sequence.rows, hits_of_rows, strict=True):
             for block in found:
-                self._cached.pop(block, None)
-                self._acquire(row, block)
+                self._pool.acquire(block)
+                row.blocks.append(block)
             self._hashes.of(row, self._shareable(row))  # `prefix_in_flight` compares them
             row.published = hits
         sequence.computed = hits * self.block_size
@@ -109,7 +106,8 @@ class BlockManager:
         if self.snapshots is not None:
             return self.snapshots.in_flight(sequence, running, range(cached + 1, most + 1), self._hashes)
         # A hash covers all tokens before it, so an equal one has the same index.
-        wanted = {self._hashes.of(row, cached + 1)[cached] for row in sequence.rows} - self._block_of.keys()
+        next_hashes = {self._hashes.of(row, cached + 1)[cached] for row in sequence.rows}
+        wanted = {digest for digest in next_hashes if self._pool.find(digest) is None}
         rows = (row for other in running for row in other.rows)
         found = {row.hashes[cached] for row in rows if row.published <= cached < len(row.hashes)}
         return wanted <= found
@@ -128,7 +126,7 @@ class BlockManager:
         self._hold(sequence)
         for row in sequence.rows:
             for _ in range(missing):
-                self._acquire(row, self._allocate())
+                row.blocks.append(self._pool.allocate())
         return True
 
     def publish(self, sequence: Sequence) -> None:
@@ -142,10 +140,10 @@ class BlockManager:
         for row in sequence.rows:
             hashes = self._hashes.of(row, full)
             for index in range(row.published, full):
-                self._publish_block(row.blocks[index], hashes[index])
+                self._pool.publish(row.blocks[index], hashes[index])
             row.published = full
         if self.snapshots is not None:
-            self.snapshots.keep(sequence, self._block_of)
+            self.snapshots.keep(sequence, self._pool.hashes)
 
     def release(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Free all blocks of a sequence. With `forget` (the sequence failed) they leave the prefix cache as well."""
@@ -155,8 +153,8 @@ class BlockManager:
         for row in sequence.rows:
             for block in reversed(row.blocks):
                 if forget:
-                    self._forget(block)
-                self._release_reference(block)
+                    self._pool.forget(block)
+                self._pool.release(block)
         if self._holders.pop(sequence.id, None):
             self._slots += [row.slot for row in sequence.rows]
         _empty(sequence)
@@ -168,13 +166,9 @@ class BlockManager:
         self._holders.clear()
         self._slots.clear()
         self._slots_used = 0
-        self._block_of.clear()
-        self._cached.clear()
+        self._pool.clear()
         if self.snapshots is not None:
             self.snapshots.clear()
-        self._references = [0] * self.total
-        self._hash_of = [None] * self.total
-        self._empty = list(reversed(range(self.total)))
 
     def check(self) -> None:
         """Verify every invariant.
@@ -182,36 +176,20 @@ class BlockManager:
         Raises:
             RuntimeError: one does not hold; the message names it.
         """
-        self._check_references()
-        self._check_hashes()
-        if self.snapshots is not None:
-            self.snapshots.check(self._holders.values(), self._block_of)
-
-    def _check_references(self) -> None:
         held = [0] * self.total
         slots = list(self._slots)
         for sequence in self._holders.values():
             for row in sequence.rows:
-                _require(len(set(row.blocks)) == len(row.blocks), f"{row.id} holds a block twice")
-                _require(len(row.blocks) == len(sequence.blocks), f"the rows of {row.id} hold unequally many blocks")
-                _require(sequence.computed <= len(row.blocks) * self.block_size, f"{row.id} computed too much")
+                require(len(set(row.blocks)) == len(row.blocks), f"{row.id} holds a block twice")
+                require(len(row.blocks) == len(sequence.blocks), f"the rows of {row.id} hold unequally many blocks")
+                require(sequence.computed <= len(row.blocks) * self.block_size, f"{row.id} computed too much")
                 slots.append(row.slot)
                 for block in row.blocks:
                     held[block] += 1
-        _require(sorted(slots) == list(range(self._slots_used)), "a slot is lost or held twice")
-        free = [*self._empty, *self._cached]
-        _require(held == self._references, "reference counts differ from holders")
-        _require(len(set(free)) == len(free), "a block is free twice")
-        _require(all(held[block] == 0 for block in free), "a block is both free and held")
-        used = sum(count > 0 for count in held)
-        _require(len(free) + used == self.total, "a block is neither free nor held")
-
-    def _check_hashes(self) -> None:
-        hashed = {digest: block for block, digest in enumerate(self._hash_of) if digest is not None}
-        _require(hashed == self._block_of, "the two hash maps differ")
-        _require(len(hashed) == sum(digest is not None for digest in self._hash_of), "two blocks have one hash")
-        _require(all(self._hash_of[block] is None for block in self._empty), "an empty block has a hash")
-        _require(all(self._hash_of[block] is not None for block in self._cached), "a cached block has no hash")
+        require(sorted(slots) == list(range(self._slots_used)), "a slot is lost or held twice")
+        self._pool.check(held)
+        if self.snapshots is not None:
+            self.snapshots.check(self._holders.values(), self._pool.hashes)
 
     def _lookup_rows(self, sequence: Sequence) -> tuple[list[list[int]], int]:
         """For each row of a sequence, the cached blocks that hold its beginning, equally many, as far as it can start
@@ -226,7 +204,7 @@ class BlockManager:
         hits: list[int] = []
         for index in range(self._shareable(row)):
             digest = self._hashes.of(row, index + 1)[index]
-            block = self._block_of.get(digest)
+            block = self._pool.find(digest)
             if block is None:
                 break
             hits.append(block)
@@ -237,26 +215,6 @@ class BlockManager:
         if not self.uses_prefix_cache(sequence):
             return 0
         return (len(sequence.tokens) - 1) // self.block_size
-
-    def _publish_block(self, block: int, digest: bytes) -> None:
-        """Name a block whose tokens are all computed, unless an equal one is held that has the name."""
-        other = self._block_of.get(digest)
-        if self._hash_of[block] is not None or (other is not None and self._references[other]):
-            return
-        if other is not None:
-            self._hash_of[other] = None
-            del self._cached[other]
-            self._empty.append(other)
-        self._hash_of[block] = digest
-        self._block_of[digest] = block
-
-    def _allocate(self) -> int:
-        """A free block; one of the prefix cache, the least recently used, only if no other is free."""
-        if self._empty:
-            return self._empty.pop()
-        block, _ = self._cached.popitem(last=False)
-        self._forget(block)
-        return block
 
     def _hold(self, sequence: Sequence) -> None:
         """Make a sequence a holder of blocks, with a slot for each row."""
@@ -269,25 +227,9 @@ class BlockManager:
                 self._slots_used += 1
             row.slot = self._slots.pop()
 
-    def _acquire(self, row: Sequence, block: int) -> None:
-        self._references[block] += 1
-        row.blocks.append(block)
-
-    def _release_reference(self, block: int) -> None:
-        self._references[block] -= 1
-        if self._references[block]:
-            return
-        if self._hash_of[block] is None:
-            self._empty.append(block)
-        else:
-            self._cached[block] = None
-
-    def _forget(self, block: int) -> None:
-        digest, self._hash_of[block] = self._hash_of[block], None
-        if digest is not None:
-            del self._block_of[digest]
-            if self.snapshots is not None:
-                self.snapshots.forget(digest)
+    def _forget_snapshots(self, digest: bytes) -> None:
+        if self.snapshots is not None:
+            self.snapshots.forget(digest)
 
 
 def _empty(sequence: Sequence) -> None:
@@ -297,8 +239,3 @@ def _empty(sequence: Sequence) -> None:
         row.slot, row.published = -1, 0
         row.snapshots.clear()
         row.snapshot_points, row.answer_snapshot = (), None
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise RuntimeError(f"block manager: {message}")

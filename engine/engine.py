@@ -11,23 +11,21 @@ import time
 from collections.abc import Callable
 
 from engine.grammars.compiler import GrammarCompiler
-from engine.grammars.mask_client import MaskClient
 from engine.grammars.matcher import Matcher
 from engine.isolation import Isolation, failure_message
+from engine.mask_waits import MaskWaits
 from engine.open_step import OpenStep, step_stats
 from engine.pace import LONG_STEP_SECONDS, Pace
 from engine.plan import NO_MOE_WORK, MoEWork, OverlappingRunner, Plan, PlanStats, Runner, StepResult, sample_count
 from engine.scheduler import Scheduler
 from engine.types import Request, StepReport, TokenEvent
 from model.budget import ExpertCounts
-from model.errors import EngineDown, InvalidRequest
+from model.errors import EngineDown
 
 log = logging.getLogger(__name__)
 
 Outcome = tuple[list[TokenEvent], MoEWork]
 NO_RESULT = StepResult((), NO_MOE_WORK)
-MASK_WAIT_SECONDS, MASK_WAIT_SHARE = 0.002, 0.1  # a step waits for masks this long, or this share of the last step
-IDLE_WAIT_SECONDS = 0.02  # how long it waits if there is nothing else to do
 
 
 class Engine:
@@ -49,13 +47,13 @@ class Engine:
     ) -> None:
         self.scheduler = scheduler
         self.announce: Callable[[float], None] = lambda _: None
-        self._runner, self._grammars, self._repeatable = runner, grammars, repeatable
+        self.masks = MaskWaits(grammars)
+        self._runner, self._repeatable = runner, repeatable
         self._overlapping = None if scheduler.speculator else overlapping  # drafts need the tokens before them
         self._open: OpenStep | None = None  # launched by the last `step`
         self._retries = 0  # in this step
         self._last_s = 0.0  # duration of the last step
         self._finished_at = 0.0  # when the device had computed the last launched step
-        self._masks_s = 0.0  # time spent on masks so far
         self._pace = Pace(compiles=self._overlapping is not None)
 
     @property
@@ -75,49 +73,10 @@ class Engine:
             InvalidRequest: it could never be served.
         """
         if request.sampling.grammar and matcher is None:
-            matcher = self.compiler().compile(request.sampling.grammar)
+            matcher = self.masks.compiler().compile(request.sampling.grammar)
         if matcher is not None:
             matcher.open()
         self.scheduler.add(request, matcher)
-
-    def compiler(self) -> GrammarCompiler:
-        """The grammar compiler for this model's vocabulary.
-
-        Raises:
-            InvalidRequest: the model has no tokenizer.
-        """
-        if self._grammars is None:
-            raise InvalidRequest("this engine has no tokenizer, which grammars need", "grammar")
-        return self._grammars
-
-    @property
-    def awaited(self) -> list[MaskClient]:
-        """The clients that become readable when a mask has come that an answer waits for."""
-        return self._grammars.processes.awaited if self._grammars else []
-
-    def collect_masks(self) -> None:
-        """Process the masks that have come, without waiting."""
-        if self._grammars is not None:
-            self._grammars.processes.collect()
-
-    def _wait_for_masks(self) -> None:
-        """Wait for the usual masks, but only briefly if answers without a grammar would be delayed."""
-        if self._grammars is not None and self._grammars.processes.busy:
-            short = max(MASK_WAIT_SECONDS, MASK_WAIT_SHARE * self._last_s)
-            self._grammars.processes.settle(short if self.scheduler.queues.has_plain else IDLE_WAIT_SECONDS)
-
-    def _mask_seconds(self) -> float:
-        """Seconds spent on masks since the last call."""
-        before = self._masks_s
-        self._masks_s = self._grammars.processes.seconds if self._grammars else 0.0
-        return self._masks_s - before
-
-    def _wait_for_any_mask(self) -> bool:
-        """Wait briefly for a mask if the step has nothing else to do; returns whether one is due."""
-        if self._grammars is None or not self._grammars.processes.busy:
-            return False
-        self._grammars.processes.wait(IDLE_WAIT_SECONDS)
-        return True
 
     def abort(self, request_id: str) -> None:
         """End a request; its blocks are free on return and its last event is in the next step's report."""
@@ -141,7 +100,7 @@ class Engine:
             following = self._launch_ahead(step)
             events, work = self._finish(step, following)
             idle = not step.launched_at and not step.plan and not events
-            if idle and self.has_work and not self._wait_for_any_mask():
+            if idle and self.has_work and not self.masks.wait_idle():
                 raise RuntimeError("there is work, but nothing could be scheduled")
         except EngineDown:
             raise
@@ -158,9 +117,12 @@ class Engine:
             work,
             seconds=self._last_s,
             retries=self._retries,
-            masks_s=self._mask_seconds(),
+            masks_s=self.masks.seconds(),
         )
         return StepReport(tuple(events), stats)
+
+    def _wait_for_masks(self) -> None:
+        self.masks.wait(self._last_s, has_plain=self.scheduler.queues.has_plain)
 
     def _plan(self) -> OpenStep:
         """A step after one that is committed; launched if steps overlap."""

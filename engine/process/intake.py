@@ -56,7 +56,7 @@ class Intake:
         """Add the requests whose grammars have been compiled; returns whether there were any."""
         if not self.jobs:
             return False
-        self.engine.collect_masks()
+        self.engine.masks.collect()
         done = [id for id, job in self.jobs.items() if _compiled(*job)]
         for id in done:
             request, job = self.jobs.pop(id)
@@ -69,7 +69,7 @@ class Intake:
         return bool(done)
 
     def _start(self, id: str, grammar: str, request: Request | None) -> None:
-        self.jobs[id] = request, self.engine.compiler().start(grammar, self._wake)
+        self.jobs[id] = request, self.engine.masks.compiler().start(grammar, self._wake)
 
     @contextmanager
     def _refusing(self, id: str) -> Iterator[None]:

@@ -151,11 +151,11 @@ def serve(connection: Connection, engine: Engine, interval: float) -> None:
     engine.announce = partial(_announce, connection, coalescer)
     while True:
         wait = not engine.has_work and (bool(intake.jobs) or not stopping)
-        for message in connection.receive(wait=wait, beside=engine.awaited if wait else ()):
+        for message in connection.receive(wait=wait, beside=engine.masks.awaited if wait else ()):
             coalescer.flush()  # the message may make the next step a long one
             stopping = _handle(message, intake) or stopping
         if wait:
-            engine.collect_masks()  # a mask of an aborted answer, left unread, would end every wait at once
+            engine.masks.collect()  # a mask of an aborted answer, left unread, would end every wait at once
         if intake.admit():
             coalescer.flush()
         if engine.has_work:
