@@ -17,6 +17,7 @@ from engine.cost import NO_COST, StepBudget, StepCost, prefill_share
 from engine.decodes import DecodePlanner
 from engine.fits import require_fits, require_scores
 from engine.grammars.matcher import Matcher
+from engine.open_plans import OpenPlans
 from engine.plan import NOT_OBSERVED, Chunk, Observed, Plan, PlanStats, PromptLogprobs, Sampled, require_results
 from engine.prefill import PrefillPlanner
 from engine.queues import Queues
@@ -89,8 +90,7 @@ class Scheduler:
         self._experts, self._score_refusal = experts, score_refusal
         self._prefills = PrefillPlanner(blocks, self.queues, max_running, chunked, clock)
         self._decodes = DecodePlanner(blocks, self.queues, self._preempt)
-        self._open: list[dict[str, int]] = []  # of plans not committed yet: ids, and where their chunks end
-        self._aborting: set[str] = set()  # those of them that were aborted: they end with the commit
+        self._open = OpenPlans()
         self._plans_ahead = False
         self._results = Results(blocks, self.queues, max_model_len, chunked, clock, speculator)
 
@@ -135,8 +135,8 @@ class Scheduler:
 
         Its blocks are free on return, or, if it is part of the running step, after that step's commit.
         """
-        if any(request_id in open_plan for open_plan in self._open):
-            self._aborting.add(request_id)
+        if request_id in self._open:
+            self._open.abort(request_id)
         elif sequence := self._running.get(request_id) or self._waiting.get(request_id):
             self._results.finish(sequence, "abort")
 
@@ -144,8 +144,7 @@ class Scheduler:
         """Give the tokens of a request that are still to be computed these counts, one per MoE layer; those of an open
         plan are being computed. An unknown id is ignored: it may just have ended."""
         if sequence := self._running.get(request_id) or self._waiting.get(request_id):
-            launched = max((open_plan.get(request_id, 0) for open_plan in self._open), default=0)
-            self.blocks.forget_hashes(sequence, sequence.set_counts(counts, launched))
+            self.blocks.forget_hashes(sequence, sequence.set_counts(counts, self._open.end_of(request_id)))
 
     def schedule(self) -> Plan:
         """Choose the next step's chunks and allocate their blocks. Every plan must be committed or failed.
@@ -174,7 +173,7 @@ class Scheduler:
         if len(self._open) != 1 or self.speculator is not None or self.blocks.snapshots is not None:
             raise RuntimeError("one plan must be open to plan ahead of its commit, and none with drafts or snapshots")
         ending = {chunk.sequence.id for chunk in plan if holds(chunk, repeatable, self.max_model_len)}
-        held = ending | (self._aborting & {chunk.sequence.id for chunk in plan})
+        held = ending | {chunk.sequence.id for chunk in plan if self._open.is_aborting(chunk.sequence.id)}
         with computed(plan, held, self.queues, self._chunked):
             yield () if not repeatable and self.queues.has_suspects else self._plan_or_nothing()
 
@@ -184,13 +183,13 @@ class Scheduler:
         wanted = tuple(
             chunk for chunk in plan if self._running.get(chunk.sequence.id) is chunk.sequence and chunk.sequence.ready
         )
-        self._open[-1] = {chunk.sequence.id: chunk.start + chunk.length for chunk in wanted}
+        self._open.replace_last(wanted)
         return wanted
 
     def withdraw(self, plan: Plan, *, repeatable: bool) -> None:
         """Take back a plan made ahead, as if it had not been launched. Sequences that started with it wait again;
         unless its chunks are `repeatable`, all of its sequences are computed again."""
-        self._open.pop()
+        self._open.drop_last()
         for chunk in plan:
             sequence = chunk.sequence
             goes_on = repeatable and (sequence.pending == 1 or self.queues.partial_prefill is sequence)
@@ -220,7 +219,7 @@ class Scheduler:
                 displaced = self.blocks.snapshots.plan(chunk.sequence, chunk.start, chunk.start + chunk.length)
                 self.plan_stats.snapshots_displaced += displaced
         if plan:
-            self._open.append({chunk.sequence.id: chunk.start + chunk.length for chunk in plan})
+            self._open.add(tuple(plan))
         return tuple(plan)
 
     def commit(
@@ -244,7 +243,7 @@ class Scheduler:
         results, scored = iter(sampled), iter(prompt_logprobs)
         for chunk, seen in zip(plan, observed or (NOT_OBSERVED,) * len(plan), strict=True):
             found = next(scored) if chunk.scored_positions else ()
-            result, aborted = next(results) if chunk.samples else None, chunk.sequence.id in self._aborting
+            result, aborted = next(results) if chunk.samples else None, self._open.is_aborting(chunk.sequence.id)
             self._results.apply(chunk, result, found, seen=seen, aborted=aborted, plan_stats=self.plan_stats)
         if self.speculator is not None:
             self.speculator.record_step(self.plan_stats.estimated_s, len(sampled) + self.plan_stats.accepted)
@@ -260,7 +259,7 @@ class Scheduler:
     def fail_chunks(self, chunks: Seq[Chunk], message: str) -> None:
         """End some sequences of an open plan with an error; the rest of the plan is still to be committed."""
         for chunk in chunks:
-            aborted = chunk.sequence.id in self._aborting
+            aborted = self._open.is_aborting(chunk.sequence.id)
             self._results.finish(chunk.sequence, "abort" if aborted else "error", error=None if aborted else message)
 
     def reset(self, message: str) -> list[TokenEvent]:
@@ -293,12 +292,11 @@ class Scheduler:
         for chunk in chunks:
             sequence = chunk.sequence
             sequence.isolated_until = max(sequence.isolated_until, chunk.start + chunk.length)
-            if sequence.id in self._aborting:
+            if self._open.is_aborting(sequence.id):
                 self._results.finish(sequence, "abort")
             elif sequence.id in self._running:
                 self._preempt(sequence)
 
     def _take_events(self) -> list[TokenEvent]:
-        del self._open[:1]
-        self._aborting.clear()
+        self._open.close_first()
         return self._results.take_events()
