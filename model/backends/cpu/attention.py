@@ -14,8 +14,9 @@ from model.attention.gated_delta_net import GatedDeltaNetAttention
 from model.attention.mla import MLAAttention
 from model.attention.rope import rotary_tables
 from model.backends.cpu.delta import delta_block
+from model.backends.cpu.kernels.attention_params import AttentionParams, LatentParams, MaskParams
 from model.backends.cpu.kernels.pack import pack
-from model.backends.cpu.kernels.params import AttentionParams, BlockParams, LatentParams, MaskParams, NormParams
+from model.backends.cpu.kernels.params import BlockParams, NormParams
 from model.backends.cpu.layout import padded, rows_of
 from model.backends.cpu.weights import Precision, bias_of, floats, norm_params, norm_weight
 from model.grouped import Grouped

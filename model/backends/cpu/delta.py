@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from model.attention.gated_delta_net import GatedDeltaNetAttention
+from model.backends.cpu.kernels.attention_params import DeltaParams
 from model.backends.cpu.kernels.groups import OUTPUTS
 from model.backends.cpu.kernels.pack import pack
-from model.backends.cpu.kernels.params import DeltaParams
 from model.backends.cpu.layout import rows_of
 from model.backends.cpu.weights import Precision, norm_params
 from model.shapes.attention import GatedDeltaNet

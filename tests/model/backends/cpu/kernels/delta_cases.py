@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from model.backends.cpu.kernels import reference_delta
+from model.backends.cpu.kernels.attention_params import DeltaParams
 from model.backends.cpu.kernels.pack import Kind, Packed, pack
-from model.backends.cpu.kernels.params import DeltaParams
 from model.backends.cpu.kernels.reference import Norm, Weight
 from model.backends.cpu.kernels.reference_delta import DeltaBlock, States
 from model.shapes.attention import GatedDeltaNet

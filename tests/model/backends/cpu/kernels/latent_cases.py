@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from model.backends.cpu.attention import rotary_table
+from model.backends.cpu.kernels.attention_params import LatentParams
 from model.backends.cpu.kernels.pack import Kind, Packed, pack
-from model.backends.cpu.kernels.params import LatentParams
 from model.backends.cpu.kernels.reference import Weight
 from model.backends.cpu.kernels.reference_attention import Attention
 from model.backends.cpu.kernels.reference_latent import LatentBlock, latent_block

@@ -10,8 +10,8 @@ from torch import Tensor
 from model.backends.cpu.attention import Tables
 from model.backends.cpu.cache import SCALE_BYTES
 from model.backends.cpu.kernels import reference_attention
+from model.backends.cpu.kernels.attention_params import AttentionParams, MaskParams
 from model.backends.cpu.kernels.pack import Kind, Packed, pack
-from model.backends.cpu.kernels.params import AttentionParams, MaskParams
 from model.backends.cpu.kernels.reference import Weight
 from model.backends.cpu.kernels.reference_attention import Attention, AttentionBlock, Slots
 from model.shapes import attention as shapes

@@ -6,18 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.backends.cpu.kernels.attention_params import AttentionParams, DeltaParams, LatentParams, MaskParams
 from model.backends.cpu.kernels.pack import pack
 from model.backends.cpu.kernels.params import (
-    AttentionParams,
     BlockParams,
-    DeltaParams,
     DrawsParams,
     ExpertsParams,
     FeedForwardParams,
     InfinityParams,
-    LatentParams,
     LinearParams,
-    MaskParams,
     NormParams,
     Params,
     RouterParams,
