@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.attention.rope import rotate
+from model.backends.cpu.kernels.pack import Kind
 from model.backends.cpu.kernels.reference import Norm, Weight, encode
 from model.shapes.rope import Rope
 
@@ -15,22 +16,18 @@ ROUND, PART = 128, 1024  # keys after which the running maximum of csrc/attender
 
 class Slots:
     """A paged cache without tiles: keys and values [slots, G, C], rounded to the cache's dtype. With `values`, the
-    first so many elements of the keys are the values. In int8 each key and value has a scale, [slots, G]; a value is
-    kept without it."""
+    first so many elements of the keys are the values. In int8 each key and value has a scale."""
 
     def __init__(
         self, slots: int, kv_heads: int, head_width: int, block_size: int, dtype: torch.dtype, values: int = 0
     ) -> None:
-        self.block_size, self.kind = block_size, "float" if dtype == torch.float32 else "bfloat16"
-        self.quantised = dtype == torch.int8
-        self.v_scale_SG = torch.ones(slots, kv_heads, dtype=torch.float64)
+        self.block_size = block_size
+        self.kind: Kind = "bfloat16" if dtype == torch.bfloat16 else "float"  # of what is multiplied
+        self.kept: Kind = "int8" if dtype == torch.int8 else self.kind
         shape = (2, slots, kv_heads, head_width)
         self.k_SGC, self.v_SGC = torch.full(shape, torch.nan, dtype=torch.float64)
         if values:
             self.v_SGC = self.k_SGC[..., :values]
-
-    def rounded(self, values: Tensor) -> Tensor:
-        return encode(values, "float" if self.kind == "float" else "bfloat16")
 
     def slots(self, table_P: Tensor, first: int, last: int) -> Tensor:
         """Where positions [first, last) of a sequence live."""
@@ -42,15 +39,9 @@ class Slots:
         for (first, rows, context), table_P in zip(spans_B3.tolist(), tables_BP, strict=True):
             slots = self.slots(table_P, context - rows, context)
             new = slice(first, first + rows)
-            if self.quantised:
-                assert v_TGC is not None
-                self.k_SGC[slots] = encode(k_TGC[new], "int8")
-                self.v_scale_SG[slots] = (v_TGC[new].abs().amax(-1) / 127).double()
-                self.v_SGC[slots] = encode(v_TGC[new], "int8") / self.v_scale_SG[slots][..., None]
-                continue
-            self.k_SGC[slots] = self.rounded(k_TGC[new])
+            self.k_SGC[slots] = encode(k_TGC[new], self.kept)
             if v_TGC is not None:
-                self.v_SGC[slots] = self.rounded(v_TGC[new])
+                self.v_SGC[slots] = encode(v_TGC[new], self.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +67,8 @@ class Attention:
             seen_RS &= query_R[:, None] // self.chunk == key_S // self.chunk
         return scores_RHS.masked_fill(~seen_RS[:, None], -torch.inf)
 
-    def one(self, q_RHC: Tensor, k_SGC: Tensor, v_SGC: Tensor, v_scale_SG: Tensor, rounds: bool) -> Tensor:
-        """The last R positions of one sequence over all of it, [R, H, C]. `rounds`: probabilities go to bfloat16, times
-        the values' scales."""
+    def one(self, q_RHC: Tensor, k_SGC: Tensor, v_SGC: Tensor, rounds: bool) -> Tensor:
+        """The last R positions of one sequence over all of it, [R, H, C]. `rounds`: probabilities go to bfloat16."""
         per = q_RHC.shape[1] // k_SGC.shape[1]
         k_SHC, v_SHC = k_SGC.repeat_interleave(per, 1), v_SGC.repeat_interleave(per, 1)
         scores_RHS = self.scores(q_RHC, k_SHC)
@@ -87,7 +77,7 @@ class Attention:
         if self.sinks is not None:
             total_RH1 = total_RH1 + (self.sinks.double()[:, None] - most_RH1).exp()
         base_RHS = running_maximum(scores_RHS) if rounds else most_RH1
-        p_RHS = (scores_RHS - base_RHS).exp().nan_to_num(0.0) * v_scale_SG.repeat_interleave(per, 1).T
+        p_RHS = (scores_RHS - base_RHS).exp().nan_to_num(0.0)
         p_RHS = p_RHS.float().bfloat16().double() if rounds else p_RHS
         return torch.einsum("rhs,shc->rhc", p_RHS * (base_RHS - most_RH1).exp(), v_SHC) / total_RH1
 
@@ -106,9 +96,8 @@ def attend(q_THC: Tensor, cache: Slots, spans_B3: Tensor, tables_BP: Tensor, rul
     out_THV = torch.zeros(*q_THC.shape[:2], cache.v_SGC.shape[-1], dtype=torch.float64)
     for (first, rows, context), table_P in zip(spans_B3.tolist(), tables_BP, strict=True):
         slots, new = cache.slots(table_P, 0, context), slice(first, first + rows)
-        q_RHC = cache.rounded(q_THC[new])
-        kept = (cache.k_SGC[slots], cache.v_SGC[slots], cache.v_scale_SG[slots])
-        out_THV[new] = rules.one(q_RHC, *kept, cache.kind != "float")
+        q_RHC = encode(q_THC[new], cache.kind)
+        out_THV[new] = rules.one(q_RHC, cache.k_SGC[slots], cache.v_SGC[slots], cache.kind != "float")
     return out_THV
 
 

@@ -50,9 +50,10 @@ struct Cut {
 
     // A tile has room for QUERIES. Where many heads share a kv head and rows are few, each tile has
     // fewer heads, so that every thread gets one.
-    Cut(const Pages& pages, int64_t kv_heads, int64_t all_heads) : shared(all_heads / kv_heads) {
+    Cut(const Pages& pages, int64_t kv_heads, int64_t all_heads, int64_t threads)
+        : shared(all_heads / kv_heads) {
         int64_t cuts = ceil_div(shared, QUERIES);
-        while (shared > 8 * cuts && pages.rows * kv_heads * cuts < threads()) cuts *= 2;
+        while (shared > 8 * cuts && pages.rows * kv_heads * cuts < threads) cuts *= 2;
         heads = ceil_div(shared, cuts), rows = QUERIES / heads;
     }
     int64_t cuts() const { return ceil_div(shared, heads); }
@@ -91,12 +92,24 @@ inline Inputs encode_queries(const float* queries, int64_t stride, const Cache& 
     return in;
 }
 
+// About how many multiply-adds attention of all rows is.
+inline int64_t multiply_adds(const Cache& cache, const Pages& pages, const Attention& attention) {
+    int64_t pairs = 0;  // of a row and a key
+    for (int64_t i = 0; i < pages.count; i++) {
+        const Span& span = pages.spans[i];
+        const int64_t first = span.context - span.rows;
+        pairs += span.rows * (span.context - attention.oldest(first));
+    }
+    return pairs * attention.heads * (cache.head_width + cache.value_width);
+}
+
 // out [rows, heads * value_width]: attention of every new token over its sequence up to itself.
 // queries: [rows, stride >= heads * head_width].
 void attend(const float* queries, int64_t stride, const Cache& cache, const Pages& pages,
             const Attention& attention, float* out) {
     const int64_t width = cache.value_width, heads = attention.heads;
-    const Cut cut(pages, cache.kv_heads, heads);
+    const int64_t work = multiply_adds(cache, pages, attention), team = moedial::team(work);
+    const Cut cut(pages, cache.kv_heads, heads, team);
     const Inputs in = encode_queries(queries, stride, cache, pages.rows, heads);
     const Attender attender{in, cache, pages, attention};
     QueryTile* tiles = scratch().take<QueryTile>((pages.rows / cut.rows + pages.count) *
@@ -111,42 +124,46 @@ void attend(const float* queries, int64_t stride, const Cache& cache, const Page
 
     // Few tiles with long contexts: their parts are computed side by side. Otherwise each task
     // computes the parts of its own tile in turn. The parts and their order are the same.
-    const bool split = parts > 1 && count < 4 * threads();
+    const bool split = parts > 1 && count < 4 * team;
     const int64_t kept = split ? count * parts : 0;
     Running* runs = scratch().take<Running>(kept);
     float* outs = scratch().take<float>(kept * room);
-    parallel(kept, [&](int64_t i) {
-        runs[i].out = outs + i * room;
-        const int64_t part = attender.start(tiles[i / parts]) + i % parts;
-        attender.part(tiles[i / parts], part * PART, (part + 1) * PART, runs[i]);
-    });
-    const auto run = [&](const QueryTile& tile, const Running* done) {
+    parallel(
+        kept,
+        [&](int64_t i) {
+            runs[i].out = outs + i * room;
+            const int64_t part = attender.start(tiles[i / parts]) + i % parts;
+            const int64_t until = (part + 1) * PART;
+            attender.part(tiles[i / parts], part * PART, until, {until, nullptr}, runs[i]);
+        },
+        work);
+    const auto run = [&](const QueryTile& tile, const QueryTile* then, const Running* done) {
         static thread_local std::vector<float> local;
         local.resize(2 * room);
         const int64_t start = attender.start(tile);
+        const Reach reach{attender.end(tile), then};
         Running sums, next;
         sums.out = local.data(), next.out = sums.out + room;
         // The sequence's first part needs no merging; before any other nothing was seen.
         const bool direct = !split && start == 0;
-        attender.part(tile, 0, direct ? PART : 0, sums);
+        attender.part(tile, 0, direct ? PART : 0, reach, sums);
         for (int64_t part = direct ? 1 : start; part * PART < attender.end(tile); part++) {
-            if (!split) attender.part(tile, part * PART, (part + 1) * PART, next);
+            if (!split) attender.part(tile, part * PART, (part + 1) * PART, reach, next);
             absorb(sums, split ? done[part - start] : next, tile.count(), width);
         }
         divide(attender, tile, sums, out);
     };
 
     // Several tiles in a row to one thread, which then knows what it will read next.
-    const int64_t in_a_row = count >= 16 * threads() ? 4 : 1;
+    const int64_t in_a_row = count >= 16 * team ? 4 : 1;
     parallel_rows(
         count, in_a_row,
         [&](int64_t first, int64_t last) {
-            for (int64_t i = first; i < last; i++) {
-                if (i + 1 < last) attender.expect(tiles[i + 1]);
-                run(tiles[i], split ? runs + i * parts : nullptr);
-            }
+            for (int64_t i = first; i < last; i++)
+                run(tiles[i], i + 1 < last ? tiles + i + 1 : nullptr,
+                    split ? runs + i * parts : nullptr);
         },
-        pages.rows * heads * (cache.head_width + width) * longest);
+        work);
 }
 
 }  // namespace moedial

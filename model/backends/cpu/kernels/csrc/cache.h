@@ -35,27 +35,29 @@ inline void write_bytes(int32_t* tile, int64_t in, const float* row, int64_t wid
 // of a slot.
 inline void write_key(const Cache& cache, int64_t tile, int64_t in, const float* key) {
     const int64_t head = cache.head_width;
-    const auto at = [&](int64_t c) { return (c / 2 * TILE + in) * 2 + c % 2; };
-    if (cache.quantised) return write_bytes(cache.keys + tile, in, key, head, at);
+    if (cache.quantised)
+        return write_bytes(cache.keys + tile, in, key, head,
+                           [&](int64_t c) { return c * TILE + in; });
     if (cache.kind == FLOAT) {
         for (int64_t c = 0; c < head; c++) ((float*)cache.keys)[tile + c * TILE + in] = key[c];
         return;
     }
     uint16_t* keys = (uint16_t*)(cache.keys + tile);
-    for (int64_t c = 0; c < head; c++) keys[at(c)] = to_bf16(key[c]);
+    for (int64_t c = 0; c < head; c++) keys[(c / 2 * TILE + in) * 2 + c % 2] = to_bf16(key[c]);
 }
 
 // One value, as wide as a key. A word of bfloat16 holds one element of two neighbouring slots.
 inline void write_value(const Cache& cache, int64_t tile, int64_t in, const float* value) {
     const int64_t head = cache.head_width;
-    const auto at = [&](int64_t c) { return (in / 2 * head + c) * 2 + in % 2; };
-    if (cache.quantised) return write_bytes(cache.values + tile, in, value, head, at);
+    if (cache.quantised)
+        return write_bytes(cache.values + tile, in, value, head,
+                           [&](int64_t c) { return in * head + c; });
     if (cache.kind == FLOAT) {
         std::memcpy(cache.values + tile + in * head, value, head * 4);
         return;
     }
     uint16_t* values = (uint16_t*)(cache.values + tile);
-    for (int64_t c = 0; c < head; c++) values[at(c)] = to_bf16(value[c]);
+    for (int64_t c = 0; c < head; c++) values[(in / 2 * head + c) * 2 + in % 2] = to_bf16(value[c]);
 }
 
 // New keys of all spans, and values where the cache has them. Each span and kv head is one task, so

@@ -199,7 +199,7 @@ inline Cache cache_of(const Tensor& cache, int64_t kv_heads, int64_t head_width,
         quantised || cache.scalar_type() == at::kFloat || cache.scalar_type() == at::kBFloat16,
         "the cache is ", cache.scalar_type());
     Cache made;
-    made.kind = cache.scalar_type() == at::kFloat ? FLOAT : BFLOAT16;
+    made.kind = cache.scalar_type() == at::kBFloat16 ? BFLOAT16 : FLOAT;
     made.quantised = quantised;
     made.keys = (int32_t*)cache.data_ptr();
     if (!values) made.values = (int32_t*)((char*)cache.data_ptr() + cache.nbytes() / 2);

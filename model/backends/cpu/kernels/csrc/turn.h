@@ -1,6 +1,6 @@
 // Tiles of the cache made ready for a product where they are not kept so. Where values are a part
 // of the keys, tiles of keys are turned into tiles of values: one copy is kept and read, and
-// turning it costs little beside the products with it. int8 is widened.
+// turning it costs little beside the products with it.
 #pragma once
 #include <vector>
 
@@ -10,10 +10,8 @@ namespace moedial {
 
 constexpr int64_t KEYS = 128;  // keys of one round of attention
 
-// The cache tiles of one round.
-struct Tiles {
-    const int32_t* tile[KEYS / TILE];
-};
+// Stored tiles in the order in which they are read.
+using Tiles = const int32_t* const*;
 
 // Where element i of a value of `width` lies in a turned tile's rows. A word of bfloat16 keys holds
 // two elements: the even ones come first.
@@ -43,41 +41,20 @@ inline void turn_tile(const Cache& cache, const int32_t* keys, int32_t* values) 
         }
 }
 
-// int8 pairs to bfloat16 pairs; every int8 is one exactly.
-inline void widen_tile(const int32_t* stored, int64_t words, int32_t* to) {
-    const uint16_t* pairs = (const uint16_t*)(stored + TILE);
-    const Ints high = splat(int32_t(0xFFFF0000));
-    for (int64_t word = 0; word < words; word += LANES) {
-        const Ints pair = low_half(pairs + word);
-        const Ints first = bits(to_float((pair << 24) >> 24));
-        const Ints second = bits(to_float((pair << 16) >> 24));
-        store(to + word, ((first >> 16) & 0xFFFF) | (second & high));
-    }
-}
-
 // The scales of the round's keys, 0 where it has none.
-inline void read_scales(const Tiles& stored, int64_t used, float* scales) {
+inline void read_scales(Tiles stored, int64_t used, float* scales) {
     std::memset(scales, 0, KEYS * 4);
-    for (int64_t i = 0; i < used; i++) std::memcpy(scales + i * TILE, stored.tile[i], TILE * 4);
+    for (int64_t i = 0; i < used; i++) std::memcpy(scales + i * TILE, stored[i], TILE * 4);
 }
 
-// The `used` tiles of a round, each of `words` words, in `room`.
-inline void widen_tiles(Tiles& tiles, int64_t used, int64_t words, std::vector<int32_t>& room) {
-    room.resize(KEYS / TILE * words);
-    for (int64_t i = 0; i < used; i++) {
-        widen_tile(tiles.tile[i], words, room.data() + i * words);
-        tiles.tile[i] = room.data() + i * words;
-    }
-}
-
-// The `used` tiles of a round, in memory of this thread.
-inline void turn_tiles(const Cache& cache, const Tiles& keys, int64_t used, Tiles& values) {
+// The `used` tiles of a round as values, in memory of this thread.
+inline void turn_tiles(const Cache& cache, Tiles keys, int64_t used, const int32_t** values) {
     static thread_local std::vector<int32_t> room;
     const int64_t words = cache.value_tile_words();
     room.resize(KEYS / TILE * words);
     for (int64_t i = 0; i < used; i++) {
-        turn_tile(cache, keys.tile[i], room.data() + i * words);
-        values.tile[i] = room.data() + i * words;
+        turn_tile(cache, keys[i], room.data() + i * words);
+        values[i] = room.data() + i * words;
     }
 }
 

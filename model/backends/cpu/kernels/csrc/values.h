@@ -165,8 +165,8 @@ struct Pages {
 // `group` = 1 float or 2 bfloat16: both are read as the weights of a product. Without values of
 // their own, these are the first value_width elements of the keys (`turn.h`).
 //
-// A quantised cache has the same words of half the size, pairs of int8, behind the scales of the
-// tile's 16 slots; what is multiplied are pairs of bfloat16.
+// A quantised cache has bytes in place of floats, behind the scales of the tile's 16 slots; what is
+// multiplied are floats.
 struct Cache {
     Kind kind = FLOAT;  // of what is multiplied
     bool quantised = false;

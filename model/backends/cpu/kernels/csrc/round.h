@@ -1,0 +1,199 @@
+// The two products of a round of attention with the tiles that the cache keeps: scores of keys, and
+// weighted values. While one reads its tiles it asks for those that are read next: a tile is short
+// and its neighbour far away, so that the processor would not see it coming.
+#pragma once
+#include "turn.h"
+
+namespace moedial {
+
+// While a tile is read, the one so many tiles further is asked for. Tiles of a head lie in few sets
+// of the second-level cache: what is asked for long before it is read is lost again.
+constexpr int64_t AHEAD_TILES = 4;
+
+// LANES bytes among those of a tile, as floats.
+struct Bytes {
+    const int8_t* from;
+};
+inline Ints load(Bytes bytes) { return bits(load_int8(bytes.from)); }
+
+// Signed bytes as floats.
+struct WideSigned : WideFloats {
+    static void weights(const char* from, Ints (&wide)[COUNT]) {
+        wide[0] = load(Bytes{(const int8_t*)from});
+    }
+};
+
+// How tiles are stored and multiplied: SIZE bytes of a word, the first word of a tile.
+struct FloatTiles {
+    using Dot = FloatDot;
+    using Wide = WideFloats;
+    static constexpr int64_t SIZE = 4;
+    static const int32_t* word(const int32_t* tile, int64_t index) { return tile + index; }
+    static const char* address(const int32_t* tile, int64_t index) {
+        return (const char*)(tile + index);
+    }
+};
+struct PairTiles : FloatTiles {
+    using Dot = Bfloat16Dot;
+    using Wide = WidePairs;
+};
+struct ByteTiles : FloatTiles {  // behind the scales of the tile's slots
+    using Wide = WideSigned;
+    static constexpr int64_t SIZE = 1;
+    static Bytes word(const int32_t* tile, int64_t index) {
+        return {(const int8_t*)(tile + TILE) + index};
+    }
+    static const char* address(const int32_t* tile, int64_t index) {
+        return (const char*)word(tile, index).from;
+    }
+};
+
+// Asks for the line of the cache in which a word of a tile lies, once for each line.
+template <class Stored>
+inline void ask(const int32_t* tile, int64_t index) {
+    __builtin_prefetch(Stored::address(tile, index), 0, 2);
+}
+
+// Keys as the weights of a product (`PanelWords` of gemm.h): its outputs are keys from `first` on.
+template <class Stored>
+struct KeyWords {
+    Tiles tiles;
+    int64_t first;
+    auto at(int64_t group, int vector) const {
+        const int64_t key = first + vector * LANES;
+        return Stored::word(tiles[key / TILE], group * TILE + key % TILE);
+    }
+    void prefetch(int64_t group, int vector) const {
+        if (vector * LANES % TILE || group * TILE * Stored::SIZE % 64) return;
+        ask<Stored>(tiles[(first + vector * LANES) / TILE + AHEAD_TILES], group * TILE);
+    }
+};
+
+// Values as the weights of a product: its inputs are keys, 1 << shift groups of them to a tile.
+template <class Stored>
+struct ValueWords {
+    Tiles tiles;
+    int64_t column, step;
+    int shift;
+    int64_t index(int64_t group, int vector) const {
+        return (group & ((1 << shift) - 1)) * step + column + vector * LANES;
+    }
+    auto at(int64_t group, int vector) const {
+        return Stored::word(tiles[group >> shift], index(group, vector));
+    }
+    void prefetch(int64_t group, int vector) const {
+        if (vector * LANES * Stored::SIZE % 64) return;
+        ask<Stored>(tiles[(group >> shift) + AHEAD_TILES], index(group, vector));
+    }
+};
+
+// The outputs [first, last) of a product of R rows: sums[row] (+)= Σ over the groups of
+// rows[row][group] · words, where `words(first)` are those of the outputs from `first` on. A
+// vector's sums are a chain of additions: tiles of few rows are wide, so that other chains hide how
+// long each addition takes.
+template <class Dot, int R, class Words>
+inline void multiply(const int32_t* const* rows, int64_t groups, int64_t first, int64_t last,
+                     const Words& words, int32_t* const* sums, bool add) {
+    const auto by = [&]<int V>(std::integral_constant<int, V>) {
+        for (; first + V * LANES <= last; first += V * LANES)
+            tile<Dot, R, V>(rows, 0, groups, words(first), sums, first, add);
+    };
+    if constexpr (R == 1) by(std::integral_constant<int, 8>{});
+    if constexpr (R == 2 || R == 3) by(std::integral_constant<int, 4>{});
+    by(std::integral_constant<int, VECTORS>{});
+    by(std::integral_constant<int, 1>{});
+}
+
+// `multiply` for a number of rows that is known when it runs: 1 to ROWS.
+template <class Dot, int R = ROWS, class Words>
+inline void multiply_few(int64_t count, const int32_t* const* rows, int64_t groups, int64_t first,
+                         int64_t last, const Words& words, int32_t* const* sums, bool add) {
+    if (count == R) return multiply<Dot, R>(rows, groups, first, last, words, sums, add);
+    if constexpr (R > 1)
+        multiply_few<Dot, R - 1>(count, rows, groups, first, last, words, sums, add);
+}
+
+// All outputs of a product of any number of rows: more than ROWS pass over some outputs before the
+// next, whose words stay in the first-level cache.
+template <class Dot, class Words>
+inline void multiply_rows(int64_t count, const int32_t* const* rows, int64_t groups,
+                          int64_t outputs, const Words& words, int32_t* const* sums, bool add) {
+    const int64_t step = count > ROWS ? VECTORS * LANES : outputs;
+    for (int64_t first = 0; first < outputs; first += step)
+        for (int64_t row = 0; row < count; row += ROWS)
+            multiply_few<Dot>(std::min<int64_t>(count - row, ROWS), rows + row, groups, first,
+                              std::min(first + step, outputs), words, sums + row, add);
+}
+
+// Scores: keys side by side as the outputs of one product.
+template <class Stored>
+inline void score(const Cache& cache, Tiles keys, int64_t used, int64_t queries,
+                  const int32_t* const* rows, int32_t* const* scores) {
+    const auto words = [&](int64_t first) { return KeyWords<Stored>{keys, first}; };
+    multiply_rows<typename Stored::Dot>(queries, rows, cache.head_width / cache.group(),
+                                        used * TILE, words, scores, false);
+}
+
+// Weighted values: keys one after the other as the inputs of one product.
+template <class Stored>
+inline void add_values(const Cache& cache, Tiles values, int64_t used, int64_t queries,
+                       const int32_t* const* weights, int32_t* const* outs) {
+    const int64_t width = cache.value_width, group = cache.group();
+    const auto words = [&](int64_t first) {
+        return ValueWords<Stored>{values, first, width, group == 1 ? 4 : 3};
+    };
+    multiply_rows<typename Stored::Dot>(queries, weights, used * TILE / group, width, words, outs,
+                                        true);
+}
+
+// A share of a tile's lines is asked for: part `index` of `count`.
+template <class Stored>
+inline void ask_part(const int32_t* tile, int64_t words, int64_t index, int64_t count) {
+    const int64_t line = 64 / Stored::SIZE;
+    for (int64_t word = words * index / count / line * line; word < words * (index + 1) / count;
+         word += line)
+        ask<Stored>(tile, word);
+}
+
+// Both products where queries are many: what is stored is widened once for all of them.
+template <class Stored>
+inline void score_wide(const Cache& cache, Tiles keys, int64_t used, int64_t queries,
+                       const int32_t* const* rows, int32_t* const* scores) {
+    using Wide = typename Stored::Wide;
+    constexpr int64_t CHUNK_WORDS = WIDE_WORDS / Wide::COUNT, SIZE = Stored::SIZE;
+    const int64_t groups = cache.head_width / cache.group();
+    for (int64_t from = 0; from < groups; from += CHUNK_WORDS) {
+        const int64_t now = std::min(groups - from, CHUNK_WORDS);
+        widen_rows<Wide>(rows, queries, from, now, wide_room().inputs);
+        for (int64_t i = 0; i < used; i++) {
+            const char* tile = Stored::address(keys[i], from * TILE);
+            widen_weights<Wide, VECTORS>({tile, TILE, TILE * SIZE, SIZE}, now, wide_room().weights);
+            wide_tiles<Wide>(queries, TILE, now, scores, i * TILE, from > 0,
+                             Stored::address(keys[i + AHEAD_TILES], from * TILE),
+                             now * TILE * SIZE);
+        }
+    }
+}
+
+template <class Stored>
+inline void add_values_wide(const Cache& cache, Tiles values, int64_t used, int64_t queries,
+                            const int32_t* const* weights, int32_t* const* outs) {
+    using Wide = typename Stored::Wide;
+    constexpr int64_t SIZE = Stored::SIZE;
+    const int64_t words = TILE / cache.group(), width = cache.value_width;
+    const int64_t panels = ceil_div(width, PANEL);
+    widen_rows<Wide>(weights, queries, 0, used * words, wide_room().inputs);
+    for (int64_t panel = 0; panel < panels; panel++) {
+        const int64_t column = panel * PANEL, outputs = std::min(width - column, PANEL);
+        int32_t* wide = wide_room().weights;
+        for (int64_t i = 0; i < used; i++) {
+            ask_part<Stored>(values[i + AHEAD_TILES], words * width, panel, panels);
+            const char* tile = Stored::address(values[i], column);
+            widen_weights<Wide, VECTORS>({tile, outputs, width * SIZE, SIZE}, words,
+                                         wide + i * words * Wide::COUNT * VECTORS * LANES);
+        }
+        wide_tiles<Wide>(queries, outputs, used * words, outs, column, true, (const char*)wide, 0);
+    }
+}
+
+}  // namespace moedial
