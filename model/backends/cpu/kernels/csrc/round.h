@@ -6,8 +6,7 @@
 
 namespace moedial {
 
-// While a tile is read, the one so many tiles further is asked for. Tiles of a head lie in few sets
-// of the second-level cache: what is asked for long before it is read is lost again.
+// While a tile is read, the one so many tiles further is asked for.
 constexpr int64_t AHEAD_TILES = 4;
 
 // LANES bytes among those of a tile, as floats.
@@ -51,7 +50,7 @@ struct ByteTiles : FloatTiles {  // behind the scales of the tile's slots
 // Asks for the line of the cache in which a word of a tile lies, once for each line.
 template <class Stored>
 inline void ask(const int32_t* tile, int64_t index) {
-    __builtin_prefetch(Stored::address(tile, index), 0, 2);
+    __builtin_prefetch(Stored::address(tile, index));
 }
 
 // Keys as the weights of a product (`PanelWords` of gemm.h): its outputs are keys from `first` on.
