@@ -133,7 +133,7 @@ void attend(const float* queries, int64_t stride, const Cache& cache, const Page
         [&](int64_t i) {
             runs[i].out = outs + i * room;
             const int64_t part = attender.start(tiles[i / parts]) + i % parts;
-            const int64_t until = (part + 1) * PART;
+            const int64_t until = std::min((part + 1) * PART, attender.end(tiles[i / parts]));
             attender.part(tiles[i / parts], part * PART, until, {until, nullptr}, runs[i]);
         },
         work);

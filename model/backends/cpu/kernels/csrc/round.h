@@ -7,7 +7,7 @@
 namespace moedial {
 
 // While a tile is read, the one so many tiles further is asked for.
-constexpr int64_t AHEAD_TILES = 4;
+constexpr int64_t AHEAD_TILES = 8;
 
 // LANES bytes among those of a tile, as floats.
 struct Bytes {
