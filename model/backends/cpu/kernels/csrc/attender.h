@@ -3,7 +3,7 @@
 // query's arithmetic depends on its own position and on nothing else, not on the chunk that it came
 // in or on the sequences beside it.
 //
-//   query tile   up to 32 (row, head) pairs of one sequence that share a key-value head: one task;
+//   query tile   up to QUERIES (row, head) pairs of a sequence that share a key-value head: a task;
 //                where more heads share it, each tile has some of them
 //   round        128 keys for all queries of a tile: scores, softmax, weighted values
 //   part         1024 keys: a running softmax of its own, merged with the parts before it
@@ -12,8 +12,8 @@
 
 namespace moedial {
 
-constexpr int64_t PART = 1024;   // keys of one part
-constexpr int64_t QUERIES = 32;  // (row, head) pairs that share the keys of one round
+constexpr int64_t PART = 1024;                     // keys of one part
+constexpr int64_t QUERIES = LANES < 16 ? 48 : 32;  // that share the keys of one round
 
 // Queries of one sequence that share a kv head: rows [first, first + rows) of the span, times
 // `heads` heads that read this kv head, from its `first_head` on.
@@ -100,14 +100,15 @@ struct Attender {
     template <class Stored>
     void round(const QueryTile& tile, int64_t from, int64_t last, const Reach& reach,
                const int32_t* const* rows, Running& run) const {
-        alignas(64) float scores[QUERIES * KEYS];
-        alignas(64) int32_t weights[QUERIES * KEYS];  // the probabilities, where they are pairs
+        // They become probabilities, and lie as the wide inputs of the second product.
+        alignas(64) float scores[QUERIES * WIDE_STRIDE];
+        alignas(64) int32_t weights[QUERIES * KEYS];  // probabilities, where they are pairs
         const int32_t* weight_rows[QUERIES];
         int32_t *score_rows[QUERIES], *out_rows[QUERIES];
         const int64_t here = tile.count(), group = cache.group();
         const int64_t used = ceil_div(std::min(last - from, KEYS), TILE);
         for (int64_t query = 0; query < here; query++) {
-            score_rows[query] = (int32_t*)scores + query * KEYS;
+            score_rows[query] = (int32_t*)scores + query * WIDE_STRIDE;
             out_rows[query] = (int32_t*)run.out + query * cache.value_width;
             weight_rows[query] = group == 1 ? score_rows[query] : weights + query * KEYS / group;
         }
@@ -116,7 +117,7 @@ struct Attender {
         // Scores are read in whole pairs of tiles: what is not scored must still be a number.
         const int64_t count = ceil_div(used, 2) * 2 * TILE;
         for (int64_t query = 0; used % 2 && query < here; query++)
-            std::memset(scores + query * KEYS + used * TILE, 0, TILE * 4);
+            std::memset(score_rows[query] + used * TILE, 0, TILE * 4);
         const bool wide = widens(cache.kind, here);
         if (wide)
             score_wide<Stored>(cache, tiles, used, here, rows, score_rows);
@@ -126,18 +127,20 @@ struct Attender {
         if (cache.quantised)
             read_scales(tiles, used, key_scales), read_scales(tiles + used, used, value_scales);
         for (int64_t query = 0; query < here; query++) {
-            float* row = scores + query * KEYS;
+            float* row = (float*)score_rows[query];
             if (cache.quantised) scale(row, count, key_scales);
             soften(tile, query, from, count, row, run);
             if (cache.quantised) scale(row, count, value_scales);
-            for (int64_t key = 0; group == 2 && key < count; key += 2 * LANES)
+            for (int64_t key = 0; wide && group == 2 && key < count; key += LANES)
+                store(row + key, round_bf16(load(row + key)));
+            for (int64_t key = 0; !wide && group == 2 && key < count; key += 2 * LANES)
                 store_bf16((uint16_t*)weight_rows[query] + key, load(row + key),
                            load(row + key + LANES));
         }
         if (!cache.values) turn_tiles(cache, tiles, used, tiles + used);
         const Tiles values = tiles + used;
         if (wide)
-            add_values_wide<Stored>(cache, values, used, here, weight_rows, out_rows);
+            add_values_wide<Stored>(cache, values, used, here, (const int32_t*)scores, out_rows);
         else
             add_values<Stored>(cache, values, used, here, weight_rows, out_rows);
     }
@@ -156,8 +159,11 @@ struct Attender {
         const Ints newest_seen = splat(int32_t(std::min(here - from, KEYS)));
         const Ints oldest_seen = splat(int32_t(std::max(oldest - from, int64_t{-1})));
         const float softcap = attention.softcap;
+        const bool plain = !softcap && here - from >= count - 1 && oldest <= from;
         Floats best = splat(-INFINITY);
-        for (int64_t i = 0; i < count; i += LANES) {
+        for (int64_t i = 0; plain && i < count; i += LANES)
+            best = max(best, load(scores + i) * attention.scale);
+        for (int64_t i = 0; !plain && i < count; i += LANES) {
             Floats values = load(scores + i) * attention.scale;
             if (softcap) values = tanh(values * (1.0f / softcap)) * softcap;
             const Ints key = iota() + int32_t(i);
@@ -172,11 +178,12 @@ struct Attender {
             return;
         }
         Floats total{};
+        const float factor = plain ? attention.scale : 1.0f;
         for (int64_t i = 0; i < count; i += LANES) {
-            const Floats powers = exp(load(scores + i) - now);
+            const Floats powers = exp_down(load(scores + i) * factor - now);
             store(scores + i, powers), total += powers;
         }
-        const float shrink = exp(splat(before - now))[0];
+        const float shrink = before == now ? 1.0f : exp(splat(before - now))[0];
         run.total[query] = run.total[query] * shrink + sum(total);
         run.highest[query] = now;
         if (shrink == 1) return;

@@ -164,34 +164,33 @@ inline void score_wide(const Cache& cache, Tiles keys, int64_t used, int64_t que
     for (int64_t from = 0; from < groups; from += CHUNK_WORDS) {
         const int64_t now = std::min(groups - from, CHUNK_WORDS);
         widen_rows<Wide>(rows, queries, from, now, wide_room().inputs);
-        for (int64_t i = 0; i < used; i++) {
-            const char* tile = Stored::address(keys[i], from * TILE);
-            widen_weights<Wide, VECTORS>({tile, TILE, TILE * SIZE, SIZE}, now, wide_room().weights);
-            wide_tiles<Wide>(queries, TILE, now, scores, i * TILE, from > 0,
-                             Stored::address(keys[i + AHEAD_TILES], from * TILE),
+        for (int64_t key = 0; key < used * TILE; key += WIDE_OUTPUTS) {
+            const int64_t word = from * TILE + key % TILE;
+            const char* ahead = Stored::address(keys[key / TILE + AHEAD_TILES], word);
+            widen_weights<Wide>({Stored::address(keys[key / TILE], word), TILE * SIZE, SIZE}, now,
+                                wide_room().weights);
+            wide_tiles<Wide>(wide_room().inputs, queries, now, scores, key, from > 0, ahead,
                              now * TILE * SIZE);
         }
     }
 }
 
+// `weights`: [queries, WIDE_STRIDE], as wide inputs.
 template <class Stored>
 inline void add_values_wide(const Cache& cache, Tiles values, int64_t used, int64_t queries,
-                            const int32_t* const* weights, int32_t* const* outs) {
+                            const int32_t* weights, int32_t* const* outs) {
     using Wide = typename Stored::Wide;
     constexpr int64_t SIZE = Stored::SIZE;
     const int64_t words = TILE / cache.group(), width = cache.value_width;
-    const int64_t panels = ceil_div(width, PANEL);
-    widen_rows<Wide>(weights, queries, 0, used * words, wide_room().inputs);
-    for (int64_t panel = 0; panel < panels; panel++) {
-        const int64_t column = panel * PANEL, outputs = std::min(width - column, PANEL);
+    for (int64_t column = 0; column < width; column += WIDE_OUTPUTS) {
         int32_t* wide = wide_room().weights;
         for (int64_t i = 0; i < used; i++) {
-            ask_part<Stored>(values[i + AHEAD_TILES], words * width, panel, panels);
-            const char* tile = Stored::address(values[i], column);
-            widen_weights<Wide, VECTORS>({tile, outputs, width * SIZE, SIZE}, words,
-                                         wide + i * words * Wide::COUNT * VECTORS * LANES);
+            ask_part<Stored>(values[i + AHEAD_TILES], words * width, column / WIDE_OUTPUTS,
+                             width / WIDE_OUTPUTS);
+            widen_weights<Wide>({Stored::address(values[i], column), width * SIZE, SIZE}, words,
+                                wide + i * TILE * WIDE_OUTPUTS);
         }
-        wide_tiles<Wide>(queries, outputs, used * words, outs, column, true, (const char*)wide, 0);
+        wide_tiles<Wide>(weights, queries, used * words, outs, column, true, (const char*)wide, 0);
     }
 }
 

@@ -93,8 +93,21 @@ inline Ints pinned(Ints value) {
 }
 
 inline Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
-inline Floats max(Floats left, Floats right) { return select(left > right, left, right); }
-inline Floats min(Floats left, Floats right) { return select(left < right, left, right); }
+// Where one is not a number, `right`.
+inline Floats max(Floats left, Floats right) {
+#if LANES_256
+    return (Floats)_mm256_max_ps((__m256)left, (__m256)right);
+#else
+    return select(left > right, left, right);
+#endif
+}
+inline Floats min(Floats left, Floats right) {
+#if LANES_256
+    return (Floats)_mm256_min_ps((__m256)left, (__m256)right);
+#else
+    return select(left < right, left, right);
+#endif
+}
 
 // 0, 1, 2, ...
 inline Ints iota() {
@@ -137,23 +150,35 @@ inline void transpose(Ints* rows) {
 inline float sum(Floats values) {
 #if LANES_512
     return _mm512_reduce_add_ps((__m512)values);
-#endif
+#elif LANES_256
+    const __m256 all = (__m256)values;
+    const __m128 four = _mm256_castps256_ps128(all) + _mm256_extractf128_ps(all, 1);
+    const __m128 two = four + _mm_movehl_ps(four, four);
+    return two[0] + two[1];
+#else
     float lanes[LANES];
     store(lanes, values);
     for (int width = LANES / 2; width; width /= 2)
         for (int lane = 0; lane < width; lane++) lanes[lane] += lanes[lane + width];
     return lanes[0];
+#endif
 }
 
 inline float largest(Floats values) {
 #if LANES_512
     return _mm512_reduce_max_ps((__m512)values);
-#endif
+#elif LANES_256
+    const __m256 all = (__m256)values;
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return two[0] > two[1] ? two[0] : two[1];
+#else
     float lanes[LANES];
     store(lanes, values);
     float best = lanes[0];
     for (int lane = 1; lane < LANES; lane++) best = lanes[lane] > best ? lanes[lane] : best;
     return best;
+#endif
 }
 
 // sums + left.1 * right.1 + left.0 * right.0 for the pair of bfloat16 in each lane. The odd one
@@ -355,6 +380,9 @@ inline Ints upper_halves(Floats values) {
     return values == values ? rounded : (words >> 16) | 0x40;
 }
 
+// Each lane as the bfloat16 nearest to it, still a float.
+inline Floats round_bf16(Floats values) { return bits(upper_halves(values) << 16); }
+
 // Two vectors of floats, rounded to nearest even, as 2 * LANES bfloat16 in order.
 inline void store_bf16(uint16_t* to, Floats low, Floats high) {
 #if LANES_512
@@ -370,14 +398,13 @@ inline void store_bf16(uint16_t* to, Floats low, Floats high) {
 // Adding 1.5 * 2^23 rounds a float below 2^22 to an integer, which is then in its lowest bits.
 constexpr float ROUNDING = 12582912.0f;
 
-// e^x, relative error about 1e-7; 0 below -87.3, +inf above 88.7, NaN of NaN.
+// e^x = series * 2^n, for x from -87.3 to 88.7, relative error about 1e-7.
 // x = n ln 2 + rest (Cody and Waite: ln 2 in two parts, so that the rest is exact to the last bit);
-// e^rest by a polynomial of degree 6, times 2^n.
-inline Floats exp(Floats x) {
-    const Floats clamped = min(max(x, splat(-87.3f)), splat(88.7f));
-    const Floats shifted = fma(clamped, splat(1.44269504f), splat(ROUNDING));
+// e^rest by a polynomial of degree 6.
+inline Floats exp_series(Floats x, Ints& n) {
+    const Floats shifted = fma(x, splat(1.44269504f), splat(ROUNDING));
     const Floats powers = shifted - ROUNDING;
-    Floats rest = fma(powers, splat(-0.693359375f), clamped);
+    Floats rest = fma(powers, splat(-0.693359375f), x);
     rest = fma(powers, splat(2.12194440e-4f), rest);
     Floats series = splat(1.9875691500e-4f);
     series = fma(series, rest, splat(1.3981999507e-3f));
@@ -385,13 +412,27 @@ inline Floats exp(Floats x) {
     series = fma(series, rest, splat(4.1665795894e-2f));
     series = fma(series, rest, splat(1.6666665459e-1f));
     series = fma(series, rest, splat(5.0000001201e-1f));
-    series = fma(series * rest, rest, rest) + 1.0f;
+    n = bits(shifted) - bits(splat(ROUNDING));
+    return fma(series * rest, rest, rest) + 1.0f;
+}
+
+// e^x; 0 below -87.3, +inf above 88.7, NaN of NaN.
+inline Floats exp(Floats x) {
+    Ints n;
+    const Floats series = exp_series(min(max(x, splat(-87.3f)), splat(88.7f)), n);
     // 2^n in two factors, so that n = 128 does not overflow on the way.
-    const Ints whole = bits(shifted) - bits(splat(ROUNDING)), half = whole >> 1;
-    Floats result = series * bits((half + 127) << 23) * bits((whole - half + 127) << 23);
+    const Ints half = n >> 1;
+    Floats result = series * bits((half + 127) << 23) * bits((n - half + 127) << 23);
     result = select(x < splat(-87.3f), splat(0.0f), result);
     result = select(x > splat(88.7f), splat(INFINITY), result);
     return select(x == x, result, x);
+}
+
+// The same for x up to 0, or NaN, in fewer steps.
+inline Floats exp_down(Floats x) {
+    Ints n;
+    const Floats series = exp_series(max(splat(-87.3f), x), n);
+    return select(x < splat(-87.3f), splat(0.0f), series * bits((n + 127) << 23));
 }
 
 }  // namespace moedial

@@ -12,10 +12,15 @@ constexpr int64_t WIDE_WORDS = 256;  // of a chunk: widened words of one output,
 // in the same bank of the first-level cache.
 constexpr int64_t WIDE_STRIDE = WIDE_WORDS + 8;
 
-// How a stored word becomes wide words, in the order in which a sum takes them.
+// How a stored word becomes COUNT wide words, in the order in which a sum takes them. A row's wide
+// inputs lie STEP words from one stored word to the next, part `part` of a word at `at(part)`.
 struct WideFloats {
-    static constexpr int COUNT = 1;
-    static void inputs(Ints words, Ints (&wide)[COUNT]) { wide[0] = words; }
+    static constexpr int COUNT = 1, STEP = 1;
+    static constexpr int64_t at(int) { return 0; }
+    // LANES words of one row, from number `word` of the chunk on.
+    static void inputs(const int32_t* from, int64_t word, int32_t* to) {
+        store(to + word, load(from + word));
+    }
     static void weights(const char* from, Ints (&wide)[COUNT]) {
         wide[0] = load((const int32_t*)from);
     }
@@ -24,14 +29,18 @@ struct WideFloats {
     }
 };
 
-// Pairs of bfloat16, the odd one first (`dot_pairs`).
+// Pairs of bfloat16, the odd one first (`dot_pairs`). Inputs are floats in a row.
 struct WidePairs {
-    static constexpr int COUNT = 2;
-    static void inputs(Ints words, Ints (&wide)[COUNT]) {
-        wide[0] = words & splat(int32_t(0xFFFF0000)), wide[1] = words << 16;
+    static constexpr int COUNT = 2, STEP = 2;
+    static constexpr int64_t at(int part) { return 1 - part; }
+    static void inputs(const int32_t* from, int64_t word, int32_t* to) {
+        const uint16_t* halves = (const uint16_t*)(from + word);
+        store(to + 2 * word, high_half(halves));
+        store(to + 2 * word + LANES, high_half(halves + LANES));
     }
     static void weights(const char* from, Ints (&wide)[COUNT]) {
-        inputs(load((const int32_t*)from), wide);
+        const Ints words = load((const int32_t*)from);
+        wide[0] = words & splat(int32_t(0xFFFF0000)), wide[1] = words << 16;
     }
     static void add(Ints& sums, Ints input, Ints weights) { WideFloats::add(sums, input, weights); }
 };
@@ -47,9 +56,12 @@ struct WideBytePairs : WidePairs {
 
 // Four bytes, unsigned inputs and signed weights: even and odd ones as pairs of 16 bits.
 struct WideBytes {
-    static constexpr int COUNT = 2;
-    static void inputs(Ints words, Ints (&wide)[COUNT]) {
-        wide[0] = words & 0x00FF00FF, wide[1] = (words >> 8) & 0x00FF00FF;
+    static constexpr int COUNT = 2, STEP = 1;
+    static constexpr int64_t at(int part) { return part * (WIDE_WORDS / COUNT); }
+    static void inputs(const int32_t* from, int64_t word, int32_t* to) {
+        const Ints words = load(from + word);
+        store(to + word, words & 0x00FF00FF);
+        store(to + at(1) + word, (words >> 8) & 0x00FF00FF);
     }
     static void weights(const char* from, Ints (&wide)[COUNT]) {
         widen_bytes(load((const int32_t*)from), wide[0], wide[1]);
@@ -60,7 +72,7 @@ struct WideBytes {
 };
 
 // sums[row][vector] (+)= the inputs of R rows times the weights of V vectors of outputs, `words`
-// stored words of each. Inputs are [R][COUNT][WIDE_WORDS / COUNT], weights [words][COUNT][V].
+// stored words of each. Inputs are [R] rows of WIDE_STRIDE words, weights [words][COUNT][V].
 // Meanwhile memory is asked for from `ahead` on, `ahead_step` bytes for each word.
 template <class Wide, int R, int V>
 [[gnu::noinline]] inline void wide_tile(const int32_t* inputs, int64_t words,
@@ -73,7 +85,7 @@ template <class Wide, int R, int V>
 #pragma GCC unroll 8
         for (int vector = 0; vector < V; vector++)
             acc[row][vector] = add ? load(sums[row] + column + vector * LANES) : splat(0);
-    for (int64_t word = 0; word < words; word++, inputs++, ahead += ahead_step) {
+    for (int64_t word = 0; word < words; word++, inputs += Wide::STEP, ahead += ahead_step) {
         __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 2
         for (int part = 0; part < Wide::COUNT; part++, weights += V * LANES) {
@@ -83,8 +95,7 @@ template <class Wide, int R, int V>
                 factors[vector] = pinned(load(weights + vector * LANES));
 #pragma GCC unroll 8
             for (int row = 0; row < R; row++) {
-                const Ints input =
-                    splat(inputs[row * WIDE_STRIDE + part * (WIDE_WORDS / Wide::COUNT)]);
+                const Ints input = splat(inputs[row * WIDE_STRIDE + Wide::at(part)]);
 #pragma GCC unroll 8
                 for (int vector = 0; vector < V; vector++)
                     Wide::add(acc[row][vector], input, factors[vector]);
@@ -110,48 +121,44 @@ inline void wide_rows(int64_t rows, const int32_t* inputs, int64_t words, const 
                                   ahead_step);
 }
 
-// A chunk of the rows' inputs, [rows][COUNT][WIDE_WORDS / COUNT]. Whole vectors are read: what
-// lies behind a row's last word is not multiplied.
+// A chunk of the rows' inputs. Whole vectors are read: what lies behind a row's last word is not
+// multiplied.
 template <class Wide>
 inline void widen_rows(const int32_t* const* rows, int64_t count, int64_t from, int64_t words,
                        int32_t* to) {
-    Ints wide[Wide::COUNT];
     for (int64_t row = 0; row < count; row++, to += WIDE_STRIDE)
-        for (int64_t word = 0; word < words; word += LANES) {
-            Wide::inputs(load(rows[row] + from + word), wide);
-#pragma GCC unroll 2
-            for (int part = 0; part < Wide::COUNT; part++)
-                store(to + part * (WIDE_WORDS / Wide::COUNT) + word, wide[part]);
-        }
+        for (int64_t word = 0; word < words; word += LANES)
+            Wide::inputs(rows[row] + from, word, to);
 }
 
-// Some outputs of one panel: the first word of the first of them, and how many bytes further is the
-// next word. A stored word has `size` bytes.
+constexpr int64_t WIDE_OUTPUTS = VECTORS * LANES;  // that are multiplied at a time
+
+// So many neighbouring outputs of one panel: the first one's first word, and how many bytes further
+// is the next word. A stored word has `size` bytes.
 struct WideSlice {
     const char* data;
-    int64_t outputs, step, size;
+    int64_t step, size;
 };
 
-// A chunk of a slice in blocks of V vectors of outputs, each [words][COUNT][V] in WIDE_WORDS
-// vectors. Memory is read in the order in which it lies.
-template <class Wide, int V>
+// A chunk of a slice as [words][COUNT][WIDE_OUTPUTS].
+template <class Wide>
 inline void widen_weights(const WideSlice& slice, int64_t words, int32_t* to) {
     const char* from = slice.data;
     Ints wide[Wide::COUNT];
-    for (int64_t word = 0; word < words; word++, from += slice.step, to += Wide::COUNT * V * LANES)
-        for (int64_t output = 0; output < slice.outputs; output += V * LANES)
+    for (int64_t word = 0; word < words;
+         word++, from += slice.step, to += Wide::COUNT * WIDE_OUTPUTS)
 #pragma GCC unroll 8
-            for (int vector = 0; vector < V; vector++) {
-                Wide::weights(from + (output + vector * LANES) * slice.size, wide);
+        for (int vector = 0; vector < VECTORS; vector++) {
+            Wide::weights(from + vector * LANES * slice.size, wide);
 #pragma GCC unroll 2
-                for (int part = 0; part < Wide::COUNT; part++)
-                    store(to + output * WIDE_WORDS + (part * V + vector) * LANES, wide[part]);
-            }
+            for (int part = 0; part < Wide::COUNT; part++)
+                store(to + (part * VECTORS + vector) * LANES, wide[part]);
+        }
 }
 
-// Room of one thread: inputs and weights of a chunk.
+// Room of one thread: inputs and weights of a chunk. The weights stay in the first-level cache.
 struct WideRoom {
-    alignas(64) int32_t inputs[ROW_BLOCK * WIDE_STRIDE], weights[PANEL * WIDE_WORDS];
+    alignas(64) int32_t inputs[ROW_BLOCK * WIDE_STRIDE], weights[WIDE_OUTPUTS * WIDE_WORDS];
 };
 
 inline WideRoom& wide_room() {
@@ -159,23 +166,22 @@ inline WideRoom& wide_room() {
     return mine;
 }
 
-// Unfinished sums of `count` rows and `outputs` outputs of what the room holds, `words` words.
-// Meanwhile `bytes` of memory are asked for from `ahead` on.
+// Unfinished sums of `count` rows of wide inputs and the weights that the room holds, of `words`
+// words. Meanwhile `bytes` of memory are asked for from `ahead` on.
 template <class Wide>
-inline void wide_tiles(int64_t count, int64_t outputs, int64_t words, int32_t* const* sums,
+inline void wide_tiles(const int32_t* inputs, int64_t count, int64_t words, int32_t* const* sums,
                        int64_t column, bool add, const char* ahead, int64_t bytes) {
-    constexpr int64_t WIDTH = VECTORS * LANES;
-    const WideRoom& room = wide_room();
     // Tiles of nearly equal heights: one row alone would take as long as three.
-    const int64_t tiles = (count + ROWS - 1) / ROWS, steps = tiles * (outputs / WIDTH) * words;
+    const int64_t tiles = (count + ROWS - 1) / ROWS, steps = tiles * words;
     const int64_t ahead_step = (bytes + steps - 1) / steps;
-    for (int64_t output = 0; output < outputs; output += WIDTH)
-        for (int64_t tile = 0; tile < tiles; tile++, ahead += ahead_step * words) {
-            const int64_t first = tile * count / tiles, end = (tile + 1) * count / tiles;
-            wide_rows<Wide, VECTORS>(end - first, room.inputs + first * WIDE_STRIDE, words,
-                                     room.weights + output * WIDE_WORDS, sums + first,
-                                     column + output, add, ahead, ahead_step);
-        }
+    for (int64_t tile = 0, first = 0; tile < tiles; tile++, ahead += ahead_step * words) {
+        const int64_t end = (tile + 1) * count / tiles;
+        for (int64_t row = end; row < std::min(end + ROWS, count); row++)
+            __builtin_prefetch(sums[row] + column);
+        wide_rows<Wide, VECTORS>(end - first, inputs + first * WIDE_STRIDE, words,
+                                 wide_room().weights, sums + first, column, add, ahead, ahead_step);
+        first = end;
+    }
 }
 
 // Unfinished sums of `outputs` outputs from `first` on, as `product` of gemm.h makes them: the
@@ -190,17 +196,17 @@ inline void wide_product(const int32_t* const* rows, int64_t count, const Matrix
     for (int64_t from = 0; from < matrix.groups(); from += CHUNK_WORDS, add = true) {
         const int64_t now = std::min(matrix.groups() - from, CHUNK_WORDS);
         widen_rows<Wide>(rows, count, from, now, room.inputs);
-        for (int64_t at = first; at < last;) {
+        for (int64_t at = first; at < last; at += WIDE_OUTPUTS) {
             const int64_t panel = at / PANEL, step = matrix.panel_outputs(panel) * size;
             const int64_t end = std::min(last, (panel + 1) * PANEL);
-            const char* data = matrix.panel(panel) + from * step + (at - panel * PANEL) * size;
+            const char* data = matrix.panel(panel) + from * step;
             // What is next: the same chunk of the next panel, or the next chunk of the first one.
             const char* ahead = end < last ? matrix.panel(panel + 1) + from * step
                                            : matrix.panel(first / PANEL) + (from + now) * step;
-            widen_weights<Wide, VECTORS>({data, end - at, step, size}, now, room.weights);
-            wide_tiles<Wide>(count, end - at, now, sums, column + at - first, add, ahead,
-                             now * step);
-            at = end;
+            const int64_t inside = (at - panel * PANEL) * size;
+            widen_weights<Wide>({data + inside, step, size}, now, room.weights);
+            wide_tiles<Wide>(room.inputs, count, now, sums, column + at - first, add,
+                             ahead + now * inside, now * WIDE_OUTPUTS * size);
         }
     }
 }
