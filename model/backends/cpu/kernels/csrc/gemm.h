@@ -7,16 +7,15 @@
 #pragma once
 #include <algorithm>
 
-#include "widened.h"
+#include "few_rows.h"
 
 namespace moedial {
 
 constexpr int64_t CHUNK = 128;  // groups that stay in the first-level cache: 64 * 4 * CHUNK bytes
 constexpr int64_t AHEAD = LANES == 16 ? 12 : 32;  // groups to prefetch ahead
 
-// Rows that are multiplied by whole panels at once.
-constexpr int FEW_ROWS = LANES == 16 ? 1 : 2;
-constexpr int FEW_ROWS_VECTORS = LANES == 16 ? VECTORS : 8;
+// At most so many rows are multiplied by so many vectors at once, where panels allow.
+constexpr int PANEL_ROWS = LANES == 16 ? 1 : 2, PANEL_VECTORS = LANES == 16 ? VECTORS : 8;
 
 // One step of a sum: a word of inputs, the same in every lane, times a word of weights per lane.
 struct FloatDot {
@@ -128,8 +127,8 @@ template <class Dot>
 inline void chunk(const int32_t* const* inputs, int64_t rows, int64_t from, const int32_t* words,
                   int64_t outputs, int64_t groups, int64_t step, int32_t* const* sums,
                   int64_t column, bool add) {
-    const auto run = rows <= FEW_ROWS ? chunk_tiles<Dot, FEW_ROWS_VECTORS, FEW_ROWS>
-                                      : chunk_tiles<Dot, VECTORS, ROWS>;
+    const auto run = rows <= PANEL_ROWS ? chunk_tiles<Dot, PANEL_VECTORS, PANEL_ROWS>
+                                        : chunk_tiles<Dot, VECTORS, ROWS>;
     run(inputs, rows, from, words, outputs, groups, step, sums, column, add);
 }
 
@@ -154,12 +153,36 @@ struct Slice {
     int64_t first, outputs;
 };
 
+// Whether products with matrices of this kind are faster with what is widened once.
+inline bool widens(Kind kind) {
+    constexpr bool FLOATS = LANES < 16, BYTES = FLOATS && ADDS_IN_16_BITS;
+    return kind != GROUPED && (kind == INT8 ? BYTES : FLOATS);
+}
+// With weights, too (`widened.h`).
+inline bool widens(Kind kind, int64_t rows) { return rows > ROWS && widens(kind); }
+
+// Calls run(Wide) with how the words of this kind are widened.
+template <class Run>
+inline void with_wide(Kind kind, Run&& run) {
+    switch (kind) {
+        case FLOAT: return run(WideFloats{});
+        case INT8: return run(WideBytes{});
+        case INT8_WEIGHTS: return run(WideBytePairs{});
+        default: return run(WidePairs{});
+    }
+}
+
 // `product` for a slice that does not cross a panel.
 inline void panel_product(const int32_t* const* inputs, int64_t rows, const Slice& slice,
                           int32_t* const* sums, int64_t column, bool add) {
     const Matrix& matrix = *slice.matrix;
     if (matrix.kind == GROUPED)
         return grouped_product(inputs, rows, matrix, slice.first, slice.outputs, sums, column);
+    if (widens(matrix.kind) && (rows > PANEL_ROWS || matrix.kind == INT8_WEIGHTS))
+        return with_wide(matrix.kind, [&]<class Wide>(Wide) {
+            few_rows_product<Wide>(inputs, rows, matrix, slice.first, slice.outputs, sums, column,
+                                   add);
+        });
     const int64_t panel = slice.first / PANEL, step = matrix.panel_outputs(panel);
     const int64_t inside = slice.first - panel * PANEL, groups = matrix.groups();
     alignas(64) static thread_local int32_t wide[CHUNK * PANEL];
@@ -186,28 +209,15 @@ inline void panel_product(const int32_t* const* inputs, int64_t rows, const Slic
     }
 }
 
-// Whether the products of `widened.h` are faster.
-inline bool widens(Kind kind, int64_t rows) {
-    constexpr bool FLOATS = LANES < 16, BYTES = FLOATS && ADDS_IN_16_BITS;
-    return rows > ROWS && kind != GROUPED && (kind == INT8 ? BYTES : FLOATS);
-}
-
 // Unfinished sums of a slice for at most ROW_BLOCK rows: floats, or int32 for INT8, row r's at
 // sums[r] + column. With `add` they continue what is there, which GROUPED cannot.
 inline void product(const int32_t* const* inputs, int64_t rows, const Slice& slice,
                     int32_t* const* sums, int64_t column, bool add) {
     const auto [matrix, first, outputs] = slice;
-    if (widens(matrix->kind, rows)) {
-        const auto run = [&]<class Wide>(Wide) {
+    if (widens(matrix->kind, rows))
+        return with_wide(matrix->kind, [&]<class Wide>(Wide) {
             wide_product<Wide>(inputs, rows, *matrix, first, outputs, sums, column, add);
-        };
-        switch (matrix->kind) {
-            case FLOAT: return run(WideFloats{});
-            case INT8: return run(WideBytes{});
-            case INT8_WEIGHTS: return run(WideBytePairs{});
-            default: return run(WidePairs{});
-        }
-    }
+        });
     for (int64_t at = first; at < first + outputs;) {
         const int64_t end = std::min(first + outputs, (at / PANEL + 1) * PANEL);
         panel_product(inputs, rows, {matrix, at, end - at}, sums, column + at - first, add);
