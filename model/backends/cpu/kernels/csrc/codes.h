@@ -11,7 +11,7 @@
 namespace moedial {
 
 constexpr int64_t BLOCK_INPUTS = 256;  // a whole number of groups of any size
-constexpr int64_t AHEAD_BYTES = 6144;  // to prefetch ahead in a panel
+constexpr int64_t AHEAD_BYTES = 6144;  // to prefetch ahead in a panel that is read as it lies
 
 // The largest magnitude of what codes stand for.
 inline int32_t magnitude(const GroupCodes& codes) {
@@ -118,16 +118,25 @@ struct Stored {
         const char* minima = group + width * codes.scale_bytes();
         return load_float16((const uint16_t*)minima + column + vector * LANES);
     }
-    // Those of one vector. Memory ahead is asked for once for each 64 bytes, a line of the cache.
     void planes(const int32_t* at, int vector, Ints (&planes)[Codes::PLANES]) const {
         Ints words[Codes::WORDS];
         at += vector * LANES;
 #pragma GCC unroll 3
-        for (int word = 0; word < Codes::WORDS; word++, at += width) {
-            words[word] = load(at);
-            if (vector * LANES % 16 == 0) __builtin_prefetch((const char*)at + AHEAD_BYTES);
-        }
+        for (int word = 0; word < Codes::WORDS; word++, at += width) words[word] = load(at);
         Codes::decode(words, table, planes);
+    }
+    // Where a tile of some outputs that begins with group `first` is to prefetch. Tiles of a part
+    // of the panel read a block several times, a column of it each: together they prefetch the next
+    // block in the order in which it lies, each its share.
+    const char* ahead(int64_t first, int64_t outputs) const {
+        const int64_t block = BLOCK_INPUTS / codes.inputs * bytes();
+        return group(first) + (outputs == PANEL ? AHEAD_BYTES : block + column * block / width);
+    }
+    // Prefetches at most `most` bytes, a constant, and moves on by `bytes`.
+    static void prefetch(const char*& ahead, int64_t most, int64_t bytes) {
+#pragma GCC unroll 12
+        for (int64_t line = 0; line < most; line += 64) __builtin_prefetch(ahead + line);
+        ahead += bytes;
     }
 };
 
@@ -142,7 +151,7 @@ class Unpacked {
   public:
     struct Codes {
         static constexpr bool LARGE = LARGE_CODES;
-        static constexpr int PLANES = 1;
+        static constexpr int PLANES = 1, WORDS = 1;
     };
     const GroupCodes& codes;
 
@@ -150,6 +159,7 @@ class Unpacked {
     Unpacked(const Stored<How>& from, int64_t first, int64_t last)
         : first(first), codes(from.codes) {
         int32_t* to = data;
+        const char* ahead = from.ahead(first, WIDTH);
         for (int64_t index = first; index < last; index++) {
             const char* group = from.group(index);
             for (int vector = 0; vector < V; vector++, to += LANES)
@@ -159,6 +169,7 @@ class Unpacked {
                     store((float*)to + vector * LANES, from.minimum(group, vector));
             to += WIDTH;
             const int32_t* at = from.words(group);
+            from.prefetch(ahead, 4 * WIDTH, codes.header * WIDTH);
             for (int64_t word = 0; word < codes.inputs / (4 * How::PLANES); word++) {
 #pragma GCC unroll 4
                 for (int vector = 0; vector < V; vector++) {
@@ -168,6 +179,7 @@ class Unpacked {
                     for (int plane = 0; plane < How::PLANES; plane++)
                         store(to + plane * WIDTH + vector * LANES, planes[plane]);
                 }
+                from.prefetch(ahead, 4 * How::WORDS * WIDTH, 4 * How::WORDS * WIDTH);
                 at += from.step(), to += How::PLANES * WIDTH;
             }
         }
@@ -186,6 +198,8 @@ class Unpacked {
     void planes(const int32_t* at, int vector, Ints (&planes)[1]) const {
         planes[0] = load(at + vector * LANES);
     }
+    const char* ahead(int64_t, int64_t) const { return nullptr; }
+    static void prefetch(const char*&, int64_t, int64_t) {}
 };
 
 }  // namespace moedial

@@ -11,6 +11,8 @@ namespace moedial {
 
 constexpr int64_t ROW_BLOCK = 16 * ROWS;  // rows of one pass over a panel, of matrices of any kind
 constexpr int GROUPED_ROWS = 4;           // so many that their integers fit the registers
+// Vectors of outputs that one row takes at once: a whole panel, which is then read as it lies.
+constexpr int ONE_ROW_VECTORS = LANES < 8 ? VECTORS : PANEL / LANES;
 
 // Encoded rows, and where their parts lie.
 struct GroupedRows {
@@ -27,35 +29,43 @@ struct GroupedRows {
 };
 
 // The sums of one run of R rows and V vectors of outputs: parts[row][vector] = the start and Σ of
-// entry * input from word `from` to `end` of the rows. Moves `words` on behind the run's.
+// entry * input from word `from` to `end` of the rows. Moves `words` on behind the run's, and
+// `ahead`, what is prefetched next.
 template <int R, int V, class Weights>
 inline void sum_run(const int32_t* const (&rows)[R], int64_t start, int64_t from, int64_t end,
-                    const Weights& weights, const int32_t*& words, Ints (&parts)[R][V]) {
+                    const Weights& weights, const int32_t*& words, const char*& ahead,
+                    Ints (&parts)[R][V]) {
     using Codes = typename Weights::Codes;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int row = 0; row < R; row++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int vector = 0; vector < V; vector++) parts[row][vector] = splat(rows[row][start]);
     for (; from < end; from += 4)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int word = 0; word < 4; word += Codes::PLANES) {
-            Ints planes[V][Codes::PLANES];
+            constexpr int BYTES = 4 * Codes::WORDS * V * LANES;
+            weights.prefetch(ahead, BYTES, BYTES);
+            // The planes of one row's vectors in turn, of several rows' vectors at once.
+            constexpr int TOGETHER = R > 1 ? V : 1;
+#pragma GCC unroll 8
+            for (int vector = 0; vector < V; vector += TOGETHER) {
+                Ints planes[TOGETHER][Codes::PLANES];
+#pragma GCC unroll 8
+                for (int i = 0; i < TOGETHER; i++) weights.planes(words, vector + i, planes[i]);
 #pragma GCC unroll 4
-            for (int vector = 0; vector < V; vector++)
-                weights.planes(words, vector, planes[vector]);
-            words += weights.step();
+                for (int plane = 0; plane < Codes::PLANES; plane++)
 #pragma GCC unroll 4
-            for (int plane = 0; plane < Codes::PLANES; plane++)
-#pragma GCC unroll 4
-                for (int row = 0; row < R; row++) {
-                    const Ints input = splat(rows[row][from + word + plane]);
-#pragma GCC unroll 4
-                    for (int vector = 0; vector < V; vector++) {
-                        Ints& part = parts[row][vector];
-                        part = add_bytes<Codes::LARGE>(part, planes[vector][plane], input);
-                        keep_in_register(part);
+                    for (int row = 0; row < R; row++) {
+                        const Ints input = splat(rows[row][from + word + plane]);
+#pragma GCC unroll 8
+                        for (int i = 0; i < TOGETHER; i++) {
+                            Ints& part = parts[row][vector + i];
+                            part = add_bytes<Codes::LARGE>(part, planes[i][plane], input);
+                            keep_in_register(part);
+                        }
                     }
-                }
+            }
+            words += weights.step();
         }
 }
 
@@ -73,23 +83,24 @@ __attribute__((noinline)) void grouped_tile(const GroupedRows& inputs, const Wei
                   run_words = SPLIT ? run_inputs(codes) / 4 : group_words;
     const int32_t* rows[R];
     Floats block[R][V];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int row = 0; row < R; row++) {
         rows[row] = inputs.rows[row];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int vector = 0; vector < V; vector++) block[row][vector] = Floats{};
     }
     int64_t from = first * group_words, start = inputs.layout.starts + first * runs;
-    const char* group = weights.group(first);
+    const char *group = weights.group(first), *ahead = weights.ahead(first, V * LANES);
     for (int64_t index = first; index < last; index++, group += weights.bytes()) {
         const int32_t* words = weights.words(group);
+        weights.prefetch(ahead, 4 * V * LANES, codes.header * V * LANES);
         Ints parts[R][V], totals[R][V];
         // All runs but the last.
         for (int64_t run = 1; run < runs; run++, from += run_words) {
-            sum_run<R, V>(rows, start++, from, from + run_words, weights, words, parts);
-#pragma GCC unroll 4
+            sum_run<R, V>(rows, start++, from, from + run_words, weights, words, ahead, parts);
+#pragma GCC unroll 8
             for (int row = 0; row < R; row++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int vector = 0; vector < V; vector++) {
                     const Ints part = end_bytes<LARGE>(parts[row][vector]);
                     totals[row][vector] = run == 1 ? part : totals[row][vector] + part;
@@ -97,12 +108,12 @@ __attribute__((noinline)) void grouped_tile(const GroupedRows& inputs, const Wei
             if constexpr (R * V > 4) keep_in_memory(totals);
         }
         if constexpr (R * V > 4) keep_in_memory(block);
-        sum_run<R, V>(rows, start++, from, from + run_words, weights, words, parts);
+        sum_run<R, V>(rows, start++, from, from + run_words, weights, words, ahead, parts);
         from += run_words;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int vector = 0; vector < V; vector++) {
             const Floats scale = weights.scale(group, vector);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int row = 0; row < R; row++) {
                 Ints total = end_bytes<LARGE>(parts[row][vector]);
                 if constexpr (SPLIT) total += totals[row][vector];
@@ -110,16 +121,16 @@ __attribute__((noinline)) void grouped_tile(const GroupedRows& inputs, const Wei
             }
             if (!codes.minimum()) continue;
             const Floats minimum = weights.minimum(group, vector);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int row = 0; row < R; row++)
                 block[row][vector] =
                     fused(splat(inputs.sum(row, index)), minimum, block[row][vector]);
         }
     }
     const int64_t number = first * codes.inputs / BLOCK_INPUTS;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int row = 0; row < R; row++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int vector = 0; vector < V; vector++) {
             float* sum = sums[row] + column + vector * LANES;
             store(sum, fused(block[row][vector], splat(inputs.scale(row, number)),
@@ -128,7 +139,7 @@ __attribute__((noinline)) void grouped_tile(const GroupedRows& inputs, const Wei
 }
 
 // `grouped_tile` for a number of rows that is known when it runs: 1 to R.
-template <int V, int R = GROUPED_ROWS, class Weights>
+template <int V, int R, class Weights>
 inline void grouped_rows(int rows, const GroupedRows& inputs, const Weights& weights, int64_t first,
                          int64_t last, float* const* sums, int64_t column) {
     if (rows == R) {
@@ -142,17 +153,17 @@ inline void grouped_rows(int rows, const GroupedRows& inputs, const Weights& wei
 
 // One block of all rows for `outputs` outputs of a panel, V vectors at a time, then fewer. Where
 // products cost more than unpacking, many rows share it.
-template <class Codes, int V = VECTORS>
+template <class Codes, int V, int R>
 inline void grouped_block(const GroupedRows& inputs, int64_t rows, Stored<Codes> stored,
                           int64_t outputs, int64_t first, int64_t last, float* const* sums,
                           int64_t column) {
     const auto tiles = [&](const auto& weights) {
-        for (int64_t row = 0; row < rows; row += GROUPED_ROWS)
-            grouped_rows<V>(int(std::min<int64_t>(rows - row, GROUPED_ROWS)), inputs.from(row),
-                            weights, first, last, sums + row, column);
+        for (int64_t row = 0; row < rows; row += R)
+            grouped_rows<V, R>(int(std::min<int64_t>(rows - row, R)), inputs.from(row), weights,
+                               first, last, sums + row, column);
     };
     for (; outputs >= V * LANES; outputs -= V * LANES) {
-        if constexpr (ADDS_IN_16_BITS) {
+        if constexpr (ADDS_IN_16_BITS && R > 1) {
             if (rows > GROUPED_ROWS)
                 tiles(Unpacked<Codes::LARGE, V>(stored, first, last));
             else
@@ -163,12 +174,12 @@ inline void grouped_block(const GroupedRows& inputs, int64_t rows, Stored<Codes>
         stored.column += V * LANES, column += V * LANES;
     }
     if constexpr (V * LANES > 16)
-        grouped_block<Codes, V / 2>(inputs, rows, stored, outputs, first, last, sums, column);
+        grouped_block<Codes, V / 2, R>(inputs, rows, stored, outputs, first, last, sums, column);
 }
 
 // sums[row] + column = the sums of `outputs` outputs of one panel from `first`, without the
 // outputs' factors. All rows pass over a block before the next: it stays in the first-level cache.
-template <class Codes>
+template <class Codes, int V, int R>
 inline void grouped_panel(const int32_t* const* inputs, int64_t rows, const Matrix& matrix,
                           int64_t first, int64_t outputs, float* const* sums, int64_t column) {
     const RowLayout layout(matrix.inputs, matrix.codes);
@@ -177,15 +188,20 @@ inline void grouped_panel(const int32_t* const* inputs, int64_t rows, const Matr
                                first - panel * PANEL, matrix.codes};
     const int64_t groups = matrix.groups(), block = BLOCK_INPUTS / matrix.codes.inputs;
     for (int64_t group = 0; group < groups; group += block)
-        grouped_block<Codes>({inputs, layout}, rows, stored, outputs, group,
-                             std::min(groups, group + block), sums, column);
+        grouped_block<Codes, V, R>({inputs, layout}, rows, stored, outputs, group,
+                                   std::min(groups, group + block), sums, column);
 }
 
 // The same for the codes of this matrix. Sums are floats.
 inline void grouped_product(const int32_t* const* inputs, int64_t rows, const Matrix& matrix,
                             int64_t first, int64_t outputs, int32_t* const* sums, int64_t column) {
     const auto run = [&]<class Codes>(Codes) {
-        grouped_panel<Codes>(inputs, rows, matrix, first, outputs, (float* const*)sums, column);
+        float* const* to = (float* const*)sums;
+        if (rows == 1)
+            grouped_panel<Codes, ONE_ROW_VECTORS, 1>(inputs, 1, matrix, first, outputs, to, column);
+        else
+            grouped_panel<Codes, VECTORS, GROUPED_ROWS>(inputs, rows, matrix, first, outputs, to,
+                                                        column);
     };
     const GroupCodes& codes = matrix.codes;
     if (codes.bits == 8) return run(WholeBytes{});
