@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.batching import InputBatchBuilder
 from engine.expert_stats import ExpertStats
-from engine.plan import Chunk, MoEWork, Plan, Sampled, StepResult, rows_of
+from engine.plan import Chunk, MoEWork, Plan, PromptLogprobs, Sampled, StepResult, rows_of
 from engine.sampling.contrast import joined
 from engine.sampling.logprobs import prompt_logprobs
 from engine.sampling.on_device import LaunchedSamples, LaunchedScores, launch_samples, launch_scores
@@ -71,11 +71,16 @@ class ModelRunner:
         logits_RV = self.forward(plan, expert_stats)
         observed = expert_stats.observed(plan, self.model.config.mixtures)
         scoring = [chunk for chunk in plan if chunk.scored_positions]
-        sampled_rows = len(logits_RV) - sum(len(chunk.scored_positions) for chunk in scoring)
-        sampled = _sample(self.model, logits_RV[:sampled_rows], plan) if sampled_rows else ()
+        scores: tuple[PromptLogprobs, ...] = ()
+        sampled_rows = logits_RV.shape[0]
+        if scoring:  # few steps do, and views take time
+            sampled_rows -= sum(len(chunk.scored_positions) for chunk in scoring)
+            logits_RV, scored_RV = logits_RV[:sampled_rows], logits_RV[sampled_rows:]
+            scores = _prompt_logprobs(scored_RV, scoring)
+        sampled = _sample(self.model, logits_RV, plan) if sampled_rows else ()
         tokens = sum(chunk.length + len(chunk.drafts) for chunk in plan)
         work = self._work(expert_stats, tokens)
-        return StepResult(sampled, work, _prompt_logprobs(logits_RV[sampled_rows:], scoring), observed)
+        return StepResult(sampled, work, scores, observed)
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> LaunchedStep:
@@ -142,17 +147,18 @@ class ModelRunner:
         """The work of all mixtures in a step of so many tokens."""
         distinct, imbalance = self.model.load_spread(expert_stats.loads)
         trained_pairs = (tokens * self._layers - expert_stats.absent) * self._trained
-        return MoEWork(expert_stats.pairs, trained_pairs, distinct, imbalance / max(1, len(expert_stats.loads)))
+        return MoEWork(expert_stats.pairs, trained_pairs, distinct, imbalance / max(1, expert_stats.mixtures))
 
     def forward(self, plan: Plan, expert_stats: ExpertStats) -> Tensor:
         """Logits [R, V] of the rows that chunks ask for, in plan order: rows to sample from, then rows that score."""
         return self._forward(self._inputs, plan, expert_stats)
 
     def _forward(self, inputs: InputBatchBuilder, plan: Plan, expert_stats: ExpertStats) -> Tensor:
-        batch, pages = inputs.build(rows_of(plan))
+        rows = rows_of(plan)
+        batch, pages = inputs.build(rows)
         logits_RV = self.model(batch, pages, expert_stats)
         expert_stats.count_pairs(plan)
-        return joined(logits_RV, plan)
+        return logits_RV if rows is plan else joined(logits_RV, plan)
 
     def _draft(self, plan: Plan, expert_stats: ExpertStats) -> Plan:
         """The same plan with drafts that the model made with fewer experts, one token per forward pass.
@@ -221,9 +227,9 @@ def _taken(logits_RV: Tensor, rows: list[int]) -> Tensor:
     return logits_RV.index_select(0, torch.tensor(rows).to(logits_RV.device, non_blocking=True))
 
 
-def _prompt_logprobs(logits_NV: Tensor, chunks: list[Chunk]) -> tuple[tuple[Logprob, ...] | None, ...]:
+def _prompt_logprobs(logits_NV: Tensor, chunks: list[Chunk]) -> tuple[PromptLogprobs, ...]:
     """The log-probabilities of prompt tokens: for each chunk, those of the tokens after its own."""
-    found: list[tuple[Logprob, ...] | None] = []
+    found: list[PromptLogprobs] = []
     first = 0
     for chunk in chunks:
         tokens, wanted = _scored(chunk)

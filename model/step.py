@@ -74,6 +74,12 @@ class Observer(Protocol):
         """`pairs` computed, or at most so many where a device computes them and `used` is told too; `load_E` tokens per
         expert (∞-MoE: per group); `scores_TE` router probabilities."""
 
+    def routed_all(self, pairs_L: Sequence[int], load_N: Tensor, experts: Sequence[int]) -> None:
+        """`routed` of every mixture, without scores, by who has it in one piece: `experts` says how many values of
+        `load_N` each mixture has."""
+        for layer, (pairs, load_E) in enumerate(zip(pairs_L, load_N.split(list(experts)), strict=True)):
+            self.routed(layer, pairs, load_E, None)
+
     def used(self, layer: int, used_T: Tensor) -> None:
         """Int64: how many pairs each token ran, 0 where it does not run this layer. Only of steps where that does not
         follow from the counts: with adaptive rules, dropped choices, layers that not all tokens run."""

@@ -78,7 +78,7 @@ class NativeDecoder(NativeSampling):
         self.config, self.kernels, self.dtype = config, load().name, dtype
         self.cache_dtype = torch.int8 if kv_cache == "int8" else dtype
         self.parameters, self.precision = parameters, precision
-        self._loads = [shape.num_experts for shape in config.mixtures]
+        self._experts = [shape.num_experts for shape in config.mixtures]
         self._program = built(calls, len(config.feed_forward))
         self._run = self._program.run
 
@@ -86,7 +86,6 @@ class NativeDecoder(NativeSampling):
         """The cache that this decoder reads and writes."""
         return native_cache(self.config.memory, blocks, block_size, self.cache_dtype, slots)
 
-    @torch.inference_mode()
     def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
         """Logits of the wanted rows, [B, V], float32."""
         cache = pages.cache
@@ -111,9 +110,7 @@ class NativeDecoder(NativeSampling):
             if used_LT is not None:
                 pairs_L = used_LT.sum(1).tolist()
                 each(observer.used, used_LT)
-            loads = zip(pairs_L, load_N.split(self._loads), strict=True)
-            for mixture, (pairs, load_E) in enumerate(loads):
-                observer.routed(mixture, pairs, load_E, None)
+            observer.routed_all(pairs_L, load_N, self._experts)
             each(observer.routes, expert_LTK)
         result: Tensor = logits_BV
         return result
@@ -121,8 +118,8 @@ class NativeDecoder(NativeSampling):
     launch = __call__
 
     def load_spread(self, loads: Sequence[Tensor]) -> tuple[int, float]:
-        """See `Runnable`."""
-        distinct, uneven = torch.ops.moedial.spread(list(loads))
+        """See `Runnable`. Each of `loads` is that of all mixtures in one pass."""
+        distinct, uneven = torch.ops.moedial.spread(loads, self._experts)
         return distinct, uneven
 
 

@@ -199,16 +199,16 @@ inline void run_up(const Inputs& in, const ExpertsRun& step) {
     const Hidden& hidden = step.hidden;
     const int64_t units = step.experts.units, stride = hidden.in.inputs;
     const int64_t panels = up.panels(), work = effort(up, step.count, step.pieces);
-    const Runs runs{panels, PANEL, run_length(step.pieces * panels, step.mean_rows, team(work))};
+    const Runs runs(step.pieces, panels, PANEL, step.mean_rows, team(work));
     parallel_on_nodes(
-        runs.shares(step.pieces), stealing(step.mean_rows),
+        runs.shares(), stealing(step.mean_rows),
         [&](int64_t node, int64_t task) {
-            const int64_t run = task % runs.count(node), piece = task / runs.count(node);
-            const Work& part = step.work[piece];
-            const int64_t end = runs.end(node, run), together = joined(part.rows, PANEL);
-            for (int64_t panel = runs.from(node, run); panel < end; panel += together)
-                up_tile(in, step.pairs, step.experts, part, panel, std::min(together, end - panel),
-                        hidden);
+            const Run& run = runs.at(node, task);
+            const Work& part = step.work[run.matrix];
+            const int64_t together = joined(part.rows, PANEL);
+            for (int64_t panel = run.from; panel < run.end; panel += together)
+                up_tile(in, step.pairs, step.experts, part, panel,
+                        std::min(together, run.end - panel), hidden);
         },
         work);
     if (!hidden.floats) return;
@@ -228,12 +228,11 @@ inline void run_down(const ExpertsRun& step, const Output& out) {
     float* sums = scratch().take<float>(out.rows * padded);
     const int64_t work_to_do = effort(down, step.count, pieces), threads = team(work_to_do);
     const Slices slices(down, 1, threads);  // a column is summed by one thread
-    const Runs runs{slices.count(), slices.width,
-                    run_length(slices.count(), step.mean_rows, threads)};
+    const Runs runs(1, slices.count(), slices.width, step.mean_rows, threads);
     parallel_on_nodes(
-        runs.shares(1), stealing(step.mean_rows),
-        [&](int64_t node, int64_t run) {
-            const int64_t from = runs.from(node, run), end = runs.end(node, run);
+        runs.shares(), stealing(step.mean_rows),
+        [&](int64_t node, int64_t task) {
+            const auto [matrix, from, end] = runs.at(node, task);
             const int64_t first = slices.at(from).first;
             const int64_t last = std::min(end * slices.width, padded);
             // The task's columns of all tokens are cleared, summed and added by this thread.

@@ -88,11 +88,9 @@ struct Slices {
     Slice at(int64_t index) const { return at(index, index + 1); }
 };
 
-// How many neighbouring panels one task takes. A long run is read fastest, but each thread needs
-// several tasks; where rows are many, the panels' arithmetic hides where they lie.
-inline int64_t run_length(int64_t panels, int64_t rows, int64_t team) {
-    return std::clamp<int64_t>(panels / (4 * team), 1, rows > ROWS ? MOST_OUTPUTS / PANEL : 8);
-}
+// The most neighbouring panels that one task takes: a long run is read fastest; where rows are
+// many, the panels' arithmetic hides where they lie.
+inline int64_t longest_run(int64_t rows) { return rows > ROWS ? MOST_OUTPUTS / PANEL : 8; }
 
 // How many slices of a run are multiplied as one.
 inline int64_t joined(int64_t rows, int64_t width) {
@@ -102,23 +100,52 @@ inline int64_t joined(int64_t rows, int64_t width) {
 // With few rows memory is the limit: tasks stay on the node that has their panels.
 inline Stealing stealing(int64_t rows) { return rows > 8 ? ALWAYS : LATE; }
 
-// Runs of a matrix' slices. Each node has a contiguous part of the panels (`place`, memory.h).
-struct Runs {
-    int64_t slices, width, length;  // slices of `width` outputs; slices of a run
-    int64_t panels = ceil_div(slices * width, PANEL), all = nodes();
+// Neighbouring slices of one of several matrices, or of the only one.
+struct Run {
+    int64_t matrix, from, end;
+};
 
-    int64_t first(int64_t node) const {
-        return std::min(slices, part_begin(panels, node, all) * (PANEL / width));
+// Slices of `matrices` matrices of one shape, cut into runs. Each node has a contiguous part of the
+// panels (`place`, memory.h).
+class Runs {
+    Run* runs;
+    int64_t first[MOST_NODES + 1] = {};  // run of each node
+
+  public:
+    // `slices` of `width` outputs; `rows` of each product. Runs shorten towards the end, so that
+    // the threads end together. Many rows are `joined`: their runs have one length.
+    Runs(int64_t matrices, int64_t slices, int64_t width, int64_t rows, int64_t team)
+        : runs(scratch().take<Run>(matrices * slices)) {
+        const int64_t panels = ceil_div(slices * width, PANEL), all = nodes();
+        const int64_t threads = ceil_div(team, all);
+        const int64_t longest =
+            std::clamp<int64_t>(matrices * slices / (4 * team), 1, longest_run(rows));
+        int64_t count = 0;
+        for (int64_t node = 0; node < all; node++) {
+            const auto begin = [&](int64_t at) {
+                return std::min(slices, part_begin(panels, at, all) * (PANEL / width));
+            };
+            const int64_t start = begin(node), end = begin(node + 1);
+            int64_t left = matrices * (end - start);
+            for (int64_t matrix = 0; matrix < matrices; matrix++)
+                for (int64_t from = start; from < end; from = runs[count++].end) {
+                    const int64_t shared = 2 * left / (3 * threads);
+                    const int64_t length =
+                        rows > ROWS ? longest : std::clamp<int64_t>(shared, 1, longest_run(rows));
+                    runs[count] = {matrix, from, std::min(end, from + length)};
+                    left -= runs[count].end - from;
+                }
+            first[node + 1] = count;
+        }
     }
-    int64_t count(int64_t node) const { return ceil_div(first(node + 1) - first(node), length); }
-    int64_t from(int64_t node, int64_t run) const { return first(node) + run * length; }
-    int64_t end(int64_t node, int64_t run) const {
-        return std::min(first(node + 1), from(node, run + 1));
-    }
+
+    const Run& at(int64_t node, int64_t index) const { return runs[first[node] + index]; }
+
     // Each run is so many tasks.
-    Shares shares(int64_t times) const {
+    Shares shares(int64_t times = 1) const {
         Shares tasks;
-        for (int64_t node = 0; node < all; node++) tasks.counts[node] = count(node) * times;
+        for (int64_t node = 0; node < nodes(); node++)
+            tasks.counts[node] = (first[node + 1] - first[node]) * times;
         return tasks;
     }
 };
@@ -132,17 +159,16 @@ inline void multiply(const Inputs& in, int64_t rows, const Matrix& matrix, Take&
     const int64_t parts =
         std::clamp<int64_t>(ceil_div(least, slices.count()), 1, ceil_div(rows, ROW_BLOCK));
     const int64_t part = ceil_div(ceil_div(rows, parts), ROW_BLOCK) * ROW_BLOCK;
-    const Runs runs{slices.count(), slices.width,
-                    run_length(slices.count() * parts, rows, team(work))};
+    const Runs runs(1, slices.count(), slices.width, rows, team(work));
     parallel_on_nodes(
         runs.shares(parts), stealing(rows),
         [&](int64_t node, int64_t task) {
-            const int64_t end = runs.end(node, task / parts);
+            const Run& run = runs.at(node, task / parts);
             const int64_t last = std::min(rows, (task % parts + 1) * part);
             const int64_t start = task % parts * part, height = block_rows(last - start);
             const int64_t step = joined(rows, slices.width);
-            for (int64_t index = runs.from(node, task / parts); index < end; index += step) {
-                const Slice slice = slices.at(index, std::min(end, index + step));
+            for (int64_t index = run.from; index < run.end; index += step) {
+                const Slice slice = slices.at(index, std::min(run.end, index + step));
                 for (int64_t first = start; first < last; first += height) {
                     Block& room = block();
                     const int64_t now = std::min(height, last - first);

@@ -152,17 +152,27 @@ Tensor masks_op(const Tensor& scores, const Tensor& counts, int64_t k_max, int64
 
 // Over all mixtures' tokens per expert: experts that have any, and the sum over the mixtures of the
 // busiest expert's tokens over the mean.
-std::tuple<int64_t, double> spread_op(const std::vector<Tensor>& loads) {
-    int64_t distinct = 0;
+std::tuple<int64_t, double> spread_op(const std::vector<Tensor>& loads,
+                                      const std::vector<int64_t>& experts) {
+    int64_t all = 0, distinct = 0;
+    for (const int64_t count : experts) {
+        TORCH_CHECK(count >= 0, "a mixture has ", count, " experts");
+        all += count;
+    }
     double uneven = 0;
-    for (const Tensor& mixture : loads) {
-        const int64_t* load = data<const int64_t>(mixture, "load");
-        int64_t busiest = 0, total = 0;
-        for (int64_t expert = 0; expert < mixture.numel(); expert++) {
-            distinct += load[expert] > 0, total += load[expert];
-            busiest = std::max(busiest, load[expert]);
+    for (const Tensor& pass : loads) {
+        const int64_t* load = data<const int64_t>(pass, "load");
+        TORCH_CHECK(pass.numel() == all, "a pass has loads of ", pass.numel(), " experts, not of ",
+                    all);
+        for (const int64_t count : experts) {
+            int64_t busiest = 0, total = 0;
+            for (int64_t expert = 0; expert < count; expert++) {
+                distinct += load[expert] > 0, total += load[expert];
+                busiest = std::max(busiest, load[expert]);
+            }
+            if (total) uneven += double(busiest) * double(count) / double(total);
+            load += count;
         }
-        if (total) uneven += double(busiest) * double(mixture.numel()) / double(total);
     }
     return {distinct, uneven};
 }
@@ -249,7 +259,7 @@ TORCH_LIBRARY(moedial, library) {
     define_block_ops(library);
     define_program(library);
     // Without a kernel for each device: these take no tensor, or count what a step has reported.
-    library.def("spread(Tensor[] loads) -> (int, float)", &spread_op);
+    library.def("spread(Tensor[] loads, int[] experts) -> (int, float)", &spread_op);
     library.def("allocate(int bytes, int matrices=0, int outputs=0) -> Tensor", &allocate_op);
     library.def("set_threads(int count) -> ()", &set_threads_op);
     library.def("set_nodes(int[] cores, int[] node_of_cpu) -> ()", &set_nodes_op);

@@ -224,10 +224,11 @@ def test_infinity_blocks_of_more_rows_than_one_piece_of_work_takes() -> None:
 
 def test_how_uneven_the_loads_are() -> None:
     """Experts that have any tokens; the sum over the mixtures of the busiest's share over the mean."""
-    loads = [torch.tensor(load) for load in ([0, 3, 1], [5], [0, 0, 0, 0], [2, 2, 2, 0])]
-    distinct, uneven = ops.spread(loads)
-    assert distinct == 2 + 1 + 0 + 3 and uneven == pytest.approx(3 / (4 / 3) + 1 + 0 + 2 / (6 / 4))
-    assert ops.spread([]) == (0, 0.0)
+    loads = [torch.tensor([0, 3, 1, 5, 0, 0, 0, 0]), torch.tensor([4, 0, 0, 0, 2, 2, 2, 0])]  # two passes
+    distinct, uneven = ops.spread(loads, [3, 1, 4])
+    assert distinct == 2 + 1 + 0 + 1 + 0 + 3
+    assert uneven == pytest.approx(3 / (4 / 3) + 1 + 0 + 4 / (4 / 3) + 0 + 2 / (6 / 4))
+    assert ops.spread([], [3]) == (0, 0.0)
 
 
 def blocks(kind: Kind) -> list[TopKCase | InfinityCase]:

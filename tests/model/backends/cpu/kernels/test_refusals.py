@@ -340,7 +340,9 @@ OTHERS: list[tuple[Callable[[], str], str]] = [
     (lambda: raised(ops.set_nodes, [1, 1], [0, 2]), "a processor is on node 2 of 2"),
     (lambda: raised(ops.set_patience, -1), "patience must be between 0 and 100000 microseconds, got -1"),
     (lambda: raised(ops.allocate, 5, 1, 0), "cannot allocate 5 bytes for 1 matrices of 0 outputs"),
-    (lambda: raised(lambda _: ops.spread([torch.zeros(3)]), 0), "load has the wrong dtype, Float"),
+    (lambda: raised(lambda _: ops.spread([torch.zeros(3)], [3]), 0), "load has the wrong dtype, Float"),
+    (lambda: raised(lambda _: ops.spread([torch.zeros(3).long()], [2]), 0), "loads of 3 experts, not of 2"),
+    (lambda: raised(lambda _: ops.spread([torch.zeros(3).long()], [5, -2]), 0), "a mixture has -2 experts"),
     (lambda: raised(ops.allocate, 1 << 60), "out of memory: 1152921504606846976 bytes"),
 ]
 
