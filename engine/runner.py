@@ -18,7 +18,6 @@ from engine.sampling.logprobs import prompt_logprobs
 from engine.sampling.on_device import LaunchedSamples, LaunchedScores, launch_samples, launch_scores
 from engine.sampling.sampler import sample
 from engine.sequence import LATE, Sequence
-from engine.types import Logprob
 from model.backends.base import Runnable, SamplingOps
 from model.batch import Cache, LateIds
 from model.devices import device_errors
