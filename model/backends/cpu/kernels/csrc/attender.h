@@ -74,9 +74,10 @@ struct Attender {
 
     // The tiles of a round in the order in which they are read: keys, values, what comes next.
     using Sequence = const int32_t * [2 * KEYS / TILE + AHEAD_TILES];
+    static_assert(KEYS / TILE <= AHEAD_TILES && QUERIES <= ROW_BLOCK && KEYS <= WIDE_WORDS);
 
     // `used` tiles of keys, as many of values (without values of their own the next keys, which are
-    // asked for twice then), and the next keys: of this tile, or else of the one behind it.
+    // prefetched twice then), and the next keys: of this tile, or else of the one behind it.
     void list(const QueryTile& tile, int64_t from, int64_t used, const Reach& reach,
               Sequence& tiles) const {
         for (int64_t i = 0; i < used; i++) {
@@ -91,7 +92,7 @@ struct Attender {
         for (int64_t i = 0; i < AHEAD_TILES; i++) {
             const int64_t at = tile_at(next, std::min(first + i * TILE, last - 1));
             tiles[2 * used + i] = cache.keys + at;
-            if (!cache.values) tiles[used + i] = cache.keys + at;
+            if (!cache.values && i < used) tiles[used + i] = cache.keys + at;
         }
     }
 
@@ -102,7 +103,7 @@ struct Attender {
                const int32_t* const* rows, Running& run) const {
         // They become probabilities, and lie as the wide inputs of the second product.
         alignas(64) float scores[QUERIES * WIDE_STRIDE];
-        alignas(64) int32_t weights[QUERIES * KEYS];  // probabilities, where they are pairs
+        alignas(64) int32_t weights[QUERIES * KEYS / 2];  // probabilities, where they are pairs
         const int32_t* weight_rows[QUERIES];
         int32_t *score_rows[QUERIES], *out_rows[QUERIES];
         const int64_t here = tile.count(), group = cache.group();
@@ -114,6 +115,9 @@ struct Attender {
         }
         Sequence tiles;
         list(tile, from, used, reach, tiles);
+        // A short round has values so early that no tile before them prefetches them.
+        for (int64_t i = used; cache.values && i < std::min(2 * used, AHEAD_TILES); i++)
+            prefetch_part<Stored>(tiles[i], TILE * cache.value_width / group, 0, 1);
         // Scores are read in whole pairs of tiles: what is not scored must still be a number.
         const int64_t count = ceil_div(used, 2) * 2 * TILE;
         for (int64_t query = 0; used % 2 && query < here; query++)

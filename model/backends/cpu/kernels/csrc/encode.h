@@ -19,7 +19,7 @@ struct Inputs {
     const int32_t* row(int64_t index) const { return data + index * words; }
 };
 
-// INT8_WEIGHTS are widened to bfloat16 before they are multiplied: so are their inputs.
+// INT8_WEIGHTS are multiplied by bfloat16 inputs.
 inline Kind input_kind(Kind kind) { return kind == INT8_WEIGHTS ? BFLOAT16 : kind; }
 
 // Whether rows encoded for one matrix can be multiplied by another.

@@ -11,11 +11,11 @@ namespace moedial {
 constexpr int64_t PIECE_WORDS = 32;
 
 // sums[row][vector] (+)= the inputs of R rows, widened, times the weights of V vectors of outputs,
-// `words` stored words of each. Meanwhile memory is asked for from `ahead` on, as much as is read.
+// `words` stored words of each. Meanwhile as much memory is prefetched from `ahead` on.
 template <class Wide, int R, int V>
-[[gnu::noinline]] inline void few_rows_tile(const int32_t* inputs, int64_t words,
-                                            const WideSlice& slice, int32_t* const* sums,
-                                            int64_t column, bool add, const char* ahead) {
+[[gnu::noinline]] void few_rows_tile(const int32_t* inputs, int64_t words, const WideSlice& slice,
+                                     int32_t* const* sums, int64_t column, bool add,
+                                     const char* ahead) {
     Ints acc[R][V], wide[Wide::COUNT];
 #pragma GCC unroll 8
     for (int row = 0; row < R; row++)
@@ -78,7 +78,7 @@ inline void few_rows_product(const int32_t* const* rows, int64_t count, const Ma
             const int64_t words = std::min(now - piece, PIECE_WORDS);
             const char* data =
                 matrix.panel(panel) + (from + piece) * step + (first - panel * PANEL) * size;
-            // Each tile asks for its part of the next piece.
+            // Each tile prefetches its part of the next piece.
             for (int64_t output = 0; output < outputs; output += WIDE_OUTPUTS)
                 few_rows_tiles<Wide, VECTORS>(
                     count, inputs + piece * Wide::STEP, words, {data + output * size, step, size},

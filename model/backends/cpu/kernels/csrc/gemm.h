@@ -14,7 +14,7 @@ namespace moedial {
 constexpr int64_t CHUNK = 128;  // groups that stay in the first-level cache: 64 * 4 * CHUNK bytes
 constexpr int64_t AHEAD = LANES == 16 ? 12 : 32;  // groups to prefetch ahead
 
-// At most so many rows are multiplied by so many vectors at once, where panels allow.
+// Up to PANEL_ROWS rows take PANEL_VECTORS vectors of outputs at once.
 constexpr int PANEL_ROWS = LANES == 16 ? 1 : 2, PANEL_VECTORS = LANES == 16 ? VECTORS : 8;
 
 // One step of a sum: a word of inputs, the same in every lane, times a word of weights per lane.
@@ -33,7 +33,7 @@ struct Int8Dot {
 };
 
 // Where a tile finds its weights: vector `vector` of group `group` at `at(group, vector)`.
-// `prefetch` is called with the same, and may ask for memory some groups ahead.
+// `prefetch` is called with the same, and may prefetch memory some groups ahead.
 struct PanelWords {
     const int32_t* words;
     int64_t step;  // words from one group to the next
@@ -85,7 +85,7 @@ inline void tile(const int32_t* const* inputs, int64_t from, int64_t groups, con
 }
 
 // `tile` for a number of rows that is known when it runs: 1 to ROWS.
-template <class Dot, int V, int R = ROWS, class Words>
+template <class Dot, int V, int R, class Words>
 inline void tile_rows(int rows, const int32_t* const* inputs, int64_t from, int64_t groups,
                       const Words& words, int32_t* const* sums, int64_t column, bool add) {
     if (rows == R) return tile<Dot, R, V>(inputs, from, groups, words, sums, column, add);
@@ -94,7 +94,7 @@ inline void tile_rows(int rows, const int32_t* const* inputs, int64_t from, int6
 }
 
 // All rows against the same `vectors` vectors of outputs, 1 to V, in tiles of up to R rows.
-template <class Dot, int V = VECTORS, int R = ROWS, class Words>
+template <class Dot, int V, int R, class Words>
 inline void tiles(int vectors, const int32_t* const* inputs, int64_t rows, int64_t from,
                   int64_t groups, const Words& words, int32_t* const* sums, int64_t column,
                   bool add) {
@@ -151,13 +151,13 @@ struct Slice {
     int64_t first, outputs;
 };
 
-// Whether products with matrices of this kind are faster with what is widened once.
-inline bool widens(Kind kind) {
+// Whether the inputs of products with matrices of this kind are widened once.
+inline bool widens_inputs(Kind kind) {
     constexpr bool FLOATS = LANES < 16, BYTES = FLOATS && ADDS_IN_16_BITS;
     return kind != GROUPED && (kind == INT8 ? BYTES : FLOATS);
 }
-// With weights, too (`widened.h`).
-inline bool widens(Kind kind, int64_t rows) { return rows > ROWS && widens(kind); }
+// Whether the weights are, too: products of many rows (`widened.h`).
+inline bool widens(Kind kind, int64_t rows) { return rows > ROWS && widens_inputs(kind); }
 
 // Calls run(Wide) with how the words of this kind are widened.
 template <class Run>
@@ -176,7 +176,7 @@ inline void panel_product(const int32_t* const* inputs, int64_t rows, const Slic
     const Matrix& matrix = *slice.matrix;
     if (matrix.kind == GROUPED)
         return grouped_product(inputs, rows, matrix, slice.first, slice.outputs, sums, column);
-    if (widens(matrix.kind) && (rows > PANEL_ROWS || matrix.kind == INT8_WEIGHTS))
+    if (widens_inputs(matrix.kind) && (rows > PANEL_ROWS || matrix.kind == INT8_WEIGHTS))
         return with_wide(matrix.kind, [&]<class Wide>(Wide) {
             few_rows_product<Wide>(inputs, rows, matrix, slice.first, slice.outputs, sums, column,
                                    add);

@@ -11,7 +11,8 @@ namespace moedial {
 
 constexpr int64_t ROW_BLOCK = 16 * ROWS;  // rows of one pass over a panel, of matrices of any kind
 constexpr int GROUPED_ROWS = 4;           // so many that their integers fit the registers
-// Vectors of outputs that one row takes at once: a whole panel, which is then read as it lies.
+// Vectors of outputs that one row takes at once: a whole panel, which is then read as it lies
+// (portable: as other rows).
 constexpr int ONE_ROW_VECTORS = LANES < 8 ? VECTORS : PANEL / LANES;
 
 // Encoded rows, and where their parts lie.

@@ -88,13 +88,13 @@ struct Slices {
     Slice at(int64_t index) const { return at(index, index + 1); }
 };
 
-// The most neighbouring panels that one task takes: a long run is read fastest; where rows are
+// The most neighbouring slices that one task takes: a long run is read fastest; where rows are
 // many, the panels' arithmetic hides where they lie.
 inline int64_t longest_run(int64_t rows) { return rows > ROWS ? MOST_OUTPUTS / PANEL : 8; }
 
 // How many slices of a run are multiplied as one.
 inline int64_t joined(int64_t rows, int64_t width) {
-    return rows > ROWS ? MOST_OUTPUTS / width : 1;
+    return (rows > ROWS ? MOST_OUTPUTS : PANEL) / width;
 }
 
 // With few rows memory is the limit: tasks stay on the node that has their panels.

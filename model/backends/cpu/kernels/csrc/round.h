@@ -1,12 +1,12 @@
 // The two products of a round of attention with the tiles that the cache keeps: scores of keys, and
-// weighted values. While one reads its tiles it asks for those that are read next: a tile is short
-// and its neighbour far away, so that the processor would not see it coming.
+// weighted values. Each prefetches the tiles that are read next: tiles are short and far apart, so
+// the hardware prefetcher misses them.
 #pragma once
 #include "turn.h"
 
 namespace moedial {
 
-// While a tile is read, the one so many tiles further is asked for.
+// While a tile is read, the one so many tiles further is prefetched.
 constexpr int64_t AHEAD_TILES = 8;
 
 // LANES bytes among those of a tile, as floats.
@@ -47,9 +47,9 @@ struct ByteTiles : FloatTiles {  // behind the scales of the tile's slots
     }
 };
 
-// Asks for the line of the cache in which a word of a tile lies, once for each line.
+// Prefetches the line of the cache in which a word of a tile lies.
 template <class Stored>
-inline void ask(const int32_t* tile, int64_t index) {
+inline void prefetch_word(const int32_t* tile, int64_t index) {
     __builtin_prefetch(Stored::address(tile, index));
 }
 
@@ -64,7 +64,7 @@ struct KeyWords {
     }
     void prefetch(int64_t group, int vector) const {
         if (vector * LANES % TILE || group * TILE * Stored::SIZE % 64) return;
-        ask<Stored>(tiles[(first + vector * LANES) / TILE + AHEAD_TILES], group * TILE);
+        prefetch_word<Stored>(tiles[(first + vector * LANES) / TILE + AHEAD_TILES], group * TILE);
     }
 };
 
@@ -82,7 +82,7 @@ struct ValueWords {
     }
     void prefetch(int64_t group, int vector) const {
         if (vector * LANES * Stored::SIZE % 64) return;
-        ask<Stored>(tiles[(group >> shift) + AHEAD_TILES], index(group, vector));
+        prefetch_word<Stored>(tiles[(group >> shift) + AHEAD_TILES], index(group, vector));
     }
 };
 
@@ -91,8 +91,8 @@ struct ValueWords {
 // vector's sums are a chain of additions: tiles of few rows are wide, so that other chains hide how
 // long each addition takes.
 template <class Dot, int R, class Words>
-inline void multiply(const int32_t* const* rows, int64_t groups, int64_t first, int64_t last,
-                     const Words& words, int32_t* const* sums, bool add) {
+inline void multiply_tiles(const int32_t* const* rows, int64_t groups, int64_t first, int64_t last,
+                           const Words& words, int32_t* const* sums, bool add) {
     const auto by = [&]<int V>(std::integral_constant<int, V>) {
         for (; first + V * LANES <= last; first += V * LANES)
             tile<Dot, R, V>(rows, 0, groups, words(first), sums, first, add);
@@ -100,14 +100,15 @@ inline void multiply(const int32_t* const* rows, int64_t groups, int64_t first, 
     if constexpr (R == 1) by(std::integral_constant<int, 8>{});
     if constexpr (R == 2 || R == 3) by(std::integral_constant<int, 4>{});
     by(std::integral_constant<int, VECTORS>{});
+    if constexpr (VECTORS > 2) by(std::integral_constant<int, 2>{});
     by(std::integral_constant<int, 1>{});
 }
 
-// `multiply` for a number of rows that is known when it runs: 1 to ROWS.
+// `multiply_tiles` for a number of rows that is known when it runs: 1 to ROWS.
 template <class Dot, int R = ROWS, class Words>
 inline void multiply_few(int64_t count, const int32_t* const* rows, int64_t groups, int64_t first,
                          int64_t last, const Words& words, int32_t* const* sums, bool add) {
-    if (count == R) return multiply<Dot, R>(rows, groups, first, last, words, sums, add);
+    if (count == R) return multiply_tiles<Dot, R>(rows, groups, first, last, words, sums, add);
     if constexpr (R > 1)
         multiply_few<Dot, R - 1>(count, rows, groups, first, last, words, sums, add);
 }
@@ -145,13 +146,13 @@ inline void add_values(const Cache& cache, Tiles values, int64_t used, int64_t q
                                         true);
 }
 
-// A share of a tile's lines is asked for: part `index` of `count`.
+// Prefetches a share of a tile's lines: part `index` of `count`.
 template <class Stored>
-inline void ask_part(const int32_t* tile, int64_t words, int64_t index, int64_t count) {
+inline void prefetch_part(const int32_t* tile, int64_t words, int64_t index, int64_t count) {
     const int64_t line = 64 / Stored::SIZE;
     for (int64_t word = words * index / count / line * line; word < words * (index + 1) / count;
          word += line)
-        ask<Stored>(tile, word);
+        prefetch_word<Stored>(tile, word);
 }
 
 // Both products where queries are many: what is stored is widened once for all of them.
@@ -185,8 +186,8 @@ inline void add_values_wide(const Cache& cache, Tiles values, int64_t used, int6
     for (int64_t column = 0; column < width; column += WIDE_OUTPUTS) {
         int32_t* wide = wide_room().weights;
         for (int64_t i = 0; i < used; i++) {
-            ask_part<Stored>(values[i + AHEAD_TILES], words * width, column / WIDE_OUTPUTS,
-                             width / WIDE_OUTPUTS);
+            prefetch_part<Stored>(values[i + AHEAD_TILES], words * width, column / WIDE_OUTPUTS,
+                                  width / WIDE_OUTPUTS);
             widen_weights<Wide>({Stored::address(values[i], column), width * SIZE, SIZE}, words,
                                 wide + i * TILE * WIDE_OUTPUTS);
         }

@@ -80,7 +80,7 @@ inline void up_units(const UnitRows& rows, const Experts& layer, const int32_t* 
     const int32_t* each[LANES];
     const int64_t now = std::min<int64_t>(LANES, kept.count - first), words = layer.up.groups();
     for (int64_t lane = 0; lane < LANES; lane++) {
-        // Lanes without a unit repeat the last one; units of the next call are asked for early.
+        // Lanes without a unit repeat the last one; units of the next call are prefetched.
         each[lane] = rows.up + kept.unit[first + std::min(lane, now - 1)] * words;
         const int32_t* later =
             rows.up + kept.unit[std::min(first + LANES + lane, kept.count - 1)] * words;

@@ -38,6 +38,7 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 // The same in memory, at any address and in place of any type.
 typedef float StoredFloats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t StoredInts __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t StoredHalf __attribute__((may_alias));  // of a word
 
 inline Floats load(const float* from) { return *(const StoredFloats*)from; }
 inline Ints load(const int32_t* from) { return *(const StoredInts*)from; }
@@ -339,7 +340,7 @@ inline Ints low_half(const uint16_t* from) {
     return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
 #else
     Ints words;
-    for (int lane = 0; lane < LANES; lane++) words[lane] = from[lane];
+    for (int lane = 0; lane < LANES; lane++) words[lane] = ((const StoredHalf*)from)[lane];
     return words;
 #endif
 }
@@ -390,8 +391,9 @@ inline void store_bf16(uint16_t* to, Floats low, Floats high) {
     std::memcpy(to, &packed, 64);
 #else
     const Ints first = upper_halves(low), second = upper_halves(high);
+    StoredHalf* halves = (StoredHalf*)to;
     for (int lane = 0; lane < LANES; lane++)
-        to[lane] = uint16_t(first[lane]), to[LANES + lane] = uint16_t(second[lane]);
+        halves[lane] = uint16_t(first[lane]), halves[LANES + lane] = uint16_t(second[lane]);
 #endif
 }
 

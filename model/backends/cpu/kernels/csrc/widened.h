@@ -1,7 +1,8 @@
 // Products of many rows where the processor has no instruction for what is stored, bfloat16 or
 // bytes: a chunk of the weights and the rows' inputs are widened once, and then multiplied as
-// floats or 16-bit integers by all rows. The sums are those of the products in `gemm.h`, in the
-// same order: a row's bits do not depend on which of the two it takes.
+// floats or 16-bit integers by all rows; float32 takes the same way as it is. The sums are those of
+// the products in `gemm.h`, in the same order: a row's bits do not depend on which of the two it
+// takes.
 #pragma once
 #include "grouped.h"
 
@@ -73,12 +74,11 @@ struct WideBytes {
 
 // sums[row][vector] (+)= the inputs of R rows times the weights of V vectors of outputs, `words`
 // stored words of each. Inputs are [R] rows of WIDE_STRIDE words, weights [words][COUNT][V].
-// Meanwhile memory is asked for from `ahead` on, `ahead_step` bytes for each word.
+// Meanwhile memory is prefetched from `ahead` on, `ahead_step` bytes for each word.
 template <class Wide, int R, int V>
-[[gnu::noinline]] inline void wide_tile(const int32_t* inputs, int64_t words,
-                                        const int32_t* weights, int32_t* const* sums,
-                                        int64_t column, bool add, const char* ahead,
-                                        int64_t ahead_step) {
+[[gnu::noinline]] void wide_tile(const int32_t* inputs, int64_t words, const int32_t* weights,
+                                 int32_t* const* sums, int64_t column, bool add, const char* ahead,
+                                 int64_t ahead_step) {
     Ints acc[R][V];
 #pragma GCC unroll 8
     for (int row = 0; row < R; row++)
@@ -167,7 +167,7 @@ inline WideRoom& wide_room() {
 }
 
 // Unfinished sums of `count` rows of wide inputs and the weights that the room holds, of `words`
-// words. Meanwhile `bytes` of memory are asked for from `ahead` on.
+// words. Meanwhile `bytes` of memory are prefetched from `ahead` on.
 template <class Wide>
 inline void wide_tiles(const int32_t* inputs, int64_t count, int64_t words, int32_t* const* sums,
                        int64_t column, bool add, const char* ahead, int64_t bytes) {

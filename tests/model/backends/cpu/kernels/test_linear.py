@@ -14,7 +14,7 @@ SHAPES = [(1, 1), (5, 7), (16, 4), (33, 18), (64, 64), (80, 30), (100, 129), (11
 
 @each_kind
 @pytest.mark.parametrize("n, k", SHAPES)
-@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 7])
 def test_few_rows(kind: Kind, n: int, k: int, rows: int) -> None:
     check(linear_case(Make(n * k + rows), rows, n, k, kind))
 
