@@ -2,7 +2,7 @@
 
 Measures: the op `linear` on matrices that together no cache holds, one after the other, rows encoded again for each:
 the best of some rounds, as gigabytes of packed weights and thousands of millions of multiply-adds a second. Kinds:
-bfloat16, int8 with one scale per output, and grouped matrices of 4 and 8 bits. Run it on an idle machine.
+bfloat16, int8 with one scale per output, and grouped matrices of 4, 6 and 8 bits. Run it on an idle machine.
 """
 
 import time

@@ -28,8 +28,8 @@ class ExpertStats(Observer):
         self.absent = 0  # token by token, the mixtures that it did not run
         self._layers, self._uneven = layers, uneven
         self._allowed_pairs = 0  # of the pass that runs, by its counts
-        self.loads: list[Tensor] = []  # as they are told: of single mixtures, or of all together
-        self.mixtures = 0  # that have told theirs
+        self.loads: list[Tensor] = []  # tokens per expert, a tensor per mixture or per pass
+        self.load_count = 0  # mixtures whose loads these are
         self._used_LT: list[Tensor] = []  # of the pass that runs
         self._expert_LTK: list[Tensor] = []
         self._pairs_of: defaultdict[str, int] = defaultdict(int)  # of each sequence
@@ -39,12 +39,12 @@ class ExpertStats(Observer):
     def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
         self._allowed_pairs += pairs
         self.loads.append(load_E)
-        self.mixtures += 1
+        self.load_count += 1
 
     def routed_all(self, pairs_L: Sequence[int], load_N: Tensor, experts: Sequence[int]) -> None:
         self._allowed_pairs += sum(pairs_L)
         self.loads.append(load_N)
-        self.mixtures += len(pairs_L)
+        self.load_count += len(pairs_L)
 
     def used(self, layer: int, used_T: Tensor) -> None:
         self._used_LT.append(used_T)

@@ -1,4 +1,5 @@
-"""The plans that are made and not committed yet: where they end in their sequences, and which of these were aborted.
+"""The plans that are made and not committed yet: where they end in their sequences, and which sequences were
+aborted meanwhile.
 
 One is open while a step runs; two while the next step is launched ahead. It knows no blocks and no queues.
 """

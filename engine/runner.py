@@ -146,7 +146,7 @@ class ModelRunner:
         """The work of all mixtures in a step of so many tokens."""
         distinct, imbalance = self.model.load_spread(expert_stats.loads)
         trained_pairs = (tokens * self._layers - expert_stats.absent) * self._trained
-        return MoEWork(expert_stats.pairs, trained_pairs, distinct, imbalance / max(1, expert_stats.mixtures))
+        return MoEWork(expert_stats.pairs, trained_pairs, distinct, imbalance / max(1, expert_stats.load_count))
 
     def forward(self, plan: Plan, expert_stats: ExpertStats) -> Tensor:
         """Logits [R, V] of the rows that chunks ask for, in plan order: rows to sample from, then rows that score."""

@@ -17,28 +17,26 @@ from engine.sequence import Sequence
 LEAST_SHARE = 16  # of the spacing is the shortest distance of two snapshots, and of those of an answer
 SHARED_STARTS = 2  # sequences that started from a snapshot, from which on it is shared
 MOST_SHARED = 0.75  # of the slots
+AGES_AFTER = 16  # snapshots dropped per slot, after which a shared one that was not used meanwhile is ordinary
 
 
 @dataclass(slots=True)
 class Snapshot:
-    """The slot of a state, the names of all blocks before it, and how many sequences started from it."""
+    """The slot of a state, the names of all blocks before it, how many sequences started from it, and how many
+    snapshots had made room when it was last used."""
 
     slot: int
     blocks: frozenset[bytes]
     starts: int = 0
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether several sequences started from it. A conversation that goes on starts from each of its own once."""
-        return self.starts >= SHARED_STARTS
+    used_at: int = 0
 
 
 class Snapshots:
     """At most `count` snapshots, in the slots from `first_slot` on, of `state_bytes` each.
 
-    The least recently used one makes room, those that are shared after all others: many prompts and answers that are
-    used once do not displace that of a prompt with which many begin. At most three quarters are shared; of more, the
-    least recently used one is an ordinary one again.
+    The least recently used one makes room. Shared ones make room last, so that prompts used once do not displace the
+    snapshot of a common beginning. At most three quarters are shared; beyond that the least recently used of them
+    counts as ordinary. So does one that was not used while sixteen times as many as there are slots made room.
 
     A prompt gets them behind its last full block, where its blocks in the prefix cache end, and at every multiple of
     `spacing` tokens, each at least a sixteenth of that from the others and from where it starts; an answer has those at
@@ -63,6 +61,8 @@ class Snapshots:
         self._least = max(1, self._spacing // LEAST_SHARE // size) * size
         self._size, self._restore = size, restore
         self._most_shared, self._state_bytes = int(count * MOST_SHARED), state_bytes
+        self._ages_after = AGES_AFTER * count
+        self._displaced = 0  # snapshots that made room so far
         self._free = list(reversed(self.slots))
         self._kept: OrderedDict[bytes, Snapshot] = OrderedDict()  # least recently used first
 
@@ -71,7 +71,7 @@ class Snapshots:
 
     @property
     def held_bytes(self) -> int:
-        """What the snapshots hold now."""
+        """Bytes of the kept snapshots."""
         return len(self._kept) * self._state_bytes
 
     def longest(self, sequence: Sequence, blocks: int) -> int:
@@ -84,7 +84,7 @@ class Snapshots:
         if blocks:
             for row in sequence.rows:
                 digest = row.hashes[blocks - 1]
-                self._use(digest)
+                self._use(digest, first=sequence.admitted_at is None)
                 self._restore(self._kept[digest].slot, row.slot)
         start, end = blocks * self._size, (len(sequence.tokens) - 1) // self._size * self._size
         regular = range((start // self._spacing + 1) * self._spacing, end, self._spacing)
@@ -108,7 +108,7 @@ class Snapshots:
     def plan(self, sequence: Sequence, start: int, end: int) -> int:
         """Take slots for the snapshots of the tokens from `start` up to `end`, which the next step computes. Returns
         how many others made room."""
-        displaced = 0
+        before = self._displaced
         wanted = {point for point in sequence.snapshot_points if start < point <= end}
         if end - start == 1 and end > sequence.prompt_length and not end % self._least:
             wanted.add(end)
@@ -119,10 +119,10 @@ class Snapshots:
                 break
             while len(self._free) < sequence.row_count:
                 self._drop(self._least_wanted())
-                displaced += 1
+                self._displaced += 1
             for row in sequence.rows:
                 row.snapshots.append((point, self._free.pop()))
-        return displaced
+        return self._displaced - before
 
     def keep(self, sequence: Sequence, blocks: Container[bytes]) -> None:
         """Keep the planned snapshots of tokens that are computed now, if all their blocks are among `blocks`."""
@@ -175,17 +175,29 @@ class Snapshots:
         """Whether there are snapshots behind the first `blocks` blocks of all rows."""
         return all(len(row.hashes) >= blocks and row.hashes[blocks - 1] in self._kept for row in sequence.rows)
 
-    def _use(self, digest: bytes) -> None:
-        """Count a start from a snapshot. Where too many are shared, the least recently used of them no longer is."""
+    def _use(self, digest: bytes, *, first: bool) -> None:
+        """Note a start from a snapshot, and count it if it is its sequence's first. Where too many are shared, the
+        least recently used of them no longer is.
+
+        Of a pair of rows that may be the snapshot of one alone. The other's is of no use once that is gone; it ages.
+        """
         self._kept.move_to_end(digest)
-        self._kept[digest].starts += 1
-        shared = [snapshot for snapshot in self._kept.values() if snapshot.is_shared]
+        snapshot = self._kept[digest]
+        snapshot.used_at = self._displaced
+        if first:
+            snapshot.starts += 1
+        shared = [snapshot for snapshot in self._kept.values() if self._is_shared(snapshot)]
         if len(shared) > self._most_shared:
             shared[0].starts = 0
 
+    def _is_shared(self, snapshot: Snapshot) -> bool:
+        """Whether several sequences started from it, the last not long ago. A conversation that goes on starts from
+        each of its own once."""
+        return snapshot.starts >= SHARED_STARTS and self._displaced - snapshot.used_at <= self._ages_after
+
     def _least_wanted(self) -> bytes:
         """The least recently used snapshot that is not shared, else of all."""
-        ordinary = (digest for digest, snapshot in self._kept.items() if not snapshot.is_shared)
+        ordinary = (digest for digest, snapshot in self._kept.items() if not self._is_shared(snapshot))
         return next(ordinary, next(iter(self._kept)))
 
     def _drop(self, digest: bytes) -> None:

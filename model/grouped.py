@@ -36,8 +36,10 @@ def code_table(values: Values) -> Tensor:
 
 
 def code_bits(values: Values) -> int:
-    """Of a code as it is stored."""
-    return 8 if values == "bytes" else 6 if values == "signed6" else 4
+    """Bits of a stored code."""
+    if values == "bytes":
+        return 8
+    return 6 if values == "signed6" else 4
 
 
 def code_bounds(values: Values) -> tuple[int, int]:

@@ -75,8 +75,8 @@ class Observer(Protocol):
         expert (∞-MoE: per group); `scores_TE` router probabilities."""
 
     def routed_all(self, pairs_L: Sequence[int], load_N: Tensor, experts: Sequence[int]) -> None:
-        """`routed` of every mixture, without scores, by who has it in one piece: `experts` says how many values of
-        `load_N` each mixture has."""
+        """`routed` of all mixtures at once, without scores. `load_N` has their loads one after the other, `experts` how
+        many values each has."""
         for layer, (pairs, load_E) in enumerate(zip(pairs_L, load_N.split(list(experts)), strict=True)):
             self.routed(layer, pairs, load_E, None)
 

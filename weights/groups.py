@@ -39,7 +39,10 @@ class Form(NamedTuple):
 
 
 def keepable(plan: FillPlan, source: TensorSource, names: Collection[str]) -> dict[str, int]:
-    """Of the parameters `names` those whose every tensor has a grouped form, and their bytes in it."""
+    """Of the parameters `names` those whose every tensor has a grouped form, and the bytes of their tensors in it.
+
+    Tensors of different forms take more once they are `joined`.
+    """
     found = {}
     for target in plan.keys() & set(names):
         sizes = [_part_bytes(part, source) for part in plan[target]]

@@ -219,7 +219,7 @@ MEMORY = (
     ),
     Panel(
         "Snapshots displaced",
-        "Dropped per second to make room for others: with more --prefix-snapshots more prompts would be found.",
+        "Dropped per second to make room for others: with more --prefix-snapshots more prompts might be found.",
         "short",
         ((f"{total('prefix_snapshots_displaced_total', 'instance')}", "{{instance}}"),),
         width=6,

@@ -135,8 +135,11 @@ class Runnable(SamplingOps, Protocol):
         ...
 
     def load_spread(self, loads: Sequence[Tensor]) -> tuple[int, float]:
-        """Of the pairs per expert of several MoE layers: how many experts have any, and the sum over the layers of the
-        busiest expert's pairs over the mean."""
+        """How many experts have any pairs, and the sum over the MoE layers of the busiest expert's pairs over the mean.
+
+        `loads`: what the model's passes told an observer, one tensor per MoE layer or one per pass, as this backend
+        tells them.
+        """
         ...
 
 

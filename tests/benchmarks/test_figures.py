@@ -76,7 +76,7 @@ def test_peers_are_held_against_the_same_file_first() -> None:
     }
 
 
-def test_peers_alone_are_held_against_nothing() -> None:
+def test_without_ours_peers_are_held_against_nothing() -> None:
     assert rivals([row("a", 1, 45)]) == {}
     assert table([row("a", 1, 45)], "decode").splitlines()[-1].split() == ["|", "1,", "2", "|", "45", "|"]
 

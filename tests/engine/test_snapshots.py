@@ -217,10 +217,41 @@ def test_shared_ones_leave_room_for_others() -> None:
     assert [place(blocks, f"{number}", unlike(number)) for number in (0, 0, 0, 1, 1)] == [0, 4, 4, 0, 4]
 
 
+def test_three_quarters_of_the_slots_are_shared_at_most() -> None:
+    """Two prompts that are used once stay beside five that are shared, of which the least recently used two go."""
+    blocks = few(5)
+    for number in range(5):
+        assert [place(blocks, f"{number} {turn}", unlike(number)) for turn in range(3)] == [0, 4, 4]
+    assert [place(blocks, str(number), unlike(number)) for number in (7, 8, 7, 8)] == [0, 0, 4, 4]
+    assert [place(blocks, f"later {number}", unlike(number)) for number in (2, 3, 4, 1)] == [4, 4, 4, 0]
+
+
+@pytest.mark.parametrize(("others", "found"), [(34, 4), (35, 0)])
+def test_a_shared_one_that_is_used_no_more_ages(others: int, found: int) -> None:
+    """One of two slots: the first other prompt has the second, and each after it drops the one before. After more than
+    32 the shared one goes."""
+    blocks = few(2)
+    assert [place(blocks, f"shared {turn}", unlike(0)) for turn in range(3)] == [0, 4, 4]
+    for number in range(1, 1 + others):
+        assert place(blocks, str(number), unlike(number)) == 0
+    assert place(blocks, "still", unlike(0)) == found
+
+
+def test_a_preempted_sequence_makes_nothing_shared() -> None:
+    """It starts again and again from its own snapshot, which goes with the next prompts."""
+    blocks, again = few(2), Sequence(request("again", unlike(0)), 0.0)
+    assert place(blocks, "first", unlike(0)) == 0
+    for turn in range(3):
+        assert blocks.admit(again) and again.computed == 4
+        again.admitted_at = float(turn)
+        blocks.release(again)
+    assert [place(blocks, str(number), unlike(number)) for number in (1, 2, 0)] == [0, 0, 0]
+
+
 def test_conversations_are_found_with_few_snapshots() -> None:
     """Each turn begins with the last one of its conversation: what it started from is worth no more than what it
     left."""
-    blocks = few(6)
+    blocks = few(3)
     for turn in range(1, 6):
         for talk in range(2):
             found = place(blocks, f"{talk} {turn}", tuple(range(100 * talk, 100 * talk + 4 * turn + 1)))

@@ -315,7 +315,7 @@ def test_the_lists_of_models(client: TestClient) -> None:
     ("quantize", "files", "level", "sizes"),
     [
         ("none", WeightFiles(bytes=3996), "F32", (3996, 4000)),
-        ("as stored: int4 g32 with minimum, int8 g16", WeightFiles("gguf", "Q4_K_M", 600), "Q4_K_M", (600, 600)),
+        ("as stored: int4 g32 with minimum, int6 g16", WeightFiles("gguf", "Q4_K_M", 600), "Q4_K_M", (600, 600)),
         ("as stored: int4 g128", WeightFiles(bytes=600), "int4 g128", (600, 600)),
         ("int8 experts", WeightFiles("gguf", "F16", 2000), "int8 experts", (2000, 1000)),
         ("int4 experts", WeightFiles("gguf", "F16", 2000), "int4 experts", (2000, 531)),

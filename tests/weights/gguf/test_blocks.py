@@ -1,6 +1,8 @@
 """Blocks mean what llama.cpp's own dequantiser says, and `Grouped` holds them exactly or to float16's rounding."""
 
+import re
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +39,7 @@ REFERENCE = {
 }
 EXACT = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"}
 HALF_STEP = 2**-11  # float16's rounding, relative
+PAGE = Path(__file__).parents[3] / "docs" / "gguf.md"
 
 
 @pytest.mark.parametrize("name", CODES)
@@ -90,6 +93,28 @@ def test_types_with_and_without_a_minimum_are_joined() -> None:
     whole = joined(parts, torch.Size([8, 256]))
     assert whole is not None and whole.values == "unsigned"
     torch.testing.assert_close(whole.dense(), torch.cat(values), atol=1e-6, rtol=1e-6)
+
+
+def test_four_bits_and_six_are_joined_in_six() -> None:
+    """Q4_K beside Q6_K, as in llama.cpp's Q4_K_M."""
+    parts = []
+    for row, name in enumerate(("Q4_K", "Q6_K")):
+        found = grouped(TYPES[CODES[name]], blocks(name, 4), (4, 256))
+        assert found is not None
+        parts.append((TensorPart("", (slice(4 * row, 4 * row + 4),)), found))
+    whole = joined(parts, torch.Size([8, 256]))
+    assert whole is not None
+    assert (whole.values, whole.group, whole.minima is not None) == ("signed6", 16, True)
+    assert 8 * (whole.nbytes - 4 * 8) / whole.shape.numel() == 8.0
+
+
+def test_the_page_says_how_many_bits_are_kept() -> None:
+    """Its table counts no factors: 4 bytes an output."""
+    said = re.findall(r"^\| ([A-Z0-9_, ]+) \|.*\| [\d.]+ / ([\d.]+) \|", PAGE.read_text(), re.MULTILINE)
+    kept = {name: float(bits) for names, bits in said for name in names.split(", ")}
+    factors = {name: 0 if FORMATS[name].exact else 4 for name in FORMATS}
+    sizes = {name: grouped_bytes(TYPES[CODES[name]], (1, 512)) - factors[name] for name in FORMATS}
+    assert kept == {name: 8 * size / 512 for name, size in sizes.items()}
 
 
 def test_rows_of_zeros_are_exact() -> None:

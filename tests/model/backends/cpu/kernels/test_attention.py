@@ -59,7 +59,7 @@ def test_heads_and_groups(dtype: torch.dtype, heads: int, kv_heads: int, head: i
 
 @pytest.mark.parametrize("heads, kv_heads, head, rules", [(6, 2, 48, 0), (2, 2, 80, 4), (3, 3, 64, 7)])
 def test_a_cache_in_int8(heads: int, kv_heads: int, head: int, rules: int) -> None:
-    """With one query per key-value head a product has tiles of their own."""
+    """With one query per key-value head a product has its own tiles."""
     make = Make(rules)
     check(attend_case(make, [3, 150, 64, 1], heads, kv_heads, head, torch.int8, **RULES[rules]), make)
 

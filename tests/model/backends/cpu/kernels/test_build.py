@@ -74,7 +74,7 @@ def test_sets_are_emulated_where_a_test_asks_for_it(
     assert library.candidates() == ["portable"]
 
 
-def test_the_command_builds_the_named_sets_alone(monkeypatch: pytest.MonkeyPatch, nothing_built: Path) -> None:
+def test_the_command_builds_only_the_named_sets(monkeypatch: pytest.MonkeyPatch, nothing_built: Path) -> None:
     asked: list[list[str]] = []
     monkeypatch.setattr(build, "_build", lambda names, folder: asked.append([*names]))
     build.main(["avx2", "portable"])
