@@ -3,6 +3,7 @@ that all bodies have together. Raw sockets, since clients send nothing of this b
 
 import contextlib
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -267,4 +268,4 @@ def test_an_offer_to_upgrade_is_passed_over_in_silence(
         with connected(server[0]) as connection:
             connection.sendall(head % kind)
             assert status_on(connection) == 200
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]  # requests may be logged
