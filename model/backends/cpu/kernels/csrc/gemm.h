@@ -54,11 +54,7 @@ template <class Dot, int R, int V, class Words>
 inline void tile(const int32_t* const* inputs, int64_t from, int64_t groups, const Words& words,
                  int32_t* const* sums, int64_t column, bool add) {
     Ints acc[R][V];
-#pragma GCC unroll 8
-    for (int row = 0; row < R; row++)
-#pragma GCC unroll 8
-        for (int vector = 0; vector < V; vector++)
-            acc[row][vector] = add ? load(sums[row] + column + vector * LANES) : splat(0);
+    begin_sums(acc, sums, column, add);
     const int32_t* row_inputs[R];
 #pragma GCC unroll 8
     for (int row = 0; row < R; row++) row_inputs[row] = inputs[row] + from;
@@ -77,11 +73,7 @@ inline void tile(const int32_t* const* inputs, int64_t from, int64_t groups, con
                 acc[row][vector] = Dot::dot(acc[row][vector], input, weights[vector]);
         }
     }
-#pragma GCC unroll 8
-    for (int row = 0; row < R; row++)
-#pragma GCC unroll 8
-        for (int vector = 0; vector < V; vector++)
-            store(sums[row] + column + vector * LANES, acc[row][vector]);
+    end_sums(acc, sums, column);
 }
 
 // `tile` for a number of rows that is known when it runs: 1 to ROWS.

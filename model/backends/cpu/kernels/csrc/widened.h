@@ -72,27 +72,64 @@ struct WideBytes {
     }
 };
 
-// sums[row][vector] (+)= the inputs of R rows times the weights of V vectors of outputs, `words`
-// stored words of each. Inputs are [R] rows of WIDE_STRIDE words, weights [words][COUNT][V].
-// Meanwhile memory is prefetched from `ahead` on, `ahead_step` bytes for each word.
-template <class Wide, int R, int V>
-[[gnu::noinline]] void wide_tile(const int32_t* inputs, int64_t words, const int32_t* weights,
-                                 int32_t* const* sums, int64_t column, bool add, const char* ahead,
-                                 int64_t ahead_step) {
-    Ints acc[R][V];
+// A tile's sums as they are before it, row r's at sums[r] + column, or 0.
+template <int R, int V>
+[[gnu::always_inline]] inline void begin_sums(Ints (&acc)[R][V], int32_t* const* sums,
+                                              int64_t column, bool add) {
 #pragma GCC unroll 8
     for (int row = 0; row < R; row++)
 #pragma GCC unroll 8
         for (int vector = 0; vector < V; vector++)
             acc[row][vector] = add ? load(sums[row] + column + vector * LANES) : splat(0);
-    for (int64_t word = 0; word < words; word++, inputs += Wide::STEP, ahead += ahead_step) {
-        __builtin_prefetch(ahead, 0, 2);
+}
+
+template <int R, int V>
+[[gnu::always_inline]] inline void end_sums(const Ints (&acc)[R][V], int32_t* const* sums,
+                                            int64_t column) {
+#pragma GCC unroll 8
+    for (int row = 0; row < R; row++)
+#pragma GCC unroll 8
+        for (int vector = 0; vector < V; vector++)
+            store(sums[row] + column + vector * LANES, acc[row][vector]);
+}
+
+// Weights of one word after the other, widened before: [words][COUNT][V].
+template <class Wide>
+struct WidenedWords {
+    static constexpr int LOCALITY = 2;  // of what is prefetched: it is for the second-level cache
+    const int32_t* at;
+
+    template <int V>
+    Ints factor(int part, int vector) const {
+        return load(at + (part * V + vector) * LANES);
+    }
+    template <int V>
+    void next() {
+        at += Wide::COUNT * V * LANES;
+    }
+};
+
+// The memory that is read later, `step` bytes for each word.
+struct Ahead {
+    const char* from;
+    int64_t step;
+};
+
+// sums[row][vector] (+)= the inputs of R rows times the weights of V vectors of outputs, of `words`
+// stored words. Inputs are [R] rows of WIDE_STRIDE words. Meanwhile `ahead` is prefetched.
+template <class Wide, int R, int V, class Words>
+[[gnu::noinline]] void wide_tile(const int32_t* inputs, int64_t words, Words weights,
+                                 int32_t* const* sums, int64_t column, bool add, Ahead ahead) {
+    Ints acc[R][V];
+    begin_sums(acc, sums, column, add);
+    for (int64_t word = 0; word < words; word++, inputs += Wide::STEP, ahead.from += ahead.step) {
+        __builtin_prefetch(ahead.from, 0, Words::LOCALITY);
 #pragma GCC unroll 2
-        for (int part = 0; part < Wide::COUNT; part++, weights += V * LANES) {
+        for (int part = 0; part < Wide::COUNT; part++) {
             Ints factors[V];
 #pragma GCC unroll 8
             for (int vector = 0; vector < V; vector++)
-                factors[vector] = pinned(load(weights + vector * LANES));
+                factors[vector] = pinned(weights.template factor<V>(part, vector));
 #pragma GCC unroll 8
             for (int row = 0; row < R; row++) {
                 const Ints input = splat(inputs[row * WIDE_STRIDE + Wide::at(part)]);
@@ -101,24 +138,18 @@ template <class Wide, int R, int V>
                     Wide::add(acc[row][vector], input, factors[vector]);
             }
         }
+        weights.template next<V>();
     }
-#pragma GCC unroll 8
-    for (int row = 0; row < R; row++)
-#pragma GCC unroll 8
-        for (int vector = 0; vector < V; vector++)
-            store(sums[row] + column + vector * LANES, acc[row][vector]);
+    end_sums(acc, sums, column);
 }
 
 // `wide_tile` for a number of rows that is known when it runs: 1 to ROWS.
-template <class Wide, int V, int R = ROWS>
-inline void wide_rows(int64_t rows, const int32_t* inputs, int64_t words, const int32_t* weights,
-                      int32_t* const* sums, int64_t column, bool add, const char* ahead,
-                      int64_t ahead_step) {
-    if (rows == R)
-        return wide_tile<Wide, R, V>(inputs, words, weights, sums, column, add, ahead, ahead_step);
+template <class Wide, int V, int R = ROWS, class Words>
+inline void wide_rows(int64_t rows, const int32_t* inputs, int64_t words, Words weights,
+                      int32_t* const* sums, int64_t column, bool add, Ahead ahead) {
+    if (rows == R) return wide_tile<Wide, R, V>(inputs, words, weights, sums, column, add, ahead);
     if constexpr (R > 1)
-        wide_rows<Wide, V, R - 1>(rows, inputs, words, weights, sums, column, add, ahead,
-                                  ahead_step);
+        wide_rows<Wide, V, R - 1>(rows, inputs, words, weights, sums, column, add, ahead);
 }
 
 // A chunk of the rows' inputs. Whole vectors are read: what lies behind a row's last word is not
@@ -179,7 +210,8 @@ inline void wide_tiles(const int32_t* inputs, int64_t count, int64_t words, int3
         for (int64_t row = end; row < std::min(end + ROWS, count); row++)
             __builtin_prefetch(sums[row] + column);
         wide_rows<Wide, VECTORS>(end - first, inputs + first * WIDE_STRIDE, words,
-                                 wide_room().weights, sums + first, column, add, ahead, ahead_step);
+                                 WidenedWords<Wide>{wide_room().weights}, sums + first, column, add,
+                                 Ahead{ahead, ahead_step});
         first = end;
     }
 }
