@@ -293,7 +293,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.run: $(VENV)/.installed $(wildcard model/backends/cpu/kernels/csrc/*) model/backends/cpu/kernels/build.py
-	$(BIN)/python -m model.backends.cpu.kernels.build
+	$(BIN)/python -m model.backends.cpu.kernels.build $(RUNNABLE)
 	touch $@
 
 # Triton tests the kernels for GPUs without one. torch for CUDA brings the version that it needs, so no version is pinned.
