@@ -6,7 +6,6 @@ constants. It uses the standard library only, since `StepCost` is sent to the HT
 
 import math
 from bisect import bisect_left, bisect_right
-from collections import Counter
 from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass
@@ -47,10 +46,19 @@ class StepCost:
     pools: tuple[ExpertPool, ...]  # one per MoE layer
     token_buckets: tuple[int, ...] = ()
 
+    @property
+    def experts(self) -> int:
+        """All experts, summed over the MoE layers."""
+        return sum(pool.experts for pool in self.pools)
+
     def seconds(self, tokens: float, pairs: float, distinct: float) -> float:
         """The estimated seconds of a step; `pairs` and `distinct` experts are sums over the MoE layers."""
         tokens = padded_tokens(tokens, self.token_buckets)
         return self.fixed + self.per_token * tokens + self.per_pair * pairs + self.per_expert * distinct
+
+    def __hash__(self) -> int:
+        # Every step looks up an estimate by its cost: hashing the pools, one per layer, took longer than the rest.
+        return hash((self.fixed, self.per_token, self.per_pair, self.per_expert))
 
 
 NO_COST = StepCost(0.0, 0.0, 0.0, 0.0, ())
@@ -80,17 +88,16 @@ class StepLoad:
 
     def __init__(self, cost: StepCost) -> None:
         self._cost = cost
-        self._experts = sum(pool.experts for pool in cost.pools)
-        self._tokens: Counter[ExpertCounts] = Counter()
+        self._tokens: dict[ExpertCounts, int] = {}
         self.other_seconds = 0.0  # time of work outside the model
 
     def add(self, counts: ExpertCounts, tokens: int) -> None:
         """Add tokens with these expert counts."""
-        self._tokens[counts] += tokens
+        self._tokens[counts] = self._tokens.get(counts, 0) + tokens
 
     @property
     def tokens(self) -> int:
-        return self._tokens.total()
+        return sum(self._tokens.values())
 
     @property
     def routed_pairs(self) -> int:
@@ -99,7 +106,7 @@ class StepLoad:
     @property
     def distinct_experts(self) -> float:
         """Experts that the step is expected to use, summed over the MoE layers."""
-        return self._experts - sum(self._untouched())
+        return self._cost.experts - sum(self._untouched())
 
     @property
     def seconds(self) -> float:
@@ -117,10 +124,11 @@ class StepLoad:
         """A function from a number of further tokens with these counts to the estimated seconds of the step."""
         tokens, pairs, pairs_per_token = self.tokens, self.routed_pairs, sum(counts)
         untouched_L, probability_L = self._untouched(), self._probabilities(counts)
+        experts = self._cost.experts
 
         def seconds(more: int) -> float:
             layers = zip(untouched_L, probability_L, strict=True)
-            distinct = self._experts - sum(was * p**more for was, p in layers)
+            distinct = experts - sum(was * p**more for was, p in layers)
             model = self._cost.seconds(tokens + more, pairs + more * pairs_per_token, distinct)
             return model + self.other_seconds
 

@@ -122,7 +122,7 @@ class Engine:
         return StepReport(tuple(events), stats)
 
     def _wait_for_masks(self) -> None:
-        self.masks.wait(self._last_s, has_plain=self.scheduler.queues.has_plain)
+        self.masks.wait(self._last_s, self.scheduler.queues.has_plain)
 
     def _plan(self) -> OpenStep:
         """A step after one that is committed; launched if steps overlap."""
@@ -134,7 +134,8 @@ class Engine:
         return step
 
     def _opened(self, plan: Plan) -> OpenStep:
-        prefilled = sum(max(0, min(chunk.length, chunk.sequence.prompt_length - chunk.start)) for chunk in plan)
+        prefills = [chunk for chunk in plan if chunk.start < chunk.sequence.prompt_length]
+        prefilled = sum([min(chunk.length, chunk.sequence.prompt_length - chunk.start) for chunk in prefills])
         return OpenStep(plan, self.scheduler.plan_stats, prefilled)
 
     def _launch_ahead(self, step: OpenStep) -> OpenStep | None:

@@ -3,6 +3,8 @@
 Masks are computed by processes of their own (`engine/grammars/mask_process.py`). It knows no plan and no sequence.
 """
 
+from collections.abc import Callable
+
 from engine.grammars.compiler import GrammarCompiler
 from engine.grammars.mask_client import MaskClient
 from model.errors import InvalidRequest
@@ -38,12 +40,12 @@ class MaskWaits:
         if self._grammars is not None:
             self._grammars.processes.collect()
 
-    def wait(self, last_s: float, *, has_plain: bool) -> None:
+    def wait(self, last_s: float, has_plain: Callable[[], bool]) -> None:
         """Wait for the usual masks, but only briefly, by the duration of the last step, if answers without a grammar
-        would be delayed."""
+        would be delayed; `has_plain` tells whether there are such, and is asked only where masks are due."""
         if self._grammars is not None and self._grammars.processes.busy:
             short = max(MASK_WAIT_SECONDS, MASK_WAIT_SHARE * last_s)
-            self._grammars.processes.settle(short if has_plain else IDLE_WAIT_SECONDS)
+            self._grammars.processes.settle(short if has_plain() else IDLE_WAIT_SECONDS)
 
     def wait_idle(self) -> bool:
         """Wait briefly for a mask where a step has nothing else to do; returns whether one is due."""

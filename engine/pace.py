@@ -32,8 +32,7 @@ class Pace:
         return max(estimate, self._step + _work(plan) * self._per_work, self._compile_seconds(plan))
 
     def _compile_seconds(self, plan: Plan) -> float:
-        size = _size(plan)
-        if not self._compiles or size in self._sizes:
+        if not self._compiles or (size := _size(plan)) in self._sizes:
             return 0.0
         self._sizes.add(size)
         return COMPILE_SECONDS
@@ -53,7 +52,5 @@ def _size(plan: Plan) -> tuple[int, bool, bool]:
 
 def _work(plan: Plan) -> int:
     """The work of a plan's prefill: its tokens, each weighted by its context. 0 if all chunks are single tokens."""
-    if sum(chunk.length for chunk in plan) == len(plan):
-        return 0
-    prefill = [(chunk, chunk.length * chunk.sequence.row_count) for chunk in plan if chunk.length > 1]
-    return sum(tokens * (CONTEXT_TOKENS + chunk.start + chunk.length) for chunk, tokens in prefill)
+    prefill = [chunk for chunk in plan if chunk.length > 1]
+    return sum([c.length * c.sequence.row_count * (CONTEXT_TOKENS + c.start + c.length) for c in prefill])

@@ -1,7 +1,7 @@
 """Plans and results: what one engine step computes, and what the runner returns to the scheduler.
 
 Plain values, no tensors: a runner reads tokens, block ids, budget and sampling from each chunk's sequence. Values made
-for every token are msgspec structs, which are much faster to create than dataclasses.
+for every token or step are msgspec structs, which are much faster to create than dataclasses.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,8 @@ class Chunk(msgspec.Struct, frozen=True):
     @property
     def samples(self) -> bool:
         """Whether the next token is sampled from its logits. Valid as long as `reaches_end`."""
-        return self.reaches_end and self.sequence.request.sampling.max_tokens > 0
+        sequence = self.sequence
+        return self.start + self.length == len(sequence.tokens) and sequence.request.sampling.max_tokens > 0
 
     @property
     def scored_positions(self) -> range:
@@ -54,7 +55,9 @@ class Chunk(msgspec.Struct, frozen=True):
     @property
     def logit_rows(self) -> int:
         """How many of its tokens need logits."""
-        return self.samples * (1 + len(self.drafts)) + len(self.scored_positions)
+        sampled = 1 + len(self.drafts) if self.samples else 0
+        scores = self.sequence.request.sampling.prompt_logprobs is not None
+        return sampled + len(self.scored_positions) if scores else sampled
 
     @property
     def tokens(self) -> list[int]:
@@ -75,7 +78,7 @@ PromptLogprobs = tuple[Logprob, ...] | None  # of one chunk's scored positions; 
 
 def rows_of(plan: Plan) -> Plan:
     """A chunk for every row of the batch: each chunk of the plan, and after it that of its weak row if it has one."""
-    if all(chunk.sequence.weak is None for chunk in plan):
+    if not any([chunk.sequence.weak is not None for chunk in plan]):
         return plan
     rows: list[Chunk] = []
     for chunk in plan:
@@ -87,7 +90,7 @@ def rows_of(plan: Plan) -> Plan:
 
 def sample_count(plan: Plan) -> int:
     """The number of chunks of a plan that sample."""
-    return sum(chunk.samples for chunk in plan)
+    return len([chunk for chunk in plan if chunk.samples])
 
 
 def require_results(plan: Plan, sampled: int, scored: int) -> None:
@@ -127,8 +130,7 @@ class Sampled(msgspec.Struct, frozen=True):
     measured: float | None = None  # of the model's distribution, where the request wants a measure
 
 
-@dataclass(frozen=True, slots=True)
-class MoEWork:
+class MoEWork(msgspec.Struct, frozen=True):
     """The work of the MoE layers in one step; fields as in `StepStats`."""
 
     routed_pairs: int
@@ -140,8 +142,7 @@ class MoEWork:
 NO_MOE_WORK = MoEWork(routed_pairs=0, trained_pairs=0, distinct_experts=0, load_imbalance=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
+class Observed(msgspec.Struct, frozen=True):
     """What was seen of one chunk, drafts included."""
 
     pairs: int | None = None  # that ran, drafts made by the model included; None: the sums of the counts
@@ -152,8 +153,7 @@ class Observed:
 NOT_OBSERVED = Observed()
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(msgspec.Struct, frozen=True):
     """One `Sampled` for each chunk with `.samples`, in plan order, and the work of the step.
 
     `prompt_logprobs`: for each chunk with `.scored_positions`, in plan order, the log-probabilities of its prompt

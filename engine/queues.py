@@ -61,7 +61,6 @@ class Queues:
         else:
             self._forget(sequence)
 
-    @property
     def has_plain(self) -> bool:
         """Whether a sequence without a grammar runs or is among the first that wait."""
         first = chain(self.running.values(), islice(self.waiting.values(), WINDOW))

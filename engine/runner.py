@@ -20,7 +20,7 @@ from engine.sampling.sampler import sample
 from engine.sequence import LATE, Sequence
 from model.backends.base import Runnable, SamplingOps
 from model.batch import Cache, LateIds
-from model.devices import device_errors
+from model.devices import DeviceErrors
 
 
 @dataclass(slots=True)
@@ -47,28 +47,34 @@ class ModelRunner:
         self.draft_experts = 0  # the expert count of drafts, where chunks ask for model drafts
         self._sampled: dict[str, int] = {}  # the rows of the last `sample`, by sequence
         self._token_R: Tensor | None = None  # what it sampled, on the device
-        self._trained, self._layers = model.config.experts.trained, len(model.config.mixtures)
+        self._mixtures, self._uneven = model.config.mixtures, model.config.uneven
+        self._trained, self._layers = model.config.experts.trained, len(self._mixtures)
+        self._no_gradients, self._errors = torch.inference_mode(), DeviceErrors(model.device)
 
-    @torch.inference_mode()
     def run(self, plan: Plan) -> StepResult:
         """Compute every chunk; sample for those that reach their last token, score the prompts that ask for it."""
-        if self.model.overlaps and not any(chunk.drafts or chunk.model_drafts for chunk in plan):
+        drafted = any([chunk.drafts or chunk.model_drafts for chunk in plan])
+        if self.model.overlaps and not drafted:
             launched = self.launch(plan)
             self.sample(launched, plan)
             return self.finish(launched)
-        with device_errors(self.model.device):
-            return self._run(plan)
+        with self._no_gradients, self._errors:
+            expert_stats = self._stats()
+            return self._run(self._with_drafts(plan, expert_stats) if drafted else plan, expert_stats)
 
-    def _run(self, plan: Plan) -> StepResult:
-        """All at once, with drafts."""
-        expert_stats = self._stats()
+    def _with_drafts(self, plan: Plan, expert_stats: ExpertStats) -> Plan:
+        """The same plan with the drafts that the model makes; matchers know all drafts."""
         if any(chunk.model_drafts for chunk in plan):
             plan = self._draft(plan, expert_stats)
         for chunk in plan:
             if chunk.drafts and chunk.sequence.matcher is not None:
                 chunk.sequence.matcher.look_ahead(chunk.drafts)
+        return plan
+
+    def _run(self, plan: Plan, expert_stats: ExpertStats) -> StepResult:
+        """All at once."""
         logits_RV = self.forward(plan, expert_stats)
-        observed = expert_stats.observed(plan, self.model.config.mixtures)
+        observed = expert_stats.observed(plan, self._mixtures)
         scoring = [chunk for chunk in plan if chunk.scored_positions]
         scores: tuple[PromptLogprobs, ...] = ()
         sampled_rows = logits_RV.shape[0]
@@ -77,14 +83,14 @@ class ModelRunner:
             logits_RV, scored_RV = logits_RV[:sampled_rows], logits_RV[sampled_rows:]
             scores = _prompt_logprobs(scored_RV, scoring)
         sampled = _sample(self.model, logits_RV, plan) if sampled_rows else ()
-        tokens = sum(chunk.length + len(chunk.drafts) for chunk in plan)
+        tokens = sum([chunk.length + len(chunk.drafts) for chunk in plan])
         work = self._work(expert_stats, tokens)
         return StepResult(sampled, work, scores, observed)
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> LaunchedStep:
         """Start to compute every chunk. Late tokens are those that the last `sample` sampled for their sequences."""
-        with device_errors(self.model.device):
+        with self._errors:
             rows = rows_of(plan)
             batch, pages = self._inputs.build(rows, self._late(rows))
             stats = self._stats()
@@ -115,7 +121,7 @@ class ModelRunner:
         ops, logits_RV = self.model.device_sampling, launched.logits_RV
         assert ops is not None and logits_RV is not None, "steps overlap without a sampler on the device"
         launched.logits_RV = None  # the device reads them before what takes their memory is launched
-        with device_errors(self.model.device):
+        with self._errors:
             if sequences:
                 rows = [launched.sampled[sequence.id] for sequence in sequences]
                 launched.samples = launch_samples(ops, _taken(logits_RV, rows), sequences)
@@ -127,11 +133,11 @@ class ModelRunner:
     @torch.inference_mode()
     def finish(self, launched: LaunchedStep) -> StepResult:
         """Wait for the results of what `sample` was given."""
-        with device_errors(self.model.device):
+        with self._errors:
             sampled = launched.samples.results() if launched.samples else ()
             scores = launched.scores.results() if launched.scores else ()
             launched.stats.fetched(launched.plan)
-        observed = launched.stats.observed(launched.plan, self.model.config.mixtures)
+        observed = launched.stats.observed(launched.plan, self._mixtures)
         if observed:
             by_sequence = dict(zip((chunk.sequence.id for chunk in launched.plan), observed, strict=True))
             observed = tuple(by_sequence[chunk.sequence.id] for chunk in launched.wanted)
@@ -140,7 +146,7 @@ class ModelRunner:
         return StepResult(sampled, work, scores, observed)
 
     def _stats(self) -> ExpertStats:
-        return ExpertStats(self._layers, self.model.config.uneven)
+        return ExpertStats(self._layers, self._uneven)
 
     def _work(self, expert_stats: ExpertStats, tokens: int) -> MoEWork:
         """The work of all mixtures in a step of so many tokens."""
@@ -174,7 +180,7 @@ class ModelRunner:
             results = sample(self.model, logits_RV, sequences)
             for sequence, result in zip(sequences, results, strict=True):
                 sequence.tokens.append(result.token)
-        return tuple(_with_drafts(chunk, copies.get(chunk.sequence.id)) for chunk in plan)
+        return tuple(_drafted(chunk, copies.get(chunk.sequence.id)) for chunk in plan)
 
 
 def _sample(ops: SamplingOps, logits_RV: Tensor, plan: Plan) -> tuple[Sampled, ...]:
@@ -194,7 +200,7 @@ def _draft_sequence(chunk: Chunk, experts: int) -> Sequence:
     return copy
 
 
-def _with_drafts(chunk: Chunk, copy: Sequence | None) -> Chunk:
+def _drafted(chunk: Chunk, copy: Sequence | None) -> Chunk:
     if copy is None:
         return chunk
     return structs.replace(chunk, drafts=tuple(copy.tokens[-chunk.model_drafts :]))

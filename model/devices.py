@@ -6,8 +6,7 @@ Nothing of CUDA is loaded where torch finds no GPU. Not here: what runs on a dev
 
 import re
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -104,22 +103,28 @@ def free_memory(device: str) -> Amount:
     return Amount(free, device)
 
 
-@contextmanager
-def device_errors(device: torch.device) -> Iterator[None]:
-    """Raises errors of the device as what they mean (`translated`); around the launch of a step, and around what waits
-    for its results.
+class DeviceErrors:
+    """A context that raises errors of the device as what they mean (`translated`); around the launch of a step, and
+    around what waits for its results. It may be entered again and again.
 
     After `OutOfDeviceMemory` the memory of what failed has been given back, so that a smaller step may fit. After
     `EngineDown` nothing may be asked of the device any more: only a new process can use it. Other errors pass.
     """
-    try:
-        yield
-    except Exception as error:
-        meaning = translated(error, device)
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception):
+            return
+        meaning = translated(error, self._device)
         if meaning is error:
-            raise
+            return
         if isinstance(meaning, OutOfDeviceMemory):
-            _give_back(error, device)
+            _give_back(error, self._device)
         raise meaning from error
 
 

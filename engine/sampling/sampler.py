@@ -60,8 +60,8 @@ def _rows(
     ops: SamplingOps, logits_BV: Tensor, sequences: list[Sequence], before_B: Drafts | None
 ) -> tuple[Sampled, ...]:
     """One result per row. `before_B`: the drafts that a row comes after."""
-    if all(sequence.plain_greedy for sequence in sequences):
-        return tuple(_plain(token) for token in ops.greedy(logits_BV))
+    if all([sequence.plain_greedy for sequence in sequences]):
+        return tuple([_plain(token) for token in ops.greedy(logits_BV)])
     raw_BV = logits_BV.float().contiguous()
     best_B = np.array(ops.greedy(raw_BV), np.int64)
     finite_B = best_B >= 0

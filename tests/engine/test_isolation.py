@@ -17,7 +17,7 @@ from engine.types import Finish, Request, Sampling, StepReport
 from model.backends.cpu.kernels.library import load
 from model.backends.torch.backend import TorchRunnable
 from model.budget import ExpertBudget
-from model.devices import device_errors
+from model.devices import DeviceErrors
 from model.errors import EngineDown
 from model.shapes.attention import Attention, GatedDeltaNet
 from model.shapes.rope import Rope
@@ -175,7 +175,7 @@ class Narrow(FakeRunner):
         self._most = most
 
     def run(self, plan: Plan) -> StepResult:
-        with device_errors(torch.device("cpu")):
+        with DeviceErrors(torch.device("cpu")):
             if sum(chunk.length for chunk in plan) > self._most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             return super().run(plan)
@@ -209,7 +209,7 @@ def test_a_lost_device_is_not_tried_again() -> None:
 
     def lost(plan: Plan) -> StepResult:
         runner.runs += 1
-        with device_errors(torch.device("cpu")):
+        with DeviceErrors(torch.device("cpu")):
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     runner.run = lost  # type: ignore[method-assign]

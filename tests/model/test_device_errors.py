@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from model.devices import device_errors, translated
+from model.devices import DeviceErrors, translated
 from model.errors import EngineDown, OutOfDeviceMemory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:1")
@@ -69,7 +69,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 @pytest.mark.parametrize("device", [CPU, GPU], ids=str)
 @pytest.mark.parametrize("error", LOST, ids=name)
 def test_a_lost_device_ends_the_engine(error: Exception, device: torch.device, card: Card) -> None:
-    with pytest.raises(EngineDown) as caught, device_errors(device):
+    with pytest.raises(EngineDown) as caught, DeviceErrors(device):
         raise error
     assert caught.value.__cause__ is error
     assert str(device) in str(caught.value) and "\n" not in str(caught.value)
@@ -79,7 +79,7 @@ def test_a_lost_device_ends_the_engine(error: Exception, device: torch.device, c
 @pytest.mark.parametrize("device", [CPU, GPU], ids=str)
 @pytest.mark.parametrize("error", NO_MEMORY, ids=name)
 def test_too_little_memory_is_a_sentence_for_the_caller(error: Exception, device: torch.device, card: Card) -> None:
-    with pytest.raises(OutOfDeviceMemory) as caught, device_errors(device):
+    with pytest.raises(OutOfDeviceMemory) as caught, DeviceErrors(device):
         raise error
     assert caught.value.__cause__ is error
     assert f"the memory of {device} is too small" in str(caught.value) and "kv_cache_fraction" in str(caught.value)
@@ -96,7 +96,7 @@ def test_a_device_that_does_not_answer_is_lost(error: Exception, card: Card) -> 
 
 @pytest.mark.parametrize("error", [*OTHER, UNCLEAR[1]], ids=name)
 def test_other_errors_pass(error: Exception, card: Card) -> None:
-    with pytest.raises(type(error)) as caught, device_errors(GPU):
+    with pytest.raises(type(error)) as caught, DeviceErrors(GPU):
         raise error
     assert caught.value is error and not card.emptied
 
@@ -114,7 +114,7 @@ def test_memory_of_what_failed_is_free_before_the_next_try() -> None:
 
     gc.disable()
     try:
-        with pytest.raises(OutOfDeviceMemory), device_errors(CPU):
+        with pytest.raises(OutOfDeviceMemory), DeviceErrors(CPU):
             step(fail)
         assert held[0]() is None
     finally:

@@ -119,7 +119,7 @@ class NativeDecoder(NativeSampling):
 
     def load_spread(self, loads: Sequence[Tensor]) -> tuple[int, float]:
         """See `Runnable`. Each of `loads` is that of all mixtures in one pass."""
-        distinct, uneven = torch.ops.moedial.spread(loads, self._experts)
+        distinct, uneven = torch.ops.moedial.spread.default(loads, self._experts)
         return distinct, uneven
 
 

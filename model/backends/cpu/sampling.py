@@ -13,7 +13,7 @@ class NativeSampling:
 
     def greedy(self, logits_BV: Tensor) -> list[int]:
         """The best token of each row; -1 for a row that is not finite."""
-        tokens: list[int] = torch.ops.moedial.best(logits_BV.float()).tolist()
+        tokens: list[int] = torch.ops.moedial.best.default(logits_BV.float()).tolist()
         return tokens
 
     def constrain(

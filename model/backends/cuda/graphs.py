@@ -23,7 +23,7 @@ from model.backends.cuda.padding import padded
 from model.backends.cuda.recorder import Pool, Recorder, Recording
 from model.backends.cuda.staging import Staging, StepMemory
 from model.batch import LateIds
-from model.devices import device_errors
+from model.devices import DeviceErrors
 from model.errors import EngineDown
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class GraphSet(Generic[T]):
         if not self.recorded:
             self._pool = self._recorder.pool()  # one that no recording uses any more may be gone
         try:
-            with device_errors(self._device):
+            with DeviceErrors(self._device):
                 bucket.recording = self._recorder.record(partial(self._compute, bucket.memory.inputs), self._pool)
         except EngineDown:
             raise
