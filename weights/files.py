@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model.errors import CheckpointError
 from weights.folder import INDEX, PACKED, SINGLE, open_regular, weight_map
+from weights.forms import Form
 
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}  # formats that run code when they are read
 MAX_HEADER = 100 * 1024 * 1024
@@ -41,20 +42,30 @@ DTYPES = {
 class Stored:
     """Where one tensor lies: in which file, from which byte, and as what.
 
-    `grouped`: its bytes as `Grouped` (`model/grouped.py`); 0 where it has no such form. `turned`: that form has the
-    last two dimensions the other way round than `shape`.
+    `form`: as `Grouped` (`model/grouped.py`), where it has such a form. `turned`: that has the last two dimensions the
+    other way round than `shape`.
     """
 
     file: str
     start: int
     dtype: torch.dtype
     shape: tuple[int, ...]
-    grouped: int = 0
+    form: Form | None = None
     turned: bool = False
 
     @property
     def bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def grouped(self) -> int:
+        """Its bytes as `Grouped`; 0 where it has no such form."""
+        return 0 if self.form is None else self.form.bytes(self.matrices)
+
+    @property
+    def matrices(self) -> tuple[int, ...]:
+        """The shape with outputs and inputs as the last dimensions."""
+        return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if self.turned else self.shape
 
 
 class TensorFiles:

@@ -6,57 +6,41 @@ Joining is exact. Also what such a model takes. It knows parameters and their pa
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from model.decoder import Decoder, Layer, grouped_parts
-from model.grouped import Grouped, Values, code_bits, code_bounds, packed_codes
+from model.grouped import Grouped, code_bits, code_bounds, packed_codes
+from weights.files import Stored
+from weights.forms import Form, common
 from weights.rules import Index, TensorPart
 from weights.share import FillPlan
 from weights.sizes import BytesPerWeight
 from weights.source import TensorSource
 
 KeepGroups = Callable[[Decoder], Collection[str]]  # the names of the parameters that may be `Grouped`
-_WORDS = {"signed": "int4", "unsigned": "int4", "signed6": "int6", "bytes": "int8", "e2m1": "fp4"}
-
-
-class Form(NamedTuple):
-    """What parts must have in common to be one `Grouped`."""
-
-    values: Values
-    group: int
-    minimum: bool
-
-    @classmethod
-    def of(cls, part: Grouped) -> "Form":
-        return cls(part.values, part.group, part.minima is not None)
-
-    def __str__(self) -> str:
-        word = _WORDS.get(self.values, self.values)
-        return f"{word} g{self.group}" + (" with minimum" if self.minimum else "")
 
 
 def keepable(plan: FillPlan, source: TensorSource, names: Collection[str]) -> dict[str, int]:
-    """Of the parameters `names` those whose every tensor has a grouped form, and the bytes of their tensors in it.
-
-    Tensors of different forms take more once they are `joined`.
-    """
+    """Of the parameters `names` those whose every tensor has a grouped form, and their bytes in the one of all."""
     found = {}
     for target in plan.keys() & set(names):
-        sizes = [_part_bytes(part, source) for part in plan[target]]
-        if all(sizes):
-            found[target] = sum(sizes)
+        parts = [(part, source.stored[part.source]) for part in plan[target]]
+        forms = [form for part, stored in parts if (form := _form(part, stored)) is not None]
+        if forms and len(forms) == len(parts):
+            found[target] = sum(common(forms).bytes(_matrices(part, stored)) for part, stored in parts)
     return found
 
 
-def _part_bytes(part: TensorPart, source: TensorSource) -> int:
-    """The bytes of a part in its grouped form; 0 where it has none that lies as the parameter does."""
-    stored = source.stored[part.source]
-    if part.stored is not None or not stored.shape or part.transposed != stored.turned:
-        return 0
-    return stored.grouped if part.rows is None else stored.grouped * len(part.rows) // stored.shape[0]
+def _form(part: TensorPart, stored: Stored) -> Form | None:
+    """The grouped form of a part; None where it has none that lies as the parameter does."""
+    return stored.form if stored.grouped and part.stored is None and part.transposed == stored.turned else None
+
+
+def _matrices(part: TensorPart, stored: Stored) -> tuple[int, ...]:
+    """The shape of what a part takes of a tensor."""
+    return stored.matrices if part.rows is None else (len(part.rows), *stored.matrices[1:])
 
 
 def joined(parts: Sequence[tuple[TensorPart, Grouped]], shape: torch.Size) -> Grouped | None:
@@ -66,13 +50,12 @@ def joined(parts: Sequence[tuple[TensorPart, Grouped]], shape: torch.Size) -> Gr
     empty = torch.empty(shape, device="meta")
     if any(len(index) > len(shape) - 1 or empty[index].shape != part.shape for index, part in placed):
         return None
-    form = _common([Form.of(part) for _, part in placed])
-    factors = any(part.factors is not None for _, part in placed)
+    form = common([Form.of(part) for _, part in placed])
     if len(placed) == 1 and not placed[0][0]:
-        return _converted(placed[0][1], form, factors)
-    result = _empty(shape, form, factors)
+        return _converted(placed[0][1], form)
+    result = _empty(shape, form)
     for index, part in placed:
-        _copy(_converted(part, form, factors), result, index)
+        _copy(_converted(part, form), result, index)
     beyond = form.minimum and not finite(result) and all(finite(part) for _, part in placed)
     return None if beyond else result
 
@@ -91,21 +74,8 @@ def _fields(grouped: Grouped) -> Iterator[tuple[str, Tensor | None]]:
     return ((name, getattr(grouped, name)) for name in ("codes", "scales", "minima", "factors"))
 
 
-def _common(forms: Sequence[Form]) -> Form:
-    """The narrowest form that holds the values of all exactly."""
-    values: Values = forms[0].values
-    kinds, minimum = {form.values for form in forms}, any(form.minimum for form in forms)
-    if kinds == {"signed", "unsigned"}:
-        values, minimum = "unsigned", True
-    elif len(kinds) > 1:
-        low, high = code_bounds("signed6")
-        bounds = [code_bounds(kind) for kind in kinds]
-        values = "signed6" if all(low <= least and most <= high for least, most in bounds) else "bytes"
-    return Form(values, min(form.group for form in forms), minimum)
-
-
-def _converted(part: Grouped, form: Form, factors: bool) -> Grouped:
-    """The same values in a form that holds them, with factors where asked."""
+def _converted(part: Grouped, form: Form) -> Grouped:
+    """The same values in a form that holds them."""
     ratio = part.group // form.group
     scales = part.scales.repeat_interleave(ratio, -1) if ratio > 1 else part.scales
     minima = part.minima if part.minima is None or ratio == 1 else part.minima.repeat_interleave(ratio, -1)
@@ -116,17 +86,17 @@ def _converted(part: Grouped, form: Form, factors: bool) -> Grouped:
     if form.values != part.values and code_bits(form.values) > 4:
         codes = part.integers()
         codes = codes if form.values == "bytes" else packed_codes(codes + 32, 6)
-    ones = torch.ones(part.shape[:-1]) if factors and part.factors is None else part.factors
+    ones = torch.ones(part.shape[:-1]) if form.factors and part.factors is None else part.factors
     return Grouped(codes, scales, form.group, form.values, minima, ones)
 
 
-def _empty(shape: torch.Size, form: Form, factors: bool) -> Grouped:
+def _empty(shape: torch.Size, form: Form) -> Grouped:
     *batch, k = shape
     dtype = torch.int8 if form.values == "bytes" else torch.uint8
     codes = torch.empty(*batch, k * code_bits(form.values) // 8, dtype=dtype)
     scales = torch.empty(*batch, k // form.group, dtype=torch.float16)
     minima = torch.empty_like(scales) if form.minimum else None
-    return Grouped(codes, scales, form.group, form.values, minima, torch.empty(batch) if factors else None)
+    return Grouped(codes, scales, form.group, form.values, minima, torch.empty(batch) if form.factors else None)
 
 
 def _copy(part: Grouped, target: Grouped, index: Index) -> None:

@@ -14,7 +14,7 @@ class TensorSource(Protocol):
 
     @property
     def stored(self) -> Mapping[str, Stored]:
-        """Every tensor; `Stored.grouped` says which `grouped` may return."""
+        """Every tensor; `Stored.form` says which `grouped` may return."""
         ...
 
     def read(self, name: str) -> Tensor:

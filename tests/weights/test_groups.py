@@ -16,7 +16,8 @@ from tests.model.tiny import randomise
 from tests.weights.quantised.test_mxfp4 import EXPERTS, RAW, write
 from weights import memory
 from weights.config import decoder_config
-from weights.groups import Form, bytes_per_weight, finite, joined, kept_as
+from weights.forms import Form, common
+from weights.groups import bytes_per_weight, finite, joined, kept_as
 from weights.load import load_model
 from weights.rules import Index, TensorPart
 from weights.save import save_model
@@ -55,8 +56,9 @@ def test_joining_changes_no_value(first: Form, second: Form) -> None:
     )
     assert whole is not None and whole.shape == (8, 128) and whole.factors is not None
     assert torch.equal(whole.dense(), torch.cat([part.dense() for part in parts]))
+    assert whole.nbytes == common([Form.of(part) for part in parts]).bytes(whole.shape)
     if first == second:
-        assert Form.of(whole) == first
+        assert Form.of(whole) == first._replace(factors=True)
 
 
 def test_experts_are_stacked_and_rows_of_a_tensor_taken() -> None:
@@ -136,22 +138,25 @@ def test_a_model_keeps_what_it_is_asked_to(tmp_path: Path, caplog: pytest.LogCap
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
+def bytes_of(model: Decoder) -> int:
+    """What the weights of a loaded model take."""
+    floats = sum(parameter.nbytes for parameter in model.parameters())
+    return floats + sum(part.nbytes for part in grouped_parts(model))
+
+
+def only_free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """From now on so many bytes of memory are free."""
+    monkeypatch.setattr(memory, "free_memory", lambda device: type("Free", (), {"value": size}))
+
+
 def test_memory_is_that_of_the_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path)
-    kept = load_model(tmp_path, keep_groups=experts)[0]
-    floats = sum(parameter.nbytes for parameter in kept.parameters())
-    groups = sum(
-        value.nbytes for module in kept.modules() for value in vars(module).values() if isinstance(value, Grouped)
-    )
-
-    def free(bytes_: int) -> None:
-        monkeypatch.setattr(memory, "free_memory", lambda device: type("Free", (), {"value": bytes_}))
-
-    free(floats + groups)
+    needed = bytes_of(load_model(tmp_path, keep_groups=experts)[0])
+    only_free(monkeypatch, needed)
     load_model(tmp_path, keep_groups=experts)
     with pytest.raises(CheckpointError, match="the weights need"):
         load_model(tmp_path)
-    free(floats + groups - 1)
+    only_free(monkeypatch, needed - 1)
     with pytest.raises(CheckpointError, match="the weights need"):
         load_model(tmp_path, keep_groups=experts)
 

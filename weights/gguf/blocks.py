@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.grouped import CODES, Grouped, Values, code_bits, packed_codes
+from weights.forms import Form
 from weights.gguf.decode import FORMATS, Format, Groups
 from weights.gguf.types import BlockType
-from weights.quantised.tensor import grouped_bytes as stored_bytes
 
 DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CHUNK = 1 << 22  # values that are decoded at once, so that what lies between stays small
@@ -48,12 +48,12 @@ def _integers(codes: Tensor, values: Values) -> Tensor:
     return F.embedding(codes.int(), torch.tensor(CODES[values], dtype=torch.float32)[:, None])[..., 0]
 
 
-def grouped_bytes(kind: BlockType, shape: tuple[int, ...]) -> int:
-    """Of a tensor as `Grouped`; 0 where it has no such form."""
+def form_of(kind: BlockType, shape: tuple[int, ...]) -> Form | None:
+    """Of a tensor as `Grouped`; None where it has no such form."""
     form = FORMATS.get(kind.name)
     if form is None or len(shape) < 2:
-        return 0
-    return stored_bytes(shape, code_bits(form.values), form.group, form.minimum, not form.exact)
+        return None
+    return Form(form.values, form.group, form.minimum, not form.exact)
 
 
 def grouped(kind: BlockType, data_B: Tensor, shape: tuple[int, ...]) -> Grouped | None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from model.errors import CheckpointError, shown
 from model.grouped import Grouped
 from weights.files import Stored
-from weights.gguf.blocks import dense, dtype_of, grouped, grouped_bytes
+from weights.forms import Form, common
+from weights.gguf.blocks import dense, dtype_of, form_of, grouped
 from weights.gguf.reader import GgufFile
 from weights.groups import joined
 from weights.rules import TensorPart
@@ -68,11 +69,11 @@ class Whole:
         shape = self._shape(file)
         if self.rows is not None:
             shape = (len(self.rows), *shape[1:])
-        size = 0 if self.shape or self.change else grouped_bytes(entry.type, shape)
+        form = None if self.shape or self.change else form_of(entry.type, shape)
         if self.transposed and len(shape) > 1:
             shape = (*shape[:-2], shape[-1], shape[-2])
         start = entry.start + (self.expert or 0) * self._size(file)
-        return Stored(file.paths[entry.part].name, start, dtype_of(entry.type), shape, size, self.transposed)
+        return Stored(file.paths[entry.part].name, start, dtype_of(entry.type), shape, form, self.transposed)
 
     def dense(self, file: GgufFile) -> Tensor:
         values = dense(file.tensors[self.name].type, self._data(file), self._shape(file))
@@ -141,8 +142,8 @@ class GateAndUp:
         if one.shape != other.shape:
             _unequal(file, self.gate, self.up)
         *outer, width = one.shape
-        size = one.grouped + other.grouped if len(outer) == 2 and one.grouped and other.grouped else 0
-        return replace(one, dtype=_either(one, other), shape=(*outer, 2 * width), grouped=size)
+        form = _form(one, other) if len(outer) == 2 else None
+        return replace(one, dtype=_either(one, other), shape=(*outer, 2 * width), form=form)
 
     def dense(self, file: GgufFile) -> Tensor:
         gate, up = self.gate.dense(file), self.up.dense(file)
@@ -168,6 +169,11 @@ def _either(one: Stored, other: Stored) -> torch.dtype:
     return one.dtype if one.dtype == other.dtype else torch.float32
 
 
+def _form(one: Stored, other: Stored) -> Form | None:
+    """In which both are kept."""
+    return None if one.form is None or other.form is None else common([one.form, other.form])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Reordered:
     """Two matrices below each other, and the rows in another order; `order` has as many as both together."""
@@ -180,8 +186,8 @@ class Reordered:
         one, other = self.first.stored(file), self.second.stored(file)
         if one.shape[1:] != other.shape[1:]:
             _unequal(file, self.first, self.second)
-        size = one.grouped + other.grouped if one.grouped and other.grouped else 0
-        return replace(one, dtype=_either(one, other), shape=(len(self.order), *one.shape[1:]), grouped=size)
+        shape = (len(self.order), *one.shape[1:])
+        return replace(one, dtype=_either(one, other), shape=shape, form=_form(one, other))
 
     def dense(self, file: GgufFile) -> Tensor:
         return torch.cat([self.first.dense(file), self.second.dense(file)])[self.order]
@@ -209,7 +215,7 @@ class KeysAndValues:
         if len(one.shape) != 3 or len(other.shape) != 3 or one.shape[:2] != (other.shape[0], other.shape[2]):
             _unequal(file, self.keys, self.values)
         heads, latents, keys = one.shape
-        return replace(one, dtype=torch.float32, shape=(heads * (keys + other.shape[1]), latents), grouped=0)
+        return replace(one, dtype=torch.float32, shape=(heads * (keys + other.shape[1]), latents), form=None)
 
     def dense(self, file: GgufFile) -> Tensor:
         keys, values = self.keys.dense(file).float(), self.values.dense(file).float()

@@ -12,10 +12,11 @@ from torch import Tensor
 from model.errors import CheckpointError
 from model.grouped import packed_codes
 from weights.files import Stored
+from weights.forms import form_within
 from weights.quantised.config import expect, refuse_unknown, whole
 from weights.quantised.integers import Integers, integer_tensor, unpacked
 from weights.quantised.parts import FLOATS, part
-from weights.quantised.tensor import QuantisedTensor, group_within, grouped_bytes
+from weights.quantised.tensor import QuantisedTensor
 
 _FIELDS = """quant_method bits w_bit group_size q_group_size zero_point version backend modules_to_not_convert do_fuse
 fuse_max_seq_len modules_to_fuse exllama_config desc_act sym checkpoint_format format pack_dtype lm_head method meta"""
@@ -52,9 +53,8 @@ def _matrix(base: str, stored: Mapping[str, Stored], size: int) -> QuantisedTens
     if not k or k % run or scales.shape != wanted or zeros.shape != (k // run, words):
         shapes = f"qweight {weight.shape}, qzeros {zeros.shape}, scales {scales.shape}"
         raise CheckpointError(f"{base.removesuffix('.')}: {shapes} are no matrix of 4 bits in groups of {run}")
-    group = group_within(k, run)
-    bytes_ = 0 if group is None else grouped_bytes((8 * words, k), 4, group, minimum=True)
-    meant = Stored(weight.file, weight.start, scales.dtype, (8 * words, k), bytes_)
+    form = form_within(k, run, "unsigned", minimum=True)
+    meant = Stored(weight.file, weight.start, scales.dtype, (8 * words, k), form)
     names = (base + "qweight", base + "qzeros", base + "scales")
     return integer_tensor(names, meant, _integers)
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from model.grouped import Grouped
 from weights.files import Stored
+from weights.forms import Form, group_within
 from weights.quantised.scales import halved
-from weights.quantised.tensor import QuantisedTensor, group_within, grouped_bytes
+from weights.quantised.tensor import QuantisedTensor
 
 Scaled = Callable[..., Tensor]
 
@@ -22,8 +23,8 @@ def fp8_tensor(names: tuple[str, ...], weight: Stored, scaled: Scaled) -> Quanti
     """
     k = weight.shape[-1]
     group = group_within(k, k)
-    size = 0 if group is None else grouped_bytes(weight.shape, 8, group, factor=True)
-    meant = Stored(weight.file, weight.start, weight.dtype, weight.shape, size)
+    form = None if group is None else Form("bytes", group, factors=True)
+    meant = Stored(weight.file, weight.start, weight.dtype, weight.shape, form)
     kept = None if group is None else partial(_grouped, scaled, group)
     return QuantisedTensor(names, meant, scaled, kept)
 

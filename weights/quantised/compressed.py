@@ -15,13 +15,14 @@ from torch import Tensor
 
 from model.errors import CheckpointError
 from weights.files import Stored
+from weights.forms import form_within
 from weights.quantised.config import expect, refuse_unknown
 from weights.quantised.fp8 import block_of, fp8_matrices
-from weights.quantised.integers import Integers, integer_tensor, unpacked, words_as_bytes
+from weights.quantised.integers import Integers, integer_tensor, integer_values, unpacked, words_as_bytes
 from weights.quantised.mxfp4 import mxfp4_matrix
 from weights.quantised.nvfp4 import nvfp4
 from weights.quantised.parts import FLOATS, misshapen, part
-from weights.quantised.tensor import QuantisedTensor, group_within, grouped_bytes
+from weights.quantised.tensor import QuantisedTensor
 
 _FIELDS = """quant_method format quantization_status config_groups ignore kv_cache_scheme version
 global_compression_ratio sparsity_config transform_config"""
@@ -123,9 +124,9 @@ def _words(base: str, stored: Mapping[str, Stored], schemes: list[Weights]) -> Q
         if (order.dtype, order.shape) != (torch.int32, (k,)):
             raise misshapen(base + "weight_g_idx", order, f"({k},) of torch.int32")
         names.append(base + "weight_g_idx")
-    group = group_within(k, k // groups)
-    size = 0 if group is None or order is not None else grouped_bytes((n, k), bits, group, zeros is not None)
-    meant = Stored(words.file, words.start, scales.dtype, (n, k), size)
+    values = integer_values(bits, zeros is not None)
+    form = None if order is not None else form_within(k, k // groups, values, zeros is not None)
+    meant = Stored(words.file, words.start, scales.dtype, (n, k), form)
     read = partial(_integers, base=base, bits=bits, zeros=zeros is not None, ordered=order is not None)
     return integer_tensor(tuple(names), meant, read)
 
@@ -168,9 +169,8 @@ def _bytes(base: str, stored: Mapping[str, Stored]) -> QuantisedTensor:
         if zeros.dtype is not torch.int8 or zeros.shape != scales.shape:
             raise misshapen(base + "weight_zero_point", zeros, f"{scales.shape} of torch.int8")
         names.append(base + "weight_zero_point")
-    group = group_within(k, k)
-    size = 0 if group is None else grouped_bytes((n, k), 8, group, zeros is not None)
-    meant = Stored(weight.file, weight.start, scales.dtype, (n, k), size)
+    form = form_within(k, k, "bytes", zeros is not None)
+    meant = Stored(weight.file, weight.start, scales.dtype, (n, k), form)
     return integer_tensor(tuple(names), meant, _of_bytes)
 
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from model.errors import CheckpointError
 from weights.files import Stored
+from weights.forms import form_within
 from weights.quantised.config import expect, refuse_unknown, whole
-from weights.quantised.integers import Integers, integer_tensor, unpacked, words_as_bytes
+from weights.quantised.integers import Integers, integer_tensor, integer_values, unpacked, words_as_bytes
 from weights.quantised.parts import FLOATS, part
-from weights.quantised.tensor import QuantisedTensor, group_within, grouped_bytes
+from weights.quantised.tensor import QuantisedTensor
 
 log = logging.getLogger(__name__)
 # Those that are not read say how the file was made, or how another program is to run it.
@@ -43,7 +44,7 @@ def gptq(stored: Mapping[str, Stored], quantisation: Mapping[str, Any]) -> dict[
     for name in names:
         base = name.removesuffix("qweight")
         found[base + "weight"] = _matrix(base, stored, quantisation, declared, less_one)
-    if permuted := sum(tensor.stored.grouped == 0 for tensor in found.values()):
+    if permuted := sum(tensor.stored.form is None for tensor in found.values()):
         log.info(
             "%d of %d matrices have groups that no kernel multiplies: desc_act, or odd sizes", permuted, len(found)
         )
@@ -90,10 +91,10 @@ def _matrix(
         if (order.dtype, order.shape) != (torch.int32, (k,)):
             raise CheckpointError(f"{base}g_idx has shape {order.shape} of {order.dtype}, not ({k},) of int32")
         names.append(base + "g_idx")
-    group = group_within(k, k // groups)
     permuted = quantisation.get("desc_act") and not quantisation.get("static_groups") and groups > 1
-    size = 0 if group is None or permuted else grouped_bytes((n, k), bits, group, not quantisation.get("sym", True))
-    meant = Stored(weight.file, weight.start, scales.dtype, (n, k), size)
+    minimum = not quantisation.get("sym", True)
+    form = None if permuted else form_within(k, k // groups, integer_values(bits, minimum), minimum)
+    meant = Stored(weight.file, weight.start, scales.dtype, (n, k), form)
     read = partial(_integers, base=base, bits=bits, less_one=less_one)
     return integer_tensor(tuple(names), meant, read)
 

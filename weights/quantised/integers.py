@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.grouped import Grouped
+from model.grouped import Grouped, Values
 from weights.files import Stored
+from weights.forms import group_within
 from weights.quantised.scales import halved
-from weights.quantised.tensor import QuantisedTensor, group_within
+from weights.quantised.tensor import QuantisedTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,14 @@ class Integers:
         minima = None if minima is None else minima.repeat_interleave(self._run // group, -1)
         if self.bits == 8:
             return Grouped((self.codes ^ 128).view(torch.int8), scales, group, "bytes", minima, factors)
-        return Grouped(self.codes, scales, group, "unsigned" if shifted else "signed", minima, factors)
+        return Grouped(self.codes, scales, group, integer_values(4, shifted), minima, factors)
+
+
+def integer_values(bits: int, minimum: bool) -> Values:
+    """What codes of 4 or 8 bits, with or without a minimum, stand for as `Grouped`."""
+    if bits == 8:
+        return "bytes"
+    return "unsigned" if minimum else "signed"
 
 
 def integer_tensor(names: tuple[str, ...], stored: Stored, read: Callable[..., Integers]) -> QuantisedTensor:

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from model.errors import CheckpointError
 from model.grouped import Grouped
 from weights.files import Stored
+from weights.forms import Form
 from weights.quantised.config import refuse_unknown
 from weights.quantised.parts import misshapen, part
 from weights.quantised.scales import MOST, powers
-from weights.quantised.tensor import QuantisedTensor, grouped_bytes
+from weights.quantised.tensor import QuantisedTensor
 
 # The values of OCP's MX 1.0 (2023), §5.3: a sign, two bits of exponent and one of mantissa; and scales, powers of two.
 _HALF = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -23,6 +24,7 @@ _PAIRS = torch.tensor([(_E2M1[byte & 15], _E2M1[byte >> 4]) for byte in range(25
 _POWERS = [2.0 ** (code - 127) for code in range(255)]
 _E8M0 = torch.tensor([*_POWERS, torch.nan])[:, None]
 _GROUP = 16  # bytes, of two values each, that share a scale
+_FORM = Form("e2m1", 2 * _GROUP, factors=True)
 
 
 def mxfp4(stored: Mapping[str, Stored], quantisation: Mapping[str, Any]) -> dict[str, QuantisedTensor]:
@@ -38,9 +40,8 @@ def mxfp4(stored: Mapping[str, Stored], quantisation: Mapping[str, Any]) -> dict
             tensor = name.removesuffix("_blocks")
             _check_groups(name, blocks, tensor + "_scales", stored.get(tensor + "_scales"))
             experts, rows, groups, _ = blocks.shape
-            shape, kept = (experts, 2 * _GROUP * groups, rows), (experts, rows, 2 * _GROUP * groups)
-            size = grouped_bytes(kept, 4, 2 * _GROUP, factor=True)
-            meant = replace(blocks, dtype=torch.bfloat16, shape=shape, grouped=size, turned=True)
+            shape = (experts, 2 * _GROUP * groups, rows)
+            meant = replace(blocks, dtype=torch.bfloat16, shape=shape, form=_FORM, turned=True)
             found[tensor] = QuantisedTensor((name, tensor + "_scales"), meant, unpacked, grouped)
     return found
 
@@ -103,6 +104,5 @@ def mxfp4_matrix(base: str, stored: Mapping[str, Stored]) -> QuantisedTensor:
     def kept(codes: Tensor, scales: Tensor) -> Grouped | None:
         return grouped(codes.view(n, -1, _GROUP), scales)
 
-    shape = (n, 2 * stride)
-    meant = replace(blocks, dtype=torch.bfloat16, shape=shape, grouped=grouped_bytes(shape, 4, 2 * _GROUP, factor=True))
+    meant = replace(blocks, dtype=torch.bfloat16, shape=(n, 2 * stride), form=_FORM)
     return QuantisedTensor((base + "weight_packed", base + "weight_scale"), meant, dense, kept)

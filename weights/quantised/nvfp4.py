@@ -9,8 +9,9 @@ from torch import Tensor
 
 from model.grouped import Grouped
 from weights.files import Stored
+from weights.forms import Form
 from weights.quantised.parts import misshapen, part
-from weights.quantised.tensor import QuantisedTensor, grouped_bytes
+from weights.quantised.tensor import QuantisedTensor
 
 GROUP = 16
 
@@ -37,5 +38,5 @@ def nvfp4(base: str, codes: str, factor: str, stored: Mapping[str, Stored], divi
         halves = scales.to(torch.float16) / 2  # codes stand for twice the values
         return Grouped(codes, halves, GROUP, "e2m1", factors=value.reshape(1).expand(n).contiguous())
 
-    meant = replace(weight, dtype=torch.bfloat16, shape=(n, k), grouped=grouped_bytes((n, k), 4, GROUP, factor=True))
+    meant = replace(weight, dtype=torch.bfloat16, shape=(n, k), form=Form("e2m1", GROUP, factors=True))
     return QuantisedTensor(names, meant, lambda *parts: grouped(*parts).dense(), grouped)

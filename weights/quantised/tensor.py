@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from model.grouped import GROUPS, Grouped
+from model.grouped import Grouped
 from weights.files import Stored
 
 
@@ -15,7 +15,7 @@ class QuantisedTensor:
 
     Attributes:
         names: the stored tensors that it is computed from.
-        stored: the dtype and shape of what is meant, and its bytes as `Grouped`.
+        stored: the dtype and shape of what is meant, and its form as `Grouped`.
         dense: computes the tensor from the stored ones, in order.
         grouped: the same without widening; None where the values do not fit `Grouped`.
     """
@@ -24,18 +24,3 @@ class QuantisedTensor:
     stored: Stored
     dense: Callable[..., Tensor]
     grouped: Callable[..., Grouped | None] | None = None
-
-
-def grouped_bytes(shape: tuple[int, ...], bits: int, group: int, minimum: bool = False, factor: bool = False) -> int:
-    """Bytes of matrices [..., n, k] as `Grouped` with such codes and groups."""
-    *batch, k = shape
-    outputs = 1
-    for size in batch:
-        outputs *= size
-    return outputs * (k * bits // 8 + k // group * (4 if minimum else 2) + (4 if factor else 0))
-
-
-def group_within(k: int, run: int) -> int | None:
-    """The largest of `GROUPS` that divides k inputs and a run of so many neighbours with one scale; None if none
-    does."""
-    return next((group for group in reversed(GROUPS) if k % group == 0 and run % group == 0), None)

@@ -11,7 +11,7 @@ import torch
 from tests.weights.gguf.samples import blocks
 from tests.weights.gguf.writer import CODES
 from weights.gguf import blocks as module
-from weights.gguf.blocks import dense, grouped, grouped_bytes
+from weights.gguf.blocks import dense, form_of, grouped
 from weights.gguf.decode import FORMATS
 from weights.gguf.types import TYPES
 from weights.groups import joined
@@ -54,8 +54,9 @@ def test_grouped_is_exact_or_rounds_scales(name: str) -> None:
     kind, shape = TYPES[CODES[name]], (2, 4, 8 * TYPES[CODES[name]].values)
     data = blocks(name, 64)
     found, values = grouped(kind, data, shape), dense(kind, data, shape).float()
-    assert found is not None
-    assert (found.shape, found.nbytes) == (shape, grouped_bytes(kind, shape))
+    form = form_of(kind, shape)
+    assert found is not None and form is not None
+    assert (found.shape, found.nbytes) == (shape, form.bytes(shape))
     if name in EXACT:
         assert torch.equal(found.dense(), values)
         return
@@ -112,8 +113,8 @@ def test_the_page_says_how_many_bits_are_kept() -> None:
     """Its table counts no factors: 4 bytes an output."""
     said = re.findall(r"^\| ([A-Z0-9_, ]+) \|.*\| [\d.]+ / ([\d.]+) \|", PAGE.read_text(), re.MULTILINE)
     kept = {name: float(bits) for names, bits in said for name in names.split(", ")}
-    factors = {name: 0 if FORMATS[name].exact else 4 for name in FORMATS}
-    sizes = {name: grouped_bytes(TYPES[CODES[name]], (1, 512)) - factors[name] for name in FORMATS}
+    forms = {name: form_of(TYPES[CODES[name]], (1, 512)) for name in FORMATS}
+    sizes = {name: form._replace(factors=False).bytes((1, 512)) for name, form in forms.items() if form is not None}
     assert kept == {name: 8 * size / 512 for name, size in sizes.items()}
 
 
@@ -163,4 +164,4 @@ def test_floats_and_vectors_are_not_grouped() -> None:
         kind = TYPES[CODES[name]]
         data = torch.zeros(int(np.prod(shape)) // kind.values * kind.bytes, dtype=torch.uint8)
         assert grouped(kind, data, shape) is None
-        assert grouped_bytes(kind, shape) == 0
+        assert form_of(kind, shape) is None

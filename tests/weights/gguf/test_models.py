@@ -17,6 +17,7 @@ from tests.weights.gguf.architectures import converted, metadata_of, raw_of
 from tests.weights.gguf.quantisers import floats, mixed
 from tests.weights.gguf.writer import CODES, Blob, blob, write_gguf
 from tests.weights.quantised.test_models import widened
+from tests.weights.test_groups import bytes_of, only_free
 from weights.gguf.blocks import dense
 from weights.gguf.types import TYPES
 from weights.groups import kept_as
@@ -67,6 +68,20 @@ def test_a_quantised_file_has_the_logits_of_what_it_means(name: str, tmp_path: P
     assert torch.equal(whole_logits(found, PROMPT, counts(plain)), expected)
     assert len(list(grouped_parts(kept))) == len(matrices(found))
     torch.testing.assert_close(whole_logits(widened(kept), PROMPT, counts(plain)), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_is_that_of_parts_in_their_common_form(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries, keys and values, as gates and values, have different types, and are joined."""
+    path = written(tmp_path, name, converted(name, random_decoder(raw_of(name)), mixed))
+    needed = bytes_of(load_model(path, keep_groups=matrices)[0])
+    only_free(monkeypatch, needed)
+    load_model(path, keep_groups=matrices)
+    only_free(monkeypatch, needed - 1)
+    with pytest.raises(CheckpointError, match="the weights need"):
+        load_model(path, keep_groups=matrices)
 
 
 @pytest.mark.skipif(not load().native, reason="native kernels are not loaded")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.weights.quantised import configs, layouts
 from tests.weights.quantised.layouts import Writer, Written, opened
-from weights.groups import Form
+from weights.forms import Form
 
 HALF = 2.0**-11  # relative error of a float16
 
