@@ -12,6 +12,7 @@ from collections.abc import Iterable, Set
 
 from engine.block_pool import BlockPool, require
 from engine.hashes import BlockHashes
+from engine.plan import Chunk
 from engine.sequence import Sequence
 from engine.snapshots import Snapshots
 
@@ -144,6 +145,12 @@ class BlockManager:
             row.published = full
         if self.snapshots is not None:
             self.snapshots.keep(sequence, self._pool.hashes)
+
+    def plan_snapshots(self, plan: Iterable[Chunk]) -> int:
+        """Take slots for the snapshots that a step will make. Returns how many others made room."""
+        if self.snapshots is None:
+            return 0
+        return sum(self.snapshots.plan(each.sequence, each.start, each.start + each.length) for each in plan)
 
     def release(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Free all blocks of a sequence. With `forget` (the sequence failed) they leave the prefix cache as well."""

@@ -214,10 +214,7 @@ class Scheduler:
                 step_budget.reserve_for_prompts(prefill_share(self.oldest_waiting_s))
             plan += self._prefills.plan(step_budget, self.plan_stats)
         self.plan_stats.estimated_s = step_budget.load.seconds if plan else 0.0
-        if self.blocks.snapshots is not None:
-            for chunk in plan:
-                displaced = self.blocks.snapshots.plan(chunk.sequence, chunk.start, chunk.start + chunk.length)
-                self.plan_stats.snapshots_displaced += displaced
+        self.plan_stats.snapshots_displaced = self.blocks.plan_snapshots(plan)
         if plan:
             self._open.add(tuple(plan))
         return tuple(plan)
