@@ -138,6 +138,9 @@ struct Stored {
         for (int64_t line = 0; line < most; line += 64) __builtin_prefetch(ahead + line);
         ahead += bytes;
     }
+    static void prefetch_header(const char*& ahead, int64_t most, int64_t bytes) {
+        prefetch(ahead, most, bytes);
+    }
 };
 
 // Groups of one block for V vectors of outputs, ready to be multiplied: per group scales and minima
@@ -145,7 +148,8 @@ struct Stored {
 template <bool LARGE_CODES, int V>
 class Unpacked {
     static constexpr int64_t WIDTH = V * LANES, HEADER = 2 * WIDTH;
-    int64_t first;
+    int64_t first, lines;      // `lines` of 64 bytes are prefetched for each group of a tile
+    mutable const char* next;  // of them
     alignas(64) int32_t data[BLOCK_INPUTS / 4 * WIDTH + BLOCK_INPUTS / 16 * HEADER];
 
   public:
@@ -155,11 +159,15 @@ class Unpacked {
     };
     const GroupCodes& codes;
 
+    // So many `tiles` will be multiplied: together they prefetch these columns of the next block,
+    // evenly over their arithmetic.
     template <class How>
-    Unpacked(const Stored<How>& from, int64_t first, int64_t last)
-        : first(first), codes(from.codes) {
+    Unpacked(const Stored<How>& from, int64_t first, int64_t last, int64_t tiles)
+        : first(first),
+          lines((WIDTH * from.codes.bytes() / 64 + tiles - 1) / tiles),
+          next(from.ahead(first, WIDTH)),
+          codes(from.codes) {
         int32_t* to = data;
-        const char* ahead = from.ahead(first, WIDTH);
         for (int64_t index = first; index < last; index++) {
             const char* group = from.group(index);
             for (int vector = 0; vector < V; vector++, to += LANES)
@@ -169,7 +177,6 @@ class Unpacked {
                     store((float*)to + vector * LANES, from.minimum(group, vector));
             to += WIDTH;
             const int32_t* at = from.words(group);
-            from.prefetch(ahead, 4 * WIDTH, codes.header * WIDTH);
             for (int64_t word = 0; word < codes.inputs / (4 * How::PLANES); word++) {
 #pragma GCC unroll 4
                 for (int vector = 0; vector < V; vector++) {
@@ -179,7 +186,6 @@ class Unpacked {
                     for (int plane = 0; plane < How::PLANES; plane++)
                         store(to + plane * WIDTH + vector * LANES, planes[plane]);
                 }
-                from.prefetch(ahead, 4 * How::WORDS * WIDTH, 4 * How::WORDS * WIDTH);
                 at += from.step(), to += How::PLANES * WIDTH;
             }
         }
@@ -200,6 +206,9 @@ class Unpacked {
     }
     const char* ahead(int64_t, int64_t) const { return nullptr; }
     static void prefetch(const char*&, int64_t, int64_t) {}
+    void prefetch_header(const char*&, int64_t, int64_t) const {
+        for (int64_t line = 0; line < lines; line++, next += 64) __builtin_prefetch(next);
+    }
 };
 
 }  // namespace moedial

@@ -2,8 +2,9 @@
 // group of inputs. Rows are signed bytes in blocks of 256 inputs with a scale each.
 //
 // An output is one chain: per group an exact integer, times the group's scale onto the block's sum
-// by one `fused`; the block's sum, times the row's scale, onto the output's. So bits depend neither
-// on the batch nor on the library. How the integers are added up is the library's (`add_bytes`).
+// by one `fused`; then per group the sum of the row's bytes, times the minimum, the same way; the
+// block's sum, times the row's scale, onto the output's. So bits depend neither on the batch nor on
+// the library. How the integers are added up is the library's (`add_bytes`).
 #pragma once
 #include "codes.h"
 
@@ -21,9 +22,7 @@ struct GroupedRows {
     const RowLayout& layout;
 
     GroupedRows from(int64_t row) const { return {rows + row, layout}; }
-    float sum(int row, int64_t group) const {
-        return ((const float*)rows[row])[layout.sums + group];
-    }
+    const float* sums(int row) const { return (const float*)rows[row] + layout.sums; }
     float scale(int row, int64_t block) const {
         return ((const float*)rows[row])[layout.scales + block];
     }
@@ -58,16 +57,44 @@ inline void sum_run(const int32_t* const (&rows)[R], int64_t start, int64_t from
 #pragma GCC unroll 4
                     for (int row = 0; row < R; row++) {
                         const Ints input = splat(rows[row][from + word + plane]);
-#pragma GCC unroll 8
-                        for (int i = 0; i < TOGETHER; i++) {
-                            Ints& part = parts[row][vector + i];
-                            part = add_bytes<Codes::LARGE>(part, planes[i][plane], input);
-                            keep_in_register(part);
-                        }
+                        add_bytes<Codes::LARGE, TOGETHER>(parts[row] + vector, planes, plane,
+                                                          input);
                     }
             }
             words += weights.step();
         }
+}
+
+// What the minima of the groups [first, last) add: block[row][vector] += Σ of the row's sum of
+// bytes times the minimum. Its sums are here in registers, those of the caller in memory.
+template <int R, int V, class Weights>
+inline void add_minima(const GroupedRows& inputs, const Weights& weights, int64_t first,
+                       int64_t last, Floats (&block)[R][V]) {
+    const float* sums[R];
+    Floats added[R][V];
+#pragma GCC unroll 8
+    for (int row = 0; row < R; row++) {
+        sums[row] = inputs.sums(row);
+#pragma GCC unroll 8
+        for (int vector = 0; vector < V; vector++) added[row][vector] = block[row][vector];
+    }
+    const char* group = weights.group(first);
+    for (int64_t index = first; index < last; index++, group += weights.bytes()) {
+        Floats minima[V];
+#pragma GCC unroll 8
+        for (int vector = 0; vector < V; vector++) minima[vector] = weights.minimum(group, vector);
+#pragma GCC unroll 8
+        for (int row = 0; row < R; row++) {
+            const Floats sum = splat(sums[row][index]);
+#pragma GCC unroll 8
+            for (int vector = 0; vector < V; vector++)
+                added[row][vector] = fused(sum, minima[vector], added[row][vector]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < R; row++)
+#pragma GCC unroll 8
+        for (int vector = 0; vector < V; vector++) block[row][vector] = added[row][vector];
 }
 
 // One block of R rows and V vectors of outputs, groups [first, last): sums[row] + column (+)= it.
@@ -94,7 +121,7 @@ __attribute__((noinline)) void grouped_tile(const GroupedRows& inputs, const Wei
     const char *group = weights.group(first), *ahead = weights.ahead(first, V * LANES);
     for (int64_t index = first; index < last; index++, group += weights.bytes()) {
         const int32_t* words = weights.words(group);
-        weights.prefetch(ahead, 4 * V * LANES, codes.header * V * LANES);
+        weights.prefetch_header(ahead, 4 * V * LANES, codes.header * V * LANES);
         Ints parts[R][V], totals[R][V];
         // All runs but the last.
         for (int64_t run = 1; run < runs; run++, from += run_words) {
@@ -120,23 +147,23 @@ __attribute__((noinline)) void grouped_tile(const GroupedRows& inputs, const Wei
                 if constexpr (SPLIT) total += totals[row][vector];
                 block[row][vector] = fused(to_float(total), scale, block[row][vector]);
             }
-            if (!codes.minimum()) continue;
-            const Floats minimum = weights.minimum(group, vector);
-#pragma GCC unroll 8
-            for (int row = 0; row < R; row++)
-                block[row][vector] =
-                    fused(splat(inputs.sum(row, index)), minimum, block[row][vector]);
         }
     }
+    if (codes.minimum()) add_minima<R, V>(inputs, weights, first, last, block);
+    // All addresses first: a store may change what they are read from, for all that is known.
     const int64_t number = first * codes.inputs / BLOCK_INPUTS;
+    float* to[R];
+    Floats scales[R];
+#pragma GCC unroll 8
+    for (int row = 0; row < R; row++)
+        to[row] = sums[row] + column, scales[row] = splat(inputs.scale(row, number));
 #pragma GCC unroll 8
     for (int row = 0; row < R; row++)
 #pragma GCC unroll 8
-        for (int vector = 0; vector < V; vector++) {
-            float* sum = sums[row] + column + vector * LANES;
-            store(sum, fused(block[row][vector], splat(inputs.scale(row, number)),
-                             number ? load(sum) : Floats{}));
-        }
+        for (int vector = 0; vector < V; vector++)
+            store(to[row] + vector * LANES,
+                  fused(block[row][vector], scales[row],
+                        number ? load(to[row] + vector * LANES) : Floats{}));
 }
 
 // `grouped_tile` for a number of rows that is known when it runs: 1 to R.
@@ -166,7 +193,7 @@ inline void grouped_block(const GroupedRows& inputs, int64_t rows, Stored<Codes>
     for (; outputs >= V * LANES; outputs -= V * LANES) {
         if constexpr (ADDS_IN_16_BITS && R > 1) {
             if (rows > GROUPED_ROWS)
-                tiles(Unpacked<Codes::LARGE, V>(stored, first, last));
+                tiles(Unpacked<Codes::LARGE, V>(stored, first, last, (rows + R - 1) / R));
             else
                 tiles(stored);
         } else {

@@ -285,6 +285,32 @@ inline void keep_in_register(Ints& values) {
 #endif
 }
 
+// `add_bytes` of a row's input to several parts, of which each `left` is an element of `lefts`. The
+// order of the steps is kept: products wait for the input together, then sums for the products.
+template <bool LARGE, int COUNT, int PLANES>
+[[gnu::always_inline]] inline void add_bytes(Ints* parts, const Ints (&lefts)[COUNT][PLANES],
+                                             int plane, Ints right) {
+#if LANES_256 && !defined(__AVXVNNI__)
+    if constexpr (!LARGE) {
+        Ints products[COUNT];
+#pragma GCC unroll 8
+        for (int i = 0; i < COUNT; i++)
+            asm volatile("vpmaddubsw %2, %1, %0"
+                         : "=x"(products[i])
+                         : "x"(lefts[i][plane]), "x"(right));
+#pragma GCC unroll 8
+        for (int i = 0; i < COUNT; i++)
+            asm volatile("vpaddw %1, %0, %0" : "+x"(parts[i]) : "x"(products[i]));
+        return;
+    }
+#endif
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; i++) {
+        parts[i] = add_bytes<LARGE>(parts[i], lefts[i][plane], right);
+        keep_in_register(parts[i]);
+    }
+}
+
 // What a sum starts from that is to have `factor` times the sum of such `right` bytes, small ones,
 // added to it.
 inline int32_t start_of(const int8_t* bytes, int64_t count, int32_t factor) {

@@ -54,14 +54,16 @@ def chain(x: Tensor, weight: Grouped) -> Tensor:
     for start in range(0, x_RK.shape[1], BLOCK):
         codes_RK, scale_R1 = encoded(x_RK[:, start : start + BLOCK])
         block_RN = np.zeros_like(total_RN)
-        for first in range(0, codes_RK.shape[1], group):
-            codes_RG = codes_RK[:, first : first + group]
-            exact_RN = codes_RG @ values_NK[:, start + first : start + first + group].T
-            at = (start + first) // group
-            block_RN = fused(exact_RN.astype(np.float32), scales_NG[:, at], block_RN)
-            if weight.minima is not None:
-                sums_R1 = codes_RG.sum(-1, keepdims=True).astype(np.float32)
-                block_RN = fused(np.broadcast_to(sums_R1, block_RN.shape), minima_NG[:, at], block_RN)
+        codes_RGI = codes_RK.reshape(len(codes_RK), -1, group)
+        groups = range(codes_RGI.shape[1])
+        for at in groups:
+            first = start + at * group
+            exact_RN = codes_RGI[:, at] @ values_NK[:, first : first + group].T
+            block_RN = fused(exact_RN.astype(np.float32), scales_NG[:, first // group], block_RN)
+        for at in groups if weight.minima is not None else ():  # after all scales
+            sums_R1 = codes_RGI[:, at].sum(-1, keepdims=True).astype(np.float32)
+            minima_N = minima_NG[:, start // group + at]
+            block_RN = fused(np.broadcast_to(sums_R1, block_RN.shape), minima_N, block_RN)
         total_RN = fused(block_RN, np.broadcast_to(scale_R1, block_RN.shape), total_RN)
     return torch.from_numpy(total_RN) * (1 if weight.factors is None else weight.factors)
 
