@@ -41,17 +41,20 @@ class InputBatchBuilder:
 
         The rows of the batch that get logits: first all rows to sample from, then those that score prompt tokens.
         """
-        shape = [
-            (c.sequence, c.length + len(c.drafts), c.logit_rows, c.sequence.preemptions, c.sequence.counts_at(c.start))
-            for c in plan
-        ]
+        shape: PlanShape = []
+        starts: list[int] = []
+        ids: list[int] = []  # of the first tokens
+        for chunk in plan:
+            sequence, start = chunk.sequence, chunk.start
+            length, counts = chunk.length + len(chunk.drafts), sequence.counts_at(start)
+            shape.append((sequence, length, chunk.logit_rows, sequence.preemptions, counts))
+            starts.append(start)
+            ids.append(sequence.tokens[start])
         one_token_each = len(self._ids_T) == len(plan)
         if self._batch is None or self._pages is None or shape != self._shape or not one_token_each:
             return self._rebuild(plan, shape, late)
-        starts = [c.start for c in plan]
-        self._ids_T[:] = [c.sequence.tokens[c.start] for c in plan]
-        self._positions_T[:] = starts
-        np.add(self._positions_T, 1, out=self._end_B)
+        self._ids_T[:], self._positions_T[:] = ids, starts
+        self._end_B[:] = [start + 1 for start in starts]
         first_pages = [start // self._block_size for start in starts]
         snapshots_N3 = _snapshots(plan)
         if snapshots_N3 is not self._pages.snapshots_N3:

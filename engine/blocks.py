@@ -119,9 +119,9 @@ class BlockManager:
 
     def reserve(self, sequence: Sequence, tokens: int) -> bool:
         """Allocate blocks until a sequence's first `tokens` tokens are covered. False: too few are free, none taken."""
-        missing = self.blocks_for(tokens) - len(sequence.blocks)
-        if missing <= 0:
+        if tokens <= len(sequence.blocks) * self.block_size:
             return True  # the usual case: most tokens do not start a block
+        missing = self.blocks_for(tokens) - len(sequence.blocks)
         if missing * sequence.row_count > self.free:
             return False
         self._hold(sequence)

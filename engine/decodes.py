@@ -33,8 +33,11 @@ class DecodePlanner:
             still_running = sequence.id in running  # unless it was just preempted
             goes_on = still_running and sequence.ready and sequence.id not in self._queues.held
             if goes_on and (chunk := self._chunk(sequence, step_budget)):
-                step_budget.load.other_seconds += sequence.matcher.row_seconds if sequence.matcher else 0.0
-                plan.append(self._add_drafts(chunk, step_budget, speculator, others))
+                if sequence.matcher is not None:
+                    step_budget.load.other_seconds += sequence.matcher.row_seconds
+                if speculator is not None:
+                    chunk = self._add_drafts(chunk, step_budget, speculator, others)
+                plan.append(chunk)
         return plan
 
     def _chunk(self, sequence: Sequence, step_budget: StepBudget) -> Chunk | None:
@@ -54,11 +57,11 @@ class DecodePlanner:
         ):
             self._preempt(last)
 
-    def _add_drafts(self, chunk: Chunk, step_budget: StepBudget, speculator: Speculator | None, others: int) -> Chunk:
+    def _add_drafts(self, chunk: Chunk, step_budget: StepBudget, speculator: Speculator, others: int) -> Chunk:
         """The chunk with drafts: as many as leave each of the `others`, rows of the step, one token and one block. None
         where each would be computed in two rows."""
         sequence = chunk.sequence
-        if speculator is None or sequence.weak is not None or not chunk.samples:
+        if sequence.weak is not None or not chunk.samples:
             return chunk
         room = self._blocks.token_capacity(sequence) - 1 - others * self._blocks.block_size
         drafted = speculator.add_drafts(chunk, min(step_budget.tokens - others, room), step_budget)

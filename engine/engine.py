@@ -134,8 +134,10 @@ class Engine:
         return step
 
     def _opened(self, plan: Plan) -> OpenStep:
-        prefills = [chunk for chunk in plan if chunk.start < chunk.sequence.prompt_length]
-        prefilled = sum([min(chunk.length, chunk.sequence.prompt_length - chunk.start) for chunk in prefills])
+        prefilled = 0
+        for chunk in plan:
+            if chunk.start < (prompt := chunk.sequence.prompt_length):
+                prefilled += min(chunk.length, prompt - chunk.start)
         return OpenStep(plan, self.scheduler.plan_stats, prefilled)
 
     def _launch_ahead(self, step: OpenStep) -> OpenStep | None:

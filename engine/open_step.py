@@ -36,12 +36,14 @@ def step_stats(
 ) -> StepStats:
     """The statistics of a step that has just been committed."""
     snapshots = scheduler.blocks.snapshots
-    count_sets = {counts for chunk in rows_of(step.plan) for counts, _ in chunk.count_runs}
+    rows = rows_of(step.plan)
+    count_sets = {counts for chunk in rows for counts, _ in chunk.count_runs}
+    contrasted = 0 if rows is step.plan else sum(c.length for c in step.plan if c.sequence.weak is not None)
     return StepStats(
         seconds=seconds,
         estimated_s=step.stats.estimated_s,
         prompt_tokens=step.prefilled,
-        generated_tokens=sum(event.token is not None for event in events),
+        generated_tokens=len([event for event in events if event.token is not None]),
         routed_pairs=work.routed_pairs,
         trained_pairs=work.trained_pairs,
         distinct_experts=work.distinct_experts,
@@ -59,7 +61,7 @@ def step_stats(
         blocks_total=scheduler.blocks.total,
         retries=retries,
         masks_s=masks_s,
-        contrast_tokens=sum(chunk.length for chunk in step.plan if chunk.sequence.weak is not None),
+        contrast_tokens=contrasted,
         snapshots=0 if snapshots is None else len(snapshots),
         snapshot_bytes=0 if snapshots is None else snapshots.held_bytes,
         snapshots_displaced=step.stats.snapshots_displaced,

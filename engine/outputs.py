@@ -31,7 +31,8 @@ def _finish(sequence: Sequence, token: int, longest: int) -> Finish | None:
     sampling = sequence.request.sampling
     if token in sampling.stop_token_ids:
         return "stop"
-    if sequence.output_count >= sampling.max_tokens or len(sequence.tokens) >= longest:
+    length = len(sequence.tokens)
+    if length - sequence.prompt_length >= sampling.max_tokens or length >= longest:
         return "length"
     return None
 

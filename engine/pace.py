@@ -52,5 +52,8 @@ def _size(plan: Plan) -> tuple[int, bool, bool]:
 
 def _work(plan: Plan) -> int:
     """The work of a plan's prefill: its tokens, each weighted by its context. 0 if all chunks are single tokens."""
-    prefill = [chunk for chunk in plan if chunk.length > 1]
-    return sum([c.length * c.sequence.row_count * (CONTEXT_TOKENS + c.start + c.length) for c in prefill])
+    work = 0
+    for chunk in plan:
+        if chunk.length > 1:
+            work += chunk.length * chunk.sequence.row_count * (CONTEXT_TOKENS + chunk.start + chunk.length)
+    return work

@@ -68,8 +68,8 @@ class Chunk(msgspec.Struct, frozen=True):
     @property
     def count_runs(self) -> tuple[CountRun, ...]:
         """The expert counts of what is computed, as runs of equal counts."""
-        end = self.start + self.length + len(self.drafts)
-        return self.sequence.count_runs(self.start, end)
+        sequence, end = self.sequence, self.start + self.length + len(self.drafts)
+        return sequence.request.budget.runs(self.start, end, sequence.prompt_length)
 
 
 Plan = tuple[Chunk, ...]
@@ -78,8 +78,13 @@ PromptLogprobs = tuple[Logprob, ...] | None  # of one chunk's scored positions; 
 
 def rows_of(plan: Plan) -> Plan:
     """A chunk for every row of the batch: each chunk of the plan, and after it that of its weak row if it has one."""
-    if not any([chunk.sequence.weak is not None for chunk in plan]):
-        return plan
+    for chunk in plan:
+        if chunk.sequence.weak is not None:
+            return _rows_of(plan)
+    return plan
+
+
+def _rows_of(plan: Plan) -> Plan:
     rows: list[Chunk] = []
     for chunk in plan:
         rows.append(chunk)
@@ -93,12 +98,13 @@ def sample_count(plan: Plan) -> int:
     return len([chunk for chunk in plan if chunk.samples])
 
 
-def require_results(plan: Plan, sampled: int, scored: int) -> None:
-    """Raise ValueError if the number of results is not what the plan asks for."""
-    if sampled != sample_count(plan):
-        raise ValueError(f"the plan samples {sample_count(plan)} tokens, got {sampled}")
-    if scored != (scoring := sum(bool(chunk.scored_positions) for chunk in plan)):
-        raise ValueError(f"the plan scores {scoring} chunks, got {scored}")
+def require_results(samples: int, sampled: int, scores: int, scored: int) -> None:
+    """Raise ValueError if the number of results is not what a plan asks for that `samples` tokens and `scores`
+    chunks."""
+    if sampled != samples:
+        raise ValueError(f"the plan samples {samples} tokens, got {sampled}")
+    if scored != scores:
+        raise ValueError(f"the plan scores {scores} chunks, got {scored}")
 
 
 @dataclass(slots=True)

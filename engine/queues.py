@@ -79,6 +79,8 @@ class Queues:
     @property
     def waiting_since(self) -> float | None:
         """When the oldest waiting sequence began to wait for its next token; None if none waits."""
+        if self.partial_prefill is None and not self.waiting:
+            return None
         partial = () if self.partial_prefill is None else (self.partial_prefill,)
         not_prefilled = chain(partial, islice(self.waiting.values(), WINDOW))
         return min((sequence.waiting_since for sequence in not_prefilled), default=None)

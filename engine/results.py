@@ -49,8 +49,10 @@ class Results:
         plan_stats: PlanStats,
     ) -> None:
         """Apply one chunk's results. Blocks of a sequence that failed are not published to the prefix cache."""
-        self._observe(chunk, seen)
         sequence, reaches_end = chunk.sequence, chunk.reaches_end
+        count_work(chunk, self._speculator.experts if self._speculator else 0, seen)
+        if sequence.routes is not None and seen.routes is not None:
+            sequence.routes.put(chunk.start, seen.routes)
         sequence.computed = chunk.start + chunk.length
         if self._chunked and (self._queues.partial_prefill is sequence or not reaches_end):
             self._queues.record_prefill(sequence)
@@ -77,18 +79,13 @@ class Results:
         self._queues.remove(sequence)
         self.events.append(end_event(sequence, finish, last, error, code, self._clock))
 
-    def _observe(self, chunk: Chunk, seen: Observed) -> None:
-        """Record a chunk's work and routes."""
-        count_work(chunk, self._speculator.experts if self._speculator else 0, seen)
-        if chunk.sequence.routes is not None and seen.routes is not None:
-            chunk.sequence.routes.put(chunk.start, seen.routes)
-
     def _append_tokens(self, chunk: Chunk, results: tuple[Sampled, ...], plan_stats: PlanStats) -> None:
         """Append the sampled tokens: the next one, and one after each accepted draft."""
         sequence = chunk.sequence
         kept, finish = append_tokens(sequence, results, self._longest)
         sequence.computed += len(kept) - 1
-        self._record_drafts(chunk, len(kept) - 1, plan_stats)
+        if self._speculator is not None:
+            _record_drafts(self._speculator, chunk, len(kept) - 1, plan_stats)
         self._blocks.publish(sequence)
         last = None if finish is None else kept.pop()
         for result in kept:
@@ -96,8 +93,9 @@ class Results:
         if last is not None and finish is not None:
             self.finish(sequence, finish, last, last.error, last.code)
 
-    def _record_drafts(self, chunk: Chunk, accepted: int, plan_stats: PlanStats) -> None:
-        if self._speculator is not None and (drafted := len(chunk.drafts) + chunk.model_drafts):
-            plan_stats.drafted += drafted
-            plan_stats.accepted += accepted
-            self._speculator.record_acceptance(chunk.sequence, drafted, accepted)
+
+def _record_drafts(speculator: Speculator, chunk: Chunk, accepted: int, plan_stats: PlanStats) -> None:
+    if drafted := len(chunk.drafts) + chunk.model_drafts:
+        plan_stats.drafted += drafted
+        plan_stats.accepted += accepted
+        speculator.record_acceptance(chunk.sequence, drafted, accepted)

@@ -75,7 +75,11 @@ class ModelRunner:
         """All at once."""
         logits_RV = self.forward(plan, expert_stats)
         observed = expert_stats.observed(plan, self._mixtures)
-        scoring = [chunk for chunk in plan if chunk.scored_positions]
+        tokens, scoring = 0, list[Chunk]()
+        for chunk in plan:
+            tokens += chunk.length + len(chunk.drafts)
+            if chunk.scored_positions:
+                scoring.append(chunk)
         scores: tuple[PromptLogprobs, ...] = ()
         sampled_rows = logits_RV.shape[0]
         if scoring:  # few steps do, and views take time
@@ -83,7 +87,6 @@ class ModelRunner:
             logits_RV, scored_RV = logits_RV[:sampled_rows], logits_RV[sampled_rows:]
             scores = _prompt_logprobs(scored_RV, scoring)
         sampled = _sample(self.model, logits_RV, plan) if sampled_rows else ()
-        tokens = sum([chunk.length + len(chunk.drafts) for chunk in plan])
         work = self._work(expert_stats, tokens)
         return StepResult(sampled, work, scores, observed)
 
@@ -184,8 +187,13 @@ class ModelRunner:
 
 
 def _sample(ops: SamplingOps, logits_RV: Tensor, plan: Plan) -> tuple[Sampled, ...]:
-    chunks = [chunk for chunk in plan if chunk.samples]
-    return sample(ops, logits_RV, [chunk.sequence for chunk in chunks], [chunk.drafts for chunk in chunks])
+    sequences: list[Sequence] = []
+    drafts: list[tuple[int, ...]] = []
+    for chunk in plan:
+        if chunk.samples:
+            sequences.append(chunk.sequence)
+            drafts.append(chunk.drafts)
+    return sample(ops, logits_RV, sequences, drafts)
 
 
 def _draft_sequence(chunk: Chunk, experts: int) -> Sequence:

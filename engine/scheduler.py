@@ -215,9 +215,10 @@ class Scheduler:
             plan += self._prefills.plan(step_budget, self.plan_stats)
         self.plan_stats.estimated_s = step_budget.load.seconds if plan else 0.0
         self.plan_stats.snapshots_displaced = self.blocks.plan_snapshots(plan)
-        if plan:
-            self._open.add(tuple(plan))
-        return tuple(plan)
+        planned = tuple(plan)
+        if planned:
+            self._open.add(planned)
+        return planned
 
     def commit(
         self,
@@ -236,11 +237,13 @@ class Scheduler:
         Raises:
             ValueError: the number of results is wrong; nothing has changed.
         """
-        require_results(plan, len(sampled), len(prompt_logprobs))
+        samples, scores = [chunk.samples for chunk in plan], [bool(chunk.scored_positions) for chunk in plan]
+        require_results(sum(samples), len(sampled), sum(scores), len(prompt_logprobs))
         results, scored = iter(sampled), iter(prompt_logprobs)
-        for chunk, seen in zip(plan, observed or (NOT_OBSERVED,) * len(plan), strict=True):
-            found = next(scored) if chunk.scored_positions else ()
-            result, aborted = next(results) if chunk.samples else None, self._open.is_aborting(chunk.sequence.id)
+        seen_of = observed or (NOT_OBSERVED,) * len(plan)
+        for chunk, seen, does_sample, does_score in zip(plan, seen_of, samples, scores, strict=True):
+            found = next(scored) if does_score else ()
+            result, aborted = next(results) if does_sample else None, self._open.is_aborting(chunk.sequence.id)
             self._results.apply(chunk, result, found, seen=seen, aborted=aborted, plan_stats=self.plan_stats)
         if self.speculator is not None:
             self.speculator.record_step(self.plan_stats.estimated_s, len(sampled) + self.plan_stats.accepted)

@@ -39,6 +39,7 @@ class Sequence:
         "draft_state",
         "first_token_at",
         "hashes",
+        "id",
         "isolated_until",
         "matcher",
         "plain",
@@ -65,6 +66,7 @@ class Sequence:
         self, request: Request, arrived_at: float, matcher: Matcher | None = None, experts: ExpertRange | None = None
     ) -> None:
         self.request = request
+        self.id = request.id  # read several times a step
         self._experts = experts  # of the model: what the trained count would cost
         self.matcher = matcher  # follows the request's grammar up to the last of `tokens`
         self.tokens = list(request.prompt)
@@ -99,11 +101,6 @@ class Sequence:
         self.prompt_logprobs: list[Logprob] = []  # of the prompt's tokens from the second on, as far as computed
         self.prompt_logprobs_sent = False  # whether an event has carried them
         self.draft_state: object = None  # kept by the speculator
-
-    @property
-    def id(self) -> str:
-        """The request's id."""
-        return self.request.id
 
     @property
     def ready(self) -> bool:

@@ -13,7 +13,8 @@ class NativeSampling:
 
     def greedy(self, logits_BV: Tensor) -> list[int]:
         """The best token of each row; -1 for a row that is not finite."""
-        tokens: list[int] = torch.ops.moedial.best.default(logits_BV.float()).tolist()
+        floats_BV = logits_BV if logits_BV.dtype == torch.float32 else logits_BV.float()
+        tokens: list[int] = torch.ops.moedial.best.default(floats_BV).tolist()
         return tokens
 
     def constrain(
