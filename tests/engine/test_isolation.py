@@ -73,6 +73,7 @@ def run(engine: Engine) -> list[StepReport]:
     while engine.has_work:
         reports.append(engine.step())
         engine.scheduler.check()
+        assert not torch.is_inference_mode_enabled(), "a failed step leaves it too"
         assert len(reports) < 2000
     assert engine.scheduler.blocks.used == 0
     return reports

@@ -101,6 +101,13 @@ def test_other_errors_pass(error: Exception, card: Card) -> None:
     assert caught.value is error and not card.emptied
 
 
+def test_the_context_can_be_entered_again() -> None:
+    errors = DeviceErrors(CPU)
+    for _ in range(2):
+        with pytest.raises(OutOfDeviceMemory), errors:
+            raise torch.OutOfMemoryError(FULL)
+
+
 def test_memory_of_what_failed_is_free_before_the_next_try() -> None:
     held: list[weakref.ref[torch.Tensor]] = []
 
