@@ -16,7 +16,7 @@ from torch import Tensor
 from model.errors import CheckpointError
 from weights.files import Stored
 from weights.forms import form_within
-from weights.quantised.config import expect, refuse_unknown
+from weights.quantised.config import expect, fields_of, refuse_unknown
 from weights.quantised.fp8 import block_of, fp8_matrices
 from weights.quantised.integers import Integers, integer_tensor, integer_values, unpacked, words_as_bytes
 from weights.quantised.mxfp4 import mxfp4_matrix
@@ -79,9 +79,8 @@ def _schemes(quantisation: Mapping[str, Any]) -> Iterator[Weights]:
     refuse_unknown(quantisation, FIELDS)
     expect(quantisation, "format", *FORMATS)
     expect(quantisation, "quantization_status", "compressed", "frozen", default="compressed")
-    sparse = quantisation.get("sparsity_config") or {}
-    expect(sparse, "format", "dense", default="dense")
-    if (quantisation.get("transform_config") or {}).get("config_groups"):
+    expect(fields_of(quantisation, "sparsity_config"), "format", "dense", default="dense")
+    if fields_of(quantisation, "transform_config").get("config_groups"):
         raise CheckpointError("config.json: quantization_config's transform_config is set; no transforms are known")
     groups = quantisation.get("config_groups")
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):

@@ -34,6 +34,20 @@ def whole(quantisation: Mapping[str, Any], field: str, default: int | None = Non
     return found
 
 
+def fields_of(quantisation: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+    """A field that is an object; none, where it says no more than an absent one.
+
+    Raises:
+        CheckpointError: it is no object.
+    """
+    found = quantisation.get(field)
+    if found in _UNSET:
+        return {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"config.json: quantization_config's {field} is {found!r:.80}, not an object")
+    return found
+
+
 def refuse_unknown(quantisation: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise CheckpointError where a field is set that is not among those `known`."""
     for field, value in quantisation.items():

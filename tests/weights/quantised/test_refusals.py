@@ -123,6 +123,8 @@ CONFIGS: list[tuple[Writer, dict[str, Any], str]] = [
     (layouts.packed, COMPRESSED({"format": "marlin-24"}), "format is 'marlin-24'; known: 'pack-quantized'"),
     (layouts.packed, COMPRESSED({"sparsity_config": {"format": "sparse-24-bitmask"}}), "format is 'sparse-24-bitmask'"),
     (layouts.packed, COMPRESSED({"transform_config": {"config_groups": {"u": {}}}}), "no transforms are known"),
+    (layouts.packed, COMPRESSED({"sparsity_config": 16}), "sparsity_config is 16, not an object"),
+    (layouts.packed, COMPRESSED({"transform_config": ["u"]}), "transform_config is .'u'., not an object"),
     (layouts.packed, COMPRESSED({"config_groups": [1]}), "config_groups is .1., not an object of objects"),
     (layouts.packed, COMPRESSED({"quantization_status": "initialized"}), "quantization_status is 'initialized'"),
     (layouts.nvfp4, configs.modelopt(quant_algo="W4A8_AWQ"), "quant_algo is 'W4A8_AWQ'; known: 'NVFP4', 'FP8'"),

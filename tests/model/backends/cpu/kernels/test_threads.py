@@ -10,6 +10,7 @@ from torch import Tensor
 from model.backends.cpu.kernels import threads
 from model.backends.cpu.kernels.pack import Kind, pack, unpack
 from model.resources import HOST, Amount
+from model.shapes.attention import GatedDeltaNet
 from model.shapes.mixtures import Router
 from model.topology import Node, usable_cpus
 from tests.model.backends.cpu.kernels.cases import (
@@ -24,6 +25,8 @@ from tests.model.backends.cpu.kernels.cases import (
     linear_case,
     ops,
 )
+from tests.model.backends.cpu.kernels.delta_cases import delta_case
+from tests.model.backends.cpu.kernels.latent_cases import latent_case
 from tests.model.backends.cpu.kernels.mixture_cases import draw_case, masks_case, route_case, topk_case
 from tests.model.backends.cpu.kernels.pages import attend_case, attention_case
 from tests.model.backends.cpu.kernels.rule_cases import repaired_infinity_case
@@ -89,6 +92,15 @@ def test_groups_change_no_attention(dtype: torch.dtype) -> None:
     for case in (
         attend_case(Make(1), [1500, 40], 4, 2, 16, dtype),
         attention_case(Make(1), [90, 120], layer, kind),
+    ):
+        same_in_groups(lambda case=case: case.run(case.layout.whole()))  # type: ignore[misc]
+
+
+def test_groups_change_no_latent_no_state_and_no_cache_in_int8() -> None:
+    for case in (
+        latent_case(Make(1), [60, 17], "bfloat16"),
+        delta_case(Make(1), [30, 5], GatedDeltaNet(2, 4, 16, 32, 4), "bfloat16"),
+        attend_case(Make(1), [1100, 40], 4, 1, 16, torch.int8),
     ):
         same_in_groups(lambda case=case: case.run(case.layout.whole()))  # type: ignore[misc]
 
