@@ -22,7 +22,7 @@ import psutil
 from fastapi import FastAPI
 
 PATH = "/health"
-EVERY = 0.01  # seconds between two questions
+EVERY = 0.02  # seconds between two questions
 LATE = 0.1  # seconds on an idle machine of the nominal speed
 BLOCKED = 2.0  # seconds without computing
 GROWTH = 256 << 20  # bytes that a server may take during one test

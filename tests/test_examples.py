@@ -1,4 +1,7 @@
-"""The files of examples/ as people run them; the one for lm-evaluation-harness is in tests/clients/test_examples.py."""
+"""The files of examples/ as people run them, and the snippets of docs/clients.md for curl and `openai` as they stand.
+
+Other targets run the other snippets; the example for lm-evaluation-harness is in tests/clients/test_examples.py.
+"""
 
 import os
 import re
@@ -9,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.snippets import LIGHT, PAGE, Snippet, snippets
+from tests.clients.snippets import run as run_snippet
 from tests.e2e.live import Live, serving
 
 pytestmark = pytest.mark.slow
@@ -69,3 +74,18 @@ def test_every_example_is_run_and_listed() -> None:
     source = Path(__file__).read_text()
     assert {name for name in files if f'run("{name}"' not in source} == CLIENTS
     assert files == set(re.findall(r"\]\(([\w.]+)\)", (EXAMPLES / "README.md").read_text()))
+
+
+@pytest.mark.parametrize("snippet", snippets(LIGHT), ids=str)
+def test_a_snippet_runs(snippet: Snippet, live: Live, tmp_path: Path) -> None:
+    before = live.metric("request_success_total")
+    assert run_snippet(snippet, live.url, tmp_path).strip()
+    assert live.metric("request_success_total") > before
+
+
+def test_the_page_has_them() -> None:
+    assert {snippet.title for snippet in snippets(LIGHT)} == set(LIGHT)
+
+
+def test_every_block_of_the_page_is_run_somewhere() -> None:
+    assert len(snippets()) == PAGE.read_text().count("```") // 2

@@ -15,7 +15,8 @@ TOKENS = 40
 # Model, trained count, and a request for less (None: one for more). Those that are like another one are redundant.
 ASKED = [
     ("soft-stories", 8, {"count": 1}),
-    ("switch-stories", 1, None),
+    # `test_encoder_decoders.py` asks another Switch Transformer for more than its count.
+    pytest.param("switch-stories", 1, None, marks=pytest.mark.redundant),
     pytest.param("moe-plus-plus-stories", 2, {"free_bias": 3.0}, marks=pytest.mark.redundant),
     pytest.param("deep-stories", 8, {"count": 1}, marks=pytest.mark.redundant),
     pytest.param("remoe-stories", 8, {"gate_offset": -0.5}, marks=pytest.mark.redundant),

@@ -85,11 +85,12 @@ def only(*names: str) -> pytest.MarkDecorator:
     return each({name: served for name, served in LAYOUTS.items() if name.removeprefix("native-") in names})
 
 
-def check_storm(served: Served, seed: int) -> None:
+def check_storm(served: Served, seed: int, every: int = 1) -> None:
+    """Of every so many requests, one is run alone, which takes most of the time."""
     crowd, requests = storm(served, seed, served.requests)
-    for request in requests:
+    for request in requests[::every]:
         assert_as_alone(served, crowd, alone(served, request), request.id)
-    assert not served.by_phase or len({request.budget.prefill for request in requests}) == 3
+    assert not served.by_phase or len({request.budget.prefill for request in requests[::every]}) == 3
     assert crowd.ends.keys() == {request.id for request in requests}
     # The storm was one: else the equality above would say little.
     assert sum(stats.preemptions for stats in crowd.stats) > 2
@@ -108,24 +109,24 @@ def test_a_mixed_batch_gives_what_running_alone_gives(served: Served, seed: int)
 
 @each(ROUNDED, SINGLE)
 def test_so_it_does_with_weights_that_are_rounded(served: Served) -> None:
-    check_storm(served, seed=2)
+    check_storm(served, seed=2, every=3)
 
 
 @each({name: replace(served, by_phase=True) for name, served in LAYOUTS.items() if not name.endswith("units")}, SINGLE)
 def test_so_it_does_where_prompts_have_counts_of_their_own(served: Served) -> None:
-    check_storm(served, seed=2)
+    check_storm(served, seed=2, every=3)
 
 
 @each({name: replace(LAYOUTS[name], rules=rules) for name, rules in RULED.items()})
 def test_so_it_does_where_requests_have_rules_of_their_own(served: Served) -> None:
-    check_storm(served, seed=2)
+    check_storm(served, seed=2, every=3)
 
 
 @each({f"{name}-{who}": replace(LAYOUTS[name], speculate=who) for who, name in GUESSED}, SINGLE)
 def test_so_it_does_when_tokens_are_guessed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.speculation.MIN_PROBABILITY", 0.0)  # whatever it is worth
     crowd, requests = storm(served, seed=4, requests=served.requests)
-    for request in requests:
+    for request in requests[::3]:
         assert_as_alone(served, crowd, alone(served, request), request.id)
     drafted, accepted = (sum(getattr(stats, name) for stats in crowd.stats) for name in ("drafted", "accepted"))
     assert drafted > 10 and accepted < drafted

@@ -151,7 +151,7 @@ def judged_step(simulation: Simulation) -> None:
         assert seconds(COST, plan) <= max(allowed, seconds(COST, [*decodes, *least])) + 1e-12
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(arrivals, st.sampled_from([1e-6, 0.003, 0.01, TARGET, 0.1]))
 def test_no_step_that_decodes_exceeds_its_time_by_more_than_a_least_chunk(todo: Arrivals, target: float) -> None:
     simulation = simulate(make(target=target), todo)
@@ -160,7 +160,7 @@ def test_no_step_that_decodes_exceeds_its_time_by_more_than_a_least_chunk(todo: 
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(arrivals)
 def test_switched_off_the_plans_are_those_of_no_cost(todo: Arrivals) -> None:
     plain = simulate(make(cost=None, target=0.0), todo).plans

@@ -196,9 +196,10 @@ def test_the_engine_serves_it(family: str, tmp_path: Path) -> None:
         assert tokens and all(row.max() - row[token] < 1e-4 for row, token in zip(rows, tokens, strict=True))
 
 
-# `tests/e2e/test_demos.py` asks the demo model of soft_moe the same.
+# `tests/e2e/test_demos.py` asks the demo model of soft_moe the same; what engines tell of the others is tested above.
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [pytest.param("soft_moe", marks=pytest.mark.redundant), "deep_moe", "soft_t5"])
+@pytest.mark.redundant
+@pytest.mark.parametrize("family", ["soft_moe", "deep_moe", "soft_t5"])
 def test_a_request_chooses_its_count_over_http(family: str, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     model = write(tmp_path, family, vocabulary=512)

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator
 
 import httpx
+import pytest
 
-from server.http.listening import listen
+from server.http.listening import CannotListen, listen
 from tests.server.harness import eventually
 
 # The whole command around an engine process without tensors.
@@ -152,15 +153,23 @@ def test_a_text_for_a_reader_who_has_gone_or_does_not_read_is_given_up() -> None
 def test_an_address_that_cannot_be_had_is_one_sentence_before_anything_is_read() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for flags, words in (
-            (["--port", port], f"cannot listen on 127.0.0.1 port {port}: address already in use; another process"),
-            (["--host", "nowhere.invalid"], "cannot listen on 'nowhere.invalid': no address of that name"),
-            (["--host", "203.0.113.7"], "this machine does not have that address"),
-        ):
-            command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--model", "nowhere"]
-            ended = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=60)
-            assert ended.returncode == 1 and ended.stderr.startswith("moedial: ") and words in ended.stderr
-            assert len(ended.stderr.splitlines()) == 1
+        words = f"cannot listen on 127.0.0.1 port {port}: address already in use; another process"
+        command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--model", "nowhere"]
+        ended = subprocess.run([*command, "--port", port], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and ended.stderr.startswith("moedial: ") and words in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("nowhere.invalid", "cannot listen on 'nowhere.invalid': no address of that name"),
+        ("203.0.113.7", "this machine does not have that address"),
+    ],
+)
+def test_a_host_that_is_not_here_is_refused_by_name(host: str, words: str) -> None:
+    with pytest.raises(CannotListen, match=re.escape(words)):
+        listen(host, 0)
 
 
 def test_a_name_with_several_addresses_is_heard_at_all_of_them_on_one_port() -> None:

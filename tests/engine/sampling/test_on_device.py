@@ -79,7 +79,7 @@ def assert_same(found: tuple[Sampled, ...], wanted: tuple[Sampled, ...]) -> None
             assert_near(one.logprob, other.logprob)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_results_are_the_hosts(data: st.DataObject) -> None:
     """Also where several values are equal, and where one is not finite."""

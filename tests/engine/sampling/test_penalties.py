@@ -77,7 +77,7 @@ def defined(logits: list[float], s: Sequence) -> list[float]:
     return [float("-inf") if token in masked else value for token, value in enumerate(logits)]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.lists(OPTIONS, min_size=1, max_size=4), st.lists(st.integers(0, TOKENS - 1), max_size=90), st.booleans())
 def test_every_step_is_as_defined(options: list[dict[str, Any]], said: list[int], seen: bool) -> None:
     """Whether the sampler has followed a sequence token by token or sees it for the first time."""

@@ -120,7 +120,7 @@ def test_a_row_that_is_not_finite_fails_alone(bad: float, temperature: float) ->
     assert last == sample(rows[2:], sequences[2:])[0] and last.error is None
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_a_row_does_not_depend_on_its_neighbours(data: st.DataObject) -> None:
     """To the bit, whatever they want: also where few are ranked at first and blocks and groups are small."""

@@ -171,7 +171,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(schema=SCHEMAS, shared=SCHEMAS, value=VALUES)
 def test_closing_only_rules_out(schema: Any, shared: Any, value: Any) -> None:
     """What is valid stays so without its names that no schema knows; what is invalid never becomes valid."""

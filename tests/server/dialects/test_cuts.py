@@ -78,7 +78,7 @@ def test_reasoning_that_is_cut_anywhere_shows_no_delimiter(w: Family) -> None:
 
 
 @every
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), bits=text, prompt=st.sampled_from(PROMPTS), single=st.booleans())
 def test_any_text_in_any_parts(w: Family, data: st.DataObject, bits: list[str], prompt: str, single: bool) -> None:
     whole = "".join(bits)

@@ -66,7 +66,7 @@ def broken_up(draw: st.DrawFn, whole: str) -> list[str]:
 
 
 @every
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), bits=text, prompt=st.sampled_from(PROMPTS), with_tools=st.booleans())
 def test_any_text_in_any_parts(w: Family, data: st.DataObject, bits: list[str], prompt: str, with_tools: bool) -> None:
     whole, tools = "".join(bits), TOOLS if with_tools else ()
@@ -75,7 +75,7 @@ def test_any_text_in_any_parts(w: Family, data: st.DataObject, bits: list[str], 
 
 
 @every
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data(), reasoning=st.sampled_from(["", "Let me see."]), end=st.integers(0, 400))
 def test_a_cut_answer_in_any_parts(w: Family, data: st.DataObject, reasoning: str, end: int) -> None:
     whole = (w.reasoning(reasoning) if reasoning else "") + w.calls([WEATHER, ADD])
@@ -84,7 +84,7 @@ def test_a_cut_answer_in_any_parts(w: Family, data: st.DataObject, reasoning: st
 
 
 @every
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     data=st.data(),
     answer=st.text().filter(lambda text: not any(delimiter in text for delimiter in ("<|start|>", *DELIMITERS[:-2]))),
@@ -96,7 +96,7 @@ def test_content_loses_nothing(w: Family, data: st.DataObject, answer: str) -> N
 
 
 @every
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(bits=text)
 def test_every_character_that_is_shown_was_written_in_this_order(w: Family, bits: list[str]) -> None:
     """Parts are chunks of the text: apart from decoded names and the line between two messages nothing is made up."""
@@ -111,7 +111,7 @@ def test_every_character_that_is_shown_was_written_in_this_order(w: Family, bits
 
 
 @pytest.mark.parametrize("w", [w for w in FAMILIES if not w.id.startswith("harmony")], ids=lambda w: w.id)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(bits=st.lists(st.sampled_from([bit for bit in BITS if bit not in ("[CALL_ID]", ",")]), max_size=14))
 def test_no_word_is_lost(w: Family, bits: list[str]) -> None:
     """Outside of Harmony's headers every word comes out, whatever delimiters and parts of JSON stand around it."""
