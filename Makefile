@@ -9,10 +9,11 @@ RAY_TESTS := .ray-tests
 QUANTISED := .quantised-formats
 
 # PYTHON names an interpreter; without it the first Python 3.11 to 3.13 on the path is taken. UV= leaves uv out.
+# Neither pip nor uv compiles modules: Python does when it first imports them, and most of torch's it never does.
 PYTHON ?=
 UV     ?= $(shell command -v uv 2>/dev/null)
 ifeq ($(UV),)
-INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check
+INSTALL = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 else
 INSTALL = $(UV) pip install --quiet --python $(1)/bin/python
 endif
@@ -36,7 +37,7 @@ RUNNABLE = $$($(BIN)/python -c "from model.backends.cpu.kernels.library import c
 EMULATED := MOEDIAL_KERNELS_EMULATE=tests/model/backends/cpu/kernels/emulated.h OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-together test-alone test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-emulated test-pool fuzz fuzz-gguf fuzz-quantised test-gguf test-vocabularies coverage lint lint-fast lint-types format wheel docs calibrate bench-peers bench-offline bench-long bench-mixed bench-layer bench-products bench-threads bench-dial bench-loading bench-packed bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-brownout bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-together test-alone test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-emulated test-pool fuzz fuzz-gguf fuzz-quantised test-gguf test-vocabularies coverage lint lint-fast lint-style lint-imports lint-types format wheel docs calibrate bench-peers bench-offline bench-long bench-mixed bench-layer bench-products bench-threads bench-dial bench-loading bench-packed bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-brownout bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,7 +59,7 @@ test test-together test-alone: export PYTHONDONTWRITEBYTECODE :=
 # to its end even if the other fails.
 test:  ## everything that CI runs: the checks of `make lint`, and pytest without what is slow and redundant
 	$(MAKE) --no-print-directory -j2 $(VENV)/.dev
-	$(MAKE) --no-print-directory lint-fast
+	$(MAKE) --no-print-directory -j2 lint-fast
 	$(MAKE) --no-print-directory -j2 -k lint-types test-together; failed=$$?; \
 	$(MAKE) --no-print-directory test-alone || failed=1; exit $$failed
 
@@ -169,10 +170,14 @@ CPP := $(wildcard model/backends/cpu/kernels/csrc/* tests/model/backends/cpu/ker
 
 lint: lint-fast lint-types  ## ruff, clang-format, mypy and the import rules
 
-lint-fast: $(VENV)/.dev
+lint-fast: lint-style lint-imports
+
+lint-style: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+lint-imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 lint-types: $(VENV)/.dev

@@ -6,8 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from openai.types.responses import ResponseStreamEvent
-from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
 from server.dialects.hermes import Hermes
@@ -15,9 +13,8 @@ from server.dialects.reasoning import ReasoningTags
 from tests.server.fakes import INFO, FakeEngine, says
 from tests.server.harness import CHAT, frames, in_memory, service_of, value
 from tests.server.recorded import recorded
-from tests.server.test_responses import RESPONSES
+from tests.server.test_responses import EVENT, RESPONSES
 
-EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 CALL = '<tool_call>\n{"name": "shell_command", "arguments": {"command": "ls"}}\n</tool_call>'
 LISTING, PROBE, FIRST, SECOND = recorded("codex")
 SKIPPED = "custom:apply_patch, web_search, image_generation, namespace:mcp__notes"

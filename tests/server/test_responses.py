@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from starlette.testclient import TestClient
 
 from model.errors import GenerationFailed, InvalidRequest
@@ -21,7 +21,8 @@ from tests.server.fakes import FakeEngine, says
 from tests.server.harness import ended, frames, in_memory, on_loopback, service_of, value
 
 RESPONSES = "/v1/responses"
-EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+# Built when it is first used: it takes a second.
+EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent, config=ConfigDict(defer_build=True))
 WEATHER: Any = {
     "type": "function",
     "name": "weather",
