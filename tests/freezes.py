@@ -27,7 +27,7 @@ LATE = 0.1  # seconds on an idle machine of the nominal speed
 BLOCKED = 2.0  # seconds without computing
 GROWTH = 256 << 20  # bytes that a server may take during one test
 NOMINAL = 0.02  # CPU seconds of `_work` on the machine that LATE was chosen on
-READ_MEMORY_EVERY = 10  # questions
+READ_MEMORY_EVERY = 5  # questions
 
 
 def _work() -> float:
