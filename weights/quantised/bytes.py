@@ -35,7 +35,7 @@ def _grouped(scaled: Scaled, group: int, *parts: Tensor) -> Grouped:
 
 def in_bytes(values: Tensor, group: int) -> Grouped:
     """Matrices [..., n, k] rounded to integers up to 127 times a scale per group."""
-    split = values.unflatten(-1, (values.shape[-1] // group, group))
+    split = values.reshape(*values.shape[:-1], values.shape[-1] // group, group)
     scales, _, factors = halved(split.abs().amax(-1) / 127)
     steps = scales.float() if factors is None else scales.float() * factors[..., None]
     divisors = steps.where(steps > 0, 1.0)
