@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from engine.assembly import assemble
 from engine.blocks import BlockManager
+from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from engine.sizes import cache_sizes
 from engine.snapshots import Snapshots
@@ -268,6 +269,16 @@ def test_slots_and_bytes_are_told() -> None:
     assert blocks.admit(sequence)
     assert snapshots.plan(sequence, 0, 5) == 1, "one made room"
     assert snapshots.held_bytes == 1000
+
+
+def test_a_plan_says_how_many_made_room() -> None:
+    snapshots = Snapshots(FIRST_SLOT, 2, 4, SIZE, lambda source, target: None, state_bytes=1000)
+    blocks = BlockManager(8, SIZE, snapshots=snapshots)
+    place(blocks, "one", unlike(0))
+    place(blocks, "two", unlike(1))
+    scheduler = Scheduler(blocks, max_running=1, max_step_tokens=8, max_model_len=16)
+    scheduler.add(request("three", unlike(2)))
+    assert len(scheduler.schedule()) == 1 and scheduler.plan_stats.snapshots_displaced == 1
 
 
 def asked(id: str, prompt: tuple[int, ...], new: int = 4, counts: int = 2, **options: Any) -> Request:
