@@ -10,24 +10,6 @@ namespace moedial {
 // first-level cache.
 constexpr int64_t PIECE_WORDS = 32;
 
-// The weights of a slice, widened as they are read.
-template <class Wide>
-struct StoredWords {
-    static constexpr int LOCALITY = 3;
-    WideSlice slice;
-
-    template <int V>
-    Ints factor(int part, int vector) const {
-        Ints wide[Wide::COUNT];  // the compiler drops the other part
-        Wide::weights(slice.data + vector * LANES * slice.size, wide);
-        return wide[part];
-    }
-    template <int V>
-    void next() {
-        slice.data += slice.step;
-    }
-};
-
 // Unfinished sums of at most ROWS rows and a slice that does not cross a panel, as `product` of
 // gemm.h makes them.
 template <class Wide>
@@ -35,7 +17,7 @@ inline void few_rows_product(const int32_t* const* rows, int64_t count, const Ma
                              int64_t first, int64_t outputs, int32_t* const* sums, int64_t column,
                              bool add) {
     constexpr int64_t CHUNK_WORDS = WIDE_WORDS / Wide::COUNT;
-    const int64_t panel = first / PANEL, size = matrix.group_bytes();
+    const int64_t panel = first / PANEL, size = Wide::SIZE;
     const int64_t step = matrix.panel_outputs(panel) * size;
     int32_t* inputs = wide_room().inputs;
     for (int64_t from = 0; from < matrix.groups(); from += CHUNK_WORDS) {
@@ -47,10 +29,13 @@ inline void few_rows_product(const int32_t* const* rows, int64_t count, const Ma
                 matrix.panel(panel) + (from + piece) * step + (first - panel * PANEL) * size;
             // Each tile prefetches its part of the next piece.
             for (int64_t output = 0; output < outputs; output += WIDE_OUTPUTS)
-                wide_rows<Wide, VECTORS>(
-                    count, inputs + piece * Wide::STEP, words,
-                    StoredWords<Wide>{{data + output * size, step, size}}, sums, column + output,
-                    add, Ahead{data + (words * step + words * output * size), WIDE_OUTPUTS * size});
+                with_constant<ROWS>(count, [&]<int height>() {
+                    wide_tile<Wide, height, VECTORS>(
+                        inputs + piece * Wide::STEP, words,
+                        StoredWords<Wide, 3>{{data + output * size, step}}, sums, column + output,
+                        add,
+                        Ahead{data + (words * step + words * output * size), WIDE_OUTPUTS * size});
+                });
         }
     }
 }

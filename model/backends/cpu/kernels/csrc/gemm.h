@@ -76,30 +76,6 @@ inline void tile(const int32_t* const* inputs, int64_t from, int64_t groups, con
     end_sums(acc, sums, column);
 }
 
-// `tile` for a number of rows that is known when it runs: 1 to ROWS.
-template <class Dot, int V, int R, class Words>
-inline void tile_rows(int rows, const int32_t* const* inputs, int64_t from, int64_t groups,
-                      const Words& words, int32_t* const* sums, int64_t column, bool add) {
-    if (rows == R) return tile<Dot, R, V>(inputs, from, groups, words, sums, column, add);
-    if constexpr (R > 1)
-        tile_rows<Dot, V, R - 1>(rows, inputs, from, groups, words, sums, column, add);
-}
-
-// All rows against the same `vectors` vectors of outputs, 1 to V, in tiles of up to R rows.
-template <class Dot, int V, int R, class Words>
-inline void tiles(int vectors, const int32_t* const* inputs, int64_t rows, int64_t from,
-                  int64_t groups, const Words& words, int32_t* const* sums, int64_t column,
-                  bool add) {
-    if (vectors == V) {
-        for (int64_t row = 0; row < rows; row += R)
-            tile_rows<Dot, V, R>(int(std::min<int64_t>(rows - row, R)), inputs + row, from, groups,
-                                 words, sums + row, column, add);
-        return;
-    }
-    if constexpr (V > 1)
-        tiles<Dot, V - 1, R>(vectors, inputs, rows, from, groups, words, sums, column, add);
-}
-
 // All rows against one chunk of a panel, `groups` groups of `outputs` outputs, in tiles of up to V
 // vectors and R rows.
 template <class Dot, int V, int R>
@@ -107,9 +83,14 @@ inline void chunk_tiles(const int32_t* const* inputs, int64_t rows, int64_t from
                         const int32_t* words, int64_t outputs, int64_t groups, int64_t step,
                         int32_t* const* sums, int64_t column, bool add) {
     for (int64_t output = 0; output < outputs; output += V * LANES) {
-        const int vectors = int(std::min<int64_t>((outputs - output) / LANES, V));
-        tiles<Dot, V, R>(vectors, inputs, rows, from, groups, PanelWords{words + output, step},
-                         sums, column + output, add);
+        const PanelWords here{words + output, step};
+        with_constant<V>(std::min<int64_t>((outputs - output) / LANES, V), [&]<int vectors>() {
+            for (int64_t row = 0; row < rows; row += R)
+                with_constant<R>(std::min<int64_t>(rows - row, R), [&]<int height>() {
+                    tile<Dot, height, vectors>(inputs + row, from, groups, here, sums + row,
+                                               column + output, add);
+                });
+        });
     }
 }
 

@@ -17,6 +17,7 @@ inline Ints load(Bytes bytes) { return bits(load_int8(bytes.from)); }
 
 // Signed bytes as floats.
 struct WideSigned : WideFloats {
+    static constexpr int SIZE = 1;
     static void weights(const char* from, Ints (&wide)[COUNT]) {
         wide[0] = load(Bytes{(const int8_t*)from});
     }
@@ -104,15 +105,6 @@ inline void multiply_tiles(const int32_t* const* rows, int64_t groups, int64_t f
     by(std::integral_constant<int, 1>{});
 }
 
-// `multiply_tiles` for a number of rows that is known when it runs: 1 to ROWS.
-template <class Dot, int R = ROWS, class Words>
-inline void multiply_few(int64_t count, const int32_t* const* rows, int64_t groups, int64_t first,
-                         int64_t last, const Words& words, int32_t* const* sums, bool add) {
-    if (count == R) return multiply_tiles<Dot, R>(rows, groups, first, last, words, sums, add);
-    if constexpr (R > 1)
-        multiply_few<Dot, R - 1>(count, rows, groups, first, last, words, sums, add);
-}
-
 // All outputs of a product of any number of rows: more than ROWS pass over some outputs before the
 // next, whose words stay in the first-level cache.
 template <class Dot, class Words>
@@ -121,8 +113,11 @@ inline void multiply_rows(int64_t count, const int32_t* const* rows, int64_t gro
     const int64_t step = count > ROWS ? VECTORS * LANES : outputs;
     for (int64_t first = 0; first < outputs; first += step)
         for (int64_t row = 0; row < count; row += ROWS)
-            multiply_few<Dot>(std::min<int64_t>(count - row, ROWS), rows + row, groups, first,
-                              std::min(first + step, outputs), words, sums + row, add);
+            with_constant<ROWS>(std::min<int64_t>(count - row, ROWS), [&]<int height>() {
+                multiply_tiles<Dot, height>(rows + row, groups, first,
+                                            std::min(first + step, outputs), words, sums + row,
+                                            add);
+            });
 }
 
 // Scores: keys side by side as the outputs of one product.
@@ -162,16 +157,17 @@ inline void score_wide(const Cache& cache, Tiles keys, int64_t used, int64_t que
     using Wide = typename Stored::Wide;
     constexpr int64_t CHUNK_WORDS = WIDE_WORDS / Wide::COUNT, SIZE = Stored::SIZE;
     const int64_t groups = cache.head_width / cache.group();
+    int32_t* wide = wide_room().weights;
+    const WidenedWords<Wide> widened{wide};
     for (int64_t from = 0; from < groups; from += CHUNK_WORDS) {
         const int64_t now = std::min(groups - from, CHUNK_WORDS);
         widen_rows<Wide>(rows, queries, from, now, wide_room().inputs);
         for (int64_t key = 0; key < used * TILE; key += WIDE_OUTPUTS) {
             const int64_t word = from * TILE + key % TILE;
             const char* ahead = Stored::address(keys[key / TILE + AHEAD_TILES], word);
-            widen_weights<Wide>({Stored::address(keys[key / TILE], word), TILE * SIZE, SIZE}, now,
-                                wide_room().weights);
-            wide_tiles<Wide>(wide_room().inputs, queries, now, scores, key, from > 0, ahead,
-                             now * TILE * SIZE);
+            widen_weights<Wide>({Stored::address(keys[key / TILE], word), TILE * SIZE}, now, wide);
+            wide_tiles<Wide>(wide_room().inputs, queries, now, widened, widened, scores, key,
+                             from > 0, ahead, now * TILE * SIZE);
         }
     }
 }
@@ -188,10 +184,12 @@ inline void add_values_wide(const Cache& cache, Tiles values, int64_t used, int6
         for (int64_t i = 0; i < used; i++) {
             prefetch_part<Stored>(values[i + AHEAD_TILES], words * width, column / WIDE_OUTPUTS,
                                   width / WIDE_OUTPUTS);
-            widen_weights<Wide>({Stored::address(values[i], column), width * SIZE, SIZE}, words,
+            widen_weights<Wide>({Stored::address(values[i], column), width * SIZE}, words,
                                 wide + i * TILE * WIDE_OUTPUTS);
         }
-        wide_tiles<Wide>(weights, queries, used * words, outs, column, true, (const char*)wide, 0);
+        const WidenedWords<Wide> widened{wide};
+        wide_tiles<Wide>(weights, queries, used * words, widened, widened, outs, column, true,
+                         (const char*)wide, 0);
     }
 }
 

@@ -40,6 +40,14 @@ typedef float StoredFloats __attribute__((vector_size(4 * LANES), aligned(4), ma
 typedef int32_t StoredInts __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t StoredHalf __attribute__((may_alias));  // of a word
 
+// Calls run.operator()<N>() with N = value, from 1 to MOST and known when it runs. A loop keeps its
+// sums in registers only where their number is known when it is compiled.
+template <int MOST, class Run>
+[[gnu::always_inline]] inline void with_constant(int64_t value, Run&& run) {
+    if (value == MOST) return run.template operator()<MOST>();
+    if constexpr (MOST > 1) with_constant<MOST - 1>(value, run);
+}
+
 inline Floats load(const float* from) { return *(const StoredFloats*)from; }
 inline Ints load(const int32_t* from) { return *(const StoredInts*)from; }
 inline void store(float* to, Floats values) { *(StoredFloats*)to = values; }

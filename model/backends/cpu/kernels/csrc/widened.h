@@ -1,8 +1,9 @@
 // Products of many rows where the processor has no instruction for what is stored, bfloat16 or
-// bytes: a chunk of the weights and the rows' inputs are widened once, and then multiplied as
-// floats or 16-bit integers by all rows; float32 takes the same way as it is. The sums are those of
-// the products in `gemm.h`, in the same order: a row's bits do not depend on which of the two it
-// takes.
+// bytes: a chunk of the rows' inputs is widened once, the weights in registers as they are
+// multiplied, as floats or 16-bit integers; float32 takes the same way as it is. The first tile of
+// rows copies the weights that it reads, so that the others read them from the first-level cache.
+// The sums are those of the products in `gemm.h`, in the same order: a row's bits do not depend on
+// which of the two it takes.
 #pragma once
 #include "grouped.h"
 
@@ -13,10 +14,11 @@ constexpr int64_t WIDE_WORDS = 256;  // of a chunk: widened words of one output,
 // in the same bank of the first-level cache.
 constexpr int64_t WIDE_STRIDE = WIDE_WORDS + 8;
 
-// How a stored word becomes COUNT wide words, in the order in which a sum takes them. A row's wide
-// inputs lie STEP words from one stored word to the next, part `part` of a word at `at(part)`.
+// How a stored word of SIZE bytes becomes COUNT wide words, in the order in which a sum takes them.
+// A row's wide inputs lie STEP words from one stored word to the next, part `part` of a word at
+// `at(part)`.
 struct WideFloats {
-    static constexpr int COUNT = 1, STEP = 1;
+    static constexpr int COUNT = 1, STEP = 1, SIZE = 4;
     static constexpr int64_t at(int) { return 0; }
     // LANES words of one row, from number `word` of the chunk on.
     static void inputs(const int32_t* from, int64_t word, int32_t* to) {
@@ -32,7 +34,7 @@ struct WideFloats {
 
 // Pairs of bfloat16, the odd one first (`dot_pairs`). Inputs are floats in a row.
 struct WidePairs {
-    static constexpr int COUNT = 2, STEP = 2;
+    static constexpr int COUNT = 2, STEP = 2, SIZE = 4;
     static constexpr int64_t at(int part) { return 1 - part; }
     static void inputs(const int32_t* from, int64_t word, int32_t* to) {
         const uint16_t* halves = (const uint16_t*)(from + word);
@@ -48,6 +50,7 @@ struct WidePairs {
 
 // The same where the weights are pairs of int8, of 16 bits.
 struct WideBytePairs : WidePairs {
+    static constexpr int SIZE = 2;
     static void weights(const char* from, Ints (&wide)[COUNT]) {
         const Ints pairs = low_half((const uint16_t*)from);
         wide[0] = bits(to_float((pairs << 16) >> 24)),
@@ -57,7 +60,7 @@ struct WideBytePairs : WidePairs {
 
 // Four bytes, unsigned inputs and signed weights: even and odd ones as pairs of 16 bits.
 struct WideBytes {
-    static constexpr int COUNT = 2, STEP = 1;
+    static constexpr int COUNT = 2, STEP = 1, SIZE = 4;
     static constexpr int64_t at(int part) { return part * (WIDE_WORDS / COUNT); }
     static void inputs(const int32_t* from, int64_t word, int32_t* to) {
         const Ints words = load(from + word);
@@ -93,10 +96,58 @@ template <int R, int V>
             store(sums[row] + column + vector * LANES, acc[row][vector]);
 }
 
+constexpr int64_t WIDE_OUTPUTS = VECTORS * LANES;  // that are multiplied at a time
+
+// So many neighbouring outputs of one panel: the first one's first word, and how many bytes further
+// is the next word.
+struct WideSlice {
+    const char* data;
+    int64_t step;
+};
+
+// The weights of a slice, widened as they are read. What is prefetched is for the first-level cache
+// (LEVEL 3) or the second (2).
+template <class Wide, int LEVEL>
+struct StoredWords {
+    static constexpr int LOCALITY = LEVEL;
+    WideSlice slice;
+
+    template <int V>
+    Ints factor(int part, int vector) const {
+        Ints wide[Wide::COUNT];  // the compiler drops the other part
+        Wide::weights(slice.data + vector * LANES * Wide::SIZE, wide);
+        return wide[part];
+    }
+    template <int V>
+    void next() {
+        slice.data += slice.step;
+    }
+};
+
+// The same, copied word after word, and prefetched: a slice is a column of its panel.
+template <class Wide, int LEVEL>
+struct CopiedWords : StoredWords<Wide, LEVEL> {
+    static constexpr int64_t AHEAD_WORDS = 16;
+    char* copy;
+
+    template <int V>
+    Ints factor(int part, int vector) const {
+        constexpr int BYTES = LANES * Wide::SIZE;
+        if (part == 0) std::memcpy(copy + vector * BYTES, this->slice.data + vector * BYTES, BYTES);
+        return StoredWords<Wide, LEVEL>::template factor<V>(part, vector);
+    }
+    template <int V>
+    void next() {
+        __builtin_prefetch(this->slice.data + AHEAD_WORDS * this->slice.step);
+        StoredWords<Wide, LEVEL>::template next<V>();
+        copy += V * LANES * Wide::SIZE;
+    }
+};
+
 // Weights of one word after the other, widened before: [words][COUNT][V].
 template <class Wide>
 struct WidenedWords {
-    static constexpr int LOCALITY = 2;  // of what is prefetched: it is for the second-level cache
+    static constexpr int LOCALITY = 2;
     const int32_t* at;
 
     template <int V>
@@ -143,15 +194,6 @@ template <class Wide, int R, int V, class Words>
     end_sums(acc, sums, column);
 }
 
-// `wide_tile` for a number of rows that is known when it runs: 1 to ROWS.
-template <class Wide, int V, int R = ROWS, class Words>
-inline void wide_rows(int64_t rows, const int32_t* inputs, int64_t words, Words weights,
-                      int32_t* const* sums, int64_t column, bool add, Ahead ahead) {
-    if (rows == R) return wide_tile<Wide, R, V>(inputs, words, weights, sums, column, add, ahead);
-    if constexpr (R > 1)
-        wide_rows<Wide, V, R - 1>(rows, inputs, words, weights, sums, column, add, ahead);
-}
-
 // A chunk of the rows' inputs. Whole vectors are read: what lies behind a row's last word is not
 // multiplied.
 template <class Wide>
@@ -162,15 +204,6 @@ inline void widen_rows(const int32_t* const* rows, int64_t count, int64_t from, 
             Wide::inputs(rows[row] + from, word, to);
 }
 
-constexpr int64_t WIDE_OUTPUTS = VECTORS * LANES;  // that are multiplied at a time
-
-// So many neighbouring outputs of one panel: the first one's first word, and how many bytes further
-// is the next word. A stored word has `size` bytes.
-struct WideSlice {
-    const char* data;
-    int64_t step, size;
-};
-
 // A chunk of a slice as [words][COUNT][WIDE_OUTPUTS].
 template <class Wide>
 inline void widen_weights(const WideSlice& slice, int64_t words, int32_t* to) {
@@ -180,14 +213,15 @@ inline void widen_weights(const WideSlice& slice, int64_t words, int32_t* to) {
          word++, from += slice.step, to += Wide::COUNT * WIDE_OUTPUTS)
 #pragma GCC unroll 8
         for (int vector = 0; vector < VECTORS; vector++) {
-            Wide::weights(from + vector * LANES * slice.size, wide);
+            Wide::weights(from + vector * LANES * Wide::SIZE, wide);
 #pragma GCC unroll 2
             for (int part = 0; part < Wide::COUNT; part++)
                 store(to + (part * VECTORS + vector) * LANES, wide[part]);
         }
 }
 
-// Room of one thread: inputs and weights of a chunk. The weights stay in the first-level cache.
+// Room of one thread: inputs and weights of a chunk, the weights widened or as they are stored.
+// They stay in the first-level cache.
 struct WideRoom {
     alignas(64) int32_t inputs[ROW_BLOCK * WIDE_STRIDE], weights[WIDE_OUTPUTS * WIDE_WORDS];
 };
@@ -197,11 +231,13 @@ inline WideRoom& wide_room() {
     return mine;
 }
 
-// Unfinished sums of `count` rows of wide inputs and the weights that the room holds, of `words`
-// words. Meanwhile `bytes` of memory are prefetched from `ahead` on.
-template <class Wide>
-inline void wide_tiles(const int32_t* inputs, int64_t count, int64_t words, int32_t* const* sums,
-                       int64_t column, bool add, const char* ahead, int64_t bytes) {
+// Unfinished sums of `count` rows of wide inputs and the weights of `words` words, as the first
+// tile of rows reads them and as the others do. Meanwhile `bytes` of memory are prefetched from
+// `ahead` on.
+template <class Wide, class First, class Others>
+inline void wide_tiles(const int32_t* inputs, int64_t count, int64_t words, const First& read_first,
+                       const Others& others, int32_t* const* sums, int64_t column, bool add,
+                       const char* ahead, int64_t bytes) {
     // Tiles of nearly equal heights: one row alone would take as long as three.
     const int64_t tiles = (count + ROWS - 1) / ROWS, steps = tiles * words;
     const int64_t ahead_step = (bytes + steps - 1) / steps;
@@ -209,9 +245,17 @@ inline void wide_tiles(const int32_t* inputs, int64_t count, int64_t words, int3
         const int64_t end = (tile + 1) * count / tiles;
         for (int64_t row = end; row < std::min(end + ROWS, count); row++)
             __builtin_prefetch(sums[row] + column);
-        wide_rows<Wide, VECTORS>(end - first, inputs + first * WIDE_STRIDE, words,
-                                 WidenedWords<Wide>{wide_room().weights}, sums + first, column, add,
-                                 Ahead{ahead, ahead_step});
+        const auto run = [&](const auto& weights) {
+            with_constant<ROWS>(end - first, [&]<int height>() {
+                wide_tile<Wide, height, VECTORS>(inputs + first * WIDE_STRIDE, words, weights,
+                                                 sums + first, column, add,
+                                                 Ahead{ahead, ahead_step});
+            });
+        };
+        if (tile == 0)
+            run(read_first);
+        else
+            run(others);
         first = end;
     }
 }
@@ -222,23 +266,25 @@ template <class Wide>
 inline void wide_product(const int32_t* const* rows, int64_t count, const Matrix& matrix,
                          int64_t first, int64_t outputs, int32_t* const* sums, int64_t column,
                          bool add) {
-    constexpr int64_t CHUNK_WORDS = WIDE_WORDS / Wide::COUNT;
+    constexpr int64_t CHUNK_WORDS = WIDE_WORDS / Wide::COUNT, STEP = WIDE_OUTPUTS * Wide::SIZE;
     WideRoom& room = wide_room();
-    const int64_t last = first + outputs, size = matrix.group_bytes();
+    char* copy = (char*)room.weights;
+    const StoredWords<Wide, 2> copied{{copy, STEP}};
+    const int64_t last = first + outputs;
     for (int64_t from = 0; from < matrix.groups(); from += CHUNK_WORDS, add = true) {
         const int64_t now = std::min(matrix.groups() - from, CHUNK_WORDS);
         widen_rows<Wide>(rows, count, from, now, room.inputs);
         for (int64_t at = first; at < last; at += WIDE_OUTPUTS) {
-            const int64_t panel = at / PANEL, step = matrix.panel_outputs(panel) * size;
+            const int64_t panel = at / PANEL, step = matrix.panel_outputs(panel) * Wide::SIZE;
             const int64_t end = std::min(last, (panel + 1) * PANEL);
             const char* data = matrix.panel(panel) + from * step;
             // What is next: the same chunk of the next panel, or the next chunk of the first one.
             const char* ahead = end < last ? matrix.panel(panel + 1) + from * step
                                            : matrix.panel(first / PANEL) + (from + now) * step;
-            const int64_t inside = (at - panel * PANEL) * size;
-            widen_weights<Wide>({data + inside, step, size}, now, room.weights);
-            wide_tiles<Wide>(room.inputs, count, now, sums, column + at - first, add,
-                             ahead + now * inside, now * WIDE_OUTPUTS * size);
+            const int64_t inside = (at - panel * PANEL) * Wide::SIZE;
+            const CopiedWords<Wide, 2> stored{{{data + inside, step}}, copy};
+            wide_tiles<Wide>(room.inputs, count, now, stored, copied, sums, column + at - first,
+                             add, ahead + now * inside, now * STEP);
         }
     }
 }
