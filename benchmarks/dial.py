@@ -50,6 +50,7 @@ def main(
     machine, rows = facts(), []
     introduce(machine)
     with tempfile.TemporaryDirectory() as place, OurEngine().open(written(model, Path(place)), max(counts)) as first:
+        first.warm_up()
         sessions = {count: OurSession(first.engine, first.config, count) for count in counts}
         for batch in batches:
             runs: dict[int, list[Rates]] = {count: [] for count in counts}

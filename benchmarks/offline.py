@@ -103,11 +103,12 @@ def opened(systems: Sequence[System], folder: Path, count: int, stack: ExitStack
 def repeated(
     sessions: dict[System, Session], batches: Sequence[int], rounds: Rounds
 ) -> dict[tuple[System, int], list[Rates]]:
-    """Measure every system in turn, in each round; one that fails is left out of the rounds after."""
+    """Measure every system in turn, warmed up, in each round; one that fails is left out of the rounds after."""
     rates: dict[tuple[System, int], list[Rates]] = {}
     for _ in rounds:
         for system, session in list(sessions.items()):
             try:
+                session.warm_up()
                 for batch, rate in session.run(batches).items():
                     rates.setdefault((system, batch), []).append(rate)
             except PeerFailed as error:

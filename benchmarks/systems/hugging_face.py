@@ -43,9 +43,7 @@ class Transformers:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.bfloat16, num_experts_per_tok=count, experts_implementation="grouped_mm"
         )
-        session = TransformersSession(model.eval())
-        session.run([1])
-        yield session
+        yield TransformersSession(model.eval())
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,9 @@ class TransformersSession:
     """A loaded model."""
 
     model: Any
+
+    def warm_up(self) -> None:
+        self._run(1)
 
     def run(self, batches: Sequence[int]) -> dict[int, Rates]:
         return {batch: self._run(batch) for batch in batches}

@@ -77,6 +77,9 @@ class IkSession:
     file: Path
     count: int
 
+    def warm_up(self) -> None:
+        """Nothing: the process of `run` does it."""
+
     def run(self, batches: Sequence[int]) -> dict[int, Rates]:
         """One process measures all batches, after one that is not counted."""
         settings = {

@@ -126,6 +126,9 @@ class LlamaCppSession:
     file: Path
     count: int
 
+    def warm_up(self) -> None:
+        """Nothing: the process of `run` does it."""
+
     def run(self, batches: Sequence[int]) -> dict[int, Rates]:
         """One process measures all batches, after one that is not counted."""
         return measured(parse(call(self.command([WARM_UP, *batches]))), batches, "llama-batched-bench")

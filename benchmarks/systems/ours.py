@@ -56,13 +56,11 @@ class OurEngine:
 
     @contextmanager
     def open(self, folder: Path, count: int) -> Iterator["OurSession"]:
-        """Load the model unless it is loaded, and run once to warm up."""
+        """Load the model unless it is loaded."""
         if self._loaded is None or self._loaded[0] != folder:
             self._loaded = None  # before the next is there
             self._loaded = (folder, *self._load(folder))
-        session = OurSession(*self._loaded[1:], count)
-        session.run([1])
-        yield session
+        yield OurSession(*self._loaded[1:], count)
 
     def _load(self, folder: Path) -> tuple[Engine, DecoderConfig]:
         model, _ = load_model(folder, "bfloat16")
@@ -114,6 +112,9 @@ class OurSession:
     engine: Engine
     config: DecoderConfig
     count: int
+
+    def warm_up(self) -> None:
+        self._run(1)
 
     def run(self, batches: Sequence[int]) -> dict[int, Rates]:
         return {batch: self._run(batch) for batch in batches}

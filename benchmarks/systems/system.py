@@ -37,6 +37,11 @@ class LongRates:
 class Session(Protocol):
     """One checkpoint, loaded, at one expert count."""
 
+    def warm_up(self) -> None:
+        """Run once what is not measured, if `run` does not: while other systems ran, pages of its programs may have
+        left memory. Raises PeerFailed."""
+        ...
+
     def run(self, batches: Sequence[int]) -> dict[int, Rates]:
         """Prefill and decode each batch once. Raises PeerFailed."""
         ...
@@ -59,5 +64,5 @@ class System(Protocol):
         ...
 
     def open(self, folder: Path, count: int) -> AbstractContextManager[Session]:
-        """Load and warm up. Raises PeerFailed."""
+        """Load. Raises PeerFailed."""
         ...

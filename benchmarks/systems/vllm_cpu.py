@@ -46,12 +46,11 @@ class Vllm:
 
     @contextmanager
     def open(self, folder: Path, count: int) -> Iterator["VllmSession"]:
-        """A driver with the model loaded, run once."""
+        """A driver with the model loaded."""
         vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
         with tempfile.TemporaryFile("w+") as log, started(folder, count, self._eager, log) as driver:
             session = VllmSession(driver, log, vocabulary)
             session.answer()
-            session.run([1])
             yield session
 
 
@@ -109,6 +108,9 @@ class VllmSession:
     driver: "subprocess.Popen[str]"
     log: IO[str]
     vocabulary: int
+
+    def warm_up(self) -> None:
+        self._run(1)
 
     def run(self, batches: Sequence[int]) -> dict[int, Rates]:
         return {batch: self._run(batch) for batch in batches}

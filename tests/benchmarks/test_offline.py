@@ -37,6 +37,9 @@ class Invented:
     def open(self, folder: Path, count: int) -> Iterator["Invented"]:
         yield self
 
+    def warm_up(self) -> None:
+        self._turns.append(f"{self.name} warms up")
+
     def run(self, batches: Sequence[int]) -> dict[int, Rates]:
         self._turns.append(self.name)
         for speed in self._speeds:
@@ -48,7 +51,7 @@ def test_medians_of_rounds_in_which_systems_take_turns(capsys: pytest.CaptureFix
     turns: list[str] = []
     systems = [Invented("a", turns, (5, 9, 1)), Invented("b", turns, (2, 4))]
     a1, a4, b1, _ = (asdict(row) for row in bench("model", Path(), systems, [1, 4], [2], Rounds(3, 60)))
-    assert turns == ["a", "b", "a", "b", "a", "b"]
+    assert turns == 3 * ["a warms up", "a", "b warms up", "b"]
     assert "b is out: no more" in capsys.readouterr().out
     assert (a1["prefill"], a4["decode"], b1["decode"]) == (50, 20, 3)
     assert a4["runs"] == [{"prefill": 10 * speed, "decode": 4 * speed} for speed in (5, 9, 1)]
