@@ -9,7 +9,9 @@ RAY_TESTS := .ray-tests
 QUANTISED := .quantised-formats
 
 # PYTHON names an interpreter; without it the first Python 3.11 to 3.13 on the path is taken. UV= leaves uv out.
-# Neither pip nor uv compiles modules: Python does when it first imports them, and most of torch's it never does.
+# Neither pip nor uv compiles modules: Python does when it first imports them, and most of torch's it never does. It keeps
+# them, also where the environment tells it to keep none.
+export PYTHONDONTWRITEBYTECODE :=
 PYTHON ?=
 UV     ?= $(shell command -v uv 2>/dev/null)
 ifeq ($(UV),)
@@ -30,8 +32,8 @@ SANITIZED := MOEDIAL_KERNELS_SANITIZE=1
 PRELOADED  = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$(shell gcc -print-file-name=libasan.so) \
 	$(shell gcc -print-file-name=libubsan.so) $(shell gcc -print-file-name=libstdc++.so.6)"
 
-# The instruction sets that this processor has.
-RUNNABLE = $$($(BIN)/python -c "from model.backends.cpu.kernels.library import candidates; print(*candidates())")
+# The instruction sets that this processor has, whichever one is asked for today.
+RUNNABLE = $$(MOEDIAL_KERNELS=auto $(BIN)/python -c "from model.backends.cpu.kernels.library import candidates; print(*candidates())")
 
 # Sets that the processor lacks, by the instructions of AVX2; their libraries are their own, too.
 EMULATED := MOEDIAL_KERNELS_EMULATE=tests/model/backends/cpu/kernels/emulated.h OMP_NUM_THREADS=1
@@ -51,9 +53,6 @@ serve: $(VENV)/.run  ## start the server on the bundled ∞-MoE
 TEST_PROCESSES ?= 3
 TOGETHER = -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 ALONE    = $$(grep -rl --include='test_*.py' 'pytest.mark.alone' tests)
-
-# The tests start many processes, which share compiled modules, also where the environment tells Python to keep none.
-test test-together test-alone: export PYTHONDONTWRITEBYTECODE :=
 
 # Two jobs run side by side where one alone would leave a core idle: packages and kernels, then mypy and the tests. Each runs
 # to its end even if the other fails.

@@ -111,11 +111,11 @@ def test_every_option_is_a_flag_with_its_variable_and_a_row_in_the_docs() -> Non
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["serve", "--model", "nowhere-at-all"], 1, "nowhere-at-all"),
+        (["serve", "nowhere-at-all"], 1, "nowhere-at-all"),
         (["serve", "--port", "x"], 2, "--port (MOEDIAL_PORT)"),
         pytest.param(["serve", "--aliases", "fast"], 2, "--aliases", marks=LIKE_ABOVE),
         (["serve", "here", "--model", "there"], 2, "MODEL is 'here' and --model is 'there'"),
-        pytest.param(["serve", "nowhere-at-all"], 1, "nowhere-at-all", marks=LIKE_ABOVE),
+        pytest.param(["serve", "--model", "nowhere-at-all"], 1, "nowhere-at-all", marks=LIKE_ABOVE),
         pytest.param(["version"], 0, "", marks=LIKE_ABOVE),
         (["--version"], 0, ""),
     ],

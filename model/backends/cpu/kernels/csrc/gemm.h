@@ -129,7 +129,7 @@ inline bool widens_inputs(Kind kind) {
     constexpr bool FLOATS = LANES < 16, BYTES = FLOATS && ADDS_IN_16_BITS;
     return kind != GROUPED && (kind == INT8 ? BYTES : FLOATS);
 }
-// Whether the weights are, too: products of many rows (`widened.h`).
+// Whether they are for several panels together: products of many rows (`widened.h`).
 inline bool widens(Kind kind, int64_t rows) { return rows > ROWS && widens_inputs(kind); }
 
 // Calls run(Wide) with how the words of this kind are widened.
