@@ -11,9 +11,15 @@ from model.backends.cpu.kernels.library import Kernels, candidates, load
 
 log = logging.getLogger(__name__)
 
+BETTER = (
+    "this processor runs kernels for %s, which are not here or cannot be loaded; those for %s run: "
+    "python -m model.backends.cpu.kernels.build"
+)
+
 
 def provide() -> Kernels:
-    """Load the kernels. Where no library can be loaded, compile one first, or say what its absence costs.
+    """Load the kernels. Where no library can be loaded, compile one first, or say what its absence costs. A library
+    for less than the processor can is used, with a warning.
 
     Raises:
         ValueError: see `load`.
@@ -22,6 +28,8 @@ def provide() -> Kernels:
     if any(found(name) for name in wanted):
         loaded = load()
         if loaded.native:
+            if loaded.name != wanted[0]:
+                log.warning(BETTER, wanted[0], loaded.name)
             return loaded
         log.warning("%s", loaded.reason)
     if wanted:

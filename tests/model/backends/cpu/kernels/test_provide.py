@@ -48,10 +48,17 @@ def placed(name: str, folder: Path) -> Path:
     return path
 
 
-def test_what_a_wheel_brought_is_used_and_nothing_is_compiled(bare: Path, compiler: Path) -> None:
+def test_what_a_wheel_brought_is_used_and_nothing_is_compiled(
+    bare: Path, compiler: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     placed("avx2", build.PREBUILT)
     kernels = provide()
     assert (kernels.name, kernels.origin) == ("avx2", "prebuilt") and not compiler.read_text()
+    assert "kernels for avx512, which are not here" in caplog.text and "those for avx2 run" in caplog.text
+    caplog.clear()
+    placed("avx512", build.BUILT)
+    load.cache_clear()
+    assert provide().name == "avx512" and not caplog.text
 
 
 def test_what_was_built_here_comes_first(bare: Path, compiler: Path) -> None:
