@@ -182,14 +182,17 @@ def report(name: str, folder: Path, speeds: Sequence[Speed], read: float) -> Non
 
 
 def chosen(peers: str, quantize: str, files: str) -> list[System]:
-    """Ours in bf16, ours quantised, both on the same files, then the peers asked for."""
+    """Ours in bf16, ours quantised, both on the same files, then the peers asked for; each once."""
     quantised = [OurEngine(kind) for kind in quantize.split(",") if kind]
     systems: list[System] = [OurEngine(), *quantised]
     for kind in files.split(","):
         systems += [OurFile(FILES[kind]), LlamaCpp(FILES[kind])] if kind else []
     for name in peers.split(","):
         systems += PEERS[name] if name else []
-    return systems
+    first: dict[str, System] = {}
+    for system in systems:
+        first.setdefault(system.name, system)
+    return list(first.values())
 
 
 def main(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.offline import bench
+from benchmarks.offline import bench, chosen
 from benchmarks.results import finish
 from benchmarks.rounds import Rounds
 from benchmarks.systems.system import PeerFailed, Rates, Weights
@@ -70,3 +70,8 @@ def test_no_round_begins_after_the_minutes(monkeypatch: pytest.MonkeyPatch, caps
     assert list(Rounds(5, 1)) == [0, 1]
     assert "stopped after 2 of 5 rounds: over 1 minutes" in capsys.readouterr().out
     assert list(Rounds(1, 0)) == [0], "the first always runs"
+
+
+def test_a_system_that_is_asked_for_twice_is_measured_once() -> None:
+    names = [system.name for system in chosen("llamacpp-bf16,llamacpp-q4_0", "int4", "q4_0")]
+    assert names == ["moedial", "moedial int4", "moedial q4_0 file", "llama.cpp q4_0", "llama.cpp bf16"]
