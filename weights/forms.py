@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
+import torch
+
 from model.grouped import GROUPS, Grouped, Values, code_bits, code_bounds
 
 _WORDS = {"signed": "int4", "unsigned": "int4", "signed6": "int6", "bytes": "int8", "e2m1": "fp4"}
@@ -48,11 +50,16 @@ def common(forms: Sequence[Form]) -> Form:
     return Form(values, min(form.group for form in forms), minimum, any(form.factors for form in forms))
 
 
-def form_within(k: int, run: int, values: Values, minimum: bool = False) -> Form | None:
-    """Of k inputs of which a run of neighbours has one scale, in float16 or, where the run is all of them, as a factor;
-    None where no group divides both."""
+def form_within(k: int, run: int, values: Values, scales: torch.dtype, minimum: bool = False) -> Form | None:
+    """The form of k inputs of which a run of neighbours has one scale; None where no group divides both.
+
+    It is the largest that such a matrix may need. A run of all inputs has its scale as a factor. Other scales need
+    factors where float16 does not hold them, or not their minima: only the numbers tell, so factors are counted
+    wherever that can be.
+    """
     group = group_within(k, run)
-    return None if group is None else Form(values, group, minimum, factors=run == k)
+    factors = run == k or minimum or scales is not torch.float16
+    return None if group is None else Form(values, group, minimum, factors)
 
 
 def group_within(k: int, run: int) -> int | None:

@@ -145,6 +145,8 @@ def _fill(
         grouped = _grouped(model, target, parts, files) if target in kept else None
         if grouped is not None:
             put(model, target, grouped)
+            if grouped.nbytes > sizes[target]:
+                check_free(left, f"the weights after {target}, which has zeros that the config does not say,")
         elif target in kept:
             _widen(model, target, left)
         parameter = model.get_parameter(target) if grouped is None else None

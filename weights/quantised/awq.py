@@ -53,7 +53,7 @@ def _matrix(base: str, stored: Mapping[str, Stored], size: int) -> QuantisedTens
     if not k or k % run or scales.shape != wanted or zeros.shape != (k // run, words):
         shapes = f"qweight {weight.shape}, qzeros {zeros.shape}, scales {scales.shape}"
         raise CheckpointError(f"{base.removesuffix('.')}: {shapes} are no matrix of 4 bits in groups of {run}")
-    form = form_within(k, run, "unsigned", minimum=True)
+    form = form_within(k, run, "unsigned", scales.dtype, minimum=True)
     meant = Stored(weight.file, weight.start, scales.dtype, (8 * words, k), form)
     names = (base + "qweight", base + "qzeros", base + "scales")
     return integer_tensor(names, meant, _integers)

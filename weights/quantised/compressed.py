@@ -124,7 +124,7 @@ def _words(base: str, stored: Mapping[str, Stored], schemes: list[Weights]) -> Q
             raise misshapen(base + "weight_g_idx", order, f"({k},) of torch.int32")
         names.append(base + "weight_g_idx")
     values = integer_values(bits, zeros is not None)
-    form = None if order is not None else form_within(k, k // groups, values, zeros is not None)
+    form = None if order is not None else form_within(k, k // groups, values, scales.dtype, zeros is not None)
     meant = Stored(words.file, words.start, scales.dtype, (n, k), form)
     read = partial(_integers, base=base, bits=bits, zeros=zeros is not None, ordered=order is not None)
     return integer_tensor(tuple(names), meant, read)
@@ -168,7 +168,7 @@ def _bytes(base: str, stored: Mapping[str, Stored]) -> QuantisedTensor:
         if zeros.dtype is not torch.int8 or zeros.shape != scales.shape:
             raise misshapen(base + "weight_zero_point", zeros, f"{scales.shape} of torch.int8")
         names.append(base + "weight_zero_point")
-    form = form_within(k, k, "bytes", zeros is not None)
+    form = form_within(k, k, "bytes", scales.dtype, zeros is not None)
     meant = Stored(weight.file, weight.start, scales.dtype, (n, k), form)
     return integer_tensor(tuple(names), meant, _of_bytes)
 

@@ -64,6 +64,14 @@ def _check(quantisation: Mapping[str, Any]) -> bool:
     return bool(expect(quantisation, field, "gptq", "gptq_v2", default="gptq") == "gptq")
 
 
+def _symmetric(quantisation: Mapping[str, Any]) -> bool:
+    """Whether the config says that the zeros of all matrices are in the middle, GPTQModel's rules for some included.
+    (Zeros that are not are read as they are.)"""
+    rules = quantisation.get("dynamic")
+    said = [quantisation, *(rules.values() if isinstance(rules, dict) else ())]
+    return all(fields.get("sym", True) for fields in said if isinstance(fields, Mapping))
+
+
 def _matrix(
     base: str,
     stored: Mapping[str, Stored],
@@ -92,8 +100,8 @@ def _matrix(
             raise CheckpointError(f"{base}g_idx has shape {order.shape} of {order.dtype}, not ({k},) of int32")
         names.append(base + "g_idx")
     permuted = quantisation.get("desc_act") and not quantisation.get("static_groups") and groups > 1
-    minimum = not quantisation.get("sym", True)
-    form = None if permuted else form_within(k, k // groups, integer_values(bits, minimum), minimum)
+    minimum = not _symmetric(quantisation)
+    form = None if permuted else form_within(k, k // groups, integer_values(bits, minimum), scales.dtype, minimum)
     meant = Stored(weight.file, weight.start, scales.dtype, (n, k), form)
     read = partial(_integers, base=base, bits=bits, less_one=less_one)
     return integer_tensor(tuple(names), meant, read)

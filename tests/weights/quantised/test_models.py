@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from tests.families.reference import PROMPT
 from tests.model.tiny import PagedRun, randomise, whole_logits
 from tests.weights.quantised import configs, layouts
 from tests.weights.quantised.layouts import Writer
+from weights import memory
 from weights.config import decoder_config
 from weights.groups import kept_as
 from weights.load import load_model
@@ -131,6 +133,40 @@ def test_logits_are_those_of_the_dequantised_weights(name: str, tmp_path: Path) 
     assert expected.std() > 0.1 and torch.equal(whole_logits(dense, PROMPT, [2, 2]), expected)
     assert kept_as(kept) == form and len(list(grouped_parts(kept))) == 8
     torch.testing.assert_close(whole_logits(widened(kept), PROMPT, [2, 2]), expected, atol=near or 1e-5, rtol=0)
+
+
+def free(monkeypatch: pytest.MonkeyPatch, *sizes: int) -> None:
+    """The bytes of memory that are free, each time that loading asks; the last for ever."""
+    left = list(sizes)
+    monkeypatch.setattr(
+        memory, "free_memory", lambda device: SimpleNamespace(value=left.pop(0) if len(left) > 1 else left[0])
+    )
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_memory_for_all_that_is_kept_is_asked_for(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, writer, config, *_ = CHECKPOINTS[name]
+    write(tmp_path, raw, lambda _: writer, config)
+    kept, _ = load_model(tmp_path / "quantised", keep_groups=matrices)
+    taken = sum(parameter.nbytes for parameter in kept.parameters())
+    taken += sum(part.nbytes for part in grouped_parts(kept))
+    outputs = sum(part.shape[:-1].numel() for part in grouped_parts(kept))
+    free(monkeypatch, taken - 1)
+    with pytest.raises(CheckpointError, match="the weights need"):
+        load_model(tmp_path / "quantised", keep_groups=matrices)
+    free(monkeypatch, taken + 4 * outputs)  # factors are counted where they may be needed
+    load_model(tmp_path / "quantised", keep_groups=matrices)
+
+
+def test_zeros_that_the_config_does_not_say_are_kept_if_the_rest_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, QWEN, lambda _: partial(layouts.gptq, symmetric=False), configs.gptq())
+    kept, _ = load_model(tmp_path / "quantised", keep_groups=matrices)
+    assert kept_as(kept) == "int4 g32 with minimum"
+    free(monkeypatch, 1 << 40, 1 << 40, 5)
+    with pytest.raises(CheckpointError, match=r"layers\.0\..*, which has zeros that the config does not say, need"):
+        load_model(tmp_path / "quantised", keep_groups=matrices)
 
 
 def test_modelopt_may_say_how_in_a_file_of_its_own(tmp_path: Path) -> None:
