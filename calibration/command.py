@@ -13,6 +13,7 @@ from typing import Annotated, Any, cast, get_args, get_type_hints
 import typer
 
 from calibration.options import Options
+from engine.imports import uncollected
 from model.options import DType, Quantize, QuantizeLayers
 
 INTERRUPTED = 130  # exit status after Ctrl-C
@@ -25,7 +26,8 @@ def calibrate(**flags: Any) -> None:
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # read when torch is imported, whose waiting threads spin
     logging.basicConfig(level=logging.WARNING, format="moedial: %(message)s")
-    from calibration.calibrate import run
+    with uncollected():
+        from calibration.calibrate import run
 
     try:
         run(Options(**flags))
@@ -70,7 +72,8 @@ def expert_set(
     ] = None,
 ) -> None:
     """Measure which experts a task's text uses; writes expert-sets/NAME.json, for extract."""
-    from calibration.expert_sets import make_set
+    with uncollected():
+        from calibration.expert_sets import make_set
 
     found, path = make_set(model, text, keep, name, tokens, other or [], output, tokenizer)
     print(

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from calibration.command import calibrate, expert_set, extract, pack  # only their options; torch is imported later
 from engine.environment import PREFIX, child_environment
+from engine.imports import uncollected
 from model.errors import MoedialError
 from server.configuration.help import GroupedCommand
 from server.configuration.options import default_of, flag_of, group_of
@@ -69,7 +70,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 
 def serve(folder: str | None = None, **flags: Any) -> None:
     """Serve one model over HTTP, or several."""
-    from server.serve import run  # here, since --help and version need no server
+    with uncollected():
+        from server.serve import run  # here, since --help and version need no server
 
     flags |= _which(folder, flags.get("model") or [], flags.get("models"))
     flags |= _tokenizers(flags.get("tokenizer") or [], flags.get("tokenizers"), bool(flags.get("models")))

@@ -19,6 +19,7 @@ from model.grouped import Grouped, Values, code_bits, code_table
 Kind = Literal["float", "bfloat16", "int8", "int8-weights", "grouped"]
 GROUP = {"float": 1, "bfloat16": 2, "int8": 4, "int8-weights": 2}
 DTYPE = {"float": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "int8-weights": torch.uint8}
+WORD = {2: torch.int16, 4: torch.int32}  # by its bytes
 INPUTS, HALF = 4, 32
 AnyMatrix = TypeVar("AnyMatrix", Tensor, Grouped)
 
@@ -75,7 +76,8 @@ def pack(weight: Tensor | Grouped, kind: Kind) -> Packed:
         return replace(pack_grouped(quantise_int4(weight)), k=weight.shape[-1])
     weight_ENK = weight if weight.dim() == 3 else weight[None]
     n, k = weight_ENK.shape[1:]
-    padded_ENK = F.pad(weight_ENK, (0, -k % INPUTS, 0, -n % OUTPUTS))
+    padding = (0, -k % INPUTS, 0, -n % OUTPUTS)
+    padded_ENK = F.pad(weight_ENK, padding) if any(padding) else weight_ENK  # F.pad copies, also where it adds nothing
     if kind in ("int8", "int8-weights"):
         values_ENK, scales = quantise(padded_ENK)
         return Packed(panels(values_ENK, kind), scales, n, k, kind)
@@ -140,20 +142,17 @@ def quantise(weight_ENK: Tensor) -> tuple[Tensor, Tensor]:
 
 def panels(values_ENK: Tensor, kind: Kind) -> Tensor:
     """The values in the order of the kernels, flat, in memory of their own."""
-    experts, n, k = values_ENK.shape
-    group = GROUP[kind]
+    experts, n, _ = values_ENK.shape
     raw = torch.ops.moedial.allocate(values_ENK.numel() * values_ENK.element_size(), experts, n)
-    packed = raw.view(values_ENK.dtype)
-    out_EW = packed.view(experts, -1)
+    word = WORD[GROUP[kind] * values_ENK.element_size()]  # copied whole, in a third of the time of its values
+    words_ENW = values_ENK.contiguous().view(word)
+    width, out = words_ENW.shape[-1], raw.view(word).view(experts, -1)
     whole = n // PANEL * PANEL
-    for first, rows, width in [(0, whole, PANEL), (whole, n - whole, n - whole)]:
+    for first, rows, outputs in [(0, whole, PANEL), (whole, n - whole, n - whole)]:
         if rows:
-            last = first + rows
-            tiles = values_ENK[:, first:last].unflatten(1, (-1, width))
-            part = tiles.unflatten(-1, (k // group, group))
-            target = out_EW[:, first * k : last * k]
-            target.view(experts, -1, k // group, width, group).copy_(part.permute(0, 1, 3, 2, 4))
-    return packed.view(torch.uint8) if kind == "int8-weights" else packed
+            tiles = words_ENW[:, first : first + rows].unflatten(1, (-1, outputs))
+            out[:, first * width : (first + rows) * width].view(experts, -1, width, outputs).copy_(tiles.mT)
+    return raw if kind == "int8-weights" else raw.view(values_ENK.dtype)
 
 
 def interleave(gate_up: AnyMatrix) -> AnyMatrix:
