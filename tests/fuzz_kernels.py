@@ -69,8 +69,8 @@ def grouped_linear(make: Make, kind: Kind) -> Case:
     return cases.LinearCase(make.normal(rows(make), k), cases.Norm(), pack(weight, "grouped"), None)
 
 
-def best(make: Make, kind: Kind) -> Case:
-    return cases.best_case(make, rows(make), size(make, 300))
+def argmax(make: Make, kind: Kind) -> Case:
+    return cases.argmax_case(make, rows(make), size(make, 300))
 
 
 def constrain(make: Make, kind: Kind) -> Case:

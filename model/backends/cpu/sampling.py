@@ -12,9 +12,9 @@ class NativeSampling:
     """See `SamplingOps`."""
 
     def greedy(self, logits_BV: Tensor) -> list[int]:
-        """The best token of each row; -1 for a row that is not finite."""
+        """The index of the highest logit of each row; -1 for a row that is not finite."""
         floats_BV = logits_BV if logits_BV.dtype == torch.float32 else logits_BV.float()
-        tokens: list[int] = torch.ops.moedial.best.default(floats_BV).tolist()
+        tokens: list[int] = torch.ops.moedial.argmax.default(floats_BV).tolist()
         return tokens
 
     def constrain(

@@ -146,7 +146,7 @@ class RoutingParams(Params):
     kept_groups: int
     top2: bool
     jitter: float
-    least_sum: float
+    normalise_eps: float
     clamp_sum: bool
 
     @classmethod
@@ -162,7 +162,7 @@ class RoutingParams(Params):
             kept_groups=router.kept_groups,
             top2=router.group_score == "top2",
             jitter=router.jitter,
-            least_sum=router.eps,
+            normalise_eps=router.eps,
             clamp_sum=router.clamp_sum,
         )
 

@@ -84,7 +84,7 @@ def linear(x_TD: Tensor, norm: Norm, weight: Weight, scale: float = 1.0) -> Tens
     return weight(norm(x_TD)) * scale
 
 
-def best(logits_BV: Tensor) -> Tensor:
+def argmax(logits_BV: Tensor) -> Tensor:
     """The lowest index of each row's highest value; -1 where one is not finite."""
     finite_B = logits_BV.isfinite().all(-1)
     lowest_B = (logits_BV == logits_BV.amax(-1, keepdim=True)).long().argmax(-1)

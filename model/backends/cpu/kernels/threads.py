@@ -1,4 +1,4 @@
-"""How the kernels' threads are divided among the machine's memory nodes, and how long they look for work.
+"""How the kernels' threads are divided among the machine's memory nodes, and how long they spin before they sleep.
 
 `MOEDIAL_NODES` chooses the nodes: nothing, as the machine has them; a number of groups, of threads that are bound to no
 processor; or processors by group, as `0-15/16-31`. Nothing here changes a result.
@@ -12,8 +12,8 @@ import torch
 from model.resources import HOST, available_cores
 from model.topology import Node, cpu_list, memory_nodes, node_of, usable_cpus
 
-MOST_NODES = 32  # of the pool (csrc/pool.h)
-PATIENCE_US, LONG_PATIENCE_US = 50, 500
+MOST_NODES = 32  # `MAX_NODES` of csrc/pool.h
+SPIN_TIME_US, LONG_SPIN_TIME_US = 50, 500
 SPARE_CPUS = 2  # for the HTTP process and the system
 
 
@@ -37,14 +37,17 @@ def arrange() -> None:
 def use(threads: int) -> None:
     """Have the kernels compute on so many threads."""
     torch.ops.moedial.set_threads(threads)
-    torch.ops.moedial.set_patience(patience_us(threads))
+    torch.ops.moedial.set_spin_time(spin_time_us(threads))
 
 
-def patience_us(threads: int) -> int:
-    """How long a thread looks for work before it sleeps: past the time between two steps where processors are left for
-    others, about as long as the time between two layers where they are not, or where a container's time is counted."""
+def spin_time_us(threads: int) -> int:
+    """How long a thread spins before it sleeps.
+
+    If processors are left for other programs, longer than the time between two steps; if not, or if a container's
+    processor time is limited, about the time between two layers.
+    """
     ours = available_cores().source == HOST and len(usable_cpus()) >= threads + SPARE_CPUS
-    return LONG_PATIENCE_US if ours else PATIENCE_US
+    return LONG_SPIN_TIME_US if ours else SPIN_TIME_US
 
 
 def node_of_cpu(nodes: Sequence[Node]) -> list[int]:

@@ -7,9 +7,10 @@
 
 namespace moedial {
 
-// `into` takes in the next part of the same queries. Always one part after the other: the order is
-// the sequence's own.
-inline void absorb(Running& into, const Running& next, int64_t queries, int64_t width) {
+// Merges the next part of the keys into `into`, for the same queries. Parts are merged in the order
+// of the sequence, so that the result has the same bits however they were computed.
+inline void merge(RunningSoftmax& into, const RunningSoftmax& next, int64_t queries,
+                  int64_t width) {
     for (int64_t query = 0; query < queries; query++) {
         if (next.total[query] == 0) continue;
         const float before = into.highest[query], other = next.highest[query];
@@ -23,8 +24,10 @@ inline void absorb(Running& into, const Running& next, int64_t queries, int64_t 
     }
 }
 
-// The tile's rows of out [rows, heads * value_width]; a sink is one more score without a value.
-inline void divide(const Attender& in, const QueryTile& tile, Running& run, float* out) {
+// Divides the sums of a tile by the sums of weights and writes them to out [rows, heads *
+// value_width]. A sink is one more score without a value.
+inline void write_outputs(const Attender& in, const QueryTile& tile, RunningSoftmax& run,
+                          float* out) {
     const int64_t width = in.cache.value_width, heads = in.attention.heads;
     for (int64_t query = 0; query < tile.count(); query++) {
         const int64_t head = in.head(tile, query);
@@ -40,42 +43,43 @@ inline void divide(const Attender& in, const QueryTile& tile, Running& run, floa
         float* to = in.cache.values ? row : sums;
         for (int64_t i = 0; i < width; i += LANES) store(to + i, load(sums + i) * scale / total);
         if (to == row) continue;
-        for (int64_t i = 0; i < width; i++) row[i] = sums[turned_column(in.cache, i)];
+        for (int64_t i = 0; i < width; i++) row[i] = sums[value_column(in.cache, i)];
     }
 }
 
-// How many rows of a span, and how many of the heads that share a kv head, one tile takes.
-struct Cut {
+// How many rows of a span one tile covers, and how many of the heads that share a kv head.
+struct TileShape {
     int64_t shared, heads, rows;
 
     // A tile has room for QUERIES. Where many heads share a kv head and rows are few, each tile has
     // fewer heads, so that every thread gets one.
-    Cut(const Pages& pages, int64_t kv_heads, int64_t all_heads, int64_t threads)
+    TileShape(const Pages& pages, int64_t kv_heads, int64_t all_heads, int64_t threads)
         : shared(all_heads / kv_heads) {
         int64_t cuts = ceil_div(shared, QUERIES);
         while (shared > 8 * cuts && pages.rows * kv_heads * cuts < threads) cuts *= 2;
         heads = ceil_div(shared, cuts), rows = QUERIES / heads;
     }
-    int64_t cuts() const { return ceil_div(shared, heads); }
+    int64_t tiles_per_kv_head() const { return ceil_div(shared, heads); }
 };
 
-// All query tiles of a step. Late rows come first: they see most, and the last task to end should
-// be a short one.
-inline int64_t list_tiles(const Pages& pages, int64_t kv_heads, const Cut& cut, QueryTile* tiles) {
+// Lists all query tiles of a step; returns their number. Late rows come first: they have the most
+// keys, and short tasks should come last.
+inline int64_t list_tiles(const Pages& pages, int64_t kv_heads, const TileShape& shape,
+                          QueryTile* tiles) {
     int64_t count = 0;
     for (int64_t span = 0; span < pages.count; span++) {
         const int64_t rows = pages.spans[span].rows;
-        for (int64_t row = ceil_div(rows, cut.rows) * cut.rows - cut.rows; row >= 0;
-             row -= cut.rows)
+        for (int64_t row = ceil_div(rows, shape.rows) * shape.rows - shape.rows; row >= 0;
+             row -= shape.rows)
             for (int64_t kv_head = 0; kv_head < kv_heads; kv_head++)
-                for (int64_t head = 0; head < cut.shared; head += cut.heads)
-                    tiles[count++] = {span,    row,  std::min(cut.rows, rows - row),
-                                      kv_head, head, std::min(cut.heads, cut.shared - head)};
+                for (int64_t head = 0; head < shape.shared; head += shape.heads)
+                    tiles[count++] = {span,    row,  std::min(shape.rows, rows - row),
+                                      kv_head, head, std::min(shape.heads, shape.shared - head)};
     }
     return count;
 }
 
-// The queries of every row and head in the cache's kind, as rows of a product.
+// Encodes the queries of every row and head in the number format of the cache.
 inline Inputs encode_queries(const float* queries, int64_t stride, const Cache& cache, int64_t rows,
                              int64_t heads) {
     const int64_t width = cache.head_width;
@@ -92,7 +96,7 @@ inline Inputs encode_queries(const float* queries, int64_t stride, const Cache& 
     return in;
 }
 
-// About how many multiply-adds attention of all rows is.
+// An estimate of the multiply-adds of the attention of all rows.
 inline int64_t multiply_adds(const Cache& cache, const Pages& pages, const Attention& attention) {
     int64_t pairs = 0;  // of a row and a key
     for (int64_t i = 0; i < pages.count; i++) {
@@ -103,18 +107,18 @@ inline int64_t multiply_adds(const Cache& cache, const Pages& pages, const Atten
     return pairs * attention.heads * (cache.head_width + cache.value_width);
 }
 
-// out [rows, heads * value_width]: attention of every new token over its sequence up to itself.
-// queries: [rows, stride >= heads * head_width].
+// out [rows, heads * value_width]: causal attention of every new token over its sequence. queries:
+// [rows, stride >= heads * head_width].
 void attend(const float* queries, int64_t stride, const Cache& cache, const Pages& pages,
             const Attention& attention, float* out) {
     const int64_t width = cache.value_width, heads = attention.heads;
     const int64_t work = multiply_adds(cache, pages, attention), team = moedial::team(work);
-    const Cut cut(pages, cache.kv_heads, heads, team);
+    const TileShape shape(pages, cache.kv_heads, heads, team);
     const Inputs in = encode_queries(queries, stride, cache, pages.rows, heads);
     const Attender attender{in, cache, pages, attention};
-    QueryTile* tiles = scratch().take<QueryTile>((pages.rows / cut.rows + pages.count) *
-                                                 cache.kv_heads * cut.cuts());
-    const int64_t count = list_tiles(pages, cache.kv_heads, cut, tiles);
+    QueryTile* tiles = scratch().take<QueryTile>((pages.rows / shape.rows + pages.count) *
+                                                 cache.kv_heads * shape.tiles_per_kv_head());
+    const int64_t count = list_tiles(pages, cache.kv_heads, shape, tiles);
     int64_t longest = 0, most = 1;  // of one tile: keys from its first part on, and queries
     for (int64_t i = 0; i < count; i++) {
         longest = std::max(longest, attender.end(tiles[i]) - attender.start(tiles[i]) * PART);
@@ -126,7 +130,7 @@ void attend(const float* queries, int64_t stride, const Cache& cache, const Page
     // computes the parts of its own tile in turn. The parts and their order are the same.
     const bool split = parts > 1 && count < 4 * team;
     const int64_t kept = split ? count * parts : 0;
-    Running* runs = scratch().take<Running>(kept);
+    RunningSoftmax* runs = scratch().take<RunningSoftmax>(kept);
     float* outs = scratch().take<float>(kept * room);
     parallel(
         kept,
@@ -137,24 +141,25 @@ void attend(const float* queries, int64_t stride, const Cache& cache, const Page
             attender.part(tiles[i / parts], part * PART, until, {until, nullptr}, runs[i]);
         },
         work);
-    const auto run = [&](const QueryTile& tile, const QueryTile* then, const Running* done) {
+    const auto run = [&](const QueryTile& tile, const QueryTile* then, const RunningSoftmax* done) {
         static thread_local std::vector<float> local;
         local.resize(2 * room);
         const int64_t start = attender.start(tile);
-        const Reach reach{attender.end(tile), then};
-        Running sums, next;
+        const ReadAhead ahead{attender.end(tile), then};
+        RunningSoftmax sums, next;
         sums.out = local.data(), next.out = sums.out + room;
-        // The sequence's first part needs no merging; before any other nothing was seen.
+        // The sequence's first part is computed into `sums`; later ones are merged into it. Without
+        // a first part the sums start empty.
         const bool direct = !split && start == 0;
-        attender.part(tile, 0, direct ? PART : 0, reach, sums);
+        attender.part(tile, 0, direct ? PART : 0, ahead, sums);
         for (int64_t part = direct ? 1 : start; part * PART < attender.end(tile); part++) {
-            if (!split) attender.part(tile, part * PART, (part + 1) * PART, reach, next);
-            absorb(sums, split ? done[part - start] : next, tile.count(), width);
+            if (!split) attender.part(tile, part * PART, (part + 1) * PART, ahead, next);
+            merge(sums, split ? done[part - start] : next, tile.count(), width);
         }
-        divide(attender, tile, sums, out);
+        write_outputs(attender, tile, sums, out);
     };
 
-    // Several tiles in a row to one thread, which then knows what it will read next.
+    // A task is several neighbouring tiles, so that each can prefetch the keys of the next one.
     const int64_t in_a_row = count >= 16 * team ? 4 : 1;
     parallel_rows(
         count, in_a_row,

@@ -1,7 +1,6 @@
 // Attention of one tile of queries over a paged cache. Scores are taken 128 keys at a time from the
-// sequence's first position on, in parts of fixed length whose results are merged in order: a
-// query's arithmetic depends on its own position and on nothing else, not on the chunk that it came
-// in or on the sequences beside it.
+// sequence's first position on, in parts of fixed length whose results are merged in order. So the
+// arithmetic of a query depends on its position only, not on its chunk or on other sequences.
 //
 //   query tile   up to QUERIES (row, head) pairs of a sequence that share a key-value head: a task;
 //                where more heads share it, each tile has some of them
@@ -25,14 +24,14 @@ struct QueryTile {
 
 // The running softmax of the queries of one tile over one part: maximum, sum and unnormalised
 // output of each.
-struct Running {
+struct RunningSoftmax {
     float highest[QUERIES], total[QUERIES];
     float* out;  // [queries, value_width]
 };
 
-// What a thread reads behind one part: more of the same tile, up to a key, then the first keys of
-// another tile.
-struct Reach {
+// What a thread reads after the current round, to be prefetched: the same tile's keys before
+// `until`, then the first keys of tile `then` (null: none).
+struct ReadAhead {
     int64_t until;
     const QueryTile* then;
 };
@@ -44,7 +43,7 @@ struct Attender {
     const Pages& pages;
     const Attention& attention;
 
-    // Of one query of a tile: its position, row of the step, and head.
+    // The position, the row in the step, and the head of one query of a tile.
     int64_t position(const QueryTile& tile, int64_t query) const {
         const Span& span = pages.spans[tile.span];
         return span.context - span.rows + tile.first + query / tile.heads;
@@ -72,23 +71,24 @@ struct Attender {
         return attention.oldest(position(tile, 0)) / KEYS * KEYS;
     }
 
-    // The tiles of a round in the order in which they are read: keys, values, what comes next.
-    using Sequence = const int32_t * [2 * KEYS / TILE + AHEAD_TILES];
+    // The cache tiles of a round in the order in which they are read: keys, values, and the tiles
+    // that are read next.
+    using TileList = const int32_t * [2 * KEYS / TILE + AHEAD_TILES];
     static_assert(KEYS / TILE <= AHEAD_TILES && QUERIES <= ROW_BLOCK && KEYS <= WIDE_WORDS);
 
-    // `used` tiles of keys, as many of values (without values of their own the next keys, which are
-    // prefetched twice then), and the next keys: of this tile, or else of the one behind it.
-    void list(const QueryTile& tile, int64_t from, int64_t used, const Reach& reach,
-              Sequence& tiles) const {
+    // Lists `used` tiles of keys, as many of values, and the next keys: of this query tile, or else
+    // of the one after it. A cache without values of its own has the next keys in their place too.
+    void list(const QueryTile& tile, int64_t from, int64_t used, const ReadAhead& ahead,
+              TileList& tiles) const {
         for (int64_t i = 0; i < used; i++) {
             const int64_t at = tile_at(tile, from + i * TILE);
             tiles[i] = cache.keys + at;
             if (cache.values) tiles[used + i] = cache.values + at;
         }
-        const bool more = from + KEYS < reach.until, other = !more && reach.then;
-        const QueryTile& next = other ? *reach.then : tile;
+        const bool more = from + KEYS < ahead.until, other = !more && ahead.then;
+        const QueryTile& next = other ? *ahead.then : tile;
         const int64_t first = more ? from + KEYS : other ? first_key(next) : from;
-        const int64_t last = more ? reach.until : other ? end(next) : from + 1;
+        const int64_t last = more ? ahead.until : other ? end(next) : from + 1;
         for (int64_t i = 0; i < AHEAD_TILES; i++) {
             const int64_t at = tile_at(next, std::min(first + i * TILE, last - 1));
             tiles[2 * used + i] = cache.keys + at;
@@ -99,11 +99,11 @@ struct Attender {
     // One round: keys [from, from + KEYS) for all queries of the tile; `last` is one past the last
     // key that any of them sees. `rows` are the encoded queries.
     template <class Stored>
-    void round(const QueryTile& tile, int64_t from, int64_t last, const Reach& reach,
-               const int32_t* const* rows, Running& run) const {
-        // They become probabilities, and lie as the wide inputs of the second product.
+    void round(const QueryTile& tile, int64_t from, int64_t last, const ReadAhead& ahead,
+               const int32_t* const* rows, RunningSoftmax& run) const {
+        // Scores, then probabilities, in the layout of the second product's widened inputs.
         alignas(64) float scores[QUERIES * WIDE_STRIDE];
-        alignas(64) int32_t weights[QUERIES * KEYS / 2];  // probabilities, where they are pairs
+        alignas(64) int32_t weights[QUERIES * KEYS / 2];  // probabilities as bfloat16 pairs
         const int32_t* weight_rows[QUERIES];
         int32_t *score_rows[QUERIES], *out_rows[QUERIES];
         const int64_t here = tile.count(), group = cache.group();
@@ -113,12 +113,12 @@ struct Attender {
             out_rows[query] = (int32_t*)run.out + query * cache.value_width;
             weight_rows[query] = group == 1 ? score_rows[query] : weights + query * KEYS / group;
         }
-        Sequence tiles;
-        list(tile, from, used, reach, tiles);
-        // A short round has values so early that no tile before them prefetches them.
+        TileList tiles;
+        list(tile, from, used, ahead, tiles);
+        // In a short round no earlier tile prefetches the first values.
         for (int64_t i = used; cache.values && i < std::min(2 * used, AHEAD_TILES); i++)
             prefetch_part<Stored>(tiles[i], TILE * cache.value_width / group, 0, 1);
-        // Scores are read in whole pairs of tiles: what is not scored must still be a number.
+        // Scores are read in whole pairs of tiles: those of a missing tile must not be NaN.
         const int64_t count = ceil_div(used, 2) * 2 * TILE;
         for (int64_t query = 0; used % 2 && query < here; query++)
             std::memset(score_rows[query] + used * TILE, 0, TILE * 4);
@@ -133,7 +133,7 @@ struct Attender {
         for (int64_t query = 0; query < here; query++) {
             float* row = (float*)score_rows[query];
             if (cache.quantised) scale(row, count, key_scales);
-            soften(tile, query, from, count, row, run);
+            softmax(tile, query, from, count, row, run);
             if (cache.quantised) scale(row, count, value_scales);
             for (int64_t key = 0; wide && group == 2 && key < count; key += LANES)
                 store(row + key, round_bf16(load(row + key)));
@@ -141,7 +141,7 @@ struct Attender {
                 store_bf16((uint16_t*)weight_rows[query] + key, load(row + key),
                            load(row + key + LANES));
         }
-        if (!cache.values) turn_tiles(cache, tiles, used, tiles + used);
+        if (!cache.values) values_from_keys(cache, tiles, used, tiles + used);
         const Tiles values = tiles + used;
         if (wide)
             add_values_wide<Stored>(cache, values, used, here, (const int32_t*)scores, out_rows);
@@ -149,17 +149,17 @@ struct Attender {
             add_values<Stored>(cache, values, used, here, weight_rows, out_rows);
     }
 
-    // A round's scores or weights of one query, times those of its keys.
+    // Multiplies a round's scores or weights of one query by the scales of its keys or values.
     static void scale(float* row, int64_t count, const float* scales) {
         for (int64_t i = 0; i < count; i += LANES) store(row + i, load(row + i) * load(scales + i));
     }
 
-    // The first `count` scores of one query become weights relative to the running maximum; what
-    // was summed before is scaled to it.
-    void soften(const QueryTile& tile, int64_t query, int64_t from, int64_t count, float* scores,
-                Running& run) const {
+    // Turns the first `count` scores of one query into weights relative to the running maximum, and
+    // scales the earlier sums to it.
+    void softmax(const QueryTile& tile, int64_t query, int64_t from, int64_t count, float* scores,
+                 RunningSoftmax& run) const {
         const int64_t here = position(tile, query), oldest = attention.oldest(here);
-        // Which of the round's keys the query sees, as numbers that fit a lane.
+        // The first and last key of the round that the query sees, as 32-bit numbers.
         const Ints newest_seen = splat(int32_t(std::min(here - from, KEYS)));
         const Ints oldest_seen = splat(int32_t(std::max(oldest - from, int64_t{-1})));
         const float softcap = attention.softcap;
@@ -196,9 +196,9 @@ struct Attender {
             store(out + i, load(out + i) * shrink);
     }
 
-    // One part of the keys: [from, until), cut to what the tile's queries see.
-    void part(const QueryTile& tile, int64_t from, int64_t until, const Reach& reach,
-              Running& run) const {
+    // One part of the keys: those of [from, until) that the tile's queries see.
+    void part(const QueryTile& tile, int64_t from, int64_t until, const ReadAhead& ahead,
+              RunningSoftmax& run) const {
         const int64_t queries_here = tile.count();
         const int32_t* rows[QUERIES];
         for (int64_t query = 0; query < queries_here; query++) {
@@ -210,11 +210,11 @@ struct Attender {
         // Rounds begin at multiples of KEYS wherever the window or the chunk does.
         for (int64_t key = std::max(from, first_key(tile)); key < last; key += KEYS) {
             if (cache.quantised)
-                round<ByteTiles>(tile, key, last, reach, rows, run);
+                round<ByteTiles>(tile, key, last, ahead, rows, run);
             else if (cache.kind == FLOAT)
-                round<FloatTiles>(tile, key, last, reach, rows, run);
+                round<FloatTiles>(tile, key, last, ahead, rows, run);
             else
-                round<PairTiles>(tile, key, last, reach, rows, run);
+                round<PairTiles>(tile, key, last, ahead, rows, run);
         }
     }
 };

@@ -1,5 +1,6 @@
-// Parameters (`params.h`) bound to plain values (`values.h`, `mixtures.h`): an overload of `bind`
-// for each. All that is known of a block before a step comes is checked here.
+// `bind` turns parameters (`params.h`) into the plain values that kernels read (`values.h`,
+// `mixtures.h`); each struct of parameters has an overload. Everything that is known of a block
+// before a step is checked here.
 #pragma once
 #include "checks.h"
 #include "mixture_params.h"
@@ -19,7 +20,7 @@ inline Norm bind(int64_t width, const NormParams& params) {
             float(params.eps)};
 }
 
-// W norm(x) + bias. `outputs`: those of W without its padding.
+// W norm(x) + bias. `outputs`: the outputs of W without its padding.
 struct NormedLinear {
     Norm norm;
     Linear layer;
@@ -48,7 +49,7 @@ inline Experts experts_of(const PackedParams& up, const PackedParams& down, int6
     return experts;
 }
 
-// Biases are as long as the padded outputs: they are added to whole vectors.
+// Biases are as long as the padded outputs, because they are added to whole vectors.
 inline Experts bind(int64_t width, const ExpertsParams& params, int64_t count) {
     Experts experts = experts_of(params.up, params.down, count, params.units, width, params.gated,
                                  params.activation);
@@ -114,7 +115,7 @@ inline AttentionBlock bind(int64_t width, const AttentionParams& params) {
     return block;
 }
 
-// A head's columns and the convolution's channels are whole vectors.
+// Requires that a head's columns and the convolution's channels are whole vectors.
 inline DeltaBlock bind(int64_t width, const DeltaParams& params) {
     TORCH_CHECK(params.key_heads > 0 && params.value_heads > 0 &&
                     params.value_heads % params.key_heads == 0,
@@ -144,8 +145,8 @@ inline DeltaBlock bind(int64_t width, const DeltaParams& params) {
     return block;
 }
 
-// Latents and values of a head are read as whole vectors, of bfloat16 in pairs. The bias of `down`
-// is added to whole vectors: it is as long as the padded outputs.
+// Requires that latents and values of a head are whole vectors, of bfloat16 pairs too. The bias of
+// `down` is as long as the padded outputs, because it is added to whole vectors.
 inline LatentBlock bind(int64_t width, const LatentParams& params) {
     const int64_t heads = params.heads, rank = params.rank, values = params.value_width;
     TORCH_CHECK(heads > 0 && params.query_rank >= 0 && params.plain_width > 0 && rank > 0 &&
@@ -156,13 +157,13 @@ inline LatentBlock bind(int64_t width, const LatentParams& params) {
     block.rotary = rotary_of(params.rotary, params.rotary.size(-1) * 2);
     block.query_rank = params.query_rank, block.rank = rank;
     block.plain_width = params.plain_width;
-    const int64_t turned = 2 * block.rotary.half, low = params.query_rank + rank + turned;
+    const int64_t rotated = 2 * block.rotary.half, low = params.query_rank + rank + rotated;
     block.norm = bind(width, params.norm);
     block.query_norm = bind(params.query_rank, params.query_norm);
     block.latent_norm = bind(rank, params.latent_norm);
     const Matrix down = matrix(params.down, low, width);
     block.down = {down, vector(params.down_bias, down.outputs, "down bias")};
-    block.query = {matrix(params.query, heads * (params.plain_width + turned),
+    block.query = {matrix(params.query, heads * (params.plain_width + rotated),
                           params.query_rank ? params.query_rank : width)};
     block.to_keys = matrix(params.to_keys, rank, params.plain_width, heads);
     block.to_values = matrix(params.to_values, values, rank, heads);
@@ -172,7 +173,7 @@ inline LatentBlock bind(int64_t width, const LatentParams& params) {
     return block;
 }
 
-// Whether a table by position has a row for every position of the step.
+// Checks that a table by position has a row for every position of the step.
 inline void check_positions(const float* table, int64_t positions, const Pages& pages,
                             const char* name) {
     if (!table) return;
@@ -190,7 +191,7 @@ inline void check_positions(const LatentBlock& block, const Pages& pages) {
     check_positions(block.rotary.table, block.rotary.positions, pages, "rotary table");
 }
 
-// Both tables, or none.
+// Repair tables: both, or none.
 inline Repair bind(int64_t width, const RepairParams& params) {
     if (!params.scale || !params.shift) return {};
     TORCH_CHECK(params.scale->dim() == 2 && params.scale->size(1) == width &&
@@ -201,7 +202,7 @@ inline Repair bind(int64_t width, const RepairParams& params) {
             params.scale->size(0)};
 }
 
-// Without the matrix, which an op that is given logits has not.
+// A router without its matrix: the op `route` is given logits.
 inline Router bind(const RoutingParams& params, int64_t experts) {
     const int64_t groups = params.groups, kept = params.kept_groups;
     TORCH_CHECK(experts > 0, "a router needs at least one expert, got ", experts);
@@ -218,9 +219,9 @@ inline Router bind(const RoutingParams& params, int64_t experts) {
     router.selection_bias = vector(params.selection_bias, experts, "selection bias");
     router.groups = groups, router.kept_groups = kept, router.top2 = params.top2;
     router.jitter = float(params.jitter);
-    router.eps = float(params.least_sum), router.clamp_sum = params.clamp_sum;
-    TORCH_CHECK(0 <= params.trained && params.trained <= router.most(), "the trained count ",
-                params.trained, " is not one of ", router.most(), " experts");
+    router.eps = float(params.normalise_eps), router.clamp_sum = params.clamp_sum;
+    TORCH_CHECK(0 <= params.trained && params.trained <= router.max_count(), "the trained count ",
+                params.trained, " is not one of ", router.max_count(), " experts");
     return router;
 }
 
@@ -242,7 +243,7 @@ inline TopK bind(int64_t width, const TopKParams& params) {
     return block;
 }
 
-// `latent_dim` is the router's, or that of the Gaussian which an op is given.
+// `latent_dim`: dimensions of the Gaussians.
 inline Draws bind(const DrawsParams& params, int64_t latent_dim) {
     Draws draws;
     draws.quantiles = data<const float>(params.quantiles, "quantiles");
@@ -259,7 +260,7 @@ inline Draws bind(const DrawsParams& params, int64_t latent_dim) {
     return draws;
 }
 
-// The wide layer's units as rows, where both matrices are given: like the panels, not int8.
+// The wide layer's matrices by units, if both are given, in the kind of the panels. Not for int8.
 inline UnitRows unit_rows(int64_t width, const InfinityParams& params, const Experts& tiles) {
     if (!params.up_rows || !params.down_rows) return {};
     const Tensor &up = *params.up_rows, &down = *params.down_rows;
@@ -284,7 +285,7 @@ inline Infinity bind(int64_t width, const InfinityParams& params) {
     TORCH_CHECK(
         1 <= params.kept && params.kept <= groups && params.draws.quantiles.numel() == 65536,
         "infinity: shapes do not fit");
-    TORCH_CHECK(params.latent_dim > 0, "the space must have at least one dimension");
+    TORCH_CHECK(params.latent_dim > 0, "latent_dim must be at least 1, got ", params.latent_dim);
     Infinity block;
     block.norm = bind(width, params.norm);
     block.router = matrix(params.router, 2 * params.latent_dim, width);

@@ -1,5 +1,5 @@
-// Whole blocks of a decoder layer as ops: parameters bound to a layer, checked and run once. All
-// change x in place. `program.h` binds the blocks of a decoder once and runs them at every step.
+// Whole blocks of a decoder layer as ops that change x in place. An op checks and binds its
+// parameters at every call; `program.h` binds a decoder's blocks once and runs them at every step.
 #pragma once
 #include "bind.h"
 #include "step_rules.h"
@@ -50,15 +50,16 @@ inline void ffn_block_op(const FeedForwardParams& params, Tensor x) {
     if (x.size(0)) ffn_block(rows, x.size(0), x.size(1), block);
 }
 
-// Returns each expert's tokens.
+// Returns how many tokens each expert had.
 inline Tensor topk_block_op(const TopKParams& params, Tensor x, const Tensor& counts, int64_t k_max,
                             const Tensor& rules, const Tensor& rule_of, const Tensor& allowed) {
     float* rows = floats(x, "x");
     const TopK block = bind(x.size(1), params);
     LayerRows budget = budget_of(counts, k_max);
-    TORCH_CHECK(budget.tokens == x.size(0) && k_max <= block.router.most(), "counts do not fit");
+    TORCH_CHECK(budget.tokens == x.size(0) && k_max <= block.router.max_count(),
+                "counts do not fit");
     const StepRules step_rules(rules, rule_of, allowed, budget.tokens);
-    step_rules.give(budget);
+    step_rules.apply_to(budget);
     check_allowed(step_rules, block.router.experts);
     check_rules(budget, block);
     Tensor load = at::zeros({block.router.experts}, at::kLong);
@@ -67,7 +68,7 @@ inline Tensor topk_block_op(const TopKParams& params, Tensor x, const Tensor& co
     return load;
 }
 
-// Returns each group's tokens.
+// Returns how many tokens each group had.
 inline Tensor infinity_block_op(const InfinityParams& params, Tensor x, const Tensor& counts,
                                 const Tensor& seeds, const Tensor& positions, int64_t k_max,
                                 const Tensor& rules, const Tensor& rule_of, const Tensor& allowed) {
@@ -80,9 +81,9 @@ inline Tensor infinity_block_op(const InfinityParams& params, Tensor x, const Te
     budget.seeds = data<const int64_t>(seeds, "seeds");
     budget.positions = data<const int64_t>(positions, "positions");
     const StepRules step_rules(rules, rule_of, allowed, budget.tokens);
-    step_rules.give(budget);
+    step_rules.apply_to(budget);
     check_rules(budget, block);
-    within_points(budget, block.draws);
+    check_fixed_draws(budget, block.draws);
     Tensor load = at::zeros({block.groups}, at::kLong);
     Op op;
     if (budget.tokens) infinity_block(rows, x.size(1), block, budget, {load.data_ptr<int64_t>()});

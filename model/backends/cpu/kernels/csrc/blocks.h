@@ -6,7 +6,7 @@
 
 namespace moedial {
 
-// Queries and keys of one row, normed over all heads at once or over each.
+// Norms the queries and keys of one row, over all heads at once or over each head.
 inline void norm_heads(float* queries, float* keys, const AttentionBlock& layer, int64_t head) {
     const int64_t query_width = layer.attention.heads * head, key_width = layer.kv_heads * head;
     const int64_t query_step = layer.norm_per_head ? head : query_width;
@@ -17,8 +17,8 @@ inline void norm_heads(float* queries, float* keys, const AttentionBlock& layer,
         norm_row(keys + i, key_step, layer.key_norm, keys + i);
 }
 
-// Queries and keys of one row: normed, clipped, turned to their position, scaled by it. `qkv` is
-// the row's queries, keys and values behind each other.
+// Prepares one row for attention: norm, clip, rotary positions, query scale. `qkv`: the row's
+// queries, keys and values behind each other.
 inline void prepare_row(float* qkv, int64_t position, const AttentionBlock& layer, int64_t head) {
     const int64_t queries = layer.attention.heads * head, keys = layer.kv_heads * head;
     const bool normed = layer.query_norm.weight;
@@ -39,7 +39,7 @@ inline void prepare_row(float* qkv, int64_t position, const AttentionBlock& laye
             store(qkv + i, load(qkv + i) * layer.query_scale[position]);
 }
 
-// Where each row stands in its sequence.
+// The position of each row in its sequence.
 inline int64_t* row_positions(const Pages& pages) {
     int64_t* position = scratch().take<int64_t>(pages.rows);
     for (int64_t index = 0; index < pages.count; index++) {
@@ -50,7 +50,7 @@ inline int64_t* row_positions(const Pages& pages) {
     return position;
 }
 
-// out [rows, width] times the sigmoid of gates [rows, stride].
+// Multiplies out [rows, width] by the sigmoid of gates [rows, stride].
 inline void apply_gates(const float* gates, int64_t stride, int64_t rows, int64_t width,
                         float* out) {
     parallel_rows(
@@ -81,7 +81,7 @@ void attention_block(float* x, int64_t width, const AttentionBlock& layer, const
                 prepare_row(qkv + row * stride, position[row], layer, head);
         },
         4 * pages.rows * stride);
-    // Written before they are read: a token attends to itself.
+    // Keys and values are written before they are read, because a token attends to itself.
     const float* keys = qkv + queries;
     const float* values = keys + cache.kv_heads * head;
     write_cache(keys, values, stride, cache, pages);

@@ -1,5 +1,5 @@
-// The paged cache: where a position of a sequence lies, and how new keys and values get there.
-// `Cache` (values.h) draws the layout of a tile.
+// The paged cache: the slot of a position, and writing new keys and values. The layout of a tile is
+// described at `Cache` (values.h).
 #pragma once
 #include <vector>
 
@@ -9,7 +9,7 @@ namespace moedial {
 
 constexpr int64_t TILE = 16;  // slots of one cache tile
 
-// Which slot of the cache holds a position of a span: its block is in the table.
+// The cache slot of a position of a span, by the span's block table.
 inline int64_t slot_of(const Pages& pages, int64_t span, int64_t position) {
     const int64_t block = pages.tables[span * pages.table_width + position / pages.block_size];
     return block * pages.block_size + position % pages.block_size;
@@ -20,8 +20,8 @@ inline int64_t tile_offset(const Cache& cache, int64_t slot, int64_t kv_head) {
     return (slot / TILE * cache.kv_heads + kv_head) * cache.stored_words();
 }
 
-// One row of a key or value in int8, one scale for all of it: `at(c)` says where its element c lies
-// among the tile's bytes.
+// Writes one key or value in int8 with one scale. `at(c)`: where element c lies among the tile's
+// bytes.
 template <class At>
 inline void write_bytes(int32_t* tile, int64_t in, const float* row, int64_t width, At&& at) {
     static thread_local std::vector<uint8_t> bytes;
@@ -31,8 +31,8 @@ inline void write_bytes(int32_t* tile, int64_t in, const float* row, int64_t wid
     for (int64_t c = 0; c < width; c++) out[at(c)] = int8_t(bytes[c]);
 }
 
-// One key of one head into slot `in` of a tile. A word of bfloat16 holds two neighbouring elements
-// of a slot.
+// Writes one key of one head to slot `in` of a tile. A word of bfloat16 holds two neighbouring
+// elements of a slot.
 inline void write_key(const Cache& cache, int64_t tile, int64_t in, const float* key) {
     const int64_t head = cache.head_width;
     if (cache.quantised)
@@ -46,7 +46,8 @@ inline void write_key(const Cache& cache, int64_t tile, int64_t in, const float*
     for (int64_t c = 0; c < head; c++) keys[(c / 2 * TILE + in) * 2 + c % 2] = to_bf16(key[c]);
 }
 
-// One value, as wide as a key. A word of bfloat16 holds one element of two neighbouring slots.
+// Writes one value, which is as wide as a key. A word of bfloat16 holds one element of two
+// neighbouring slots.
 inline void write_value(const Cache& cache, int64_t tile, int64_t in, const float* value) {
     const int64_t head = cache.head_width;
     if (cache.quantised)
@@ -60,8 +61,8 @@ inline void write_value(const Cache& cache, int64_t tile, int64_t in, const floa
     for (int64_t c = 0; c < head; c++) values[(in / 2 * head + c) * 2 + in % 2] = to_bf16(value[c]);
 }
 
-// New keys of all spans, and values where the cache has them. Each span and kv head is one task, so
-// that one thread writes a tile.
+// Writes the new keys of all spans, and their values where the cache stores them. A task is one
+// span and kv head, so that a tile is written by one thread.
 void write_cache(const float* keys, const float* values, int64_t stride, const Cache& cache,
                  const Pages& pages) {
     const int64_t head = cache.head_width;
@@ -72,8 +73,8 @@ void write_cache(const float* keys, const float* values, int64_t stride, const C
             const int64_t slot = slot_of(pages, index, span.context - span.rows + i);
             const int64_t tile = tile_offset(cache, slot, kv_head), in = slot % TILE;
             const int64_t at = (span.first + i) * stride + kv_head * head;
-            // A fresh tile is cleared: what another sequence left there must not meet a zero weight
-            // (0 · NaN is NaN).
+            // A tile's first use clears it: a NaN of an earlier sequence would survive a weight of
+            // zero (0 · NaN is NaN).
             int32_t* read_as_values = cache.values ? cache.values : cache.keys;
             if (in == 0) std::memset(read_as_values + tile, 0, cache.stored_words() * 4);
             write_key(cache, tile, in, keys + at);

@@ -1,5 +1,5 @@
-// From torch's tensors to the plain values of `values.h` and `mixtures.h`. Everything that a kernel
-// takes for granted is checked here or in `bind.h`, once; an error names the argument and what was
+// Turns torch's tensors into the plain values of `values.h` and `mixtures.h`. Everything that a
+// kernel relies on is checked here or in `bind.h`; an error names the argument and what was
 // expected.
 #pragma once
 #include <ATen/core/Tensor.h>
@@ -20,8 +20,9 @@ namespace moedial {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// One op at a time: thread pool and scratch memory are shared. Held while a kernel runs. A fork
-// waits for the op that runs: a child has no thread that would end it.
+// A lock that an op holds while its kernel runs: thread pool and scratch memory are shared, so ops
+// run one at a time. A fork waits for the running op, because a child process has none of its
+// threads.
 struct Op {
     static std::mutex& mutex() {
         static std::mutex* one = [] {
@@ -44,7 +45,7 @@ T* data(const Tensor& tensor, const char* name) {
     return (T*)tensor.data_ptr();
 }
 
-// The values of a float32 tensor of so many dimensions.
+// The values of a float32 tensor with `dimensions` dimensions.
 inline float* floats(const Tensor& tensor, const char* name, int64_t dimensions = 2) {
     TORCH_CHECK(tensor.dim() == dimensions, name, " must have ", dimensions, " dimensions, got ",
                 tensor.dim());
@@ -63,7 +64,7 @@ inline int64_t up_to(int64_t value, int64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
-// How packed weights are stored is told by their dtype; uint8 stands for int8 that is widened.
+// The kind of packed weights, by their dtype. uint8 stands for INT8_WEIGHTS.
 inline Kind kind_of(const Tensor& packed) {
     switch (packed.scalar_type()) {
         case at::kFloat: return FLOAT;
@@ -171,22 +172,22 @@ inline LayerRows budget_of(const Tensor& counts, int64_t k_max) {
     return budget;
 }
 
-// Fixed draws are read from a table: a token must not have more draws than it has rows.
-inline void within_points(const LayerRows& budget, const Draws& draws) {
+// Checks that no token has more draws than the table of fixed draws has rows.
+inline void check_fixed_draws(const LayerRows& budget, const Draws& draws) {
     if (!draws.points) return;
     for (int64_t token = 0; token < budget.tokens; token++)
         TORCH_CHECK(budget.counts[token] <= draws.point_rows, "count ", budget.counts[token],
                     " is higher than the ", draws.point_rows, " fixed draws");
 }
 
-// One layer's cache. `values`: how many elements of a key are its value; 0: values are kept beside
-// the keys. `blocks`: how many it has room for.
+// One layer's cache. `values`: how many elements of a key are its value; 0: values are stored
+// beside the keys. `blocks` gets the number of blocks.
 inline Cache cache_of(const Tensor& cache, int64_t kv_heads, int64_t head_width, int64_t values,
                       int64_t block_size, int64_t& blocks) {
     TORCH_CHECK(0 <= values && values <= head_width && values % 32 == 0, "values cannot be ",
                 values, " elements of keys of ", head_width);
     const int64_t parts = values ? 1 : 2;
-    const bool quantised = cache.scalar_type() == at::kChar;  // with the bytes of a scale each
+    const bool quantised = cache.scalar_type() == at::kChar;  // each with 4 bytes of scale
     const int64_t stored = quantised ? head_width + 4 : head_width;
     TORCH_CHECK(cache.is_contiguous() && cache.dim() == 4 && cache.size(0) == parts &&
                     cache.size(2) == kv_heads && cache.size(3) == stored,
@@ -210,7 +211,7 @@ inline Cache cache_of(const Tensor& cache, int64_t kv_heads, int64_t head_width,
 }
 
 // Snapshots [N, 3] of spans: each in a slot that neither a span nor another snapshot has.
-inline void take_snapshots(States& states, const Tensor& snapshots, int64_t slots,
+inline void bind_snapshots(States& states, const Tensor& snapshots, int64_t slots,
                            const Tensor& spans) {
     states.snapshots = (const Snapshot*)data<const int64_t>(snapshots, "snapshots");
     if (!snapshots.numel()) return;
@@ -241,8 +242,8 @@ inline void take_snapshots(States& states, const Tensor& snapshots, int64_t slot
     }
 }
 
-// One layer's states [slots, size], which of them each of the spans' sequences has, and the
-// snapshots [N, 3] to take.
+// One layer's states [slots, size], the slot of each span's sequence, and the snapshots [N, 3] to
+// take.
 inline States states_of(const Tensor& states, const Tensor& slots, const Tensor& snapshots,
                         const DeltaBlock& block, const Tensor& spans) {
     const int64_t count = spans.size(0);
@@ -254,7 +255,7 @@ inline States states_of(const Tensor& states, const Tensor& slots, const Tensor&
     for (int64_t i = 0; i < count; i++)
         TORCH_CHECK(0 <= made.slots[i] && made.slots[i] < states.size(0), "slot ", made.slots[i],
                     " is not one of ", states.size(0));
-    take_snapshots(made, snapshots, states.size(0), spans);
+    bind_snapshots(made, snapshots, states.size(0), spans);
     return made;
 }
 
@@ -277,7 +278,7 @@ inline Pages spans_of(const Tensor& spans, int64_t rows) {
     return pages;
 }
 
-// The same with their block tables [B, P].
+// A step's spans with their block tables [B, P].
 inline Pages pages_of(const Tensor& spans, const Tensor& tables, int64_t rows, int64_t block_size,
                       int64_t blocks) {
     Pages pages = spans_of(spans, rows);
@@ -298,7 +299,7 @@ inline Pages pages_of(const Tensor& spans, const Tensor& tables, int64_t rows, i
     return pages;
 }
 
-// Embeddings [count, width], not packed; none where the model has none.
+// Embeddings [count, width], not packed; an empty table if there are none.
 inline Table table_of(const OptionalTensor& rows, int64_t width, const char* name) {
     if (!rows) return {};
     TORCH_CHECK(rows->dim() == 2 && rows->size(1) == width && rows->is_contiguous(), name,

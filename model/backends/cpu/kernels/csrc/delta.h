@@ -1,10 +1,11 @@
-// A gated delta net: x += out(gated norm of what each head reads from its state), behind a short
-// causal convolution (Qwen3-Next; arXiv 2412.06464 eq. 10). Per value head a matrix S [keys,
-// values] in float32: S = e^g S; S += k (beta (v - S'k))'; y = S'q.
+// A gated delta net (Qwen3-Next; arXiv 2412.06464 eq. 10): a short causal convolution, the delta
+// rule on each head's state, a gated norm, and a projection back onto x. Per value head a matrix S
+// [keys, values] in float32: S = e^g S; S += k (beta (v - S'k))'; y = S'q.
 //
-// Tokens are taken one by one in the order of their sequence, and a state is float32 between steps:
-// a token's bits depend on its sequence alone. A task is a head of a sequence; it takes all tokens
-// through some columns of the matrix, which stay in the first-level cache, then through the next.
+// Tokens are computed one by one in the order of their sequence, and states are float32 between
+// steps, so a token's bits depend on its sequence only. A task is one head of a sequence. It
+// applies all tokens to some columns of the matrix, which stay in the first-level cache, then to
+// the next.
 #pragma once
 #include "linear.h"
 
@@ -12,7 +13,7 @@ namespace moedial {
 
 // Columns of a matrix that lie together: [values / STRIPE][keys][STRIPE].
 constexpr int64_t STRIPE = 16;
-constexpr int STATE_VECTORS = 4;  // vectors of columns that go through all tokens together
+constexpr int STATE_VECTORS = 4;  // vectors of columns that a task updates together
 
 // ln(1 + e^x) = max(x, 0) + ln(1 + u), u = e^-|x|; ln(1 + u) = 2 artanh(u / (2 + u)), whose
 // argument is at most 1/3.
@@ -31,7 +32,7 @@ inline void unit_row(float* x, int64_t width, float scale) {
     for (int64_t i = 0; i < width; i += LANES) store(x + i, load(x + i) * factor);
 }
 
-// One token in V vectors of columns of a matrix: what it reads is left in `y`.
+// Updates V vectors of columns of a matrix with one token, and writes what it reads to `y`.
 template <int V>
 inline void delta_token(float* memory, int64_t keys, const float* key, const float* query,
                         float decay, float beta, const float* value, float* y) {
@@ -73,8 +74,8 @@ struct DeltaStep {
 
     int64_t channels() const { return layer.channels(); }
 
-    // Where a state has the input of the convolution at a position: the last kernel - 1 are kept,
-    // each in the row of its position modulo their number.
+    // Where a state keeps the convolution's input of a position. The last kernel - 1 inputs are
+    // kept, that of position p in row p % (kernel - 1).
     float* kept(float* state, int64_t position) const {
         return state + position % (layer.kernel - 1) * channels();
     }
@@ -89,7 +90,7 @@ struct DeltaStep {
         }
     }
 
-    // silu of the convolution of one row, its queries and keys made unit vectors.
+    // Convolves one row, applies SiLU, and normalises its queries and keys to length 1.
     void convolve_row(int64_t index, int64_t row) const {
         const Span& span = pages.spans[index];
         const int64_t position = span.context - span.rows + row, taps = layer.kernel;
@@ -115,8 +116,8 @@ struct DeltaStep {
         }
     }
 
-    // The last inputs of a sequence, for the steps to come, in its own state and in its snapshots.
-    // Those from before this step are in its own until that is written, which comes last.
+    // Copies the last inputs of a sequence into its snapshots and then into its own state, for
+    // later steps. The own state is written last, because snapshots read older inputs from it.
     void keep_inputs(int64_t index) const {
         states.each_snapshot(index, [&](const Snapshot& taken) {
             keep_inputs(index, taken.rows, states.of_slot(taken.slot));
@@ -124,11 +125,12 @@ struct DeltaStep {
         keep_inputs(index, pages.spans[index].rows, states.at(index));
     }
 
-    // The last inputs up to the first `rows` rows of a sequence's step.
+    // Copies the last inputs of the first `rows` rows of a sequence's step into `state`.
     void keep_inputs(int64_t index, int64_t rows, float* state) const {
         const Span& span = pages.spans[index];
         const int64_t start = span.context - span.rows;
-        const bool own = state == states.at(index);  // which has those from before this step
+        const bool own =
+            state == states.at(index);  // which has the inputs of earlier steps already
         const int64_t first = rows - (layer.kernel - 1);
         for (int64_t row = std::max<int64_t>(own ? 0 : -start, first); row < rows; row++) {
             float* place = kept(state, start + row);
@@ -138,7 +140,7 @@ struct DeltaStep {
         }
     }
 
-    // The tokens from row `begin` up to `end` through V vectors of columns of one head.
+    // Applies the tokens of rows [begin, end) to V vectors of columns of one head's matrix.
     template <int V>
     void columns(int64_t begin, int64_t end, int64_t head, int64_t first, float* memory) const {
         const int64_t width = layer.key_width, keys = layer.key_heads * width;
@@ -159,7 +161,7 @@ struct DeltaStep {
         if constexpr (V > 1) some_columns<V - 1>(vectors, begin, end, head, first, memory);
     }
 
-    // The tokens from row `begin` up to `end` through the matrix of one head.
+    // Applies the tokens of rows [begin, end) to the matrix of one head.
     void run_rows(int64_t begin, int64_t end, int64_t head, float* memory) const {
         for (int64_t first = 0; first < layer.value_width; first += STATE_VECTORS * LANES) {
             const int64_t left = (layer.value_width - first) / LANES;
@@ -168,7 +170,7 @@ struct DeltaStep {
         }
     }
 
-    // One head of a sequence: its tokens through the state, then the norm and gate of each.
+    // Computes one head of a sequence: applies its tokens to the state, then norm and gate.
     void run_head(int64_t index, int64_t head) const {
         const Span& span = pages.spans[index];
         const int64_t width = layer.value_width, matrix = layer.key_width * width;
@@ -203,7 +205,7 @@ struct DeltaStep {
                 convolve_row(span_of[row], row - pages.spans[span_of[row]].first);
             },
             16 * rows * channels());
-        // Old inputs have been read by all rows.
+        // All rows have read the old inputs: they can be overwritten.
         parallel(
             pages.count, [&](int64_t index) { keep_inputs(index); },
             layer.kernel * pages.count * channels());

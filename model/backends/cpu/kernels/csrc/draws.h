@@ -14,7 +14,8 @@ inline uint64_t mix(uint64_t bits) {
     return bits ^ (bits >> 31);
 }
 
-// What all draws of one token in one layer come from: its noise seed, the layer, its position.
+// The random key of all draws of one token in one layer, from its noise seed, the layer and its
+// position.
 inline uint64_t noise_key(const LayerRows& budget, int64_t token, int64_t layer) {
     const uint64_t of_layer = mix(uint64_t(budget.seeds[token]) + uint64_t(layer + 1) * GOLDEN);
     return mix(of_layer + uint64_t(budget.positions[token]) * GOLDEN);
@@ -37,7 +38,7 @@ inline float spread(float raw, const Draws& draws) {
     return (raw > 20 ? raw : std::log1p(std::exp(raw))) + draws.sigma_min;
 }
 
-// Where each token's draws begin among those of all tokens.
+// The index of each token's first draw among the draws of all tokens, [tokens + 1].
 inline int64_t* first_draws(const LayerRows& budget) {
     int64_t* first = scratch().take<int64_t>(budget.tokens + 1);
     first[0] = 0;
@@ -46,8 +47,8 @@ inline int64_t* first_draws(const LayerRows& budget) {
     return first;
 }
 
-// One point: mean + sigma · noise, where the noise of fixed draws is a row of their table.
-// Antithetic draws come in pairs, the second with the noise's sign turned.
+// One point: mean + sigma · noise. Fixed draws take their noise from a table. Antithetic draws come
+// in pairs; the second one negates the noise.
 inline void draw_point(const float* mean, const float* sigma, uint64_t key, int64_t index,
                        const Draws& draws, float* point) {
     if (draws.points) {

@@ -1,5 +1,5 @@
-// Input rows in the form that a packed matrix multiplies: float32, bfloat16 pairs, bytes with one
-// scale per row, or for grouped matrices signed bytes with a scale for each 256 of them.
+// Encodes input rows for products with packed matrices: as float32, bfloat16 pairs, bytes with one
+// scale per row, or for grouped matrices signed bytes with one scale per 256 inputs.
 #pragma once
 #include "gemm.h"
 #include "scratch.h"
@@ -30,7 +30,7 @@ inline bool inputs_match(const Matrix& one, const Matrix& other) {
                                     entry_shift(one.codes) == entry_shift(other.codes)));
 }
 
-// Room for encoded rows. `stored`: inputs with their padding; `codes`: of GROUPED matrices.
+// Allocates encoded rows. `stored`: inputs with their padding; `codes`: of GROUPED matrices.
 inline Inputs inputs(Kind kind, int64_t rows, int64_t stored, const GroupCodes& codes = {}) {
     Inputs encoded{input_kind(kind), stored};
     encoded.words = kind == GROUPED ? RowLayout(stored, codes).words
@@ -43,13 +43,13 @@ inline Inputs inputs(Kind kind, int64_t rows, int64_t stored, const GroupCodes& 
     return encoded;
 }
 
-// The same for what a matrix multiplies.
+// Allocates encoded rows for products with `matrix`.
 inline Inputs inputs(const Matrix& matrix, int64_t rows) {
     return inputs(matrix.kind, rows, matrix.inputs, matrix.codes);
 }
 
-// Bytes zero + round(127 x / max |x|). Returns the scale that undoes it. A row that is not finite
-// has none: NaN. The same bytes in every library.
+// Writes bytes zero + round(127 x / max |x|). Returns the scale, by which (byte - zero) is
+// multiplied to get x back; NaN if a value is not finite. The bytes are the same in every library.
 inline float quantise(const float* x, int64_t width, uint8_t* bytes, int32_t zero) {
     Floats highest{}, bad{};
     int64_t i = 0;
@@ -73,9 +73,9 @@ inline float quantise(const float* x, int64_t width, uint8_t* bytes, int32_t zer
     return largest_value / 127.0f;
 }
 
-// One row for matrices with such codes: blocks of signed bytes, their scales, each group's sum of
-// bytes, and what the sum of each run starts from: that of its bytes times what was added to the
-// codes.
+// Encodes one row for grouped matrices: blocks of signed bytes, the blocks' scales, each group's
+// sum of bytes, and the value at which each run's sum starts (the sum of its bytes times what was
+// added to the codes).
 inline void encode_grouped(const float* x, int64_t width, int64_t stored, const GroupCodes& codes,
                            int32_t* out) {
     const RowLayout layout(stored, codes);
@@ -98,14 +98,14 @@ inline void encode_grouped(const float* x, int64_t width, int64_t stored, const 
     }
 }
 
-// Encode one row of `width` values; the rest, up to `stored`, stands for zeros.
+// Encodes one row of `width` values, padded with zeros to `stored`.
 inline void encode(const float* x, int64_t width, const Inputs& to, int64_t row, int64_t stored) {
     int32_t* out = to.data + row * to.words;
     if (to.kind == FLOAT) {
         std::memcpy(out, x, width * 4);
         std::memset(out + width, 0, (stored - width) * 4);
     } else if (to.kind == INT8) {
-        // Unsigned, as the dot product of bytes wants its inputs.
+        // Unsigned: the dot product of bytes needs unsigned inputs.
         to.scales[row] = quantise(x, width, (uint8_t*)out, 128);
         std::memset((uint8_t*)out + width, 128, stored - width);
     } else if (to.kind == GROUPED) {

@@ -1,22 +1,22 @@
-// Ragged experts: exactly the routed pairs, gate, up and activation in one pass, down and the
-// weighted sum in another. The second pass hands out columns of the output: no two threads write
-// one element, and a token's partial results are summed by rising expert, whatever else is in the
-// batch.
+// Runs exactly the routed (token, expert) pairs: gate, up and activation in one pass, down and the
+// weighted sum in a second one. A task of the second pass is some columns of the output, so no two
+// threads write one element, and a token's results are summed in the order of the experts, whatever
+// else is in the batch.
 #pragma once
 #include "linear.h"
 #include "output.h"
 
 namespace moedial {
 
-// What lies between the two products.
+// The hidden rows between the two products.
 struct Hidden {
     Inputs in;  // [pairs, units], activated and weighted, as `down` multiplies them
-    float* floats =
-        nullptr;  // the same before quantisation, which needs more of a row than a panel
+    // The same before quantisation, which needs more of a row than one panel.
+    float* floats = nullptr;
 };
 
-// hidden = activation of one slice of an expert's first product. Gated: the slice's first half are
-// gates, the second their ups. `weight` is that of the row.
+// hidden = activation of one slice of an expert's first product. If gated, the first half of the
+// slice are gates, the second half their ups. `weight` multiplies the row before the activation.
 inline void activate_slice(const Experts& experts, const Matrix& matrix, const int32_t* sums,
                            int64_t first, int64_t outputs, float row_scale, float weight,
                            const float* bias, float* hidden) {
@@ -36,8 +36,8 @@ inline float weight_of(const RoutedPairs& pairs, int64_t pair) {
     return pairs.weight ? pairs.weight[pair] : 1.0f;
 }
 
-// hidden times the pair's weight, or unit by unit times the token's mask. `unit`: the first one's
-// number among the units of all experts.
+// Multiplies hidden units by the pair's weight, or each by the token's mask. `unit`: the number of
+// the first one among the units of all experts.
 inline void weigh(const RoutedPairs& pairs, int64_t pair, int64_t token, int64_t unit,
                   int64_t count, float* hidden) {
     if (pairs.mask) {
@@ -55,7 +55,7 @@ inline void weigh(const RoutedPairs& pairs, int64_t pair, int64_t token, int64_t
     }
 }
 
-// Part of a pair's hidden row into the form that `down` multiplies.
+// Encodes a part of a pair's hidden row for the product with `down`.
 inline void encode_part(const Hidden& to, int64_t row, int64_t first, const float* hidden,
                         int64_t count) {
     if (to.floats) {
@@ -71,12 +71,14 @@ inline void encode_part(const Hidden& to, int64_t row, int64_t first, const floa
     }
 }
 
-struct Work {  // some of the pairs of one expert
+// Rows [first, first + rows) of the sorted pairs, all of one expert.
+struct ExpertRows {
     int64_t expert, first, rows;
 };
 
-// Experts that have pairs; a large one is cut, so that no thread waits long for another.
-inline int64_t list_work(const RoutedPairs& pairs, int64_t max_rows, Work* work) {
+// Lists the experts that have pairs; returns how many entries. An expert with more than `max_rows`
+// pairs has several entries, so that no thread waits long for another.
+inline int64_t list_expert_rows(const RoutedPairs& pairs, int64_t max_rows, ExpertRows* work) {
     int64_t count = 0, start = 0;
     for (int64_t expert = 0; expert < pairs.experts; expert++) {
         for (; start < pairs.ends[expert]; start = work[count - 1].first + work[count - 1].rows)
@@ -85,12 +87,12 @@ inline int64_t list_work(const RoutedPairs& pairs, int64_t max_rows, Work* work)
     return count;
 }
 
-// One panel of a pair's row: from unfinished sums to part of its hidden row, weighted.
-inline void take_panel(const Inputs& in, const RoutedPairs& pairs, const Experts& experts,
-                       int64_t expert, const Slice& panel, int64_t pair, const int32_t* sums,
-                       const Hidden& to) {
+// Computes one panel of a pair's hidden row from its unfinished sums: scale, activation, weight.
+inline void finish_panel(const Inputs& in, const RoutedPairs& pairs, const Experts& experts,
+                         int64_t expert, const Slice& panel, int64_t pair, const int32_t* sums,
+                         const Hidden& to) {
     const int64_t token = pairs.token ? pairs.token[pair] : pair;
-    // Of the matrix' outputs, the panel; of the expert's units, [first, first + count).
+    // The panel has the expert's units [first, first + count).
     const int64_t first = experts.gated ? panel.first / 2 : panel.first;
     const int64_t count = experts.gated ? panel.outputs / 2 : panel.outputs;
     const float scale = in.scales ? in.scales[token] : 1.0f;
@@ -103,11 +105,10 @@ inline void take_panel(const Inputs& in, const RoutedPairs& pairs, const Experts
     encode_part(to, pair, first, hidden, count);
 }
 
-// Neighbouring panels of the first product for the pairs of one piece of work, activated and
-// weighted.
+// Some neighbouring panels of the first product, for some pairs of one expert.
 inline void up_tile(const Inputs& in, const RoutedPairs& pairs, const Experts& experts,
-                    const Work& work, int64_t first_panel, int64_t panels, const Hidden& to) {
-    Block& room = block();
+                    const ExpertRows& work, int64_t first_panel, int64_t panels, const Hidden& to) {
+    ProductRoom& room = product_room();
     const Matrix matrix = experts.up.at(work.expert);
     const int64_t start = first_panel * PANEL, end = start + panels * PANEL;
     const Slice all{&matrix, start, std::min(end, matrix.outputs) - start};
@@ -119,17 +120,17 @@ inline void up_tile(const Inputs& in, const RoutedPairs& pairs, const Experts& e
         product(room.rows, now, all, room.own, 0, false);
         for (int64_t row = 0; row < now; row++)
             for (int64_t panel = first_panel; panel < first_panel + panels; panel++)
-                take_panel(in, pairs, experts, work.expert,
-                           {&matrix, panel * PANEL, matrix.panel_outputs(panel)}, pair + row,
-                           room.own[row] + panel * PANEL - start, to);
+                finish_panel(in, pairs, experts, work.expert,
+                             {&matrix, panel * PANEL, matrix.panel_outputs(panel)}, pair + row,
+                             room.own[row] + panel * PANEL - start, to);
     }
 }
 
-// y[:, slice] += Σ over this expert's pairs of down · hidden + weight · bias. Unscaled sums go
-// straight onto y.
+// y[:, slice] += Σ over these pairs of down · hidden + weight · bias. Sums that need no scale are
+// added to y by the product itself.
 inline void down_tile(const Hidden& hidden, const RoutedPairs& pairs, const Experts& experts,
-                      const Work& work, const Slice& slice, float* y, int64_t width) {
-    Block& room = block();
+                      const ExpertRows& work, const Slice& slice, float* y, int64_t width) {
+    ProductRoom& room = product_room();
     const Matrix& matrix = *slice.matrix;
     const float* bias = experts.down_bias_of(work.expert);
     const bool direct = matrix.kind == FLOAT || matrix.kind == BFLOAT16;
@@ -141,7 +142,7 @@ inline void down_tile(const Hidden& hidden, const RoutedPairs& pairs, const Expe
             room.rows[row] = hidden.in.row(pair + row);
             room.sums[row] = (int32_t*)(y + token * width + slice.first);
         }
-        // Tokens' sums are not in a row: the product is told where each one lies.
+        // The tokens' sums are not contiguous: `room.sums` says where each one lies.
         product(room.rows, now, slice, direct ? room.sums : room.own, 0, direct);
         if (direct && !bias) continue;
         for (int64_t row = 0; row < now; row++) {
@@ -158,8 +159,7 @@ inline void down_tile(const Hidden& hidden, const RoutedPairs& pairs, const Expe
     }
 }
 
-// Ask for the next expert's part of a column early: it is short, and the processor would not see it
-// coming.
+// Prefetches the next expert's part of a slice: it is too short for the hardware prefetcher.
 inline void prefetch_slice(const Matrix& matrix, const Slice& slice) {
     const int64_t panel = slice.first / PANEL;
     const int64_t bytes = std::min<int64_t>(
@@ -167,7 +167,7 @@ inline void prefetch_slice(const Matrix& matrix, const Slice& slice) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(matrix.panel(panel) + i);
 }
 
-// Room for the hidden rows of all pairs.
+// Allocates the hidden rows of all pairs.
 inline Hidden hidden_rows(const Experts& experts, int64_t pairs) {
     Hidden hidden{inputs(experts.down, pairs)};
     if (experts.down.kind == INT8 || experts.down.kind == GROUPED)
@@ -175,21 +175,20 @@ inline Hidden hidden_rows(const Experts& experts, int64_t pairs) {
     return hidden;
 }
 
-// What both products of one layer's step share: the pairs cut into pieces of work, and what lies
-// between the products.
+// What both products of one layer share: the pairs in pieces of work, and the hidden rows.
 struct ExpertsRun {
     const RoutedPairs& pairs;
     const Experts& experts;
     Hidden hidden;
-    Work* work;
+    ExpertRows* work;
     int64_t count, pieces, mean_rows;  // pairs, pieces of work, pairs of each on average
 };
 
 inline ExpertsRun plan_experts(const RoutedPairs& pairs, const Experts& experts) {
     const int64_t count = pairs.ends[pairs.experts - 1];
     const Hidden hidden = hidden_rows(experts, count);
-    Work* work = scratch().take<Work>(pairs.experts + ceil_div(count, ROW_BLOCK));
-    const int64_t pieces = list_work(pairs, 8 * ROW_BLOCK, work);
+    ExpertRows* work = scratch().take<ExpertRows>(pairs.experts + ceil_div(count, ROW_BLOCK));
+    const int64_t pieces = list_expert_rows(pairs, 8 * ROW_BLOCK, work);
     return {pairs, experts, hidden, work, count, pieces, pieces ? ceil_div(count, pieces) : 0};
 }
 
@@ -198,14 +197,14 @@ inline void run_up(const Inputs& in, const ExpertsRun& step) {
     const Matrix& up = step.experts.up;
     const Hidden& hidden = step.hidden;
     const int64_t units = step.experts.units, stride = hidden.in.inputs;
-    const int64_t panels = up.panels(), work = effort(up, step.count, step.pieces);
+    const int64_t panels = up.panels(), work = work_of(up, step.count, step.pieces);
     const Runs runs(step.pieces, panels, PANEL, step.mean_rows, team(work));
     parallel_on_nodes(
         runs.shares(), stealing(step.mean_rows),
         [&](int64_t node, int64_t task) {
             const Run& run = runs.at(node, task);
-            const Work& part = step.work[run.matrix];
-            const int64_t together = joined(part.rows, PANEL);
+            const ExpertRows& part = step.work[run.matrix];
+            const int64_t together = slices_at_once(part.rows, PANEL);
             for (int64_t panel = run.from; panel < run.end; panel += together)
                 up_tile(in, step.pairs, step.experts, part, panel,
                         std::min(together, run.end - panel), hidden);
@@ -226,7 +225,7 @@ inline void run_down(const ExpertsRun& step, const Output& out) {
     const Matrix& down = step.experts.down;
     const int64_t padded = down.outputs, pieces = step.pieces;
     float* sums = scratch().take<float>(out.rows * padded);
-    const int64_t work_to_do = effort(down, step.count, pieces), threads = team(work_to_do);
+    const int64_t work_to_do = work_of(down, step.count, pieces), threads = team(work_to_do);
     const Slices slices(down, 1, threads);  // a column is summed by one thread
     const Runs runs(1, slices.count(), slices.width, step.mean_rows, threads);
     parallel_on_nodes(
@@ -235,15 +234,15 @@ inline void run_down(const ExpertsRun& step, const Output& out) {
             const auto [matrix, from, end] = runs.at(node, task);
             const int64_t first = slices.at(from).first;
             const int64_t last = std::min(end * slices.width, padded);
-            // The task's columns of all tokens are cleared, summed and added by this thread.
+            // This thread clears, sums and stores the task's columns for all tokens.
             for (int64_t row = 0; row < out.rows; row++)
                 std::memset(sums + row * padded + first, 0, (last - first) * 4);
             for (int64_t piece = 0; piece < pieces; piece++) {
-                const Work& work = step.work[piece];
+                const ExpertRows& work = step.work[piece];
                 if (piece + 1 < pieces)
                     prefetch_slice(down.at(step.work[piece + 1].expert), slices.at(from));
                 const Matrix one = down.at(work.expert);
-                const int64_t together = joined(work.rows, slices.width);
+                const int64_t together = slices_at_once(work.rows, slices.width);
                 for (int64_t index = from; index < end; index += together) {
                     const Slice slice = slices.at(index, std::min(end, index + together));
                     down_tile(step.hidden, step.pairs, step.experts, work,
@@ -252,12 +251,12 @@ inline void run_down(const ExpertsRun& step, const Output& out) {
             }
             const int64_t stored = std::min(last, out.width);  // without padding
             for (int64_t row = 0; row < out.rows; row++)
-                out.take(row, first, stored, sums + row * padded);
+                out.store(row, first, stored, sums + row * padded);
         },
         work_to_do);
 }
 
-// Σ over a token's pairs of weight · expert(x).
+// Computes Σ over each token's pairs of weight · expert(x).
 inline void run_experts(const Inputs& in, const RoutedPairs& pairs, const Experts& experts,
                         const Output& out) {
     const ExpertsRun step = plan_experts(pairs, experts);

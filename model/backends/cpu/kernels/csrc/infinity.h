@@ -1,6 +1,6 @@
-// ∞-MoE (arXiv 2601.17680, eq. 5 and 6): points drawn from each token's Gaussian (`draws.h`), a
-// score per group of units, the kept groups of each draw, the mean of the draws' masks, and the
-// wide layer under it, tile by tile or unit by unit (`units.h`).
+// ∞-MoE (arXiv 2601.17680, eq. 5 and 6): draws points from each token's Gaussian (`draws.h`),
+// scores every group of units for each draw, keeps the best groups, averages the draws' masks, and
+// runs the wide layer under the mean mask, by tiles or by single units (`units.h`).
 #pragma once
 #include "draws.h"
 #include "topk.h"
@@ -8,15 +8,15 @@
 
 namespace moedial {
 
-// An integer that is in the order of the floats that its bits come from.
-inline int32_t order_of(float value) {
+// An integer with the same order as the floats: ordered_bits(a) < ordered_bits(b) if a < b.
+inline int32_t ordered_bits(float value) {
     int32_t bits;
     std::memcpy(&bits, &value, 4);
     return bits ^ ((bits >> 31) & 0x7FFFFFFF);
 }
 
-// The `kept`-th largest of the scores, given as `order_of` them, found by halving the range of its
-// bits: 32 passes however many there are.
+// The `kept`-th largest of the scores (as `ordered_bits`), found by bisection over the 32 bits: 32
+// passes, however many scores there are.
 inline int32_t threshold(const int32_t* orders, int64_t count, int64_t kept) {
     int64_t low = INT32_MIN, high = INT32_MAX;  // reach(low) >= kept > reach(high + 1)
     while (low < high) {
@@ -34,11 +34,11 @@ inline int32_t threshold(const int32_t* orders, int64_t count, int64_t kept) {
     return int32_t(low);
 }
 
-// Adds one draw's kept scores to `sums`, those under its `kept`-th largest being dropped. Every
-// draw may keep any group. Returns the sum of their squares.
+// Adds one draw's `kept` largest scores to `sums`. Every draw may keep any group. Returns the sum
+// of their squares.
 inline float add_draw(const float* row, int64_t groups, const MaskRule& rule, int32_t* orders,
                       float* sums) {
-    for (int64_t i = 0; i < groups; i++) orders[i] = order_of(row[i]);
+    for (int64_t i = 0; i < groups; i++) orders[i] = ordered_bits(row[i]);
     const int32_t least = threshold(orders, groups, rule.kept);
     for (int64_t i = 0; i < groups; i++) sums[i] += orders[i] >= least ? row[i] : 0.0f;
     if (!rule.keep_norm) return 0;
@@ -47,10 +47,10 @@ inline float add_draw(const float* row, int64_t groups, const MaskRule& rule, in
     return squares;
 }
 
-// The same without replacement: what an earlier draw took ranks behind everything else.
+// The same without replacement: a group that an earlier draw kept ranks behind all others.
 inline float add_new_draw(const float* row, int64_t groups, const MaskRule& rule, int32_t* orders,
                           char* taken, float* sums) {
-    for (int64_t i = 0; i < groups; i++) orders[i] = taken[i] ? INT32_MIN : order_of(row[i]);
+    for (int64_t i = 0; i < groups; i++) orders[i] = taken[i] ? INT32_MIN : ordered_bits(row[i]);
     const int32_t least = threshold(orders, groups, rule.kept);
     float squares = 0;
     for (int64_t i = 0; i < groups; i++) {
@@ -62,9 +62,9 @@ inline float add_new_draw(const float* row, int64_t groups, const MaskRule& rule
     return squares;
 }
 
-// Scales the mean mask to the root mean square of its draws' norms, `squares` being the sum of
-// their squares: draws that keep different groups would otherwise shrink their mean. The small
-// numbers are those of the model's training.
+// Scales the mean mask to the root mean square of its draws' norms: draws that keep different
+// groups would otherwise have a smaller mean. `squares`: the sum of the squared norms. The epsilons
+// are those of the model's training.
 inline void restore_norm(float* mean, int64_t groups, float squares, int64_t draws) {
     float own = 0;
     for (int64_t i = 0; i < groups; i++) own += mean[i] * mean[i];
@@ -100,7 +100,7 @@ void masks(const float* scores, int64_t stride, const LayerRows& budget, int64_t
     });
 }
 
-// Each token's kept groups, rising.
+// Each token's kept groups, ascending.
 struct KeptGroups {
     int32_t* group;  // [tokens, groups]
     int64_t* count;  // [tokens]
@@ -112,7 +112,7 @@ inline KeptGroups kept_groups(const float* mask, int64_t tokens, int64_t groups)
     parallel_rows(tokens, 16, [&](int64_t first, int64_t last) {
         for (int64_t token = first; token < last; token++) {
             int64_t count = 0;
-            // Every group is written; one that is not kept is written over by the next.
+            // Every group is written; the next one overwrites a group that is not kept.
             for (int64_t group = 0; group < groups; group++) {
                 kept.group[token * groups + count] = int32_t(group);
                 count += mask[token * groups + group] != 0;
@@ -123,8 +123,8 @@ inline KeptGroups kept_groups(const float* mask, int64_t tokens, int64_t groups)
     return kept;
 }
 
-// Pairs (token, tile) in which some group is kept, sorted by tile; `load` counts each group's
-// tokens.
+// The pairs (token, tile) with at least one kept group, sorted by tile. `load` gets each group's
+// number of tokens.
 inline RoutedPairs mask_pairs(const float* mask, int64_t tokens, const Infinity& layer,
                               int64_t* load) {
     const int64_t groups = layer.groups, tile_groups = layer.tiles.units / layer.group_units;
@@ -157,17 +157,18 @@ inline RoutedPairs mask_pairs(const float* mask, int64_t tokens, const Infinity&
         weight[ends[tile]++] = mask[token * groups + group];
     });
     RoutedPairs pairs{token_of, weight, ends, tiles};
-    // A tile of several groups is weighted unit by unit.
+    // The units of a tile with several groups have different weights: the mask has them.
     if (tile_groups > 1)
         pairs.mask = mask, pairs.mask_stride = groups, pairs.group_units = layer.group_units;
     return pairs;
 }
 
-// Counts each group's tokens; whether so few units are kept that reading their rows one by one is
-// faster.
-inline bool few_units(const float* mask, int64_t tokens, const Infinity& layer, int64_t* load) {
+// Whether so few units are kept that reading their rows one by one is faster. If so, `load` gets
+// each group's number of tokens.
+inline bool reads_single_units(const float* mask, int64_t tokens, const Infinity& layer,
+                               int64_t* load) {
     const int64_t groups = layer.groups, limit = layer.rows.crossover_rows;
-    // A token keeps this many at least.
+    // A token keeps at least `kept` groups.
     if (tokens * layer.rule.kept * layer.group_units > limit) return false;
     std::memset(load, 0, groups * 8);
     int64_t kept = 0;
@@ -176,7 +177,7 @@ inline bool few_units(const float* mask, int64_t tokens, const Infinity& layer, 
     return kept * layer.group_units <= limit;
 }
 
-// The mean mask of each token, [tokens, groups]: points, their scores, and what they keep.
+// The mean mask of each token, [tokens, groups]: draws points, scores the groups, and masks them.
 inline const float* infinity_masks(const Inputs& in, const Infinity& layer, const LayerRows& budget,
                                    int64_t draws) {
     const int64_t stride = layer.router.outputs, size = layer.draws.latent_dim;
@@ -193,7 +194,7 @@ inline const float* infinity_masks(const Inputs& in, const Infinity& layer, cons
     return mask;
 }
 
-// Each token's kept groups, rising; -1 behind the last.
+// Reports each token's kept groups, ascending; then -1.
 inline void write_kept(const float* mask, int64_t tokens, int64_t groups,
                        const LayerReport& report) {
     for (int64_t token = 0; token < tokens; token++) {
@@ -220,10 +221,10 @@ void infinity_block(float* x, int64_t width, const Infinity& layer, const LayerR
                      .width = width,
                      .scale = layer.residual_scale,
                      .repaired = RepairedRows(budget, layer.repair)};
-    if (layer.rows.crossover_rows && few_units(mask, rows, layer, report.load))
+    if (layer.rows.crossover_rows && reads_single_units(mask, rows, layer, report.load))
         return run_units(layer, up, mask, out);
     const RoutedPairs pairs = mask_pairs(mask, rows, layer, report.load);
-    // Without pairs nothing is added, but for what a repair shifts by.
+    // Without pairs only a repair changes x.
     if (pairs.ends[pairs.experts - 1] || out.repaired.any())
         run_experts(up, pairs, layer.tiles, out);
 }

@@ -45,11 +45,12 @@ void embed(const int64_t* ids, const int64_t* positions, int64_t rows, int64_t w
         4 * rows * width);
 }
 
-void best(const float* x, int64_t rows, int64_t width, int64_t* y) {
+void argmax(const float* x, int64_t rows, int64_t width, int64_t* y) {
     parallel_rows(
         rows, 1,
         [&](int64_t first, int64_t last) {
-            for (int64_t row = first; row < last; row++) y[row] = best_of(x + row * width, width);
+            for (int64_t row = first; row < last; row++)
+                y[row] = argmax_row(x + row * width, width);
         },
         rows * width);
 }

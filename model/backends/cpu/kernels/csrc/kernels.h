@@ -1,11 +1,9 @@
-// The entry points of one instruction set's library, on the plain values of `values.h` and
-// `mixtures.h`.
+// The functions that a library of one instruction set exports. They take the plain values of
+// `values.h` and `mixtures.h`, no tensors. Rows are float32.
 #pragma once
 #include "mixtures.h"
 
 namespace moedial {
-
-// What a library of one instruction set does. Rows are float32.
 
 const char* instruction_set();
 
@@ -17,15 +15,17 @@ void norm(const float* x, int64_t rows, int64_t width, const Norm&, float* y);
 void embed(const int64_t* ids, const int64_t* positions, int64_t rows, int64_t width,
            const Table& embeddings, float scale, const Table& position_embeddings, float* x);
 
-// The index of each row's highest value, of equals the lowest; -1 where one is not finite.
-void best(const float* x, int64_t rows, int64_t width, int64_t* y);
+// The index of each row's highest value (the lowest index where several are equal), or -1 if the
+// row has a value that is not finite.
+void argmax(const float* x, int64_t rows, int64_t width, int64_t* y);
 
-// y [rows, width] = x, in rows that have a mask (`mask_of` >= 0) with -inf where its bit is 0. A
-// row that this leaves without a finite value is taken from `raw` instead of x.
+// y [rows, width] = x with -inf where the row's mask has a 0 bit. `mask_of`: the number of each
+// row's mask, -1 for none. A row that its mask leaves without a finite value is read from `raw`
+// instead of x.
 void constrain(const float* x, const float* raw, const int32_t* allowed, const int64_t* mask_of,
                int64_t rows, int64_t width, float* y);
 
-// For each of `count` rules the token that it draws from its row of logits, whose highest value
+// Draws one token for each of `count` rules, from its row of logits. The highest logit of a row
 // must be finite.
 void draw_tokens(const float* logits, int64_t width, const int64_t* rows, const TokenRule* rules,
                  int64_t count, int64_t* tokens);
@@ -43,25 +43,26 @@ void experts(const float* x, int64_t rows, int64_t width, const RoutedPairs&, co
 void quantise(const Table& weight, int64_t width, const CodeTable&, int64_t group, uint8_t* codes,
               int8_t* scales, float* factors);
 
-// New keys and values, each row `stride` floats, into their cache slots. No values: they are part
-// of the keys.
+// Writes new keys and values, each row `stride` floats, to their cache slots. `values` is null
+// where the values are a part of the keys.
 void write_cache(const float* keys, const float* values, int64_t stride, const Cache&,
                  const Pages&);
 
-// out [rows, heads * value_width] for queries [rows, stride]: every new token over its sequence up
-// to itself.
+// out [rows, heads * value_width] = causal attention of queries [rows, stride] over their
+// sequences in the cache.
 void attend(const float* queries, int64_t stride, const Cache&, const Pages&, const Attention&,
             float* out);
 
 // Each token's best experts and their weights, as pairs sorted by expert, with room for
-// `most_pairs`. Writes `used` and `routes` of the report.
+// `max_pairs`. Writes `used` and `routes` of the report.
 void route(const float* logits, int64_t stride, const LayerRows&, const Router&, const PairsOut&,
            const LayerReport&);
 
 // points [ΣK, latent_dim] for gaussian [tokens, stride]: means, then raw spreads.
 void draw(const float* gaussian, int64_t stride, const LayerRows&, const Draws&, float* points);
 
-// mask [tokens, groups]: mean over a token's draws of the scores [ΣK, stride] that each keeps.
+// mask [tokens, groups]: for each token the mean over its draws of the scores [ΣK, stride] that a
+// draw keeps.
 void masks(const float* scores, int64_t stride, const LayerRows&, int64_t groups, const MaskRule&,
            float* mask);
 

@@ -1,16 +1,16 @@
 // Multi-head latent attention in its absorbed form (DeepSeek-V2, arXiv 2405.04434 §2.1):
-// x += attention(norm(x)) where all heads share one key per token, a latent and a turned part, and
-// values are the latents. Prompts take the same way as single tokens, so that bits do not depend on
-// chunks.
+// x += attention(norm(x)) where all heads share one key per token (a latent and a rotated part),
+// and the values are the latents. Prompts and single tokens take the same path, so that bits do not
+// depend on chunks.
 #pragma once
 #include "blocks.h"
 
 namespace moedial {
 
-constexpr int64_t PIECE = 256;  // rows at a time: queries of all heads are wide
+constexpr int64_t MAX_ROWS = 256;  // computed at a time: the queries of all heads are wide
 
-// y[row][head] = W_head x[row][head], `stride` floats apart, for rows encoded as row * heads +
-// head.
+// y[row][head] = W_head x[row][head], each result `stride` floats after the one before. Inputs are
+// encoded in the order row * heads + head.
 inline void multiply_heads(const Inputs& in, int64_t rows, int64_t heads, const Matrix& all,
                            int64_t stride, float* y) {
     const int64_t panels = all.panels(), count = heads * panels;
@@ -20,7 +20,7 @@ inline void multiply_heads(const Inputs& in, int64_t rows, int64_t heads, const 
         const Slice slice{&matrix, panel * PANEL, matrix.panel_outputs(panel)};
         const int64_t height = block_rows(rows);
         for (int64_t first = 0; first < rows; first += height) {
-            Block& room = block();
+            ProductRoom& room = product_room();
             const int64_t now = std::min(height, rows - first);
             for (int64_t row = 0; row < now; row++)
                 room.rows[row] = in.row((first + row) * heads + head);
@@ -43,7 +43,7 @@ inline void multiply_heads(const Inputs& in, int64_t rows, int64_t heads, const 
         rows * heads * all.outputs * all.inputs);
 }
 
-// A part of each head, from `first` on, encoded for the heads' matrices. Heads are `step` floats
+// Encodes the first `width` values of each head for the heads' matrices. Heads are `step` floats
 // apart, rows `stride`.
 inline Inputs encode_heads(const float* x, int64_t rows, int64_t stride, int64_t heads,
                            int64_t step, int64_t width, const Matrix& all) {
@@ -60,29 +60,29 @@ inline Inputs encode_heads(const float* x, int64_t rows, int64_t stride, int64_t
     return in;
 }
 
-// Rows [first, first + rows) of a step, as a step of its own. `spans` has room for those of the
-// whole.
-inline Pages piece_of(const Pages& pages, int64_t first, int64_t rows, Span* spans) {
-    Pages piece = pages;
-    piece.spans = spans, piece.count = 0, piece.rows = rows;
+// The pages of rows [first, first + rows) of a step. `spans`: room for as many spans as the step
+// has.
+inline Pages pages_of_rows(const Pages& pages, int64_t first, int64_t rows, Span* spans) {
+    Pages part = pages;
+    part.spans = spans, part.count = 0, part.rows = rows;
     for (int64_t index = 0; index < pages.count; index++) {
         const Span& span = pages.spans[index];
         const int64_t from = std::max(first, span.first);
         const int64_t until = std::min(first + rows, span.first + span.rows);
         if (from >= until) continue;
-        if (!piece.count) piece.tables = pages.tables + index * pages.table_width;
+        if (!part.count) part.tables = pages.tables + index * pages.table_width;
         const int64_t later = span.first + span.rows - until;
-        spans[piece.count++] = {from - first, until - from, span.context - later};
+        spans[part.count++] = {from - first, until - from, span.context - later};
     }
-    return piece;
+    return part;
 }
 
-// Queries in the space of the keys, [rows, heads, rank + turned]: each head's plain part through
-// its matrix, its other part turned.
+// Queries in the space of the keys, [rows, heads, rank + rotated]: the part without rotary
+// positions is multiplied by the head's matrix, the other part is rotated.
 inline float* latent_queries(const Inputs& in, const LatentBlock& layer, const int64_t* position,
                              int64_t rows) {
-    const int64_t heads = layer.attention.heads, turned = 2 * layer.rotary.half;
-    const int64_t step = layer.plain_width + turned, width = layer.rank + turned;
+    const int64_t heads = layer.attention.heads, rotated = 2 * layer.rotary.half;
+    const int64_t step = layer.plain_width + rotated, width = layer.rank + rotated;
     const int64_t stride = layer.query.weight.outputs;
     float* q = scratch().take<float>(rows * stride);
     linear_rows(in, rows, layer.query, false, stride, stride, q);
@@ -96,18 +96,19 @@ inline float* latent_queries(const Inputs& in, const LatentBlock& layer, const i
             for (int64_t row = first; row < last; row++)
                 for (int64_t head = 0; head < heads; head++) {
                     float* to = queries + (row * heads + head) * width + layer.rank;
-                    std::memcpy(to, q + row * stride + head * step + layer.plain_width, turned * 4);
+                    std::memcpy(to, q + row * stride + head * step + layer.plain_width,
+                                rotated * 4);
                     rotate_row(to, layer.rotary.half, layer.rotary.cosines(position[row]),
                                layer.rotary.sines(position[row]));
                 }
         },
-        4 * rows * heads * turned);
+        4 * rows * heads * rotated);
     return queries;
 }
 
-// One piece of a step.
-inline void latent_piece(float* x, int64_t width, const LatentBlock& layer, const Cache& cache,
-                         const Pages& pages) {
+// One part of a step.
+inline void latent_rows(float* x, int64_t width, const LatentBlock& layer, const Cache& cache,
+                        const Pages& pages) {
     const int64_t rows = pages.rows, heads = layer.attention.heads, rank = layer.rank;
     const int64_t stride = layer.down.weight.outputs;
     const Inputs in = encode_rows(x, rows, width, width, layer.norm, layer.down.weight);
@@ -149,9 +150,10 @@ void latent_block(float* x, int64_t width, const LatentBlock& layer, const Cache
                   const Pages& pages) {
     Span* spans = scratch().take<Span>(pages.count);
     const Scratch::Mark mark = scratch().mark();
-    for (int64_t first = 0; first < pages.rows; first += PIECE) {
-        const int64_t rows = std::min(PIECE, pages.rows - first);
-        latent_piece(x + first * width, width, layer, cache, piece_of(pages, first, rows, spans));
+    for (int64_t first = 0; first < pages.rows; first += MAX_ROWS) {
+        const int64_t rows = std::min(MAX_ROWS, pages.rows - first);
+        latent_rows(x + first * width, width, layer, cache,
+                    pages_of_rows(pages, first, rows, spans));
         scratch().release(mark);
     }
 }

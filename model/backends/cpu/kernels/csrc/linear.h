@@ -1,5 +1,5 @@
-// Linear layers on packed weights: norm and encoding of the rows, then panels handed out to the
-// threads.
+// Linear layers on packed weights: norms and encodes the rows, then divides the product among the
+// threads by panels. Also the division itself (`Slices`, `Runs`), which experts use too.
 #pragma once
 #include <algorithm>
 
@@ -9,23 +9,24 @@
 
 namespace moedial {
 
-// The largest slice of a product: panels for which the rows' inputs are widened once (`widened.h`).
-constexpr int64_t MOST_OUTPUTS = LANES < 16 ? 4 * PANEL : PANEL;
+// The most outputs of one slice of a product: the rows' inputs are widened once for it
+// (`widened.h`).
+constexpr int64_t MAX_SLICE_OUTPUTS = LANES < 16 ? 4 * PANEL : PANEL;
 
-// Room of one thread for a product of ROW_BLOCK rows with MOST_OUTPUTS outputs.
-struct Block {
-    alignas(64) int32_t words[ROW_BLOCK * MOST_OUTPUTS];
+// A thread's buffers for a product of ROW_BLOCK rows with MAX_SLICE_OUTPUTS outputs.
+struct ProductRoom {
+    alignas(64) int32_t words[ROW_BLOCK * MAX_SLICE_OUTPUTS];
     const int32_t* rows[ROW_BLOCK];  // inputs
-    int32_t* sums[ROW_BLOCK];        // where sums go that do not stay here
+    int32_t* sums[ROW_BLOCK];        // where the caller wants its sums
 
-    Block() {
-        for (int64_t row = 0; row < ROW_BLOCK; row++) own[row] = words + row * MOST_OUTPUTS;
+    ProductRoom() {
+        for (int64_t row = 0; row < ROW_BLOCK; row++) own[row] = words + row * MAX_SLICE_OUTPUTS;
     }
     int32_t* own[ROW_BLOCK];  // rows of `words`
 };
 
-inline Block& block() {
-    static thread_local Block mine;
+inline ProductRoom& product_room() {
+    static thread_local ProductRoom mine;
     return mine;
 }
 
@@ -33,22 +34,22 @@ inline int64_t ceil_div(int64_t dividend, int64_t divisor) {
     return (dividend + divisor - 1) / divisor;
 }
 
-// Rows of one product where there are `rows` in all: blocks of nearly equal height.
+// How many rows one product takes if there are `rows` in all: products of nearly equal height.
 inline int64_t block_rows(int64_t rows) {
     const int64_t blocks = std::max<int64_t>(ceil_div(rows, ROW_BLOCK), 1);
     return std::max<int64_t>(ceil_div(rows, blocks * ROWS), 1) * ROWS;
 }
 
-// Calls run(first, last) for parts of `count` rows; little work stays on the calling thread.
+// Calls run(first, last) for every `part` of `count` rows; little work stays on the calling thread.
 template <class Run>
-inline void parallel_rows(int64_t count, int64_t part, Run&& run, int64_t work = MUCH) {
+inline void parallel_rows(int64_t count, int64_t part, Run&& run, int64_t work = ALL_THREADS) {
     parallel(
         ceil_div(count, part), [&](int64_t i) { run(i * part, std::min(count, (i + 1) * part)); },
         work);
 }
 
-// The rows of x [rows, width], normed and encoded for matrices of this kind and width. `normed`:
-// where the normed rows are kept, for those who need them in another form.
+// The rows of x [rows, width], normed and encoded for matrices of this kind and width. `normed`: if
+// given, also gets the normed rows as floats, to be encoded again for another kind.
 inline Inputs encode_rows(const float* x, int64_t rows, int64_t width, int64_t stride,
                           const Norm& norm, const Matrix& matrix, float* normed = nullptr) {
     const Inputs encoded = inputs(matrix, rows);
@@ -65,14 +66,14 @@ inline Inputs encode_rows(const float* x, int64_t rows, int64_t width, int64_t s
     return encoded;
 }
 
-// The work of products of `rows` rows, all together, with `matrices` matrices of one shape. Few
-// rows take the time of reading the weights.
-inline int64_t effort(const Matrix& matrix, int64_t rows, int64_t matrices = 1) {
+// The work of products with `matrices` matrices of one shape, `rows` rows in all, in multiply-adds.
+// With few rows it is the time of reading the weights.
+inline int64_t work_of(const Matrix& matrix, int64_t rows, int64_t matrices = 1) {
     return std::max(matrices * matrix.bytes() / 2, rows * matrix.outputs * matrix.inputs / 4);
 }
 
-// Slices of a matrix' outputs, narrow where each has so few rows that the threads would not get
-// several tasks.
+// Divides a matrix' outputs into slices: panels, or narrower slices if the threads would otherwise
+// not get several tasks each.
 struct Slices {
     const Matrix& matrix;
     int64_t width;
@@ -88,32 +89,32 @@ struct Slices {
     Slice at(int64_t index) const { return at(index, index + 1); }
 };
 
-// The most neighbouring slices that one task takes: a long run is read fastest; where rows are
-// many, the panels' arithmetic hides where they lie.
-inline int64_t longest_run(int64_t rows) { return rows > ROWS ? MOST_OUTPUTS / PANEL : 8; }
+// The most neighbouring slices of one task: memory is read fastest in long runs. With many rows the
+// time is arithmetic, and length does not matter.
+inline int64_t longest_run(int64_t rows) { return rows > ROWS ? MAX_SLICE_OUTPUTS / PANEL : 8; }
 
-// How many slices of a run are multiplied as one.
-inline int64_t joined(int64_t rows, int64_t width) {
-    return (rows > ROWS ? MOST_OUTPUTS : PANEL) / width;
+// How many slices of a run one product takes.
+inline int64_t slices_at_once(int64_t rows, int64_t width) {
+    return (rows > ROWS ? MAX_SLICE_OUTPUTS : PANEL) / width;
 }
 
-// With few rows memory is the limit: tasks stay on the node that has their panels.
+// With few rows memory is the limit, so tasks stay on the node that has their panels.
 inline Stealing stealing(int64_t rows) { return rows > 8 ? ALWAYS : LATE; }
 
-// Neighbouring slices of one of several matrices, or of the only one.
+// Slices [from, end) of matrix number `matrix`.
 struct Run {
     int64_t matrix, from, end;
 };
 
-// Slices of `matrices` matrices of one shape, cut into runs. Each node has a contiguous part of the
-// panels (`place`, memory.h).
+// Divides the slices of `matrices` matrices of one shape into runs, which are the tasks of a
+// product. Each node has a contiguous part of the panels (`touch_on_nodes`, memory.h).
 class Runs {
     Run* runs;
-    int64_t first[MOST_NODES + 1] = {};  // run of each node
+    int64_t first[MAX_NODES + 1] = {};  // the first run of each node
 
   public:
-    // `slices` of `width` outputs; `rows` of each product. Runs shorten towards the end, so that
-    // the threads end together. Many rows are `joined`: their runs have one length.
+    // `slices`: per matrix, of `width` outputs each. `rows`: of each product. Runs become shorter
+    // towards the end, so that the threads end together; with many rows all have one length.
     Runs(int64_t matrices, int64_t slices, int64_t width, int64_t rows, int64_t team)
         : runs(scratch().take<Run>(matrices * slices)) {
         const int64_t panels = ceil_div(slices * width, PANEL), all = nodes();
@@ -141,7 +142,7 @@ class Runs {
 
     const Run& at(int64_t node, int64_t index) const { return runs[first[node] + index]; }
 
-    // Each run is so many tasks.
+    // How many tasks each node has if every run is `times` tasks.
     Shares shares(int64_t times = 1) const {
         Shares tasks;
         for (int64_t node = 0; node < nodes(); node++)
@@ -150,11 +151,11 @@ class Runs {
     }
 };
 
-// Calls take(row, slice, sums) for each row and slice of the matrix' product with the rows; `sums`
-// are unfinished. A task is a run of slices times a part of the rows.
+// Multiplies the rows by a matrix, and calls take(row, slice, sums) for each row and slice with the
+// unfinished sums. A task is a run of slices times a part of the rows.
 template <class Take>
 inline void multiply(const Inputs& in, int64_t rows, const Matrix& matrix, Take&& take) {
-    const int64_t work = effort(matrix, rows), least = 4 * team(work);  // tasks
+    const int64_t work = work_of(matrix, rows), least = 4 * team(work);  // tasks
     const Slices slices(matrix, rows, team(work));
     const int64_t parts =
         std::clamp<int64_t>(ceil_div(least, slices.count()), 1, ceil_div(rows, ROW_BLOCK));
@@ -166,11 +167,11 @@ inline void multiply(const Inputs& in, int64_t rows, const Matrix& matrix, Take&
             const Run& run = runs.at(node, task / parts);
             const int64_t last = std::min(rows, (task % parts + 1) * part);
             const int64_t start = task % parts * part, height = block_rows(last - start);
-            const int64_t step = joined(rows, slices.width);
+            const int64_t step = slices_at_once(rows, slices.width);
             for (int64_t index = run.from; index < run.end; index += step) {
                 const Slice slice = slices.at(index, std::min(run.end, index + step));
                 for (int64_t first = start; first < last; first += height) {
-                    Block& room = block();
+                    ProductRoom& room = product_room();
                     const int64_t now = std::min(height, last - first);
                     for (int64_t row = 0; row < now; row++) room.rows[row] = in.row(first + row);
                     product(room.rows, now, slice, room.own, 0, false);
@@ -181,8 +182,8 @@ inline void multiply(const Inputs& in, int64_t rows, const Matrix& matrix, Take&
         work);
 }
 
-// y (+)= scale * (W x + bias); y has `stride` floats per row and room for W's stored outputs, or
-// for exactly `outputs` of them.
+// y = (with `add`, +=) scale * (W x + bias). y has `stride` floats per row, and room for the stored
+// outputs of W with their padding, or for exactly `outputs` of them.
 inline void linear_rows(const Inputs& in, int64_t rows, const Linear& layer, bool add,
                         int64_t outputs, int64_t stride, float* y) {
     const Matrix& matrix = layer.weight;
@@ -197,7 +198,7 @@ inline void linear_rows(const Inputs& in, int64_t rows, const Linear& layer, boo
                 store(out + i, add ? load(out + i) + values : values);
                 continue;
             }
-            // The last vector, where y has no room for padding.
+            // The last vector, if y has no room for padding.
             for (int64_t lane = 0; slice.first + i + lane < outputs && lane < LANES; lane++) {
                 const float bias = layer.bias ? layer.bias[slice.first + i + lane] : 0.0f;
                 const float value = (values[lane] + bias) * layer.scale;

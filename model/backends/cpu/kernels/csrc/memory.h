@@ -1,6 +1,6 @@
-// Memory that lives as long as a model: in huge pages where the system gives them, so that few
-// address look-ups are missed, and where the machine has several memory nodes on those that read
-// it.
+// Allocates memory for weights: in huge pages where the system gives them, which saves TLB misses.
+// On a machine with several memory nodes each node gets the part of the weights that its threads
+// read.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/from_blob.h>
@@ -18,10 +18,10 @@ namespace moedial {
 
 constexpr int64_t HUGE_PAGE = 2 << 20, PAGE = 4096;
 
-// Has every page of `matrices` matrices of so many outputs touched first by a thread of the node
-// that will multiply it, which is where the system then puts it. A page belongs to the part in
-// which it begins.
-inline void place(char* start, int64_t bytes, int64_t matrices, int64_t outputs) {
+// Touches every page of `matrices` matrices, each of `outputs` outputs, from a thread of the node
+// that will multiply it: the system puts a page on the node that touches it first. A page belongs
+// to the part in which it begins.
+inline void touch_on_nodes(char* start, int64_t bytes, int64_t matrices, int64_t outputs) {
     const int64_t size = bytes / matrices, all = nodes(), panels = up_to(outputs, 64) / 64;
     const int64_t panel_bytes = size / outputs * 64;
     Shares shares;
@@ -36,12 +36,12 @@ inline void place(char* start, int64_t bytes, int64_t matrices, int64_t outputs)
             for (int64_t at = up_to(begin(node), PAGE); at < begin(node + 1); at += PAGE)
                 __atomic_fetch_or(start + at, char{0}, __ATOMIC_RELAXED);
         },
-        MUCH);
+        ALL_THREADS);
 }
 
-// `bytes` zero bytes. The system maps small pages at any address: one huge page more leaves room to
-// begin at a multiple of its size. Of a stack of packed matrices, `matrices` of so many outputs,
-// each node has its part; where parts are small, pages are, too.
+// Returns `bytes` zero bytes, aligned to a huge page. The mapping is one huge page longer, because
+// the system may begin it at any small page. If the memory is for `matrices` packed matrices of
+// `outputs` outputs each, every node gets its part of them; small parts get small pages.
 inline Tensor allocate_op(int64_t bytes, int64_t matrices, int64_t outputs) {
     TORCH_CHECK(bytes >= 0 && matrices >= 0 && (!matrices || outputs > 0), "cannot allocate ",
                 bytes, " bytes for ", matrices, " matrices of ", outputs, " outputs");
@@ -56,7 +56,7 @@ inline Tensor allocate_op(int64_t bytes, int64_t matrices, int64_t outputs) {
     const bool small = placed && bytes / matrices / nodes() < 8 * HUGE_PAGE;
     madvise(start, size, small ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
 #endif
-    if (placed) place(start, bytes, matrices, outputs);
+    if (placed) touch_on_nodes(start, bytes, matrices, outputs);
     const auto free = [=](void*) {
 #ifdef __SANITIZE_ADDRESS__
         ASAN_UNPOISON_MEMORY_REGION(start, size);

@@ -1,10 +1,10 @@
-// The parameters of the ops of mixtures, as `params.h` has those of the others.
+// The parameters of the mixtures' ops, in the same way as in `params.h`.
 #pragma once
 #include "params.h"
 
 namespace moedial {
 
-// How logits become a choice and its weights (`Router` in mixtures.h).
+// How logits become a choice of experts and their weights (`Router` in mixtures.h).
 struct RoutingParams {
     int64_t trained = 0, score = 0;
     bool normalise = false;
@@ -12,7 +12,7 @@ struct RoutingParams {
     OptionalTensor selection_bias;  // [experts]
     int64_t groups = 1, kept_groups = 1;
     bool top2 = false;
-    double jitter = 0, least_sum = 0;
+    double jitter = 0, normalise_eps = 0;
     bool clamp_sum = false;
 
     void each(auto&& visit) {
@@ -25,7 +25,7 @@ struct RoutingParams {
         visit({"kept_groups"}, kept_groups);
         visit({"top2"}, top2);
         visit({"jitter"}, jitter);
-        visit({"least_sum"}, least_sum);
+        visit({"normalise_eps"}, normalise_eps);
         visit({"clamp_sum"}, clamp_sum);
     }
 };
@@ -33,9 +33,9 @@ struct RoutingParams {
 // Which experts a token's pairs go to.
 struct RouterParams {
     PackedParams router;        // [experts, width]; with `shared_gate` one output more
-    OptionalTensor logit_bias;  // padded as the outputs are
+    OptionalTensor logit_bias;  // padded like the outputs
     int64_t experts = 0;
-    bool weigh_input = false;  // a weight multiplies what its expert reads
+    bool weigh_input = false;  // a weight multiplies its expert's input, not its output
     bool shared_gate = false;  // the sigmoid of the last output weighs the shared part
     RoutingParams routing;
 
@@ -49,7 +49,7 @@ struct RouterParams {
     }
 };
 
-// What repairs a mixture's result at each count from 0 on; none: nothing can.
+// The tables that repair a mixture's result (`Repair` in mixtures.h); none: it cannot be repaired.
 struct RepairParams {
     OptionalTensor scale, shift;  // [counts, width]
 
@@ -66,7 +66,7 @@ struct TopKParams {
     RouterParams router;
     ExpertsParams experts;
     int64_t shared_pieces = 0;
-    ExpertsParams shared;  // of 0 units: none
+    ExpertsParams shared;  // 0 units: none
     RepairParams repair;
     double residual_scale = 1;
 

@@ -60,8 +60,8 @@ Tensor experts_op(const ExpertsParams& params, const Tensor& x, const Tensor& to
     return y;
 }
 
-// Token, weight and ends of the pairs that logits [tokens, experts] give, and how many each token
-// has.
+// Routes logits [tokens, experts]. Returns the token and the weight of each pair, the ends of the
+// experts among the sorted pairs, and how many pairs each token has.
 std::tuple<Tensor, Tensor, Tensor, Tensor> route_op(const RoutingParams& params,
                                                     const Tensor& logits, const Tensor& counts,
                                                     int64_t k_max, const Tensor& rules,
@@ -70,13 +70,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> route_op(const RoutingParams& params,
     const int64_t count = logits.size(1);
     const Router router = bind(params, count);
     LayerRows budget = budget_of(counts, k_max);
-    TORCH_CHECK(budget.tokens == logits.size(0) && k_max <= router.most(),
+    TORCH_CHECK(budget.tokens == logits.size(0) && k_max <= router.max_count(),
                 "counts do not fit the logits");
     const StepRules step_rules(rules, rule_of, allowed, budget.tokens);
-    step_rules.give(budget);
+    step_rules.apply_to(budget);
     check_allowed(step_rules, count);
     check_rules(budget, router);
-    const int64_t most = budget.most_pairs(count);
+    const int64_t most = budget.max_pairs(count);
     Tensor token = at::empty({most}, at::kInt), weight = like(logits, {most});
     Tensor ends = at::empty({count}, at::kLong), used = at::empty({budget.tokens}, at::kLong);
     const PairsOut out{token.data_ptr<int32_t>(), weight.data_ptr<float>(),
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> route_op(const RoutingParams& params,
     return {token.narrow(0, 0, pairs), weight.narrow(0, 0, pairs), ends, used};
 }
 
-// Without values, 32 elements of a key or more are its value.
+// Without `values` the first elements of a key are its value; 32 stands for any number of them.
 void write_cache_op(const Tensor& keys, const OptionalTensor& values, Tensor cache,
                     const Tensor& spans, const Tensor& tables, int64_t block_size) {
     const float* new_keys = floats(keys, "k", 3);
@@ -129,7 +129,7 @@ Tensor draw_op(const DrawsParams& params, const Tensor& gaussian, const Tensor& 
     budget.seeds = data<const int64_t>(seeds, "seeds");
     budget.positions = data<const int64_t>(positions, "positions");
     const Draws draws = bind(params, gaussian.size(1) / 2);
-    within_points(budget, draws);
+    check_fixed_draws(budget, draws);
     Tensor points = like(gaussian, {budget.pairs(), draws.latent_dim});
     Op op;
     draw(in, gaussian.size(1), budget, draws, points.data_ptr<float>());
@@ -150,8 +150,9 @@ Tensor masks_op(const Tensor& scores, const Tensor& counts, int64_t k_max, int64
     return mask;
 }
 
-// Over all mixtures' tokens per expert: experts that have any, and the sum over the mixtures of the
-// busiest expert's tokens over the mean.
+// How evenly experts are used. `loads`: for each pass the tokens per expert, mixture after mixture.
+// Returns how many experts had tokens, and the sum over passes and mixtures of (tokens of the
+// busiest expert) / (mean tokens of an expert).
 std::tuple<int64_t, double> spread_op(const std::vector<Tensor>& loads,
                                       const std::vector<int64_t>& experts) {
     int64_t all = 0, distinct = 0;
@@ -177,8 +178,9 @@ std::tuple<int64_t, double> spread_op(const std::vector<Tensor>& loads,
     return {distinct, uneven};
 }
 
-// Weights [rows, inputs], float32 or bfloat16, as codes uint8 [rows, inputs / 2], scales int8
-// [rows, groups] and factors [rows]: NaN where a weight is not finite.
+// Quantises weights [rows, inputs] (float32 or bfloat16) to codes uint8 [rows, inputs / 2], scales
+// int8 [rows, groups] and factors [rows]. A row with a weight that is not finite has the factor
+// NaN.
 std::tuple<Tensor, Tensor, Tensor> quantise_op(const Tensor& weight, const Tensor& table,
                                                int64_t group) {
     TORCH_CHECK(weight.dim() == 2, "weight must have 2 dimensions, got ", weight.dim());
@@ -200,17 +202,17 @@ std::tuple<Tensor, Tensor, Tensor> quantise_op(const Tensor& weight, const Tenso
 }
 
 void set_threads_op(int64_t count) {
-    TORCH_CHECK(1 <= count && count <= MOST_THREADS, "threads must be between 1 and ", MOST_THREADS,
+    TORCH_CHECK(1 <= count && count <= MAX_THREADS, "threads must be between 1 and ", MAX_THREADS,
                 ", got ", count);
     Op op;
     set_threads(count);
 }
 
-// Groups of threads, one for each memory node, which has so many cores. node_of_cpu: -1 where a
-// processor is not ours; empty: threads are not bound to processors.
+// Divides the threads into groups, one for each memory node. cores: the cores of each node.
+// node_of_cpu: -1 for a processor that may not be used; empty: threads are not bound to processors.
 void set_nodes_op(at::IntArrayRef cores, at::IntArrayRef node_of_cpu) {
     const int64_t count = int64_t(cores.size());
-    TORCH_CHECK(1 <= count && count <= MOST_NODES, "nodes must be between 1 and ", MOST_NODES,
+    TORCH_CHECK(1 <= count && count <= MAX_NODES, "nodes must be between 1 and ", MAX_NODES,
                 ", got ", count);
     Nodes nodes{
         .count = count, .node_of_cpu = node_of_cpu.data(), .cpus = int64_t(node_of_cpu.size())};
@@ -225,11 +227,11 @@ void set_nodes_op(at::IntArrayRef cores, at::IntArrayRef node_of_cpu) {
     set_nodes(nodes);
 }
 
-void set_patience_op(int64_t microseconds) {
+void set_spin_time_op(int64_t microseconds) {
     TORCH_CHECK(0 <= microseconds && microseconds <= 100'000,
-                "patience must be between 0 and 100000 microseconds, got ", microseconds);
+                "spin time must be between 0 and 100000 microseconds, got ", microseconds);
     Op op;
-    set_patience(microseconds);
+    set_spin_time(microseconds);
 }
 
 }  // namespace
@@ -258,12 +260,12 @@ TORCH_LIBRARY(moedial, library) {
     define_sampling_ops(library);
     define_block_ops(library);
     define_program(library);
-    // Without a kernel for each device: these take no tensor, or count what a step has reported.
+    // These have no kernel for each device: they take no tensor, or only a step's reports.
     library.def("spread(Tensor[] loads, int[] experts) -> (int, float)", &spread_op);
     library.def("allocate(int bytes, int matrices=0, int outputs=0) -> Tensor", &allocate_op);
     library.def("set_threads(int count) -> ()", &set_threads_op);
     library.def("set_nodes(int[] cores, int[] node_of_cpu) -> ()", &set_nodes_op);
-    library.def("set_patience(int microseconds) -> ()", &set_patience_op);
+    library.def("set_spin_time(int microseconds) -> ()", &set_spin_time_op);
     library.def("instruction_set() -> str", [] { return std::string(instruction_set()); });
 }
 

@@ -1,11 +1,11 @@
-// Where a layer's weighted sums go: onto the rows, those of a mixture together with its shared
-// part, and repaired on the way where their rule says so. No products here.
+// Adds a layer's weighted sums to the rows of the residual: adds a mixture's shared part first, and
+// repairs the sums of rows whose rule asks for it. No products here.
 #pragma once
 #include "kernels.h"
 
 namespace moedial {
 
-// Which rows of a step have their result repaired, and by what.
+// The rows of a step whose result is repaired, and the tables for it.
 class RepairedRows {
   public:
     RepairedRows() = default;  // no row
@@ -16,7 +16,7 @@ class RepairedRows {
 
     bool any() const { return budget; }
 
-    // y = y * scale + shift in some columns of a row, if it is one of them.
+    // y = y * scale + shift in columns [first, last) of a row, if its rule has `repair`.
     void apply(int64_t row, int64_t width, int64_t first, int64_t last, float* y) const {
         if (!budget || !budget->rule(row).repair) return;
         const float* scale = tables->scale + budget->counts[row] * width;
@@ -30,21 +30,20 @@ class RepairedRows {
     const Repair* tables = nullptr;
 };
 
-// Where the weighted sums of a step go: y [rows, width] = or, with `add`, += scale * repaired(sums
-// + rest).
+// The result of a step: y [rows, width] = (with `add`, +=) scale * repaired(sums + shared).
 struct Output {
     float* y;
     int64_t rows, width;
     bool add = true;
     float scale = 1;
-    const float* rest = nullptr;  // [rows, width]: what another part of the layer has made
+    const float* shared = nullptr;  // [rows, width]: the result of a shared part, or null
     RepairedRows repaired = {};
 
-    // Some columns of a row, whose sums are overwritten.
-    void take(int64_t row, int64_t first, int64_t last, float* sums) const {
-        if (rest)
+    // Stores columns [first, last) of a row; overwrites `sums`.
+    void store(int64_t row, int64_t first, int64_t last, float* sums) const {
+        if (shared)
             for (int64_t column = first; column < last; column++)
-                sums[column] += rest[row * width + column];
+                sums[column] += shared[row * width + column];
         repaired.apply(row, width, first, last, sums);
         float* to = y + row * width;
         for (int64_t column = first; column < last; column++) {

@@ -27,12 +27,12 @@ struct Name {
     const char* prefix = "";
 };
 
-// A packed matrix, or several behind each other, as model/backends/cpu/kernels/pack.py makes it.
+// One or several packed matrices, as model/backends/cpu/kernels/pack.py makes them.
 struct PackedParams {
     Tensor packed;
-    OptionalTensor scales;  // int8; the factors of grouped ones
+    OptionalTensor scales;  // of int8 matrices; of grouped ones the factors
     int64_t group = 0;      // inputs that share a scale; 0: not grouped
-    OptionalTensor table;   // what codes of 4 bits stand for; none: bytes
+    OptionalTensor table;   // the values of 4-bit codes; none: codes are bytes
     int64_t header = 0;     // bytes of a group's scale and minimum (`GroupCodes`)
 
     void each(auto&& visit, const char* name) {
@@ -72,8 +72,8 @@ struct LinearParams {
     }
 };
 
-// Feed-forward experts of `units` units. Gated: 32 gates and their 32 ups in turn. Biases are
-// padded as the outputs are.
+// Feed-forward experts of `units` units. Gated experts store 32 gates, then their 32 ups, and so
+// on. Biases are padded like the outputs.
 struct ExpertsParams {
     PackedParams up, down;
     int64_t units = 0, activation = 0;
@@ -104,7 +104,7 @@ struct FeedForwardParams {
     }
 };
 
-// What a query sees, and how scores become weights.
+// Which keys a query sees, and how scores become weights.
 struct MaskParams {
     double scale = 1;
     int64_t window = 0, chunk = 0;  // 0: everything before
@@ -128,7 +128,7 @@ struct AttentionParams {
     OptionalTensor q_norm, k_norm;  // over all heads at once, or over each
     bool norm_per_head = false, norm_after_rotary = false;
     double clip = 0;             // 0: none
-    OptionalTensor rotary;       // [positions, 2, half the turned elements of a head]
+    OptionalTensor rotary;       // [positions, 2, half the rotated elements of a head]
     OptionalTensor query_scale;  // [positions]
     bool gated = false;          // `qkv` gives queries, keys, values and gates
     int64_t heads = 0, kv_heads = 0, head_width = 0;
@@ -157,7 +157,7 @@ struct AttentionParams {
     }
 };
 
-// x += gated delta net(norm(x)); what the parts hold is said at `DeltaBlock` (values.h).
+// x += gated delta net(norm(x)). The parts are described at `DeltaBlock` (values.h).
 struct DeltaParams {
     NormParams norm;
     PackedParams project, rates, out;
@@ -183,13 +183,13 @@ struct DeltaParams {
     }
 };
 
-// x += residual_scale * latent attention(norm(x)); the parts are those of `LatentBlock` (values.h).
-// `down_bias` is padded as the outputs are.
+// x += residual_scale * latent attention(norm(x)). The parts are described at `LatentBlock`
+// (values.h). `down_bias` is padded like the outputs.
 struct LatentParams {
     NormParams norm, query_norm, latent_norm;
     PackedParams down, query, to_keys, to_values, out;
     OptionalTensor down_bias, out_bias;
-    Tensor rotary;  // [positions, 2, half the turned elements]
+    Tensor rotary;  // [positions, 2, half the rotated elements]
     int64_t heads = 0, query_rank = 0, rank = 0, plain_width = 0, value_width = 0;
     double residual_scale = 1;
     MaskParams mask;
@@ -222,8 +222,8 @@ inline const char* schema_type(int64_t) { return "int"; }
 inline const char* schema_type(double) { return "float"; }
 inline const char* schema_type(bool) { return "bool"; }
 
-// An op's schema: `before` is its name and the arguments that change with every step,
-// "linear(Tensor x"; the parameters follow by name, then the result.
+// An op's schema. `before`: its name and the arguments that change with every step, as in
+// "linear(Tensor x". The parameters follow by name, then the result.
 template <class Params>
 c10::FunctionSchema schema(const std::string& before, const std::string& result) {
     std::string text = before;
@@ -234,7 +234,7 @@ c10::FunctionSchema schema(const std::string& before, const std::string& result)
     return torch::schema((text + ") -> " + result).c_str());
 }
 
-// The tensors among them; code that keeps pointers into their memory must keep these.
+// The tensors of some parameters. Code that keeps pointers into their memory must keep these.
 template <class Params>
 std::vector<Tensor> tensors_of(Params params) {
     std::vector<Tensor> found;
@@ -248,7 +248,7 @@ std::vector<Tensor> tensors_of(Params params) {
     return found;
 }
 
-// An argument from torch's stack, which is dropped afterwards: tensors are moved.
+// Reads an argument from torch's stack, which is dropped afterwards: tensors are moved.
 inline void take(c10::IValue& value, Tensor& member) { member = std::move(value).toTensor(); }
 inline void take(c10::IValue& value, OptionalTensor& member) {
     if (!value.isNone()) member = std::move(value).toTensor();
@@ -257,7 +257,7 @@ inline void take(c10::IValue& value, int64_t& member) { member = value.toInt(); 
 inline void take(c10::IValue& value, double& member) { member = value.toDouble(); }
 inline void take(c10::IValue& value, bool& member) { member = value.toBool(); }
 
-// A result onto the stack; each part of several on its own.
+// Pushes a result onto the stack; a tuple part by part.
 template <class Result>
 void push(torch::jit::Stack& stack, Result result) {
     torch::jit::push(stack, std::move(result));
@@ -279,7 +279,7 @@ void call_boxed(Result (*)(const Params&, Step...), size_t count, torch::jit::St
     const auto call = [&]<size_t... Index>(std::index_sequence<Index...>) {
         return kernel(params, first[Index].template to<std::decay_t<Step>>()...);
     };
-    // What was taken is replaced by what is returned.
+    // The result replaces the arguments on the stack.
     if constexpr (std::is_void_v<Result>) {
         call(std::index_sequence_for<Step...>{});
         torch::jit::drop(stack, count);
@@ -295,7 +295,7 @@ void boxed(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     call_boxed<kernel>(kernel, op.schema().arguments().size(), *stack);
 }
 
-// A kernel of the form kernel(const Params&, step arguments...), as torch's registry takes it.
+// Wraps a kernel of the form kernel(const Params&, step arguments...) for torch's registry.
 template <auto kernel>
 torch::CppFunction by_name() {
     return torch::CppFunction::makeFromBoxedFunction<&boxed<kernel>>();

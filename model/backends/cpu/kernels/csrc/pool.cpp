@@ -15,10 +15,10 @@
 namespace moedial {
 namespace {
 
-constexpr int64_t PATIENCE_US = 50;                         // about the time between two layers
+constexpr int64_t SPIN_TIME_US = 50;                        // about the time between two layers
 constexpr auto LONG_WAIT = std::chrono::microseconds(100);  // longer than most tasks
 constexpr uint64_t NEXT_MASK = UINT32_MAX;
-constexpr int32_t NO_RANK = INT32_MAX;  // of a thread that is not wanted
+constexpr int32_t NO_RANK = INT32_MAX;  // of a thread that takes no tasks
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -39,9 +39,9 @@ struct Node {
     Task task = nullptr;
     void* context = nullptr;
 
-    // Takes tasks of the current job until there are none. `task` is read after a claim: one that
-    // succeeds is of the current job, even if the thread comes from an earlier one. What is done is
-    // told once: the job does not end before.
+    // Takes tasks of the current job until there are none. `task` is read after a claim: a claim
+    // that succeeds is of the current job, even if the thread is late from an earlier one. `done`
+    // is raised once, at the end: the job cannot end before.
     void take(int64_t number) {
         int64_t taken = 0;
         while (true) {
@@ -63,16 +63,16 @@ struct alignas(64) Worker {
 };
 
 struct Pool {
-    Node nodes[MOST_NODES];
-    Worker workers[MOST_THREADS];
+    Node nodes[MAX_NODES];
+    Worker workers[MAX_THREADS];
     std::atomic<int64_t> used{1};  // nodes that have threads
-    std::atomic<int64_t> patience{PATIENCE_US};
+    std::atomic<int64_t> spin_time{SPIN_TIME_US};
     int64_t wanted = 1, started = 1;  // threads, the caller included
     int64_t given = 1;                // nodes
-    int64_t cores[MOST_NODES] = {1};
-    int64_t counts[MOST_NODES] = {1};  // threads of each node
+    int64_t cores[MAX_NODES] = {1};
+    int64_t counts[MAX_NODES] = {1};  // threads of each node
     std::vector<int64_t> node_of_cpu;
-    int64_t first_worker[MOST_NODES] = {};
+    int64_t first_worker[MAX_NODES] = {};
     cpu_set_t allowed{};  // processors of the process when the pool was made
     bool bound = false;   // threads to the processors of their nodes
     uint32_t job = 0;
@@ -90,7 +90,7 @@ struct Pool {
     }
 
     void wake(int64_t number) {
-        if (number >= MOST_THREADS) return;  // a thread that is late may count by an earlier job
+        if (number >= MAX_THREADS) return;  // a thread that is late may count by an earlier job
         Worker& worker = workers[number];
         if (worker.asleep.load() && worker.asleep.exchange(0)) worker.asleep.notify_one();
     }
@@ -101,7 +101,7 @@ struct Pool {
             wake(number - rank + below);
     }
 
-    // The life of thread `number`.
+    // The loop of thread `number`: waits for a job, wakes its part of the tree, takes tasks.
     void work(int64_t number) {
         Worker& self = workers[number];
         uint32_t seen = 0;
@@ -117,14 +117,14 @@ struct Pool {
         }
     }
 
-    // Waits for another job than `seen`; returns its number. A thread whose `asleep` is set is
-    // woken by the one above it, which looks after it has seen the job: as all of it is
-    // sequentially consistent, either the thread sees the job here or the other one sees it asleep.
+    // Waits for another job than `seen`; returns its number. A sleeping thread is woken by its
+    // parent in the tree, which reads `asleep` after it has seen the job. All of these accesses are
+    // sequentially consistent: either this thread sees the job, or the parent sees it asleep.
     uint32_t await(Worker& self, uint32_t seen) {
         const auto job_now = [&] { return nodes[self.node.load()].job.load(); };
         const bool wanted = self.rank.load() != NO_RANK;
         const auto until = std::chrono::steady_clock::now() +
-                           std::chrono::microseconds(wanted ? patience.load() : 0);
+                           std::chrono::microseconds(wanted ? spin_time.load() : 0);
         do {
             for (int i = 0; i < 64; i++) {
                 if (const uint32_t now = job_now(); now != seen) return now;
@@ -205,7 +205,7 @@ struct Pool {
     // are missing.
     void assign() {
         const int64_t all = std::min(given, wanted);
-        std::fill_n(counts, MOST_NODES, 0);
+        std::fill_n(counts, MAX_NODES, 0);
         for (int64_t i = 0; i < wanted; i++) {
             int64_t least = 0;
             for (int64_t node = 1; node < all; node++)
@@ -281,7 +281,7 @@ void set_nodes(const Nodes& given) {
 
 int64_t nodes() { return the_pool().used.load(std::memory_order_relaxed); }
 
-void set_patience(int64_t microseconds) { the_pool().patience = microseconds; }
+void set_spin_time(int64_t microseconds) { the_pool().spin_time = microseconds; }
 
 void run_tasks(const Shares& shares, int64_t team, Stealing stealing, Task task, void* context) {
     Pool& pool = the_pool();

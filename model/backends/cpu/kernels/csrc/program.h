@@ -1,5 +1,5 @@
-// A decoder bound to its packed weights: everything about them is checked once, and a step is one
-// call.
+// `Program`: a decoder bound to its packed weights, which are checked once when it is made. A step
+// is then one call from Python. `define_program` registers it with torch.
 #pragma once
 #include <torch/custom_class.h>
 
@@ -21,7 +21,7 @@ struct ProgramStep {
     const Tensor& counts;                     // [mixtures, T]
     int64_t k_max;                            // no count is higher
     const Tensor &rules, &rule_of, &allowed;  // [R, 6], [T] and [R, N] (`StepRules`), or empty
-    const Tensor& rows;                       // [B], whose logits are wanted
+    const Tensor& rows;                       // [B]: the rows whose logits are wanted
     const std::vector<Tensor>& caches;        // one per layer: pages, or states
     const Tensor &spans, &tables, &slots;     // [B, 3], [B, P], and [B] where there are states
     const Tensor& snapshots;                  // [N, 3] (`Snapshot`), or empty
@@ -29,24 +29,23 @@ struct ProgramStep {
     bool routes;  // whether the experts that each token ran are wanted
 };
 
-// Logits of the wanted rows [B, V], and what the mixtures tell: `load`, `used` and `routes` of
-// `StepReports`.
+// Logits of the wanted rows [B, V], then `load`, `used` and `routes` of `StepReports`.
 using StepResult = std::tuple<Tensor, Tensor, OptionalTensor, std::vector<Tensor>>;
 
 class Program : public torch::CustomClassHolder {
   public:
-    // `scale`: of the tokens' embeddings.
+    // `scale` multiplies the embeddings of tokens.
     Program(int64_t width, const Tensor& embeddings, double scale,
             const OptionalTensor& position_embeddings)
         : width(width),
           embeddings_(table_of(embeddings, width, "embeddings")),
           scale_(float(scale)) {
         position_embeddings_ = table_of(position_embeddings, width, "position embeddings");
-        kept_.push_back(embeddings);
-        if (position_embeddings) kept_.push_back(*position_embeddings);
+        tensors_.push_back(embeddings);
+        if (position_embeddings) tensors_.push_back(*position_embeddings);
     }
 
-    // The next block of the decoder.
+    // Appends a block to the decoder.
     template <class Params>
     void add(const Params& params) {
         blocks_.emplace_back(bind(width, params));
@@ -63,7 +62,7 @@ class Program : public torch::CustomClassHolder {
         LayerRows all = check_rows(step);
         const StepRules rules(step.rules, step.rule_of, step.allowed, all.tokens);
         check_allowed(rules, all_experts());
-        rules.give(all);
+        rules.apply_to(all);
         std::vector<Memory> memory;
         const Pages pages = pages_for(step, memory);
         const std::vector<LayerRows> budgets = budgets_for(step.counts, all);
@@ -77,7 +76,7 @@ class Program : public torch::CustomClassHolder {
         embed(step.ids.data_ptr<int64_t>(), all.positions, all.tokens, width, embeddings_, scale_,
               position_embeddings_, x);
         run_blocks(x, memory, pages, budgets, reports.layers);
-        const float* last = gathered(x, step.rows.data_ptr<int64_t>(), wanted, all.tokens);
+        const float* last = gather_rows(x, step.rows.data_ptr<int64_t>(), wanted, all.tokens);
         if (wanted)
             linear(last, wanted, width, head_.norm, head_.layer, false, head_.outputs,
                    logits.data_ptr<float>());
@@ -89,20 +88,20 @@ class Program : public torch::CustomClassHolder {
   private:
     using AnyBlock =
         std::variant<AttentionBlock, LatentBlock, DeltaBlock, TopK, Infinity, FeedForward>;
-    using Memory = std::variant<Cache, States>;  // what a layer keeps of the sequences
+    using Memory = std::variant<Cache, States>;  // a layer's cache or states
 
     template <class Params>
     void keep(const Params& params) {
-        for (Tensor& tensor : tensors_of(params)) kept_.push_back(std::move(tensor));
+        for (Tensor& tensor : tensors_of(params)) tensors_.push_back(std::move(tensor));
     }
 
-    static void within(const int64_t* values, int64_t count, int64_t limit, const char* name) {
+    static void check_range(const int64_t* values, int64_t count, int64_t limit, const char* name) {
         for (int64_t i = 0; i < count; i++)
             TORCH_CHECK(0 <= values[i] && values[i] < limit, name, " ", values[i],
                         " is not between 0 and ", limit - 1);
     }
 
-    // Experts of a mixture, or groups of units; 0 for any other block.
+    // How many experts a mixture has (for an ∞-MoE, groups of units); 0 for any other block.
     static int64_t experts_of(const AnyBlock& any) {
         if (const auto* block = std::get_if<TopK>(&any)) return block->router.experts;
         if (const auto* block = std::get_if<Infinity>(&any)) return block->groups;
@@ -123,7 +122,7 @@ class Program : public torch::CustomClassHolder {
         return experts;
     }
 
-    // All tokens of the step, without their counts.
+    // Checks ids, positions, seeds and wanted rows. Returns the step's tokens without their counts.
     LayerRows check_rows(const ProgramStep& step) const {
         const int64_t count = step.ids.numel();
         TORCH_CHECK(step.positions.numel() == count && step.seeds.numel() == count && count > 0,
@@ -134,14 +133,14 @@ class Program : public torch::CustomClassHolder {
         all.seeds = data<const int64_t>(step.seeds, "seeds");
         all.positions = data<const int64_t>(step.positions, "positions");
         all.tokens = count, all.k_max = step.k_max;
-        within(data<const int64_t>(step.ids, "ids"), count, embeddings_.count, "token");
+        check_range(data<const int64_t>(step.ids, "ids"), count, embeddings_.count, "token");
         if (position_embeddings_.data)
-            within(all.positions, count, position_embeddings_.count, "position");
-        within(data<const int64_t>(step.rows, "rows"), step.rows.numel(), count, "row");
+            check_range(all.positions, count, position_embeddings_.count, "position");
+        check_range(data<const int64_t>(step.rows, "rows"), step.rows.numel(), count, "row");
         return all;
     }
 
-    // The rows of each mixture layer: all tokens, with their counts in it.
+    // The tokens of the step with their counts in each mixture layer.
     std::vector<LayerRows> budgets_for(const Tensor& counts, const LayerRows& all) const {
         std::vector<LayerRows> budgets;
         int64_t experts = 0;  // of the layers before
@@ -158,11 +157,11 @@ class Program : public torch::CustomClassHolder {
                 TORCH_CHECK(1 <= budget.counts[i] && budget.counts[i] <= budget.k_max, "count ",
                             budget.counts[i], " is not between 1 and ", budget.k_max);
             if (const auto* block = std::get_if<TopK>(&any)) {
-                TORCH_CHECK(budget.k_max <= block->router.most(), "counts up to ", budget.k_max,
-                            " do not fit ", block->router.most(), " experts");
+                TORCH_CHECK(budget.k_max <= block->router.max_count(), "counts up to ",
+                            budget.k_max, " do not fit ", block->router.max_count(), " experts");
                 check_rules(budget, *block);
             } else if (const auto* block = std::get_if<Infinity>(&any)) {
-                within_points(budget, block->draws);
+                check_fixed_draws(budget, block->draws);
                 check_rules(budget, *block);
             }
             budgets.push_back(budget);
@@ -170,7 +169,8 @@ class Program : public torch::CustomClassHolder {
         return budgets;
     }
 
-    // What each layer keeps, and the pages, which must lie in the cache of every attention layer.
+    // Binds each layer's cache or states, and the pages. Every block of a page must lie in the
+    // caches of all attention layers.
     Pages pages_for(const ProgramStep& step, std::vector<Memory>& memory) const {
         int64_t least = std::numeric_limits<int64_t>::max();
         const auto next = [&]() -> const Tensor& {
@@ -203,7 +203,7 @@ class Program : public torch::CustomClassHolder {
         return pages;
     }
 
-    // All blocks in turn.
+    // Runs all blocks, in order.
     void run_blocks(float* x, const std::vector<Memory>& memory, const Pages& pages,
                     const std::vector<LayerRows>& budgets,
                     const std::vector<LayerReport>& reports) const {
@@ -230,9 +230,9 @@ class Program : public torch::CustomClassHolder {
         }
     }
 
-    // The wanted rows, side by side.
-    const float* gathered(const float* x, const int64_t* rows, int64_t wanted,
-                          int64_t count) const {
+    // Copies the wanted rows behind each other, unless they are all rows in order.
+    const float* gather_rows(const float* x, const int64_t* rows, int64_t wanted,
+                             int64_t count) const {
         bool all = wanted == count;
         for (int64_t i = 0; all && i < wanted; i++) all = rows[i] == i;
         if (all) return x;
@@ -245,7 +245,7 @@ class Program : public torch::CustomClassHolder {
     float scale_;  // of the embeddings
     std::vector<AnyBlock> blocks_;
     NormedLinear head_;
-    std::vector<Tensor> kept_;  // whose memory the blocks point into
+    std::vector<Tensor> tensors_;  // kept alive: the blocks point into their memory
 };
 
 using ProgramPtr = c10::intrusive_ptr<Program>;
@@ -265,8 +265,8 @@ void define_add(torch::Library& library, const char* name) {
     library.def(schema<Params>(name + program, "()"), by_name<kernel>());
 }
 
-// The class, and an op for each kind of block that is added to it. The class has to be there before
-// a schema names it.
+// Registers the class, and an op for each kind of block that can be added. The class comes first,
+// because the ops' schemas name it.
 inline void define_program(torch::Library& library) {
     const auto run = [](const ProgramPtr& program, Tensor ids, Tensor positions, Tensor seeds,
                         Tensor counts, int64_t k_max, Tensor rules, Tensor rule_of, Tensor allowed,

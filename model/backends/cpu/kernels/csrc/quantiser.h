@@ -1,6 +1,6 @@
-// Weights to 4-bit codes in groups: a table of 16 integers, an 8-bit integer scale per group and a
-// float factor per output. The scale of a group is searched by squared error. Every library finds
-// the same.
+// Quantises weights to 4-bit codes in groups: a table of 16 integers, an 8-bit integer scale per
+// group and a float factor per output. The scale of a group is searched by squared error. The
+// result is the same in every library.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -11,7 +11,7 @@
 
 namespace moedial {
 
-// The codes of values that are scaled to the table: those of the nearest integers.
+// The codes of the table's integers that are nearest to the scaled values.
 inline Ints nearest_codes(Floats scaled, const CodeTable& table) {
     Ints codes{};
     for (int code = 1; code < 16; code++)
@@ -19,7 +19,7 @@ inline Ints nearest_codes(Floats scaled, const CodeTable& table) {
     return codes;
 }
 
-// The nearest integers themselves.
+// The table's integers that are nearest to the scaled values.
 inline Floats nearest_values(Floats scaled, const CodeTable& table) {
     Floats result = splat(float(table.values[0]));
     for (int code = 1; code < 16; code++) {
@@ -45,9 +45,9 @@ struct SixteenSums {
     }
 };
 
-// The scale that leaves the least squared error, of those at which the value of largest magnitude
-// comes near an end of the table: a few below and above, since the ends are coarse. For codes c the
-// best scale is Σxc / Σc², and takes (Σxc)² / Σc² off the error.
+// The scale with the least squared error among TRIES candidates for each end of the table: those
+// that map the value of largest magnitude to this end or near it, since the ends are coarse. For
+// codes c the best scale is Σxc / Σc², which lowers the squared error by (Σxc)² / Σc².
 inline float search_scale(const float* x, int64_t count, const CodeTable& table) {
     const auto extreme = std::max_element(
         x, x + count, [](float one, float other) { return std::fabs(one) < std::fabs(other); });
@@ -69,7 +69,7 @@ inline float search_scale(const float* x, int64_t count, const CodeTable& table)
     return best;
 }
 
-// Codes at one scale, and the squared error that they leave.
+// Writes the codes at one scale; returns their squared error.
 inline float codes_at(const float* x, int64_t count, float scale, const CodeTable& table,
                       uint8_t* codes) {
     const float inverse = scale == 0 ? 0.0f : 1.0f / scale;
@@ -84,8 +84,8 @@ inline float codes_at(const float* x, int64_t count, float scale, const CodeTabl
     return errors.total();
 }
 
-// One output: whole groups; codes [inputs], one in each byte, scales [groups]. Returns the factor;
-// of weights that are not finite NaN.
+// Quantises one output of whole groups: codes [inputs], one in each byte, scales [groups]. Returns
+// the factor, NaN if a weight is not finite.
 inline float quantise_row(const float* x, int64_t inputs, int64_t group, const CodeTable& table,
                           uint8_t* codes, int8_t* scales) {
     static thread_local std::vector<float> searched;
@@ -105,7 +105,7 @@ inline float quantise_row(const float* x, int64_t inputs, int64_t group, const C
         const float wanted = factor == 0 ? 0.0f : searched[first / group] / factor;
         const int middle = int(std::nearbyint(wanted));
         float least = INFINITY;
-        // What rounding the scale costs is seen in the codes only: its neighbours are tried too.
+        // The nearest integer scale need not have the least error: its neighbours are tried too.
         for (int scale = std::max(middle - 1, -127); scale <= std::min(middle + 1, 127); scale++) {
             const float error = codes_at(x + first, group, factor * float(scale), table, trial);
             if (error >= least) continue;
@@ -116,8 +116,8 @@ inline float quantise_row(const float* x, int64_t inputs, int64_t group, const C
     return factor;
 }
 
-// Rows of weights: codes [rows, width / 2], of two neighbouring inputs the first in the low half of
-// a byte; scales [rows, width / group]; factors [rows].
+// Quantises rows of weights: codes [rows, width / 2], two neighbouring inputs in a byte, the first
+// one in the low half; scales [rows, width / group]; factors [rows].
 void quantise(const Table& weight, int64_t width, const CodeTable& table, int64_t group,
               uint8_t* codes, int8_t* scales, float* factors) {
     parallel(weight.count, [&](int64_t row) {

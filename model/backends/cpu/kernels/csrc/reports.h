@@ -1,4 +1,5 @@
-// What the mixtures of a step tell of their work, and the room for it.
+// The buffers into which the mixtures of a step report their work: tokens per expert, experts that
+// ran, and which.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -7,23 +8,24 @@
 
 namespace moedial {
 
-// What a report's size depends on: experts, or groups of an ∞-MoE, whose tokens may keep them all.
+// What the size of a mixture's report depends on. `groups`: the experts are groups of an ∞-MoE, and
+// a token may keep all of them.
 struct MixtureSize {
     int64_t experts;
     bool groups;
 };
 
-// `load`: tokens per expert, mixture after mixture. `used`, where some rule is adaptive: the
-// experts that each token ran [mixtures, T]. `routes`, where they are wanted: which they were, for
-// each mixture [T, most], best first, or the groups that the token kept, rising; -1 behind the
-// last.
+// `load`: tokens per expert, mixture after mixture. `used` [mixtures, T], only if a rule is
+// adaptive: how many experts each token ran. `routes`, only if wanted, for each mixture [T, most]:
+// the experts that a token ran, best first, or the groups that it kept, ascending; then -1.
 struct StepReports {
     Tensor load;
     OptionalTensor used;
     std::vector<Tensor> routes;
     std::vector<LayerReport> layers;  // where each mixture writes its own
 
-    // `tokens`: those of the step, `budgets`: the same with their counts in each mixture.
+    // `tokens`: the tokens of the step. `budgets`: the same tokens with their counts in each
+    // mixture.
     StepReports(const std::vector<MixtureSize>& mixtures, const LayerRows& tokens,
                 const std::vector<LayerRows>& budgets, bool wants_routes) {
         int64_t experts = 0;
@@ -35,17 +37,17 @@ struct StepReports {
         for (size_t layer = 0; layer < mixtures.size(); layer++) {
             LayerReport report{loads};
             if (used) report.used = used->data_ptr<int64_t>() + int64_t(layer) * tokens.tokens;
-            if (wants_routes) give_routes(mixtures[layer], budgets[layer], report);
+            if (wants_routes) allocate_routes(mixtures[layer], budgets[layer], report);
             layers.push_back(report);
             loads += mixtures[layer].experts;
         }
     }
 
   private:
-    void give_routes(const MixtureSize& mixture, const LayerRows& budget, LayerReport& report) {
+    void allocate_routes(const MixtureSize& mixture, const LayerRows& budget, LayerReport& report) {
         int64_t most = mixture.groups ? mixture.experts : 0;
         for (int64_t token = 0; token < budget.tokens; token++)
-            most = std::max(most, budget.most_pairs_of(token, mixture.experts));
+            most = std::max(most, budget.max_pairs_of(token, mixture.experts));
         routes.push_back(at::empty({budget.tokens, most}, at::kInt));
         report.routes = routes.back().data_ptr<int32_t>();
         report.route_width = most;

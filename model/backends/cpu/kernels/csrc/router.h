@@ -1,6 +1,5 @@
-// A router's choice for one token: what each expert is worth to it, the order of the experts, and
-// the first of them. What rules of requests make of it is in `rules.h`, all tokens of a step are
-// in `topk.h`.
+// Routing of one token: the score of each expert, the value by which experts are ranked, and the
+// best ones. Routing rules of requests are in `rules.h`, the tokens of a step in `topk.h`.
 #pragma once
 #include <algorithm>
 
@@ -8,19 +7,20 @@
 
 namespace moedial {
 
-// Values of `Ranked::order`, from the lowest: experts that are taken already or may not run, those
-// outside the token's groups, and all others.
-constexpr float TAKEN = -INFINITY, OUTSIDE = -3.0e38f, LEAST = -2.9e38f;
+// Special values of `RankedExperts::order`: TAKEN for an expert that is chosen already or may not
+// run, OUTSIDE for one outside the token's groups. Any other expert has at least LOWEST.
+constexpr float TAKEN = -INFINITY, OUTSIDE = -3.0e38f, LOWEST = -2.9e38f;
 
-// One token's experts: what each is worth, and by what it is ranked; TAKEN behind the last one.
-struct Ranked {
-    float *worth, *order;  // [ranked_width(experts)]
+// One token's experts: the score of each, which becomes its weight, and the value by which it is
+// ranked. The padding of `order` is TAKEN.
+struct RankedExperts {
+    float *score, *order;  // [ranked_width(experts)]
 };
 
-// Whole vectors.
+// Experts, rounded up to whole vectors.
 inline int64_t ranked_width(int64_t experts) { return (experts + 15) / 16 * 16; }
 
-// Relative to the highest logit, so that no power overflows.
+// The softmax of one row. Powers are relative to the highest logit, so that none overflows.
 inline void softmax_row(const float* logits, int64_t count, float* probabilities) {
     float highest = logits[0], total = 0;
     for (int64_t i = 1; i < count; i++) highest = logits[i] > highest ? logits[i] : highest;
@@ -35,7 +35,7 @@ inline void softmax_row(const float* logits, int64_t count, float* probabilities
     for (i = 0; i < count; i++) probabilities[i] /= total;
 }
 
-// The same over the allowed ones alone, as if there were no others; those get 0.
+// The softmax over the allowed experts only; the others get 0.
 inline void softmax_allowed(const float* logits, const uint8_t* allowed, int64_t count,
                             float* probabilities) {
     int64_t open = 0;
@@ -46,15 +46,15 @@ inline void softmax_allowed(const float* logits, const uint8_t* allowed, int64_t
     for (int64_t i = count; i-- > 0;) probabilities[i] = allowed[i] ? probabilities[--open] : 0;
 }
 
-// 1 / (1 + e^-x) of each allowed one, 0 of the others.
-inline void sigmoid_row(const float* logits, const uint8_t* allowed, int64_t count, float* worth) {
+// 1 / (1 + e^-x) of each allowed expert, 0 of the others.
+inline void sigmoid_row(const float* logits, const uint8_t* allowed, int64_t count, float* score) {
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) store(worth + i, 1.0f / (exp(-load(logits + i)) + 1.0f));
-    for (; i < count; i++) worth[i] = 1.0f / (exp(splat(-logits[i]))[0] + 1.0f);
-    for (i = 0; allowed && i < count; i++) worth[i] = allowed[i] ? worth[i] : 0;
+    for (; i + LANES <= count; i += LANES) store(score + i, 1.0f / (exp(-load(logits + i)) + 1.0f));
+    for (; i < count; i++) score[i] = 1.0f / (exp(splat(-logits[i]))[0] + 1.0f);
+    for (i = 0; allowed && i < count; i++) score[i] = allowed[i] ? score[i] : 0;
 }
 
-// The index of the highest value, of equals the lowest; there is no NaN.
+// The index of the highest value, the lowest index where several are equal. No value may be NaN.
 inline int64_t highest_of(const float* order, int64_t width) {
     Floats top = load(order);
     for (int64_t i = LANES; i < width; i += LANES) top = max(top, load(order + i));
@@ -64,11 +64,12 @@ inline int64_t highest_of(const float* order, int64_t width) {
     return index;
 }
 
-// Ranks the experts outside a token's best groups behind all others. `worth`: room for each group.
-inline void keep_groups(const Router& router, float* order, float* worth) {
+// Ranks the experts outside a token's best groups behind all others. `score`: scratch, a
+// value for each group.
+inline void keep_groups(const Router& router, float* order, float* score) {
     const int64_t groups = router.groups, size = router.experts / groups;
     const int64_t width = ranked_width(groups);
-    std::fill(worth + groups, worth + width, TAKEN);
+    std::fill(score + groups, score + width, TAKEN);
     for (int64_t group = 0; group < groups; group++) {
         float first = TAKEN, second = TAKEN;
         for (int64_t i = group * size; i < (group + 1) * size; i++) {
@@ -78,51 +79,51 @@ inline void keep_groups(const Router& router, float* order, float* worth) {
             else if (value > second)
                 second = value;
         }
-        worth[group] = std::max(LEAST, router.top2 ? first + second : first);
+        score[group] = std::max(LOWEST, router.top2 ? first + second : first);
     }
     for (int64_t kept = 0; kept < router.kept_groups; kept++)
-        worth[highest_of(worth, width)] = TAKEN;
+        score[highest_of(score, width)] = TAKEN;
     for (int64_t i = 0; i < router.experts; i++)
-        if (worth[i / size] != TAKEN && order[i] != TAKEN) order[i] = OUTSIDE;
+        if (score[i / size] != TAKEN && order[i] != TAKEN) order[i] = OUTSIDE;
 }
 
-// What a token's experts are worth and by what they are ranked. What is not a number comes last.
-// `allowed`: which may run; none: all. `groups`: room for each group.
+// Writes the scores of a token's experts and the values by which they are ranked; NaN ranks last.
+// `allowed`: which experts may run; null: all. `groups`: scratch, one value a group.
 inline void rank_row(const float* logits, const uint8_t* allowed, const Router& router,
-                     const Ranked& to, float* groups) {
+                     const RankedExperts& to, float* groups) {
     const int64_t count = router.experts;
     if (router.score == SIGMOID)
-        sigmoid_row(logits, allowed, count, to.worth);
+        sigmoid_row(logits, allowed, count, to.score);
     else if (router.score == SOFTMAX && allowed)
-        softmax_allowed(logits, allowed, count, to.worth);
+        softmax_allowed(logits, allowed, count, to.score);
     else if (router.score == SOFTMAX)
-        softmax_row(logits, count, to.worth);
+        softmax_row(logits, count, to.score);
     // The order of sigmoids is that of their logits, of which large ones do not become equal.
     const float* bias = router.selection_bias;
-    const bool by_worth = router.score == SOFTMAX || bias || router.groups > 1;
-    const float* by = by_worth ? to.worth : logits;
+    const bool by_score = router.score == SOFTMAX || bias || router.groups > 1;
+    const float* by = by_score ? to.score : logits;
     for (int64_t i = 0; i < count; i++) {
         const float value = bias ? by[i] + bias[i] : by[i];
-        to.order[i] = allowed && !allowed[i] ? TAKEN : value > LEAST ? value : LEAST;
+        to.order[i] = allowed && !allowed[i] ? TAKEN : value > LOWEST ? value : LOWEST;
     }
     std::fill(to.order + count, to.order + ranked_width(count), TAKEN);
     if (router.groups > 1) keep_groups(router, to.order, groups);
 }
 
-// The first `chosen` experts and what they are worth; they are taken then.
-inline void best_row(const Ranked& row, int64_t experts, int64_t chosen, int32_t* index,
-                     float* worth) {
+// Writes the best `chosen` experts and their scores, and marks them TAKEN.
+inline void take_best(const RankedExperts& row, int64_t experts, int64_t chosen, int32_t* index,
+                      float* score) {
     for (int64_t rank = 0; rank < chosen; rank++) {
         const int64_t best = highest_of(row.order, ranked_width(experts));
-        index[rank] = int32_t(best), worth[rank] = row.worth[best];
+        index[rank] = int32_t(best), score[rank] = row.score[best];
         row.order[best] = TAKEN;
     }
 }
 
-// The sparse mixer's choice (Phi-3.5-MoE): the best expert weighs its softmax share among those
-// not far below it; then the same again without it.
-inline void mix_row(const float* logits, const Router& router, const Ranked& row, int64_t chosen,
-                    int32_t* index, float* weight) {
+// The routing of Phi-3.5-MoE: the best expert's weight is its softmax probability among the experts
+// that are not far below it. Then the same without that expert.
+inline void sparse_mixer_row(const float* logits, const Router& router, const RankedExperts& row,
+                             int64_t chosen, int32_t* index, float* weight) {
     for (int64_t rank = 0; rank < chosen; rank++) {
         const int64_t best = highest_of(row.order, ranked_width(router.experts));
         const float top = row.order[best];

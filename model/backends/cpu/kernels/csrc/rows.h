@@ -1,5 +1,6 @@
-// What happens to one row of float32: norms, choices, activations, rotary positions. No threads,
-// no matrices. Each loop over whole vectors is followed by one over the values that are left.
+// Functions of one row of float32: norms, argmax, grammar masks, activations, rotary positions. No
+// threads, no matrices. Each loop over whole vectors is followed by one over the values that are
+// left.
 #pragma once
 #include "kernels.h"
 #include "vec.h"
@@ -35,8 +36,9 @@ inline void norm_row(const float* x, int64_t width, const Norm& norm, float* y) 
         y[i] = (x[i] - mean) * inverse * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
 }
 
-// The index of the highest value, of equals the lowest; -1 if one is not finite.
-inline int64_t best_of(const float* x, int64_t width) {
+// The index of the highest value (the lowest index where several are equal), or -1 if a value is
+// not finite.
+inline int64_t argmax_row(const float* x, int64_t width) {
     const int64_t whole = width - width % LANES;
     Floats highest = splat(x[0]), wrong{};
     for (int64_t i = 0; i < whole; i += LANES) {
@@ -52,7 +54,7 @@ inline int64_t best_of(const float* x, int64_t width) {
 }
 
 // y = x where a bit of `allowed` is set (bit i of the row is bit i % 32 of word i / 32), -inf
-// elsewhere. Returns whether any value that stays is finite.
+// elsewhere. Returns whether an allowed value is finite.
 inline bool constrain_row(const float* x, const int32_t* allowed, int64_t width, float* y) {
     const int64_t whole = width - width % 32;
     const Ints lanes = iota();
@@ -105,8 +107,8 @@ inline Floats activate(Floats x, Activation kind) {
     return x;
 }
 
-// activation(gate) * up; SWIGLU_CLAMPED is that of gpt-oss: gates up to 7, ups from -7 to 7, a
-// steeper sigmoid, and up + 1. NaN stays NaN.
+// activation(gate) * up. SWIGLU_CLAMPED is the activation of gpt-oss: gate is at most 7, up is
+// between -7 and 7, the sigmoid is steeper, and 1 is added to up. NaN stays NaN.
 inline Floats activate_gated(Floats gate, Floats up, Activation kind) {
     if (kind != SWIGLU_CLAMPED) return activate(gate, kind) * up;
     const Floats most = splat(7.0f);
@@ -114,7 +116,7 @@ inline Floats activate_gated(Floats gate, Floats up, Activation kind) {
     return (up + 1.0f) * (gate / (exp(gate * -1.702f) + 1.0f));
 }
 
-// Turn each (i, i + C/2) pair of one head in place (Su et al. 2021, half-split layout).
+// Rotates each pair (i, i + half) of one head in place (Su et al. 2021, half-split layout).
 inline void rotate_row(float* x, int64_t half, const float* cosines, const float* sines) {
     int64_t i = 0;
     for (; i + LANES <= half; i += LANES) {

@@ -1,4 +1,4 @@
-// What the sampler leaves to the kernels, as ops on logits.
+// The ops of the sampler, on logits: argmax, grammar masks, and drawing a token.
 #pragma once
 #include <torch/library.h>
 
@@ -8,20 +8,20 @@
 
 namespace moedial {
 
-// The highest logit's index in each row, of equals the lowest; -1 where a row has one that is not
-// finite.
-inline Tensor best_op(const Tensor& logits) {
+// The index of the highest logit of each row (the lowest index where several are equal), or -1 if
+// a logit of the row is not finite.
+inline Tensor argmax_op(const Tensor& logits) {
     const float* in = floats(logits, "logits");
     const int64_t rows = logits.size(0), width = logits.size(1);
     TORCH_CHECK(width > 0, "there must be logits to choose from");
     Tensor y = at::empty({rows}, at::kLong);
     Op op;
-    best(in, rows, width, y.data_ptr<int64_t>());
+    argmax(in, rows, width, y.data_ptr<int64_t>());
     return y;
 }
 
-// Logits with what masks forbid at -inf: mask_of names each row's mask in `allowed` [masks, words
-// of 32 bits], -1 for none.
+// Logits with -inf at the tokens that a row's mask forbids. `mask_of`: each row's mask in `allowed`
+// [masks, words of 32 bits], -1 for none.
 inline Tensor constrain_op(const Tensor& logits, const Tensor& raw, const Tensor& allowed,
                            const Tensor& mask_of) {
     const float *in = floats(logits, "logits"), *before = floats(raw, "raw");
@@ -40,8 +40,9 @@ inline Tensor constrain_op(const Tensor& logits, const Tensor& raw, const Tensor
     return y;
 }
 
-// A token for each of `rows`, rows of the logits whose highest value is finite. rules [R, 5], in
-// float64: temperature, top-k, top-p, min-p and the random number of each.
+// Draws one token for each of `rows` (indices of rows of the logits, whose highest value must be
+// finite). rules [R, 5] in float64: temperature, top-k, top-p, min-p, and a random number in [0,
+// 1).
 inline Tensor draw_tokens_op(const Tensor& logits, const Tensor& rows, const Tensor& rules) {
     const float* in = floats(logits, "logits");
     const int64_t* of = data<const int64_t>(rows, "rows");
@@ -67,13 +68,13 @@ inline Tensor draw_tokens_op(const Tensor& logits, const Tensor& rows, const Ten
 }
 
 inline void define_sampling_ops(torch::Library& library) {
-    library.def("best(Tensor logits) -> Tensor");
+    library.def("argmax(Tensor logits) -> Tensor");
     library.def("constrain(Tensor logits, Tensor raw, Tensor allowed, Tensor mask_of) -> Tensor");
     library.def("draw_tokens(Tensor logits, Tensor rows, Tensor rules) -> Tensor");
 }
 
 inline void implement_sampling_ops(torch::Library& library) {
-    library.impl("best", &best_op);
+    library.impl("argmax", &argmax_op);
     library.impl("constrain", &constrain_op);
     library.impl("draw_tokens", &draw_tokens_op);
 }

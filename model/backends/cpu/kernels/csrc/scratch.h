@@ -1,5 +1,5 @@
-// Working memory of one op: taken in pieces, given back all at once, kept between ops.
-// One op runs at a time (`checks.h`), so this needs no lock.
+// Working memory of one op: a bump allocator, reset after each op, whose memory is kept for the
+// next op. One op runs at a time (`checks.h`), so this needs no lock.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -8,7 +8,7 @@
 
 namespace moedial {
 
-// A bump allocator. Memory is as it was left: what needs zeros must write them.
+// Memory is not cleared: an op that needs zeros must write them.
 class Scratch {
   public:
     // Aligned to a cache line, with a line to spare: vectors may read past the last value.
@@ -21,13 +21,13 @@ class Scratch {
 #ifdef __SANITIZE_ADDRESS__
         drop(0);
 #else
-        // The next op finds its room in one piece.
+        // Joins the pieces, so that the next op needs only one.
         if (pieces.size() > 1) join(0);
         used = 0;
 #endif
     }
 
-    // What is taken after a mark can be given back before the op ends.
+    // `release(mark)` gives back everything that was taken after `mark()`.
     struct Mark {
         size_t pieces;
         int64_t used;
@@ -57,8 +57,8 @@ class Scratch {
         size = bytes, used = 0;
     }
 
-    // Gives back all pieces from `first` on; returns their bytes. What is taken next gets a new
-    // one.
+    // Frees all pieces from `first` on and returns how many bytes they had. The next `take` adds a
+    // new piece.
     int64_t drop(size_t first) {
         int64_t bytes = 0;
         for (size_t i = first; i < pieces.size(); i++)
@@ -68,7 +68,7 @@ class Scratch {
         return bytes;
     }
 
-    // Makes all pieces from `first` on one that is as large as they are together.
+    // Replaces all pieces from `first` on by one piece of their total size.
     void join(size_t first) { add(drop(first)); }
 
     void* take_bytes(int64_t bytes) {

@@ -1,5 +1,5 @@
-// The rules of a step's tokens, from torch's tensors to plain values, and whether a mixture can
-// follow them.
+// Reads the routing rules of a step's tokens from torch's tensors, and checks that a mixture can
+// apply them.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -8,15 +8,15 @@
 
 namespace moedial {
 
-// The rules of a step's tokens, for as long as it runs. `rules` float64 [R, 6]: normaliser,
-// threshold, top_p, repair, reuse and skip of each; `rule_of` [T]: which each token has; `allowed`
-// uint8 [R, N]: which of all layers' N experts each rule lets run, layer after layer. The first two
-// are empty where all tokens have their family's, `allowed` where every rule lets all run.
+// The rules of a step's tokens. `rules` float64 [R, 6]: normaliser, threshold, top_p, repair, reuse
+// and skip of each rule. `rule_of` [T]: the rule of each token. `allowed` uint8 [R, N]: 1 where a
+// rule lets an expert run; N counts the experts of all layers, layer after layer. `rules` and
+// `rule_of` are empty if all tokens have their family's rule, `allowed` if every expert may run.
 struct StepRules {
     std::vector<RoutingRule> rules;
     const int64_t* rule_of = nullptr;
     const uint8_t* allowed = nullptr;
-    int64_t experts = 0;  // of all layers, where some may not run
+    int64_t experts = 0;  // of all layers; 0 without `allowed`
 
     StepRules(const Tensor& given, const Tensor& of, const Tensor& lets_run, int64_t tokens) {
         TORCH_CHECK(!lets_run.numel() || given.numel(), "experts may run by no rule");
@@ -36,8 +36,8 @@ struct StepRules {
         allowed = data<const uint8_t>(lets_run, "allowed"), experts = lets_run.size(1);
     }
 
-    // Makes them the rules of a layer's tokens.
-    void give(LayerRows& rows) const {
+    // Sets the rules of a layer's tokens.
+    void apply_to(LayerRows& rows) const {
         if (rules.empty()) return;
         rows.rules = rules.data(), rows.rule_of = rule_of;
         rows.rule_count = int64_t(rules.size());
@@ -60,20 +60,20 @@ struct StepRules {
     }
 };
 
-// That rules say of so many experts which may run.
+// Checks that `allowed` has one column for each of `experts` experts.
 inline void check_allowed(const StepRules& rules, int64_t experts) {
     TORCH_CHECK(!rules.allowed || rules.experts == experts, "allowed is of ", rules.experts,
                 " experts, not of ", experts);
 }
 
-// Rules whose repair has tables for the layer's counts.
+// Checks that repair tables exist for the layer's counts, if a rule repairs.
 inline void check_repair(const LayerRows& budget, const Repair& repair) {
     if (!budget.any_rule([](const RoutingRule& rule) { return rule.repair; })) return;
     TORCH_CHECK(budget.k_max < repair.counts, "counts up to ", budget.k_max,
                 " are to be repaired, the tables have ", repair.counts);
 }
 
-// What a top-k mixture reads for its rules: so many experts must be there.
+// Checks that a top-k mixture has as many experts as the rules of its tokens need.
 inline void check_rules(const LayerRows& budget, const Router& router) {
     for (int64_t i = 0; i < budget.rule_count; i++) {
         const RoutingRule& rule = budget.rules[i];
@@ -84,7 +84,7 @@ inline void check_rules(const LayerRows& budget, const Router& router) {
     const bool routes = budget.any_rule([](const RoutingRule& rule) { return rule.routes(); });
     TORCH_CHECK(!routes || router.score != SPARSE_MIXER,
                 "the sparse mixer's weights are defined for its own rule only");
-    std::vector<int64_t> open(budget.rule_count, router.most());  // experts of each rule
+    std::vector<int64_t> open(budget.rule_count, router.max_count());  // experts of each rule
     for (int64_t i = 0; budget.allowed && i < budget.rule_count; i++) {
         const uint8_t* allowed = budget.allowed + i * budget.allowed_stride;
         TORCH_CHECK(router.groups == 1, "a router of ", router.groups,

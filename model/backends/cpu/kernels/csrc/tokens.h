@@ -1,6 +1,6 @@
-// Draws one token from a row of logits: from the whole vocabulary, or from the best tokens where
-// top-k, top-p or min-p cut. Weights are relative to the best token's. What is done for a row
-// depends on nothing but the row and its settings. No threads.
+// Draws one token from a row of logits: from the whole vocabulary, or with top-k, top-p or min-p
+// from the best tokens. Weights are relative to the best token's weight. The result depends on the
+// row and its settings only. No threads.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -11,46 +11,45 @@
 
 namespace moedial {
 
-// One row of logits, the highest of which is finite, and how it draws.
+// One row of logits, whose highest value must be finite, with its sampling settings.
 class TokenRow {
   public:
     TokenRow(const float* row, int64_t count, const TokenRule& how)
         : logits(row),
           width(count),
           rule(how),
-          heat(float(std::clamp(how.temperature, 1e-30, 1e30))) {
+          temperature(float(std::clamp(how.temperature, 1e-30, 1e30))) {
         Floats highest = splat(-INFINITY);
         for (int64_t i = 0; i < width; i += LANES) highest = max(highest, values_at(i));
         best = largest(highest);
     }
 
-    // A token, drawn by inverse distribution.
+    // Draws a token by inverting the cumulative distribution.
     int64_t draw() const {
         const bool cuts = rule.top_k < width || rule.top_p < 1 || rule.min_p > 0;
-        return cuts ? from_best() : from_all();
+        return cuts ? draw_from_best() : draw_from_all();
     }
 
   private:
     static constexpr int64_t SPAN =
-        128;  // tokens whose weights are summed before one is looked for
+        128;  // tokens whose weights are summed together before one of them is searched
     static constexpr int64_t RANGES = 1024, RANGES_PER_NAT = 32;
 
     // One token of a range of logits.
-    struct Member {
+    struct Candidate {
         float logit, weight;
         int64_t token;
     };
 
-    // The tokens by ranges of their logits, the best range first: how many each has, and their
-    // weight. All of a range are better than all of the next.
+    // The tokens in ranges of their logits, the best range first: how many each range has, and the
+    // sum of their weights. Every token of a range is better than every token of the next.
     struct Ranges {
         double mass[RANGES] = {};
         int64_t count[RANGES] = {};
-        int64_t heavy = 0;  // tokens whose weight is at least min-p
+        int64_t above_min_p = 0;  // tokens whose weight is at least min-p
     };
 
-    // LANES values from `first` on; what is not a number has no weight, nor have the tokens behind
-    // the last one.
+    // LANES logits from `first` on, -inf for NaN and beyond the last token: those have no weight.
     Floats values_at(int64_t first) const {
         Floats values = splat(-INFINITY);
         if (first + LANES <= width)
@@ -60,18 +59,18 @@ class TokenRow {
         return select(values == values, values, splat(-INFINITY));
     }
 
-    Floats weights(Floats values) const { return exp((values - best) / heat); }
+    Floats weights(Floats values) const { return exp((values - best) / temperature); }
 
-    // The last of equal ranges takes all that is left. It falls with the logit, also in its
-    // rounding.
+    // The range of each logit. The last range takes all logits below the others. A lower logit
+    // never gets a better range, whatever is rounded.
     Ints ranges(Floats values) const {
-        const Floats below = (best - values) * (float(RANGES_PER_NAT) / heat);
+        const Floats below = (best - values) * (float(RANGES_PER_NAT) / temperature);
         return __builtin_convertvector(min(below, splat(float(RANGES - 1))), Ints);
     }
 
-    // In the order of the vocabulary: first the span that the random number falls into, then the
-    // token in it. What has no weight is never drawn, whatever is rounded.
-    int64_t from_all() const {
+    // Draws in the order of the vocabulary: finds the span of tokens that the random number falls
+    // into, then the token in it. A token without weight is never drawn, whatever is rounded.
+    int64_t draw_from_all() const {
         static thread_local std::vector<double> sums;
         sums.clear();
         double total = 0;
@@ -103,23 +102,23 @@ class TokenRow {
         return token;
     }
 
-    Ranges divided() const {
+    Ranges count_ranges() const {
         Ranges found;
         for (int64_t i = 0; i < width; i += LANES) {
             const Floats values = values_at(i), weight = weights(values);
             const Ints range = ranges(values);
             for (int64_t lane = 0; lane < std::min<int64_t>(LANES, width - i); lane++) {
                 found.mass[range[lane]] += weight[lane], found.count[range[lane]]++;
-                found.heavy += weight[lane] >= rule.min_p;
+                found.above_min_p += weight[lane] >= rule.min_p;
             }
         }
         return found;
     }
 
-    // The best `count` tokens of a range, best first, of equals the lowest. At low temperatures
-    // most of a vocabulary is in the last range: only what is asked for is sorted.
-    const std::vector<Member>& members(int64_t range, int64_t count) const {
-        static thread_local std::vector<Member> found;
+    // The best `count` tokens of a range, best first (the lower id of equal ones). At low
+    // temperatures most of a vocabulary is in the last range, so only `count` tokens are sorted.
+    const std::vector<Candidate>& candidates(int64_t range, int64_t count) const {
+        static thread_local std::vector<Candidate> found;
         found.clear();
         for (int64_t i = 0; i < width; i += LANES) {
             const Floats values = values_at(i);
@@ -132,7 +131,7 @@ class TokenRow {
             for (int64_t lane = 0; lane < std::min<int64_t>(LANES, width - i); lane++)
                 if (here[lane]) found.push_back({values[lane], weight[lane], i + lane});
         }
-        const auto better = [](const Member& one, const Member& other) {
+        const auto better = [](const Candidate& one, const Candidate& other) {
             return one.logit != other.logit ? one.logit > other.logit : one.token < other.token;
         };
         const auto end = found.begin() + std::min(count, int64_t(found.size()));
@@ -149,7 +148,7 @@ class TokenRow {
         for (; range < RANGES && all.count[range] <= ranks; range++)
             mass += all.mass[range], ranks -= all.count[range];
         if (ranks == 0) return mass;
-        for (const Member& member : members(range, ranks)) mass += member.weight;
+        for (const Candidate& candidate : candidates(range, ranks)) mass += candidate.weight;
         return mass;
     }
 
@@ -160,19 +159,19 @@ class TokenRow {
         for (; range < RANGES && mass + all.mass[range] < share; range++)
             mass += all.mass[range], ranks += all.count[range];
         if (range == RANGES) return ranks;
-        for (const Member& member : members(range, all.count[range])) {
+        for (const Candidate& candidate : candidates(range, all.count[range])) {
             if (mass >= share) break;
-            mass += member.weight, ranks++;
+            mass += candidate.weight, ranks++;
         }
         return ranks;
     }
 
-    // From the best token on. Top-k applies first, then top-p to what it leaves.
-    int64_t from_best() const {
-        const Ranges all = divided();
+    // Draws from the best tokens. Top-k applies first, then top-p and min-p to the rest.
+    int64_t draw_from_best() const {
+        const Ranges all = count_ranges();
         const int64_t most = std::min(rule.top_k, width);
         const double mass = mass_of(all, most);
-        int64_t ranks = std::min(most, all.heavy);
+        int64_t ranks = std::min(most, all.above_min_p);
         if (rule.top_p < 1) ranks = std::min(ranks, ranks_for(all, rule.top_p * mass));
         ranks = std::max<int64_t>(1, ranks);
         const double target = rule.u * (ranks == most ? mass : mass_of(all, ranks));
@@ -184,9 +183,9 @@ class TokenRow {
         }
         int64_t token = 0;
         here = before;
-        for (const Member& member : members(found, left_there)) {
+        for (const Candidate& candidate : candidates(found, left_there)) {
             if (here > target) break;
-            if (member.weight > 0) token = member.token, here += member.weight;
+            if (candidate.weight > 0) token = candidate.token, here += candidate.weight;
         }
         return token;
     }
@@ -194,7 +193,7 @@ class TokenRow {
     const float* logits;
     int64_t width;
     const TokenRule& rule;
-    float heat, best;  // temperature, highest logit
+    float temperature, best;  // temperature, highest logit
 };
 
 }  // namespace moedial

@@ -186,7 +186,7 @@ inline void run_units(const Infinity& layer, const Inputs& in, const float* mask
         float* row_sums = sums + token * width;
         const int64_t last = std::min(first + SPAN, width);
         down_units(layer.rows, layer.tiles.down.kind, kept[token], width, first, row_sums);
-        out.take(token, first, last, row_sums);
+        out.store(token, first, last, row_sums);
     });
 }
 

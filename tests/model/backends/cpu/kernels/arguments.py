@@ -12,7 +12,7 @@ from model.shapes.attention import GatedDeltaNet
 from model.shapes.mixtures import Router
 from tests.model.backends.cpu.kernels.cases import (
     Make,
-    best_case,
+    argmax_case,
     chosen,
     constrain_case,
     experts_case,
@@ -28,7 +28,7 @@ from tests.model.tiny import infinity, llama_like
 
 OPS = (
     *(
-        "best",
+        "argmax",
         "constrain",
         "draw_tokens",
         "quantise",
@@ -76,7 +76,7 @@ def recorded(kind: Kind) -> dict[str, Arguments]:
     for one in patches:
         one.start()
     try:
-        best_case(make, 5, 20).run(rows)
+        argmax_case(make, 5, 20).run(rows)
         linear_case(make, 5, 20, 16, kind, "layer", True).run(rows)
         experts_case(make, chosen(make, 5, 3, 0.7), 16, 20, kind).run(rows)
         ffn_case(make, 5, 16, 20, kind, "layer", bias=True).run(rows)

@@ -180,7 +180,7 @@ def linear_case(
 
 
 @dataclass
-class BestCase:
+class ArgmaxCase:
     """The index of the highest value of each row; many are equal."""
 
     x_TD: Tensor
@@ -189,14 +189,14 @@ class BestCase:
         self.rows, self.rounded = len(self.x_TD), False
 
     def run(self, rows_r: Tensor) -> Tensor:
-        return ops.best(self.x_TD[rows_r])[:, None]
+        return ops.argmax(self.x_TD[rows_r])[:, None]
 
     def expected(self) -> Tensor:
-        return reference.best(self.x_TD)[:, None]
+        return reference.argmax(self.x_TD)[:, None]
 
 
-def best_case(make: Make, rows: int, width: int) -> BestCase:
-    return BestCase((make.normal(rows, width) * 3).round())
+def argmax_case(make: Make, rows: int, width: int) -> ArgmaxCase:
+    return ArgmaxCase((make.normal(rows, width) * 3).round())
 
 
 IMPOSSIBLE = -100.0  # stands for -inf, so that values can be compared

@@ -45,7 +45,8 @@ void random_job() {
         done[node].resize(shares.counts[node]);
     }
     const Stealing stealing = Stealing(random_to(2));
-    const int64_t spins = random_to(200), work = random_to(1) ? MUCH : GRAIN * random_to(8);
+    const int64_t spins = random_to(200),
+                  work = random_to(1) ? ALL_THREADS : WORK_PER_THREAD * random_to(8);
     int64_t total = 0;
     for (int64_t node = 0; node < all; node++) total += shares.counts[node];
     parallel_on_nodes(
@@ -85,7 +86,7 @@ void rearrange() {
     given.node_of_cpu = node_of_cpu.data(), given.cpus = int64_t(node_of_cpu.size());
     set_nodes(given);
     set_threads(1 + random_to(7));
-    set_patience(random_to(2) * 30);
+    set_spin_time(random_to(2) * 30);
     require(nodes() == std::min(given.count, threads()), "each node has a thread");
 }
 
@@ -144,7 +145,7 @@ void meet() {
                     std::this_thread::yield();
                 }
             },
-            MUCH);
+            ALL_THREADS);
     }
 }
 

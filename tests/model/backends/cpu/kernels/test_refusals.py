@@ -75,7 +75,7 @@ def strided(tensor: Tensor) -> Tensor:
 
 REFUSALS = [
     # What every op asks of tensors.
-    Refusal("best", "logits", lambda x: x[:, :0].contiguous(), "there must be logits to choose from"),
+    Refusal("argmax", "logits", lambda x: x[:, :0].contiguous(), "there must be logits to choose from"),
     Refusal("constrain", "raw", shorter, "constrain: shapes do not fit"),
     Refusal("constrain", "allowed", lambda allowed: allowed[:, 1:].contiguous(), "constrain: shapes do not fit"),
     Refusal("constrain", "allowed", Tensor.long, "allowed has the wrong dtype, Long"),
@@ -196,7 +196,7 @@ REFUSALS = [
     Refusal("infinity_block", "tile_units", to(40), "units do not fit tiles of 40"),
     Refusal("infinity_block", "kept", to(13), "infinity: shapes do not fit"),
     Refusal("infinity_block", "quantiles", shorter, "infinity: shapes do not fit"),
-    Refusal("infinity_block", "latent_dim", to(0), "the space must have at least one dimension"),
+    Refusal("infinity_block", "latent_dim", to(0), "latent_dim must be at least 1, got 0"),
     Refusal("infinity_block", "scores", shorter, "packed weights of 1 x [12, 6] must have"),
     Refusal("infinity_block", "up_rows", shorter, "unit rows: shapes do not fit"),
     Refusal("infinity_block", "down_rows", shorter, "unit rows: shapes do not fit"),
@@ -338,7 +338,7 @@ OTHERS: list[tuple[Callable[[], str], str]] = [
     (lambda: raised(ops.set_nodes, [1] * 33, []), "nodes must be between 1 and 32, got 33"),
     (lambda: raised(ops.set_nodes, [2, 0], []), "node 1 has 0 cores"),
     (lambda: raised(ops.set_nodes, [1, 1], [0, 2]), "a processor is on node 2 of 2"),
-    (lambda: raised(ops.set_patience, -1), "patience must be between 0 and 100000 microseconds, got -1"),
+    (lambda: raised(ops.set_spin_time, -1), "spin time must be between 0 and 100000 microseconds, got -1"),
     (lambda: raised(ops.allocate, 5, 1, 0), "cannot allocate 5 bytes for 1 matrices of 0 outputs"),
     (lambda: raised(lambda _: ops.spread([torch.zeros(3)], [3]), 0), "load has the wrong dtype, Float"),
     (lambda: raised(lambda _: ops.spread([torch.zeros(3).long()], [2]), 0), "loads of 3 experts, not of 2"),

@@ -17,7 +17,7 @@ from tests.model.backends.cpu.kernels.cases import (
     KINDS,
     Case,
     Make,
-    best_case,
+    argmax_case,
     chosen,
     constrain_case,
     experts_case,
@@ -76,7 +76,7 @@ def test_groups_change_no_product(kind: Kind) -> None:
 def test_groups_change_no_row() -> None:
     make = Make(2)
     for case in (
-        best_case(make, 200, 900),
+        argmax_case(make, 200, 900),
         constrain_case(make, 200, 900),
         route_case(make, 300, 60, Router(normalise=True)),
         draw_case(make, 300, infinity()),
@@ -186,9 +186,9 @@ def test_nodes_that_cannot_be_are_refused(
 def test_threads_wait_long_only_where_processors_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "usable_cpus", lambda: frozenset(range(8)))
     monkeypatch.setattr(threads, "available_cores", lambda: Amount(8, HOST))
-    assert [threads.patience_us(count) for count in (6, 7, 8)] == [500, 50, 50]
+    assert [threads.spin_time_us(count) for count in (6, 7, 8)] == [500, 50, 50]
     monkeypatch.setattr(threads, "available_cores", lambda: Amount(8, "cpu.max"))
-    assert threads.patience_us(2) == 50
+    assert threads.spin_time_us(2) == 50
 
 
 def test_threads_bound_to_processors_compute_the_same() -> None:

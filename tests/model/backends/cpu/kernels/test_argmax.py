@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from tests.model.backends.cpu.kernels.cases import Make, best_case, check, ops
+from tests.model.backends.cpu.kernels.cases import Make, argmax_case, check, ops
 
 
 @pytest.mark.parametrize("width", [5, 16, 17, 100, 1000])
 def test_many_are_equal(width: int) -> None:
-    check(best_case(Make(width), 9, width))
+    check(argmax_case(Make(width), 9, width))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -16,12 +16,12 @@ def test_many_are_equal(width: int) -> None:
 def test_a_row_that_is_not_finite_has_none(value: float, at: int) -> None:
     x_TD = torch.zeros(3, 20)
     x_TD[1, at] = value
-    assert ops.best(x_TD).tolist() == [0, -1, 0]
+    assert ops.argmax(x_TD).tolist() == [0, -1, 0]
 
 
 def test_no_rows() -> None:
-    assert ops.best(torch.zeros(0, 4)).tolist() == []
+    assert ops.argmax(torch.zeros(0, 4)).tolist() == []
 
 
 def test_one_logit() -> None:
-    assert ops.best(torch.zeros(2, 1)).tolist() == [0, 0]
+    assert ops.argmax(torch.zeros(2, 1)).tolist() == [0, 0]
