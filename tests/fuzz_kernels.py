@@ -222,7 +222,7 @@ def delta(make: Make, kind: Kind) -> delta_cases.DeltaCase:
 
 
 ROWS = [
-    best,
+    argmax,
     constrain,
     linear,
     grouped_linear,
