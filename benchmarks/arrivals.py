@@ -1,5 +1,5 @@
 """Requests that arrive together on our engine, in this process or in one of its own, and when each of their tokens
-came. It knows no table and no peer."""
+came. It does not depend on tables or peers."""
 
 import os
 import time

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.demo_speed FOLDER…` writes it into their cards.
 
-It knows no training: what is asked of a model is the list that its quality was measured for.
+Not here: training; the questions are the list that the models' quality was measured for.
 """
 
 import time

@@ -1,5 +1,5 @@
 """What this machine is and what it can do at best: memory reads and bf16 matrix products, measured in the same run as
-the speeds they are the ceilings of. It knows no model and no peer."""
+the speeds they are the ceilings of. It does not depend on a model or a peer."""
 
 import ctypes
 import os

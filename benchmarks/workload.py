@@ -1,5 +1,5 @@
 """The one workload of the end-to-end benchmarks: so many different random prompts of so many tokens, so many new
-tokens. It knows no system."""
+tokens. It does not depend on the system."""
 
 import torch
 

@@ -2,7 +2,7 @@
 
 As LExI (arXiv 2509.02753) and Alloc-MoE (2604.08133) do, but with the KL divergence of the whole model as the measure:
 first of each layer alone, which a dynamic programme adds up; then of whole splits, between which a short hill climb
-moves single experts. The cost of a profile is that of a uniform count. It knows counts, not how they are run.
+moves single experts. The cost of a profile is that of a uniform count. It handles counts, not how they are run.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Windows of text as batches of whole sequences, each with a budget of its own. It knows tokens, not files."""
+"""Windows of text as batches of whole sequences, each with a budget of its own. It depends on tokens, not on files."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
 """Makes the next plan possible before the last one is committed: its sequences, as they will be when it is.
 
-`LATE` stands for a token that the device samples meanwhile. It knows sequences and queues,
-and plans nothing.
+`LATE` stands for a token that the device samples meanwhile. It changes sequences and queues for a while, and plans
+nothing.
 """
 
 from collections.abc import Iterator, Set

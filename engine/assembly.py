@@ -1,6 +1,6 @@
 """Assembles an engine around a loaded model: block manager with its snapshots, speculator, scheduler and runner.
 
-It knows no file. Not here: how the model is loaded and its backend chosen (`engine/build.py`), and how large the KV
+It reads no file. Not here: how the model is loaded and its backend chosen (`engine/build.py`), and how large the KV
 cache is (`engine/sizes.py`).
 """
 

@@ -1,7 +1,7 @@
 """The cost model: seconds of a step = fixed + α·tokens + β·routed pairs + γ·distinct experts.
 
-It knows expert counts and numbers of tokens, no sequences, blocks or clock; `engine/calibrate.py` measures the four
-constants. It uses the standard library only, since `StepCost` is sent to the HTTP process.
+It depends on expert counts and numbers of tokens, not on sequences, blocks or clock; `engine/calibrate.py` measures the
+four constants. It uses the standard library only, since `StepCost` is sent to the HTTP process.
 """
 
 import math

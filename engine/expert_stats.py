@@ -1,6 +1,6 @@
 """What the mixtures of one step tell: routed pairs and loads, and the pairs and routes of single requests.
 
-It knows plans and what mixtures report, not how a step is run.
+Not here: how a step is run.
 """
 
 from collections import defaultdict

@@ -1,6 +1,6 @@
 """Whether a request can be served at all: by its own numbers, the model's context, the size of the cache and the batch.
 
-It knows one request, no others.
+It looks at one request, not at others.
 """
 
 from engine.types import MOST_ROUTED_TOKENS, Request

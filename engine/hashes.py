@@ -3,8 +3,8 @@
 That is all tokens up to a block's end, the expert counts of their positions and, where the family draws noise, the
 noise seed. Counts are hashed position by position because they may depend on where the prompt ends: equal tokens and
 equal budgets do not make equal blocks. The hash also covers the request's salt, so that API keys share no blocks. It is
-keyed with a random key per process, so that a client cannot construct a collision.
-It knows sequences, no blocks.
+keyed with a random key per process, so that a client cannot construct a collision. Not here: blocks
+(`engine/blocks.py`).
 """
 
 import secrets

@@ -1,8 +1,8 @@
 """Fault isolation: finds the sequences that make a step fail, by running it again in halves down to single sequences.
 
 The results of a part that succeeds are kept: the same tokens at the same positions give the same keys and values,
-whatever the failed run has written. This does not hold for recurrent states; sequences with states are recomputed.
-It knows plans and a function that runs them, no scheduler.
+whatever the failed run has written. This does not hold for recurrent states; sequences with states are recomputed. It
+depends on plans and a function that runs them, not on the scheduler.
 """
 
 from collections.abc import Callable

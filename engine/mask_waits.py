@@ -1,6 +1,7 @@
 """The engine's side of grammars' masks: which of them it waits for, and for how long.
 
-Masks are computed by processes of their own (`engine/grammars/mask_process.py`). It knows no plan and no sequence.
+Masks are computed by processes of their own (`engine/grammars/mask_process.py`). It does not depend on plans or
+sequences.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """The plans that are made and not committed yet: where they end in their sequences, and which sequences were
 aborted meanwhile.
 
-One is open while a step runs; two while the next step is launched ahead. It knows no blocks and no queues.
+One is open while a step runs; two while the next step is launched ahead. It does not depend on blocks or queues.
 """
 
 from engine.plan import Plan

@@ -1,6 +1,6 @@
 """A step that is planned and not committed yet, and the statistics of one that is.
 
-It knows what a step did from its plan, its events and the scheduler's state, and runs nothing.
+It reads the step's plan, its events and the scheduler's state, and runs nothing.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """What a step's results add to one sequence: its new tokens, its finish reason, and the events that report them.
 
-It knows one sequence at a time, no blocks.
+It handles one sequence at a time. Not here: blocks.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """An upper estimate of how long the next step takes, from the last steps: for the process that waits for its report.
 
 It is rough and rather too long: it distinguishes a long step from a process that hangs, and plays no part in
-scheduling. It knows plans, no models; `engine/cost.py` has the precise estimate.
+scheduling. It depends on plans, not on models; `engine/cost.py` has the precise estimate.
 """
 
 from engine.plan import Plan

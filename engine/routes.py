@@ -1,7 +1,7 @@
 """Routes: which experts each token of a request ran, from what the mixtures of a step tell to what a client gets.
 
-Rows are kept as they are sent (`Routes` in `engine/types.py`). It knows positions, no requests and no blocks. No torch:
-a sequence imports it, and so does whatever plans.
+Rows are kept as they are sent (`Routes` in `engine/types.py`). It depends on positions, not on requests or blocks. No
+torch: a sequence imports it, and so does whatever plans.
 """
 
 from collections.abc import Sequence

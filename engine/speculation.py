@@ -5,7 +5,7 @@ the prompt or the answer ("prompt lookup decoding"); or tokens that the model it
 is accepted only if it equals the token that is sampled at its position. So answers are the same, token for token, at
 any temperature: a token depends only on its logits, the seed and the position.
 
-It knows tokens and times, no model.
+It depends on tokens and times, not on a model.
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """Quantised matrices in groups: codes of 4, 6 or 8 bits, with one scale and optionally one minimum per group of inputs.
 
-This is the form between a file and what a backend multiplies. It knows neither files nor the layout of kernels.
+This is the form between a file and what a backend multiplies. It does not depend on files or the layout of kernels.
 """
 
 from collections.abc import Callable

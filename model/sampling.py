@@ -1,4 +1,5 @@
-"""What a sampler gives a device, and the weights that tokens are drawn by there. It knows tensors, no sequences.
+"""What a sampler gives a device, and the weights that tokens are drawn by there. It depends on tensors, not on
+sequences.
 
 Weights are integers in units of 2^-40 of the best token's: sums of integers are the same in any order, so that a row's
 sums depend on no other row, however a device splits them. Suffixes here: N edits, M masks, W words of 32 tokens.

@@ -1,4 +1,4 @@
-"""Copies of what layers keep as states, between the slots of one cache. It knows no sequences."""
+"""Copies of what layers keep as states, between the slots of one cache. It does not depend on sequences."""
 
 from collections.abc import Callable, Iterable
 

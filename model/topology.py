@@ -1,7 +1,7 @@
 """The processors that this process may use, by physical core and memory node, as the kernel lists them under /sys.
 
 Every file is read up to a limit, under a root folder, so that a test can bring its own. What cannot be read is taken
-for a machine with one node and one processor a core. It knows no quota of a container: `model/resources.py`.
+for a machine with one node and one processor a core. A container's quota is in `model/resources.py`.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Runs the server: loads what needs no torch, starts uvicorn, announces when it is ready, drains on SIGTERM.
 
-It knows processes and signals, not requests.
+It depends on processes and signals, not on requests.
 """
 
 import asyncio

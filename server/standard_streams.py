@@ -1,6 +1,6 @@
 """Keeps the server running when a standard stream is missing, or has a reader that stopped reading.
 
-It knows file descriptors, not log lines.
+It depends on file descriptors, not on log lines.
 """
 
 import atexit

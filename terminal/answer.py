@@ -1,6 +1,6 @@
 """A streamed answer as it grows: its parts for the screen, its text for the conversation, its statistics.
 
-It knows chunks and clocks, neither connections nor colours.
+It depends on chunks and clocks, not on connections or colours.
 """
 
 import time

@@ -1,4 +1,5 @@
-"""A connection to a server: how requests are sent, and how refusals become errors. It knows HTTP, not what is asked.
+"""A connection to a server: how requests are sent, and how refusals become errors. It handles HTTP, not the meaning of
+requests.
 
 No proxy, .netrc or redirect is used: a key goes only to the address that was typed, and a benchmark measures that one.
 """

@@ -1,6 +1,6 @@
 """Expert counts as they are typed, shown and sent: `4`, or `8:2` for eight in the prompt and two in the answer.
 
-It knows no model, and therefore no range.
+It does not depend on a model, so it checks no range.
 """
 
 from typing import Any

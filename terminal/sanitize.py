@@ -1,4 +1,4 @@
-"""Makes untrusted text (of models and servers) harmless to a terminal. It knows characters, not what they say."""
+"""Makes untrusted text (of models and servers) harmless to a terminal. It looks at characters, not at their meaning."""
 
 _KEPT = "\n\t"
 # An escape is shown as a symbol, not removed, so that its presence is visible, and the rest of "ESC [ 3 1 m" is plain

@@ -1,4 +1,4 @@
-"""The terminal: lines that are typed or piped in, and what is shown. It knows colours, no conversation.
+"""The terminal: lines that are typed or piped in, and what is shown. Not here: the conversation.
 
 All text passes `sanitize`, and none of it is read as rich's markup. At a terminal words wrap and notes stand between
 the answers; elsewhere standard output has the text of the answers and nothing else.

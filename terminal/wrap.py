@@ -1,4 +1,4 @@
-"""Breaks text between words at a width while it streams. It knows columns, neither terminals nor colours."""
+"""Breaks text between words at a width while it streams. It depends on columns, not on terminals or colours."""
 
 from rich.cells import cell_len
 

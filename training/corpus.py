@@ -1,6 +1,6 @@
 """Turns plain text into training tokens: trains a byte-level BPE, turns some stories into chats, writes one array.
 
-Documents are separated by a line `<|endoftext|>`. It knows tokenizers and numpy, not models.
+Documents are separated by a line `<|endoftext|>`. It depends on tokenizers and numpy, not on models.
 """
 
 import random

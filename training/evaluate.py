@@ -1,4 +1,4 @@
-"""Held-out loss of a decoder at a fixed expert count. It knows windows of tokens, not files."""
+"""Held-out loss of a decoder at a fixed expert count. It depends on windows of tokens, not on files."""
 
 from typing import Protocol
 

@@ -1,7 +1,8 @@
 """Optimisers for small mixtures: Muon for matrices (stacked experts included), AdamW for the rest.
 
 Muon: momentum orthogonalised by a Newton–Schulz iteration (Jordan et al. 2024), scaled by sqrt(max(1, rows/cols)).
-torch's own Muon takes 2-D parameters only; stacked experts [E, F, D] are E matrices. It knows no model, only names.
+torch's own Muon takes 2-D parameters only; stacked experts [E, F, D] are E matrices. It depends on the names of
+parameters, not on a model.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """The parts of a training step: initial weights, a batch with a random expert count per layer, and the loss.
 
-K is drawn per layer and step, uniformly (M-MoE, 2509.26520), so that one model serves every count.
-It knows the decoder, not files, schedules or progress bars.
+K is drawn per layer and step, uniformly (M-MoE, 2509.26520), so that one model serves every count. It depends on the
+decoder, not on files, schedules or progress bars.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The tokens of the teacher model that `training/synthesise.py` samples from, and the part of them that stories use.
 
-It reads the tokenizer's bytes from a file in llama2.c's format. It knows no weights.
+It reads the tokenizer's bytes from a file in llama2.c's format. It does not depend on weights.
 """
 
 import itertools

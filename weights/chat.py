@@ -1,6 +1,7 @@
 """The checkpoint's chat template, rendered in a sandbox (`weights/sandbox.py`) with bounded output.
 
-Templates come from the checkpoint only, never from a client. Torch-free. It knows no tokens beyond special strings.
+Templates come from the checkpoint only, never from a client. Torch-free. It does not depend on tokens other than
+special strings.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """The tensors of a folder of safetensors files, quantised ones as what they mean, whatever format they are stored in.
 
-Each format is a file of `weights/quantised/`. It knows no families and no parameters.
+Each format is a file of `weights/quantised/`. It does not depend on families or parameters.
 """
 
 from collections.abc import Callable, Mapping

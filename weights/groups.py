@@ -1,6 +1,6 @@
 """Parameters that stay quantised: the grouped parts of one are joined, in the widest form that any of them needs.
 
-Joining is exact. Also what such a model takes. It knows parameters and their parts, no files and no formats.
+Joining is exact. Also what such a model takes. It depends on parameters and their parts, not on files or formats.
 """
 
 from collections import Counter

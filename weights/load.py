@@ -1,7 +1,7 @@
 """Loads a model into a decoder that is ready to run. Every tensor and every parameter is accounted for.
 
-Peak memory is the model, as it runs, plus one tensor, or one parameter that stays quantised. It knows names and
-families, not requests.
+Peak memory is the model, as it runs, plus one tensor, or one parameter that stays quantised. It depends on names and
+families, not on requests.
 """
 
 import logging

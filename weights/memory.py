@@ -1,5 +1,5 @@
-"""Memory for a model's weights on a device, and whether there is enough. It knows parameters as numbers of bytes, no
-files."""
+"""Memory for a model's weights on a device, and whether there is enough. It depends on parameters as numbers of bytes,
+not on files."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,4 +1,4 @@
-"""Opens a model's tensors, whatever kind of files they are in. It knows no parameters and no rules."""
+"""Opens a model's tensors, whatever kind of files they are in. It does not depend on parameters or rules."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

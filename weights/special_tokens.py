@@ -1,7 +1,7 @@
 """Escapes special-token strings in user text, so that they are not tokenized as special tokens.
 
-An escape is a mark after the string's first character, which the tokenizer removes later. It knows no tokenizer and no
-template.
+An escape is a mark after the string's first character, which the tokenizer removes later. It does not depend on a
+tokenizer or a template.
 """
 
 import re

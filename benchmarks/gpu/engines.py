@@ -1,5 +1,5 @@
 """The real engine around a random decoder on the card: scheduler, paged cache, sampler; without HTTP and prefix cache.
-It knows no tables.
+It does not depend on tables.
 """
 
 import time

@@ -1,5 +1,5 @@
 """What one part of a visit is given, and how it gives rows: each is appended to a file at once, so that a visit that is
-cut keeps what it has. It knows no kernels and no models.
+cut keeps what it has. It does not depend on kernels or models.
 """
 
 import json

@@ -5,7 +5,7 @@ but itself. A part has a time; it leaves out what does not fit, and is ended whe
 a file as they come. In the end: a table per part for people, and one line of JSON. `--dry` runs every part on a machine
 without a GPU, with toy shapes, kernels in Triton's interpreter: it shows that the parts work, and measures nothing.
 
-It knows no kernels and no models; the parts do (`card.py`, `bits.py`, …).
+It does not depend on kernels or models; the parts do (`card.py`, `bits.py`, …).
 """
 
 import importlib.util

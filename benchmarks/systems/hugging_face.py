@@ -1,6 +1,6 @@
 """`transformers` as one of the systems: a plain greedy loop over its model with its dynamic cache and `grouped_mm`
-experts, in this process. The expert count is fixed at load, so each session loads it again. It knows no moedial. It is
-asked for the families that llama.cpp has too."""
+experts, in this process. The expert count is fixed at load, so each session loads it again. It does not use moedial. It
+is asked for the families that llama.cpp has too."""
 
 import time
 from collections.abc import Iterator, Sequence

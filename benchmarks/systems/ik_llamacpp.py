@@ -1,8 +1,9 @@
 """ik_llama.cpp as a system: llama.cpp's fork with kernels of its own, through its library in a process of its own.
 
-It knows no OLMoE: such a checkpoint is given to it as the Qwen3-MoE of the same shape, with the same experts and
-matrices. llama.cpp's converter writes the file, the fork's own quantiser packs it. The build is the one that Python's
-package index has, for AVX2: on processors with more than that, it is not the fork's best. It knows nothing of us.
+It does not support OLMoE: such a checkpoint is given to it as the Qwen3-MoE of the same shape, with the same experts
+and matrices. llama.cpp's converter writes the file, the fork's own quantiser packs it. The build is the one that
+Python's package index has, for AVX2: on processors with more than that, it is not the fork's best. It does not use
+moedial.
 """
 
 import json

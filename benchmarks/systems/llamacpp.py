@@ -1,9 +1,8 @@
 """llama.cpp as a system: its own `llama-batched-bench` on a GGUF of the same checkpoint, one process per run.
 
 Prompts are not shared between sequences (`-pps` off) and all sequences decode side by side, which is what the others
-do. Two things differ: it draws its own random prompt tokens, and decodes random tokens instead of its own greedy
-ones, so it neither samples nor picks. The expert count is a key of the file overridden at load. It knows nothing of
-us.
+do. Two things differ: it draws its own random prompt tokens, and decodes random tokens instead of its own greedy ones,
+so it neither samples nor picks. The expert count is a key of the file overridden at load. It does not use moedial.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What `benchmarks.offline` asks of a system that runs a checkpoint: us or a peer. It knows none of them."""
+"""What `benchmarks.offline` asks of a system that runs a checkpoint: us or a peer. It is the same for all of them."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager

@@ -1,7 +1,7 @@
 """vLLM's CPU build as a system: a driver in its own venv and process, told over pipes what to run.
 
 Scheduler and worker share that process: as separate ones, vLLM sets a core aside for the scheduler, half of a machine
-of two. The expert count is overridden at load. It knows nothing of us.
+of two. The expert count is overridden at load. It does not use moedial.
 """
 
 import json

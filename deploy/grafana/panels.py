@@ -1,6 +1,6 @@
 """What the Grafana board shows: rows of panels, each a title, a sentence, a unit and its queries.
 
-It knows series by name (`docs/metrics.md`). What a panel is and how queries are written is in `queries.py`; the JSON is
+It names the series (`docs/metrics.md`). What a panel is and how queries are written is in `queries.py`; the JSON is
 made in `board.py`.
 """
 

@@ -1,6 +1,6 @@
 """A panel of the Grafana board, and the queries that panels are made of: rates, sums and quantiles of one series.
 
-It knows the labels of series and Grafana's variables for them, but no series by name; those are in `panels.py`.
+It depends on the labels of series and Grafana's variables for them; the names of series are in `panels.py`.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The intake: adds requests from the HTTP process to the engine, at once or when their grammars have been compiled.
 
-It knows the messages that refuse a request, and no sockets.
+It does not depend on sockets.
 """
 
 from collections.abc import Callable, Iterator

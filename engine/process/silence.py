@@ -1,4 +1,5 @@
-"""How long an engine process has sent no message, and whether that is too long. It knows seconds, no process.
+"""How long an engine process has sent no message, and whether that is too long. It depends on seconds, not on the
+process.
 
 Time is counted in ticks of the watcher, each at most as twice its usual length: a watcher that was delayed, or a
 machine that was suspended, could not receive messages in between.

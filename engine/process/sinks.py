@@ -1,6 +1,6 @@
 """Delivers the events of running requests: each request's sink gets its events, and exactly one end.
 
-It knows reports and requests, no process.
+It depends on reports and requests, not on the process.
 """
 
 import logging

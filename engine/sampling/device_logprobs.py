@@ -1,7 +1,7 @@
 """Log-probabilities computed where the logits are: of chosen tokens and of the best alternatives.
 
-Maxima and sums of integers do not depend on their order, so that a row's values depend on no other row. It knows
-logits and how many alternatives are wanted, no sequences. What a row gives is as in `logprobs.py`.
+Maxima and sums of integers do not depend on their order, so that a row's values depend on no other row. It depends on
+logits and how many alternatives are wanted, not on sequences. What a row gives is as in `logprobs.py`.
 """
 
 from typing import NamedTuple

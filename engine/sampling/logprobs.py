@@ -1,6 +1,6 @@
 """Log-probabilities of chosen tokens and of the best alternatives, under the model's unchanged distribution.
 
-It knows logits and how many alternatives each row wants, no sequences, settings or adjustments.
+It depends on logits and how many alternatives each row wants, not on sequences, settings or adjustments.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Adjusts logits before a token is chosen: penalties, biases, excluded tokens, and no stop token before `min_tokens`.
 
 Only the tokens that a setting changes are read and written. They are kept per sequence and updated as it grows, so that
-a step does not scan all generated tokens. It knows sequences and logits, not how a token is chosen.
+a step does not scan all generated tokens. It depends on sequences and logits, not on how a token is chosen.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """The sampler: from logits to tokens. A row's result depends only on its own logits, settings and seed.
 
 The random number of a token is keyed by (seed, position), so that preemption and the rest of the batch change nothing.
-It knows sequences and logits, no scheduling; a backend draws the tokens.
+It depends on sequences and logits, not on scheduling; a backend draws the tokens.
 """
 
 from itertools import islice

@@ -1,7 +1,7 @@
 """How unsure the model is of a next token: measures of its own distribution, before temperature and any adjustment.
 
 Weights are relative to the best token's, in fixed point: sums of integers do not depend on their order, so that a row's
-value depends on no other row, on any device. It knows logits and measures, no sequences.
+value depends on no other row, on any device. It depends on logits and measures, not on sequences.
 """
 
 import torch

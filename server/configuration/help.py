@@ -1,6 +1,6 @@
 """The help text of a command with many options, readable at 80 columns: by group, each option above its description.
 
-It knows typer's options, not what they are for.
+It depends on typer's options, not on their meaning.
 """
 
 import textwrap

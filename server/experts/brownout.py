@@ -1,6 +1,6 @@
 """Brownout: how far requests that name no expert count are lowered while there is more work than can be done.
 
-A state machine over the load: pure, told the time. It knows levels, not what they stand for: 0 is none, and each
+A state machine over the load: pure, the time is an argument. It handles levels, not what they stand for: 0 is none, and each
 further one costs less.
 """
 

@@ -1,6 +1,6 @@
 """What the sequences of one call may use: fixed by the request, or chosen by the server when the first of them starts.
 
-It knows options and a load, no queue and no engine process.
+It depends on options and a load, not on a queue or an engine process.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Reads the request field `experts`: an integer, or an object that says counts, how experts are weighted and chosen, a
 profile, a cascade, or that the server is to choose.
 
-Strict types; nothing is clamped or guessed. It knows the names on the wire and which of them exclude each other, not
+Strict types; nothing is clamped or guessed. It checks the names on the wire and which of them exclude each other, not
 what a model can run or what its calibration holds. Counts are checked later, with those of other places.
 """
 

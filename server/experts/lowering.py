@@ -1,6 +1,7 @@
 """The brownout of a server: which calibrated option stands in for the default at the load of now.
 
-It tells the state machine (`server/experts/brownout.py`) the load, and logs each change. It knows no requests.
+It passes the load to the state machine (`server/experts/brownout.py`), and logs each change. It does not depend on
+requests.
 """
 
 import math

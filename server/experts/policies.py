@@ -1,6 +1,6 @@
 """Which calibrated option a request gets that leaves the choice to the server, and what the tiers are.
 
-Pure functions of options, bounds and a load. They know no clock, no request and no engine.
+Pure functions of options, bounds and a load. They do not depend on a clock, requests or the engine.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What tokens cost by expert count, as the operator says. It knows counts and amounts, no requests."""
+"""What tokens cost by expert count, as the operator says. It depends on counts and amounts, not on requests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """What a request says of experts: the places in which a client can say it, gathered.
 
-Pure functions. They know the API's names (`num_experts`, `experts`, the header `X-Num-Experts`), not what a model can
-run (see `server/experts/selection.py`).
+Pure functions. They depend on the API's names (`num_experts`, `experts`, the header `X-Num-Experts`). Not here: what a
+model can run (`server/experts/selection.py`).
 """
 
 import difflib

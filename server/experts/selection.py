@@ -1,6 +1,7 @@
 """From what a request says of experts to the one budget that follows, or to what the server is to choose by.
 
-Pure functions. They know what a model can run and the names of its calibration's options, not what a count costs.
+Pure functions. They depend on what a model can run and on the names of its calibration's options, not on what a count
+costs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,6 +1,7 @@
 """What each pass of a generation call used: tokens, and the mean expert count that they ran with.
 
-A call has one pass; with a cascade a second one, of the answers that were made again. It knows timelines, no prices.
+A call has one pass; with a cascade a second one, of the answers that were made again. It depends on timelines, not on
+prices.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """Authentication as a pure-ASGI middleware: which key a request has, and whether that may be used now.
 
-It knows header bytes, not bodies. It sets `key_name` of the request's state; empty where there are no keys.
+It reads headers, not bodies. It sets `key_name` of the request's state; empty where there are no keys.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,7 @@
 """uvicorn's h11 protocol with limits on connections and request heads, and with refusals in OpenAI's shape.
 
 A close lets an early answer arrive. The chunks of a streamed body have a direct path past ASGI and h11, which cost
-several times the write itself. It knows one connection and no request.
+several times the write itself. It handles one connection, and does not depend on requests.
 """
 
 import asyncio

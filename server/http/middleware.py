@@ -1,6 +1,6 @@
 """Small pure-ASGI middlewares: request id, HEAD, and limits on connections, headers and bodies.
 
-They never derive from BaseHTTPMiddleware, which costs three quarters of the streaming rate. They know bytes and
+They never derive from BaseHTTPMiddleware, which costs three quarters of the streaming rate. They handle bytes and
 headers, not JSON. Keys are checked in `server/http/auth.py`.
 """
 

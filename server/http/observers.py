@@ -1,7 +1,7 @@
 """Middlewares that look at whole HTTP requests once they have been answered: log lines, and trace spans.
 
-Both are there only where a setting asks for them. They know no call: `server/http/sse.py` leaves its figures in the
-state.
+Both are there only where a setting asks for them. They do not see the generation call: `server/http/sse.py` leaves its
+figures in the state.
 """
 
 import time

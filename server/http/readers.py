@@ -1,6 +1,6 @@
 """Ends connections whose client stopped reading what was written to it; otherwise they would be held without end.
 
-It knows a transport and its buffer, no HTTP.
+It depends on a transport and its buffer, not on HTTP.
 """
 
 import asyncio

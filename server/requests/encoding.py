@@ -1,6 +1,6 @@
 """Turns prompts into tokens: in threads where they are long, and refused before where they cannot fit.
 
-It knows texts and the length of the context, no bodies.
+It depends on texts and the length of the context, not on bodies.
 """
 
 from collections.abc import Sequence

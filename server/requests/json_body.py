@@ -1,6 +1,6 @@
 """A request as the code below HTTP sees it, and its body read as a JSON object within the operator's limits.
 
-It knows sizes and depths, not what a field means. `server/http/incoming.py` makes the request.
+It checks sizes and depths, not the meaning of fields. `server/http/incoming.py` makes the request.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,6 +1,6 @@
 """Checks a body against the limits that an operator can set. Every refusal names field, value and limit.
 
-It knows shapes and sizes, not what a field means to the engine.
+It checks shapes and sizes, not the meaning of fields.
 """
 
 from math import isfinite

@@ -1,6 +1,6 @@
 """Turns bodies of Anthropic's API into chat bodies, and the names in the chat's errors back into those of the request.
 
-It knows both bodies. It checks nothing that the chat checks, and formats no answer.
+It depends on both bodies. It checks nothing that the chat checks, and formats no answer.
 """
 
 import json

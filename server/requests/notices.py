@@ -1,6 +1,6 @@
 """What a request asked for and did not get, as headers of its answer: tools left out, and fields that nothing reads.
 
-It knows names, no bodies.
+It depends on names, not on bodies.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Turns bodies of Ollama's API into chats and prompts, and the names in their errors back into those of the request.
 
-It knows all these bodies. It checks nothing that chats and completions check, and formats no answer.
+It depends on all these bodies. It checks nothing that chats and completions check, and formats no answer.
 """
 
 import json

@@ -1,6 +1,6 @@
 """How the answers of one call are parsed, and what they must match: its dialect, tools and constraint, put together.
 
-It knows bodies and dialects, no tokens and no engine.
+It depends on bodies and dialects, not on tokens or the engine.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Turns the body of /v1/responses into a chat body, and the names in the chat's errors back into those of the request.
 
-It knows both bodies. It checks nothing that the chat checks, and formats no answer.
+It depends on both bodies. It checks nothing that the chat checks, and formats no answer.
 """
 
 import time

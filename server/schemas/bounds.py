@@ -1,7 +1,7 @@
 """Bounds that are checked before pydantic looks into a list, an object or a text.
 
-pydantic makes an error object of each wrong entry, and a million of them would stop the server. It knows settings by
-their names, no field.
+pydantic makes an error object of each wrong entry, and a million of them would stop the server. It finds settings by
+their names, and does not depend on fields.
 """
 
 from dataclasses import dataclass

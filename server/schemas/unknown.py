@@ -1,4 +1,5 @@
-"""Finds the fields of a body that nothing reads. It knows models and their fields, not what is done with the names."""
+"""Finds the fields of a body that nothing reads. It depends on models and their fields, not on what is done with the
+names."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache

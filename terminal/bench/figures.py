@@ -1,6 +1,6 @@
 """Statistics of a run as plain data, by expert count and over all. Every series has its number of values, n.
 
-Latencies are in milliseconds, speeds in tokens per second. It knows outcomes, no table and no plot.
+Latencies are in milliseconds, speeds in tokens per second. It depends on outcomes, not on tables or plots.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Sends the requests of a plan and collects their outcomes. It knows one event loop, and no statistics."""
+"""Sends the requests of a plan and collects their outcomes. It uses one event loop. Not here: statistics."""
 
 import asyncio
 import time

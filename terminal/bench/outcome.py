@@ -1,6 +1,6 @@
 """The outcome of one request: when its text arrived, what the server reports, or why it failed.
 
-It knows the clock and chunks, neither connections nor other requests.
+It depends on the clock and chunks, not on connections or other requests.
 """
 
 import time

@@ -1,6 +1,6 @@
 """Measures of a trained network: held-out loss at each count, the share of blocks used, and the spread of its draws.
 
-It knows windows of token ids, not text or files.
+It depends on windows of token ids, not on text or files.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 `masks` sums the kept scores of every token's draws, `gate` and `gated` apply an activation and one weight per block.
 Each is a plain torch function here, which runs on any device; tensors on a GPU take the kernel of the same values in
-`training.gpu.triton_kernels`. Rows are tokens. It knows neither models nor optimisers.
+`training.gpu.triton_kernels`. Rows are tokens. It does not depend on models or optimisers.
 
 Axes: T tokens, R rows of (draw, token) in the order of draws, B blocks (or experts), F units, K draws, N batch rows.
 """

@@ -1,6 +1,6 @@
 """The training loop of the fast network: windows in the order of an epoch, the loss of a step, and the pace of a run.
 
-It knows windows of token ids, not text or files.
+It depends on windows of token ids, not on text or files.
 """
 
 import time

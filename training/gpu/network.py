@@ -1,7 +1,7 @@
 """A decoder for fast training: whole windows, static shapes, the draws of a batch row known beforehand.
 
 It computes what `model.decoder.Decoder` computes for the same weights (a test compares them) and stores its parameters
-in a layout that suits large products; `decoder_state` turns them into the decoder's. It knows no files.
+in a layout that suits large products; `decoder_state` turns them into the decoder's. It does not depend on files.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Muon for hidden matrices, AdamW for embeddings and everything that routes, on a `training.gpu.network.Network`.
 
-It knows parameters by their names, not what they compute.
+It depends on the names of parameters, not on what they compute.
 """
 
 from collections.abc import Sequence

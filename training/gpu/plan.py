@@ -1,6 +1,6 @@
 """How one network is trained: numbers of a run, the counts that a step's rows draw, and the learning rate's course.
 
-It knows no tensors.
+It does not depend on tensors.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""gpt-oss' tensors: experts in one piece, stored [E, in, out]. It knows no config.json."""
+"""gpt-oss' tensors: experts in one piece, stored [E, in, out]. It does not read config.json."""
 
 from model.families.gpt_oss import NAMES
 from model.shapes.decoder import DecoderConfig

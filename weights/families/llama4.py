@@ -1,4 +1,4 @@
-"""The text part's tensors inside a Llama 4 checkpoint. It knows no config.json."""
+"""The text part's tensors inside a Llama 4 checkpoint. It does not read config.json."""
 
 from model.shapes.decoder import DecoderConfig
 from weights.families import llama4_text

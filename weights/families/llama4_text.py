@@ -1,4 +1,4 @@
-"""Llama 4's tensors: experts in one piece, stored [E, in, out]. It knows no config.json."""
+"""Llama 4's tensors: experts in one piece, stored [E, in, out]. It does not read config.json."""
 
 from model.families.llama4_text import NAMES
 from model.shapes.decoder import DecoderConfig

@@ -1,6 +1,6 @@
 """Which keys of a GGUF file's metadata may go unread: they do not change what a decoder computes. Torch-free.
 
-It knows keys without the architecture's name before them, and no families.
+The keys are without the architecture's name before them; they do not depend on the family.
 """
 
 from weights.gguf.header import Value

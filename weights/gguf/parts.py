@@ -1,6 +1,6 @@
 """How a tensor of Hugging Face's layout is made of those of a GGUF file: a whole one, an expert of one, or two joined.
 
-It knows no names.
+It does not depend on names.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """GGUF files, one or split in parts: their metadata, which tensors there are, and reading the tensors' bytes.
 
-Torch-free, so that the HTTP process may use it. It knows no families, and not what a block of bytes means.
+Torch-free, so that the HTTP process may use it. It does not depend on families, and does not decode the blocks of
+tensors (`weights/gguf/blocks.py`).
 """
 
 import mmap

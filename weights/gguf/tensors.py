@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file under Hugging Face's names, as a loader reads them. It knows no families."""
+"""The tensors of a GGUF file under Hugging Face's names, as a loader reads them. It does not depend on families."""
 
 from collections.abc import Mapping
 

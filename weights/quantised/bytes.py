@@ -1,4 +1,4 @@
-"""FP8 matrices kept in 8 bits: integers in groups. It knows no format."""
+"""FP8 matrices kept in 8 bits: integers in groups. It does not depend on a checkpoint format."""
 
 from collections.abc import Callable
 from functools import partial

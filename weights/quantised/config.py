@@ -1,4 +1,5 @@
-"""Reading config.json's `quantization_config`: every field that is set must be known. It knows no format."""
+"""Reading config.json's `quantization_config`: every field that is set must be known. It does not depend on a
+format."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

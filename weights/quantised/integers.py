@@ -1,6 +1,6 @@
 """Matrices of unsigned integers in groups, (code - zero) · scale: what GPTQ, AWQ and compressed-tensors store.
 
-It knows no format: each unpacks its own layout into `Integers`.
+It does not depend on a format: each unpacks its own layout into `Integers`.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The stored tensors that a quantised one consists of, checked. It knows no format."""
+"""The stored tensors that a quantised one consists of, checked. It does not depend on a format."""
 
 from collections.abc import Mapping
 

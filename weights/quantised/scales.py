@@ -1,5 +1,5 @@
-"""Scales and minima of groups as `Grouped` keeps them: in float16, times a power of two per output. It knows no
-format."""
+"""Scales and minima of groups as `Grouped` keeps them: in float16, times a power of two per output. It does not depend
+on a format."""
 
 import torch
 from torch import Tensor

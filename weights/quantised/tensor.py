@@ -1,4 +1,5 @@
-"""One quantised tensor: which stored tensors it consists of, and how it is computed from them. It knows no format."""
+"""One quantised tensor: which stored tensors it consists of, and how it is computed from them. It does not depend on a
+format."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """How matrices of experts lie in memory before they are packed: in tiles of units, or unit by unit.
 
-It knows shapes and padding, no parameters of ops.
+It depends on shapes and padding, not on parameters of ops.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Two ways to see the past: whole sequences side by side (training, reference), and a paged cache (serving).
 
-Both are plain torch and give the same values. They know blocks and slots, not requests. A cache is one tensor for each
-of `config.memory`: pages, or a state per running sequence.
+Both are plain torch and give the same values. They depend on blocks and slots, not on requests. A cache is one tensor
+for each of `config.memory`: pages, or a state per running sequence.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """Draws tokens from logits: from the whole vocabulary, or from the best tokens if top-k, top-p or min-p apply.
 
 Both use inverse-CDF sampling with one uniform number per row. Every operation keeps the rows separate, so that the bits
-of a row's result never depend on the other rows. It knows logits and settings, no sequences.
+of a row's result never depend on the other rows. It depends on logits and settings, not on sequences.
 """
 
 from collections.abc import Iterator
