@@ -1,7 +1,7 @@
 """Brownout: how far requests that name no expert count are lowered while there is more work than can be done.
 
-A state machine over the load: pure, the time is an argument. It handles levels, not what they stand for: 0 is none, and each
-further one costs less.
+A state machine over the load: pure, the time is an argument. It handles levels, not what they stand for: 0 is none,
+and each further one costs less.
 """
 
 import math
