@@ -28,9 +28,10 @@ LOST = """Without them the same models run on plain torch, which costs:
   - --quantize, which is refused.
 Every other answer, field and setting is the same."""
 COMMON = ["-std=c++20", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-pthread", "-Wall"]
-# -O3 takes several times as long with checks.
+# With checks -O3 and whole debug information take several times as long, and what is tested with them hardly gains:
+# most of its time is the references' in Python.
 CHECKS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-SANITIZE = ["-O2", "-Wno-psabi", "-g", "-fno-omit-frame-pointer", *CHECKS]
+SANITIZE = ["-O1", "-Wno-psabi", "-g1", "-fno-omit-frame-pointer", *CHECKS]
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = [*(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16", "vnni")), *_AVX2]
 INSTRUCTION_SETS = {"avx512": _AVX512, "avxvnni": ["-mavxvnni", *_AVX2], "avx2": _AVX2, "portable": []}
