@@ -62,7 +62,7 @@ test:  ## everything that CI runs: the checks of `make lint`, and pytest without
 	$(MAKE) --no-print-directory -j2 -k lint-types test-together; failed=$$?; \
 	$(MAKE) --no-print-directory test-alone || failed=1; exit $$failed
 
-test-together: $(VENV)/.dev
+test-together: $(VENV)/.dev $(VENV)/.compiled
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not redundant and not alone" $(TOGETHER)
 
 test-alone: $(VENV)/.dev
@@ -310,6 +310,12 @@ $(VENV)/.tools: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run $(VENV)/.tools
+	touch $@
+
+# Python compiles what it imports, and pytest the assertions of every test file: here once, half a minute; else each of the
+# processes that share the tests would compile all of it. What cannot be imported fails the tests, not this.
+$(VENV)/.compiled: $(VENV)/.dev
+	-$(BIN)/python -m pytest --collect-only -qq >/dev/null
 	touch $@
 
 $(CLIENTS)/.built: constraints-clients.txt

@@ -70,14 +70,13 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 
 def serve(folder: str | None = None, **flags: Any) -> None:
     """Serve one model over HTTP, or several."""
-    with uncollected():
-        from server.serve import run  # here, since --help and version need no server
-
     flags |= _which(folder, flags.get("model") or [], flags.get("models"))
     flags |= _tokenizers(flags.get("tokenizer") or [], flags.get("tokenizers"), bool(flags.get("models")))
     given = {name: value for name, value in flags.items() if value not in (None, [])}
     settings = Settings(**{name: _joined(value) for name, value in given.items()})
     forget_keys(os.environ)
+    with uncollected():
+        from server.serve import run  # here, since neither --help nor the refusal of a setting needs a server
     run(settings)
 
 

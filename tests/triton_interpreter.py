@@ -14,6 +14,8 @@ _patch_tensor = interpreter._patch_lang_tensor
 _patch_language = interpreter._patch_lang
 _compiled_range = tl.static_range
 _new_tuple = tl.core.tuple.__init__
+_new_block_type = tl.core.block_type.__init__
+_block_types: dict[Any, dict[str, Any]] = {}
 _dtype_of = interpreter._get_np_dtype
 _dtype_of_number = cache(_dtype_of)
 
@@ -52,6 +54,33 @@ def _tuple_type(self: Any) -> Any:
     return self._type
 
 
+def _known_block_type(self: Any, element_ty: Any, shape: Any) -> Any:
+    """As Triton 3.6 does, but what it derives from a number's type and a shape is derived once for each."""
+    if element_ty.is_ptr():
+        return _new_block_type(self, element_ty, shape)
+    key = (element_ty, tuple(size.value if isinstance(size, tl.constexpr) else size for size in shape))
+    if key not in _block_types:
+        _new_block_type(self, element_ty, shape)
+        _block_types[key] = dict(vars(self))
+    vars(self).update(_block_types[key])
+
+
+def _shapeless_tensor(self: Any, handle: Any, type: Any) -> None:
+    """As Triton 3.6 does, but shape and size are made when they are asked for."""
+    self.handle, self.type, self.dtype = handle, type, type.scalar
+
+
+def _tensor_shape(self: Any) -> Any:
+    return tl.core.tuple([tl.constexpr(size) for size in self.type.shape] if self.type.is_block() else [])
+
+
+def _tensor_size(self: Any) -> Any:
+    return tl.constexpr(self.type.numel if self.type.is_block() else 1)
+
+
+tl.core.block_type.__init__ = _known_block_type
+tl.core.tensor.__init__ = _shapeless_tensor
+tl.core.tensor.shape, tl.core.tensor.numel = property(_tensor_shape), property(_tensor_size)
 tl.core.tuple.__init__ = _untyped_tuple
 tl.core.tuple.type = property(_tuple_type, lambda self, type: setattr(self, "_type", type))
 options = interpreter.interpreter_builder.options
