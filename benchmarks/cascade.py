@@ -40,7 +40,7 @@ from weights.folder import bundled_models, read_text, resolve_model
 from weights.tokenizer import Tokenizer
 
 LONGEST = 512  # tokens of a document
-MOST_BYTES = 256 << 20
+MAX_BYTES = 256 << 20
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
@@ -105,7 +105,7 @@ def read(folder: Path, text: Path, most: int, runs: Sequence[tuple[int, int]], t
     """The first documents of a text, scored at every count that a cascade is compared with."""
     engine, info = build_engine(EngineSettings(str(folder), threads=threads, step_ms=0))
     tokenizer, longest = Tokenizer.load(folder), min(LONGEST, info.max_model_len)
-    encoded = (tuple(tokenizer.encode(one))[:longest] for one in documents(read_text(text, MOST_BYTES), tokenizer))
+    encoded = (tuple(tokenizer.encode(one))[:longest] for one in documents(read_text(text, MAX_BYTES), tokenizer))
     texts = [tokens for _, tokens in zip(range(most), encoded, strict=False) if len(tokens) > 1]
     runner, experts = engine.runner, info.experts
     assert isinstance(runner, ModelRunner)

@@ -15,7 +15,7 @@ from model.budget import ExpertBudget, ExpertCounts
 
 Costs = tuple[float, ...]  # of one layer: KL at each count, from 1 to the trained one
 Measure = Callable[[Sequence[ExpertCounts]], list[float]]  # KL of splits
-LEAST_GAIN = 0.01  # of the KL divergence, relatively: a profile that gains less is not kept
+MIN_GAIN = 0.01  # of the KL divergence, relatively: a profile that gains less is not kept
 SEARCH_TOKENS = 4096  # of the deciding text: a search runs many splits
 MOVES = 12  # of the hill climb at most
 
@@ -38,7 +38,7 @@ def search(run: Run) -> Found:
         uniform = run.uniform(target).per_layer
         counts = climb((cheapest_split(costs, sum(uniform)), uniform), costs, measure)
         plain, profile = run.score([run.uniform(target), ExpertBudget(counts)], run.decide)
-        if profile.kl < plain.kl * (1 - LEAST_GAIN):
+        if profile.kl < plain.kl * (1 - MIN_GAIN):
             found.profiles[f"p{target}"] = counts
             found.options[f"p{target}"] = ExpertBudget(counts)
     return found

@@ -9,7 +9,7 @@ from calibration.run import Run
 from model.budget import ExpertBudget, Normaliser, RoutingRule
 from model.shapes.mixtures import TopK
 
-LEAST_GAIN = 0.01  # of the KL divergence, relatively: less is left alone
+MIN_GAIN = 0.01  # of the KL divergence, relatively: less is left alone
 
 
 def search(run: Run) -> Found:
@@ -22,7 +22,7 @@ def search(run: Run) -> Found:
         tried = [normalised(run, count, each) for each in candidates(shape, count)]
         plain, *others = run.score([run.uniform(count), *tried], run.decide)
         best = min(range(len(tried)), key=lambda index: others[index].kl)
-        if others[best].kl < plain.kl * (1 - LEAST_GAIN):
+        if others[best].kl < plain.kl * (1 - MIN_GAIN):
             normaliser = tried[best].rule.normaliser
             found.normalisers[str(count)] = normaliser
             found.options[f"k{count}-{spelled(normaliser)}"] = tried[best]

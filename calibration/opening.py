@@ -30,7 +30,7 @@ from weights.small_files import TOKENIZER, small_files
 from weights.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens that are scored in a row, unless the context is shorter
-MOST_ROWS = 16  # sequences at a time
+MAX_ROWS = 16  # sequences at a time
 QUESTIONS_PER_MINUTE = 100  # of each task
 
 
@@ -173,7 +173,7 @@ def _settings(path: Path, options: Options) -> EngineSettings:
         kv_cache_dtype=options.kv_cache_dtype,
         threads=options.threads,
         max_model_len=min(WINDOW, config.context),
-        max_running=MOST_ROWS,
+        max_running=MAX_ROWS,
         step_ms=0,
         prefix_cache=False,
     )

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 FILE = ".calibration.partial.json"
 SECONDS = 2.0  # between two writes: what a killed run loses
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 
 
 class Partial:
@@ -54,8 +54,8 @@ class Partial:
 def _read(path: Path, key: dict[str, str]) -> dict[str, Any]:
     """The values in a file; none, with a warning, where it is damaged or belongs to another calibration."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"larger than {MOST_BYTES} bytes")
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES} bytes")
         found = json.loads(path.read_bytes())
         if not isinstance(found, dict) or not isinstance(found.get("values"), dict):
             raise ValueError("not an object with values")

@@ -13,10 +13,10 @@ from typing import cast
 
 import torch
 
-from calibration.allocation import LEAST_GAIN
+from calibration.allocation import MIN_GAIN
 from calibration.found import Found
 from calibration.repair_fit import Fit, LayerMoments, Tables, fit_tables, measure_moments
-from calibration.repair_tune import MOST_SECONDS, tune
+from calibration.repair_tune import MAX_SECONDS, tune
 from calibration.run import Run
 from calibration.scoring import Windows
 from model.budget import ExpertBudget, RoutingRule
@@ -66,7 +66,7 @@ class Best:
         self.tables = Tables.neutral(run.experts.layers, run.experts.trained + 1, run.config.width)
         self._run, self._text = run, text
         plain = run.score([run.uniform(count) for count in counts], text)
-        self._plain = {count: score.kl * (1 - LEAST_GAIN) for count, score in zip(counts, plain, strict=True)}
+        self._plain = {count: score.kl * (1 - MIN_GAIN) for count, score in zip(counts, plain, strict=True)}
         self._lowest = dict(self._plain)
 
     @property
@@ -97,7 +97,7 @@ def _best(run: Run, counts: Sequence[int]) -> Best:
         best.offer(tables, counts)
     helped = best.helped
     for count in helped:
-        seconds = min(MOST_SECONDS, TUNING_SHARE * run.minutes * 60 / len(helped))
+        seconds = min(MAX_SECONDS, TUNING_SHARE * run.minutes * 60 / len(helped))
         best.offer(tune(model, window_BS, count, best.tables, seconds), [count])
     return best
 

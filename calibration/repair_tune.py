@@ -16,13 +16,13 @@ from model.backends.torch.attend import WholeAttend
 from model.budget import ExpertBudget
 from model.decoder import Decoder
 
-STEPS, MOST_SECONDS = 80, 90.0  # whichever comes first
+STEPS, MAX_SECONDS = 80, 90.0  # whichever comes first
 RATE = 0.008  # of Adam; it falls to 0 over the second half
 TOKENS_PER_STEP = 1024
 SEED = 0  # of which windows a step takes
 
 
-def tune(model: Decoder, window_BS: Tensor, count: int, start: Tables, seconds: float = MOST_SECONDS) -> Tables:
+def tune(model: Decoder, window_BS: Tensor, count: int, start: Tables, seconds: float = MAX_SECONDS) -> Tables:
     """Tables whose row for `count` is tuned, from that of `start`; others are neutral."""
     scale_LD = start.scale[:, count].clone().requires_grad_()
     shift_LD = start.shift[:, count].clone().requires_grad_()

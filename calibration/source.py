@@ -18,8 +18,8 @@ from model.errors import CheckpointError
 from weights.tokenizer import Tokenizer
 
 SCORING_SHARE = 0.4  # of the time, for scoring the uniform counts; the rest is for searches, tasks and timing
-MOST_TOKENS, MOST_SAMPLED = 65536, 24576  # of a text, both parts together; the model writes slower than it reads
-LEAST_WINDOWS = 8
+MAX_TOKENS, MAX_SAMPLED = 65536, 24576  # of a text, both parts together; the model writes slower than it reads
+MIN_WINDOWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Source:
                 raise CheckpointError("--text needs a tokenizer.json beside the weights")
             return split(read_texts(self.paths, self.tokenizer, self.length, tokens))
         if (texts := partial.get("sampled")) is None:
-            rows = max(LEAST_WINDOWS, min(tokens, MOST_SAMPLED) // self.length)
+            rows = max(MIN_WINDOWS, min(tokens, MAX_SAMPLED) // self.length)
             texts = sample_windows(engine, budgets[-1], self._start(), self.length, rows, progress)
             partial.put("sampled", texts)
         return split([[tuple(text) for text in texts]])
@@ -67,7 +67,7 @@ class Source:
         return tuple(self.tokenizer.encode("")[:1]) or self.tokenizer.eos_ids[:1] or (0,)
 
     def _affordable(self, scorer: Scorer, budgets: list[ExpertBudget]) -> int:
-        """How many tokens can be scored at all counts in their share of the time, at most `MOST_TOKENS`."""
+        """How many tokens can be scored at all counts in their share of the time, at most `MAX_TOKENS`."""
         window = tuple(i * 7919 % self.vocabulary for i in range(self.length + 1))
         seconds = 0.0
         for _ in range(2):  # the first is slower than any other
@@ -76,4 +76,4 @@ class Source:
                 scorer.read(window, budget)
             seconds = time.perf_counter() - started
         rows = int(self.minutes * 60 * SCORING_SHARE / seconds)
-        return self.length * max(LEAST_WINDOWS, min(rows, MOST_TOKENS // self.length))
+        return self.length * max(MIN_WINDOWS, min(rows, MAX_TOKENS // self.length))

@@ -18,7 +18,7 @@ from weights.calibration import Speed
 
 BATCHES = (1, 16)
 PROMPT, STEPS, PREFILL = 32, 16, 256  # tokens: before decoding steps, of them, of a prompt that is timed alone
-LEAST_ROUNDS, MOST_ROUNDS = 7, 31
+MIN_ROUNDS, MAX_ROUNDS = 7, 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def _affordable(clock: Clock, budgets: Sequence[ExpertBudget], seconds: float) -
     started = time.perf_counter()
     clock.round(budgets[-1])
     each = (time.perf_counter() - started) * len(budgets)
-    return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(seconds / each)))
+    return max(MIN_ROUNDS, min(MAX_ROUNDS, int(seconds / each)))
 
 
 def _speed(rounds: Sequence[dict[str, Any]]) -> Speed:

@@ -24,8 +24,8 @@ from model.errors import CheckpointError
 from weights.folder import read_text
 from weights.tokenizer import Tokenizer
 
-MOST_BYTES = 64 << 20
-MOST_ROWS = 16  # choices in one step
+MAX_BYTES = 64 << 20
+MAX_ROWS = 16  # choices in one step
 UNSCORED = Logprob(0.0)  # stands for a token of the question, so that the runner makes no logits for it
 
 
@@ -69,7 +69,7 @@ def read_task(path: Path, tokenizer: Tokenizer, length: int, most: int) -> Task:
         CheckpointError: a line is no such question; or none fits.
     """
     try:
-        lines = [line for line in read_text(path, MOST_BYTES).splitlines() if line.strip()]
+        lines = [line for line in read_text(path, MAX_BYTES).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"--tasks {path} cannot be read: {error}") from None
     questions: list[Question] = []
@@ -162,7 +162,7 @@ def _batches(choices: Seq[Choice], cached: CachedRunner) -> list[list[Choice]]:
     taken = 0
     for choice in choices:
         blocks = -(-len(choice.tokens) // cached.runner.cache.block_size)
-        if batches[-1] and (taken + blocks > cached.blocks or len(batches[-1]) == MOST_ROWS):
+        if batches[-1] and (taken + blocks > cached.blocks or len(batches[-1]) == MAX_ROWS):
             batches.append([])
             taken = 0
         batches[-1].append(choice)

@@ -12,7 +12,7 @@ from model.errors import CheckpointError
 from weights.folder import read_text
 from weights.tokenizer import Tokenizer
 
-MOST_BYTES = 256 << 20  # of one file
+MAX_BYTES = 256 << 20  # of one file
 SEPARATOR = "<|endoftext|>"  # between the documents of a file, as is the checkpoint's own end of text
 DECIDING = 4  # one window in so many, the first of each text
 
@@ -49,7 +49,7 @@ def hash_of(paths: Sequence[Path]) -> str:
 
 def _windows(path: Path, tokenizer: Tokenizer, length: int, tokens: int) -> list[tuple[int, ...]]:
     try:
-        text = read_text(path, MOST_BYTES)
+        text = read_text(path, MAX_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"--text {path} cannot be read: {error}") from None
     ids: list[int] = []

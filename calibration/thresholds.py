@@ -7,7 +7,7 @@ that ran. Not here: the rules themselves (`model/moe/router.py`).
 
 from collections.abc import Callable
 
-from calibration.allocation import LEAST_GAIN, SEARCH_TOKENS, part_of
+from calibration.allocation import MIN_GAIN, SEARCH_TOKENS, part_of
 from calibration.found import Found
 from calibration.run import Run
 from model.budget import ExpertBudget, RoutingRule
@@ -33,7 +33,7 @@ def search(run: Run) -> Found:
         budgets = [_budget(run, rule) for rule in rules if rule.adaptive]
         plain, *scores = run.score([run.uniform(count), *budgets], run.decide)
         for budget, score in zip(budgets, scores, strict=True):
-            if score.kl < plain.kl * (1 - LEAST_GAIN):
+            if score.kl < plain.kl * (1 - MIN_GAIN):
                 _keep(found, count, budget)
     return found
 

@@ -25,7 +25,7 @@ from model.expert_range import ExpertRange
 log = logging.getLogger(__name__)
 
 SHAPES = ((1, 1), (4, 1), (16, 1), (1, 64), (1, 256))  # sequences, and how many tokens of each
-MOST_ROWS = max(rows for rows, _ in SHAPES)
+MAX_ROWS = max(rows for rows, _ in SHAPES)
 ROUNDS = 3
 MAX_SECONDS = 1.0  # seconds
 

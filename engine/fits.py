@@ -3,7 +3,7 @@
 It looks at one request, not at others.
 """
 
-from engine.types import MOST_ROUTED_TOKENS, Request
+from engine.types import MAX_ROUTED_TOKENS, Request
 from model.errors import InvalidRequest, context_exceeded
 
 
@@ -20,9 +20,9 @@ def require_fits(request: Request, context: int, blocks: int, block_size: int, m
         raise InvalidRequest(f"max_tokens must be at least 1, got {new}", "max_tokens")
     if length + new > context:
         raise context_exceeded(length, new, context)
-    if request.return_routes and length + new > MOST_ROUTED_TOKENS:
+    if request.return_routes and length + new > MAX_ROUTED_TOKENS:
         raise InvalidRequest(
-            f"return_routed_experts is for at most {MOST_ROUTED_TOKENS} tokens, but you requested {length + new}"
+            f"return_routed_experts is for at most {MAX_ROUTED_TOKENS} tokens, but you requested {length + new}"
             f" ({length} in the prompt, {new} as max_tokens)",
             "return_routed_experts",
         )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from engine.calibrate import MOST_ROWS
+from engine.calibrate import MAX_ROWS
 from engine.memory import cache_fraction, step_bytes
 from engine.types import EngineSettings
 from model.backends import choose
@@ -43,7 +43,7 @@ def block_size(settings: EngineSettings) -> int:
 
 def state_slots(settings: EngineSettings) -> int:
     """How many sequences can have recurrent states at once: those that run, or the rows of a calibration plan."""
-    return max(settings.max_running, MOST_ROWS)
+    return max(settings.max_running, MAX_ROWS)
 
 
 def shares_prefixes(config: DecoderConfig, settings: EngineSettings, overlaps: bool) -> bool:

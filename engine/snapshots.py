@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from engine.hashes import BlockHashes
 from engine.sequence import Sequence
 
-LEAST_SHARE = 16  # of the spacing is the shortest distance of two snapshots, and of those of an answer
-SHARED_STARTS = 2  # sequences that started from a snapshot, from which on it is shared
-MOST_SHARED = 0.75  # of the slots
-AGES_AFTER = 16  # snapshots dropped per slot, after which a shared one that was not used meanwhile is ordinary
+MIN_DISTANCE_DIVISOR = 16  # snapshots are at least spacing / 16 tokens apart, also those of an answer
+SHARED_STARTS = 2  # a snapshot from which so many sequences started is shared
+MAX_SHARED = 0.75  # of the slots
+AGES_AFTER = 16  # a shared snapshot is ordinary again if it was unused while 16 per slot were dropped
 
 
 @dataclass(slots=True)
 class Snapshot:
     """The slot of a state, the names of all blocks before it, how many sequences started from it, and how many
-    snapshots had made room when it was last used."""
+    snapshots had been displaced when it was last used."""
 
     slot: int
     blocks: frozenset[bytes]
@@ -34,14 +34,16 @@ class Snapshot:
 class Snapshots:
     """At most `count` snapshots, in the slots from `first_slot` on, of `state_bytes` each.
 
-    The least recently used one makes room. Shared ones make room last, so that prompts used once do not displace the
-    snapshot of a common beginning. At most three quarters are shared; beyond that the least recently used of them
-    counts as ordinary. So does one that was not used while sixteen times as many as there are slots made room.
+    If no slot is free, the least recently used snapshot is displaced. A snapshot is *shared* if at least two sequences
+    started from it; shared ones are displaced last, so that prompts used once do not displace the snapshot of a common
+    beginning. At most three quarters are shared: beyond that the least recently used shared one counts as ordinary. So
+    does one that was not used while sixteen times as many as there are slots were displaced.
 
-    A prompt gets them behind its last full block, where its blocks in the prefix cache end, and at every multiple of
-    `spacing` tokens, each at least a sixteenth of that from the others and from where it starts; an answer has those at
-    multiples, and one that moves on with it, by the same sixteenth. Blocks have `size` tokens.
-    `restore(source, target)` copies the states of one slot to another.
+    A prompt gets snapshots behind its last full block, where its blocks in the prefix cache end, and at every multiple
+    of `spacing` tokens. They are at least spacing / 16 apart, and as far from the sequence's start. An answer keeps
+    those at multiples of `spacing`, and its latest one at a multiple of spacing / 16, which replaces the one before.
+
+    `size`: tokens of a block. `restore(source, target)` copies the states of one slot to another.
     """
 
     def __init__(
@@ -58,9 +60,9 @@ class Snapshots:
             raise ValueError(f"need at least one snapshot, and tokens between them; got {count} and {spacing}")
         self.slots = range(first_slot, first_slot + count)
         self._spacing = -(-spacing // size) * size
-        self._least = max(1, self._spacing // LEAST_SHARE // size) * size
+        self._least = max(1, self._spacing // MIN_DISTANCE_DIVISOR // size) * size
         self._size, self._restore = size, restore
-        self._most_shared, self._state_bytes = int(count * MOST_SHARED), state_bytes
+        self._most_shared, self._state_bytes = int(count * MAX_SHARED), state_bytes
         self._ages_after = AGES_AFTER * count
         self._displaced = 0  # snapshots that made room so far
         self._free = list(reversed(self.slots))
@@ -75,12 +77,13 @@ class Snapshots:
         return len(self._kept) * self._state_bytes
 
     def longest(self, sequence: Sequence, blocks: int) -> int:
-        """Behind how many of the first `blocks` blocks, whose hashes are known, all rows of a sequence can start."""
+        """The most of the first `blocks` blocks behind which all rows of a sequence have a snapshot; 0 if none. Their
+        hashes must be known."""
         return next((count for count in range(blocks, 0, -1) if self._has(sequence, count)), 0)
 
     def start(self, sequence: Sequence, blocks: int, shared: int) -> None:
-        """Copy the snapshot behind so many blocks to the slots of an admitted sequence, and choose where it gets more:
-        `shared` of its blocks are in the prefix cache, so that others begin like it."""
+        """Copy the snapshot behind `blocks` blocks to the slots of an admitted sequence, and choose the positions of
+        its own snapshots. `shared`: how many of its blocks are in the prefix cache, since other sequences begin alike."""
         if blocks:
             for row in sequence.rows:
                 digest = row.hashes[blocks - 1]
@@ -107,7 +110,7 @@ class Snapshots:
 
     def plan(self, sequence: Sequence, start: int, end: int) -> int:
         """Take slots for the snapshots of the tokens from `start` up to `end`, which the next step computes. Returns
-        how many others made room."""
+        how many other snapshots were displaced for them."""
         before = self._displaced
         wanted = {point for point in sequence.snapshot_points if start < point <= end}
         if end - start == 1 and end > sequence.prompt_length and not end % self._least:
@@ -118,7 +121,7 @@ class Snapshots:
             if len(self._free) + len(self._kept) < sequence.row_count:
                 break
             while len(self._free) < sequence.row_count:
-                self._drop(self._least_wanted())
+                self._drop(self._next_to_displace())
                 self._displaced += 1
             for row in sequence.rows:
                 row.snapshots.append((point, self._free.pop()))
@@ -140,8 +143,8 @@ class Snapshots:
             row.snapshots.clear()
 
     def give_back(self, sequence: Sequence, *, forget: bool = False) -> None:
-        """Free the slots of planned snapshots, of a sequence that stops to run. With `forget` those behind its blocks
-        are dropped, too: it may have left them where another sequence's equal blocks have the names."""
+        """Free the slots of the planned snapshots of a sequence that stops running. With `forget` also drop the kept
+        snapshots behind its blocks, which other sequences with equal blocks would find."""
         for row in sequence.rows:
             self._free += [slot for _, slot in row.snapshots]
             for digest in row.hashes if forget else ():
@@ -176,10 +179,9 @@ class Snapshots:
         return all(len(row.hashes) >= blocks and row.hashes[blocks - 1] in self._kept for row in sequence.rows)
 
     def _use(self, digest: bytes, *, first: bool) -> None:
-        """Note a start from a snapshot, and count it if it is its sequence's first. Where too many are shared, the
-        least recently used of them no longer is.
-
-        Of a pair of rows that may be the snapshot of one alone. The other's is of no use once that is gone; it ages.
+        """Record a start from a snapshot; `first`: it is its sequence's first start, which is counted. If too many
+        snapshots are shared then, the least recently used of them becomes ordinary, even if it belongs to one of two
+        rows whose snapshots are only useful together: the other one ages.
         """
         self._kept.move_to_end(digest)
         snapshot = self._kept[digest]
@@ -191,12 +193,12 @@ class Snapshots:
             shared[0].starts = 0
 
     def _is_shared(self, snapshot: Snapshot) -> bool:
-        """Whether several sequences started from it, the last not long ago. A conversation that goes on starts from
-        each of its own once."""
+        """Whether several sequences started from it, the last one recently. (A conversation that goes on starts only
+        once from each of its own snapshots.)"""
         return snapshot.starts >= SHARED_STARTS and self._displaced - snapshot.used_at <= self._ages_after
 
-    def _least_wanted(self) -> bytes:
-        """The least recently used snapshot that is not shared, else of all."""
+    def _next_to_displace(self) -> bytes:
+        """The least recently used snapshot that is not shared, or of all if all are shared."""
         ordinary = (digest for digest, snapshot in self._kept.items() if not self._is_shared(snapshot))
         return next(ordinary, next(iter(self._kept)))
 

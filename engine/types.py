@@ -22,7 +22,7 @@ from weights.sizes import BytesPerWeight, WeightFiles
 GenerationConfig = Literal["auto", "none"]
 Finish = Literal["stop", "length", "error", "abort"]
 Measure = Literal["entropy", "margin"]  # of how unsure the model is of a next token
-MOST_ROUTED_TOKENS = 2048  # of a request that wants its routes, prompt and answer together
+MAX_ROUTED_TOKENS = 2048  # of a request that wants its routes, prompt and answer together
 NO_TOKEN_LEFT = "no_token_left"  # code of an error: what a request asks for together leaves no token
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from model.contrast import Contrast
 
-MOST_MOVED = 100.0  # of a router's logits, in either direction
+MAX_MOVED = 100.0  # of a router's logits, in either direction
 # Fields of a rule that only some kinds of mixtures take, and why others do not.
 OWN_FIELDS = {
     "gate_offset": "this model's experts have no gates of their own",

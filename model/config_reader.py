@@ -28,7 +28,7 @@ HARMLESS = frozenset(_HARMLESS.split())
 
 _UNSET: tuple[object, ...] = (None, False, 0, "", [], {})  # values that say no more than an absent key
 
-MOST_LAYERS = 1024
+MAX_LAYERS = 1024
 _LAYERS = ("num_hidden_layers", "n_layer")
 
 
@@ -39,8 +39,8 @@ def check_numbers(raw: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} must be a finite number, got {value}")
         if key in _LAYERS:
             sizes(**{key: value})
-            if value > MOST_LAYERS:
-                raise ValueError(f"{key} must be at most {MOST_LAYERS}, got {value!r:.40}")
+            if value > MAX_LAYERS:
+                raise ValueError(f"{key} must be at most {MAX_LAYERS}, got {value!r:.40}")
         if isinstance(value, Mapping):
             check_numbers(value)
 

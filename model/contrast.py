@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from model.errors import InvalidRequest, shown
 
-MOST_BETA = 10.0
+MAX_BETA = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class Contrast:
 
     def check(self, most: int, param: str) -> None:
         """Raise InvalidRequest if a value is out of range; `most` is the lowest rank of an expert."""
-        if not 0 <= self.beta <= MOST_BETA:
-            raise _out_of_range(f"{param}.beta", f"between 0 and {MOST_BETA:g}", self.beta)
+        if not 0 <= self.beta <= MAX_BETA:
+            raise _out_of_range(f"{param}.beta", f"between 0 and {MAX_BETA:g}", self.beta)
         if not 0 < self.alpha <= 1:
             raise _out_of_range(f"{param}.alpha", "above 0 and at most 1", self.alpha)
         if not 1 <= self.weak_rank <= most:

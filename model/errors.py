@@ -13,7 +13,7 @@ MoedialError
 
 from collections.abc import Iterator, Mapping
 
-MOST_TOLD = 8192  # characters of what is wrong with a checkpoint
+MAX_MESSAGE_LENGTH = 8192  # characters of what is wrong with a checkpoint
 
 
 def printable(text: str) -> str:
@@ -55,7 +55,7 @@ class CheckpointError(MoedialError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message[:MOST_TOLD]))
+        super().__init__(printable(message[:MAX_MESSAGE_LENGTH]))
 
 
 class EngineBusy(MoedialError):

@@ -6,7 +6,7 @@ Standard library only: the HTTP process, the scheduler and the model all read th
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.budget import FAMILY_RULE, MOST_MOVED, OWN_FIELDS, ExpertBudget, RoutingRule
+from model.budget import FAMILY_RULE, MAX_MOVED, OWN_FIELDS, ExpertBudget, RoutingRule
 from model.contrast import Contrast
 from model.errors import InvalidRequest
 
@@ -143,6 +143,6 @@ class ExpertRange:
         """The same of a field that only some kinds take."""
         if name not in self.own_fields:
             return f"is refused: {self.rule_refusal or OWN_FIELDS[name]}"
-        if not -MOST_MOVED <= value <= MOST_MOVED:
-            return f"must be between {-MOST_MOVED:g} and {MOST_MOVED:g}, got {value!r:.64}"
+        if not -MAX_MOVED <= value <= MAX_MOVED:
+            return f"must be between {-MAX_MOVED:g} and {MAX_MOVED:g}, got {value!r:.64}"
         return ""

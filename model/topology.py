@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE_LIMIT = 1 << 16  # bytes
-MOST_CPUS = 1 << 14  # the kernel's own limit is 8,192
-MOST_NODES = 1 << 10
+MAX_CPUS = 1 << 14  # the kernel's own limit is 8,192
+MAX_NODES = 1 << 10
 FEW_CPUS = 4
 DEVICES = "sys/devices/system"
 
@@ -48,7 +48,7 @@ def computing_cpus(root: Path = Path("/")) -> int:
 def memory_nodes(root: Path = Path("/")) -> list[Node]:
     """The nodes that have usable processors, by number."""
     usable = usable_cpus()
-    folders = sorted((root / DEVICES / "node").glob("node[0-9]*"), key=_number)[:MOST_NODES]
+    folders = sorted((root / DEVICES / "node").glob("node[0-9]*"), key=_number)[:MAX_NODES]
     found = [usable & _listed(folder / "cpulist") for folder in folders]
     if sum(map(len, found)) != len(usable) or frozenset().union(*found) != usable:
         found = [usable]
@@ -73,8 +73,8 @@ def cpu_list(text: str) -> frozenset[int]:
         if not first.isdecimal() or not (last if dash else first).isdecimal():
             raise ValueError(f"{part!r:.40} is no processor and no range of processors")
         begin, end = int(first), int(last if dash else first)
-        if not begin <= end < MOST_CPUS:
-            raise ValueError(f"processors {part!r:.40} are not a rising range below {MOST_CPUS}")
+        if not begin <= end < MAX_CPUS:
+            raise ValueError(f"processors {part!r:.40} are not a rising range below {MAX_CPUS}")
         numbers.update(range(begin, end + 1))
     return frozenset(numbers)
 
@@ -87,7 +87,7 @@ def _core(root: Path, cpu: int) -> int:
 
 def _number(folder: Path) -> int:
     digits = folder.name.removeprefix("node")
-    return int(digits) if digits.isdecimal() else MOST_NODES
+    return int(digits) if digits.isdecimal() else MAX_NODES
 
 
 def _listed(file: Path) -> frozenset[int]:

@@ -28,7 +28,7 @@ from server.configuration.variables import refuse_unknown
 from server.json_limits import JsonLimits
 from weights.folder import model_name
 
-LEAST_BROWNOUT_ITL = 1.2
+MIN_BROWNOUT_ITL = 1.2
 
 
 class Settings(ModelSettings):
@@ -179,8 +179,8 @@ class Settings(ModelSettings):
     @classmethod
     def _is_above_an_unloaded_servers(cls, value: float) -> float:
         """A server that has nothing to do would be in brownout otherwise."""
-        if 0 < value < LEAST_BROWNOUT_ITL:
-            raise ValueError(f"must be 0 or at least {LEAST_BROWNOUT_ITL}, got {value:g}")
+        if 0 < value < MIN_BROWNOUT_ITL:
+            raise ValueError(f"must be 0 or at least {MIN_BROWNOUT_ITL}, got {value:g}")
         return value
 
     @field_validator("max_inflight_body_bytes")

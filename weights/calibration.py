@@ -19,7 +19,7 @@ from weights.small_files import small_files
 
 FORMAT = 1
 FILE, REPAIR_FILE = "calibration.json", "repair.safetensors"
-MOST_BYTES = 16 << 20  # of a calibration file
+MAX_BYTES = 16 << 20  # of a calibration file
 WHOLE_BYTES = 1 << 30  # of weights that are hashed whole; of more, evenly spaced parts
 PART_BYTES, PARTS = 1 << 20, 256
 
@@ -118,8 +118,8 @@ def read(path: Path, checkpoint: str) -> Calibration:
         CheckpointError: the file is damaged, of another format, or of another checkpoint than `checkpoint` (a hash).
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise CheckpointError(f"{path} is larger than {MOST_BYTES} bytes: this is no calibration")
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path} is larger than {MAX_BYTES} bytes: this is no calibration")
         found = msgspec.json.decode(path.read_bytes(), type=Calibration)
     except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; `moedial calibrate` writes a new one") from None

@@ -16,7 +16,7 @@ from weights.folder import beside, read_text
 
 FORMAT = 1
 FOLDER = "expert-sets"
-MOST_BYTES = 16 << 20  # of a file
+MAX_BYTES = 16 << 20  # of a file
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -104,7 +104,7 @@ def read(path: Path, checkpoint: str) -> ExpertSet:
         CheckpointError: the file is damaged, of another format, or of another checkpoint than `checkpoint` (a hash).
     """
     try:
-        found = msgspec.json.decode(read_text(path, MOST_BYTES), type=ExpertSet)
+        found = msgspec.json.decode(read_text(path, MAX_BYTES), type=ExpertSet)
     except (OSError, UnicodeDecodeError, msgspec.MsgspecError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; `moedial expert-set` writes a new one") from None
     if found.format != FORMAT:

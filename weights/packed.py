@@ -28,7 +28,7 @@ from weights.sizes import BytesPerWeight
 
 FORMAT = 2
 PAGE, LINE = 4096, 64
-MOST_NUMBER = 1 << 26  # no size, count or width of a real model is higher; products of two fit 64 bits
+MAX_NUMBER = 1 << 26  # no size, count or width of a real model is higher; products of two fit 64 bits
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -169,8 +169,8 @@ class MappedTensors:
             if found is None:
                 raise CheckpointError(f"{PACKED}: {_file(value.part)} has no tensor {value.tensor!r:.80}")
             return found
-        if isinstance(value, int | float) and not abs(value) <= MOST_NUMBER:  # nor is NaN
-            raise CheckpointError(f"{PACKED}: {name!r:.80} is {value}, more than {MOST_NUMBER}")
+        if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:  # nor is NaN
+            raise CheckpointError(f"{PACKED}: {name!r:.80} is {value}, more than {MAX_NUMBER}")
         return value
 
 

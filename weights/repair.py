@@ -25,7 +25,7 @@ from weights.folder import open_regular
 log = logging.getLogger(__name__)
 
 NEUTRAL = {"scale": 1.0, "shift": 0.0}  # the tensors of the file, and what changes nothing
-MOST_HEADER = 1 << 16  # bytes before the tensors
+MAX_HEADER = 1 << 16  # bytes before the tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def read_tables(path: Path, config: DecoderConfig, sha256: str) -> tuple[Tensor,
 
 def _load_tensors(path: Path, config: DecoderConfig, sha256: str) -> dict[str, Tensor]:
     """The tensors of a file that is no larger than it may be, and has this hash."""
-    most = MOST_HEADER + len(NEUTRAL) * len(config.mixtures) * (config.experts.maximum + 1) * config.width * 4
+    most = MAX_HEADER + len(NEUTRAL) * len(config.mixtures) * (config.experts.maximum + 1) * config.width * 4
     try:
         with open_regular(path) as file:
             data = file.read(most + 1)

@@ -153,7 +153,7 @@ def _mixture(
     (x_TD, counts_T, k_max), rows = inputs[0], len(inputs[0][0])
     ours = _timed(layers, inputs, part.device)
     ways: dict[str, peers.Layer] = {"grouped_mm": peers.grouped}
-    if rows * k_max <= peers.MOST_GATHERED:
+    if rows * k_max <= peers.MAX_GATHERED:
         ways["gathered"] = peers.gathered
     theirs: dict[str, Timed] = {}
     for way, peer in ways.items():

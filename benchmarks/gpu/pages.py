@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from model.backends.cuda.kernels.attend import MOST_QUERIES, PAGE, QueryTiles, attend
+from model.backends.cuda.kernels.attend import MAX_QUERIES, PAGE, QueryTiles, attend
 from model.backends.cuda.places import query_tiles
 from model.batch import Span
 from model.shapes.attention import Attention
@@ -35,13 +35,13 @@ class Paged:
         """Context."""
         return max(span.context for span in self.spans)
 
-    def tiles(self, rows: int = MOST_QUERIES) -> QueryTiles:
+    def tiles(self, rows: int = MAX_QUERIES) -> QueryTiles:
         """The queries in tiles of at most so many tokens."""
-        most = max(1, MOST_QUERIES // (self.shape.heads // self.shape.kv_heads))
+        most = max(1, MAX_QUERIES // (self.shape.heads // self.shape.kv_heads))
         tiles, device = query_tiles(self.spans_B3.cpu(), min(rows, most)), self.q_THC.device
         return QueryTiles(tiles.sequence_N.to(device), tiles.first_N.to(device), tiles.rows)
 
-    def run(self, spec: MaskSpec, rows: int = MOST_QUERIES, side_by_side: bool | None = None) -> Tensor:
+    def run(self, spec: MaskSpec, rows: int = MAX_QUERIES, side_by_side: bool | None = None) -> Tensor:
         """Attention [T, H, C] of all queries; what is not written is not a number."""
         out_THC = torch.full_like(self.q_THC, torch.nan)
         places = (self.tables_BP, self.spans_B3, self.tiles(rows), self.longest)

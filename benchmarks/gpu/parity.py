@@ -29,7 +29,7 @@ from model.step import LayerStep
 
 PARITY = "against float64"
 MOST = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}  # relative error
-MOST_OTHER = 0.01  # share of groups: near-ties of scores that were rounded otherwise
+MAX_OTHER = 0.01  # share of groups: near-ties of scores that were rounded otherwise
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -203,7 +203,7 @@ def _infinity(parity: Parity) -> None:
     mask_TE = layer.masks(x_TD, step)
     other = float(((mask_TE != 0) != (module.masks(x_TD, step) != 0)).float().mean())
     parity.part.add("groups that ∞-MoE keeps, beside the decoder's module", dtype=str(parity.dtype), other=other,
-                    most=MOST_OTHER, holds=other <= MOST_OTHER)  # fmt: skip
+                    most=MAX_OTHER, holds=other <= MAX_OTHER)  # fmt: skip
     hidden_TF = reference.linear(x_TD, module.up, None, kind.activation)
     hidden_TF = hidden_TF * mask_TE.double().repeat_interleave(kind.block, dim=1)
     wanted_TD = hidden_TF @ module.down.double().T

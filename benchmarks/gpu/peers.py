@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from model.activation import activate_gated
 from model.moe.topk import TopKMixture
 
-MOST_GATHERED = 64  # pairs: each brings a copy of its expert's weights
+MAX_GATHERED = 64  # pairs: each brings a copy of its expert's weights
 Layer = Callable[[TopKMixture, Tensor, int], Tensor]
 
 

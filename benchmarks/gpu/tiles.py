@@ -19,7 +19,7 @@ from model.backends.cuda.kernels.operands import TILES, PairTiles, Tile, Weight
 from model.backends.cuda.layer import row_tile
 
 TOKENS = (1, 8, 32, 128, 1024)
-MOST_LOSS = 1.1  # exact mode at most 10 % slower than a free one
+MAX_LOSS = 1.1  # exact mode at most 10 % slower than a free one
 COPIES = 2
 CUTS = (1, 2, 4, 8)
 
@@ -144,8 +144,8 @@ def _best(part: Part, product: Product) -> None:
     loss = None if own.micro is None or best_us is None else own.micro / best_us
     ours = f"{own_tile.units}×{own_tile.rows}×{own_tile.inner}, {product.weights[0].segments} segments"
     part.add("exact against free", product=product.name, ours=ours, ours_us=own.micro, free=best, free_us=best_us,
-             ways=ways, failed=failed, ratio=loss, most=MOST_LOSS,
-             holds=None if loss is None else loss <= MOST_LOSS)  # fmt: skip
+             ways=ways, failed=failed, ratio=loss, most=MAX_LOSS,
+             holds=None if loss is None else loss <= MAX_LOSS)  # fmt: skip
 
 
 def _own_tile(product: Product) -> Tile:

@@ -6,7 +6,7 @@ from model.shapes.dropping import Dropping
 from model.shapes.mixtures import Router, TopK
 
 THRESHOLD = 0.2  # of a second expert's weight
-LEAST_CAPACITY = 4
+MIN_CAPACITY = 4
 
 
 def decoder_config(hf_config: ConfigReader) -> DecoderConfig:
@@ -33,7 +33,7 @@ def _dropping(hf_config: ConfigReader, experts: int) -> Dropping | None:
     hf_config.expect("second_expert_policy", "all", "threshold")  # "random" and "sampling" are drawn
     by_weight, by_capacity = hf_config.get("second_expert_policy") == "threshold", hf_config.get("drop_tokens", False)
     threshold = hf_config.get("second_expert_threshold", THRESHOLD) if by_weight else 0.0
-    factor, least = hf_config.get("eval_capacity_factor", 2.0), hf_config.get("min_expert_capacity", LEAST_CAPACITY)
+    factor, least = hf_config.get("eval_capacity_factor", 2.0), hf_config.get("min_expert_capacity", MIN_CAPACITY)
     prioritised = hf_config.get("batch_prioritized_routing", False)
     if not by_capacity:
         return Dropping(threshold) if by_weight else None

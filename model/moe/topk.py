@@ -22,7 +22,7 @@ from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import TopK
 from model.step import LayerStep
 
-MOST_PADDED = 1 << 26  # values of all experts that are computed at a time where the host does not know the pairs
+MAX_PADDED = 1 << 26  # values of all experts that are computed at a time where the host does not know the pairs
 
 
 class TopKMixture(LayerModule):
@@ -142,7 +142,7 @@ class TopKMixture(LayerModule):
     def run_padded(self, x_TD: Tensor, weight_TE: Tensor, runs_TE: Tensor) -> Tensor:
         """The same sum over all experts, without those that do not run. It reads every expert's weights, but no value:
         every size follows from the shapes."""
-        rows = max(1, MOST_PADDED // (self.gate_up[..., 0].numel() + self.down[..., 0].numel()))
+        rows = max(1, MAX_PADDED // (self.gate_up[..., 0].numel() + self.down[..., 0].numel()))
         parts = zip(x_TD.split(rows), weight_TE.split(rows), runs_TE.split(rows), strict=True)
         return torch.cat([self._padded(*part) for part in parts])
 

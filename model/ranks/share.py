@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import TopK
 
-MOST_RANKS = 64
+MAX_RANKS = 64
 
 
 @dataclass(frozen=True, slots=True)

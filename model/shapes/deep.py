@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from model.shapes.checks import counts, one_of, sizes
 from model.shapes.feed_forward import TokenLocal
-from model.shapes.mixtures import MOST_EXPERTS
+from model.shapes.mixtures import MAX_EXPERTS
 from model.shapes.soft import Restriction
 from model.shapes.work import TokenWork
 
@@ -35,8 +35,8 @@ class DeepLevel(TokenLocal):
 
     def __post_init__(self) -> None:
         sizes(num_experts=self.experts, intermediate_size=self.width, gate_intermediate_size=self.gate_width)
-        if self.most > MOST_EXPERTS:
-            raise ValueError(f"experts must be at most {MOST_EXPERTS}, got {self.most}")
+        if self.most > MAX_EXPERTS:
+            raise ValueError(f"experts must be at most {MAX_EXPERTS}, got {self.most}")
         counts(self.experts, self.most)
         one_of("restriction", self.restriction, Restriction)
 

@@ -13,7 +13,7 @@ from model.shapes.dropping import Dropping
 from model.shapes.feed_forward import TokenLocal
 from model.shapes.work import TokenWork
 
-MOST_EXPERTS = 8192  # of one layer; each has tensors of its own in a checkpoint
+MAX_EXPERTS = 8192  # of one layer; each has tensors of its own in a checkpoint
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"]
 Score = Literal["softmax", "sigmoid", "sparse_mixer", "top_any", "relu"]
 GATES = ("top_any", "relu")  # scores with which an expert runs only where its own gate is open
@@ -101,8 +101,8 @@ class TopK(TokenLocal):
 
     def __post_init__(self) -> None:
         sizes(experts=self.experts, width=self.width)
-        if self.experts > MOST_EXPERTS:
-            raise ValueError(f"experts must be at most {MOST_EXPERTS}, got {self.experts}")
+        if self.experts > MAX_EXPERTS:
+            raise ValueError(f"experts must be at most {MAX_EXPERTS}, got {self.experts}")
         if self.experts % self.router.groups:
             raise ValueError(f"{self.experts} experts cannot be cut into {self.router.groups} groups")
         if self.router.group_score == "top2" and self.router.groups > 1 and self.router.groups * 2 > self.experts:

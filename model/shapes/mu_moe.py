@@ -9,7 +9,7 @@ from typing import Literal
 
 from model.shapes.checks import counts, one_of, sizes
 from model.shapes.feed_forward import TokenLocal
-from model.shapes.mixtures import MOST_EXPERTS, Activation
+from model.shapes.mixtures import MAX_EXPERTS, Activation
 from model.shapes.soft import Restriction
 from model.shapes.work import TokenWork
 
@@ -43,8 +43,8 @@ class MuMoE(TokenLocal):
 
     def __post_init__(self) -> None:
         sizes(num_experts=self.experts, intermediate_size=self.width)
-        if self.experts > MOST_EXPERTS:
-            raise ValueError(f"num_experts must be at most {MOST_EXPERTS}, got {self.experts}")
+        if self.experts > MAX_EXPERTS:
+            raise ValueError(f"num_experts must be at most {MAX_EXPERTS}, got {self.experts}")
         counts(self.trained, self.experts)
         one_of("factorisation", self.factorisation, Factorisation)
         one_of("hidden_act", self.activation, Activation)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from model.shapes.checks import counts, one_of, sizes
 from model.shapes.memory import StateMemory
-from model.shapes.mixtures import MOST_EXPERTS, Activation, Router, TopK
+from model.shapes.mixtures import MAX_EXPERTS, Activation, Router, TopK
 from model.shapes.work import TokenWork
 
 Restriction = Literal["renormalise", "drop"]  # of the weights, where not all experts run
@@ -122,7 +122,7 @@ def segments(experts: int, width: int, trained: int, segment: int, model_width: 
 
 
 def _check(experts: int, trained: int, restriction: object) -> None:
-    if experts > MOST_EXPERTS:
-        raise ValueError(f"experts must be at most {MOST_EXPERTS}, got {experts}")
+    if experts > MAX_EXPERTS:
+        raise ValueError(f"experts must be at most {MAX_EXPERTS}, got {experts}")
     counts(trained, experts)
     one_of("restriction", restriction, Restriction)

@@ -43,8 +43,8 @@ def counts(value: Any) -> Any:
     return {name.strip(): count.strip() for name, _, count in pairs}
 
 
-MOST_AMOUNT = 1e12  # so that a cost stays a number
-Amount = Annotated[float, Field(ge=0, le=MOST_AMOUNT, allow_inf_nan=False)]
+MAX_AMOUNT = 1e12  # so that a cost stays a number
+Amount = Annotated[float, Field(ge=0, le=MAX_AMOUNT, allow_inf_nan=False)]
 COUNT = re.compile(r"0|[1-9][0-9]{0,8}")  # each count has one form: two prices of one are seen
 
 

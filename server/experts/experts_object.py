@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.types import Measure
-from model.budget import MOST_MOVED, Normaliser
+from model.budget import MAX_MOVED, Normaliser
 from model.contrast import Contrast
 from model.errors import InvalidRequest, shown
 
@@ -20,7 +20,7 @@ FIELD = "experts"
 PHASES = ("prefill", "decode")  # of prompt positions, and of generated ones
 NOT_YET = ("mask",)
 NORMALISERS: tuple[Normaliser, ...] = ("trained", "raw", "kept")
-MOST_REUSED = 1 << 12
+MAX_REUSED = 1 << 12
 MOST = 1_000_000  # of a quality, or of milliseconds
 MEASURES: Mapping[str, tuple[Measure, float]] = {"entropy": ("entropy", 100.0), "margin": ("margin", 1.0)}  # and limits
 K2 = re.compile(r"k2=([1-9][0-9]{0,3})")
@@ -135,14 +135,14 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _reuse(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_REUSED:
-        raise InvalidRequest(f"{name} must be an integer between 0 and {MOST_REUSED}, got {shown(value)}", name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_REUSED:
+        raise InvalidRequest(f"{name} must be an integer between 0 and {MAX_REUSED}, got {shown(value)}", name)
     return value
 
 
 def _offset(name: str, value: Any) -> float:
-    if not _is_number(value) or not -MOST_MOVED <= value <= MOST_MOVED:
-        allowed = f"a number between {-MOST_MOVED:g} and {MOST_MOVED:g}"
+    if not _is_number(value) or not -MAX_MOVED <= value <= MAX_MOVED:
+        allowed = f"a number between {-MAX_MOVED:g} and {MAX_MOVED:g}"
         raise InvalidRequest(f"{name} must be {allowed}, got {shown(value)}", name)
     return float(value)
 

@@ -18,7 +18,7 @@ AVERAGED_S = 1.0  # a step weighs by its length against this
 ALONE_WEIGHT = 0.01  # of a step of one sequence alone, in the average of what an unloaded server takes
 ALONE = 1.5  # sequences, on average: with fewer, most steps are of one
 IDLE_S = 10.0  # after so long without a step nothing of before counts
-MOST_RATIO = 20.0  # that one step counts for: a process that was stopped for a while says nothing of the next steps
+MAX_RATIO = 20.0  # that one step counts for: a process that was stopped for a while says nothing of the next steps
 
 
 class LoadMeter:
@@ -52,7 +52,7 @@ class LoadMeter:
         self._itl_ms += weight * (stats.seconds * 1000 - self._itl_ms)
         self._running += weight * (stats.running - self._running)
         if stats.trained_pairs and (calibrated := self._calibrated_ms(self._count_of(stats), stats.running)):
-            ratio = min(MOST_RATIO, stats.seconds * 1000 / calibrated)
+            ratio = min(MAX_RATIO, stats.seconds * 1000 / calibrated)
             self._slowdown += (1 - math.exp(-stats.seconds / AVERAGED_S)) * (ratio - self._slowdown)
             if stats.running == 1 and not stats.prompt_tokens:
                 alone = min(ratio * self._default_ms, 2 * self.unloaded_ms)

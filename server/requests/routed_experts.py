@@ -1,6 +1,6 @@
 """When a request may have `return_routed_experts`: what is refused, by name. Not here: how routes are written."""
 
-from engine.types import MOST_ROUTED_TOKENS
+from engine.types import MAX_ROUTED_TOKENS
 from model.errors import InvalidRequest
 from model.expert_range import ExpertRange
 from server.experts.requested_count import ROUTES_FIELD as FIELD
@@ -37,9 +37,9 @@ def check_routes(body: GenerationBody, spec: OutputSpec, experts: ExpertRange) -
 
 def check_size(tokens: int) -> None:
     """Raises InvalidRequest where prompts and answers of a call together may have more tokens than are returned."""
-    if tokens > MOST_ROUTED_TOKENS:
+    if tokens > MAX_ROUTED_TOKENS:
         raise InvalidRequest(
-            f"{FIELD}: prompt and max_tokens, over all answers, must be at most {MOST_ROUTED_TOKENS} tokens together, "
+            f"{FIELD}: prompt and max_tokens, over all answers, must be at most {MAX_ROUTED_TOKENS} tokens together, "
             f"got {tokens}",
             FIELD,
         )

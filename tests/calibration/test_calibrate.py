@@ -32,8 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of times, which are not what these tests are about."""
-    monkeypatch.setattr(speed, "LEAST_ROUNDS", 1)
-    monkeypatch.setattr(speed, "MOST_ROUNDS", 1)
+    monkeypatch.setattr(speed, "MIN_ROUNDS", 1)
+    monkeypatch.setattr(speed, "MAX_ROUNDS", 1)
 
 
 def options(folder: Path, **changes: Any) -> Options:

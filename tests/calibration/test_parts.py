@@ -98,7 +98,7 @@ def test_draws_read_the_groups_that_they_keep() -> None:
     assert work.flops_per_token((2,)) - work.flops_per_token((1,)) == 2 * (kept + 12 * 6)  # the scores of one draw more
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [(0, speed.LEAST_ROUNDS), (90, 9), (10**6, speed.MOST_ROUNDS)])
+@pytest.mark.parametrize(("seconds", "rounds"), [(0, speed.MIN_ROUNDS), (90, 9), (10**6, speed.MAX_ROUNDS)])
 def test_budgets_are_timed_in_turns_and_their_medians_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, rounds: int
 ) -> None:

@@ -15,7 +15,7 @@ from tests.deploy.manifests import DEPLOY, ROOT
 KUBERNETES = DEPLOY / "kubernetes"
 TARGETS = ("base", "overlays/hpa", "overlays/keda", "overlays/lanes")
 WITHOUT_SCHEMA = ("ScaledObject",)  # kinds that a cluster has only once KEDA is installed
-MOST_EXPOSED = 1.5  # of 10, as systemd-analyze counts
+MAX_EXPOSED = 1.5  # of 10, as systemd-analyze counts
 UNIT = DEPLOY / "systemd" / "moedial.service"
 # Versions of apt packages are the distribution's to choose; `cd` is one of two commands that belong together; torch has
 # a layer of its own, which later builds find again.
@@ -96,7 +96,7 @@ def test_systemd_accepts_the_unit_and_finds_it_closed(tmp_path: Path) -> None:
     here.write_text(UNIT.read_text().replace("/opt/moedial/bin/moedial", "/bin/true"))
     done = run("systemd-analyze", "verify", here)
     assert done.returncode == 0 and not done.stderr, done.stderr
-    threshold = str(round(MOST_EXPOSED * 10))
+    threshold = str(round(MAX_EXPOSED * 10))
     done = run("systemd-analyze", "security", "--offline=true", f"--threshold={threshold}", "--no-pager", UNIT)
     assert done.returncode == 0, done.stdout[-300:]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.assembly import assemble
 from engine.build import prepare
-from engine.calibrate import MOST_ROWS
+from engine.calibrate import MAX_ROWS
 from engine.engine import Engine
 from engine.expert_stats import ExpertStats
 from engine.plan import Plan
@@ -151,7 +151,7 @@ def bench(
     """`model`: another than the one that is served to all."""
     model, config = model or served.model(), served.config
     cache = cache and (served.snapshots > 0 or not config.has_states)
-    states = max(running, MOST_ROWS) + (served.snapshots if cache else 0)
+    states = max(running, MAX_ROWS) + (served.snapshots if cache else 0)
     per_block = bytes_per_block(config.memory, served.block, model.dtype.itemsize)
     settings = served.settings(
         kv_cache_bytes=blocks * per_block + bytes_per_sequence(config.memory) * states,

@@ -13,7 +13,7 @@ from tests.engine.fake import FakeRunner, request
 
 SIZE, LEAST, TARGET = 16, 16, 0.02
 WEAK, STRONG = (1,) * LAYERS, (8,) * LAYERS
-LEAST_SECONDS = COST.seconds(LEAST, LEAST * sum(STRONG), 16 * LAYERS) - COST.fixed  # a least chunk's, at most
+MIN_SECONDS = COST.seconds(LEAST, LEAST * sum(STRONG), 16 * LAYERS) - COST.fixed  # a least chunk's, at most
 
 
 class Clock:

@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor
 
 from engine.routes import RouteRecord, pack
-from engine.types import MOST_ROUTED_TOKENS, Request, Routes, Sampling, TokenEvent
+from engine.types import MAX_ROUTED_TOKENS, Request, Routes, Sampling, TokenEvent
 from model.backends.cpu.kernels.library import load
 from model.backends.torch.attend import WholeAttend
 from model.budget import ExpertBudget, RoutingRule
@@ -163,8 +163,8 @@ def test_an_aborted_request_has_none() -> None:
 
 
 def test_too_many_tokens_are_refused() -> None:
-    long = tuple(i % VOCABULARY for i in range(MOST_ROUTED_TOKENS))
-    served = replace(TOPK, config=llama_like(topk(), context=2 * MOST_ROUTED_TOKENS))
+    long = tuple(i % VOCABULARY for i in range(MAX_ROUTED_TOKENS))
+    served = replace(TOPK, config=llama_like(topk(), context=2 * MAX_ROUTED_TOKENS))
     crowd = bench(served, blocks=1024)
     with pytest.raises(InvalidRequest, match="at most 2048 tokens, but you requested 2049") as error:
         crowd.engine.add(asked("a", (1,), 1, prompt=long))

@@ -14,7 +14,7 @@ from tests.engine.costs import COST, LAYERS, seconds
 from tests.engine.fake import FakeRunner
 from tests.engine.simulation import (
     LEAST,
-    LEAST_SECONDS,
+    MIN_SECONDS,
     SIZE,
     STRONG,
     TARGET,
@@ -33,7 +33,7 @@ def crowd(budget: tuple[int, ...]) -> list[Request]:
 @pytest.mark.parametrize("budget", [WEAK, STRONG])
 def test_a_crowd_stretches_a_neighbours_gaps_to_the_target_and_no_further(budget: tuple[int, ...]) -> None:
     budgeted = beside_a_neighbour(make(), *crowd(budget)).finish()
-    assert budgeted.gap("neighbour") <= TARGET + LEAST_SECONDS
+    assert budgeted.gap("neighbour") <= TARGET + MIN_SECONDS
     assert {id: len(times) for id, times in budgeted.came.items()} == {
         "neighbour": 400,
         **{each.id: 20 for each in crowd(budget)},
@@ -42,7 +42,7 @@ def test_a_crowd_stretches_a_neighbours_gaps_to_the_target_and_no_further(budget
 
 def test_without_a_cost_the_gaps_are_several_times_as_long() -> None:
     plain = beside_a_neighbour(make(cost=None), *crowd(STRONG)).finish()
-    assert plain.gap("neighbour") > 5 * (TARGET + LEAST_SECONDS)
+    assert plain.gap("neighbour") > 5 * (TARGET + MIN_SECONDS)
 
 
 def test_a_prompt_with_more_experts_gets_a_shorter_chunk() -> None:

@@ -8,7 +8,7 @@ from engine.plan import Chunk
 from engine.scheduler import Scheduler
 from tests.engine.costs import COST, seconds
 from tests.engine.fake import FakeRunner
-from tests.engine.simulation import LEAST, LEAST_SECONDS, SIZE, STRONG, TARGET, WEAK, Simulation, asks, make
+from tests.engine.simulation import LEAST, MIN_SECONDS, SIZE, STRONG, TARGET, WEAK, Simulation, asks, make
 
 DECODES = 100
 LONG = 1900  # tokens; LONG_SECONDS at the most to read them in chunks, if nothing else ran
@@ -62,7 +62,7 @@ def test_decodes_get_their_share_too() -> None:
     for number in range(5):
         simulation.add(asks(f"long{number}", LONG, STRONG, max_tokens=1))
     run(simulation, "long4")
-    assert simulation.gap("decode0") < alone / (1 - MAX_PREFILL_SHARE) + LEAST_SECONDS
+    assert simulation.gap("decode0") < alone / (1 - MAX_PREFILL_SHARE) + MIN_SECONDS
 
 
 def test_a_long_prompt_is_read_on_beside_any_number_of_short_ones() -> None:

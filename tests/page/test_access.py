@@ -10,7 +10,7 @@ from tests.page.running import ROOT, Fake
 
 AXE = ROOT / ".page-tests/node_modules/axe-core/axe.min.js"
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-MOST_BYTES = 130_000
+MAX_BYTES = 130_000
 VIEWS = ("Ask", "Lens", "Routing", "Curve", "Live")
 
 
@@ -126,7 +126,7 @@ def test_little_travels_and_nothing_a_second_time(browser: Browser, fake_server:
         opened.view("Curve")
         expect(opened.page.locator(".chart canvas")).to_be_visible()
         first = opened.page.evaluate(sizes)
-        assert 20_000 < first < MOST_BYTES
+        assert 20_000 < first < MAX_BYTES
         opened.open().ready()
         assert opened.page.evaluate(sizes) < 15_000, "only answers that nothing has changed"
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from engine.types import MOST_ROUTED_TOKENS
+from engine.types import MAX_ROUTED_TOKENS
 from server.dialects.hermes import Hermes
 from server.dialects.reasoning import ReasoningTags
 from server.schemas.answers import ChatCompletion, Completion
@@ -91,9 +91,9 @@ def test_more_tokens_than_are_returned_are_refused_before_they_run() -> None:
     engine = FakeEngine()
     engine.info = replace(INFO, max_model_len=4096)
     with allowed(engine) as client:
-        most = MOST_ROUTED_TOKENS - 2
+        most = MAX_ROUTED_TOKENS - 2
         field, message = message_of(client, COMPLETIONS, {"prompt": "hi", "max_tokens": most + 1, FIELD: True})
-        assert field == FIELD and str(MOST_ROUTED_TOKENS) in message and f"got {MOST_ROUTED_TOKENS + 1}" in message
+        assert field == FIELD and str(MAX_ROUTED_TOKENS) in message and f"got {MAX_ROUTED_TOKENS + 1}" in message
         field, _ = message_of(client, COMPLETIONS, {"prompt": "hi", "max_tokens": most // 2 + 1, "n": 2, FIELD: True})
         assert field == FIELD
         assert message_of(client, CHAT, {"messages": USER, FIELD: True})[0] == FIELD, "max_tokens is all the context"

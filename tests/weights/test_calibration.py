@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from model.errors import CheckpointError
 from tests.weights.checkpoints import OLMOE, write
 from tests.weights.test_calibration_plot import THREE, calibration
-from weights.calibration import FILE, FORMAT, MOST_BYTES, REPAIR_FILE, checkpoint_hash, find, read
+from weights.calibration import FILE, FORMAT, MAX_BYTES, REPAIR_FILE, checkpoint_hash, find, read
 from weights.calibration import write as write_calibration
 
 HASH = "0" * 64
@@ -37,7 +37,7 @@ def test_that_of_another_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
         (b"\xff\xfe", "is damaged"),
         (b"[" * 100_000, "is damaged"),
         (b'{"format": 1}', "is damaged: Object missing required field"),
-        (b" " * (MOST_BYTES + 1), f"is larger than {MOST_BYTES} bytes"),
+        (b" " * (MAX_BYTES + 1), f"is larger than {MAX_BYTES} bytes"),
     ],
 )
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, damage: bytes, message: str) -> None:

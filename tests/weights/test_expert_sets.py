@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import CheckpointError, InvalidRequest
-from weights.expert_sets import FOLDER, MOST_BYTES, ExpertSet, Loss, check_name, find, read, write
+from weights.expert_sets import FOLDER, MAX_BYTES, ExpertSet, Loss, check_name, find, read, write
 
 HASH = "c" * 64
 FOUND = ExpertSet(
@@ -66,8 +66,8 @@ def test_a_set_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any]
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
     path = write(FOUND, tmp_path)
     with path.open("ab") as file:
-        file.truncate(MOST_BYTES + 1)
-    with pytest.raises(CheckpointError, match=f"larger than {MOST_BYTES} bytes"):
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(CheckpointError, match=f"larger than {MAX_BYTES} bytes"):
         read(path, HASH)
 
 

@@ -8,14 +8,14 @@ import struct
 from itertools import islice
 from typing import Any, NoReturn
 
-from model.config_reader import MOST_LAYERS
+from model.config_reader import MAX_LAYERS
 from model.errors import CheckpointError, shown
 from weights.gguf.harmless import harmless
 from weights.gguf.header import Scalar
 from weights.gguf.reader import GgufFile
 
-MOST_ROTARY = 65_536
-MOST_NAMED = 20  # keys in one message
+MAX_ROTARY = 65_536
+MAX_KEYS_IN_MESSAGE = 20  # keys in one message
 YARN = {
     "beta_fast": "rope.scaling.yarn_beta_fast",
     "beta_slow": "rope.scaling.yarn_beta_slow",
@@ -74,7 +74,7 @@ class Described:
         prefix = f"{self.architecture}."
         own = {key[len(prefix) :]: value for key, value in self.file.metadata.items() if key.startswith(prefix)}
         unread = (key for key, value in own.items() if key not in self._read and not harmless(key, value))
-        if unknown := [f"{shown(prefix + key)} is {shown(own[key])}" for key in islice(unread, MOST_NAMED)]:
+        if unknown := [f"{shown(prefix + key)} is {shown(own[key])}" for key in islice(unread, MAX_KEYS_IN_MESSAGE)]:
             self.fail(f"keys that the family does not know, and that may change what it computes: {', '.join(unknown)}")
 
     def has(self, tensor: str) -> bool:
@@ -84,8 +84,8 @@ class Described:
     def layers(self) -> int:
         """Without those for multi-token prediction, which come last."""
         layers = self.number("block_count") - self.extra_layers
-        if not 1 <= layers <= MOST_LAYERS:
-            self.fail(f"{self.architecture}.block_count leaves {layers} layers; 1 to {MOST_LAYERS} are supported")
+        if not 1 <= layers <= MAX_LAYERS:
+            self.fail(f"{self.architecture}.block_count leaves {layers} layers; 1 to {MAX_LAYERS} are supported")
         return layers
 
     @property
@@ -108,7 +108,7 @@ class Described:
     def floats(self, tensor: str) -> list[float]:
         """A short tensor of 32-bit floats."""
         entry = self.file.tensors[tensor]
-        if entry.type.name != "F32" or len(entry.shape) != 1 or entry.shape[0] > MOST_ROTARY:
+        if entry.type.name != "F32" or len(entry.shape) != 1 or entry.shape[0] > MAX_ROTARY:
             self.fail(f"tensor {shown(tensor)} is {entry.type.name} of shape {entry.shape}; F32 of one axis is needed")
         data = bytearray(entry.nbytes)
         self.file.read_into(tensor, memoryview(data))

@@ -17,12 +17,12 @@ Scalar = int | float | bool | str
 Value = Scalar | list[Scalar]
 
 VERSIONS = (2, 3)
-MOST_TENSORS = MOST_KEYS = 65_536
-MOST_ITEMS = 1 << 22  # of all arrays together; vocabularies have a few hundred thousand tokens and merges
-MOST_HEADER = 256 * 1024 * 1024  # bytes before the tensors
-MOST_NAME, MOST_STRING = 65_535, 16 * 1024 * 1024  # bytes of UTF-8
-MOST_AXES = 4
-MOST_ALIGNMENT = 65_536
+MAX_TENSORS = MAX_KEYS = 65_536
+MAX_ITEMS = 1 << 22  # of all arrays together; vocabularies have a few hundred thousand tokens and merges
+MAX_HEADER = 256 * 1024 * 1024  # bytes before the tensors
+MAX_NAME, MAX_STRING = 65_535, 16 * 1024 * 1024  # bytes of UTF-8
+MAX_AXES = 4
+MAX_ALIGNMENT = 65_536
 STRING, ARRAY = 8, 9
 BOOL = 7
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
@@ -50,7 +50,7 @@ class Header:
 
 
 def read_header(data: mmap, name: str, size: int, part: int = 0) -> Header:
-    """The header of a file of `size` bytes, of which at least the first `MOST_HEADER` are mapped.
+    """The header of a file of `size` bytes, of which at least the first `MAX_HEADER` are mapped.
 
     Raises:
         CheckpointError: it is no GGUF of a version and of types that are read, or it does not fit the file; `name` is
@@ -74,10 +74,10 @@ class _Reader:
         if version not in VERSIONS:
             order = " (or it is stored in big-endian order)" if version in (2 << 24, 3 << 24) else ""
             self._fail(f"version {version} is not supported{order}; known are 2 and 3")
-        tensors, keys = self._count(MOST_TENSORS, "tensors"), self._count(MOST_KEYS, "keys")
+        tensors, keys = self._count(MAX_TENSORS, "tensors"), self._count(MAX_KEYS, "keys")
         metadata: dict[str, Value] = {}
         for _ in range(keys):
-            key = self._string(MOST_NAME, "the name of a key")
+            key = self._string(MAX_NAME, "the name of a key")
             if key in metadata:
                 self._fail(f"key {shown(key)} appears twice")
             metadata[key] = self._value(shown(key))
@@ -87,7 +87,7 @@ class _Reader:
         """The tensors' entries; their offsets count from the first aligned byte behind the table."""
         table: dict[str, TensorEntry] = {}
         for _ in range(count):
-            name = self._string(MOST_NAME, "the name of a tensor")
+            name = self._string(MAX_NAME, "the name of a tensor")
             if name in table:
                 self._fail(f"tensor {shown(name)} appears twice")
             table[name] = self._entry(shown(name), alignment, part)
@@ -98,8 +98,8 @@ class _Reader:
 
     def _entry(self, name: str, alignment: int, part: int) -> TensorEntry:
         axes = self._number("I")
-        if not 1 <= axes <= MOST_AXES:
-            self._fail(f"tensor {name} has {axes} axes; 1 to {MOST_AXES} are supported")
+        if not 1 <= axes <= MAX_AXES:
+            self._fail(f"tensor {name} has {axes} axes; 1 to {MAX_AXES} are supported")
         shape = tuple(self._number("Q") for _ in range(axes))[::-1]
         code, offset = self._number("I"), self._number("Q")
         if code not in TYPES:
@@ -127,8 +127,8 @@ class _Reader:
 
     def _alignment(self, metadata: dict[str, Value]) -> int:
         alignment = metadata.get("general.alignment", 32)
-        if type(alignment) is not int or not 1 <= alignment <= MOST_ALIGNMENT or alignment & (alignment - 1):
-            self._fail(f"general.alignment is {shown(alignment)}, no power of two up to {MOST_ALIGNMENT}")
+        if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+            self._fail(f"general.alignment is {shown(alignment)}, no power of two up to {MAX_ALIGNMENT}")
         return alignment
 
     def _value(self, key: str) -> Value:
@@ -136,7 +136,7 @@ class _Reader:
         if kind == ARRAY:
             return self._array(key)
         if kind == STRING:
-            return self._string(MOST_STRING, f"the value of {key}")
+            return self._string(MAX_STRING, f"the value of {key}")
         return self._numbers(kind, 1, key)[0]
 
     def _array(self, key: str) -> list[Scalar]:
@@ -145,8 +145,8 @@ class _Reader:
             self._fail(f"key {key} is an array of arrays, which is not supported")
         count = self._number("Q")
         self._items += count
-        if self._items > MOST_ITEMS:
-            self._fail(f"key {key} has {count} items; at most {MOST_ITEMS} in all arrays together are supported")
+        if self._items > MAX_ITEMS:
+            self._fail(f"key {key} has {count} items; at most {MAX_ITEMS} in all arrays together are supported")
         return self._strings(count, key) if kind == STRING else self._numbers(kind, count, key)
 
     def _numbers(self, kind: int, count: int, key: str) -> list[Scalar]:
@@ -167,7 +167,7 @@ class _Reader:
             for _ in range(count):
                 (length,) = unpack(data, at)
                 at += 8
-                if length > MOST_STRING or length > size - at:
+                if length > MAX_STRING or length > size - at:
                     self._fail(f"a string of {length} bytes in {key} is too long, or reaches beyond the file")
                 found.append(data[at : at + length].decode())
                 at += length
@@ -203,7 +203,7 @@ class _Reader:
         """Where the next `count` bytes begin."""
         at = self._at
         if count > self._size - at:
-            limit = f"a header may have {MOST_HEADER}" if self._size < self._file_size else f"the file has {self._size}"
+            limit = f"a header may have {MAX_HEADER}" if self._size < self._file_size else f"the file has {self._size}"
             self._fail(f"it ends inside {what}: {count} bytes from {at}, and {limit}")
         self._at = at + count
         return at

@@ -14,10 +14,10 @@ from typing import BinaryIO, Self
 
 from model.errors import CheckpointError, shown
 from weights.folder import open_regular
-from weights.gguf.header import MOST_HEADER, Header, TensorEntry, Value, read_header
+from weights.gguf.header import MAX_HEADER, Header, TensorEntry, Value, read_header
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-MOST_PARTS = 1024
+MAX_PARTS = 1024
 
 
 class GgufFile:
@@ -84,7 +84,7 @@ class GgufFile:
             if not size:
                 raise CheckpointError(f"{path.name} is empty")
             # Not the whole file: processes that read small files alone have a limit of address space.
-            with mmap.mmap(file.fileno(), min(size, MOST_HEADER), access=mmap.ACCESS_READ) as data:
+            with mmap.mmap(file.fileno(), min(size, MAX_HEADER), access=mmap.ACCESS_READ) as data:
                 return read_header(data, path.name, size, part)
         except FileNotFoundError:
             count = len(self.paths)
@@ -121,6 +121,6 @@ def part_paths(path: Path) -> list[Path]:
     if match is None:
         return [path]
     number, count = int(match["number"]), int(match["count"])
-    if not 1 <= number <= count <= MOST_PARTS:
-        raise CheckpointError(f"{path.name}: part {number} of {count} cannot be; at most {MOST_PARTS} are supported")
+    if not 1 <= number <= count <= MAX_PARTS:
+        raise CheckpointError(f"{path.name}: part {number} of {count} cannot be; at most {MAX_PARTS} are supported")
     return [path.with_name(f"{match['stem']}-{each:05}-of-{count:05}.gguf") for each in range(1, count + 1)]

@@ -9,10 +9,10 @@ from typing import Any
 
 from model.errors import CheckpointError, shown
 from weights.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
-from weights.gguf.vocabulary import MOST_MERGES, MOST_TOKENS, PREFIX, TokenType, Vocabulary, flag, items, refuse, text
+from weights.gguf.vocabulary import MAX_MERGES, MAX_TOKENS, PREFIX, TokenType, Vocabulary, flag, items, refuse, text
 
 SPACE = "\u2581"  # SentencePiece's
-MOST_CUT = 1 << 26  # characters of all ways to cut a token in two, of all tokens
+MAX_CUT = 1 << 26  # characters of all ways to cut a token in two, of all tokens
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 TEMPLATE = "tokenizer.chat_template"
 NAMED = {
@@ -175,7 +175,7 @@ def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
         CheckpointError: one is not of two tokens that make a third.
     """
     known, found = vocabulary.ids, []
-    for number, merge in enumerate(items(vocabulary.metadata, "merges", str, MOST_MERGES)):
+    for number, merge in enumerate(items(vocabulary.metadata, "merges", str, MAX_MERGES)):
         left, _, right = merge.partition(" ")
         if not (left in known and right in known and left + right in known):
             refuse(f"{PREFIX}merges: item {number}, {shown(merge)}, is not of two tokens that make a third")
@@ -189,13 +189,13 @@ def _merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     Raises:
         CheckpointError: the scores do not say which tokens are better.
     """
-    scores = items(vocabulary.metadata, "scores", float, MOST_TOKENS)
+    scores = items(vocabulary.metadata, "scores", float, MAX_TOKENS)
     if len(scores) != len(vocabulary.tokens):
         refuse(f"{PREFIX}tokens has {len(vocabulary.tokens)} tokens and {PREFIX}scores {len(scores)} scores")
     pieces = {vocabulary.tokens[id]: id for id in vocabulary.of_types(TokenType.NORMAL)}
-    if (cut := sum(len(piece) ** 2 for piece in pieces)) > MOST_CUT:
+    if (cut := sum(len(piece) ** 2 for piece in pieces)) > MAX_CUT:
         refuse(
-            f"{PREFIX}tokens: all ways to cut a token in two have {cut} characters; at most {MOST_CUT} are supported"
+            f"{PREFIX}tokens: all ways to cut a token in two have {cut} characters; at most {MAX_CUT} are supported"
             " where merges follow from scores"
         )
     if any(score != score for score in scores):

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 from model.errors import CheckpointError, shown
 
 PREFIX = "tokenizer.ggml."
-MOST_TOKENS, MOST_MERGES = 1 << 20, 1 << 21
-MOST_TOKEN = 4096  # characters
+MAX_TOKENS, MAX_MERGES = 1 << 20, 1 << 21
+MAX_TOKEN = 4096  # characters
 WAY_OUT = "--tokenizer DIR takes the tokenizer of a folder with a tokenizer.json instead"
 
 # Tokens that end an answer in one family or another. Files name one or two of their own.
@@ -68,8 +68,8 @@ class Vocabulary:
         Raises:
             CheckpointError: there is none, or it is damaged.
         """
-        tokens = items(metadata, "tokens", str, MOST_TOKENS)
-        types = items(metadata, "token_type", int, MOST_TOKENS)
+        tokens = items(metadata, "tokens", str, MAX_TOKENS)
+        types = items(metadata, "token_type", int, MAX_TOKENS)
         if not tokens or len(types) != len(tokens):
             refuse(f"{PREFIX}tokens has {len(tokens)} tokens and {PREFIX}token_type {len(types)} types")
         if wrong := set(types) - set(TokenType):
@@ -78,8 +78,8 @@ class Vocabulary:
         for id, token in enumerate(tokens):
             if types[id] == TokenType.UNUSED:
                 continue
-            if not 0 < len(token) <= MOST_TOKEN:
-                refuse(f"token {id} has {len(token)} characters; 1 to {MOST_TOKEN} are supported")
+            if not 0 < len(token) <= MAX_TOKEN:
+                refuse(f"token {id} has {len(token)} characters; 1 to {MAX_TOKEN} are supported")
             if seen.setdefault(token, id) != id:
                 refuse(f"token {shown(token)} has the ids {seen[token]} and {id}")
         return cls(metadata, tokens, types)

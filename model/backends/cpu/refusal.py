@@ -18,7 +18,7 @@ from model.shapes.feed_forward import FeedForward
 from model.shapes.mixtures import Dense, Infinity, Router, TopK
 from model.shapes.rope import Rope
 
-MOST_TAPS = 16  # inputs of one output of a convolution
+MAX_TAPS = 16  # inputs of one output of a convolution
 ACTIVATION = tuple(ACTIVATIONS)
 
 _DECODER: Values = {
@@ -131,8 +131,8 @@ def _delta_reasons(shape: GatedDeltaNet) -> Iterator[str]:
     for name in ("key_width", "value_width"):
         if getattr(shape, name) % TILE:
             yield f"the {name} {getattr(shape, name)} of a delta net is not a multiple of {TILE}"
-    if shape.kernel > MOST_TAPS:
-        yield f"a convolution of {shape.kernel} inputs, more than {MOST_TAPS}"
+    if shape.kernel > MAX_TAPS:
+        yield f"a convolution of {shape.kernel} inputs, more than {MAX_TAPS}"
     yield from unknown(shape)
 
 

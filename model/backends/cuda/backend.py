@@ -18,7 +18,7 @@ from model.options import Options
 from model.shapes.attention import MLA
 from model.shapes.decoder import DecoderConfig
 
-LEAST_CAPABILITY = (8, 0)  # bfloat16 in matrix instructions
+MIN_CAPABILITY = (8, 0)  # bfloat16 in matrix instructions
 LATENT_BYTES = 184 << 10  # of shared memory, at DeepSeek-V3's widths
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,8 @@ def machine_refusal(options: Options) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     capability = torch.cuda.get_device_capability(options.device)
-    if capability < LEAST_CAPABILITY:
-        have, need = (".".join(map(str, version)) for version in (capability, LEAST_CAPABILITY))
+    if capability < MIN_CAPABILITY:
+        have, need = (".".join(map(str, version)) for version in (capability, MIN_CAPABILITY))
         return f"{options.device} has compute capability {have}; the GPU kernels need {need}"
     if options.dtype not in ("", "bfloat16"):
         return f"weights of {options.dtype}: the GPU kernels take bfloat16"

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from model.attention.rope import rotary_tables
 from model.backends.cuda.chain import attention_of, feed_forward_of, norm_of
 from model.backends.cuda.inputs import StepInputs
-from model.backends.cuda.kernels.attend import MOST_QUERIES
+from model.backends.cuda.kernels.attend import MAX_QUERIES
 from model.backends.cuda.kernels.gemm import gemm
 from model.backends.cuda.kernels.norm import residual_norm
 from model.backends.cuda.kernels.operands import Weight
@@ -70,7 +70,7 @@ class CudaDecoder:
     def tile_rows(self) -> int:
         """The most tokens of one sequence that a tile of queries may have, so that it fits every layer."""
         shared = [shape.heads // shape.kv_heads for shape in self.config.attention if isinstance(shape, Attention)]
-        return max(1, MOST_QUERIES // max(shared, default=1))
+        return max(1, MAX_QUERIES // max(shared, default=1))
 
     def compute(self, inputs: StepInputs, plain: PlainStep | None = None) -> StepOutputs:
         """What `logits` makes logits of, and what each mixture chose. Keys and values are written to the cache of the

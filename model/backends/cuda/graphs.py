@@ -28,9 +28,9 @@ from model.errors import EngineDown
 
 log = logging.getLogger(__name__)
 
-MOST_GRAPHS = 96
-MOST_BYTES = 1 << 28  # of outputs: hidden states, and what mixtures chose
-GRAPH_BYTES = MOST_BYTES + (MOST_GRAPHS << 22)  # what graphs take, about: 4 MiB each beside their outputs
+MAX_GRAPHS = 96
+MAX_BYTES = 1 << 28  # of outputs: hidden states, and what mixtures chose
+GRAPH_BYTES = MAX_BYTES + (MAX_GRAPHS << 22)  # what graphs take, about: 4 MiB each beside their outputs
 T = TypeVar("T")
 RulesKey = tuple[int, int, int, bool] | None  # what rules say that sizes launches, or makes them others
 Key = tuple[StepShape, RulesKey, int]  # with the cache
@@ -60,8 +60,8 @@ class GraphSet(Generic[T]):
         buckets: Buckets,
         recorder: Recorder,
         device: torch.device,
-        most: int = MOST_GRAPHS,
-        most_bytes: int = MOST_BYTES,
+        most: int = MAX_GRAPHS,
+        most_bytes: int = MAX_BYTES,
     ) -> None:
         self._compute, self._buckets, self._recorder, self._device = compute, buckets, recorder, device
         self._most, self._most_bytes = most, most_bytes

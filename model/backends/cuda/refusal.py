@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from model.backends.cuda import attention, delta, latent, layer, quantise
-from model.backends.cuda.kernels.attend import MOST_QUERIES, PAGE
+from model.backends.cuda.kernels.attend import MAX_QUERIES, PAGE
 from model.backends.taken import ANY, Values, any_of, unknown
 from model.options import Options
 from model.shapes.attention import MLA, Attention, GatedDeltaNet
@@ -98,8 +98,8 @@ def layer_refusal(shape: Any) -> str | None:
         return found
     if type(shape) is Attention:
         shared = shape.heads // shape.kv_heads
-        if shared > MOST_QUERIES:
-            return f"{shared} query heads share one key-value head, more than {MOST_QUERIES}"
+        if shared > MAX_QUERIES:
+            return f"{shared} query heads share one key-value head, more than {MAX_QUERIES}"
         return attention.attention_refusal(shape)
     if type(shape) is MLA:
         return latent.latent_refusal(shape)

@@ -7,7 +7,7 @@ from model.backends.cuda.buckets import TOKENS, Buckets
 from model.backends.cuda.decoder import AS_LOADED, CudaDecoder
 from model.backends.cuda.graphs import GRAPH_BYTES, GraphSet
 from model.backends.cuda.inputs import StepInputs, host_inputs, on_device
-from model.backends.cuda.kernels.attend import MOST_QUERIES, PROGRAMS, SEGMENT
+from model.backends.cuda.kernels.attend import MAX_QUERIES, PROGRAMS, SEGMENT
 from model.backends.cuda.outputs import StepOutputs
 from model.backends.cuda.places import check_block_size
 from model.backends.cuda.quantise import Precision
@@ -100,4 +100,4 @@ def attention_bytes(program: CudaDecoder, length: int) -> int:
     """The most that segments of keys side by side leave to be merged, float32: see `attend.py`."""
     width = max((kind.key_width for kind in program.config.memory if isinstance(kind, PagedMemory)), default=0)
     segments = -(-length // SEGMENT)
-    return PROGRAMS * MOST_QUERIES * segments * (width + 2) * 4
+    return PROGRAMS * MAX_QUERIES * segments * (width + 2) * 4

@@ -12,7 +12,7 @@ from model.backends.cuda.inputs import ALIGNMENT, StepInputs, changed
 from model.backends.cuda.recorder import Mark, Recorder
 from model.batch import LateIds
 
-LEAST_BYTES = 1 << 16
+MIN_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Staging:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._buffers = [recorder.pinned(LEAST_BYTES) for _ in range(2)]
+        self._buffers = [recorder.pinned(MIN_BYTES) for _ in range(2)]
         self._copied: list[Mark | None] = [None, None]  # marks behind each buffer's last copy
         self._next = 0
 

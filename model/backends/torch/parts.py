@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from model.backends.torch.tiles import LEAST_TILE, TILE, WORKSPACE, Group, Sizes, attend
+from model.backends.torch.tiles import MIN_TILE, TILE, WORKSPACE, Group, Sizes, attend
 from model.batch import Pages, Part, Span
 from model.devices import CPU
 from model.step import MaskSpec
@@ -133,7 +133,7 @@ def _alike(queries: Sequence[_Queries], sizes: Sizes) -> Iterator[list[_Queries]
     group: list[_Queries] = []
     for some in sorted(queries, key=lambda some: (some.rows, some.seen)):
         room = TILE if some.rows == 1 else WORKSPACE
-        most = max(1, room // LEAST_TILE // (sizes.key_bytes + some.rows * sizes.score_bytes))
+        most = max(1, room // MIN_TILE // (sizes.key_bytes + some.rows * sizes.score_bytes))
         longest = group[0].seen * (2 if some.rows == 1 else 1) if group else 0
         if group and (some.rows != group[0].rows or some.seen > longest or len(group) == most):
             yield group

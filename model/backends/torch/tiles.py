@@ -17,7 +17,7 @@ from model.step import MaskSpec
 
 WORKSPACE = 64 << 20  # bytes that attention takes at the most beside its output
 TILE = 2 << 20  # bytes of one tile: keys and values in float32, scores and weights; what is larger leaves the caches
-LEAST_TILE = 64  # keys; a group of queries is made so small that this many fit
+MIN_TILE = 64  # keys; a group of queries is made so small that this many fit
 LOWEST = -1e30  # below every score, and finite: the difference of two of them is 0
 
 
@@ -46,11 +46,11 @@ class Sizes:
     @property
     def rows(self) -> int:
         """How many queries of one sequence a group may have."""
-        return max(1, (WORKSPACE // LEAST_TILE - self.key_bytes) // self.score_bytes)
+        return max(1, (WORKSPACE // MIN_TILE - self.key_bytes) // self.score_bytes)
 
     def tile(self, sequences: int, rows: int) -> int:
         """How many keys a tile has for so many sequences with so many queries each."""
-        return max(LEAST_TILE, TILE // (sequences * (self.key_bytes + rows * self.score_bytes)))
+        return max(MIN_TILE, TILE // (sequences * (self.key_bytes + rows * self.score_bytes)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ Query = tuple[int, int, int]  # a sequence, the first of its rows in the step, a
 
 def _alike(singles: list[Query], spec: MaskSpec, sizes: Sizes) -> Iterable[list[Query]]:
     """Single queries by the length of what they see: within a part the longest is at most twice the shortest."""
-    most = max(1, TILE // LEAST_TILE // (sizes.key_bytes + sizes.score_bytes))
+    most = max(1, TILE // MIN_TILE // (sizes.key_bytes + sizes.score_bytes))
     part: list[Query] = []
     shortest = 0
     for length, query in sorted(

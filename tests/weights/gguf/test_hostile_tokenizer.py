@@ -8,7 +8,7 @@ import pytest
 from model.errors import CheckpointError
 from tests.weights.gguf.vocabularies import byte_level, sentencepiece
 from weights.gguf.tokenizer import generation_config, tokenizer_config, tokenizer_json
-from weights.gguf.vocabulary import MOST_TOKEN, TokenType, Vocabulary
+from weights.gguf.vocabulary import MAX_TOKEN, TokenType, Vocabulary
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -31,7 +31,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "one token that is a number": (at("tokens", 7, 1.5), "no array of str"),
     "a token twice": (at("tokens", 9, "!"), "token '!' has the ids 1 and 9"),
     "an empty token": (at("tokens", 9, ""), "token 9 has 0 characters; 1 to 4096"),
-    "a giant token": (at("tokens", 9, "x" * (MOST_TOKEN + 1)), "token 9 has 4097 characters"),
+    "a giant token": (at("tokens", 9, "x" * (MAX_TOKEN + 1)), "token 9 has 4097 characters"),
     "too few types": (put("ggml.token_type", [1, 1]), "token_type 2 types"),
     "no types": (put("ggml.token_type", None), "token_type is None"),
     "an unknown type": (at("token_type", 3, 9), "has the type 9; known are 1 to 6"),

@@ -155,10 +155,10 @@ def test_no_more_of_a_file_is_mapped_than_a_header_may_have(monkeypatch: pytest.
     """A process that reads small files alone has less address space than a model has bytes."""
     file = write_gguf(tmp_path / "x.gguf", {"general.architecture": "olmoe"}, {"a": blob("F32", (64, 64))})
     for module in (header, reader):
-        monkeypatch.setattr(module, "MOST_HEADER", 256)
+        monkeypatch.setattr(module, "MAX_HEADER", 256)
     assert GgufFile(file).tensors["a"].nbytes == 64 * 64 * 4
     for module in (header, reader):
-        monkeypatch.setattr(module, "MOST_HEADER", 64)
+        monkeypatch.setattr(module, "MAX_HEADER", 64)
     with pytest.raises(CheckpointError, match="a header may have 64"):
         GgufFile(file)
 

@@ -153,7 +153,7 @@ def test_hostile_files_are_refused(what: str, tmp_path: Path) -> None:
 
 
 def test_items_of_all_arrays_count_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(header, "MOST_ITEMS", 5)
+    monkeypatch.setattr(header, "MAX_ITEMS", 5)
     write_gguf(tmp_path / "x.gguf", {"a": [1, 2], "b": ["x", "y", "z"]}, {})
     GgufFile(tmp_path / "x.gguf")
     with pytest.raises(CheckpointError, match="'b' has 4 items; at most 5"):

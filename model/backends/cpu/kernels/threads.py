@@ -12,7 +12,7 @@ import torch
 from model.resources import HOST, available_cores
 from model.topology import Node, cpu_list, memory_nodes, node_of, usable_cpus
 
-MOST_NODES = 32  # `MAX_NODES` of csrc/pool.h
+MAX_NODES = 32  # `MAX_NODES` of csrc/pool.h
 SPIN_TIME_US, LONG_SPIN_TIME_US = 50, 500
 SPARE_CPUS = 2  # for the HTTP process and the system
 
@@ -28,7 +28,7 @@ def arrange() -> None:
         torch.ops.moedial.set_nodes([1] * _checked(int(asked)), [])
         return
     nodes = _groups(asked) if asked else memory_nodes()
-    if len(nodes) > MOST_NODES and not asked:  # no harm but to speed
+    if len(nodes) > MAX_NODES and not asked:  # no harm but to speed
         nodes = [node_of(usable_cpus())]
     _checked(len(nodes))
     torch.ops.moedial.set_nodes([node.cores for node in nodes], node_of_cpu(nodes) if len(nodes) > 1 else [])
@@ -72,6 +72,6 @@ def _groups(asked: str) -> list[Node]:
 
 
 def _checked(count: int) -> int:
-    if not 1 <= count <= MOST_NODES:
-        raise ValueError(f"MOEDIAL_NODES makes {count} groups, not 1 to {MOST_NODES}")
+    if not 1 <= count <= MAX_NODES:
+        raise ValueError(f"MOEDIAL_NODES makes {count} groups, not 1 to {MAX_NODES}")
     return count

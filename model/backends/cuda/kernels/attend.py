@@ -22,9 +22,9 @@ from model.step import MaskSpec
 PAGE = 64  # keys of a block of the cache, and of a tile
 SEGMENT = 1024
 PROGRAMS = 264  # as in `gemm.py`
-MOST_PARTS = 1 << 26  # float32 values of segments that wait to be merged: 256 MB
+MAX_PARTS = 1 << 26  # float32 values of segments that wait to be merged: 256 MB
 WIDEST = 256  # elements of a head
-MOST_QUERIES = 32  # of a tile, all heads counted: with more, a program's two running softmaxes spill
+MAX_QUERIES = 32  # of a tile, all heads counted: with more, a program's two running softmaxes spill
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ def merge(
 def splits(q_THC: Tensor, segments: int, width: int, programs: int) -> bool:
     """Whether segments run side by side: where programs are few, and what is to be merged is not too large."""
     tokens, heads, _ = q_THC.shape
-    return segments > 1 and programs < PROGRAMS and segments * tokens * heads * width <= MOST_PARTS
+    return segments > 1 and programs < PROGRAMS and segments * tokens * heads * width <= MAX_PARTS
 
 
 def parts_of(q_THC: Tensor, segments: int, width: int) -> list[Tensor]:
@@ -210,8 +210,8 @@ def parts_of(q_THC: Tensor, segments: int, width: int) -> list[Tensor]:
 def _check(spec: MaskSpec, tiles: QueryTiles, shared: int) -> None:
     if not spec.causal or spec.bias is not None:
         raise ValueError("attention to later tokens, or with a bias by distance, has no GPU kernel")
-    if tiles.rows * shared > MOST_QUERIES:
-        raise ValueError(f"{tiles.rows} tokens of {shared} heads each are more than {MOST_QUERIES} queries")
+    if tiles.rows * shared > MAX_QUERIES:
+        raise ValueError(f"{tiles.rows} tokens of {shared} heads each are more than {MAX_QUERIES} queries")
 
 
 def attend(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 PROGRAMS = 264  # two for each processor of an H100: fewer, and segments run side by side
-LEAST_SEGMENT = 512  # inner elements
+MIN_SEGMENT = 512  # inner elements
 PACKED = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3"}  # the dtypes that have scales
 WORD = 4  # values of 8 bits that a kernel reads as one
 
@@ -48,7 +48,7 @@ class Weight:
     def segments(self) -> int:
         """How often the inner dimension is cut: more for weights whose outputs alone keep few programs busy."""
         tiles = -(-self.units // 64)
-        return max(1, min(8, -(-PROGRAMS // tiles), self.values_EOD.shape[2] // LEAST_SEGMENT))
+        return max(1, min(8, -(-PROGRAMS // tiles), self.values_EOD.shape[2] // MIN_SEGMENT))
 
 
 @dataclass(frozen=True, slots=True)

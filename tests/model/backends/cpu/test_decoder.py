@@ -43,7 +43,7 @@ def wide(block: int, units: int = 192, **changes: object) -> Infinity:
 LATENT = MLA(4, 12, 32, 8, Rope(16, interleaved=True), 16, bias=True, scale=0.4)
 SIGMOID = Router("sigmoid", selection_bias=True)
 GROUPED = Router("sigmoid", True, 2.5, selection_bias=True, groups=3, kept_groups=2, group_score="top2", eps=1e-20)
-LEAST_SUM = Router(normalise=True, selection_bias=True, eps=0.3, clamp_sum=True)
+MIN_SUM = Router(normalise=True, selection_bias=True, eps=0.3, clamp_sum=True)
 MIXER = Router("sparse_mixer", jitter=0.3)
 DELTA = GatedDeltaNet(2, 4, 16, 32, 4)
 WINDOW = Attention(4, 4, 32, Rope(32), window=5)
@@ -82,7 +82,7 @@ LAYOUTS: dict[str, DecoderConfig] = {
     "scaled": llama(topk(), Dense(20, "silu", bias=True), infinity(block=1), topk(), **SCALES),
     "scaled-gpt2": gpt2(topk(), PLAIN, **SCALES | {"head_bias": False}),
     "sigmoid": llama(topk(router=GROUPED), topk(router=SIGMOID)),
-    "router-biases": llama(topk(router=Router(normalise=True, logit_bias=True)), topk(router=LEAST_SUM)),
+    "router-biases": llama(topk(router=Router(normalise=True, logit_bias=True)), topk(router=MIN_SUM)),
     "weighed-inputs": llama(topk(router=Router("sigmoid", weigh_input=True)), topk(router=Router(scale=0.5))),
     "sparse-mixer": llama(topk(router=MIXER), topk(router=MIXER)),
     "shared": llama(topk(shared=Dense(24, "silu")), topk(shared=GATED, shared_gate=True)),

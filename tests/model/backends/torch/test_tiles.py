@@ -94,12 +94,12 @@ def _one(q_HC: Tensor, k_SGC: Tensor, v_SGV: Tensor, position: int, spec: MaskSp
 @contextmanager
 def small_tiles() -> Iterator[None]:
     """Tiles of a few keys, so that short contexts have many."""
-    before = module.TILE, module.LEAST_TILE, module.WORKSPACE
-    module.TILE, module.LEAST_TILE, module.WORKSPACE = 2048, 4, 8192
+    before = module.TILE, module.MIN_TILE, module.WORKSPACE
+    module.TILE, module.MIN_TILE, module.WORKSPACE = 2048, 4, 8192
     try:
         yield
     finally:
-        module.TILE, module.LEAST_TILE, module.WORKSPACE = before
+        module.TILE, module.MIN_TILE, module.WORKSPACE = before
 
 
 span = st.integers(1, 90).flatmap(

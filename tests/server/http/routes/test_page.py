@@ -13,7 +13,7 @@ from server.serve import ready_text
 from tests.server.harness import in_memory, service_of, value
 
 VENDOR = FOLDER / "vendor"
-MOST_BYTES = 130_000  # of everything that a browser loads, compressed
+MAX_BYTES = 130_000  # of everything that a browser loads, compressed
 UNDONE = {  # how the changes that VENDOR.md names are undone
     "preact.js": lambda data: data + b"//# sourceMappingURL=preact.mjs.map\n",
     "hooks.js": lambda data: data.replace(b'"./preact.js"', b'"preact"') + b"//# sourceMappingURL=hooks.mjs.map\n",
@@ -63,7 +63,7 @@ def test_files_are_compressed_for_those_who_accept_it(client: TestClient, accept
 
 def test_what_a_browser_loads_is_small() -> None:
     loaded = [file for path, file in FILES.items() if "/licences/" not in path and not path.endswith(".md")]
-    assert sum(len(file.compressed) for file in loaded) < MOST_BYTES
+    assert sum(len(file.compressed) for file in loaded) < MAX_BYTES
     assert all(gzip.decompress(file.compressed) == file.data for file in loaded)
 
 

@@ -24,7 +24,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
 @pytest.fixture
 def three_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """The width of these tests is cut as wide weights are: 32 elements, 32, and the rest."""
-    monkeypatch.setattr(operands, "LEAST_SEGMENT", 26)
+    monkeypatch.setattr(operands, "MIN_SEGMENT", 26)
 
 
 def small(rows: int = 16, units: int = 64) -> Tile:

@@ -63,7 +63,7 @@ class Paged:
             first += len(x_TD)
         spans_B3 = torch.tensor([(span.first, span.rows, span.context) for span in spans])
         tables_BP, longest = torch.tensor(tables), int(spans_B3[:, 2].max())
-        tiles = places.query_tiles(spans_B3, attend.MOST_QUERIES // HEADS)
+        tiles = places.query_tiles(spans_B3, attend.MAX_QUERIES // HEADS)
         step = places.Places(tables_BP, spans_B3, places.slots_of(tables_BP, spans_B3), tiles, longest)
         positions_T = torch.cat([torch.arange(span.context - span.rows, span.context) for span in spans])
         turned = rotary_tables(positions_T, self.layer.shape.rope)
