@@ -83,7 +83,7 @@ class Snapshots:
 
     def start(self, sequence: Sequence, blocks: int, shared: int) -> None:
         """Copy the snapshot behind `blocks` blocks to the slots of an admitted sequence, and choose the positions of
-        its own snapshots. `shared`: how many of its blocks are in the prefix cache, since other sequences begin alike."""
+        its own snapshots. `shared`: how many of its blocks are in the prefix cache, where others begin alike."""
         if blocks:
             for row in sequence.rows:
                 digest = row.hashes[blocks - 1]
