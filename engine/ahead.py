@@ -1,7 +1,7 @@
-"""Makes the next plan possible before the last one is committed: its sequences, as they will be when it is.
+"""Lets the scheduler plan step n+1 while step n still runs: gives sequences the state that they will have when step n
+is committed.
 
-`LATE` stands for a token that the device samples meanwhile. It changes sequences and queues for a while, and plans
-nothing.
+The token that the device is still sampling is `LATE`. Not here: the planning itself (`engine/scheduler.py`).
 """
 
 from collections.abc import Iterator, Set
@@ -15,7 +15,7 @@ from engine.sequence import LATE
 @contextmanager
 def computed(plan: Plan, held: Set[str], queues: Queues, chunked: bool) -> Iterator[None]:
     """Inside the context the chunks of an open plan count as computed, and each sequence that the plan samples for has
-    the token `LATE`. Those `held` are left out of what is planned. Afterwards all is as it was."""
+    the token `LATE`. The sequences `held` are not planned. On exit everything is restored."""
     partial = queues.partial_prefill
     before = [(chunk.sequence, chunk.sequence.computed, len(chunk.sequence.tokens)) for chunk in plan]
     queues.held |= held

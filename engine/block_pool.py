@@ -1,8 +1,8 @@
 """The pool of KV-cache blocks: which are free, how many sequences hold each, and which full ones are found by a hash.
 
 A free block that has a hash stays in the prefix cache until no other one is free; the least recently used goes first.
-Blocks are numbers here. Not here: which sequence holds which block (`engine/blocks.py`), and what a hash is of
-(`engine/hashes.py`).
+Blocks are numbers here. Not here: which sequence holds which block (`engine/blocks.py`), and what a hash
+covers (`engine/hashes.py`).
 """
 
 from collections import OrderedDict
@@ -68,7 +68,7 @@ class BlockPool:
             self._cached[block] = None
 
     def publish(self, block: int, digest: bytes) -> None:
-        """Give a hash to a block that is held, unless an equal one is held that has it."""
+        """Give a hash to a held block, unless another held block has the same hash."""
         other = self._block_of.get(digest)
         if self._hash_of[block] is not None or (other is not None and self.is_held(other)):
             return

@@ -20,8 +20,8 @@ from engine.snapshots import Snapshots
 class BlockManager:
     """Allocates `total` blocks of `block_size` tokens. Every call keeps the invariants of `check`.
 
-    `noisy`: the family draws noise, so that only requests with equal noise seeds may share blocks. `snapshots`: those
-    of the states of layers that keep some; without them such layers allow no prefix cache.
+    `noisy`: the family draws noise, so that only requests with equal noise seeds may share blocks. `snapshots`: for
+    models with recurrent states, which have no prefix cache without snapshots.
     """
 
     def __init__(
@@ -99,8 +99,9 @@ class BlockManager:
         return len(sequence.tokens) - len(self._lookup_rows(sequence)[0][0]) * self.block_size
 
     def prefix_in_flight(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:
-        """Whether the first block that this sequence would have to compute is being computed by a running one. Of two
-        rows, both blocks must be, or be in the cache. With snapshots: whether one of a later position will be taken."""
+        """Whether a running sequence computes the first block that this one would have to compute. With two rows:
+        whether the blocks of both are being computed or cached. With snapshots: whether a running sequence will leave
+        one further on in this sequence's prefix."""
         cached, most = len(self._lookup_rows(sequence)[0][0]), self._shareable(sequence)
         if cached >= most:
             return False
@@ -131,8 +132,8 @@ class BlockManager:
         return True
 
     def publish(self, sequence: Sequence) -> None:
-        """Put every full block whose tokens are all computed into the prefix cache. Of two equal blocks, the first that
-        a sequence holds is the one that is found."""
+        """Put every full block whose tokens are all computed into the prefix cache. If two held blocks are equal, only
+        the first one is put there."""
         if not self.prefix_cache:
             return
         full = sequence.computed // self.block_size
@@ -147,7 +148,7 @@ class BlockManager:
             self.snapshots.keep(sequence, self._pool.hashes)
 
     def plan_snapshots(self, plan: Iterable[Chunk]) -> int:
-        """Take slots for the snapshots that a step will make. Returns how many others made room."""
+        """Take slots for the snapshots that a step will make. Returns how many others were displaced for them."""
         if self.snapshots is None:
             return 0
         return sum(self.snapshots.plan(each.sequence, each.start, each.start + each.length) for each in plan)
@@ -199,8 +200,8 @@ class BlockManager:
             self.snapshots.check(self._holders.values(), self._pool.hashes)
 
     def _lookup_rows(self, sequence: Sequence) -> tuple[list[list[int]], int]:
-        """For each row of a sequence, the cached blocks that hold its beginning, equally many, as far as it can start
-        behind them; and how many there are."""
+        """For each row of a sequence the cached blocks from which it can start, equally many, and how many cached
+        blocks there are. With snapshots a row can only start behind a snapshot, so the first number may be smaller."""
         found = [self._lookup(row) for row in sequence.rows]
         shared = min(map(len, found))
         hits = shared if self.snapshots is None else self.snapshots.longest(sequence, shared)

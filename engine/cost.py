@@ -35,8 +35,8 @@ class ExpertPool:
 class StepCost:
     """The cost model's constants for one model on one machine, in seconds, none negative; and its expert pools.
 
-    `token_buckets`: where decoding steps are padded, the numbers of tokens that they are padded to (`padded_tokens`).
-    Steps with prompts are counted alike, although they are not padded: few tokens too many are none too few.
+    `token_buckets`: if decoding steps are padded, the numbers of tokens that they are padded to (`padded_tokens`).
+    Steps with prompts are estimated in the same way although they are not padded: the error is at most a few tokens.
     """
 
     fixed: float
@@ -65,7 +65,8 @@ NO_COST = StepCost(0.0, 0.0, 0.0, 0.0, ())
 
 
 def padded_tokens(tokens: float, buckets: tuple[int, ...]) -> float:
-    """How many tokens a step of so many is computed with: the next of the rising `buckets`, or as many beyond the last.
+    """How many tokens a step of `tokens` tokens computes after padding: the next of the rising `buckets`, or `tokens`
+    itself if it is beyond the last one.
 
     padded_tokens(9, (8, 16)) == 16; padded_tokens(17, (8, 16)) == 17.
     """

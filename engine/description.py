@@ -1,6 +1,7 @@
-"""What an engine says of its model: the fields of `EngineInfo` that follow from the model and the settings.
+"""The fields of `EngineInfo` that follow from the model and the settings.
 
-Not here: what only the start of a model knows, such as its parameters and its load time (`engine/build.py`).
+Not here: the fields that are known only after loading, such as the number of parameters and the load time
+(`engine/build.py`).
 """
 
 from dataclasses import replace

@@ -1,6 +1,7 @@
-"""What the mixtures of one step tell: routed pairs and loads, and the pairs and routes of single requests.
+"""Collects what the MoE layers of one step report: routed pairs and loads of the step, pairs and routes of each
+request.
 
-Not here: how a step is run.
+Not here: how a step is run (`engine/runner.py`).
 """
 
 from collections import defaultdict
@@ -19,8 +20,8 @@ from model.step import Observer
 class ExpertStats(Observer):
     """Observes the passes of one step: those that make drafts, and then the plan's own.
 
-    What mixtures tell stays where they computed it until it is read. `layers`: how many mixtures there are; `uneven`: a
-    token's pairs may be others than its counts say, whatever its rule (`DecoderConfig.uneven`).
+    Reported tensors stay on the device that computed them until they are read. `layers`: how many mixtures there are.
+    `uneven`: a token may run more or fewer pairs than its counts say, whatever its rule (`DecoderConfig.uneven`).
     """
 
     def __init__(self, layers: int = 0, uneven: bool = False) -> None:
@@ -53,19 +54,19 @@ class ExpertStats(Observer):
         self._expert_LTK.append(expert_TK)
 
     def fetch(self) -> None:
-        """Start to copy what the pass has told to the host."""
+        """Start to copy the reports of the pass to the host."""
         self._fetched = Fetched([*self.loads, *self._used_LT, *self._expert_LTK])
 
     def fetched(self, plan: Plan) -> None:
         """Wait for the copies, and count the pairs of the pass."""
         assert self._fetched is not None
         parts = iter(self._fetched.wait())
-        for told in (self.loads, self._used_LT, self._expert_LTK):
-            told[:] = [next(parts) for _ in told]
+        for tensors in (self.loads, self._used_LT, self._expert_LTK):
+            tensors[:] = [next(parts) for _ in tensors]
         self.count_pairs(plan)
 
     def count_pairs(self, plan: Plan) -> None:
-        """After a pass: add what it ran, and what each sequence of its plan ran, if the mixtures told it."""
+        """After a pass: add its pairs, and those of each sequence of its plan if the mixtures reported them."""
         allowed, self._allowed_pairs = self._allowed_pairs, 0
         if not self._used_LT:
             self.pairs += allowed
@@ -80,7 +81,8 @@ class ExpertStats(Observer):
         self._used_LT.clear()
 
     def _count_absent(self, plan: Plan, ran: list[int]) -> None:
-        """`ran`: how many mixtures each token ran. What a token would cost at the trained count is that of one row."""
+        """Add the mixtures that tokens did not run; `ran`: how many each token ran. Weak rows are left out, because the
+        cost at the trained count is that of one row."""
         for chunk, first, is_weak in _rows(plan):
             if is_weak:
                 continue
@@ -89,11 +91,11 @@ class ExpertStats(Observer):
             self.absent += absent
 
     def observed(self, plan: Plan, mixtures: Sequence[FeedForward]) -> tuple[Observed, ...]:
-        """What was seen of each chunk of the plan that ran last; nothing where no request needs it."""
+        """What was observed of each chunk of the plan that ran last; empty if no request needs it."""
         if not self._pairs_of and not self._expert_LTK:
             return ()
-        told: list[Experts] = [expert_TK.cpu().numpy() for expert_TK in self._expert_LTK]
-        routes = pack(told, mixtures) if told else None
+        layers: list[Experts] = [expert_TK.cpu().numpy() for expert_TK in self._expert_LTK]
+        routes = pack(layers, mixtures) if layers else None
         adaptive = any(shape.adaptive for shape in mixtures)
         rows = _rows(plan)
         return tuple(self._observed(chunk, first, routes, adaptive) for chunk, first, is_weak in rows if not is_weak)
@@ -102,8 +104,10 @@ class ExpertStats(Observer):
         request = chunk.sequence.request
         uneven = self._uneven and request.id in self._pairs_of
         pairs = self._pairs_of[request.id] if adaptive or uneven or request.budget.rule.adaptive else None
-        told = None if routes is None or not request.return_routes else routes.part(first, _tokens(chunk))
-        return Observed(pairs, told, self._absent_of[request.id])
+        own = None
+        if routes is not None and request.return_routes:
+            own = routes.part(first, _tokens(chunk))
+        return Observed(pairs, own, self._absent_of[request.id])
 
 
 def _tokens(chunk: Chunk) -> int:
@@ -111,8 +115,7 @@ def _tokens(chunk: Chunk) -> int:
 
 
 def _rows(plan: Plan) -> list[tuple[Chunk, int, bool]]:
-    """Each chunk and its first token in the batch, and once more for its weak row if it has one; last, whether it is
-    that."""
+    """The rows of the batch: each chunk, the number of its first token in the batch, and whether it is the weak row."""
     rows, first = [], 0
     for chunk in plan:
         for number in range(chunk.sequence.row_count):

@@ -43,7 +43,7 @@ class BlockHashes:
 
     def _root(self, request: Request) -> bytes:
         """The parent of a sequence's first block: a hash of what the request's keys and values depend on."""
-        # What the budget says beside counts is encoded whole: a field added to it later is part of the key unasked.
+        # All of the budget but its counts is encoded, so that a field added to it later becomes part of the key.
         rest = request.budget.without_counts
         content = msgspec.msgpack.encode((rest, request.noise if self._noisy else None, request.salt))
         return blake2b(content, digest_size=16, key=self._key, person=b"root").digest()

@@ -16,9 +16,9 @@ MAX_SINGLE_FAILURES = 64  # if so many fail alone and none succeeds, the model i
 
 
 def failure_message(fault: Exception) -> str:
-    """What a caller is told of the fault that ends a request.
+    """The message for the caller about the fault that ends a request.
 
-    Of an unknown fault only the class name, which tells an operator what to look for: its message may leak too much.
+    Of an unknown fault only the class name, by which an operator finds it in the log: its message may leak too much.
     """
     if isinstance(fault, GenerationFailed):
         return str(fault)
@@ -27,7 +27,8 @@ def failure_message(fault: Exception) -> str:
 
 @dataclass(slots=True)
 class Isolation:
-    """Runs plans, and collects the chunks that succeeded with their results, that failed alone, and to recompute.
+    """Runs plans, and collects three kinds of chunks: those that succeeded, with their results; those that failed in a
+    run of their own; and those to recompute.
 
     `repeatable`: a plan may be run again, since a failed run changes nothing but keys and values.
     """

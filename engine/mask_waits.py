@@ -1,4 +1,4 @@
-"""The engine's side of grammars' masks: which of them it waits for, and for how long.
+"""`MaskWaits`: how long the engine waits for grammar masks before a step.
 
 Masks are computed by processes of their own (`engine/grammars/mask_process.py`). It does not depend on plans or
 sequences.
@@ -15,7 +15,7 @@ IDLE_WAIT_SECONDS = 0.02  # how long it waits if there is nothing else to do
 
 
 class MaskWaits:
-    """The masks of grammars that `grammars` has compiled; without it there are none."""
+    """Waits for the masks of the grammars that `grammars` has compiled. None: the engine has no grammars."""
 
     def __init__(self, grammars: GrammarCompiler | None) -> None:
         self._grammars = grammars
@@ -33,7 +33,7 @@ class MaskWaits:
 
     @property
     def awaited(self) -> list[MaskClient]:
-        """The clients that become readable when a mask has come that an answer waits for."""
+        """The clients of mask processes with replies due: each becomes readable when a mask has come."""
         return self._grammars.processes.awaited if self._grammars else []
 
     def collect(self) -> None:
@@ -42,8 +42,8 @@ class MaskWaits:
             self._grammars.processes.collect()
 
     def wait(self, last_s: float, has_plain: Callable[[], bool]) -> None:
-        """Wait for the usual masks, but only briefly, by the duration of the last step, if answers without a grammar
-        would be delayed; `has_plain` tells whether there are such, and is asked only where masks are due."""
+        """Wait for masks that are due: a tenth of the last step's duration if answers without a grammar would be
+        delayed (`has_plain`, which is called only if masks are due), else up to `IDLE_WAIT_SECONDS`."""
         if self._grammars is not None and self._grammars.processes.busy:
             short = max(MASK_WAIT_SECONDS, MASK_WAIT_SHARE * last_s)
             self._grammars.processes.settle(short if has_plain() else IDLE_WAIT_SECONDS)

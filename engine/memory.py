@@ -44,8 +44,8 @@ def cache_fraction(setting: float, device: str) -> float:
 
 
 def step_bytes(config: DecoderConfig, max_step_tokens: int, max_running: int, device: str) -> int:
-    """What the largest step at the trained count takes on a GPU beside attention, about; 0 on the CPU, whose default
-    share leaves far more.
+    """About how many bytes the largest step at the trained count takes on a GPU, without attention. 0 on the CPU, whose
+    default share of memory leaves far more.
 
     Float32 logits: two copies for each token that is scored, or six for each sequence that is sampled for. Two rows of
     the width for each routed pair, and eight for each token.

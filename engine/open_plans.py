@@ -1,7 +1,8 @@
-"""The plans that are made and not committed yet: where they end in their sequences, and which sequences were
-aborted meanwhile.
+"""`OpenPlans`: the plans that are made and not committed yet, how far they compute each sequence, and which of these
+sequences were aborted since.
 
-One is open while a step runs; two while the next step is launched ahead. It does not depend on blocks or queues.
+One plan is open while a step runs; two are open while the next step is launched ahead. It does not depend on blocks or
+queues.
 """
 
 from engine.plan import Plan
@@ -18,24 +19,25 @@ class OpenPlans:
         return len(self._ends)
 
     def add(self, plan: Plan) -> None:
-        """Open a plan behind the others."""
+        """Open a plan after the others."""
         self._ends.append(_ends(plan))
 
     def replace_last(self, plan: Plan) -> None:
-        """Let the last plan be another one."""
+        """Replace the last plan."""
         self._ends[-1] = _ends(plan)
 
     def drop_last(self) -> None:
-        """Take back the last plan."""
+        """Remove the last plan."""
         self._ends.pop()
 
     def close_first(self) -> None:
-        """Close the first plan, if one is open: it is committed, or has failed. What was aborted has ended with it."""
+        """Close the first plan, if one is open: it is committed, or has failed. Aborted sequences have ended with
+        it."""
         del self._ends[:1]
         self._aborting.clear()
 
     def clear(self) -> None:
-        """Close all plans. What was aborted is still to be ended."""
+        """Close all plans. Aborted sequences are still to be ended."""
         self._ends.clear()
 
     def __contains__(self, sequence_id: str) -> bool:
@@ -46,7 +48,7 @@ class OpenPlans:
         return max((ends.get(sequence_id, 0) for ends in self._ends), default=0)
 
     def abort(self, sequence_id: str) -> None:
-        """Note that a sequence of a plan is to end when the first one is closed."""
+        """Mark a sequence to end when the first plan is closed."""
         self._aborting.add(sequence_id)
 
     def is_aborting(self, sequence_id: str) -> bool:

@@ -121,11 +121,10 @@ class PlanStats:
 
 
 class Sampled(msgspec.Struct, frozen=True):
-    """The next token of one chunk, or (with `error`, a sentence for the caller) why there is none. With a `code`, it is
-    the request that is at fault.
+    """The next token of one chunk, or (with `error`, a sentence for the caller) why there is none. An error with a
+    `code` was caused by the request itself.
 
-    `after_drafts`: further tokens, one for each accepted draft: each is what would have been sampled after the one
-    before.
+    `after_drafts`: one more token for each accepted draft, as it would have been sampled after the token before it.
     """
 
     token: int
@@ -191,7 +190,7 @@ class OverlappingRunner(Runner, Protocol):
     """
 
     def launch(self, plan: Plan) -> Any:
-        """Start to compute every chunk; returns what `sample` and `finish` are told."""
+        """Start to compute every chunk; returns a handle for `sample` and `finish`."""
         ...
 
     def sample(self, launched: Any, plan: Plan) -> None:

@@ -9,7 +9,7 @@ from itertools import chain, islice
 
 from engine.sequence import Sequence
 
-WINDOW = 64  # the oldest wait is looked for among so many: a preempted sequence is not sorted by `waiting_since`
+WINDOW = 64  # the oldest wait is searched among the first 64: `waiting` is not sorted by `waiting_since`
 
 
 class Queues:

@@ -1,4 +1,4 @@
-"""Routes: which experts each token of a request ran, from what the mixtures of a step tell to what a client gets.
+"""Routes: which experts each token of a request ran, from the reports of a step's mixtures to what a client gets.
 
 Rows are kept as they are sent (`Routes` in `engine/types.py`). It depends on positions, not on requests or blocks. No
 torch: a sequence imports it, and so does whatever plans.
@@ -31,7 +31,7 @@ class StepRoutes:
 
 
 def pack(layers: Sequence[Experts], mixtures: Sequence[FeedForward]) -> StepRoutes:
-    """What each mixture of one pass told (`Observer.routes`), as rows."""
+    """The reports of each mixture of one pass (`Observer.routes`), as rows."""
     experts = max(shape.num_experts for shape in mixtures)
     if any(shape.experts_per_draw for shape in mixtures):
         bits_LTW = [_as_bits(expert_TK, experts) for expert_TK in layers]
@@ -70,16 +70,16 @@ class RouteRecord:
             grown_TLW = _empty(routes.rows_TLW, max(end, 2 * tokens if end > tokens else tokens), max(width, widest))
             grown_TLW[:tokens, :, :widest] = self.kept.rows_TLW
             self.kept = StepRoutes(grown_TLW, routes.bits)
-        self.kept.rows_TLW[start:end] = _nothing(routes.rows_TLW)
+        self.kept.rows_TLW[start:end] = _no_expert(routes.rows_TLW)
         self.kept.rows_TLW[start:end, :, :width] = routes.rows_TLW
 
     def routes(self, first: int, end: int) -> Routes | None:
-        """The routes of the positions from `first` up to `end`; None if nothing was told."""
+        """The routes of the positions from `first` up to `end`; None if nothing was reported."""
         if self.kept is None:
             return None
         rows_TLW = self.kept.rows_TLW[first:end]
         if not self.kept.bits:  # a neighbour in the batch may have run more
-            used_W = (rows_TLW != _nothing(rows_TLW)).any(axis=(0, 1))
+            used_W = (rows_TLW != _no_expert(rows_TLW)).any(axis=(0, 1))
             rows_TLW = rows_TLW[:, :, : int(used_W.sum())]
         tokens, layers, width = rows_TLW.shape
         data = rows_TLW.astype(rows_TLW.dtype.newbyteorder("<")).tobytes()
@@ -87,10 +87,10 @@ class RouteRecord:
         return Routes(first, (tokens, layers, width), dtype, self.kept.bits, data)
 
 
-def _nothing(rows_TLW: Rows) -> int:
-    """What stands where a token ran no expert."""
+def _no_expert(rows_TLW: Rows) -> int:
+    """The value at places where a token ran no expert: the largest of the type."""
     return int(np.iinfo(rows_TLW.dtype).max)
 
 
 def _empty(like_TLW: Rows, tokens: int, width: int) -> Rows:
-    return np.full((tokens, like_TLW.shape[1], width), _nothing(like_TLW), like_TLW.dtype)
+    return np.full((tokens, like_TLW.shape[1], width), _no_expert(like_TLW), like_TLW.dtype)

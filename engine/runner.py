@@ -28,11 +28,11 @@ class LaunchedStep:
     """A plan that the device computes."""
 
     plan: Plan
-    logits_RV: Tensor | None  # until they are sampled from
-    sampled: dict[str, int]  # rows of the logits by sequence: to sample from
-    scored: dict[str, range]  # and to score prompts by
+    logits_RV: Tensor | None  # None once they have been sampled from
+    sampled: dict[str, int]  # by sequence: the row of the logits to sample from
+    scored: dict[str, range]  # by sequence: the rows of the logits that score its prompt
     stats: ExpertStats
-    wanted: Plan = ()  # of which there will be results
+    wanted: Plan = ()  # the chunks that will have results
     samples: LaunchedSamples | None = None
     scores: LaunchedScores | None = None
 
@@ -63,7 +63,7 @@ class ModelRunner:
             return self._run(self._with_drafts(plan, expert_stats) if drafted else plan, expert_stats)
 
     def _with_drafts(self, plan: Plan, expert_stats: ExpertStats) -> Plan:
-        """The same plan with the drafts that the model makes; matchers know all drafts."""
+        """The same plan with the drafts that the model makes; asks the matchers for the masks after all drafts."""
         if any(chunk.model_drafts for chunk in plan):
             plan = self._draft(plan, expert_stats)
         for chunk in plan:
@@ -72,7 +72,7 @@ class ModelRunner:
         return plan
 
     def _run(self, plan: Plan, expert_stats: ExpertStats) -> StepResult:
-        """All at once."""
+        """Compute a plan and wait for its results."""
         logits_RV = self.forward(plan, expert_stats)
         observed = expert_stats.observed(plan, self._mixtures)
         tokens, scoring = 0, list[Chunk]()
@@ -102,7 +102,7 @@ class ModelRunner:
         return LaunchedStep(plan, logits_RV, *_logit_rows(plan), stats)
 
     def _late(self, rows: Plan) -> LateIds | None:
-        """The tokens of these rows that only the device knows; each is the last of its chunk."""
+        """The tokens of these rows whose ids are still on the device only; each is the last of its chunk."""
         last, row_N, source_N = -1, [], []
         for chunk in rows:
             last += chunk.length
@@ -135,7 +135,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def finish(self, launched: LaunchedStep) -> StepResult:
-        """Wait for the results of what `sample` was given."""
+        """Wait for the results of the chunks given to `sample`."""
         with self._errors:
             sampled = launched.samples.results() if launched.samples else ()
             scores = launched.scores.results() if launched.scores else ()

@@ -145,9 +145,9 @@ class Sequence:
         return self.request.budget.largest(self.computed, len(self.tokens), self.prompt_length)
 
     def set_counts(self, counts: ExpertCounts, launched: int = 0) -> int:
-        """Give the tokens still to be computed these counts; those before `launched` are being computed. Returns the
-        first position that has them: of a preempted sequence, what its answer was sampled from is computed again as it
-        was."""
+        """Give the tokens still to be computed these counts; tokens before `launched` are being computed already.
+        Returns the first position with the new counts. The tokens that an answer was sampled from keep their counts,
+        also if the sequence was preempted and they are computed again."""
         self._price_work()
         first = max(self.computed, launched, len(self.tokens) - 1 if self.output_count else 0)
         self.request = replace(self.request, budget=self.request.budget.changed(first, counts))
@@ -168,7 +168,8 @@ class Sequence:
         self.routed_pairs += pairs
 
     def _price_work(self) -> None:
-        """Add the pairs of the last positions in a row; one by one they would cost time with every decoded token."""
+        """Add the pairs of the contiguous positions recorded since the last call. Adding them at every decoded token
+        would cost time."""
         self.routed_pairs += self.request.budget.pairs(self._unpriced_start, self._unpriced_end, self.prompt_length)
         self._unpriced_start = self._unpriced_end
 
@@ -204,8 +205,8 @@ class Sequence:
 
 
 def _weak_row(request: Request, arrived_at: float) -> Sequence | None:
-    """The second row of a sequence: the same list of tokens, computed with other experts. The scheduler does not know
-    it; of its own it has only what says where it is in the cache."""
+    """The second row of a sequence: the same list of tokens, computed with other experts. The scheduler sees only the
+    first row; the second one has blocks, hashes, a slot and snapshots of its own."""
     budget = request.budget.weak
     if budget is None:
         return None

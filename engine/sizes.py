@@ -47,8 +47,8 @@ def state_slots(settings: EngineSettings) -> int:
 
 
 def shares_prefixes(config: DecoderConfig, settings: EngineSettings, overlaps: bool) -> bool:
-    """Whether there is a prefix cache. Where steps overlap none holds states: when one step is committed, the next has
-    moved them on."""
+    """Whether there is a prefix cache. There is none for models with states if steps overlap: when a step is committed,
+    the next one has already changed the states."""
     return settings.prefix_cache and config.prefix_reusable and not (config.has_states and overlaps)
 
 

@@ -24,10 +24,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one sequence does in an attention that is not of all its new rows to all its past.
+    """One sequence's part of an attention in which not all its new rows attend to all its past.
 
-    Its next `queries` rows have positions from `query` on, and see the positions from `first` up to `end`, where the
-    attention is causal none after their own. Its next `keys` rows of keys and values have positions from `key` on.
+    Its next `queries` rows have positions from `query` on, and attend to the positions from `first` up to `end` (in
+    causal attention to none after their own). Its next `keys` rows of keys and values have positions from `key` on.
     """
 
     sequence: int  # of the step
@@ -55,7 +55,7 @@ class Pages:
     tables_BP: Tensor  # int64: block ids of each sequence, padded with 0
     spans_B3: Tensor  # int64: of each sequence its first row, new tokens, and cached and new tokens together
     slots_B: Tensor | None = None  # int64: of each sequence the slot of its states; only layers with states need it
-    # int64: of a sequence of the step, after how many of its rows a copy of its states goes to which slot, in order.
+    # int64, in order: a sequence of the step, after how many of its rows its states are copied, and to which slot.
     snapshots_N3: Tensor | None = None
 
     @property
@@ -83,12 +83,12 @@ class LayerBudget:
 
     @property
     def adaptive(self) -> bool:
-        """Whether how many experts run depends on some token, or not on the counts of all alone."""
+        """Whether the number of experts that run does not follow from the counts."""
         return self.partial or any(rule.adaptive for rule in self.rules)
 
     @property
     def ranks(self) -> bool:
-        """Whether some token runs other experts of its order than its family does, or weighs them otherwise."""
+        """Whether a token's rule changes which ranks run, or how they are weighted."""
         return any(rule.ranks for rule in self.rules)
 
     @property
@@ -101,9 +101,9 @@ class LayerBudget:
 class BudgetRows:
     """What each of T tokens may use in each MoE layer: budgets as the layers and kernels read them.
 
-    A new member must also be passed on: to one layer in `LayerBudget`; to the native kernels in
-    `NativeDecoder.__call__`, `ProgramStep` (csrc/program.h) and `LayerRows` (csrc/mixtures.h). What the host must know
-    is kept beside the tensor, so that nothing waits for a device.
+    A new field must also be added to `LayerBudget` (one layer), and for the native kernels to
+    `NativeDecoder.__call__`, `ProgramStep` (csrc/program.h) and `LayerRows` (csrc/mixtures.h). Values that the host
+    needs are kept beside the tensor, so that it does not wait for a device.
     """
 
     counts_LT: Tensor  # int64
@@ -126,14 +126,14 @@ class BudgetRows:
 
 @dataclass(frozen=True, slots=True)
 class LateIds:
-    """Token ids that only the device knows yet: what the step before has sampled, and the host has not read."""
+    """Token ids that are still on the device only: the step before has sampled them, and the host has not read them."""
 
     row_N: Tensor  # int64, on the host: the rows of the batch
     source_N: Tensor  # int64, on the host: where their ids stand in `token_R`
     token_R: Tensor  # int64, on the device
 
     def put(self, ids_T: Tensor) -> Tensor:
-        """The ids of a batch on the device, with these among them. Nothing is waited for."""
+        """The ids of a batch on the device, with these filled in. Does not wait for the device."""
         row_N, source_N = (x.to(ids_T.device, non_blocking=True) for x in (self.row_N, self.source_N))
         return ids_T.index_copy(0, row_N, self.token_R[source_N])
 
@@ -151,8 +151,8 @@ class Batch:
     late: LateIds | None = None  # ids that take the place of those in `ids_T`
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device with no ids late, which is not waited for: the values may be overwritten once this
-        returns."""
+        """The same on a device, with late ids filled in. Does not wait for the device; the host's values may be
+        overwritten once this returns."""
 
         def moved(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)

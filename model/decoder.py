@@ -26,7 +26,7 @@ from model.step import LayerStep, Observer, Past
 
 
 def embedding(count: int, width: int) -> nn.Embedding:
-    """Without torch's initial values: drawing them for a model without memory imports much, and takes a second."""
+    """An embedding without torch's initial values: drawing them on the meta device imports much, and takes a second."""
     return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
 
 
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         rotary = {rope: rotary_tables(batch.positions_T, rope) for rope in self._ropes}
         no_counts = LayerBudget(batch.ids_T.new_empty(0), 0)
         moe_layer, memory = 0, len(self.config.attention)
-        router_logits: list[Tensor] = []  # of this pass; a kind whose layers know of each other adds to it
+        router_logits: list[Tensor] = []  # of this pass; a kind whose layers read each other's logits adds to it
         for number, shape in enumerate(self.config.feed_forward):
             is_mixture = shape.num_experts > 0
             budget = batch.budget.layer(moe_layer) if is_mixture else no_counts
@@ -135,6 +135,6 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def grouped_parts(model: nn.Module) -> Iterator[Grouped]:
-    """What its modules have in place of parameters that are quantised."""
+    """The quantised matrices that its modules have in place of parameters."""
     for module in model.modules():
         yield from (value for value in vars(module).values() if isinstance(value, Grouped))

@@ -21,8 +21,8 @@ Tables = tuple[Tensor, Tensor]  # cosines and sines of rotary positions
 
 @dataclass(frozen=True, slots=True)
 class DistanceBias:
-    """What is added to the score of a query and a key by their distance, query - key. `bias_HX` has the values from the
-    distance `least` on; distances beyond its ends have the value of the end."""
+    """A bias on the score of a query and a key by their distance, query - key. `bias_HX` has the values from the
+    distance `least` on; a distance beyond its ends gets the value of the nearer end."""
 
     bias_HX: Tensor
     least: int
@@ -35,7 +35,8 @@ class DistanceBias:
 
 @dataclass(frozen=True, slots=True)
 class MaskSpec:
-    """What a query sees, and how strongly. `sinks_H`: logits that take weight and give nothing."""
+    """Which keys a query sees, and how scores are changed. `sinks_H`: a further logit of each head in the softmax,
+    without a value."""
 
     scale: float
     window: int = 0  # positions, itself included; 0: all
@@ -53,7 +54,8 @@ class Past(Protocol):
         first so many columns of the keys. A negative memory keeps nothing: keys and values are those of this step."""
 
     def part(self, parts: Sequence[Part]) -> "Past":
-        """Access for a layer that does not run on all rows, or attends to other positions than those before them."""
+        """Access for a layer that runs on some rows only, or whose rows attend to other positions than those before
+        them."""
 
     def spans(self, rows: int) -> tuple[Span, ...]:
         """Each sequence's part of the step's `rows` tokens."""
@@ -65,14 +67,14 @@ class Past(Protocol):
 
 
 class Observer(Protocol):
-    """Is told what each MoE layer did: for metrics while serving, for balance losses while training.
+    """Gets a report of each MoE layer's work: for metrics while serving, for balance losses while training.
 
-    Who inherits from it hears of `routed` alone, unless it says more.
+    A subclass must define `routed`; by default the other reports are dropped.
     """
 
     def routed(self, layer: int, pairs: int, load_E: Tensor, scores_TE: Tensor | None) -> None:
-        """`pairs` computed, or at most so many where a device computes them and `used` is told too; `load_E` tokens per
-        expert (∞-MoE: per group); `scores_TE` router probabilities."""
+        """`pairs`: how many were computed, or an upper bound where `used` is reported too; `load_E`: tokens per expert
+        (∞-MoE: per group); `scores_TE`: router probabilities."""
 
     def routed_all(self, pairs_L: Sequence[int], load_N: Tensor, experts: Sequence[int]) -> None:
         """`routed` of all mixtures at once, without scores. `load_N` has their loads one after the other, `experts` how
@@ -81,13 +83,13 @@ class Observer(Protocol):
             self.routed(layer, pairs, load_E, None)
 
     def used(self, layer: int, used_T: Tensor) -> None:
-        """Int64: how many pairs each token ran, 0 where it does not run this layer. Only of steps where that does not
-        follow from the counts: with adaptive rules, dropped choices, layers that not all tokens run."""
+        """Int64: how many pairs each token ran, 0 if it does not run this layer. Reported only if that does not follow
+        from the counts: with adaptive rules, dropped choices, or layers that not all tokens run."""
         return None
 
     def routes(self, layer: int, expert_TK: Tensor) -> None:
-        """Int32: each token's experts, best first, then -1 where it ran fewer; ∞-MoE: the groups that it kept, in
-        rising order. Only of steps with `Batch.routes`."""
+        """Int32: each token's experts, best first, then -1 if it ran fewer; ∞-MoE: the groups that it kept, in rising
+        order. Reported only with `Batch.routes`."""
         return None
 
 
@@ -105,16 +107,16 @@ class LayerStep:
     rotary: Mapping[Rope, Tables] = field(default_factory=dict)  # of every kind that the decoder uses
     bias: DistanceBias | None = None  # of this layer's attention
     routes: bool = False  # whether the observer wants every token's experts
-    router_logits: list[Tensor] = field(default_factory=list)  # that mixtures before this one left for it, [T, E] each
+    router_logits: list[Tensor] = field(default_factory=list)  # of the mixtures before this one, [T, E] each
 
     def attend(self, q_THC: Tensor, k_TGC: Tensor, v_TGV: Tensor | int, spec: MaskSpec) -> Tensor:
-        """See `Past.attend`; of this sublayer."""
+        """`Past.attend` with this sublayer's cache."""
         assert self.past is not None
         biased = spec if self.bias is None else replace(spec, bias=self.bias)
         return self.past.attend(self.memory, q_THC, k_TGC, v_TGV, biased)
 
     def states(self, size: int) -> Iterator[tuple[slice, Tensor, bool]]:
-        """See `Past.states`; of this sublayer."""
+        """`Past.states` of this sublayer."""
         assert self.past is not None
         return self.past.states(self.memory, len(self.positions_T), size)
 

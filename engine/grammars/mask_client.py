@@ -44,11 +44,10 @@ class MaskClient:
         self._socket: socket.socket | None = None
         self._decoder: msgspec.msgpack.Decoder[FromMasks] = msgspec.msgpack.Decoder(FromMasks)
         self._frames, self._unsent = Frames(), bytearray()
-        self._asked: OrderedDict[int, tuple[ReplyHandler, int]] = (
-            OrderedDict()
-        )  # by answer: who, and how many replies are due
+        # By answer: the handler of its replies, and how many replies are due.
+        self._asked: OrderedDict[int, tuple[ReplyHandler, int]] = OrderedDict()
         self._closing: deque[int] = deque()
-        self._since, self._patience, self._started = 0.0, START_SECONDS, 0
+        self._since, self._stall_seconds, self._started = 0.0, START_SECONDS, 0
 
     def __del__(self) -> None:
         self.stop()
@@ -69,7 +68,7 @@ class MaskClient:
         return self._socket.fileno()
 
     def start(self) -> int:
-        """Start the process unless it runs; returns its number, counted from 1. A new process knows no answers."""
+        """Start the process unless it runs; returns its number, counted from 1. A new process has no answers open."""
         if self._process is None:
             self._start()
         return self._started
@@ -99,8 +98,8 @@ class MaskClient:
             while data := self._socket.recv(READ_SIZE):
                 self._take(data)
         except BlockingIOError:
-            if self._asked and time.monotonic() - self._since > self._patience:
-                self._replace(f"it stood still for {self._patience:g} s")
+            if self._asked and time.monotonic() - self._since > self._stall_seconds:
+                self._replace(f"it stood still for {self._stall_seconds:g} s")
             return
         except OSError:
             pass
@@ -127,7 +126,7 @@ class MaskClient:
         ours.setblocking(False)
         self._started += 1
         self._socket, self._frames, self._unsent = ours, Frames(), bytearray()
-        self._since, self._patience = time.monotonic(), START_SECONDS
+        self._since, self._stall_seconds = time.monotonic(), START_SECONDS
 
     def _write_closings(self) -> None:
         while self._closing:
@@ -148,7 +147,7 @@ class MaskClient:
     def _take(self, data: bytes) -> None:
         for payload in self._frames.feed(data):
             message = self._decoder.decode(payload)
-            self._since, self._patience = time.monotonic(), STALL_SECONDS
+            self._since, self._stall_seconds = time.monotonic(), STALL_SECONDS
             if isinstance(message, Masks) and (asked := self._asked.pop(message.id, None)):
                 handler, due = asked
                 if due > 1:

@@ -204,7 +204,7 @@ class _Mallinfo(ctypes.Structure):
 
 
 def live_bytes() -> int:
-    """Bytes of memory in use: allocated by the C library, or, if it does not tell, resident."""
+    """Bytes of memory in use: allocated by the C library, or, if it has no `mallinfo2`, resident."""
     try:
         mallinfo = ctypes.CDLL(None).mallinfo2
     except AttributeError:

@@ -1,4 +1,4 @@
-"""The states of an engine process as the HTTP process sees it, and what a request is told while none serves."""
+"""The states of an engine process as the HTTP process sees it, and the error of requests while it serves none."""
 
 from typing import Literal
 

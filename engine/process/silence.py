@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 
 FACTOR = 20  # a step may take this many times its expected time
-TICK, ASK = 1.0, 2.0  # seconds between two checks, and of silence before a ping
-MIN_TICK = 0.05  # seconds between two checks if the limit is short
+TICK_SECONDS, PING_SECONDS = 1.0, 2.0  # seconds between two checks, and of silence before a ping
+MIN_TICK_SECONDS = 0.05  # seconds between two checks if the limit is short
 
 
 class SilenceTimer:
@@ -21,9 +21,9 @@ class SilenceTimer:
 
     def __init__(self, limit: float, asks: bool = True) -> None:
         self.seconds = 0.0  # of silence
-        self.tick_s = max(MIN_TICK, min(TICK, limit / 4)) if limit else TICK
+        self.tick_s = max(MIN_TICK_SECONDS, min(TICK_SECONDS, limit / 4)) if limit else TICK_SECONDS
         self._limit, self._asks = limit, asks
-        self._ask = min(ASK, limit / 4) if limit else ASK
+        self._ping_after = min(PING_SECONDS, limit / 4) if limit else PING_SECONDS
         self._expected, self._asked, self._fresh = 0.0, False, False
         self._heard = time.monotonic()
 
@@ -52,7 +52,7 @@ class SilenceTimer:
 
     def asks(self) -> bool:
         """Whether to send a ping now: once per silence."""
-        if not self._asks or self._asked or self.seconds < self._ask:
+        if not self._asks or self._asked or self.seconds < self._ping_after:
             return False
         self._asked = True
         return True

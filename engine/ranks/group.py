@@ -48,7 +48,7 @@ def _end_process(error: EngineDown) -> None:
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What rank 0 tells the others before they load."""
+    """The message of rank 0 to the other ranks before they load."""
 
     ranks: int
     model: str

@@ -52,7 +52,7 @@ def run(address: str, rank: int, model: str = "", device: str = "") -> None:
     """Join, load and answer.
 
     Raises:
-        CheckpointError: the rank cannot load its part; rank 0 is told.
+        CheckpointError: the rank cannot load its part; rank 0 gets the message.
         EngineDown: rank 0 has ended.
         RuntimeError: there is no rank 0 at the address, or it ended while this rank loaded.
     """

@@ -87,7 +87,7 @@ def _rows(
 
 
 def _plain(token: int) -> Sampled:
-    """A token of which nothing else is said; below 0 the row is not finite."""
+    """A token without log-probabilities or measures; below 0 the row's logits are not finite."""
     return Sampled(0, error=NOT_FINITE) if token < 0 else Sampled(token)
 
 
@@ -101,14 +101,14 @@ def measured_rows(sequences: list[Sequence]) -> dict[Measure, list[int]]:
 
 
 def failed(fault: Fault | None) -> Sampled:
-    """No token, for this reason; without one because the model's logits are not finite."""
+    """A result without a token, because of `fault`; None: because the model's logits are not finite."""
     if fault is None:
         return Sampled(0, error=NOT_FINITE)
     return Sampled(0, error=fault.message, code=fault.code)
 
 
 def _best(logits_BV: Tensor) -> NDArray[np.int64]:
-    """The best token of each row, of equal ones the lowest id; values may be infinite."""
+    """The best token of each row, the lowest id of equal ones; values may be infinite."""
     token_B: NDArray[np.int64] = logits_BV.numpy().argmax(-1)  # at memory speed, torch is ten times slower here
     return token_B
 

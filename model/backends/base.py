@@ -20,39 +20,38 @@ from model.step import Observer
 
 
 class SamplingOps(Protocol):
-    """What the sampler leaves to the backend that made the logits."""
+    """The part of sampling that the backend does, which made the logits."""
 
     def greedy(self, logits_BV: Tensor) -> list[int]:
-        """The best token of each row, of equals the lowest; -1 for a row that is not finite."""
+        """The index of the highest logit of each row, the lowest of equal ones; -1 for a row that is not finite."""
         ...
 
     def constrain(
         self, logits_BV: Tensor, raw_BV: Tensor, allowed_MW: NDArray[np.int32], mask_of_B: NDArray[np.int64]
     ) -> Tensor:
-        """Float32 logits with what masks of packed bits forbid at minus infinity; a row's mask is -1 for none.
-
-        Where nothing finite is left, the row is taken from `raw_BV` first.
+        """Float32 logits with minus infinity where the row's mask of packed bits is 0. `mask_of_B`: each row's mask, -1
+        for none. A row without a finite value left is read from `raw_BV` instead, and masked.
         """
         ...
 
     def draw(self, logits_BV: Tensor, rows_R: NDArray[np.int64], params_R: NDArray[np.void]) -> NDArray[np.int64]:
         """One token for each row of `rows_R` of float32 logits, each with a finite best one, by its `PARAMETERS`.
 
-        Top-k applies first, then top-p to the rest; min-p is relative to the best token. Where none of them cuts, a row
+        Top-k applies first, then top-p to the rest; min-p is relative to the best token. If none of them is set, a row
         draws in vocabulary order, else from the best token on.
         """
         ...
 
 
 class DeviceSamplingOps(Protocol):
-    """What a sampler on the device leaves to the backend that made the logits."""
+    """The part of sampling that the backend does on its device, without a wait by the host."""
 
     def choose(self, logits_RV: Tensor, inputs: SamplingInputs) -> Chosen:
-        """A token of each row: the best one, of equals the lowest, or a drawn one. Nothing is waited for.
+        """A token of each row: the best one (the lowest of equal ones) or a drawn one. Does not wait for the device.
 
-        Edits come first, then what settings allow, then grammars: where these leave nothing finite, a row is taken from
-        the model's logits first. Top-k applies before top-p, top-p to what it leaves; min-p is relative to the best
-        token. Where none of them cuts, a row draws in vocabulary order, else from the best token on.
+        Edits are applied first, then the settings' allowed tokens, then grammars. If these leave no finite value, the
+        grammar is applied to the model's logits. Top-k applies before top-p; min-p is relative to the best token. If
+        none of them is set, a row draws in vocabulary order, else from the best token on.
         """
         ...
 
@@ -82,12 +81,12 @@ class Runnable(SamplingOps, Protocol):
 
     @property
     def rules(self) -> bool:
-        """Whether it runs routing rules other than the family's (`RoutingRule`), and tells routes."""
+        """Whether it runs routing rules other than the family's (`RoutingRule`), and reports routes."""
         ...
 
     @property
     def sets(self) -> bool:
-        """Whether it runs rules that keep some experts alone (`RoutingRule.kept`)."""
+        """Whether it runs rules that allow only some experts (`RoutingRule.kept`)."""
         ...
 
     @property
@@ -111,8 +110,8 @@ class Runnable(SamplingOps, Protocol):
 
     @property
     def token_buckets(self) -> tuple[int, ...]:
-        """The numbers of tokens that steps in which every sequence has one new token are padded to, rising; beyond the
-        last, and where there are none, they are computed as they are."""
+        """The numbers of tokens, rising, to which steps with one new token for every sequence are padded. Larger steps
+        are not padded; empty: no step is."""
         ...
 
     @property
@@ -122,7 +121,7 @@ class Runnable(SamplingOps, Protocol):
 
     @property
     def device_sampling(self) -> DeviceSamplingOps | None:
-        """What samples where the logits are; there is something where steps overlap."""
+        """Sampling on the device; not None if steps overlap."""
         ...
 
     def __call__(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
@@ -130,15 +129,14 @@ class Runnable(SamplingOps, Protocol):
         ...
 
     def launch(self, batch: Batch, pages: Pages, observer: Observer | None = None) -> Tensor:
-        """The same where they are computed, not waited for. The host's tensors may be overwritten once it returns; the
-        logits may be overwritten by the next launch, so what reads them must be launched before it."""
+        """The same on the device, without waiting. The host's tensors may be overwritten once it returns. The next
+        launch may overwrite the logits, so whatever reads them must be launched before."""
         ...
 
     def load_spread(self, loads: Sequence[Tensor]) -> tuple[int, float]:
         """How many experts have any pairs, and the sum over the MoE layers of the busiest expert's pairs over the mean.
 
-        `loads`: what the model's passes told an observer, one tensor per MoE layer or one per pass, as this backend
-        tells them.
+        `loads`: the loads that this backend reported to an observer, one tensor per MoE layer or one per pass.
         """
         ...
 
@@ -147,7 +145,7 @@ class Backend(Protocol):
     """One way to run decoders."""
 
     def provide(self) -> None:
-        """Get ready whatever models come: load or compile what is missing."""
+        """Load or compile the kernels that are missing, before any model is known."""
         ...
 
     def refusal(self, config: DecoderConfig, options: Options) -> str | None:
@@ -158,9 +156,10 @@ class Backend(Protocol):
         ...
 
     def groups(self, decoder: Decoder) -> Collection[str]:
-        """The names of the decoder's parameters that may be `Grouped`: it multiplies them without widening."""
+        """The names of the decoder's parameters that may be `Grouped` (quantised): products read them as they are
+        stored."""
         ...
 
     def prepare(self, decoder: Decoder, options: Options) -> Runnable:
-        """The decoder, which `refusal` has let pass, in the form that runs. It may take the weights over."""
+        """The decoder in the form that runs; `refusal` must have returned None. It may take over the weights."""
         ...

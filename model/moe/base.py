@@ -1,6 +1,7 @@
-"""What a router chooses, and what a kind of mixture computes of it: routed pairs, (token, expert) with a weight.
+"""`Choice` (a router's experts of each token) and `RoutedPairs` (the same as (token, expert, weight) sorted by expert),
+and helpers that all kinds of mixtures share.
 
-How a kind chooses and what its experts are is in its own file beside this one.
+Not here: how a kind chooses and what its experts are (one file for each kind, beside this one).
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class RoutedPairs:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Experts of each token, best first, their weights, and which of them run; other weights mean nothing."""
+    """Experts of each token, best first, their weights, and which of them run. The weights of the others are
+    undefined."""
 
     expert_TK: Tensor  # int64
     weight_TK: Tensor
@@ -50,20 +52,21 @@ class Choice:
         return self.expert_TK.where(self.runs_TK, -1).gather(-1, order_TK).int()
 
     def by_expert(self, experts: int) -> tuple[Tensor, Tensor]:
-        """Weights, and which run, [T, E]: the same without a size that follows from values."""
+        """Weights and which experts run, both [T, E]. Unlike `pairs`, no shape depends on values."""
         shape = len(self.expert_TK), experts
         weight_TK = self.weight_TK.where(self.runs_TK, 0)
         weight_TE = weight_TK.new_zeros(shape).scatter(-1, self.expert_TK, weight_TK)
         return weight_TE, self.runs_TK.new_zeros(shape).scatter(-1, self.expert_TK, self.runs_TK)
 
     def pairs(self, experts: int) -> RoutedPairs:
-        """What runs, of a layer with so many experts."""
+        """The pairs that run, of a layer with so many experts."""
         token_R, rank_R = self.runs_TK.nonzero(as_tuple=True)
         return sort_pairs(token_R, self.expert_TK[token_R, rank_R], self.weight_TK[token_R, rank_R], experts)
 
 
 def running_sum(weight_TK: Tensor) -> Tensor:
-    """The sum of each row, [T, 1], in order: zeros at its end, for ranks that only neighbours use, do not change it."""
+    """The sum of each row, [T, 1], from the first rank on. So zeros at the end (ranks that only other tokens of the
+    batch use) do not change its bits."""
     return weight_TK.cumsum(-1)[:, -1:]
 
 
@@ -78,8 +81,8 @@ def ranks(budget: LayerBudget) -> Tensor:
     return torch.arange(budget.k_max, device=counts_T.device)[None, :] < counts_T[:, None]
 
 
-def moved(budget: LayerBudget, name: Literal["gate_offset", "free_bias"]) -> Tensor | None:
-    """What each token's rule adds to logits, [T, 1] float32; None where no rule adds anything."""
+def rule_offsets(budget: LayerBudget, name: Literal["gate_offset", "free_bias"]) -> Tensor | None:
+    """The offset that each token's rule adds to its logits, [T, 1] float32; None if no rule has one."""
     values: list[float] = [getattr(rule, name) for rule in budget.rules]
     if budget.rule_T is None or not any(values):
         return None
@@ -87,7 +90,7 @@ def moved(budget: LayerBudget, name: Literal["gate_offset", "free_bias"]) -> Ten
 
 
 def allowed(budget: LayerBudget) -> Tensor | None:
-    """Which experts each token's rule lets it run, bool [T, E]; None where all tokens may run all."""
+    """Which experts each token's rule allows, bool [T, E]; None if every rule allows all."""
     if budget.rule_T is None or not any(rule.kept for rule in budget.rules):
         return None
     kept_RE = _kept(tuple(rule.kept[budget.moe_layer] if rule.kept else "" for rule in budget.rules))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.batch import LayerBudget
-from model.moe.base import Choice, moved, ranks
+from model.moe.base import Choice, ranks, rule_offsets
 from model.shapes.mixtures import Router
 
 
@@ -20,7 +20,7 @@ def choose_open(logits_TE: Tensor, budget: LayerBudget, router: Router, closes_E
     """The open ones of each token's experts, best first. A gate opens above 0; `closes_E` is added for that alone."""
     if budget.ranks:
         raise ValueError("experts with gates run no routing rule but an offset of the gates")
-    offset_T1 = moved(budget, "gate_offset")
+    offset_T1 = rule_offsets(budget, "gate_offset")
     gate_TE = logits_TE if offset_T1 is None else logits_TE + offset_T1
     open_TE = gate_TE > 0 if closes_E is None else gate_TE + closes_E > 0
     order_TE = logits_TE.sort(dim=-1, descending=True, stable=True).indices

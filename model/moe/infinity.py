@@ -26,7 +26,7 @@ from model.step import LayerStep
 
 @cache
 def _points(count: int, latent_dim: int, device: torch.device) -> Tensor:
-    """Read in every layer of every step, and never written."""
+    """The fixed points on a device. Cached, because every layer of every step reads them."""
     return fixed_points(count, latent_dim).to(device, non_blocking=True)
 
 
@@ -64,9 +64,8 @@ class InfinityMixture(LayerModule):
         mean_TZ, sigma_TZ = self.gaussian(x_TD)
         token_R, sample_R = token_ranks(step.budget.counts_T, step.budget.pairs)
         z_RZ = mean_TZ[token_R] + sigma_TZ[token_R] * self.noise(token_R, sample_R, step)
-        with torch.autocast(
-            x_TD.device.type, enabled=False
-        ):  # which groups win is decided in float32, also in training
+        # Which groups are kept is decided in float32, also in training.
+        with torch.autocast(x_TD.device.type, enabled=False):
             score_RE = F.linear(z_RZ, self.scores.float())
         return mean_masks(score_RE, step.budget.counts_T, step.budget.k_max, self.config)
 
@@ -80,7 +79,8 @@ class InfinityMixture(LayerModule):
         return step.noise(token_R, sample_R // 2, self.config.latent_dim) * sign_R[:, None]
 
     def run_masked(self, x_TD: Tensor, mask_TE: Tensor) -> Tensor:
-        """One masked dense pass for all tokens and counts (eq. 7). Saves nothing, but in few large products."""
+        """One masked dense pass for all tokens and counts (eq. 7): all the work of the wide layer, in few large
+        products."""
         h_TF = activate(F.linear(x_TD, self.up), self.config.activation)
         h_TEg = h_TF.unflatten(-1, (self.config.blocks, self.config.block))
         masked_TEg = h_TEg * mask_TE[..., None].to(h_TF.dtype)

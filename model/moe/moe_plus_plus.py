@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.moe.base import Choice, moved, ranks, running_sum
+from model.moe.base import Choice, ranks, rule_offsets, running_sum
 from model.moe.topk import TopKMixture
 from model.registry import module_for
 from model.shapes.decoder import DecoderConfig
@@ -54,7 +54,7 @@ class MoEPlusPlusMixture(TopKMixture):
         if budget.ranks or any(rule.kept for rule in budget.rules):
             raise ValueError("MoE++ runs no routing rule but a bias of experts that compute nothing")
         expert_E = torch.arange(config.num_experts, device=logits_TE.device)
-        bias_T1 = moved(budget, "free_bias")
+        bias_T1 = rule_offsets(budget, "free_bias")
         ranked_TE = logits_TE if bias_T1 is None else logits_TE + bias_T1 * (expert_E >= config.experts)
         expert_TK = ranked_TE.sort(dim=-1, descending=True, stable=True).indices[:, : budget.k_max]
         score_TE = logits_TE.softmax(-1) * (expert_E < config.num_experts - config.zero)

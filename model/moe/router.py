@@ -45,7 +45,7 @@ def choose(logits_TE: Tensor, budget: LayerBudget, router: Router, bias_E: Tenso
 
 
 def scores(logits_TE: Tensor, router: Router) -> Tensor:
-    """What an expert is worth to each token, float32."""
+    """The score of each expert for each token, [T, E], float32."""
     if router.score == "relu":
         return logits_TE.relu()
     if router.score == "top_any":
@@ -64,8 +64,8 @@ def _inside_groups(ranked_TE: Tensor, router: Router) -> Tensor:
 
 
 def _sparse_mixer(logits_TE: Tensor, most: int, jitter: float) -> tuple[Tensor, Tensor]:
-    """Phi-3.5-MoE's inference rule: the best expert weighs its softmax share among those not far below it; then the
-    same again without it."""
+    """Phi-3.5-MoE's inference rule: the best expert's weight is its softmax probability among the experts not far below
+    it; then the same again without that expert."""
     experts, weights = [], []
     left_TE = logits_TE
     for _ in range(most):

@@ -1,8 +1,8 @@
-"""Routing rules: which experts of its order a token runs, and how they weigh, where requests ask for other rules than
-the family's (`RoutingRule`).
+"""Applies routing rules (`RoutingRule`) other than the family's: which of its ranked experts a token runs, and their
+weights.
 
-All experts are looked at by rank, best first, for every token by its own rule; a token with the family's rule gets the
-bits that it gets without this file. Plain torch only. Not here: how experts are ranked (see `model/moe/router.py`).
+Every token has its own rule. A token with the family's rule gets the same bits as without this file. Plain torch only.
+Not here: how experts are ranked (see `model/moe/router.py`).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from model.devices import tensor_on
 from model.moe.base import Choice, normalised, running_sum
 from model.shapes.mixtures import Router
 
-TRAINED, RAW, KEPT = 0, -1, -2  # normalisers as numbers; those above 0 are themselves
+TRAINED, RAW, KEPT = 0, -1, -2  # normalisers as numbers; n > 0 stands for itself
 _NUMBERS = {"trained": TRAINED, "raw": RAW, "kept": KEPT}
 
 
@@ -50,12 +50,12 @@ class _TokenRules:
 
 
 def number(rule: RoutingRule) -> int:
-    """Its normaliser as a number."""
+    """The rule's normaliser as a number (TRAINED, RAW, KEPT, or n > 0)."""
     return rule.normaliser if isinstance(rule.normaliser, int) else _NUMBERS[rule.normaliser]
 
 
 def choose_by_rules(scores_TE: Tensor, ranked_TE: Tensor, router: Router, budget: LayerBudget, trained: int) -> Choice:
-    """As `choose` of the router; `ranked_TE` says which expert is better, at minus infinity never chosen."""
+    """As `choose` of the router. Experts are ranked by `ranked_TE`; one at minus infinity is never chosen."""
     rules = _TokenRules.of(budget)
     best_TE = ranked_TE.sort(dim=-1, descending=True, stable=True)
     expert_TE = best_TE.indices
@@ -70,7 +70,8 @@ def choose_by_rules(scores_TE: Tensor, ranked_TE: Tensor, router: Router, budget
 
 
 def _own(score_TE: Tensor, rules: _TokenRules, router: Router) -> Tensor:
-    """Which ranks a token runs whatever its batch runs: its count, up to the first that fails threshold or share."""
+    """Which ranks a token runs by its own scores: its count, but only up to the first rank that `threshold` or `top_p`
+    excludes."""
     rank_E = _rank(score_TE)
     skipped_TE = rank_E < rules.skip_T1
     sums_TE = score_TE.masked_fill(skipped_TE, 0).cumsum(-1)
@@ -87,13 +88,13 @@ def _rank(score_TE: Tensor) -> Tensor:
 
 
 def _run_anyway(expert_TE: Tensor, runs_TE: Tensor) -> Tensor:
-    """Of each token's ranks, which expert some token of the batch runs."""
+    """Bool [T, E], by rank: whether some token of the batch runs the expert at this rank."""
     by_expert_TE = torch.zeros_like(runs_TE).scatter(-1, expert_TE, runs_TE)
     return by_expert_TE.any(0)[expert_TE]
 
 
 def _weights(score_TE: Tensor, runs_TE: Tensor, rules: _TokenRules, router: Router, trained: int) -> Tensor:
-    """Weights of all ranks; those of ranks that do not run mean nothing."""
+    """Weights of all ranks; those of ranks that do not run are undefined."""
     own_T1 = running_sum(score_TE * runs_TE)
     nth_T1 = rules.normaliser_T1.clamp(min=1) - 1
     best_n_T1 = score_TE.cumsum(-1).gather(-1, nth_T1)
@@ -111,5 +112,5 @@ def _weights(score_TE: Tensor, runs_TE: Tensor, rules: _TokenRules, router: Rout
 
 
 def _share(score_TE: Tensor, mass_T1: Tensor, sum_T1: Tensor) -> Tensor:
-    """p · M / Σ; scores that are all zero stay so."""
+    """score · mass / sum, where `mass` is the sum at the trained count; scores that are all zero stay zero."""
     return score_TE * (mass_T1 / sum_T1.clamp(min=torch.finfo(sum_T1.dtype).tiny))

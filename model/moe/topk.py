@@ -22,7 +22,7 @@ from model.shapes.decoder import DecoderConfig
 from model.shapes.mixtures import TopK
 from model.step import LayerStep
 
-MAX_PADDED = 1 << 26  # values of all experts that are computed at a time where the host does not know the pairs
+MAX_PADDED = 1 << 26  # values that `run_padded` computes at a time, over all experts
 
 
 class TopKMixture(LayerModule):
@@ -56,12 +56,12 @@ class TopKMixture(LayerModule):
         return self.mix(x_TD, self.logits(x_TD), step)
 
     def mix(self, x_TD: Tensor, logits_TE: Tensor, step: LayerStep) -> Tensor:
-        """The output of router logits [T, E], whatever they were made of."""
+        """The output for given router logits [T, E]."""
         y_TD = self.run(x_TD, self.choose(logits_TE, step), logits_TE, step)
-        return y_TD if self.config.shared is None else y_TD + self.always(x_TD)
+        return y_TD if self.config.shared is None else y_TD + self.shared_output(x_TD)
 
     def run(self, x_TD: Tensor, choice: Choice, logits_TE: Tensor, step: LayerStep) -> Tensor:
-        """The sum of the experts that run. Tells the observer of them."""
+        """The weighted sum of the experts that run. Reports them to the observer."""
         if self.execute is not None or devices.readable(x_TD):
             pairs = choice.pairs(self.config.experts)
             count, load_E = len(pairs.token_R), pairs.load_E
@@ -99,11 +99,11 @@ class TopKMixture(LayerModule):
         return kept(choice, scores(logits_TE, router), lambda: step.spans, dropping, router)
 
     def route(self, logits_TE: Tensor, step: LayerStep) -> RoutedPairs:
-        """The same as pairs sorted by expert."""
+        """Which of each token's experts run, as pairs sorted by expert."""
         return self.choose(logits_TE, step).pairs(self.config.experts)
 
-    def always(self, x_TD: Tensor) -> Tensor:
-        """The shared part, whatever the count."""
+    def shared_output(self, x_TD: Tensor) -> Tensor:
+        """The output of the shared experts, which run at any count."""
         y_TD: Tensor = self.shared(x_TD)
         return y_TD * self.shared_gate(x_TD).sigmoid() if self.config.shared_gate else y_TD
 
@@ -140,8 +140,8 @@ class TopKMixture(LayerModule):
         return activate_gated(gate, up, self.config.activation)
 
     def run_padded(self, x_TD: Tensor, weight_TE: Tensor, runs_TE: Tensor) -> Tensor:
-        """The same sum over all experts, without those that do not run. It reads every expert's weights, but no value:
-        every size follows from the shapes."""
+        """The same as `run_ragged`, computed for all experts and masked. It costs all experts, but no shape depends on
+        values, so the host need not wait for the device."""
         rows = max(1, MAX_PADDED // (self.gate_up[..., 0].numel() + self.down[..., 0].numel()))
         parts = zip(x_TD.split(rows), weight_TE.split(rows), runs_TE.split(rows), strict=True)
         return torch.cat([self._padded(*part) for part in parts])
@@ -160,8 +160,8 @@ class TopKMixture(LayerModule):
         return kept_ETD.sum(0).to(x_TD.dtype)
 
     def run_dense(self, x_TD: Tensor, pairs: RoutedPairs) -> Tensor:
-        """The same sum over all experts with zero weights: saves nothing, but in few large products. For training, of
-        mixtures without biases."""
+        """The same as `run_ragged`, computed for all experts with zero weights: more work, in few large products. For
+        training of mixtures without biases."""
         weight_TE = pairs.weight_R.new_zeros(len(x_TD), self.config.experts)
         return self.dense(x_TD, weight_TE.index_put((pairs.token_R, pairs.expert_R), pairs.weight_R))
 

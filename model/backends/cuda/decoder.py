@@ -24,7 +24,7 @@ from model.backends.cuda.outputs import StepOutputs, loads_of
 from model.backends.cuda.places import Places
 from model.backends.cuda.quantise import Precision
 from model.backends.cuda.refusal import layer_refusal
-from model.backends.cuda.sublayers import PlainStep, Stream, Sublayer
+from model.backends.cuda.sublayers import PlainStep, ResidualStream, Sublayer
 from model.decoder import Decoder, Layer
 from model.shapes.attention import Attention
 from model.shapes.decoder import DecoderConfig
@@ -80,7 +80,7 @@ class CudaDecoder:
 
     def _compute(self, inputs: StepInputs, plain: PlainStep | None) -> StepOutputs:
         x_TD = self._embedded(inputs.ids_T, inputs.positions_T)
-        stream = Stream(
+        stream = ResidualStream(
             inputs=inputs,
             places=Places(inputs.tables_BP, inputs.spans_B3, inputs.slots_T, inputs.tiles, inputs.shape.longest),
             rotary={rope: _looked_up(table, inputs.positions_T) for rope, table in self._rotary.items()},

@@ -26,18 +26,18 @@ class Chosen(Protocol):
         ...
 
     def routes_TK(self) -> Tensor:
-        """Int32: each token's experts as `Observer.routes` is told them."""
+        """Int32: each token's experts, in the form of `Observer.routes`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenExperts:
-    """Of a sparse mixture."""
+    """The choice in a sparse mixture."""
 
     routing: Routing
 
     def used_T(self) -> Tensor:
-        """Ranks that are no sentinel."""
+        """The number of ranks that are not the sentinel."""
         return self._choice().used_T
 
     def routes_TK(self) -> Tensor:
@@ -51,7 +51,7 @@ class ChosenExperts:
 
 @dataclass(frozen=True, slots=True)
 class ChosenGroups:
-    """Of an ∞-MoE, by its mean masks."""
+    """The choice in an ∞-MoE, from its mean masks."""
 
     mask_TE: Tensor
 
@@ -69,8 +69,8 @@ class ChosenGroups:
 
 
 @dataclass(slots=True)
-class Told(Observer):
-    """Keeps what a mixture in plain torch tells of one step; it is what it chose."""
+class ReportedChoice(Observer):
+    """Keeps the reports of a mixture in plain torch about one step, as its choice."""
 
     load_E: Tensor | None = None
     _used_T: Tensor | None = None
@@ -86,12 +86,12 @@ class Told(Observer):
         self._routes_TK = expert_TK
 
     def used_T(self) -> Tensor:
-        """What it was told."""
+        """As reported."""
         assert self._used_T is not None
         return self._used_T
 
     def routes_TK(self) -> Tensor:
-        """What it was told."""
+        """As reported."""
         assert self._routes_TK is not None
         return self._routes_TK
 
@@ -105,10 +105,10 @@ class StepOutputs:
     loads: tuple[Tensor, ...]
     chosen: tuple[Chosen, ...]
 
-    def tell(self, observer: Observer, budget: BudgetRows, routes: bool) -> None:
-        """Tell an observer what it is told of a step of this budget; padding behind its tokens is left out.
+    def report_to(self, observer: Observer, budget: BudgetRows, routes: bool) -> None:
+        """Report a step of this budget to an observer, without the padding after its tokens.
 
-        It is told of memory that no later step overwrites, as a replay does its outputs.
+        The reported tensors are copies that no later step overwrites, unlike the outputs of a replay.
         """
         tokens, adaptive = budget.counts_LT.shape[1], any(rule.adaptive for rule in budget.rules)
         layers = zip(budget.pairs_L, _copied(self.loads), self.chosen, strict=True)
@@ -121,7 +121,7 @@ class StepOutputs:
 
 
 def _copied(loads: Sequence[Tensor]) -> Sequence[Tensor]:
-    """One launch where all are alike."""
+    """Copies of the loads; one launch if all have one shape."""
     if len({load_E.shape for load_E in loads}) == 1:
         return torch.stack(list(loads)).unbind()
     return [load_E.clone() for load_E in loads]
@@ -134,7 +134,7 @@ def loads_of(chosen: Sequence[Chosen]) -> tuple[Tensor, ...]:
     of_experts, of_groups = iter(_pairs_per_expert(routings)), iter(_tokens_per_group(masks))
     loads: list[Tensor] = []
     for layer in chosen:
-        if isinstance(layer, Told):
+        if isinstance(layer, ReportedChoice):
             assert layer.load_E is not None
             loads.append(layer.load_E)
         else:

@@ -1,4 +1,4 @@
-"""What graphs ask of a device: memory that it copies from by itself, marks in its queue of work, and recordings.
+"""What graphs need of a device: pinned memory, events in its queue of work, and recordings of work.
 
 `CudaRecorder` is thin, since it is the one part that no machine without a GPU can run.
 """
@@ -15,8 +15,8 @@ T_co = TypeVar("T_co", covariant=True)
 Pool = Any  # a name of memory that recordings share
 
 
-class Mark(Protocol):
-    """A place in the queue of work."""
+class Event(Protocol):
+    """A point in the queue of work, as a CUDA event."""
 
     def wait(self) -> None:
         """Return when all work before it is done."""
@@ -52,8 +52,8 @@ class Recorder(Protocol):
         """Queue a copy of pinned bytes to the device."""
         ...
 
-    def mark(self) -> Mark:
-        """A mark behind the work that is queued now."""
+    def record_event(self) -> Event:
+        """An event after the work that is queued now."""
         ...
 
     def pool(self) -> Pool:
@@ -87,11 +87,11 @@ class CudaRecorder:
         """A copy that is not waited for."""
         target.copy_(source, non_blocking=True)
 
-    def mark(self) -> "CudaMark":
-        """An event."""
+    def record_event(self) -> "CudaEvent":
+        """A CUDA event on the current stream."""
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._device))
-        return CudaMark(event)
+        return CudaEvent(event)
 
     def pool(self) -> Pool:
         """A memory pool for graphs."""
@@ -113,8 +113,8 @@ class CudaRecorder:
 
 
 @dataclass(frozen=True, slots=True)
-class CudaMark:
-    """A mark on a GPU."""
+class CudaEvent:
+    """A CUDA event."""
 
     event: torch.cuda.Event
 

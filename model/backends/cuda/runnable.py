@@ -58,7 +58,7 @@ class CudaRunnable(TorchRunnable):
         else:
             outputs = self.graphs.run(self._host_inputs(batch, pages), batch.late)
         if observer is not None:
-            outputs.tell(observer, batch.budget, batch.routes)
+            outputs.report_to(observer, batch.budget, batch.routes)
         return self.program.logits(outputs.normed_BD[: len(batch.rows_B)])
 
     def _compute(self, batch: Batch, pages: Pages) -> StepOutputs:

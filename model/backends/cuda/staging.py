@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.backends.cuda.inputs import ALIGNMENT, StepInputs, changed
-from model.backends.cuda.recorder import Mark, Recorder
+from model.backends.cuda.recorder import Event, Recorder
 from model.batch import LateIds
 
 MIN_BYTES = 1 << 16
@@ -45,7 +45,7 @@ class Staging:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._buffers = [recorder.pinned(MIN_BYTES) for _ in range(2)]
-        self._copied: list[Mark | None] = [None, None]  # marks behind each buffer's last copy
+        self._copied: list[Event | None] = [None, None]  # the event after each buffer's last copy
         self._next = 0
 
     def send(self, tensors: Sequence[Tensor], layout: Layout, target: Tensor) -> None:
@@ -57,7 +57,7 @@ class Staging:
         for place, tensor in zip(layout.views(buffer), tensors, strict=True):
             place[: len(tensor)] = tensor
         self._recorder.copy(target, buffer[: layout.size])
-        self._copied[self._next] = self._recorder.mark()
+        self._copied[self._next] = self._recorder.record_event()
         self._next = 1 - self._next
 
     def _free_buffer(self, size: int) -> Tensor:

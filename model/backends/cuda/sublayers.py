@@ -19,7 +19,7 @@ from model.backends.cuda.kernels.norm import Norm, residual_norm
 from model.backends.cuda.kernels.repair import Repair
 from model.backends.cuda.latent import LatentLayer
 from model.backends.cuda.layer import MoELayer, SharedExpert, repair_of
-from model.backends.cuda.outputs import Chosen, ChosenExperts, ChosenGroups, Told
+from model.backends.cuda.outputs import Chosen, ChosenExperts, ChosenGroups, ReportedChoice
 from model.backends.cuda.places import Places
 from model.batch import Batch, LayerBudget
 from model.moe.repair import RepairTables, repaired
@@ -30,15 +30,16 @@ from model.step import LayerStep, Past, Tables
 
 @dataclass(frozen=True, slots=True)
 class PlainStep:
-    """What layers in plain torch need of a step beside the inputs of the kernels."""
+    """The inputs that layers in plain torch need in addition to those of the kernels."""
 
     batch: Batch  # on the device
     past: Past
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
-    """What the sublayers of one step share. Residual and norm are written in place."""
+class ResidualStream:
+    """The residual of one step, the norm of it that the next sublayer reads, and the inputs that all sublayers share.
+    Residual and norm are written in place."""
 
     inputs: StepInputs
     places: Places
@@ -56,10 +57,10 @@ class Stream:
 
 
 class Sublayer(Protocol):
-    """Attention, or what follows it."""
+    """Attention, or the feed-forward layer or mixture after it."""
 
-    def __call__(self, stream: Stream, next_norm: Norm) -> None:
-        """Add its output of `stream.normed_TD` to the residual, and write the next norm."""
+    def __call__(self, stream: ResidualStream, next_norm: Norm) -> None:
+        """Compute from `stream.normed_TD`, add the output to the residual, and write the norm for the next sublayer."""
         ...
 
 
@@ -70,7 +71,7 @@ class PagedAttention:
     layer: AttentionLayer
     memory: int
 
-    def __call__(self, stream: Stream, next_norm: Norm) -> None:
+    def __call__(self, stream: ResidualStream, next_norm: Norm) -> None:
         """See `Sublayer`."""
         inputs, rope = stream.inputs, self.layer.shape.rope
         rotary = None if rope is None else stream.rotary[rope]
@@ -85,7 +86,7 @@ class LatentAttention:
     layer: LatentLayer
     memory: int
 
-    def __call__(self, stream: Stream, next_norm: Norm) -> None:
+    def __call__(self, stream: ResidualStream, next_norm: Norm) -> None:
         """See `Sublayer`."""
         rotary, cache_PSGC = stream.rotary[self.layer.shape.rope], stream.inputs.cache.layers[self.memory]
         rows = (stream.x_TD, next_norm, stream.normed_TD, stream.scale)
@@ -99,7 +100,7 @@ class RecurrentLayer:
     layer: DeltaLayer
     memory: int
 
-    def __call__(self, stream: Stream, next_norm: Norm) -> None:
+    def __call__(self, stream: ResidualStream, next_norm: Norm) -> None:
         """See `Sublayer`."""
         inputs = stream.inputs
         assert inputs.states_B is not None
@@ -115,7 +116,7 @@ class SparseMixture:
     trained: int
     number: int  # among the MoE layers
 
-    def __call__(self, stream: Stream, next_norm: Norm) -> None:
+    def __call__(self, stream: ResidualStream, next_norm: Norm) -> None:
         """See `Sublayer`."""
         inputs = stream.inputs
         rules = None if inputs.rules is None else replace(inputs.rules, trained=self.trained)
@@ -131,7 +132,7 @@ class InfiniteMixture:
     number: int  # among the MoE layers
     repair: RepairTables | None = None
 
-    def __call__(self, stream: Stream, next_norm: Norm) -> None:
+    def __call__(self, stream: ResidualStream, next_norm: Norm) -> None:
         """See `Sublayer`."""
         inputs, counts_T = stream.inputs, stream.inputs.counts_LT[self.number]
         step = LayerStep(LayerBudget(counts_T, stream.k_max), inputs.seeds_T, inputs.positions_T, self.number)
@@ -147,7 +148,7 @@ class DenseLayer:
 
     layer: SharedExpert
 
-    def __call__(self, stream: Stream, next_norm: Norm) -> None:
+    def __call__(self, stream: ResidualStream, next_norm: Norm) -> None:
         """See `Sublayer`."""
         y_TD, _ = self.layer(stream.normed_TD)
         stream.add(y_TD, next_norm)
@@ -162,10 +163,10 @@ class PlainLayer:
     number: int | None = None
     repair: RepairTables | None = None
 
-    def __call__(self, stream: Stream, next_norm: Norm) -> None:
+    def __call__(self, stream: ResidualStream, next_norm: Norm) -> None:
         """See `Sublayer`."""
         assert stream.plain is not None
-        batch, told = stream.plain.batch, Told()
+        batch, reported = stream.plain.batch, ReportedChoice()
         no_counts = LayerBudget(batch.ids_T.new_empty(0), 0)
         budget = no_counts if self.number is None else batch.budget.layer(self.number)
         step = LayerStep(
@@ -173,7 +174,7 @@ class PlainLayer:
             seeds_T=batch.seeds_T,
             positions_T=batch.positions_T,
             moe_layer=self.number or 0,
-            observer=told,
+            observer=reported,
             past=stream.plain.past,
             memory=self.memory,
             rotary=stream.rotary,
@@ -181,5 +182,5 @@ class PlainLayer:
         )
         y_TD = repaired(self.module(stream.normed_TD, step), budget, self.repair)
         if self.number is not None:
-            stream.chosen.append(told)
+            stream.chosen.append(reported)
         stream.add(y_TD.contiguous(), next_norm)

@@ -195,7 +195,7 @@ def test_a_process_that_stands_still_is_replaced_and_one_answer_blamed(
     token = int(np.flatnonzero(first.masks()[0])[-1])
     first.advance((token,))
     second.advance((token,))
-    grammars.processes.quick._patience = 0.3
+    grammars.processes.quick._stall_seconds = 0.3
     while not (first.ready and second.ready):
         grammars.processes.wait(0.05)
         grammars.processes.collect()

@@ -79,7 +79,7 @@ class FakeRecording(Generic[T]):
 
 
 @dataclass
-class FakeMark:
+class FakeEvent:
     recorder: "FakeRecorder"
     copies: int
 
@@ -110,8 +110,8 @@ class FakeRecorder:
         target.copy_(source)
         self._copies.append((source, source.clone()))
 
-    def mark(self) -> FakeMark:
-        return FakeMark(self, len(self._copies))
+    def record_event(self) -> FakeEvent:
+        return FakeEvent(self, len(self._copies))
 
     def finish(self, copies: int | None = None) -> None:
         """Do so many copies of all, or all."""

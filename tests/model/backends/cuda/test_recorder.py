@@ -87,7 +87,7 @@ def test_after_a_capture_that_failed_steps_are_on_their_stream(card: Card) -> No
 
 
 def test_a_mark_is_an_event_behind_what_is_queued(card: Card) -> None:
-    CudaRecorder(GPU).mark().wait()
+    CudaRecorder(GPU).record_event().wait()
     assert card.calls == ["event on steps", "wait"]
 
 

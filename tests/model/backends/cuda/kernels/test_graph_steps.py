@@ -75,7 +75,7 @@ class Here:
     def copy(self, target: Tensor, source: Tensor) -> None:
         target.copy_(source)
 
-    def mark(self) -> "Here":
+    def record_event(self) -> "Here":
         return self
 
     def wait(self) -> None:
