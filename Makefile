@@ -39,7 +39,7 @@ RUNNABLE = $$(MOEDIAL_KERNELS=auto $(BIN)/python -c "from model.backends.cpu.ker
 EMULATED := MOEDIAL_KERNELS_EMULATE=tests/model/backends/cpu/kernels/emulated.h OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-together test-alone test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-emulated test-pool fuzz fuzz-gguf fuzz-quantised test-gguf test-vocabularies coverage lint lint-fast lint-style lint-imports lint-types format wheel docs calibrate bench-peers bench-offline bench-long bench-mixed bench-layer bench-products bench-threads bench-dial bench-loading bench-packed bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-brownout bench-speculation visit upcycled demo-models clean
+.PHONY: help serve test test-together test-alone test-all test-storms test-ranks test-clients test-more-clients test-quantised-formats test-page page-pictures test-operators test-deploy test-scaling test-image test-sanitized test-emulated test-pool fuzz fuzz-gguf fuzz-quantised fuzz-packed test-gguf test-vocabularies coverage lint lint-fast lint-style lint-imports lint-types format wheel docs calibrate bench-peers bench-offline bench-long bench-mixed bench-layer bench-products bench-threads bench-dial bench-loading bench-packed bench-quantised bench-repairs bench-contrast bench-cascade bench-http bench-dial-http bench-brownout bench-speculation visit upcycled demo-models clean
 
 help:  ## this list
 	@awk -F ':.*##  *' '/^[a-z-]+:.*##/ {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -161,6 +161,9 @@ fuzz-gguf: $(VENV)/.dev  ## random damage to GGUF files; ARGS="--count N --seed 
 
 fuzz-quantised: $(VENV)/.dev  ## random damage to quantised matrices of safetensors files; ARGS="--count N --seed S"
 	$(BIN)/python -m tests.fuzz_quantised $(ARGS)
+
+fuzz-packed: $(VENV)/.dev  ## random damage to packed models; ARGS="--count N --seed S"
+	$(BIN)/python -m tests.fuzz_packed $(ARGS)
 
 test-gguf: $(VENV)/.dev  ## files that llama.cpp's own converter and quantiser make; needs `make bench-peers ARGS="--only llamacpp"`
 	$(BIN)/python -m pytest tests/weights/gguf/check_llamacpp.py -s -q

@@ -190,7 +190,10 @@ def grammars_for(path: Path | str, config: DecoderConfig, tokenizer: Tokenizer |
 def compute_one_token(engine: Engine, info: EngineInfo) -> None:
     """Compute one token. Raises CheckpointError if that fails, since every request would fail as well."""
     budget = ExpertBudget((info.experts.trained,) * info.experts.layers)
-    engine.add(Request("first", (0,), budget, Sampling(max_tokens=1, seed=0, temperature=0.0)))
+    try:
+        engine.add(Request("first", (0,), budget, Sampling(max_tokens=1, seed=0, temperature=0.0)))
+    except InvalidRequest as error:  # its context has no room for one
+        raise CheckpointError(f"the model cannot compute a token: {error}") from None
     events: list[TokenEvent] = []
     while engine.has_work:
         events += engine.step().events

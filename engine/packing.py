@@ -120,7 +120,7 @@ def start_packed(
         calls = tensors.calls(index, config.vocabulary)
         model = choose.packing().start(shown, dtype, index.parameters, calls, options)
     except (TypeError, RuntimeError, IndexError) as error:
-        raise CheckpointError(f"{PACKED}: the kernels cannot run what it lists: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{PACKED}: the kernels cannot run what it lists: {error}") from None
     return ReadyModel(model, index.parameters, index.kept, index.loaded_bytes)
 
 

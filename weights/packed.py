@@ -12,7 +12,7 @@ import mmap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from model.backends.cpu.calls import OpCall
 from model.errors import CheckpointError
+from model.options import Quantize, QuantizeLayers
 from weights.files import DTYPES, read_header
 from weights.folder import PACKED, open_regular, read_text
 from weights.sizes import BytesPerWeight
@@ -29,6 +30,7 @@ from weights.sizes import BytesPerWeight
 FORMAT = 2
 PAGE, LINE = 4096, 64
 MAX_NUMBER = 1 << 26  # no size, count or width of a real model is higher; products of two fit 64 bits
+Name = Annotated[str, msgspec.Meta(max_length=1000)]  # of what is shown to people
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -49,14 +51,14 @@ class StoredCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Index(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The contents of `packed.json`."""
 
-    layout: str  # of the kernels' weights
-    dtype: str
-    quantize: str
-    quantize_layers: str
-    kept: str  # the forms of matrices that were quantised in the checkpoint
-    parameters: int
+    layout: Name  # of the kernels' weights
+    dtype: Name
+    quantize: Quantize
+    quantize_layers: QuantizeLayers
+    kept: Name  # the forms of matrices that were quantised in the checkpoint
+    parameters: Annotated[int, msgspec.Meta(ge=0)]
     loaded_bytes: BytesPerWeight
-    checkpoint: str  # the hash of the one it was made from, which calibrations and expert sets name
+    checkpoint: Name  # the hash of the one it was made from, which calibrations and expert sets name
     repaired: tuple[int, ...] = ()  # counts at which repair helps; their tables are in the layers' calls
     calls: tuple[StoredCall, ...] = ()
     format: int = FORMAT

@@ -244,7 +244,9 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (edited(lambda index: index["calls"][3].update(op="set_threads")), "call 3, 'set_threads', adds no block"),
     (edited(lambda index: index["calls"][3]["values"].pop("units")), "add_topk takes"),
     (value(3, "units", 1 << 27), "'units' is 134217728, more than"),
-    (value(3, "units", 1 << 26), "packed weights of 5 x"),
+    (edited(lambda index: index.update(quantize="int3")), r"packed.json: Invalid enum value 'int3' - at `\$.quantize`"),
+    (edited(lambda index: index.update(parameters=-1)), r">= 0 - at `\$.parameters`"),
+    (value(3, "units", 1 << 26), "call 3, 'add_topk': packed weights of 5 x"),
     (value(3, "experts", 1 << 26), "packed weights of 1 x"),
     (value(3, "experts", -5), "a matrix must have outputs"),
     (values(3, experts=0, trained=0, shared_gate=True, shared_pieces=5), "a router needs at least one expert, got 0"),
@@ -278,6 +280,7 @@ def test_a_damaged_folder_is_refused(packed: Path, damage: Callable[[Path], None
         ("num_key_value_heads", 2, "the model cannot compute a token"),
         ("num_hidden_layers", 1, "call 4, 'add_attention', is one too many for 1 layers"),
         ("num_hidden_layers", 3, "6 calls are too few"),
+        ("max_position_embeddings", 1, "cannot compute a token: This model's maximum context length is 1"),
         ("dtype", "bfloat16", "packed with dtype float32, and bfloat16 is asked for"),
     ],
 )

@@ -85,15 +85,24 @@ def built(calls: Iterable[OpCall], layers: int) -> Any:
         if count == wanted:
             raise TypeError(f"call {count}, {call.op!r:.80}, is one too many for {layers} layers")
         _check_place(call.op, count)
-        if count == 0:
-            program = torch.classes.moedial.Program(*call.values.values())
-        else:
-            getattr(torch.ops.moedial, call.op)(program, *by_schema(call.op, call.values))
+        try:
+            program = _with(program, call)
+        except (TypeError, RuntimeError, IndexError) as error:
+            line, *_ = str(error).split("\n")
+            raise RuntimeError(f"call {count}, {call.op!r}: {line}") from error
         count += 1
     if count < wanted:
         raise TypeError(
             f"{count} calls are too few: a program, its head and two for each of {layers} layers are {wanted}"
         )
+    return program
+
+
+def _with(program: Any, call: OpCall) -> Any:
+    """The program after a call."""
+    if call.op == PROGRAM:
+        return torch.classes.moedial.Program(*call.values.values())
+    getattr(torch.ops.moedial, call.op)(program, *by_schema(call.op, call.values))
     return program
 
 
