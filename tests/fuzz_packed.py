@@ -46,7 +46,7 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # config.json, and
 VALUES: tuple[Any, ...] = (None, True, False, -1, 0, 1, 2, 3, 5, 16, 64, 1 << 20, 1 << 26, 1 << 27, 2**63, 2**64)
 VALUES += (0.0, 0.5, -1.5, 1e-30, 1e30, "", "x", "add_topk", "../x", [], [0], {}, {"part": 0, "tensor": "embeddings"})
 TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "U16", "", 3)
-MOST_SECONDS, MOST_GROWTH = 60, 1 << 29  # of one case, in seconds and bytes of memory
+MAX_SECONDS, MAX_GROWTH = 60, 1 << 29  # of one case, in seconds and bytes of memory
 Damage = Callable[[Path, random.Random], Path]  # of a folder: which file has it
 
 
@@ -236,7 +236,7 @@ def read_damaged(name: str, folder: Path, rng: random.Random) -> None:
         raise
     finally:
         grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-        assert grown < MOST_GROWTH, f"{grown} bytes of memory"
+        assert grown < MAX_GROWTH, f"{grown} bytes of memory"
     assert damage not in HOLDERS or found == expected, path
 
 
@@ -246,7 +246,7 @@ def run(count: int, seed: int, names: Sequence[str] = tuple(MODELS), show: bool 
     def case(number: int, rng: random.Random) -> None:
         if show:
             print(f"\r{number}", end=" ", flush=True)
-        faulthandler.dump_traceback_later(MOST_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(MAX_SECONDS, exit=True)
         with tempfile.TemporaryDirectory() as folder:
             read_damaged(rng.choice(names), Path(folder), rng)
 
