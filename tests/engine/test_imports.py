@@ -41,4 +41,3 @@ def test_imports_are_left_out_of_later_collections() -> None:
         kept: list[list[int]] = [[] for _ in range(1000)]
         raise ImportError
     assert gc.isenabled() and gc.get_freeze_count() >= frozen + len(kept)
-    gc.unfreeze()
