@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 def live() -> Iterator[Live]:
     with serving("--max-running", "4", "--queue-size", "4", "--threads", "1") as server:
         yield server
+        assert_drains(server, DEFAULT)
 
 
 def complete(live: Live, **body: Any) -> openai.types.Completion:
@@ -202,21 +203,20 @@ def engine_of(live: Live) -> psutil.Process:
     return child
 
 
-def test_the_engine_may_die_and_the_server_goes_on() -> None:
+def test_the_engine_may_die_and_the_server_goes_on(live: Live) -> None:
     body = {"model": DEFAULT, "prompt": PROMPT, "max_tokens": 400, "stream": True, "ignore_eos": True}
-    with serving("--threads", "1") as server:
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
-            lines = response.iter_lines()
-            next(lines)
-            engine_of(server).kill()
-            rest = list(lines)
-        assert any('"error"' in line for line in rest), "the stream ends with an error event, not in silence"
-        probes = [httpx.get(f"{server.url}/{path}").status_code for path in ("ready", "health", "live")]
-        assert probes == [503, 503, 200]
-        assert server.settles("engine_up", 1, seconds=60)
-        assert complete(server).choices[0].text
-        assert server.metric("requests_failed_total") == 1
-        assert_drains(server, DEFAULT)
+    failed = live.metric("requests_failed_total")
+    with httpx.stream("POST", f"{live.url}/v1/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        engine_of(live).kill()
+        rest = list(lines)
+    assert any('"error"' in line for line in rest), "the stream ends with an error event, not in silence"
+    probes = [httpx.get(f"{live.url}/{path}").status_code for path in ("ready", "health", "live")]
+    assert probes == [503, 503, 200]
+    assert live.settles("engine_up", 1, seconds=60)
+    assert complete(live).choices[0].text
+    assert live.metric("requests_failed_total") == failed + 1
 
 
 def test_a_second_signal_stops_at_once_and_leaves_no_engine() -> None:
@@ -234,7 +234,7 @@ def test_a_second_signal_stops_at_once_and_leaves_no_engine() -> None:
         assert not child.is_running()
 
 
-@pytest.mark.redundant  # the server of the dead engine drains above; `test_dial.py` asks every compared model
+@pytest.mark.redundant  # the fixture's server drains at its end; `test_dial.py` asks every compared model
 def test_every_compared_model_answers_and_drains() -> None:
     for name in compared_models():
         with serving("--model", name, "--threads", "1") as server:
