@@ -157,6 +157,8 @@ inline Matrix grouped_matrix(const Tensor& packed, const OptionalTensor& factors
     TORCH_CHECK(packed.numel() == count * made.bytes(), "grouped weights of ", count, " x [",
                 outputs, ", ", inputs, "] must have ", count * made.bytes(), " bytes, got ",
                 packed.numel());
+    TORCH_CHECK(codes.bits == 4 || !codes.byte_scale(),
+                "scales of 8 bits need codes of 4 bits, got ", codes.bits);
     return made;
 }
 

@@ -21,11 +21,14 @@ inline int32_t magnitude(const GroupCodes& codes) {
 // Whether sums of 16 products could overflow 16 bits.
 inline bool large_codes(const GroupCodes& codes) { return magnitude(codes) > 32; }
 
+constexpr int64_t WHOLE_RUN = 16;  // inputs of a run where scales are integers: few enough
+
 // How many inputs make a run, whose sum is begun on its own: a whole group, or where products are
 // added in 16 bits so many that sums of half of them, each with an input up to 127, cannot
 // overflow.
 inline int64_t run_inputs(const GroupCodes& codes) {
     int64_t run = codes.inputs;
+    if (ADDS_IN_16_BITS && !large_codes(codes) && codes.byte_scale()) return WHOLE_RUN;
     if (ADDS_IN_16_BITS && !large_codes(codes))
         while (run * magnitude(codes) > 512) run /= 2;
     return run;
@@ -50,13 +53,20 @@ struct RowLayout {
           words(scales + (inputs + BLOCK_INPUTS - 1) / BLOCK_INPUTS) {}
 };
 
+// How products are added up.
+struct Sums {
+    bool large = false;  // whether codes are (`large_codes`), where products are added in 16 bits
+    bool whole = false;  // whether scales are integers of 8 bits, else float16
+    bool starts = true;  // whether a run starts from what an encoded row has for it, else from zero
+};
+
 // How codes are read from WORDS words, as PLANES planes of 4 neighbouring inputs.
 
 // Codes of 4 bits: a word has two planes, in the low and the high halves of its bytes. TABLE:
 // whether they are looked up.
-template <bool TABLE, bool LARGE_CODES>
+template <bool TABLE, Sums HOW>
 struct Nibbles {
-    static constexpr bool LARGE = LARGE_CODES;
+    static constexpr Sums SUMS = HOW;
     static constexpr int WORDS = 1, PLANES = 2;
     static void decode(const Ints (&words)[WORDS], Ints table, Ints (&planes)[PLANES]) {
         planes[0] = words[0] & 0x0F0F0F0F, planes[1] = (words[0] >> 4) & 0x0F0F0F0F;
@@ -68,7 +78,7 @@ struct Nibbles {
 // Codes of 6 bits: each of three words has a plane in the low 6 bits of its bytes, and in the high
 // two bits a third of the fourth plane.
 struct SixBits {
-    static constexpr bool LARGE = false;
+    static constexpr Sums SUMS{};
     static constexpr int WORDS = 3, PLANES = 4;
     static void decode(const Ints (&words)[WORDS], Ints, Ints (&planes)[PLANES]) {
         for (int word = 0; word < WORDS; word++) planes[word] = words[word] & 0x3F3F3F3F;
@@ -79,7 +89,7 @@ struct SixBits {
 
 // Codes of 8 bits: a word is one plane.
 struct WholeBytes {
-    static constexpr bool LARGE = true;
+    static constexpr Sums SUMS{.large = true, .starts = !ADDS_IN_16_BITS};
     static constexpr int WORDS = 1, PLANES = 1;
     static void decode(const Ints (&words)[WORDS], Ints, Ints (&planes)[PLANES]) {
         planes[0] = ADDS_IN_16_BITS ? words[0] ^ int32_t(0x80808080) : words[0];
@@ -109,10 +119,12 @@ struct Stored {
         return (const int32_t*)(group + width * codes.header) + column;
     }
     int64_t step() const { return Codes::WORDS * width; }  // from words to the next
-    Floats scale(const char* group, int vector) const {
+    auto scale(const char* group, int vector) const {
         const int64_t at = column + vector * LANES;
-        return codes.byte_scale() ? load_int8((const int8_t*)group + at)
-                                  : load_float16((const uint16_t*)group + at);
+        if constexpr (Codes::SUMS.whole)
+            return load_factors<Codes::SUMS.large>((const int8_t*)group + at);
+        else
+            return load_float16((const uint16_t*)group + at);
     }
     Floats minimum(const char* group, int vector) const {
         const char* minima = group + width * codes.scale_bytes();
@@ -143,9 +155,9 @@ struct Stored {
     }
 };
 
-// Groups of one block for V vectors of outputs, ready to be multiplied: per group scales and minima
-// as floats, then a byte for each code.
-template <bool LARGE_CODES, int V>
+// Groups of one block for V vectors of outputs, ready to be multiplied: per group scales, minima,
+// then a byte for each code.
+template <Sums HOW, int V>
 class Unpacked {
     static constexpr int64_t WIDTH = V * LANES, HEADER = 2 * WIDTH;
     int64_t first, lines;      // `lines` of 64 bytes are prefetched for each group of a tile
@@ -154,7 +166,7 @@ class Unpacked {
 
   public:
     struct Codes {
-        static constexpr bool LARGE = LARGE_CODES;
+        static constexpr Sums SUMS = HOW;
         static constexpr int PLANES = 1, WORDS = 1;
     };
     const GroupCodes& codes;
@@ -171,7 +183,10 @@ class Unpacked {
         for (int64_t index = first; index < last; index++) {
             const char* group = from.group(index);
             for (int vector = 0; vector < V; vector++, to += LANES)
-                store((float*)to, from.scale(group, vector));
+                if constexpr (HOW.whole)
+                    store(to, from.scale(group, vector));
+                else
+                    store((float*)to, from.scale(group, vector));
             if (codes.minimum())
                 for (int vector = 0; vector < V; vector++)
                     store((float*)to + vector * LANES, from.minimum(group, vector));
@@ -195,8 +210,11 @@ class Unpacked {
     const char* group(int64_t index) const { return (const char*)data + (index - first) * bytes(); }
     const int32_t* words(const char* group) const { return (const int32_t*)group + HEADER; }
     static constexpr int64_t step() { return WIDTH; }
-    Floats scale(const char* group, int vector) const {
-        return load((const float*)group + vector * LANES);
+    auto scale(const char* group, int vector) const {
+        if constexpr (HOW.whole)
+            return load((const int32_t*)group + vector * LANES);
+        else
+            return load((const float*)group + vector * LANES);
     }
     Floats minimum(const char* group, int vector) const {
         return load((const float*)group + WIDTH + vector * LANES);
@@ -207,7 +225,9 @@ class Unpacked {
     const char* ahead(int64_t, int64_t) const { return nullptr; }
     static void prefetch(const char*&, int64_t, int64_t) {}
     void prefetch_header(const char*&, int64_t, int64_t) const {
-        for (int64_t line = 0; line < lines; line++, next += 64) __builtin_prefetch(next);
+        const char* line = next;
+        next += 64 * lines;
+        for (; line < next; line += 64) __builtin_prefetch(line);
     }
 };
 

@@ -2,9 +2,10 @@
 // group of inputs. Rows are signed bytes in blocks of 256 inputs with a scale each.
 //
 // An output is one chain: per group an exact integer, times the group's scale onto the block's sum
-// by one `fused`; then per group the sum of the row's bytes, times the minimum, the same way; the
-// block's sum, times the row's scale, onto the output's. So bits depend neither on the batch nor on
-// the library. How the integers are added up is the library's (`add_bytes`).
+// by one `fused`, or where scales are integers too exactly, and the block's sum is rounded once;
+// then per group the sum of the row's bytes, times the minimum, by one `fused`; the block's sum,
+// times the row's scale, onto the output's. So bits depend neither on the batch nor on the library.
+// How the integers are added up is the library's (`add_bytes`).
 #pragma once
 #include "codes.h"
 
@@ -28,41 +29,51 @@ struct GroupedRows {
     }
 };
 
-// The sums of one run of R rows and V vectors of outputs: parts[row][vector] = the start and Σ of
-// entry * input from word `from` to `end` of the rows. Moves `words` on behind the run's, and
-// `ahead`, what is prefetched next.
+// The sums of four words of R rows, from `from` on, and V vectors of outputs: parts[row][vector]
+// += Σ of entry * input, or FIRST of a run's = the run's start and that. Moves `words` on behind
+// them, and `ahead`, what is prefetched next.
+template <bool FIRST, int R, int V, class Weights>
+[[gnu::always_inline]] inline void sum_words(const int32_t* const (&rows)[R], int64_t start,
+                                             int64_t from, const Weights& weights,
+                                             const int32_t*& words, const char*& ahead,
+                                             Ints (&parts)[R][V]) {
+    using Codes = typename Weights::Codes;
+#pragma GCC unroll 8
+    for (int word = 0; word < 4; word += Codes::PLANES) {
+        constexpr int BYTES = 4 * Codes::WORDS * V * LANES;
+        weights.prefetch(ahead, BYTES, BYTES);
+        // The planes of one row's vectors in turn, of several rows' vectors at once.
+        constexpr int TOGETHER = R > 1 ? V : 1;
+#pragma GCC unroll 8
+        for (int vector = 0; vector < V; vector += TOGETHER) {
+            Ints planes[TOGETHER][Codes::PLANES];
+#pragma GCC unroll 8
+            for (int i = 0; i < TOGETHER; i++) weights.planes(words, vector + i, planes[i]);
+#pragma GCC unroll 4
+            for (int plane = 0; plane < Codes::PLANES; plane++)
+#pragma GCC unroll 4
+                for (int row = 0; row < R; row++) {
+                    const Ints input = splat(rows[row][from + word + plane]);
+                    if (FIRST && word + plane == 0)
+                        begin_bytes<Codes::SUMS.large, Codes::SUMS.starts, TOGETHER>(
+                            parts[row] + vector, planes, input, rows[row] + start);
+                    else
+                        add_bytes<Codes::SUMS.large, TOGETHER>(parts[row] + vector, planes, plane,
+                                                               input);
+                }
+        }
+        words += weights.step();
+    }
+}
+
+// The same for a run, from word `from` to `end`.
 template <int R, int V, class Weights>
 inline void sum_run(const int32_t* const (&rows)[R], int64_t start, int64_t from, int64_t end,
                     const Weights& weights, const int32_t*& words, const char*& ahead,
                     Ints (&parts)[R][V]) {
-    using Codes = typename Weights::Codes;
-#pragma GCC unroll 8
-    for (int row = 0; row < R; row++)
-#pragma GCC unroll 8
-        for (int vector = 0; vector < V; vector++) parts[row][vector] = splat(rows[row][start]);
-    for (; from < end; from += 4)
-#pragma GCC unroll 8
-        for (int word = 0; word < 4; word += Codes::PLANES) {
-            constexpr int BYTES = 4 * Codes::WORDS * V * LANES;
-            weights.prefetch(ahead, BYTES, BYTES);
-            // The planes of one row's vectors in turn, of several rows' vectors at once.
-            constexpr int TOGETHER = R > 1 ? V : 1;
-#pragma GCC unroll 8
-            for (int vector = 0; vector < V; vector += TOGETHER) {
-                Ints planes[TOGETHER][Codes::PLANES];
-#pragma GCC unroll 8
-                for (int i = 0; i < TOGETHER; i++) weights.planes(words, vector + i, planes[i]);
-#pragma GCC unroll 4
-                for (int plane = 0; plane < Codes::PLANES; plane++)
-#pragma GCC unroll 4
-                    for (int row = 0; row < R; row++) {
-                        const Ints input = splat(rows[row][from + word + plane]);
-                        add_bytes<Codes::LARGE, TOGETHER>(parts[row] + vector, planes, plane,
-                                                          input);
-                    }
-            }
-            words += weights.step();
-        }
+    sum_words<true, R, V>(rows, start, from, weights, words, ahead, parts);
+    while ((from += 4) < end)
+        sum_words<false, R, V>(rows, start, from, weights, words, ahead, parts);
 }
 
 // What the minima of the groups [first, last) add: block[row][vector] += Σ of the row's sum of
@@ -97,28 +108,61 @@ inline void add_minima(const GroupedRows& inputs, const Weights& weights, int64_
         for (int vector = 0; vector < V; vector++) block[row][vector] = added[row][vector];
 }
 
-// One block of R rows and V vectors of outputs, groups [first, last): sums[row] + column (+)= it.
-// SPLIT: whether groups have several runs. Not inlined: the compiler then keeps the inner loop's
-// sums in registers.
-template <int R, int V, bool SPLIT, class Weights>
-__attribute__((noinline)) void grouped_tile(const GroupedRows& inputs, const Weights& weights,
-                                            int64_t first, int64_t last, float* const* sums,
-                                            int64_t column) {
-    constexpr bool LARGE = Weights::Codes::LARGE;
+// block[row][vector] = Σ of the groups [first, last), each with the integers that are its scales.
+template <int R, int V, class Weights>
+inline void sum_whole_groups(const int32_t* const (&rows)[R], const RowLayout& layout,
+                             const Weights& weights, int64_t first, int64_t last,
+                             Floats (&block)[R][V]) {
+    constexpr bool LARGE = Weights::Codes::SUMS.large;
     const GroupCodes& codes = weights.codes;
-    const int64_t runs = SPLIT ? inputs.layout.runs : 1;
-    const int64_t group_words = codes.inputs / 4,
-                  run_words = SPLIT ? run_inputs(codes) / 4 : group_words;
-    const int32_t* rows[R];
-    Floats block[R][V];
+    const int64_t run_words = (ADDS_IN_16_BITS && !LARGE ? WHOLE_RUN : codes.inputs) / 4;
+    const int64_t runs = layout.runs;
+    int64_t from = first * (codes.inputs / 4), start = layout.starts + first * runs;
+    const char *group = weights.group(first), *ahead = weights.ahead(first, V * LANES);
+    Ints totals[R][V];
 #pragma GCC unroll 8
-    for (int row = 0; row < R; row++) {
-        rows[row] = inputs.rows[row];
+    for (int row = 0; row < R; row++)
+#pragma GCC unroll 8
+        for (int vector = 0; vector < V; vector++) totals[row][vector] = Ints{};
+    for (int64_t index = first; index < last; index++, group += weights.bytes()) {
+        const int32_t* words = weights.words(group);
+        weights.prefetch_header(ahead, 4 * V * LANES, codes.header * V * LANES);
+        Ints scales[V];
+#pragma GCC unroll 8
+        for (int vector = 0; vector < V; vector++) scales[vector] = weights.scale(group, vector);
+        keep_in_memory(scales);
+        for (int64_t run = 0; run < runs; run++, from += run_words) {
+            Ints parts[R][V];
+            if constexpr (R * V > 4) keep_in_memory(totals);
+            sum_run<R, V>(rows, start++, from, from + run_words, weights, words, ahead, parts);
+#pragma GCC unroll 8
+            for (int vector = 0; vector < V; vector++)
+#pragma GCC unroll 8
+                for (int row = 0; row < R; row++)
+                    totals[row][vector] += scaled_bytes<LARGE>(parts[row][vector], scales[vector]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < R; row++)
+#pragma GCC unroll 8
+        for (int vector = 0; vector < V; vector++)
+            block[row][vector] = to_float(totals[row][vector]);
+}
+
+// The same where scales are floats.
+template <int R, int V, bool SPLIT, class Weights>
+inline void sum_groups(const int32_t* const (&rows)[R], const RowLayout& layout,
+                       const Weights& weights, int64_t first, int64_t last, Floats (&block)[R][V]) {
+    constexpr bool LARGE = Weights::Codes::SUMS.large;
+    const GroupCodes& codes = weights.codes;
+    const int64_t runs = SPLIT ? layout.runs : 1;
+    const int64_t run_words = (SPLIT ? run_inputs(codes) : codes.inputs) / 4;
+    int64_t from = first * (codes.inputs / 4), start = layout.starts + first * runs;
+    const char *group = weights.group(first), *ahead = weights.ahead(first, V * LANES);
+#pragma GCC unroll 8
+    for (int row = 0; row < R; row++)
 #pragma GCC unroll 8
         for (int vector = 0; vector < V; vector++) block[row][vector] = Floats{};
-    }
-    int64_t from = first * group_words, start = inputs.layout.starts + first * runs;
-    const char *group = weights.group(first), *ahead = weights.ahead(first, V * LANES);
     for (int64_t index = first; index < last; index++, group += weights.bytes()) {
         const int32_t* words = weights.words(group);
         weights.prefetch_header(ahead, 4 * V * LANES, codes.header * V * LANES);
@@ -149,6 +193,24 @@ __attribute__((noinline)) void grouped_tile(const GroupedRows& inputs, const Wei
             }
         }
     }
+}
+
+// One block of R rows and V vectors of outputs, groups [first, last): sums[row] + column (+)= it.
+// SPLIT: whether groups with float scales have several runs. Not inlined: the compiler then keeps
+// the inner loop's sums in registers.
+template <int R, int V, bool SPLIT, class Weights>
+__attribute__((noinline)) void grouped_tile(const GroupedRows& inputs, const Weights& weights,
+                                            int64_t first, int64_t last, float* const* sums,
+                                            int64_t column) {
+    const GroupCodes& codes = weights.codes;
+    const int32_t* rows[R];
+    Floats block[R][V];
+#pragma GCC unroll 8
+    for (int row = 0; row < R; row++) rows[row] = inputs.rows[row];
+    if constexpr (Weights::Codes::SUMS.whole)
+        sum_whole_groups<R, V>(rows, inputs.layout, weights, first, last, block);
+    else
+        sum_groups<R, V, SPLIT>(rows, inputs.layout, weights, first, last, block);
     if (codes.minimum()) add_minima<R, V>(inputs, weights, first, last, block);
     // All addresses first: a store may change what they are read from, for all that is known.
     const int64_t number = first * codes.inputs / BLOCK_INPUTS;
@@ -171,7 +233,7 @@ template <int V, int R, class Weights>
 inline void grouped_rows(int rows, const GroupedRows& inputs, const Weights& weights, int64_t first,
                          int64_t last, float* const* sums, int64_t column) {
     if (rows == R) {
-        if constexpr (ADDS_IN_16_BITS && !Weights::Codes::LARGE)
+        if constexpr (ADDS_IN_16_BITS && !Weights::Codes::SUMS.large && !Weights::Codes::SUMS.whole)
             if (inputs.layout.runs > 1)
                 return grouped_tile<R, V, true>(inputs, weights, first, last, sums, column);
         return grouped_tile<R, V, false>(inputs, weights, first, last, sums, column);
@@ -193,7 +255,7 @@ inline void grouped_block(const GroupedRows& inputs, int64_t rows, Stored<Codes>
     for (; outputs >= V * LANES; outputs -= V * LANES) {
         if constexpr (ADDS_IN_16_BITS && R > 1) {
             if (rows > GROUPED_ROWS)
-                tiles(Unpacked<Codes::LARGE, V>(stored, first, last, (rows + R - 1) / R));
+                tiles(Unpacked<Codes::SUMS, V>(stored, first, last, (rows + R - 1) / R));
             else
                 tiles(stored);
         } else {
@@ -234,10 +296,17 @@ inline void grouped_product(const int32_t* const* inputs, int64_t rows, const Ma
     const GroupCodes& codes = matrix.codes;
     if (codes.bits == 8) return run(WholeBytes{});
     if (codes.bits == 6) return run(SixBits{});
-    if constexpr (ADDS_IN_16_BITS)
-        if (large_codes(codes)) return run(Nibbles<true, true>{});
-    if (!codes.table) return run(Nibbles<false, false>{});
-    run(Nibbles<true, false>{});
+    const bool whole = codes.byte_scale();
+    if constexpr (ADDS_IN_16_BITS) {
+        if (large_codes(codes) && whole)
+            return run(Nibbles<true, Sums{.large = true, .whole = true, .starts = false}>{});
+        if (large_codes(codes)) return run(Nibbles<true, Sums{.large = true, .starts = false}>{});
+        if (!whole && !codes.table && !codes.shift)
+            return run(Nibbles<false, Sums{.starts = false}>{});
+    }
+    if (whole) return run(Nibbles<true, Sums{.whole = true}>{});
+    if (codes.table) return run(Nibbles<true, Sums{}>{});
+    run(Nibbles<false, Sums{}>{});
 }
 
 }  // namespace moedial

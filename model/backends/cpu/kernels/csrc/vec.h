@@ -319,6 +319,28 @@ template <bool LARGE, int COUNT, int PLANES>
     }
 }
 
+// The same for the first of them: each part is begun from `start`, or without STARTS from zero.
+template <bool LARGE, bool STARTS, int COUNT, int PLANES>
+[[gnu::always_inline]] inline void begin_bytes(Ints* parts, const Ints (&lefts)[COUNT][PLANES],
+                                               Ints right, const int32_t* start) {
+#if LANES_256 && !defined(__AVXVNNI__)
+    if constexpr (!LARGE) {
+        [[maybe_unused]] const Ints from = STARTS ? splat(*start) : Ints{};
+#pragma GCC unroll 8
+        for (int i = 0; i < COUNT; i++)
+            asm volatile("vpmaddubsw %2, %1, %0" : "=x"(parts[i]) : "x"(lefts[i][0]), "x"(right));
+        if constexpr (STARTS)
+#pragma GCC unroll 8
+            for (int i = 0; i < COUNT; i++)
+                asm volatile("vpaddw %1, %0, %0" : "+x"(parts[i]) : "x"(from));
+        return;
+    }
+#endif
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; i++) parts[i] = STARTS ? splat(*start) : Ints{};
+    add_bytes<LARGE>(parts, lefts, 0, right);
+}
+
 // What a sum starts from that is to have `factor` times the sum of such `right` bytes, small ones,
 // added to it.
 inline int32_t start_of(const int8_t* bytes, int64_t count, int32_t factor) {
@@ -396,16 +418,36 @@ inline Floats load_float16(const uint16_t* from) {
 }
 
 // LANES integers of 8 bits.
-inline Floats load_int8(const int8_t* from) {
+inline Ints load_whole_int8(const int8_t* from) {
 #if LANES_512
-    return to_float((Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+    return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from));
 #elif LANES_256
-    return to_float((Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from)));
+    return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from));
 #else
     Ints values;
     for (int lane = 0; lane < LANES; lane++) values[lane] = from[lane];
-    return to_float(values);
+    return values;
 #endif
+}
+inline Floats load_int8(const int8_t* from) { return to_float(load_whole_int8(from)); }
+
+// The same as factors for `scaled_bytes`, which is `end_bytes` times one of them.
+template <bool LARGE>
+inline Ints load_factors(const int8_t* from) {
+#if LANES_256 && !defined(__AVXVNNI__)
+    if constexpr (!LARGE) {  // each for both sums of its lane
+        const __m128i bytes = _mm_loadl_epi64((const __m128i*)from);
+        return (Ints)_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(bytes, bytes));
+    }
+#endif
+    return load_whole_int8(from);
+}
+template <bool LARGE>
+inline Ints scaled_bytes(Ints part, Ints factors) {
+#if LANES_256 && !defined(__AVXVNNI__)
+    if constexpr (!LARGE) return (Ints)_mm256_madd_epi16((__m256i)part, (__m256i)factors);
+#endif
+    return part * factors;
 }
 
 // What `to_bf16` makes of each lane, in its lower half.

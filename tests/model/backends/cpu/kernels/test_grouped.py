@@ -53,13 +53,17 @@ def chain(x: Tensor, weight: Grouped) -> Tensor:
     total_RN = np.zeros((len(x_RK), len(values_NK)), np.float32)
     for start in range(0, x_RK.shape[1], BLOCK):
         codes_RK, scale_R1 = encoded(x_RK[:, start : start + BLOCK])
-        block_RN = np.zeros_like(total_RN)
+        block_RN, exact_RN = np.zeros_like(total_RN), np.zeros(total_RN.shape, np.int64)
         codes_RGI = codes_RK.reshape(len(codes_RK), -1, group)
         groups = range(codes_RGI.shape[1])
         for at in groups:
             first = start + at * group
-            exact_RN = codes_RGI[:, at] @ values_NK[:, first : first + group].T
-            block_RN = fused(exact_RN.astype(np.float32), scales_NG[:, first // group], block_RN)
+            group_RN, scales_N = codes_RGI[:, at] @ values_NK[:, first : first + group].T, scales_NG[:, first // group]
+            if weight.scales.dtype == torch.int8:
+                exact_RN += group_RN * scales_N.astype(np.int64)
+                block_RN = exact_RN.astype(np.float32)
+            else:
+                block_RN = fused(group_RN.astype(np.float32), scales_N, block_RN)
         for at in groups if weight.minima is not None else ():  # after all scales
             sums_R1 = codes_RGI[:, at].sum(-1, keepdims=True).astype(np.float32)
             minima_N = minima_NG[:, start // group + at]
@@ -99,6 +103,21 @@ def test_bits_at_the_largest_sums() -> None:
         x_RK = torch.full((5, 256), sign)
         for rows in (3, 5):
             assert torch.equal(linear(x_RK[:rows], weight), chain(x_RK[:rows], weight)), (values, high, sign)
+
+
+@pytest.mark.parametrize("values", ["signed", "unsigned", "table6", "iq4"])
+@pytest.mark.parametrize("group", GROUPS)
+def test_whole_scales_are_exact_in_a_block(values: Values, group: int) -> None:
+    """Near the largest sums, where a chain of floats would be rounded after each group."""
+    make, extreme = Make(group), max(CODES[values], key=abs)
+    codes = make.whole(0, 15, 20, 512)
+    codes[make.whole(0, 9, 20, 512) > 0] = CODES[values].index(extreme)
+    scales = make.whole(0, 1, 20, 512 // group).to(torch.int8) - 128
+    weight = Grouped(packed_codes(codes), scales, group, values, None, torch.ones(20))
+    x_RK = make.normal(7, 512, scale=0.01) + 1
+    full = linear(x_RK, weight)
+    assert torch.equal(full, chain(x_RK, weight))
+    assert torch.equal(linear(x_RK[:1], weight), full[:1]) and torch.equal(linear(x_RK[:3], weight), full[:3])
 
 
 @pytest.mark.parametrize("first", [-40, 5, 20, 100])

@@ -327,6 +327,8 @@ def a_mixer(changes: dict[str, Any]) -> str:
 OTHERS: list[tuple[Callable[[], str], str]] = [
     (shared_part_alone, "a router needs at least one expert, got 0"),
     (headless, "the program has no head"),
+    (lambda: whole_scales(None, 544), "scales of 8 bits need codes of 4 bits, got 8"),
+    (lambda: whole_scales(torch.arange(-32, 32, dtype=torch.int8), 416), "need codes of 4 bits, got 6"),
     (a_set_among_groups, "a router of 2 groups chooses among all experts"),
     (lambda: a_mixer({"selection_bias": torch.zeros(6)}), "a sparse mixer has neither groups nor a selection bias"),
     (lambda: a_mixer({"groups": 2}), "a sparse mixer has neither groups nor a selection bias"),
@@ -353,6 +355,12 @@ OTHERS.append(
     (lambda: rule_refused([0, 0, 0, 0, 0, 0], drawing_program()), "an infinity mixture has no router weights")
 )
 OTHERS += [(partial(made, argument, change), says) for argument, change, says in MADE]
+
+
+def whole_scales(table: Tensor | None, size: int) -> str:
+    """Of a matrix with other codes, whose groups have a byte for their scale."""
+    weight = {"weight": torch.zeros(size, dtype=torch.uint8), "weight_table": table}
+    return raised(run, "linear", arguments("linear", "grouped") | weight)
 
 
 def raised(op: Callable[..., Any], *values: object) -> str:
