@@ -317,7 +317,7 @@ $(VENV)/.dev: $(VENV)/.run $(VENV)/.tools
 
 # Python compiles what it imports, and pytest the assertions of every test file: here once, half a minute; else each of the
 # processes that share the tests would compile all of it. What cannot be imported fails the tests, not this.
-$(VENV)/.compiled: $(VENV)/.dev
+$(VENV)/.compiled: $(VENV)/.tools | $(VENV)/.dev
 	-$(BIN)/python -m pytest --collect-only -qq >/dev/null
 	touch $@
 
