@@ -126,7 +126,7 @@ class Service(ServerState):
             self.chooser = Chooser(models.options, self._load, lambda: lowering.option, self._on_lowered)
 
     def _load(self, more: int) -> Load:
-        """The load with `more` sequences than run now."""
+        """The load if `more` sequences ran in addition."""
         running = min(self.settings.max_running, self.admission.running + more)
         return Load(max(1, running), self.meter.slowdown(time.monotonic()) if self.meter else 1.0)
 
@@ -134,7 +134,7 @@ class Service(ServerState):
         self.metrics.inc("experts_lowered", "brownout", by=sequences)
 
     async def watch_load(self) -> None:
-        """With --brownout, follow the load for ever."""
+        """With --brownout, update the brownout by the load, until cancelled."""
         while self.lowering is not None:
             queue = self.admission.fair_queue
             state = Queue(queue.waiting, queue.oldest_s, queue.held)
@@ -142,7 +142,7 @@ class Service(ServerState):
             await asyncio.sleep(TICK_SECONDS)
 
     def salt_of(self, key_name: str) -> str:
-        """What keeps the cached prefixes of a key's requests apart from others; empty: shared by all."""
+        """The salt of a key's requests in the prefix cache; empty: prefixes are shared by all keys."""
         sharing = self.settings.prefix_sharing
         return key_name if sharing == "key" or (sharing == "auto" and len(self.keys) > 1) else ""
 

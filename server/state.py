@@ -1,4 +1,4 @@
-"""What one server process has, whether it serves one model or several: keys, counters, and whether it accepts work.
+"""`ServerState`: what every server process has, with one model or several: keys, counters, and whether it accepts work.
 
 Not here: models (see `server/service.py` for one, `server/models` for several) and routes (see `server/http/routes`).
 """
@@ -20,7 +20,7 @@ class ServerState(ABC):
     """A server from loading to draining, as its app and its process see it."""
 
     def __init__(self, settings: Settings, model_name: str, access: Access) -> None:
-        """`model_name`: what the series that are counted here have as a label."""
+        """`model_name`: the model label of the metrics counted here."""
         self.settings, self.access = settings, access
         self.keys, self.accounts = access.keys, access.accounts
         self.metrics = Metrics(model_name)
@@ -35,7 +35,7 @@ class ServerState(ABC):
 
     @abstractmethod
     async def watch_load(self) -> None:
-        """After the start, do what is to be done from time to time; it may end early."""
+        """Run the periodic work of a started server; it may return early."""
 
     @abstractmethod
     async def stop(self, timeout: float) -> None:

@@ -1,6 +1,7 @@
-"""Parameters that stay quantised: the grouped parts of one are joined, in the widest form that any of them needs.
+"""Parameters that stay quantised (`Grouped`): joins the parts of one, without rounding, in a form that holds all of them,
+and puts the result in the parameter's place. Also the bytes that a weight of the loaded model takes.
 
-Joining is exact. Also what such a model takes. It depends on parameters and their parts, not on files or formats.
+It depends on parameters and their parts, not on files or formats.
 """
 
 from collections import Counter
@@ -23,7 +24,8 @@ KeepGroups = Callable[[Decoder], Collection[str]]  # the names of the parameters
 
 
 def keepable(plan: FillPlan, source: TensorSource, names: Collection[str]) -> dict[str, int]:
-    """Of the parameters `names` those whose every tensor has a grouped form, and their bytes in the one of all."""
+    """The parameters among `names` whose tensors all have a grouped form, and their bytes in the form that holds
+    all."""
     found = {}
     for target in plan.keys() & set(names):
         parts = [(part, source.stored[part.source]) for part in plan[target]]
@@ -34,18 +36,18 @@ def keepable(plan: FillPlan, source: TensorSource, names: Collection[str]) -> di
 
 
 def _form(part: TensorPart, stored: Stored) -> Form | None:
-    """The grouped form of a part; None where it has none that lies as the parameter does."""
+    """The grouped form of a part; None if it has none in the layout of the parameter."""
     return stored.form if stored.grouped and part.stored is None and part.transposed == stored.turned else None
 
 
 def _matrices(part: TensorPart, stored: Stored) -> tuple[int, ...]:
-    """The shape of what a part takes of a tensor."""
+    """The shape of the rows that a part takes of a tensor."""
     return stored.matrices if part.rows is None else (len(part.rows), *stored.matrices[1:])
 
 
 def joined(parts: Sequence[tuple[TensorPart, Grouped]], shape: torch.Size) -> Grouped | None:
-    """One parameter of `shape` from all its parts; None where they do not lie as its matrices do, or where the one form
-    of all has numbers that float16 does not hold."""
+    """One parameter of `shape` from all its parts; None if a part does not have the shape of its place, or if the form
+    that holds all parts would have numbers beyond float16."""
     placed = [(part.index, _chosen(part, grouped)) for part, grouped in parts]
     empty = torch.empty(shape, device="meta")
     if any(len(index) > len(shape) - 1 or empty[index].shape != part.shape for index, part in placed):
@@ -61,7 +63,7 @@ def joined(parts: Sequence[tuple[TensorPart, Grouped]], shape: torch.Size) -> Gr
 
 
 def _chosen(part: TensorPart, grouped: Grouped) -> Grouped:
-    """The rows of a tensor that a part takes: of its first dimension, experts or outputs."""
+    """The rows that a part takes of a tensor, in its first dimension (experts or outputs)."""
     if part.rows is None:
         return grouped
     rows = slice(part.rows.start, part.rows.stop)
@@ -106,7 +108,7 @@ def _copy(part: Grouped, target: Grouped, index: Index) -> None:
 
 
 def finite(grouped: Grouped) -> bool:
-    """Whether all its values are."""
+    """Whether all values are finite."""
     largest = max(map(abs, code_bounds(grouped.values)))
     bound = grouped.scales.float().abs().amax(-1) * largest
     if grouped.minima is not None:
@@ -116,8 +118,8 @@ def finite(grouped: Grouped) -> bool:
     return bool(bound.isfinite().all())
 
 
-def put(model: nn.Module, target: str, grouped: Grouped) -> None:
-    """Replace a parameter by what stands for it."""
+def replace_parameter(model: nn.Module, target: str, grouped: Grouped) -> None:
+    """Replace a parameter by its quantised form."""
     place, _, name = target.rpartition(".")
     module = model.get_submodule(place)
     delattr(module, name)
@@ -125,7 +127,7 @@ def put(model: nn.Module, target: str, grouped: Grouped) -> None:
 
 
 def kept_as(model: nn.Module) -> str:
-    """The forms of the matrices that stay quantised, the ones of most values first; "" where there are none."""
+    """The forms of the matrices that stay quantised, those with most values first; "" if there are none."""
     values: Counter[str] = Counter()
     for part in grouped_parts(model):
         values[str(Form.of(part))] += part.shape.numel()
@@ -133,7 +135,8 @@ def kept_as(model: nn.Module) -> str:
 
 
 def bytes_per_weight(model: Decoder) -> BytesPerWeight:
-    """What weights take as they were loaded. An embedding that is no head is left out: a token reads one row of it."""
+    """Bytes per weight of experts and of the rest, as loaded. An embedding that is not the head too is left out: a
+    token reads one row of it."""
     mixtures = {layer.get_submodule("ffn") for layer in model.layers if isinstance(layer, Layer)}
     experts, others = Counter[str](), Counter[str]()
     for module in model.modules():

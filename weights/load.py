@@ -23,7 +23,7 @@ from model.ranks.share import Share
 from model.shapes.decoder import DecoderConfig
 from weights.config import read_config
 from weights.files import Stored
-from weights.groups import KeepGroups, finite, joined, keepable, kept_as, put
+from weights.groups import KeepGroups, finite, joined, keepable, kept_as, replace_parameter
 from weights.memory import check_free, check_memory, take_memory
 from weights.names import ignored, rules_for
 from weights.open_tensors import open_tensors
@@ -52,10 +52,10 @@ def load_model(
 
     Args:
         dtype: the run-time dtype; "auto" is the checkpoint's own (float16 becomes bfloat16).
-        progress: is told the bytes read so far, and of all tensors.
+        progress: called with the bytes read so far and the bytes of all tensors.
         device: where the weights go, one tensor after another.
         share: the part of one rank; None: all.
-        keep_groups: of the empty decoder, the parameters that become `Grouped` where they are stored quantised.
+        keep_groups: names the parameters (of the empty decoder) that become `Grouped` if they are stored quantised.
 
     Raises:
         CheckpointError: it is damaged, does not fit its config, or does not fit the memory.
@@ -74,7 +74,7 @@ def load_model(
         check_memory(model, device, kept)
         take_memory(model, [name for name in plan if name not in kept], device)
         copies = ignored(raw) if share is None or share.rank == 0 else ()
-        _refuse([*_fill(model, plan, tensors, kept, progress), *_unequal(model, plan, tensors, copies)])
+        _refuse([*_fill(model, plan, tensors, kept, progress), *_wrong_copies(model, plan, tensors, copies)])
     if forms := kept_as(model):
         log.info("quantised weights stay as they are stored: %s", forms)
     return model.eval().requires_grad_(False), raw
@@ -133,8 +133,8 @@ def _find_faults(model: nn.Module, plan: FillPlan, files: TensorSource, ignorabl
 def _fill(
     model: nn.Module, plan: FillPlan, files: TensorSource, kept: Mapping[str, int], progress: ProgressCallback
 ) -> list[str]:
-    """Fill every parameter by its rule, those `kept` with `Grouped` where that holds their values; returns what is
-    wrong with tensors."""
+    """Fill every parameter by its rule, those in `kept` with `Grouped` if that holds their values. Returns the faults
+    of tensors."""
     faults: list[str] = []
     sizes = {target: kept.get(target, model.get_parameter(target).nbytes) for target in plan}
     done, left = 0, sum(sizes.values())  # bytes that are read, and of memory that is still to be filled
@@ -144,14 +144,14 @@ def _fill(
         left -= sizes[target]
         grouped = _grouped(model, target, parts, files) if target in kept else None
         if grouped is not None:
-            put(model, target, grouped)
+            replace_parameter(model, target, grouped)
             if grouped.nbytes > sizes[target]:
                 check_free(left, f"the weights after {target}, which has zeros that the config does not say,")
         elif target in kept:
             _widen(model, target, left)
         parameter = model.get_parameter(target) if grouped is None else None
         for part in parts:
-            if parameter is not None and not _put(files, part, parameter[part.index]):
+            if parameter is not None and not _copy_tensor(files, part, parameter[part.index]):
                 faults.append(f"{part.source} has values that are not finite")
             done += _bytes(files.stored[part.source])
             progress(done, total)
@@ -159,12 +159,12 @@ def _fill(
 
 
 def _bytes(stored: Stored) -> int:
-    """As far as is known, of what is read."""
+    """The bytes that are read of a stored tensor."""
     return stored.grouped or stored.bytes
 
 
 def _grouped(model: nn.Module, target: str, parts: tuple[TensorPart, ...], files: TensorSource) -> Grouped | None:
-    """What stands for a parameter; None where its values do not fit that.
+    """The quantised form of a parameter; None if it does not hold the parameter's values.
 
     Raises:
         CheckpointError: a value is not finite.
@@ -190,8 +190,8 @@ def _widen(model: nn.Module, target: str, left: int) -> None:
     take_memory(model, [target])
 
 
-def _unequal(model: nn.Module, plan: FillPlan, files: TensorSource, ignorable: tuple[Ignore, ...]) -> list[str]:
-    """Every tensor that is no copy of the parameter that stands for it."""
+def _wrong_copies(model: nn.Module, plan: FillPlan, files: TensorSource, ignorable: tuple[Ignore, ...]) -> list[str]:
+    """Faults of the ignored tensors that must be copies of a parameter and are not."""
     used = {part.source for parts in plan.values() for part in parts}
     faults: list[str] = []
     for rule in ignorable:
@@ -203,7 +203,7 @@ def _unequal(model: nn.Module, plan: FillPlan, files: TensorSource, ignorable: t
     return faults
 
 
-def _put(files: TensorSource, part: TensorPart, target: Tensor) -> bool:
+def _copy_tensor(files: TensorSource, part: TensorPart, target: Tensor) -> bool:
     """Copy one tensor into its part of a parameter; returns whether all its values are finite."""
     as_stored = files.stored[part.source].dtype == target.dtype and target.is_contiguous() and not part.transposed
     if as_stored and part.rows is None and target.device.type == CPU:

@@ -1,7 +1,7 @@
 """How a checkpoint's tensor names map to a decoder's parameters, as data that works in both directions.
 
 A rule names one parameter and its parts: which tensor is which part. Loading copies tensors into parts, export copies
-parts to tensors; neither knows any name. This file opens no files.
+parts to tensors; neither has names of its own. This file opens no files.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ class TensorPart:
     rows: range | None = None
 
     def shape_error(self, stored: tuple[int, ...], part: torch.Size) -> str | None:
-        """What is wrong with a stored tensor's shape for the parameter's part, or None."""
+        """The fault of a stored tensor's shape for the parameter's part, or None."""
         wanted = tuple(part) if self.stored is None else self.stored
         if self.transposed:
             wanted = (*wanted[:-2], wanted[-1], wanted[-2])

@@ -1,6 +1,6 @@
-"""What the decoder and the engine ask the shape of a feed-forward layer, dense or a mixture of experts.
+"""`FeedForward`: the properties that every shape of a feed-forward layer has, dense or a mixture of experts.
 
-A shape answers for its kind, so that neither the decoder nor the engine tells kinds apart. The kinds are in
+A shape has the properties of its kind, so that neither the decoder nor the engine distinguishes kinds. The kinds are in
 `model/shapes/mixtures.py` and in files of their own.
 """
 
@@ -11,7 +11,7 @@ from model.shapes.work import TokenWork
 
 
 class FeedForward(Protocol):
-    """What the decoder and the engine ask a layer's feed-forward shape."""
+    """The properties of a layer's feed-forward shape that the decoder and the engine read."""
 
     @property
     def num_experts(self) -> int:
@@ -48,7 +48,7 @@ class FeedForward(Protocol):
     @property
     def adaptive(self) -> bool:
         """Whether a count is an upper bound, and how many experts run depends on the token under every rule. Such a
-        layer always tells the observer how many each token used."""
+        layer always reports to the observer how many each token used."""
 
     @property
     def shared_experts(self) -> int:
@@ -70,41 +70,42 @@ class FeedForward(Protocol):
         """
 
     def token_work(self, width: int, count: float) -> TokenWork:
-        """What one token of so many experts (on average) needs, in a decoder of this width."""
+        """The weights and multiplications of one token with this count (on average), in a decoder of this width."""
 
 
 class TokenLocal:
-    """The answers of a kind whose tokens do not see each other: nothing is kept of a sequence, nothing is drawn."""
+    """Defaults for a kind whose tokens do not depend on each other: no state of a sequence, no noise, no routing
+    rules."""
 
     __slots__ = ()
     memory = None
 
     @property
     def token_local(self) -> bool:
-        """No token sees another."""
+        """True: a token's output depends on that token only."""
         return True
 
     @property
     def own_fields(self) -> tuple[str, ...]:
-        """None."""
+        """None by default."""
         return ()
 
     @property
     def adaptive(self) -> bool:
-        """The count says how many experts run."""
+        """False: a token runs as many experts as its count."""
         return False
 
     @property
     def draws_noise(self) -> bool:
-        """Nothing is drawn."""
+        """False: nothing is drawn."""
         return False
 
     @property
     def rule_refusal(self) -> str:
-        """A kind that says nothing else has no router."""
+        """By default a kind has no router whose weights a rule could change."""
         return "this kind of layer has no router whose weights a rule could change"
 
     @property
     def set_refusal(self) -> str:
-        """A kind that says nothing else is not known to be sound without some of its experts."""
+        """By default no expert of a kind may be left out."""
         return f"its mixtures are of the kind {type(self).__name__}, which expert sets do not know"

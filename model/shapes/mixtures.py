@@ -1,8 +1,8 @@
 """The shapes of feed-forward layers: dense ones, and every kind of mixture of experts.
 
 Frozen values that families build from a checkpoint's config.json; what no decoder can have is a ValueError. A new kind
-is a new class here or in a file of its own, which answers for it (`FeedForward`), and the module in `model/moe/` that
-computes it.
+is a new class here or in a file of its own, with the properties of `FeedForward`, and the module in `model/moe/`
+that computes it.
 """
 
 from dataclasses import dataclass, replace
@@ -55,7 +55,7 @@ class Router:
 
     score: Score = "softmax"
     normalise: bool = False  # divide the K kept weights by their sum
-    scale: float = 1.0  # what the weights are multiplied by in the end
+    scale: float = 1.0  # multiplies the weights
     logit_bias: bool = False
     selection_bias: bool = False  # added to the scores for choosing, not for weighing
     groups: int = 1  # of neighbouring experts
@@ -63,7 +63,7 @@ class Router:
     group_score: GroupScore = "max"  # of a group: its best score, or the sum of its two best
     weigh_input: bool = False  # the weight multiplies an expert's input, not its output (Llama 4)
     jitter: float = 0.01  # sparse mixer: how far below the best an expert may lie, relatively, to share with it
-    eps: float = 0.0  # added to, or with `clamp_sum` the least of, the sum that normalises
+    eps: float = 0.0  # added to the sum that normalises; with `clamp_sum` its lower bound
     clamp_sum: bool = False
 
     def __post_init__(self) -> None:
@@ -112,22 +112,22 @@ class TopK(TokenLocal):
 
     @property
     def token_local(self) -> bool:
-        """Unless tokens compete for a capacity."""
+        """False if tokens compete for an expert's capacity."""
         return self.dropping is None or not self.dropping.has_capacity
 
     @property
     def num_experts(self) -> int:
-        """All experts but the shared part."""
+        """The routed experts, without the shared part."""
         return self.experts
 
     @property
     def shared_experts(self) -> int:
-        """One, however wide, or none."""
+        """1 if there is a shared part, however wide; else 0."""
         return int(self.shared is not None)
 
     @property
     def rule_refusal(self) -> str:
-        """Rules are for weights of single experts that multiply outputs."""
+        """Not empty if weights do not multiply the outputs of single experts, since rules change such weights."""
         if self.router.score == "sparse_mixer":
             return "the sparse mixer's weights are defined for its own rule only"
         if self.router.weigh_input:
@@ -138,7 +138,7 @@ class TopK(TokenLocal):
 
     @property
     def set_refusal(self) -> str:
-        """Experts can be left out where nothing depends on how many there are."""
+        """Not empty if the routing depends on the number of experts: then none can be left out."""
         if self.router.groups > 1:
             return f"its router chooses among {self.router.groups} groups of equally many experts"
         if self.dropping is not None and self.dropping.has_capacity:
@@ -147,19 +147,19 @@ class TopK(TokenLocal):
 
     @property
     def own_fields(self) -> tuple[str, ...]:
-        """Gates can be moved."""
+        """`gate_offset` if the experts have gates."""
         return ("gate_offset",) if self.router.score in GATES else ()
 
     @property
     def adaptive(self) -> bool:
-        """With gates, of which a token finds some open."""
+        """True with gates: only the experts whose gates are open run."""
         return self.router.score in GATES
 
     @property
     def maximum(self) -> int:
-        """All experts of the groups that a token keeps."""
+        """The experts of the groups that a token keeps."""
         if self.router.score == "sparse_mixer":
-            return 2  # what it is defined for
+            return 2  # the rule is defined for the two best experts
         return self.experts // self.router.groups * self.router.kept_groups
 
     def token_work(self, width: int, count: float) -> TokenWork:
@@ -221,7 +221,7 @@ class Infinity(TokenLocal):
 
     @property
     def rule_refusal(self) -> str:
-        """Draws have no weights."""
+        """Draws have no weights that a rule could change."""
         return "the draws of an ∞-MoE have no router weights"
 
     @property

@@ -1,4 +1,5 @@
-"""What the sequences of one call may use: fixed by the request, or chosen by the server when the first of them starts.
+"""Chooses the expert budget of a call's sequences: the request's own, or the server's choice when the first of them
+starts.
 
 It depends on options and a load, not on a queue or an engine process.
 """
@@ -21,8 +22,8 @@ ChosenBy = Literal["request", "auto", "brownout"]
 
 @dataclass(frozen=True, slots=True)
 class Chooser:
-    """Chooses for all calls. `load` is the load with so many further sequences; `lowered`, where there is brownout, the
-    option that stands in for the default now, if one does; `on_lowered` is told how many sequences got it."""
+    """Chooses for all calls. `load(n)`: the load with n further sequences. `lowered`, with brownout: the option that
+    replaces the default now, if any. `on_lowered` is called with the number of sequences that got it."""
 
     options: CalibratedOptions
     load: Callable[[int], Load]
@@ -30,13 +31,13 @@ class Chooser:
     on_lowered: Callable[[int], None] = lambda _: None
 
     def choice(self, selection: Selection, sequences: int) -> "ExpertChoice":
-        """What a call of so many sequences may use."""
+        """The choice for a call of so many sequences."""
         return ExpertChoice(self, selection, sequences, selection.budget)
 
 
 @dataclass(slots=True)
 class ExpertChoice:
-    """One call's. `budget` is what it has now; until `begin` that may still change."""
+    """The choice for one call. `budget` is its present budget, which may change until `begin`."""
 
     chooser: Chooser
     selection: Selection
@@ -48,7 +49,7 @@ class ExpertChoice:
 
     @property
     def settled(self) -> bool:
-        """Whether `budget` is what its tokens get."""
+        """Whether `budget` is the one that its tokens get, and final."""
         if self.cascade is not None:
             return False  # each answer has one of two
         open = self.selection.auto is not None or (self.chooser.lowered is not None and not self.selection.named)

@@ -1,4 +1,4 @@
-"""The brownout of a server: which calibrated option stands in for the default at the load of now.
+"""The brownout of a server: which calibrated option replaces the default at the present load.
 
 It passes the load to the state machine (`server/experts/brownout.py`), and logs each change. It does not depend on
 requests.
@@ -25,7 +25,7 @@ TICK_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The queue at a moment."""
+    """The state of the queue at one moment."""
 
     waiting: int
     oldest_wait_s: float
@@ -73,16 +73,16 @@ class Lowering:
 
     @property
     def relative_quality(self) -> float:
-        """Of what a request without a count gets now."""
+        """The relative quality of the option that a request without a count gets now."""
         return self._steps[self.level].quality.relative
 
     @property
     def option(self) -> Option | None:
-        """What stands in for the default; None: the default itself."""
+        """The option that replaces the default; None: the default itself."""
         return self._steps[self.level] if self.level else None
 
     def tick(self, now: float, queue: Queue) -> None:
-        """Take account of the load at `now`."""
+        """Update the level by the load at `now`."""
         running, ratio = self._meter.running(now), self._meter.itl_ratio(now)
         if not queue.running:  # the averages are of steps, and an idle engine runs none
             running = ratio = 0.0

@@ -15,7 +15,7 @@ FAST, BALANCED = 0.90, 0.98  # relative quality that the tiers keep
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the engine does at a moment, as far as a step's time depends on it."""
+    """The state of the engine at one moment on which a step's time depends."""
 
     running: int  # sequences in the batch, with those that are about to start
     slowdown: float = 1.0  # steps take this many times as long as the calibration says
@@ -23,7 +23,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The option that a request gets, and how it fares by its bound."""
+    """The option that a request gets, with the estimate for its bound."""
 
     option: Option
     predicted_itl_ms: float | None = None  # where there is a bound
@@ -98,7 +98,7 @@ def _cheapest(options: Iterable[Option]) -> Option:
 
 
 def best_of(options: Iterable[Option]) -> Option:
-    """The option of the best quality, and of equally good ones the cheapest."""
+    """The option of the best quality; the cheapest of equally good ones."""
     return max(options, key=lambda option: (option.quality.relative, -option.relative_cost))
 
 

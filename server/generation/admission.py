@@ -46,7 +46,7 @@ class Admission:
         return self.fair_queue.held
 
     def reserve(self, sequences: int, owner: str) -> "Reservation":
-        """Reserve room now or refuse now.
+        """Reserve room for sequences, or refuse at once; this does not wait.
 
         Raises:
             InvalidRequest: more than this server, or this owner, could ever hold.

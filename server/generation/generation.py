@@ -28,7 +28,7 @@ log = structlog.get_logger("server")
 class AnswerSequence:
     """One answer to one prompt: its request to the engine, its output and its timeline.
 
-    `again`, with a cascade: makes the sequence of its second run, of which nothing is known yet.
+    `again`, with a cascade: makes a new sequence for the second run of this answer.
     """
 
     request: Request
@@ -37,7 +37,7 @@ class AnswerSequence:
     again: "Callable[[], AnswerSequence] | None" = None
 
 
-Pass = dict[int, AnswerSequence]  # those that run at one budget, by position
+Pass = dict[int, AnswerSequence]  # the sequences of one pass (one budget), by position of the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ class Generation:
         choice: ExpertChoiceProtocol,
         grammar_field: str = "",
     ) -> None:
-        self.sequences = list(sequences)  # of the answers: in place of one that is made again, its second run
-        self.passes: tuple[Pass, Pass] = dict(enumerate(sequences)), {}  # the second of answers that are made again
+        self.sequences = list(sequences)  # one per answer; the second run of an answer replaces its first
+        self.passes: tuple[Pass, Pass] = dict(enumerate(sequences)), {}  # first runs, and second runs of a cascade
         self._grammar_field, self._compiler = grammar_field, compiler
         self._engine, self._reservation, self._timeouts = engine, reservation, timeouts
         self._choice = choice
@@ -145,7 +145,7 @@ class Generation:
             self._reader = None
 
     def _tick(self) -> None:
-        """One timer serves all waits: it is started for the first, and again for the last when it goes off early."""
+        """One timer serves all waits. It is started for the first wait, and restarted if a later wait ends later."""
         self._timer = None
         if self._reader is None:
             return
@@ -159,7 +159,7 @@ class Generation:
             self._reader.set_result(None)
 
     def _put(self, deltas: list[Delta]) -> None:
-        """Pass on deltas. While the reader waits it has taken all before, so that writing directly keeps the order."""
+        """Pass on deltas. A reader that waits has taken all earlier deltas, so writing directly keeps their order."""
         waiting = self._reader is not None and not self._reader.done()
         can_write = waiting and self.write_direct is not None and deltas[-1].finish is None
         if can_write and self._written(deltas):
@@ -252,7 +252,7 @@ class Generation:
             self._engine.abort(sequence.request.id)
 
     async def _adapt(self, interval: float) -> None:
-        """Until it is cancelled, give the sequences that run what the choice is now."""
+        """Until it is cancelled, choose again every `interval` seconds, and give running sequences the new counts."""
         while True:
             await asyncio.sleep(interval)
             budget = self._choice.again()
@@ -265,7 +265,7 @@ class Generation:
 
 
 def _advance(sequence: AnswerSequence, arrivals: Sequence[TimedEvent], deltas: list[Delta]) -> None:
-    """Append what the arrivals make to `deltas`, so that what came before a failure is kept."""
+    """Append the deltas of the arrived events to `deltas`: those before a failure are kept."""
     timeline, output = sequence.timeline, sequence.output
     for event, at in arrivals:
         if event.finish in ("error", "abort"):

@@ -1,6 +1,6 @@
-"""From one sequence's token events to deltas: whole characters only, and never a part of a stop string.
+"""Turns one sequence's token events into deltas: whole characters only, and never a part of a stop string.
 
-The dialect's parser tells tool calls and reasoning from content. Not here: JSON (see `server/formats`).
+The dialect's parser separates tool calls and reasoning from content. Not here: JSON (see `server/formats`).
 """
 
 from collections import deque
@@ -28,7 +28,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delta(msgspec.Struct, frozen=True, gc=False):
-    """What one event adds to choice `index`; the last delta has `finish`.
+    """The additions of one event to choice `index`; the last delta has `finish`.
 
     `prompt`: in the first delta, the log-probabilities of the prompt's tokens but the first, where requested.
     `stop_reason`: in the last delta, the request's own stop string or stop token that ended the answer.
@@ -50,7 +50,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is to be sent for it."""
+        """Whether there is nothing to send."""
         return not (self.parts or self.logprobs or self.finish or self.prompt is not None)
 
 
@@ -196,7 +196,8 @@ class OutputProcessor:
         return parts + parser.flush(cut, shown[len(text) :])
 
     def _update_finish(self, parser: OutputParser) -> None:
-        """Let a complete call that must be the only one end the answer; a call cut by a stop string is not reported."""
+        """End the answer after a complete call that must be the only one. A call cut by a stop string is not
+        reported."""
         if self.finish is None and parser.complete:
             self.finish = "stop"
         if self.finish == "stop" and not (self._matcher.matched and parser.in_call):

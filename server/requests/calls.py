@@ -1,4 +1,4 @@
-"""From a checked body to a generation call: every fault of a request is found before the engine sees it.
+"""Makes a generation call from a request body: every fault of a request is found before the engine sees it.
 
 Not here: what is found without tokenising (`server/requests/checks.py`), running a generation call (see
 `server/generation`) and formatting its answer (see `server/formats`).
@@ -58,7 +58,8 @@ class GenerationCall:
     notices: Notices
 
     def passes(self, shown: Mapping[int, int] | None = None) -> list[PassUsage]:
-        """What its passes used so far; `shown`, in a stream: the tokens of each answer that its client has."""
+        """The usage of its passes so far. `shown`, in a stream: how many tokens of each answer the client has
+        received."""
         cascade = self.choice.cascade
         budgets = [self.choice.budget] if cascade is None else [self.choice.budget, cascade.high]
         return pass_usages(self.generation, budgets, [len(prompt) for prompt in self.prompts], shown)
@@ -70,8 +71,8 @@ class GenerationCall:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the headers of its answer say: of experts as far as it is settled when they are sent, and of what the
-        request asked for in vain."""
+        """The headers of its answer: the expert count, if it is final before the answer starts, and notices about
+        ignored parts of the request."""
         if not self.choice.settled:
             return self.notices.headers
         report = self.choice.report()

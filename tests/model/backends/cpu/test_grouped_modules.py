@@ -14,7 +14,7 @@ from tests.families import reference
 from tests.families.test_kernels import wide
 from tests.model.tiny import PagedRun, decoder, llama_like, topk
 from weights.config import decoder_config
-from weights.groups import put
+from weights.groups import replace_parameter
 from weights.quantised.bytes import in_bytes
 
 
@@ -49,7 +49,7 @@ def test_grouped_weights_are_multiplied_as_they_are(name: str) -> None:
     assert len(names) >= 3
     for target in names:
         grouped = in_bytes(kept.get_parameter(target).detach(), 16)
-        put(kept, target, grouped)
+        replace_parameter(kept, target, grouped)
         widened.get_parameter(target).copy_(grouped.dense())
     rows, counts = [reference.PROMPT], [[2] * len(kept.config.mixtures)]
     found, expected = (
