@@ -1,5 +1,5 @@
-"""Parameters that stay quantised (`Grouped`): joins the parts of one, without rounding, in a form that holds all of them,
-and puts the result in the parameter's place. Also the bytes that a weight of the loaded model takes.
+"""Parameters that stay quantised (`Grouped`): joins the parts of one, without rounding, in a form that holds all of
+them, and puts the result in the parameter's place. Also the bytes that a weight of the loaded model takes.
 
 It depends on parameters and their parts, not on files or formats.
 """
