@@ -155,8 +155,8 @@ class StepLoad:
 
 @lru_cache(64)
 def _seconds(cost: StepCost, tokens: tuple[tuple[ExpertCounts, int], ...]) -> float:
-    """The estimated seconds of a step with so many tokens per expert counts. Cached: while sequences decode, one step
-    is like the last."""
+    """The estimated seconds of a step; `tokens`: the number of tokens with each expert counts. Cached: while sequences
+    decode, most steps are like the one before."""
     load = StepLoad(cost)
     for counts, number in tokens:
         load.add(counts, number)
@@ -184,7 +184,7 @@ class StepBudget:
         return self.has_decodes and self._seconds < math.inf
 
     def min_chunk(self, rows: int = 1) -> int:
-        """The shortest chunk that a prompt of so many rows is cut to, as far as the step has tokens left."""
+        """The shortest chunk of a prompt with `rows` rows, at most what the step has left."""
         return min(self._min_chunk, self.tokens // rows)
 
     def reserve_for_prompts(self, share: float) -> None:
@@ -199,7 +199,7 @@ class StepBudget:
         return half
 
     def max_prompt_tokens(self, counts: ExpertCounts, rows: int = 1) -> int:
-        """How many prompt tokens, each in so many rows with at most these counts, the step still has room for."""
+        """How many more prompt tokens fit the step, each in `rows` rows with at most these counts."""
         if not self.time_bounded:
             return self.tokens // rows
         return self.load.max_tokens_within(counts, self._seconds, self.tokens) // rows

@@ -8,7 +8,8 @@ from model.errors import InvalidRequest, context_exceeded
 
 
 def require_fits(request: Request, context: int, blocks: int, block_size: int, max_running: int) -> None:
-    """`context` is in tokens; the cache has so many blocks, a batch `max_running` rows.
+    """Refuse a request that could never be served. `context`: in tokens; `blocks`: of the cache; `max_running`: rows of
+    a batch.
 
     Raises:
         InvalidRequest: it is empty, or could never fit.
@@ -44,10 +45,10 @@ def require_fits(request: Request, context: int, blocks: int, block_size: int, m
 
 
 def require_scores(request: Request, refusal: str) -> None:
-    """`refusal`: why the model has no log-probabilities of prompts; empty: it has.
+    """Refuse a request for log-probabilities of the prompt if the model has none; `refusal`: why, empty if it has.
 
     Raises:
-        InvalidRequest: they are wanted, and there are none.
+        InvalidRequest: they are requested, and there are none.
     """
     if request.sampling.prompt_logprobs is not None and refusal:
         raise InvalidRequest(f"this model has no log-probabilities of prompts: {refusal}", "prompt_logprobs")

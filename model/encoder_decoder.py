@@ -113,7 +113,7 @@ class EncoderDecoder(Decoder):
         """What the encoder makes of the new prompts, [S, D]."""
         x_SD = self._embedded(batch.ids_T, rows)
         if not rows.parts:
-            self._tell_no_routes(batch, observer)
+            self._report_no_routes(batch, observer)
             return x_SD
         own = past.part(rows.parts)
         for number, step in self._steps_of(batch, rows, observer, 0, self._encoder.layers):
@@ -121,8 +121,8 @@ class EncoderDecoder(Decoder):
             x_SD = self.layers[number](x_SD, replace(step, bias=self._encoder_bias(number)), step)
         return self.encoder_norm(x_SD)
 
-    def _tell_no_routes(self, batch: Batch, observer: Observer | None) -> None:
-        """Routes are told of every mixture, also of those that do not run."""
+    def _report_no_routes(self, batch: Batch, observer: Observer | None) -> None:
+        """Report the routes of the encoder's mixtures as empty: routes are reported of every mixture."""
         if observer is not None and batch.routes:
             none_TK = batch.ids_T.new_full((len(batch.ids_T), 1), -1, dtype=torch.int32)
             for moe_layer in range(self._mixtures_before(self._encoder.layers)):
@@ -157,7 +157,7 @@ class EncoderDecoder(Decoder):
         """The numbers of these layers, and what each one's sublayers see of the step beside the past."""
         moe_layer = self._mixtures_before(first)
         no_counts = LayerBudget(batch.ids_T.new_empty(0), 0)
-        told = None if observer is None else RowsObserver(observer, rows.row_R, len(batch.ids_T))
+        reported = None if observer is None else RowsObserver(observer, rows.row_R, len(batch.ids_T))
         for number in range(first, end):
             is_mixture = self.config.feed_forward[number].num_experts > 0
             yield (
@@ -167,7 +167,7 @@ class EncoderDecoder(Decoder):
                     seeds_T=batch.seeds_T[rows.row_R],
                     positions_T=batch.positions_T[rows.row_R],
                     moe_layer=moe_layer,
-                    observer=told,
+                    observer=reported,
                     routes=batch.routes,
                 ),
             )

@@ -91,7 +91,7 @@ def shown(value: object, width: int = 64) -> str:
 
 
 def _head(value: object, width: int) -> str:
-    """At least `width` characters of the repr, where it has so many."""
+    """The repr, of which at least the first `width` characters."""
     if width <= 0:
         return ""
     if isinstance(value, str | bytes):

@@ -43,7 +43,7 @@ def check_model(config: DecoderConfig) -> None:
 
 
 def check_count(config: DecoderConfig, kept: int) -> None:
-    """That so many experts can be kept.
+    """Check that `kept` experts of each layer can be kept.
 
     Raises:
         CheckpointError: more than there are, or fewer than a token runs.
@@ -126,7 +126,7 @@ def _moe_layers(config: DecoderConfig) -> list[int]:
 
 
 def _restricted_config(raw: Mapping[str, Any], config: DecoderConfig, kept: int) -> dict[str, Any]:
-    """config.json with so many experts: by the key that the family reads, and unquantised."""
+    """config.json with `kept` experts, under the key that the family reads, and unquantised."""
     wanted = tuple(replace(s, experts=kept) if isinstance(s, TopK) else s for s in config.feed_forward)
     unquantised = {key: value for key, value in raw.items() if key != "quantization_config"}
     text = unquantised.get("text_config", unquantised)  # where a family has its decoder's keys

@@ -56,7 +56,7 @@ class SoftMixture(LayerModule):
         return mass_E.sort(descending=True, stable=True).indices
 
     def mix(self, x_TD: Tensor, logits_TS: Tensor, expert_E: Tensor, counts_T: Tensor) -> Tensor:
-        """The output of one text, of whose experts each token takes the first so many."""
+        """The output of one text. Each token uses the first `counts_T` experts of the order `expert_E`."""
         expert_K = expert_E[: int(counts_T.max())]
         dispatch_TKp = self.by_expert(logits_TS.softmax(0))[:, expert_K]
         slots_KpD = torch.einsum("tkp,td->kpd", dispatch_TKp, x_TD.to(dispatch_TKp.dtype))

@@ -39,5 +39,5 @@ class Dropping:
         return self.tokens > 0 or self.share > 0
 
     def capacity(self, tokens: int) -> int:
-        """How many of so many tokens an expert takes."""
+        """How many of `tokens` tokens an expert takes."""
         return max(self.least, ceil(self.share * tokens)) if self.share > 0 else self.tokens

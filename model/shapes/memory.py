@@ -56,8 +56,8 @@ Memory = PagedMemory | StateMemory
 
 
 def bytes_per_block(memory: Iterable[Memory], block_size: int, element_bytes: int, scale_bytes: int = 0) -> int:
-    """Memory of one block of tokens over all layers, with elements of so many bytes, and a scale of so many for each
-    key and value."""
+    """Bytes of one block of tokens over all layers. `scale_bytes`: of the scale of each key and value, if they are
+    quantised."""
     per_token = sum(kind.per_token * element_bytes + kind.rows_per_token * scale_bytes for kind in memory)
     return per_token * block_size
 

@@ -161,7 +161,7 @@ def _fused(raw: Mapping[str, Any], file: GgufFile, name: str, ending: str) -> It
 
 
 def _check_rows(file: GgufFile, names: tuple[str, ...], wanted: int, what: str) -> None:
-    """Raise CheckpointError unless the tensors have so many rows together, which are those of `what`."""
+    """Raise CheckpointError unless the tensors have `wanted` rows together, those of `what`."""
     rows = sum(file.tensors[name].shape[0] for name in names)
     if rows != wanted:
         listed = " and ".join(map(shown, names))

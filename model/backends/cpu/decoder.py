@@ -109,9 +109,9 @@ class NativeDecoder(NativeSampling):
             pairs_L = batch.budget.pairs_L
             if used_LT is not None:
                 pairs_L = used_LT.sum(1).tolist()
-                each(observer.used, used_LT)
+                for_each_mixture(observer.used, used_LT)
             observer.routed_all(pairs_L, load_N, self._experts)
-            each(observer.routes, expert_LTK)
+            for_each_mixture(observer.routes, expert_LTK)
         result: Tensor = logits_BV
         return result
 
@@ -123,7 +123,7 @@ class NativeDecoder(NativeSampling):
         return distinct, uneven
 
 
-def each(tell: Callable[[int, Tensor], None], of_mixtures: Iterable[Tensor]) -> None:
-    """Tells an observer of every mixture by its number."""
+def for_each_mixture(report: Callable[[int, Tensor], None], of_mixtures: Iterable[Tensor]) -> None:
+    """Call `report` with the number and the tensor of every mixture."""
     for mixture, values in enumerate(of_mixtures):
-        tell(mixture, values)
+        report(mixture, values)

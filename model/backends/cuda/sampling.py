@@ -13,7 +13,7 @@ class CudaSampling:
     """See `DeviceSamplingOps`. Where no row draws, one pass over the logits chooses."""
 
     def choose(self, logits_RV: Tensor, inputs: SamplingInputs) -> Chosen:
-        """The best token of each row, of equals the lowest, or a drawn one."""
+        """The best token of each row (the lowest of equal ones), or a drawn one."""
         raw_RV = logits_RV.contiguous()
         adjusted_RV = raw_RV if inputs.edits is None else edited(raw_RV.float(), inputs.edits)
         if inputs.allowed is not None:

@@ -61,7 +61,7 @@ class Staging:
         self._next = 1 - self._next
 
     def _free_buffer(self, size: int) -> Tensor:
-        """The buffer whose turn it is, with so many bytes, when its last copy is done."""
+        """The next buffer, with at least `size` bytes. Waits until its last copy is done."""
         if (copied := self._copied[self._next]) is not None:
             copied.wait()
         if len(self._buffers[self._next]) < size:

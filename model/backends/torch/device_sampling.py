@@ -17,7 +17,7 @@ class TorchDeviceSampling:
     """See `DeviceSamplingOps`."""
 
     def choose(self, logits_RV: Tensor, inputs: SamplingInputs) -> Chosen:
-        """The best token of each row, of equals the lowest, or a drawn one."""
+        """The best token of each row (the lowest of equal ones), or a drawn one."""
         raw_RV = logits_RV.float()
         finite_R = torch.isfinite(raw_RV).all(-1)
         adjusted_RV = adjusted(raw_RV, inputs)
@@ -100,7 +100,7 @@ def _drawn_group(values_RV: Tensor, best_R: Tensor, draws: Draws) -> Tensor:
 
 
 def _drawing_order(values_RV: Tensor, draws: Draws) -> Tensor:
-    """The ids of each row from the best on, of equals the lowest first; in vocabulary order where nothing is cut."""
+    """The ids of each row, best first (the lowest first of equal ones); in vocabulary order if nothing is cut."""
     width = values_RV.shape[1]
     cut_R = (draws.top_k_R < width) | (draws.top_p_R < 1) | (draws.min_p_R > 0)
     ranked_RV = values_RV.sort(descending=True, stable=True).indices

@@ -114,7 +114,7 @@ def pack_grouped(weight: Grouped) -> Packed:
 
 
 def joined(first: Packed, second: Packed, count: int) -> Packed | None:
-    """The matrices of the second behind those of the first, together so many; None where they are of another form."""
+    """The matrices of both, one after the other, `count` in all; None if they differ in form."""
     parts: dict[str, Any] = {}
     for field in fields(Packed):
         one, other = getattr(first, field.name), getattr(second, field.name)

@@ -21,7 +21,7 @@ def _scores(logits, real, score: tl.constexpr):
 
 @triton.jit
 def best_of(ranked, is_open, places, end: tl.constexpr):
-    """The place of the best open value, of equals the lowest; `end` if none is open."""
+    """The place of the best open value, the lowest of equal ones; `end` if none is open."""
     best = tl.max(tl.where(is_open, ranked, float("-inf")), axis=0)
     return tl.min(tl.where(is_open & (ranked == best), places, end), axis=0)
 
