@@ -76,14 +76,11 @@ class Queues:
         """The running sequence that arrived last: the one to preempt when blocks run out."""
         return next(reversed(self.running.values()))
 
-    @property
-    def waiting_since(self) -> float | None:
-        """When the oldest waiting sequence began to wait for its next token; None if none waits."""
-        if self.partial_prefill is None and not self.waiting:
-            return None
+    def longest_wait(self, now: float) -> float:
+        """Seconds for which the oldest waiting sequence has waited for its next token; 0 if none waits."""
         partial = () if self.partial_prefill is None else (self.partial_prefill,)
         not_prefilled = chain(partial, islice(self.waiting.values(), WINDOW))
-        return min((sequence.waiting_since for sequence in not_prefilled), default=None)
+        return now - min((sequence.waiting_since for sequence in not_prefilled), default=now)
 
     def check(self, holders: Set[str], chunked: bool) -> None:
         """Verify that all `holders` of blocks run, the order of arrival, and `partial_prefill`.

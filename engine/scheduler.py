@@ -1,11 +1,9 @@
 """The scheduler of continuous batching: it plans which tokens a step computes, and commits the step's results.
 
-Decoding sequences come first (`engine/decodes.py`), then prompts by arrival (`engine/prefill.py`); out of blocks, the
-youngest is preempted. While a device computes one plan, the next can be planned (`ahead`). What was computed is written
-to the sequences by `engine/results.py`.
+A plan is made by `engine/step_planner.py`. While a device computes one, the next can be planned (`ahead`). What was
+computed is written to the sequences by `engine/results.py`.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
@@ -13,25 +11,20 @@ from contextlib import contextmanager
 
 from engine.ahead import computed, holds
 from engine.blocks import BlockManager
-from engine.cost import NO_COST, StepBudget, StepCost, prefill_share
-from engine.decodes import DecodePlanner
+from engine.cost import StepCost
 from engine.fits import require_fits, require_scores
 from engine.grammars.matcher import Matcher
 from engine.open_plans import OpenPlans
 from engine.plan import NOT_OBSERVED, Chunk, Observed, Plan, PlanStats, PromptLogprobs, Sampled, require_results
-from engine.prefill import PrefillPlanner
 from engine.queues import Queues
 from engine.results import Results
 from engine.sequence import Sequence
 from engine.speculation import Speculator
+from engine.step_planner import StepPlanner
 from engine.types import Request, TokenEvent
 from model.budget import ExpertCounts
 from model.errors import InvalidRequest
 from model.expert_range import ExpertRange
-
-
-class _OutOfBlocks(Exception):
-    """A plan that is made ahead would have to preempt."""
 
 
 class Scheduler:
@@ -81,17 +74,24 @@ class Scheduler:
             raise ValueError(f"min_chunk must be at least 1, or prompts would never be prefilled; got {min_chunk}")
         self.blocks = blocks
         self.max_running, self.max_step_tokens, self.max_model_len = max_running, max_step_tokens, max_model_len
-        self.cost, self.speculator = cost, speculator
-        self.plan_stats = PlanStats()  # of the last plan
-        self._chunked, self._clock, self._min_chunk = chunked, clock, min_chunk
-        self._step_seconds = step_seconds if step_seconds and chunked else math.inf
+        self.speculator = speculator
+        self._chunked, self._clock = chunked, clock
         self.queues = Queues()
         self._waiting, self._running = self.queues.waiting, self.queues.running
         self._experts, self._score_refusal = experts, score_refusal
-        self._prefills = PrefillPlanner(blocks, self.queues, max_running, chunked, clock)
-        self._decodes = DecodePlanner(blocks, self.queues, self._preempt)
+        self._planner = StepPlanner(
+            blocks,
+            self.queues,
+            max_running,
+            max_step_tokens,
+            chunked,
+            clock,
+            cost=cost,
+            step_seconds=step_seconds,
+            min_chunk=min_chunk,
+            speculator=speculator,
+        )
         self._open = OpenPlans()
-        self._plans_ahead = False
         self._results = Results(blocks, self.queues, max_model_len, chunked, clock, speculator)
 
     @property
@@ -107,8 +107,21 @@ class Scheduler:
     @property
     def oldest_waiting_s(self) -> float:
         """Seconds for which the oldest waiting sequence has waited for its next token; 0 if none waits."""
-        since = self.queues.waiting_since
-        return 0.0 if since is None else self._clock() - since
+        return self.queues.longest_wait(self._clock())
+
+    @property
+    def cost(self) -> StepCost | None:
+        """What steps cost; None: they are not bounded in time."""
+        return self._planner.cost
+
+    @cost.setter
+    def cost(self, cost: StepCost | None) -> None:
+        self._planner.cost = cost
+
+    @property
+    def plan_stats(self) -> PlanStats:
+        """Of the last plan."""
+        return self._planner.stats
 
     @property
     def has_work(self) -> bool:
@@ -154,7 +167,7 @@ class Scheduler:
         """
         if self._open:
             raise RuntimeError("the last plan is neither committed nor failed")
-        return self._plan()
+        return self._opened(self._planner.plan())
 
     @contextmanager
     def ahead(self, plan: Plan, *, repeatable: bool) -> Iterator[Plan]:
@@ -175,7 +188,8 @@ class Scheduler:
         ending = {chunk.sequence.id for chunk in plan if holds(chunk, repeatable, self.max_model_len)}
         held = ending | {chunk.sequence.id for chunk in plan if self._open.is_aborting(chunk.sequence.id)}
         with computed(plan, held, self.queues, self._chunked):
-            yield () if not repeatable and self.queues.has_suspects else self._plan_or_nothing()
+            suspects = not repeatable and self.queues.has_suspects
+            yield () if suspects else self._opened(self._planner.plan_without_preempting())
 
     def still_open(self, plan: Plan) -> Plan:
         """The chunks of a plan made ahead that are still wanted, now that the plan before it is committed: of sequences
@@ -194,31 +208,13 @@ class Scheduler:
             sequence = chunk.sequence
             goes_on = repeatable and (sequence.pending == 1 or self.queues.partial_prefill is sequence)
             if self._running.get(sequence.id) is sequence and not goes_on:
-                self._preempt(sequence)
+                self._planner.preempt(sequence)
 
-    def _plan_or_nothing(self) -> Plan:
-        self._plans_ahead = True
-        try:
-            return self._plan()
-        except _OutOfBlocks:
-            return ()
-        finally:
-            self._plans_ahead = False
-
-    def _plan(self) -> Plan:
-        self.plan_stats = PlanStats()
-        step_budget = StepBudget(self.cost or NO_COST, self.max_step_tokens, self._step_seconds, self._min_chunk)
-        plan = self._decodes.plan(step_budget, self.speculator)
-        if self.queues.partial_prefill or (self._waiting and not self._prefills.full):
-            if step_budget.time_bounded:
-                step_budget.reserve_for_prompts(prefill_share(self.oldest_waiting_s))
-            plan += self._prefills.plan(step_budget, self.plan_stats)
-        self.plan_stats.estimated_s = step_budget.load.seconds if plan else 0.0
-        self.plan_stats.snapshots_displaced = self.blocks.plan_snapshots(plan)
-        planned = tuple(plan)
-        if planned:
-            self._open.add(planned)
-        return planned
+    def _opened(self, plan: Plan) -> Plan:
+        """The same plan, which is open from now on unless it is empty."""
+        if plan:
+            self._open.add(plan)
+        return plan
 
     def commit(
         self,
@@ -279,14 +275,6 @@ class Scheduler:
         self.blocks.check()
         self.queues.check(self.blocks.holders, self._chunked)
 
-    def _preempt(self, sequence: Sequence) -> None:
-        if self._plans_ahead:
-            raise _OutOfBlocks
-        self.blocks.release(sequence)
-        sequence.preemptions += 1
-        self.plan_stats.preemptions += 1
-        self.queues.requeue(sequence, self._clock())
-
     def _recompute(self, chunks: Seq[Chunk]) -> None:
         """Preempt the chunks' sequences; up to where these chunks end, each will run in a step of its own."""
         for chunk in chunks:
@@ -295,7 +283,7 @@ class Scheduler:
             if self._open.is_aborting(sequence.id):
                 self._results.finish(sequence, "abort")
             elif sequence.id in self._running:
-                self._preempt(sequence)
+                self._planner.preempt(sequence)
 
     def _take_events(self) -> list[TokenEvent]:
         self._open.close_first()

@@ -145,9 +145,9 @@ def judged_step(simulation: Simulation) -> None:
     assert scheduler.plan_stats.estimated_s == pytest.approx(seconds(COST, plan) if plan else 0.0)
     for id, pending in running.items():
         assert simulation.plans[-1][id] >= min(pending, LEAST, scheduler.max_step_tokens - len(decodes))
-    if decodes and scheduler._step_seconds:
+    if decodes and scheduler._planner.step_seconds:
         least = [Chunk(chunk.sequence, chunk.start, min(chunk.length, LEAST)) for chunk in prompts[-1:]]
-        allowed = max(scheduler._step_seconds, seconds(COST, decodes) / (1 - share))
+        allowed = max(scheduler._planner.step_seconds, seconds(COST, decodes) / (1 - share))
         assert seconds(COST, plan) <= max(allowed, seconds(COST, [*decodes, *least])) + 1e-12
 
 

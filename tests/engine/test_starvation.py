@@ -119,7 +119,7 @@ def test_a_sequence_that_was_set_back_has_waited_since_then() -> None:
     simulation.add(asks("a", 10, WEAK))
     simulation.step()
     simulation.clock.now = 100.0
-    simulation.scheduler._preempt(simulation.scheduler._running["a"])
+    simulation.scheduler._planner.preempt(simulation.scheduler._running["a"])
     simulation.clock.now = 101.0
     assert simulation.scheduler.oldest_waiting_s == 1.0
 
@@ -131,7 +131,7 @@ def test_a_preempted_sequence_keeps_its_place_in_the_order() -> None:
         simulation.add(asks(id, length, WEAK, max_tokens=40))
     simulation.step()
     assert list(simulation.scheduler._running) == ["long", "short"]
-    simulation.scheduler._preempt(simulation.scheduler._running["short"])
+    simulation.scheduler._planner.preempt(simulation.scheduler._running["short"])
     assert list(simulation.scheduler._waiting) == ["older", "short"]
     simulation.finish()
 
