@@ -1,11 +1,11 @@
 """What do 8 and 4 bits cost in quality? `make bench-quantised ARGS=--text=STORIES.txt`.
 
 Measures, by expert count, a model (default: the bundled ones) on the native kernels with weights as they are (float32
-and bfloat16), in int8 (multiplied in 8 bits, or widened to bfloat16: `int8-weights`) and in int4: experts only (int4:
-the rest int8) or every matrix. Each against float32: held-out cross-entropy in nats per token, the mean divergence
-KL(float32 || quantised) of the next token's distribution, and how often the most likely token is the same. The same
-windows of 512 tokens for all; noise keyed alike. Text: any file of stories with `<|endoftext|>` between them that the
-model was not trained on.
+and bfloat16, also with keys and values in int8), in int8 (multiplied in 8 bits, or widened to bfloat16:
+`int8-weights`) and in int4: experts only (int4: the rest int8) or every matrix. Each against float32: held-out
+cross-entropy in nats per token, the mean divergence KL(float32 || quantised) of the next token's distribution, and how
+often the most likely token is the same. The same windows of 512 tokens for all; noise keyed alike. Text: any file of
+stories with `<|endoftext|>` between them that the model was not trained on.
 """
 
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from model.backends.cpu.decoder import NativeDecoder
 from model.backends.cpu.kernels.library import load
 from model.backends.torch.attend import WholeAttend
 from model.batch import Batch, Pages
-from model.options import DType, Quantize
+from model.options import DType, KVCacheDType, Quantize
 from training.export import windows
 from training.step import make_batch
 from weights.folder import compared_models, resolve_model
@@ -34,10 +34,12 @@ from weights.load import load_model
 
 WINDOW, BLOCK = 512, 16
 KINDS: tuple[Quantize, ...] = ("int8-weights", "int8", "int4")
-WAYS: list[tuple[DType, Quantize, str]] = [
-    ("float32", "none", "experts"),
-    ("bfloat16", "none", "experts"),
-    *(("bfloat16", kind, part) for part, kind in product(("experts", "all"), KINDS)),
+WAYS: list[tuple[DType, Quantize, str, KVCacheDType]] = [
+    ("float32", "none", "experts", "auto"),
+    ("bfloat16", "none", "experts", "auto"),
+    ("float32", "none", "experts", "int8"),
+    ("bfloat16", "none", "experts", "int8"),
+    *(("bfloat16", kind, part, "auto") for part, kind in product(("experts", "all"), KINDS)),
 ]
 AT_ONCE = 4  # windows
 
@@ -77,12 +79,13 @@ class Quality:
 
 
 def native_ways(folder: Path) -> dict[str, Whole]:
-    """The model in every way to store its weights, float32 first."""
+    """The model in every way to store its weights, keys and values, float32 first."""
     found = {}
-    for dtype, quantize, part in WAYS:
+    for dtype, quantize, part, cache in WAYS:
         model, _ = load_model(folder, dtype)
         name = dtype if quantize == "none" else f"{quantize}, {part}"
-        found[name] = Whole(NativeDecoder(model, WINDOW, quantize, part == "experts"))
+        name += "" if cache == "auto" else f", cache in {cache}"
+        found[name] = Whole(NativeDecoder(model, WINDOW, quantize, part == "experts", cache))
     return found
 
 
