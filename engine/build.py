@@ -137,8 +137,8 @@ def load(
 
 
 def keep_groups(path: Path, settings: EngineSettings) -> KeepGroups | None:
-    """What is asked of quantised weights in the checkpoint: to stay so where the backend multiplies them, unless the
-    settings ask for another format."""
+    """The function that names the parameters which stay quantised as in the checkpoint: those that the backend can
+    multiply so. None if the settings ask for another format."""
     if settings.quantize != "none" or settings.dtype != "auto":
         return None
     config, raw = read_config(path)

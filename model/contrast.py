@@ -1,7 +1,7 @@
-"""What a request says of self-contrast decoding (SCMoE, arXiv 2405.14507).
+"""The parameters of self-contrast decoding in a request (SCMoE, arXiv 2405.14507).
 
-Every token is computed twice: with the request's own experts (the strong row), and with the one expert of a lower rank
-alone (the weak row). It is sampled from what tells the two apart. Standard library only. Not here: how rows become
+Every token is computed twice: with the request's own experts (the strong row), and with only the expert of one lower
+rank (the weak row). It is sampled from the difference of their logits. Standard library only. Not here: how rows become
 logits (see `engine/sampling/contrast.py`).
 """
 

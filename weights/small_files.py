@@ -1,6 +1,6 @@
 """A model's small files, by the names that they have in a folder: from a folder, or from a GGUF file's metadata.
 
-`small_files` is the one place that tells the two apart. Torch-free, so that the HTTP process may use it. It reads no
+Only `small_files` distinguishes the two. Torch-free, so that the HTTP process may use it. It reads no
 tensors.
 """
 

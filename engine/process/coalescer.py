@@ -17,7 +17,7 @@ class Coalescer:
     """Buffers reports for at most `interval` seconds, if the next step takes as long as the last one.
 
     The first and the last event of a sequence are never buffered. (Stop strings are found in the HTTP process: the
-    engine does not know them and goes on until it is told to abort.)
+    engine goes on until it gets an abort.)
     """
 
     def __init__(

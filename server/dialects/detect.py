@@ -41,7 +41,7 @@ def detect(template: str | None, specials: Mapping[str, int], added: Mapping[str
 def dialect_named(
     name: str, specials: Mapping[str, int], added: Mapping[str, int] = NO_TOKENS, template: str | None = None
 ) -> Dialect:
-    """The dialect called `name`; the template tells whether this checkpoint reasons.
+    """The dialect called `name`; the template says whether this checkpoint reasons.
 
     Raises:
         ValueError: there is none of that name; the message lists all.

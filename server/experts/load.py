@@ -1,7 +1,7 @@
 """How loaded the engine is, from the reports of its steps: how long steps take now, and against what was calibrated.
 
-It is told the time, and knows no queue and no request. A step's time is averaged over the last second or so; what is
-older than an idle spell counts no more.
+The time is an argument; it does not depend on the queue or on requests. A step's time is averaged over about the last
+second; steps before an idle time do not count.
 """
 
 import math

@@ -28,7 +28,7 @@ QUERIED = frozenset({"/calibration", "/tokenizer_info"})  # ?model=NAME
 
 
 class ModelChoice:
-    """Puts the service into the state of each request about one model. `on_refused` is told of each refusal."""
+    """Puts the service into the state of each request about one model. `on_refused` is called with each refusal."""
 
     def __init__(self, app: ASGIApp, models: HostedModels, on_refused: Callable[[Scope, MoedialError], None]) -> None:
         self.app, self.models, self.on_refused = app, models, on_refused

@@ -1,8 +1,8 @@
 """Which of several models are in memory: one is loaded when it is asked for, idle ones are unloaded to make room.
 
-It depends on names, sizes and functions that load, not on engines or HTTP. Use it from one event loop only. What is
-decided is decided without waiting, so that no lock is needed: a model that is to be loaded counts at once, and its load
-waits for the unloads that were begun before.
+It depends on names, sizes and functions that load, not on engines or HTTP. Use it from one event loop only. Decisions
+are made without waiting, so that no lock is needed: a model that is to be loaded counts at once, and its load waits for
+the unloads that were begun before.
 """
 
 import asyncio

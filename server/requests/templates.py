@@ -1,6 +1,6 @@
 """Renders chat templates in worker processes, each of which is killed where a conversation takes too long.
 
-There are as many workers as threads that render. `weights/chat.py` knows what a template is and may do.
+There are as many workers as threads that render. What a template is and may do: `weights/chat.py`.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""What a step gives back: hidden states, and what each mixture chose; all on the device, and nothing is waited for.
+"""The outputs of a step, all on the device and without waiting: hidden states, and the choice of each mixture.
 
 The loads of all sparse mixtures are counted together, in a handful of launches. What only some observers want is
-computed when it is told.
+computed when it is reported.
 """
 
 from collections.abc import Sequence
