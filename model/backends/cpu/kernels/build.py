@@ -37,7 +37,7 @@ _AVX512 = [*(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16", "vnni
 INSTRUCTION_SETS = {"avx512": _AVX512, "avxvnni": ["-mavxvnni", *_AVX2], "avx2": _AVX2, "portable": []}
 EMULATABLE = ("avx512", "avxvnni")  # on AVX2
 KERNELS = "kernels.cpp"  # the one source that is compiled for each instruction set
-MOST_COMPILERS = 4  # at a time: each takes up to a gigabyte
+MAX_COMPILERS = 4  # at a time: each takes up to a gigabyte
 
 
 class BuildError(Exception):
@@ -137,7 +137,7 @@ def _compile_all(compiler: str, names: Iterable[str], scratch: Path) -> dict[str
         made, (source, flags) = item
         _run([compiler, *flags, *_includes(), "-c", str(source), "-o", made])
 
-    with ThreadPoolExecutor(max_workers=min(MOST_COMPILERS, len(usable_cpus()))) as pool:
+    with ThreadPoolExecutor(max_workers=min(MAX_COMPILERS, len(usable_cpus()))) as pool:
         list(pool.map(compile_one, (common | own).items()))
     return {name: [str(scratch / f"{name}.o"), *common] for name in names}
 

@@ -129,9 +129,9 @@ inline DeltaBlock bind(int64_t width, const DeltaParams& params) {
     block.key_width = params.key_width, block.value_width = params.value_width;
     const int64_t channels = block.channels(), rates = block.rate_width();
     TORCH_CHECK(params.convolution.dim() == 2 && params.convolution.size(0) > 0 &&
-                    params.convolution.size(0) <= MOST_TAPS &&
+                    params.convolution.size(0) <= MAX_TAPS &&
                     params.convolution.size(1) == channels,
-                "the convolution must be [1 to ", MOST_TAPS, ", ", channels, "], got ",
+                "the convolution must be [1 to ", MAX_TAPS, ", ", channels, "], got ",
                 params.convolution.sizes());
     block.kernel = params.convolution.size(0);
     block.convolution = floats(params.convolution, "convolution");

@@ -95,7 +95,7 @@ struct DeltaStep {
         const Span& span = pages.spans[index];
         const int64_t position = span.context - span.rows + row, taps = layer.kernel;
         const int64_t first = std::max<int64_t>(0, taps - 1 - position);  // before it: zeros
-        const float* inputs[MOST_TAPS];
+        const float* inputs[MAX_TAPS];
         for (int64_t tap = first; tap < taps; tap++) {
             const int64_t at = row - (taps - 1) + tap;  // in the step
             inputs[tap] = at >= 0 ? mixed + (span.first + at) * stride

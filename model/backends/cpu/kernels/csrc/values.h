@@ -217,7 +217,7 @@ struct AttentionBlock {
     Attention attention;
 };
 
-constexpr int64_t MOST_TAPS = 16;  // inputs of one output of a convolution
+constexpr int64_t MAX_TAPS = 16;  // inputs of one output of a convolution
 
 // A gated delta net: `heads` matrices [key_width, value_width], of which some share a key head.
 struct DeltaBlock {
