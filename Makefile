@@ -130,7 +130,7 @@ test-sanitized: $(VENV)/.dev  ## the kernels' tests under address and undefined-
 # Those whose parts differ most: latents, a delta rule, sinks, layer norms, plain.
 EMULATED_FAMILIES := deepseek_v3 or qwen3_next or gpt_oss or gpt2 or mixtral
 
-test-emulated: $(VENV)/.dev  ## the kernels for AVX512 and AVX-VNNI on a processor with AVX2 alone: six minutes
+test-emulated: $(VENV)/.dev  ## the kernels for AVX512 and AVX-VNNI on a processor with AVX2 alone: four minutes
 	$(EMULATED) $(BIN)/python -m model.backends.cpu.kernels.build
 	failed=0; for set in avx512 avxvnni; do echo "## $$set"; \
 		$(EMULATED) MOEDIAL_KERNELS=$$set $(BIN)/python -m pytest $(TOGETHER) tests/model/backends/cpu/kernels \

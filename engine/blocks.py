@@ -100,8 +100,8 @@ class BlockManager:
 
     def prefix_in_flight(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:
         """Whether a running sequence computes the first block that this one would have to compute. With two rows:
-        whether the blocks of both are being computed or cached. With snapshots: whether a running sequence will leave
-        one further on in this sequence's prefix."""
+        whether the blocks of both are being computed or cached. With snapshots: whether a running sequence will make
+        one at a later position of this sequence's prefix."""
         cached, most = len(self._lookup_rows(sequence)[0][0]), self._shareable(sequence)
         if cached >= most:
             return False

@@ -155,8 +155,10 @@ class StepLoad:
 
 @lru_cache(64)
 def _seconds(cost: StepCost, tokens: tuple[tuple[ExpertCounts, int], ...]) -> float:
-    """The estimated seconds of a step; `tokens`: the number of tokens with each expert counts. Cached: while sequences
-    decode, most steps are like the one before."""
+    """The estimated seconds of a step; `tokens`: the number of tokens for each tuple of expert counts.
+
+    Cached: while sequences decode, most steps are like the one before.
+    """
     load = StepLoad(cost)
     for counts, number in tokens:
         load.add(counts, number)

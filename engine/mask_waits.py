@@ -55,6 +55,11 @@ class MaskWaits:
         self._grammars.processes.wait(IDLE_WAIT_SECONDS)
         return True
 
+    def stop(self) -> None:
+        """End the mask processes."""
+        if self._grammars is not None:
+            self._grammars.processes.stop()
+
     def seconds(self) -> float:
         """Seconds spent on masks since the last call."""
         before = self._seconds

@@ -64,7 +64,7 @@ class Snapshots:
         self._size, self._restore = size, restore
         self._most_shared, self._state_bytes = int(count * MAX_SHARED), state_bytes
         self._ages_after = AGES_AFTER * count
-        self._displaced = 0  # snapshots that made room so far
+        self._displaced = 0  # snapshots displaced so far
         self._free = list(reversed(self.slots))
         self._kept: OrderedDict[bytes, Snapshot] = OrderedDict()  # least recently used first
 

@@ -1,7 +1,7 @@
 """The step planner: the plan of one step within its tokens and its time, and preemption.
 
 Decoding sequences come first (`engine/decodes.py`), then prompts by arrival (`engine/prefill.py`); out of blocks, the
-youngest is preempted. Not here: what becomes of a plan (see `engine/scheduler.py`).
+youngest is preempted. Not here: committing a plan (see `engine/scheduler.py`).
 """
 
 import math

@@ -1,5 +1,5 @@
 """Random damage to packed models: `make fuzz-packed`. A folder is refused with a CheckpointError that names the file,
-or read; nothing else may happen. Where the damage is to what holds the tensors, not to what they are, a folder that is
+or read; nothing else may happen. Where the damage is to a file's header or length, not to values, a folder that is
 read answers as before. Sixty cases run with the tests (`tests/engine/test_packed_fuzz.py`).
 
 A read out of range ends the process, and so does a case of more than five minutes: the number printed last is its seed.

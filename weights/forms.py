@@ -54,8 +54,8 @@ def form_within(k: int, run: int, values: Values, scales: torch.dtype, minimum: 
     """The form of k inputs of which a run of neighbours has one scale; None where no group divides both.
 
     It is the largest that such a matrix may need. A run of all inputs has its scale as a factor. Other scales need
-    factors where float16 does not hold them, or not their minima: only the numbers tell, so factors are counted
-    wherever that can be.
+    factors where float16 does not hold them or their minima. That is only known from the values, so factors are counted
+    wherever they are possible.
     """
     group = group_within(k, run)
     factors = run == k or minimum or scales is not torch.float16

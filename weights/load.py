@@ -146,7 +146,7 @@ def _fill(
         if grouped is not None:
             replace_parameter(model, target, grouped)
             if grouped.nbytes > sizes[target]:
-                check_free(left, f"the weights after {target}, which has zeros that the config does not say,")
+                check_free(left, f"the weights after {target}, which has zero points despite sym: true,")
         elif target in kept:
             _widen(model, target, left)
         parameter = model.get_parameter(target) if grouped is None else None

@@ -59,6 +59,11 @@ class MaskProcesses:
         self.quick.collect()
         self.slow.collect()
 
+    def stop(self) -> None:
+        """End both processes."""
+        self.quick.stop()
+        self.slow.stop()
+
     def settle(self, seconds: float) -> None:
         """Wait up to `seconds` for the usual masks; those that are late then are not waited for again."""
         if not self.busy:

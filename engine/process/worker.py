@@ -145,7 +145,17 @@ def _show_crashes() -> None:
 
 
 def serve(connection: Connection, engine: Engine, interval: float) -> None:
-    """Run requests until a `Stop` has come and all of them have ended. `interval` is the coalescer's, in seconds."""
+    """Run requests until a `Stop` has come and all of them have ended, then end the mask processes, after an error too.
+
+    `interval` is the coalescer's, in seconds.
+    """
+    try:
+        _serve(connection, engine, interval)
+    finally:
+        engine.masks.stop()
+
+
+def _serve(connection: Connection, engine: Engine, interval: float) -> None:
     stopping = False
     intake = Intake(engine, connection.send, connection.wake)
     coalescer = Coalescer(partial(_report, connection, engine), interval)
@@ -240,4 +250,6 @@ def _default_builder() -> EngineBuilder:
 if __name__ == "__main__":
     status = main()
     logging.shutdown()
+    with suppress(OSError, ValueError):  # no standard output, or it is closed
+        print(end="", flush=True)
     os._exit(status)  # to take all of torch down module by module takes a third of a second

@@ -22,7 +22,7 @@ UNUSED_BY_SERVERS = (
 ENGINE = """
 from engine.build import build_engine
 from engine.types import EngineSettings
-build_engine(EngineSettings(model="mu-stories", step_ms=0))
+build_engine(EngineSettings(model="mu-stories", device="cpu", step_ms=0))
 """
 SERVER = "import server.cli, server.serve"
 

@@ -65,8 +65,10 @@ def _check(quantisation: Mapping[str, Any]) -> bool:
 
 
 def _symmetric(quantisation: Mapping[str, Any]) -> bool:
-    """Whether the config says that the zeros of all matrices are in the middle, GPTQModel's rules for some included.
-    (Zeros that are not are read as they are.)"""
+    """Whether the config, with GPTQModel's rules for some matrices, says that all zero points are in the middle.
+
+    Matrices whose zero points are elsewhere are read with minima.
+    """
     rules = quantisation.get("dynamic")
     said = [quantisation, *(rules.values() if isinstance(rules, dict) else ())]
     return all(fields.get("sym", True) for fields in said if isinstance(fields, Mapping))

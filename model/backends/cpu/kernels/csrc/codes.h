@@ -21,11 +21,13 @@ inline int32_t magnitude(const GroupCodes& codes) {
 // Whether sums of 16 products could overflow 16 bits.
 inline bool large_codes(const GroupCodes& codes) { return magnitude(codes) > 32; }
 
-constexpr int64_t WHOLE_RUN = 16;  // inputs of a run where scales are integers: few enough
+// Inputs of a run where scales are integers: its sums of 8 products, each up to 32 * 127, are
+// read as signed numbers of 16 bits.
+constexpr int64_t WHOLE_RUN = 16;
 
 // How many inputs make a run, whose sum is begun on its own: a whole group, or where products are
 // added in 16 bits so many that sums of half of them, each with an input up to 127, cannot
-// overflow.
+// overflow; WHOLE_RUN where scales are integers as well.
 inline int64_t run_inputs(const GroupCodes& codes) {
     int64_t run = codes.inputs;
     if (ADDS_IN_16_BITS && !large_codes(codes) && codes.byte_scale()) return WHOLE_RUN;

@@ -1,11 +1,14 @@
 // Products with grouped matrices: codes of 4, 6 or 8 bits, one scale and maybe one minimum for each
 // group of inputs. Rows are signed bytes in blocks of 256 inputs with a scale each.
 //
-// An output is one chain: per group an exact integer, times the group's scale onto the block's sum
-// by one `fused`, or where scales are integers too exactly, and the block's sum is rounded once;
-// then per group the sum of the row's bytes, times the minimum, by one `fused`; the block's sum,
-// times the row's scale, onto the output's. So bits depend neither on the batch nor on the library.
-// How the integers are added up is the library's (`add_bytes`).
+// An output is one chain of sums over blocks:
+// - Per group an exact integer. If scales are float16, it is multiplied by the group's scale and
+//   added to the block's sum by one `fused`. If they are 8-bit integers, the products are added as
+//   integers, and the block's sum is converted to float once.
+// - Per group the sum of the row's bytes, times the minimum, by one `fused`.
+// - The block's sum, times the row's scale, is added to the output's.
+// So bits depend neither on the batch nor on the library. How the integers are added up is the
+// library's (`add_bytes`).
 #pragma once
 #include "codes.h"
 
@@ -30,8 +33,8 @@ struct GroupedRows {
 };
 
 // The sums of four words of R rows, from `from` on, and V vectors of outputs: parts[row][vector]
-// += Σ of entry * input, or FIRST of a run's = the run's start and that. Moves `words` on behind
-// them, and `ahead`, what is prefetched next.
+// += Σ of entry * input. With FIRST, the sums begin with the run's start instead. Moves `words` on
+// behind them, and `ahead`, what is prefetched next.
 template <bool FIRST, int R, int V, class Weights>
 [[gnu::always_inline]] inline void sum_words(const int32_t* const (&rows)[R], int64_t start,
                                              int64_t from, const Weights& weights,

@@ -110,9 +110,8 @@ struct Router {
     bool normalise = false;  // the weights of the experts that run are divided by their sum
     float scale = 1;         // multiplies the weights
     const float* selection_bias = nullptr;  // [experts]: added to the scores for choosing alone
-    int64_t groups = 1,
-            kept_groups =
-                1;      // groups of neighbouring experts; a token chooses within its best groups
+    // Groups of neighbouring experts; a token chooses within its best groups.
+    int64_t groups = 1, kept_groups = 1;
     bool top2 = false;  // a group's score is the sum of its two best experts', else its best one's
     float jitter = 0;   // sparse mixer: how far below the best an expert may lie, relatively
     float eps = 0;      // added to the sum that normalises; with `clamp_sum` its lower bound

@@ -193,7 +193,7 @@ class TokenRow {
     const float* logits;
     int64_t width;
     const TokenRule& rule;
-    float temperature, best;  // temperature, highest logit
+    float temperature, best;  // best: the highest logit
 };
 
 }  // namespace moedial
