@@ -202,7 +202,7 @@ def change_within(place: Any, rng: random.Random) -> None:
         case 3 if type(place[key]) is int:
             place[key] = rng.choice((place[key] - 1, place[key] + 1, 2 * place[key], place[key] // 2, -place[key]))
         case _:
-            place[key] = rng.choice(VALUES)
+            place[key] = deepcopy(rng.choice(VALUES))
 
 
 def members(place: dict[str, Any] | list[Any]) -> dict[Any, Any]:
